@@ -1,0 +1,46 @@
+"""What a checked request is, between parsing and forwarding. Knows no HTTP and no Redis."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Dialect(StrEnum):
+    """Whose words a route speaks: decides the form of errors and of streams."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+class Route(StrEnum):
+    """An inference route, by the name that a model's entry lists and events carry."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    EMBEDDINGS = "embeddings"
+    COUNT_TOKENS = "count_tokens"
+    TOKENIZE = "tokenize"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """A request that has passed the allow-list and all caps.
+
+    `body` is the caller's JSON object, checked, unchanged; `samples` = n × number of prompts; `prompts` = number of prompts (1 except on completions
+    and embeddings); `input_tokens_estimate` is for the reservation only, the engine's count replaces it; `max_output_tokens` is per sample, None where the caller set none.
+    `wants_usage` and `wants_continuous_usage` say what the caller asked for in `stream_options`: what it did not ask for is taken out of the stream.
+    """
+
+    route: Route
+    dialect: Dialect
+    model: str
+    stream: bool
+    samples: int
+    prompts: int
+    input_tokens_estimate: int
+    max_output_tokens: int | None
+    wants_usage: bool
+    wants_continuous_usage: bool
+    body: dict[str, Any]
