@@ -1,0 +1,61 @@
+"""Every Redis key of the product, spelled once. It owns names only: no client, no contents.
+
+Keys of a cell share one hash tag, so that a script sees and changes all of them in one slot. Tenants, key ids, models
+and request ids come after the tag and cannot change the slot; a cell's name stands inside it and must not close it.
+"""
+
+from typing import Final
+
+MODELS: Final = "taas:models"
+CHANGES: Final = "taas:changes"
+CHANGES_MAXLEN: Final = 10_000
+INSTANCES: Final = "taas:instances"
+SECRETS: Final = "taas:secrets"
+CACHE_SALT_FIELD: Final = "cache_salt"
+GATEWAYS: Final = "taas:gateways"
+CELLS: Final = "taas:cells"
+
+# The usage stream: one consumer group, one field an entry.
+USAGE_GROUP: Final = "billing"
+USAGE_FIELD: Final = "e"
+
+
+def key_of_api_key(key_hash: str) -> str:
+    """The projection of one API key, by the SHA-256 of the key in hex."""
+    return f"taas:key:{key_hash}"
+
+
+def tenant(tenant_id: str) -> str:
+    """The projection of one tenant."""
+    return f"taas:tenant:{tenant_id}"
+
+
+def _cell(cell: str) -> str:
+    if not cell or "{" in cell or "}" in cell:
+        raise ValueError(f"a cell's name must not break out of its hash tag: {cell!r}")
+    return f"{{c:{cell}}}"
+
+
+def tenant_bucket(cell: str, tenant_id: str, model: str) -> str:
+    """The levels of a tenant on a model."""
+    return f"{_cell(cell)}:b:{tenant_id}:{model}"
+
+
+def key_bucket(cell: str, key_id: str, model: str) -> str:
+    """The levels of one API key on a model."""
+    return f"{_cell(cell)}:k:{key_id}:{model}"
+
+
+def reservation(cell: str, request_id: str) -> str:
+    """An open reservation, or its tombstone."""
+    return f"{_cell(cell)}:r:{request_id}"
+
+
+def open_requests(cell: str) -> str:
+    """Open request ids by the deadline of their lease in ms."""
+    return f"{_cell(cell)}:open"
+
+
+def usage_stream(cell: str) -> str:
+    """Usage events on their way to SQL."""
+    return f"{_cell(cell)}:usage"
