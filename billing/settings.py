@@ -1,0 +1,32 @@
+"""What the billing process reads from its environment, once, at start (names begin with `TAAS_`)."""
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class BillingSettings(BaseSettings):
+    """Settings of one billing process; any number of processes may share one Redis and one PostgreSQL."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True)
+
+    database_url: str = "postgresql+psycopg://127.0.0.1:5432/taas"
+    redis_url: str = "redis://127.0.0.1:6390/0"
+
+    # The admin API. An empty key answers nobody: the API then refuses every caller.
+    admin_host: str = "127.0.0.1"
+    admin_port: int = Field(default=8001, ge=0, le=65535)
+    admin_key: str = Field(default="", repr=False)
+    service_key: str = Field(default="", repr=False)
+
+    metrics_host: str = Field(default="127.0.0.1", alias="TAAS_BILLING_METRICS_HOST")
+    metrics_port: int = Field(default=9102, ge=0, le=65535, alias="TAAS_BILLING_METRICS_PORT")
+
+    # One SQL transaction: large enough to amortise a commit, small enough to be redone after a crash in well under a second.
+    usage_batch_entries: int = Field(default=500, ge=1, le=5000)
+    # How long an entry may stay with a consumer before another takes it. Taking one early is harmless: SQL is unique by id.
+    usage_claim_idle_ms: int = Field(default=5_000, ge=0)
+    usage_poll_ms: int = Field(default=50, ge=1)
+    reap_interval_ms: int = Field(default=1_000, ge=10)
+    counters_interval_ms: int = Field(default=5_000, ge=10)
+    audit_interval_ms: int = Field(default=30_000, ge=10)
+    engine_timeout_ms: int = Field(default=2_000, ge=10)
