@@ -1,0 +1,118 @@
+"""What an engine has produced for one request, as figures. Pure: no bytes of a stream and no I/O; the meters that read streams stand on it.
+
+Figures are the engine's own, cumulative, counted as its counters count (DESIGN §7): a prompt counts once for each sample that has
+produced a token, and costs nothing before that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ProtocolViolation(Exception):
+    """The engine's bytes are not what its protocol allows; the message names the rule, never the content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """Tokens produced for one request so far.
+
+    `prompt` is what a tenant may be billed (each prompt once), `prompt_counted` what the engine's counters moved by; `cached` is the part of
+    `prompt` that came from the prefix cache, known only at the end.
+    """
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+    prompt_counted: int = 0
+
+
+NOTHING = Produced()
+
+
+class Meter(Protocol):
+    """Reads usage off an answer while it passes through.
+
+    `finished`: complete by its own protocol. `failed`: the engine said so itself. `aborted`: stopped inside the engine.
+    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures.
+    """
+
+    finished: bool
+    failed: bool
+    aborted: bool
+    exact: bool
+    anomaly: str | None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take what arrived, return what to pass on (whole events only). Raises ProtocolViolation."""
+
+    def produced(self) -> Produced:
+        """Cumulative, never going back."""
+
+    def output_tokens(self) -> int:
+        """Output tokens so far; cheap."""
+
+
+def token_count(figures: Mapping[str, Any], name: str) -> int:
+    """A figure of a usage object; an explicit 0 is 0, a missing or non-integer one raises ValueError."""
+    value = figures.get(name)
+    if type(value) is not int:
+        raise ValueError(name)
+    return value
+
+
+def cached_count(figures: Mapping[str, Any], details_name: str) -> int:
+    """The cached part that `details_name` names; 0 where the engine does not say. Raises ValueError on a non-integer."""
+    details = figures.get(details_name)
+    if not isinstance(details, dict) or details.get("cached_tokens") is None:
+        return 0
+    return token_count(details, "cached_tokens")
+
+
+def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> str | None:
+    """The name of what is wrong with final figures, None when nothing is."""
+    if prompt < 0 or cached < 0 or output < 0:
+        return "usage_negative"
+    if cached > prompt:
+        return "usage_cached_above_prompt"
+    if output_tokens_max is not None and output > output_tokens_max:
+        return "usage_above_max_tokens"
+    return None
+
+
+class SampleCounts:
+    """Cumulative figures per sample (the index of a choice), turned into `Produced`."""
+
+    __slots__ = ("_output", "_prompt", "_samples_per_prompt", "anomaly")
+
+    def __init__(self, samples_per_prompt: int) -> None:
+        self._samples_per_prompt = samples_per_prompt
+        self._prompt: dict[int, int] = {}
+        self._output: dict[int, int] = {}
+        self.anomaly: str | None = None
+
+    def saw(self, index: int, prompt: int, output: int) -> None:
+        """Figures of one sample so far; a figure that is negative or goes back is an anomaly and is not taken."""
+        if prompt < 0 or output < 0:
+            self.anomaly = "usage_negative"
+        elif output < self._output.get(index, 0):
+            self.anomaly = "usage_backwards"
+        else:
+            self._prompt[index] = prompt
+            self._output[index] = output
+
+    def output_tokens(self) -> int:
+        """Over all samples."""
+        return sum(self._output.values())
+
+    def produced(self, cached: int) -> Produced:
+        """Prompts of samples without a token have cost nothing."""
+        counted = output = 0
+        once: dict[int, int] = {}
+        for index, tokens in self._output.items():
+            if tokens > 0:
+                output += tokens
+                counted += self._prompt[index]
+                once[index // self._samples_per_prompt] = self._prompt[index]
+        prompt = sum(once.values())
+        return Produced(prompt, min(cached, prompt), output, counted)

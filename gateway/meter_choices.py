@@ -1,0 +1,193 @@
+"""The meter of chat and completions streams: usage is cumulative on each chunk, per sample; the last chunk says the total.
+
+A chunk in mid-stream of a single sample is read by one regular expression; only a chunk that finishes something is decoded.
+Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the member itself.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from gateway.events import EventSplitter
+from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_count, token_count, usage_anomaly
+
+_USAGE_SO_FAR = re.compile(
+    rb',"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
+)
+_DONE = b"data: [DONE]"
+_DATA = b"data: "
+
+
+class ChoicesMeter:
+    """Implements `gateway.meter.Meter` for `samples` choices of `prompts` prompts."""
+
+    __slots__ = (
+        "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_samples", "_splitter", "_total",
+        "_wants_continuous", "_wants_usage", "aborted", "anomaly", "exact", "failed", "finished",
+    )  # fmt: skip
+
+    def __init__(
+        self, samples: int, prompts: int, output_tokens_max: int | None, wants_usage: bool, wants_continuous: bool
+    ) -> None:
+        self._samples = samples
+        self._output_max = None if output_tokens_max is None else output_tokens_max * samples
+        self._wants_usage = wants_usage
+        self._wants_continuous = wants_usage and wants_continuous
+        self._splitter = EventSplitter()
+        self._counts = SampleCounts(max(1, samples // prompts))
+        self._prompt = self._output = 0  # of the only sample, the fast path's figures
+        self._chunks = 0
+        self._finished_samples = 0
+        self._previous = b""
+        self._total: Produced | None = None
+        self.finished = self.failed = self.aborted = self.exact = False
+        self.anomaly: str | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        passed = []
+        for event in self._splitter.split(chunk):
+            if self._samples == 1 and b'"finish_reason":null' in event and event.startswith(b'data: {"id"'):
+                passed.append(self._read_fast(event))
+            elif event == _DONE:
+                self._read_done()
+                passed.append(event)
+            elif event.startswith(b":") or not event:
+                continue
+            else:
+                kept = self._read_decoded(event)
+                if kept is not None:
+                    passed.append(kept)
+                if self.failed:
+                    break
+        if not passed:
+            return b""
+        passed.append(b"")
+        return b"\n\n".join(passed)
+
+    def produced(self) -> Produced:
+        if self._total is not None:
+            return self._total
+        if self._samples == 1:
+            if self._output > 0:
+                return Produced(self._prompt, 0, self._output, self._prompt)
+            return Produced(0, 0, self._chunks, 0)
+        return self._counts.produced(0)
+
+    def output_tokens(self) -> int:
+        if self._samples == 1:
+            return self._output or self._chunks
+        return self._counts.output_tokens()
+
+    def _read_fast(self, event: bytes) -> bytes:
+        """A chunk in mid-stream of the only sample; returns it without what the caller did not ask for."""
+        if self.finished or self._finished_samples:
+            raise ProtocolViolation("chunk after the end")
+        found = _USAGE_SO_FAR.search(event, event.rfind(b',"usage":'))
+        if found is None:
+            if b'"usage"' in event:
+                return self._read_decoded(event) or b": \n"
+            # An engine that says no usage on chunks: count chunks with text, until its final figure comes.
+            if b'"role":"assistant"' not in event:
+                self._chunks += 1
+            return event
+        output = int(found[2])
+        if output < self._output or (output and event == self._previous):
+            if output == self._output:
+                raise ProtocolViolation("chunk sent twice")
+            self.anomaly = "usage_backwards"
+        else:
+            self._prompt = int(found[1])
+            self._output = output
+        self._previous = event
+        return event if self._wants_continuous else event[: found.start()] + event[found.end() :]
+
+    def _read_done(self) -> None:
+        if self.finished:
+            raise ProtocolViolation("[DONE] sent twice")
+        if self._finished_samples < self._samples:
+            raise ProtocolViolation("[DONE] without a finish reason")
+        self.finished = True
+        if self._total is None and self.anomaly is None:
+            self.anomaly = "usage_missing"
+
+    def _read_decoded(self, event: bytes) -> bytes | None:
+        """A chunk that ends something, or of several samples: decoded whole. None when nothing of it is to be passed on."""
+        if self.finished:
+            raise ProtocolViolation("chunk after [DONE]")
+        if not event.startswith(_DATA):
+            raise ProtocolViolation("not a data event")
+        try:
+            chunk = orjson.loads(event[len(_DATA) :])
+        except orjson.JSONDecodeError as exc:
+            raise ProtocolViolation("chunk is not JSON") from exc
+        if not isinstance(chunk, dict):
+            raise ProtocolViolation("chunk is not an object")
+        if "error" in chunk:
+            self.failed = True
+            return None
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            raise ProtocolViolation("chunk without choices")
+        usage = chunk.get("usage")
+        if not choices:
+            self._read_total(usage)
+            return event if self._wants_usage else None
+        for choice in choices:
+            self._read_choice(choice, usage)
+        if usage is None or self._wants_continuous:
+            return event
+        del chunk["usage"]
+        return _DATA + orjson.dumps(chunk)
+
+    def _read_choice(self, choice: Any, usage: Any) -> None:
+        if (
+            not isinstance(choice, dict)
+            or type(index := choice.get("index")) is not int
+            or not 0 <= index < self._samples
+        ):
+            raise ProtocolViolation("choice without a valid index")
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            self._finished_samples += 1
+            self.aborted = self.aborted or reason == "abort"
+        if not isinstance(usage, dict):
+            if self._samples == 1 and choice.get("delta", choice.get("text")):
+                self._chunks += reason is None
+            return
+        try:
+            prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+        except ValueError:
+            self.anomaly = "usage_malformed"
+            return
+        self._counts.saw(index, prompt, output)
+        self.anomaly = self.anomaly or self._counts.anomaly
+        if self._samples == 1 and self._counts.anomaly is None:
+            if output < self._output:
+                self.anomaly = "usage_backwards"
+            else:
+                self._prompt, self._output = prompt, output
+
+    def _read_total(self, usage: Any) -> None:
+        """The final figure: the engine's bill."""
+        if not isinstance(usage, dict):
+            return
+        try:
+            prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+            cached = cached_count(usage, "prompt_tokens_details")
+        except ValueError:
+            self.anomaly = "usage_malformed"
+            return
+        self.anomaly = self.anomaly or usage_anomaly(prompt, cached, output, self._output_max)
+        if self.anomaly is None and output < self.output_tokens() and (self._output or self._samples > 1):
+            self.anomaly = "usage_backwards"
+        if self.anomaly is not None:
+            return
+        self.exact = True
+        so_far = self._counts.produced(cached) if self._samples > 1 else None
+        if output == 0:
+            self._total = Produced()
+        elif so_far is not None and so_far.output == output:
+            self._total = so_far
+        else:
+            self._total = Produced(prompt, cached, output, prompt)

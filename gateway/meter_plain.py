@@ -1,0 +1,94 @@
+"""The meter of answers that come whole: one JSON object with its usage. Buffers it, so that a broken answer can still become an error."""
+
+from typing import Any
+
+import orjson
+
+from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
+from gateway.meter_typed import messages_usage, responses_usage
+from gateway.request import Route
+
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+
+
+class PlainMeter:
+    """Implements `gateway.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is what to send."""
+
+    __slots__ = (
+        "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+    )  # fmt: skip
+
+    def __init__(self, route: Route, samples: int, prompts: int, output_tokens_max: int | None) -> None:
+        self._route = route
+        self._samples = samples
+        self._prompts = prompts
+        self._output_max = None if output_tokens_max is None else output_tokens_max * samples
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._total: Produced | None = None
+        self.finished = self.failed = self.aborted = self.exact = False
+        self.anomaly: str | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        self._size += len(chunk)
+        if self._size > ANSWER_BYTES_MAX:
+            raise ProtocolViolation("answer longer than 32 MiB")
+        self._pieces.append(chunk)
+        return b""
+
+    def produced(self) -> Produced:
+        return Produced() if self._total is None else self._total
+
+    def output_tokens(self) -> int:
+        return 0 if self._total is None else self._total.output
+
+    def close(self) -> bytes:
+        """The whole answer, decoded for its usage. Raises ProtocolViolation when it is not a JSON object."""
+        answer = b"".join(self._pieces)
+        try:
+            decoded = orjson.loads(answer)
+        except orjson.JSONDecodeError as exc:
+            raise ProtocolViolation("answer is not JSON") from exc
+        if not isinstance(decoded, dict):
+            raise ProtocolViolation("answer is not an object")
+        if self._route in {Route.COUNT_TOKENS, Route.TOKENIZE}:
+            self._total = Produced()
+            self.exact = self.finished = True
+            return answer
+        if "error" in decoded and decoded.get("error") is not None:
+            self.failed = True
+            return answer
+        usage = decoded.get("usage")
+        if usage is None:
+            self.anomaly = "usage_missing"
+        else:
+            self._read(decoded, usage)
+        self.finished = True
+        return answer
+
+    def _read(self, decoded: dict[str, Any], usage: Any) -> None:
+        try:
+            if self._route is Route.MESSAGES:
+                prompt, cached, output = messages_usage(usage)
+            elif self._route is Route.RESPONSES:
+                prompt, cached, output = responses_usage(usage)
+            elif self._route is Route.EMBEDDINGS:
+                prompt, cached, output = token_count(usage, "prompt_tokens"), 0, 0
+            else:
+                prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+                cached = cached_count(usage, "prompt_tokens_details")
+        except (ValueError, AttributeError):
+            self.anomaly = "usage_malformed"
+            return
+        self.anomaly = usage_anomaly(prompt, cached, output, self._output_max)
+        choices = decoded.get("choices")
+        if isinstance(choices, list):
+            reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+            self.aborted = "abort" in reasons
+        if self.anomaly is not None:
+            return
+        self.exact = True
+        if output == 0 and self._route is not Route.EMBEDDINGS:
+            self._total = Produced()
+        else:
+            self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))

@@ -1,0 +1,147 @@
+"""The meters of streams whose events have types: Anthropic messages and OpenAI responses. They say usage only at their ends.
+
+Between the ends the output is counted by text events, which is good enough for a checkpoint and is never billed.
+"""
+
+from typing import Any
+
+import orjson
+
+from gateway.events import EventSplitter
+from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
+
+
+class TypedMeter:
+    """What both have in common: splitting, the type of an event, counting deltas. Implements `gateway.meter.Meter`."""
+
+    __slots__ = (
+        "_deltas", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+    )  # fmt: skip
+
+    def __init__(self, output_tokens_max: int | None) -> None:
+        self._output_max = output_tokens_max
+        self._splitter = EventSplitter()
+        self._deltas = 0
+        self._prompt = 0
+        self._total: Produced | None = None
+        self.finished = self.failed = self.aborted = self.exact = False
+        self.anomaly: str | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        passed = []
+        for event in self._splitter.split(chunk):
+            if not event or event.startswith(b":"):
+                continue
+            line_end = event.find(b"\n")
+            if not event.startswith(b"event: ") or event[line_end + 1 : line_end + 7] != b"data: ":
+                if event == b"data: [DONE]" and self.finished:
+                    continue
+                raise ProtocolViolation("not a typed event")
+            if self.finished:
+                raise ProtocolViolation("event after the end")
+            kind = event[7:line_end]
+            if kind.endswith(b"delta") and kind != b"message_delta":
+                self._deltas += 1
+            else:
+                self._read_event(kind, event[line_end + 7 :])
+            if self.failed:
+                break
+            passed.append(event)
+        if not passed:
+            return b""
+        passed.append(b"")
+        return b"\n\n".join(passed)
+
+    def produced(self) -> Produced:
+        if self._total is not None:
+            return self._total
+        if self._deltas == 0:
+            return Produced()
+        return Produced(self._prompt, 0, self._deltas, self._prompt)
+
+    def output_tokens(self) -> int:
+        return self._deltas if self._total is None else self._total.output
+
+    def _read_event(self, kind: bytes, text: bytes) -> None:
+        raise NotImplementedError
+
+    def _decode(self, text: bytes) -> dict[str, Any]:
+        try:
+            event = orjson.loads(text)
+        except orjson.JSONDecodeError as exc:
+            raise ProtocolViolation("event is not JSON") from exc
+        if not isinstance(event, dict):
+            raise ProtocolViolation("event is not an object")
+        return event
+
+    def _take_total(self, prompt: int, cached: int, output: int) -> None:
+        self.anomaly = self.anomaly or usage_anomaly(prompt, cached, output, self._output_max)
+        if self.anomaly is None:
+            self._total = Produced(prompt, cached, output, prompt) if output else Produced()
+            self.exact = True
+
+    def _end(self) -> None:
+        self.finished = True
+        if self._total is None and self.anomaly is None:
+            self.anomaly = "usage_missing"
+
+
+class MessagesMeter(TypedMeter):
+    """Anthropic's dialect: `message_start` says the prompt, `message_delta` the split and the output, `message_stop` ends it."""
+
+    __slots__ = ()
+
+    def _read_event(self, kind: bytes, text: bytes) -> None:
+        if kind == b"message_start":
+            usage = (self._decode(text).get("message") or {}).get("usage") or {}
+            self._prompt = usage.get("input_tokens") or 0
+        elif kind == b"message_delta":
+            usage = self._decode(text).get("usage")
+            if usage is not None:
+                self._read_usage(usage)
+        elif kind == b"message_stop":
+            self._end()
+        elif kind == b"error":
+            self.failed = True
+
+    def _read_usage(self, usage: dict[str, Any]) -> None:
+        try:
+            self._take_total(*messages_usage(usage))
+        except ValueError:
+            self.anomaly = "usage_malformed"
+
+
+class ResponsesMeter(TypedMeter):
+    """OpenAI's responses: one closing event with the whole response and its usage."""
+
+    __slots__ = ()
+
+    def _read_event(self, kind: bytes, text: bytes) -> None:
+        if kind in {b"response.completed", b"response.incomplete"}:
+            usage = (self._decode(text).get("response") or {}).get("usage")
+            if isinstance(usage, dict):
+                try:
+                    self._take_total(*responses_usage(usage))
+                except ValueError:
+                    self.anomaly = "usage_malformed"
+            self._end()
+        elif kind in {b"response.failed", b"error"}:
+            self.failed = True
+
+
+def messages_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
+    """Prompt, cached, output of an Anthropic usage object: its `input_tokens` excludes what was cached. Raises ValueError."""
+    created = usage.get("cache_creation_input_tokens") or 0
+    cached = usage.get("cache_read_input_tokens") or 0
+    if type(created) is not int or type(cached) is not int:
+        raise ValueError("cache tokens")
+    return token_count(usage, "input_tokens") + created + cached, cached, token_count(usage, "output_tokens")
+
+
+def responses_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
+    """Prompt, cached, output of a responses usage object. Raises ValueError."""
+    return (
+        token_count(usage, "input_tokens"),
+        cached_count(usage, "input_tokens_details"),
+        token_count(usage, "output_tokens"),
+    )

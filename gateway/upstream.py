@@ -1,0 +1,256 @@
+"""HTTP/1.1 towards an engine: one connection, one request at a time, and a pool of them per instance.
+
+Own code because it is the hot path: an httptools parser in an asyncio protocol costs about a third of a client library. It knows bytes, not tokens:
+no metering, no JSON. Limits: response head 64 KiB, 256 KiB buffered before the engine is paused. Errors: `UpstreamError` with a kind.
+"""
+
+import asyncio
+from collections import deque
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import httptools
+
+HEAD_BYTES_MAX = 64 * 1024
+BUFFER_BYTES_MAX = 256 * 1024
+# An engine closes idle connections (uvicorn: 5 s); a connection idle for longer than this is not trusted with a request.
+IDLE_SECONDS_MAX = 4.0
+IDLE_CONNECTIONS_MAX = 512
+
+
+class UpstreamFailure(StrEnum):
+    """How an engine failed us, as far as the wire shows."""
+
+    REFUSED = "refused"
+    CONNECT_TIMEOUT = "connect_timeout"
+    CLOSED_BEFORE_HEAD = "closed_before_head"
+    CLOSED_IN_BODY = "closed_in_body"
+    PROTOCOL = "protocol"
+
+
+class UpstreamError(Exception):
+    """The engine could not be reached, broke off, or did not speak HTTP. `kind` says which."""
+
+    def __init__(self, kind: UpstreamFailure) -> None:
+        super().__init__(kind.value)
+        self.kind = kind
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One keep-alive connection. `send` a request, `head` until status and headers are there, `read` until it returns b""."""
+
+    __slots__ = (
+        "_buffer", "_buffered_bytes", "_complete", "_error", "_head_bytes", "_head_done", "_loop", "_parser", "_paused", "_transport", "_waiter",
+        "content_encoding", "content_type", "idle_since", "reusable", "status",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.idle_since = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._buffer: list[bytes] = []
+        self._buffered_bytes = 0
+        self._head_bytes = 0
+        self._head_done = False
+        self._complete = False
+        self._paused = False
+        self._error: UpstreamFailure | None = None
+        self.reusable = False
+        self.status = 0
+        self.content_type = b""
+        self.content_encoding = b""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._complete:  # bytes that nobody asked for: never let them become the next request's answer
+            self._fail(UpstreamFailure.PROTOCOL)
+            return
+        if not self._head_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX + BUFFER_BYTES_MAX:
+                self._fail(UpstreamFailure.PROTOCOL)
+                return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(UpstreamFailure.PROTOCOL)
+            return
+        if self._buffered_bytes > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if not self._complete and self._error is None:
+            self._error = UpstreamFailure.CLOSED_IN_BODY if self._head_done else UpstreamFailure.CLOSED_BEFORE_HEAD
+        self.reusable = False
+        self._wake()
+
+    # httptools callbacks
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lowered = name.lower()
+        if lowered == b"content-type":
+            self.content_type = value
+        elif lowered == b"content-encoding":
+            self.content_encoding = value
+
+    def on_headers_complete(self) -> None:
+        if self._complete:
+            self._error = UpstreamFailure.PROTOCOL
+            return
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self.status = status
+            self._head_done = True
+
+    def on_body(self, body: bytes) -> None:
+        self._buffer.append(body)
+        self._buffered_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        if self._head_done:
+            self._complete = True
+            self.reusable = self._error is None and self._parser.should_keep_alive()
+
+    # For the request's task
+
+    @property
+    def closed(self) -> bool:
+        """Whether the transport has gone."""
+        return self._transport is None or self._transport.is_closing()
+
+    def send(self, request: bytes) -> None:
+        """Write one whole request (head and body) and make ready for its response."""
+        self._reset()
+        if self._transport is None:
+            raise UpstreamError(UpstreamFailure.CLOSED_BEFORE_HEAD)
+        self._transport.write(request)
+
+    async def head(self) -> int:
+        """Wait for status and headers; returns the status."""
+        while not self._head_done:
+            if self._error is not None:
+                raise UpstreamError(self._error)
+            await self._wait()
+        return self.status
+
+    async def read(self) -> bytes:
+        """Whatever has arrived of the body, at least one byte; b"" when the response is complete."""
+        while not self._buffer:
+            if self._complete:
+                return b""
+            if self._error is not None:
+                raise UpstreamError(self._error)
+            await self._wait()
+        chunk = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+        return chunk
+
+    def close(self) -> None:
+        """Close at once; an engine takes it as an abort of what is running."""
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _wait(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, kind: UpstreamFailure) -> None:
+        self._error = kind
+        self.close()
+        self._wake()
+
+
+class UpstreamPool:
+    """The connections to one instance's address. Not bounded: reservations bound what is open."""
+
+    def __init__(self, url: str, key: str | None, connect_timeout_s: float) -> None:
+        parts = urlsplit(url)
+        self._tls = parts.scheme == "https"
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or (443 if self._tls else 80)
+        self._prefix = parts.path.rstrip("/").encode()
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: deque[UpstreamConnection] = deque()
+        authority = f"{self._host}:{self._port}".encode()
+        authorization = b"" if key is None else b"authorization: Bearer " + key.encode() + b"\r\n"
+        self._fixed_head = (
+            b" HTTP/1.1\r\nhost: "
+            + authority
+            + b"\r\n"
+            + authorization
+            + b"content-type: application/json\r\ncontent-length: "
+        )
+
+    def request_bytes(self, path: bytes, request_id: bytes, body: bytes) -> bytes:
+        """A whole POST request: our own headers only, nothing of the caller's."""
+        return b"POST %b%b%b%d\r\nx-request-id: %b\r\n\r\n%b" % (
+            self._prefix,
+            path,
+            self._fixed_head,
+            len(body),
+            request_id,
+            body,
+        )
+
+    async def acquire(self) -> tuple[UpstreamConnection, bool]:
+        """A connection, and whether it has been used before (then a failure before the head may be its age, not the engine)."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed and now - connection.idle_since < IDLE_SECONDS_MAX:
+                return connection, True
+            connection.close()
+        return await self.connect(), False
+
+    async def connect(self) -> UpstreamConnection:
+        """A fresh connection."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(loop), self._host, self._port, ssl=True if self._tls else None
+                )
+        except TimeoutError as exc:
+            raise UpstreamError(UpstreamFailure.CONNECT_TIMEOUT) from exc
+        except OSError as exc:
+            raise UpstreamError(UpstreamFailure.REFUSED) from exc
+        return connection
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Give a connection back after its response; one that cannot be used again is closed."""
+        if connection.reusable and not connection.closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close what is idle; what is in use closes when it is released."""
+        while self._idle:
+            self._idle.pop().close()
