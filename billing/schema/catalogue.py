@@ -1,0 +1,176 @@
+"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances. Owns columns, not how they are filled.
+
+Nothing is deleted that a usage event may name: keys are revoked, models retired, instances removed by a date. Times are ms since
+the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the transaction that made the change.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from billing.schema.metadata import metadata
+
+NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
+
+
+def _times() -> tuple[Column[int], Column[int]]:
+    return (
+        Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+        Column("updated_ms", BigInteger, nullable=False, server_default=NOW_MS, onupdate=NOW_MS),
+    )
+
+
+tenant = Table(
+    "tenant",
+    metadata,
+    Column("tenant_id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="active"),
+    Column("on_demand", Boolean, nullable=False),
+    Column("redis_down", JSONB, nullable=False),
+    *_times(),
+    CheckConstraint("kind in ('external', 'internal')", name="kind"),
+    CheckConstraint("status in ('active', 'suspended')", name="status"),
+)
+
+project = Table(
+    "project",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False),
+    Column("name", Text, nullable=False),
+    *_times(),
+    UniqueConstraint("tenant_id", "name"),
+)
+
+# `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see of it.
+api_key = Table(
+    "api_key",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("hash", Text, nullable=False, unique=True),
+    Column("display", Text, nullable=False),
+    Column("name", Text),
+    Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False, index=True),
+    Column("project_id", Text, ForeignKey(project.c.project_id), nullable=False),
+    Column("expires_at_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+    *_times(),
+)
+
+# `visible`: `everyone` · `internal` · `tenants` (those in `model_audience`). An owned model is for its owner alone.
+model = Table(
+    "model",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("pool", Text, nullable=False),
+    Column("cell", Text, nullable=False),
+    Column("visible", Text, nullable=False),
+    Column("owner", Text, ForeignKey(tenant.c.tenant_id)),
+    Column("routes", ARRAY(Text), nullable=False),
+    Column("engine_model", Text, nullable=False),
+    Column("context_tokens", Integer, nullable=False),
+    Column("vocabulary_tokens", Integer),
+    Column("default_max_tokens", Integer, nullable=False),
+    Column("weights_version", Integer, nullable=False),
+    Column("chat_template_kwargs", ARRAY(Text), nullable=False),
+    Column("status", Text, nullable=False, server_default="active"),
+    *_times(),
+    CheckConstraint("visible in ('everyone', 'internal', 'tenants')", name="visible"),
+    CheckConstraint("status in ('active', 'retired')", name="status"),
+    CheckConstraint("least(context_tokens, vocabulary_tokens, default_max_tokens) > 0", name="positive"),
+    CheckConstraint("default_max_tokens <= context_tokens", name="default_within_context"),
+)
+
+model_audience = Table(
+    "model_audience",
+    metadata,
+    Column("model", Text, ForeignKey(model.c.name), primary_key=True),
+    Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), primary_key=True),
+)
+
+# A usage event names the version it was charged by, so versions are added, never changed.
+model_weights = Table(
+    "model_weights",
+    metadata,
+    Column("model", Text, ForeignKey(model.c.name), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("w_in_mu", BigInteger, nullable=False),
+    Column("w_cached_mu", BigInteger, nullable=False),
+    Column("w_out_mu", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    CheckConstraint("least(w_in_mu, w_cached_mu, w_out_mu) >= 0", name="not_negative"),
+)
+
+# Of a tenant (`key_id` null) or of one key of it, on one model or on `*`.
+quota_limit = Table(
+    "quota_limit",
+    metadata,
+    Column("limit_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False),
+    Column("key_id", Text, ForeignKey(api_key.c.key_id)),
+    Column("model", Text, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("units_per_minute", BigInteger),
+    Column("concurrency", BigInteger),
+    *_times(),
+    UniqueConstraint("tenant_id", "key_id", "model", postgresql_nulls_not_distinct=True),
+    CheckConstraint("least(requests_per_minute, units_per_minute, concurrency) >= 0", name="not_negative"),
+)
+
+# Added by hand; those of `taas worker` stand in Redis only. `engine_key` is what the engine asks of us, so it cannot be hashed.
+instance = Table(
+    "instance",
+    metadata,
+    Column("instance_id", Text, primary_key=True),
+    Column("model", Text, ForeignKey(model.c.name), nullable=False),
+    Column("pool", Text, nullable=False),
+    Column("cell", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("engine_key", Text),
+    Column("epoch", Text, nullable=False),
+    Column("abort", Boolean, nullable=False),
+    Column("baseline_prompt", BigInteger, nullable=False),
+    Column("baseline_generation", BigInteger, nullable=False),
+    Column("removed_ms", BigInteger),
+    *_times(),
+    CheckConstraint("least(baseline_prompt, baseline_generation) >= 0", name="not_negative"),
+    # One engine under two ids would be audited twice.
+    Index("uq_instance_url_in_use", "url", unique=True, postgresql_where=text("removed_ms is null")),
+)
+
+# `kind` and `subject`: `tenant` id · `key` id · `model` name · `instance` id · `stop` what gateways are told to stop.
+projection_outbox = Table(
+    "projection_outbox",
+    metadata,
+    Column("change_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    CheckConstraint("kind in ('tenant', 'key', 'model', 'instance', 'stop')", name="kind"),
+)
+
+# One row: which database this is, and how many times it has written to Redis. Redis holds the same as its marker.
+projection_state = Table(
+    "projection_state",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column("source", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    CheckConstraint("one", name="one_row"),
+)
