@@ -189,7 +189,11 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         "produced": event.produced,
         "delivered": {"output": event.delivered_output},
         "billed": event.billed,
-        "absorbed": event.absorbed,
+        "absorbed": {
+            "prompt": event.absorbed.prompt,
+            "output": event.absorbed.output,
+            "reasons": {reason.value: tokens for reason, tokens in event.absorbed.reasons.items()},
+        },
         "units_mu": event.units_mu,
         "http_status": event.http_status,
     }

@@ -1,0 +1,146 @@
+"""The two scripts of a cell as Redis commands. It owns their texts and the order of their arguments; it opens no connection.
+
+A command is a whole `EVALSHA …`, good for any client; `text_of(sha)` serves the client that is told NOSCRIPT.
+`billing.cell.replies` reads what comes back.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final, Self, TypeAlias
+
+from billing import redis_keys
+from billing.tokens import Tokens
+
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+_UNLIMITED: Final = -1
+_MU_PER_UNIT: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua text and the SHA by which Redis knows it."""
+
+    text: str
+    sha: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a bucket may hold: a minute's requests, a minute's work in milliunits, open requests. -1 means no limit."""
+
+    requests: int = _UNLIMITED
+    units_mu: int = _UNLIMITED
+    concurrency: int = _UNLIMITED
+
+    @classmethod
+    def per_minute(cls, requests: int | None, units: int | None, concurrency: int | None) -> Self:
+        """From a LIMIT of the projection: whole work units, None for no limit."""
+        return cls(
+            _UNLIMITED if requests is None else requests,
+            _UNLIMITED if units is None else units * _MU_PER_UNIT,
+            _UNLIMITED if concurrency is None else concurrency,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CellKeys:
+    """The keys that one request touches."""
+
+    request_id: str
+    reservation: str
+    tenant_bucket: str
+    key_bucket: str
+    open_requests: str
+    usage_stream: str
+
+    @classmethod
+    def of(cls, cell: str, *, request_id: str, tenant: str, key_id: str, model: str) -> Self:
+        """The keys of a request of this tenant and API key for this model."""
+        return cls(
+            request_id,
+            redis_keys.reservation(cell, request_id),
+            redis_keys.tenant_bucket(cell, tenant, model),
+            redis_keys.key_bucket(cell, key_id, model),
+            redis_keys.open_requests(cell),
+            redis_keys.usage_stream(cell),
+        )
+
+    @classmethod
+    def of_reservation(cls, cell: str, request_id: str, tenant_bucket: str, key_bucket: str) -> Self:
+        """The same from a reservation's fields `tb` and `kb`, for the reaper."""
+        return cls(
+            request_id,
+            redis_keys.reservation(cell, request_id),
+            tenant_bucket,
+            key_bucket,
+            redis_keys.open_requests(cell),
+            redis_keys.usage_stream(cell),
+        )
+
+
+@cache
+def script(name: str) -> Script:
+    """A script of this folder by its name; read once."""
+    text = (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def scripts() -> tuple[Script, ...]:
+    """Every script, for a client that loads them when it connects."""
+    return script("reserve"), script("settle")
+
+
+def text_of(sha: str) -> str:
+    """The text behind a SHA; KeyError for one that is not ours."""
+    return {each.sha: each.text for each in scripts()}[sha]
+
+
+def reserve_call(
+    keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, head: bytes, will: bytes
+) -> Command:
+    """Admit the request or refuse it. `head` and `will` are of `billing.usage_event`."""
+    return (
+        "EVALSHA", script("reserve").sha, 4,
+        keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests,
+        keys.request_id, lease_ms, cost_mu,
+        tenant.requests, tenant.units_mu, tenant.concurrency,
+        key.requests, key.units_mu, key.concurrency,
+        head, will,
+    )  # fmt: skip
+
+
+def checkpoint_call(
+    keys: CellKeys,
+    *,
+    lease_ms: int,
+    cost_mu: int,
+    produced: Tokens,
+    delivered_output: int,
+    will: bytes,
+    head: bytes = b"",
+) -> Command:
+    """Record usage so far and renew the lease. A new `head` follows a failover to another instance."""
+    return (
+        *_settle_keys(keys), "checkpoint", keys.request_id, lease_ms, cost_mu,
+        produced.prompt, produced.cached, produced.output, delivered_output, will, head,
+    )  # fmt: skip
+
+
+def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes) -> Command:
+    """End the request with its final cost and its whole event."""
+    return *_settle_keys(keys), "settle", keys.request_id, 0, cost_mu, 0, 0, 0, 0, event, b""
+
+
+def reap_call(keys: CellKeys) -> Command:
+    """End the request as its last checkpoint left it, if its lease has passed."""
+    return *_settle_keys(keys), "reap", keys.request_id
+
+
+def _settle_keys(keys: CellKeys) -> Command:
+    return (
+        "EVALSHA", script("settle").sha, 5,
+        keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, keys.usage_stream,
+    )  # fmt: skip

@@ -1,0 +1,121 @@
+"""One request as the scripts see it, for the tests of a cell: its keys, its event, and a call for each step of its life."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+
+from billing import redis_keys
+from billing.attribution import attribute
+from billing.cell import replies, scripts
+from billing.cell.execute import execute
+from billing.tokens import Tokens, Weights
+from billing.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+
+CELL = "pool-1"
+LEASE_MS = 10_000
+WEIGHTS = Weights(version=1, w_in_mu=1000, w_cached_mu=100, w_out_mu=4000)
+
+
+@dataclass(frozen=True, slots=True)
+class CellRequest:
+    """A request of a tenant and key for a model; every step runs against real Redis."""
+
+    client: redis.Redis
+    request_id: str
+    tenant: str = "acme"
+    key_id: str = "key-1"
+    model: str = "org/m:1"
+    tenant_limits: scripts.Limits = field(default_factory=scripts.Limits)
+    key_limits: scripts.Limits = field(default_factory=scripts.Limits)
+
+    @property
+    def keys(self) -> scripts.CellKeys:
+        return scripts.CellKeys.of(
+            CELL, request_id=self.request_id, tenant=self.tenant, key_id=self.key_id, model=self.model
+        )
+
+    @property
+    def head(self) -> EventHead:
+        return EventHead(
+            request_id=self.request_id,
+            tenant=self.tenant,
+            project="p",
+            key_id=self.key_id,
+            model=self.model,
+            pool=CELL,
+            cell=CELL,
+            instance="i-1",
+            epoch="e-1",
+            route="chat",
+            stream=True,
+            class_=CapacityClass.ON_DEMAND,
+            contract=None,
+            weights=WEIGHTS,
+            samples=1,
+            started_ms=1_780_000_000_000,
+            gateway="gw-1",
+        )
+
+    def event(self, ending: Ending, usage: Tokens, units_mu: int) -> UsageEvent:
+        share = attribute(ending, usage)
+        return self.head.ended(
+            ending=ending,
+            usage_source=UsageSource.ENGINE,
+            produced=share.produced,
+            billed=share.billed,
+            absorbed=share.absorbed,
+            units_mu=units_mu,
+            http_status=200,
+            ended_ms=1_780_000_001_000,
+        )
+
+    def reserve_command(self, cost_mu: int = 0) -> scripts.Command:
+        will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        return scripts.reserve_call(
+            self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
+            head=self.head.to_json(), will=will,
+        )  # fmt: skip
+
+    def settle_command(self, cost_mu: int = 0, usage: Tokens | None = None) -> scripts.Command:
+        event = self.event(Ending.COMPLETE, usage or Tokens(3, 0, 2), cost_mu)
+        return scripts.settle_call(self.keys, cost_mu=cost_mu, event=event.to_json())
+
+    def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:
+        return replies.parse_reserve(execute(self.client, self.reserve_command(cost_mu)))
+
+    def settle(self, cost_mu: int = 0, usage: Tokens | None = None) -> replies.SettleReply:
+        return replies.parse_settle(execute(self.client, self.settle_command(cost_mu, usage)))
+
+    def checkpoint(self, usage: Tokens, cost_mu: int, head: bytes = b"") -> replies.CheckpointReply:
+        command = scripts.checkpoint_call(
+            self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, produced=usage, delivered_output=usage.output,
+            will=self.event(Ending.GATEWAY_DIED, usage, cost_mu).will_json(), head=head,
+        )  # fmt: skip
+        return replies.parse_checkpoint(execute(self.client, command))
+
+    def reap(self) -> replies.ReapReply:
+        return replies.parse_reap(execute(self.client, scripts.reap_call(self.keys)))
+
+    def let_lease_pass(self) -> None:
+        """Age the state instead of waiting."""
+        self.client.hset(self.keys.reservation, "lease", 1_780_000_000_000)
+        self.client.zadd(self.keys.open_requests, {self.request_id: 1_780_000_000_000})
+
+    def tenant_level(self, name: str) -> float:
+        return float(self.client.hget(self.keys.tenant_bucket, name) or 0)
+
+    def key_level(self, name: str) -> float:
+        return float(self.client.hget(self.keys.key_bucket, name) or 0)
+
+
+def age_bucket(client: redis.Redis, key: str, seconds: float) -> None:
+    """Make a bucket's last drain lie further back, as if so much time had passed."""
+    client.hset(key, "t", int(float(client.hget(key, "t") or 0) - seconds * 1_000_000))
+
+
+def usage_events(client: redis.Redis) -> list[dict[str, Any]]:
+    """What is in the usage stream, oldest first."""
+    entries: list[tuple[str, dict[str, str]]] = client.xrange(redis_keys.usage_stream(CELL))  # type: ignore[assignment]
+    return [json.loads(fields[redis_keys.USAGE_FIELD]) for _, fields in entries]

@@ -1,0 +1,170 @@
+"""reserve.lua: each limit at its edge, all or nothing, replays, retry times."""
+
+import pytest
+import redis
+
+from billing.cell.replies import AlreadySettled, LimitKind, LimitScope, Refused, Replayed, Reserved
+from billing.cell.scripts import Limits
+from tests.billing.cell.requests import CELL, CellRequest, age_bucket
+
+
+def admit(client: redis.Redis, count: int, cost_mu: int, tenant: Limits, key: Limits | None = None) -> list[object]:
+    return [
+        CellRequest(client, f"r{n}", tenant_limits=tenant, key_limits=key or Limits()).reserve(cost_mu)
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [
+        (Limits(requests=3), LimitKind.REQUESTS),
+        (Limits(units_mu=3_000), LimitKind.UNITS),
+        (Limits(concurrency=3), LimitKind.CONCURRENCY),
+    ],
+)
+@pytest.mark.parametrize("scope", list(LimitScope))
+def test_each_limit_admits_up_to_it_and_not_one_past_it(
+    valkey: redis.Redis, limits: Limits, kind: LimitKind, scope: LimitScope
+) -> None:
+    tenant, key = (limits, Limits()) if scope is LimitScope.TENANT else (Limits(), limits)
+    *admitted, last = admit(valkey, 4, 1_000, tenant, key)
+    assert all(isinstance(reply, Reserved) for reply in admitted)
+    assert isinstance(last, Refused)
+    assert (last.scope, last.limit) == (scope, kind)
+
+
+def test_a_refusal_by_the_key_consumes_nothing_of_the_tenant(valkey: redis.Redis) -> None:
+    tenant, key = Limits(requests=10, units_mu=10_000, concurrency=10), Limits(requests=1)
+    admit(valkey, 5, 1_000, tenant, key)
+    request = CellRequest(valkey, "r0")
+    assert request.tenant_level("r") == request.key_level("r") == 1
+    assert request.tenant_level("u") == 1_000
+    assert request.tenant_level("c") == request.key_level("c") == 1
+    assert valkey.zcard(request.keys.open_requests) == 1
+    assert not valkey.exists(CellRequest(valkey, "r1").keys.reservation)
+
+
+def test_a_replay_charges_nothing_and_says_so(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r", tenant_limits=Limits(requests=2, units_mu=5_000, concurrency=1))
+    assert isinstance(request.reserve(3_000), Reserved)
+    replay = request.reserve(3_000)
+    assert isinstance(replay, Replayed)
+    assert (replay.tenant.open_requests, request.tenant_level("r")) == (1, 1)
+    assert request.tenant_level("u") == 3_000
+
+
+def test_a_settled_id_cannot_be_reserved_again(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r")
+    request.reserve()
+    request.settle()
+    assert isinstance(request.reserve(), AlreadySettled)
+    assert request.tenant_level("c") == 0
+
+
+def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis.Redis) -> None:
+    limits = Limits(requests=60, units_mu=600_000)
+    assert isinstance(CellRequest(valkey, "a", tenant_limits=limits).reserve(600_000), Reserved)
+    late = CellRequest(valkey, "b", tenant_limits=limits)
+    refused = late.reserve(300_000)
+    assert isinstance(refused, Refused)
+    assert refused.limit is LimitKind.UNITS
+    assert refused.retry_after_ms is not None
+    assert 29_000 < refused.retry_after_ms <= 30_000
+    age_bucket(valkey, late.keys.tenant_bucket, refused.retry_after_ms / 1000 - 1)
+    again = late.reserve(300_000)
+    assert isinstance(again, Refused)
+    assert again.retry_after_ms is not None
+    assert again.retry_after_ms <= 1_000
+    age_bucket(valkey, late.keys.tenant_bucket, again.retry_after_ms / 1000)
+    assert isinstance(late.reserve(300_000), Reserved)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(units_mu=999), Limits(requests=0), Limits(concurrency=0), Limits(units_mu=0)]
+)
+def test_what_can_never_fit_is_refused_without_a_retry_time(valkey: redis.Redis, limits: Limits) -> None:
+    refused = CellRequest(valkey, "r", tenant_limits=limits).reserve(1_000)
+    assert isinstance(refused, Refused)
+    assert refused.retry_after_ms is None
+
+
+def test_the_longest_wait_of_all_limits_is_told(valkey: redis.Redis) -> None:
+    admit(valkey, 1, 60_000, Limits(requests=1, concurrency=1), Limits(units_mu=60_000))
+    refused = CellRequest(
+        valkey, "late", tenant_limits=Limits(requests=1, concurrency=1), key_limits=Limits(units_mu=60_000)
+    ).reserve(100)
+    assert isinstance(refused, Refused)
+    assert (refused.scope, refused.limit) == (LimitScope.TENANT, LimitKind.REQUESTS)
+    never = CellRequest(
+        valkey, "late", tenant_limits=Limits(requests=1, concurrency=1), key_limits=Limits(units_mu=60_000)
+    ).reserve(60_001)
+    assert isinstance(never, Refused)
+    assert (never.scope, never.limit, never.retry_after_ms) == (LimitScope.KEY, LimitKind.UNITS, None)
+
+
+def test_concurrency_is_told_to_come_back_soon(valkey: redis.Redis) -> None:
+    refused = admit(valkey, 2, 0, Limits(concurrency=1))[-1]
+    assert isinstance(refused, Refused)
+    assert refused.retry_after_ms == 1_000
+
+
+def test_no_limit_admits_any_cost(valkey: redis.Redis) -> None:
+    assert all(isinstance(reply, Reserved) for reply in admit(valkey, 50, 10**12, Limits()))
+
+
+def test_changing_a_limit_keeps_the_level(valkey: redis.Redis) -> None:
+    admit(valkey, 3, 2_000, Limits(requests=3, units_mu=6_000))
+    raised = CellRequest(valkey, "raised", tenant_limits=Limits(requests=4, units_mu=8_000)).reserve(1_000)
+    assert isinstance(raised, Reserved)
+    assert 3.9 < raised.tenant.requests <= 4
+    lowered = CellRequest(valkey, "lowered", tenant_limits=Limits(requests=2)).reserve(0)
+    assert isinstance(lowered, Refused)
+
+
+def test_levels_drain_to_nothing_in_a_minute(valkey: redis.Redis) -> None:
+    limits = Limits(requests=5, units_mu=50_000)
+    admit(valkey, 5, 10_000, limits)
+    age_bucket(valkey, CellRequest(valkey, "x").keys.tenant_bucket, 60)
+    reply = CellRequest(valkey, "later", tenant_limits=limits).reserve(50_000)
+    assert isinstance(reply, Reserved)
+    assert reply.tenant.requests == 1
+
+
+def test_a_clock_that_jumped_back_neither_drains_nor_sticks(valkey: redis.Redis) -> None:
+    limits = Limits(requests=2)
+    request = CellRequest(valkey, "r0", tenant_limits=limits)
+    request.reserve()
+    age_bucket(valkey, request.keys.tenant_bucket, -3600)
+    assert isinstance(CellRequest(valkey, "r1", tenant_limits=limits).reserve(), Reserved)
+    assert isinstance(CellRequest(valkey, "r2", tenant_limits=limits).reserve(), Refused)
+    age_bucket(valkey, request.keys.tenant_bucket, 31)
+    assert isinstance(CellRequest(valkey, "r2", tenant_limits=limits).reserve(), Reserved)
+
+
+def test_models_and_tenants_do_not_share_a_bucket(valkey: redis.Redis) -> None:
+    limits = Limits(requests=1)
+    for n, (tenant, model) in enumerate([("a", "m"), ("b", "m"), ("a", "n")]):
+        reply = CellRequest(valkey, f"r{n}", tenant=tenant, model=model, tenant_limits=limits).reserve()
+        assert isinstance(reply, Reserved)
+
+
+def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r", tenant_limits=Limits(requests=10))
+    request.reserve()
+    assert len(valkey.keys("*")) == 4
+    for key in valkey.keys("*"):
+        assert valkey.pttl(key) > 6 * 86_400_000
+    fields = valkey.hgetall(request.keys.reservation)
+    assert (fields["tb"], fields["kb"]) == (request.keys.tenant_bucket, request.keys.key_bucket)
+    assert valkey.zscore(request.keys.open_requests, "r") == float(fields["lease"])
+
+
+def test_big_amounts_are_stored_without_loss(valkey: redis.Redis) -> None:
+    cost_mu = 1_000_000_000_001
+    request = CellRequest(valkey, "r", tenant_limits=Limits(units_mu=10 * cost_mu))
+    reply = request.reserve(cost_mu)
+    assert isinstance(reply, Reserved)
+    assert reply.tenant.units_mu == cost_mu
+    assert valkey.hget(request.keys.reservation, "charged") == str(cost_mu)
+    assert f"{{c:{CELL}}}" in request.keys.reservation
