@@ -1,0 +1,83 @@
+"""What the billing process tells Prometheus. Owns metric names and labels; measures nothing itself.
+
+Label values come from catalogues only: cells, models, tenants, instances, enums.
+"""
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+if TYPE_CHECKING:
+    from billing.ledger import RecordedEvent
+    from billing.usage_stream import StreamLag
+
+
+class BillingMetrics:
+    """All of them, in one registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        self.events = Counter(
+            "taas_usage_events", "Usage events recorded", ["model", "ending", "pricing"], registry=registry
+        )
+        self.tokens = Counter(
+            "taas_billed_tokens", "Tokens recorded as billed, by kind", ["tenant", "model", "kind"], registry=registry
+        )
+        self.absorbed = Counter(
+            "taas_absorbed_tokens", "Tokens that nobody is billed for", ["model", "reason", "kind"], registry=registry
+        )
+        self.unpriced = Counter(
+            "taas_unpriced_tokens",
+            "Tokens without an amount, for want of a valid price",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.usage_rejected = Counter(
+            "taas_usage_rejected", "Entries of a usage stream that are no event", registry=registry
+        )
+        self.usage_conflicts = Counter(
+            "taas_usage_conflict", "Second events of a request that differ from the first", registry=registry
+        )
+        self.usage_duplicates = Counter("taas_usage_duplicates", "Events delivered more than once", registry=registry)
+        self.lag_entries = Gauge("taas_usage_stream_lag_entries", "Events not yet in SQL", ["cell"], registry=registry)
+        self.lag_seconds = Gauge(
+            "taas_usage_stream_lag_seconds", "Age of the oldest event not yet in SQL", ["cell"], registry=registry
+        )
+        self.reaped = Counter(
+            "taas_reaped_requests", "Requests settled because their lease lapsed", ["cell"], registry=registry
+        )
+        self.residual = Gauge(
+            "taas_audit_residual_tokens",
+            "Tokens that an instance's counters have beyond billed, absorbed and open",
+            ["instance", "kind"],
+            registry=registry,
+        )
+        self.findings = Gauge("taas_audit_findings", "What the last audit found, by kind", ["kind"], registry=registry)
+        self.degraded = Gauge(
+            "taas_degraded", "1 while a loop of this process cannot do its work", ["component"], registry=registry
+        )
+
+    def recorded(self, item: "RecordedEvent") -> None:
+        """Count one event that is in the ledger."""
+        event = item.event
+        self.events.labels(event.model, event.ending.value, item.pricing.value).inc()
+        billed = {
+            "input": event.billed.prompt - event.billed.cached,
+            "cached_input": event.billed.cached,
+            "output": event.billed.output,
+        }
+        for kind, tokens in billed.items():
+            if tokens:
+                self.tokens.labels(event.tenant, event.model, kind).inc(tokens)
+                if item.pricing.value == "unpriced":
+                    self.unpriced.labels(event.model, kind).inc(tokens)
+        for reason, part in event.absorbed.reasons.items():
+            for kind, tokens in (("prompt", part.prompt), ("output", part.output)):
+                if tokens:
+                    self.absorbed.labels(event.model, reason.value, kind).inc(tokens)
+
+    def stream_lag(self, cell: str, lag: "StreamLag") -> None:
+        """Publish what a cell's stream still holds."""
+        self.lag_entries.labels(cell).set(lag.entries)
+        self.lag_seconds.labels(cell).set(lag.oldest_age_ms / 1000)

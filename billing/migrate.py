@@ -1,0 +1,33 @@
+"""Bring a database to the newest schema. Owns that only one process does it at a time; knows no table."""
+
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import NullPool, create_engine, text
+
+# Any number that no other program on this database uses for `pg_advisory_lock`.
+_LOCK: Final = 7_461_615
+
+
+def alembic_config() -> Config:
+    """The configuration without an ini file; the caller puts a `connection` into its attributes."""
+    folder = Path(__file__).parent / "migrations"
+    config = Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_locations", str(folder / "versions").replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    return config
+
+
+def upgrade(database_url: str) -> None:
+    """Run what is missing up to head. Processes that start together wait for the first one; it is all or nothing."""
+    engine = create_engine(database_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        # The transaction's own lock: freed with it, whether it commits, fails or its process is killed.
+        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()

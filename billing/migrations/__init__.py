@@ -1,0 +1,1 @@
+"""The database's history; `billing.migrate` brings a database to its head."""

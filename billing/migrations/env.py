@@ -1,0 +1,13 @@
+"""Alembic's entry: runs the migrations on the connection that `billing.migrate` hands it."""
+
+from alembic import context
+
+import billing.schema.catalogue
+import billing.schema.ledger  # noqa: F401
+from billing.schema.metadata import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=False
+)
+with context.begin_transaction():
+    context.run_migrations()

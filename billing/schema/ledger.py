@@ -1,0 +1,197 @@
+"""Tables of what was used and what it costs: events, prices, the ledger, engine counters. Owns columns, not how they are filled.
+
+Times are ms since the epoch, as in the usage event. Amounts are whole pico-dollars in NUMERIC(38): a BIGINT would end at
+9.2 million USD, which one large invoice can pass. A token's price is bounded (`money.PRICE_MAX…`) and fits a BIGINT. Tables of
+facts are append-only, and a transaction's postings sum to zero: triggers of the migration hold both.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from billing.schema.metadata import metadata
+
+_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
+
+TOKEN_COLUMNS: Final = (
+    "produced_prompt", "produced_cached", "produced_output", "delivered_output",
+    "billed_prompt", "billed_cached", "billed_output", "absorbed_prompt", "absorbed_output",
+)  # fmt: skip
+
+TOTAL_COLUMNS: Final = ("billed_prompt", "billed_output", "absorbed_prompt", "absorbed_output")
+
+# `kind`: `request`, or `reconciliation` for tokens that the engine counted and no request's event could name.
+usage_event = Table(
+    "usage_event",
+    metadata,
+    Column("request_id", Text, primary_key=True),
+    Column("kind", Text, nullable=False, server_default="request"),
+    Column("version", SmallInteger, nullable=False),
+    Column("tenant", Text),
+    Column("project", Text),
+    Column("key_id", Text),
+    Column("model", Text, nullable=False),
+    Column("pool", Text, nullable=False),
+    Column("cell", Text, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("epoch", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("class", Text, nullable=False),
+    Column("contract", Text),
+    Column("weights", JSONB, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("first_token_ms", BigInteger),
+    Column("ended_ms", BigInteger, nullable=False),
+    Column("waited_ms", BigInteger, nullable=False),
+    Column("ending", Text, nullable=False),
+    Column("usage_source", Text, nullable=False),
+    Column("anomaly", Text),
+    *(Column(name, BigInteger, nullable=False) for name in TOKEN_COLUMNS),
+    Column("absorbed_reasons", JSONB, nullable=False),
+    Column("units_mu", BigInteger, nullable=False),
+    Column("http_status", Integer, nullable=False),
+    Column("gateway", Text, nullable=False),
+    Column("orphan", Boolean, nullable=False, server_default=text("false")),
+    Column("digest", Text, nullable=False),
+    Column("evidence", JSONB),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    CheckConstraint("kind in ('request', 'reconciliation')", name="kind"),
+    CheckConstraint(
+        "kind = 'reconciliation' or (tenant is not null and project is not null and key_id is not null)", name="payer"
+    ),
+    CheckConstraint("produced_prompt = billed_prompt + absorbed_prompt", name="prompt_conserved"),
+    CheckConstraint("produced_output = billed_output + absorbed_output", name="output_conserved"),
+    CheckConstraint(
+        "least(produced_cached, delivered_output, billed_prompt, billed_cached, billed_output, absorbed_prompt, absorbed_output) >= 0",
+        name="not_negative",
+    ),
+    CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
+    Index(None, "tenant", "ended_ms"),
+    Index(None, "instance", "epoch"),
+)
+
+# What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL transactions, so that the
+# balance of an instance is known without reading its whole history.
+usage_total = Table(
+    "usage_total",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("epoch", Text, primary_key=True),
+    *(Column(name, BigInteger, nullable=False) for name in TOTAL_COLUMNS),
+)
+
+price = Table(
+    "price",
+    metadata,
+    Column("price_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("valid_from_ms", BigInteger, nullable=False),
+    Column("input_picousd", BigInteger, nullable=False),
+    Column("cached_input_picousd", BigInteger, nullable=False),
+    Column("output_picousd", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    UniqueConstraint("model", "valid_from_ms"),
+    CheckConstraint("least(input_picousd, cached_input_picousd, output_picousd) >= 0", name="not_negative"),
+)
+
+# `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is in doubt) ·
+# `nothing_billed`. Only a priced one may have postings.
+ledger_transaction = Table(
+    "ledger_transaction",
+    metadata,
+    Column("transaction_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("request_id", Text, ForeignKey(usage_event.c.request_id), nullable=False, unique=True),
+    Column("pricing", Text, nullable=False),
+    Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
+    CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
+)
+
+# `account` `receivable` belongs to a tenant, `revenue` to a model. Debits are positive.
+ledger_posting = Table(
+    "ledger_posting",
+    metadata,
+    Column("transaction_id", BigInteger, ForeignKey(ledger_transaction.c.transaction_id), primary_key=True),
+    Column("line", SmallInteger, primary_key=True, autoincrement=False),
+    Column("account", Text, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("amount_picousd", Numeric(38, 0), nullable=False),
+    CheckConstraint("account in ('receivable', 'revenue')", name="account"),
+    CheckConstraint("amount_picousd <> 0", name="not_zero"),
+)
+
+# What the stream held and could not be read as an event. The text is kept (bounded): it is the only evidence there is.
+usage_rejected = Table(
+    "usage_rejected",
+    metadata,
+    Column("rejected_id", BigInteger, Identity(always=True), primary_key=True),
+    Column("cell", Text, nullable=False),
+    Column("entry_id", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("raw", LargeBinary, nullable=False),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    UniqueConstraint("cell", "entry_id", "digest"),
+)
+
+# A second event of a request that says something else than the first. The first counts.
+usage_conflict = Table(
+    "usage_conflict",
+    metadata,
+    Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("raw", LargeBinary, nullable=False),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+)
+
+# One row for each run of an engine process. `run` counts the restarts seen within one epoch of the catalogue; `started` is when
+# the engine says that it was started, where it does. `state`: `open` · `closed` (ended: these are its last counters) · `no_counters`.
+engine_counter = Table(
+    "engine_counter",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("epoch", Text, primary_key=True),
+    Column("run", Integer, primary_key=True, autoincrement=False),
+    Column("started", Text),
+    Column("baseline_prompt", BigInteger, nullable=False),
+    Column("baseline_generation", BigInteger, nullable=False),
+    Column("last_prompt", BigInteger, nullable=False),
+    Column("last_generation", BigInteger, nullable=False),
+    Column("polled_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    CheckConstraint("state in ('open', 'closed', 'no_counters')", name="state"),
+)
+
+# Requests whose gateway died and whose engine has since been found in balance. `reconciliation` names the event that absorbed
+# what they had produced after their last checkpoint, or is null where there was nothing.
+reconciled_request = Table(
+    "reconciled_request",
+    metadata,
+    Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
+    Column("reconciliation", Text, ForeignKey(usage_event.c.request_id)),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+)
+
+APPEND_ONLY: Final = (
+    "usage_event", "price", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict", "reconciled_request",
+)  # fmt: skip
