@@ -1,0 +1,274 @@
+"""Every metric of the gateway, counted in plain numbers of this process. Knows neither who scrapes nor how processes are put together.
+
+A request touches some fifteen series. Through prometheus_client's objects that is about 11 µs in its multi-process form (a memory-mapped
+write and a lock each), here about 3: one look-up finds all series of a request, each is a list that is added to. They become
+metric families only when somebody asks (`collect`), or a snapshot that other processes' figures are added to (`metrics_snapshot`).
+
+Labels come from catalogues. A value that is not in them becomes `other`, and a family that has reached its limit counts the rest there.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from gateway.metrics_snapshot import Family, Snapshot, families
+
+OTHER = "other"
+# Tenants × models that have tokens of their own; five series each.
+TOKEN_ROWS_MAX = 4_000
+# Routes × models × classes × outcomes; a counter each. Histograms (about 15 series each) have no outcome, so they stay far below.
+REQUEST_ROWS_MAX = 4_000
+LABEL_ROWS_MAX = 1_000
+
+DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
+PER_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+ADDED_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+REDIS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
+TOKEN_KINDS = ("prompt", "cached", "output", "delivered", "absorbed")
+
+Labels = tuple[str, ...]
+
+
+class _Histogram:
+    """Rows of [count per bucket …, count above the last, sum]."""
+
+    __slots__ = ("bounds", "family", "rows")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.bounds = family.bounds
+        self.rows: dict[Labels, list[float]] = {}
+
+    def row(self, labels: Labels) -> list[float]:
+        row = self.rows.get(labels)
+        if row is None:
+            row = self.rows[labels] = [0.0] * (len(self.bounds) + 2)
+        return row
+
+
+class _Numbers:
+    """Rows of one number each: a counter or a gauge. Past `rows_max` new label values count as `other`."""
+
+    __slots__ = ("family", "rows", "rows_max")
+
+    def __init__(self, family: Family, rows_max: int = LABEL_ROWS_MAX) -> None:
+        self.family = family
+        self.rows: dict[Labels, list[float]] = {}
+        self.rows_max = rows_max
+
+    def row(self, labels: Labels) -> list[float]:
+        row = self.rows.get(labels)
+        if row is None:
+            if len(self.rows) >= self.rows_max:
+                labels = (OTHER,) * len(labels)
+                return self.rows.setdefault(labels, [0.0])
+            row = self.rows[labels] = [0.0]
+        return row
+
+
+class _RequestRow:
+    """Everything that one finished request of these labels adds to."""
+
+    __slots__ = ("added", "count", "duration", "per_token", "to_first_token")
+
+    def __init__(
+        self,
+        count: list[float],
+        duration: list[float],
+        to_first_token: list[float],
+        per_token: list[float],
+        added: list[float],
+    ) -> None:
+        self.count = count
+        self.duration = duration
+        self.to_first_token = to_first_token
+        self.per_token = per_token
+        self.added = added
+
+
+class Metrics(Collector):
+    """Built once a process. The methods are called in the loop's thread; `collect` and `snapshot` from any."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        counter, gauge, histogram = _Numbers, _Numbers, _Histogram
+        labels = ("route", "model", "class")
+        self._requests = counter(
+            Family("taas_requests", "counter", "Requests that ended.", (*labels, "outcome")), REQUEST_ROWS_MAX
+        )
+        self._duration = histogram(
+            Family("taas_request_duration_seconds", "histogram", "From request to end.", labels, DURATION_BUCKETS_S)
+        )
+        self._to_first_token = histogram(
+            Family(
+                "taas_time_to_first_token_seconds", "histogram", "To the first token.", labels, FIRST_TOKEN_BUCKETS_S
+            )
+        )
+        self._per_token = histogram(
+            Family(
+                "taas_time_per_output_token_seconds", "histogram", "Per token after it.", labels, PER_TOKEN_BUCKETS_S
+            )
+        )
+        self._added = histogram(
+            Family(
+                "taas_gateway_added_seconds", "histogram", "Spent in the gateway itself.", ("route",), ADDED_BUCKETS_S
+            )
+        )
+        self._tokens = counter(
+            Family("taas_tokens", "counter", "Tokens of settled requests.", ("tenant", "model", "kind")),
+            TOKEN_ROWS_MAX * len(TOKEN_KINDS),
+        )
+        self._refusals = counter(Family("taas_refusals", "counter", "Requests refused, by the limit.", ("which",)))
+        self._upstream_errors = counter(
+            Family("taas_upstream_errors", "counter", "Failures of instances.", ("instance", "kind"))
+        )
+        self._anomalies = counter(Family("taas_usage_anomalies", "counter", "Usage that cannot be right.", ("kind",)))
+        self._degraded = gauge(Family("taas_degraded", "gauge", "1 while the state holds in a process.", ("state",)))
+        self._reservations = gauge(Family("taas_reservations_open", "gauge", "Reservations that are not settled.", ()))
+        self._streams = gauge(Family("taas_streams_open", "gauge", "Streams that are being answered.", ()))
+        self._journal = gauge(Family("taas_journal_entries", "gauge", "Settles waiting for Redis.", ()))
+        self._redis = histogram(
+            Family("taas_redis_roundtrip_seconds", "histogram", "One pipeline to Redis.", (), REDIS_BUCKETS_S)
+        )
+        self._open_row, self._streams_row = self._reservations.row(()), self._streams.row(())
+        self._journal_row, self._redis_row = self._journal.row(()), self._redis.row(())
+
+        self._request_rows: dict[tuple[str, str, str, str], _RequestRow] = {}
+        self._token_rows: dict[tuple[str, str], list[list[float]]] = {}
+        self._models: frozenset[str] | None = None
+        if registry is not None:
+            registry.register(self)
+
+    def set_models(self, models: Iterable[str]) -> None:
+        """The catalogue's model names: from now on any other name counts as `other`. Series that exist go on."""
+        self._models = frozenset(models)
+
+    def request_finished(
+        self,
+        route: str,
+        model: str,
+        cls: str,
+        outcome: str,
+        duration_s: float,
+        ttft_s: float | None,
+        tpot_s: float | None,
+        added_s: float,
+    ) -> None:
+        """One request has ended: once for each, whatever its ending. Times in seconds, None where there was no token to time."""
+        row = self._request_rows.get((route, model, cls, outcome))
+        if row is None:
+            row = self._new_request_row(route, model, cls, outcome)
+        row.count[0] += 1
+        cells = row.duration
+        cells[bisect_left(DURATION_BUCKETS_S, duration_s)] += 1
+        cells[-1] += duration_s
+        cells = row.added
+        cells[bisect_left(ADDED_BUCKETS_S, added_s)] += 1
+        cells[-1] += added_s
+        if ttft_s is not None:
+            cells = row.to_first_token
+            cells[bisect_left(FIRST_TOKEN_BUCKETS_S, ttft_s)] += 1
+            cells[-1] += ttft_s
+        if tpot_s is not None:
+            cells = row.per_token
+            cells[bisect_left(PER_TOKEN_BUCKETS_S, tpot_s)] += 1
+            cells[-1] += tpot_s
+
+    def tokens(
+        self, tenant: str, model: str, prompt: int, cached: int, output: int, delivered: int, absorbed: int
+    ) -> None:
+        """The tokens of one settled request: produced prompt (cached part of it), produced output, delivered, absorbed."""
+        row = self._token_rows.get((tenant, model))
+        if row is None:
+            row = self._new_token_row(tenant, model)
+        row[0][0] += prompt
+        row[1][0] += cached
+        row[2][0] += output
+        row[3][0] += delivered
+        row[4][0] += absorbed
+
+    def refused(self, which: str) -> None:
+        """A request was refused; `which` limit or check, out of a fixed list."""
+        self._refusals.row((which,))[0] += 1
+
+    def upstream_error(self, instance: str, kind: str) -> None:
+        """An instance failed a request; `kind` is an UpstreamFailure or a meter's verdict."""
+        self._upstream_errors.row((instance, kind))[0] += 1
+
+    def anomaly(self, kind: str) -> None:
+        """A usage figure was missing or wrong."""
+        self._anomalies.row((kind,))[0] += 1
+
+    def set_degraded(self, state: str, on: bool) -> None:
+        """This process is, or is no longer, in a degraded state such as `redis_down`. Summed over processes."""
+        self._degraded.row((state,))[0] = float(on)
+
+    def open_delta(self, n: int) -> None:
+        """Reservations opened (+) or settled (−)."""
+        self._open_row[0] += n
+
+    def streams_delta(self, n: int) -> None:
+        """Streams begun (+) or ended (−)."""
+        self._streams_row[0] += n
+
+    def set_journal_entries(self, n: int) -> None:
+        """Settles that wait on this process's disk."""
+        self._journal_row[0] = n
+
+    def redis_roundtrip(self, seconds: float) -> None:
+        """One pipeline's time to Redis and back."""
+        cells = self._redis_row
+        cells[bisect_left(REDIS_BUCKETS_S, seconds)] += 1
+        cells[-1] += seconds
+
+    def snapshot(self) -> Snapshot:
+        """All figures as they are now, in a form that can be written down and added up."""
+        return {
+            owner.family.name: [[list(labels), *row] for labels, row in list(owner.rows.items())]
+            for owner in self._all()
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        """For a prometheus_client registry."""
+        return families(self.schema(), self.snapshot())
+
+    def schema(self) -> list[Family]:
+        """What families there are, whether or not anything was counted."""
+        return [owner.family for owner in self._all()]
+
+    def _all(self) -> list[_Numbers | _Histogram]:
+        return [value for value in vars(self).values() if isinstance(value, _Numbers | _Histogram)]
+
+    def _known_model(self, model: str) -> str:
+        return model if self._models is None or model in self._models else OTHER
+
+    def _new_request_row(self, route: str, model: str, cls: str, outcome: str) -> _RequestRow:
+        asked = (route, model, cls, outcome)
+        known = self._known_model(model)
+        if len(self._requests.rows) >= REQUEST_ROWS_MAX:
+            known = OTHER
+        labels = (route, known, cls)
+        row = _RequestRow(
+            self._requests.row((*labels, outcome)),
+            self._duration.row(labels),
+            self._to_first_token.row(labels),
+            self._per_token.row(labels),
+            self._added.row((route,)),
+        )
+        if (
+            known == model
+        ):  # a name outside the catalogue is looked up each time: names are the caller's, rows must not be
+            self._request_rows[asked] = row
+        return row
+
+    def _new_token_row(self, tenant: str, model: str) -> list[list[float]]:
+        known = self._known_model(model)
+        full = len(self._token_rows) >= TOKEN_ROWS_MAX
+        whose = OTHER if full else tenant
+        row = [self._tokens.row((whose, known, kind)) for kind in TOKEN_KINDS]
+        if known == model and not full:
+            self._token_rows[tenant, model] = row
+        return row

@@ -1,0 +1,67 @@
+"""What a gateway process reads from its environment, once, at start (names begin with `TAAS_`). Knows no other part."""
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GatewaySettings(BaseSettings):
+    """Settings of one gateway; all its processes share them. Descriptions are what `taas gateway --help` prints."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True, populate_by_name=True)
+
+    home: Path = Field(default=Path(".taas"), description="Folder for what must outlive a process: journal, metrics.")
+    redis_url: str = Field(default="redis://127.0.0.1:6390/0", description="Redis or Valkey with quotas and catalogue.")
+    redis_timeout_ms: int = Field(default=1_000, ge=10, description="How long one Redis call may take.")
+    log_level: str = Field(
+        default="info", pattern="^(?i:debug|info|warning|error)$", description="Least severity that is logged."
+    )
+
+    host: str = Field(
+        default="127.0.0.1",
+        alias="TAAS_GATEWAY_HOST",
+        description="Address to listen on; 0.0.0.0 to be reached from elsewhere.",
+    )
+    port: int = Field(
+        default=8000, ge=0, le=65535, alias="TAAS_GATEWAY_PORT", description="Port of the API; 0 picks a free one."
+    )
+    processes: int = Field(
+        default=1, ge=1, le=256, alias="TAAS_GATEWAY_PROCESSES", description="Processes that share the port."
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", alias="TAAS_GATEWAY_METRICS_HOST", description="Address of /metrics; keep it private."
+    )
+    metrics_port: int = Field(
+        default=9101, ge=0, le=65535, alias="TAAS_GATEWAY_METRICS_PORT", description="Port of /metrics; 0 picks one."
+    )
+
+    admin_url: str = Field(default="http://127.0.0.1:8001", description="Billing's API, asked for receipts only.")
+    service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
+
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body.")
+    head_deadline_s: float = Field(default=10.0, gt=0, description="How long a request's head may take to arrive.")
+    body_deadline_s: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
+    # Longer than the idle time of common load balancers (60 s), so that they close first and no request meets a closing connection.
+    keep_alive_s: float = Field(default=75.0, gt=0, description="How long a connection may be idle.")
+    write_stall_s: float = Field(default=30.0, gt=0, description="How long a client may read nothing of its answer.")
+
+    request_deadline_s: float = Field(default=600.0, gt=0, description="How long a request may take as a whole.")
+    first_token_deadline_s: float = Field(default=120.0, gt=0, description="How long an engine may take to begin.")
+    connect_timeout_s: float = Field(default=2.0, gt=0, description="How long connecting to an engine may take.")
+
+    lease_ms: int = Field(default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint.")
+    checkpoint_ms: int = Field(default=500, ge=50, le=1_000, description="How often open streams are checkpointed.")
+
+    drain_s: float = Field(default=30.0, ge=0, description="How long streams may run on after SIGTERM.")
+    settle_s: float = Field(default=5.0, gt=0, description="Time after that to end the rest with an error and settle.")
+
+    @property
+    def journal_path(self) -> Path:
+        """Folder of the journal of settles that Redis has not taken yet."""
+        return self.home / "journal"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Folder in which the processes of gateways leave their figures, a folder a port."""
+        return self.home / "metrics"
