@@ -1,0 +1,380 @@
+"""What goes wrong with a request, each kind with its status, reason code and whether a retry can help. Written out in either dialect.
+
+    GatewayError
+    ├── InternalError                     500 internal_error: a bug of ours
+    ├── InvalidRequest                    400 invalid_value, invalid_type, missing_required_parameter …
+    │   ├── InvalidJson                   400 invalid_json
+    │   ├── UnsupportedParameter          400 unsupported_parameter
+    │   ├── RemoteMediaDisabled           400 remote_media_disabled
+    │   ├── ContextLengthExceeded         400 context_length_exceeded
+    │   └── EngineRefused                 400 engine_refused: the engine found what we did not
+    ├── BodyTooLarge                      413 body_too_large, closes
+    ├── UnsupportedContentEncoding        415 unsupported_content_encoding
+    ├── RequestTimeout                    408 request_timeout, closes
+    ├── AuthenticationFailed              401 invalid_api_key: one body for every reason
+    ├── PermissionDenied                  403 permission_denied
+    ├── ModelNotFound                     404 model_not_found: one body for "unknown" and "not yours"
+    │   └── ModelRouteUnsupported         404 model_route_unsupported: theirs, but not served on this route
+    ├── RouteNotFound                     404 route_not_found
+    ├── MethodNotAllowed                  405 method_not_allowed
+    ├── QuotaExceeded                     429 rate_limit_exceeded
+    ├── Overloaded                        503 overloaded
+    │   └── NoInstance                    503 no_instance
+    ├── DependencyUnavailable             503 dependency_unavailable
+    ├── UsageUnavailable                  503 usage_unavailable
+    ├── UpstreamProtocolError             502 upstream_protocol_error
+    ├── EngineFailed                      502 engine_failed
+    ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped …: by its ending
+    ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped
+    └── DeadlineExceeded                  504 deadline_exceeded
+
+Messages may name parameters, limits and numbers; never a prompt, a key, a host or a path. They are for the caller, not for logs: log `code`.
+Knows no HTTP server: headers are pairs of bytes. Statuses that SDKs retry by themselves: 408, 409, 429 and ≥ 500.
+"""
+
+from typing import Any
+
+import orjson
+
+from gateway.request import Dialect, Route
+
+# SDKs wait at most this long when told to; a longer wait would only be three requests in place of one.
+RETRY_AFTER_MS_MAX = 120_000
+
+
+class GatewayError(Exception):
+    """The root: what every kind carries. Raise one of the kinds."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+    anthropic_type: str = "api_error"
+    param: str | None = None
+    retry_after_ms: int | None = None
+    should_retry: bool | None = None
+    close: bool = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InternalError(GatewayError):
+    """What a bug of ours looks like to a caller."""
+
+    def __init__(self) -> None:
+        super().__init__("The server had an error while processing your request.")
+
+
+class InvalidRequest(GatewayError):
+    """The body says something that this route does not take. `param` is the path of the culprit, as in `messages[0].role`."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+    anthropic_type = "invalid_request_error"
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not one JSON object that every parser reads alike."""
+
+    code = "invalid_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter, or a value of it, that is not in this route's allow-list."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, param: str, reason: str = "") -> None:
+        super().__init__(f"Unsupported parameter: '{param}'.{' ' if reason else ''}{reason}", param)
+
+
+class RemoteMediaDisabled(InvalidRequest):
+    """Media by reference: nothing here ever fetches a caller's URL."""
+
+    code = "remote_media_disabled"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"'{param}' must be inline base64 data: media is not fetched from URLs or file ids.", param)
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """More tokens than the model's context holds; the message names both numbers. `counted` says what `requested` counts."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, context_tokens: int, requested: int, param: str, counted: str = "tokens") -> None:
+        super().__init__(f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested} {counted}.", param)
+        self.context_tokens = context_tokens
+        self.requested = requested
+
+
+class EngineRefused(InvalidRequest):
+    """A 4xx of the engine, cleaned. Not retried: another engine would say the same."""
+
+    code = "engine_refused"
+
+
+class BodyTooLarge(GatewayError):
+    status = 413
+    type = "invalid_request_error"
+    code = "body_too_large"
+    anthropic_type = "request_too_large"
+    close = True
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.")
+
+
+class UnsupportedContentEncoding(GatewayError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+    anthropic_type = "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__("Compressed request bodies are not accepted: send the body without Content-Encoding.")
+
+
+class RequestTimeout(GatewayError):
+    """The body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    anthropic_type = "timeout_error"
+    close = True
+
+    def __init__(self) -> None:
+        super().__init__("The request body did not arrive in time.")
+
+
+class AuthenticationFailed(GatewayError):
+    """Always the very same body: it must not tell a missing key from a revoked one."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    anthropic_type = "authentication_error"
+
+    def __init__(self) -> None:
+        super().__init__("Incorrect API key provided.")
+
+
+class PermissionDenied(GatewayError):
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+    anthropic_type = "permission_error"
+
+    def __init__(self, message: str = "This API key may not do this.") -> None:
+        super().__init__(message)
+
+
+class ModelNotFound(GatewayError):
+    """One body for "unknown" and "not yours"."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+    anthropic_type = "not_found_error"
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist or you do not have access to it.")
+
+
+class ModelRouteUnsupported(ModelNotFound):
+    """Only for a model that the caller may see."""
+
+    code = "model_route_unsupported"
+
+    def __init__(self, model: str, route: Route) -> None:
+        super().__init__(model)
+        self.message = f"The model '{model}' is not served on the {route.value} route."
+
+
+class RouteNotFound(GatewayError):
+    status = 404
+    type = "invalid_request_error"
+    code = "route_not_found"
+    anthropic_type = "not_found_error"
+
+    def __init__(self, message: str = "There is no such route.") -> None:
+        super().__init__(message)
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+    anthropic_type = "invalid_request_error"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"This route takes {allow} only.")
+        self.allow = allow
+
+
+class QuotaExceeded(GatewayError):
+    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting does not help."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    anthropic_type = "rate_limit_error"
+
+    def __init__(self, limit: str, message: str, retry_after_ms: int | None) -> None:
+        if retry_after_ms is None:
+            advice = "Waiting does not help: this request alone is larger than the limit."
+        else:
+            advice = f"Try again in {max(retry_after_ms, 0) / 1000:.3f} s."
+        super().__init__(f"{message} {advice}")
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+        if retry_after_ms is None or retry_after_ms > RETRY_AFTER_MS_MAX:
+            self.should_retry = False
+
+
+class Overloaded(GatewayError):
+    """There are engines, none has room now."""
+
+    status = 503
+    code = "overloaded"
+    anthropic_type = "overloaded_error"
+
+    def __init__(self, retry_after_ms: int | None = None, message: str = "The model is overloaded. Try again later.") -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class NoInstance(Overloaded):
+    """No engine of the model can be reached at all."""
+
+    code = "no_instance"
+
+    def __init__(self, retry_after_ms: int | None = None) -> None:
+        super().__init__(retry_after_ms, "No instance of this model is available. Try again later.")
+
+
+class DependencyUnavailable(GatewayError):
+    """Redis is gone and the tenant's policy is to refuse, or its answer cannot be trusted."""
+
+    status = 503
+    code = "dependency_unavailable"
+    anthropic_type = "overloaded_error"
+
+    def __init__(self, retry_after_ms: int | None = None) -> None:
+        super().__init__("The service is degraded and cannot admit requests now. Try again later.")
+        self.retry_after_ms = retry_after_ms
+
+
+class UsageUnavailable(GatewayError):
+    """The receipt of a request cannot be looked up now."""
+
+    status = 503
+    code = "usage_unavailable"
+
+    def __init__(self, retry_after_ms: int | None = None) -> None:
+        super().__init__("Usage cannot be looked up now. Try again later.")
+        self.retry_after_ms = retry_after_ms
+
+
+class UpstreamProtocolError(GatewayError):
+    """The engine's answer is not what it should be: garbage, HTML, a stream that ends without a finish."""
+
+    status = 502
+    code = "upstream_protocol_error"
+
+    def __init__(self) -> None:
+        super().__init__("The engine sent an answer that cannot be understood.")
+
+
+class EngineFailed(GatewayError):
+    """The engine died, failed inside, or refuses us rather than the caller."""
+
+    status = 502
+    code = "engine_failed"
+
+    def __init__(self) -> None:
+        super().__init__("The engine failed while processing your request.")
+
+
+class RequestStopped(GatewayError):
+    """Stopped while it ran: by an operator, with its tenant, with its gateway. Only the last is worth another try."""
+
+    status = 503
+
+    def __init__(self, ending: str) -> None:
+        super().__init__(f"The request was stopped before it was complete: {ending}.")
+        self.code = ending
+        if ending != "gateway_stopped":
+            self.should_retry = False
+
+
+class DeadlineExceeded(GatewayError):
+    status = 504
+    code = "deadline_exceeded"
+    anthropic_type = "timeout_error"
+
+    def __init__(self) -> None:
+        super().__init__("The request took longer than allowed and was stopped.")
+
+
+class RequestStopped(GatewayError):
+    """Stopped from our side before its end; `code` is the ending that its usage event carries."""
+
+    status = 503
+    anthropic_type = "overloaded_error"
+
+    def __init__(self, ending: str) -> None:
+        super().__init__("The request was stopped by the service.")
+        self.code = ending
+
+
+def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:
+    """The JSON body. Anthropic's form has no place for `code` but `details.error_code`, which its SDK reads."""
+    return orjson.dumps(_error_object(err, dialect, request_id))
+
+
+def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
+    """The headers that the error itself decides; the request id and the length are the sender's."""
+    headers = [(b"content-type", b"application/json")]
+    if err.retry_after_ms is not None:
+        wait_ms = max(err.retry_after_ms, 0)
+        headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
+        headers.append((b"retry-after-ms", b"%d" % wait_ms))
+    if err.should_retry is not None:
+        headers.append((b"x-should-retry", b"true" if err.should_retry else b"false"))
+    if isinstance(err, MethodNotAllowed):
+        headers.append((b"allow", err.allow.encode()))
+    if err.close:
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def error_event(err: GatewayError, dialect: Dialect, route: Route, request_id: str, sequence_number: int = 0) -> bytes:
+    """The error as the last event of a stream that has begun. No `[DONE]` and no finish follow it.
+
+    OpenAI's SDK raises only for an object with `error` in it; its Responses stream has an event of its own without one, so that event carries both.
+    """
+    body = _error_object(err, dialect, request_id)
+    if dialect is Dialect.ANTHROPIC:
+        return b"event: error\ndata: " + orjson.dumps(body) + b"\n\n"
+    if route is Route.RESPONSES:
+        event = {"type": "error", "code": err.code, "message": err.message, "param": err.param, "sequence_number": sequence_number, **body}
+        return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
+    return b"data: " + orjson.dumps(body) + b"\n\n"
+
+
+def _error_object(err: GatewayError, dialect: Dialect, request_id: str) -> dict[str, Any]:
+    if dialect is Dialect.ANTHROPIC:
+        error = {"type": err.anthropic_type, "message": err.message, "details": {"error_code": err.code}}
+        return {"type": "error", "error": error, "request_id": request_id}
+    return {"error": {"message": err.message, "type": err.type, "param": err.param, "code": err.code}}
