@@ -18,10 +18,11 @@
     ├── RouteNotFound                     404 route_not_found
     ├── MethodNotAllowed                  405 method_not_allowed
     ├── QuotaExceeded                     429 rate_limit_exceeded
-    ├── Overloaded                        503 overloaded
-    │   └── NoInstance                    503 no_instance
-    ├── DependencyUnavailable             503 dependency_unavailable
-    ├── UsageUnavailable                  503 usage_unavailable
+    ├── TryLater                          503
+    │   ├── Overloaded                    503 overloaded
+    │   ├── NoInstance                    503 no_instance
+    │   ├── DependencyUnavailable         503 dependency_unavailable
+    │   └── UsageUnavailable              503 usage_unavailable
     ├── UpstreamProtocolError             502 upstream_protocol_error
     ├── EngineFailed                      502 engine_failed
     ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped …: by its ending
@@ -53,17 +54,15 @@ class GatewayError(Exception):
     retry_after_ms: int | None = None
     should_retry: bool | None = None
     close: bool = False
+    text: str = "The server had an error while processing your request."
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.text)
+        self.message = message or self.text
 
 
 class InternalError(GatewayError):
     """What a bug of ours looks like to a caller."""
-
-    def __init__(self) -> None:
-        super().__init__("The server had an error while processing your request.")
 
 
 class InvalidRequest(GatewayError):
@@ -111,7 +110,10 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
     def __init__(self, context_tokens: int, requested: int, param: str, counted: str = "tokens") -> None:
-        super().__init__(f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested} {counted}.", param)
+        super().__init__(
+            f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested} {counted}.",
+            param,
+        )
         self.context_tokens = context_tokens
         self.requested = requested
 
@@ -138,9 +140,7 @@ class UnsupportedContentEncoding(GatewayError):
     type = "invalid_request_error"
     code = "unsupported_content_encoding"
     anthropic_type = "invalid_request_error"
-
-    def __init__(self) -> None:
-        super().__init__("Compressed request bodies are not accepted: send the body without Content-Encoding.")
+    text = "Compressed request bodies are not accepted: send the body without Content-Encoding."
 
 
 class RequestTimeout(GatewayError):
@@ -151,9 +151,7 @@ class RequestTimeout(GatewayError):
     code = "request_timeout"
     anthropic_type = "timeout_error"
     close = True
-
-    def __init__(self) -> None:
-        super().__init__("The request body did not arrive in time.")
+    text = "The request body did not arrive in time."
 
 
 class AuthenticationFailed(GatewayError):
@@ -163,9 +161,7 @@ class AuthenticationFailed(GatewayError):
     type = "invalid_request_error"
     code = "invalid_api_key"
     anthropic_type = "authentication_error"
-
-    def __init__(self) -> None:
-        super().__init__("Incorrect API key provided.")
+    text = "Incorrect API key provided."
 
 
 class PermissionDenied(GatewayError):
@@ -173,9 +169,7 @@ class PermissionDenied(GatewayError):
     type = "permission_error"
     code = "permission_denied"
     anthropic_type = "permission_error"
-
-    def __init__(self, message: str = "This API key may not do this.") -> None:
-        super().__init__(message)
+    text = "This API key may not do this."
 
 
 class ModelNotFound(GatewayError):
@@ -206,9 +200,7 @@ class RouteNotFound(GatewayError):
     type = "invalid_request_error"
     code = "route_not_found"
     anthropic_type = "not_found_error"
-
-    def __init__(self, message: str = "There is no such route.") -> None:
-        super().__init__(message)
+    text = "There is no such route."
 
 
 class MethodNotAllowed(GatewayError):
@@ -242,48 +234,43 @@ class QuotaExceeded(GatewayError):
             self.should_retry = False
 
 
-class Overloaded(GatewayError):
-    """There are engines, none has room now."""
+class TryLater(GatewayError):
+    """Not now: `retry_after_ms` says when, where that is known."""
 
     status = 503
-    code = "overloaded"
     anthropic_type = "overloaded_error"
 
-    def __init__(self, retry_after_ms: int | None = None, message: str = "The model is overloaded. Try again later.") -> None:
-        super().__init__(message)
+    def __init__(self, retry_after_ms: int | None = None) -> None:
+        super().__init__()
         self.retry_after_ms = retry_after_ms
 
 
-class NoInstance(Overloaded):
+class Overloaded(TryLater):
+    """There are engines, none has room now."""
+
+    code = "overloaded"
+    text = "The model is overloaded. Try again later."
+
+
+class NoInstance(TryLater):
     """No engine of the model can be reached at all."""
 
     code = "no_instance"
-
-    def __init__(self, retry_after_ms: int | None = None) -> None:
-        super().__init__(retry_after_ms, "No instance of this model is available. Try again later.")
+    text = "No instance of this model is available. Try again later."
 
 
-class DependencyUnavailable(GatewayError):
+class DependencyUnavailable(TryLater):
     """Redis is gone and the tenant's policy is to refuse, or its answer cannot be trusted."""
 
-    status = 503
     code = "dependency_unavailable"
-    anthropic_type = "overloaded_error"
-
-    def __init__(self, retry_after_ms: int | None = None) -> None:
-        super().__init__("The service is degraded and cannot admit requests now. Try again later.")
-        self.retry_after_ms = retry_after_ms
+    text = "The service is degraded and cannot admit requests now. Try again later."
 
 
-class UsageUnavailable(GatewayError):
+class UsageUnavailable(TryLater):
     """The receipt of a request cannot be looked up now."""
 
-    status = 503
     code = "usage_unavailable"
-
-    def __init__(self, retry_after_ms: int | None = None) -> None:
-        super().__init__("Usage cannot be looked up now. Try again later.")
-        self.retry_after_ms = retry_after_ms
+    text = "Usage cannot be looked up now. Try again later."
 
 
 class UpstreamProtocolError(GatewayError):
@@ -291,9 +278,7 @@ class UpstreamProtocolError(GatewayError):
 
     status = 502
     code = "upstream_protocol_error"
-
-    def __init__(self) -> None:
-        super().__init__("The engine sent an answer that cannot be understood.")
+    text = "The engine sent an answer that cannot be understood."
 
 
 class EngineFailed(GatewayError):
@@ -301,18 +286,18 @@ class EngineFailed(GatewayError):
 
     status = 502
     code = "engine_failed"
-
-    def __init__(self) -> None:
-        super().__init__("The engine failed while processing your request.")
+    text = "The engine failed while processing your request."
 
 
 class RequestStopped(GatewayError):
-    """Stopped while it ran: by an operator, with its tenant, with its gateway. Only the last is worth another try."""
+    """Stopped from our side before its end; `code` is the ending of its usage event. Only a stopped gateway is worth another try."""
 
     status = 503
+    anthropic_type = "overloaded_error"
+    text = "The request was stopped by the service."
 
     def __init__(self, ending: str) -> None:
-        super().__init__(f"The request was stopped before it was complete: {ending}.")
+        super().__init__()
         self.code = ending
         if ending != "gateway_stopped":
             self.should_retry = False
@@ -322,20 +307,7 @@ class DeadlineExceeded(GatewayError):
     status = 504
     code = "deadline_exceeded"
     anthropic_type = "timeout_error"
-
-    def __init__(self) -> None:
-        super().__init__("The request took longer than allowed and was stopped.")
-
-
-class RequestStopped(GatewayError):
-    """Stopped from our side before its end; `code` is the ending that its usage event carries."""
-
-    status = 503
-    anthropic_type = "overloaded_error"
-
-    def __init__(self, ending: str) -> None:
-        super().__init__("The request was stopped by the service.")
-        self.code = ending
+    text = "The request took longer than allowed and was stopped."
 
 
 def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:
@@ -368,7 +340,14 @@ def error_event(err: GatewayError, dialect: Dialect, route: Route, request_id: s
     if dialect is Dialect.ANTHROPIC:
         return b"event: error\ndata: " + orjson.dumps(body) + b"\n\n"
     if route is Route.RESPONSES:
-        event = {"type": "error", "code": err.code, "message": err.message, "param": err.param, "sequence_number": sequence_number, **body}
+        event = {
+            "type": "error",
+            "code": err.code,
+            "message": err.message,
+            "param": err.param,
+            "sequence_number": sequence_number,
+            **body,
+        }
         return b"event: error\ndata: " + orjson.dumps(event) + b"\n\n"
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
