@@ -14,6 +14,10 @@ SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"
 CELLS: Final = "taas:cells"
+# Held by the billing process that reaps, for the length of one pass.
+REAPER_LOCK: Final = "taas:reaper"
+# How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost something.
+PROJECTION: Final = "taas:projection"
 
 # The usage stream: one consumer group, one field an entry.
 USAGE_GROUP: Final = "billing"

@@ -1,0 +1,160 @@
+"""Instances added by hand, in SQL: engines that somebody else starts. Knows neither HTTP nor Redis.
+
+Those of `taas worker` are not here: they stand in Redis while their lease holds. An id is used once, because the audit counts by it,
+and one engine stands under one id, because its counters would be read twice.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from billing import models, outbox
+from billing.names import INSTANCE_PREFIX, new_id
+from billing.outbox import ChangeKind
+from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.catalogue import NOW_MS
+from billing.schema.catalogue import instance as table
+
+# A removed instance gets nothing new; what it has open may end, and its counters are read until then.
+DRAIN_MS: Final = 600_000
+_URL_CHARS_MAX: Final = 2048
+_HOST: Final = re.compile(r"[A-Za-z0-9.:_\[\]-]+", re.ASCII)
+_PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What is known of a running engine at the moment it is added: which start of it, and where its counters stand."""
+
+    epoch: str
+    abort: bool
+    baseline_prompt: int
+    baseline_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One engine added by hand. `engine_key` is what it asks of us, if anything."""
+
+    instance_id: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    engine_key: str | None = field(repr=False)
+    epoch: str
+    abort: bool
+    baseline_prompt: int
+    baseline_generation: int
+    removed_ms: int | None
+    created_ms: int
+    updated_ms: int
+
+
+def check_url(url: str) -> str:
+    """The base URL of an engine without its trailing `/` or `/v1`. Raises Invalid."""
+    parts = urlsplit(url) if len(url) <= _URL_CHARS_MAX and url.isascii() and url.isprintable() else None
+    if (
+        parts is None
+        or parts.scheme not in {"http", "https"}
+        or _HOST.fullmatch(parts.netloc) is None
+        or not _port_valid(url)
+    ):
+        raise Invalid(
+            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, without user or password.", param="url"
+        )
+    if parts.query or parts.fragment or "?" in url or "#" in url or _PATH.fullmatch(parts.path) is None:
+        raise Invalid("The URL of an engine has no query, fragment or escapes.", param="url")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path}".rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def add(
+    connection: Connection,
+    model: str,
+    url: str,
+    facts: EngineFacts,
+    *,
+    engine_key: str | None = None,
+    instance_id: str | None = None,
+) -> Instance:
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id ever used or a URL in use."""
+    entry = models.find(connection, model)
+    check_free(connection, url, instance_id)
+    try:
+        with connection.begin_nested():
+            row = connection.execute(
+                insert(table)
+                .values(
+                    instance_id=instance_id or new_id(INSTANCE_PREFIX),
+                    model=entry.name,
+                    pool=entry.pool,
+                    cell=entry.cell,
+                    url=url,
+                    engine_key=engine_key,
+                    epoch=facts.epoch,
+                    abort=facts.abort,
+                    baseline_prompt=facts.baseline_prompt,
+                    baseline_generation=facts.baseline_generation,
+                )
+                .returning(table)
+            ).one()
+    except IntegrityError as exc:
+        check_free(connection, url, instance_id)
+        raise Conflict("The same instance is being added by somebody else.") from exc
+    outbox.record(connection, ChangeKind.INSTANCE, row.instance_id)
+    return _instance(row)
+
+
+def check_free(connection: Connection, url: str, instance_id: str | None) -> None:
+    """Raises Conflict when the URL is in use or the id has ever been."""
+    used = connection.execute(
+        select(table.c.instance_id).where(table.c.url == url, table.c.removed_ms.is_(None))
+    ).scalar()
+    if used is not None:
+        raise Conflict(f"{url} is instance {used!r} already; remove that first.", param="url")
+    if instance_id is not None:
+        known = connection.execute(select(table.c.removed_ms).where(table.c.instance_id == instance_id)).one_or_none()
+        if known is not None:
+            past = "is" if known.removed_ms is None else "was"
+            raise Conflict(f"There {past} an instance {instance_id!r}; ids are not used twice.", param="instance")
+
+
+def find(connection: Connection, instance_id: str) -> Instance:
+    """By id, removed or not. Raises NotFound."""
+    row = connection.execute(select(table).where(table.c.instance_id == instance_id)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"No instance {instance_id!r} was added by hand; one of `taas worker` goes when its worker stops.",
+            param="instance",
+        )
+    return _instance(row)
+
+
+def list_all(connection: Connection) -> list[Instance]:
+    """Those in use, oldest first."""
+    query = select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
+    return [_instance(row) for row in connection.execute(query)]
+
+
+def remove(connection: Connection, instance_id: str) -> Instance:
+    """It gets nothing new from now on; what it has open may end. Again is a no-op. Raises NotFound."""
+    found = find(connection, instance_id)
+    if found.removed_ms is None:
+        connection.execute(update(table).where(table.c.instance_id == instance_id).values(removed_ms=NOW_MS))
+        outbox.record(connection, ChangeKind.INSTANCE, instance_id)
+    return find(connection, instance_id)
+
+
+def _port_valid(url: str) -> bool:
+    try:
+        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _instance(row: Row[Any]) -> Instance:
+    return Instance(**row._mapping)

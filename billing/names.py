@@ -1,0 +1,40 @@
+"""What names and ids look like. Pure: knows no table.
+
+Names come from operators and end up in URLs, Redis keys and metric labels; so they are plain ASCII, hold no braces (a Redis hash tag
+must not close early), and read as a path that no client rewrites. Ids are ours: a prefix that says of what, and 96 random bits.
+"""
+
+import re
+import secrets
+from typing import Final
+
+NAME_CHARS_MAX: Final = 128
+_NAME: Final = re.compile(r"[A-Za-z0-9._/-]{1,128}", re.ASCII)
+# 12 bytes: no two ids meet by chance in any number of tenants, and nobody guesses one.
+_ID_BYTES: Final = 12
+
+TENANT_PREFIX: Final = "ten_"
+PROJECT_PREFIX: Final = "prj_"
+KEY_PREFIX: Final = "key_"
+INSTANCE_PREFIX: Final = "ins-"
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, such as `ten_0f…` (24 hex digits)."""
+    return prefix + secrets.token_hex(_ID_BYTES)
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises ValueError, saying what is wrong, when it is not one."""
+    if _NAME.fullmatch(name) is None:
+        raise ValueError("a name is 1 to 128 of the characters A-Z a-z 0-9 . _ / -")
+    if any(part in {"", ".", ".."} for part in name.split("/")):
+        raise ValueError("a name must not begin or end with '/', nor hold '//', '/./' or '/../'")
+    return name
+
+
+def check_tenant_name(name: str) -> str:
+    """As `check_name`; a tenant's name must not look like an id, because both are accepted in the same places."""
+    if name.startswith(TENANT_PREFIX):
+        raise ValueError(f"a tenant's name must not begin with {TENANT_PREFIX!r}: that is how ids look")
+    return check_name(name)

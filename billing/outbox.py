@@ -1,0 +1,53 @@
+"""What Redis has still to be told: rows written in the transaction that changed the catalogue, gone once Redis has it.
+
+Owns the rows of `projection_outbox`; does not know what is told, nor Redis.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, delete, func, insert, select
+
+from billing.schema.catalogue import projection_outbox
+
+
+class ChangeKind(StrEnum):
+    """What changed; the subject is its id, a model's name, or for `stop` what gateways are to stop."""
+
+    TENANT = "tenant"
+    KEY = "key"
+    MODEL = "model"
+    INSTANCE = "instance"
+    STOP = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row, oldest first."""
+
+    change_id: int
+    kind: ChangeKind
+    subject: str
+
+
+def record(connection: Connection, kind: ChangeKind, subject: str) -> None:
+    """Note in the caller's transaction that this has changed."""
+    connection.execute(insert(projection_outbox).values(kind=kind.value, subject=subject))
+
+
+def pending(connection: Connection, count_max: int) -> list[Change]:
+    """The oldest changes that Redis has not been told."""
+    rows = connection.execute(select(projection_outbox).order_by(projection_outbox.c.change_id).limit(count_max))
+    return [Change(row.change_id, ChangeKind(row.kind), row.subject) for row in rows]
+
+
+def count(connection: Connection) -> int:
+    """How many changes Redis has not been told."""
+    return connection.execute(select(func.count()).select_from(projection_outbox)).scalar_one()
+
+
+def done(connection: Connection, changes: list[Change]) -> None:
+    """Forget exactly these: a smaller id may still be committed by a slower transaction."""
+    if changes:
+        ids = [change.change_id for change in changes]
+        connection.execute(delete(projection_outbox).where(projection_outbox.c.change_id.in_(ids)))

@@ -1,0 +1,107 @@
+"""Tenants in SQL: who is billed, and what they may at all. Knows neither HTTP nor Redis.
+
+Each function works in the caller's transaction and notes in the outbox what Redis has to be told.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, Row, or_, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import outbox, projects
+from billing.names import TENANT_PREFIX, new_id
+from billing.outbox import ChangeKind
+from billing.refusals import Conflict, NotFound
+from billing.schema.catalogue import tenant as table
+
+Kind = Literal["external", "internal"]
+Status = Literal["active", "suspended"]
+
+# With Redis gone, nobody is served on a guess.
+REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3)."""
+
+    tenant_id: str
+    name: str
+    kind: Kind
+    status: Status
+    on_demand: bool
+    redis_down: dict[str, Any]
+    created_ms: int
+    updated_ms: int
+
+
+def create(
+    connection: Connection,
+    name: str,
+    kind: Kind = "external",
+    *,
+    on_demand: bool = True,
+    redis_down: Mapping[str, Any] = REFUSE,
+) -> Tenant:
+    """A new tenant, active, with the project `default`. Raises Conflict when the name is taken."""
+    row = connection.execute(
+        insert(table)
+        .values(tenant_id=new_id(TENANT_PREFIX), name=name, kind=kind, on_demand=on_demand, redis_down=dict(redis_down))
+        .on_conflict_do_nothing(index_elements=["name"])
+        .returning(table)
+    ).one_or_none()
+    if row is None:
+        raise Conflict(f"There is a tenant named {name!r} already.", param="name")
+    projects.create(connection, row.tenant_id, projects.DEFAULT)
+    outbox.record(connection, ChangeKind.TENANT, row.tenant_id)
+    return _tenant(row)
+
+
+def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenant:
+    """By id or name. Raises NotFound."""
+    row = connection.execute(
+        select(table).where(or_(table.c.tenant_id == tenant, table.c.name == tenant))
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no tenant {tenant!r}; `taas tenant list` shows those that are.", param=param)
+    return _tenant(row)
+
+
+def list_all(connection: Connection) -> list[Tenant]:
+    """Every tenant, by name."""
+    return [_tenant(row) for row in connection.execute(select(table).order_by(table.c.name))]
+
+
+def names(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, str]:
+    """The names of these ids; unknown ones are left out."""
+    rows = connection.execute(select(table.c.tenant_id, table.c.name).where(table.c.tenant_id.in_(set(tenant_ids))))
+    return {row.tenant_id: row.name for row in rows}
+
+
+def change(
+    connection: Connection,
+    tenant: str,
+    *,
+    status: Status | None = None,
+    on_demand: bool | None = None,
+    redis_down: Mapping[str, Any] | None = None,
+) -> Tenant:
+    """Set what is given. Raises NotFound."""
+    tenant_id = find(connection, tenant).tenant_id
+    wanted = {"status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down)}
+    given = {column: value for column, value in wanted.items() if value is not None}
+    if given:
+        connection.execute(update(table).where(table.c.tenant_id == tenant_id).values(given))
+        outbox.record(connection, ChangeKind.TENANT, tenant_id)
+    return find(connection, tenant_id)
+
+
+def stop_streams(connection: Connection, tenant_id: str) -> None:
+    """Have the gateways end what this tenant has open; the outbox keeps it behind the tenant's own change."""
+    outbox.record(connection, ChangeKind.STOP, f"tenant:{tenant_id}")
+
+
+def _tenant(row: Row[Any]) -> Tenant:
+    return Tenant(**row._mapping)
