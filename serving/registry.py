@@ -51,10 +51,13 @@ class EngineCounters:
 
 @dataclass(frozen=True, slots=True)
 class FinalCounters:
-    """The last counters of an engine that runs no more. Not `exact`: it died or was cut off, and may have produced more than was read."""
+    """The last counters of an engine that runs no more, as read (its baseline is not taken off). Not `exact`: it died or was cut off, and may have
+    produced more than was read.
+    """
 
     epoch: str
     counters: EngineCounters
+    baseline: EngineCounters
     exact: bool
 
 
@@ -109,7 +112,6 @@ class InstanceEntry:
         """Read an entry; unknown fields are ignored, so that old and new processes run side by side. ValueError when it is not one."""
         try:
             fields = orjson.loads(raw)
-            epoch = str(fields["epoch"])
             final = fields.get("final")
             return cls(
                 instance=_text(fields["instance"]),
@@ -118,14 +120,14 @@ class InstanceEntry:
                 cell=_text(fields["cell"]),
                 url=_text(fields["url"]),
                 key=None if fields.get("key") is None else _text(fields["key"]),
-                epoch=epoch,
+                epoch=str(fields["epoch"]),
                 status=InstanceStatus(fields["status"]),
                 lease_until_ms=_count(fields["lease_until_ms"]),
                 abort=fields.get("abort") is True,
                 load=_read_load(fields.get("load") or {}),
                 baseline=_read_counters(fields.get("baseline") or {"prompt": 0, "generation": 0}),
-                final=None if final is None else _read_final(final, epoch),
-                earlier=tuple(_read_final(ended, "") for ended in fields.get("earlier") or ()),
+                final=None if final is None else _read_final(final),
+                earlier=tuple(_read_final(ended) for ended in fields.get("earlier") or ()),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc
@@ -186,16 +188,24 @@ def _counters_json(counters: EngineCounters) -> dict[str, int]:
 
 
 def _final_json(final: FinalCounters) -> dict[str, Any]:
-    return {"epoch": final.epoch, **_counters_json(final.counters), "exact": final.exact}
+    return {
+        "epoch": final.epoch,
+        **_counters_json(final.counters),
+        "baseline": _counters_json(final.baseline),
+        "exact": final.exact,
+    }
 
 
 def _read_counters(fields: dict[str, Any]) -> EngineCounters:
     return EngineCounters(prompt=_count(fields["prompt"]), generation=_count(fields["generation"]))
 
 
-def _read_final(fields: dict[str, Any], epoch: str) -> FinalCounters:
+def _read_final(fields: dict[str, Any]) -> FinalCounters:
     return FinalCounters(
-        epoch=str(fields.get("epoch", epoch)), counters=_read_counters(fields), exact=fields.get("exact") is True
+        epoch=_text(fields["epoch"]),
+        counters=_read_counters(fields),
+        baseline=_read_counters(fields["baseline"]),
+        exact=fields.get("exact") is True,
     )
 
 

@@ -1,0 +1,162 @@
+"""`taas worker MODEL`: one process, one instance of a model. It owns the command line and puts the parts together."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from pydantic import ValidationError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from serving.agent import Agent
+from serving.engine_process import EngineStartFailed
+from serving.launch import CannotStart, find_model, find_python, plan_worker, read_entry, read_previous
+from serving.metrics import WorkerMetrics
+from serving.model_files import ModelFilesError
+from serving.ports import claim_port
+from serving.settings import WorkerSettings
+from serving.vllm_command import HOST
+
+# Shorter than the lease: a Redis that hangs must not keep a renewal from the next try.
+_REDIS_TIMEOUT_S: Final = 2.0
+
+
+@click.command(name="worker")
+@click.argument("model")
+@click.option(
+    "--path",
+    type=click.Path(path_type=Path),
+    help="Folder of the model's files. Default: HOME/models/MODEL; a model we know is fetched.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    help="Port of the engine, on loopback. Default: the first free one from 8100 up.",
+)
+@click.option(
+    "--instance", "instance", help="Name of this instance. Default: MODEL-HOSTNAME-PORT, the same after a restart."
+)
+@click.option(
+    "--vllm-python",
+    type=click.Path(path_type=Path),
+    help="Python of the environment that vLLM is installed in (TAAS_VLLM_PYTHON). Default: .venv-vllm/bin/python.",
+)
+@click.option(
+    "--vllm", type=click.Choice(["cpu", "gpu"]), help="Which build of vLLM that is (TAAS_VLLM). Default: cpu."
+)
+@click.option(
+    "--engine-arg",
+    "engine_args",
+    multiple=True,
+    metavar="ARG",
+    help="One more argument for vLLM; repeat it: --engine-arg=--tool-call-parser --engine-arg=hermes.",
+)
+@click.option(
+    "--drain-seconds",
+    "drain_s",
+    type=click.FloatRange(min=0),
+    help="On SIGTERM, how long requests in flight may take to end (TAAS_DRAIN_S). Default: 60.",
+)
+@click.option(
+    "--home", type=click.Path(path_type=Path), help="Folder of models, cache and logs (TAAS_HOME). Default: .taas."
+)
+def main(
+    model: str,
+    path: Path | None,
+    port: int | None,
+    instance: str | None,
+    vllm_python: Path | None,
+    vllm: str | None,
+    engine_args: tuple[str, ...],
+    drain_s: float | None,
+    home: Path | None,
+) -> None:
+    """Serve MODEL: start vLLM from the model's entry, register it, keep it running.
+
+    The entry is made with `taas model add`. The worker registers its engine once it has produced a token, renews it every second,
+    starts it again with growing pauses when it dies, and on SIGTERM or Ctrl-C lets running requests end first (twice: at once).
+    Its log lines go to standard output, the engine's to HOME/logs.
+    """
+    try:
+        given = {"vllm_python": vllm_python, "vllm": vllm, "drain_s": drain_s, "home": home}
+        settings = WorkerSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        asyncio.run(_serve(settings, model, path, port, instance, engine_args))
+    except ValidationError as exc:
+        wrong = "; ".join(f"TAAS_{str(error['loc'][0]).upper()}: {error['msg']}" for error in exc.errors())
+        _fail(f"a setting is wrong: {wrong}")
+    except (CannotStart, ModelFilesError, EngineStartFailed) as exc:
+        _fail(str(exc))
+
+
+async def _serve(
+    settings: WorkerSettings,
+    name: str,
+    path: Path | None,
+    port: int | None,
+    instance: str | None,
+    engine_args: tuple[str, ...],
+) -> None:
+    url = settings.redis_url.get_secret_value()
+    async with Redis.from_url(
+        url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+    ) as redis:
+        model = await read_entry(redis, url, name)
+        python = find_python(settings)
+        model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
+        with _engine_port(settings, port) as engine_port:
+            instance = instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
+            plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
+            previous = await read_previous(redis, url, instance)
+            metrics = WorkerMetrics(instance=instance, model=name)
+            try:
+                server, metrics_port = metrics.serve(settings.worker_metrics_port_first)
+            except OSError as exc:
+                raise CannotStart(str(exc)) from exc
+            _note(f"worker of {name}: instance {instance}, metrics on http://{HOST}:{metrics_port}/metrics")
+            agent = Agent(plan, redis, metrics, _note, previous)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, agent.request_stop)
+            try:
+                await agent.run()
+            finally:
+                server.shutdown()
+                server.server_close()
+        _note("stopped")
+
+
+@contextlib.contextmanager
+def _engine_port(settings: WorkerSettings, given: int | None) -> Iterator[int]:
+    """The port that was asked for, or one that is held for this worker until it ends."""
+    if given is not None:
+        yield given
+        return
+    try:
+        port, claim = claim_port(settings.engine_port_first)
+    except OSError as exc:
+        raise CannotStart(str(exc)) from exc
+    with claim:
+        yield port
+
+
+def _note(text: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {text}")
+    sys.stdout.flush()
+
+
+def _fail(text: str) -> None:
+    click.echo(f"taas worker: {text}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

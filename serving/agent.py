@@ -1,0 +1,276 @@
+"""The life of one instance: start the engine, register it, keep its entry true, start it again when it dies, drain it when told to stop.
+
+It decides when the status changes. How an engine is run (`engine_process`), watched (`engine_watch`) and shown (`presence`) is theirs.
+One start of the engine is an *epoch*: its counters begin anew, so its entry gets a new epoch and a new baseline.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+
+from serving.backoff import Backoff
+from serving.engine_client import EngineClient, EngineUnanswering
+from serving.engine_metrics import EngineReading
+from serving.engine_process import EngineProcess, EngineStartFailed
+from serving.engine_watch import WatchLimits, until_idle, watch
+from serving.metrics import WorkerMetrics
+from serving.presence import RENEW_S, Presence
+from serving.registry import (
+    FINAL_LEASE_MS,
+    LEASE_MS,
+    EngineCounters,
+    EngineLoad,
+    FinalCounters,
+    InstanceEntry,
+    InstanceStatus,
+)
+from serving.served_model import ServedModel
+from serving.vllm_command import EngineCommand
+
+EARLIER_EPOCHS_MOST: Final = 8
+# vLLM needs a moment after its own --shutdown-timeout to end its children.
+_STOP_SLACK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTimes:
+    """Seconds, all of them. `notice_s`: how long gateways may take to see that an instance is draining."""
+
+    start_timeout_s: float
+    drain_s: float
+    engine_shutdown_timeout_s: float
+    notice_s: float = 1.5
+    renew_s: float = RENEW_S
+    watch: WatchLimits = field(default_factory=WatchLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """Everything a worker has decided before it starts."""
+
+    instance: str
+    model: ServedModel
+    url: str
+    key: str = field(repr=False)
+    command: EngineCommand
+    log_path: Path
+    times: WorkerTimes
+
+
+class Agent:
+    """One worker's loop. `note` gets a line for people at each turn of events; it is never told anything of a request."""
+
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        redis: Redis,
+        metrics: WorkerMetrics,
+        note: Callable[[str], None],
+        previous: InstanceEntry | None = None,
+    ) -> None:
+        self._plan = plan
+        self._metrics = metrics
+        self._note = note
+        self._stop_asked = asyncio.Event()
+        self._stop_at_once = asyncio.Event()
+        self._last: EngineReading | None = None
+        entry = InstanceEntry(
+            instance=plan.instance,
+            model=plan.model.name,
+            pool=plan.model.pool,
+            cell=plan.model.cell,
+            url=plan.url,
+            key=plan.key,
+            epoch="",
+            status=InstanceStatus.DOWN,
+            abort=True,
+            earlier=() if previous is None else _ended_epochs(previous),
+        )
+        self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)
+
+    def request_stop(self) -> None:
+        """Drain and end; asked a second time, end without waiting for requests in flight."""
+        if self._stop_asked.is_set():
+            self._stop_at_once.set()
+        self._stop_asked.set()
+
+    async def run(self) -> None:
+        """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this instance yet, and whoever started the
+        worker should see why. Later starts are tried again for ever.
+        """
+        backoff = Backoff()
+        await self._begin_epoch()
+        renewing = asyncio.create_task(self._presence.renew_forever())
+        try:
+            healthy_s = await self._live_one_epoch()
+            while not self._stop_asked.is_set():
+                wait_s = backoff.after(healthy_s)
+                self._note(f"starting the engine again in {wait_s:.0f} s")
+                if await _set_within(self._stop_asked, wait_s):
+                    return
+                self._metrics.count("engine_restarts")
+                await self._begin_epoch()
+                try:
+                    healthy_s = await self._live_one_epoch()
+                except EngineStartFailed as exc:
+                    healthy_s = 0.0
+                    await self._show_down()
+                    self._metrics.count("engine_start_failures")
+                    self._note(str(exc))
+        finally:
+            renewing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await renewing
+            await self._leave()
+
+    async def _begin_epoch(self) -> None:
+        entry = self._presence.entry
+        self._last = None
+        self._metrics.set("epoch_started_timestamp_seconds", time.time())
+        await self._presence.show(
+            replace(
+                entry,
+                epoch=_new_epoch(),
+                status=InstanceStatus.STARTING,
+                load=EngineLoad(),
+                baseline=EngineCounters(),
+                final=None,
+                earlier=_ended_epochs(entry),
+            )
+        )
+
+    async def _live_one_epoch(self) -> float:
+        """Start the engine and see it to its end. Returns for how long it was healthy; a stop that was asked for has then been carried out.
+        Raises EngineStartFailed.
+        """
+        times = self._plan.times
+        started = time.monotonic()
+        engine = await EngineProcess.start(self._plan.command, self._plan.log_path)
+        self._note(f"engine starting, its log is {self._plan.log_path}")
+        # Before it has come up it gets a short time to clear away its shared memory; one that hangs gets none.
+        grace_s = _STOP_SLACK_S / 2
+        try:
+            async with EngineClient(self._plan.url, self._plan.key) as client:
+                baseline = await self._unless_stopped(
+                    engine.wait_until_answering(client, self._plan.model, times.start_timeout_s, self._note)
+                )
+                if baseline is None:
+                    return 0.0
+                ready = time.monotonic()
+                self._metrics.set("engine_start_duration_seconds", ready - started)
+                await self._show_ready(baseline, ready - started)
+                why = await self._serve(engine, client)
+                if why is None:
+                    await self._drain(client)
+                    grace_s = 0.0 if self._stop_at_once.is_set() else times.engine_shutdown_timeout_s + _STOP_SLACK_S
+                else:
+                    grace_s = 0.0
+                    await self._show_down()
+                    self._note(f"the engine {why}")
+                return time.monotonic() - ready
+        finally:
+            self._metrics.set("engine_up", 0)
+            await engine.stop(grace_s)
+
+    async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
+        """Until the engine fails: why; or until a stop is asked for: None."""
+        watching = asyncio.create_task(watch(client, self._plan.times.watch, self._take_reading))
+        stopping = asyncio.create_task(self._stop_asked.wait())
+        try:
+            await asyncio.wait({watching, stopping, engine.exited}, return_when=asyncio.FIRST_COMPLETED)
+            if engine.exited.done():
+                return f"ended with status {engine.exited.result()}: {engine.died_because()}"
+            return watching.result() if watching.done() else None
+        finally:
+            for task in (watching, stopping):
+                task.cancel()
+            await asyncio.gather(watching, stopping, return_exceptions=True)
+
+    async def _drain(self, client: EngineClient) -> None:
+        """Take no new requests, let the running ones end, and leave the last counters where the audit finds them."""
+        times = self._plan.times
+        self._note("draining: no new requests, waiting for those in flight")
+        self._metrics.set("draining", 1)
+        await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
+        idle = False
+        waiting = asyncio.create_task(until_idle(client, times.notice_s, times.drain_s, self._take_reading))
+        at_once = asyncio.create_task(self._stop_at_once.wait())
+        try:
+            await asyncio.wait({waiting, at_once}, return_when=asyncio.FIRST_COMPLETED)
+            if waiting.done():
+                idle = waiting.result()
+        except EngineUnanswering as exc:
+            self._note(f"the engine does not answer any more while draining: {exc}")
+        finally:
+            for task in (waiting, at_once):
+                task.cancel()
+            await asyncio.gather(waiting, at_once, return_exceptions=True)
+        if not idle:
+            self._note("requests were still in flight: they are cut off")
+        await self._show_down(exact=idle)
+
+    async def _show_ready(self, baseline: EngineCounters, took_s: float) -> None:
+        self._last = EngineReading(EngineLoad(), baseline)
+        self._metrics.set("engine_up", 1)
+        await self._presence.show(replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline))
+        self._note(
+            f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on {self._plan.url}"
+        )
+
+    async def _show_down(self, *, exact: bool = False) -> None:
+        entry = self._presence.entry
+        final = None if self._last is None else FinalCounters(entry.epoch, self._last.counters, entry.baseline, exact)
+        self._metrics.set("engine_up", 0)
+        self._metrics.show_load(EngineLoad())
+        # When it is over, nobody renews: the lease must reach to where the audit has read it.
+        lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else LEASE_MS
+        await self._presence.show(replace(entry, status=InstanceStatus.DOWN, load=EngineLoad(), final=final), lease_ms)
+
+    async def _leave(self) -> None:
+        """Out of the registry, unless there are last counters that somebody still has to read: then `down` until the lease lapses."""
+        entry = self._presence.entry
+        if entry.final is None and not entry.earlier:
+            await self._presence.remove()
+        else:
+            await self._presence.show(replace(entry, status=InstanceStatus.DOWN), FINAL_LEASE_MS)
+
+    def _take_reading(self, reading: EngineReading) -> None:
+        self._last = reading
+        self._metrics.show_load(reading.load)
+        self._presence.show_soon(replace(self._presence.entry, load=reading.load))
+
+    async def _unless_stopped(self, coming: Coroutine[Any, Any, EngineCounters]) -> EngineCounters | None:
+        """What comes, or None when a stop is asked for first."""
+        task = asyncio.create_task(coming)
+        stopping = asyncio.create_task(self._stop_asked.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for pending in (task, stopping):
+                pending.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+
+def _ended_epochs(entry: InstanceEntry) -> tuple[FinalCounters, ...]:
+    """The ended epochs that an entry knows of, newest first."""
+    ended = entry.earlier if entry.final is None else (entry.final, *entry.earlier)
+    return ended[:EARLIER_EPOCHS_MOST]
+
+
+def _new_epoch() -> str:
+    """For people its start in ms; unique even where a clock was set back."""
+    return f"{time.time_ns() // 1_000_000}-{secrets.token_hex(3)}"
+
+
+async def _set_within(event: asyncio.Event, wait_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), wait_s)
+    return event.is_set()

@@ -1,0 +1,80 @@
+"""What the worker asks its own engine over HTTP: health, metrics, and one tiny generation. Knows no process and no registry."""
+
+from types import TracebackType
+from typing import Final
+
+import httpx
+
+from serving.engine_metrics import EngineReading, parse_metrics
+from serving.registry import EngineCounters
+from serving.served_model import ServedModel
+
+# An engine under full load on a small CPU answers /metrics in up to a second or two.
+_TIMEOUT_S: Final = 5.0
+_PROBE_TIMEOUT_S: Final = 120.0
+
+
+class EngineUnanswering(Exception):
+    """The engine gave no usable answer; the text says to what and why."""
+
+
+class EngineClient:
+    """One engine on loopback, with its key. Proxies of the environment are not used."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_TIMEOUT_S, trust_env=False
+        )
+
+    async def __aenter__(self) -> "EngineClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def is_healthy(self) -> bool:
+        """False when it answers that it is not (vLLM: its engine core is dead). Raises EngineUnanswering when it does not answer."""
+        return (await self._get("/health")).status_code == 200
+
+    async def reading(self) -> EngineReading:
+        """Load and counters now. Raises EngineUnanswering."""
+        response = await self._get("/metrics")
+        if response.status_code != 200:
+            raise EngineUnanswering(f"/metrics answered {response.status_code}")
+        try:
+            return parse_metrics(response.text)
+        except ValueError as exc:
+            raise EngineUnanswering(str(exc)) from exc
+
+    async def probe(self, model: ServedModel) -> EngineCounters:
+        """Have the model produce one token (or one embedding); returns what that cost. Raises EngineUnanswering when nothing comes out."""
+        if model.generates:
+            path, extra = "/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
+        else:
+            path, extra = "/v1/embeddings", {"input": "1"}
+        try:
+            response = await self._http.post(
+                path, json={"model": model.engine_model, **extra}, timeout=_PROBE_TIMEOUT_S
+            )
+        except httpx.HTTPError as exc:
+            raise EngineUnanswering(f"{path}: {exc!r}") from exc
+        if response.status_code != 200:
+            raise EngineUnanswering(f"{path} answered {response.status_code}: {response.text[:300]}")
+        try:
+            usage = response.json()["usage"]
+            cost = EngineCounters(
+                prompt=int(usage["prompt_tokens"]), generation=int(usage.get("completion_tokens") or 0)
+            )
+        except (ValueError, KeyError, TypeError) as exc:
+            raise EngineUnanswering(f"{path} answered without usage: {exc!r}") from exc
+        if model.generates and cost.generation < 1:
+            raise EngineUnanswering(f"{path} produced no token")
+        return cost
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path)
+        except httpx.HTTPError as exc:
+            raise EngineUnanswering(f"{path}: {exc!r}") from exc

@@ -1,0 +1,57 @@
+"""Watches a running engine: reads load and counters every second, and says when it no longer works. Knows no registry and stops nothing."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.engine_client import EngineClient, EngineUnanswering
+from serving.engine_metrics import EngineReading
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """How often to look, and how many looks in a row may fail. One look waits up to 5 s for an answer: a loaded engine may be slow, a dead one is not."""
+
+    poll_s: float = 1.0
+    unanswered_most: int = 5
+
+
+async def watch(client: EngineClient, limits: WatchLimits, on_reading: Callable[[EngineReading], None]) -> str:
+    """Calls `on_reading` after each look; returns, once the engine has failed, why."""
+    unanswered = 0
+    while True:
+        try:
+            if not await client.is_healthy():
+                return "says that it is not healthy"
+            on_reading(await client.reading())
+            unanswered = 0
+        except EngineUnanswering as exc:
+            unanswered += 1
+            if unanswered >= limits.unanswered_most:
+                return f"did not answer {unanswered} times in a row ({exc})"
+        await asyncio.sleep(limits.poll_s)
+
+
+async def until_idle(
+    client: EngineClient,
+    notice_s: float,
+    drain_s: float,
+    on_reading: Callable[[EngineReading], None],
+    poll_s: float = 0.25,
+) -> bool:
+    """Wait until nothing has run for two looks in a row, but at least `notice_s`, in which gateways learn to send nothing more: then the last reading's
+    counters stand still. False when requests still ran after `drain_s` more. Raises EngineUnanswering.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    idle_looks = 0
+    while True:
+        reading = await client.reading()
+        on_reading(reading)
+        idle_looks = idle_looks + 1 if reading.idle else 0
+        waited_s = loop.time() - started
+        if idle_looks >= 2 and waited_s >= notice_s:
+            return True
+        if waited_s >= drain_s + notice_s:
+            return False
+        await asyncio.sleep(poll_s)

@@ -1,0 +1,124 @@
+"""What a worker decides before it starts: the model's entry, where its files are, and the plan of its instance. Starts nothing that stays."""
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from billing import redis_keys
+from serving import registry
+from serving.agent import WorkerPlan, WorkerTimes
+from serving.catalogue import known_models
+from serving.model_files import ensure_model
+from serving.registry import InstanceEntry
+from serving.served_model import ServedModel
+from serving.settings import WorkerSettings, inherited_environment
+from serving.vllm_command import HOST, EngineOptions, build_command
+
+
+class CannotStart(Exception):
+    """Something that the worker needs is missing. The text says what, and what to do."""
+
+
+async def read_entry(redis: Redis, redis_url: str, name: str) -> ServedModel:
+    """The model's entry in the catalogue. Raises CannotStart."""
+    try:
+        raw = await redis.hget(redis_keys.MODELS, name)
+        names = [_decoded(known) for known in await redis.hkeys(redis_keys.MODELS)]
+    except (RedisError, OSError) as exc:
+        raise _no_redis(redis_url, exc) from exc
+    if raw is None:
+        there = f"It has: {', '.join(sorted(names))}." if names else "It has none yet: is `taas billing` running?"
+        raise CannotStart(
+            f"No model {name!r} in the catalogue at {_address(redis_url)}. Add it with `taas model add {name}`. {there}"
+        )
+    try:
+        return ServedModel.from_json(raw)
+    except ValueError as exc:
+        raise CannotStart(f"The catalogue's entry of {name} cannot be served: {exc}") from exc
+
+
+async def read_previous(redis: Redis, redis_url: str, instance: str) -> InstanceEntry | None:
+    """What an earlier worker left under this instance's name. Raises CannotStart."""
+    try:
+        return await registry.find(redis, instance)
+    except (RedisError, OSError) as exc:
+        raise _no_redis(redis_url, exc) from exc
+
+
+def find_python(settings: WorkerSettings) -> Path:
+    """The Python that runs vLLM; not resolved, because a virtual environment's is a link that must stay one. Raises CannotStart."""
+    python = settings.vllm_python.absolute()
+    if not python.exists():
+        raise CannotStart(
+            f"There is no {python}. `make up` makes the environment of vLLM; --vllm-python names the Python of another one."
+        )
+    return python
+
+
+def find_model(
+    settings: WorkerSettings, name: str, path: Path | None, python: Path, note: Callable[[str], None]
+) -> Path:
+    """The folder of the model's files; those of a model we know are fetched. Raises CannotStart or ModelFilesError."""
+    folder = path or settings.home / "models" / name
+    if path is None and name in known_models():
+        folder = ensure_model(settings.home, name, python, note)
+    if not (folder / "config.json").exists():
+        raise CannotStart(
+            f"{folder} holds no model (no config.json). Put the files of {name} there, or name their folder with --path."
+        )
+    return folder.absolute()
+
+
+def plan_worker(
+    settings: WorkerSettings,
+    model: ServedModel,
+    instance: str,
+    port: int,
+    python: Path,
+    model_path: Path,
+    engine_args: tuple[str, ...],
+) -> WorkerPlan:
+    """All of it together, with a new key. Raises CannotStart when an engine argument cannot be taken."""
+    known = known_models().get(model.name)
+    key = secrets.token_urlsafe(32)
+    options = EngineOptions(
+        python=python,
+        model_path=model_path,
+        port=port,
+        gpu=settings.vllm == "gpu",
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_gib=settings.kv_cache_gib,
+        shutdown_timeout_s=settings.engine_shutdown_timeout_s,
+        engine_args=engine_args or (known.engine_args if known is not None else ()),
+    )
+    try:
+        command = build_command(model, options, key, inherited_environment())
+    except ValueError as exc:
+        raise CannotStart(str(exc)) from exc
+    times = WorkerTimes(
+        start_timeout_s=settings.engine_start_timeout_s,
+        drain_s=settings.drain_s,
+        engine_shutdown_timeout_s=settings.engine_shutdown_timeout_s,
+    )
+    log_path = (settings.home / "logs" / f"engine-{instance}.log").absolute()
+    return WorkerPlan(instance, model, f"http://{HOST}:{port}", key, command, log_path, times)
+
+
+def _address(redis_url: str) -> str:
+    """Host and port only: the URL may hold a password."""
+    parts = urlsplit(redis_url)
+    return f"{parts.hostname}:{parts.port}"
+
+
+def _no_redis(redis_url: str, exc: Exception) -> CannotStart:
+    return CannotStart(
+        f"Redis at {_address(redis_url)} does not answer ({type(exc).__name__}). Start it (`make up` does), or set TAAS_REDIS_URL."
+    )
+
+
+def _decoded(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name

@@ -1,0 +1,82 @@
+"""The instance's place in the registry: says what it is told, renews it every second, and keeps trying while Redis is away.
+
+It owns the lease. It must not know why a status changes. An engine goes on serving without Redis; that is the gateways' matter.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from serving import registry
+from serving.metrics import WorkerMetrics
+from serving.registry import LEASE_MS, InstanceEntry
+
+RENEW_S: Final = 1.0
+
+
+class Presence:
+    """One entry, written by one writer at a time, so that an older one never lands on a newer."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        entry: InstanceEntry,
+        metrics: WorkerMetrics,
+        note: Callable[[str], None],
+        renew_s: float = RENEW_S,
+    ) -> None:
+        self.entry = entry
+        self._redis = redis
+        self._metrics = metrics
+        self._note = note
+        self._renew_s = renew_s
+        self._lease_ms = LEASE_MS
+        self._writing = asyncio.Lock()
+        self._reached = True
+        self._removed = False
+
+    async def show(self, entry: InstanceEntry, lease_ms: int = LEASE_MS) -> None:
+        """Publish now, and from now on. Returns also when Redis is away: the next renewal tries again."""
+        self.entry = entry
+        self._lease_ms = lease_ms
+        await self._write()
+
+    def show_soon(self, entry: InstanceEntry) -> None:
+        """Publish with the next renewal: for load, which changes all the time."""
+        self.entry = entry
+
+    async def remove(self) -> None:
+        """Take the entry out, for good."""
+        self._removed = True
+        await self._write()
+
+    async def renew_forever(self) -> None:
+        """Write the entry once a second, until cancelled."""
+        while True:
+            await asyncio.sleep(self._renew_s)
+            await self._write()
+
+    async def _write(self) -> None:
+        async with self._writing:
+            try:
+                if self._removed:
+                    await registry.remove(self._redis, self.entry.instance)
+                else:
+                    await registry.publish(self._redis, self.entry, self._lease_ms)
+            except (RedisError, OSError) as exc:
+                self._tell(reached=False, why=f": {type(exc).__name__}")
+            else:
+                self._tell(reached=True, why="")
+
+    def _tell(self, *, reached: bool, why: str) -> None:
+        self._metrics.set("redis_up", 1 if reached else 0)
+        if reached != self._reached:
+            self._reached = reached
+            self._note(
+                "Redis is back, registered again"
+                if reached
+                else f"Redis does not answer{why}; the engine goes on, still trying to renew its lease"
+            )

@@ -1,0 +1,37 @@
+"""The worker's settings: the only place of `serving` that reads the environment (`TAAS_…`, and what an engine inherits)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """How a worker runs its engine. Every field is also an environment variable, `TAAS_` before its name."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", frozen=True, extra="ignore")
+
+    home: Path = Path(".taas")
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
+
+    vllm: Literal["cpu", "gpu"] = "cpu"
+    vllm_python: Path = Path(".venv-vllm/bin/python")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    # CPU only: GiB for the KV cache. One holds 46,592 tokens of the default model.
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 1
+
+    engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100
+    worker_metrics_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 9110
+
+    # Large models load for many minutes; a start that is really stuck should still be told.
+    engine_start_timeout_s: Annotated[float, Field(gt=0)] = 1800
+    # How long requests in flight may take to finish after SIGTERM, and then how long vLLM itself may finish what is left.
+    drain_s: Annotated[float, Field(ge=0)] = 60
+    engine_shutdown_timeout_s: Annotated[int, Field(ge=0)] = 5
+
+
+def inherited_environment() -> dict[str, str]:
+    """What the worker itself was started with: the base of an engine's environment."""
+    return dict(os.environ)

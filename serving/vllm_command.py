@@ -1,0 +1,108 @@
+"""The command line and environment of a vLLM server, from a model's entry and the worker's options. Pure: it starts nothing.
+
+Checked against vLLM 0.32. What must hold whatever the operator adds: loopback, the instance's own key (in the environment, where `ps` does
+not show it), abort by id, exact usage, and no prompt in any log.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from serving.served_model import ServedModel
+
+HOST: Final = "127.0.0.1"
+# vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and so parts of prompts.
+LOGGING_CONFIG: Final = Path(__file__).with_name("vllm_logging.json")
+
+# Flags whose value other parts rely on. An engine argument that sets one of them is refused instead of silently winning or losing.
+OWNED_FLAGS: Final = frozenset(
+    {
+        "--model", "--served-model-name", "--host", "--port", "--api-key", "--uds", "--config", "--max-model-len", "--scheduling-policy", "--shutdown-timeout",
+        "--enable-scale-out", "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs", "--disable-log-stats",
+        "--disable-uvicorn-access-log", "--log-error-stack",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the worker decides about its engine."""
+
+    python: Path
+    model_path: Path
+    port: int
+    gpu: bool
+    gpu_memory_utilization: float
+    kv_cache_gib: int
+    shutdown_timeout_s: int
+    engine_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """What to start. The environment holds the engine's key, so it is in no repr."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+
+
+def build_command(model: ServedModel, options: EngineOptions, key: str, inherited: Mapping[str, str]) -> EngineCommand:
+    """`inherited` is the worker's own environment. ValueError when an engine argument sets what the worker owns."""
+    check_engine_args(options.engine_args)
+    argv = [
+        str(options.python), "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(options.model_path),
+        "--served-model-name", model.engine_model,
+        "--host", HOST,
+        "--port", str(options.port),
+        "--max-model-len", str(model.context_tokens),
+        "--enable-scale-out",
+        "--scheduling-policy", "priority",
+        "--enable-prompt-tokens-details",
+        "--shutdown-timeout", str(options.shutdown_timeout_s),
+        "--no-enable-log-requests",
+        "--no-enable-log-outputs",
+        "--disable-uvicorn-access-log",
+        "--uvicorn-log-level", "warning",
+        "--disable-fastapi-docs",
+    ]  # fmt: skip
+    if options.gpu:
+        argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
+    else:
+        argv += ["--enforce-eager"]
+    argv += options.engine_args
+    return EngineCommand(tuple(argv), _environment(options, key, inherited))
+
+
+def check_engine_args(engine_args: tuple[str, ...]) -> None:
+    """ValueError when one of them sets what the worker owns, in any spelling that argparse takes for it."""
+    for argument in engine_args:
+        if not argument.startswith("--"):
+            continue
+        flag = argument.partition("=")[0].replace("_", "-")
+        positive = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else flag
+        # argparse takes an unambiguous beginning of a flag for the flag.
+        if positive in OWNED_FLAGS or any(len(positive) > 4 and owned.startswith(positive) for owned in OWNED_FLAGS):
+            raise ValueError(f"engine argument {argument.partition('=')[0]} is set by the worker itself; leave it out")
+
+
+def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The engine gets none of our own settings: they hold the admin key and the address of the ledger."""
+    env = {name: value for name, value in inherited.items() if not name.startswith("TAAS_")}
+    env |= {
+        "VLLM_API_KEY": key,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # DEBUG would log prompts, and the other one whole responses.
+        "VLLM_LOGGING_LEVEL": "INFO",
+        "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "False",
+        "VLLM_LOGGING_CONFIG_PATH": str(LOGGING_CONFIG),
+        # It opens endpoints that put the engine to sleep or reset its caches, without a key.
+        "VLLM_SERVER_DEV_MODE": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not options.gpu:
+        env["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+    return env
