@@ -1,0 +1,150 @@
+"""One connection to Redis: commands of one loop tick leave in one write, replies come back in their order.
+
+It knows RESP and time, not what commands mean; it does not reconnect. Whoever is waiting when it ends is told `RedisUnavailable`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final
+
+import hiredis
+
+# Beyond this a server is not slow but gone, and memory would grow instead of callers being told.
+OUTSTANDING_MAX: Final = 100_000
+# What a server says when it cannot serve now. The command was not run.
+_UNAVAILABLE_CODES: Final = frozenset(
+    {
+        "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOREPLICAS", "NOPERM", "OOM", "READONLY",
+        "TRYAGAIN", "WRONGPASS",
+    }
+)  # fmt: skip
+_INCOMPLETE: Final = object()
+
+
+class RedisUnavailable(Exception):
+    """Redis could not serve the call. With `unknown_outcome` it may have been run: repeat it only if that is harmless."""
+
+    def __init__(self, reason: str, *, unknown_outcome: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.unknown_outcome = unknown_outcome
+
+
+class RedisCommandError(Exception):
+    """Redis refused a command for what it says: a bug of the caller, not an outage."""
+
+
+class RedisConnection(asyncio.Protocol):
+    """The protocol. `script_texts` (by SHA) are given again to a server that answers NOSCRIPT."""
+
+    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_script_texts", "_timeout_s", "_timer", "_transport", "closed",
+                 "readonly_seen")  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, script_texts: Mapping[str, str]) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._script_texts = script_texts
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
+        self._out: list[bytes] = []
+        self._flush_scheduled = False
+        # The caller's future, the command to repeat should its script be missing, when it was sent.
+        self._outstanding: deque[tuple[asyncio.Future[Any] | None, tuple[Any, ...] | None, float]] = deque()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.readonly_seen = False
+
+    def send(self, future: asyncio.Future[Any], command: tuple[Any, ...]) -> None:
+        """Send with the other commands of this tick; the reply or an error goes to `future`."""
+        if len(self._outstanding) >= OUTSTANDING_MAX:
+            future.set_exception(RedisUnavailable("overloaded", unknown_outcome=False))
+            return
+        self._enqueue(future, command, command if command[0] == "EVALSHA" else None)
+
+    @property
+    def open(self) -> bool:
+        """Whether a command may be sent."""
+        return self._transport is not None
+
+    def abort(self, reason: str) -> None:
+        """Close at once and tell everybody who waits."""
+        transport, self._transport = self._transport, None
+        self._fail_outstanding(reason)
+        if transport is not None:
+            transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._timer = self._loop.call_later(self._timeout_s / 4, self._check_oldest)
+
+    def data_received(self, data: bytes) -> None:
+        reader, outstanding = self._reader, self._outstanding
+        reader.feed(data)
+        try:
+            while (reply := reader.gets()) is not _INCOMPLETE:
+                future, command, _ = outstanding.popleft()
+                if isinstance(reply, hiredis.ReplyError):
+                    self._refused(future, command, str(reply))
+                elif future is not None and not future.done():
+                    future.set_result(reply)
+        except (hiredis.ProtocolError, IndexError):
+            self.abort("protocol")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fail_outstanding("connection lost")
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    # Inside
+
+    def _enqueue(
+        self, future: asyncio.Future[Any] | None, command: tuple[Any, ...], repeatable: tuple[Any, ...] | None
+    ) -> None:
+        self._out.append(hiredis.pack_command(command))
+        self._outstanding.append((future, repeatable, self._loop.time()))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._out and self._transport is not None:
+            self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        self._out.clear()
+
+    def _refused(self, future: asyncio.Future[Any] | None, command: tuple[Any, ...] | None, message: str) -> None:
+        code = message.partition(" ")[0]
+        if code == "NOSCRIPT" and command is not None and command[1] in self._script_texts:
+            self._enqueue(None, ("SCRIPT", "LOAD", self._script_texts[command[1]]), None)
+            self._enqueue(future, command, None)
+            return
+        if code == "READONLY":
+            self.readonly_seen = True
+            self._loop.call_soon(self.abort, "readonly")
+        if future is None or future.done():
+            return
+        if code in _UNAVAILABLE_CODES:
+            future.set_exception(RedisUnavailable(code.lower(), unknown_outcome=False))
+        else:
+            future.set_exception(RedisCommandError(message))
+
+    def _check_oldest(self) -> None:
+        if self._outstanding and self._loop.time() - self._outstanding[0][2] > self._timeout_s:
+            self.abort("timeout")
+            return
+        self._timer = self._loop.call_later(self._timeout_s / 4, self._check_oldest)
+
+    def _fail_outstanding(self, reason: str) -> None:
+        unsent = len(self._out)
+        self._out.clear()
+        for position in range(len(self._outstanding), 0, -1):
+            future, _, _ = self._outstanding.popleft()
+            if future is not None and not future.done():
+                future.set_exception(RedisUnavailable(reason, unknown_outcome=position > unsent))
