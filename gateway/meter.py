@@ -52,6 +52,9 @@ class Meter(Protocol):
     def output_tokens(self) -> int:
         """Output tokens so far; cheap."""
 
+    def counted(self) -> bool:
+        """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never billed."""
+
 
 def token_count(figures: Mapping[str, Any], name: str) -> int:
     """A figure of a usage object; an explicit 0 is 0, a missing or non-integer one raises ValueError."""

@@ -79,6 +79,9 @@ class ChoicesMeter:
             return self._output or self._chunks
         return self._counts.output_tokens()
 
+    def counted(self) -> bool:
+        return self._total is None and self._samples == 1 and self._output == 0 and self._chunks > 0
+
     def _read_fast(self, event: bytes) -> bytes:
         """A chunk in mid-stream of the only sample; returns it without what the caller did not ask for."""
         if self.finished or self._finished_samples:
@@ -135,6 +138,8 @@ class ChoicesMeter:
             return event if self._wants_usage else None
         for choice in choices:
             self._read_choice(choice, usage)
+        if self.aborted:  # stopped inside the engine: not an ending that a caller's client knows
+            return None
         if usage is None or self._wants_continuous:
             return event
         del chunk["usage"]

@@ -42,6 +42,9 @@ class PlainMeter:
     def output_tokens(self) -> int:
         return 0 if self._total is None else self._total.output
 
+    def counted(self) -> bool:
+        return False
+
     def close(self) -> bytes:
         """The whole answer, decoded for its usage. Raises ProtocolViolation when it is not a JSON object."""
         answer = b"".join(self._pieces)

@@ -62,6 +62,9 @@ class TypedMeter:
     def output_tokens(self) -> int:
         return self._deltas if self._total is None else self._total.output
 
+    def counted(self) -> bool:
+        return self._total is None and self._deltas > 0
+
     def _read_event(self, kind: bytes, text: bytes) -> None:
         raise NotImplementedError
 

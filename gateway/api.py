@@ -1,0 +1,172 @@
+"""The life of an inference request, in the order in which it meets the stages. Plain ASGI: no request object, no model per chunk."""
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+
+from billing.cell.scripts import CellKeys
+from billing.usage_event import CapacityClass, Ending, EventHead
+from gateway.authenticate import Caller, authenticate
+from gateway.body import read_body
+from gateway.catalogue import Catalogue
+from gateway.catalogue_entries import Model
+from gateway.client import AsgiClient, ClientConnection
+from gateway.engines import Engines
+from gateway.errors import GatewayError, ModelNotFound, NoInstance, PermissionDenied, QuotaExceeded
+from gateway.exchange import Exchange, response_id
+from gateway.forward import Forwarder
+from gateway.limit_headers import limit_headers
+from gateway.meter_for import meter_for
+from gateway.metrics import Metrics
+from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
+from gateway.request import Dialect, ParsedRequest, Route
+from gateway.reserve import Reserver, first_cost_mu
+from gateway.route import route as choose_instance
+from serving.registry import InstanceEntry
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
+
+
+@dataclass(slots=True)
+class InferenceApi:
+    """The stages of one process, and what is open in it."""
+
+    gateway_id: str
+    catalogue: Catalogue
+    engines: Engines
+    reserver: Reserver
+    forwarder: Forwarder
+    settle: Callable[[Exchange, Ending, int], None]
+    metrics: Metrics
+    open_exchanges: dict[str, Exchange]
+    body_bytes_max: int
+    _salts: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    async def __call__(self, inference_route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Every error reaches the caller in its dialect, with the request id."""
+        started_at = time.monotonic()
+        dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
+        request_id = "req_" + token_hex(12)
+        client = AsgiClient(send, inference_route, dialect, request_id, started_at)
+        try:
+            await self._serve(inference_route, scope, receive, client, started_at)
+        except GatewayError as error:
+            self._refused(inference_route, error)
+            if not client.started:
+                await client.refuse(error)
+        except Exception:
+            log.exception("bug in a request", extra={"request_id": request_id})
+            if client.started:
+                await client.break_off(GatewayError())
+            else:
+                await client.refuse(GatewayError())
+
+    async def _serve(
+        self, inference_route: Route, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
+    ) -> None:
+        caller = await authenticate(scope["headers"], self.catalogue)
+        raw = await read_body(scope, receive, self.body_bytes_max)
+        parsed = parse_request(inference_route, raw)
+        model = self._model(parsed, caller)
+        instance = self._route(model)  # holds nothing, so failing leaks nothing
+        body = self._engine_body(parsed, model, caller, client.request_id)
+        exchange = self._exchange(parsed, caller, model, instance, client.request_id, started_at)
+        reservation = await self.reserver.reserve(
+            exchange.head,
+            exchange.keys,
+            first_cost_mu(parsed, model.default_max_tokens, model.weights),
+            caller,
+        )
+        self.open_exchanges[client.request_id] = exchange
+        self.metrics.open_delta(1)
+        client.headers += limit_headers(reservation)
+        client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+        connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
+        exchange.client_connection = connection
+        if connection is not None:
+            connection.on_disconnect(exchange.client_left)
+        try:
+            await self.forwarder.forward(exchange, body, client)  # settles, once, on every ending
+        finally:
+            if connection is not None:
+                connection.on_disconnect(None)
+
+    def _model(self, parsed: ParsedRequest, caller: Caller) -> Model:
+        """The model, if this caller may know of it: unknown and not-yours are answered alike."""
+        model = self.catalogue.models.get(parsed.model)
+        if model is None or not model.visible_to(caller.tenant):
+            raise ModelNotFound(parsed.model)
+        if not caller.tenant.on_demand:
+            raise PermissionDenied("This account has no on-demand right.")
+        check_against_model(
+            parsed,
+            ModelLimits(
+                context_tokens=model.context_tokens,
+                vocabulary_tokens=model.vocabulary_tokens,
+                chat_template_kwargs=model.chat_template_kwargs,
+                routes=model.routes,
+            ),
+        )
+        return model
+
+    def _route(self, model: Model) -> InstanceEntry:
+        engines = self.engines
+        instances = self.catalogue.instances(model.name)
+        chosen = choose_instance(instances, engines.open_here, engines.failed_at, time.monotonic())
+        if chosen is None:
+            raise NoInstance
+        return chosen
+
+    def _engine_body(self, parsed: ParsedRequest, model: Model, caller: Caller, request_id: str) -> bytes:
+        engine_id = response_id(request_id) if parsed.route is Route.RESPONSES else request_id
+        return engine_body(
+            parsed,
+            engine_model=model.engine_model,
+            request_id=engine_id,
+            cache_salt=self._salt(caller.tenant.tenant),
+            priority=None,
+            default_max_tokens=None,
+        )
+
+    def _salt(self, tenant: str) -> str:
+        """The tenant's salt of the prefix cache: nobody can tell from timing what another tenant has sent."""
+        secret = self.catalogue.cache_salt
+        salt = self._salts.get((secret, tenant))
+        if salt is None:
+            salt = hmac.digest(secret.encode(), tenant.encode(), hashlib.sha256).hex()
+            if len(self._salts) > 100_000:
+                self._salts.clear()
+            self._salts[secret, tenant] = salt
+        return salt
+
+    def _exchange(
+        self,
+        parsed: ParsedRequest,
+        caller: Caller,
+        model: Model,
+        instance: InstanceEntry,
+        request_id: str,
+        started_at: float,
+    ) -> Exchange:
+        key, tenant = caller.key, caller.tenant.tenant
+        head = EventHead(
+            request_id, tenant, key.project, key.key_id, model.name, model.pool, model.cell, instance.instance,
+            instance.epoch, parsed.route.value, parsed.stream, CapacityClass.ON_DEMAND, None, model.weights,
+            parsed.samples, int(time.time() * 1000), self.gateway_id,
+        )  # fmt: skip
+        keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)
+        return Exchange(request_id, parsed, caller, model, instance, meter_for(parsed), head, keys, started_at)
+
+    def _refused(self, inference_route: Route, error: GatewayError) -> None:
+        self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)

@@ -1,0 +1,211 @@
+"""Builds the app of one process: the stages, wired once, under a FastAPI app whose inference routes are plain ASGI.
+
+What is started in the lifespan is stopped there in the reverse order; a process does not end before every settle is in Redis or in the journal.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from secrets import token_hex
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from billing.usage_event import Ending
+from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
+from gateway.catalogue import Catalogue
+from gateway.checkpoint import Checkpointer, Deadlines
+from gateway.client import AsgiClient
+from gateway.engines import Engines
+from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
+from gateway.exchange import Exchange
+from gateway.forward import Forwarder
+from gateway.housekeeping import Housekeeping
+from gateway.journal import Journal
+from gateway.lifecycle import Lifecycle
+from gateway.listing import listing_router
+from gateway.metrics import Metrics
+from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
+from gateway.outage import OutageLeases
+from gateway.redis_pipe import RedisPipe
+from gateway.request import Dialect, Route
+from gateway.reserve import Reserver
+from gateway.route import route
+from gateway.settings import GatewaySettings
+from gateway.settle import Settler
+
+log = logging.getLogger(__name__)
+
+
+class Stages:
+    """Everything of one process that lives as long as it does."""
+
+    def __init__(self, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.gateway_id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
+        self._settings = settings
+        timeout_s = settings.redis_timeout_ms / 1000
+        self._redis = RedisPipe(settings.redis_url, timeout_s=timeout_s)
+        self._feed = RedisPipe(settings.redis_url, timeout_s=timeout_s + 1.0)
+        self._journal = Journal(settings.journal_path)
+        self.open_exchanges: dict[str, Exchange] = {}
+        outage = OutageLeases()
+        self._engines = Engines(settings.connect_timeout_s)
+        self.catalogue = Catalogue(self._redis, self._feed, self._stop)
+        self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges)
+        self._housekeeping = Housekeeping(self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics)
+        self._checkpointer = Checkpointer(
+            self._redis,
+            self.open_exchanges,
+            Deadlines(settings.request_deadline_s, settings.first_token_deadline_s, settings.write_stall_s),
+            settings.lease_ms,
+            settings.checkpoint_ms / 1000,
+            self._others_ready,
+        )
+        self.inference = InferenceApi(
+            gateway_id=self.gateway_id,
+            catalogue=self.catalogue,
+            engines=self._engines,
+            reserver=Reserver(self._redis, settings.lease_ms, outage),
+            forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
+            settle=self._settler.settle,
+            metrics=metrics,
+            open_exchanges=self.open_exchanges,
+            body_bytes_max=settings.max_body_bytes,
+        )
+        lifecycle.on_deadline(self._stop_all)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Start, and at the end wait for what is open to settle."""
+        await self._journal.open()
+        await self.catalogue.start()
+        rounds = [
+            asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
+            asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
+        ]
+        try:
+            yield
+        finally:
+            self._stop_all()
+            while self.open_exchanges or self._settler.on_the_way:
+                await asyncio.sleep(0.01)
+            for task in rounds:
+                task.cancel()
+            await asyncio.gather(*rounds, return_exceptions=True)
+            await self._housekeeping.say_goodbye()
+            await self.catalogue.stop()
+            self._engines.close()
+            await self._feed.close()
+            await self._redis.close()
+            await self._journal.close()
+
+    def _stop(self, subject: str) -> None:
+        """The operator stops a request, or all of a tenant."""
+        if subject.startswith("tenant:"):
+            tenant = subject.removeprefix("tenant:")
+            for exchange in list(self.open_exchanges.values()):
+                if exchange.caller.tenant.tenant == tenant:
+                    exchange.stop(Ending.TENANT_SUSPENDED)
+        elif (found := self.open_exchanges.get(subject)) is not None:
+            found.stop(Ending.OPERATOR_STOP)
+
+    def _stop_all(self) -> None:
+        """The drain's deadline."""
+        for exchange in list(self.open_exchanges.values()):
+            exchange.stop(Ending.GATEWAY_STOPPED)
+
+    def _others_ready(self, exchange: Exchange) -> bool:
+        instances = self.catalogue.instances(exchange.model.name)
+        tried = {*exchange.tried, exchange.instance.instance}
+        return route(instances, {}, {}, 0.0, tried) is not None
+
+
+class GatewayApp(FastAPI):
+    """FastAPI for everything but inference, which goes by the raw path straight to its handler."""
+
+    stages: Stages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            inference_route = INFERENCE_PATHS.get(scope["raw_path"])
+            if inference_route is not None:
+                if scope["method"] == "POST":
+                    await self.stages.inference(inference_route, scope, receive, send)
+                else:
+                    await _refuse(inference_route, MethodNotAllowed("POST"), send)
+                return
+        await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, inference routes included."""
+        if not self.openapi_schema:
+            document = get_openapi(title=self.title, version=self.version, routes=self.routes)
+            document["paths"] = inference_paths() | document["paths"]
+            document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> FastAPI:
+    """The app of one process; nothing is opened before its lifespan starts."""
+    stages = Stages(settings, lifecycle, metrics)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with stages.running():
+            yield
+
+    app = GatewayApp(
+        title="Token-as-a-service gateway",
+        version="0.1.0",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.stages = stages
+    app.include_router(
+        listing_router(stages.catalogue, lifecycle, settings.admin_url, settings.service_key.get_secret_value())
+    )
+    app.add_exception_handler(GatewayError, _on_gateway_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_bug)
+    return app
+
+
+async def _refuse(inference_route: Route, error: GatewayError, send: Send) -> None:
+    dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
+    await AsgiClient(send, inference_route, dialect, "req_" + token_hex(12), 0.0).refuse(error)
+
+
+def _error_response(request: Request, error: GatewayError) -> Response:
+    """An error outside inference, in the dialect that the caller seems to speak."""
+    anthropic = "anthropic-version" in request.headers or request.url.path.startswith("/v1/messages")
+    request_id = "req_" + token_hex(12)
+    body = error_body(error, Dialect.ANTHROPIC if anthropic else Dialect.OPENAI, request_id)
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(body, error.status, headers | {"x-request-id": request_id})
+
+
+async def _on_gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return _error_response(request, error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "GET")
+        return _error_response(request, MethodNotAllowed(allow))
+    return _error_response(request, RouteNotFound())
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    log.error("bug outside inference", exc_info=error)
+    return _error_response(request, GatewayError())

@@ -1,0 +1,66 @@
+"""Who is calling: an API key from the raw headers to a key and its tenant. Fails closed, and says the same whatever was wrong.
+
+The key is hashed before any look-up, so a look-up can leak nothing of it; what comes back is compared in constant time. A key is never
+logged. `Authorization: Bearer` and `x-api-key` are both understood on every route; two that disagree are refused.
+"""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gateway.catalogue import Catalogue
+from gateway.catalogue_entries import ApiKey, Tenant
+from gateway.errors import AuthenticationFailed, PermissionDenied
+
+KEY_BYTES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    key: ApiKey
+    tenant: Tenant
+
+
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The one key that the headers present. Raises AuthenticationFailed when there is none, more than one, or not a key at all."""
+    bearer: bytes | None = None
+    api_key: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization":
+            if bearer is not None or value[:7].lower() != b"bearer ":
+                raise AuthenticationFailed
+            bearer = value[7:].strip()
+        elif name == b"x-api-key":
+            if api_key is not None:
+                raise AuthenticationFailed
+            api_key = value.strip()
+    if bearer is not None and api_key is not None and bearer != api_key:
+        raise AuthenticationFailed
+    found = bearer or api_key
+    if not found or len(found) > KEY_BYTES_MAX or not found.isascii() or not found.decode("ascii").isprintable():
+        raise AuthenticationFailed
+    return found
+
+
+async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue) -> Caller:
+    """The caller behind the headers.
+
+    Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a suspended tenant,
+    DependencyUnavailable when the key is not cached and Redis does not answer.
+    """
+    key_hash = hashlib.sha256(presented_key(headers)).hexdigest()
+    known = catalogue.cached_key(key_hash) or await catalogue.find_key(key_hash)
+    if known is None:
+        raise AuthenticationFailed
+    key, tenant = known
+    if not hmac.compare_digest(key.key_hash, key_hash):
+        raise AuthenticationFailed
+    if key.expires_at_ms is not None and key.expires_at_ms <= time.time() * 1000:
+        raise AuthenticationFailed
+    if not tenant.active:
+        raise PermissionDenied("The account is suspended.")
+    return Caller(key, tenant)

@@ -1,0 +1,176 @@
+"""Tenants, keys and models as the gateway sees them: read from the JSON that billing projects into Redis (docs/interfaces.md §3).
+
+Frozen values, checked once when they are read; an entry that cannot be read raises ValueError and its request is refused.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from billing.cell.scripts import Limits
+from billing.tokens import Weights
+
+MILLIUNITS = 1000
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class LimitTable:
+    """Limits by model; the model's own entry wins over `*`, field by field."""
+
+    by_model: dict[str, tuple[int | None, int | None, int | None]]
+
+    def for_model(self, model: str) -> Limits:
+        """The limits that hold for one model."""
+        if not self.by_model:
+            return NO_LIMITS
+        own = self.by_model.get(model, (None, None, None))
+        rest = self.by_model.get("*", (None, None, None))
+        requests, units, concurrency = (a if a is not None else b for a, b in zip(own, rest, strict=True))
+        return Limits.per_minute(requests, units, concurrency)
+
+    @classmethod
+    def read(cls, entries: list[dict[str, Any]]) -> "LimitTable":
+        """From a list of LIMIT objects."""
+        names = ("requests_per_minute", "units_per_minute", "concurrency")
+        return cls({entry["model"]: tuple(_limit(entry.get(name)) for name in names) for entry in entries})  # type: ignore[misc]
+
+
+def _limit(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:
+        raise ValueError("limit")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class OutagePolicy:
+    """What a tenant may do while Redis is gone: nothing (`requests` 0), or a bounded lease over all gateways together."""
+
+    requests: int = 0
+    milliunits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who is billed."""
+
+    tenant: str
+    kind: str
+    active: bool
+    on_demand: bool
+    outage: OutagePolicy
+    limits: LimitTable
+
+    @classmethod
+    def read(cls, raw: bytes) -> "Tenant":
+        """From `taas:tenant:<id>`. Raises ValueError."""
+        entry = _object(raw)
+        try:
+            policy = entry.get("redis_down") or {}
+            lease = policy.get("policy") == "local_lease"
+            return cls(
+                entry["tenant"],
+                entry["kind"],
+                entry["status"] == "active",
+                bool(entry.get("on_demand", True)),
+                OutagePolicy(int(policy["requests"]), int(policy["units"]) * MILLIUNITS) if lease else OutagePolicy(),
+                LimitTable.read(entry.get("limits") or []),
+            )
+        except (KeyError, TypeError) as exc:
+            raise ValueError("tenant entry") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that exists and was not revoked; expiry is checked at use."""
+
+    key_id: str
+    key_hash: str
+    tenant: str
+    project: str
+    expires_at_ms: int | None
+    limits: LimitTable
+
+    @classmethod
+    def read(cls, raw: bytes) -> "ApiKey":
+        """From `taas:key:<hash>`. Raises ValueError."""
+        entry = _object(raw)
+        try:
+            return cls(
+                entry["key_id"],
+                entry["hash"],
+                entry["tenant"],
+                entry["project"],
+                entry.get("expires_at_ms"),
+                LimitTable.read(entry.get("limits") or []),
+            )
+        except (KeyError, TypeError) as exc:
+            raise ValueError("key entry") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A name that callers ask for."""
+
+    name: str
+    pool: str
+    cell: str
+    visible: str | frozenset[str]
+    owner: str | None
+    routes: frozenset[str]
+    engine_model: str
+    context_tokens: int
+    vocabulary_tokens: int | None
+    default_max_tokens: int
+    weights: Weights
+    chat_template_kwargs: frozenset[str]
+    created: int
+    active: bool
+
+    def visible_to(self, tenant: Tenant) -> bool:
+        """Whether this tenant may know of the model."""
+        if not self.active or (self.owner is not None and self.owner != tenant.tenant):
+            return False
+        if isinstance(self.visible, frozenset):
+            return tenant.tenant in self.visible
+        return self.visible == "everyone" or (self.visible == "internal" and tenant.kind == "internal")
+
+    @classmethod
+    def read(cls, raw: bytes) -> "Model":
+        """From a field of `taas:models`. Raises ValueError."""
+        entry = _object(raw)
+        try:
+            visible, weights = entry["visible"], entry["weights"]
+            return cls(
+                entry["name"],
+                entry["pool"],
+                entry["cell"],
+                frozenset(visible) if isinstance(visible, list) else str(visible),
+                entry.get("owner"),
+                frozenset(entry["routes"]),
+                entry["engine_model"],
+                int(entry["context_tokens"]),
+                entry.get("vocabulary_tokens"),
+                int(entry["default_max_tokens"]),
+                Weights(
+                    int(weights["version"]),
+                    int(weights["w_in_mu"]),
+                    int(weights["w_cached_mu"]),
+                    int(weights["w_out_mu"]),
+                ),
+                frozenset(entry.get("chat_template_kwargs") or ()),
+                int(entry.get("created", 0)),
+                entry.get("status", "active") == "active",
+            )
+        except (KeyError, TypeError) as exc:
+            raise ValueError("model entry") from exc
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    entry = orjson.loads(raw)
+    if not isinstance(entry, dict):
+        raise ValueError("entry is not an object")
+    return entry

@@ -1,0 +1,117 @@
+"""Every half second, over all open exchanges of the process: checkpoints in one batch, and deadlines.
+
+A checkpoint records what was produced so far, tops the reservation up and renews its lease; what it records is what a request is settled with
+if this process dies. It decides no quota: a bucket that runs dry in mid-stream only goes into debt.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from billing.cell.scripts import Command, checkpoint_call
+from billing.tokens import Tokens
+from billing.usage_event import Ending
+from gateway.exchange import Exchange
+from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.settle import usage_event
+
+log = logging.getLogger(__name__)
+
+# A lease is renewed when this share of it has passed, even when nothing new was produced.
+RENEW_SHARE: Final = 0.3
+BATCH_MAX: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds: of a whole request, of its first token, of a caller that does not read."""
+
+    request_s: float
+    first_token_s: float
+    stall_s: float
+
+
+class Checkpointer:
+    """The half-second round of one process."""
+
+    def __init__(
+        self,
+        redis: RedisPipe,
+        open_exchanges: dict[str, Exchange],
+        deadlines: Deadlines,
+        lease_ms: int,
+        interval_s: float,
+        others_ready: Callable[[Exchange], bool],
+    ) -> None:
+        self._redis = redis
+        self._open = open_exchanges
+        self._deadlines = deadlines
+        self._lease_ms = lease_ms
+        self._interval_s = interval_s
+        self._others_ready = others_ready
+
+    async def run(self) -> None:
+        """Until cancelled. A failing Redis costs checkpoints, not requests: leases outlast a short outage."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            now = time.monotonic()
+            for exchange in list(self._open.values()):
+                self._check_deadlines(exchange, now)
+            try:
+                await self.write(now)
+            except RedisUnavailable as exc:
+                log.warning("checkpoint not written", extra={"reason": str(exc)})
+
+    async def write(self, now: float) -> int:
+        """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises RedisUnavailable."""
+        calls: list[Command] = []
+        for exchange in list(self._open.values()):
+            output = exchange.meter.output_tokens()
+            renew = now - exchange.checkpointed_at > self._lease_ms / 1000 * RENEW_SHARE
+            if output == exchange.checkpointed_output and not renew and not exchange.moved:
+                continue
+            calls.append(self._call(exchange))
+            exchange.checkpointed_at, exchange.checkpointed_output = now, output
+            exchange.moved = False
+        for start in range(0, len(calls), BATCH_MAX):
+            await self._redis.execute_many(calls[start : start + BATCH_MAX])
+        return len(calls)
+
+    def _call(self, exchange: Exchange) -> Command:
+        will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
+        used = exchange.meter.produced()
+        cost_mu = exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
+        return checkpoint_call(
+            exchange.keys,
+            lease_ms=self._lease_ms,
+            cost_mu=cost_mu,
+            produced=will.produced,
+            delivered_output=exchange.delivered_output,
+            will=will.will_json(),
+            head=exchange.head.to_json() if exchange.moved else b"",
+        )
+
+    def _check_deadlines(self, exchange: Exchange, now: float) -> None:
+        if exchange.stop_ending is not None or not exchange.try_started_at:
+            return
+        if now - exchange.started_at > self._deadlines.request_s:
+            exchange.stop(Ending.DEADLINE)
+        elif exchange.first_token_at is None and exchange.meter.output_tokens() == 0 and exchange.parsed.stream:
+            self._check_first_token(exchange, now)
+        client = exchange.client_connection
+        if client is not None and client.stalled_ms() > self._deadlines.stall_s * 1000:
+            exchange.stop(Ending.CLIENT_STALLED)
+            client.abort()
+
+    def _check_first_token(self, exchange: Exchange, now: float) -> None:
+        """Half of the time for one instance where another could take over, all of it where none can."""
+        waited_s = now - exchange.try_started_at
+        if waited_s > self._deadlines.first_token_s / 2 and not exchange.tried and self._others_ready(exchange):
+            exchange.try_timed_out = True
+            if exchange.connection is not None:
+                exchange.connection.close()
+        elif now - exchange.started_at > self._deadlines.first_token_s:
+            exchange.stop(Ending.DEADLINE)

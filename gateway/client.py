@@ -1,0 +1,89 @@
+"""The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows headers and framing, no tokens.
+
+The head goes out with the first piece, so that until then a failure can still become a proper error response.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+from gateway.errors import GatewayError, error_body, error_event, error_headers
+from gateway.request import Dialect, Route
+
+Headers = list[tuple[bytes, bytes]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientConnection(Protocol):
+    """What the listener lets the gateway know of the caller's connection (`scope["extensions"]["taas.connection"]`)."""
+
+    def is_disconnected(self) -> bool:
+        """Whether the caller has gone."""
+
+    def on_disconnect(self, callback: Callable[[], None] | None) -> None:
+        """Call back once when it goes; at once if it has gone; None forgets the callback."""
+
+    def stalled_ms(self) -> float:
+        """For how long the caller has not read what was written."""
+
+    def abort(self) -> None:
+        """Close without waiting."""
+
+
+class AsgiClient:
+    """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""
+
+    __slots__ = ("_dialect", "_route", "_send", "_started_at", "headers", "request_id", "started")
+
+    def __init__(self, send: Send, route: Route, dialect: Dialect, request_id: str, started_at: float) -> None:
+        self._send = send
+        self._route = route
+        self._dialect = dialect
+        self._started_at = started_at
+        self.request_id = request_id
+        self.headers: Headers = [(b"x-request-id", request_id.encode())]
+        self.started = False
+
+    async def send(self, piece: bytes) -> None:
+        """A piece of a stream; the first brings the head."""
+        if not self.started:
+            await self._start(200, _STREAM_HEADERS)
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self, piece: bytes) -> None:
+        """The last piece of a stream."""
+        if not self.started:
+            await self._start(200, _STREAM_HEADERS)
+        await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def whole(self, answer: bytes) -> None:
+        """A whole JSON answer."""
+        await self._start(200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())])
+        await self._send({"type": "http.response.body", "body": answer, "more_body": False})
+
+    async def break_off(self, error: GatewayError) -> None:
+        """One error object in a stream that has begun, and its end: never an end that looks like success."""
+        await self.end(error_event(error, self._dialect, self._route, self.request_id))
+
+    async def refuse(self, error: GatewayError) -> None:
+        """An error instead of an answer."""
+        body = error_body(error, self._dialect, self.request_id)
+        await self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        took_ms = int((time.monotonic() - self._started_at) * 1000)
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*self.headers, (b"openai-processing-ms", b"%d" % took_ms), *headers],
+            }
+        )

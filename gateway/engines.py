@@ -1,0 +1,101 @@
+"""The engines this process talks to: a connection pool for each instance, what is open there, and how to stop a request by its id.
+
+It knows addresses and failures, no tokens and no callers.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import orjson
+
+from gateway.exchange import Exchange
+from gateway.upstream import UpstreamError, UpstreamPool
+from serving.registry import InstanceEntry
+
+log = logging.getLogger(__name__)
+
+ABORT_PATH = b"/inference/v1/abort_requests"
+# An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
+ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
+
+
+class Engines:
+    """Pools by instance. A changed address or key of an instance makes a new pool."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
+        self.open_here: dict[str, int] = {}
+        self.failed_at: dict[str, float] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def pool(self, instance: InstanceEntry) -> UpstreamPool:
+        """The pool to this instance's present address."""
+        known = self._pools.get(instance.instance)
+        if known is not None and known[0] == instance.url and known[1] == instance.key:
+            return known[2]
+        if known is not None:
+            known[2].close()
+        pool = UpstreamPool(instance.url, instance.key, self._connect_timeout_s)
+        self._pools[instance.instance] = (instance.url, instance.key, pool)
+        return pool
+
+    def opened(self, instance: InstanceEntry) -> None:
+        """A request goes there."""
+        self.open_here[instance.instance] = self.open_here.get(instance.instance, 0) + 1
+
+    def closed(self, instance: InstanceEntry) -> None:
+        """It has ended."""
+        self.open_here[instance.instance] -= 1
+
+    def failed(self, instance: InstanceEntry) -> None:
+        """It let a request down: avoid it for a moment."""
+        self.failed_at[instance.instance] = time.monotonic()
+
+    def abort(self, exchange: Exchange) -> None:
+        """Make the engine stop a request: by id where it can (its answer then ends with the exact usage), else by closing the connection."""
+        if exchange.connection is None:
+            return
+        if not exchange.instance.abort:
+            exchange.connection.close()
+            return
+        task = asyncio.create_task(self._abort_by_id(exchange), name="abort")
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort_by_id(self, exchange: Exchange) -> None:
+        body = orjson.dumps({"request_ids": exchange.engine_request_ids()})
+        connection = exchange.connection
+        for pause_s in ABORT_REPEAT_SECONDS:
+            with contextlib.suppress(UpstreamError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._post(exchange.instance, ABORT_PATH, exchange.request_id, body)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await exchange.finished.wait()
+            if exchange.finished.is_set():
+                return
+        log.warning("engine did not stop a request by id", extra={"request_id": exchange.request_id})
+        if connection is not None:
+            connection.close()
+
+    async def _post(self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes) -> int:
+        pool = self.pool(instance)
+        connection, _ = await pool.acquire()
+        try:
+            connection.send(pool.request_bytes(path, request_id.encode(), body))
+            status = await connection.head()
+            while await connection.read():
+                pass
+        except BaseException:
+            connection.close()
+            raise
+        pool.release(connection)
+        return status
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for _, _, pool in self._pools.values():
+            pool.close()

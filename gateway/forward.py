@@ -1,0 +1,314 @@
+"""Sends a reserved request to an engine and passes the answer on, until it has ended in one of the known ways; then settles it, once.
+
+Nothing is sent to the caller before the engine has answered, so that a request whose engine fails before its first token can be tried on another
+instance (once), on the same reservation. After the first byte a failure becomes one error object in the stream. How it ended is recorded
+where it ended. Raises GatewayError only while nothing has been sent; the request is settled by then.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from billing.usage_event import Ending
+from gateway.engines import Engines
+from gateway.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    GatewayError,
+    NoInstance,
+    RequestStopped,
+    UpstreamProtocolError,
+    translate_engine_error,
+)
+from gateway.exchange import Exchange
+from gateway.meter import ProtocolViolation
+from gateway.meter_plain import PlainMeter
+from gateway.request import Route
+from gateway.route import route
+from gateway.upstream import UpstreamConnection, UpstreamError, UpstreamFailure
+from serving.registry import InstanceEntry
+
+log = logging.getLogger(__name__)
+
+TRIES_MAX = 2
+ERROR_BODY_BYTES_MAX = 64 * 1024
+PATHS = {
+    Route.CHAT: b"/v1/chat/completions",
+    Route.COMPLETIONS: b"/v1/completions",
+    Route.RESPONSES: b"/v1/responses",
+    Route.MESSAGES: b"/v1/messages",
+    Route.EMBEDDINGS: b"/v1/embeddings",
+    Route.COUNT_TOKENS: b"/v1/messages/count_tokens",
+    Route.TOKENIZE: b"/tokenize",
+}
+
+
+class Client(Protocol):
+    """The caller's side: the head goes out with the first piece."""
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has been sent."""
+
+    async def send(self, piece: bytes) -> None:
+        """A piece of a stream."""
+
+    async def end(self, piece: bytes) -> None:
+        """The last piece of a stream."""
+
+    async def whole(self, answer: bytes) -> None:
+        """A whole answer."""
+
+    async def break_off(self, error: GatewayError) -> None:
+        """One error object in a stream that has begun, and its end."""
+
+
+# Synchronous: when it returns the settle is on its way, so that no cancellation can come between.
+Settle = Callable[[Exchange, Ending, int], None]
+
+
+class TryFailed(Exception):
+    """This instance failed before its first token: another may be tried. `error` is what the caller gets when none is left."""
+
+    def __init__(self, error: GatewayError, kind: str) -> None:
+        super().__init__(kind)
+        self.error = error
+        self.kind = kind
+
+
+class Forwarder:
+    """Forwards exchanges of one process."""
+
+    def __init__(
+        self,
+        engines: Engines,
+        instances: Callable[[str], Collection[InstanceEntry]],
+        settle: Settle,
+        upstream_failed: Callable[[str, str], None],
+    ) -> None:
+        self._engines = engines
+        self._instances = instances
+        self._settle = settle
+        self._upstream_failed = upstream_failed
+
+    async def forward(self, exchange: Exchange, body: bytes, client: Client) -> None:
+        """From the engine to the caller, and settled. Raises GatewayError while nothing has been sent."""
+        exchange.on_stop = self._engines.abort
+        self._engines.opened(exchange.instance)
+        try:
+            await self._try_instances(exchange, body, client)
+        except GatewayError as error:
+            if not exchange.settled:
+                self._settle(exchange, ending_of(exchange, error), error.status)
+            raise
+        except BaseException:
+            if not exchange.settled:
+                self._settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
+            raise
+        finally:
+            exchange.finished.set()
+            self._engines.closed(exchange.instance)
+            if exchange.connection is not None:
+                self._engines.pool(exchange.instance).release(exchange.connection)
+
+    async def _try_instances(self, exchange: Exchange, body: bytes, client: Client) -> None:
+        while True:
+            try:
+                connection = await self._open(exchange, body)
+                if exchange.parsed.stream:
+                    await self._pass_stream(exchange, connection, client)
+                else:
+                    await self._pass_whole(exchange, connection, client)
+                return
+            except TryFailed as failed:
+                exchange.tried.append(exchange.instance.instance)
+                self._engines.failed(exchange.instance)
+                self._upstream_failed(exchange.instance.instance, failed.kind)
+                log.warning(
+                    "engine failed before its first token",
+                    extra={
+                        "request_id": exchange.request_id,
+                        "instance": exchange.instance.instance,
+                        "kind": failed.kind,
+                    },
+                )
+                if exchange.stop_ending is not None:
+                    raise stop_error(exchange.stop_ending) from failed
+                if not self._move(exchange):
+                    raise failed.error from failed
+
+    def _move(self, exchange: Exchange) -> bool:
+        """To another instance on the same reservation, if one is left."""
+        if len(exchange.tried) >= TRIES_MAX:
+            return False
+        instances = self._instances(exchange.model.name)
+        chosen = route(instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried)
+        if chosen is None:
+            return False
+        self._engines.closed(exchange.instance)
+        exchange.move_to(chosen)
+        self._engines.opened(chosen)
+        return True
+
+    async def _open(self, exchange: Exchange, body: bytes) -> UpstreamConnection:
+        """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
+        pool = self._engines.pool(exchange.instance)
+        request = pool.request_bytes(PATHS[exchange.parsed.route], exchange.request_id.encode(), body)
+        exchange.try_started_at = time.monotonic()
+        exchange.sent_at = exchange.sent_at or exchange.try_started_at
+        while True:
+            reused = False
+            exchange.connection = None
+            try:
+                if exchange.stop_ending is not None:
+                    raise stop_error(exchange.stop_ending)
+                connection, reused = await pool.acquire()
+                exchange.connection = connection
+                connection.send(request)
+                status = await connection.head()
+            except UpstreamError as exc:
+                if exchange.connection is not None:
+                    exchange.connection.close()
+                aged = reused and exc.kind is UpstreamFailure.CLOSED_BEFORE_HEAD
+                if aged and not exchange.try_timed_out and exchange.stop_ending is None:
+                    continue
+                kind = "timeout" if exchange.try_timed_out else exc.kind.value
+                if exc.kind is UpstreamFailure.PROTOCOL:
+                    raise UpstreamProtocolError from exc
+                raise TryFailed(NoInstance(), kind) from exc
+            if status == 200:
+                self._check_head(exchange, connection)
+                return connection
+            await self._raise_refusal(exchange, connection, status)
+
+    @staticmethod
+    def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:
+        wanted = b"text/event-stream" if exchange.parsed.stream else b"application/json"
+        if not connection.content_type.startswith(wanted) or connection.content_encoding not in {b"", b"identity"}:
+            connection.close()
+            raise UpstreamProtocolError
+
+    @staticmethod
+    async def _raise_refusal(exchange: Exchange, connection: UpstreamConnection, status: int) -> None:
+        pieces: list[bytes] = []
+        try:
+            while (piece := await connection.read()) and sum(map(len, pieces)) < ERROR_BODY_BYTES_MAX:
+                pieces.append(piece)
+        except UpstreamError:
+            connection.close()
+        error = translate_engine_error(status, b"".join(pieces))
+        if status == 429 or status >= 500:
+            raise TryFailed(error, f"status_{status // 100}xx")
+        raise error
+
+    async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
+        meter = exchange.meter
+        last = b""
+        try:
+            while not meter.finished and not meter.failed:
+                chunk = await connection.read()
+                if not chunk:
+                    raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
+                passed = meter.feed(chunk)
+                if meter.finished:
+                    last = passed
+                elif passed and exchange.stop_ending is None:
+                    await client.send(passed)
+                    exchange.passed_on()
+        except (UpstreamError, ProtocolViolation) as exc:
+            connection.close()
+            await self._broke(exchange, client, exc)
+            return
+        await self._finish_stream(exchange, connection, client, last)
+
+    async def _finish_stream(
+        self, exchange: Exchange, connection: UpstreamConnection, client: Client, last: bytes
+    ) -> None:
+        meter = exchange.meter
+        if exchange.stop_ending is not None:
+            await self._end_stopped(exchange, client)
+        elif meter.failed or meter.aborted:
+            if not client.started:
+                raise EngineFailed
+            self._settle(exchange, Ending.ENGINE_ERROR, 200)
+            await client.break_off(EngineFailed())
+        else:
+            exchange.passed_on()
+            self._settle(exchange, Ending.COMPLETE, 200)
+            await client.end(last)
+        if connection.closed or meter.failed:
+            connection.close()
+            return
+        try:
+            while await connection.read():  # what is left of the framing, so that the connection can be used again
+                pass
+        except UpstreamError:
+            connection.close()
+
+    async def _broke(self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation) -> None:
+        """The answer broke off. Before the first byte another instance may be tried; after it the stream says so."""
+        if exchange.stop_ending is not None:
+            await self._end_stopped(exchange, client)
+            return
+        broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
+        if not client.started:
+            if broken_protocol:
+                log.error("engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)})
+                raise UpstreamProtocolError from cause
+            kind = "timeout" if exchange.try_timed_out else str(cause)
+            raise TryFailed(NoInstance() if exchange.try_timed_out else EngineFailed(), kind) from cause
+        self._engines.failed(exchange.instance)
+        self._upstream_failed(
+            exchange.instance.instance, str(cause) if isinstance(cause, UpstreamError) else "protocol"
+        )
+        log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
+        self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
+        await client.break_off(UpstreamProtocolError() if broken_protocol else EngineFailed())
+
+    async def _end_stopped(self, exchange: Exchange, client: Client) -> None:
+        """The request was stopped and the engine's last word has been read."""
+        assert exchange.stop_ending is not None
+        error = stop_error(exchange.stop_ending)
+        if not client.started:
+            raise error
+        self._settle(exchange, exchange.stop_ending, 200)
+        await client.break_off(error)
+
+    async def _pass_whole(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
+        meter = exchange.meter
+        assert isinstance(meter, PlainMeter)
+        try:
+            while chunk := await connection.read():
+                meter.feed(chunk)
+            answer = meter.close()
+        except (UpstreamError, ProtocolViolation) as exc:
+            connection.close()
+            await self._broke(exchange, client, exc)
+            return
+        if exchange.stop_ending is not None:
+            await self._end_stopped(exchange, client)
+            return
+        if meter.failed or meter.aborted:
+            raise EngineFailed
+        exchange.passed_on()
+        self._settle(exchange, Ending.COMPLETE, 200)
+        await client.whole(answer)
+
+
+def stop_error(ending: Ending) -> GatewayError:
+    """What the caller of a stopped request is told, if it is still there."""
+    if ending is Ending.DEADLINE:
+        return DeadlineExceeded()
+    return RequestStopped(ending.value)
+
+
+def ending_of(exchange: Exchange, error: GatewayError) -> Ending:
+    """The ending of a request that failed before anything was sent."""
+    if exchange.stop_ending is not None:
+        return exchange.stop_ending
+    if isinstance(error, UpstreamProtocolError):
+        return Ending.PROTOCOL_ERROR
+    if isinstance(error, EngineFailed | NoInstance) or error.status >= 500:
+        return Ending.ENGINE_DIED if isinstance(error, NoInstance) else Ending.ENGINE_ERROR
+    return Ending.REFUSED_BY_ENGINE

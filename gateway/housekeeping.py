@@ -1,0 +1,76 @@
+"""Once a second, beside the requests: this process's heartbeat, its journal on the way to Redis, and what is degraded."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Final
+
+from billing import redis_keys
+from gateway.catalogue import Catalogue
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.outage import OutageLeases
+from gateway.redis_pipe import RedisPipe, RedisUnavailable
+
+log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS: Final = 1.0
+HEARTBEAT_LEASE_MS: Final = 5_000
+
+
+class Housekeeping:
+    """The once-a-second round of one process."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        redis: RedisPipe,
+        journal: Journal,
+        outage: OutageLeases,
+        catalogue: Catalogue,
+        metrics: Metrics,
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._redis = redis
+        self._journal = journal
+        self._outage = outage
+        self._catalogue = catalogue
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Until cancelled; an outage of Redis makes it degraded, not dead."""
+        while True:
+            try:
+                await self._heartbeat()
+                await self._journal.drain(self._redis.execute)
+                degraded = False
+            except RedisUnavailable:
+                degraded = True
+            self._metrics.set_degraded("redis", degraded)
+            self._metrics.set_degraded("catalogue", not self._catalogue.fresh)
+            await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def _heartbeat(self) -> None:
+        """Say that this process lives, and count those that do."""
+        started_at = time.monotonic()
+        seconds, micros = await self._redis.execute("TIME")
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        _, raw = await self._redis.execute_many(
+            [
+                ("HSET", redis_keys.GATEWAYS, self._gateway_id, now_ms + HEARTBEAT_LEASE_MS),
+                ("HGETALL", redis_keys.GATEWAYS),
+            ]
+        )
+        leases = dict(zip(raw[::2], raw[1::2], strict=True))
+        self._outage.gateways_alive = max(1, sum(int(lease) >= now_ms for lease in leases.values()))
+        self._outage.renew()
+        dead = [gateway for gateway, lease in leases.items() if int(lease) < now_ms - 60_000]
+        if dead:
+            await self._redis.execute("HDEL", redis_keys.GATEWAYS, *dead)
+        self._metrics.redis_roundtrip(time.monotonic() - started_at)
+
+    async def say_goodbye(self) -> None:
+        """Leave the list of the living."""
+        with contextlib.suppress(RedisUnavailable):
+            await self._redis.execute("HDEL", redis_keys.GATEWAYS, self._gateway_id)

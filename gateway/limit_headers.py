@@ -1,0 +1,36 @@
+"""The `x-ratelimit-*` headers, as OpenAI's clients read them, from how full the tightest bucket is. Pure.
+
+`requests` counts requests a minute, `tokens` work units a minute. A bucket without a limit has no headers.
+"""
+
+import math
+
+from gateway.reserve import Reservation
+
+MILLIUNITS = 1000
+
+
+def limit_headers(reservation: Reservation) -> list[tuple[bytes, bytes]]:
+    """Limit, remaining and time to a full bucket; of tenant and key whichever has less left."""
+    headers: list[tuple[bytes, bytes]] = []
+    tenant, key = reservation.tenant_limits, reservation.key_limits
+    requests = [
+        (limits.requests, levels.requests)
+        for limits, levels in ((tenant, reservation.tenant_levels), (key, reservation.key_levels))
+        if limits.requests >= 0
+    ]
+    units = [
+        (limits.units_mu / MILLIUNITS, levels.units_mu / MILLIUNITS)
+        for limits, levels in ((tenant, reservation.tenant_levels), (key, reservation.key_levels))
+        if limits.units_mu >= 0
+    ]
+    for name, buckets in ((b"requests", requests), (b"tokens", units)):
+        if buckets:
+            limit, level = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
+            reset_s = 60 * level / limit if limit else 60.0
+            headers += [
+                (b"x-ratelimit-limit-" + name, b"%d" % limit),
+                (b"x-ratelimit-remaining-" + name, b"%d" % max(0, math.floor(limit - level + 1e-6))),
+                (b"x-ratelimit-reset-" + name, b"%dms" % math.ceil(reset_s * 1000)),
+            ]
+    return headers

@@ -1,0 +1,92 @@
+"""The routes beside inference: models that a key may see, the receipt of a request, readiness. Off the hot path, so FastAPI serves them."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from gateway.authenticate import Caller, authenticate
+from gateway.catalogue import Catalogue
+from gateway.catalogue_entries import Model
+from gateway.errors import ModelNotFound, RouteNotFound, UsageUnavailable
+from gateway.lifecycle import Lifecycle
+
+REQUEST_ID = re.compile(r"^req_[0-9a-f]{24}$")
+RECEIPT_TIMEOUT_S = 5.0
+
+
+def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, service_key: str) -> APIRouter:
+    """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
+    router = APIRouter()
+    receipts = httpx.AsyncClient(
+        base_url=admin_url, headers={"authorization": f"Bearer {service_key}"}, timeout=RECEIPT_TIMEOUT_S
+    )
+
+    async def caller_of(request: Request) -> Caller:
+        return await authenticate(request.scope["headers"], catalogue)
+
+    @router.get("/v1/models", summary="Models that this key may see", tags=["models"])
+    async def list_models(request: Request) -> dict[str, Any]:
+        caller = await caller_of(request)
+        models = sorted(
+            (model for model in catalogue.models.values() if model.visible_to(caller.tenant)),
+            key=lambda model: model.name,
+        )
+        if "anthropic-version" in request.headers:
+            entries = [_anthropic_model(model) for model in models]
+            ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
+            return {"data": entries, "has_more": False, "first_id": None, "last_id": None} | ends
+        return {"object": "list", "data": [_openai_model(model) for model in models]}
+
+    @router.get("/v1/models/{name:path}", summary="One model", tags=["models"])
+    async def show_model(name: str, request: Request) -> dict[str, Any]:
+        caller = await caller_of(request)
+        model = catalogue.models.get(name)
+        if model is None or not model.visible_to(caller.tenant):
+            raise ModelNotFound(name)
+        return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
+
+    @router.get("/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"])
+    async def show_usage(request_id: str, request: Request) -> Response:
+        caller = await caller_of(request)
+        if not REQUEST_ID.match(request_id):
+            raise RouteNotFound("There is no such request.")
+        try:
+            found = await receipts.get(f"/admin/v1/requests/{request_id}", params={"tenant": caller.tenant.tenant})
+        except httpx.HTTPError as exc:
+            raise UsageUnavailable from exc
+        if found.status_code == 404:
+            raise RouteNotFound("There is no such request.")
+        if found.status_code != 200:
+            raise UsageUnavailable
+        return Response(found.content, media_type="application/json")
+
+    @router.get("/healthz", summary="The process runs", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="The process takes requests", tags=["health"])
+    async def readyz() -> JSONResponse:
+        ready = catalogue.fresh and not lifecycle.draining
+        state = "ready" if ready else "draining" if lifecycle.draining else "degraded"
+        return JSONResponse({"status": state}, 200 if ready else 503)
+
+    return router
+
+
+def _openai_model(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "taas",
+        "max_model_len": model.context_tokens,
+    }
+
+
+def _anthropic_model(model: Model) -> dict[str, Any]:
+    created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "model", "id": model.name, "display_name": model.name, "created_at": created}

@@ -1,0 +1,20 @@
+"""Which meter reads a request's answer. Pure."""
+
+from gateway.meter import Meter
+from gateway.meter_choices import ChoicesMeter
+from gateway.meter_plain import PlainMeter
+from gateway.meter_typed import MessagesMeter, ResponsesMeter
+from gateway.request import ParsedRequest, Route
+
+
+def meter_for(parsed: ParsedRequest) -> Meter:
+    """A fresh meter for one try of this request."""
+    if not parsed.stream:
+        return PlainMeter(parsed.route, parsed.samples, parsed.prompts, parsed.max_output_tokens)
+    if parsed.route is Route.MESSAGES:
+        return MessagesMeter(parsed.max_output_tokens)
+    if parsed.route is Route.RESPONSES:
+        return ResponsesMeter(parsed.max_output_tokens)
+    return ChoicesMeter(
+        parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, parsed.wants_continuous_usage
+    )

@@ -1,0 +1,38 @@
+"""Which instance serves a request. Pure: holds nothing, so that failing here leaks nothing; called again after a wait or a failed try.
+
+The choice: of the ready instances, not in `excluded`, the one with the least work that this process and the engine know of.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from serving.registry import InstanceEntry, InstanceStatus
+
+# An engine that just failed is avoided for so long, unless nothing else is left.
+FAILURE_AVOIDED_SECONDS: Final = 2.0
+
+
+def route(
+    instances: Collection[InstanceEntry],
+    open_here: Mapping[str, int],
+    failed_at: Mapping[str, float],
+    now: float,
+    excluded: Collection[str] = (),
+) -> InstanceEntry | None:
+    """The instance to try, None when there is none.
+
+    `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an instance's last failure.
+    """
+    best: InstanceEntry | None = None
+    best_rank: tuple[bool, float] = (True, float("inf"))
+    for entry in instances:
+        if entry.status is not InstanceStatus.READY or entry.instance in excluded:
+            continue
+        if len(instances) == 1:
+            return entry
+        avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
+        # The engine's own figure is up to a second old and includes ours; the greater of the two is the better guess.
+        work = max(float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting))
+        if (avoided, work) < best_rank:
+            best, best_rank = entry, (avoided, work)
+    return best

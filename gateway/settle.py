@@ -1,0 +1,128 @@
+"""Settles a request, once, however it ended: the event of what was used, the difference given back, in one script.
+
+With Redis away the settle goes to the local journal and is sent later; it is idempotent by request id, so an unknown outcome is sent again.
+"""
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Any
+
+from billing.attribution import BILLED_ENDINGS, attribute
+from billing.cell.replies import parse_settle
+from billing.cell.scripts import Command, settle_call
+from billing.tokens import Tokens
+from billing.usage_event import Ending, UsageEvent, UsageSource
+from gateway.exchange import Exchange
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.redis_pipe import RedisCommandError, RedisPipe, RedisUnavailable
+from gateway.request import Route
+
+log = logging.getLogger(__name__)
+
+
+def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: int) -> UsageEvent:
+    """The fact of a request as its exchange stands now; also the will of a checkpoint. Pure."""
+    meter = exchange.meter
+    produced = meter.produced()
+    anomaly = meter.anomaly
+    if meter.exact:
+        source = UsageSource.ENGINE
+    elif meter.counted():
+        source = UsageSource.COUNTED
+        if ending in BILLED_ENDINGS:
+            anomaly = anomaly or "usage_missing"
+    else:
+        source = UsageSource.CHECKPOINT if produced.output else UsageSource.NONE
+    if ending is Ending.REFUSED_BY_ENGINE:
+        usage, shared_prompt, source = Tokens(), 0, UsageSource.NONE
+    else:
+        usage = Tokens(produced.prompt, produced.cached, produced.output)
+        shared_prompt = produced.prompt_counted - produced.prompt
+    attribution = attribute(
+        ending,
+        usage,
+        shared_prompt=shared_prompt,
+        anomaly=anomaly,
+        generates=exchange.parsed.route is not Route.EMBEDDINGS,
+    )
+    return exchange.head.ended(
+        ending=ending,
+        usage_source=source,
+        produced=attribution.produced,
+        billed=attribution.billed,
+        absorbed=attribution.absorbed,
+        units_mu=exchange.model.weights.cost_mu(attribution.billed),
+        http_status=http_status,
+        ended_ms=ended_ms,
+        first_token_ms=exchange.first_token_ms,
+        delivered_output=exchange.delivered_output,
+        anomaly=anomaly,
+    )
+
+
+class Settler:
+    """Settles on behalf of one process, and forgets the exchange."""
+
+    def __init__(
+        self, redis: RedisPipe, journal: Journal, metrics: Metrics, open_exchanges: dict[str, Exchange]
+    ) -> None:
+        self._redis = redis
+        self._journal = journal
+        self._metrics = metrics
+        self._open = open_exchanges
+        self._on_the_way = 0
+
+    def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
+        """Settle now. When this returns the command is on its way, and safe from cancellation: it arrives, or goes to the journal."""
+        assert not exchange.settled, "settle happens once"
+        exchange.settled = True
+        self._open.pop(exchange.request_id, None)
+        event = usage_event(exchange, ending, http_status, int(time.time() * 1000))
+        call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json())
+        self._on_the_way += 1
+        self._metrics.open_delta(-1)
+        self._redis.submit(*call).add_done_callback(partial(self._landed, call))
+        self._record(exchange, event)
+
+    @property
+    def on_the_way(self) -> int:
+        """Settles that are neither in Redis nor in the journal yet; a process does not exit before it is 0."""
+        return self._on_the_way
+
+    def _landed(self, call: Command, outcome: "asyncio.Future[Any]") -> None:
+        self._on_the_way -= 1
+        try:
+            parse_settle(outcome.result())
+        except (RedisUnavailable, RedisCommandError) as exc:
+            log.warning("settle goes to the journal", extra={"reason": str(exc)})
+            self._journal.append(call)
+
+    def _record(self, exchange: Exchange, event: UsageEvent) -> None:
+        outcome = event.ending.value
+        now = time.monotonic()
+        first, last, output = exchange.first_token_at, exchange.last_token_at, event.delivered_output
+        self._metrics.request_finished(
+            exchange.parsed.route.value,
+            exchange.model.name,
+            event.class_.value,
+            outcome,
+            now - exchange.started_at,
+            None if first is None else first - exchange.started_at,
+            (last - first) / (output - 1) if first is not None and last is not None and output > 1 else None,
+            exchange.sent_at - exchange.started_at if exchange.sent_at else 0.0,
+        )
+        self._metrics.tokens(
+            event.tenant,
+            event.model,
+            event.billed.prompt,
+            event.billed.cached,
+            event.billed.output,
+            event.delivered_output,
+            event.absorbed.prompt + event.absorbed.output,
+        )
+        if event.anomaly is not None:
+            self._metrics.anomaly(event.anomaly)
+            log.warning("usage anomaly", extra={"request_id": event.request_id, "anomaly": event.anomaly})
