@@ -87,6 +87,7 @@ usage_event = Table(
     CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch"),
+    Index("ix_usage_event_gateway_died", "instance", "epoch", postgresql_where=text("ending = 'gateway_died' and kind = 'request'")),
 )
 
 # What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL transactions, so that the
@@ -179,6 +180,8 @@ engine_counter = Table(
     Column("last_generation", BigInteger, nullable=False),
     Column("polled_ms", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
+    # Whether a closed run's last counters are all that it produced: its worker read them after the last request had ended.
+    Column("exact", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("state in ('open', 'closed', 'no_counters')", name="state"),
 )
 

@@ -66,6 +66,7 @@ def _create_usage() -> None:
         sa.Column("last_generation", sa.BigInteger(), nullable=False),
         sa.Column("polled_ms", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("exact", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.CheckConstraint("state in ('open', 'closed', 'no_counters')", name=op.f("ck_engine_counter_state")),
         sa.PrimaryKeyConstraint("instance", "epoch", "run", name=op.f("pk_engine_counter")),
     )
@@ -132,6 +133,12 @@ def _create_usage() -> None:
     )
     op.create_index(op.f("ix_usage_event_instance_epoch"), "usage_event", ["instance", "epoch"], unique=False)
     op.create_index(op.f("ix_usage_event_tenant_ended_ms"), "usage_event", ["tenant", "ended_ms"], unique=False)
+    op.create_index(
+        "ix_usage_event_gateway_died",
+        "usage_event",
+        ["instance", "epoch"],
+        postgresql_where=sa.text("ending = 'gateway_died' and kind = 'request'"),
+    )
     op.create_table(
         "usage_total",
         sa.Column("instance", sa.Text(), nullable=False),

@@ -1,0 +1,154 @@
+"""One request's receipt: what was produced, delivered, billed and absorbed, why, and what it costs. Owns finding it wherever it is:
+in SQL, in a usage stream on its way there, or still open in its cell. Changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import redis
+from sqlalchemy import Connection, and_, select
+
+from billing import redis_keys
+from billing.ledger import Pricing
+from billing.money import Money, price_string
+from billing.price_book import Price, prices_by_id
+from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
+from billing.tokens import UsageEventError
+from billing.usage_event import UsageEvent
+from billing.usage_stream import read_cells
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """`state`: `open` · `settled` (ended, not yet in the ledger) · `recorded`. `facts` are the usage event's fields as far as known.
+
+    `amount` is None where there is none yet, or never will be: `pricing` says which.
+    """
+
+    state: str
+    facts: Mapping[str, Any]
+    pricing: Pricing | None = None
+    price: Price | None = None
+    amount: Money | None = None
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose request it is."""
+        tenant: str | None = self.facts["tenant"]
+        return tenant
+
+    def to_json(self) -> dict[str, Any]:
+        """The event's fields, and the money beside them; amounts are decimal strings in USD."""
+        price = self.price
+        return {
+            **self.facts,
+            "state": self.state,
+            "pricing": self.pricing.value if self.pricing else None,
+            "price": None if price is None else {
+                "price_id": price.price_id,
+                "input": price_string(price.input_picousd),
+                "cached_input": price_string(price.cached_input_picousd),
+                "output": price_string(price.output_picousd),
+            },
+            "amount": None if self.amount is None else str(self.amount),
+            "currency": "USD",
+        }  # fmt: skip
+
+
+def find_receipt(
+    connection: Connection, client: redis.Redis, request_id: str, *, tenant: str | None = None
+) -> Receipt | None:
+    """The receipt of this request; None where there is none, or where it is not this tenant's. The client must not decode."""
+    if "\x00" in request_id:
+        return None
+    receipt = _recorded(connection, request_id)
+    if receipt is None:
+        receipt = _in_redis(client, request_id) or _recorded(connection, request_id)
+    if receipt is None or (tenant is not None and receipt.tenant != tenant):
+        return None
+    return receipt
+
+
+def _recorded(connection: Connection, request_id: str) -> Receipt | None:
+    query = (
+        select(
+            usage_event,
+            ledger_transaction.c.pricing,
+            ledger_transaction.c.price_id,
+            ledger_posting.c.amount_picousd,
+        )
+        .join(ledger_transaction, ledger_transaction.c.request_id == usage_event.c.request_id)
+        .outerjoin(
+            ledger_posting,
+            and_(
+                ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id,
+                ledger_posting.c.account == "receivable",
+            ),
+        )
+        .where(usage_event.c.request_id == request_id)
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        return None
+    pricing = Pricing(row["pricing"])
+    price = prices_by_id(connection, [row["price_id"]])[row["price_id"]] if row["price_id"] is not None else None
+    amount = Money.from_sql(row["amount_picousd"] or 0) if pricing in {Pricing.PRICED, Pricing.NOTHING_BILLED} else None
+    return Receipt("recorded", _facts_of_row(row), pricing, price, amount)
+
+
+def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    names = (
+        "request_id", "kind", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch", "route", "stream", "class",
+        "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending", "usage_source", "anomaly",
+        "units_mu", "http_status", "orphan",
+    )  # fmt: skip
+    return {name: row[name] for name in names} | {
+        "produced": _tokens(row, "produced"),
+        "delivered": {"output": row["delivered_output"]},
+        "billed": _tokens(row, "billed"),
+        "absorbed": {
+            "prompt": row["absorbed_prompt"], "output": row["absorbed_output"], "reasons": row["absorbed_reasons"],
+        },
+    }  # fmt: skip
+
+
+def _tokens(row: Mapping[Any, Any], what: str) -> dict[str, int]:
+    return {kind: row[f"{what}_{kind}"] for kind in ("prompt", "cached", "output")}
+
+
+def _in_redis(client: redis.Redis, request_id: str) -> Receipt | None:
+    cells = read_cells(client)
+    with client.pipeline(transaction=False) as read:
+        for cell in cells:
+            read.hgetall(redis_keys.reservation(cell, request_id))
+        reservations = read.execute()
+    for cell, reservation in zip(cells, reservations, strict=True):
+        if reservation.get(b"state") == b"open":
+            return _open(reservation)
+        if reservation.get(b"state") == b"settled" and b"event" in reservation:
+            return _settled(client, cell, reservation[b"event"])
+    return None
+
+
+def _open(reservation: Mapping[bytes, bytes]) -> Receipt:
+    produced = {
+        kind: int(reservation.get(field, 0)) for kind, field in (("prompt", b"p"), ("cached", b"c"), ("output", b"o"))
+    }
+    head: dict[str, Any] = orjson.loads(reservation[b"head"])
+    head.pop("v", None)
+    return Receipt("open", head | {"produced": produced, "delivered": {"output": int(reservation.get(b"d", 0))}})
+
+
+def _settled(client: redis.Redis, cell: str, entry_id: bytes) -> Receipt | None:
+    entries: Any = client.xrange(redis_keys.usage_stream(cell), entry_id, entry_id)
+    if not entries:
+        return None
+    try:
+        event = UsageEvent.from_json(entries[0][1][redis_keys.USAGE_FIELD.encode()])
+    except (UsageEventError, KeyError):
+        return None
+    facts: dict[str, Any] = orjson.loads(event.to_json())
+    facts.pop("v")
+    return Receipt("settled", facts)
