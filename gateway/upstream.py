@@ -107,8 +107,9 @@ class UpstreamConnection(asyncio.Protocol):
             self.content_encoding = value
 
     def on_headers_complete(self) -> None:
-        if self._complete:
+        if self._complete:  # a second answer to one request: neither it nor the connection is to be believed
             self._error = UpstreamFailure.PROTOCOL
+            self.reusable = False
             return
         status = self._parser.get_status_code()
         if status >= 200:
@@ -116,11 +117,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_done = True
 
     def on_body(self, body: bytes) -> None:
+        if self._complete:
+            return
         self._buffer.append(body)
         self._buffered_bytes += len(body)
 
     def on_message_complete(self) -> None:
-        if self._head_done:
+        if self._head_done and not self._complete:
             self._complete = True
             self.reusable = self._error is None and self._parser.should_keep_alive()
 
