@@ -11,20 +11,13 @@ from typing import Final
 from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert, select, text
 
 from billing.money import Money, MoneyError, parse_price
+from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import price as price_table
 from billing.tokens import Tokens
 
 _NOW_MS: Final = select(
     (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger).label("now_ms"),
 )
-
-
-class PriceError(ValueError):
-    """A price that cannot be set; the message says why. `param` names the field."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +74,28 @@ def list_prices(connection: Connection, model: str | None = None) -> list[Price]
 def set_price(
     connection: Connection, model: str, *, input: str, cached_input: str, output: str, valid_from_ms: int | None = None
 ) -> Price:
-    """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The caller commits."""
+    """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The caller commits.
+
+    Raises `Invalid` for a text that is no price, `Conflict` where it would change what a moment in the past costs.
+    """
     amounts: dict[str, int] = {}
     for name, given in (("input", input), ("cached_input", cached_input), ("output", output)):
         try:
             amounts[f"{name}_picousd"] = parse_price(given)
         except MoneyError as exc:
-            raise PriceError(str(exc), name) from exc
+            raise Invalid(str(exc), param=name) from exc
     # Waits for the batches being recorded and holds the next ones back: "from now on" is then true to the millisecond.
     connection.execute(text("lock table price in access exclusive mode"))
     now_ms: int = connection.execute(_NOW_MS).scalar_one()
     start_ms = now_ms if valid_from_ms is None else valid_from_ms
     known = list_prices(connection, model)
     if any(price.valid_from_ms == start_ms for price in known):
-        raise PriceError(f"model {model!r} already has a price from that moment", "from")
+        raise Conflict(f"model {model!r} already has a price from that moment", param="from")
     if start_ms < now_ms and PriceBook(known).at(model, start_ms) is not None:
-        raise PriceError(
-            f"model {model!r} already has a price at that moment, and what was priced stays priced", "from"
+        raise Conflict(
+            f"model {model!r} already has a price at that moment, and what was priced stays priced",
+            param="from",
+            code="already_priced",
         )
     row = connection.execute(
         insert(price_table).values(model=model, valid_from_ms=start_ms, **amounts).returning(*price_table.c)

@@ -169,12 +169,16 @@ def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
 def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
     return UsageLine(
         {dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
-        row["requests"],
-        *(int(row[name]) for name in _SUMMED),
-        row["unpriced_requests"],
-        int(row["unpriced_tokens"]),
-        row["quarantined_requests"],
-        Money.from_sql(row["amount"]),
+        requests=row["requests"],
+        prompt=int(row["billed_prompt"]),
+        cached=int(row["billed_cached"]),
+        output=int(row["billed_output"]),
+        absorbed_prompt=int(row["absorbed_prompt"]),
+        absorbed_output=int(row["absorbed_output"]),
+        unpriced_requests=row["unpriced_requests"],
+        unpriced_tokens=int(row["unpriced_tokens"]),
+        quarantined_requests=row["quarantined_requests"],
+        amount=Money.from_sql(row["amount"]),
     )
 
 
