@@ -1,0 +1,56 @@
+"""The keys of one home: made once, kept in `secrets.json`, readable by its owner only. And the file that an SDK's user sources."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Admin key (everything), service key (a gateway's receipts), the password of our own Valkey."""
+
+    admin_key: str = field(repr=False)
+    service_key: str = field(repr=False)
+    valkey_password: str = field(repr=False)
+
+
+def load_or_make(home: Path) -> Credentials:
+    """The keys of this home, made if there are none. Raises ValueError when the file is damaged."""
+    path = home / "secrets.json"
+    if path.exists():
+        try:
+            return Credentials(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as exc:
+            raise ValueError(f"{path} is damaged: {exc}") from exc
+    made = Credentials(*(prefix + secrets.token_urlsafe(32) for prefix in ("taas-admin-", "taas-service-", "")))
+    write_private(path, json.dumps(asdict(made)))
+    return made
+
+
+def write_private(path: Path, text: str) -> None:
+    """Whole or not at all, and never readable by others, not even for a moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def write_env(path: Path, values: Mapping[str, str]) -> None:
+    """Lines for `set -a; . FILE`. The values are our own: URLs, names and keys without quotes or blanks."""
+    for name, value in values.items():
+        assert not set(value) & set(" \"'`$\\\n"), f"{name} cannot stand in a shell file unquoted"
+    write_private(path, "".join(f"{name}={value}\n" for name, value in values.items()))
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """What `write_env` wrote; nothing when it is not there."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))

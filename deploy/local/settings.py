@@ -1,0 +1,79 @@
+"""What `up`, `down` and `status` read from the environment, once (names begin with `TAAS_`), and what they hand on to the processes they start."""
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT: Final = Path(__file__).parents[2]
+HOST: Final = "127.0.0.1"
+# On every process that is started here and on all its descendants. It does not begin with TAAS_, which a worker keeps from its engine.
+HOME_MARK: Final = "LOCAL_TAAS_HOME"
+
+
+class LocalSettings(BaseSettings):
+    """Where everything of one home lies and listens. Two homes with different ports run side by side."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True)
+
+    home: Path = Path(".taas")
+    model: str = "smollm2-135m"
+
+    # Given: that server is used, and none is started.
+    redis_url: str | None = None
+    database_url: str | None = None
+    engine_url: str | None = None
+    engine_key: str | None = Field(default=None, repr=False)
+
+    gateway_host: str = HOST
+    gateway_port: int = Field(default=8000, ge=1, le=65_535)
+    gateway_metrics_port: int = Field(default=9101, ge=1, le=65_535)
+    admin_port: int = Field(default=8001, ge=1, le=65_535)
+    billing_metrics_port: int = Field(default=9102, ge=1, le=65_535)
+    valkey_port: int = Field(default=6390, ge=1, le=65_535)
+
+    vllm: Literal["cpu", "gpu"] = "cpu"
+    vllm_python: Path = ROOT / ".venv-vllm" / "bin" / "python"
+    torch_index: str | None = None
+    # Large models load for many minutes.
+    engine_start_timeout_s: float = Field(default=1800, gt=0)
+
+    @property
+    def folder(self) -> Path:
+        """The home, absolute."""
+        return self.home.absolute()
+
+    @property
+    def logs(self) -> Path:
+        """One log a process and a build."""
+        return self.folder / "logs"
+
+    @property
+    def gateway_url(self) -> str:
+        """Where this machine reaches the API."""
+        return f"http://{HOST if self.gateway_host == '0.0.0.0' else self.gateway_host}:{self.gateway_port}"  # noqa: S104
+
+    @property
+    def admin_url(self) -> str:
+        """Where this machine reaches the admin API."""
+        return f"http://{HOST}:{self.admin_port}"
+
+
+def child_environment(settings: LocalSettings, **more: str) -> dict[str, str]:
+    """What a process of ours is started with: our own environment, the home and its mark, the ports, and `more`."""
+    return dict(os.environ) | {
+        "TAAS_HOME": str(settings.folder),
+        HOME_MARK: str(settings.folder),
+        "TAAS_GATEWAY_HOST": settings.gateway_host,
+        "TAAS_GATEWAY_PORT": str(settings.gateway_port),
+        "TAAS_GATEWAY_METRICS_PORT": str(settings.gateway_metrics_port),
+        "TAAS_ADMIN_PORT": str(settings.admin_port),
+        "TAAS_ADMIN_URL": settings.admin_url,
+        "TAAS_BILLING_METRICS_PORT": str(settings.billing_metrics_port),
+        "TAAS_VLLM": settings.vllm,
+        "TAAS_VLLM_PYTHON": str(settings.vllm_python),
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }

