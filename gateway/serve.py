@@ -1,0 +1,128 @@
+"""Runs one gateway: binds its port, serves in this process or under a supervisor, shuts down in order. Knows the application by its factory's name only.
+
+Shutdown, on SIGTERM or SIGINT: (1) readiness goes, no connection is accepted; (2) what runs, runs on for `drain_s`; (3) then the application ends
+the rest with an error and settles, for `settle_s`; (4) what is left is cancelled, the application closes; (5) exit 0. A second signal exits at once:
+leases and the reaper settle what was open.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+
+from gateway.lifecycle import Lifecycle
+from gateway.listen import listening_protocol
+from gateway.listen_sweep import ListenLimits
+from gateway.logs import configure_logs
+from gateway.metrics import Metrics
+from gateway.metrics_page import MetricsPage
+from gateway.settings import GatewaySettings
+from gateway.sockets import BACKLOG, listening_sockets, port_of
+from gateway.supervise import Supervisor
+
+log = logging.getLogger(__name__)
+
+APP_FACTORY = "gateway.app:build_app"
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn's server with our order of shutdown, and exit status 0 after it."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_s = drain_s
+        self.on_ready: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve once the application has started; a failure there ends the process with uvicorn's status 3."""
+        await super().startup(sockets)
+        log.info("ready")
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: shut down. Second: now."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Steps 1 to 4."""
+        self._lifecycle.begin_drain()
+        deadline = asyncio.get_running_loop().call_later(self._drain_s, self._lifecycle.end_streams)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            deadline.cancel()
+
+
+def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle) -> GatewayServer:
+    """The server of one process; give it its socket with `run(sockets=[…])`."""
+    limits = ListenLimits(
+        head_s=settings.head_deadline_s,
+        body_s=settings.body_deadline_s,
+        idle_s=settings.keep_alive_s,
+        write_stall_s=settings.write_stall_s,
+    )
+    config = uvicorn.Config(
+        app,
+        http=listening_protocol(limits),
+        ws="none",
+        loop="uvloop",
+        interface="asgi3",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s + settings.settle_s),
+    )
+    return GatewayServer(config, lifecycle, settings.drain_s)
+
+
+def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
+    """The application, from a `module:function` that takes the settings, the process's lifecycle and its metrics."""
+    module, _, name = factory.partition(":")
+    return getattr(importlib.import_module(module), name)(settings, lifecycle=lifecycle, metrics=metrics)
+
+
+def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
+    """Serve until told to stop; returns the exit status."""
+    configure_logs(settings.log_level)
+    with contextlib.ExitStack() as stack:
+        try:
+            sockets = listening_sockets(settings.host, settings.port, settings.processes, settings.write_stall_s)
+        except OSError as exc:
+            log.error("cannot listen", extra={"host": settings.host, "port": settings.port, "reason": exc.strerror})
+            return 1
+        for sock in sockets:
+            stack.callback(sock.close)
+        registry = CollectorRegistry()
+        try:
+            page = stack.enter_context(MetricsPage(settings.metrics_host, settings.metrics_port, registry))
+        except OSError as exc:
+            log.error("cannot listen for metrics", extra={"port": settings.metrics_port, "reason": exc.strerror})
+            return 1
+        port = port_of(sockets[0])
+        where = {"port": port, "metrics_port": page.port, "processes": settings.processes}
+        if settings.processes > 1:
+            supervisor = Supervisor(settings, factory, sockets, registry)
+            log.info("listening", extra=where)
+            return supervisor.run()
+        lifecycle = Lifecycle()
+        app = build(factory, settings, lifecycle, Metrics(registry))
+        server = make_server(app, settings, lifecycle)
+        log.info("listening", extra=where)
+        server.run(sockets=sockets)
+        return 0

@@ -1,0 +1,44 @@
+"""One of several processes of a gateway, started by the supervisor as `python -m gateway.serve_child SOCKET_FD SNAPSHOT_FILE`.
+
+Its settings arrive as one JSON line on standard input, which stays open: when it closes, the supervisor has gone, and the process drains and ends.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from gateway.lifecycle import Lifecycle
+from gateway.logs import configure_logs
+from gateway.metrics import Metrics
+from gateway.metrics_page import SnapshotWriter
+from gateway.serve import GatewayServer, build, make_server
+from gateway.settings import GatewaySettings
+
+
+def _end_with_supervisor(server: GatewayServer) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    server.should_exit = True
+
+
+def main() -> int:
+    """Serve on the inherited socket."""
+    given = json.loads(sys.stdin.readline())
+    settings = GatewaySettings(**given["settings"])
+    configure_logs(settings.log_level)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    lifecycle, metrics = Lifecycle(), Metrics()
+    server = make_server(build(given["factory"], settings, lifecycle, metrics), settings, lifecycle)
+    threading.Thread(target=_end_with_supervisor, args=(server,), name="supervisor", daemon=True).start()
+    # The first file says that the process serves.
+    with SnapshotWriter(metrics, Path(sys.argv[2])) as writer:
+        server.on_ready = writer.start
+        server.run(sockets=[sock])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Makes listening sockets. Their options are inherited by every connection, so they cost a request nothing. Accepts nothing itself."""
+
+import socket
+
+BACKLOG = 2048
+# Bytes that the kernel takes before they are on their way: a caller that does not read is noticed by us, not only by the kernel's megabytes of buffers.
+NOT_SENT_BYTES_MAX = 128 * 1024
+KEEP_ALIVE_IDLE_S = 60
+KEEP_ALIVE_INTERVAL_S = 10
+KEEP_ALIVE_TRIES = 3
+
+
+def listening_sockets(host: str, port: int, count: int, write_stall_s: float) -> list[socket.socket]:
+    """`count` sockets on one port, between which the kernel spreads connections; port 0 picks a free one.
+
+    One socket a process, not one for all: on a shared one whoever wakes first takes every waiting connection. Raises OSError when the port is taken,
+    also by a gateway that shares it among its own processes.
+    """
+    if count == 1:
+        return [_listen(host, port, write_stall_s, shared=False)]
+    _bind(host, port, shared=False).close()
+    first = _listen(host, port, write_stall_s, shared=True)
+    sockets = [first]
+    try:
+        for _ in range(count - 1):
+            sockets.append(_listen(host, port_of(first), write_stall_s, shared=True))
+    except OSError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
+
+
+def port_of(sock: socket.socket) -> int:
+    """The port it is bound to."""
+    port: int = sock.getsockname()[1]
+    return port
+
+
+def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen(host: str, port: int, write_stall_s: float, *, shared: bool) -> socket.socket:
+    sock = _bind(host, port, shared=shared)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": KEEP_ALIVE_IDLE_S,
+        "TCP_KEEPINTVL": KEEP_ALIVE_INTERVAL_S,
+        "TCP_KEEPCNT": KEEP_ALIVE_TRIES,
+        "TCP_NOTSENT_LOWAT": NOT_SENT_BYTES_MAX,
+        # What is in the kernel's buffers counts, too: unread for this long, and the connection is reset.
+        "TCP_USER_TIMEOUT": int(write_stall_s * 1000),
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
