@@ -41,6 +41,7 @@ from gateway.request import Dialect, Route
 
 # SDKs wait at most this long when told to; a longer wait would only be three requests in place of one.
 RETRY_AFTER_MS_MAX = 120_000
+NAME_CHARS_MAX = 256
 
 
 class GatewayError(Exception):
@@ -182,7 +183,7 @@ class ModelNotFound(GatewayError):
     param = "model"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model '{model}' does not exist or you do not have access to it.")
+        super().__init__(f"The model '{_quotable(model)}' does not exist or you do not have access to it.")
 
 
 class ModelRouteUnsupported(ModelNotFound):
@@ -192,7 +193,7 @@ class ModelRouteUnsupported(ModelNotFound):
 
     def __init__(self, model: str, route: Route) -> None:
         super().__init__(model)
-        self.message = f"The model '{model}' is not served on the {route.value} route."
+        self.message = f"The model '{_quotable(model)}' is not served on the {route.value} route."
 
 
 class RouteNotFound(GatewayError):
@@ -308,6 +309,11 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
     anthropic_type = "timeout_error"
     text = "The request took longer than allowed and was stopped."
+
+
+def _quotable(name: str) -> str:
+    """A caller's name, short and valid UTF-8 whatever it came from."""
+    return name[:NAME_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:

@@ -1,0 +1,43 @@
+"""`/v1/embeddings`: its allow-list. Produces no tokens."""
+
+from typing import Any
+
+from gateway.protocol.fields import Checker, anything, check_fields, integer, missing, one_of, string
+from gateway.protocol.prompt import check_prompt
+from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_of
+from gateway.request import Dialect, ParsedRequest, Route
+
+# OpenAI's own cap, which its clients fill; the caps on the body bound what is in them.
+INPUTS_MAX = 2048
+DIMENSIONS_MAX = 65_536
+
+
+def parse(body: dict[str, Any]) -> ParsedRequest:
+    """Raises InvalidRequest for the first thing that does not fit."""
+    check_fields(body, FIELDS)
+    model = model_of(body)
+    if body.get("input") is None:
+        raise missing("input")
+    prompts, tokens = check_prompt("input", body["input"], INPUTS_MAX)
+    return ParsedRequest(
+        route=Route.EMBEDDINGS,
+        dialect=Dialect.OPENAI,
+        model=model,
+        stream=False,
+        samples=prompts,
+        prompts=prompts,
+        input_tokens_estimate=tokens,
+        max_output_tokens=0,
+        wants_usage=False,
+        wants_continuous_usage=False,
+        body=body,
+    )
+
+
+FIELDS: dict[str, Checker] = {
+    "dimensions": integer(1, DIMENSIONS_MAX),
+    "encoding_format": one_of("float", "base64"),
+    "input": anything,
+    "model": check_model,
+    "user": string(IDENTIFIER_CHARS_MAX),
+}

@@ -1,0 +1,83 @@
+"""What an engine is sent: the caller's checked body with the gateway's own values in it. Written for vLLM 0.32.
+
+The engine sees nothing of the account (user, metadata, tier), no null (to vLLM some are errors), and only our salt, priority and ids.
+Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages among them; `priority` in the body of all of these but
+messages, where only the header `X-Vllm-Priority` sets it; the request id from `X-Request-Id`, on responses from the body.
+"""
+
+from typing import Any
+
+import orjson
+
+from gateway.request import ParsedRequest, Route
+
+_USAGE = {"include_usage": True, "continuous_usage_stats": True}
+
+_ACCOUNT = frozenset(
+    {
+        "cache_control",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+# Taken with the one value that changes nothing.
+_WITHOUT_EFFECT = frozenset({"background", "best_of", "echo", "modalities", "verbosity", "stream_options"})
+_DROPPED = dict.fromkeys(Route, _ACCOUNT | _WITHOUT_EFFECT)
+_DROPPED[Route.COMPLETIONS] -= {"echo"}
+# An answer repeats what it was sent of these.
+_DROPPED[Route.RESPONSES] -= {"metadata"}
+
+_OUTPUT_PARAM = {
+    Route.CHAT: "max_tokens",
+    Route.COMPLETIONS: "max_tokens",
+    Route.RESPONSES: "max_output_tokens",
+}
+_SALTED = frozenset({Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES, Route.EMBEDDINGS})
+_PRIORITY_IN_BODY = _SALTED - {Route.MESSAGES}
+
+
+def engine_body(
+    parsed: ParsedRequest,
+    *,
+    engine_model: str,
+    request_id: str,
+    cache_salt: str,
+    priority: int | None,
+    default_max_tokens: int | None,
+) -> bytes:
+    """The JSON for the engine. `request_id` is the id of the engine's request: on responses it is written here, as `resp_…`.
+
+    `cache_salt`: hex; vLLM takes at most 128 characters without `@ / \\`. `default_max_tokens` None: the engine's own default.
+    """
+    route = parsed.route
+    dropped = _DROPPED[route]
+    body: dict[str, Any] = {
+        name: value for name, value in parsed.body.items() if value is not None and name not in dropped
+    }
+    body["model"] = engine_model
+    if route in _SALTED:
+        assert cache_salt, "an engine's prefix cache is never shared between tenants"
+        body["cache_salt"] = cache_salt
+        if priority is not None and route in _PRIORITY_IN_BODY:
+            body["priority"] = priority
+    if parsed.stream and (route is Route.CHAT or route is Route.COMPLETIONS):
+        body["stream_options"] = _USAGE
+    if route is Route.RESPONSES:
+        assert request_id.startswith("resp_"), "the id of a response"
+        body["request_id"] = request_id
+        body["store"] = False
+    if parsed.max_output_tokens is None and default_max_tokens is not None:
+        body[_OUTPUT_PARAM[route]] = max(default_max_tokens, body.get("min_tokens", 0))
+    return orjson.dumps(body)
+
+
+def engine_headers(parsed: ParsedRequest, *, priority: int | None) -> list[tuple[bytes, bytes]]:
+    """What the engine must be told in headers because this route's body cannot say it."""
+    if priority is not None and parsed.route is Route.MESSAGES:
+        return [(b"x-vllm-priority", b"%d" % priority)]
+    return []

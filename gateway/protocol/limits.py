@@ -1,0 +1,75 @@
+"""What only the model can say of a checked request: context, vocabulary, route, template variables. Pure; the catalogue fills `ModelLimits`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
+from gateway.protocol.prompt import greatest_id, longest_ids
+from gateway.protocol.refused import REFUSED
+from gateway.request import ParsedRequest, Route
+
+# A route that needs another one's engine support.
+_SERVED_AS = {Route.COUNT_TOKENS: Route.MESSAGES}
+_PROMPTS = {Route.COMPLETIONS: "prompt", Route.EMBEDDINGS: "input"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """From the model's entry. `vocabulary_tokens` None: not known, then the engine checks it."""
+
+    context_tokens: int
+    vocabulary_tokens: int | None
+    chat_template_kwargs: frozenset[str]
+    routes: frozenset[str]
+
+
+def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> None:
+    """Raises ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest."""
+    if _SERVED_AS.get(parsed.route, parsed.route) not in model_limits.routes:
+        raise ModelRouteUnsupported(parsed.model, parsed.route)
+    body = parsed.body
+    _check_context(parsed, body, model_limits.context_tokens)
+    if model_limits.vocabulary_tokens is not None:
+        _check_vocabulary(parsed.route, body, model_limits.vocabulary_tokens)
+    for name in body.get("chat_template_kwargs") or ():
+        if name not in model_limits.chat_template_kwargs:
+            if not model_limits.chat_template_kwargs:
+                raise UnsupportedParameter("chat_template_kwargs", REFUSED["chat_template_kwargs"])
+            raise UnsupportedParameter(f"chat_template_kwargs.{name[:64]}", "This model does not take it.")
+
+
+def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: int) -> None:
+    """Exact where the prompt is token ids. Text is the engine's to count: it refuses what is too long before it costs anything."""
+    output_tokens = parsed.max_output_tokens or 0
+    if output_tokens > context_tokens:
+        raise ContextLengthExceeded(context_tokens, output_tokens, _output_param(parsed, body), "output tokens")
+    prompt_param = _PROMPTS.get(parsed.route)
+    if prompt_param is None:
+        return
+    prompt_tokens = longest_ids(body[prompt_param])
+    # A prompt that fills the context leaves no room for an answer.
+    asked = prompt_tokens + (output_tokens or int(parsed.route is Route.COMPLETIONS))
+    if prompt_tokens and asked > context_tokens:
+        raise ContextLengthExceeded(context_tokens, asked, prompt_param, f"tokens ({prompt_tokens} in the prompt)")
+
+
+def _output_param(parsed: ParsedRequest, body: dict[str, Any]) -> str:
+    if parsed.route is Route.RESPONSES:
+        return "max_output_tokens"
+    return "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+
+
+def _check_vocabulary(route: Route, body: dict[str, Any], vocabulary_tokens: int) -> None:
+    greatest: dict[str, int] = {}
+    if (prompt_param := _PROMPTS.get(route)) is not None:
+        greatest[prompt_param] = greatest_id(body[prompt_param])
+    for param in ("stop_token_ids", "allowed_token_ids"):
+        if body.get(param):
+            greatest[param] = max(body[param])
+    if body.get("logit_bias"):
+        greatest["logit_bias"] = max(map(int, body["logit_bias"]))
+    for param, token_id in greatest.items():
+        if token_id >= vocabulary_tokens:
+            raise InvalidRequest(
+                f"Invalid '{param}': token id {token_id} is not in the vocabulary of {vocabulary_tokens}.", param
+            )

@@ -1,0 +1,15 @@
+"""How much text there is, in UTF-8 bytes and, roughly, in tokens. For reservations only: the engine's count replaces it."""
+
+# A tokenizer makes a token of about four bytes of English; other scripts have more bytes a character, and about as many a token.
+BYTES_PER_TOKEN = 4
+# Roles and markers that a chat template puts around a message.
+TOKENS_PER_MESSAGE = 4
+
+
+def text_bytes(text: str) -> int:
+    """UTF-8 length; free for ASCII, which knows itself."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def tokens_of_bytes(size_bytes: int) -> int:
+    return (size_bytes + BYTES_PER_TOKEN - 1) // BYTES_PER_TOKEN
