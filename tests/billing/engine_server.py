@@ -1,0 +1,78 @@
+"""A tiny engine for the tests of billing: real HTTP, scripted counters."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import orjson
+import redis
+
+from billing import redis_keys
+
+
+@dataclass
+class ScriptedEngine:
+    """What `GET /metrics` says. `status` other than 200 answers with nothing."""
+
+    prompt: int = 0
+    generation: int = 0
+    running: int = 0
+    started: str | None = None
+    status: int = 200
+    key: str | None = None
+    url: str = ""
+    asked: list[str | None] = field(default_factory=list)
+
+    def page(self) -> str:
+        lines = [
+            "# TYPE vllm:prompt_tokens counter",
+            f'vllm:prompt_tokens_total{{engine="0",model_name="m"}} {self.prompt}.0',
+            f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {self.generation}.0',
+            f'vllm:num_requests_running{{engine="0",model_name="m"}} {self.running}.0',
+            'vllm:num_requests_waiting{engine="0",model_name="m"} 0.0',
+        ]
+        if self.started is not None:
+            lines.append(f"process_start_time_seconds {self.started}")
+        return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
+    """Serve it on a port of its own until the block ends."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            engine.asked.append(self.headers.get("authorization"))
+            body = engine.page().encode() if engine.status == 200 else b""
+            self.send_response(engine.status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    engine.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield engine
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def register(client: redis.Redis, engine: ScriptedEngine, instance: str = "i1", **changes: object) -> None:
+    """Write its entry as `taas instance add` or a worker would."""
+    entry = {
+        "instance": instance, "model": "m1", "pool": "m1", "cell": "m1", "url": engine.url, "key": engine.key, "epoch": "e1",
+        "status": "ready", "lease_until_ms": 0, "abort": True, "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
+        "baseline": {"prompt": 0, "generation": 0}, "final": None, "earlier": [],
+    } | changes  # fmt: skip
+    client.hset(redis_keys.INSTANCES, instance, orjson.dumps(entry))
+    client.sadd(redis_keys.CELLS, "m1")
