@@ -1,0 +1,113 @@
+"""An engine's error answer, translated at the edge: what a caller may know of it. Written for vLLM 0.32.
+
+Only sentences that are known here are passed on, rebuilt from their numbers and names; the rest becomes a general one. So no host, path,
+alias, flag, traceback or repeated input of an engine gets out. What the engine holds against us, not the caller (401, 404), is our failure.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded
+from gateway.request import Route
+
+RETRY_AFTER_MS = 1000
+MESSAGE_CHARS_MAX = 4096
+DETAIL_CHARS_MAX = 200
+
+# Statuses in which an engine judges the request itself.
+_OF_THE_REQUEST = frozenset({400, 413, 415, 422})
+_PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(?:\.[A-Za-z0-9_]{1,64}){0,8}")
+# Names of vLLM's own for what the caller called otherwise.
+_INPUT = frozenset({"input_tokens", "input_text", "prompt_token_ids", "max_model_len"})
+_INPUT_PARAM = {Route.COMPLETIONS: "prompt", Route.RESPONSES: "input", Route.EMBEDDINGS: "input"}
+
+_PROMPT_TOO_LONG = re.compile(
+    r"maximum context length is (\d+) tokens.*contains (?:at least )?(\d+) (input tokens|characters)", re.DOTALL
+)
+_INPUT_TOO_LONG = re.compile(r"Input length \((\d+)\) exceeds model's maximum context length \((\d+)\)")
+_OUTPUT_TOO_LONG = re.compile(r"(max_\w*tokens)=(\d+) cannot be greater than max_model_len\s*=\s*(\d+)")
+_OUT_OF_VOCABULARY = re.compile(r"Token id (\d+) is out of vocabulary")
+_SUFFIX = re.compile(r"\s*\((?:parameter=|value=).*\Z", re.DOTALL)
+_VALIDATION = re.compile(r"\A\d+ validation errors?:")
+_VALIDATION_REASON = re.compile(r"'msg': (?:'([^'\n]{1,200})'|\"([^\"\n]{1,200})\")")
+# A path, a URL, a host with a port, a flag, an address, a place in a source file.
+_LEAK = re.compile(
+    r"[\\/]\w|://|\w:\d|--\w|0x[0-9a-f]|Traceback|File \"|<path>|\bhost\b|\bself\b|Error\(", re.IGNORECASE
+)
+
+
+def translate_engine_error(status: int, body: bytes, route: Route) -> GatewayError:
+    """The error that a caller on `route` gets for an engine's `status` and `body`. Never raises: the body may be anything."""
+    if status == 429:
+        return Overloaded(RETRY_AFTER_MS)
+    if status not in _OF_THE_REQUEST:
+        return EngineFailed()
+    message, param = _read(body)
+    return _known_sentence(message, route) or _general(message, _caller_param(param, route))
+
+
+def _read(body: bytes) -> tuple[str, str | None]:
+    """Message and parameter out of OpenAI's form or Anthropic's; nothing out of anything else."""
+    try:
+        parsed: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", None
+    error = parsed.get("error") if type(parsed) is dict else None
+    if type(error) is not dict:
+        return "", None
+    message, param = error.get("message"), error.get("param")
+    return message[:MESSAGE_CHARS_MAX] if type(message) is str else "", param if type(param) is str else None
+
+
+def _known_sentence(message: str, route: Route) -> GatewayError | None:
+    input_param = _INPUT_PARAM.get(route, "messages")
+    if found := _PROMPT_TOO_LONG.search(message):
+        return ContextLengthExceeded(int(found[1]), int(found[2]), input_param, found[3])
+    if found := _INPUT_TOO_LONG.search(message):
+        return ContextLengthExceeded(int(found[2]), int(found[1]), input_param, "input tokens")
+    if found := _OUTPUT_TOO_LONG.search(message):
+        return ContextLengthExceeded(
+            int(found[3]), int(found[2]), _caller_param(found[1], route) or "max_tokens", "output tokens"
+        )
+    if found := _OUT_OF_VOCABULARY.search(message):
+        return EngineRefused(f"Token id {found[1]} is not in the model's vocabulary.", input_param, "invalid_value")
+    if message.startswith("Grammar error") or "grammar" in message[:80].lower():
+        return EngineRefused(
+            "The schema or regular expression cannot be compiled by this model's engine.", None, "invalid_schema"
+        )
+    if "tool" in message and ("requires --" in message or "--tool-call-parser" in message):
+        return EngineRefused("This model does not support this tool_choice.", "tool_choice", "unsupported_value")
+    if "not a multimodal model" in message:
+        return EngineRefused("This model accepts only text.", input_param, "unsupported_value")
+    return None
+
+
+def _general(message: str, param: str | None) -> EngineRefused:
+    """What is safe to say of a sentence that is not known: the parameter, and the reason if it begins with the parameter and gives nothing away."""
+    if param is None:
+        return EngineRefused("The model's engine refused the request.")
+    if _VALIDATION.match(message):
+        found = _VALIDATION_REASON.search(message)
+        reason = (found[1] or found[2]) if found else ""
+    else:
+        bare = _SUFFIX.sub("", message)
+        name = param.rsplit(".", 1)[-1]
+        reason = bare if re.match(rf"['`]?{re.escape(name)}['`]? ", bare) else ""
+    reason = reason.removeprefix("Value error, ").rstrip(".")
+    if not reason or len(reason) > DETAIL_CHARS_MAX or not reason.isprintable() or _LEAK.search(reason):
+        return EngineRefused(f"Invalid '{param}'.", param)
+    return EngineRefused(f"Invalid '{param}': {reason}.", param)
+
+
+def _caller_param(param: str | None, route: Route) -> str | None:
+    """The parameter as the caller knows it, or None when it is no name of a caller's."""
+    if param is None:
+        return None
+    param = param.removeprefix("body.")
+    if param in _INPUT:
+        return _INPUT_PARAM.get(route, "messages")
+    if param == "max_completion_tokens" and route is Route.MESSAGES:
+        return "max_tokens"
+    return param if _PARAM.fullmatch(param) else None
