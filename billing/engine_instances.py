@@ -1,0 +1,108 @@
+"""The instances of `taas:instances` as the audit needs them. Owns reading their entries; knows no engine and no table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+import redis
+
+from billing import redis_keys
+
+
+@dataclass(frozen=True, slots=True)
+class CounterPair:
+    """Tokens as an engine's own counters tell them apart. A difference may be negative."""
+
+    prompt: int = 0
+    generation: int = 0
+
+    def __add__(self, other: "CounterPair") -> "CounterPair":
+        return CounterPair(self.prompt + other.prompt, self.generation + other.generation)
+
+    def __sub__(self, other: "CounterPair") -> "CounterPair":
+        return CounterPair(self.prompt - other.prompt, self.generation - other.generation)
+
+    def at_least(self, other: "CounterPair") -> "CounterPair":
+        """The greater of each."""
+        return CounterPair(max(self.prompt, other.prompt), max(self.generation, other.generation))
+
+
+NO_TOKENS: Final = CounterPair()
+
+
+@dataclass(frozen=True, slots=True)
+class EndedEpoch:
+    """The last counters of a run of an engine that has ended. Not `exact`: it may have produced more."""
+
+    epoch: str
+    last: CounterPair
+    baseline: CounterPair | None
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInstance:
+    """One entry. `alive`: its lease holds and its engine has not ended, so its counters can be asked for."""
+
+    instance: str
+    cell: str
+    url: str
+    key: str | None = field(repr=False)
+    epoch: str
+    alive: bool
+    baseline: CounterPair
+    ended: tuple[EndedEpoch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """All instances at one moment, and what could not be read, by instance id."""
+
+    instances: tuple[EngineInstance, ...]
+    unreadable: tuple[str, ...]
+
+
+def read_instances(client: redis.Redis) -> Registry:
+    """Read the hash with the server's clock. The client must not decode responses."""
+    with client.pipeline(transaction=False) as read:
+        read.time()
+        read.hgetall(redis_keys.INSTANCES)
+        (now_s, now_us), entries = read.execute()
+    now_ms = int(now_s) * 1000 + int(now_us) // 1000
+    instances, unreadable = [], []
+    for name, text in sorted(entries.items()):
+        try:
+            instances.append(_instance(orjson.loads(text), now_ms))
+        except (ValueError, KeyError, TypeError):
+            unreadable.append(name.decode(errors="replace"))
+    return Registry(tuple(instances), tuple(unreadable))
+
+
+def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
+    lease_until_ms = int(fields.get("lease_until_ms", 0))
+    ended = [_ended(each) for each in [fields.get("final"), *(fields.get("earlier") or ())] if each]
+    return EngineInstance(
+        instance=str(fields["instance"]),
+        cell=str(fields["cell"]),
+        url=str(fields["url"]),
+        key=fields.get("key"),
+        epoch=str(fields["epoch"]),
+        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms) and fields.get("status") != "down",
+        baseline=_pair(fields.get("baseline") or {}),
+        ended=tuple(ended),
+    )
+
+
+def _ended(fields: Mapping[str, Any]) -> EndedEpoch:
+    baseline = fields.get("baseline")
+    return EndedEpoch(
+        str(fields["epoch"]),
+        _pair(fields),
+        _pair(baseline) if baseline is not None else None,
+        fields.get("exact") is True,
+    )
+
+
+def _pair(fields: Mapping[str, Any]) -> CounterPair:
+    return CounterPair(int(fields.get("prompt", 0)), int(fields.get("generation", 0)))

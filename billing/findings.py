@@ -1,0 +1,60 @@
+"""What an audit can find, as values. Owns their kinds and their JSON; finds nothing itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from billing.engine_instances import CounterPair
+
+
+class FindingKind(StrEnum):
+    """What was found. All but the first four mean that somebody should look."""
+
+    RECONCILED = "reconciled"
+    NO_COUNTERS = "no_counters"
+    COUNTER_LOST = "counter_lost"
+    UNPRICED = "unpriced"
+    QUARANTINED = "quarantined"
+    UNREACHABLE = "unreachable"
+    UNREADABLE = "unreadable"
+    NOT_DRAINED = "not_drained"
+    USAGE_REJECTED = "usage_rejected"
+    USAGE_CONFLICT = "usage_conflict"
+    RESIDUAL = "residual"
+    LEDGER_UNBALANCED = "ledger_unbalanced"
+    LEDGER_INCOMPLETE = "ledger_incomplete"
+    LEDGER_MISPRICED = "ledger_mispriced"
+    TOTALS_DIFFER = "totals_differ"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found. `ids` are examples, 20 at most; `count` says how many there are."""
+
+    kind: FindingKind
+    message: str
+    instance: str | None = None
+    epoch: str | None = None
+    tokens: CounterPair | None = None
+    count: int | None = None
+    ids: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what does not apply."""
+        parts: dict[str, Any] = {"kind": self.kind.value, "message": self.message}
+        if self.kind is FindingKind.COUNTER_LOST:
+            parts["counter_lost"] = True
+        for name in ("instance", "epoch", "count"):
+            if getattr(self, name) is not None:
+                parts[name] = getattr(self, name)
+        if self.tokens is not None:
+            parts["tokens"] = pair_json(self.tokens)
+        if self.ids:
+            parts["ids"] = list(self.ids)
+        return parts
+
+
+def pair_json(pair: CounterPair) -> dict[str, int]:
+    """`{"prompt", "generation"}`."""
+    return {"prompt": pair.prompt, "generation": pair.generation}

@@ -1,0 +1,89 @@
+"""Read the ledger back and check it: every event has its transaction, every transaction balances, every amount is its tokens times its
+price, the running totals are the sums of the events. Owns the checking; corrects nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Connection, text
+
+from billing.findings import Finding, FindingKind
+
+_IDS_MAX: Final = 20
+
+_UNBALANCED: Final = """
+select transaction_id::text as id from ledger_posting group by transaction_id having sum(amount_picousd) <> 0
+"""
+_INCOMPLETE: Final = """
+select e.request_id as id from usage_event e left join ledger_transaction t using (request_id) where t.transaction_id is null
+"""
+_MISPRICED: Final = """
+select t.request_id as id
+from ledger_transaction t
+join usage_event e using (request_id)
+left join price p using (price_id)
+left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
+where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then
+    (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd
+    + e.billed_cached::numeric * p.cached_input_picousd
+    + e.billed_output::numeric * p.output_picousd
+  else 0 end
+  or (t.pricing = 'priced' and (p.model <> e.model or p.valid_from_ms > e.started_ms))
+  or (r.holder is not null and r.holder <> e.tenant)
+"""
+_TOTALS: Final = """
+select coalesce(s.instance, t.instance) || ' ' || coalesce(s.epoch, t.epoch) as id
+from (
+  select instance, epoch, sum(billed_prompt) as billed_prompt, sum(billed_output) as billed_output,
+         sum(absorbed_prompt) as absorbed_prompt, sum(absorbed_output) as absorbed_output
+  from usage_event group by instance, epoch
+) s
+full join usage_total t on s.instance = t.instance and s.epoch = t.epoch
+where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output)
+  is distinct from (t.billed_prompt, t.billed_output, t.absorbed_prompt, t.absorbed_output)
+"""
+_CHECKS: Final = (
+    (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
+    (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
+    (FindingKind.LEDGER_MISPRICED, "requests whose amount is not their tokens at the price that held", _MISPRICED),
+    (FindingKind.TOTALS_DIFFER, "running totals that are not the sums of the events", _TOTALS),
+)
+_SET_ASIDE: Final = (
+    (
+        FindingKind.USAGE_REJECTED,
+        "usage entries that could not be read and are billed to nobody",
+        "select digest as id from usage_rejected",
+    ),
+    (
+        FindingKind.USAGE_CONFLICT,
+        "requests with a second event that differs from the one that counts",
+        "select request_id as id from usage_conflict",
+    ),
+)
+_NO_AMOUNT: Final = (
+    (FindingKind.UNPRICED, "billed requests without an amount: no price held when they started", "unpriced"),
+    (FindingKind.QUARANTINED, "requests whose usage is in doubt, kept off the bill", "quarantined"),
+)
+
+
+def check_ledger(connection: Connection) -> list[Finding]:
+    """Reads every fact there is, in one snapshot: for an audit that somebody asked for, not for every half minute."""
+    return [finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)]
+
+
+def set_aside(connection: Connection) -> list[Finding]:
+    """What is recorded but waits for a person: rejected entries, conflicts, requests without an amount."""
+    found = [finding for kind, message, query in _SET_ASIDE for finding in _found(connection, kind, message, query)]
+    for kind, message, pricing in _NO_AMOUNT:
+        query = f"select request_id as id from ledger_transaction where pricing = '{pricing}'"  # noqa: S608 (a constant of ours)
+        found += _found(connection, kind, message, query)
+    return found
+
+
+def _found(connection: Connection, kind: FindingKind, message: str, query: str) -> Sequence[Finding]:
+    rows = connection.execute(
+        text(f"select id, count(*) over () as total from ({query}) found order by id limit {_IDS_MAX}")  # noqa: S608 (constants)
+    ).all()
+    if not rows:
+        return ()
+    return (Finding(kind, message, count=rows[0].total, ids=tuple(row.id for row in rows)),)

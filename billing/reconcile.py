@@ -1,0 +1,123 @@
+"""Tokens that an engine produced for a dead gateway after its last checkpoint. Owns turning them into an absorbed event of their own.
+
+No request's event can name them; the engine's counters do, once it is idle and everything metered has arrived. They are absorbed,
+never billed, with the requests whose gateway died as evidence, and bounded by what those requests could still have produced. Where
+there is no such request, or the bound is passed, the residual stays: it is not explained.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, RowMapping, func, insert, select, text
+
+from billing.balance import EpochBalance
+from billing.engine_instances import NO_TOKENS, CounterPair
+from billing.ledger import Pricing, add_total
+from billing.schema.catalogue import model as model_table
+from billing.schema.ledger import ledger_transaction, reconciled_request, usage_event
+from billing.tokens import AbsorbReason
+from billing.usage_event import EVENT_VERSION, Ending, UsageSource
+
+_LOCK: Final = 7_461_617
+_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
+KIND: Final = "reconciliation"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A request whose gateway died and whose engine has not been found in balance since. `room`: what it can still have produced."""
+
+    request_id: str
+    instance: str
+    epoch: str
+    room: CounterPair
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The event that absorbed a residual."""
+
+    request_id: str
+    instance: str
+    epoch: str
+    tokens: CounterPair
+    evidence: tuple[str, ...]
+
+
+def read_evidence(connection: Connection) -> list[Evidence]:
+    """Requests whose gateway died, not reconciled yet, in the order of their ids."""
+    done = select(reconciled_request.c.request_id).where(reconciled_request.c.request_id == usage_event.c.request_id)
+    query = (
+        select(usage_event, model_table.c.context_tokens)
+        .outerjoin(model_table, model_table.c.name == usage_event.c.model)
+        .where(usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.kind == "request", ~done.exists())
+        .order_by(usage_event.c.request_id)
+    )
+    return [
+        Evidence(row["request_id"], row["instance"], row["epoch"], _room(row))
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def _room(row: RowMapping) -> CounterPair:
+    """Each sample can fill the model's context, prompt and output together; without a known context nothing is taken for granted."""
+    whole = (row["context_tokens"] or 0) * row["samples"]
+    return CounterPair(max(0, whole - row["produced_prompt"]), max(0, whole - row["produced_output"]))
+
+
+def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[Evidence]) -> Reconciliation | None:
+    """Absorb the residual of an idle epoch, or note that there is none. The caller has made sure that nothing is under way.
+
+    Returns None where nothing was absorbed: a negative residual is left for all to see, and so are the requests it may belong to.
+    """
+    residual = balance.residual
+    if not evidence or residual.prompt < 0 or residual.generation < 0:
+        return None
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    here = [
+        each for each in read_evidence(connection) if (each.instance, each.epoch) == (balance.instance, balance.epoch)
+    ]
+    if [each.request_id for each in here] != [each.request_id for each in evidence]:
+        return None  # Another process was here meanwhile, or another request has come to light: look again.
+    room = sum((each.room for each in evidence), NO_TOKENS)
+    tokens = CounterPair(min(residual.prompt, room.prompt), min(residual.generation, room.generation))
+    if residual != NO_TOKENS and tokens == NO_TOKENS:
+        return None
+    ids = tuple(each.request_id for each in evidence)
+    made = _absorb(connection, balance, tokens, ids) if tokens != NO_TOKENS else None
+    rows = [{"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids]
+    connection.execute(insert(reconciled_request), rows)
+    return made
+
+
+def _absorb(connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...]) -> Reconciliation:
+    digest = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
+    request_id = f"rec_{digest[:32]}"
+    first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
+    row: dict[str, Any] = {
+        "request_id": request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None, "project": None, "key_id": None,
+        "model": first["model"], "pool": first["pool"], "cell": first["cell"],
+        "instance": balance.instance, "epoch": balance.epoch,
+        "route": KIND, "stream": False, "class": first["class"], "contract": None, "weights": first["weights"], "samples": 0,
+        "started_ms": first["started_ms"], "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
+        "ending": Ending.GATEWAY_DIED.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
+        "produced_prompt": tokens.prompt, "produced_cached": 0, "produced_output": tokens.generation, "delivered_output": 0,
+        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
+        "absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation,
+        "absorbed_reasons": {AbsorbReason.GATEWAY_DIED.value: {"prompt": tokens.prompt, "output": tokens.generation}},
+        "units_mu": 0, "http_status": 0, "gateway": first["gateway"], "digest": digest, "evidence": {"requests": list(ids)},
+    }  # fmt: skip
+    connection.execute(insert(usage_event).values(row))
+    nothing_billed = {"request_id": request_id, "pricing": Pricing.NOTHING_BILLED.value}
+    connection.execute(insert(ledger_transaction).values(nothing_billed))
+    absorbed = {
+        "billed_prompt": 0,
+        "billed_output": 0,
+        "absorbed_prompt": tokens.prompt,
+        "absorbed_output": tokens.generation,
+    }
+    add_total(connection, balance.instance, balance.epoch, absorbed)
+    return Reconciliation(request_id, balance.instance, balance.epoch, tokens, ids)
