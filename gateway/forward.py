@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from billing.usage_event import Ending
+from gateway.engine_error import translate_engine_error
 from gateway.engines import Engines
 from gateway.errors import (
     DeadlineExceeded,
@@ -19,7 +20,6 @@ from gateway.errors import (
     NoInstance,
     RequestStopped,
     UpstreamProtocolError,
-    translate_engine_error,
 )
 from gateway.exchange import Exchange
 from gateway.meter import ProtocolViolation
@@ -197,7 +197,7 @@ class Forwarder:
                 pieces.append(piece)
         except UpstreamError:
             connection.close()
-        error = translate_engine_error(status, b"".join(pieces))
+        error = translate_engine_error(status, b"".join(pieces), exchange.parsed.route)
         if status == 429 or status >= 500:
             raise TryFailed(error, f"status_{status // 100}xx")
         raise error

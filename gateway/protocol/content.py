@@ -3,7 +3,7 @@
 from typing import Any
 
 from gateway.errors import InvalidRequest, RemoteMediaDisabled, UnsupportedParameter
-from gateway.protocol.fields import array, check_members, empty, mapping, missing, one_of, string, wrong_type
+from gateway.protocol.fields import Checker, array, check_members, empty, mapping, missing, one_of, string, wrong_type
 from gateway.protocol.media import AUDIO_FORMATS, MEDIA_TOKENS_ESTIMATE, check_base64, check_data_url
 from gateway.protocol.text_size import BYTES_PER_TOKEN, text_bytes
 
@@ -11,10 +11,10 @@ PARTS_MAX = 512
 MEDIA_PARTS_MAX = 16
 MEDIA_BYTES = MEDIA_TOKENS_ESTIMATE * BYTES_PER_TOKEN
 
-_IMAGE = {"url": check_data_url, "detail": one_of("auto", "low", "high", "original")}
-_URL = {"url": check_data_url}
-_AUDIO = {"data": check_base64, "format": one_of(*AUDIO_FORMATS)}
-_MEDIA = {
+_IMAGE: dict[str, Checker] = {"url": check_data_url, "detail": one_of("auto", "low", "high", "original")}
+_URL: dict[str, Checker] = {"url": check_data_url}
+_AUDIO: dict[str, Checker] = {"data": check_base64, "format": one_of(*AUDIO_FORMATS)}
+_MEDIA: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
     "image_url": (_IMAGE, ("url",)),
     "audio_url": (_URL, ("url",)),
     "video_url": (_URL, ("url",)),

@@ -1,5 +1,6 @@
 """A prompt that is text or token ids, one or a list: of completions and of embeddings."""
 
+from collections.abc import Callable
 from typing import Any
 
 from gateway.errors import InvalidRequest
@@ -25,12 +26,13 @@ def check_prompt(param: str, value: Any, prompts_max: int) -> tuple[int, int]:
     kind = type(value[0])
     if kind is not str and kind is not list:
         raise wrong_type(param, _EXPECTED)
+    count: Callable[[str, Any], int] = _text_tokens if kind is str else _check_ids
     tokens = 0
     for index, prompt in enumerate(value):
         if type(prompt) is not kind:
             raise wrong_type(param, _EXPECTED)
         where = f"{param}[{index}]"
-        tokens += _text_tokens(where, prompt) if kind is str else _check_ids(where, prompt)
+        tokens += count(where, prompt)
     return len(value), tokens
 
 
@@ -45,7 +47,7 @@ def greatest_id(value: Any) -> int:
     """The greatest token id in a checked prompt; -1 when it is text."""
     if type(value) is not list or type(value[0]) is str:
         return -1
-    return max(value) if type(value[0]) is int else max(map(max, value))
+    return int(max(value) if type(value[0]) is int else max(map(max, value)))
 
 
 def _text_tokens(param: str, text: str) -> int:
