@@ -11,7 +11,7 @@ import logging
 import urllib.parse
 from collections import deque
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.config import Config
@@ -96,7 +96,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
         self._wire = Wire(transport, self._loop)
         self._server = get_local_addr(transport)
         self._client = get_remote_addr(transport)
@@ -127,15 +127,18 @@ class GatewayHttpProtocol(asyncio.Protocol):
             ):  # a single endless header is not seen by on_header; exact counts are made there
                 self._refuse(InvalidHead("The request head is too large."))
                 return
+        rest: bytes | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._go_on_without_upgrade(data[upgrade.args[0] :])
+            rest = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            refusal = refusal_of(error, data)
+            refusal = refusal_of(error, data if self._answering is None else b"")
             if refusal is None:
                 log.error("bug in a parser's callback", exc_info=error.__context__)
             self._refuse(refusal or InternalError())
+        if rest is not None:
+            self._go_on_without_upgrade(rest)
 
     def pause_writing(self) -> None:
         self._wire.pause_writing()

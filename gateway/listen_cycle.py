@@ -121,6 +121,8 @@ class RequestCycle:
 
     async def run(self, app: App, scope: Scope) -> None:
         """Run the application to its end; whatever it does, the caller gets an answer or a broken connection, never a false success."""
+        if self.disconnected:  # refused, or left, before its turn
+            return
         try:
             await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -179,6 +181,7 @@ class RequestCycle:
         parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         lines = 1
         length: int | None = None
+        self._chunked = False
         for group in (self._default_headers, headers):
             for name, value in group:
                 if name == b"content-length":

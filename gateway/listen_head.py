@@ -63,7 +63,7 @@ def check_line(version: str, target: bytes, has_host: bool, is_chunked: bool) ->
 
 
 def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayError | None:
-    """What to answer to a parser's error: ours if one of our checks raised it, None if it was a bug."""
+    """What to answer to a parser's error: ours if one of our checks raised it, None if it was a bug. `received`: the request's beginning, if known."""
     context = error.__context__
     if isinstance(context, GatewayError):
         return context

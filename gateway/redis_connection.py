@@ -6,7 +6,7 @@ It knows RESP and time, not what commands mean; it does not reconnect. Whoever i
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 
@@ -77,8 +77,8 @@ class RedisConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio's in all but their class.
+        self._transport = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(self._timeout_s / 4, self._check_oldest)
 
     def data_received(self, data: bytes) -> None:

@@ -7,6 +7,7 @@ no metering, no JSON. Limits: response head 64 KiB, 256 KiB buffered before the 
 import asyncio
 from collections import deque
 from enum import StrEnum
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -68,8 +69,8 @@ class UpstreamConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio's in all but their class.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self._complete:  # bytes that nobody asked for: never let them become the next request's answer
