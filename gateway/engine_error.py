@@ -24,7 +24,7 @@ _INPUT = frozenset({"input_tokens", "input_text", "prompt_token_ids", "max_model
 _INPUT_PARAM = {Route.COMPLETIONS: "prompt", Route.RESPONSES: "input", Route.EMBEDDINGS: "input"}
 
 _PROMPT_TOO_LONG = re.compile(
-    r"maximum context length is (\d+) tokens.*contains (?:at least )?(\d+) (input tokens|characters)", re.DOTALL
+    r"maximum context length is (\d+) tokens.*contains (at least )?(\d+) (input tokens|characters)", re.DOTALL
 )
 _INPUT_TOO_LONG = re.compile(r"Input length \((\d+)\) exceeds model's maximum context length \((\d+)\)")
 _OUTPUT_TOO_LONG = re.compile(r"(max_\w*tokens)=(\d+) cannot be greater than max_model_len\s*=\s*(\d+)")
@@ -64,7 +64,7 @@ def _read(body: bytes) -> tuple[str, str | None]:
 def _known_sentence(message: str, route: Route) -> GatewayError | None:
     input_param = _INPUT_PARAM.get(route, "messages")
     if found := _PROMPT_TOO_LONG.search(message):
-        return ContextLengthExceeded(int(found[1]), int(found[2]), input_param, found[3])
+        return ContextLengthExceeded(int(found[1]), int(found[3]), input_param, found[4], at_least=found[2] is not None)
     if found := _INPUT_TOO_LONG.search(message):
         return ContextLengthExceeded(int(found[2]), int(found[1]), input_param, "input tokens")
     if found := _OUTPUT_TOO_LONG.search(message):
@@ -78,7 +78,7 @@ def _known_sentence(message: str, route: Route) -> GatewayError | None:
             "The schema or regular expression cannot be compiled by this model's engine.", None, "invalid_schema"
         )
     if "tool" in message and ("requires --" in message or "--tool-call-parser" in message):
-        return EngineRefused("This model does not support this tool_choice.", "tool_choice", "unsupported_value")
+        return EngineRefused("This model does not support tool calls.", "tools", "unsupported_value")
     if "not a multimodal model" in message:
         return EngineRefused("This model accepts only text.", input_param, "unsupported_value")
     return None

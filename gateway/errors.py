@@ -106,14 +106,19 @@ class RemoteMediaDisabled(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """More tokens than the model's context holds; the message names both numbers. `counted` says what `requested` counts."""
+    """More tokens than the model's context holds; the message names both numbers.
+
+    `counted` says what `requested` counts; with `at_least` it was not counted to the end.
+    """
 
     code = "context_length_exceeded"
 
-    def __init__(self, context_tokens: int, requested: int, param: str, counted: str = "tokens") -> None:
+    def __init__(
+        self, context_tokens: int, requested: int, param: str, counted: str = "tokens", *, at_least: bool = False
+    ) -> None:
+        asked = f"{'at least ' if at_least else ''}{requested} {counted}"
         super().__init__(
-            f"This model's maximum context length is {context_tokens} tokens. However, you requested {requested} {counted}.",
-            param,
+            f"This model's maximum context length is {context_tokens} tokens. However, you requested {asked}.", param
         )
         self.context_tokens = context_tokens
         self.requested = requested
