@@ -140,6 +140,11 @@ def list_all(connection: Connection) -> list[Instance]:
     return [_instance(row) for row in connection.execute(query)]
 
 
+def ids(connection: Connection) -> frozenset[str]:
+    """All ever added by hand."""
+    return frozenset(connection.execute(select(table.c.instance_id)).scalars())
+
+
 def remove(connection: Connection, instance_id: str) -> Instance:
     """It gets nothing new from now on; what it has open may end. Again is a no-op. Raises NotFound."""
     found = find(connection, instance_id)

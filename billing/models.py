@@ -35,11 +35,11 @@ Visible = Literal["everyone", "internal"] | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Milliunits per token. Until a model is calibrated a work unit is a token, and a cached one a tenth of it."""
+    """Milliunits per token. Until calibration measures them: reading is cheap, cached reading nearly free, writing dear."""
 
     w_in_mu: int = 1000
     w_cached_mu: int = 100
-    w_out_mu: int = 1000
+    w_out_mu: int = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class ModelSpec:
     vocabulary_tokens: int | None = None
     default_max_tokens: int | None = None
     weights: Weights = Weights()
+    weights_version: int = 1
     chat_template_kwargs: tuple[str, ...] = ()
     pool: str | None = None
 
@@ -71,6 +72,7 @@ class ModelChange:
     vocabulary_tokens: int | None = None
     default_max_tokens: int | None = None
     weights: Weights | None = None
+    weights_version: int | None = None
     chat_template_kwargs: tuple[str, ...] | None = None
 
 
@@ -114,7 +116,7 @@ def create(connection: Connection, spec: ModelSpec) -> Model:
             context_tokens=spec.context_tokens,
             vocabulary_tokens=spec.vocabulary_tokens,
             default_max_tokens=default_max_tokens,
-            weights_version=1,
+            weights_version=spec.weights_version,
             chat_template_kwargs=_unique(spec.chat_template_kwargs),
         )
         .on_conflict_do_nothing(index_elements=["name"])
@@ -123,7 +125,7 @@ def create(connection: Connection, spec: ModelSpec) -> Model:
     if inserted is None:
         raise Conflict(f"There is a model named {spec.name!r} already.", param="name")
     _set_audience(connection, spec.name, visible)
-    _add_weights(connection, spec.name, 1, spec.weights)
+    _add_weights(connection, spec.name, spec.weights_version, spec.weights)
     outbox.record(connection, ChangeKind.MODEL, spec.name)
     return find(connection, spec.name)
 
@@ -162,8 +164,11 @@ def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
         columns["visible"] = _visible_column(visible)
         _set_audience(connection, name, visible)
     if wanted.weights is not None and wanted.weights != now.weights:
-        columns["weights_version"] = now.weights_version + 1
-        _add_weights(connection, name, now.weights_version + 1, wanted.weights)
+        version = wanted.weights_version or now.weights_version + 1
+        if version <= now.weights_version:
+            raise Invalid(f"New weights are a version after {now.weights_version}.", param="weights.version")
+        columns["weights_version"] = version
+        _add_weights(connection, name, version, wanted.weights)
     _check_tokens(
         columns.get("context_tokens", now.context_tokens), columns.get("default_max_tokens", now.default_max_tokens)
     )

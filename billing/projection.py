@@ -27,7 +27,7 @@ CHECK_SECONDS: Final = 2.0
 # One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
 _CHANGES_MAX: Final = 200
 # Any number that no other program on this database uses for an advisory lock.
-_LOCK: Final = 7_461_616
+_LOCK: Final = 7_461_620
 # An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
 _LOCK_TIMEOUT_MS: Final = 5_000
 _SALT_BYTES: Final = 32

@@ -1,0 +1,77 @@
+"""Puts the admin API together: routes, rights, errors, and the projector that runs beside them while the app does."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+import redis as redis_client
+from fastapi import APIRouter, FastAPI
+from sqlalchemy import Engine
+from starlette.middleware import Middleware
+
+from billing.api import errors, health, instances, keys, limits, models, prices, projects, requests, tenants, usage
+from billing.api.control import ControlPlane
+from billing.api.edge import Access, BodyLimit, RequestId
+from billing.audit import Auditor
+from billing.engine_counters import CounterPoller
+from billing.engine_probe import TIMEOUT_S
+from billing.projection import Projector
+from billing.settings import BillingSettings
+
+ROUTERS: Final[tuple[APIRouter, ...]] = (
+    health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
+    usage.router, requests.router,
+)  # fmt: skip
+
+
+def build_app(
+    settings: BillingSettings, engine: Engine, redis: redis_client.Redis, *, auditor: Auditor | None = None
+) -> FastAPI:
+    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a second or two.
+
+    While it runs (its lifespan) it also keeps Redis as SQL says. Engine and client stay the caller's to close.
+    """
+    http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
+    projector = Projector(engine, redis)
+    poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)
+
+    stop = threading.Event()
+    projecting = threading.Thread(target=projector.run, args=(stop,), name="projection", daemon=True)
+
+    def close() -> None:
+        stop.set()
+        projecting.join()
+        http.close()
+        if poller is not None:
+            poller.close()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        projecting.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(close)
+
+    app = FastAPI(
+        title="taas admin API",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        middleware=[
+            Middleware(RequestId),
+            Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key),
+            Middleware(BodyLimit),
+        ],
+    )
+    app.state.control = ControlPlane(engine, redis, projector, http)
+    app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
+    errors.install(app)
+    for router in ROUTERS:
+        # Flat, so that the table of rights sees every route.
+        app.router.routes.extend(router.routes)
+    return app

@@ -1,0 +1,47 @@
+"""What the routes work with: the database, Redis, and the rule that a change is told to Redis right after its commit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import httpx
+import redis
+from fastapi import Depends, Request, Response
+from sqlalchemy import Connection, Engine
+
+from billing.projection import Projector
+
+# `now`: gateways were told. `pending`: it is saved, and they will be told when Redis is back.
+EFFECT_HEADER: Final = "x-taas-effect"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """One per app; used by many threads."""
+
+    engine: Engine
+    redis: redis.Redis
+    projector: Projector
+    http: httpx.Client
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def changing(self, response: Response) -> Iterator[Connection]:
+        """A transaction; once it is committed Redis is told, and the answer says whether that was possible."""
+        with self.engine.begin() as connection:
+            yield connection
+        response.headers[EFFECT_HEADER] = "now" if self.projector.deliver() else "pending"
+
+
+def _control(request: Request) -> ControlPlane:
+    control: ControlPlane = request.app.state.control
+    return control
+
+
+Control = Annotated[ControlPlane, Depends(_control)]

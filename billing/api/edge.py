@@ -1,0 +1,123 @@
+"""What every request passes before a route sees it: an id of ours, a bound on its body, and whether its caller may. Pure ASGI.
+
+Knows the keys' rights, not what the routes do. Nothing of a body is read before the caller is known.
+"""
+
+import hmac
+import secrets
+from typing import Final
+
+from fastapi import FastAPI, HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from billing.api.errors import REQUEST_ID_HEADER, error_response
+from billing.api.rights import Right, right_for
+from billing.api_keys import SECRET_PREFIX
+
+# The largest body that makes sense here names a few hundred tenants.
+BODY_BYTES_MAX: Final = 256 * 1024
+_CHALLENGE: Final = {"www-authenticate": "Bearer"}
+
+
+class RequestId:
+    """Gives each request an id of ours, whatever it brought, and says it in the answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on with `request_id` in the state."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"adm_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body as soon as it is known to be too large."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on with a `receive` that counts."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > BODY_BYTES_MAX:
+            await _too_large()(scope, receive, send)
+            return
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > BODY_BYTES_MAX:
+                raise HTTPException(413, _TOO_LARGE)
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+
+class Access:
+    """Lets a request through when its bearer key has the route's right (`rights.RIGHTS`); compares in constant time."""
+
+    def __init__(self, app: ASGIApp, *, admin_key: str, service_key: str) -> None:
+        self._app = app
+        self._keys = ((Right.ADMIN, admin_key.encode()), (Right.SERVICE, service_key.encode()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """401 without a known key, 403 with one that does not reach this far."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        app: FastAPI = scope["app"]
+        needed = right_for(app, scope)
+        presented = _bearer(Headers(scope=scope))
+        role = self._role(presented)
+        if needed is Right.PUBLIC or role is Right.ADMIN or role is needed:
+            scope.setdefault("state", {})["role"] = role
+            await self._app(scope, receive, send)
+        elif role is Right.SERVICE:
+            message = "The service key is for receipts only; this takes the admin key."
+            await error_response(403, message, code="admin_key_required")(scope, receive, send)
+        elif presented.startswith(SECRET_PREFIX.encode()):
+            # Said of any such key, so that it tells nothing about this one.
+            message = "A tenant's API key has no rights here; this takes the admin key."
+            await error_response(403, message, code="admin_key_required")(scope, receive, send)
+        else:
+            message = "Give the admin key as `Authorization: Bearer …`."
+            await error_response(401, message, code="invalid_admin_key", headers=_CHALLENGE)(scope, receive, send)
+
+    def _role(self, presented: bytes) -> Right:
+        """`public` for whoever has no key of ours. An unset key is nobody's."""
+        found = Right.PUBLIC
+        for role, key in self._keys:
+            if hmac.compare_digest(presented, key) and key and found is Right.PUBLIC:
+                found = role
+        return found
+
+
+_TOO_LARGE: Final = f"The body is larger than {BODY_BYTES_MAX} bytes."
+
+
+def _too_large() -> ASGIApp:
+    return error_response(413, _TOO_LARGE, code="body_too_large", headers={"connection": "close"})
+
+
+def _bearer(headers: Headers) -> bytes:
+    given = headers.getlist("authorization")
+    if len(given) != 1 or given[0][:7].lower() != "bearer ":
+        return b""
+    return given[0][7:].strip().encode("latin-1")

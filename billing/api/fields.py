@@ -1,0 +1,54 @@
+"""What the fields of requests look like: pydantic types that every noun's body is made of. Unknown fields are refused.
+
+Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would refuse, and no lone surrogate.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from fastapi import Path, Query
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from billing.limits import ANY_MODEL
+from billing.names import check_name, check_tenant_name
+
+MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
+# 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.
+UNITS_MAX: Final = 10**12
+COUNT_MAX: Final = 10**9
+
+
+class Body(BaseModel):
+    """A JSON object whose unknown fields are an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _name_or_any(model: str) -> str:
+    return model if model == ANY_MODEL else check_name(model)
+
+
+def _moment(given: object) -> object:
+    """Milliseconds as they are; ISO 8601 in UTC unless it says otherwise."""
+    if not isinstance(given, str):
+        return given
+    if given.isascii() and given.isdecimal() and len(given) <= 18:
+        return int(given)
+    try:
+        moment = datetime.fromisoformat(given)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError) as exc:
+        raise ValueError("a moment is ms since 1970 or ISO 8601, such as 2026-01-31T12:00:00Z") from exc
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+TenantName = Annotated[str, AfterValidator(check_tenant_name)]
+ModelOrAny = Annotated[str, AfterValidator(_name_or_any)]
+Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
+RequestId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+Moment = Annotated[int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX)]
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+TenantQuery = Annotated[Name | None, Query(description="A tenant's id or name.")]
+NamePath = Annotated[Name, Path()]

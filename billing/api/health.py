@@ -1,0 +1,44 @@
+"""The route that says whether the control plane can do its work. Public, so it says no more than that."""
+
+from typing import Any
+
+import redis
+from fastapi import APIRouter, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing import outbox
+from billing.api.control import Control, ControlPlane
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/healthz")
+def healthz(control: Control, response: Response) -> dict[str, Any]:
+    """200 when both stores answer, else 503. `projection_pending`: changes of which gateways have not been told."""
+    pending = _pending(control)
+    redis_up = _redis_up(control)
+    up = pending is not None and redis_up
+    response.status_code = 200 if up else 503
+    return {
+        "status": "ok" if up else "degraded",
+        "database": "down" if pending is None else "ok",
+        "redis": "ok" if redis_up else "down",
+        "projection_pending": pending,
+    }
+
+
+def _pending(control: ControlPlane) -> int | None:
+    """None when the database does not answer."""
+    try:
+        with control.reading() as connection:
+            return outbox.count(connection)
+    except SQLAlchemyError:
+        return None
+
+
+def _redis_up(control: ControlPlane) -> bool:
+    try:
+        control.redis.ping()
+    except redis.RedisError:
+        return False
+    return True

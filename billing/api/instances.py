@@ -1,0 +1,127 @@
+"""Routes of instances, and of the pools that they make up."""
+
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+
+from billing import instances, models
+from billing.api.control import Control, ControlPlane
+from billing.api.fields import Body, Name, NamePath, Text
+from billing.engine_probe import Probe, probe_engine, unprobed
+from billing.instances import Instance, check_url
+from billing.refusals import Conflict, Unreachable
+from billing.registered import Registered, read_registered
+
+router = APIRouter(prefix="/admin/v1", tags=["instances"])
+
+
+class NewInstance(Body):
+    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as it should."""
+
+    model: Name
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    key: Text | None = None
+    instance: Name | None = None
+    force: bool = False
+
+
+@router.post("/instances", status_code=201)
+def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
+    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become its baseline."""
+    url = check_url(body.url)
+    with control.reading() as connection:
+        model = models.find(connection, body.model)
+        instances.check_free(connection, url, body.instance)
+    _check_not_a_workers(control, url, body.instance)
+    probe = _probe(control, url, body, model)
+    with control.changing(response) as connection:
+        added = instances.add(connection, body.model, url, probe.facts, engine_key=body.key, instance_id=body.instance)
+    return {**_shown(added), "warnings": probe.warnings}
+
+
+@router.get("/instances")
+def list_all(control: Control) -> dict[str, Any]:
+    """Every instance that is there now, of workers too, with its load."""
+    with control.reading() as connection:
+        by_hand = instances.ids(connection)
+    return {"data": [_registered(entry, by_hand) for entry in read_registered(control.redis)]}
+
+
+@router.delete("/instances/{instance:path}")
+def remove(instance: NamePath, control: Control, response: Response) -> dict[str, Any]:
+    """Take an instance out: nothing new goes there, what is open may end. The engine itself is left running."""
+    with control.changing(response) as connection:
+        return _shown(instances.remove(connection, instance))
+
+
+@router.get("/pools")
+def list_pools(control: Control) -> dict[str, Any]:
+    """The pools, with what serves in them now."""
+    with control.reading() as connection:
+        catalogue = models.list_all(connection)
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    cells = {model.pool: model.cell for model in catalogue}
+    for model in catalogue:
+        members[model.pool].append(model.name)
+    live: defaultdict[str, list[Registered]] = defaultdict(list)
+    for entry in read_registered(control.redis):
+        live[entry.pool].append(entry)
+        cells.setdefault(entry.pool, entry.cell)
+    return {"data": [_pool(pool, cells[pool], members[pool], live[pool]) for pool in sorted(cells)]}
+
+
+def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Model) -> Probe:
+    try:
+        return probe_engine(control.http, url, body.key, model.engine_model, model.context_tokens)
+    except Unreachable as exc:
+        if not body.force:
+            raise
+        return Probe(unprobed(), (exc.message, "Added all the same: its counters and abilities are not known."))
+
+
+def _check_not_a_workers(control: ControlPlane, url: str, instance: str | None) -> None:
+    """Raises Conflict when a worker serves under this URL or id: its tokens would be counted twice."""
+    for entry in read_registered(control.redis):
+        if entry.url.rstrip("/").removesuffix("/v1") == url:
+            raise Conflict(f"{url} is instance {entry.instance!r} already.", param="url")
+        if entry.instance == instance:
+            raise Conflict(f"There is an instance {instance!r} already.", param="instance")
+
+
+def _shown(instance: Instance) -> dict[str, Any]:
+    return {
+        "instance": instance.instance_id,
+        "model": instance.model,
+        "pool": instance.pool,
+        "cell": instance.cell,
+        "url": instance.url,
+        "status": "ready" if instance.removed_ms is None else "draining",
+        "added": "by hand",
+        "abort": instance.abort,
+        "epoch": instance.epoch,
+        "baseline": {"prompt": instance.baseline_prompt, "generation": instance.baseline_generation},
+        "created_ms": instance.created_ms,
+    }
+
+
+def _registered(entry: Registered, by_hand: frozenset[str]) -> dict[str, Any]:
+    fields = asdict(entry)
+    load = {name: fields.pop(name) for name in ("running", "waiting", "kv_usage")}
+    return {**fields, "added": "by hand" if entry.instance in by_hand else "by its worker", "load": load}
+
+
+def _pool(pool: str, cell: str, names: list[str], entries: list[Registered]) -> dict[str, Any]:
+    statuses = Counter(entry.status for entry in entries)
+    return {
+        "pool": pool,
+        "cell": cell,
+        "models": names,
+        "instances": len(entries),
+        "ready": statuses["ready"],
+        "statuses": dict(statuses),
+        "running": sum(entry.running for entry in entries),
+        "waiting": sum(entry.waiting for entry in entries),
+    }

@@ -1,0 +1,85 @@
+"""Routes of API keys. The key itself is in one answer only: that of its making."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+
+from billing import api_keys, projects, tenants
+from billing.api.control import Control
+from billing.api.fields import Body, Label, Moment, Name, TenantQuery
+from billing.api.projects import tenant_id_of
+from billing.api_keys import ApiKey
+from billing.refusals import Invalid
+
+router = APIRouter(prefix="/admin/v1/keys", tags=["keys"])
+
+
+class NewKey(Body):
+    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until revoked."""
+
+    tenant: Name
+    project: Name = projects.DEFAULT
+    name: Label | None = None
+    expires_at_ms: Moment | None = None
+
+
+@router.post("", status_code=201)
+def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]:
+    """Create a key. `key` is shown here and never again."""
+    if body.expires_at_ms is not None and body.expires_at_ms <= time.time() * 1000:
+        raise Invalid("A key must not expire before it is made.", param="expires_at_ms")
+    response.headers["cache-control"] = "no-store"
+    with control.changing(response) as connection:
+        tenant = tenants.find(connection, body.tenant)
+        made = api_keys.create(
+            connection, tenant.tenant_id, project=body.project, name=body.name, expires_at_ms=body.expires_at_ms
+        )
+        project = projects.find(connection, tenant.tenant_id, body.project)
+    return {"key": made.secret, **_shown(made.key, tenant.name, project.name)}
+
+
+@router.get("")
+def list_all(control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
+    """The keys of a tenant, or of all; revoked ones too."""
+    with control.reading() as connection:
+        found = api_keys.list_all(connection, tenant_id_of(connection, tenant))
+        tenant_names = tenants.names(connection, [key.tenant_id for key in found])
+        project_names = projects.names(connection)
+        return {"data": [_shown(key, tenant_names[key.tenant_id], project_names[key.project_id]) for key in found]}
+
+
+@router.delete("/{key_id}")
+def revoke(
+    key_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")], control: Control, response: Response
+) -> dict[str, Any]:
+    """Revoke a key, for good; every gateway refuses it within a second."""
+    with control.changing(response) as connection:
+        key = api_keys.revoke(connection, key_id)
+        tenant = tenants.find(connection, key.tenant_id)
+        project = projects.find(connection, key.tenant_id, key.project_id)
+    return _shown(key, tenant.name, project.name)
+
+
+def _shown(key: ApiKey, tenant_name: str, project_name: str) -> dict[str, Any]:
+    return {
+        "key_id": key.key_id,
+        "display": key.display,
+        "name": key.name,
+        "tenant": key.tenant_id,
+        "tenant_name": tenant_name,
+        "project": key.project_id,
+        "project_name": project_name,
+        "status": _status(key),
+        "expires_at_ms": key.expires_at_ms,
+        "revoked_ms": key.revoked_ms,
+        "created_ms": key.created_ms,
+    }
+
+
+def _status(key: ApiKey) -> str:
+    if key.revoked_ms is not None:
+        return "revoked"
+    if key.expires_at_ms is not None and key.expires_at_ms <= time.time() * 1000:
+        return "expired"
+    return "active"

@@ -1,0 +1,79 @@
+"""Routes of limits."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from billing import limits, tenants
+from billing.api.control import Control
+from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
+from billing.limits import ANY_MODEL, FIELDS, Limit
+
+router = APIRouter(prefix="/admin/v1/limits", tags=["limits"])
+
+KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+
+class LimitChange(Body):
+    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0 admits nothing."""
+
+    tenant: Name | None = None
+    key_id: KeyId | None = None
+    model: ModelOrAny = ANY_MODEL
+    requests_per_minute: Count | None = None
+    units_per_minute: Annotated[int, Field(ge=0, le=UNITS_MAX)] | None = None
+    concurrency: Count | None = None
+
+
+@router.put("")
+def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
+    """Set a limit. Levels stay: a changed limit does not give a fresh minute."""
+    given = body.model_dump(exclude_unset=True, include=set(FIELDS))
+    with control.changing(response) as connection:
+        subject = limits.find_subject(connection, body.tenant, body.key_id)
+        limit = limits.put(connection, subject, body.model, given)
+        names = tenants.names(connection, [limit.tenant_id])
+    return _shown(limit, names)
+
+
+@router.get("")
+def list_all(
+    control: Control, tenant: TenantQuery = None, key_id: Annotated[KeyId | None, Query()] = None
+) -> dict[str, Any]:
+    """The limits of a tenant and its keys, of one key, or all."""
+    with control.reading() as connection:
+        named = tenant is not None or key_id is not None
+        found = limits.list_all(connection, limits.find_subject(connection, tenant, key_id) if named else None)
+        names = tenants.names(connection, [limit.tenant_id for limit in found])
+        return {"data": [_shown(limit, names) for limit in found]}
+
+
+@router.delete("")
+def remove(
+    control: Control,
+    response: Response,
+    tenant: TenantQuery = None,
+    key_id: Annotated[KeyId | None, Query()] = None,
+    model: Annotated[ModelOrAny, Query()] = ANY_MODEL,
+) -> dict[str, Any]:
+    """Lift one entry. Answers what it was."""
+    with control.changing(response) as connection:
+        limit = limits.remove(connection, limits.find_subject(connection, tenant, key_id), model)
+        names = tenants.names(connection, [limit.tenant_id])
+    return _shown(limit, names)
+
+
+def _shown(limit: Limit, tenant_names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "tenant": limit.tenant_id,
+        "tenant_name": tenant_names[limit.tenant_id],
+        "key_id": limit.key_id,
+        "model": limit.model,
+        "requests_per_minute": limit.requests_per_minute,
+        "units_per_minute": limit.units_per_minute,
+        "concurrency": limit.concurrency,
+        "updated_ms": limit.updated_ms,
+    }

@@ -1,0 +1,161 @@
+"""Routes of models."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import Field, StrictStr
+from sqlalchemy import Connection
+
+from billing import models, tenants
+from billing.api.control import Control
+from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
+from billing.models import Model, ModelChange, ModelSpec, Weights
+
+router = APIRouter(prefix="/admin/v1/models", tags=["models"])
+
+Route = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize"]
+Routes = Annotated[tuple[Route, ...], Field(min_length=1, max_length=6, strict=False)]
+KwargNames = Annotated[
+    tuple[Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], ...],
+    Field(max_length=32, strict=False),
+]
+Audience = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000, strict=False)]
+Visible = Literal["everyone", "internal"] | Audience
+Weight = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+
+class WeightsBody(Body):
+    """Milliunits per token (1000 = one work unit a token). Versions are counted here; one may be said, to begin elsewhere than at 1."""
+
+    w_in_mu: Weight
+    w_cached_mu: Weight
+    w_out_mu: Weight
+    version: Tokens | None = None
+
+    def weights(self) -> Weights:
+        """Without the version."""
+        return Weights(self.w_in_mu, self.w_cached_mu, self.w_out_mu)
+
+
+class NewModel(Body):
+    """A name that callers may ask for. `visible` and `owner` name tenants by id or name; an owned model is its owner's alone."""
+
+    name: Name
+    context_tokens: Tokens
+    visible: Visible = "everyone"
+    owner: Name | None = None
+    routes: Routes = models.TEXT_ROUTES
+    engine_model: Text | None = None
+    vocabulary_tokens: Tokens | None = None
+    default_max_tokens: Tokens | None = None
+    weights: WeightsBody | None = None
+    chat_template_kwargs: KwargNames = ()
+    pool: Name | None = None
+
+
+class ModelChangeBody(Body):
+    """What is not given stays. New weights become a new version; a retired model is asked for in vain."""
+
+    status: Literal["active", "retired"] | None = None
+    visible: Visible | None = None
+    routes: Routes | None = None
+    engine_model: Text | None = None
+    context_tokens: Tokens | None = None
+    vocabulary_tokens: Tokens | None = None
+    default_max_tokens: Tokens | None = None
+    weights: WeightsBody | None = None
+    chat_template_kwargs: KwargNames | None = None
+
+
+@router.post("", status_code=201)
+def create(body: NewModel, control: Control, response: Response) -> dict[str, Any]:
+    """Add a model. Its instances come by `taas worker` or `taas instance add`."""
+    spec = ModelSpec(
+        name=body.name,
+        context_tokens=body.context_tokens,
+        visible=body.visible,
+        owner=body.owner,
+        routes=body.routes,
+        engine_model=body.engine_model,
+        vocabulary_tokens=body.vocabulary_tokens,
+        default_max_tokens=body.default_max_tokens,
+        weights=Weights() if body.weights is None else body.weights.weights(),
+        weights_version=(body.weights and body.weights.version) or 1,
+        chat_template_kwargs=body.chat_template_kwargs,
+        pool=body.pool,
+    )
+    with control.changing(response) as connection:
+        return _shown(connection, [models.create(connection, spec)])[0]
+
+
+@router.get("")
+def list_all(control: Control) -> dict[str, Any]:
+    """Every model, by name; retired ones too."""
+    with control.reading() as connection:
+        return {"data": _shown(connection, models.list_all(connection))}
+
+
+@router.get("/{name:path}")
+def show(name: NamePath, control: Control) -> dict[str, Any]:
+    """One model."""
+    with control.reading() as connection:
+        return _shown(connection, [models.find(connection, name)])[0]
+
+
+@router.patch("/{name:path}")
+def change(name: NamePath, body: ModelChangeBody, control: Control, response: Response) -> dict[str, Any]:
+    """Change a model; requests under way keep the weights they began with."""
+    wanted = ModelChange(
+        status=body.status,
+        visible=body.visible,
+        routes=body.routes,
+        engine_model=body.engine_model,
+        context_tokens=body.context_tokens,
+        vocabulary_tokens=body.vocabulary_tokens,
+        default_max_tokens=body.default_max_tokens,
+        weights=None if body.weights is None else body.weights.weights(),
+        weights_version=None if body.weights is None else body.weights.version,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+    with control.changing(response) as connection:
+        return _shown(connection, [models.change(connection, name, wanted)])[0]
+
+
+def _shown(connection: Connection, found: Iterable[Model]) -> list[dict[str, Any]]:
+    """As JSON, with the names of the tenants that the entries name by id."""
+    shown = list(found)
+    ids = {tenant for model in shown for tenant in _tenants_of(model)}
+    names = tenants.names(connection, ids)
+    return [_one(model, names) for model in shown]
+
+
+def _tenants_of(model: Model) -> tuple[str, ...]:
+    visible = () if isinstance(model.visible, str) else model.visible
+    return visible if model.owner is None else (*visible, model.owner)
+
+
+def _one(model: Model, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "status": model.status,
+        "pool": model.pool,
+        "cell": model.cell,
+        "visible": model.visible,
+        "owner": model.owner,
+        "tenant_names": {tenant: names[tenant] for tenant in _tenants_of(model)},
+        "routes": model.routes,
+        "engine_model": model.engine_model,
+        "context_tokens": model.context_tokens,
+        "vocabulary_tokens": model.vocabulary_tokens,
+        "default_max_tokens": model.default_max_tokens,
+        "weights": {
+            "version": model.weights_version,
+            "w_in_mu": model.weights.w_in_mu,
+            "w_cached_mu": model.weights.w_cached_mu,
+            "w_out_mu": model.weights.w_out_mu,
+        },
+        "chat_template_kwargs": model.chat_template_kwargs,
+        "created_ms": model.created_ms,
+        "updated_ms": model.updated_ms,
+    }

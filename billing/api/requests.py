@@ -1,0 +1,35 @@
+"""Routes of single requests: their receipts, and stopping them. The gateway asks for receipts on behalf of tenants."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from billing import tenants
+from billing.api.control import Control
+from billing.api.fields import RequestId, TenantQuery
+from billing.api.rights import Right
+from billing.projection import announce_stop
+from billing.receipt import find_receipt
+from billing.refusals import Invalid, NotFound
+
+router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])
+
+
+@router.get("/{request_id}")
+def show(request_id: RequestId, request: Request, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
+    """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that tenant's."""
+    if tenant is None and request.state.role is not Right.ADMIN:
+        raise Invalid("Say whose request it is: the service key reads no others.", param="tenant")
+    with control.reading() as connection:
+        tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
+        receipt = find_receipt(connection, control.redis, request_id, tenant=tenant_id)
+    if receipt is None:
+        raise NotFound(f"There is no request {request_id!r}.", param="request_id")
+    return receipt.to_json()
+
+
+@router.post("/{request_id}/stop", status_code=202)
+def stop(request_id: RequestId, control: Control) -> dict[str, Any]:
+    """Have the gateways end a request; its tenant is not billed for it. Whether one has it shows in its receipt."""
+    announce_stop(control.redis, request_id)
+    return {"request_id": request_id, "announced": True}

@@ -1,0 +1,72 @@
+"""Who may call which route: the one table. A route that is not in it is the admin's, and a test fails until it is.
+
+The key of an entry is the method and the path's template, as `routes_of` reads them off the app.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.routing import Match, Route
+from starlette.types import Scope
+
+
+class Right(StrEnum):
+    """What a caller must be. The admin may do what a service may."""
+
+    PUBLIC = "public"
+    SERVICE = "service"
+    ADMIN = "admin"
+
+
+RIGHTS: Final[Mapping[str, Right]] = {
+    "GET /healthz": Right.PUBLIC,
+    "GET /docs": Right.ADMIN,
+    "HEAD /docs": Right.ADMIN,
+    "GET /openapi.json": Right.ADMIN,
+    "HEAD /openapi.json": Right.ADMIN,
+    "POST /admin/v1/tenants": Right.ADMIN,
+    "GET /admin/v1/tenants": Right.ADMIN,
+    "GET /admin/v1/tenants/{tenant:path}": Right.ADMIN,
+    "PATCH /admin/v1/tenants/{tenant:path}": Right.ADMIN,
+    "POST /admin/v1/projects": Right.ADMIN,
+    "GET /admin/v1/projects": Right.ADMIN,
+    "POST /admin/v1/keys": Right.ADMIN,
+    "GET /admin/v1/keys": Right.ADMIN,
+    "DELETE /admin/v1/keys/{key_id}": Right.ADMIN,
+    "PUT /admin/v1/limits": Right.ADMIN,
+    "GET /admin/v1/limits": Right.ADMIN,
+    "DELETE /admin/v1/limits": Right.ADMIN,
+    "POST /admin/v1/models": Right.ADMIN,
+    "GET /admin/v1/models": Right.ADMIN,
+    "GET /admin/v1/models/{name:path}": Right.ADMIN,
+    "PATCH /admin/v1/models/{name:path}": Right.ADMIN,
+    "GET /admin/v1/pools": Right.ADMIN,
+    "POST /admin/v1/instances": Right.ADMIN,
+    "GET /admin/v1/instances": Right.ADMIN,
+    "DELETE /admin/v1/instances/{instance:path}": Right.ADMIN,
+    "POST /admin/v1/prices": Right.ADMIN,
+    "GET /admin/v1/prices": Right.ADMIN,
+    "GET /admin/v1/usage": Right.ADMIN,
+    "GET /admin/v1/audit": Right.ADMIN,
+    "GET /admin/v1/requests/{request_id}": Right.SERVICE,
+    "POST /admin/v1/requests/{request_id}/stop": Right.ADMIN,
+}
+
+
+def routes_of(app: FastAPI) -> Iterator[str]:
+    """Every method and path template that the app answers. Raises TypeError for a route of another kind: it could hide others."""
+    for route in app.routes:
+        if not isinstance(route, Route):
+            raise TypeError(f"the rights of {route!r} cannot be told")
+        for method in sorted(route.methods or ()):
+            yield f"{method} {route.path}"
+
+
+def right_for(app: FastAPI, scope: Scope) -> Right:
+    """What this request asks of its caller. Unknown paths and methods are the admin's: nobody else learns what there is."""
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
+            return RIGHTS.get(f"{scope['method']} {route.path}", Right.ADMIN)
+    return Right.ADMIN

@@ -1,0 +1,61 @@
+"""What stands in `taas:instances` now, added by hand or by workers, for people to see. Reads only; shows no engine's key."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from billing import redis_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One live entry."""
+
+    instance: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    status: str
+    abort: bool
+    epoch: str
+    running: int
+    waiting: int
+    kv_usage: float
+    lease_until_ms: int
+
+
+def read_registered(client: redis.Redis) -> list[Registered]:
+    """Entries whose lease holds by Redis's clock, by id; unreadable ones are left out. Raises redis.RedisError."""
+    with client.pipeline(transaction=False) as read:
+        read.time()
+        read.hgetall(redis_keys.INSTANCES)
+        (now_s, now_us), entries = read.execute()
+    now_ms = int(now_s) * 1000 + int(now_us) // 1000
+    found = [entry for raw in entries.values() if (entry := _read(raw)) is not None]
+    live = [entry for entry in found if entry.lease_until_ms == 0 or entry.lease_until_ms >= now_ms]
+    return sorted(live, key=lambda entry: entry.instance)
+
+
+def _read(raw: bytes | str) -> Registered | None:
+    try:
+        entry: dict[str, Any] = json.loads(raw)
+        load = entry.get("load") or {}
+        return Registered(
+            instance=str(entry["instance"]),
+            model=str(entry["model"]),
+            pool=str(entry["pool"]),
+            cell=str(entry["cell"]),
+            url=str(entry["url"]),
+            status=str(entry["status"]),
+            abort=entry.get("abort") is True,
+            epoch=str(entry["epoch"]),
+            running=int(load.get("running", 0)),
+            waiting=int(load.get("waiting", 0)),
+            kv_usage=float(load.get("kv_usage", 0.0)),
+            lease_until_ms=int(entry["lease_until_ms"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None

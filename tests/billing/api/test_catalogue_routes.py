@@ -1,0 +1,219 @@
+"""What an operator can do to the catalogue over the admin API, and that gateways see it by the time the answer is there."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from billing import redis_keys
+from billing.api_keys import hash_of
+
+Make = Callable[..., dict[str, Any]]
+
+
+def entry_of(client: redis.Redis, key: str) -> Any:
+    raw = client.get(key)
+    return None if raw is None else json.loads(raw)
+
+
+def test_a_created_tenant_is_in_redis_when_the_answer_comes(admin: TestClient, raw_redis):
+    answer = admin.post("/admin/v1/tenants", json={"name": "acme"})
+    assert answer.status_code == 201
+    assert answer.headers["x-taas-effect"] == "now"
+    assert answer.headers["x-request-id"].startswith("adm_")
+    assert entry_of(raw_redis, redis_keys.tenant(answer.json()["tenant"]))["name"] == "acme"
+
+
+def test_a_tenant_is_found_by_id_and_by_name(admin: TestClient, made: Make):
+    tenant = made("tenants", name="org/acme", kind="internal")
+    for named in ("org/acme", "org%2Facme", tenant["tenant"]):
+        assert admin.get(f"/admin/v1/tenants/{named}").json() == tenant
+    assert admin.get("/admin/v1/tenants").json() == {"data": [tenant]}
+
+
+def test_each_tenant_has_the_project_default(admin: TestClient, made: Make):
+    made("tenants", name="acme")
+    made("tenants", name="other")
+    made("projects", tenant="acme", name="search")
+    named = admin.get("/admin/v1/projects", params={"tenant": "acme"}).json()["data"]
+    assert [project["name"] for project in named] == ["default", "search"]
+    assert len(admin.get("/admin/v1/projects").json()["data"]) == 3
+
+
+def test_a_key_is_shown_once_and_works_at_once(admin: TestClient, made: Make, raw_redis):
+    tenant = made("tenants", name="acme")
+    answer = admin.post("/admin/v1/keys", json={"tenant": "acme", "name": "laptop"})
+    key = answer.json()
+    assert answer.headers["cache-control"] == "no-store"
+    assert key["key"].startswith("sk-")
+    assert key["display"] == f"sk-…{key['key'][-4:]}"
+    assert entry_of(raw_redis, redis_keys.key_of_api_key(hash_of(key["key"])))["tenant"] == tenant["tenant"]
+    (listed,) = admin.get("/admin/v1/keys", params={"tenant": "acme"}).json()["data"]
+    assert listed == {name: value for name, value in key.items() if name != "key"}
+
+
+def test_a_revoked_key_is_gone_from_redis_when_the_answer_comes(admin: TestClient, made: Make, raw_redis):
+    made("tenants", name="acme")
+    key = made("keys", tenant="acme")
+    answer = admin.delete(f"/admin/v1/keys/{key['key_id']}")
+    assert (answer.status_code, answer.json()["status"]) == (200, "revoked")
+    assert entry_of(raw_redis, redis_keys.key_of_api_key(hash_of(key["key"]))) is None
+    assert admin.delete(f"/admin/v1/keys/{key['key_id']}").status_code == 200
+
+
+def test_a_key_of_another_tenants_project_is_not_made(admin: TestClient, made: Make):
+    made("tenants", name="acme")
+    made("tenants", name="other")
+    project = made("projects", tenant="other", name="theirs")
+    answer = admin.post("/admin/v1/keys", json={"tenant": "acme", "project": project["project"]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "project")
+
+
+def test_a_key_may_expire_but_not_in_the_past(admin: TestClient, made: Make):
+    made("tenants", name="acme")
+    assert made("keys", tenant="acme", expires_at_ms="2999-01-01T00:00:00Z")["expires_at_ms"] == 32_472_144_000_000
+    answer = admin.post("/admin/v1/keys", json={"tenant": "acme", "expires_at_ms": 1})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_at_ms")
+
+
+def test_suspending_reaches_redis_and_can_stop_what_is_open(admin: TestClient, made: Make, raw_redis):
+    tenant = made("tenants", name="acme")["tenant"]
+    answer = admin.patch("/admin/v1/tenants/acme", json={"status": "suspended", "stop_streams": True})
+    assert answer.json()["status"] == "suspended"
+    assert entry_of(raw_redis, redis_keys.tenant(tenant))["status"] == "suspended"
+    announced = [(fields[b"kind"], fields[b"id"].decode()) for _, fields in raw_redis.xrange(redis_keys.CHANGES)]
+    assert announced[-2:] == [(b"tenant", tenant), (b"stop", f"tenant:{tenant}")]
+    resumed = admin.patch("/admin/v1/tenants/acme", json={"status": "active"}).json()
+    assert resumed["status"] == "active"
+
+
+def test_streams_are_stopped_only_with_a_suspension(admin: TestClient, made: Make):
+    made("tenants", name="acme")
+    answer = admin.patch("/admin/v1/tenants/acme", json={"status": "active", "stop_streams": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop_streams")
+
+
+def test_the_policy_for_a_lost_redis_is_kept(admin: TestClient, made: Make, raw_redis):
+    tenant = made("tenants", name="acme")["tenant"]
+    lease = {"policy": "local_lease", "requests": 10, "units": 5000}
+    assert admin.patch("/admin/v1/tenants/acme", json={"redis_down": lease, "on_demand": False}).status_code == 200
+    entry = entry_of(raw_redis, redis_keys.tenant(tenant))
+    assert (entry["redis_down"], entry["on_demand"]) == (lease, False)
+
+
+def test_a_limit_set_in_two_steps_keeps_both(admin: TestClient, made: Make, raw_redis):
+    tenant = made("tenants", name="acme")["tenant"]
+    admin.put("/admin/v1/limits", json={"tenant": "acme", "requests_per_minute": 60})
+    answer = admin.put("/admin/v1/limits", json={"tenant": tenant, "concurrency": 4})
+    assert (answer.json()["requests_per_minute"], answer.json()["concurrency"]) == (60, 4)
+    admin.put("/admin/v1/limits", json={"tenant": "acme", "requests_per_minute": None})
+    assert entry_of(raw_redis, redis_keys.tenant(tenant))["limits"] == [
+        {"model": "*", "requests_per_minute": None, "units_per_minute": None, "concurrency": 4}
+    ]
+
+
+def test_limits_of_keys_stand_beside_their_tenants(admin: TestClient, made: Make, raw_redis):
+    made("tenants", name="acme")
+    made("tenants", name="other")
+    key = made("keys", tenant="acme")
+    made("models", name="m", context_tokens=100)
+    answer = admin.put("/admin/v1/limits", json={"key_id": key["key_id"], "model": "m", "concurrency": 1})
+    assert answer.status_code == 200
+    assert len(admin.get("/admin/v1/limits", params={"tenant": "acme"}).json()["data"]) == 1
+    assert admin.get("/admin/v1/limits", params={"tenant": "other"}).json()["data"] == []
+    wrong = admin.put("/admin/v1/limits", json={"tenant": "other", "key_id": key["key_id"], "concurrency": 1})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "key_id")
+    assert admin.delete("/admin/v1/limits", params={"key_id": key["key_id"], "model": "m"}).status_code == 200
+    assert entry_of(raw_redis, redis_keys.key_of_api_key(hash_of(key["key"])))["limits"] == []
+    assert admin.delete("/admin/v1/limits", params={"key_id": key["key_id"], "model": "m"}).status_code == 404
+
+
+def test_a_model_changes_and_its_weights_are_versioned(admin: TestClient, made: Make, raw_redis):
+    model = made("models", name="org/m-1", context_tokens=8192, weights={"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1})
+    assert (model["pool"], model["cell"], model["engine_model"]) == ("org/m-1", "org/m-1", "org/m-1")
+    weights = {"w_in_mu": 2, "w_cached_mu": 1, "w_out_mu": 3}
+    changed = admin.patch("/admin/v1/models/org/m-1", json={"weights": weights, "routes": ["chat"]}).json()
+    assert changed["weights"] == {"version": 2, **weights}
+    assert admin.patch("/admin/v1/models/org/m-1", json={"weights": weights}).json()["weights"]["version"] == 2
+    assert json.loads(raw_redis.hget(redis_keys.MODELS, "org/m-1"))["routes"] == ["chat"]
+    assert admin.get("/admin/v1/models/org/m-1").json() == admin.get("/admin/v1/models").json()["data"][0]
+
+
+def test_a_models_audience_is_what_was_said(admin: TestClient, made: Make, raw_redis):
+    acme = made("tenants", name="acme")["tenant"]
+    made("models", name="shared", context_tokens=10, visible=["acme"])
+    made("models", name="private", context_tokens=10, owner="acme")
+    made("models", name="inside", context_tokens=10, visible="internal")
+    entries = {name.decode(): json.loads(raw) for name, raw in raw_redis.hgetall(redis_keys.MODELS).items()}
+    assert entries["shared"]["visible"] == [acme]
+    assert (entries["private"]["owner"], entries["private"]["visible"]) == (acme, [acme])
+    assert entries["inside"]["visible"] == "internal"
+    widened = admin.patch("/admin/v1/models/private", json={"visible": "internal"})
+    assert (widened.status_code, widened.json()["error"]["param"]) == (400, "visible")
+
+
+def test_a_price_is_set_and_listed_as_it_was_said(admin: TestClient, made: Make):
+    made("models", name="m", context_tokens=10)
+    price = made("prices", model="m", input="0.15", output="0.6")
+    assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.15", "0.60")
+    later = made("prices", model="m", input="1", cached_input="0.1", output="2", **{"from": "2999-01-01"})
+    assert admin.get("/admin/v1/prices", params={"model": "m"}).json()["data"] == [later, price]
+
+
+@pytest.mark.parametrize("text", ["-1", "1e3", "0.1234567", "NaN", "", "1,5", "١", " 1", "0x1", "99999999999"])
+def test_fault_21_a_price_that_is_not_one_is_refused(admin: TestClient, made: Make, text: str):
+    made("models", name="m", context_tokens=10)
+    answer = admin.post("/admin/v1/prices", json={"model": "m", "input": text, "output": "1"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
+@pytest.mark.parametrize(
+    ("noun", "body"),
+    [
+        ("tenants", {"name": "acme"}),
+        ("projects", {"tenant": "acme", "name": "search"}),
+        ("models", {"name": "m", "context_tokens": 10}),
+        ("prices", {"model": "m", "input": "1", "output": "1", "from": 32_472_144_000_000}),
+    ],
+)
+def test_a_second_one_of_the_same_name_is_a_conflict(admin: TestClient, made: Make, noun: str, body: dict[str, Any]):
+    if noun != "tenants":
+        made("tenants", name="acme")
+    if noun == "prices":
+        made("models", name="m", context_tokens=10)
+    made(noun, **body)
+    answer = admin.post(f"/admin/v1/{noun}", json=body)
+    assert answer.status_code == 409
+    assert answer.json()["error"]["code"] == "already_exists"
+    assert "already" in answer.json()["error"]["message"]
+
+
+def test_a_stop_is_announced_to_the_gateways(admin: TestClient, raw_redis):
+    assert admin.post("/admin/v1/requests/req_1/stop").status_code == 202
+    ((_, fields),) = raw_redis.xrange(redis_keys.CHANGES)
+    assert fields == {b"kind": b"stop", b"id": b"req_1"}
+
+
+def test_usage_of_nothing_is_an_empty_report(admin: TestClient, made: Make):
+    tenant = made("tenants", name="acme")["tenant"]
+    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "model,hour", "from": "2026-01-01"}).json()
+    assert (report["tenant"], report["lines"], report["total"]["amount"]) == (tenant, [], "0.00")
+    assert admin.get("/admin/v1/usage", params={"by": "colour"}).json()["error"]["param"] == "by"
+
+
+def test_an_audit_of_nothing_has_no_residual(admin: TestClient):
+    assert admin.get("/admin/v1/audit").json()["residual_tokens"] == 0
+
+
+def test_health_is_told_to_everybody(nobody: TestClient):
+    answer = nobody.get("/healthz")
+    assert (answer.status_code, answer.json()["database"], answer.json()["redis"]) == (200, "ok", "ok")
+
+
+def test_the_document_of_the_api_names_its_routes(admin: TestClient):
+    paths = admin.get("/openapi.json").json()["paths"]
+    assert "/admin/v1/keys/{key_id}" in paths
+    assert admin.get("/docs").status_code == 200
