@@ -9,25 +9,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import click
 from pydantic import ValidationError
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
-from serving.launch import CannotStart, find_model, find_python, plan_worker, read_entry, read_previous
+from serving.launch import CannotStart, connect, find_model, find_python, plan_worker, read_entry, read_previous
 from serving.metrics import WorkerMetrics
 from serving.model_files import ModelFilesError
 from serving.ports import claim_port
 from serving.settings import WorkerSettings
 from serving.vllm_command import HOST
-
-# Shorter than the lease: a Redis that hangs must not keep a renewal from the next try.
-_REDIS_TIMEOUT_S: Final = 2.0
 
 
 @click.command(name="worker")
@@ -106,9 +99,7 @@ async def _serve(
     engine_args: tuple[str, ...],
 ) -> None:
     url = settings.redis_url.get_secret_value()
-    async with Redis.from_url(
-        url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
-    ) as redis:
+    async with connect(url) as redis:
         model = await read_entry(redis, url, name)
         python = find_python(settings)
         model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)

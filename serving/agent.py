@@ -16,6 +16,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from serving.backoff import Backoff
+from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.engine_metrics import EngineReading
 from serving.engine_process import EngineProcess, EngineStartFailed
@@ -95,6 +96,11 @@ class Agent:
         )
         self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)
 
+    @property
+    def last_counters(self) -> EngineCounters | None:
+        """The running engine's counters as last read; None before it answers."""
+        return None if self._last is None else self._last.counters
+
     def request_stop(self) -> None:
         """Drain and end; asked a second time, end without waiting for requests in flight."""
         if self._stop_asked.is_set():
@@ -125,9 +131,7 @@ class Agent:
                     self._metrics.count("engine_start_failures")
                     self._note(str(exc))
         finally:
-            renewing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await renewing
+            await end_tasks(renewing)
             await self._leave()
 
     async def _begin_epoch(self) -> None:
@@ -157,7 +161,7 @@ class Agent:
         # Before it has come up it gets a short time to clear away its shared memory; one that hangs gets none.
         grace_s = _STOP_SLACK_S / 2
         try:
-            async with EngineClient(self._plan.url, self._plan.key) as client:
+            async with EngineClient(self._plan.url, self._plan.key, times.watch.answer_timeout_s) as client:
                 baseline = await self._unless_stopped(
                     engine.wait_until_answering(client, self._plan.model, times.start_timeout_s, self._note)
                 )
@@ -189,9 +193,7 @@ class Agent:
                 return f"ended with status {engine.exited.result()}: {engine.died_because()}"
             return watching.result() if watching.done() else None
         finally:
-            for task in (watching, stopping):
-                task.cancel()
-            await asyncio.gather(watching, stopping, return_exceptions=True)
+            await end_tasks(watching, stopping)
 
     async def _drain(self, client: EngineClient) -> None:
         """Take no new requests, let the running ones end, and leave the last counters where the audit finds them."""
@@ -209,9 +211,7 @@ class Agent:
         except EngineUnanswering as exc:
             self._note(f"the engine does not answer any more while draining: {exc}")
         finally:
-            for task in (waiting, at_once):
-                task.cancel()
-            await asyncio.gather(waiting, at_once, return_exceptions=True)
+            await end_tasks(waiting, at_once)
         if not idle:
             self._note("requests were still in flight: they are cut off")
         await self._show_down(exact=idle)
@@ -254,9 +254,7 @@ class Agent:
             await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            for pending in (task, stopping):
-                pending.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+            await end_tasks(task, stopping)
 
 
 def _ended_epochs(entry: InstanceEntry) -> tuple[FinalCounters, ...]:

@@ -10,7 +10,7 @@ from serving.registry import EngineCounters
 from serving.served_model import ServedModel
 
 # An engine under full load on a small CPU answers /metrics in up to a second or two.
-_TIMEOUT_S: Final = 5.0
+ANSWER_TIMEOUT_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 120.0
 
 
@@ -21,9 +21,9 @@ class EngineUnanswering(Exception):
 class EngineClient:
     """One engine on loopback, with its key. Proxies of the environment are not used."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=_TIMEOUT_S, trust_env=False
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=answer_timeout_s, trust_env=False
         )
 
     async def __aenter__(self) -> "EngineClient":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from serving import engine_log
+from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.registry import EngineCounters
 from serving.served_model import ServedModel
@@ -80,9 +81,7 @@ class EngineProcess:
         except EngineUnanswering as exc:
             raise EngineStartFailed(self._failure(f"it is healthy but does not work: {exc}")) from exc
         finally:
-            answering.cancel()
-            with contextlib.suppress(asyncio.CancelledError, EngineUnanswering):
-                await answering
+            await end_tasks(answering)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, `grace_s` to finish, then kill the whole group. Returns when nothing of it runs any more. Safe to call again."""

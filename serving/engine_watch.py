@@ -4,15 +4,16 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving.engine_client import EngineClient, EngineUnanswering
+from serving.engine_client import ANSWER_TIMEOUT_S, EngineClient, EngineUnanswering
 from serving.engine_metrics import EngineReading
 
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """How often to look, and how many looks in a row may fail. One look waits up to 5 s for an answer: a loaded engine may be slow, a dead one is not."""
+    """How often to look, how long to wait for an answer, and how many looks in a row may fail: a loaded engine may be slow, so there is time."""
 
     poll_s: float = 1.0
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
     unanswered_most: int = 5
 
 

@@ -3,9 +3,12 @@
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from billing import redis_keys
@@ -18,9 +21,20 @@ from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
 from serving.vllm_command import HOST, EngineOptions, build_command
 
+_REDIS_TIMEOUT_S: Final = 1.5
+
 
 class CannotStart(Exception):
     """Something that the worker needs is missing. The text says what, and what to do."""
+
+
+def connect(redis_url: str) -> Redis:
+    """A client whose calls end before the lease does: a Redis that hangs must not keep a renewal from its next try. One retry, because a connection
+    that was open when Redis restarted shows it only when it is used.
+    """
+    return Redis.from_url(
+        redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+    )
 
 
 async def read_entry(redis: Redis, redis_url: str, name: str) -> ServedModel:

@@ -33,7 +33,11 @@ ENTRY = InstanceEntry(
     abort=True,
     load=EngineLoad(running=3, waiting=1, kv_usage=0.25),
     baseline=EngineCounters(prompt=2, generation=1),
-    earlier=(FinalCounters(epoch="1", counters=EngineCounters(prompt=5, generation=7), baseline=EngineCounters(1, 1), exact=False),),
+    earlier=(
+        FinalCounters(
+            epoch="1", counters=EngineCounters(prompt=5, generation=7), baseline=EngineCounters(1, 1), exact=False
+        ),
+    ),
 )
 
 
@@ -45,7 +49,9 @@ async def client(valkey_url: str) -> AsyncIterator[Redis]:
 
 def test_an_entry_survives_its_own_json() -> None:
     ended = replace(
-        ENTRY, status=InstanceStatus.DOWN, final=FinalCounters(ENTRY.epoch, EngineCounters(9, 8), ENTRY.baseline, exact=True)
+        ENTRY,
+        status=InstanceStatus.DOWN,
+        final=FinalCounters(ENTRY.epoch, EngineCounters(9, 8), ENTRY.baseline, exact=True),
     )
     assert InstanceEntry.from_json(ENTRY.to_json()) == ENTRY
     assert InstanceEntry.from_json(ended.to_json()) == ended

@@ -1,0 +1,254 @@
+"""Promises of a worker about its engine and its place in the registry."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+from redis.asyncio import Redis
+
+from billing import redis_keys
+from serving.engine_process import EngineStartFailed
+from serving.launch import connect
+from serving.registry import EngineCounters, EngineLoad, InstanceStatus, read_snapshot
+from tests.fixtures.valkey import ValkeyProcess
+from tests.serving.conftest import Workers, eventually, fast_times, is_running
+
+READY, DOWN, DRAINING, STARTING = (
+    InstanceStatus.READY,
+    InstanceStatus.DOWN,
+    InstanceStatus.DRAINING,
+    InstanceStatus.STARTING,
+)
+
+
+async def _now_ms(redis: Redis) -> int:
+    seconds, micros = await redis.time()
+    return int(seconds * 1000 + micros // 1000)
+
+
+async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_is_in_the_baseline(
+    workers: Workers,
+) -> None:
+    worker = workers.make("--start-seconds", "0.3")
+    worker.start()
+    starting = await worker.entry_with(STARTING)
+    assert starting.baseline == EngineCounters()
+    ready = await worker.entry_with(READY)
+    assert ready.baseline == EngineCounters(prompt=2, generation=1)
+    assert (ready.model, ready.pool, ready.cell, ready.url, ready.key) == (
+        "m",
+        "pool-m",
+        "cell-m",
+        worker.plan.url,
+        "engine-key",
+    )
+    assert ready.abort
+    assert ready.epoch == starting.epoch
+    assert worker.metric("engine_up") == 1
+
+
+async def test_load_is_published_and_the_lease_renewed(workers: Workers, redis: Redis) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    await worker.tell(running=3)
+    loaded = await worker.entry_with(READY, load=EngineLoad(running=3, waiting=0, kv_usage=0.125))
+    assert loaded.lease_until_ms > first.lease_until_ms
+    assert 4_000 < loaded.lease_until_ms - await _now_ms(redis) <= 5_000
+    assert worker.metric("requests_running") == 3
+
+
+async def test_a_dead_engine_is_shown_down_and_started_again_as_a_new_epoch(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    first_pids = worker.pids()
+    await worker.tell(tokens=40)
+    await eventually(lambda: worker.agent.last_counters == EngineCounters(2, 41))
+    await worker.tell(do="die")
+    down = await worker.entry_with(DOWN)
+    assert down.final is not None
+    assert (down.final.epoch, down.final.counters, down.final.exact) == (first.epoch, EngineCounters(2, 41), False)
+    again = await worker.entry_with(READY)
+    assert again.epoch != first.epoch
+    assert again.baseline == EngineCounters(2, 1)
+    assert again.final is None
+    assert again.earlier == (down.final,)
+    assert worker.metric("engine_restarts_total") == 1
+    assert not any(is_running(pid) for pid in first_pids)
+
+
+@pytest.mark.parametrize("fault", ["unhealthy", "hang"])
+async def test_an_engine_that_is_up_but_does_not_work_is_replaced(workers: Workers, fault: str) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    first_pids = worker.pids()
+    await worker.tell(do=fault)
+    await worker.entry_with(DOWN)
+    again = await worker.entry_with(READY)
+    assert again.epoch != first.epoch
+    assert not any(is_running(pid) for pid in first_pids)
+
+
+async def test_an_engine_whose_child_alone_is_killed_is_noticed_by_its_health(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    await worker.entry_with(READY)
+    await worker.tell(do="unhealthy")
+    await worker.entry_with(DOWN)
+    assert any("not healthy" in note for note in worker.notes)
+
+
+async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(workers: Workers, redis: Redis) -> None:
+    worker = workers.make()
+    worker.start()
+    ready = await worker.entry_with(READY)
+    await worker.tell(running=2)
+    await worker.entry_with(READY, load=EngineLoad(2, 0, 0.125))
+    worker.agent.request_stop()
+    await worker.entry_with(DRAINING)
+    assert all(is_running(pid) for pid in worker.pids()), "requests in flight keep their engine"
+    await worker.tell(tokens=9, running=0)
+    await worker.stopped()
+    left = await worker.entry()
+    assert left is not None
+    assert left.status is DOWN
+    assert left.final is not None
+    assert (left.final.epoch, left.final.counters, left.final.baseline) == (
+        ready.epoch,
+        EngineCounters(2, 10),
+        EngineCounters(2, 1),
+    )
+    assert left.final.exact
+    assert 55_000 < left.lease_until_ms - await _now_ms(redis) <= 60_000
+    assert not any(is_running(pid) for pid in worker.pids())
+
+
+async def test_draining_ends_when_its_time_is_up_and_says_that_the_counters_are_not_final(workers: Workers) -> None:
+    worker = workers.make(times=fast_times(drain_s=0.2))
+    worker.start()
+    await worker.entry_with(READY)
+    await worker.tell(running=1)
+    worker.agent.request_stop()
+    await worker.stopped()
+    left = await worker.entry()
+    assert left is not None
+    assert left.final is not None
+    assert not left.final.exact
+    assert any("cut off" in note for note in worker.notes)
+
+
+async def test_a_second_stop_does_not_wait_for_requests_in_flight(workers: Workers) -> None:
+    worker = workers.make(times=fast_times(drain_s=600))
+    worker.start()
+    await worker.entry_with(READY)
+    await worker.tell(running=1)
+    await worker.entry_with(READY, load=EngineLoad(1, 0, 0.125))
+    worker.agent.request_stop()
+    await worker.entry_with(DRAINING)
+    worker.agent.request_stop()
+    await worker.stopped()
+    assert not any(is_running(pid) for pid in worker.pids())
+
+
+async def test_a_stop_while_the_engine_starts_ends_it_at_once_and_leaves_no_entry(workers: Workers) -> None:
+    worker = workers.make("--start-seconds", "600")
+    worker.start()
+    await worker.entry_with(STARTING)
+    await eventually(lambda: worker.pids_file.exists() and worker.pids())
+    worker.agent.request_stop()
+    await worker.stopped()
+    assert await worker.entry() is None
+    assert not any(is_running(pid) for pid in worker.pids())
+
+
+async def test_a_stop_between_two_starts_does_not_wait_for_the_pause(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    await worker.entry_with(READY)
+    await worker.tell(do="die")
+    await worker.entry_with(DOWN)
+    worker.agent.request_stop()
+    await worker.stopped()
+
+
+async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Workers) -> None:
+    worker = workers.make("--fail-with", "the weights are of another model")
+    with pytest.raises(EngineStartFailed, match="ended with status 1") as failed:
+        await worker.agent.run()
+    assert "RuntimeError: the weights are of another model" in str(failed.value)
+    assert str(worker.plan.log_path) in str(failed.value)
+    assert await worker.entry() is None
+    assert not any(is_running(pid) for pid in worker.pids())
+
+
+async def test_a_start_that_takes_too_long_fails(workers: Workers) -> None:
+    worker = workers.make("--start-seconds", "600", times=fast_times(start_timeout_s=0.5))
+    with pytest.raises(EngineStartFailed, match="did not answer within"):
+        await worker.agent.run()
+    assert not any(is_running(pid) for pid in worker.pids())
+
+
+async def test_what_an_earlier_worker_left_unread_is_carried_on(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    await worker.entry_with(READY)
+    worker.agent.request_stop()
+    await worker.stopped()
+    left = await worker.entry()
+    assert left is not None
+    next_worker = workers.make(previous=left)
+    next_worker.start()
+    ready = await next_worker.entry_with(READY)
+    assert ready.earlier == (left.final,)
+
+
+async def test_at_most_eight_ended_epochs_are_carried_on(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    await worker.entry_with(READY)
+    worker.agent.request_stop()
+    await worker.stopped()
+    left = await worker.entry()
+    assert left is not None
+    assert left.final is not None
+    crowded = replace(left, earlier=tuple(replace(left.final, epoch=str(number)) for number in range(8)))
+    next_worker = workers.make(previous=crowded)
+    next_worker.start()
+    ready = await next_worker.entry_with(READY)
+    assert [ended.epoch for ended in ready.earlier] == [left.final.epoch, *"0123456"]
+
+
+async def test_redis_going_away_stops_nothing_and_the_entry_comes_back_with_it(
+    own_valkey: ValkeyProcess, workers: Workers
+) -> None:
+    async with connect(own_valkey.url) as own:
+        workers.redis = own
+        worker = workers.make()
+        worker.start()
+        ready = await worker.entry_with(READY)
+        own_valkey.kill()
+        await eventually(lambda: any("Redis does not answer" in note for note in worker.notes))
+        assert worker.metric("redis_up") == 0
+        assert worker.metric("engine_up") == 1
+        assert all(is_running(pid) for pid in worker.pids())
+        await asyncio.to_thread(own_valkey.start)
+        await own.delete(redis_keys.INSTANCES)
+        back = await worker.entry_with(READY)
+        assert back.epoch == ready.epoch
+        assert worker.metric("redis_up") == 1
+        assert [note for note in worker.notes if "Redis is back" in note]
+        worker.agent.request_stop()
+        await worker.stopped()
+        own_valkey.stop()
+
+
+async def test_an_entry_nobody_renews_is_gone_after_its_lease(workers: Workers, redis: Redis) -> None:
+    worker = workers.make()
+    worker.start()
+    entry = await worker.entry_with(READY)
+    raw = await redis.hgetall(redis_keys.INSTANCES)
+    assert [live.instance for live in read_snapshot(raw, await _now_ms(redis))] == [entry.instance]
+    assert read_snapshot(raw, int(time.time() * 1000) + 6_000) == []
