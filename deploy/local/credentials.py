@@ -4,8 +4,10 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from deploy.local.settings import LocalSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,14 @@ class Credentials:
     admin_key: str = field(repr=False)
     service_key: str = field(repr=False)
     valkey_password: str = field(repr=False)
+
+
+def of(settings: LocalSettings) -> Credentials:
+    """The keys of this home, made if there are none; those that the environment gives win. Raises ValueError when the file is damaged."""
+    made = load_or_make(settings.folder)
+    return replace(
+        made, admin_key=settings.admin_key or made.admin_key, service_key=settings.service_key or made.service_key
+    )
 
 
 def load_or_make(home: Path) -> Credentials:

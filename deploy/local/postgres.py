@@ -68,13 +68,15 @@ def stop(settings: LocalSettings) -> bool:
     return True
 
 
-def why_not(address: str) -> str | None:
-    """None when a PostgreSQL answers at this SQLAlchemy URL, else what it says."""
+def check_given(address: str) -> str:
+    """The SQLAlchemy URL of the PostgreSQL that was named. StepFailed when it does not answer."""
+    plain = address.replace("postgresql+psycopg://", "postgresql://", 1).replace("postgres://", "postgresql://", 1)
     try:
-        psycopg.connect(address.replace("postgresql+psycopg://", "postgresql://", 1), connect_timeout=5).close()
+        psycopg.connect(plain, connect_timeout=5).close()
     except psycopg.Error as exc:
-        return f"{type(exc).__name__}: {exc}".strip()
-    return None
+        why = f"the PostgreSQL of TAAS_DATABASE_URL does not answer: {' '.join(str(exc).split())}"
+        raise StepFailed(why, "Start it, create the database, or correct the URL.") from exc
+    return plain.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 def _folder(settings: LocalSettings) -> Path:

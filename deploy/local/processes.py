@@ -3,6 +3,7 @@ to another program since is never taken for ours. Knows nothing of what the proc
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -25,11 +26,12 @@ _KILL_WAIT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process that was started: `started_ticks` is field 22 of /proc/PID/stat, clock ticks since boot."""
+    """A process that was started: `started_ticks` is field 22 of /proc/PID/stat, clock ticks since boot. `made_of`: its command and settings."""
 
     name: str
     pid: int
     started_ticks: int
+    made_of: str
 
     def is_alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
@@ -52,10 +54,15 @@ class Processes:
         """The process of this name if it runs."""
         try:
             said = json.loads((self._run / f"{name}.json").read_text(encoding="utf-8"))
-            running = Running(name, int(said["pid"]), int(said["started_ticks"]))
+            running = Running(name, int(said["pid"]), int(said["started_ticks"]), str(said["made_of"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return running if running.is_alive() else None
+
+    def find_as(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Running | None:
+        """The process of this name if it runs with this command and these settings."""
+        running = self.find(name)
+        return running if running is not None and running.made_of == _made_of(command, environment) else None
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Running:
         """Start it in a session of its own, so that it survives us and our terminal."""
@@ -66,7 +73,7 @@ class Processes:
                 command, env=dict(environment), cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        running = Running(name, process.pid, _started_ticks(process.pid) or 0)
+        running = Running(name, process.pid, _started_ticks(process.pid) or 0, _made_of(command, environment))
         # It outlives us; without this Python warns that nobody waited for it.
         process.returncode = 0
         path = self._run / f"{name}.json"
@@ -114,37 +121,44 @@ class Processes:
         return running is not None
 
     def leftovers(self) -> list[psutil.Process]:
-        """Every process of this home that still runs, found by its mark, its folder or its command line; never ourselves or our parents."""
+        """Every process of this home that still runs, never ourselves or our parents. A program that merely reads a log is none."""
         home = str(self._home)
         ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-        found = []
-        for process in psutil.process_iter():
-            if process.pid not in ours and _belongs(process, home):
-                found.append(process)
-        return found
+        return [process for process in psutil.process_iter() if process.pid not in ours and _belongs(process, home)]
 
-    def kill_leftovers(self) -> list[str]:
+    def end_leftovers(self) -> list[str]:
         """End what is left, and say what it was."""
         left = self.leftovers()
         names = []
         for process in left:
             with contextlib.suppress(psutil.Error):
                 names.append(f"{process.name()} ({process.pid})")
+                process.terminate()
+        _, stubborn = psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+        for process in stubborn:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, timeout=_KILL_WAIT_S)
+        psutil.wait_procs(stubborn, timeout=_KILL_WAIT_S)
         return names
 
 
 def _belongs(process: psutil.Process, home: str) -> bool:
+    folders = [f"{home}/{name}" for name in ("valkey", "postgres", "models")]
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         # Workers of PostgreSQL and of vLLM write over what /proc shows of their environment; then the folder or the command line tells.
         if process.environ().get(HOME_MARK) == home:
             return True
-        return _inside(process.cwd(), home) or any(_inside(word, home) for word in process.cmdline())
+        words = [process.cwd(), *process.cmdline()]
+        return any(_inside(word, folder) for word in words for folder in folders)
     except psutil.Error:
         return False
+
+
+def _made_of(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    settings = sorted(item for item in environment.items() if item[0].startswith("TAAS_"))
+    return hashlib.sha256(json.dumps([list(command), settings]).encode()).hexdigest()
 
 
 def _inside(path: str, home: str) -> bool:

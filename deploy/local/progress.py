@@ -25,6 +25,7 @@ class StepFailed(Exception):
         self.why = why
         self.todo = todo
         self.log = log
+        self.told = False
 
 
 class Step:
@@ -100,6 +101,7 @@ class Progress:
 
 def tell_failure(failure: StepFailed, out: TextIO) -> None:
     """Why, what to do, and where the log is, under a failed step's line."""
+    failure.told = True
     print(f"        why:  {failure.why}\n        do:   {failure.todo}", file=out)
     if failure.log is not None:
         print(f"        log:  {failure.log}", file=out)

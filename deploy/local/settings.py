@@ -11,6 +11,11 @@ ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "127.0.0.1"
 # On every process that is started here and on all its descendants. It does not begin with TAAS_, which a worker keeps from its engine.
 HOME_MARK: Final = "LOCAL_TAAS_HOME"
+DEFAULT_MODEL: Final = "smollm2-135m-instruct"
+# Each process gets those that it needs: a gateway never holds the ledger's address or the admin key.
+_GIVEN_ONE_BY_ONE: Final = frozenset(
+    {"TAAS_REDIS_URL", "TAAS_DATABASE_URL", "TAAS_ADMIN_KEY", "TAAS_SERVICE_KEY", "TAAS_ENGINE_KEY", "TAAS_ENGINE_URL"}
+)
 
 
 class LocalSettings(BaseSettings):
@@ -19,13 +24,17 @@ class LocalSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True)
 
     home: Path = Path(".taas")
-    model: str = "smollm2-135m"
+    # None: the small model that the catalogue knows; with an engine that is there already, the one it serves.
+    model: str | None = None
 
     # Given: that server is used, and none is started.
     redis_url: str | None = None
     database_url: str | None = None
     engine_url: str | None = None
     engine_key: str | None = Field(default=None, repr=False)
+    # Given: these instead of keys of our own making.
+    admin_key: str | None = Field(default=None, repr=False)
+    service_key: str | None = Field(default=None, repr=False)
 
     gateway_host: str = HOST
     gateway_port: int = Field(default=8000, ge=1, le=65_535)
@@ -62,8 +71,9 @@ class LocalSettings(BaseSettings):
 
 
 def child_environment(settings: LocalSettings, **more: str) -> dict[str, str]:
-    """What a process of ours is started with: our own environment, the home and its mark, the ports, and `more`."""
-    return dict(os.environ) | {
+    """What a process of ours is started with: our own environment less addresses and keys, the home and its mark, the ports, and `more`."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _GIVEN_ONE_BY_ONE}
+    return inherited | {
         "TAAS_HOME": str(settings.folder),
         HOME_MARK: str(settings.folder),
         "TAAS_GATEWAY_HOST": settings.gateway_host,

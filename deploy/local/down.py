@@ -1,0 +1,48 @@
+"""Stop everything of one home, gently and in the reverse order, and make sure that nothing is left. What was stored stays."""
+
+import sys
+from typing import Final
+
+from deploy.local import postgres, valkey
+from deploy.local.processes import Processes
+from deploy.local.progress import Progress, StepFailed, tell_failure
+from deploy.local.services import BILLING, GATEWAY, GRACE_S, WORKER
+from deploy.local.settings import LocalSettings
+from deploy.local.up import alone
+
+_VALKEY_GRACE_S: Final = 30.0
+
+
+def down() -> int:
+    """Streams end first, then engines, then billing, which takes the last usage; the stores last. The exit status."""
+    settings = LocalSettings()
+    if not settings.folder.exists():
+        print(f"nothing to stop: there is no {settings.folder}")
+        return 0
+    try:
+        with alone(settings.folder):
+            return _stop_all(settings)
+    except StepFailed as exc:
+        if not exc.told:
+            tell_failure(exc, sys.stdout)
+        return 1
+
+
+def _stop_all(settings: LocalSettings) -> int:
+    processes = Processes(settings.folder)
+    progress = Progress(6)
+    for name in (GATEWAY, WORKER, BILLING):
+        with progress.step(name) as step:
+            step.result = "stopped" if processes.stop(name, GRACE_S[name]) else "did not run"
+    with progress.step("PostgreSQL") as step:
+        step.result = "stopped" if postgres.stop(settings) else "did not run"
+    with progress.step("Valkey") as step:
+        step.result = "stopped" if processes.stop(valkey.NAME, _VALKEY_GRACE_S) else "did not run"
+    with progress.step("what is left") as step:
+        ended = processes.end_leftovers()
+        step.result = f"ended {', '.join(ended)}" if ended else "nothing"
+        if still := processes.leftovers():
+            names = ", ".join(f"{process.name()} ({process.pid})" for process in still)
+            raise StepFailed(f"still running: {names}", "Something starts them again: stop their parent process.")
+    progress.say(f"nothing runs; the data stays in {settings.folder}")
+    return 0

@@ -1,0 +1,107 @@
+"""Our own three processes: billing, gateway, worker. How each is started, what it may know, and when it is up."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from deploy.local.admin_api import AdminApi
+from deploy.local.credentials import Credentials
+from deploy.local.ports import require_free
+from deploy.local.processes import Processes, Running
+from deploy.local.progress import Step, StepFailed, last_words
+from deploy.local.settings import HOST, ROOT, LocalSettings, child_environment
+
+BILLING: Final = "billing"
+GATEWAY: Final = "gateway"
+WORKER: Final = "worker"
+# Longer than each takes by itself: a gateway's streams have 30 s and 5 s to settle, a worker's 60 s and then vLLM's end.
+GRACE_S: Final = {GATEWAY: 45.0, WORKER: 100.0, BILLING: 20.0}
+_START_TIMEOUT_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Where Redis and PostgreSQL are, passwords included."""
+
+    redis_url: str
+    database_url: str
+
+
+class Services:
+    """Starts and checks the processes of one home. A process that already runs as it should is left alone."""
+
+    def __init__(self, settings: LocalSettings, credentials: Credentials, processes: Processes) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._processes = processes
+
+    def start_billing(self, stores: Stores, step: Step) -> None:
+        """Migrates the database, consumes usage, and opens the admin API."""
+        settings, keys = self._settings, self._credentials
+        environment = child_environment(
+            settings,
+            TAAS_REDIS_URL=stores.redis_url,
+            TAAS_DATABASE_URL=stores.database_url,
+            TAAS_ADMIN_KEY=keys.admin_key,
+            TAAS_SERVICE_KEY=keys.service_key,
+        )
+        ports = {"TAAS_ADMIN_PORT": settings.admin_port, "TAAS_BILLING_METRICS_PORT": settings.billing_metrics_port}
+        running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, ports, step)
+        self._processes.wait_until(
+            running, lambda: get_ok(f"{settings.admin_url}/healthz"), _START_TIMEOUT_S, step.note
+        )
+
+    def start_gateway(self, stores: Stores, step: Step) -> None:
+        """The API. It is told neither the ledger's address nor the admin key."""
+        settings = self._settings
+        environment = child_environment(
+            settings, TAAS_REDIS_URL=stores.redis_url, TAAS_SERVICE_KEY=self._credentials.service_key
+        )
+        ports = {"TAAS_GATEWAY_PORT": settings.gateway_port, "TAAS_GATEWAY_METRICS_PORT": settings.gateway_metrics_port}
+        running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, ports, step)
+        self._processes.wait_until(
+            running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
+        )
+
+    def start_worker(self, stores: Stores, model: str, step: Step) -> None:
+        """Starts the worker only; its engine takes most of a minute, so other steps go on meanwhile."""
+        environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
+        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, {}, step)
+
+    def wait_for_engine(self, admin: AdminApi, model: str, step: Step) -> dict[str, Any]:
+        """Until an instance of the model is ready; the instance."""
+        found: list[dict[str, Any]] = []
+
+        def ready() -> bool:
+            found[:] = [row for row in admin.rows("instances") if row["model"] == model and row["status"] == "ready"]
+            return bool(found)
+
+        running = self._processes.find(WORKER)
+        if running is None:
+            log = self._processes.log_of(WORKER)
+            raise StepFailed(f"the worker ended: {last_words(log)}", "Mend what it says, then run it again.", log)
+        self._processes.wait_until(running, ready, self._settings.engine_start_timeout_s, step.note)
+        return found[0]
+
+    def _start(
+        self, name: str, command: list[str], environment: dict[str, str], ports: dict[str, int], step: Step
+    ) -> Running:
+        running = self._processes.find_as(name, command, environment)
+        if running is not None:
+            step.result = "runs already"
+            return running
+        if self._processes.stop(name, GRACE_S[name]):
+            step.result = "started again with the new settings"
+        for variable, port in ports.items():
+            require_free(port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST)
+        return self._processes.start(name, command, environment, ROOT)
+
+
+def get_ok(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether it answers 200."""
+    try:
+        return httpx.get(url, timeout=timeout_s, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False

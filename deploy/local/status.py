@@ -1,0 +1,93 @@
+"""What of one home runs, where, and whether it answers."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from deploy.local import credentials, postgres, valkey
+from deploy.local.admin_api import AdminApi
+from deploy.local.processes import Processes
+from deploy.local.progress import StepFailed
+from deploy.local.services import BILLING, GATEWAY, WORKER, get_ok
+from deploy.local.settings import LocalSettings
+
+UP = "up"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line. `state`: `up` · `starting` (it runs, but does not answer) · `down`."""
+
+    name: str
+    state: str
+    pid: int | None
+    where: str
+
+
+def status(*, as_json: bool = False) -> int:
+    """Print it, as a table or as JSON. 0 when everything answers, else 1."""
+    parts = look(LocalSettings())
+    if as_json:
+        print(json.dumps({"parts": [asdict(part) for part in parts]}))
+    else:
+        for part in parts:
+            print(f"{part.name:<22} {part.state:<9} {part.pid or '-':>8}  {part.where}")
+    return 0 if all(part.state == UP for part in parts) else 1
+
+
+def look(settings: LocalSettings) -> list[Part]:
+    """Every part of this home, the stores first."""
+    processes = Processes(settings.folder)
+    return [
+        _redis(settings, processes),
+        _postgres(settings),
+        _process(processes, BILLING, get_ok(f"{settings.admin_url}/healthz"), f"{settings.admin_url}, metrics on {settings.billing_metrics_port}"),
+        _process(processes, GATEWAY, get_ok(f"{settings.gateway_url}/readyz"), f"{settings.gateway_url}, metrics on {settings.gateway_metrics_port}"),
+        *_instances(settings, processes),
+    ]  # fmt: skip
+
+
+def _redis(settings: LocalSettings, processes: Processes) -> Part:
+    if settings.redis_url is not None:
+        return Part("Redis", UP if valkey.answers(settings.redis_url) else "down", None, "TAAS_REDIS_URL")
+    if not (settings.folder / "secrets.json").exists():
+        return Part("Valkey", "down", None, f"port {settings.valkey_port}")
+    address = valkey.url(settings, credentials.of(settings))
+    return _process(processes, valkey.NAME, valkey.answers(address), f"port {settings.valkey_port}", "Valkey")
+
+
+def _postgres(settings: LocalSettings) -> Part:
+    if settings.database_url is not None:
+        try:
+            postgres.check_given(settings.database_url)
+        except StepFailed:
+            return Part("PostgreSQL", "down", None, "TAAS_DATABASE_URL")
+        return Part("PostgreSQL", UP, None, "TAAS_DATABASE_URL")
+    pid = postgres.pid(settings)
+    return Part("PostgreSQL", "down" if pid is None else UP, pid, f"socket in {settings.folder / 'postgres'}")
+
+
+def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
+    """The worker, and every instance that the registry has now."""
+    found = []
+    if get_ok(f"{settings.admin_url}/healthz"):
+        admin = AdminApi(settings.admin_url, credentials.of(settings).admin_key)
+        try:
+            rows = admin.rows("instances")
+        except StepFailed:
+            rows = []
+        finally:
+            admin.close()
+        found = [
+            Part(f"instance of {row['model']}"[:22], UP if row["status"] == "ready" else row["status"], None, f"{row['instance']}, {row['url']}")
+            for row in rows
+        ]  # fmt: skip
+    if settings.engine_url is not None:
+        return found
+    ready = any(part.state == UP for part in found)
+    return [_process(processes, WORKER, ready, "engines from port 8100, metrics from 9110"), *found]
+
+
+def _process(processes: Processes, name: str, healthy: bool, where: str, shown: str | None = None) -> Part:
+    running = processes.find(name)
+    state = "down" if running is None else UP if healthy else "starting"
+    return Part(shown or name, state, None if running is None else running.pid, where)
