@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from billing.findings import FindingKind
+
 if TYPE_CHECKING:
+    from billing.audit import AuditReport
     from billing.ledger import RecordedEvent
     from billing.usage_stream import StreamLag
 
@@ -17,6 +20,7 @@ class BillingMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._audited: set[str] = set()
         registry = self.registry
         self.events = Counter(
             "taas_usage_events", "Usage events recorded", ["model", "ending", "pricing"], registry=registry
@@ -76,6 +80,19 @@ class BillingMetrics:
             for kind, tokens in (("prompt", part.prompt), ("output", part.output)):
                 if tokens:
                     self.absorbed.labels(event.model, reason.value, kind).inc(tokens)
+
+    def audited(self, report: "AuditReport") -> None:
+        """Publish an audit; instances that are no longer in it lose their series."""
+        for finding in FindingKind:
+            self.findings.labels(finding.value).set(sum(each.kind is finding for each in report.findings))
+        instances = {each.instance for each in report.instances}
+        for gone in self._audited - instances:
+            self.residual.remove(gone, "prompt")
+            self.residual.remove(gone, "generation")
+        self._audited = instances
+        for each in report.instances:
+            self.residual.labels(each.instance, "prompt").set(each.residual.prompt)
+            self.residual.labels(each.instance, "generation").set(each.residual.generation)
 
     def stream_lag(self, cell: str, lag: "StreamLag") -> None:
         """Publish what a cell's stream still holds."""

@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert, select, text
+from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert, select
 
 from billing.money import Money, MoneyError, parse_price
 from billing.refusals import Conflict, Invalid
 from billing.schema.ledger import price as price_table
 from billing.tokens import Tokens
 
+# Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table: reports need not wait.
+_LOCK: Final = 7_461_618
 _NOW_MS: Final = select(
     (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger).label("now_ms"),
 )
@@ -59,6 +61,7 @@ class PriceBook:
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
     """The prices of these models. Until the transaction ends no price can be set, so none is missed by what it records."""
+    connection.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
     rows = connection.execute(select(price_table).where(price_table.c.model.in_(sorted(set(models))))).mappings()
     return PriceBook(_price(row) for row in rows)
 
@@ -85,7 +88,7 @@ def set_price(
         except MoneyError as exc:
             raise Invalid(str(exc), param=name) from exc
     # Waits for the batches being recorded and holds the next ones back: "from now on" is then true to the millisecond.
-    connection.execute(text("lock table price in access exclusive mode"))
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
     now_ms: int = connection.execute(_NOW_MS).scalar_one()
     start_ms = now_ms if valid_from_ms is None else valid_from_ms
     known = list_prices(connection, model)

@@ -1,0 +1,38 @@
+"""`python -m billing`: the billing process of this environment, until SIGTERM or SIGINT."""
+
+import logging
+import signal
+import sys
+import threading
+from typing import Final
+
+from billing.process import run
+from billing.settings import BillingSettings
+
+_STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+
+
+def main() -> int:
+    """Run; the exit status is 0 after a stop that was asked for."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    stop = threading.Event()
+    # Waited for in a thread: a handler would run inside whatever the main thread holds, the event's own lock included.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    threading.Thread(target=_stop_when_asked, args=(stop,), name="signals", daemon=True).start()
+    try:
+        run(BillingSettings(), stop)
+    except OSError as exc:
+        print(f"billing cannot start: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stop_when_asked(stop: threading.Event) -> None:
+    signal.sigwait(_STOPPING)
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

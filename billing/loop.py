@@ -1,0 +1,69 @@
+"""A loop that outlives what it depends on: repeats a step, backs off while it fails, says so loudly, and stops when told.
+
+Owns time and failure; does not know what the step does.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import redis
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing.metrics import BillingMetrics
+
+_log = logging.getLogger(__name__)
+
+_BACKOFF_FIRST_S: Final = 0.1
+# Redis or PostgreSQL that comes back is noticed within this.
+_BACKOFF_MAX_S: Final = 5.0
+
+
+class Loop:
+    """Calls `step` every `interval_ms`, at once again when it returns true: there is more to do."""
+
+    def __init__(self, name: str, step: Callable[[], bool], *, interval_ms: int, metrics: BillingMetrics) -> None:
+        self.name = name
+        self._step = step
+        self._interval_s = interval_ms / 1000
+        self._degraded = metrics.degraded.labels(name)
+        self._degraded.set(0)
+
+    def run(self, stop: threading.Event) -> None:
+        """Until stopped; a step that has begun is finished."""
+        backoff_s = 0.0
+        while not stop.is_set():
+            try:
+                more = self._step()
+            except (redis.RedisError, SQLAlchemyError, OSError) as exc:
+                backoff_s = self._failed(backoff_s)
+                _log.error(
+                    "%s cannot work, again in %.1f s: %s: %s",
+                    self.name,
+                    backoff_s,
+                    type(exc).__name__,
+                    _first_line(exc),
+                )
+            except Exception:
+                # A bug, or something that was foreseen nowhere. The other loops go on, and so does this one: billing that stands
+                # still silently would be worse.
+                backoff_s = self._failed(backoff_s)
+                _log.exception("%s failed, again in %.1f s", self.name, backoff_s)
+            else:
+                if backoff_s:
+                    _log.warning("%s works again", self.name)
+                    self._degraded.set(0)
+                    backoff_s = 0.0
+                if more:
+                    continue
+            stop.wait(backoff_s or self._interval_s)
+
+    def _failed(self, backoff_s: float) -> float:
+        self._degraded.set(1)
+        return min(_BACKOFF_MAX_S, backoff_s * 2 or _BACKOFF_FIRST_S)
+
+
+def _first_line(exc: Exception) -> str:
+    """Never the parameters of a statement, which SQLAlchemy writes on further lines."""
+    return (str(exc).splitlines() or [""])[0]

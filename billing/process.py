@@ -1,0 +1,186 @@
+"""The billing process: which loops run beside the admin API, and in which order they start and stop. Owns no work of its own."""
+
+import logging
+import secrets
+import socket
+import threading
+from typing import Final
+
+import redis
+import uvicorn
+from prometheus_client import start_http_server
+from sqlalchemy import Engine, create_engine
+
+from billing.api.app import build_app
+from billing.audit import Auditor
+from billing.consumer import Consumer
+from billing.engine_counters import CounterPoller
+from billing.loop import Loop
+from billing.metrics import BillingMetrics
+from billing.migrate import upgrade
+from billing.reap import Reaper
+from billing.settings import BillingSettings
+
+_log = logging.getLogger(__name__)
+
+# Threads of the admin API hold a connection each; the loops need a few of their own.
+_SQL_POOL: Final = 10
+_SQL_OVERFLOW: Final = 40
+_SQL_CONNECT_S: Final = 5
+_REDIS_TIMEOUT_S: Final = 5.0
+_CLAIM_INTERVAL_MS: Final = 1_000
+# In the half-minutely audit; whoever asks for one waits longer.
+_AUDIT_WAIT_MS: Final = 2_000
+
+
+def run(settings: BillingSettings, stop: threading.Event) -> None:
+    """Work until stopped. Raises OSError when a port is taken; outages of Redis and PostgreSQL are waited out."""
+    metrics = BillingMetrics()
+    # Taken first: a second billing process on this machine fails here, before it has begun anything.
+    admin_socket = _listen(settings.admin_host, settings.admin_port)
+    scraped, scraping = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    try:
+        if not _migrate(settings, metrics, stop):
+            return
+        engine = create_engine(
+            settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW,
+            connect_args={"connect_timeout": _SQL_CONNECT_S},
+        )  # fmt: skip
+        client = redis.Redis.from_url(
+            settings.redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
+        )
+        poller = CounterPoller(engine, client, timeout_ms=settings.engine_timeout_ms)
+        try:
+            _work(settings, engine, client, poller, metrics, stop, admin_socket)
+        finally:
+            poller.close()
+            client.close()
+            engine.dispose()
+    finally:
+        admin_socket.close()
+        scraped.shutdown()
+        scraped.server_close()
+        scraping.join()
+
+
+def _work(
+    settings: BillingSettings,
+    engine: Engine,
+    client: redis.Redis,
+    poller: CounterPoller,
+    metrics: BillingMetrics,
+    stop: threading.Event,
+    admin_socket: socket.socket,
+) -> None:
+    auditor = Auditor(engine, client, poller)
+    app = build_app(settings, engine, client, auditor=auditor)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    loops = _loops(settings, engine, client, poller, auditor, metrics)
+    threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
+    # Not joined before the loops: a request to the admin API may take its time, a batch is never left half done.
+    admin = threading.Thread(target=_serve, args=(server, admin_socket, stop, metrics), name="admin-api", daemon=True)
+    for thread in [*threads, admin]:
+        thread.start()
+    _log.info("billing works; admin API on %s:%d", *admin_socket.getsockname()[:2])
+    stop.wait()
+    _log.info("billing stops: batches that have begun are finished")
+    for thread in threads:
+        thread.join()
+    server.should_exit = True
+    admin.join()
+
+
+def _serve(server: uvicorn.Server, admin_socket: socket.socket, stop: threading.Event, metrics: BillingMetrics) -> None:
+    degraded = metrics.degraded.labels("admin-api")
+    degraded.set(0)
+    try:
+        server.run([admin_socket])
+    except Exception:
+        _log.exception("the admin API failed")
+    if not stop.is_set():
+        # Billing goes on: what is used is still recorded, and the metric calls for somebody.
+        degraded.set(1)
+        _log.error("the admin API has ended although nobody asked it to")
+
+
+def _loops(
+    settings: BillingSettings,
+    engine: Engine,
+    client: redis.Redis,
+    poller: CounterPoller,
+    auditor: Auditor,
+    metrics: BillingMetrics,
+) -> list[Loop]:
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+
+    def consumer(suffix: str) -> Consumer:
+        return Consumer(
+            engine, client, name=name + suffix, batch=settings.usage_batch_entries,
+            claim_idle_ms=settings.usage_claim_idle_ms, metrics=metrics,
+        )  # fmt: skip
+
+    reading, claiming = consumer(""), consumer("-claims")
+    reaper = Reaper(client, metrics)
+
+    def consume() -> bool:
+        return reading.consume_once() > 0
+
+    def claim() -> bool:
+        taken = claiming.claim_once()
+        claiming.publish_lag()
+        return taken > 0
+
+    def reap() -> bool:
+        reaper.reap_once()
+        return False
+
+    def poll() -> bool:
+        poller.poll_once()
+        return False
+
+    def audit() -> bool:
+        metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, check_facts=False))
+        return False
+
+    return [
+        Loop("consumer", consume, interval_ms=settings.usage_poll_ms, metrics=metrics),
+        Loop("claims", claim, interval_ms=_CLAIM_INTERVAL_MS, metrics=metrics),
+        Loop("reaper", reap, interval_ms=settings.reap_interval_ms, metrics=metrics),
+        Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
+        Loop("audit", audit, interval_ms=settings.audit_interval_ms, metrics=metrics),
+    ]
+
+
+def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading.Event) -> bool:
+    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before."""
+    done = threading.Event()
+
+    def migrate() -> bool:
+        upgrade(settings.database_url)
+        done.set()
+        return False
+
+    either = _Either(stop, done)
+    Loop("migration", migrate, interval_ms=0, metrics=metrics).run(either)
+    return done.is_set()
+
+
+class _Either(threading.Event):
+    """Set when one of two is; waits for the first, which a signal sets."""
+
+    def __init__(self, stop: threading.Event, done: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+        self._done = done
+
+    def is_set(self) -> bool:
+        return self._stop.is_set() or self._done.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._done.is_set() or self._stop.wait(timeout)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.create_server((host, port), backlog=128)
+    listening.set_inheritable(True)
+    return listening
