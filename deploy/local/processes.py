@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -77,9 +77,7 @@ class Processes:
         # It outlives us; without this Python warns that nobody waited for it.
         process.returncode = 0
         path = self._run / f"{name}.json"
-        path.write_text(
-            json.dumps({"pid": running.pid, "started_ticks": running.started_ticks, "command": list(command)})
-        )
+        path.write_text(json.dumps(asdict(running)), encoding="utf-8")
         return running
 
     def wait_until(
