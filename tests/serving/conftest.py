@@ -29,9 +29,9 @@ MODEL = ServedModel("m", "pool-m", "cell-m", "m-engine", 2048, frozenset({"chat"
 PATIENCE_S = 30.0
 
 
-async def eventually(holds: Callable[[], Any]) -> Any:
+async def eventually(holds: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     """Wait until it holds (it may be a coroutine function) and return what it returned."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(patience_s):
         while True:
             result = holds()
             if asyncio.iscoroutine(result):
