@@ -63,7 +63,8 @@ class Supervisor:
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             status = self._keep_running()
-            return self._stop() or status
+            stopped = self._stop()
+            return status or stopped
         finally:
             self._kill_rest()
             for number, handler in before.items():
@@ -79,13 +80,13 @@ class Supervisor:
                 if slot.process is None:
                     if now >= slot.restart_at:
                         self._start(slot)
-                elif slot.process.poll() is not None:
+                    continue
+                self._came_up = self._came_up or self._figures.has_figures(slot.name)
+                if slot.process.poll() is not None:
                     status = self._bury(slot, slot.process)
                     if not self._came_up:
                         log.error("no process came up", extra={"status": status})
                         return status or 1
-                elif not self._came_up:
-                    self._came_up = self._figures.has_figures(slot.name)
             time.sleep(POLL_S)
         return 0
 
@@ -142,7 +143,10 @@ class Supervisor:
                 return 1
             for slot in self._slots:
                 if slot.process is not None and slot.process.poll() is not None:
-                    status = status or abs(slot.process.returncode)
+                    if (
+                        slot.process.returncode != -signal.SIGTERM
+                    ):  # told to stop before it could hear it: nothing was open
+                        status = status or abs(slot.process.returncode)
                     self._forget(slot, slot.process)
             time.sleep(POLL_S)
         return status
