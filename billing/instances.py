@@ -22,8 +22,11 @@ from billing.schema.catalogue import instance as table
 # A removed instance gets nothing new; what it has open may end, and its counters are read until then.
 DRAIN_MS: Final = 600_000
 _URL_CHARS_MAX: Final = 2048
-_HOST: Final = re.compile(r"[A-Za-z0-9.:_\[\]-]+", re.ASCII)
-_PATH: Final = re.compile(r"[A-Za-z0-9._~/-]*", re.ASCII)
+# No user, query, fragment or escape: what is not plain would be read differently by somebody.
+_URL: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<address>[a-z0-9._-]+(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?)(?P<path>(/[a-z0-9._~-]*)*)",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +60,14 @@ class Instance:
 
 def check_url(url: str) -> str:
     """The base URL of an engine without its trailing `/` or `/v1`. Raises Invalid."""
-    parts = urlsplit(url) if len(url) <= _URL_CHARS_MAX and url.isascii() and url.isprintable() else None
-    if (
-        parts is None
-        or parts.scheme not in {"http", "https"}
-        or _HOST.fullmatch(parts.netloc) is None
-        or not _port_valid(url)
-    ):
+    match = _URL.fullmatch(url) if len(url) <= _URL_CHARS_MAX else None
+    if match is None or not _is_address(match["address"]):
         raise Invalid(
-            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, without user or password.", param="url"
+            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, perhaps with a path, and nothing else.",
+            param="url",
         )
-    if parts.query or parts.fragment or "?" in url or "#" in url or _PATH.fullmatch(parts.path) is None:
-        raise Invalid("The URL of an engine has no query, fragment or escapes.", param="url")
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path}".rstrip("/").removesuffix("/v1").rstrip("/")
+    base = f"{match['scheme'].lower()}://{match['address'].lower()}{match['path']}"
+    return base.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def add(
@@ -154,9 +152,10 @@ def remove(connection: Connection, instance_id: str) -> Instance:
     return find(connection, instance_id)
 
 
-def _port_valid(url: str) -> bool:
+def _is_address(address: str) -> bool:
     try:
-        return bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+        parts = urlsplit(f"//{address}")
+        return bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

@@ -1,0 +1,167 @@
+"""Adding an engine by hand: it is looked at first, over real HTTP, and what it cannot do is said."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from billing import redis_keys
+from serving.registry import InstanceEntry
+from tests.fixtures.valkey import free_port
+
+Make = Callable[..., dict[str, Any]]
+COUNTERS = 'process_start_time_seconds 1.75e+09\nvllm:prompt_tokens_total{engine="0"} 944.0\nvllm:generation_tokens_total{engine="0"} 1121.0\n'
+MODELS = json.dumps({"object": "list", "data": [{"id": "m", "max_model_len": 2048}]})
+
+
+class FakeEngine:
+    """Answers by a table of paths; needs the key `ek` when told so."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, str]] = {
+            "/v1/models": (200, MODELS), "/metrics": (200, COUNTERS), "/inference/v1/abort_requests": (200, ""),
+        }  # fmt: skip
+        self.key: str | None = None
+        engine = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length", "0")))
+                status, body = engine.answers.get(self.path, (404, "{}"))
+                if engine.key is not None and self.headers.get("authorization") != f"Bearer {engine.key}":
+                    status, body = 401, "{}"
+                self.send_response(status)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_GET = do_POST = _answer
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def engine_server() -> Iterator[FakeEngine]:
+    engine = FakeEngine()
+    thread = threading.Thread(target=engine.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield engine
+    engine.server.shutdown()
+    thread.join()
+    engine.server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def model(made: Make) -> None:
+    made("models", name="m", context_tokens=2048)
+
+
+def test_a_vllm_is_added_with_its_counters_as_baseline(admin: TestClient, made: Make, engine_server, raw_redis):
+    engine_server.key = "ek"
+    added = made("instances", model="m", url=f"{engine_server.url}/v1/", key="ek")
+    entry = InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, added["instance"]))
+    assert (entry.url, entry.key, entry.epoch, entry.abort) == (engine_server.url, "ek", "1.75e+09", True)
+    assert (entry.baseline.prompt, entry.baseline.generation, entry.lease_until_ms) == (944, 1121, 0)
+    assert added["warnings"] == []
+    assert "ek" not in map(str, added.values())
+    (listed,) = admin.get("/admin/v1/instances").json()["data"]
+    assert (listed["instance"], listed["status"], listed["added"]) == (added["instance"], "ready", "by hand")
+    assert "key" not in listed
+
+
+def test_a_bare_backend_is_added_with_warnings(made: Make, engine_server):
+    engine_server.answers = {"/v1/models": (200, MODELS), "/inference/v1/abort_requests": (200, '{"choices": []}')}
+    added = made("instances", model="m", url=engine_server.url)
+    assert (added["abort"], added["baseline"]) == (False, {"prompt": 0, "generation": 0})
+    assert len(added["warnings"]) == 2
+    assert added["epoch"].startswith("added-")
+
+
+def test_an_engine_that_is_not_there_is_refused_unless_forced(admin: TestClient):
+    body = {"model": "m", "url": f"http://127.0.0.1:{free_port()}"}
+    answer = admin.post("/admin/v1/instances", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (424, "unreachable")
+    assert "--force" in answer.json()["error"]["message"]
+    assert admin.get("/admin/v1/instances").json()["data"] == []
+    forced = admin.post("/admin/v1/instances", json={**body, "force": True})
+    assert (forced.status_code, len(forced.json()["warnings"])) == (201, 2)
+
+
+WRONG_ANSWERS = [
+    ((401, "{}"), "engine_refused"),
+    ((500, "{}"), "engine_refused"),
+    ((302, ""), "engine_refused"),
+    ((200, "<html>"), "engine_refused"),
+    ((200, '{"data": [{"id": 7}]}'), "engine_refused"),
+    ((200, '{"data": [{"id": "other"}]}'), "engine_model_missing"),
+]
+
+
+def test_an_engine_that_answers_wrongly_is_refused(admin: TestClient, engine_server):
+    for answer, code in WRONG_ANSWERS:
+        engine_server.answers["/v1/models"] = answer
+        refused = admin.post("/admin/v1/instances", json={"model": "m", "url": engine_server.url})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (424, code), answer
+
+
+def test_a_shorter_context_than_the_models_is_a_warning(made: Make, engine_server):
+    engine_server.answers["/v1/models"] = (200, json.dumps({"data": [{"id": "m", "max_model_len": 512}]}))
+    (warning,) = made("instances", model="m", url=engine_server.url)["warnings"]
+    assert "512" in warning
+    assert "2048" in warning
+
+
+def test_an_instance_of_no_model_says_how_to_add_one(admin: TestClient, engine_server):
+    answer = admin.post("/admin/v1/instances", json={"model": "nothing", "url": engine_server.url})
+    assert answer.status_code == 404
+    assert "taas model add nothing" in answer.json()["error"]["message"]
+
+
+def test_one_engine_is_one_instance_and_an_id_is_used_once(admin: TestClient, made: Make, engine_server, raw_redis):
+    made("instances", model="m", url=engine_server.url, instance="gpu-1")
+    again = admin.post("/admin/v1/instances", json={"model": "m", "url": f"{engine_server.url}/"})
+    assert (again.status_code, again.json()["error"]["param"]) == (409, "url")
+    assert admin.delete("/admin/v1/instances/gpu-1").json()["status"] == "draining"
+    assert admin.delete("/admin/v1/instances/gpu-1").status_code == 200
+    assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, "gpu-1")).status.value == "draining"
+    reused = admin.post("/admin/v1/instances", json={"model": "m", "url": engine_server.url, "instance": "gpu-1"})
+    assert (reused.status_code, reused.json()["error"]["param"]) == (409, "instance")
+
+
+def test_a_workers_engine_is_not_added_a_second_time(admin: TestClient, engine_server, raw_redis):
+    worker = {
+        "instance": "w-1", "model": "m", "pool": "m", "cell": "m", "url": engine_server.url, "key": "secret", "epoch": "1",
+        "status": "ready", "lease_until_ms": 10**15, "load": {"running": 2, "waiting": 1, "kv_usage": 0.5},
+    }  # fmt: skip
+    raw_redis.hset(redis_keys.INSTANCES, "w-1", json.dumps(worker))
+    answer = admin.post("/admin/v1/instances", json={"model": "m", "url": engine_server.url})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (409, "url")
+    taken = admin.post("/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "w-1"})
+    assert (taken.status_code, taken.json()["error"]["param"]) == (409, "instance")
+    assert admin.delete("/admin/v1/instances/w-1").status_code == 404
+    assert "secret" not in admin.get("/admin/v1/instances").text
+    (pool,) = admin.get("/admin/v1/pools").json()["data"]
+    assert (pool["pool"], pool["models"], pool["ready"], pool["running"], pool["waiting"]) == ("m", ["m"], 1, 2, 1)
+
+
+def test_a_lapsed_worker_is_not_shown(admin: TestClient, raw_redis):
+    lapsed = {
+        "instance": "w-1",
+        "model": "m",
+        "pool": "m",
+        "cell": "m",
+        "url": "http://x",
+        "epoch": "1",
+        "status": "ready",
+        "lease_until_ms": 1,
+    }
+    raw_redis.hset(redis_keys.INSTANCES, mapping={"w-1": json.dumps(lapsed), "bad": "not json"})
+    assert admin.get("/admin/v1/instances").json()["data"] == []
