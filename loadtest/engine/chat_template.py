@@ -20,9 +20,9 @@ def render_chat(body: Body) -> tuple[str, str]:
     if body.get("continue_final_message"):
         if body.get("add_generation_prompt", True):
             raise BadRequest("Cannot set both `continue_final_message` and `add_generation_prompt` to True.")
-        continued = _content(messages[-1].get("content"))
+        continued = _content(messages[-1].get("content"), str(body.get("model")))
         messages = messages[:-1]
-    return _render(messages, body.get("tools")), continued
+    return _render(messages, body), continued
 
 
 def render_messages(body: Body) -> str:
@@ -30,7 +30,7 @@ def render_messages(body: Body) -> str:
     messages = list(required_list(body, "messages"))
     if body.get("system"):
         messages.insert(0, {"role": "system", "content": body["system"]})
-    return _render(messages, body.get("tools"))
+    return _render(messages, body)
 
 
 def render_responses(body: Body) -> str:
@@ -41,15 +41,16 @@ def render_responses(body: Body) -> str:
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
     if body.get("instructions"):
         messages.insert(0, {"role": "system", "content": body["instructions"]})
-    return _render(messages, body.get("tools"))
+    return _render(messages, body)
 
 
-def _render(messages: list[Any], tools: object) -> str:
+def _render(messages: list[Any], body: Body) -> str:
+    tools = body.get("tools")
     parts = [f"<|im_start|>tools\n{orjson.dumps(tools).decode()}<|im_end|>\n"] if tools else []
     for message in messages:
         if not isinstance(message, dict):
             raise Invalid("model_attributes_type", "body.messages", "Input should be a valid dictionary", message)
-        text = _content(message.get("content"))
+        text = _content(message.get("content"), str(body.get("model")))
         extra = {name: message[name] for name in ("tool_calls", "output", "arguments") if message.get(name)}
         if extra:
             text += orjson.dumps(extra).decode()
@@ -57,7 +58,7 @@ def _render(messages: list[Any], tools: object) -> str:
     return "".join(parts) + GENERATION_PROMPT
 
 
-def _content(content: object) -> str:
+def _content(content: object, model: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
@@ -72,5 +73,5 @@ def _content(content: object) -> str:
         elif kind in ("tool_use", "tool_result"):
             texts.append(orjson.dumps(part).decode())
         else:
-            raise BadRequest("This model does not support multimodal inputs")
+            raise BadRequest(f"{model} is not a multimodal model")
     return "".join(texts)

@@ -18,7 +18,7 @@ from loadtest.engine.control import Control
 from loadtest.engine.errors import BadRequest, EngineError, Invalid
 from loadtest.engine.fault_answers import refuse_with, send_garbage
 from loadtest.engine.faults import FaultBook
-from loadtest.engine.job import Job, check_model, read_job
+from loadtest.engine.job import Job, check_model, read_job, require_model
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.prefix_cache import PrefixCache
 from loadtest.engine.scheduler import Scheduler
@@ -160,7 +160,7 @@ class Engine:
 
     def _count_tokens(self, exchange: Exchange) -> None:
         body = fields.parse(exchange.body)
-        check_model(body, self.options)
+        require_model(body, self.options)
         count = len(split(render_messages(body)))
         exchange.json(200, {"input_tokens": count, "context_management": {"original_input_tokens": count}})
 

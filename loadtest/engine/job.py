@@ -54,6 +54,13 @@ def check_model(body: Body, options: EngineOptions) -> str:
     return options.model
 
 
+def require_model(body: Body, options: EngineOptions) -> str:
+    """As `check_model`, where the name must be given."""
+    if body.get("model") is None:
+        raise Invalid("missing", "body.model", "Field required", body)
+    return check_model(body, options)
+
+
 def read_job(route: str, body: Body, options: EngineOptions) -> Job:
     """Check a body as vLLM would; raises EngineError."""
     match route:
@@ -71,7 +78,7 @@ def read_job(route: str, body: Body, options: EngineOptions) -> Job:
         case _:
             prompts = (_text_prompt(render_messages(body)),)
             asked, asked_name = _anthropic_max(body), "max_completion_tokens"
-    model = check_model(body, options)
+    model = (require_model if route == "messages" else check_model)(body, options)
     stream = fields.flag(body, "stream")
     stream_options = fields.mapping(body, "stream_options")
     if stream_options and not stream and route in ("chat", "completions"):

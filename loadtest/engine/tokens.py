@@ -10,10 +10,11 @@ from functools import lru_cache
 VOCABULARY_TOKENS = 49_152
 _PIECE = re.compile(r"\s?\S{1,4}|\s")
 _WORDS_TEXT = (
-    "tide wind salt foam gull reef wave sand kelp dune cove surf crab mist rain bell mast sail keel rope port pier dock buoy fish net oar isle bay gulf "
-    "cape rock moon star dawn dusk glow haze blue grey teal cold warm calm wild slow fast deep wide long low high far near and the of by to in on at"
+    "tide wind salt foam gull reef wave sand kelp dune cove surf crab mist rain bell mast sail keel rope port pier dock buoy "
+    "fish net oar isle bay gulf cape rock moon star dawn dusk sky sun fog ice eel ray glow haze blue grey teal cold "
+    "warm calm wild slow fast deep wide long low high far near and the of by"
 )
-WORDS = tuple(" " + word for word in _WORDS_TEXT.split())[:64]
+WORDS = tuple(" " + word for word in _WORDS_TEXT.split())
 WORDS_BYTES = tuple(word.encode() for word in WORDS)
 # Pieces seen, so that /detokenize can say them again; bounded, as a server's memory must be.
 _PIECES_REMEMBERED_MAX = 100_000

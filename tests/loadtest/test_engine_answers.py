@@ -7,7 +7,7 @@ import pytest
 
 from tests.fixtures.engine import SimEngine
 
-CHAT = {"messages": [{"role": "user", "content": "tell me of the sea"}], "ignore_eos": True}
+CHAT = {"model": "sim", "messages": [{"role": "user", "content": "tell me of the sea"}], "ignore_eos": True}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": CHAT | {"max_tokens": 7},
     "/v1/completions": {"prompt": "tell me of the sea", "max_tokens": 7, "ignore_eos": True},
@@ -185,7 +185,7 @@ def test_prefix_cache_finds_full_blocks_of_the_same_salt_only(engine: SimEngine)
 
 
 def test_messages_split_the_prompt_into_fresh_written_and_read(engine: SimEngine) -> None:
-    body = {"messages": [{"role": "user", "content": "the quick brown fox " * 20}], "max_tokens": 1}
+    body = CHAT | {"messages": [{"role": "user", "content": "the quick brown fox " * 20}], "max_tokens": 1}
     first, again = (engine.post("/v1/messages", body).json()["usage"] for _ in range(2))
     assert first["cache_creation_input_tokens"] == again["cache_read_input_tokens"] > 0
     assert sum(first[name] for name in first if name != "output_tokens") == sum(
@@ -214,5 +214,5 @@ def test_tokens_can_be_turned_back_into_text(engine: SimEngine) -> None:
 
 
 def test_count_tokens_says_what_messages_will_bill(engine: SimEngine) -> None:
-    counted = engine.post("/v1/messages/count_tokens", {"messages": CHAT["messages"]}).json()["input_tokens"]
+    counted = engine.post("/v1/messages/count_tokens", CHAT).json()["input_tokens"]
     assert usage_of(engine.post("/v1/messages", BODIES["/v1/messages"]).json())[0] == counted
