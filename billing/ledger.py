@@ -8,7 +8,6 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ import orjson
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from billing.bulk_insert import insert_rows
 from billing.money import ZERO, Money
 from billing.price_book import Price, PriceBook, read_price_book
 from billing.schema.ledger import (
@@ -141,10 +141,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
         firsts.setdefault(item.event.request_id, item)
     # In one order everywhere, so that two consumers that hold the same entries cannot wait for each other in a circle.
     rows = [event_row(firsts[request_id]) for request_id in sorted(firsts)]
-    statement = (
-        insert(usage_event).on_conflict_do_nothing(index_elements=["request_id"]).returning(usage_event.c.request_id)
-    )
-    inserted = set(connection.execute(statement, rows).scalars())
+    inserted = set(insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars())
     again = [
         item for item in received if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
     ]
@@ -184,23 +181,21 @@ def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent])
         }
         for item in priced
     ]
-    statement = insert(ledger_transaction).returning(
-        ledger_transaction.c.request_id, ledger_transaction.c.transaction_id
-    )
-    ids: dict[str, int] = {row.request_id: row.transaction_id for row in connection.execute(statement, rows)}
+    written = insert_rows(connection, ledger_transaction, rows, returning=["request_id", "transaction_id"])
+    ids: dict[str, int] = {row.request_id: row.transaction_id for row in written}
     lines = [
         {
             "transaction_id": ids[item.event.request_id],
             "line": number,
             "account": line.account,
             "holder": line.holder,
-            "amount_picousd": Decimal(line.amount.picousd),
+            "amount_picousd": str(line.amount.picousd),
         }
         for item in priced
         for number, line in enumerate(postings(item))
     ]
     if lines:
-        connection.execute(insert(ledger_posting), lines)
+        insert_rows(connection, ledger_posting, lines)
 
 
 def add_totals(connection: Connection, events: Iterable[UsageEvent]) -> None:
