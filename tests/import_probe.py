@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 ROOT = str(Path(__file__).parents[1])
+ENVIRONMENT_CODE = ("<frozen os>", "<frozen _collections_abc>", os.__file__)
 FORBIDDEN_EVENTS = (
     "socket.connect",
     "socket.bind",
@@ -43,9 +44,7 @@ def our_line(start: FrameType | None) -> str | None:
 
 def reader(start: FrameType | None) -> str | None:
     """Who reads the environment: a line of ours directly, or settings that are made while a module is imported."""
-    outside = [
-        frame for frame in frames(start) if not frame.f_code.co_filename.endswith(("/os.py", "/_collections_abc.py"))
-    ]
+    outside = [frame for frame in frames(start) if frame.f_code.co_filename not in ENVIRONMENT_CODE]
     path = outside[0].f_code.co_filename if outside else ""
     if (path.startswith(ROOT) and "/.venv" not in path) or "/pydantic_settings/" in path:
         return our_line(start)
