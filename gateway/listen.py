@@ -10,6 +10,7 @@ import asyncio
 import logging
 import urllib.parse
 from collections import deque
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, cast
 
@@ -60,6 +61,8 @@ class GatewayHttpProtocol(asyncio.Protocol):
 
     limits: ClassVar[ListenLimits]
     sweep: ClassVar[Sweep]
+    # Told the code of every refusal made here: the application never hears of them.
+    count_refusal: Callable[[str], None]
 
     def __init__(
         self,
@@ -339,6 +342,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
             self._write_refusal(refusal)
 
     def _write_refusal(self, refusal: GatewayError) -> None:
+        self.count_refusal(refusal.code)
         self._wire.transport.write(refusal_bytes(refusal, self._target))
         self._wire.close(linger=True)
 
@@ -358,9 +362,10 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self.data_received(b"POST / HTTP/1.1\r\n%b\r\n%b" % (framing, rest))
 
 
-def listening_protocol(limits: ListenLimits) -> type[GatewayHttpProtocol]:
+def listening_protocol(limits: ListenLimits, count_refusal: Callable[[str], None]) -> type[GatewayHttpProtocol]:
     """The protocol class for one server."""
-    return type("GatewayHttpProtocol", (GatewayHttpProtocol,), {"limits": limits, "sweep": Sweep(limits)})
+    owned = {"limits": limits, "sweep": Sweep(limits), "count_refusal": staticmethod(count_refusal)}
+    return type("GatewayHttpProtocol", (GatewayHttpProtocol,), owned)
 
 
 def _late(part: str) -> RequestTimeout:

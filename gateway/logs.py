@@ -15,15 +15,16 @@ class JsonFormatter(logging.Formatter):
     """One line a record: time, severity, logger, message, fields of `extra`, and where an exception came from.
 
     An exception's text may quote a request (a JSON error quotes its document), so only its type and frames are written; of the
-    system's own errors also the number. Only the first line of a message is kept: asyncio puts the repr of exceptions on the next.
+    system's own errors also the number. Of asyncio's messages only the first line is kept: it puts the repr of exceptions on the next.
     """
 
     def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
         line: dict[str, Any] = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage().split("\n", 1)[0],
+            "message": message.split("\n", 1)[0] if record.name == "asyncio" else message,
             "process": record.process,
         }
         for name, value in vars(record).items():

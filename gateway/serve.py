@@ -66,7 +66,7 @@ class GatewayServer(uvicorn.Server):
             deadline.cancel()
 
 
-def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle) -> GatewayServer:
+def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> GatewayServer:
     """The server of one process; give it its socket with `run(sockets=[…])`."""
     limits = ListenLimits(
         head_s=settings.head_deadline_s,
@@ -76,7 +76,7 @@ def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle) -> Ga
     )
     config = uvicorn.Config(
         app,
-        http=listening_protocol(limits),
+        http=listening_protocol(limits, metrics.refused),
         ws="none",
         loop="uvloop",
         interface="asgi3",
@@ -120,9 +120,8 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
             supervisor = Supervisor(settings, factory, sockets, registry)
             log.info("listening", extra=where)
             return supervisor.run()
-        lifecycle = Lifecycle()
-        app = build(factory, settings, lifecycle, Metrics(registry))
-        server = make_server(app, settings, lifecycle)
+        lifecycle, metrics = Lifecycle(), Metrics(registry)
+        server = make_server(build(factory, settings, lifecycle, metrics), settings, lifecycle, metrics)
         log.info("listening", extra=where)
         server.run(sockets=sockets)
         return 0

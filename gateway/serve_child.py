@@ -31,7 +31,7 @@ def main() -> int:
     configure_logs(settings.log_level)
     sock = socket.socket(fileno=int(sys.argv[1]))
     lifecycle, metrics = Lifecycle(), Metrics()
-    server = make_server(build(given["factory"], settings, lifecycle, metrics), settings, lifecycle)
+    server = make_server(build(given["factory"], settings, lifecycle, metrics), settings, lifecycle, metrics)
     threading.Thread(target=_end_with_supervisor, args=(server,), name="supervisor", daemon=True).start()
     # The first file says that the process serves.
     with SnapshotWriter(metrics, Path(sys.argv[2])) as writer:

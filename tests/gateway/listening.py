@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 from gateway.body import read_body
 from gateway.errors import GatewayError, error_body, error_headers
 from gateway.lifecycle import Lifecycle
+from gateway.metrics import Metrics
 from gateway.request import Dialect
 from gateway.serve import GatewayServer, make_server
 from gateway.settings import GatewaySettings
@@ -54,6 +55,12 @@ class TinyApp:
                 event = self.held.setdefault(scope["query_string"].decode(), asyncio.Event())
                 await event.wait()
                 await answer(send, 200, {"ran": path})
+            case "/abort":
+                connection.abort()
+                await answer(send, 200, {})
+            case "/late":
+                await answer(send, 200, {"stalled_ms": connection.stalled_ms()})
+                connection.abort()
             case "/bug":
                 raise ValueError("canary-7f3a")
             case "/header":
@@ -111,12 +118,12 @@ async def answer(send: Any, status: int, content: object) -> None:
 
 
 class Listening:
-    """A running server: its port, its application, its turning points."""
+    """A running server: its port, its application, its figures."""
 
-    def __init__(self, app: TinyApp, server: GatewayServer, lifecycle: Lifecycle, port: int) -> None:
+    def __init__(self, app: TinyApp, server: GatewayServer, metrics: Metrics, port: int) -> None:
         self.app = app
         self.server = server
-        self.lifecycle = lifecycle
+        self.metrics = metrics
         self.port = port
 
     def connect(self, receive_buffer_bytes: int | None = None) -> socket.socket:
@@ -191,12 +198,13 @@ def listening(**settings: Any) -> Iterator[Listening]:
     app, lifecycle = TinyApp(), Lifecycle()
     (sock,) = listening_sockets("127.0.0.1", 0, 1, chosen.write_stall_s)
     port = port_of(sock)
-    server = make_server(app, chosen, lifecycle)
+    metrics = Metrics()
+    server = make_server(app, chosen, lifecycle, metrics)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
         until(lambda: server.started, "start")
-        yield Listening(app, server, lifecycle, port)
+        yield Listening(app, server, metrics, port)
     finally:
         server.should_exit = True
         thread.join(20)

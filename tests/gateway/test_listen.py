@@ -1,5 +1,6 @@
 """What a request must look like to be run at all, tried with raw bytes on a real socket."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 
@@ -326,3 +327,30 @@ def test_head_gets_no_body(server: Listening) -> None:
     received = server.ask(b"HEAD /one HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert received.startswith(b"HTTP/1.1 200")
     assert received.endswith(b"\r\n\r\n")
+
+
+def test_the_application_can_cut_its_caller_off(server: Listening) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /abort HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(100) == b""
+    until(lambda: server.app.left == ["/abort"], "it to be told")
+
+
+def test_cutting_off_after_the_answer_leaves_the_connection_to_the_next_request(server: Listening) -> None:
+    with server.connect() as sock:
+        sock.sendall(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+        status, _, body = read_response(sock)
+        assert (status, json.loads(body)) == (200, {"stalled_ms": 0.0})
+        sock.sendall(GET + b"\r\n")
+        assert read_response(sock)[0] == 200
+    assert server.app.left == []
+
+
+def test_refusals_are_counted_by_code(server: Listening) -> None:
+    def counted() -> float:
+        return sum(row[1] for row in server.metrics.snapshot()["taas_refusals"] if row[0] == ["invalid_http"])
+
+    before = counted()
+    server.ask(GET + b"Host: y\r\n\r\n")
+    assert counted() == before + 1

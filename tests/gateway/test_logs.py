@@ -61,7 +61,13 @@ def test_error_number_of_the_system_is_kept() -> None:
     assert exception["errno"] == 111
 
 
-def test_fault_24_second_lines_of_messages_are_dropped() -> None:
-    assert line_of(message=f"Task exception was never retrieved\nfuture: <Task exception=ValueError('{CANARY}')>")[
-        "message"
-    ] == ("Task exception was never retrieved")
+def test_fault_24_what_asyncio_says_of_a_lost_task_is_cut() -> None:
+    text = f"Task exception was never retrieved\nfuture: <Task exception=ValueError('{CANARY}')>"
+    assert line_of(message=text, name="asyncio")["message"] == "Task exception was never retrieved"
+
+
+def test_message_of_several_lines_stays_one_line() -> None:
+    assert (
+        line_of(message="Traceback\nwhy the application could not start")["message"]
+        == "Traceback\nwhy the application could not start"
+    )
