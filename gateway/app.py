@@ -71,7 +71,7 @@ class Stages:
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
-            reserver=Reserver(self._redis, settings.lease_ms, outage),
+            reserver=Reserver(self._redis, settings.lease_ms, outage, self._journal),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
             settle=self._settler.settle,
             metrics=metrics,

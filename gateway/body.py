@@ -1,12 +1,14 @@
 """Reads a request's body, whole and bounded. Knows neither what is in it nor who sends it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedContentEncoding
 
 
-async def read_body(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], max_bytes: int) -> bytes:
+async def read_body(
+    scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[MutableMapping[str, Any]]], max_bytes: int
+) -> bytes:
     """The body, at most `max_bytes` long; one that arrives in one piece is not copied.
 
     Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is declared or passed (the rest is not read),
@@ -35,7 +37,7 @@ async def read_body(scope: dict[str, Any], receive: Callable[[], Awaitable[dict[
     return b"".join(pieces)
 
 
-def _check_headers(scope: dict[str, Any], max_bytes: int) -> None:
+def _check_headers(scope: MutableMapping[str, Any], max_bytes: int) -> None:
     too_large = False
     for name, value in scope["headers"]:
         if name == b"content-length":  # the listener has refused anything but digits

@@ -45,6 +45,7 @@ class Journal:
         self._unwritten: deque[Command] = deque()
         self._sync: asyncio.Future[None] | None = None
         self._dirty = False
+        self._sync_failed = False
         self._draining = asyncio.Lock()
 
     async def open(self) -> None:
@@ -76,7 +77,7 @@ class Journal:
     @property
     def full(self) -> bool:
         """Whether admission must stop: at its cap, or the disk takes no more."""
-        return self._bytes + self._dead_bytes >= self._bytes_max or bool(self._unwritten)
+        return self._bytes + self._dead_bytes >= self._bytes_max or bool(self._unwritten) or self._sync_failed
 
     def append(self, call: Command) -> None:
         """Keep a settle call. Never refuses: past the cap it is `full` that speaks, and a disk that fails leaves the call in memory."""
@@ -155,19 +156,26 @@ class Journal:
         self._sync = None
         if not sync.cancelled() and (failure := sync.exception()) is not None:
             log.error("the journal is not on the disk", extra={"reason": str(failure)})
+            self._sync_failed = True
         elif self._dirty and self._file >= 0:
             self._schedule_sync()
 
     async def _drain_own(self, execute: Callable[..., Awaitable[Any]]) -> int:
         sent = done = 0
         while done < self._bytes:
-            recovered = recover(os.pread(self._file, self._bytes - done, done))
+            unread = os.pread(self._file, self._bytes - done, done)
+            recovered = recover(unread)
             sent += await self._send_recovered(recovered, execute)
             done += recovered.valid_bytes
+            if recovered.valid_bytes < len(unread):
+                # We append whole lines only: the disk has damaged this one.
+                self._reject(unread[recovered.valid_bytes :], "damaged")
+                done += len(unread) - recovered.valid_bytes
         if self._bytes:
             # No await since the last look at the size: nothing can have been appended.
             os.ftruncate(self._file, 0)
             self._bytes = self._entries = 0
+            self._sync_failed = False
         return sent
 
     async def _drain_dead(self, path: Path, execute: Callable[..., Awaitable[Any]]) -> int:

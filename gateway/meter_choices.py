@@ -108,7 +108,8 @@ class ChoicesMeter:
     def _read_done(self) -> None:
         if self.finished:
             raise ProtocolViolation("[DONE] sent twice")
-        if self._finished_samples < self._samples:
+        # A bare backend may leave finish reasons out; with neither these nor its final figure nothing says that this is the end.
+        if self._finished_samples < self._samples and self._total is None:
             raise ProtocolViolation("[DONE] without a finish reason")
         self.finished = True
         if self._total is None and self.anomaly is None:

@@ -14,6 +14,7 @@ from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
 from gateway.authenticate import Caller
 from gateway.errors import DependencyUnavailable, QuotaExceeded
+from gateway.journal import Journal
 from gateway.outage import OutageLeases
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
 from gateway.request import ParsedRequest, Route
@@ -63,14 +64,18 @@ def _empty_will(head: EventHead) -> bytes:
 class Reserver:
     """Reserves on behalf of one process."""
 
-    def __init__(self, redis: RedisPipe, lease_ms: int, outage: OutageLeases) -> None:
+    def __init__(self, redis: RedisPipe, lease_ms: int, outage: OutageLeases, journal: Journal) -> None:
         self._redis = redis
         self._outage = outage
+        self._journal = journal
         self._lease_ms = lease_ms
         self._will = b""
 
     async def reserve(self, head: EventHead, keys: CellKeys, cost_mu: int, caller: Caller) -> Reservation:
-        """Hold `cost_mu` and a place. Raises QuotaExceeded; DependencyUnavailable when Redis does not answer and the tenant has no lease."""
+        """Hold `cost_mu` and a place. Raises QuotaExceeded; DependencyUnavailable when Redis does not answer and the tenant has no lease,
+        or when the journal takes no more: admission stops before money is lost."""
+        if self._journal.full:
+            raise DependencyUnavailable
         tenant_limits = caller.tenant.limits.for_model(head.model)
         key_limits = caller.key.limits.for_model(head.model)
         if not self._will:

@@ -50,13 +50,15 @@ def _keywords(param: str, node: Any, depth: int, *, names: bool = False) -> Iter
         raise _invalid(param, f"nested more than {SCHEMA_DEPTH_MAX} deep")
     if type(node) is list:
         for member in node:
-            yield from _keywords(param, member, depth + 1)
-    elif type(node) is dict:
-        for key, value in node.items():
-            if not names:
-                yield key, value
-                if key in _DATA:
-                    continue
+            if type(member) in {dict, list}:
+                yield from _keywords(param, member, depth + 1)
+        return
+    for key, value in node.items():
+        if not names:
+            yield key, value
+            if key in _DATA:
+                continue
+        if type(value) in {dict, list}:
             yield from _keywords(param, value, depth + 1, names=not names and key in _NAMED)
 
 
