@@ -1,0 +1,111 @@
+"""The line to the admin API: finds its address and key, sends, and turns refusals into messages and exit codes.
+
+Exit codes of `taas`: 0 done, 1 refused or not reached, 2 wrong usage.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+
+DEFAULT_URL: Final = "http://127.0.0.1:8001"
+# An audit waits for usage on its way and may read back a whole ledger.
+_TIMEOUT_S: Final = 120.0
+_CONNECT_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the admin API is, and what opens it."""
+
+    url: str
+    key: str = field(repr=False)
+
+
+def find_address() -> Address:
+    """From the environment, else from `demo.env` of the home. Raises ClickException, saying what to set."""
+    from deploy.cli.settings import CliSettings
+
+    settings = CliSettings()
+    path = settings.home / "demo.env"
+    written = _read_env(path)
+    url = settings.admin_url or written.get("TAAS_ADMIN_URL") or DEFAULT_URL
+    if settings.admin_key:
+        return Address(url, settings.admin_key)
+    # The key in the file opens what the file names, and goes nowhere else.
+    if "TAAS_ADMIN_KEY" in written and url == written.get("TAAS_ADMIN_URL"):
+        return Address(url, written["TAAS_ADMIN_KEY"])
+    raise click.ClickException(
+        f"no admin key for {url}: set TAAS_ADMIN_URL and TAAS_ADMIN_KEY, or start everything here with `taas up`, "
+        f"which writes them to {path}."
+    )
+
+
+def call(
+    method: str, *path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Send to `/admin/v1/PATH…` and return the JSON. Options that are None are left out. Raises ClickException."""
+    import httpx
+
+    address = find_address()
+    target = f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}"
+    timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+    try:
+        answer = httpx.request(
+            method,
+            target,
+            params={name: value for name, value in (query or {}).items() if value is not None},
+            json=body,
+            headers={"authorization": f"Bearer {address.key}"},
+            timeout=timeout,
+            trust_env=False,
+        )
+    except httpx.ConnectError as exc:
+        raise click.ClickException(
+            f"billing does not answer at {address.url}. Start everything with `taas up`, or it alone with `taas billing`; "
+            "TAAS_ADMIN_URL names another place."
+        ) from exc
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        raise click.ClickException(f"{address.url}: {exc or type(exc).__name__}") from exc
+    if not answer.is_success:
+        raise click.ClickException(_refusal(answer.status_code, answer.content, address.url))
+    if answer.headers.get("x-taas-effect") == "pending":
+        click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
+    return _json(answer.content, address.url)
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields of a body that have been given; None and empty lists have not."""
+    return {name: value for name, value in fields.items() if value is not None and value not in ((), [])}
+
+
+def _refusal(status: int, content: bytes, url: str) -> str:
+    try:
+        message = str(_json(content, url)["error"]["message"])
+    except (click.ClickException, KeyError, TypeError):
+        return f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?"
+    if status == 401:
+        return f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?"
+    return message
+
+
+def _json(content: bytes, url: str) -> dict[str, Any]:
+    import json
+
+    try:
+        answer: dict[str, Any] = json.loads(content)
+    except ValueError as exc:
+        raise click.ClickException(f"{url} does not answer as the admin API does: is TAAS_ADMIN_URL right?") from exc
+    return answer
+
+
+def _read_env(path: Path) -> dict[str, str]:
+    """`NAME=value` lines; nothing when there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    pairs = (line.removeprefix("export ").partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}

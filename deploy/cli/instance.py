@@ -1,0 +1,63 @@
+"""`taas instance`: engines that serve a model."""
+
+import click
+
+from deploy.cli.connection import call, given
+from deploy.cli.output import Columns, json_option, print_json, show
+
+_COLUMNS: Columns = {
+    "INSTANCE": "instance", "MODEL": "model", "POOL": "pool", "STATUS": "status", "ADDED": "added", "URL": "url",
+    "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"], "STOPS BY ID": "abort",
+}  # fmt: skip
+
+
+@click.group()
+def instance() -> None:
+    """Instances: add, list, remove. `taas worker` starts and adds its own."""
+
+
+@instance.command()
+@click.option("--model", required=True, help="The model that it serves.")
+@click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000.")
+@click.option("--key", "engine_key", help="The API key that it asks for; better in TAAS_ENGINE_KEY.")
+@click.option("--instance", "instance_id", metavar="ID", help="Its id. Default: a random one.")
+@click.option("--force", is_flag=True, help="Add it though it does not answer as it should.")
+@json_option
+def add(model: str, url: str, engine_key: str | None, instance_id: str | None, force: bool, as_json: bool) -> None:
+    """Add an engine that runs already: any server with OpenAI's API. It is looked at first.
+
+    \b
+    taas instance add --model llama-70b --url http://10.0.0.5:8000
+    """
+    from deploy.cli.settings import CliSettings
+
+    body = given(
+        model=model, url=url, key=engine_key or CliSettings().engine_key, instance=instance_id, force=force or None
+    )
+    added = call("POST", "instances", body=body)
+    if as_json:
+        print_json(added)
+        return
+    click.echo(f"{added['instance']} serves {added['model']} from {added['url']}")
+    for warning in added["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@instance.command("list")
+@json_option
+def list_all(as_json: bool) -> None:
+    """List the instances that are there now, of workers too."""
+    empty = "no instances; start one with `taas worker MODEL`, or add one with `taas instance add`"
+    show(call("GET", "instances"), as_json, _COLUMNS, empty=empty)
+
+
+@instance.command()
+@click.argument("instance_id")
+@json_option
+def remove(instance_id: str, as_json: bool) -> None:
+    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine runs on."""
+    gone = call("DELETE", "instances", instance_id)
+    if as_json:
+        print_json(gone)
+    else:
+        click.echo(f"{gone['instance']} gets no new requests; its engine at {gone['url']} runs on")

@@ -1,0 +1,57 @@
+"""The `taas` command: its groups and commands by name, each loaded when it is asked for, so that `taas --help` is there at once."""
+
+import importlib
+from typing import Final
+
+import click
+
+# In the order in which the help shows them: name → module and attribute.
+_COMMANDS: Final = {
+    "up": ("deploy.cli.processes", "up"),
+    "down": ("deploy.cli.processes", "down"),
+    "status": ("deploy.cli.processes", "status"),
+    "gateway": ("deploy.cli.processes", "gateway"),
+    "worker": ("deploy.cli.processes", "worker"),
+    "billing": ("deploy.cli.processes", "billing"),
+    "tenant": ("deploy.cli.tenant", "tenant"),
+    "project": ("deploy.cli.project", "project"),
+    "key": ("deploy.cli.key", "key"),
+    "limit": ("deploy.cli.limit", "limit"),
+    "model": ("deploy.cli.model", "model"),
+    "instance": ("deploy.cli.instance", "instance"),
+    "pool": ("deploy.cli.pool", "pool"),
+    "price": ("deploy.cli.price", "price"),
+    "usage": ("deploy.cli.usage", "usage"),
+    "audit": ("deploy.cli.usage", "audit"),
+    "request": ("deploy.cli.request", "request"),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="taas", prog_name="taas")
+def main() -> None:
+    """Token-as-a-service: tenants, models and instances, limits, prices, usage.
+
+    \b
+    taas up                                        everything on this machine, in the background
+    taas tenant create acme                        who is billed
+    taas key create --tenant acme                  an API key, shown once
+    taas limit set --tenant acme --requests-per-minute 60
+    taas usage --tenant acme --by model,hour       tokens and money
+    taas audit                                     is every token accounted for?
+
+    Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has left them in
+    .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage.
+    """

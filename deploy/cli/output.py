@@ -1,0 +1,103 @@
+"""What `taas` prints: tables for people, JSON for programs. Knows no noun."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+# Through a pipe nothing is cut off to the width of a screen that is not there.
+_PIPE_COLUMNS: Final = 1000
+
+Row = Mapping[str, Any]
+# Heading → what to show of a row: the name of a field, or a function of the row.
+Columns = Mapping[str, str | Callable[[Row], Any]]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def show(answer: Any, as_json: bool, columns: Columns, *, empty: str = "none") -> None:
+    """A listing (`{"data": […]}`) as a table, or as it came."""
+    if as_json:
+        print_json(answer)
+    elif rows := answer["data"]:
+        print_table(columns, rows)
+    else:
+        click.echo(empty)
+
+
+def print_json(answer: Any) -> None:
+    """As it came, readable."""
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One thing, a line a field."""
+    print_table({"": lambda row: row["name"], " ": lambda row: row["value"]}, as_rows(fields), headings=False)
+
+
+def as_rows(fields: Mapping[str, Any]) -> list[Row]:
+    """A row for each field."""
+    return [{"name": name, "value": value} for name, value in fields.items()]
+
+
+def print_table(columns: Columns, rows: Iterable[Row], *, headings: bool = True, footer: Sequence[str] = ()) -> None:
+    """Numbers to the right, all else to the left; what is null is `-`."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[_cell(row, column) for column in columns.values()] for row in rows]
+    table = Table(
+        box=None,
+        pad_edge=False,
+        show_header=headings,
+        show_footer=bool(footer),
+        header_style="bold",
+        footer_style="bold",
+    )
+    for index, heading in enumerate(columns):
+        right = all(_is_number(line[index]) for line in cells)
+        foot = footer[index] if footer else ""
+        table.add_column(heading, justify="right" if right and cells else "left", overflow="fold", footer=foot)
+    for line in cells:
+        table.add_row(*(Text(_word(cell)) for cell in line))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPE_COLUMNS)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def moment(field: str) -> Callable[[Row], str | None]:
+    """Shows a field of milliseconds as UTC."""
+
+    def shown(row: Row) -> str | None:
+        at_ms = row[field]
+        return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+    return shown
+
+
+def _cell(row: Row, column: str | Callable[[Row], Any]) -> Any:
+    return row.get(column) if isinstance(column, str) else column(row)
+
+
+def _word(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, int):
+        return f"{cell:,}".replace(",", " ")
+    if isinstance(cell, list | tuple):
+        return ", ".join(map(str, cell)) or "-"
+    return str(cell)
+
+
+def _is_number(cell: Any) -> bool:
+    if cell is None or (isinstance(cell, int) and not isinstance(cell, bool)):
+        return True
+    return isinstance(cell, str) and cell.lstrip("-$").replace(".", "", 1).isdecimal()

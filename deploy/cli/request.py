@@ -1,0 +1,60 @@
+"""`taas request`: one request, its receipt and its end."""
+
+from typing import Any
+
+import click
+
+from deploy.cli.connection import call
+from deploy.cli.output import json_option, moment, print_fields, print_json
+
+
+@click.group()
+def request() -> None:
+    """Single requests: show, stop."""
+
+
+@request.command("show")
+@click.argument("request_id")
+@json_option
+def show_one(request_id: str, as_json: bool) -> None:
+    """Show the receipt of REQUEST_ID (the `x-request-id` of its answer): produced, delivered, billed, and why."""
+    receipt = call("GET", "requests", request_id)
+    if as_json:
+        print_json(receipt)
+        return
+    facts = {
+        "request": receipt["request_id"], "state": receipt["state"], "tenant": receipt.get("tenant"), "project": receipt.get("project"),
+        "key": receipt.get("key_id"), "model": receipt.get("model"), "instance": receipt.get("instance"), "route": receipt.get("route"),
+        "started (UTC)": _moment(receipt, "started_ms"), "ended (UTC)": _moment(receipt, "ended_ms"), "ending": receipt.get("ending"),
+        "produced": _tokens(receipt.get("produced")), "delivered": _tokens(receipt.get("delivered")),
+        "billed": _tokens(receipt.get("billed")), "absorbed": _absorbed(receipt.get("absorbed")),
+        "anomaly": receipt.get("anomaly"), "pricing": receipt.get("pricing"), "amount (USD)": receipt.get("amount"),
+    }  # fmt: skip
+    print_fields(facts)
+
+
+@request.command()
+@click.argument("request_id")
+@json_option
+def stop(request_id: str, as_json: bool) -> None:
+    """End REQUEST_ID now, whichever gateway has it. Its tenant is not billed for it."""
+    answer = call("POST", "requests", request_id, "stop")
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"the gateways are told to stop {request_id}; `taas request show {request_id}` tells how it ended")
+
+
+def _moment(receipt: dict[str, Any], field: str) -> str | None:
+    return moment(field)({field: receipt.get(field)})
+
+
+def _tokens(tokens: dict[str, int] | None) -> str | None:
+    return None if tokens is None else ", ".join(f"{name} {count}" for name, count in tokens.items())
+
+
+def _absorbed(absorbed: dict[str, Any] | None) -> str | None:
+    if absorbed is None:
+        return None
+    reasons = ", ".join(absorbed.get("reasons") or ())
+    return f"prompt {absorbed['prompt']}, output {absorbed['output']}" + (f" ({reasons})" if reasons else "")

@@ -1,0 +1,121 @@
+"""`taas tenant`: who is billed."""
+
+from typing import Any
+
+import click
+
+from deploy.cli.connection import call, given
+from deploy.cli.output import Columns, json_option, moment, print_fields, print_json, show
+
+_COLUMNS: Columns = {
+    "NAME": "name", "TENANT": "tenant", "KIND": "kind", "STATUS": "status", "ON DEMAND": "on_demand",
+    "CREATED (UTC)": moment("created_ms"),
+}  # fmt: skip
+
+
+class _RedisDown(click.ParamType[dict[str, Any]]):
+    """`refuse`, or `lease:REQUESTS:UNITS`."""
+
+    name = "policy"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        match str(value).split(":"):
+            case ["refuse"]:
+                return {"policy": "refuse"}
+            case ["lease", requests, units] if requests.isdecimal() and units.isdecimal():
+                return {"policy": "local_lease", "requests": int(requests), "units": int(units)}
+        raise click.BadParameter(f"{value!r} is neither `refuse` nor `lease:REQUESTS:UNITS`", ctx, param)
+
+
+@click.group()
+def tenant() -> None:
+    """Tenants: create, list, show, suspend, resume, set."""
+
+
+@tenant.command()
+@click.argument("name")
+@click.option("--internal", is_flag=True, help="One of the operator's own teams; sees internal models.")
+@click.option("--no-on-demand", is_flag=True, help="Served by contract only.")
+@json_option
+def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None:
+    """Create the tenant NAME, with the project `default`.
+
+    \b
+    taas tenant create acme
+    taas tenant create search-team --internal
+    """
+    kind = "internal" if internal else "external"
+    made = call("POST", "tenants", body={"name": name, "kind": kind, "on_demand": not no_on_demand})
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(f"tenant {made['name']} ({made['kind']}) is {made['tenant']}")
+        click.echo(f"next: taas key create --tenant {made['name']}")
+
+
+@tenant.command("list")
+@json_option
+def list_all(as_json: bool) -> None:
+    """List all tenants."""
+    show(call("GET", "tenants"), as_json, _COLUMNS, empty="no tenants; create one with `taas tenant create NAME`")
+
+
+@tenant.command("show")
+@click.argument("name")
+@json_option
+def show_one(name: str, as_json: bool) -> None:
+    """Show the tenant NAME (or id)."""
+    _print(call("GET", "tenants", name), as_json)
+
+
+@tenant.command()
+@click.argument("name")
+@click.option("--stop-streams", is_flag=True, help="End what it has open, too; it is billed up to there.")
+@json_option
+def suspend(name: str, stop_streams: bool, as_json: bool) -> None:
+    """Refuse the tenant NAME from now on, within a second."""
+    body = given(status="suspended", stop_streams=stop_streams or None)
+    _print(call("PATCH", "tenants", name, body=body), as_json)
+
+
+@tenant.command()
+@click.argument("name")
+@json_option
+def resume(name: str, as_json: bool) -> None:
+    """Serve the tenant NAME again."""
+    _print(call("PATCH", "tenants", name, body={"status": "active"}), as_json)
+
+
+@tenant.command("set")
+@click.argument("name")
+@click.option("--on-demand/--no-on-demand", default=None, help="May it be served without a contract?")
+@click.option(
+    "--redis-down",
+    type=_RedisDown(),
+    help="While Redis is gone: `refuse`, or `lease:REQUESTS:UNITS` over all gateways together.",
+)
+@json_option
+def set_fields(name: str, on_demand: bool | None, redis_down: dict[str, Any] | None, as_json: bool) -> None:
+    """Change what the tenant NAME may.
+
+    \b
+    taas tenant set acme --no-on-demand
+    taas tenant set acme --redis-down lease:100:50000
+    """
+    body = given(on_demand=on_demand, redis_down=redis_down)
+    if not body:
+        raise click.UsageError("nothing to change: give --on-demand, --no-on-demand or --redis-down.")
+    _print(call("PATCH", "tenants", name, body=body), as_json)
+
+
+def _print(tenant: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(tenant)
+        return
+    policy = tenant["redis_down"]
+    lease = policy["policy"] == "local_lease"
+    shown = f"lease of {policy['requests']} requests, {policy['units']} units" if lease else "refuse"
+    print_fields({
+        "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"], "status": tenant["status"],
+        "on demand": tenant["on_demand"], "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
+    })  # fmt: skip
