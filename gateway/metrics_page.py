@@ -1,6 +1,7 @@
 """Brings the figures to whoever scrapes: one process its own, several through snapshots in files that their parent adds up. Counts nothing."""
 
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from gateway.metrics import Metrics
 from gateway.metrics_snapshot import Snapshot, add_up, families
+
+log = logging.getLogger(__name__)
 
 # A process that is killed loses the figures of at most this long. The ledger is exact, metrics need not be.
 SNAPSHOT_INTERVAL_S = 1.0
@@ -59,8 +62,11 @@ class SnapshotWriter:
     def write(self) -> None:
         """Replace the file as a whole, so that a reader never sees half of one."""
         fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(self._metrics.snapshot(), separators=(",", ":")))
-        fresh.replace(self._path)
+        try:
+            fresh.write_text(json.dumps(self._metrics.snapshot(), separators=(",", ":")))
+            fresh.replace(self._path)
+        except OSError as exc:  # a full disk costs figures, not service; the next second tries again
+            log.warning("cannot write metrics", extra={"reason": exc.strerror})
 
     def _write_on(self) -> None:
         while not self._ended.wait(SNAPSHOT_INTERVAL_S):

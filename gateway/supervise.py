@@ -97,6 +97,7 @@ class Supervisor:
         number = slot.socket.fileno()
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.serve_child", str(number), str(path)],
+            bufsize=0,
             stdin=subprocess.PIPE,
             pass_fds=[number],
             # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear it once, from here.
@@ -105,7 +106,6 @@ class Supervisor:
         assert process.stdin is not None
         try:
             process.stdin.write(self._given)
-            process.stdin.flush()
         except BrokenPipeError:
             log.debug("process ended before it had its settings")  # `poll` will say so, too
         slot.process = process
