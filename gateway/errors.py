@@ -197,8 +197,7 @@ class ModelRouteUnsupported(ModelNotFound):
     code = "model_route_unsupported"
 
     def __init__(self, model: str, route: Route) -> None:
-        super().__init__(model)
-        self.message = f"The model '{_quotable(model)}' is not served on the {route.value} route."
+        GatewayError.__init__(self, f"The model '{_quotable(model)}' is not served on the {route.value} route.")
 
 
 class RouteNotFound(GatewayError):

@@ -91,6 +91,8 @@ def _too_many(what: str, plain: bytes) -> InvalidJson:
         depth += before.count(b"[") + before.count(b"{") - before.count(b"]") - before.count(b"}")
         if depth == 1 and after.lstrip().startswith(b":"):
             param = text[:NAME_BYTES_MAX].decode(errors="replace")
+            if len(after) > STRINGS_SEARCHED_MAX * NAME_BYTES_MAX:
+                break
     return InvalidJson(f"The request body has too many {what}{f' in {param!r}' if param else ''}.", param)
 
 
