@@ -1,0 +1,1 @@
+"""The `taas` command against a live admin API."""

@@ -1,0 +1,75 @@
+"""A live admin API on a port of its own, and the command that speaks to it."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+import uvicorn
+from click.testing import CliRunner, Result
+from sqlalchemy import create_engine
+
+from billing.api.app import build_app
+from billing.migrate import upgrade
+from billing.settings import BillingSettings
+from deploy.cli.main import main
+
+ADMIN_KEY = "adm-cli-test"
+
+Taas = Callable[..., Result]
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = threading.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+@pytest.fixture
+def admin_url(database_url: str, valkey_url: str) -> Iterator[str]:
+    """The URL of an admin API on a fresh database and an emptied Valkey."""
+    upgrade(database_url)
+    engine = create_engine(database_url)
+    with redis.Redis.from_url(valkey_url) as client:
+        app = build_app(BillingSettings(admin_key=ADMIN_KEY), engine, client)
+        server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        assert server.up.wait(10)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+    engine.dispose()
+
+
+@pytest.fixture
+def taas(admin_url: str, monkeypatch: pytest.MonkeyPatch) -> Taas:
+    """Runs `taas ARGS…` with the environment set, and expects this exit status."""
+    monkeypatch.setenv("TAAS_ADMIN_URL", admin_url)
+    monkeypatch.setenv("TAAS_ADMIN_KEY", ADMIN_KEY)
+    return run
+
+
+@pytest.fixture
+def told(taas: Taas) -> Callable[..., Any]:
+    """Runs `taas ARGS… --json` and returns what it says."""
+
+    def run_json(*args: str) -> Any:
+        return json.loads(taas(*args, "--json").stdout)
+
+    return run_json
+
+
+def run(*args: str, exit_code: int = 0) -> Result:
+    """The command in this process, with the environment as it is."""
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == exit_code, result.output
+    return result

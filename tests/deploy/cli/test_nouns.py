@@ -1,0 +1,170 @@
+"""Every noun of `taas`, through a live admin API: the words that DESIGN fixes, JSON for programs, tables for people."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.deploy.cli.conftest import Taas
+from tests.fixtures.valkey import free_port
+
+Told = Callable[..., Any]
+
+
+@pytest.fixture
+def acme(told: Told) -> dict[str, Any]:
+    """A tenant."""
+    made: dict[str, Any] = told("tenant", "create", "acme")
+    return made
+
+
+@pytest.fixture
+def llama(told: Told) -> dict[str, Any]:
+    """A model with a name that needs quoting in a URL."""
+    made: dict[str, Any] = told("model", "add", "org/llama", "--context", "4096")
+    return made
+
+
+def test_a_tenant_is_created_listed_suspended_and_resumed(taas: Taas, told: Told):
+    assert told("tenant", "create", "acme")["kind"] == "external"
+    assert told("tenant", "create", "team", "--internal", "--no-on-demand")["on_demand"] is False
+    assert [each["name"] for each in told("tenant", "list")["data"]] == ["acme", "team"]
+    assert told("tenant", "suspend", "acme", "--stop-streams")["status"] == "suspended"
+    assert told("tenant", "resume", "acme")["status"] == "active"
+    assert told("tenant", "set", "acme", "--redis-down", "lease:100:5000")["redis_down"]["units"] == 5000
+    assert "lease of 100 requests" in taas("tenant", "show", "acme").stdout
+    assert told("tenant", "set", "acme", "--redis-down", "refuse", "--no-on-demand")["on_demand"] is False
+
+
+def test_a_table_has_a_line_for_each_and_is_not_cut_through_a_pipe(taas: Taas, told: Told):
+    name = "a" * 120
+    tenant = told("tenant", "create", name)["tenant"]
+    heading, line = taas("tenant", "list").stdout.splitlines()
+    assert heading.split()[:4] == ["NAME", "TENANT", "KIND", "STATUS"]
+    assert line.split()[:4] == [name, tenant, "external", "active"]
+
+
+def test_a_key_is_printed_alone_so_that_a_shell_can_take_it(taas: Taas, told: Told, acme):
+    result = taas("key", "create", "--tenant", "acme")
+    assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}\n", result.stdout)
+    assert "not shown again" in result.stderr
+    made = told("key", "create", "--tenant", "acme", "--name", "ci", "--expires", "2999-01-01")
+    assert made["key"].startswith("sk-")
+    assert made["expires_at_ms"] == 32_472_144_000_000
+    assert told("key", "revoke", made["key_id"])["status"] == "revoked"
+    listed = taas("key", "list", "--tenant", "acme").stdout
+    assert made["key"] not in listed
+    assert made["key"][-4:] in listed
+    assert "revoked" in listed
+
+
+def test_projects_keep_keys_apart(taas: Taas, told: Told, acme):
+    project = told("project", "create", "search", "--tenant", "acme")
+    assert told("key", "create", "--tenant", "acme", "--project", "search")["project"] == project["project"]
+    assert "search" in taas("project", "list", "--tenant", "acme").stdout
+
+
+def test_limits_are_set_field_by_field_and_lifted(taas: Taas, told: Told, acme, llama):
+    told("limit", "set", "--tenant", "acme", "--requests-per-minute", "60", "--units-per-minute", "100000")
+    both = told("limit", "set", "--tenant", "acme", "--concurrency", "4", "--units-per-minute", "none")
+    assert (both["requests_per_minute"], both["units_per_minute"], both["concurrency"]) == (60, None, 4)
+    told("limit", "set", "--tenant", "acme", "--model", "org/llama", "--concurrency", "1")
+    key = told("key", "create", "--tenant", "acme")["key_id"]
+    assert told("limit", "set", "--tenant", "acme", "--key", key, "--requests-per-minute", "0")["key_id"] == key
+    assert len(told("limit", "list", "--tenant", "acme")["data"]) == 3
+    assert "none" in taas("limit", "list").stdout
+    taas("limit", "remove", "--tenant", "acme", "--model", "org/llama")
+    taas("limit", "remove", "--key", key)
+    assert len(told("limit", "list")["data"]) == 1
+
+
+def test_a_model_that_comes_with_us_needs_its_name_only(told: Told):
+    made = told("model", "add", "smollm2-135m-instruct")
+    assert made["vocabulary_tokens"] == 49152
+    assert made["weights"]["w_out_mu"] == 4000
+
+
+def test_a_model_is_shown_and_changed_by_a_name_with_a_slash(taas: Taas, told: Told, acme, llama):
+    assert told("model", "show", "org/llama") == llama
+    changed = told("model", "set", "org/llama", "--weights", "1,2,3", "--route", "chat", "--for", "acme")
+    assert (changed["weights"]["version"], changed["routes"], changed["visible"]) == (2, ["chat"], [acme["tenant"]])
+    assert "acme" in taas("model", "show", "org/llama").stdout
+    assert told("model", "set", "org/llama", "--status", "retired")["status"] == "retired"
+    private = told(
+        "model", "add", "ft", "--context", "10", "--owner", "acme", "--allow-template-kwarg", "enable_thinking"
+    )
+    assert (private["owner"], private["chat_template_kwargs"]) == (acme["tenant"], ["enable_thinking"])
+    assert "acme (owner)" in taas("model", "list").stdout
+
+
+def test_an_instance_is_added_listed_and_removed(taas: Taas, told: Told, llama):
+    url = f"http://127.0.0.1:{free_port()}"
+    refused = taas("instance", "add", "--model", "org/llama", "--url", url, exit_code=1)
+    assert "does not answer" in refused.stderr
+    added = taas("instance", "add", "--model", "org/llama", "--url", url, "--instance", "gpu-1", "--force")
+    assert "gpu-1 serves org/llama" in added.stdout
+    assert "warning:" in added.stderr
+    assert told("instance", "list")["data"][0]["instance"] == "gpu-1"
+    assert url in taas("instance", "list").stdout
+    assert told("pool", "list")["data"][0]["ready"] == 1
+    assert "org/llama" in taas("pool", "list").stdout
+    assert "runs on" in taas("instance", "remove", "gpu-1").stdout
+
+
+def test_a_price_is_set_and_listed(taas: Taas, told: Told, llama):
+    price = told("price", "set", "--model", "org/llama", "--input", "0.15", "--cached-input", "0.03", "--output", "0.6")
+    assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.03", "0.60")
+    told("price", "set", "--model", "org/llama", "--input", "1", "--output", "1", "--from", "2999-01-01")
+    assert "2999-01-01" in taas("price", "list", "--model", "org/llama").stdout
+    refused = taas("price", "set", "--model", "org/llama", "--input=-1", "--output", "1", exit_code=1)
+    assert "-1" in refused.stderr
+
+
+def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
+    assert told("usage", "--tenant", "acme", "--by", "model,hour")["lines"] == []
+    assert "nothing was used" in taas("usage", "--from", "2026-01-01", "--until", "2026-02-01").stdout
+    assert told("audit") == {"instances": [], "residual_tokens": 0, "findings": []}
+    assert "residual: 0 tokens" in taas("audit").stdout
+
+
+def test_a_request_is_stopped_and_one_that_never_was_is_not_shown(taas: Taas, told: Told):
+    assert told("request", "stop", "req_1") == {"request_id": "req_1", "announced": True}
+    assert "no request" in taas("request", "show", "req_1", exit_code=1).stderr
+
+
+def test_what_is_refused_ends_with_1_and_says_why(taas: Taas, acme):
+    assert "already" in taas("tenant", "create", "acme", exit_code=1).stderr
+    assert "no tenant 'nobody'" in taas("key", "create", "--tenant", "nobody", exit_code=1).stderr
+    assert "taas model add" in taas("instance", "add", "--model", "x", "--url", "http://h", exit_code=1).stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nothing"], ["tenant", "create"], ["key", "create"], ["limit", "set", "--tenant", "x"], ["limit", "set", "--concurrency", "1"],
+        ["limit", "set", "--tenant", "x", "--concurrency", "-1"], ["model", "set", "x"], ["model", "add", "unknown"],
+        ["model", "add", "x", "--weights", "1,2"], ["model", "set", "x", "--visible", "internal", "--for", "y"],
+        ["tenant", "set", "x"], ["tenant", "set", "x", "--redis-down", "lease"], ["price", "set", "--model", "x"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2(args: list[str], monkeypatch: pytest.MonkeyPatch):
+    from tests.deploy.cli.conftest import run
+
+    monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
+    assert "Usage:" in run(*args, exit_code=2).stderr
+
+
+def test_json_is_json_and_nothing_else(taas: Taas, acme):
+    for args in (
+        ["tenant", "list"],
+        ["key", "list"],
+        ["limit", "list"],
+        ["model", "list"],
+        ["instance", "list"],
+        ["pool", "list"],
+        ["price", "list"],
+    ):
+        json.loads(taas(*args, "--json").stdout)
+        assert taas(*args).stdout
