@@ -1,0 +1,83 @@
+"""One round over one subject: the loads, and its CPU time for each."""
+
+import os
+import subprocess
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from loadtest.bench.processes import cores, python
+from loadtest.bench.shapes import PLAIN_TOKENS, TOKENS
+from loadtest.bench.subjects import Subject
+
+_LOAD_S_MAX = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One way to drive a subject."""
+
+    name: str
+    model: str
+    stream: bool
+    connections: int
+    requests: int
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens of all its answers."""
+        return self.requests * (TOKENS if self.stream else PLAIN_TOKENS)
+
+
+WARM_UP = Load("warm", "s128x0", False, 8, 200)
+LOADS = (
+    Load("plain1", "s128x0", False, 1, 600),
+    Load("plain64", "s128x0", False, 64, 6000),
+    Load("burst", "s128x0", True, 32, 600),
+    Load("paced", "s128x10", True, 64, 256),
+    Load("paced_usage", "u128x10", True, 64, 256),
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a subject has been sent so far, for holding its bill against."""
+
+    requests: int = 0
+    output_tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
+    """Drive once; the driver's figures, with `cpu_us_request` and, for streams, `cpu_us_token`."""
+    command = python(
+        "-m", "loadtest.bench.driver", str(subject.port), load.model, "stream" if load.stream else "plain", str(load.connections), str(load.requests)
+    )  # fmt: skip
+    before = subject.child.cpu_s()
+    done = subprocess.run(
+        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, env=os.environ | {"BENCH_KEY": subject.key},
+        preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
+    )  # fmt: skip
+    used_s = subject.child.cpu_s() - before
+    if done.returncode:
+        raise RuntimeError(f"the driver failed: {done.stderr.decode()[-1000:]}")
+    result: dict[str, Any] = orjson.loads(done.stdout)
+    result["cpu_us_request"] = round(1e6 * used_s / load.requests, 1)
+    if load.stream:
+        result["cpu_us_token"] = round(1e6 * used_s / load.output_tokens, 2)
+    tally.requests += load.requests
+    tally.output_tokens += load.output_tokens
+    tally.problems += [f"{load.name}: {count} × {what}" for what, count in result["problems"].items()]
+    return result
+
+
+def run_round(subject: Subject, tally: Tally, scale: float) -> dict[str, dict[str, Any]]:
+    """Every load once."""
+    results = {}
+    for load in LOADS:
+        sized = Load(
+            load.name, load.model, load.stream, load.connections, max(load.connections, int(load.requests * scale))
+        )
+        results[load.name] = run_load(subject, sized, tally)
+    return results

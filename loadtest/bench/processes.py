@@ -1,0 +1,117 @@
+"""Child processes of the benchmark: started on a core, waited for by asking, stopped in the end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import psutil
+
+_READY_S = 120.0
+_STOP_S = 30.0
+T = TypeVar("T")
+
+
+class DidNotStart(Exception):
+    """A child ended, or did not answer in time; the message holds its last words."""
+
+
+@cache  # before anybody is pinned
+def cores() -> tuple[int, int]:
+    """(core of backend and driver, core of the gateway); the same one where there is only one."""
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[1] if len(usable) > 1 else usable[0]
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Child:
+    """One process and its log."""
+
+    def __init__(
+        self, name: str, command: list[str], core: int, folder: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,
+                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - there are no threads here
+            )  # fmt: skip
+        self.pid = self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Ask until it says yes."""
+        deadline = time.monotonic() + _READY_S
+        while not ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                state = (
+                    f"ended with {self._process.returncode}"
+                    if self._process.poll() is not None
+                    else f"did not answer in {_READY_S:.0f} s"
+                )
+                raise DidNotStart(f"{self.name} {state}:\n{self.last_words()}")
+            time.sleep(0.05)
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        return self._log.read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that is not heeded."""
+        if self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def cpu_s(self) -> float:
+        """CPU time used so far, over the process tree."""
+        return sum(self._each(lambda process: float(process.cpu_times().user + process.cpu_times().system)))
+
+    def rss_bytes(self) -> int:
+        """Memory in use, over the process tree."""
+        return sum(self._each(lambda process: int(process.memory_info().rss)))
+
+    def _each(self, read: Callable[[psutil.Process], T]) -> list[T]:
+        root = psutil.Process(self.pid)
+        found = []
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                found.append(read(process))
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+
+def answers(url: str, headers: dict[str, str] | None = None) -> Callable[[], bool]:
+    """A readiness question: does this URL answer 200?"""
+
+    def ask() -> bool:
+        try:
+            return httpx.get(url, headers=headers, timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    return ask
+
+
+def python(*words: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *words]
