@@ -1,13 +1,13 @@
 """Caps on JSON schemas that an engine would compile into a grammar: size, depth, references, repetition, patterns. Does not judge what a schema means."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.fields import mapping, wrong_type
+from gateway.protocol.fields import mapping
 from gateway.protocol.regex import check_regex
 
 SCHEMA_BYTES_MAX = 64 * 1024
@@ -17,6 +17,7 @@ SCHEMA_EXPANDED_MAX = 20_000
 ENUM_VALUES_MAX = 1000
 # minItems, maxLength and their kin are written out by a grammar.
 REPEAT_MAX = 10_000
+PATTERN_CHARS_MAX = 8192
 
 _REPEATS = frozenset(
     {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains", "maxContains"}
@@ -30,18 +31,28 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 def check_schema(param: str, schema: Any) -> int:
-    """Its size in bytes. Raises InvalidRequest, with code `invalid_schema` where nothing more precise is known."""
+    """How many characters its patterns have. Raises InvalidRequest, with code `invalid_schema` where nothing more precise is known."""
     mapping(param, schema)
-    size = len(orjson.dumps(schema))
-    if size > SCHEMA_BYTES_MAX:
+    if len(orjson.dumps(schema)) > SCHEMA_BYTES_MAX:
         raise _invalid(param, f"larger than {SCHEMA_BYTES_MAX} bytes")
-    references = 0
+    references = pattern_chars = 0
     for keyword, value in _keywords(param, schema, 1):
         references += keyword == "$ref"
         _check_keyword(param, keyword, value)
+        for pattern in _patterns(keyword, value):
+            pattern_chars += len(pattern)
+            if pattern_chars > PATTERN_CHARS_MAX:
+                raise _invalid(param, f"more than {PATTERN_CHARS_MAX} characters of patterns")
+            check_regex(param, pattern)
     if references:
         _expanded(param, schema, "#", [], {})
-    return size
+    return pattern_chars
+
+
+def _patterns(keyword: str, value: Any) -> Iterable[str]:
+    if keyword == "pattern":
+        return (value,)
+    return value if keyword == "patternProperties" and type(value) is dict else ()
 
 
 def _keywords(param: str, node: Any, depth: int, *, names: bool = False) -> Iterator[tuple[str, Any]]:
@@ -65,11 +76,7 @@ def _keywords(param: str, node: Any, depth: int, *, names: bool = False) -> Iter
 def _check_keyword(param: str, keyword: str, value: Any) -> None:
     if keyword == "pattern":
         if type(value) is not str:
-            raise wrong_type(f"{param}: pattern", "a string")
-        check_regex(param, value)
-    elif keyword == "patternProperties" and type(value) is dict:
-        for pattern in value:
-            check_regex(param, pattern)
+            raise _invalid(param, "pattern must be a string")
     elif keyword in _REPEATS:
         if type(value) not in {int, float} or not 0 <= value <= REPEAT_MAX:
             raise _invalid(param, f"{keyword} must be between 0 and {REPEAT_MAX}")

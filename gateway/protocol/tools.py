@@ -19,9 +19,10 @@ from gateway.protocol.fields import (
     string,
     wrong_type,
 )
-from gateway.protocol.structured import check_json_schema
+from gateway.protocol.schema import check_schema
 
 TOOLS_MAX = 128
+PATTERN_CHARS_MAX = 32 * 1024
 DESCRIPTION_CHARS_MAX = 32 * 1024
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -42,8 +43,11 @@ def tools_bytes(body: dict[str, Any]) -> int:
 def check_chat_tools(param: str, value: Any) -> None:
     if not array(param, value, TOOLS_MAX):
         raise empty(param)
+    budget = _PatternBudget(param)
     for index, tool in enumerate(value):
-        _check_function(f"{param}[{index}]", tool, _CHAT_TOOL, ("type", "function"))
+        where = f"{param}[{index}]"
+        _check_function(where, tool, _CHAT_TOOL, ("type", "function"))
+        budget.spend(f"{where}.function.parameters", tool["function"].get("parameters"))
 
 
 def check_chat_choice(body: dict[str, Any]) -> None:
@@ -56,8 +60,10 @@ def check_chat_choice(body: dict[str, Any]) -> None:
 
 
 def check_responses_tools(param: str, value: Any) -> None:
+    budget = _PatternBudget(param)
     for index, tool in enumerate(array(param, value, TOOLS_MAX)):
         _check_function(f"{param}[{index}]", tool, _RESPONSES_TOOL, ("type", "name"))
+        budget.spend(f"{param}[{index}].parameters", tool.get("parameters"))
 
 
 def check_responses_choice(body: dict[str, Any]) -> None:
@@ -68,8 +74,10 @@ def check_responses_choice(body: dict[str, Any]) -> None:
 
 
 def check_anthropic_tools(param: str, value: Any) -> None:
+    budget = _PatternBudget(param)
     for index, tool in enumerate(array(param, value, TOOLS_MAX)):
         _check_function(f"{param}[{index}]", tool, _ANTHROPIC_TOOL, ("name", "input_schema"))
+        budget.spend(f"{param}[{index}].input_schema", tool["input_schema"])
 
 
 def check_anthropic_choice(body: dict[str, Any]) -> None:
@@ -84,6 +92,26 @@ def check_anthropic_choice(body: dict[str, Any]) -> None:
         if choice.get("name") is None:
             raise missing("tool_choice.name")
         _check_known("tool_choice.name", choice["name"], {tool["name"] for tool in body["tools"]})
+
+
+class _PatternBudget:
+    """Checks the schemas of one request's tools; together their patterns may take only so long to read."""
+
+    def __init__(self, param: str) -> None:
+        self._param = param
+        self._chars = 0
+
+    def spend(self, param: str, schema: Any) -> None:
+        if schema is None:
+            return
+        self._chars += check_schema(param, schema)
+        if self._chars > PATTERN_CHARS_MAX:
+            reason = f"more than {PATTERN_CHARS_MAX} characters of patterns in all schemas"
+            raise InvalidRequest(f"Invalid '{self._param}': {reason}.", self._param, "invalid_schema")
+
+
+def _check_object(param: str, value: Any) -> None:
+    mapping(param, value)
 
 
 def _check_function(param: str, tool: Any, fields: dict[str, Checker], required: tuple[str, ...]) -> None:
@@ -125,7 +153,7 @@ CACHE_CONTROL = members({"type": one_of("ephemeral"), "ttl": one_of("5m", "1h")}
 _FUNCTION: dict[str, Checker] = {
     "name": check_tool_name,
     "description": string(DESCRIPTION_CHARS_MAX),
-    "parameters": check_json_schema,
+    "parameters": _check_object,
     "strict": boolean,
 }
 _CHAT_TOOL: dict[str, Checker] = {"type": one_of("function"), "function": members(_FUNCTION, ("name",))}
@@ -139,7 +167,7 @@ _ANTHROPIC_TOOL: dict[str, Checker] = {
     "type": one_of("custom"),
     "name": check_tool_name,
     "description": string(DESCRIPTION_CHARS_MAX),
-    "input_schema": check_json_schema,
+    "input_schema": _check_object,
     "strict": boolean,
     "cache_control": CACHE_CONTROL,
     "eager_input_streaming": boolean,

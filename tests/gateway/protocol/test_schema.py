@@ -49,6 +49,8 @@ BAD_SCHEMAS: dict[str, dict[str, Any]] = {
     "10^4 values": {"enum": list(range(10_000))},
     "bad pattern": {"pattern": "(a"},
     "hostile pattern": {"properties": {"pattern": {"pattern": "(a+)+$"}}},
+    "pattern that is no string": {"pattern": 5},
+    "too much of patterns": {"properties": {f"p{i}": {"pattern": "a|" * 450} for i in range(10)}},
     "hostile pattern of names": {"patternProperties": {"(a*)*": {}}},
 }
 GOOD_SCHEMAS: dict[str, dict[str, Any]] = {
@@ -90,6 +92,14 @@ def test_fault_12_refusing_a_schema_takes_no_time_itself() -> None:
         with pytest.raises(InvalidRequest):
             check_schema("s", schema)
     assert time.process_time() - started_s < 0.5
+
+
+def test_fault_12_the_patterns_of_all_tools_together_are_capped() -> None:
+    schema = {"properties": {f"p{i}": {"pattern": "a|" * 450} for i in range(8)}}
+    tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": schema}} for i in range(100)]
+    assert refusal(Route.CHAT, tools=tools).param == "tools"
+    assert refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema}] * 100).param == "tools"
+    parse(Route.CHAT, tools=tools[:4])
 
 
 @pytest.mark.parametrize(
