@@ -87,7 +87,12 @@ usage_event = Table(
     CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch"),
-    Index("ix_usage_event_gateway_died", "instance", "epoch", postgresql_where=text("ending = 'gateway_died' and kind = 'request'")),
+    Index(
+        "ix_usage_event_gateway_died",
+        "instance",
+        "epoch",
+        postgresql_where=text("ending = 'gateway_died' and kind = 'request'"),
+    ),
 )
 
 # What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL transactions, so that the

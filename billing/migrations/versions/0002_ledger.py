@@ -37,6 +37,7 @@ end $$
 
 def upgrade() -> None:
     """Tables first, then the triggers."""
+    _create_counters()
     _create_usage()
     _create_usage_trouble()
     _create_ledger()
@@ -53,7 +54,7 @@ def upgrade() -> None:
         )
 
 
-def _create_usage() -> None:
+def _create_counters() -> None:
     op.create_table(
         "engine_counter",
         sa.Column("instance", sa.Text(), nullable=False),
@@ -70,6 +71,19 @@ def _create_usage() -> None:
         sa.CheckConstraint("state in ('open', 'closed', 'no_counters')", name=op.f("ck_engine_counter_state")),
         sa.PrimaryKeyConstraint("instance", "epoch", "run", name=op.f("pk_engine_counter")),
     )
+    op.create_table(
+        "usage_total",
+        sa.Column("instance", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.Text(), nullable=False),
+        sa.Column("billed_prompt", sa.BigInteger(), nullable=False),
+        sa.Column("billed_output", sa.BigInteger(), nullable=False),
+        sa.Column("absorbed_prompt", sa.BigInteger(), nullable=False),
+        sa.Column("absorbed_output", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("instance", "epoch", name=op.f("pk_usage_total")),
+    )
+
+
+def _create_usage() -> None:
     op.create_table(
         "usage_event",
         sa.Column("request_id", sa.Text(), nullable=False),
@@ -138,16 +152,6 @@ def _create_usage() -> None:
         "usage_event",
         ["instance", "epoch"],
         postgresql_where=sa.text("ending = 'gateway_died' and kind = 'request'"),
-    )
-    op.create_table(
-        "usage_total",
-        sa.Column("instance", sa.Text(), nullable=False),
-        sa.Column("epoch", sa.Text(), nullable=False),
-        sa.Column("billed_prompt", sa.BigInteger(), nullable=False),
-        sa.Column("billed_output", sa.BigInteger(), nullable=False),
-        sa.Column("absorbed_prompt", sa.BigInteger(), nullable=False),
-        sa.Column("absorbed_output", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("instance", "epoch", name=op.f("pk_usage_total")),
     )
 
 
