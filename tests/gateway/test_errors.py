@@ -1,3 +1,5 @@
+"""Every kind of error, in both dialects, with the official SDKs as judges. Knows no engine."""
+
 import inspect
 from collections.abc import Callable
 from typing import Any

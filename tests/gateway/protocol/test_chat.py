@@ -1,3 +1,5 @@
+"""Chat's allow-list: each parameter and message at its cap and one past it."""
+
 from typing import Any
 
 import orjson

@@ -1,3 +1,5 @@
+"""Completions: prompts, samples and their caps."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""What an engine is sent, and what it never sees."""
+
 from typing import Any
 
 import orjson

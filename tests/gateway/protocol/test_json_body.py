@@ -1,3 +1,5 @@
+"""JSON that two parsers would read differently, or that costs too much to read."""
+
 import json
 import time
 import tracemalloc

@@ -1,3 +1,5 @@
+"""A checked request against a model's context, vocabulary and routes."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Anthropic's messages and counting: each parameter and block at its cap and one past it."""
+
 from typing import Any
 
 import orjson

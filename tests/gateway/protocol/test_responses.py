@@ -1,3 +1,5 @@
+"""Responses: items and parameters, and that nothing with state is taken."""
+
 from typing import Any
 
 import pytest
