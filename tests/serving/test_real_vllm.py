@@ -94,18 +94,16 @@ async def _refused_with_canary(http: httpx.AsyncClient) -> None:
     """Requests that vLLM refuses, each with the canary where its errors may quote it."""
     messages = [{"role": "user", "content": CANARY}]
     bad_schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": CANARY}}}
-    bad_tools = [{"type": "function", "function": {"name": CANARY, "parameters": {"type": CANARY}}}]
     for path, body in [
         ("/v1/chat/completions", {"messages": messages, "max_tokens": 10**9}),
         ("/v1/chat/completions", {"messages": messages, "temperature": CANARY}),
         ("/v1/chat/completions", {"messages": [{"role": CANARY, "content": {"a": CANARY}}]}),
         ("/v1/chat/completions", {"messages": messages, "response_format": bad_schema}),
-        ("/v1/chat/completions", {"messages": messages, "tools": bad_tools, "tool_choice": "required"}),
+        ("/v1/chat/completions", {"messages": messages, "logit_bias": {CANARY: 1}}),
         ("/v1/completions", {"prompt": {"a": CANARY}}),
         ("/v1/completions", {"prompt": CANARY, "structured_outputs": {"regex": f"({CANARY}"}}),
         ("/v1/messages", {"messages": messages, "max_tokens": 10**9}),
         ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": CANARY}]}], "max_tokens": 2}),
-        ("/v1/messages", {"messages": messages, "max_tokens": 2, "tool_choice": {"type": "tool", "name": CANARY}}),
         ("/v1/messages", {"messages": [{"role": "user", "content": CANARY * 9_000}], "max_tokens": 2}),
         ("/v1/responses", {"input": [{"type": CANARY, "content": CANARY}]}),
     ]:  # fmt: skip
