@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.cli.conftest import Taas
+from tests.deploy.cli.conftest import Taas, run
 from tests.fixtures.valkey import free_port
 
 Told = Callable[..., Any]
@@ -150,8 +150,6 @@ def test_what_is_refused_ends_with_1_and_says_why(taas: Taas, acme):
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2(args: list[str], monkeypatch: pytest.MonkeyPatch):
-    from tests.deploy.cli.conftest import run
-
     monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
     assert "Usage:" in run(*args, exit_code=2).stderr
 
