@@ -1,0 +1,160 @@
+"""A request through the whole gateway: real Valkey, the simulated engine, real HTTP."""
+
+import json
+from collections.abc import Callable
+
+import httpx
+
+from billing.usage_event import Ending, UsageSource
+from tests.fixtures.engine import SimEngine
+from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
+
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Say something short about the sea."}], "max_tokens": 8}
+
+
+def test_a_plain_request_is_answered_and_billed_exactly(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, conserved: Callable[[], None]
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        answer = client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert answer.headers["x-request-id"].startswith("req_")
+    assert answer.headers["x-taas-class"] == "on_demand"
+    (event,) = catalogue.await_events(1)
+    assert event.ending is Ending.COMPLETE
+    assert event.usage_source is UsageSource.ENGINE
+    assert event.billed.prompt == body["usage"]["prompt_tokens"]
+    assert event.billed.output == body["usage"]["completion_tokens"] == 8
+    assert event.request_id == answer.headers["x-request-id"]
+    conserved()
+
+
+def test_a_stream_is_passed_on_without_usage_and_billed_exactly(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, conserved: Callable[[], None]
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    chunks = []
+    with (
+        gateway.client(key) as client,
+        client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as answer,
+    ):
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                chunks.append(json.loads(line[6:]))
+        assert line == "" or line == "data: [DONE]"
+    assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
+    (event,) = catalogue.await_events(1)
+    assert event.ending is Ending.COMPLETE
+    assert event.billed.output == event.delivered_output == 8
+    conserved()
+
+
+def test_the_engine_sees_only_what_the_gateway_decides(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        answer = client.post(
+            "/v1/chat/completions",
+            json=CHAT,
+            headers={"X-Request-Id": "mine", "X-Tenant": "ten_b", "X-Forwarded-For": "1.2.3.4"},
+        )
+    assert answer.headers["x-request-id"] != "mine"
+    (seen,) = [request for request in engine.requests() if request["path"] == "/v1/chat/completions"]
+    names = {name.lower() for name, _ in seen["headers"]}
+    assert names == {"host", "authorization", "content-type", "content-length", "x-request-id"}
+    assert key not in json.dumps(seen)
+    assert len(seen["body"]["cache_salt"]) == 64
+
+
+def test_limits_are_told_and_refusals_say_when(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    limit = {"model": "*", "requests_per_minute": 2, "units_per_minute": None, "concurrency": None}
+    key = catalogue.key(catalogue.tenant("ten_a", limits=[limit]))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        answers = [client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "2"
+    assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
+    assert 0 < int(answers[2].headers["retry-after-ms"]) <= 30_000
+    assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+    assert len(catalogue.await_events(2)) == 2
+
+
+def test_a_request_larger_than_its_limit_is_told_not_to_come_back(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    limit = {"model": MODEL, "requests_per_minute": None, "units_per_minute": 10, "concurrency": None}
+    key = catalogue.key(catalogue.tenant("ten_a", limits=[limit]))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        answer = client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 429
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_models_are_listed_as_far_as_the_key_may_see(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.model("theirs", visible=["ten_b"])
+    catalogue.model("inside", visible="internal")
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == [MODEL]
+        unknown, hidden = client.get("/v1/models/nope"), client.get("/v1/models/theirs")
+        assert unknown.status_code == hidden.status_code == 404
+        assert unknown.text.replace("nope", "theirs") == hidden.text
+        assert client.get(f"/v1/models/{MODEL}").json()["id"] == MODEL
+
+
+def test_fault_19_revoked_key_is_refused_within_a_second_on_every_process(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateways = [start_gateway(), start_gateway()]
+    for gateway in gateways:
+        with gateway.client(key) as client:
+            assert client.get("/v1/models").status_code == 200
+    catalogue.revoke(key)
+    for gateway in gateways:
+        with gateway.client(key) as client:
+            wait_until(lambda: client.get("/v1/models").status_code == 401, "refusal", timeout_s=1.0)  # noqa: B023
+
+
+def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    gateway = start_gateway()
+    with httpx.Client(base_url=gateway.url) as client:
+        for path in ("/v1/nothing", "//v1//models", "/v1/models/", "/v1/chat/completions/", "/v1/%6dodels"):
+            answer = client.get(path)
+            assert answer.status_code in {401, 404}, path
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+        wrong_method = client.get("/v1/chat/completions")
+        assert wrong_method.status_code == 405
+        assert wrong_method.headers["allow"] == "POST"
+        anthropic = client.get("/v1/messages")
+        assert anthropic.json()["type"] == "error"
+
+
+def test_the_openapi_document_names_every_route(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    document = httpx.get(gateway.url + "/openapi.json").json()
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages",
+                 "/v1/messages/count_tokens", "/tokenize", "/v1/models", "/v1/usage/requests/{request_id}"):  # fmt: skip
+        assert path in document["paths"], path
