@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,19 @@ def load_or_make(home: Path) -> Credentials:
     return made
 
 
+def write_services_env(settings: LocalSettings, keys: Credentials, redis_url: str, database_url: str) -> None:
+    """`services.env`: what further processes of this home need, for whoever starts them by hand."""
+    values = {
+        "TAAS_HOME": str(settings.folder),
+        "TAAS_REDIS_URL": redis_url,
+        "TAAS_DATABASE_URL": database_url,
+        "TAAS_ADMIN_URL": settings.admin_url,
+        "TAAS_ADMIN_KEY": keys.admin_key,
+        "TAAS_SERVICE_KEY": keys.service_key,
+    }
+    write_env(settings.folder / "services.env", values)
+
+
 def write_private(path: Path, text: str) -> None:
     """Whole or not at all, and never readable by others, not even for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,10 +65,8 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_env(path: Path, values: Mapping[str, str]) -> None:
-    """Lines for `set -a; . FILE`. The values are our own: URLs, names and keys without quotes or blanks."""
-    for name, value in values.items():
-        assert not set(value) & set(" \"'`$\\\n"), f"{name} cannot stand in a shell file unquoted"
-    write_private(path, "".join(f"{name}={value}\n" for name, value in values.items()))
+    """Lines for `set -a; . FILE`."""
+    write_private(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -63,4 +75,5 @@ def read_env(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
-    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {name: "".join(shlex.split(value)) for name, _, value in pairs}

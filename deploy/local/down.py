@@ -7,7 +7,7 @@ from deploy.local import postgres, valkey
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, StepFailed, tell_failure
 from deploy.local.services import BILLING, GATEWAY, GRACE_S, WORKER
-from deploy.local.settings import LocalSettings
+from deploy.local.settings import LocalSettings, read_settings
 from deploy.local.up import alone
 
 _VALKEY_GRACE_S: Final = 30.0
@@ -15,16 +15,15 @@ _VALKEY_GRACE_S: Final = 30.0
 
 def down() -> int:
     """Streams end first, then engines, then billing, which takes the last usage; the stores last. The exit status."""
-    settings = LocalSettings()
-    if not settings.folder.exists():
-        print(f"nothing to stop: there is no {settings.folder}")
-        return 0
     try:
+        settings = read_settings()
+        if not settings.folder.exists():
+            print(f"nothing to stop: there is no {settings.folder}")
+            return 0
         with alone(settings.folder):
             return _stop_all(settings)
     except StepFailed as exc:
-        if not exc.told:
-            tell_failure(exc, sys.stdout)
+        tell_failure(exc, sys.stdout)
         return 1
 
 

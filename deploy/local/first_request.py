@@ -16,6 +16,7 @@ from deploy.local.settings import LocalSettings
 PROMPT: Final = "In two sentences: what is a token of a language model?"
 _MAX_TOKENS: Final = 64
 _REQUEST_TIMEOUT_S: Final = 120.0
+_NOTICE_S: Final = 10.0
 # Usage reaches the ledger within a tenth of a second; a busy machine may need longer.
 _BILL_TIMEOUT_S: Final = 20.0
 _MILLION: Final = 1_000_000
@@ -31,7 +32,19 @@ class Answer:
 
 
 def send(settings: LocalSettings, key: str, model: str, show: Callable[[str], None]) -> Answer:
-    """A streamed chat completion; `show` gets each piece of text. Raises StepFailed."""
+    """A streamed chat completion; `show` gets each piece of text. Raises StepFailed. A gateway hears of a new instance within a second."""
+    deadline = time.monotonic() + _NOTICE_S
+    while True:
+        answer = _send_once(settings, key, model, show, may_wait=time.monotonic() < deadline)
+        if answer is not None:
+            return answer
+        time.sleep(0.1)
+
+
+def _send_once(
+    settings: LocalSettings, key: str, model: str, show: Callable[[str], None], *, may_wait: bool
+) -> Answer | None:
+    """None when nothing serves the model yet and that may change."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": PROMPT}],
@@ -46,6 +59,8 @@ def send(settings: LocalSettings, key: str, model: str, show: Callable[[str], No
             httpx.Client(timeout=_REQUEST_TIMEOUT_S, trust_env=False) as client,
             client.stream("POST", url, json=body, headers=headers) as answer,
         ):
+            if answer.status_code == 503 and may_wait:
+                return None
             if answer.status_code != 200:
                 raise _refused(f"{answer.status_code} {answer.read().decode(errors='replace')[:300]}")
             for piece in _pieces(answer.iter_lines()):

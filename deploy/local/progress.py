@@ -22,7 +22,7 @@ class StepFailed(Exception):
 
     def __init__(self, why: str, todo: str, log: Path | None = None) -> None:
         super().__init__(why)
-        self.why = why
+        self.why = " ".join(why.split())
         self.todo = todo
         self.log = log
         self.told = False
@@ -100,7 +100,9 @@ class Progress:
 
 
 def tell_failure(failure: StepFailed, out: TextIO) -> None:
-    """Why, what to do, and where the log is, under a failed step's line."""
+    """Why, what to do, and where the log is, under a failed step's line; once."""
+    if failure.told:
+        return
     failure.told = True
     print(f"        why:  {failure.why}\n        do:   {failure.todo}", file=out)
     if failure.log is not None:

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from deploy.local.progress import StepFailed
 
 ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "127.0.0.1"
@@ -68,6 +70,15 @@ class LocalSettings(BaseSettings):
     def admin_url(self) -> str:
         """Where this machine reaches the admin API."""
         return f"http://{HOST}:{self.admin_port}"
+
+
+def read_settings() -> LocalSettings:
+    """From the environment. Raises StepFailed that names each wrong variable."""
+    try:
+        return LocalSettings()
+    except ValidationError as exc:
+        wrong = "; ".join(f"TAAS_{str(error['loc'][0]).upper()}: {error['msg']}" for error in exc.errors())
+        raise StepFailed(f"a setting is wrong: {wrong}", "Correct or unset it.") from exc
 
 
 def child_environment(settings: LocalSettings, **more: str) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """What of one home runs, where, and whether it answers."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 
 from deploy.local import credentials, postgres, valkey
 from deploy.local.admin_api import AdminApi
 from deploy.local.processes import Processes
-from deploy.local.progress import StepFailed
+from deploy.local.progress import StepFailed, tell_failure
 from deploy.local.services import BILLING, GATEWAY, WORKER, get_ok
-from deploy.local.settings import LocalSettings
+from deploy.local.settings import LocalSettings, read_settings
 
 UP = "up"
 
@@ -25,12 +26,16 @@ class Part:
 
 def status(*, as_json: bool = False) -> int:
     """Print it, as a table or as JSON. 0 when everything answers, else 1."""
-    parts = look(LocalSettings())
+    try:
+        parts = look(read_settings())
+    except StepFailed as exc:
+        tell_failure(exc, sys.stderr)
+        return 1
     if as_json:
         print(json.dumps({"parts": [asdict(part) for part in parts]}))
     else:
         for part in parts:
-            print(f"{part.name:<22} {part.state:<9} {part.pid or '-':>8}  {part.where}")
+            print(f"{part.name:<11} {part.state:<9} {part.pid or '-':>8}  {part.where}")
     return 0 if all(part.state == UP for part in parts) else 1
 
 
@@ -78,7 +83,7 @@ def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
         finally:
             admin.close()
         found = [
-            Part(f"instance of {row['model']}"[:22], UP if row["status"] == "ready" else row["status"], None, f"{row['instance']}, {row['url']}")
+            Part("instance", UP if row["status"] == "ready" else row["status"], None, f"{row['instance']} of {row['model']}, {row['url']}")
             for row in rows
         ]  # fmt: skip
     if settings.engine_url is not None:

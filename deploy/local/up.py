@@ -1,7 +1,6 @@
 """Everything from a fresh clone to a served and metered request: a list of steps, each of which does nothing where nothing is to do."""
 
 import fcntl
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from deploy.local.credentials import Credentials
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, Step, StepFailed, tell_failure
 from deploy.local.services import Services, Stores
-from deploy.local.settings import ROOT, LocalSettings
+from deploy.local.settings import ROOT, LocalSettings, read_settings
 from serving.model_files import ModelFilesError, ensure_model
 
 _STEPS: Final = 11
@@ -23,16 +22,14 @@ _STEPS: Final = 11
 
 def up() -> int:
     """Start what does not run yet, then serve one request and show its bill. The exit status."""
-    settings = LocalSettings()
     progress = Progress(_STEPS)
-    run = _Up(settings, progress)
+    run: _Up | None = None
     try:
-        with alone(settings.folder):
-            run.run()
+        run = _Up(read_settings(), progress)
+        run.run()
     except StepFailed as exc:
-        if not exc.told:
-            tell_failure(exc, sys.stdout)
-        if run.background.is_busy():
+        tell_failure(exc, sys.stdout)
+        if run is not None and run.background.is_busy():
             progress.say("vLLM's environment is being made still; waiting for that, so that it need not begin anew")
         return 1
     except KeyboardInterrupt:
@@ -51,6 +48,11 @@ class _Up:
         self.background = _Background()
 
     def run(self) -> None:
+        """The list, alone."""
+        with alone(self._settings.folder):
+            self._run()
+
+    def _run(self) -> None:
         """The list. vLLM's environment is made beside the first steps, the engine starts beside later ones."""
         settings, step = self._settings, self._progress.step
         if settings.engine_url is None:
@@ -62,6 +64,7 @@ class _Up:
             redis_url = self._redis(keys, now)
         with step("PostgreSQL") as now:
             stores = Stores(redis_url, self._postgres(now))
+        credentials.write_services_env(settings, keys, stores.redis_url, stores.database_url)
         services = Services(settings, keys, self._processes)
         with step("billing, admin API") as now:
             services.start_billing(stores, now)
@@ -140,7 +143,8 @@ class _Up:
             say(line)
 
     def _say_what_next(self) -> None:
-        path = os.path.relpath(demo.env_path(self._settings))
+        path: Path = demo.env_path(self._settings)
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         self._progress.say(
             f"\neverything runs, {self._progress.elapsed_s:.0f} s\n"
             f"    API       {self._settings.gateway_url}   (OpenAI and Anthropic SDKs; keys: set -a; . {path}; set +a)\n"
