@@ -43,7 +43,7 @@ class Journal:
         self._dead_entries = 0
         # What the disk would not take: kept here as long as the process lives.
         self._unwritten: deque[Command] = deque()
-        self._sync: asyncio.Future[None] | None = None
+        self._sync: asyncio.Task[None] | None = None
         self._dirty = False
         self._sync_failed = False
         self._draining = asyncio.Lock()
@@ -104,7 +104,7 @@ class Journal:
 
     async def synced(self) -> None:
         """Until all that was appended is on the disk."""
-        while self._sync is not None:
+        if self._sync is not None:
             await asyncio.shield(self._sync)
 
     async def close(self) -> None:
@@ -124,6 +124,8 @@ class Journal:
         return sorted(path for path in self._folder.glob(f"*{_SUFFIX}") if path != self._path)
 
     def _write(self) -> None:
+        if not self._unwritten:
+            return
         while self._unwritten:
             line = encode(self._unwritten[0])
             try:
@@ -138,27 +140,21 @@ class Journal:
             self._bytes += len(line)
             self._entries += 1
             self._unwritten.popleft()
-        self._dirty = True
         self._schedule_sync()
 
     def _schedule_sync(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            os.fsync(self._file)
-            return
-        if self._sync is None:
-            self._dirty = False
-            self._sync = loop.run_in_executor(None, os.fsync, self._file)
-            self._sync.add_done_callback(self._on_synced)
+        self._dirty = True
+        if self._sync is None or self._sync.done():
+            self._sync = asyncio.create_task(self._sync_to_disk(), name="journal-sync")
 
-    def _on_synced(self, sync: "asyncio.Future[None]") -> None:
-        self._sync = None
-        if not sync.cancelled() and (failure := sync.exception()) is not None:
-            log.error("the journal is not on the disk", extra={"reason": str(failure)})
-            self._sync_failed = True
-        elif self._dirty and self._file >= 0:
-            self._schedule_sync()
+    async def _sync_to_disk(self) -> None:
+        while self._dirty:
+            self._dirty = False
+            try:
+                await asyncio.to_thread(os.fsync, self._file)
+            except OSError as exc:
+                log.error("the journal is not on the disk", extra={"reason": str(exc)})
+                self._sync_failed = True
 
     async def _drain_own(self, execute: Callable[..., Awaitable[Any]]) -> int:
         sent = done = 0
