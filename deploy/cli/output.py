@@ -91,7 +91,7 @@ def _word(cell: Any) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, int):
-        return f"{cell:,}".replace(",", " ")
+        return f"{cell:,}"
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or "-"
     return str(cell)

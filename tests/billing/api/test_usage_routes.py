@@ -1,0 +1,69 @@
+"""Usage and receipts over the admin API: names beside ids, each tenant's own only, and exact amounts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from billing.ledger import ReceivedEvent, record_events
+from tests.billing.api.conftest import SERVICE_KEY
+from tests.billing.events import event
+
+Make = Callable[..., dict[str, Any]]
+AS_SERVICE = {"authorization": f"Bearer {SERVICE_KEY}"}
+
+
+@pytest.fixture
+def used(made: Make, database: Engine) -> dict[str, Any]:
+    """A tenant with a priced request of 1000 input (200 cached) and 50 output tokens; the tenant `other` has none."""
+    acme = made("tenants", name="acme")
+    made("tenants", name="other")
+    project = made("projects", tenant="acme", name="search")
+    made("models", name="m1", context_tokens=2048)
+    made("prices", model="m1", input="0.10", cached_input="0.05", output="0.40", **{"from": 1})
+    ended = event("req_1", (1000, 200, 50), tenant=acme["tenant"], project=project["project"])
+    with database.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(ended.to_json())])
+    return acme
+
+
+def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used):
+    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "tenant,project,model"}).json()
+    (line,) = report["lines"]
+    assert (line["tenant"], line["tenant_name"], line["project_name"], line["model"]) == (
+        used["tenant"],
+        "acme",
+        "search",
+        "m1",
+    )
+    assert line["tokens"] == {"prompt": 1000, "cached": 200, "output": 50}
+    assert line["amount"] == "0.00011"
+    assert admin.get("/admin/v1/usage", params={"tenant": "other"}).json()["total"]["requests"] == 0
+
+
+def test_usage_is_cut_by_the_moment_a_request_ended(admin: TestClient, used):
+    for since, until, count in (
+        ("2023-11-14", "2023-11-15", 1),
+        ("2023-11-15", None, 0),
+        (None, "2023-11-14", 0),
+        (1, 2, 0),
+    ):
+        query = {name: value for name, value in (("from", since), ("until", until)) if value is not None}
+        assert admin.get("/admin/v1/usage", params=query).json()["total"]["requests"] == count, query
+
+
+def test_a_receipt_is_for_its_tenant_and_the_admin_only(admin: TestClient, nobody: TestClient, used):
+    path = "/admin/v1/requests/req_1"
+    assert admin.get(path).json()["amount"] == "0.00011"
+    for named in ("acme", used["tenant"]):
+        assert nobody.get(path, params={"tenant": named}, headers=AS_SERVICE).json()["billed"]["prompt"] == 1000
+    unknown = nobody.get("/admin/v1/requests/req_2", params={"tenant": "acme"}, headers=AS_SERVICE)
+    others = nobody.get(path, params={"tenant": "other"}, headers=AS_SERVICE)
+    assert unknown.status_code == others.status_code == 404
+    assert others.text == unknown.text.replace("req_2", "req_1")
+
+
+def test_the_service_key_stops_nothing(nobody: TestClient, used):
+    assert nobody.post("/admin/v1/requests/req_1/stop", headers=AS_SERVICE).status_code == 403

@@ -1,0 +1,57 @@
+"""What billing writes is what gateways read: each side's own code on the same Redis."""
+
+import redis
+from sqlalchemy import Engine
+
+from billing import api_keys, limits, models, redis_keys, tenants
+from billing.limits import Subject
+from billing.models import ModelSpec
+from billing.projection import Projector
+from gateway.catalogue_entries import ApiKey, Model, Tenant
+
+
+def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, raw_redis: redis.Redis):
+    lease = {"policy": "local_lease", "requests": 7, "units": 3}
+    with database.begin() as connection:
+        made = tenants.create(connection, "acme", "internal", on_demand=False, redis_down=lease)
+        models.create(connection, ModelSpec("m", 100))
+        limits.put(connection, Subject(made.tenant_id, None), "*", {"requests_per_minute": 60, "concurrency": 9})
+        limits.put(connection, Subject(made.tenant_id, None), "m", {"units_per_minute": 5, "concurrency": 2})
+        new = api_keys.create(connection, made.tenant_id, expires_at_ms=5)
+    Projector(database, raw_redis).rebuild()
+    tenant = Tenant.read(raw_redis.get(redis_keys.tenant(made.tenant_id)))
+    assert (tenant.kind, tenant.active, tenant.on_demand) == ("internal", True, False)
+    assert (tenant.outage.requests, tenant.outage.milliunits) == (7, 3000)
+    on_m, on_any = tenant.limits.for_model("m"), tenant.limits.for_model("x")
+    assert (on_m.requests, on_m.units_mu, on_m.concurrency) == (60, 5000, 2)
+    assert (on_any.units_mu, on_any.concurrency) == (-1, 9)
+    key = ApiKey.read(raw_redis.get(redis_keys.key_of_api_key(new.key.hash)))
+    assert (key.key_id, key.key_hash, key.tenant, key.expires_at_ms) == (
+        new.key.key_id,
+        new.key.hash,
+        made.tenant_id,
+        5,
+    )
+
+
+def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: redis.Redis):
+    with database.begin() as connection:
+        ids = {
+            name: tenants.create(connection, name, "internal" if name == "team" else "external").tenant_id
+            for name in ("acme", "other", "team")
+        }
+        models.create(connection, ModelSpec("open", 100))
+        models.create(connection, ModelSpec("inside", 100, visible="internal"))
+        models.create(connection, ModelSpec("shared", 100, visible=("acme", "team")))
+        models.create(connection, ModelSpec("private", 100, owner="acme"))
+        models.create(connection, ModelSpec("gone", 100))
+        models.change(connection, "gone", models.ModelChange(status="retired"))
+    Projector(database, raw_redis).rebuild()
+    callers = {name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()}
+    entries = [Model.read(raw) for raw in raw_redis.hgetall(redis_keys.MODELS).values()]
+    seen = {name: {model.name for model in entries if model.visible_to(caller)} for name, caller in callers.items()}
+    assert seen == {
+        "acme": {"open", "shared", "private"},
+        "other": {"open"},
+        "team": {"open", "inside", "shared"},
+    }

@@ -1,0 +1,56 @@
+"""Tables of figures: usage with a sum, receipts, and the audit's pairs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+
+from billing.ledger import ReceivedEvent, record_events
+from tests.billing.events import event
+from tests.deploy.cli.conftest import Taas
+
+Told = Callable[..., Any]
+
+
+@pytest.fixture
+def used(told: Told, database_url: str) -> None:
+    """Two priced requests of `acme`, in two hours."""
+    tenant = told("tenant", "create", "acme")["tenant"]
+    told("model", "add", "m1", "--context", "2048")
+    told("price", "set", "--model", "m1", "--input", "0.10", "--output", "0.40", "--from", "2020-01-01")
+    first = event("req_1", (1000, 200, 50), tenant=tenant)
+    second = event("req_2", (2000, 0, 10), tenant=tenant, started_ms=first.started_ms + 3_600_000)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in (first, second)])
+    engine.dispose()
+
+
+def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
+    lines = [line.split() for line in taas("usage", "--tenant", "acme", "--by", "model,hour").stdout.splitlines()]
+    assert lines == [
+        ["MODEL", "HOUR", "REQUESTS", "INPUT", "CACHED", "OUTPUT", "ABSORBED", "USD"],
+        ["m1", "2023-11-14T22:00:00Z", "1", "1,000", "200", "50", "0", "0.00012"],
+        ["m1", "2023-11-14T23:00:00Z", "1", "2,000", "0", "10", "0", "0.000204"],
+        ["total", "2", "3,000", "200", "60", "0", "0.000324"],
+    ]
+    assert told("usage", "--by", "tenant")["lines"][0]["tenant_name"] == "acme"
+    assert "acme" in taas("usage", "--by", "tenant").stdout
+
+
+def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
+    shown = taas("request", "show", "req_1").stdout
+    for words in ("complete", "prompt 1000, cached 200, output 50", "0.00012", "2023-11-14 22:13:20"):
+        assert words in shown
+
+
+def test_an_audit_shows_what_no_engine_accounts_for(taas: Taas, told: Told, used):
+    report = told("audit")
+    (instance,) = report["instances"]
+    assert (instance["instance"], instance["billed"]) == ("i1", {"prompt": 3000, "generation": 60})
+    shown = taas("audit").stdout
+    assert "3000/60" in shown
+    assert f"residual: {report['residual_tokens']} tokens" in shown
+    for finding in report["findings"]:
+        assert finding["message"] in shown
