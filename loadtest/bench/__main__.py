@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.bench.measure import WARM_UP, Load, Tally, run_load, run_round
-from loadtest.bench.processes import Child, answers, cores, free_port, python
 from loadtest.bench.report import Round, show, summarize, write
 from loadtest.bench.shapes import MODELS
 from loadtest.bench.subjects import SUBJECTS, Subject
+from loadtest.children import Child, answers, cores, free_port, python
+from loadtest.settings import HomeSettings
 
 _MB = 1024 * 1024
 # What may be added over a long run, for caches that fill and the allocator's own slack.
@@ -33,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="REQUESTS",
         help="then send so many more and compare RSS before and after",
     )
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("TAAS_HOME", ".taas")) / "bench.json")
+    parser.add_argument("--out", type=Path, default=HomeSettings().home / "bench.json")
     return parser.parse_args(arguments)
 
 

@@ -1,11 +1,10 @@
 """The load of one measurement, closed-loop over raw connections: `python -m loadtest.bench.driver PORT MODEL stream|plain CONNECTIONS REQUESTS`.
 
-The key comes in BENCH_KEY. Counts every token that arrives; prints one JSON object. It runs as a process of its own, so that its CPU time
+The key comes on stdin. Counts every token that arrives; prints one JSON object. It runs as a process of its own, so that its CPU time
 is on nobody's account.
 """
 
 import asyncio
-import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import orjson
 import uvloop
 
 from loadtest.bench.shapes import TOKENS
+from loadtest.quantiles import quantile_ms
 
 _PROMPT = "Say something short about the sea, the wind and the light on the water. " * 4
 _TOKEN_MARK = b'"content":" tok'
@@ -134,18 +134,10 @@ async def drive(port: int, model: str, key: str, *, stream: bool, connections: i
     }  # fmt: skip
 
 
-def quantile_ms(seconds: list[float], share: float) -> float | None:
-    """The value below which this share lies, in ms."""
-    if not seconds:
-        return None
-    ordered = sorted(seconds)
-    return round(1000 * ordered[min(len(ordered) - 1, int(len(ordered) * share))], 3)
-
-
 def main() -> None:
     """The command line."""
     port, model, kind, connections, requests = sys.argv[1:6]
-    key = os.environ.get("BENCH_KEY", "sk-none")
+    key = sys.stdin.read().strip()
     result = uvloop.run(
         drive(int(port), model, key, stream=kind == "stream", connections=int(connections), requests=int(requests))
     )

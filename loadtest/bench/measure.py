@@ -7,9 +7,10 @@ from typing import Any
 
 import orjson
 
-from loadtest.bench.processes import cores, python
 from loadtest.bench.shapes import PLAIN_TOKENS, TOKENS
 from loadtest.bench.subjects import Subject
+from loadtest.children import cores, python
+from loadtest.settings import child_environment
 
 _LOAD_S_MAX = 600
 
@@ -56,7 +57,7 @@ def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
     )  # fmt: skip
     before = subject.child.cpu_s()
     done = subprocess.run(
-        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, env=os.environ | {"BENCH_KEY": subject.key},
+        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=subject.key.encode(), env=child_environment({}),
         preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
     )  # fmt: skip
     used_s = subject.child.cpu_s() - before

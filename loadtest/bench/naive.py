@@ -1,21 +1,21 @@
 """What is compared with: the proxy that one would write first, FastAPI and aiohttp, without keys, limits or metering.
 
-`BENCH_BACKEND=http://… uvicorn loadtest.bench.naive:build --factory`.
+`python -m loadtest.bench.naive PORT BACKEND_URL`.
 """
 
-import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
 import orjson
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
 
-def build() -> FastAPI:
-    """The app; the backend comes from the environment, since uvicorn passes no arguments."""
-    backend = os.environ["BENCH_BACKEND"]
+def build(backend: str) -> FastAPI:
+    """The app in front of one backend."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,3 +36,14 @@ def build() -> FastAPI:
         return Response(await answer.read(), media_type="application/json")
 
     return app
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        build(sys.argv[2]),
+        port=int(sys.argv[1]),
+        access_log=False,
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+    )

@@ -1,4 +1,4 @@
-"""Child processes of the benchmark: started on a core, waited for by asking, stopped in the end."""
+"""Child processes of benchmark and tests: started on a core, waited for by asking, stopped in the end."""
 
 import os
 import socket
@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import httpx
 import psutil
+
+from loadtest.settings import child_environment
 
 _READY_S = 120.0
 _STOP_S = 30.0
@@ -48,7 +50,7 @@ class Child:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
+                env=child_environment(environment or {}),
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - there are no threads here
             )  # fmt: skip
         self.pid = self._process.pid
