@@ -18,6 +18,7 @@ from billing.engine_counters import CounterPoller
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
+from billing.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.reap import Reaper
 from billing.settings import BillingSettings
 
@@ -73,9 +74,13 @@ def _work(
     admin_socket: socket.socket,
 ) -> None:
     auditor = Auditor(engine, client, poller)
-    app = build_app(settings, engine, client, auditor=auditor)
+    projector = Projector(engine, client)
+    app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    loops = _loops(settings, engine, client, poller, auditor, metrics)
+    loops = [
+        *_loops(settings, engine, client, poller, auditor, metrics),
+        Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
+    ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
     # Not joined before the loops: a request to the admin API may take its time, a batch is never left half done.
     admin = threading.Thread(target=_serve, args=(server, admin_socket, stop, metrics), name="admin-api", daemon=True)

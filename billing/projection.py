@@ -8,7 +8,6 @@ SQL expects means that Redis was emptied, restored or exchanged: then everything
 
 import logging
 import secrets
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,7 +22,8 @@ from billing.schema.catalogue import projection_state
 
 _log = logging.getLogger(__name__)
 
-CHECK_SECONDS: Final = 2.0
+# How often `keep_up` should be called: Redis that was emptied is told again within this.
+KEEP_UP_INTERVAL_MS: Final = 2_000
 # One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
 _CHANGES_MAX: Final = 200
 # Any number that no other program on this database uses for an advisory lock.
@@ -50,38 +50,31 @@ class Projector:
     def __init__(self, engine: Engine, client: redis.Redis) -> None:
         self._engine = engine
         self._client = client
-        self._behind = False
+        self._rebuilt = False
 
     def deliver(self) -> bool:
-        """Tell Redis what it has not been told. False, with one line in the log, when it could not be reached: a later call will."""
+        """Tell Redis what it has not been told. False when that was not possible: `keep_up` will, later."""
         try:
             while self._deliver_some():
                 pass
         except (redis.RedisError, SQLAlchemyError) as exc:
-            if not self._behind:
-                _log.warning("the projection waits: %s", type(exc).__name__)
-            self._behind = True
+            _log.warning("what changed waits in the outbox: %s", type(exc).__name__)
             return False
-        if self._behind:
-            _log.info("the projection is up to date again")
-        self._behind = False
         return True
+
+    def keep_up(self) -> bool:
+        """A loop's step: write everything once, then whatever is due. True: there may be more. Raises redis.RedisError, SQLAlchemyError."""
+        if not self._rebuilt:
+            self.rebuild()
+            self._rebuilt = True
+            return True
+        return self._deliver_some()
 
     def rebuild(self) -> None:
         """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
         with self._engine.begin() as connection:
             marker = _lock(connection)
             self._rebuild(connection, marker)
-
-    def run(self, stop: threading.Event) -> None:
-        """Rebuild once, then deliver and look at the marker every two seconds until stopped."""
-        try:
-            self.rebuild()
-        except (redis.RedisError, SQLAlchemyError) as exc:
-            _log.warning("Redis could not be told the catalogue yet: %s", type(exc).__name__)
-            self._behind = True
-        while not stop.wait(CHECK_SECONDS):
-            self.deliver()
 
     def _deliver_some(self) -> bool:
         """Whether there may be more. Rebuilds when the marker is not ours."""

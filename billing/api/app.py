@@ -1,7 +1,6 @@
-"""Puts the admin API together: routes, rights, errors, and the projector that runs beside them while the app does."""
+"""Puts the admin API together: routes, rights, errors."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -28,29 +27,28 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
 
 
 def build_app(
-    settings: BillingSettings, engine: Engine, redis: redis_client.Redis, *, auditor: Auditor | None = None
+    settings: BillingSettings,
+    engine: Engine,
+    redis: redis_client.Redis,
+    *,
+    auditor: Auditor | None = None,
+    projector: Projector | None = None,
 ) -> FastAPI:
-    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a second or two.
+    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a few seconds.
 
-    While it runs (its lifespan) it also keeps Redis as SQL says. Engine and client stay the caller's to close.
+    It tells Redis each change it makes. What it could not tell, and a Redis that lost something, is for whoever runs
+    `Projector.keep_up`. Engine and client stay the caller's to close.
     """
     http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
-    projector = Projector(engine, redis)
     poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)
 
-    stop = threading.Event()
-    projecting = threading.Thread(target=projector.run, args=(stop,), name="projection", daemon=True)
-
     def close() -> None:
-        stop.set()
-        projecting.join()
         http.close()
         if poller is not None:
             poller.close()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        projecting.start()
         try:
             yield
         finally:
@@ -68,7 +66,7 @@ def build_app(
             Middleware(BodyLimit),
         ],
     )
-    app.state.control = ControlPlane(engine, redis, projector, http)
+    app.state.control = ControlPlane(engine, redis, projector or Projector(engine, redis), http)
     app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
     errors.install(app)
     for router in ROUTERS:

@@ -58,9 +58,10 @@ def print_table(columns: Columns, rows: Iterable[Row], *, headings: bool = True,
         footer_style="bold",
     )
     for index, heading in enumerate(columns):
-        right = all(_is_number(line[index]) for line in cells)
+        shown = [line[index] for line in cells if line[index] is not None]
+        right = bool(shown) and all(map(_is_number, shown))
         foot = footer[index] if footer else ""
-        table.add_column(heading, justify="right" if right and cells else "left", overflow="fold", footer=foot)
+        table.add_column(heading, justify="right" if right else "left", overflow="fold", footer=foot)
     for line in cells:
         table.add_row(*(Text(_word(cell)) for cell in line))
     console = Console(highlight=False)
@@ -98,6 +99,6 @@ def _word(cell: Any) -> str:
 
 
 def _is_number(cell: Any) -> bool:
-    if cell is None or (isinstance(cell, int) and not isinstance(cell, bool)):
-        return True
+    if isinstance(cell, int):
+        return not isinstance(cell, bool)
     return isinstance(cell, str) and cell.lstrip("-$").replace(".", "", 1).isdecimal()

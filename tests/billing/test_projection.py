@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -261,32 +261,29 @@ def test_more_changes_than_one_write_takes_are_all_delivered(projector, commit, 
     assert len(raw_redis.keys("taas:tenant:*")) == 450
 
 
-def test_the_loop_notices_a_loss_by_itself(projector, commit, raw_redis, running: Callable[[Projector], None]):
+def test_its_loop_writes_everything_first_and_notices_a_loss_later(database, commit, raw_redis):
     tenant = commit(lambda c: tenants.create(c, "acme"))
-    running(projector)
+    projector = Projector(database, raw_redis)
+    raw_redis.set(redis_keys.tenant("ten_gone"), "{}")
+    assert projector.keep_up()
+    assert raw_redis.keys("taas:tenant:*") == [redis_keys.tenant(tenant.tenant_id).encode()]
+    assert not projector.keep_up()
     raw_redis.flushall()
-    waiting = threading.Event()
-    for _ in range(100):
-        if entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id)) is not None:
-            return
-        waiting.wait(0.05)
-    pytest.fail("the projection did not come back within 5 s")
+    while projector.keep_up():
+        pass
+    assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id)) is not None
 
 
-@pytest.fixture
-def running() -> Iterator[Callable[[Projector], None]]:
-    """Runs a projector's loop in a thread until the test ends."""
-    stop = threading.Event()
-    threads: list[threading.Thread] = []
-
-    def start(projector: Projector) -> None:
-        threads.append(threading.Thread(target=projector.run, args=(stop,)))
-        threads[-1].start()
-
-    yield start
-    stop.set()
-    for thread in threads:
-        thread.join()
+def test_its_loop_fails_out_loud_while_redis_is_down_and_rebuilds_after(database, commit, own_valkey: ValkeyProcess):
+    tenant = commit(lambda c: tenants.create(c, "acme"))
+    with redis.Redis(port=own_valkey.port, retry=None) as client:
+        projector = Projector(database, client)
+        own_valkey.kill()
+        with pytest.raises(redis.RedisError):
+            projector.keep_up()
+        own_valkey.start()
+        assert projector.keep_up()
+        assert entry_of(client, redis_keys.tenant(tenant.tenant_id)) is not None
 
 
 def test_a_request_to_stop_is_announced(raw_redis):

@@ -42,17 +42,6 @@ def test_a_change_without_redis_is_saved_and_said_to_be_pending(database: Engine
     assert json.loads(own_redis.get(redis_keys.tenant(tenant)))["status"] == "suspended"
 
 
-def test_the_app_tells_redis_the_catalogue_when_it_starts(database: Engine, raw_redis):
-    app = build_app(BillingSettings(admin_key=ADMIN_KEY), database, raw_redis)
-    with TestClient(app, headers=HEADERS) as client:
-        client.post("/admin/v1/models", json={"name": "m", "context_tokens": 10})
-    raw_redis.flushall()
-    app = build_app(BillingSettings(admin_key=ADMIN_KEY), database, raw_redis)
-    with TestClient(app):
-        pass
-    assert raw_redis.hkeys(redis_keys.MODELS) == [b"m"]
-
-
 def test_without_the_database_every_route_says_so(raw_redis):
     engine = create_engine(
         f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none", connect_args={"connect_timeout": 2}
