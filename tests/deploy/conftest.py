@@ -1,0 +1,65 @@
+"""A home of its own for each test: a short path, ports of its own, and nothing left running at the end."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.local.processes import Processes
+from tests.fixtures.valkey import free_port
+from tests.source_tree import ROOT
+
+PORTS = ("VALKEY_PORT", "GATEWAY_PORT", "ADMIN_PORT", "GATEWAY_METRICS_PORT", "BILLING_METRICS_PORT")
+
+
+class Home:
+    """One installation that a test brings up and down with the commands that people use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = {name: free_port() for name in PORTS}
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TAAS_")}
+        self.environment |= {f"TAAS_{name}": str(port) for name, port in self.ports.items()}
+        self.environment["TAAS_HOME"] = str(folder)
+
+    def run(self, *command: str, timeout_s: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
+        """`python -m deploy.local …`, its output captured."""
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.local", *command], cwd=ROOT, env=self.environment | more, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def python(self, program: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """A short program in a process that ends."""
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+
+    def pids(self) -> dict[str, int]:
+        """The processes that run, by name."""
+        processes = Processes(self.folder)
+        found = {name: processes.find(name) for name in ("valkey", "billing", "gateway", "worker")}
+        return {name: running.pid for name, running in found.items() if running is not None}
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """Under /tmp itself, since the path of a Unix socket is short."""
+    folder = Path(tempfile.mkdtemp(prefix="taas-", dir="/tmp")).resolve()
+    made = Home(folder)
+    yield made
+    made.run("down")
+    left = Processes(folder).leftovers()
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not left

