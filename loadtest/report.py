@@ -45,9 +45,10 @@ def summarize(outcomes: list[Outcome], not_sent: int, seconds: float, comparison
 def show(summary: dict[str, Any]) -> None:
     """Print it."""
     console = Console()
-    table = Table(
-        title=f"{summary['calls']} streams, {summary['calls_per_s']} a second, {summary['text_events_per_s']} pieces of text a second"
+    console.print(
+        f"{summary['calls']} streams, {summary['calls_per_s']} a second, {summary['text_events_per_s']} pieces of text a second"
     )
+    table = Table()
     table.add_column("")
     for share in summary["ttft_ms"]:
         table.add_column(share, justify="right")

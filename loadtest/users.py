@@ -6,17 +6,20 @@ Locust's own users wait for their answers before they ask again; these do not. E
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import gevent
 import gevent.pool
 import orjson
 from geventhttpclient import HTTPClient
-from locust import User, task
 
 from loadtest.outcome import Ending, Outcome
 from loadtest.stream_reading import StreamReading
 from loadtest.workload import Call, Mix, arrival_times, calls
+
+if TYPE_CHECKING:
+    from locust import User
 
 _CONNECT_S = 10.0
 _SILENCE_S_MAX = 300.0
@@ -37,8 +40,11 @@ class Plan:
     not_sent: int = 0
 
 
-def make_user(plan: Plan, finished: Callable[[], None]) -> type[User]:
+def make_user(plan: Plan, finished: Callable[[], None]) -> "type[User]":
     """The user class of one plan; `finished` is called when the last stream has ended."""
+
+    # Here, not above: importing locust replaces the standard library's blocking calls, and opens a socket to try IPv6.
+    from locust import User, task
 
     class Caller(User):
         """All callers together."""
