@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import uvloop
 
 from billing.cell.scripts import script
 from gateway.redis_address import parse_redis_url
@@ -67,6 +68,16 @@ async def test_types_of_replies(pipe: RedisPipe) -> None:
     assert await pipe.execute("EVAL", "return 0", 0) == 0
     assert await pipe.execute("SET", "binary", b"\x00\r\n\xff") == b"OK"
     assert await pipe.execute("GET", "binary") == b"\x00\r\n\xff"
+
+
+def test_it_runs_on_the_loop_that_the_gateway_uses(valkey_url: str) -> None:
+    async def calls() -> list[object]:
+        pipe = RedisPipe(valkey_url)
+        replies = await asyncio.gather(*(pipe.execute("INCR", "n") for _ in range(64)))
+        await pipe.close()
+        return replies
+
+    assert uvloop.run(calls()) == list(range(1, 65))
 
 
 async def test_commands_of_one_tick_leave_in_one_write() -> None:
