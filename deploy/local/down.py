@@ -6,7 +6,7 @@ from typing import Final
 from deploy.local import postgres, valkey
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, StepFailed, tell_failure
-from deploy.local.services import BILLING, GATEWAY, GRACE_S, WORKER
+from deploy.local.services import BILLING, GATEWAY, WORKER, grace_s
 from deploy.local.settings import LocalSettings, read_settings
 from deploy.local.up import alone
 
@@ -32,7 +32,7 @@ def _stop_all(settings: LocalSettings) -> int:
     progress = Progress(6)
     for name in (GATEWAY, WORKER, BILLING):
         with progress.step(name) as step:
-            step.result = "stopped" if processes.stop(name, GRACE_S[name]) else "did not run"
+            step.result = "stopped" if processes.stop(name, grace_s(settings, name)) else "did not run"
     with progress.step("PostgreSQL") as step:
         step.result = "stopped" if postgres.stop(settings) else "did not run"
     with progress.step("Valkey") as step:

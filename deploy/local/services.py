@@ -17,7 +17,8 @@ BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"
 # Longer than each takes by itself: a gateway's streams have 30 s and 5 s to settle, a worker's 60 s and then vLLM's end.
-GRACE_S: Final = {GATEWAY: 45.0, WORKER: 100.0, BILLING: 20.0}
+_GRACE_S: Final = {GATEWAY: 45.0, WORKER: 100.0, BILLING: 20.0}
+_GRACE_OVER_DRAIN_S: Final = 40.0
 _START_TIMEOUT_S: Final = 60.0
 
 
@@ -27,6 +28,11 @@ class Stores:
 
     redis_url: str
     database_url: str
+
+
+def grace_s(settings: LocalSettings, name: str) -> float:
+    """How long a process may take to end before it is killed."""
+    return max(_GRACE_S[name], (settings.drain_s or 0.0) + _GRACE_OVER_DRAIN_S)
 
 
 class Services:
@@ -92,7 +98,7 @@ class Services:
         if running is not None:
             step.result = "runs already"
             return running
-        if self._processes.stop(name, GRACE_S[name]):
+        if self._processes.stop(name, grace_s(self._settings, name)):
             step.result = "started again with the new settings"
         for variable, port in ports.items():
             require_free(port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST)

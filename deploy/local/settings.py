@@ -48,6 +48,8 @@ class LocalSettings(BaseSettings):
     vllm: Literal["cpu", "gpu"] = "cpu"
     vllm_python: Path = ROOT / ".venv-vllm" / "bin" / "python"
     torch_index: str | None = None
+    # How long gateways and workers may let requests end; they have their own defaults.
+    drain_s: float | None = Field(default=None, ge=0)
     # Large models load for many minutes.
     engine_start_timeout_s: float = Field(default=1800, gt=0)
 
