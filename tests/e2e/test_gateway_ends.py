@@ -1,0 +1,82 @@
+"""A gateway that ends while real vLLM streams through it: killed, and told to stop."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.e2e.raw_caller import CHAT, MESSAGES, ROUTES, TOKEN, RawCaller, body_of
+from tests.fixtures.stack import Stack
+
+pytestmark = pytest.mark.vllm
+
+
+def test_fault_37_kill_9_of_a_gateway_leaves_one_absorbed_entry_a_request(stack: Stack) -> None:
+    callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
+    whole = RawCaller(stack, CHAT, body_of(CHAT, tokens=1500, stream=False))
+    for path, caller in zip(ROUTES, callers, strict=True):
+        caller.read_until(TOKEN[path], 3)
+    ids = stack.await_open(5)
+    stack.gateway.kill()
+    for caller in [*callers, whole]:
+        caller.read_all()
+        caller.leave()
+    stack.restart_gateway()
+    for request_id in ids:
+        receipt = stack.receipt(request_id)
+        assert (receipt["ending"], receipt["pricing"]) == ("gateway_died", "nothing_billed"), receipt
+        assert receipt["billed"] == {"prompt": 0, "cached": 0, "output": 0}
+        assert receipt["absorbed"]["output"] == receipt["produced"]["output"]
+    stack.assert_conserved()
+
+
+def test_fault_41_sigterm_lets_streams_end_and_bills_them(stack: Stack) -> None:
+    paths = [*ROUTES, *ROUTES]
+    callers = [RawCaller(stack, path, body_of(path, tokens=40)) for path in paths]
+    for path, caller in zip(paths, callers, strict=True):
+        caller.read_until(TOKEN[path])
+    with ThreadPoolExecutor(len(callers)) as reading:
+        answers = [reading.submit(caller.read_all) for caller in callers]
+        assert stack.gateway.terminate(timeout_s=40) == 0
+        for path, answer in zip(paths, answers, strict=True):
+            text = answer.result()
+            assert (
+                b"message_stop" if path == MESSAGES else b"response.completed" if path == ROUTES[2] else b"[DONE]"
+            ) in text
+    stack.restart_gateway()
+    for caller in callers:
+        caller.leave()
+        receipt = stack.receipt(caller.request_id)
+        assert receipt["ending"] == "complete", receipt
+        assert receipt["billed"] == receipt["produced"]
+    stack.assert_conserved()
+
+
+def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_unsettled(stack: Stack) -> None:
+    longer, stack.gateway = stack.gateway, stack.make_gateway(TAAS_DRAIN_S="1", TAAS_SETTLE_S="5")
+    longer.stop()
+    stack.gateway.start()
+    try:
+        stack.await_served()
+        callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
+        for path, caller in zip(ROUTES, callers, strict=True):
+            caller.read_until(TOKEN[path])
+        with ThreadPoolExecutor(len(callers)) as reading:
+            answers = [reading.submit(caller.read_all) for caller in callers]
+            assert stack.gateway.terminate(timeout_s=20) == 0
+            texts = [answer.result() for answer in answers]
+    finally:
+        stack.gateway.stop()
+        stack.gateway = longer
+        stack.restart_gateway()
+    for path, caller, text in zip(ROUTES, callers, texts, strict=True):
+        caller.leave()
+        errors = [line for line in text.decode().splitlines() if line.startswith("data: {") and '"error":' in line]
+        assert len(errors) == 1, (path, text[-500:])
+        assert "gateway_stopped" in json.dumps(json.loads(errors[0][6:]))
+        assert b"[DONE]" not in text
+        receipt = stack.receipt(caller.request_id)
+        assert receipt["ending"] == "gateway_stopped", receipt
+        assert receipt["billed"]["output"] == 0
+        assert receipt["absorbed"]["output"] == receipt["produced"]["output"] > 0
+    stack.assert_conserved()

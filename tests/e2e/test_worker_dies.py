@@ -1,0 +1,42 @@
+"""vLLM killed under its streams: each ends with one error, none is billed, and the worker brings it back. The last of the modules: it takes a start."""
+
+import json
+
+import pytest
+
+from tests.e2e.raw_caller import ROUTES, TOKEN, RawCaller, body_of
+from tests.fixtures.stack import Stack, kill_9
+
+pytestmark = pytest.mark.vllm
+
+
+def test_fault_26_and_27_killed_engine_ends_streams_with_one_error_and_comes_back(stack: Stack) -> None:
+    before = stack.instance()
+    assert before is not None
+    callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
+    for path, caller in zip(ROUTES, callers, strict=True):
+        caller.read_until(TOKEN[path], 3)
+    ids = stack.await_open(4)
+    kill_9(stack.engine_pid())
+    for path, caller in zip(ROUTES, callers, strict=True):
+        text = caller.read_all().decode()
+        errors = [line for line in text.splitlines() if line.startswith("data: {") and '"error":' in line]
+        assert len(errors) == 1, (path, text[-500:])
+        assert "engine_failed" in json.dumps(json.loads(errors[0][6:]))
+        assert "[DONE]" not in text
+        caller.leave()
+    with RawCaller(stack, ROUTES[0], body_of(ROUTES[0], tokens=4)) as late:
+        assert b" 503 " in late.read_all()[:20], late.seen
+        assert b"retry-after" in late.seen
+    for request_id in ids:
+        receipt = stack.receipt(request_id)
+        assert receipt["ending"] == "engine_died", receipt
+        assert receipt["billed"]["output"] == 0
+        assert receipt["absorbed"]["output"] == receipt["produced"]["output"] >= 3
+    stack.await_engine(not_epoch=before["epoch"])
+    stack.await_served()
+    with RawCaller(stack, ROUTES[0], body_of(ROUTES[0], tokens=4)) as caller:
+        assert b"[DONE]" in caller.read_all()
+    assert stack.receipt(caller.request_id)["billed"]["output"] == 4
+    # What died with the engine's counters is said as lost, not as a residual.
+    stack.assert_conserved()
