@@ -125,7 +125,7 @@ def _loops(
         )  # fmt: skip
 
     reading, claiming = consumer(""), consumer("-claims")
-    reaper = Reaper(client, metrics)
+    reaper = Reaper(client, metrics, grace_ms=REAP_GRACE_MS, calm_s=REAP_CALM_S)
 
     def consume() -> bool:
         return reading.consume_once() > 0
@@ -168,6 +168,11 @@ def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading
     either = _Either(stop, done)
     Loop("migration", migrate, interval_ms=0, metrics=metrics).run(either)
     return done.is_set()
+
+
+# A gateway checkpoints twice a second and drains its journal once a second, after at most a second of reconnecting.
+REAP_GRACE_MS: Final = 3_000
+REAP_CALM_S: Final = 15
 
 
 class _Either(threading.Event):

@@ -23,11 +23,17 @@ _LOCK_S: Final = 5.0
 
 
 class Reaper:
-    """Reaps all cells. Any number may run; they take turns."""
+    """Reaps all cells. Any number may run; they take turns.
 
-    def __init__(self, client: redis.Redis, metrics: BillingMetrics) -> None:
+    `grace_ms` is added to every lease. A Redis that has been up for less than `calm_s` is not reaped at all: after an outage the gateways
+    come first, with their checkpoints and with the settles in their journals, or a request that ended well would be taken for a dead one.
+    """
+
+    def __init__(self, client: redis.Redis, metrics: BillingMetrics, *, grace_ms: int = 0, calm_s: int = 0) -> None:
         self._client = client
         self._metrics = metrics
+        self._grace_ms = grace_ms
+        self._calm_s = calm_s
 
     def reap_once(self) -> int:
         """End what has lapsed in every cell. Returns how many requests ended; 0 too while another process reaps."""
@@ -45,7 +51,7 @@ class Reaper:
     def _reap(self) -> int:
         cells = read_cells(self._client)
         lapsed = self._lapsed(cells)
-        if not lapsed:
+        if not lapsed or self._just_started():
             return 0
         with self._client.pipeline(transaction=False) as read:
             for cell, request_id in lapsed:
@@ -60,9 +66,12 @@ class Reaper:
             calls.append(reap_call(CellKeys.of_reservation(cell, request_id, tenant_key, key_key)))
         return self._count(lapsed, self._run(calls))
 
+    def _just_started(self) -> bool:
+        return int(self._client.info("server")["uptime_in_seconds"]) < self._calm_s
+
     def _lapsed(self, cells: Sequence[str]) -> list[tuple[str, str]]:
         now_s, now_us = self._client.time()
-        now_ms = int(now_s) * 1000 + int(now_us) // 1000
+        now_ms = int(now_s) * 1000 + int(now_us) // 1000 - self._grace_ms
         with self._client.pipeline(transaction=False) as read:
             for cell in cells:
                 read.zrangebyscore(redis_keys.open_requests(cell), "-inf", now_ms, start=0, num=_BATCH)

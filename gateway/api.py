@@ -19,7 +19,7 @@ from gateway.client import AsgiClient, ClientConnection
 from gateway.engines import Engines
 from gateway.errors import GatewayError, ModelNotFound, NoInstance, PermissionDenied, QuotaExceeded
 from gateway.exchange import Exchange, response_id
-from gateway.forward import Forwarder
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder
 from gateway.limit_headers import limit_headers
 from gateway.meter_for import meter_for
 from gateway.metrics import Metrics
@@ -88,6 +88,7 @@ class InferenceApi:
             first_cost_mu(parsed, model.default_max_tokens, model.weights),
             caller,
         )
+        client.instance = lambda: exchange.instance.instance
         self.open_exchanges[client.request_id] = exchange
         self.metrics.open_delta(1)
         client.headers += limit_headers(reservation)
@@ -125,7 +126,7 @@ class InferenceApi:
         instances = self.catalogue.instances(model.name)
         chosen = choose_instance(instances, engines.open_here, engines.failed_at, time.monotonic())
         if chosen is None:
-            raise NoInstance
+            raise NoInstance(NO_INSTANCE_RETRY_MS)
         return chosen
 
     def _engine_body(self, parsed: ParsedRequest, model: Model, caller: Caller, request_id: str) -> bytes:

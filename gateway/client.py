@@ -3,8 +3,10 @@
 The head goes out with the first piece, so that until then a failure can still become a proper error response.
 """
 
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 from gateway.errors import GatewayError, error_body, error_event, error_headers
@@ -18,6 +20,12 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+@lru_cache(maxsize=4096)
+def opaque_instance(instance: str) -> bytes:
+    """An instance's name for callers: they can tell instances apart, and learn nothing else."""
+    return hashlib.blake2s(instance.encode(), digest_size=6).hexdigest().encode()
 
 
 class ClientConnection(Protocol):
@@ -39,7 +47,7 @@ class ClientConnection(Protocol):
 class AsgiClient:
     """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""
 
-    __slots__ = ("_dialect", "_route", "_send", "_started_at", "headers", "request_id", "started")
+    __slots__ = ("_dialect", "_route", "_send", "_started_at", "headers", "instance", "request_id", "started")
 
     def __init__(self, send: Send, route: Route, dialect: Dialect, request_id: str, started_at: float) -> None:
         self._send = send
@@ -48,6 +56,10 @@ class AsgiClient:
         self._started_at = started_at
         self.request_id = request_id
         self.headers: Headers = [(b"x-request-id", request_id.encode())]
+        if dialect is Dialect.ANTHROPIC:
+            self.headers.append((b"request-id", request_id.encode()))
+        # Which instance answers is known when it does: another may have been tried before.
+        self.instance: Callable[[], str] | None = None
         self.started = False
 
     async def send(self, piece: bytes) -> None:
@@ -79,6 +91,8 @@ class AsgiClient:
 
     async def _start(self, status: int, headers: Headers) -> None:
         self.started = True
+        if self.instance is not None:
+            headers = [*headers, (b"x-taas-instance", opaque_instance(self.instance()))]
         took_ms = int((time.monotonic() - self._started_at) * 1000)
         await self._send(
             {

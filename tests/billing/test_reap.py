@@ -108,3 +108,11 @@ def test_one_request_that_cannot_be_reaped_does_not_keep_the_others(raw_redis: r
     with pytest.raises(redis.ResponseError):
         Reaper(raw_redis, BillingMetrics()).reap_once()
     assert [each.request_id for each in events(raw_redis)] == ["a"]
+
+
+def test_after_a_restart_of_redis_the_gateways_come_first(raw_redis: redis.Redis) -> None:
+    reserve(raw_redis, "a", lease_ms=60_000)
+    lapse(raw_redis, "a")
+    assert Reaper(raw_redis, BillingMetrics(), calm_s=10**6).reap_once() == 0
+    assert Reaper(raw_redis, BillingMetrics(), grace_ms=10**12).reap_once() == 0
+    assert Reaper(raw_redis, BillingMetrics()).reap_once() == 1

@@ -9,7 +9,11 @@ from billing.usage_event import Ending, UsageSource
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Say something short about the sea."}], "max_tokens": 8}
+CHAT = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Say something short about the sea."}],
+    "max_tokens": 8,
+}
 
 
 def test_a_plain_request_is_answered_and_billed_exactly(
@@ -133,7 +137,7 @@ def test_fault_19_revoked_key_is_refused_within_a_second_on_every_process(
     catalogue.revoke(key)
     for gateway in gateways:
         with gateway.client(key) as client:
-            wait_until(lambda: client.get("/v1/models").status_code == 401, "refusal", timeout_s=1.0)  # noqa: B023
+            wait_until(lambda: client.get("/v1/models").status_code == 401, "refusal", timeout_s=1.0)
 
 
 def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
