@@ -93,7 +93,7 @@ class Stages:
             yield
         finally:
             self._stop_all()
-            while self.open_exchanges or self._settler.on_the_way:
+            while self.open_exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
             for task in rounds:
                 task.cancel()

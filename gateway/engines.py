@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ABORT_PATH = b"/inference/v1/abort_requests"
 # An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
+ABORT_SECONDS_MAX = 5.0
 ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 
 
@@ -66,8 +67,18 @@ class Engines:
         task.add_done_callback(self._aborts.discard)
 
     async def _abort_by_id(self, exchange: Exchange) -> None:
-        body = orjson.dumps({"request_ids": exchange.engine_request_ids()})
         connection = exchange.connection
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS_MAX):
+                await self._abort_until_finished(exchange)
+        if exchange.finished.is_set():
+            return
+        log.warning("engine did not stop a request by id", extra={"request_id": exchange.request_id})
+        if connection is not None:
+            connection.close()
+
+    async def _abort_until_finished(self, exchange: Exchange) -> None:
+        body = orjson.dumps({"request_ids": exchange.engine_request_ids()})
         for pause_s in ABORT_REPEAT_SECONDS:
             with contextlib.suppress(UpstreamError, TimeoutError):
                 async with asyncio.timeout(1.0):
@@ -77,9 +88,6 @@ class Engines:
                     await exchange.finished.wait()
             if exchange.finished.is_set():
                 return
-        log.warning("engine did not stop a request by id", extra={"request_id": exchange.request_id})
-        if connection is not None:
-            connection.close()
 
     async def _post(self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes) -> int:
         pool = self.pool(instance)

@@ -5,6 +5,7 @@ instance (once), on the same reservation. After the first byte a failure becomes
 where it ended. Raises GatewayError only while nothing has been sent; the request is settled by then.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 TRIES_MAX = 2
 ERROR_BODY_BYTES_MAX = 64 * 1024
+NO_INSTANCE_RETRY_MS = 1000
+# After its last event an engine has nothing left to say but the end of the framing.
+FRAMING_SECONDS_MAX = 1.0
 PATHS = {
     Route.CHAT: b"/v1/chat/completions",
     Route.COMPLETIONS: b"/v1/completions",
@@ -108,9 +112,7 @@ class Forwarder:
             raise
         finally:
             exchange.finished.set()
-            self._engines.closed(exchange.instance)
-            if exchange.connection is not None:
-                self._engines.pool(exchange.instance).release(exchange.connection)
+            self._leave(exchange)
 
     async def _try_instances(self, exchange: Exchange, body: bytes, client: Client) -> None:
         while True:
@@ -146,10 +148,17 @@ class Forwarder:
         chosen = route(instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried)
         if chosen is None:
             return False
-        self._engines.closed(exchange.instance)
+        self._leave(exchange)
         exchange.move_to(chosen)
         self._engines.opened(chosen)
         return True
+
+    def _leave(self, exchange: Exchange) -> None:
+        """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
+        self._engines.closed(exchange.instance)
+        if exchange.connection is not None:
+            self._engines.pool(exchange.instance).release(exchange.connection)
+            exchange.connection = None
 
     async def _open(self, exchange: Exchange, body: bytes) -> UpstreamConnection:
         """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
@@ -161,10 +170,10 @@ class Forwarder:
             reused = False
             exchange.connection = None
             try:
-                if exchange.stop_ending is not None:
-                    raise stop_error(exchange.stop_ending)
                 connection, reused = await pool.acquire()
                 exchange.connection = connection
+                if exchange.stop_ending is not None:  # nothing was sent, so there is nothing to abort
+                    raise stop_error(exchange.stop_ending)
                 connection.send(request)
                 status = await connection.head()
             except UpstreamError as exc:
@@ -176,7 +185,7 @@ class Forwarder:
                 kind = "timeout" if exchange.try_timed_out else exc.kind.value
                 if exc.kind is UpstreamFailure.PROTOCOL:
                     raise UpstreamProtocolError from exc
-                raise TryFailed(NoInstance(), kind) from exc
+                raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
                 self._check_head(exchange, connection)
                 return connection
@@ -241,9 +250,11 @@ class Forwarder:
             connection.close()
             return
         try:
-            while await connection.read():  # what is left of the framing, so that the connection can be used again
-                pass
-        except UpstreamError:
+            if not connection.reusable:  # the end of the framing has not come yet
+                async with asyncio.timeout(FRAMING_SECONDS_MAX):
+                    while await connection.read():
+                        pass
+        except (UpstreamError, TimeoutError):
             connection.close()
 
     async def _broke(self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation) -> None:
@@ -257,7 +268,7 @@ class Forwarder:
                 log.error("engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)})
                 raise UpstreamProtocolError from cause
             kind = "timeout" if exchange.try_timed_out else str(cause)
-            raise TryFailed(NoInstance() if exchange.try_timed_out else EngineFailed(), kind) from cause
+            raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
         self._engines.failed(exchange.instance)
         self._upstream_failed(
             exchange.instance.instance, str(cause) if isinstance(cause, UpstreamError) else "protocol"

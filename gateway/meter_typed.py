@@ -10,25 +10,29 @@ import orjson
 from gateway.events import EventSplitter
 from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
 
+# An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
+_BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
+
 
 class TypedMeter:
     """What both have in common: splitting, the type of an event, counting deltas. Implements `gateway.meter.Meter`."""
 
     __slots__ = (
-        "_deltas", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+        "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
     )  # fmt: skip
 
     def __init__(self, output_tokens_max: int | None) -> None:
         self._output_max = output_tokens_max
         self._splitter = EventSplitter()
         self._deltas = 0
+        self._held: list[bytes] = []
         self._prompt = 0
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
 
     def feed(self, chunk: bytes) -> bytes:
-        passed = []
+        passed: list[bytes] = []
         for event in self._splitter.split(chunk):
             if not event or event.startswith(b":"):
                 continue
@@ -46,6 +50,11 @@ class TypedMeter:
                 self._read_event(kind, event[line_end + 7 :])
             if self.failed:
                 break
+            if kind in _BEFORE_ANY_TOKEN:
+                self._held.append(event)
+                continue
+            passed += self._held
+            self._held.clear()
             passed.append(event)
         if not passed:
             return b""
@@ -96,12 +105,12 @@ class MessagesMeter(TypedMeter):
 
     def _read_event(self, kind: bytes, text: bytes) -> None:
         if kind == b"message_start":
-            usage = (self._decode(text).get("message") or {}).get("usage") or {}
-            self._prompt = usage.get("input_tokens") or 0
+            prompt = _object(_object(self._decode(text), "message"), "usage").get("input_tokens")
+            self._prompt = prompt if type(prompt) is int and prompt > 0 else 0
         elif kind == b"message_delta":
-            usage = self._decode(text).get("usage")
-            if usage is not None:
-                self._read_usage(usage)
+            delta = self._decode(text)
+            if delta.get("usage") is not None:
+                self._read_usage(_object(delta, "usage"))
         elif kind == b"message_stop":
             self._end()
         elif kind == b"error":
@@ -121,7 +130,7 @@ class ResponsesMeter(TypedMeter):
 
     def _read_event(self, kind: bytes, text: bytes) -> None:
         if kind in {b"response.completed", b"response.incomplete"}:
-            usage = (self._decode(text).get("response") or {}).get("usage")
+            usage = _object(self._decode(text), "response").get("usage")
             if isinstance(usage, dict):
                 try:
                     self._take_total(*responses_usage(usage))
@@ -130,6 +139,12 @@ class ResponsesMeter(TypedMeter):
             self._end()
         elif kind in {b"response.failed", b"error"}:
             self.failed = True
+
+
+def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
+    """A member that is an object; an empty one in its place where it is something else."""
+    member = parent.get(name)
+    return member if isinstance(member, dict) else {}
 
 
 def messages_usage(usage: dict[str, Any]) -> tuple[int, int, int]:

@@ -28,9 +28,9 @@ class Route(StrEnum):
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
 
-    `body` is the caller's JSON object, checked, unchanged; `samples` = n × prompts; `prompts` = how many (1 except on completions
-    and embeddings); `input_tokens_estimate` is for the reservation only, the engine's count replaces it; `max_output_tokens` is per sample, None where the caller set none.
-    `wants_usage` and `wants_continuous_usage` say what the caller asked for in `stream_options`; the rest is taken out of the stream.
+    `body` is the caller's JSON object, unchanged. `samples` = n × `prompts`, which is how many prompts there are (1 except on completions and
+    embeddings). `input_tokens_estimate` is for the reservation only, the engine's count replaces it. `max_output_tokens` is per sample, None
+    where the caller set none. `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out.
     """
 
     route: Route

@@ -108,4 +108,6 @@ def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
         LimitKind.UNITS: f"{limits.units_mu // 1000} work units per minute",
         LimitKind.CONCURRENCY: f"{limits.concurrency} concurrent requests",
     }[reply.limit]
-    return QuotaExceeded(reply.limit.value, f"Limit of this {reply.scope.value} reached: {limit}.", reply.retry_after_ms)
+    return QuotaExceeded(
+        reply.limit.value, f"Limit of this {reply.scope.value} reached: {limit}.", reply.retry_after_ms
+    )

@@ -52,7 +52,7 @@ def test_a_stream_is_passed_on_without_usage_and_billed_exactly(
         for line in answer.iter_lines():
             if line.startswith("data: {"):
                 chunks.append(json.loads(line[6:]))
-        assert line == "" or line == "data: [DONE]"
+        assert line in {"", "data: [DONE]"}
     assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
     (event,) = catalogue.await_events(1)
     assert event.ending is Ending.COMPLETE
