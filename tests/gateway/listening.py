@@ -55,6 +55,8 @@ class TinyApp:
                 event = self.held.setdefault(scope["query_string"].decode(), asyncio.Event())
                 await event.wait()
                 await answer(send, 200, {"ran": path})
+            case "/large":
+                await answer(send, 200, "x" * 20_000_000)
             case "/abort":
                 connection.abort()
                 await answer(send, 200, {})

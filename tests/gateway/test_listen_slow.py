@@ -146,6 +146,18 @@ def test_fault_05_caller_that_never_reads_a_large_answer_is_cut_off(server: List
     assert server.app.stalled == [True]
 
 
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+def test_fault_05_answer_that_is_complete_but_never_read_does_not_hold_its_connection(
+    server: Listening, connection: bytes
+) -> None:
+    connections = server.server.server_state.connections
+    until(lambda: not connections, "earlier connections to be gone")
+    with server.connect(receive_buffer_bytes=4096) as sock:
+        sock.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: " + connection + b"\r\n\r\n")
+        until(lambda: server.app.ran == ["/large"], "it to run")
+        until(lambda: not connections, "the connection to be given up", seconds=4)
+
+
 def test_fault_05_caller_that_reads_slowly_gets_everything(server: Listening) -> None:
     size = 3_000_000
     with server.connect(receive_buffer_bytes=65536) as sock:
