@@ -16,6 +16,7 @@ from loadtest.engine.job import Job
 from loadtest.engine.prefix_cache import PrefixCache
 from loadtest.engine.scheduler import Scheduler
 from loadtest.engine.sequence import Limits, Sequence
+from loadtest.engine.speech import speech_of
 from loadtest.engine.truth import RequestTruth
 from loadtest.engine.usage import Usage, lie
 
@@ -54,6 +55,7 @@ class Answer(ABC):
         self._plan = plan
         self._scheduler = scheduler
         self._cache = cache
+        self.speech = speech_of(job.body, plan)
         self._done = False
         self._events = 0
         self._held_event = b""
@@ -62,6 +64,7 @@ class Answer(ABC):
         self.sequences = self._make_sequences(identity)
         self._open = len(self.sequences)
         self.texts: list[list[str]] = [[] for _ in self.sequences]
+        self.words: list[list[str]] = [[] for _ in self.sequences]  # tokens as they are, kept for logprobs
 
     def _make_sequences(self, identity: Identity) -> list[Sequence]:
         job, plan = self.job, self._plan
@@ -108,7 +111,8 @@ class Answer(ABC):
             self._open -= 1
         if not self.job.stream:
             self.texts[sequence.index].append(text)
-            self._note(sequence)
+            if self.job.logprobs is not None and sequence.finish != "abort":
+                self.words[sequence.index].append(sequence.word)
         else:
             if not self._opened:
                 self._opened = True
@@ -151,9 +155,6 @@ class Answer(ABC):
     def _on_first_token(self) -> list[bytes]:
         """Events just before the first token's."""
         return []
-
-    def _note(self, sequence: Sequence) -> None:  # noqa: B027
-        """Keep what a whole answer says of each token beside its text; most answers say nothing."""
 
     @abstractmethod
     def _on_token(self, sequence: Sequence, text: str) -> list[bytes]:

@@ -29,7 +29,7 @@ class ChatAnswer(Answer):
         ]
 
     def _on_token(self, sequence: Sequence, text: str) -> list[bytes]:
-        finish = self.finish_of(sequence)
+        finish = self.speech.finish(self.finish_of(sequence))
         logprobs = b"null"
         if self.job.logprobs is not None and not (finish == "abort" and not text):
             logprobs = orjson.dumps({"content": [chat_logprob(sequence.word, self.job.logprobs)]})
@@ -39,17 +39,29 @@ class ChatAnswer(Answer):
             ending = b'%b,"stop_reason":%b' % (orjson.dumps(finish), orjson.dumps(sequence.stop_reason))
             fingerprint = b"" if self.job.include_usage else b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
         return [
-            b'%b{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":%b,"token_ids":null}]%b%b}\n\n'
+            b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b,"token_ids":null}]%b%b}\n\n'
             % (
                 self._head,
                 sequence.index,
-                orjson.dumps(text),
+                self._delta(sequence, text),
                 logprobs,
                 ending,
                 self._chunk_usage(sequence),
                 fingerprint,
             )
         ]
+
+    def _delta(self, sequence: Sequence, text: str) -> bytes:
+        speech = self.speech
+        if speech.is_reasoning(sequence):
+            return b'{"reasoning":%b}' % orjson.dumps(text)
+        if speech.tool is None:
+            return b'{"content":%b}' % orjson.dumps(text)
+        function = {"arguments": speech.arguments(sequence, text)}
+        if not speech.opens_call(sequence):
+            return orjson.dumps({"tool_calls": [{"index": 0, "function": function}]})
+        call = {"id": speech.tool_id, "type": "function", "index": 0, "function": {"name": speech.tool} | function}
+        return orjson.dumps({"tool_calls": [call]})
 
     def _chunk_usage(self, sequence: Sequence) -> bytes:
         if not self.job.continuous_usage:
@@ -66,15 +78,6 @@ class ChatAnswer(Answer):
             "usage": usage.chat_final(), "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
         return [b"data: %b\n\n" % orjson.dumps(final), _DONE]
-
-    def _note(self, sequence: Sequence) -> None:
-        if self.job.logprobs is not None and sequence.finish != "abort":
-            self._logprobs().setdefault(sequence.index, []).append(chat_logprob(sequence.word, self.job.logprobs))
-
-    def _logprobs(self) -> dict[int, list[dict[str, Any]]]:
-        if not hasattr(self, "_noted"):
-            self._noted: dict[int, list[dict[str, Any]]] = {}
-        return self._noted
 
     def _whole(self) -> dict[str, Any]:
         usage = None if self._plan.end_after_tokens is not None else self.usage()
@@ -95,10 +98,26 @@ class ChatAnswer(Answer):
         return answer | dict.fromkeys(nulls)
 
     def _choice(self, sequence: Sequence) -> dict[str, Any]:
-        message = {"role": "assistant", "content": "".join(self.texts[sequence.index])}
-        message |= dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))  # type: ignore[arg-type]
-        noted = self._logprobs().get(sequence.index) if self.job.logprobs is not None else None
+        message = self._message(sequence)
+        top = self.job.logprobs
+        noted = None if top is None else {"content": [chat_logprob(word, top) for word in self.words[sequence.index]]}
         return {
-            "index": sequence.index, "message": message, "logprobs": {"content": noted} if noted else None, "finish_reason": self.finish_of(sequence),
+            "index": sequence.index, "message": message, "logprobs": noted,
+            "finish_reason": self.speech.finish(self.finish_of(sequence)),
             "stop_reason": sequence.stop_reason, "token_ids": None, "routed_experts": None,
         }  # fmt: skip
+
+    def _message(self, sequence: Sequence) -> dict[str, Any]:
+        speech, texts = self.speech, self.texts[sequence.index]
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(texts[speech.reasoning_tokens :])}
+        message |= dict.fromkeys(("refusal", "annotations", "audio", "function_call", "reasoning"))
+        if speech.reasoning_tokens:
+            message["reasoning"] = "".join(texts[: speech.reasoning_tokens])
+            message["content"] = message["content"] or None
+        if speech.tool is not None and sequence.output > speech.reasoning_tokens:
+            function = {"name": speech.tool, "arguments": speech.whole_arguments(sequence, texts)}
+            message |= {
+                "content": None,
+                "tool_calls": [{"id": speech.tool_id, "type": "function", "function": function}],
+            }
+        return message

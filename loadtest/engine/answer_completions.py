@@ -58,12 +58,6 @@ class CompletionAnswer(Answer):
         }  # fmt: skip
         return [b"data: %b\n\n" % orjson.dumps(final), _DONE]
 
-    def _note(self, sequence: Sequence) -> None:
-        if self.job.logprobs is not None and sequence.finish != "abort":
-            if not hasattr(self, "_words"):
-                self._words: list[list[str]] = [[] for _ in self.sequences]
-            self._words[sequence.index].append(sequence.word)
-
     def _prompt(self, sequence: Sequence) -> Any:
         return self.job.prompts[sequence.index // self.job.samples]
 
@@ -86,8 +80,8 @@ class CompletionAnswer(Answer):
         if self.job.echo:
             text = self._echoed(sequence, text)
         logprobs = None
-        if self.job.logprobs is not None and hasattr(self, "_words"):
-            logprobs = completion_logprobs(self._words[sequence.index], 0, self.job.logprobs)
+        if self.job.logprobs is not None:
+            logprobs = completion_logprobs(self.words[sequence.index], 0, self.job.logprobs)
         return {
             "index": sequence.index, "text": text, "logprobs": logprobs, "finish_reason": self.finish_of(sequence),
             "stop_reason": sequence.stop_reason, "token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None,

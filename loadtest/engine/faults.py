@@ -43,7 +43,10 @@ class FaultPlan:
     end_after_tokens: int | None = None
     stall_after_tokens: int | None = None
     slow_drip_s: float = 0.0
+    # Not faults, but scripted in the same way: where the text ends by itself, what it thinks first, which tool it calls.
     stop_after: int | None = None
+    reasoning_tokens: int = 0
+    tool_call: str | None = None
 
     @property
     def before_engine(self) -> bool:
@@ -80,8 +83,12 @@ def apply_fault(plan: FaultPlan, name: str, value: str) -> None:
                 plan.status = int(value)
             case "slow_drip":
                 plan.slow_drip_s = float(value) / 1000
-            case "stop_after":  # not a fault: the text ends by itself after so many tokens, the end token included
+            case "stop_after":
                 plan.stop_after = int(value)
+            case "reasoning":
+                plan.reasoning_tokens = int(value)
+            case "tool_call":
+                plan.tool_call = value
             case _:
                 raise UnknownFault(f"no fault is named {name!r}")
     except ValueError as exc:
