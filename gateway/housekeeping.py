@@ -48,6 +48,7 @@ class Housekeeping:
             except RedisUnavailable:
                 degraded = True
             self._metrics.set_degraded("redis", degraded)
+            self._metrics.set_models(self._catalogue.models)
             self._metrics.set_journal_entries(self._journal.entries)
             self._metrics.set_degraded("catalogue", not self._catalogue.fresh)
             await asyncio.sleep(INTERVAL_SECONDS)
