@@ -13,7 +13,7 @@ STORY = "Write a very long story about the sea, the wind and the people who live
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 # What a stream's chunk with a token in it holds, and what stands in its last chunk before the closing one.
-TOKEN = {CHAT: b'"content":"', COMPLETIONS: b'"text":"', RESPONSES: b"output_text.delta", MESSAGES: b"text_delta"}
+TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"', RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
 FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done", MESSAGES: b"message_delta"}  # fmt: skip
 
 

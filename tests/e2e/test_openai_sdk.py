@@ -89,7 +89,7 @@ def test_tools_are_served(client: OpenAI, stack: Stack) -> None:
     assert calls
     call: Any = calls[0]
     assert call.function.name == "go"
-    assert json.loads(call.function.arguments)["place"] in {"sea", "land"}
+    assert json.loads(call.function.arguments) in ({"place": "sea"}, {"place": "land"}), call.function.arguments
     assert answer._request_id is not None
     assert_receipt(stack, answer._request_id, answer.usage)
 
