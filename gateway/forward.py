@@ -218,6 +218,7 @@ class Forwarder:
             while not meter.finished and not meter.failed:
                 chunk = await connection.read()
                 if not chunk:
+                    meter.feed(b"\n\n")  # what is left unfinished may be garbage rather than a stream cut short
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
                 if meter.finished:

@@ -3,6 +3,7 @@
 Between the ends the output is counted by text events, which is good enough for a checkpoint and is never billed.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -12,6 +13,9 @@ from gateway.meter import Produced, ProtocolViolation, cached_count, token_count
 
 # An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
+
+_NUMBER_NAME = b'"sequence_number":'
+_NUMBER = re.compile(_NUMBER_NAME + rb" ?(\d{1,18})\b")
 
 
 class TypedMeter:
@@ -44,6 +48,7 @@ class TypedMeter:
             if self.finished:
                 raise ProtocolViolation("event after the end")
             kind = event[7:line_end]
+            self._check_order(event)
             if kind.endswith(b"delta") and kind != b"message_delta":
                 self._deltas += 1
             else:
@@ -73,6 +78,9 @@ class TypedMeter:
 
     def counted(self) -> bool:
         return self._total is None and self._deltas > 0
+
+    def _check_order(self, event: bytes) -> None:
+        """Where a dialect numbers its events: raises ProtocolViolation for one that comes twice or too late."""
 
     def _read_event(self, kind: bytes, text: bytes) -> None:
         raise NotImplementedError
@@ -124,9 +132,22 @@ class MessagesMeter(TypedMeter):
 
 
 class ResponsesMeter(TypedMeter):
-    """OpenAI's responses: one closing event with the whole response and its usage."""
+    """OpenAI's responses: numbered events, and one closing event with the whole response and its usage."""
 
-    __slots__ = ()
+    __slots__ = ("_number",)
+
+    def __init__(self, output_tokens_max: int | None) -> None:
+        super().__init__(output_tokens_max)
+        self._number = -1
+
+    def _check_order(self, event: bytes) -> None:
+        # The last one: objects that the event carries stand before its own number.
+        found = _NUMBER.match(event, max(0, event.rfind(_NUMBER_NAME)))
+        if found is not None:
+            number = int(found[1])
+            if number <= self._number:
+                raise ProtocolViolation("event sent twice or out of order")
+            self._number = number
 
     def _read_event(self, kind: bytes, text: bytes) -> None:
         if kind in {b"response.completed", b"response.incomplete"}:

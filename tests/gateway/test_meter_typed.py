@@ -106,6 +106,43 @@ def test_responses_say_all_at_the_end(kind: str) -> None:
     assert reader.finished
 
 
+def test_what_a_response_says_before_any_token_waits_for_the_first() -> None:
+    reader = ResponsesMeter(None)
+    first = event("response.created", response={}) + event("response.in_progress", response={})
+    assert reader.feed(first) == b""
+    assert reader.feed(OUTPUT) == first + OUTPUT
+    assert reader.feed(OUTPUT) == OUTPUT
+
+
+def numbered(number: int, **fields: object) -> bytes:
+    return event("response.output_text.delta", delta='"sequence_number":9', **fields, sequence_number=number)
+
+
+def test_numbered_events_in_order_are_passed_whatever_they_carry() -> None:
+    raw = numbered(1) + numbered(2, item={"sequence_number": 70}) + numbered(5)
+    assert ResponsesMeter(None).feed(raw) == raw
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (1, 3, 2)])
+def test_fault_29_an_event_twice_or_out_of_order_is_a_violation(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolViolation, match="out of order"):
+        ResponsesMeter(None).feed(b"".join(numbered(number) for number in numbers))
+
+
+@pytest.mark.parametrize("message", [[], "x", {"usage": []}, {"usage": {"input_tokens": "7"}}, None])
+def test_fault_30_a_prompt_that_is_no_number_is_not_taken(message: object) -> None:
+    reader = MessagesMeter(None)
+    reader.feed(event("message_start", message=message) + DELTA)
+    assert reader.produced() == Produced(0, 0, 1, 0)
+
+
+@pytest.mark.parametrize("usage", [[], "x", 7])
+def test_fault_30_usage_that_is_no_object_is_malformed(usage: object) -> None:
+    reader = MessagesMeter(None)
+    reader.feed(START + event("message_delta", delta={}, usage=usage))
+    assert reader.anomaly == "usage_malformed"
+
+
 def test_a_failed_response_is_a_failure() -> None:
     reader = ResponsesMeter(None)
     reader.feed(OUTPUT + event("response.failed", response={}))
