@@ -16,15 +16,13 @@ class HomeSettings(BaseSettings):
 
 
 class TargetSettings(BaseSettings):
-    """What is loaded: as an SDK finds it, and the admin API. Unset names are looked up in `demo.env` of the home, which `make up` writes."""
+    """What is loaded, as an SDK finds it. Unset names are looked up in `demo.env` of the home, which `make up` writes."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     base_url: str = Field(default="", alias="OPENAI_BASE_URL")
     api_key: SecretStr = Field(default=SecretStr(""), alias="OPENAI_API_KEY")
     model: str = Field(default="", alias="TAAS_MODEL")
-    admin_url: str = Field(default="", alias="TAAS_ADMIN_URL")
-    admin_key: SecretStr = Field(default=SecretStr(""), alias="TAAS_ADMIN_KEY")
 
 
 def read_target() -> TargetSettings:
