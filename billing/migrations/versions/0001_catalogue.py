@@ -145,7 +145,9 @@ def _create_instances() -> None:
         *_times(),
         sa.CheckConstraint("least(baseline_prompt, baseline_generation) >= 0", name="not_negative"),
     )
-    op.create_index("uq_instance_url_in_use", "instance", ["url"], unique=True, postgresql_where=sa.text("removed_ms is null"))
+    op.create_index(
+        "uq_instance_url_in_use", "instance", ["url"], unique=True, postgresql_where=sa.text("removed_ms is null")
+    )
 
 
 def _create_projection() -> None:
