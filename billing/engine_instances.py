@@ -9,6 +9,8 @@ import redis
 
 from billing import redis_keys
 
+_NOT_RUNNING: Final = frozenset({"starting", "down"})
+
 
 @dataclass(frozen=True, slots=True)
 class CounterPair:
@@ -43,7 +45,7 @@ class EndedEpoch:
 
 @dataclass(frozen=True, slots=True)
 class EngineInstance:
-    """One entry. `alive`: its lease holds and its engine has not ended, so its counters can be asked for."""
+    """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for."""
 
     instance: str
     cell: str
@@ -88,7 +90,7 @@ def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
         url=str(fields["url"]),
         key=fields.get("key"),
         epoch=str(fields["epoch"]),
-        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms) and fields.get("status") != "down",
+        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms) and fields.get("status") not in _NOT_RUNNING,
         baseline=_pair(fields.get("baseline") or {}),
         ended=tuple(ended),
     )

@@ -59,6 +59,18 @@ def test_a_page_without_the_counters_has_none() -> None:
     assert parse_counters("") == NoCounters()
 
 
+def test_an_engine_that_is_starting_is_not_asked_before_its_baseline_is_known(
+    database: Engine, raw_redis: redis.Redis, poller: CounterPoller, engine: ScriptedEngine
+) -> None:
+    engine.prompt, engine.generation = 1, 1
+    register(raw_redis, engine, status="starting")
+    poller.poll_once()
+    assert (runs(database), engine.asked) == ([], [])
+    register(raw_redis, engine, status="ready", baseline={"prompt": 1, "generation": 1})
+    poller.poll_once()
+    assert produced(database) == CounterPair(0, 0)
+
+
 def test_what_an_engine_says_is_remembered_beyond_its_baseline(
     database: Engine, raw_redis: redis.Redis, poller: CounterPoller, engine: ScriptedEngine
 ) -> None:

@@ -80,7 +80,8 @@ def test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed(client:
 
 
 def test_tools_are_served(client: OpenAI, stack: Stack) -> None:
-    tool: Any = {"type": "function", "function": {"name": "go", "description": "Go to a place.", "parameters": SCHEMA}}
+    function = {"name": "go", "description": "Go to a place.", "parameters": SCHEMA, "strict": True}
+    tool: Any = {"type": "function", "function": function}
     answer = client.chat.completions.create(
         model=MODEL, messages=SEA, tools=[tool], max_tokens=60, temperature=0,
         tool_choice={"type": "function", "function": {"name": "go"}},
