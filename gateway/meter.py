@@ -83,21 +83,30 @@ def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int 
     return None
 
 
+def clamped(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> tuple[int, int, int]:
+    """Wrong figures brought into the bounds of what is possible: absorbed until they are reconciled, never billed."""
+    prompt, output = max(prompt, 0), max(output, 0)
+    return prompt, min(max(cached, 0), prompt), output if output_tokens_max is None else min(output, output_tokens_max)
+
+
 class SampleCounts:
     """Cumulative figures per sample (the index of a choice), turned into `Produced`."""
 
-    __slots__ = ("_output", "_prompt", "_samples_per_prompt", "anomaly")
+    __slots__ = ("_output", "_output_max", "_prompt", "_samples_per_prompt", "anomaly")
 
-    def __init__(self, samples_per_prompt: int) -> None:
+    def __init__(self, samples_per_prompt: int, output_tokens_max: int | None = None) -> None:
         self._samples_per_prompt = samples_per_prompt
+        self._output_max = output_tokens_max
         self._prompt: dict[int, int] = {}
         self._output: dict[int, int] = {}
         self.anomaly: str | None = None
 
     def saw(self, index: int, prompt: int, output: int) -> None:
-        """Figures of one sample so far; a figure that is negative or goes back is an anomaly and is not taken."""
+        """Figures of one sample so far; one that is negative, too high or goes back is an anomaly and is not taken."""
         if prompt < 0 or output < 0:
             self.anomaly = "usage_negative"
+        elif self._output_max is not None and output > self._output_max:
+            self.anomaly = "usage_above_max_tokens"
         elif output < self._output.get(index, 0):
             self.anomaly = "usage_backwards"
         else:

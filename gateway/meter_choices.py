@@ -15,6 +15,7 @@ from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_coun
 _USAGE_SO_FAR = re.compile(
     rb',"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
 )
+_ROLE = b'"role":"assistant"'
 _DONE = b"data: [DONE]"
 _DATA = b"data: "
 
@@ -23,21 +24,22 @@ class ChoicesMeter:
     """Implements `gateway.meter.Meter` for `samples` choices of `prompts` prompts."""
 
     __slots__ = (
-        "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_samples", "_splitter", "_total",
-        "_wants_continuous", "_wants_usage", "aborted", "anomaly", "exact", "failed", "finished",
+        "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
+        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "exact", "failed", "finished",
     )  # fmt: skip
 
     def __init__(
         self, samples: int, prompts: int, output_tokens_max: int | None, wants_usage: bool, wants_continuous: bool
     ) -> None:
         self._samples = samples
+        self._sample_max = output_tokens_max
         self._output_max = None if output_tokens_max is None else output_tokens_max * samples
         self._wants_usage = wants_usage
         self._wants_continuous = wants_usage and wants_continuous
         self._splitter = EventSplitter()
-        self._counts = SampleCounts(max(1, samples // prompts))
+        self._counts = SampleCounts(max(1, samples // prompts), output_tokens_max)
         self._prompt = self._output = 0  # of the only sample, the fast path's figures
-        self._chunks = 0
+        self._chunks = 0  # with something in them, since the last figure that could be taken
         self._finished_samples = 0
         self._previous = b""
         self._total: Produced | None = None
@@ -69,18 +71,17 @@ class ChoicesMeter:
         if self._total is not None:
             return self._total
         if self._samples == 1:
-            if self._output > 0:
-                return Produced(self._prompt, 0, self._output, self._prompt)
-            return Produced(0, 0, self._chunks, 0)
+            output = self._output + self._chunks
+            return Produced(self._prompt, 0, output, self._prompt) if output else Produced()
         return self._counts.produced(0)
 
     def output_tokens(self) -> int:
         if self._samples == 1:
-            return self._output or self._chunks
+            return self._output + self._chunks
         return self._counts.output_tokens()
 
     def counted(self) -> bool:
-        return self._total is None and self._samples == 1 and self._output == 0 and self._chunks > 0
+        return self._total is None and self._samples == 1 and self._chunks > 0
 
     def _read_fast(self, event: bytes) -> bytes:
         """A chunk in mid-stream of the only sample; returns it without what the caller did not ask for."""
@@ -91,17 +92,20 @@ class ChoicesMeter:
             if b'"usage"' in event:
                 return self._read_decoded(event) or b": \n"
             # An engine that says no usage on chunks: count chunks with text, until its final figure comes.
-            if b'"role":"assistant"' not in event:
-                self._chunks += 1
+            self._chunks += _ROLE not in event
             return event
         output = int(found[2])
         if output < self._output or (output and event == self._previous):
             if output == self._output:
                 raise ProtocolViolation("chunk sent twice")
             self.anomaly = "usage_backwards"
+        elif self._sample_max is not None and output > self._sample_max:
+            self.anomaly = "usage_above_max_tokens"
+            self._chunks += _ROLE not in event
         else:
             self._prompt = int(found[1])
             self._output = output
+            self._chunks = 0
         self._previous = event
         return event if self._wants_continuous else event[: found.start()] + event[found.end() :]
 
@@ -158,21 +162,24 @@ class ChoicesMeter:
             self._finished_samples += 1
             self.aborted = self.aborted or reason == "abort"
         if not isinstance(usage, dict):
-            if self._samples == 1 and choice.get("delta", choice.get("text")):
-                self._chunks += reason is None
+            self._chunks += _says_something(choice)
             return
         try:
             prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
         except ValueError:
             self.anomaly = "usage_malformed"
+            self._chunks += _says_something(choice)
             return
         self._counts.saw(index, prompt, output)
         self.anomaly = self.anomaly or self._counts.anomaly
-        if self._samples == 1 and self._counts.anomaly is None:
-            if output < self._output:
-                self.anomaly = "usage_backwards"
-            else:
-                self._prompt, self._output = prompt, output
+        if self._samples > 1:
+            return
+        if self._counts.anomaly is not None:
+            self._chunks += _says_something(choice)
+        elif output < self._output:
+            self.anomaly = "usage_backwards"
+        else:
+            self._prompt, self._output, self._chunks = prompt, output, 0
 
     def _read_total(self, usage: Any) -> None:
         """The final figure: the engine's bill."""
@@ -185,7 +192,8 @@ class ChoicesMeter:
             self.anomaly = "usage_malformed"
             return
         self.anomaly = self.anomaly or usage_anomaly(prompt, cached, output, self._output_max)
-        if self.anomaly is None and output < self.output_tokens() and (self._output or self._samples > 1):
+        seen = self._output if self._samples == 1 else self._counts.output_tokens()
+        if self.anomaly is None and output < seen:
             self.anomaly = "usage_backwards"
         if self.anomaly is not None:
             return
@@ -197,3 +205,11 @@ class ChoicesMeter:
             self._total = so_far
         else:
             self._total = Produced(prompt, cached, output, prompt)
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Whether a chunk carries output: text, reasoning or a tool call."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return any(delta.get(name) for name in ("content", "reasoning", "reasoning_content", "tool_calls"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
+from gateway.meter import Produced, ProtocolViolation, cached_count, clamped, token_count, usage_anomaly
 from gateway.meter_typed import messages_usage, responses_usage
 from gateway.request import Route
 
@@ -88,9 +88,9 @@ class PlainMeter:
         if isinstance(choices, list):
             reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
             self.aborted = "abort" in reasons
+        self.exact = self.anomaly is None
         if self.anomaly is not None:
-            return
-        self.exact = True
+            prompt, cached, output = clamped(prompt, cached, output, self._output_max)
         if output == 0 and self._route is not Route.EMBEDDINGS:
             self._total = Produced()
         else:

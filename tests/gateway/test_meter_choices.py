@@ -197,6 +197,17 @@ def test_fault_30_usage_that_goes_back_in_mid_stream_is_named() -> None:
     assert reader.produced().output == 5
 
 
+@pytest.mark.parametrize(("figure", "anomaly"), [(999, "usage_above_max_tokens"), (-5, "usage_negative")])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_fault_30_impossible_figures_in_mid_stream_are_named_and_counted_instead(
+    figure: int, anomaly: str, samples: int
+) -> None:
+    reader = meter(samples, most=10)
+    reader.feed(chunk(1) + chunk(figure, "a") + chunk(figure, "b"))
+    assert reader.anomaly == anomaly
+    assert reader.produced() == Produced(31, 0, 3 if samples == 1 else 1, 31)
+
+
 def test_an_explicit_zero_is_not_missing() -> None:
     reader = meter()
     reader.feed(chunk(0, "", finish="stop") + total(0) + DONE)

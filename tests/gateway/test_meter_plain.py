@@ -59,22 +59,24 @@ def test_counting_tokens_produces_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "anomaly"),
+    ("answer", "anomaly", "clamped"),
     [
-        ({"choices": []}, "usage_missing"),
-        (chat(-1, 2), "usage_negative"),
-        (chat(5, 2, 9), "usage_cached_above_prompt"),
-        (chat(5, 99), "usage_above_max_tokens"),
-        (chat("5", 2), "usage_malformed"),
-        (chat(5, True), "usage_malformed"),
-        (chat(5, 2, "x"), "usage_malformed"),
-        ({"usage": []}, "usage_malformed"),
+        ({"choices": []}, "usage_missing", Produced()),
+        (chat(-1, 2), "usage_negative", Produced(0, 0, 2, 0)),
+        (chat(5, -2), "usage_negative", Produced()),
+        (chat(5, 2, 9), "usage_cached_above_prompt", Produced(5, 5, 2, 5)),
+        (chat(5, 99), "usage_above_max_tokens", Produced(5, 0, 10, 5)),
+        (chat("5", 2), "usage_malformed", Produced()),
+        (chat(5, True), "usage_malformed", Produced()),
+        (chat(5, 2, "x"), "usage_malformed", Produced()),
+        ({"usage": []}, "usage_malformed", Produced()),
     ],
 )
-def test_fault_30_wrong_usage_is_named_and_not_taken(answer: object, anomaly: str) -> None:
+def test_fault_30_wrong_usage_is_named_clamped_and_never_exact(answer: object, anomaly: str, clamped: Produced) -> None:
     reader = read(Route.CHAT, answer, most=10)
     assert reader.anomaly == anomaly
-    assert reader.produced() == Produced()
+    assert reader.produced() == clamped
+    assert not reader.exact
 
 
 @pytest.mark.parametrize("raw", [b"<html></html>", b"[1]", b"", b'{"a":'])
