@@ -40,7 +40,7 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
         return Probe(EngineFacts(epoch, abort, reading.tokens.prompt, reading.tokens.generation), tuple(warnings))
     why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
     warnings.append(f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed.")
-    return Probe(EngineFacts(_epoch_now(), abort, 0, 0), tuple(warnings))
+    return Probe(EngineFacts(_epoch_now(), abort, 0, 0, has_counters=False), tuple(warnings))
 
 
 def unprobed() -> EngineFacts:
@@ -85,12 +85,12 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
     if listed is None:
         raise EngineUnreachable(f"{url}/v1/models is not a list of models.", param="url", code="engine_refused")
     if engine_model not in listed:
+        # A backend may serve more than it lists, so this is for the operator to judge.
         names = ", ".join(sorted(listed))[:300] or "none"
-        raise EngineUnreachable(
-            f"{url} does not serve {engine_model!r} but: {names}. `taas model set NAME --engine-model …` names it as the engine does.",
-            param="model",
-            code="engine_model_missing",
-        )
+        return [
+            f"It does not list {engine_model!r} but: {names}. If it knows the model by another name: "
+            "`taas model set NAME --engine-model …`."
+        ]
     length = listed[engine_model]
     if length is not None and length < context_tokens:
         return [f"Its context is {length} tokens, the model's entry says {context_tokens}: longer requests will fail."]

@@ -37,6 +37,7 @@ class EngineFacts:
     abort: bool
     baseline_prompt: int
     baseline_generation: int
+    has_counters: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,14 @@ def add(
     engine_key: str | None = None,
     instance_id: str | None = None,
 ) -> Instance:
-    """Register an engine for a model. Raises NotFound for the model, Conflict for an id ever used or a URL in use."""
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id ever used or a URL in use.
+
+    An engine without token counters may serve several models from one URL.
+    """
     entry = models.find(connection, model)
-    check_free(connection, url, instance_id)
+    check_free(connection, entry.name, url, instance_id)
+    if facts.has_counters:
+        _check_counted_once(connection, url)
     try:
         with connection.begin_nested():
             row = connection.execute(
@@ -101,17 +107,16 @@ def add(
                 .returning(table)
             ).one()
     except IntegrityError as exc:
-        check_free(connection, url, instance_id)
+        check_free(connection, entry.name, url, instance_id)
         raise Conflict("The same instance is being added by somebody else.") from exc
     outbox.record(connection, ChangeKind.INSTANCE, row.instance_id)
     return _instance(row)
 
 
-def check_free(connection: Connection, url: str, instance_id: str | None) -> None:
-    """Raises Conflict when the URL is in use or the id has ever been."""
-    used = connection.execute(
-        select(table.c.instance_id).where(table.c.url == url, table.c.removed_ms.is_(None))
-    ).scalar()
+def check_free(connection: Connection, model: str, url: str, instance_id: str | None) -> None:
+    """Raises Conflict when the URL serves this model already or the id has ever been."""
+    in_use = select(table.c.instance_id).where(table.c.url == url, table.c.removed_ms.is_(None))
+    used = connection.execute(in_use.where(table.c.model == model)).scalar()
     if used is not None:
         raise Conflict(f"{url} is instance {used!r} already; remove that first.", param="url")
     if instance_id is not None:
@@ -119,6 +124,17 @@ def check_free(connection: Connection, url: str, instance_id: str | None) -> Non
         if known is not None:
             past = "is" if known.removed_ms is None else "was"
             raise Conflict(f"There {past} an instance {instance_id!r}; ids are not used twice.", param="instance")
+
+
+def _check_counted_once(connection: Connection, url: str) -> None:
+    """Raises Conflict when another model has this engine: its counters would be held against two instances."""
+    in_use = select(table.c.instance_id, table.c.model).where(table.c.url == url, table.c.removed_ms.is_(None))
+    other = connection.execute(in_use).first()
+    if other is not None:
+        raise Conflict(
+            f"{url} is instance {other.instance_id!r} of {other.model!r} already, and the audit reads its token counters once.",
+            param="url",
+        )
 
 
 def find(connection: Connection, instance_id: str) -> Instance:

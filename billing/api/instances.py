@@ -34,7 +34,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     url = check_url(body.url)
     with control.reading() as connection:
         model = models.find(connection, body.model)
-        instances.check_free(connection, url, body.instance)
+        instances.check_free(connection, model.name, url, body.instance)
     _check_not_a_workers(control, url, body.instance)
     probe = _probe(control, url, body, model)
     with control.changing(response) as connection:

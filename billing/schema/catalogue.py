@@ -151,7 +151,7 @@ instance = Table(
     *_times(),
     CheckConstraint("least(baseline_prompt, baseline_generation) >= 0", name="not_negative"),
     # One engine under two ids would be audited twice.
-    Index("uq_instance_url_in_use", "url", unique=True, postgresql_where=text("removed_ms is null")),
+    Index("uq_instance_url_in_use", "url", "model", unique=True, postgresql_where=text("removed_ms is null")),
 )
 
 # `kind` and `subject`: `tenant` id · `key` id · `model` name · `instance` id · `stop` what gateways are told to stop.

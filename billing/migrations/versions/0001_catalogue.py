@@ -146,7 +146,11 @@ def _create_instances() -> None:
         sa.CheckConstraint("least(baseline_prompt, baseline_generation) >= 0", name="not_negative"),
     )
     op.create_index(
-        "uq_instance_url_in_use", "instance", ["url"], unique=True, postgresql_where=sa.text("removed_ms is null")
+        "uq_instance_url_in_use",
+        "instance",
+        ["url", "model"],
+        unique=True,
+        postgresql_where=sa.text("removed_ms is null"),
     )
 
 

@@ -101,7 +101,6 @@ WRONG_ANSWERS = [
     ((302, ""), "engine_refused"),
     ((200, "<html>"), "engine_refused"),
     ((200, '{"data": [{"id": 7}]}'), "engine_refused"),
-    ((200, '{"data": [{"id": "other"}]}'), "engine_model_missing"),
 ]
 
 
@@ -117,6 +116,29 @@ def test_a_shorter_context_than_the_models_is_a_warning(made: Make, engine_serve
     (warning,) = made("instances", model="m", url=engine_server.url)["warnings"]
     assert "512" in warning
     assert "2048" in warning
+
+
+def test_an_engine_that_does_not_list_the_model_is_added_with_a_warning(made: Make, engine_server):
+    engine_server.answers["/v1/models"] = (200, json.dumps({"data": [{"id": "other"}]}))
+    (warning,) = made("instances", model="m", url=engine_server.url)["warnings"]
+    assert "'m'" in warning
+    assert "other" in warning
+
+
+def test_an_engine_without_counters_may_serve_several_models(admin: TestClient, made: Make, engine_server):
+    made("models", name="m2", context_tokens=2048)
+    engine_server.answers = {"/v1/models": (200, MODELS), "/inference/v1/abort_requests": (404, "")}
+    made("instances", model="m", url=engine_server.url)
+    made("instances", model="m2", url=engine_server.url)
+    again = admin.post("/admin/v1/instances", json={"model": "m2", "url": engine_server.url})
+    assert again.status_code == 409
+
+
+def test_an_engine_with_counters_is_counted_once(admin: TestClient, made: Make, engine_server):
+    made("models", name="m2", context_tokens=2048)
+    made("instances", model="m", url=engine_server.url)
+    other = admin.post("/admin/v1/instances", json={"model": "m2", "url": engine_server.url})
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "url")
 
 
 def test_an_instance_of_no_model_says_how_to_add_one(admin: TestClient, engine_server):
