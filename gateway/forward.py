@@ -103,6 +103,8 @@ class Forwarder:
         try:
             await self._try_instances(exchange, body, client)
         except GatewayError as error:
+            if isinstance(error, UpstreamProtocolError):
+                self._let_down(exchange, "protocol")
             if not exchange.settled:
                 self._settle(exchange, ending_of(exchange, error), error.status)
             raise
@@ -125,8 +127,7 @@ class Forwarder:
                 return
             except TryFailed as failed:
                 exchange.tried.append(exchange.instance.instance)
-                self._engines.failed(exchange.instance)
-                self._upstream_failed(exchange.instance.instance, failed.kind)
+                self._let_down(exchange, failed.kind)
                 log.warning(
                     "engine failed before its first token",
                     extra={
@@ -152,6 +153,11 @@ class Forwarder:
         exchange.move_to(chosen)
         self._engines.opened(chosen)
         return True
+
+    def _let_down(self, exchange: Exchange, kind: str) -> None:
+        """Counted, and avoided for a moment."""
+        self._engines.failed(exchange.instance)
+        self._upstream_failed(exchange.instance.instance, kind)
 
     def _leave(self, exchange: Exchange) -> None:
         """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
@@ -261,6 +267,8 @@ class Forwarder:
     async def _broke(self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation) -> None:
         """The answer broke off. Before the first byte another instance may be tried; after it the stream says so."""
         if exchange.stop_ending is not None:
+            if exchange.stop_ending is Ending.DEADLINE:  # nor did it answer when told to stop
+                self._let_down(exchange, "timeout")
             await self._end_stopped(exchange, client)
             return
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
@@ -270,10 +278,7 @@ class Forwarder:
                 raise UpstreamProtocolError from cause
             kind = "timeout" if exchange.try_timed_out else str(cause)
             raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
-        self._engines.failed(exchange.instance)
-        self._upstream_failed(
-            exchange.instance.instance, str(cause) if isinstance(cause, UpstreamError) else "protocol"
-        )
+        self._let_down(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
         self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
         await client.break_off(UpstreamProtocolError() if broken_protocol else EngineFailed())

@@ -147,6 +147,18 @@ def test_fault_29_garbage_is_502_within_bounded_memory(
     conserved()
 
 
+def test_fault_29_an_engine_that_sends_garbage_is_avoided_for_a_moment(
+    engine: SimEngine, make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    mad = make_engine()
+    mad.faults("garbage", "html", count=None)
+    catalogue.instance(mad.url, mad.key, name="mad")
+    catalogue.instance(engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5})
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    assert [ask(gateway, key, "chat", True).status for _ in range(3)] == [502, 200, 200]
+
+
 def resident_bytes(gateway: GatewayProcess) -> int:
     """Memory of the gateway and its children."""
     assert gateway.process is not None
