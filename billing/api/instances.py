@@ -35,7 +35,8 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     with control.reading() as connection:
         model = models.find(connection, body.model)
         instances.check_free(connection, model.name, url, body.instance)
-    _check_not_a_workers(control, url, body.instance)
+        by_hand = instances.ids(connection)
+    _check_not_a_workers(control, by_hand, url, body.instance)
     probe = _probe(control, url, body, model)
     with control.changing(response) as connection:
         added = instances.add(connection, body.model, url, probe.facts, engine_key=body.key, instance_id=body.instance)
@@ -82,9 +83,11 @@ def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Mod
         return Probe(unprobed(), (exc.message, "Added all the same: its counters and abilities are not known."))
 
 
-def _check_not_a_workers(control: ControlPlane, url: str, instance: str | None) -> None:
+def _check_not_a_workers(control: ControlPlane, by_hand: Collection[str], url: str, instance: str | None) -> None:
     """Raises Conflict when a worker serves under this URL or id: its tokens would be counted twice."""
     for entry in read_registered(control.redis):
+        if entry.instance in by_hand:
+            continue
         if entry.url.rstrip("/").removesuffix("/v1") == url:
             raise Conflict(f"{url} is instance {entry.instance!r} already.", param="url")
         if entry.instance == instance:
