@@ -1,6 +1,7 @@
 """Routes of instances, and of the pools that they make up."""
 
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Annotated, Any
 
