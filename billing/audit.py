@@ -226,7 +226,7 @@ def _reconciled(reconciled: Sequence[Reconciliation]) -> list[Finding]:
     return [
         Finding(
             FindingKind.RECONCILED,
-            f"tokens produced after the last checkpoint of a dead gateway, absorbed as {each.request_id}",
+            f"tokens produced after the last that was heard of requests whose gateway or engine died, absorbed as {each.request_id}",
             each.instance, each.epoch, each.tokens, len(each.evidence), each.evidence[:20],
         )
         for each in reconciled

@@ -1,7 +1,8 @@
-"""Tokens that an engine produced for a dead gateway after its last checkpoint. Owns turning them into an absorbed event of their own.
+"""Tokens that an engine produced beyond the last that was heard of a request: for a gateway that died after its last checkpoint, or before the
+engine itself died. Owns turning them into an absorbed event of their own.
 
 No request's event can name them; the engine's counters do, once it is idle and everything metered has arrived. They are absorbed,
-never billed, with the requests whose gateway died as evidence, and bounded by what those requests could still have produced. Where
+never billed, with the requests that were cut off as evidence, and bounded by what those requests could still have produced. Where
 there is no such request, or the bound is passed, the residual stays: it is not explained.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, RowMapping, func, insert, select, text
+from sqlalchemy import Connection, RowMapping, func, insert, or_, select, text
 
 from billing.balance import EpochBalance
 from billing.engine_instances import NO_TOKENS, CounterPair
@@ -24,16 +25,19 @@ from billing.usage_event import EVENT_VERSION, Ending, UsageSource
 _LOCK: Final = 7_461_617
 _NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 KIND: Final = "reconciliation"
+# As in the index `ix_usage_event_cut_off`.
+_CUT_OFF: Final = (Ending.GATEWAY_DIED.value, Ending.ENGINE_DIED.value, Ending.ENGINE_ERROR.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A request whose gateway died and whose engine has not been found in balance since. `room`: what it can still have produced."""
+    """A request whose gateway or engine died and whose engine has not been found in balance since. `room`: what it can still have produced."""
 
     request_id: str
     instance: str
     epoch: str
     room: CounterPair
+    ending: Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,20 @@ class Reconciliation:
 
 
 def read_evidence(connection: Connection) -> list[Evidence]:
-    """Requests whose gateway died, not reconciled yet, in the order of their ids."""
+    """Requests that were cut off, not reconciled yet, in the order of their ids."""
+    # An answer that is not streamed says nothing before its end, and an engine that dies says nothing more.
+    untold = or_(
+        usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source != UsageSource.ENGINE.value
+    )
     done = select(reconciled_request.c.request_id).where(reconciled_request.c.request_id == usage_event.c.request_id)
     query = (
         select(usage_event, model_table.c.context_tokens)
         .outerjoin(model_table, model_table.c.name == usage_event.c.model)
-        .where(usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.kind == "request", ~done.exists())
+        .where(usage_event.c.ending.in_(_CUT_OFF), usage_event.c.kind == "request", untold, ~done.exists())
         .order_by(usage_event.c.request_id)
     )
     return [
-        Evidence(row["request_id"], row["instance"], row["epoch"], _room(row))
+        Evidence(row["request_id"], row["instance"], row["epoch"], _room(row), Ending(row["ending"]))
         for row in connection.execute(query).mappings()
     ]
 
@@ -87,13 +95,17 @@ def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[
     if residual != NO_TOKENS and tokens == NO_TOKENS:
         return None
     ids = tuple(each.request_id for each in evidence)
-    made = _absorb(connection, balance, tokens, ids) if tokens != NO_TOKENS else None
+    gateway_died = any(each.ending is Ending.GATEWAY_DIED for each in evidence)
+    ending = Ending.GATEWAY_DIED if gateway_died else Ending.ENGINE_DIED
+    made = _absorb(connection, balance, tokens, ids, ending) if tokens != NO_TOKENS else None
     rows = [{"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids]
     connection.execute(insert(reconciled_request), rows)
     return made
 
 
-def _absorb(connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...]) -> Reconciliation:
+def _absorb(
+    connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...], ending: Ending
+) -> Reconciliation:
     digest = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
     request_id = f"rec_{digest[:32]}"
     first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
@@ -103,11 +115,11 @@ def _absorb(connection: Connection, balance: EpochBalance, tokens: CounterPair, 
         "instance": balance.instance, "epoch": balance.epoch,
         "route": KIND, "stream": False, "class": first["class"], "contract": None, "weights": first["weights"], "samples": 0,
         "started_ms": first["started_ms"], "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
-        "ending": Ending.GATEWAY_DIED.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
+        "ending": ending.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
         "produced_prompt": tokens.prompt, "produced_cached": 0, "produced_output": tokens.generation, "delivered_output": 0,
         "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
         "absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation,
-        "absorbed_reasons": {AbsorbReason.GATEWAY_DIED.value: {"prompt": tokens.prompt, "output": tokens.generation}},
+        "absorbed_reasons": {AbsorbReason(ending.value).value: {"prompt": tokens.prompt, "output": tokens.generation}},
         "units_mu": 0, "http_status": 0, "gateway": first["gateway"], "digest": digest, "evidence": {"requests": list(ids)},
     }  # fmt: skip
     connection.execute(insert(usage_event).values(row))

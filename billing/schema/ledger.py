@@ -88,10 +88,10 @@ usage_event = Table(
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch"),
     Index(
-        "ix_usage_event_gateway_died",
+        "ix_usage_event_cut_off",
         "instance",
         "epoch",
-        postgresql_where=text("ending = 'gateway_died' and kind = 'request'"),
+        postgresql_where=text("ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"),
     ),
 )
 

@@ -191,6 +191,25 @@ def test_what_a_dead_gateways_requests_produced_after_the_last_checkpoint_is_abs
     assert auditor.audit(wait_ms=2000).residual_tokens == 3
 
 
+def test_what_a_dead_engine_had_counted_for_an_answer_it_never_gave_is_absorbed(
+    database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
+) -> None:
+    register(raw_redis, engine)
+    engine.prompt, engine.generation = 10 + 30, 5 + 25
+    auditor.audit(wait_ms=0)
+    whole = event("b", (0, 0, 0), Ending.ENGINE_DIED, source=UsageSource.NONE, stream=False)
+    record(database, event("a", (10, 0, 5)), whole)
+    register(raw_redis, engine, status="down")
+    report = auditor.audit(wait_ms=5000)
+    assert report.residual_tokens == 0
+    (reconciled,) = found(report, FindingKind.RECONCILED)
+    assert (reconciled.tokens, list(reconciled.ids)) == (CounterPair(30, 25), ["b"])
+    with database.connect() as connection:
+        row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
+    assert (row["ending"], row["billed_output"]) == ("engine_died", 0)
+    assert row["absorbed_reasons"] == {"engine_died": {"prompt": 30, "output": 25}}
+
+
 def test_a_residual_without_a_dead_gateway_is_not_absorbed(
     database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
 ) -> None:
