@@ -46,7 +46,6 @@ def test_fault_27_a_death_after_k_tokens_is_one_error_and_absorbed_to_the_token(
     engine: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
-    conserved: Callable[[], None],
     death: str,
 ) -> None:
     key = only(catalogue, engine)
@@ -70,7 +69,6 @@ def test_fault_27_a_kill_in_mid_stream_ends_only_its_own_streams(
     make_engine: EngineMaker,
     catalogue: Catalogue,
     start_gateway: StartGateway,
-    conserved: Callable[[], None],
 ) -> None:
     dying = make_engine()
     dying.faults("die_after_tokens", "3:exit")
@@ -105,7 +103,6 @@ def test_fault_28_a_clean_end_without_its_last_events_is_no_success(
     engine: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
-    conserved: Callable[[], None],
     tokens: str,
 ) -> None:
     key = only(catalogue, engine)
