@@ -1,19 +1,26 @@
 """The simulated engine answers in the same shapes as a real vLLM: keys, types and order of events of every route.
 
-Needs a real one: TAAS_TEST_VLLM_URL and TAAS_TEST_VLLM_KEY (started with --enable-scale-out and --enable-prompt-tokens-details).
+A real one is started, unless TAAS_TEST_VLLM_URL and TAAS_TEST_VLLM_KEY name one that runs.
 """
 
 import json
 import os
 import re
+import signal
+import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.fixtures.engine import EngineMaker, SimEngine
+from tests.fixtures.gateway import wait_until
+from tests.fixtures.stack import MODEL, VLLM_PYTHON, model_folder
+from tests.fixtures.valkey import free_port
 
 pytestmark = pytest.mark.vllm
 
@@ -114,15 +121,48 @@ UNORDERED = ("chat stream n", "completions stream list")
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[httpx.Client]:
-    """A client of the real vLLM."""
-    url = os.environ.get("TAAS_TEST_VLLM_URL")
-    if not url:
-        pytest.skip("TAAS_TEST_VLLM_URL names no vLLM")
-    with httpx.Client(
-        base_url=url, timeout=120, headers={"authorization": f"Bearer {os.environ.get('TAAS_TEST_VLLM_KEY', '')}"}
-    ) as client:
-        yield client
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a real vLLM, without a tool parser and with the simulated engine's context."""
+    given = os.environ.get("TAAS_TEST_VLLM_URL")
+    key = os.environ.get("TAAS_TEST_VLLM_KEY", "") if given else "sk-engine-key"
+    with ExitStack() as ending:
+        url = given or ending.enter_context(plain_vllm(tmp_path_factory.mktemp("vllm") / "log", key))
+        yield ending.enter_context(httpx.Client(base_url=url, timeout=120, headers={"authorization": f"Bearer {key}"}))
+
+
+@contextmanager
+def plain_vllm(log: Path, key: str) -> Iterator[str]:
+    """Start vLLM by itself; its URL once it answers."""
+    port = free_port()
+    command = [
+        VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model_folder(), "--served-model-name", MODEL,
+        "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--enable-scale-out", "--scheduling-policy", "priority",
+        "--enable-prompt-tokens-details", "--max-model-len", "2048",
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_API_KEY": key,
+    }
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until(lambda: process.poll() is not None or healthy(url), "answer of vLLM", timeout_s=240)
+        assert process.poll() is None, log.read_text()[-3000:]
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(url + "/health", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture
