@@ -117,7 +117,7 @@ def bill_lines(receipt: dict[str, Any], before: dict[str, Any], after: dict[str,
     )
     for name, tokens, kind in rows:
         each = price.get(kind)
-        amount = "" if each is None else f"{Decimal(each) * tokens / _MILLION:f}"
+        amount = "" if each is None else f"{(Decimal(each) * tokens / _MILLION).normalize():f}"
         yield f"    {name:<14}{tokens:>8}{each or 'none':>18}{amount:>16}"
     yield f"    {'total':<14}{billed['prompt'] + billed['output']:>8}{'':>18}{receipt['amount'] or 'none':>16}"
     counted = {kind: after["produced"][kind] - before["produced"][kind] for kind in ("prompt", "generation")}
