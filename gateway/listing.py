@@ -11,11 +11,13 @@ from fastapi.responses import JSONResponse, Response
 from gateway.authenticate import Caller, authenticate
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
+from gateway.client import opaque_instance
 from gateway.errors import ModelNotFound, RouteNotFound, UsageUnavailable
 from gateway.lifecycle import Lifecycle
 
 REQUEST_ID = re.compile(r"^req_[0-9a-f]{24}$")
 RECEIPT_TIMEOUT_S = 5.0
+OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
 
 
 def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, service_key: str) -> APIRouter:
@@ -62,7 +64,7 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
             raise RouteNotFound("There is no such request.")
         if found.status_code != 200:
             raise UsageUnavailable
-        return Response(found.content, media_type="application/json")
+        return JSONResponse(tenants_view(found.json()))
 
     @router.get("/healthz", summary="The process runs", tags=["health"])
     async def healthz() -> dict[str, str]:
@@ -75,6 +77,14 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
         return JSONResponse({"status": state}, 200 if ready else 503)
 
     return router
+
+
+def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
+    """A receipt without what names our machines and processes; the instance as `x-taas-instance` names it."""
+    shown = {name: value for name, value in receipt.items() if name not in OPERATORS_FIELDS}
+    if isinstance(receipt.get("instance"), str):
+        shown["instance"] = opaque_instance(receipt["instance"]).decode()
+    return shown
 
 
 def _openai_model(model: Model) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class AdminApi:
         """POST /admin/v1/PATH."""
         return self._answer(self._client.post(f"/admin/v1/{path}", json=body))
 
+    def put(self, path: str, **body: Any) -> dict[str, Any]:
+        """PUT /admin/v1/PATH."""
+        return self._answer(self._client.put(f"/admin/v1/{path}", json=body))
+
     def find(self, path: str, query: dict[str, str] | None = None, **wanted: Any) -> dict[str, Any] | None:
         """The first row of a listing whose fields have these values."""
         for row in self.rows(path, **(query or {})):
