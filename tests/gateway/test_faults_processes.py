@@ -22,12 +22,25 @@ LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
 
 
 async def crowd(gateways: list[GatewayProcess], key: str, callers: int) -> list[int]:
-    """So many callers at once, spread over the gateways; their statuses."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=60, limits=limits, headers={"authorization": f"Bearer {key}"}) as client:
-        urls = [gateways[index % len(gateways)].url + "/v1/chat/completions" for index in range(callers)]
-        answers = await asyncio.gather(*(client.post(url, json=CHAT) for url in urls))
-    return [answer.status_code for answer in answers]
+    """So many callers at once, each on a connection of its own, spread over the gateways; their statuses."""
+    body = json.dumps(CHAT).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+
+    async def call(port: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(head.encode() + body)
+            answer = await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        return int(answer.split(b" ", 2)[1])
+
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*(call(gateways[index % len(gateways)].port) for index in range(callers)))
 
 
 @pytest.mark.parametrize("where", ["tenant", "key"])
