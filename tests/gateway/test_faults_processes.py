@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -195,18 +196,31 @@ def test_fault_37_kill_9_in_mid_stream_is_settled_once_from_the_last_checkpoint(
 def test_fault_41_sigterm_lets_streams_finish(
     make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
-    engine = make_engine("--decode-ms", "10")
+    engine = make_engine("--decode-ms", "25")
     catalogue.instance(engine.url, engine.key)
     key = catalogue.key(catalogue.tenant("ten_a"))
-    gateway = start_gateway(TAAS_DRAIN_S="20")
+    gateway = start_gateway(TAAS_DRAIN_S="60")
     with contextlib.ExitStack() as stack:
-        answers = [begin_stream(gateway, key, stack) for _ in range(20)]
+        client = stack.enter_context(
+            httpx.Client(
+                base_url=gateway.url,
+                headers={"authorization": f"Bearer {key}"},
+                timeout=60,
+                limits=httpx.Limits(max_connections=None),
+            )
+        )
+        request = client.build_request("POST", "/v1/chat/completions", json=LONG)
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: client.send(request, stream=True), range(200)))
+        for answer in answers:
+            stack.callback(answer.close)
+        assert catalogue.redis.zcard(redis_keys.open_requests(MODEL)) == 200
         assert gateway.process is not None
         gateway.process.terminate()
         for answer in answers:
             assert list(answer.iter_lines())[-2:] == ["data: [DONE]", ""]
     assert gateway.process.wait(20) == 0
-    events = catalogue.await_events(20)
+    events = catalogue.await_events(200)
     assert {event.ending for event in events} == {Ending.COMPLETE}
     assert sum(event.billed.output for event in events) == engine.counters()["generation"]
 
