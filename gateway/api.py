@@ -10,7 +10,7 @@ from secrets import token_hex
 from typing import Any
 
 from billing.cell.scripts import CellKeys
-from billing.usage_event import CapacityClass, Ending, EventHead
+from billing.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
 from gateway.catalogue import Catalogue
@@ -47,7 +47,6 @@ class InferenceApi:
     engines: Engines
     reserver: Reserver
     forwarder: Forwarder
-    settle: Callable[[Exchange, Ending, int], None]
     metrics: Metrics
     open_exchanges: dict[str, Exchange]
     body_bytes_max: int

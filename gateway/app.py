@@ -73,7 +73,6 @@ class Stages:
             engines=self._engines,
             reserver=Reserver(self._redis, settings.lease_ms, outage, self._journal),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
-            settle=self._settler.settle,
             metrics=metrics,
             open_exchanges=self.open_exchanges,
             body_bytes_max=settings.max_body_bytes,

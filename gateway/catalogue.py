@@ -39,7 +39,6 @@ class Catalogue:
         self._tenants: dict[str, Tenant] = {}
         self.models: dict[str, Model] = {}
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
-        self.instances_generation = 0
         self.cache_salt = ""
         self._fresh_until = 0.0
         self._changes_seen = 0
@@ -201,7 +200,6 @@ class Catalogue:
         for entry in entries:
             by_model.setdefault(entry.model, []).append(entry)
         self._instances = {model: tuple(entries) for model, entries in by_model.items()}
-        self.instances_generation += 1
 
 
 def _stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:

@@ -36,8 +36,6 @@ class Exchange:
     started_at: float
     connection: UpstreamConnection | None = None
     client_connection: ClientConnection | None = None
-    # What is charged to the buckets so far, in milliunits.
-    charged_mu: int = 0
     # When it first went to an engine: what comes before is the gateway's own time.
     sent_at: float = 0.0
     try_started_at: float = 0.0

@@ -5,9 +5,8 @@
 
 import math
 
+from gateway.catalogue_entries import MILLIUNITS
 from gateway.reserve import Reservation
-
-MILLIUNITS = 1000
 
 
 def limit_headers(reservation: Reservation) -> list[tuple[bytes, bytes]]:

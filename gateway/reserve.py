@@ -27,9 +27,8 @@ UNMETERED_ROUTES: Final = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE})
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """An admitted request: what it holds, and how full its tightest buckets are (for the `x-ratelimit-*` headers)."""
+    """An admitted request: its limits and how full its buckets are (for the `x-ratelimit-*` headers)."""
 
-    cost_mu: int
     tenant_limits: Limits
     key_limits: Limits
     tenant_levels: Levels
@@ -93,12 +92,12 @@ class Reserver:
             reply = parse_reserve(await self._redis.execute(*call))
         except RedisUnavailable as exc:
             if self._outage.take(caller.tenant, cost_mu):
-                return Reservation(cost_mu, Limits(), Limits(), _UNKNOWN, _UNKNOWN)
+                return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
         if isinstance(reply, Refused):
             raise quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
         assert not isinstance(reply, AlreadySettled), "request ids are ours and new"
-        return Reservation(cost_mu, tenant_limits, key_limits, reply.tenant, reply.key)
+        return Reservation(tenant_limits, key_limits, reply.tenant, reply.key)
 
 
 def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
