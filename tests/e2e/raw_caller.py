@@ -4,6 +4,8 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -12,22 +14,24 @@ from tests.fixtures.stack import MODEL, Stack
 STORY = "Write a very long story about the sea, the wind and the people who live by them. Begin at once."
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+# Tokens that no machine makes before a test is done with the answer, and that fit the model's context.
+LONG = 7000
 # What a stream's chunk with a token in it holds, and what stands in its last chunk before the closing one.
 TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"', RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
 FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done", MESSAGES: b"message_delta"}  # fmt: skip
 
 
 def body_of(path: str, prompt: str = STORY, *, tokens: int, stream: bool = True) -> dict[str, Any]:
-    """A request on this route that goes on for long; where the route allows it, to the last of its tokens."""
+    """A request that goes on to the last of its tokens: by order where the route allows that, else by a story that greedy decoding does not end."""
     shared = {"model": MODEL, "stream": stream}
     messages = [{"role": "user", "content": prompt}]
     match path:
         case "/v1/completions":
             return shared | {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
         case "/v1/responses":
-            return shared | {"input": prompt, "max_output_tokens": tokens}
+            return shared | {"input": prompt, "max_output_tokens": tokens, "temperature": 0}
         case "/v1/messages":
-            return shared | {"messages": messages, "max_tokens": tokens}
+            return shared | {"messages": messages, "max_tokens": tokens, "temperature": 0}
         case _:
             return shared | {"messages": messages, "max_tokens": tokens, "ignore_eos": True}
 
@@ -101,3 +105,10 @@ class RawCaller:
         found = re.search(rb"x-request-id: (req_[0-9a-f]+)", self.seen)
         assert found is not None, self.seen
         return found.group(1).decode()
+
+
+@contextmanager
+def callers_of(stack: Stack, paths: Sequence[str], *, tokens: int) -> Iterator[list[RawCaller]]:
+    """A stream on each of these routes; whatever happens, none is left open."""
+    with ExitStack() as closing:
+        yield [closing.enter_context(RawCaller(stack, path, body_of(path, tokens=tokens))) for path in paths]

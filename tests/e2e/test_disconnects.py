@@ -4,13 +4,11 @@ import time
 
 import pytest
 
-from tests.e2e.raw_caller import FINISH, ROUTES, TOKEN, RawCaller, body_of
+from tests.e2e.raw_caller import FINISH, LONG, ROUTES, TOKEN, RawCaller, body_of
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import Stack
 
 pytestmark = pytest.mark.vllm
-
-LONG = 1500
 
 
 def assert_ended_as_left(stack: Stack, request_id: str, output_most: int = LONG) -> None:
@@ -44,7 +42,7 @@ def test_fault_42_whole_answer_left_while_it_is_made_is_billed_as_produced(stack
     with RawCaller(stack, path, body_of(path, tokens=LONG, stream=False)):
         (request_id,) = stack.await_open(1)
         before = stack.engine_counters().generation
-        wait_until(lambda: stack.engine_counters().generation > before + 2, "tokens")
+        wait_until(lambda: stack.engine_counters().generation > before + 2, "tokens", 30.0)
     assert_stops(stack, request_id)
     assert_ended_as_left(stack, request_id)
     assert stack.receipt(request_id)["billed"]["output"] > 2

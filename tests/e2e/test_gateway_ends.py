@@ -5,22 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.e2e.raw_caller import CHAT, MESSAGES, ROUTES, TOKEN, RawCaller, body_of
+from tests.e2e.raw_caller import CHAT, LONG, MESSAGES, ROUTES, TOKEN, RawCaller, body_of, callers_of
 from tests.fixtures.stack import Stack
 
 pytestmark = pytest.mark.vllm
 
 
 def test_fault_37_kill_9_of_a_gateway_leaves_one_absorbed_entry_a_request(stack: Stack) -> None:
-    callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
-    whole = RawCaller(stack, CHAT, body_of(CHAT, tokens=1500, stream=False))
-    for path, caller in zip(ROUTES, callers, strict=True):
-        caller.read_until(TOKEN[path], 3)
-    ids = stack.await_open(5)
-    stack.gateway.kill()
-    for caller in [*callers, whole]:
-        caller.read_all()
-        caller.leave()
+    whole_body = body_of(CHAT, tokens=LONG, stream=False)
+    with callers_of(stack, ROUTES, tokens=LONG) as callers, RawCaller(stack, CHAT, whole_body) as whole:
+        for path, caller in zip(ROUTES, callers, strict=True):
+            caller.read_until(TOKEN[path], 3)
+        ids = stack.await_open(5)
+        stack.gateway.kill()
+        for caller in [*callers, whole]:
+            caller.read_all()
     stack.restart_gateway()
     for request_id in ids:
         receipt = stack.receipt(request_id)
@@ -32,10 +31,9 @@ def test_fault_37_kill_9_of_a_gateway_leaves_one_absorbed_entry_a_request(stack:
 
 def test_fault_41_sigterm_lets_streams_end_and_bills_them(stack: Stack) -> None:
     paths = [*ROUTES, *ROUTES]
-    callers = [RawCaller(stack, path, body_of(path, tokens=40)) for path in paths]
-    for path, caller in zip(paths, callers, strict=True):
-        caller.read_until(TOKEN[path])
-    with ThreadPoolExecutor(len(callers)) as reading:
+    with callers_of(stack, paths, tokens=40) as callers, ThreadPoolExecutor(len(paths)) as reading:
+        for path, caller in zip(paths, callers, strict=True):
+            caller.read_until(TOKEN[path])
         answers = [reading.submit(caller.read_all) for caller in callers]
         assert stack.gateway.terminate(timeout_s=40) == 0
         for path, answer in zip(paths, answers, strict=True):
@@ -45,7 +43,6 @@ def test_fault_41_sigterm_lets_streams_end_and_bills_them(stack: Stack) -> None:
             ) in text
     stack.restart_gateway()
     for caller in callers:
-        caller.leave()
         receipt = stack.receipt(caller.request_id)
         assert receipt["ending"] == "complete", receipt
         assert receipt["billed"] == receipt["produced"]
@@ -58,10 +55,9 @@ def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_u
     stack.gateway.start()
     try:
         stack.await_served()
-        callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
-        for path, caller in zip(ROUTES, callers, strict=True):
-            caller.read_until(TOKEN[path])
-        with ThreadPoolExecutor(len(callers)) as reading:
+        with callers_of(stack, ROUTES, tokens=LONG) as callers, ThreadPoolExecutor(len(ROUTES)) as reading:
+            for path, caller in zip(ROUTES, callers, strict=True):
+                caller.read_until(TOKEN[path])
             answers = [reading.submit(caller.read_all) for caller in callers]
             assert stack.gateway.terminate(timeout_s=20) == 0
             texts = [answer.result() for answer in answers]
@@ -70,7 +66,6 @@ def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_u
         stack.gateway = longer
         stack.restart_gateway()
     for path, caller, text in zip(ROUTES, callers, texts, strict=True):
-        caller.leave()
         errors = [line for line in text.decode().splitlines() if line.startswith("data: {") and '"error":' in line]
         assert len(errors) == 1, (path, text[-500:])
         assert "gateway_stopped" in json.dumps(json.loads(errors[0][6:]))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.e2e.raw_caller import ROUTES, TOKEN, RawCaller, body_of
+from tests.e2e.raw_caller import CHAT, LONG, ROUTES, TOKEN, RawCaller, body_of, callers_of
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import Stack, kill_9
 
@@ -14,25 +14,23 @@ pytestmark = pytest.mark.vllm
 def test_fault_26_and_27_killed_engine_ends_streams_with_one_error_and_comes_back(stack: Stack) -> None:
     before = stack.instance()
     assert before is not None
-    whole = RawCaller(stack, ROUTES[0], body_of(ROUTES[0], tokens=1500, stream=False))
-    callers = [RawCaller(stack, path, body_of(path, tokens=1500)) for path in ROUTES]
-    for path, caller in zip(ROUTES, callers, strict=True):
-        caller.read_until(TOKEN[path], 3)
-    ids = stack.await_open(5)
-    # So that the worker and the audit have seen tokens of all five.
-    counted = stack.engine_counters().generation
-    wait_until(lambda: stack.engine_counters().generation > counted + 100, "tokens")
-    kill_9(stack.engine_pid())
-    with whole:
-        assert b" 50" in whole.read_all()[:13], whole.seen
-    for path, caller in zip(ROUTES, callers, strict=True):
-        text = caller.read_all().decode()
+    whole_body = body_of(CHAT, tokens=LONG, stream=False)
+    with callers_of(stack, ROUTES, tokens=LONG) as callers, RawCaller(stack, CHAT, whole_body) as whole:
+        for path, caller in zip(ROUTES, callers, strict=True):
+            caller.read_until(TOKEN[path], 3)
+        ids = stack.await_open(5)
+        # So that the worker and the audit have seen tokens of all five.
+        counted = stack.engine_counters().generation
+        wait_until(lambda: stack.engine_counters().generation > counted + 100, "tokens", 60.0)
+        kill_9(stack.engine_pid())
+        assert b" 50" in whole.read_all()[:13], whole.seen[:200]
+        texts = [caller.read_all().decode() for caller in callers]
+    for path, text in zip(ROUTES, texts, strict=True):
         errors = [line for line in text.splitlines() if line.startswith("data: {") and '"error":' in line]
         assert len(errors) == 1, (path, text[-500:])
         assert "engine_failed" in json.dumps(json.loads(errors[0][6:]))
         assert "[DONE]" not in text
-        caller.leave()
-    with RawCaller(stack, ROUTES[0], body_of(ROUTES[0], tokens=4)) as late:
+    with RawCaller(stack, CHAT, body_of(CHAT, tokens=4)) as late:
         assert b" 503 " in late.read_all()[:20], late.seen
         assert b"retry-after" in late.seen
     for request_id in ids:
@@ -43,7 +41,7 @@ def test_fault_26_and_27_killed_engine_ends_streams_with_one_error_and_comes_bac
         assert receipt["produced"]["output"] >= (3 if receipt["stream"] else 0)
     stack.await_engine(not_epoch=before["epoch"])
     stack.await_served()
-    with RawCaller(stack, ROUTES[0], body_of(ROUTES[0], tokens=4)) as caller:
+    with RawCaller(stack, CHAT, body_of(CHAT, tokens=4)) as caller:
         assert b"[DONE]" in caller.read_all()
     assert stack.receipt(caller.request_id)["billed"]["output"] == 4
     # What died with the engine's counters is said as lost, not as a residual.
