@@ -46,6 +46,7 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
                 "status": row.status,
                 "on_demand": row.on_demand,
                 "redis_down": row.redis_down,
+                "weight": row.weight,
                 "limits": limits[row.tenant_id],
             }
         )

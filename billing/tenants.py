@@ -25,7 +25,7 @@ REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3)."""
+    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3); `weight` is its share of what is divided fairly."""
 
     tenant_id: str
     name: str
@@ -33,6 +33,7 @@ class Tenant:
     status: Status
     on_demand: bool
     redis_down: dict[str, Any]
+    weight: int
     created_ms: int
     updated_ms: int
 
@@ -44,11 +45,19 @@ def create(
     *,
     on_demand: bool = True,
     redis_down: Mapping[str, Any] = REFUSE,
+    weight: int = 1,
 ) -> Tenant:
     """A new tenant, active, with the project `default`. Raises Conflict when the name is taken."""
     row = connection.execute(
         insert(table)
-        .values(tenant_id=new_id(TENANT_PREFIX), name=name, kind=kind, on_demand=on_demand, redis_down=dict(redis_down))
+        .values(
+            tenant_id=new_id(TENANT_PREFIX),
+            name=name,
+            kind=kind,
+            on_demand=on_demand,
+            redis_down=dict(redis_down),
+            weight=weight,
+        )
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(table)
     ).one_or_none()
@@ -87,10 +96,13 @@ def change(
     status: Status | None = None,
     on_demand: bool | None = None,
     redis_down: Mapping[str, Any] | None = None,
+    weight: int | None = None,
 ) -> Tenant:
     """Set what is given. Raises NotFound."""
     tenant_id = find(connection, tenant).tenant_id
-    wanted = {"status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down)}
+    wanted = {
+        "status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
+    }  # fmt: skip
     given = {column: value for column, value in wanted.items() if value is not None}
     if given:
         connection.execute(update(table).where(table.c.tenant_id == tenant_id).values(given))

@@ -62,6 +62,7 @@ class Tenant:
     active: bool
     on_demand: bool
     outage: OutagePolicy
+    weight: int
     limits: LimitTable
 
     @classmethod
@@ -77,6 +78,7 @@ class Tenant:
                 entry["status"] == "active",
                 bool(entry.get("on_demand", True)),
                 OutagePolicy(int(policy["requests"]), int(policy["units"]) * MILLIUNITS) if lease else OutagePolicy(),
+                max(1, int(entry.get("weight", 1))),
                 LimitTable.read(entry.get("limits") or []),
             )
         except (KeyError, TypeError) as exc:

@@ -28,6 +28,7 @@ class LocalLease(Body):
     units: Annotated[int, Field(ge=1, le=UNITS_MAX)]
 
 
+Weight = Annotated[int, Field(ge=1, le=1000)]
 RedisDown = Annotated[Refuse | LocalLease, Field(discriminator="policy")]
 
 
@@ -38,6 +39,7 @@ class NewTenant(Body):
     kind: Literal["external", "internal"] = "external"
     on_demand: bool = True
     redis_down: RedisDown = Refuse(policy="refuse")
+    weight: Weight = 1
 
 
 class TenantChange(Body):
@@ -46,6 +48,7 @@ class TenantChange(Body):
     status: Literal["active", "suspended"] | None = None
     on_demand: bool | None = None
     redis_down: RedisDown | None = None
+    weight: Weight | None = None
     stop_streams: bool = False
 
 
@@ -54,7 +57,9 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
     """Create a tenant, with the project `default`."""
     with control.changing(response) as connection:
         redis_down = body.redis_down.model_dump()
-        made = tenants.create(connection, body.name, body.kind, on_demand=body.on_demand, redis_down=redis_down)
+        made = tenants.create(
+            connection, body.name, body.kind, on_demand=body.on_demand, redis_down=redis_down, weight=body.weight
+        )
     return shown(made)
 
 
@@ -84,6 +89,7 @@ def change(tenant: NamePath, body: TenantChange, control: Control, response: Res
             status=body.status,
             on_demand=body.on_demand,
             redis_down=None if body.redis_down is None else body.redis_down.model_dump(),
+            weight=body.weight,
         )
         if body.stop_streams:
             tenants.stop_streams(connection, changed.tenant_id)
@@ -99,6 +105,7 @@ def shown(tenant: Tenant) -> dict[str, Any]:
         "status": tenant.status,
         "on_demand": tenant.on_demand,
         "redis_down": tenant.redis_down,
+        "weight": tenant.weight,
         "created_ms": tenant.created_ms,
         "updated_ms": tenant.updated_ms,
     }

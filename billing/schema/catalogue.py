@@ -43,7 +43,10 @@ tenant = Table(
     Column("status", Text, nullable=False, server_default="active"),
     Column("on_demand", Boolean, nullable=False),
     Column("redis_down", JSONB, nullable=False),
+    # Its share of what is divided fairly, against the others'.
+    Column("weight", Integer, nullable=False, server_default="1"),
     *_times(),
+    CheckConstraint("weight between 1 and 1000", name="weight"),
     CheckConstraint("kind in ('external', 'internal')", name="kind"),
     CheckConstraint("status in ('active', 'suspended')", name="status"),
 )

@@ -67,6 +67,8 @@ usage_event = Table(
     Column("anomaly", Text),
     *(Column(name, BigInteger, nullable=False) for name in TOKEN_COLUMNS),
     Column("absorbed_reasons", JSONB, nullable=False),
+    # Why it was admitted as it was; null of events from before there was a choice.
+    Column("decision", JSONB),
     Column("units_mu", BigInteger, nullable=False),
     Column("http_status", Integer, nullable=False),
     Column("gateway", Text, nullable=False),

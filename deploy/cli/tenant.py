@@ -94,17 +94,22 @@ def resume(name: str, as_json: bool) -> None:
     type=_RedisDown(),
     help="While Redis is gone: `refuse`, or `lease:REQUESTS:UNITS` over all gateways together.",
 )
+@click.option(
+    "--weight", type=click.IntRange(1, 1000), help="Its share of what is divided fairly, against the others'."
+)
 @json_option
-def set_fields(name: str, on_demand: bool | None, redis_down: dict[str, Any] | None, as_json: bool) -> None:
+def set_fields(
+    name: str, on_demand: bool | None, redis_down: dict[str, Any] | None, weight: int | None, as_json: bool
+) -> None:
     """Change what the tenant NAME may.
 
     \b
     taas tenant set acme --no-on-demand
     taas tenant set acme --redis-down lease:100:50000
     """
-    body = given(on_demand=on_demand, redis_down=redis_down)
+    body = given(on_demand=on_demand, redis_down=redis_down, weight=weight)
     if not body:
-        raise click.UsageError("nothing to change: give --on-demand, --no-on-demand or --redis-down.")
+        raise click.UsageError("nothing to change: give --on-demand, --no-on-demand, --redis-down or --weight.")
     _print(call("PATCH", "tenants", name, body=body), as_json)
 
 
@@ -117,5 +122,5 @@ def _print(tenant: dict[str, Any], as_json: bool) -> None:
     shown = f"lease of {policy['requests']} requests, {policy['units']} units" if lease else "refuse"
     print_fields({
         "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"], "status": tenant["status"],
-        "on demand": tenant["on_demand"], "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
+        "on demand": tenant["on_demand"], "weight": tenant["weight"], "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
     })  # fmt: skip

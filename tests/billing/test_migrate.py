@@ -6,6 +6,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
+import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.ledger  # noqa: F401
 from billing.migrate import upgrade
