@@ -1,0 +1,27 @@
+"""What time alone does to contracts: they become active and they end. Whoever runs the control plane's loops calls it."""
+
+from dataclasses import replace
+from typing import Final
+
+from sqlalchemy import Connection
+
+from billing.contracts import store
+from billing.contracts.terms import Contract
+
+BY: Final = "clock"
+
+
+def advance(connection: Connection, now_ms: int) -> list[Contract]:
+    """Bring the states up to the clock, each change in the history; what changed. Again at once: nothing.
+
+    One that slept through its whole term becomes active and then ended, so that no history skips a state.
+    """
+    changed = []
+    for contract in store.lock_due(connection, now_ms):
+        now = contract
+        if now.state == "signed" and now.terms.starts_ms < now.effective_end_ms:
+            now = store.save(connection, replace(now, state="active"), "active", by=BY, now_ms=now_ms)
+        if now.effective_end_ms <= now_ms:
+            now = store.save(connection, replace(now, state="ended"), "ended", by=BY, now_ms=now_ms)
+        changed.append(now)
+    return changed

@@ -1,0 +1,46 @@
+"""What each contract is worth at this moment: for the allocator, which asks every second. Reads only."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from billing.contracts.store import BINDING
+from billing.contracts.terms import Overflow
+from billing.schema.capacity import contract, contract_step
+
+
+@dataclass(frozen=True, slots=True)
+class ContractRate:
+    """One contract in force. `spill_mu_s` None: what spills has no cap of its own."""
+
+    contract_id: str
+    tenant: str
+    mu_s: int
+    overflow: Overflow
+    spill_mu_s: int | None
+    end_ms: int
+
+
+def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
+    """The contracts of a pool that are in force at this moment, by the clock and not by their state, which follows it."""
+    rate = (
+        select(contract_step.c.mu_s)
+        .where(contract_step.c.contract_id == contract.c.contract_id, contract_step.c.from_ms <= now_ms)
+        .order_by(contract_step.c.from_ms.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = connection.execute(
+        select(contract, rate.label("mu_s"))
+        .where(
+            contract.c.pool == pool,
+            contract.c.state.in_(BINDING),
+            contract.c.starts_ms <= now_ms,
+            contract.c.effective_end_ms > now_ms,
+        )
+        .order_by(contract.c.contract_id)
+    )
+    return [
+        ContractRate(row.contract_id, row.tenant_id, row.mu_s, row.overflow, row.spill_mu_s, row.effective_end_ms)
+        for row in rows
+    ]

@@ -1,0 +1,149 @@
+"""Contracts in SQL: rows in and out, and the history, which only grows. Decides nothing; each function works in the caller's transaction."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from billing.contracts.terms import Contract, State, Step, Terms
+from billing.names import new_id
+from billing.refusals import NotFound
+from billing.schema.capacity import contract as table
+from billing.schema.capacity import contract_history, contract_step
+
+CONTRACT_PREFIX: Final = "con_"
+# Those that hold capacity.
+BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One change: `after` is the whole contract as it then stood."""
+
+    entry: int
+    at_ms: int
+    change: str
+    by: str
+    after: Contract
+
+
+def now_ms(connection: Connection) -> int:
+    """The database's clock, which all who sign share."""
+    clock = (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger)
+    return connection.execute(select(clock)).scalar_one()
+
+
+def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) -> Contract:
+    """A new draft; it holds nothing yet."""
+    contract = Contract(new_id(CONTRACT_PREFIX), terms, "draft", None, None, terms.ends_ms, now_ms)
+    connection.execute(insert(table).values(_columns(contract)))
+    _write_steps(connection, contract)
+    _append(connection, contract, "draft", by, now_ms)
+    return contract
+
+
+def save(connection: Connection, contract: Contract, change: str, *, by: str, now_ms: int) -> Contract:
+    """The contract as it now stands, and the change in its history."""
+    connection.execute(update(table).where(table.c.contract_id == contract.contract_id).values(_columns(contract)))
+    connection.execute(delete(contract_step).where(contract_step.c.contract_id == contract.contract_id))
+    _write_steps(connection, contract)
+    _append(connection, contract, change, by, now_ms)
+    return contract
+
+
+def find(connection: Connection, contract_id: str) -> Contract:
+    """By id. Raises NotFound."""
+    found = _read(connection, _query().where(table.c.contract_id == contract_id))
+    if not found:
+        message = f"There is no contract {contract_id!r}; `taas contract list` shows those that are."
+        raise NotFound(message, param="contract")
+    return found[0]
+
+
+def list_all(
+    connection: Connection,
+    *,
+    tenant_id: str | None = None,
+    pool: str | None = None,
+    states: Sequence[State] = (),
+    ends_after_ms: int | None = None,
+) -> list[Contract]:
+    """Those that match all that is given, by start."""
+    query = _query().order_by(table.c.starts_ms, table.c.contract_id)
+    if tenant_id is not None:
+        query = query.where(table.c.tenant_id == tenant_id)
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    if states:
+        query = query.where(table.c.state.in_(states))
+    if ends_after_ms is not None:
+        query = query.where(table.c.effective_end_ms > ends_after_ms)
+    return _read(connection, query)
+
+
+def lock(connection: Connection, contract_id: str) -> Contract:
+    """The contract, held against other changes until the transaction ends. Raises NotFound."""
+    connection.execute(select(table.c.contract_id).where(table.c.contract_id == contract_id).with_for_update())
+    return find(connection, contract_id)
+
+
+def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
+    """Those whose state is behind the clock, held; what another transaction holds is left for the next time."""
+    starts = (table.c.state == "signed") & (table.c.starts_ms <= now_ms)
+    ends = table.c.state.in_(BINDING) & (table.c.effective_end_ms <= now_ms)
+    held = select(table.c.contract_id).where(starts | ends).with_for_update(skip_locked=True)
+    ids = connection.execute(held).scalars().all()
+    return _read(connection, _query().where(table.c.contract_id.in_(ids)).order_by(table.c.contract_id)) if ids else []
+
+
+def history(connection: Connection, contract_id: str) -> list[Entry]:
+    """Every change of one contract, oldest first. Raises NotFound."""
+    find(connection, contract_id)
+    rows = connection.execute(
+        select(contract_history).where(contract_history.c.contract_id == contract_id).order_by(contract_history.c.entry)
+    )
+    return [Entry(row.entry, row.at_ms, row.change, row.by, Contract.from_record(row.after)) for row in rows]
+
+
+def _query() -> Select[Any]:
+    pair = func.json_build_array(contract_step.c.from_ms, contract_step.c.mu_s)
+    steps = (
+        select(func.json_agg(aggregate_order_by(pair, contract_step.c.from_ms)))
+        .where(contract_step.c.contract_id == table.c.contract_id)
+        .scalar_subquery()
+    )
+    return select(table, steps.label("steps"))
+
+
+def _read(connection: Connection, query: Select[Any]) -> list[Contract]:
+    return [_contract(row) for row in connection.execute(query)]
+
+
+def _contract(row: Row[Any]) -> Contract:
+    fields = dict(row._mapping)
+    own = {name: fields.pop(name) for name in ("contract_id", "state", "notice_by", "notice_given_ms")}
+    times = {name: fields.pop(name) for name in ("effective_end_ms", "created_ms")}
+    steps = tuple(Step(from_ms, mu_s) for from_ms, mu_s in fields.pop("steps") or ())
+    return Contract(terms=Terms(**fields, steps=steps), **own, **times)
+
+
+def _columns(contract: Contract) -> dict[str, Any]:
+    record = asdict(contract)
+    terms = record.pop("terms")
+    del terms["steps"]
+    return {**terms, **record}
+
+
+def _write_steps(connection: Connection, contract: Contract) -> None:
+    rows = [{"contract_id": contract.contract_id, **asdict(step)} for step in contract.terms.steps]
+    connection.execute(insert(contract_step), rows)
+
+
+def _append(connection: Connection, contract: Contract, change: str, by: str, now_ms: int) -> None:
+    connection.execute(
+        insert(contract_history).values(
+            contract_id=contract.contract_id, change=change, by=by, at_ms=now_ms, after=contract.to_record()
+        )
+    )

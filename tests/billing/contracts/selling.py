@@ -1,0 +1,66 @@
+"""A pool that has something to sell, and short words for what is sold of it. Times are relative to `T0`, rates in whole units."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert
+
+from billing import models, tenants
+from billing.contracts.terms import Step, Terms
+from billing.schema.capacity import calibration, pool, reclaim
+
+POOL = "llama"
+T0 = 1_800_000_000_000  # 2027-01-15T08:00:00Z
+DAY = 86_400_000
+UNIT = 1000
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Ids of the tenants by name."""
+
+    tenants: dict[str, str]
+
+
+def furnish(connection: Connection, *, instances: int = 2, capacity: int = 1000, headroom_permille: int = 0) -> Shop:
+    """A model with its pool, calibrated, and the tenants acme, bolt and core."""
+    models.create(connection, models.ModelSpec(POOL, 4096))
+    connection.execute(insert(pool).values(pool=POOL, instances=instances, headroom_permille=headroom_permille))
+    calibrate(connection, capacity)
+    return Shop({name: tenants.create(connection, name).tenant_id for name in ("acme", "bolt", "core")})
+
+
+def calibrate(connection: Connection, capacity: int, *, at_ms: int = T0, number: int = 0) -> None:
+    """A measurement of so many units per second an instance."""
+    connection.execute(
+        insert(calibration).values(
+            calibration_id=f"cal_{at_ms}_{number}", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=capacity * UNIT,
+            sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30,
+            report={}, created_ms=at_ms,
+        )
+    )  # fmt: skip
+
+
+def take(connection: Connection, instances: int, by_ms: int, until_ms: int | None = None, **fields: Any) -> None:
+    """A reclaim of machines."""
+    values = {
+        "reclaim_id": f"rec_{by_ms}_{instances}", "pool": POOL, "instances": instances, "use": "research", "state": "planned",
+        "breaks": False, "chosen": [], "by_ms": by_ms, "released_ms": until_ms,
+    }  # fmt: skip
+    connection.execute(insert(reclaim).values({**values, **fields}))
+
+
+def terms(
+    tenant_id: str, units: int | list[tuple[int, int]], from_ms: int = T0, until_ms: int = T0 + 100 * DAY, **fields: Any
+) -> Terms:
+    """At a flat rate, or by `(moment, units)`; ended by 30 days' notice of each side."""
+    steps = [(from_ms, units)] if isinstance(units, int) else units
+    base: dict[str, Any] = {"minimum_until_ms": from_ms, "tenant_notice_days": 30, "operator_notice_days": 30}
+    return Terms(
+        tenant_id,
+        POOL,
+        tuple(Step(at_ms, rate * UNIT) for at_ms, rate in steps),
+        from_ms,
+        until_ms,
+        **{**base, **fields},
+    )
