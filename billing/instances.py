@@ -42,7 +42,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One engine added by hand. `engine_key` is what it asks of us, if anything."""
+    """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it schedules by priority."""
 
     instance_id: str
     model: str
@@ -52,6 +52,7 @@ class Instance:
     engine_key: str | None = field(repr=False)
     epoch: str
     abort: bool
+    priority: bool
     baseline_prompt: int
     baseline_generation: int
     removed_ms: int | None
@@ -79,6 +80,7 @@ def add(
     *,
     engine_key: str | None = None,
     instance_id: str | None = None,
+    priority: bool = False,
 ) -> Instance:
     """Register an engine for a model. Raises NotFound for the model, Conflict for an id ever used or a URL in use.
 
@@ -101,6 +103,7 @@ def add(
                     engine_key=engine_key,
                     epoch=facts.epoch,
                     abort=facts.abort,
+                    priority=priority,
                     baseline_prompt=facts.baseline_prompt,
                     baseline_generation=facts.baseline_generation,
                 )

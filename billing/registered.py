@@ -20,6 +20,7 @@ class Registered:
     url: str
     status: str
     abort: bool
+    priority: bool
     epoch: str
     running: int
     waiting: int
@@ -51,6 +52,7 @@ def _read(raw: bytes | str) -> Registered | None:
             url=str(entry["url"]),
             status=str(entry["status"]),
             abort=entry.get("abort") is True,
+            priority=entry.get("priority") is True,
             epoch=str(entry["epoch"]),
             running=int(load.get("running", 0)),
             waiting=int(load.get("waiting", 0)),

@@ -92,6 +92,7 @@ class Agent:
             epoch="",
             status=InstanceStatus.DOWN,
             abort=True,
+            priority=True,
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)

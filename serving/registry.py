@@ -64,7 +64,8 @@ class FinalCounters:
 @dataclass(frozen=True, slots=True)
 class InstanceEntry:
     """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
-    tenant's request; `final` is set once this epoch has ended; `earlier` are ended epochs of the same instance, newest first.
+    tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `final` is set once this epoch has
+    ended; `earlier` are ended epochs of the same instance, newest first.
     """
 
     instance: str
@@ -77,6 +78,7 @@ class InstanceEntry:
     status: InstanceStatus
     lease_until_ms: int = 0
     abort: bool = False
+    priority: bool = False
     load: EngineLoad = EngineLoad()
     baseline: EngineCounters = EngineCounters()
     final: FinalCounters | None = None
@@ -100,6 +102,7 @@ class InstanceEntry:
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
                 "abort": self.abort,
+                "priority": self.priority,
                 "load": {"running": self.load.running, "waiting": self.load.waiting, "kv_usage": self.load.kv_usage},
                 "baseline": _counters_json(self.baseline),
                 "final": None if self.final is None else _final_json(self.final),
@@ -124,6 +127,7 @@ class InstanceEntry:
                 status=InstanceStatus(fields["status"]),
                 lease_until_ms=_count(fields["lease_until_ms"]),
                 abort=fields.get("abort") is True,
+                priority=fields.get("priority") is True,
                 load=_read_load(fields.get("load") or {}),
                 baseline=_read_counters(fields.get("baseline") or {"prompt": 0, "generation": 0}),
                 final=None if final is None else _read_final(final),

@@ -20,12 +20,17 @@ router = APIRouter(prefix="/admin/v1", tags=["instances"])
 
 
 class NewInstance(Body):
-    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as it should."""
+    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as it should.
+
+    `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This cannot be seen from outside, and other servers refuse a
+    parameter that they do not know.
+    """
 
     model: Name
     url: Annotated[str, Field(min_length=1, max_length=2048)]
     key: Text | None = None
     instance: Name | None = None
+    priority: bool = False
     force: bool = False
 
 
@@ -40,7 +45,15 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     _check_not_a_workers(control, by_hand, url, body.instance)
     probe = _probe(control, url, body, model)
     with control.changing(response) as connection:
-        added = instances.add(connection, body.model, url, probe.facts, engine_key=body.key, instance_id=body.instance)
+        added = instances.add(
+            connection,
+            body.model,
+            url,
+            probe.facts,
+            engine_key=body.key,
+            instance_id=body.instance,
+            priority=body.priority,
+        )
     return {**_shown(added), "warnings": probe.warnings}
 
 
@@ -105,6 +118,7 @@ def _shown(instance: Instance) -> dict[str, Any]:
         "status": "ready" if instance.removed_ms is None else "draining",
         "added": "by hand",
         "abort": instance.abort,
+        "priority": instance.priority,
         "epoch": instance.epoch,
         "baseline": {"prompt": instance.baseline_prompt, "generation": instance.baseline_generation},
         "created_ms": instance.created_ms,

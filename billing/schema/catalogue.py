@@ -148,6 +148,7 @@ instance = Table(
     Column("engine_key", Text),
     Column("epoch", Text, nullable=False),
     Column("abort", Boolean, nullable=False),
+    Column("priority", Boolean, nullable=False, server_default=text("false")),
     Column("baseline_prompt", BigInteger, nullable=False),
     Column("baseline_generation", BigInteger, nullable=False),
     Column("removed_ms", BigInteger),

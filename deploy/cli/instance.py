@@ -8,6 +8,7 @@ from deploy.cli.output import Columns, json_option, print_json, show
 _COLUMNS: Columns = {
     "INSTANCE": "instance", "MODEL": "model", "POOL": "pool", "STATUS": "status", "ADDED": "added", "URL": "url",
     "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"], "STOPS BY ID": "abort",
+    "BY PRIORITY": "priority",
 }  # fmt: skip
 
 
@@ -21,9 +22,12 @@ def instance() -> None:
 @click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000.")
 @click.option("--key", "engine_key", help="The API key that it asks for; better in TAAS_ENGINE_KEY.")
 @click.option("--instance", "instance_id", metavar="ID", help="Its id. Default: a random one.")
+@click.option("--priority", is_flag=True, help="It schedules by priority (vLLM: --scheduling-policy priority).")
 @click.option("--force", is_flag=True, help="Add it though it does not answer as it should.")
 @json_option
-def add(model: str, url: str, engine_key: str | None, instance_id: str | None, force: bool, as_json: bool) -> None:
+def add(
+    model: str, url: str, engine_key: str | None, instance_id: str | None, priority: bool, force: bool, as_json: bool
+) -> None:
     """Add an engine that runs already: any server with OpenAI's API. It is looked at first.
 
     \b
@@ -32,7 +36,12 @@ def add(model: str, url: str, engine_key: str | None, instance_id: str | None, f
     from deploy.cli.settings import CliSettings
 
     body = given(
-        model=model, url=url, key=engine_key or CliSettings().engine_key, instance=instance_id, force=force or None
+        model=model,
+        url=url,
+        key=engine_key or CliSettings().engine_key,
+        instance=instance_id,
+        priority=priority or None,
+        force=force or None,
     )
     added = call("POST", "instances", body=body)
     if as_json:

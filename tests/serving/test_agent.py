@@ -44,6 +44,7 @@ async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_i
         "engine-key",
     )
     assert ready.abort
+    assert ready.priority
     assert ready.epoch == starting.epoch
     assert worker.metric("engine_up") == 1
 

@@ -31,6 +31,7 @@ ENTRY = InstanceEntry(
     status=InstanceStatus.READY,
     lease_until_ms=10_000,
     abort=True,
+    priority=True,
     load=EngineLoad(running=3, waiting=1, kv_usage=0.25),
     baseline=EngineCounters(prompt=2, generation=1),
     earlier=(
@@ -75,6 +76,7 @@ def test_a_hand_made_entry_without_optional_fields_is_read() -> None:
     entry = InstanceEntry.from_json(orjson.dumps({**fields, "field_of_the_future": [1]}))
     assert entry.key is None
     assert not entry.abort
+    assert not entry.priority
     assert entry.load == EngineLoad()
     assert entry.final is None
 

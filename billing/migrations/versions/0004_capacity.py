@@ -171,6 +171,7 @@ def upgrade() -> None:
     )
     op.add_column("tenant", sa.Column("weight", sa.Integer(), server_default="1", nullable=False))
     op.create_check_constraint(op.f("ck_tenant_weight"), "tenant", "weight between 1 and 1000")
+    op.add_column("instance", sa.Column("priority", sa.Boolean(), server_default=sa.text("false"), nullable=False))
     op.add_column("usage_event", sa.Column("decision", postgresql.JSONB(), nullable=True))
     for table in _APPEND_ONLY:
         op.execute(
@@ -181,6 +182,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("usage_event", "decision")
+    op.drop_column("instance", "priority")
     op.drop_column("tenant", "weight")
     op.drop_table("contract_step")
     op.drop_table("contract_shortfall")

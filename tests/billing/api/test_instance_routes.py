@@ -77,10 +77,16 @@ def test_a_vllm_is_added_with_its_counters_as_baseline(admin: TestClient, made: 
     assert "key" not in listed
 
 
+def test_an_instance_is_sent_priorities_only_where_the_operator_says_so(made: Make, engine_server, raw_redis):
+    added = made("instances", model="m", url=engine_server.url, priority=True)
+    assert added["priority"]
+    assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, added["instance"])).priority
+
+
 def test_a_bare_backend_is_added_with_warnings(made: Make, engine_server):
     engine_server.answers = {"/v1/models": (200, MODELS), "/inference/v1/abort_requests": (200, '{"choices": []}')}
     added = made("instances", model="m", url=engine_server.url)
-    assert (added["abort"], added["baseline"]) == (False, {"prompt": 0, "generation": 0})
+    assert (added["abort"], added["priority"], added["baseline"]) == (False, False, {"prompt": 0, "generation": 0})
     assert len(added["warnings"]) == 2
     assert added["epoch"].startswith("added-")
 

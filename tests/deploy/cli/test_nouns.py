@@ -113,6 +113,14 @@ def test_an_instance_is_added_listed_and_removed(taas: Taas, told: Told, llama):
     assert "runs on" in taas("instance", "remove", "gpu-1").stdout
 
 
+def test_an_instance_is_added_as_one_that_schedules_by_priority(taas: Taas, told: Told, llama):
+    for name, flags in (("plain", []), ("ranked", ["--priority"])):
+        url = f"http://127.0.0.1:{free_port()}"
+        told("instance", "add", "--model", "org/llama", "--url", url, "--instance", name, "--force", *flags)
+    listed = {row["instance"]: row["priority"] for row in told("instance", "list")["data"]}
+    assert listed == {"plain": False, "ranked": True}
+
+
 def test_a_price_is_set_and_listed(taas: Taas, told: Told, llama):
     price = told("price", "set", "--model", "org/llama", "--input", "0.15", "--cached-input", "0.03", "--output", "0.6")
     assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.03", "0.60")
