@@ -34,7 +34,8 @@ class Meter(Protocol):
     """Reads usage off an answer while it passes through.
 
     `finished`: complete by its own protocol. `failed`: the engine said so itself. `aborted`: stopped inside the engine.
-    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures.
+    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures. `tier`: what the answer is to call the class it
+    was served in (`gateway.protocol.used_tier`), set before the first byte is fed; None leaves the engine's word.
     """
 
     finished: bool
@@ -42,6 +43,7 @@ class Meter(Protocol):
     aborted: bool
     exact: bool
     anomaly: str | None
+    tier: bytes | None
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what arrived, return what to pass on (whole events only). Raises ProtocolViolation."""

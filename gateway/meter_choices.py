@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from gateway.answer_tier import chunk_told
 from gateway.events import EventSplitter
 from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_count, token_count, usage_anomaly
 
@@ -26,6 +27,7 @@ class ChoicesMeter:
     __slots__ = (
         "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
         "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "exact", "failed", "finished",
+        "tier",
     )  # fmt: skip
 
     def __init__(
@@ -45,23 +47,25 @@ class ChoicesMeter:
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
+        self.tier: bytes | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         passed = []
         for event in self._splitter.split(chunk):
             if self._samples == 1 and b'"finish_reason":null' in event and event.startswith(b'data: {"id"'):
-                passed.append(self._read_fast(event))
+                kept: bytes | None = self._read_fast(event)
             elif event == _DONE:
                 self._read_done()
                 passed.append(event)
+                continue
             elif event.startswith(b":") or not event:
                 continue
             else:
                 kept = self._read_decoded(event)
-                if kept is not None:
-                    passed.append(kept)
-                if self.failed:
-                    break
+            if kept is not None:
+                passed.append(kept if self.tier is None else chunk_told(kept, self.tier))
+            if self.failed:
+                break
         if not passed:
             return b""
         passed.append(b"")

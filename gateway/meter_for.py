@@ -7,8 +7,14 @@ from gateway.meter_typed import MessagesMeter, ResponsesMeter
 from gateway.request import ParsedRequest, Route
 
 
-def meter_for(parsed: ParsedRequest) -> Meter:
-    """A fresh meter for one try of this request."""
+def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
+    """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known already."""
+    meter = _fresh(parsed)
+    meter.tier = tier
+    return meter
+
+
+def _fresh(parsed: ParsedRequest) -> Meter:
     if not parsed.stream:
         return PlainMeter(parsed.route, parsed.samples, parsed.prompts, parsed.max_output_tokens)
     if parsed.route is Route.MESSAGES:

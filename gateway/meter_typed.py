@@ -8,8 +8,10 @@ from typing import Any
 
 import orjson
 
+from gateway.answer_tier import told_in
 from gateway.events import EventSplitter
 from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
+from gateway.protocol.tier import anthropic_tier
 
 # An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
@@ -23,6 +25,7 @@ class TypedMeter:
 
     __slots__ = (
         "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+        "tier",
     )  # fmt: skip
 
     def __init__(self, output_tokens_max: int | None) -> None:
@@ -34,6 +37,7 @@ class TypedMeter:
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
+        self.tier: bytes | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         passed: list[bytes] = []
@@ -51,16 +55,15 @@ class TypedMeter:
             self._check_order(event)
             if kind.endswith(b"delta") and kind != b"message_delta":
                 self._deltas += 1
+                told = None
             else:
-                self._read_event(kind, event[line_end + 7 :])
+                told = self._read_event(kind, event[line_end + 7 :])
             if self.failed:
                 break
-            if kind in _BEFORE_ANY_TOKEN:
-                self._held.append(event)
-                continue
-            passed += self._held
-            self._held.clear()
-            passed.append(event)
+            self._held.append(event if told is None else event[: line_end + 7] + told)
+            if kind not in _BEFORE_ANY_TOKEN:
+                passed += self._held
+                self._held.clear()
         if not passed:
             return b""
         passed.append(b"")
@@ -82,7 +85,8 @@ class TypedMeter:
     def _check_order(self, event: bytes) -> None:
         """Where a dialect numbers its events: raises ProtocolViolation for one that comes twice or too late."""
 
-    def _read_event(self, kind: bytes, text: bytes) -> None:
+    def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
+        """Read an event; returns what to pass on in place of `text`, None for `text` itself."""
         raise NotImplementedError
 
     def _decode(self, text: bytes) -> dict[str, Any]:
@@ -111,10 +115,14 @@ class MessagesMeter(TypedMeter):
 
     __slots__ = ()
 
-    def _read_event(self, kind: bytes, text: bytes) -> None:
+    def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
         if kind == b"message_start":
-            prompt = _object(_object(self._decode(text), "message"), "usage").get("input_tokens")
+            start = self._decode(text)
+            usage = _object(_object(start, "message"), "usage")
+            prompt = usage.get("input_tokens")
             self._prompt = prompt if type(prompt) is int and prompt > 0 else 0
+            if self.tier is not None and usage:
+                return told_in(start, usage, anthropic_tier(self.tier))
         elif kind == b"message_delta":
             delta = self._decode(text)
             if delta.get("usage") is not None:
@@ -123,6 +131,7 @@ class MessagesMeter(TypedMeter):
             self._end()
         elif kind == b"error":
             self.failed = True
+        return None
 
     def _read_usage(self, usage: dict[str, Any]) -> None:
         try:
@@ -149,17 +158,25 @@ class ResponsesMeter(TypedMeter):
                 raise ProtocolViolation("event sent twice or out of order")
             self._number = number
 
-    def _read_event(self, kind: bytes, text: bytes) -> None:
-        if kind in {b"response.completed", b"response.incomplete"}:
-            usage = _object(self._decode(text), "response").get("usage")
-            if isinstance(usage, dict):
-                try:
-                    self._take_total(*responses_usage(usage))
-                except ValueError:
-                    self.anomaly = "usage_malformed"
-            self._end()
-        elif kind in {b"response.failed", b"error"}:
+    def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
+        if kind in {b"response.failed", b"error"}:
             self.failed = True
+        ends = kind in {b"response.completed", b"response.incomplete"}
+        if not ends and (self.tier is None or kind not in _BEFORE_ANY_TOKEN):
+            return None
+        decoded = self._decode(text)
+        response = _object(decoded, "response")
+        if ends:
+            self._read_usage(response.get("usage"))
+            self._end()
+        return None if self.tier is None or not response else told_in(decoded, response, self.tier.decode())
+
+    def _read_usage(self, usage: Any) -> None:
+        if isinstance(usage, dict):
+            try:
+                self._take_total(*responses_usage(usage))
+            except ValueError:
+                self.anomaly = "usage_malformed"
 
 
 def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:

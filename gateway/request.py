@@ -24,6 +24,15 @@ class Route(StrEnum):
     TOKENIZE = "tokenize"
 
 
+class ServiceTier(StrEnum):
+    """What a caller asks for in `service_tier`."""
+
+    AUTO = "auto"
+    DEFAULT = "default"
+    FLEX = "flex"
+    PRIORITY = "priority"
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
@@ -31,6 +40,7 @@ class ParsedRequest:
     `body` is the caller's JSON object, unchanged. `samples` = n × `prompts`, which is how many prompts there are (1 except on completions and
     embeddings). `input_tokens_estimate` is for the reservation only, the engine's count replaces it. `max_output_tokens` is per sample, None
     where the caller set none. `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out.
+    `asked` is its `service_tier`, in OpenAI's words on every route.
     """
 
     route: Route
@@ -44,3 +54,4 @@ class ParsedRequest:
     wants_usage: bool
     wants_continuous_usage: bool
     body: dict[str, Any]
+    asked: ServiceTier = ServiceTier.AUTO

@@ -34,6 +34,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_one_constraint, check_response_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
+from gateway.protocol.tier import asked_tier
 from gateway.protocol.tools import check_chat_choice, check_chat_tools, check_tool_name, tools_bytes
 from gateway.request import Dialect, ParsedRequest, Route
 
@@ -72,6 +73,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         wants_usage=usage,
         wants_continuous_usage=continuous,
         body=body,
+        asked=asked_tier(body),
     )
 
 

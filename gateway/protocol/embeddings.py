@@ -5,6 +5,7 @@ from typing import Any
 from gateway.protocol.fields import Checker, anything, check_fields, integer, missing, one_of, string
 from gateway.protocol.prompt import check_prompt
 from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_of
+from gateway.protocol.tier import asked_tier, check_tier
 from gateway.request import Dialect, ParsedRequest, Route
 
 # OpenAI's own cap, which its clients fill; the caps on the body bound what is in them.
@@ -31,6 +32,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         wants_usage=False,
         wants_continuous_usage=False,
         body=body,
+        asked=asked_tier(body),
     )
 
 
@@ -39,5 +41,6 @@ FIELDS: dict[str, Checker] = {
     "encoding_format": one_of("float", "base64"),
     "input": anything,
     "model": check_model,
+    "service_tier": check_tier,
     "user": string(IDENTIFIER_CHARS_MAX),
 }

@@ -34,6 +34,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_json_schema
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
+from gateway.protocol.tier import asked_tier, check_anthropic_tier
 from gateway.protocol.tools import CACHE_CONTROL, check_anthropic_choice, check_anthropic_tools, tools_bytes
 from gateway.request import Dialect, ParsedRequest, Route
 
@@ -81,6 +82,7 @@ def _parsed(route: Route, body: dict[str, Any], *, samples: int, max_output_toke
         wants_usage=True,
         wants_continuous_usage=False,
         body=body,
+        asked=asked_tier(body),
     )
 
 
@@ -148,7 +150,7 @@ FIELDS: dict[str, Checker] = {
     **COUNT_FIELDS,
     "max_tokens": check_output_tokens,
     "metadata": members({"user_id": string(IDENTIFIER_CHARS_MAX)}),
-    "service_tier": one_of("auto", "standard_only"),
+    "service_tier": check_anthropic_tier,
     "stop_sequences": strings(STOP_STRINGS_MAX, string(STOP_CHARS_MAX, may_be_empty=False)),
     "stream": boolean,
     "temperature": number(0, 1),

@@ -27,6 +27,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_one_constraint, check_text_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
+from gateway.protocol.tier import asked_tier
 from gateway.protocol.tools import check_responses_choice, check_responses_tools, tools_bytes
 from gateway.request import Dialect, ParsedRequest, Route
 
@@ -57,6 +58,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         wants_usage=True,
         wants_continuous_usage=False,
         body=body,
+        asked=asked_tier(body),
     )
 
 

@@ -24,6 +24,7 @@ from gateway.protocol.fields import (
 )
 from gateway.protocol.refused import REFUSED
 from gateway.protocol.structured import check_structured_outputs
+from gateway.protocol.tier import check_tier
 
 # One figure an engine prefills and decodes at once; samples are n for each prompt.
 CHOICES_MAX = 16
@@ -117,7 +118,7 @@ ACCOUNT_FIELDS: dict[str, Checker] = {
     "prompt_cache_key": string(IDENTIFIER_CHARS_MAX),
     "prompt_cache_retention": one_of("in_memory", "24h"),
     "safety_identifier": string(IDENTIFIER_CHARS_MAX),
-    "service_tier": one_of("auto", "default", "flex", "priority"),
+    "service_tier": check_tier,
     "store": only(False, REFUSED["store"]),
     "user": string(IDENTIFIER_CHARS_MAX),
 }
