@@ -11,7 +11,21 @@ from fastapi import APIRouter, FastAPI
 from sqlalchemy import Engine
 from starlette.middleware import Middleware
 
-from billing.api import errors, health, instances, keys, limits, models, prices, projects, requests, tenants, usage
+from billing.api import (
+    contracts,
+    errors,
+    health,
+    instances,
+    keys,
+    limits,
+    models,
+    pools,
+    prices,
+    projects,
+    requests,
+    tenants,
+    usage,
+)
 from billing.api.control import ControlPlane
 from billing.api.edge import Access, BodyLimit, RequestId
 from billing.audit import Auditor
@@ -22,7 +36,7 @@ from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
-    usage.router, requests.router,
+    usage.router, requests.router, pools.router, contracts.router,
 )  # fmt: skip
 
 

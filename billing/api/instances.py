@@ -1,6 +1,5 @@
-"""Routes of instances, and of the pools that they make up."""
+"""Routes of instances."""
 
-from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -72,22 +71,6 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
         return _shown(instances.remove(connection, instance))
 
 
-@router.get("/pools")
-def list_pools(control: Control) -> dict[str, Any]:
-    """The pools, with what serves in them now."""
-    with control.reading() as connection:
-        catalogue = models.list_all(connection)
-    members: defaultdict[str, list[str]] = defaultdict(list)
-    cells = {model.pool: model.cell for model in catalogue}
-    for model in catalogue:
-        members[model.pool].append(model.name)
-    live: defaultdict[str, list[Registered]] = defaultdict(list)
-    for entry in read_registered(control.redis):
-        live[entry.pool].append(entry)
-        cells.setdefault(entry.pool, entry.cell)
-    return {"data": [_pool(pool, cells[pool], members[pool], live[pool]) for pool in sorted(cells)]}
-
-
 def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Model) -> Probe:
     try:
         return probe_engine(control.http, url, body.key, model.engine_model, model.context_tokens)
@@ -129,17 +112,3 @@ def _registered(entry: Registered, by_hand: frozenset[str]) -> dict[str, Any]:
     fields = asdict(entry)
     load = {name: fields.pop(name) for name in ("running", "waiting", "kv_usage")}
     return {**fields, "added": "by hand" if entry.instance in by_hand else "by its worker", "load": load}
-
-
-def _pool(pool: str, cell: str, names: list[str], entries: list[Registered]) -> dict[str, Any]:
-    statuses = Counter(entry.status for entry in entries)
-    return {
-        "pool": pool,
-        "cell": cell,
-        "models": names,
-        "instances": len(entries),
-        "ready": statuses["ready"],
-        "statuses": dict(statuses),
-        "running": sum(entry.running for entry in entries),
-        "waiting": sum(entry.waiting for entry in entries),
-    }

@@ -78,6 +78,11 @@ class Contract:
         rest = {field.name: record[field.name] for field in fields(cls) if field.name != "terms"}
         return cls(terms=Terms(**terms), **rest)
 
+    def mu_s_at(self, moment_ms: int) -> int:
+        """What it is worth then; 0 outside its term and while nobody has signed."""
+        within = self.terms.starts_ms <= moment_ms < self.effective_end_ms
+        return rate_at(self.terms.steps, moment_ms) if within and self.state not in {"draft", "ended"} else 0
+
     def over(self, now_ms: int) -> bool:
         """Has its end passed, whether or not its state says so yet?"""
         return self.state == "ended" or (self.state != "draft" and self.effective_end_ms <= now_ms)

@@ -1,0 +1,91 @@
+"""How contracts look on the wire: units per second as decimals of at most three places, times as RFC 3339 in UTC. Owns no route."""
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator
+
+from billing.contracts.position import units
+from billing.contracts.store import Entry
+from billing.contracts.terms import Contract, utc
+from billing.contracts.timeline import FOREVER_MS, Span
+
+# Fewer than Decimal keeps, so that nothing is rounded on the way in.
+_DIGITS_MAX: Final = 24
+
+
+def _thousandths(given: object) -> object:
+    """A decimal string or a number, times 1000 and whole; what it means is for the rules of the noun."""
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError("a decimal string or a number with at most three decimals")
+    if isinstance(given, float) and not math.isfinite(given):
+        raise ValueError("a number that is finite")
+    text = str(given)
+    if len(text) > _DIGITS_MAX or not text.isascii() or "_" in text or text != text.strip():
+        raise ValueError("a decimal of at most 24 characters")
+    try:
+        exact = Decimal(text) * 1000
+    except ArithmeticError as exc:
+        raise ValueError("a decimal, such as 500 or 12.5") from exc
+    if not exact.is_finite() or abs(exact) > 10**_DIGITS_MAX or exact != exact.to_integral_value():
+        raise ValueError("a decimal with at most three places")
+    return int(exact)
+
+
+# Units per second as milliunits; a part of one in permille.
+UnitsPerSecond = Annotated[int, BeforeValidator(_thousandths)]
+Part = Annotated[int, BeforeValidator(_thousandths)]
+
+
+def moment(moment_ms: int | None) -> str | None:
+    """RFC 3339; null for none and for no end."""
+    return None if moment_ms is None or moment_ms >= FOREVER_MS else utc(moment_ms)
+
+
+def part(permille: int) -> str:
+    """0.1 for 100."""
+    return units(permille)
+
+
+def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> dict[str, Any]:
+    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it, `units` the rate at this moment."""
+    terms = contract.terms
+    return {
+        "contract": contract.contract_id,
+        "tenant": terms.tenant_id,
+        "tenant_name": tenant_names.get(terms.tenant_id),
+        "pool": terms.pool,
+        "state": contract.state,
+        "units": units(contract.mu_s_at(now_ms)),
+        "steps": [{"from": utc(step.from_ms), "units": units(step.mu_s)} for step in terms.steps],
+        "from": utc(terms.starts_ms),
+        "until": utc(terms.ends_ms),
+        "ends": utc(contract.effective_end_ms),
+        "minimum_until": utc(terms.minimum_until_ms),
+        "tenant_notice_days": terms.tenant_notice_days,
+        "operator_notice_days": terms.operator_notice_days,
+        "notice_by": contract.notice_by,
+        "notice_given": moment(contract.notice_given_ms),
+        "overflow": terms.overflow,
+        "spill_units": None if terms.spill_mu_s is None else units(terms.spill_mu_s),
+        "headroom": part(terms.headroom_permille),
+        "price_reference": terms.price_reference,
+        "created": utc(contract.created_ms),
+    }
+
+
+def shown_entry(entry: Entry, tenant_names: Mapping[str, str]) -> dict[str, Any]:
+    """A line of the history; the contract as it then stood."""
+    return {
+        "at": utc(entry.at_ms),
+        "change": entry.change,
+        "by": entry.by,
+        "after": shown(entry.after, tenant_names, entry.at_ms),
+    }
+
+
+def shown_span(span: Span) -> dict[str, Any]:
+    """A rate over a time; `until` null: without an end."""
+    return {"from": utc(span.from_ms), "until": moment(span.until_ms), "units": units(span.value)}

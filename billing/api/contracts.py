@@ -1,0 +1,233 @@
+"""Routes of contracts."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import Field
+from sqlalchemy import Connection
+
+from billing import tenants
+from billing.api.contract_shapes import Part, UnitsPerSecond, moment, shown, shown_entry, shown_span
+from billing.api.control import Control
+from billing.api.fields import Body, Label, Moment, Name, TenantQuery
+from billing.contracts import lifecycle, store
+from billing.contracts.commitments import read_position, require_calibration
+from billing.contracts.position import units
+from billing.contracts.quote import Quote, quote
+from billing.contracts.terms import PAST_SLACK_MS, STEPS_MAX, Contract, Overflow, Side, State, Step, Terms, utc
+from billing.contracts.timeline import FOREVER_MS
+from billing.refusals import Invalid
+
+router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])
+
+ContractId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+
+
+class RampStep(Body):
+    """From then on this rate."""
+
+    from_ms: Annotated[Moment, Field(alias="from")]
+    units: UnitsPerSecond
+
+
+Ramp = Annotated[tuple[RampStep, ...], Field(max_length=STEPS_MAX, strict=False)]
+
+
+class NewContract(Body):
+    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there. Notice in days, of both sides or of
+    each. Without `minimum_until` notice may be given from the start. `draft`: written down only.
+    """
+
+    tenant: Name
+    pool: Name
+    units: UnitsPerSecond | None = None
+    from_ms: Annotated[Moment | None, Field(alias="from")] = None
+    until: Moment
+    ramp: Ramp = ()
+    minimum_until: Moment | None = None
+    notice_days: int | None = None
+    tenant_notice_days: int | None = None
+    operator_notice_days: int | None = None
+    overflow: Overflow = "reject"
+    spill_units: UnitsPerSecond | None = None
+    headroom: Part = 0
+    price_reference: Label | None = None
+    draft: bool = False
+
+    def terms(self, tenant_id: str, now_ms: int) -> Terms:
+        """As the rules know them. Raises Invalid where a notice is missing."""
+        starts_ms = now_ms if self.from_ms is None else self.from_ms
+        return Terms(
+            tenant_id,
+            self.pool,
+            _steps(starts_ms, self.units, self.ramp),
+            starts_ms,
+            self.until,
+            starts_ms if self.minimum_until is None else self.minimum_until,
+            self._notice_days("tenant", self.tenant_notice_days),
+            self._notice_days("operator", self.operator_notice_days),
+            self.overflow,
+            self.spill_units,
+            self.headroom,
+            self.price_reference,
+        )
+
+    def _notice_days(self, side: Side, own: int | None) -> int:
+        days = self.notice_days if own is None else own
+        if days is None:
+            raise Invalid(f"Within how many days may the {side} end it? Give notice_days.", param="notice_days")
+        return days
+
+
+class Notice(Body):
+    """Which side gives it; it is given now."""
+
+    by: Side
+
+
+class Amendment(Body):
+    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. `until`: a later end."""
+
+    units: UnitsPerSecond | None = None
+    from_ms: Annotated[Moment | None, Field(alias="from")] = None
+    ramp: Ramp = ()
+    until: Moment | None = None
+
+    def steps(self, now_ms: int) -> tuple[Step, ...]:
+        """The new rates. Raises Invalid for an instant without one."""
+        if self.units is None and self.from_ms is not None:
+            raise Invalid("From then on how many units per second?", param="units")
+        return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
+
+
+class QuoteAsked(Body):
+    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and until when."""
+
+    pool: Name
+    units: UnitsPerSecond | None = None
+    from_ms: Annotated[Moment | None, Field(alias="from")] = None
+    until: Moment | None = None
+    headroom: Part = 0
+
+
+@router.post("", status_code=201)
+def create(body: NewContract, control: Control, response: Response) -> dict[str, Any]:
+    """Sign a contract, or write a draft. Refused, with nothing changed, unless it fits at every instant of its term."""
+    with control.changing(response) as connection:
+        now_ms = store.now_ms(connection)
+        terms = body.terms(tenants.find(connection, body.tenant).tenant_id, now_ms)
+        made = lifecycle.draft(connection, terms, now_ms=now_ms)
+        if not body.draft:
+            made = lifecycle.sign(connection, made.contract_id, now_ms=now_ms)
+        return _shown(connection, [made])[0]
+
+
+@router.post("/quote")
+def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
+    """How much, from when, until when would fit. It holds nothing."""
+    with control.reading() as connection:
+        now_ms = store.now_ms(connection)
+        from_ms = now_ms if body.from_ms is None else body.from_ms
+        if from_ms < now_ms - PAST_SLACK_MS:
+            raise Invalid(f"{utc(from_ms)} is in the past.", param="from")
+        from_ms = max(from_ms, now_ms)
+        until_ms = FOREVER_MS if body.until is None else body.until
+        if until_ms <= from_ms:
+            raise Invalid(f"The period would end at {utc(until_ms)}, before it begins.", param="until")
+        if body.units is not None and body.units <= 0:
+            raise Invalid("Units per second are above 0.", param="units")
+        if not 0 <= body.headroom <= 999:
+            raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
+        position = read_position(connection, body.pool, now_ms)
+        require_calibration(position)
+        return _quoted(quote(position, from_ms, until_ms, mu_s=body.units, headroom_permille=body.headroom))
+
+
+@router.get("")
+def list_all(
+    control: Control,
+    tenant: TenantQuery = None,
+    pool: Annotated[Name | None, Query()] = None,
+    state: Annotated[State | None, Query()] = None,
+) -> dict[str, Any]:
+    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state."""
+    with control.reading() as connection:
+        tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
+        states = () if state is None else (state,)
+        return {"data": _shown(connection, store.list_all(connection, tenant_id=tenant_id, pool=pool, states=states))}
+
+
+@router.get("/{contract_id}")
+def show(contract_id: ContractId, control: Control) -> dict[str, Any]:
+    """One contract."""
+    with control.reading() as connection:
+        return _shown(connection, [store.find(connection, contract_id)])[0]
+
+
+@router.post("/{contract_id}/sign")
+def sign(contract_id: ContractId, control: Control, response: Response) -> dict[str, Any]:
+    """Sign a draft."""
+    with control.changing(response) as connection:
+        return _shown(connection, [lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))])[0]
+
+
+@router.post("/{contract_id}/notice")
+def notice(contract_id: ContractId, body: Notice, control: Control, response: Response) -> dict[str, Any]:
+    """Give notice for one side; the answer says when it ends."""
+    with control.changing(response) as connection:
+        now_ms = store.now_ms(connection)
+        return _shown(connection, [lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)])[0]
+
+
+@router.post("/{contract_id}/amend")
+def amend(contract_id: ContractId, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
+    """Increase, decrease or extend, checked as signing is; what has passed stays as it was."""
+    with control.changing(response) as connection:
+        now_ms = store.now_ms(connection)
+        steps = body.steps(now_ms)
+        return _shown(
+            connection, [lifecycle.amend(connection, contract_id, steps=steps, ends_ms=body.until, now_ms=now_ms)]
+        )[0]
+
+
+@router.get("/{contract_id}/history")
+def history(contract_id: ContractId, control: Control) -> dict[str, Any]:
+    """Every change, oldest first, with the whole contract as it then stood."""
+    with control.reading() as connection:
+        entries = store.history(connection, contract_id)
+        names = tenants.names(connection, {entry.after.terms.tenant_id for entry in entries})
+        return {"data": [shown_entry(entry, names) for entry in entries]}
+
+
+def _steps(from_ms: int, units_mu_s: int | None, ramp: Iterable[RampStep]) -> tuple[Step, ...]:
+    first = () if units_mu_s is None else (Step(from_ms, units_mu_s),)
+    return (*first, *(Step(step.from_ms, step.units) for step in ramp))
+
+
+def _shown(connection: Connection, contracts: list[Contract]) -> list[dict[str, Any]]:
+    now_ms = store.now_ms(connection)
+    names = tenants.names(connection, {contract.terms.tenant_id for contract in contracts})
+    return [shown(contract, names, now_ms) for contract in contracts]
+
+
+# A quote names at most so many steps of what is free; the figures count them all.
+_FREE_SHOWN_MAX: Final = 500
+
+
+def _quoted(found: Quote) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "pool": found.pool,
+        "from": utc(found.from_ms),
+        "until": moment(found.until_ms),
+        "at_most": units(found.at_most_mu_s),
+        "free": [shown_span(span) for span in found.free[:_FREE_SHOWN_MAX]],
+    }
+    if found.mu_s is not None:
+        answer |= {
+            "units": units(found.mu_s),
+            "fits": found.fits,
+            "fits_from": moment(found.fits_from_ms),
+            "fits_until": moment(found.fits_until_ms),
+        }
+    return answer

@@ -1,0 +1,98 @@
+"""Routes of pools: what serves in them now, what they have, and what of it is sold."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+from sqlalchemy import Connection
+
+from billing import models
+from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
+from billing.api.control import Control
+from billing.api.fields import Body, NamePath
+from billing.contracts import store
+from billing.contracts.commitments import change_pool, read_position
+from billing.contracts.position import shortfalls, units
+from billing.registered import Registered, read_registered
+
+router = APIRouter(prefix="/admin/v1/pools", tags=["pools"])
+
+
+class PoolChange(Body):
+    """What is not given stays. Refused where it would break what is signed; units per second are decimals, headroom a part of one."""
+
+    instances: int | None = Field(default=None, ge=0, le=1_000_000)
+    headroom: Part | None = None
+    set_aside: UnitsPerSecond | None = None
+
+
+@router.get("")
+def list_all(control: Control) -> dict[str, Any]:
+    """The pools, with what serves in them now."""
+    with control.reading() as connection:
+        catalogue = models.list_all(connection)
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    cells = {model.pool: model.cell for model in catalogue}
+    for model in catalogue:
+        members[model.pool].append(model.name)
+    live: defaultdict[str, list[Registered]] = defaultdict(list)
+    for entry in read_registered(control.redis):
+        live[entry.pool].append(entry)
+        cells.setdefault(entry.pool, entry.cell)
+    return {"data": [_live(pool, cells[pool], members[pool], live[pool]) for pool in sorted(cells)]}
+
+
+@router.get("/{pool:path}")
+def show(pool: NamePath, control: Control) -> dict[str, Any]:
+    """What a pool has, owes and could sell at this moment, and where more is signed than there is."""
+    with control.reading() as connection:
+        return _shown(connection, pool)
+
+
+@router.patch("/{pool:path}")
+def change(pool: NamePath, body: PoolChange, control: Control, response: Response) -> dict[str, Any]:
+    """Say how many instances it has, what of the capacity stays free, and what the operator keeps for itself."""
+    with control.changing(response) as connection:
+        change_pool(
+            connection,
+            pool,
+            now_ms=store.now_ms(connection),
+            instances=body.instances,
+            headroom_permille=body.headroom,
+            set_aside_mu_s=body.set_aside,
+        )
+        return _shown(connection, pool)
+
+
+def _shown(connection: Connection, pool: str) -> dict[str, Any]:
+    now_ms = store.now_ms(connection)
+    position = read_position(connection, pool, now_ms)
+    measured = position.capacity_mu_s
+    return {
+        "pool": pool,
+        "instances": position.instances,
+        "taken": sum(taken.instances for taken in position.taken if taken.from_ms <= now_ms < taken.until_ms),
+        "headroom": part(position.headroom_permille),
+        "set_aside": units(position.set_aside_mu_s),
+        "units_per_instance": None if measured is None else units(measured),
+        "capacity": units(position.capacity().at(now_ms)),
+        "reserved": units(position.reserved().at(now_ms)),
+        "free": units(position.free().at(now_ms)),
+        "contracts": len(position.holdings),
+        "shortfalls": [shown_span(span) for span in shortfalls(position, now_ms)],
+    }
+
+
+def _live(pool: str, cell: str, names: list[str], entries: list[Registered]) -> dict[str, Any]:
+    statuses = Counter(entry.status for entry in entries)
+    return {
+        "pool": pool,
+        "cell": cell,
+        "models": names,
+        "instances": len(entries),
+        "ready": statuses["ready"],
+        "statuses": dict(statuses),
+        "running": sum(entry.running for entry in entries),
+        "waiting": sum(entry.waiting for entry in entries),
+    }

@@ -1,0 +1,122 @@
+"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever sells, takes machines or measures reads
+it with `lock_position`, so that of two who do so at once the second sees what the first did.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from sqlalchemy import Connection, or_, select
+
+from billing import pools
+from billing.contracts import position as positions
+from billing.contracts import store
+from billing.contracts.position import Holding, Position, Taken, refuse_worse
+from billing.contracts.timeline import FOREVER_MS, Span
+from billing.pools import Pool
+from billing.refusals import Conflict, Invalid
+from billing.schema.capacity import calibration, reclaim
+
+INSTANCES_MAX: Final = 1_000_000
+SET_ASIDE_MU_S_MAX: Final = 10**15
+
+
+def read_position(connection: Connection, pool: str, from_ms: int) -> Position:
+    """The pool from this moment on; what had ended by then is left out. Raises NotFound."""
+    return _position(connection, pools.find(connection, pool), from_ms)
+
+
+def lock_position(connection: Connection, pool: str, from_ms: int) -> Position:
+    """As `read_position`, and nobody else sells, takes or measures there until the transaction ends."""
+    return _position(connection, pools.lock(connection, pool), from_ms)
+
+
+def require_calibration(position: Position) -> None:
+    """Raises Conflict: what nobody has measured is not sold."""
+    if position.capacity_mu_s is None:
+        message = f"Pool {position.pool!r} has not been measured; calibrate first: `taas calibrate {position.pool}`."
+        raise Conflict(message, param="pool", code="not_calibrated")
+
+
+def capacity_over_time(
+    connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS, *, without: str | None = None
+) -> list[Span]:
+    """What may be sold in [from, until), less headroom and what is set aside; as if the contract `without` were not."""
+    return list(_without(read_position(connection, pool, from_ms), without).capacity().spans(from_ms, until_ms))
+
+
+def reserved_over_time(
+    connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS, *, without: str | None = None
+) -> list[Span]:
+    """What is sold in [from, until)."""
+    return list(_without(read_position(connection, pool, from_ms), without).reserved().spans(from_ms, until_ms))
+
+
+def shortfalls(connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
+    """When, and by how much at most, more is sold than there is. Empty unless machines were taken against what is signed."""
+    return positions.shortfalls(read_position(connection, pool, from_ms), from_ms, until_ms)
+
+
+def change_pool(
+    connection: Connection,
+    pool: str,
+    *,
+    now_ms: int,
+    instances: int | None = None,
+    headroom_permille: int | None = None,
+    set_aside_mu_s: int | None = None,
+) -> Pool:
+    """Set what is given. Raises Invalid, NotFound, and Conflict where it would break what is signed; then nothing has changed."""
+    before = lock_position(connection, pool, now_ms)
+    wanted = Pool(
+        pool,
+        before.instances if instances is None else instances,
+        before.headroom_permille if headroom_permille is None else headroom_permille,
+        before.set_aside_mu_s if set_aside_mu_s is None else set_aside_mu_s,
+    )
+    if not 0 <= wanted.instances <= INSTANCES_MAX:
+        raise Invalid(f"A pool has 0 to {INSTANCES_MAX} instances.", param="instances")
+    if not 0 <= wanted.headroom_permille <= 999:
+        raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
+    if not 0 <= wanted.set_aside_mu_s <= SET_ASIDE_MU_S_MAX:
+        raise Invalid("What is set aside is 0 or more, and less than any pool does.", param="set_aside")
+    after = replace(
+        before,
+        instances=wanted.instances,
+        headroom_permille=wanted.headroom_permille,
+        set_aside_mu_s=wanted.set_aside_mu_s,
+    )
+    refuse_worse(before, after, now_ms, what="What is signed")
+    pools.write(connection, wanted)
+    return wanted
+
+
+def _position(connection: Connection, pool: Pool, from_ms: int) -> Position:
+    newest = select(calibration.c.capacity_mu_s).where(calibration.c.pool == pool.pool)
+    newest = newest.order_by(calibration.c.created_ms.desc(), calibration.c.calibration_id.desc()).limit(1)
+    holding = store.list_all(connection, pool=pool.pool, states=store.BINDING, ends_after_ms=from_ms)
+    return Position(
+        pool.pool,
+        pool.instances,
+        pool.headroom_permille,
+        pool.set_aside_mu_s,
+        connection.execute(newest).scalar_one_or_none(),
+        tuple(Holding.of(contract) for contract in holding),
+        _taken(connection, pool.pool, from_ms),
+    )
+
+
+def _taken(connection: Connection, pool: str, from_ms: int) -> tuple[Taken, ...]:
+    rows = connection.execute(
+        select(reclaim).where(
+            reclaim.c.pool == pool,
+            reclaim.c.state.in_(("planned", "draining", "done")),
+            or_(reclaim.c.released_ms.is_(None), reclaim.c.released_ms > from_ms),
+        )
+    )
+    return tuple(
+        Taken(row.instances, row.by_ms, FOREVER_MS if row.released_ms is None else row.released_ms) for row in rows
+    )
+
+
+def _without(position: Position, contract_id: str | None) -> Position:
+    return position if contract_id is None else position.without(contract_id)

@@ -1,0 +1,95 @@
+"""A contract's life by hand: drafted, signed, amended, given notice of. What time does is in `clock`.
+
+Signing and amending hold the pool, so that of two at once the second counts the first; whatever is refused changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from sqlalchemy import Connection
+
+from billing import pools
+from billing.contracts import store
+from billing.contracts.commitments import lock_position, require_calibration
+from billing.contracts.position import Holding, Position, overlapping, refuse_worse
+from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now, utc
+from billing.refusals import Conflict, Invalid
+
+OPERATOR: Final = "operator"
+
+
+def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERATOR) -> Contract:
+    """Write down what might be signed; it holds nothing. The tenant is there; raises Invalid, NotFound for the pool."""
+    check(terms)
+    pools.find(connection, terms.pool)
+    begun = start_now(terms, now_ms)
+    check(begun)
+    return store.insert_draft(connection, begun, by=by, now_ms=now_ms)
+
+
+def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
+    """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by how much it does not."""
+    position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
+    contract = store.lock(connection, contract_id)
+    if contract.state != "draft":
+        raise Conflict(f"Contract {contract_id} is signed already.", param="contract", code="not_a_draft")
+    terms = start_now(contract.terms, now_ms)
+    check(terms)
+    signed = replace(contract, terms=terms, state="signed", effective_end_ms=terms.ends_ms)
+    _refuse_unfit(position, signed, now_ms)
+    return store.save(connection, signed, "signed", by=by, now_ms=now_ms)
+
+
+def give_notice(connection: Connection, contract_id: str, side: Side, *, now_ms: int) -> Contract:
+    """End it as early as its terms let this side. A second notice holds only if it brings the end forward. Raises Conflict."""
+    contract = _lock_binding(connection, contract_id, now_ms)
+    end_ms = end_by_notice(contract.terms, side, now_ms)
+    if contract.state == "notice_given" and end_ms >= contract.effective_end_ms:
+        message = f"Notice has been given already: it ends at {utc(contract.effective_end_ms)}."
+        raise Conflict(message, param="contract", code="notice_given")
+    changed = replace(contract, state="notice_given", notice_by=side, notice_given_ms=now_ms, effective_end_ms=end_ms)
+    return store.save(connection, changed, "notice_given", by=side, now_ms=now_ms)
+
+
+def amend(
+    connection: Connection,
+    contract_id: str,
+    *,
+    steps: Sequence[Step] = (),
+    ends_ms: int | None = None,
+    now_ms: int,
+    by: str = OPERATOR,
+) -> Contract:
+    """Other rates from the first of `steps` on, in place of all later ones; a later end. Checked as signing is."""
+    if not steps and ends_ms is None:
+        raise Invalid("Nothing to amend: give new units, or a later end.", param="units")
+    position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
+    contract = _lock_binding(connection, contract_id, now_ms)
+    changed = amended(contract, steps, ends_ms, now_ms)
+    _refuse_unfit(position, changed, now_ms)
+    return store.save(connection, changed, "amended", by=by, now_ms=now_ms)
+
+
+def _refuse_unfit(position: Position, contract: Contract, now_ms: int) -> None:
+    require_calibration(position)
+    wanted = Holding.of(contract)
+    other = overlapping(position.holdings, wanted)
+    if other is not None:
+        raise Conflict(
+            f"The tenant has contract {other.contract_id} in pool {position.pool!r} from {utc(other.starts_ms)} "
+            f"until {utc(other.ends_ms)}: amend that one, or begin when it ends.",
+            param="tenant",
+            code="contract_overlaps",
+        )
+    refuse_worse(position, position.with_holding(wanted), now_ms, what="It", param="units")
+
+
+def _lock_binding(connection: Connection, contract_id: str, now_ms: int) -> Contract:
+    contract = store.lock(connection, contract_id)
+    if contract.state == "draft":
+        raise Conflict(f"Contract {contract_id} is a draft; sign it first.", param="contract", code="not_signed")
+    if contract.over(now_ms):
+        message = f"Contract {contract_id} has ended, at {utc(contract.effective_end_ms)}."
+        raise Conflict(message, param="contract", code="contract_ended")
+    return contract

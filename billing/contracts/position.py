@@ -1,0 +1,165 @@
+"""What a pool has and what it owes, over time, and whether that fits. Pure: a value that others read from SQL or make up.
+
+For every instant t, with the headroom of the pool or of a contract in force at t, whichever is the greatest:
+Σ reserved(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from billing.contracts.terms import Contract, Step, utc
+from billing.contracts.timeline import FOREVER_MS, Span, Timeline
+from billing.refusals import Conflict
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one signed contract holds, until its effective end."""
+
+    contract_id: str
+    tenant_id: str
+    steps: tuple[Step, ...]
+    starts_ms: int
+    ends_ms: int
+    headroom_permille: int
+
+    @classmethod
+    def of(cls, contract: Contract) -> Self:
+        """As the contract stands."""
+        terms = contract.terms
+        return cls(
+            contract.contract_id,
+            terms.tenant_id,
+            terms.steps,
+            terms.starts_ms,
+            contract.effective_end_ms,
+            terms.headroom_permille,
+        )
+
+    def spans(self) -> list[Span]:
+        """Its rates, one after the other."""
+        ends = [step.from_ms for step in self.steps[1:]] + [self.ends_ms]
+        return [
+            Span(step.from_ms, min(end_ms, self.ends_ms), step.mu_s)
+            for step, end_ms in zip(self.steps, ends, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Machines that another use has, in [from, until)."""
+
+    instances: int
+    from_ms: int
+    until_ms: int = FOREVER_MS
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """One pool. `capacity_mu_s`: of one instance, by the newest calibration; None before the first."""
+
+    pool: str
+    instances: int
+    headroom_permille: int
+    set_aside_mu_s: int
+    capacity_mu_s: int | None
+    holdings: tuple[Holding, ...] = ()
+    taken: tuple[Taken, ...] = ()
+
+    def with_holding(self, holding: Holding) -> "Position":
+        """With this one, in place of what its contract held before."""
+        return replace(self, holdings=(*self.without(holding.contract_id).holdings, holding))
+
+    def without(self, contract_id: str) -> "Position":
+        """As if that contract were not."""
+        return replace(self, holdings=tuple(held for held in self.holdings if held.contract_id != contract_id))
+
+    def capacity(self, *, headroom_permille: int = 0) -> Timeline:
+        """What may be sold at each moment from 1970 on: at least 0, and 0 without a calibration."""
+        return self._ceiling(headroom_permille).with_other(Timeline(), lambda ceiling, _: max(0, ceiling))
+
+    def reserved(self) -> Timeline:
+        """What is sold at each moment."""
+        return Timeline.total(span for held in self.holdings for span in held.spans())
+
+    def free(self, *, headroom_permille: int = 0) -> Timeline:
+        """What could still be sold at each moment to somebody who asks for this headroom."""
+        capacity = self.capacity(headroom_permille=headroom_permille)
+        return capacity.with_other(self.reserved(), lambda has, owes: max(0, has - owes))
+
+    def shortage(self) -> Timeline:
+        """By how much more is sold than there is; 0 where it fits."""
+        return self.reserved().with_other(self.capacity(), lambda owes, has: max(0, owes - has))
+
+    def _ceiling(self, headroom_permille: int) -> Timeline:
+        taken = [Span(each.from_ms, each.until_ms, -each.instances) for each in self.taken]
+        there = Timeline.total([Span(0, FOREVER_MS, self.instances), *taken])
+        asked = [Span(held.starts_ms, held.ends_ms, held.headroom_permille) for held in self.holdings]
+        kept = Timeline.greatest([Span(0, FOREVER_MS, max(headroom_permille, self.headroom_permille)), *asked])
+        capacity_mu_s, set_aside_mu_s = self.capacity_mu_s or 0, self.set_aside_mu_s
+        return there.with_other(
+            kept, lambda count, permille: count * capacity_mu_s * (1000 - permille) // 1000 - set_aside_mu_s
+        )
+
+
+def shortfalls(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
+    """When, and by how much at most, more is sold than there is: one span for each time without a break."""
+    return _runs(position.shortage(), from_ms, until_ms)
+
+
+def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
+    """When what is sold does not fit afterwards and the change is to blame, and by how much at most it does not."""
+    worse = after.shortage().with_other(before.shortage(), lambda now, was: now if now > was else 0)
+    return _runs(worse, from_ms, until_ms)
+
+
+def refuse_worse(before: Position, after: Position, from_ms: int, *, what: str, param: str | None = None) -> None:
+    """Raises Conflict, saying when and by how much, if the change breaks what is signed or makes it worse."""
+    found = worsened(before, after, from_ms)
+    if not found:
+        return
+    worst = max(found, key=lambda span: span.value)
+    more = ""
+    if len(found) > 1:
+        more = f" That is one of {len(found)} such times; the worst is {describe(worst)}."
+    raise Conflict(
+        f"{what} does not fit in pool {before.pool!r}: {describe(found[0])}.{more}",
+        param=param,
+        code="capacity_short",
+    )
+
+
+def describe(span: Span) -> str:
+    """For people: from when until when, and by how many units per second."""
+    until = "without an end" if span.until_ms >= FOREVER_MS else f"until {utc(span.until_ms)}"
+    return f"from {utc(span.from_ms)} {until} by {units(span.value)} units per second"
+
+
+def units(mu: int) -> str:
+    """Milliunits as a decimal of units, exact."""
+    whole, thousandths = divmod(abs(mu), 1000)
+    fraction = f".{thousandths:03d}".rstrip("0") if thousandths else ""
+    return f"{'-' if mu < 0 else ''}{whole}{fraction}"
+
+
+def _runs(timeline: Timeline, from_ms: int, until_ms: int) -> list[Span]:
+    """Spans above 0, neighbours joined, with the greatest value of each."""
+    runs: list[Span] = []
+    for span in timeline.spans(from_ms, until_ms):
+        if span.value <= 0:
+            continue
+        if runs and runs[-1].until_ms == span.from_ms:
+            runs[-1] = Span(runs[-1].from_ms, span.until_ms, max(runs[-1].value, span.value))
+        else:
+            runs.append(span)
+    return runs
+
+
+def overlapping(holdings: Sequence[Holding], wanted: Holding) -> Holding | None:
+    """One of the same tenant, of another contract, that holds at some instant of the wanted one's term."""
+    for held in holdings:
+        other = held.tenant_id == wanted.tenant_id and held.contract_id != wanted.contract_id
+        if other and max(held.starts_ms, wanted.starts_ms) < min(held.ends_ms, wanted.ends_ms):
+            return held
+    return None

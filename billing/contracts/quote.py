@@ -1,0 +1,60 @@
+"""What could be signed: how much over a period, from when on, until when. Pure; it promises nothing, as only signing holds capacity."""
+
+from dataclasses import dataclass
+
+from billing.contracts.position import Position
+from billing.contracts.timeline import FOREVER_MS, Span
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """`at_most_mu_s` fits over the whole period. Of the rate that was asked about, if one was: `fits` over the whole period;
+    `fits_from_ms`, the first start from which it fits for as long as the period (None: never); `fits_until_ms`, up to when it fits from
+    the period's start (that start itself: not at all).
+    """
+
+    pool: str
+    from_ms: int
+    until_ms: int
+    free: tuple[Span, ...]
+    at_most_mu_s: int
+    mu_s: int | None = None
+    fits: bool | None = None
+    fits_from_ms: int | None = None
+    fits_until_ms: int | None = None
+
+
+def quote(
+    position: Position, from_ms: int, until_ms: int = FOREVER_MS, *, mu_s: int | None = None, headroom_permille: int = 0
+) -> Quote:
+    """For a period that is not empty; without an end it is for good. `free` is what is left over that period, step by step."""
+    free = position.free(headroom_permille=headroom_permille)
+    found = tuple(free.spans(from_ms, until_ms))
+    at_most_mu_s = min(span.value for span in found)
+    if mu_s is None:
+        return Quote(position.pool, from_ms, until_ms, found, at_most_mu_s)
+    onwards = list(free.spans(from_ms))
+    lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
+    return Quote(
+        position.pool,
+        from_ms,
+        until_ms,
+        found,
+        at_most_mu_s,
+        mu_s,
+        mu_s <= at_most_mu_s,
+        _first_start(onwards, mu_s, lasts_ms),
+        next((span.from_ms for span in onwards if span.value < mu_s), FOREVER_MS),
+    )
+
+
+def _first_start(free: list[Span], mu_s: int, lasts_ms: int) -> int | None:
+    start_ms: int | None = None
+    for span in free:
+        if span.value < mu_s:
+            start_ms = None
+            continue
+        start_ms = span.from_ms if start_ms is None else start_ms
+        if span.until_ms >= FOREVER_MS or span.until_ms - start_ms >= lasts_ms:
+            return start_ms
+    return None

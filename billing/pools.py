@@ -1,0 +1,59 @@
+"""The row of a pool: how many machines it has and what of them is kept back. Knows nothing of what is sold; a change that could break
+a contract goes through `billing.contracts.commitments`.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.refusals import NotFound
+from billing.schema.capacity import HEADROOM_PERMILLE
+from billing.schema.capacity import pool as table
+from billing.schema.catalogue import model
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """`instances`: machines it has, whatever they do now. `set_aside_mu_s`: what the operator keeps for itself."""
+
+    pool: str
+    instances: int = 0
+    headroom_permille: int = HEADROOM_PERMILLE
+    set_aside_mu_s: int = 0
+
+
+def find(connection: Connection, pool: str) -> Pool:
+    """By name; the defaults where nothing was set. Raises NotFound for a pool that no model has and nobody has set."""
+    row = connection.execute(select(table).where(table.c.pool == pool)).one_or_none()
+    if row is not None:
+        return Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s)
+    if connection.execute(select(model.c.name).where(model.c.pool == pool).limit(1)).first() is None:
+        raise NotFound(f"There is no pool {pool!r}; `taas pool list` shows those that are.", param="pool")
+    return Pool(pool)
+
+
+def lock(connection: Connection, pool: str) -> Pool:
+    """As `find`, and held until the transaction ends: of all who sell, take or measure in this pool one goes at a time."""
+    found = find(connection, pool)
+    connection.execute(
+        insert(table)
+        .values(
+            pool=pool,
+            instances=found.instances,
+            headroom_permille=found.headroom_permille,
+            set_aside_mu_s=found.set_aside_mu_s,
+        )
+        .on_conflict_do_nothing()
+    )
+    connection.execute(select(table.c.pool).where(table.c.pool == pool).with_for_update())
+    return find(connection, pool)
+
+
+def write(connection: Connection, pool: Pool) -> None:
+    """The row as it now is, in a transaction that holds it."""
+    connection.execute(
+        update(table)
+        .where(table.c.pool == pool.pool)
+        .values(instances=pool.instances, headroom_permille=pool.headroom_permille, set_aside_mu_s=pool.set_aside_mu_s)
+    )
