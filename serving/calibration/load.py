@@ -1,0 +1,151 @@
+"""One step of a measurement: hold so many requests of a mix in flight until the engine is in its stride, then count for a while.
+
+The time that is counted begins and ends with some request's first token: prompts are computed one after another or many together, and a time cut
+anywhere else would hold work without its tokens or tokens without their work.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from serving.calibration.fit import Measurement
+from serving.calibration.mixes import Mix, Prompts
+from serving.calibration.probe import Probe, Stream
+
+# Multiples of the step's seconds: how long the engine may take into its stride, and how long the count may wait for its last first token.
+_WARM_LEAST: Final = 0.3
+_WARM_MOST: Final = 10.0
+_COUNT_MOST: Final = 4.0
+# Fewer tokens tell no pace.
+_PACE_TOKENS_LEAST: Final = 4
+_PERCENTILE: Final = 0.95
+# A client this busy may have been the slower of the two.
+CLIENT_BUSY: Final = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What callers are promised, in ms: between two tokens, and until the first."""
+
+    tpot_ms: int
+    ttft_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of a core that we took ourselves."""
+
+    sequences: int
+    done: Measurement
+    tpot_ms: float
+    ttft_ms: float
+    client_busy: float
+    cached_told: bool
+
+    def holds(self, targets: Targets) -> bool:
+        """Whether both targets are met. What was not seen is not held against it."""
+        return not (self.tpot_ms > targets.tpot_ms or self.ttft_ms > targets.ttft_ms)
+
+    @property
+    def output_per_s(self) -> float:
+        """Tokens written per second, by all."""
+        return self.done.output / self.done.seconds
+
+
+async def hold(probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds: float) -> Step:
+    """Run one step. Raises ProbeFailed, and ends every stream that it began."""
+    streams: list[Stream] = []
+    first = asyncio.Event()
+    stopping = False
+
+    async def slot() -> None:
+        midway = True
+        while not stopping:
+            seen = Stream(time.monotonic())
+            streams.append(seen)
+            await probe.stream(prompts.next(mix, midway=midway), seen, first)
+            midway = False
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(sequences):
+                group.create_task(slot())
+            begun = time.monotonic()
+            while _answered(streams) < sequences or time.monotonic() - begun < _WARM_LEAST * seconds:
+                if not await _next_first(first, begun + _WARM_MOST * seconds):
+                    break
+            opens = await _moment(streams, first, 2 * seconds)
+            cpu_s = time.process_time()
+            await asyncio.sleep(seconds)
+            closes = await _moment(streams, first, (_COUNT_MOST - 1) * seconds)
+            cpu_s = time.process_time() - cpu_s
+            stopping = True
+            await probe.stop_all()
+    except ExceptionGroup as failed:
+        # Of several the first: the others are the same engine failing for others.
+        raise _first(failed) from failed
+    return _step(mix, sequences, streams, opens, closes, cpu_s)
+
+
+def _answered(streams: Iterable[Stream]) -> int:
+    return sum(1 for each in streams if each.marks)
+
+
+async def _next_first(first: asyncio.Event, until: float) -> bool:
+    """Wait for some request's first token; False when none came."""
+    first.clear()
+    try:
+        async with asyncio.timeout(max(0.0, until - time.monotonic())):
+            await first.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _moment(streams: Sequence[Stream], first: asyncio.Event, most_s: float) -> float:
+    """The time of the next first token; now, when none comes in time. Of several at once it is the first one's: the others come after it."""
+    since = time.monotonic()
+    if not await _next_first(first, since + most_s):
+        return time.monotonic()
+    return min(each.marks[0][0] for each in streams if each.marks and each.marks[0][0] > since)
+
+
+def _first(failed: ExceptionGroup[Exception]) -> Exception:
+    one: Exception = failed
+    while isinstance(one, ExceptionGroup):
+        one = one.exceptions[0]
+    return one
+
+
+def _step(mix: Mix, sequences: int, streams: Sequence[Stream], opens: float, closes: float, cpu_s: float) -> Step:
+    uncached = cached = output = 0
+    waits, paces = [], []
+    for number, each in enumerate(streams):
+        if not each.marks:
+            continue
+        first_at = each.marks[0][0]
+        if opens < first_at <= closes:
+            cached += each.cached or 0
+            uncached += each.prompt - (each.cached or 0)
+            if number >= sequences:  # those of the beginning came all at once
+                waits.append(first_at - each.sent_at)
+        inside = [(at, tokens) for at, tokens in each.marks if opens < at <= closes]
+        if not inside:
+            continue
+        output += inside[-1][1] - max((tokens for at, tokens in each.marks if at <= opens), default=0)
+        if inside[-1][1] - inside[0][1] >= _PACE_TOKENS_LEAST:
+            paces.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
+    done = Measurement(mix.name, closes - opens, uncached, cached, output)
+    return Step(
+        sequences, done, 1000 * _high(paces), 1000 * _high(waits), cpu_s / done.seconds,
+        cached_told=all(each.cached is not None for each in streams if each.marks),
+    )  # fmt: skip
+
+
+def _high(values: list[float]) -> float:
+    if not values:
+        return math.nan
+    return sorted(values)[min(len(values) - 1, int(_PERCENTILE * len(values)))]

@@ -1,0 +1,198 @@
+"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit, and how well it predicts a mix it has not seen.
+
+All mixes run with the same number of sequences in flight, because what an output token costs depends on how many share a step. Whatever happens, it says
+what the engine was made to produce: nobody is billed for that, and the audit must know.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from serving.calibration.fit import Fit, FitFailed, Measurement, fit
+from serving.calibration.load import CLIENT_BUSY, Step, Targets, hold
+from serving.calibration.mixes import Mixes, Prompts, mixes_for
+from serving.calibration.probe import EngineAddress, Probe, ProbeFailed, Spent
+from serving.engine_metrics import EngineReading
+
+# More than one engine runs at once, and about what one client can read.
+_SEQUENCES_MAX: Final = 256
+# Twice the sequences must bring at least this much more, or the engine is full.
+_GROWTH_LEAST: Final = 1.05
+_SEED: Final = 20_260_101
+_REST_S: Final = 30.0
+_REST_POLL_S: Final = 0.1
+
+Note = Callable[[str], None]
+
+
+class CannotMeasure(Exception):
+    """The engine cannot be measured now, or not with these targets; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    engine: EngineAddress
+    context_tokens: int
+    targets: Targets
+    seconds_per_step: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix was predicted wrongly."""
+
+    fit: Fit
+    sequences: int
+    steps: tuple[Step, ...]
+    held_back: Step
+    engine_version: str
+    remarks: tuple[str, ...]
+
+    @property
+    def error(self) -> float:
+        """0.05: the prediction said 5 % too long."""
+        return self.fit.error_of(self.held_back.done)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Either a calibration or why there is none, and what the engine produced for it either way."""
+
+    calibration: Calibration | None
+    failure: str | None
+    spent: Spent
+    interrupted: bool = False
+
+
+async def calibrate(plan: Plan, note: Note) -> Outcome:
+    """Measure an idle engine; `note` is told of each step. Raises CannotMeasure, ProbeFailed as long as nothing was asked of it."""
+    try:
+        mixes = mixes_for(plan.context_tokens)
+    except ValueError as exc:
+        raise CannotMeasure(f"{exc}.") from exc
+    async with Probe(plan.engine) as probe:
+        version = await probe.version()
+        before = await probe.reading()
+        if not before.idle:
+            load = before.load
+            raise CannotMeasure(
+                f"the engine is not idle ({load.running} running, {load.waiting} waiting): drain it, or come back later."
+            )
+        try:
+            found = await _measure(probe, plan, mixes, version, note)
+        except (ProbeFailed, CannotMeasure, FitFailed) as exc:
+            return Outcome(None, str(exc), await _counted(probe, before))
+        except asyncio.CancelledError:
+            return Outcome(None, "interrupted", await _counted(probe, before), interrupted=True)
+        spent = probe.spent
+        counted = await _counted(probe, before)
+        if (counted.prompt, counted.output) != (spent.prompt, spent.output):
+            others = f"{counted.prompt - spent.prompt} prompt and {counted.output - spent.output} output tokens"
+            return Outcome(None, f"somebody else used the engine meanwhile ({others}): drain it first.", spent)
+        return Outcome(found, None, spent)
+
+
+async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: Note) -> Calibration:
+    prompts = Prompts(f"calibration-{probe.run}", _SEED)
+    typical = await _most_sequences(probe, prompts, plan, mixes, note)
+    steps = [typical]
+    for mix in mixes.fitted:
+        steps.append(await hold(probe, prompts, mix, typical.sequences, plan.seconds_per_step))
+        note(_told(steps[-1], plan.targets))
+    held_back = await hold(probe, prompts, mixes.held_back, typical.sequences, plan.seconds_per_step)
+    note(_told(held_back, plan.targets))
+    told = all(step.cached_told for step in (*steps, held_back))
+    done = [step.done if told else _without_cache(step.done) for step in steps]
+    result = fit(done)
+    return Calibration(
+        result, typical.sequences, tuple(steps), held_back, version, _remarks((*steps, held_back), result, told=told)
+    )
+
+
+async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:
+    """The step with the most sequences of the typical mix at which the targets hold and more would still have brought more."""
+    best: Step | None = None
+    sequences = 1
+    while sequences <= _SEQUENCES_MAX:
+        step = await hold(probe, prompts, mixes.typical, sequences, plan.seconds_per_step)
+        note(_told(step, plan.targets))
+        if not step.holds(plan.targets):
+            break
+        if best is not None and step.output_per_s < best.output_per_s * _GROWTH_LEAST:
+            return best
+        best = step
+        sequences *= 2
+    if best is None:
+        raise CannotMeasure(
+            f"the targets do not hold even for one request at a time ({step.tpot_ms:.0f} ms a token, {step.ttft_ms:.0f} ms until the first): "
+            "set others with --tpot-ms and --ttft-ms."
+        )
+    between = (best.sequences + min(sequences, _SEQUENCES_MAX)) // 2
+    if sequences > _SEQUENCES_MAX or between == best.sequences:
+        return best
+    step = await hold(probe, prompts, mixes.typical, between, plan.seconds_per_step)
+    note(_told(step, plan.targets))
+    return step if step.holds(plan.targets) and step.output_per_s > best.output_per_s else best
+
+
+def _without_cache(done: Measurement) -> Measurement:
+    """Where the engine does not tell what it had cached, the whole prompt counts, as it will for tenants."""
+    return Measurement(done.mix, done.seconds, done.uncached + done.cached, 0, done.output)
+
+
+def _remarks(steps: tuple[Step, ...], result: Fit, *, told: bool) -> tuple[str, ...]:
+    remarks = []
+    if not told:
+        remarks.append(
+            "The engine does not tell cached tokens (--enable-prompt-tokens-details): they weigh as uncached."
+        )
+    elif not result.cached_measured:
+        remarks.append("Nothing came from the prefix cache: cached tokens weigh as uncached.")
+    busiest = max(step.client_busy for step in steps)
+    if busiest > CLIENT_BUSY:
+        remarks.append(
+            f"This client took {busiest:.0%} of a core: the engine may be able to do more than it could ask."
+        )
+    return tuple(remarks)
+
+
+async def _counted(probe: Probe, before: EngineReading) -> Spent:
+    """What the engine's own counters say it has produced, once it is at rest."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _REST_S
+    reading = await _reading(probe)
+    while reading is not None and not reading.idle and loop.time() < until:
+        await asyncio.sleep(_REST_POLL_S)
+        reading = await _reading(probe)
+    if reading is None or reading.counters.prompt < before.counters.prompt:
+        return probe.spent  # It died: what its streams said is all there is.
+    counters = reading.counters
+    return Spent(
+        counters.prompt - before.counters.prompt, probe.spent.cached, counters.generation - before.counters.generation
+    )
+
+
+async def _reading(probe: Probe) -> EngineReading | None:
+    try:
+        return await probe.reading()
+    except ProbeFailed:
+        return None
+
+
+def _told(step: Step, targets: Targets) -> str:
+    done = step.done
+    rates = " + ".join(
+        f"{count / done.seconds:,.0f} {word}/s"
+        for word, count in (("uncached", done.uncached), ("cached", done.cached), ("output", done.output))
+        if count
+    )
+    verdict = "holds" if step.holds(targets) else "misses the targets"
+    return f"{done.mix}, {step.sequences} at once: {rates}; {_ms(step.tpot_ms)} a token, {_ms(step.ttft_ms)} until the first; {verdict}"
+
+
+def _ms(value: float) -> str:
+    return "?" if math.isnan(value) else f"{value:,.0f} ms"
