@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.request import Route
+from gateway.request import Route, ServiceTier
 
 INFERENCE_PATHS: dict[bytes, Route] = {
     b"/v1/chat/completions": Route.CHAT,
@@ -51,6 +51,8 @@ def _operation(route: Route) -> dict[str, Any]:
     properties: dict[str, Any] = {"model": {"type": "string"}}
     if route not in {Route.EMBEDDINGS, Route.COUNT_TOKENS, Route.TOKENIZE}:
         properties["stream"] = {"type": "boolean", "default": False}
+    if route not in {Route.COUNT_TOKENS, Route.TOKENIZE}:
+        properties["service_tier"] = _tier(route)
     body = {"type": "object", "required": _REQUIRED[route], "properties": properties, "additionalProperties": True}
     responses: dict[str, Any] = {"200": {"description": "The answer, whole or as server-sent events"}}
     responses |= {status: {"description": text} for status, text in _ERRORS.items()}
@@ -61,6 +63,19 @@ def _operation(route: Route) -> dict[str, Any]:
         "security": [{"bearer": []}, {"x-api-key": []}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": responses,
+    }
+
+
+def _tier(route: Route) -> dict[str, Any]:
+    own, said = (["standard_only"], "usage.service_tier") if route is Route.MESSAGES else ([], "service_tier")
+    return {
+        "type": "string",
+        "enum": [*ServiceTier, *own],
+        "default": "auto",
+        "description": (
+            "priority: the capacity of your contract only; default: shared fairly; flex: what is idle, first to give way; "
+            f"auto: your contract's capacity where you have one, else default. The answer's {said} says what was used, as x-taas-class does."
+        ),
     }
 
 

@@ -75,6 +75,22 @@ async def test_request_carries_only_our_headers_and_the_connection_is_kept() -> 
     assert body == b'{"a":1}'
 
 
+async def test_a_header_of_our_own_is_sent_beside_the_others() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await read_request(reader))
+        writer.write(OK)
+
+    async with server(script) as pool:
+        connection, _ = await pool.acquire()
+        connection.send(pool.request_bytes(b"/v1/x", b"req_1", b"{}", [(b"x-vllm-priority", b"20")]))
+        assert await connection.head() == 200
+    head, body = seen[0]
+    assert b"\r\nx-request-id: req_1\r\nx-vllm-priority: 20\r\n" in head
+    assert body == b"{}"
+
+
 async def test_pieces_come_as_they_arrive() -> None:
     go_on = asyncio.Event()
 

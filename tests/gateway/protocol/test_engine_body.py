@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.protocol import engine_body, engine_headers
+from gateway.protocol import engine_body, engine_headers, with_priority
 from gateway.request import ParsedRequest, Route
 from tests.gateway.protocol.bodies import SMALLEST, parse
 
@@ -61,6 +61,13 @@ def test_a_response_has_our_id_and_is_not_stored() -> None:
     )
     assert (body["request_id"], body["store"], body["metadata"]) == ("resp_1", False, {"a": "b"})
     assert "stream_options" not in body
+
+
+@pytest.mark.parametrize("route", Route)
+def test_a_priority_is_put_into_a_body_that_is_made_already(route: Route) -> None:
+    parsed = parse(route)
+    without = orjson.dumps(for_engine(parsed))
+    assert orjson.loads(with_priority(parsed, without, 20)) == for_engine(parsed, priority=20)
 
 
 def test_priority_is_in_the_body_or_on_messages_in_a_header() -> None:
