@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "model": ("deploy.cli.model", "model"),
     "instance": ("deploy.cli.instance", "instance"),
     "pool": ("deploy.cli.pool", "pool"),
+    "contract": ("deploy.cli.contract", "contract"),
     "price": ("deploy.cli.price", "price"),
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.usage", "audit"),

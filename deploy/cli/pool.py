@@ -1,14 +1,17 @@
-"""`taas pool`: instances that are interchangeable."""
+"""`taas pool`: instances that are interchangeable, and what of them may be sold."""
+
+from typing import Any
 
 import click
 
-from deploy.cli.connection import call
-from deploy.cli.output import Columns, json_option, show
+from deploy.cli.connection import call, given
+from deploy.cli.contract_terms import PART
+from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
 
 @click.group()
 def pool() -> None:
-    """Pools: list."""
+    """Pools: list, show, set."""
 
 
 @pool.command("list")
@@ -19,3 +22,47 @@ def list_all(as_json: bool) -> None:
         "POOL": "pool", "MODELS": "models", "INSTANCES": "instances", "READY": "ready", "RUNNING": "running", "WAITING": "waiting",
     }  # fmt: skip
     show(call("GET", "pools"), as_json, columns, empty="no pools; a model brings one: `taas model add`")
+
+
+@pool.command("show")
+@click.argument("name", metavar="POOL")
+@json_option
+def show_one(name: str, as_json: bool) -> None:
+    """Show what POOL has, what of it is sold, and what is free at this moment."""
+    _print(call("GET", "pools", name), as_json)
+
+
+@pool.command("set")
+@click.argument("name", metavar="POOL")
+@click.option(
+    "--instances", type=click.IntRange(min=0), metavar="N", help="Machines that it has, whatever they do now."
+)
+@click.option("--headroom", type=PART, metavar="PART", help="What is never sold, such as 10%.")
+@click.option("--set-aside", metavar="UNITS", help="Units per second that the operator keeps for itself.")
+@json_option
+def set_fields(name: str, instances: int | None, headroom: str | None, set_aside: str | None, as_json: bool) -> None:
+    """Say what of POOL may be sold. Refused where it would break what is signed.
+
+    \b
+    taas pool set llama-70b --instances 8 --headroom 10%
+    """
+    body = given(instances=instances, headroom=headroom, set_aside=set_aside)
+    if not body:
+        raise click.UsageError("nothing to change: give --instances, --headroom or --set-aside.")
+    _print(call("PATCH", "pools", name, body=body), as_json)
+
+
+def _print(pool: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(pool)
+        return
+    measured = pool["units_per_instance"]
+    print_fields({
+        "pool": pool["pool"], "instances": pool["instances"], "taken for other uses": pool["taken"],
+        "units/s an instance": "not measured: taas calibrate " + pool["pool"] if measured is None else measured,
+        "headroom": pool["headroom"], "set aside, units/s": pool["set_aside"], "may be sold, units/s": pool["capacity"],
+        "sold, units/s": pool["reserved"], "free, units/s": pool["free"], "contracts, signed or active": pool["contracts"],
+    })  # fmt: skip
+    if pool["shortfalls"]:
+        click.echo("\nmore is signed than there is:")
+        print_table({"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}, pool["shortfalls"])

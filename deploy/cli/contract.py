@@ -1,0 +1,205 @@
+"""`taas contract`: capacity assigned to a tenant, from the draft to its end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from deploy.cli.connection import call, given
+from deploy.cli.contract_terms import PART, body_of, ramp_option, terms_options, times
+from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
+
+_COLUMNS: Columns = {
+    "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "STATE": "state", "UNITS/S NOW": "units", "FROM (UTC)": "from",
+    "ENDS (UTC)": "ends", "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
+}  # fmt: skip
+_STEPS: Columns = {"FROM (UTC)": "from", "UNITS/S": "units"}
+_FREE: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "FREE UNITS/S": "units"}
+
+
+@click.group()
+def contract() -> None:
+    """Contracts: draft, sign, list, show, notice, amend, history, quote."""
+
+
+@contract.command()
+@terms_options
+@json_option
+def draft(as_json: bool, **said: Any) -> None:
+    """Write down a contract; it holds no capacity until it is signed.
+
+    \b
+    taas contract draft --tenant acme --pool llama-70b --units 500 --until 1y --notice-days 30
+    """
+    _print(call("POST", "contracts", body=body_of(said, draft=True)), as_json)
+
+
+@contract.command()
+@click.argument("contract_id", metavar="[CONTRACT]", required=False)
+@terms_options
+@click.option("--draft", "as_draft", is_flag=True, help="Write it down only, as `draft` does.")
+@json_option
+def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) -> None:
+    """Sign the draft CONTRACT, or a new one at once. Refused unless it fits at every instant of its term.
+
+    \b
+    taas contract sign --tenant acme --pool llama-70b --units 500 --from now --until 3y --notice-days 90
+    taas contract sign --tenant acme --pool llama-70b --units 100 --ramp 2027-01-01:200 --ramp 2028-01-01:400 \\
+        --until 3y --min-term 12mo --notice-days 90 --overflow spill --spill-units 50
+    taas contract sign con_0f3a…
+    """
+    if contract_id is None:
+        _print(call("POST", "contracts", body=body_of(said, draft=as_draft)), as_json)
+        return
+    if as_draft or any(value not in {None, ()} for value in said.values()):
+        raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
+    _print(call("POST", "contracts", contract_id, "sign"), as_json)
+
+
+@contract.command("list")
+@click.option("--tenant", help="Of this tenant only.")
+@click.option("--pool", help="In this pool only.")
+@click.option(
+    "--state",
+    type=click.Choice(["draft", "signed", "active", "notice_given", "ended"]),
+    help="In this state only.",
+)
+@json_option
+def list_all(tenant: str | None, pool: str | None, state: str | None, as_json: bool) -> None:
+    """List contracts, drafts and ended ones too."""
+    answer = call("GET", "contracts", query={"tenant": tenant, "pool": pool, "state": state})
+    show(answer, as_json, _COLUMNS, empty="no contracts; sign one with `taas contract sign`")
+
+
+@contract.command("show")
+@click.argument("contract_id", metavar="CONTRACT")
+@json_option
+def show_one(contract_id: str, as_json: bool) -> None:
+    """Show CONTRACT: its terms, its ramp, where it stands."""
+    _print(call("GET", "contracts", contract_id), as_json)
+
+
+@contract.command()
+@click.argument("contract_id", metavar="CONTRACT")
+@click.option("--by", type=click.Choice(["tenant", "operator"]), required=True, help="Which side gives it.")
+@json_option
+def notice(contract_id: str, by: str, as_json: bool) -> None:
+    """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over.
+
+    \b
+    taas contract notice con_0f3a… --by tenant
+    """
+    ended = call("POST", "contracts", contract_id, "notice", body={"by": by})
+    if as_json:
+        print_json(ended)
+    else:
+        click.echo(f"{ended['contract']} of {ended['tenant_name']} ends at {ended['ends']}")
+
+
+@contract.command()
+@click.argument("contract_id", metavar="CONTRACT")
+@click.option("--units", metavar="N", help="The new work units per second.")
+@click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now.")
+@ramp_option
+@click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from.")
+@json_option
+def amend(
+    contract_id: str,
+    units: str | None,
+    since: str | None,
+    ramp: tuple[tuple[str, str], ...],
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """Increase, decrease or extend CONTRACT. What follows the given moment is replaced; the past stays. Checked as signing is.
+
+    \b
+    taas contract amend con_0f3a… --units 800 --from 2027-06-01
+    taas contract amend con_0f3a… --until 2031-01-01
+    """
+    if units is None and not ramp and until is None:
+        raise click.UsageError("nothing to amend: give --units, --ramp or --until.")
+    if units is None and since is not None:
+        raise click.UsageError("from then on how many? Give --units.")
+    term = times(since, until, None, ramp)
+    body = given(units=units, until=term.until, ramp=term.ramp, **{"from": term.starts})
+    _print(call("POST", "contracts", contract_id, "amend", body=body), as_json)
+
+
+@contract.command()
+@click.argument("contract_id", metavar="CONTRACT")
+@json_option
+def history(contract_id: str, as_json: bool) -> None:
+    """Every change of CONTRACT, by whom, and what it then said."""
+    columns: Columns = {
+        "AT (UTC)": "at", "CHANGE": "change", "BY": "by", "STATE": lambda row: row["after"]["state"],
+        "ENDS (UTC)": lambda row: row["after"]["ends"], "RAMP": lambda row: _ramp(row["after"]),
+    }  # fmt: skip
+    show(call("GET", "contracts", contract_id, "history"), as_json, columns)
+
+
+@contract.command()
+@click.option("--pool", required=True, help="The pool.")
+@click.option("--units", metavar="N", help="Would so many units per second fit, from when on and until when?")
+@click.option("--from", "since", metavar="WHEN", help="A date, `now`, or a span from now. Default: now.")
+@click.option("--until", metavar="WHEN", help="A date, or a span from --from. Default: for good.")
+@click.option("--headroom", type=PART, metavar="PART", help="That the contract would ask for, such as 10%.")
+@json_option
+def quote(
+    pool: str, units: str | None, since: str | None, until: str | None, headroom: str | None, as_json: bool
+) -> None:
+    """What could be signed in a pool: how much over a time, from when on, until when. It holds nothing.
+
+    \b
+    taas contract quote --pool llama-70b --until 3y
+    taas contract quote --pool llama-70b --units 500 --from 2027-01-01 --until 1y
+    """
+    term = times(since, until)
+    body = given(pool=pool, units=units, until=term.until, headroom=headroom, **{"from": term.starts})
+    answer = call("POST", "contracts", "quote", body=body)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"at most {answer['at_most']} units per second fit {_period(answer['from'], answer['until'])}")
+    if units is not None:
+        for line in _fit(answer):
+            click.echo(line)
+    print_table(_FREE, answer["free"])
+
+
+def _fit(answer: Mapping[str, Any]) -> list[str]:
+    units = answer["units"]
+    if answer["fits"]:
+        until = "for good" if answer["fits_until"] is None else f"until {answer['fits_until']}"
+        return [f"{units} fit, {until}"]
+    lines = [f"{units} do not fit over all of that"]
+    if answer["fits_until"] != answer["from"]:
+        lines.append(f"they fit until {answer['fits_until']}")
+    later = answer["fits_from"]
+    lines.append("they never fit for as long as that" if later is None else f"they fit for as long from {later} on")
+    return lines
+
+
+def _period(since: str, until: str | None) -> str:
+    return f"from {since} on, for good" if until is None else f"from {since} until {until}"
+
+
+def _ramp(contract: Mapping[str, Any]) -> str:
+    return ", ".join(f"{step['units']} from {step['from']}" for step in contract["steps"])
+
+
+def _print(contract: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(contract)
+        return
+    cap = "" if contract["spill_units"] is None else f", at most {contract['spill_units']} units per second"
+    noticed = None if contract["notice_by"] is None else f"{contract['notice_given']} by the {contract['notice_by']}"
+    days = f"{contract['tenant_notice_days']} days by the tenant, {contract['operator_notice_days']} by the operator"
+    print_fields({
+        "contract": contract["contract"], "tenant": contract["tenant_name"], "pool": contract["pool"], "state": contract["state"],
+        "units/s now": contract["units"], "from (UTC)": contract["from"], "until (UTC)": contract["until"], "notice": days,
+        "no end before": contract["minimum_until"], "notice given": noticed, "ends (UTC)": contract["ends"],
+        "overflow": contract["overflow"] + cap, "headroom": contract["headroom"], "price": contract["price_reference"],
+    })  # fmt: skip
+    click.echo()
+    print_table(_STEPS, contract["steps"])

@@ -1,0 +1,126 @@
+"""The options that say what a contract is, and the body that they make. Sends nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import click
+
+from deploy.cli.connection import given
+from deploy.cli.moments import resolve, rfc3339
+
+Command = Callable[..., None]
+
+
+class _Part(click.ParamType[str]):
+    """`10%` or `0.1`."""
+
+    name = "part"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            part = Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)
+        except InvalidOperation:
+            raise click.BadParameter(f"{value!r} is no part: 10% or 0.1", ctx, param) from None
+        if not 0 <= part < 1:
+            raise click.BadParameter(f"{value!r} is not 0% or more and less than 100%", ctx, param)
+        return format(part, "f")
+
+
+class _RampStep(click.ParamType[tuple[str, str]]):
+    """`WHEN:UNITS`; a moment may hold colons itself."""
+
+    name = "when:units"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        when, colon, units = str(value).rpartition(":")
+        if not colon or not when or not units:
+            raise click.BadParameter(f"{value!r} is not WHEN:UNITS, such as 2027-01-01:200", ctx, param)
+        return when, units
+
+
+PART = _Part()
+ramp_option = click.option(
+    "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS", help="From WHEN on so many units; again for each step."
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What was said of a term, resolved: spans of `until` and of the ramp count from the start. `starts` None: now, by the server."""
+
+    starts: str | None
+    until: str | None
+    minimum_until: str | None
+    ramp: list[dict[str, str]]
+
+
+def times(
+    since: str | None, until: str | None, minimum: str | None = None, ramp: tuple[tuple[str, str], ...] = ()
+) -> Times:
+    """Raises BadParameter for a text that means no moment."""
+    now = datetime.now(UTC)
+    starts = resolve(since or "now", now=now, anchor=now, option="--from")
+
+    def said(text: str | None, option: str) -> str | None:
+        return None if text is None else rfc3339(resolve(text, now=now, anchor=starts, option=option))
+
+    steps = [
+        {"from": rfc3339(resolve(when, now=now, anchor=starts, option="--ramp")), "units": units}
+        for when, units in ramp
+    ]
+    from_now = since is None or since == "now"
+    return Times(None if from_now else rfc3339(starts), said(until, "--until"), said(minimum, "--min-term"), steps)
+
+
+def terms_options(command: Command) -> Command:
+    """All that a contract says, for commands that make one; none is required here, as one that exists needs none."""
+    options = [
+        click.option("--tenant", help="Name or id of the tenant."),
+        click.option("--pool", help="The pool that it is assigned capacity of."),
+        click.option("--units", metavar="N", help="Work units per second, with at most three decimals."),
+        click.option("--from", "since", metavar="WHEN", help="Start: a date, `now`, or a span from now. Default: now."),
+        click.option("--until", metavar="WHEN", help="End: a date, or a span from the start, such as 3y."),
+        ramp_option,
+        click.option("--min-term", metavar="WHEN", help="No notice ends it before; a span from the start, such as 12mo."),
+        click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
+        click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant, where it differs."),
+        click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator, where it differs."),
+        click.option(
+            "--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is asked over it. Default: reject."
+        ),
+        click.option("--spill-units", metavar="N", help="At most so many units per second spill. Default: no cap."),
+        click.option("--headroom", type=PART, metavar="PART", help="Left free beside it, such as 10%; the pool's holds at least."),
+        click.option("--price-reference", metavar="TEXT", help="Where its price is agreed."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def body_of(said: dict[str, Any], *, draft: bool) -> dict[str, Any]:
+    """The body of a new contract. Raises UsageError for what no contract can do without."""
+    if not said["units"] and not said["ramp"]:
+        raise click.UsageError("how much? Give --units, in units per second.")
+    for name, option in (("tenant", "--tenant"), ("pool", "--pool"), ("until", "--until")):
+        if said[name] is None:
+            raise click.UsageError(f"give {option}; `taas contract sign --help` shows a whole line.")
+    both = said["tenant_notice_days"] is not None and said["operator_notice_days"] is not None
+    if said["notice_days"] is None and not both:
+        raise click.UsageError("within how many days may each side end it? Give --notice-days.")
+    term = times(said["since"], said["until"], said["min_term"], said["ramp"])
+    plain = ("tenant", "pool", "units", "notice_days", "tenant_notice_days", "operator_notice_days", "overflow")
+    rest = ("spill_units", "headroom", "price_reference")
+    return given(
+        **{name: said[name] for name in (*plain, *rest)},
+        **{"from": term.starts},
+        until=term.until,
+        minimum_until=term.minimum_until,
+        ramp=term.ramp,
+        draft=draft or None,
+    )
