@@ -15,7 +15,7 @@ RUN := .venv/bin/python
 ENVIRONMENTS := $(PYTHON) -m deploy.local.environments --home $(TAAS_HOME) --build $(TAAS_VLLM) --torch-index "$(TAAS_TORCH_INDEX)"
 COMPILE := --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 --universal --quiet
 
-.PHONY: help up down status test test-fast check bench loadtest lock clean python environment environments
+.PHONY: help up down status test test-fast check bench loadtest scenarios lock clean python environment environments
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: environment ## CPU per request and per streamed token, beside a naive pro
 
 loadtest: environment ## streams at an open arrival rate against what runs
 	@exec $(RUN) -m loadtest $(ARGS)
+
+scenarios: environment ## what contracts and fair shares are worth under load, on simulated engines; ARGS="guarantee --seconds 30" for one of them
+	@exec $(RUN) -m loadtest.scenarios $(ARGS)
 
 lock: environment ## resolve the lock files again; ARGS=--upgrade for newer versions
 	.venv/bin/uv pip compile pyproject.toml --extra local --extra load --extra test --extra check --extra build $(COMPILE) $(ARGS) -o requirements.lock

@@ -40,10 +40,10 @@ def free_port() -> int:
 
 
 class Child:
-    """One process and its log."""
+    """One process and its log. Without a core it runs wherever the system puts it."""
 
     def __init__(
-        self, name: str, command: list[str], core: int, folder: Path, environment: dict[str, str] | None = None
+        self, name: str, command: list[str], core: int | None, folder: Path, environment: dict[str, str] | None = None
     ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
@@ -51,7 +51,7 @@ class Child:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,
                 env=child_environment(environment or {}),
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - there are no threads here
+                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - there are no threads here
             )  # fmt: skip
         self.pid = self._process.pid
 

@@ -1,4 +1,4 @@
-"""A whole TAAS of its own, on free ports and in a folder of its own: Valkey, PostgreSQL, billing and one gateway, beside whatever else runs.
+"""A whole TAAS of its own, on free ports and in a folder of its own: Valkey, PostgreSQL, billing and gateways, beside whatever else runs.
 
 It starts them as processes and sets them up through the admin API; it imports nothing of them.
 """
@@ -6,6 +6,7 @@ It starts them as processes and sets them up through the admin API; it imports n
 import secrets
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,18 @@ class Served:
 
 
 class OwnStack:
-    """Started in its order, stopped in the reverse of it. The gateway has a core to itself; the rest is on the other."""
+    """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves and the rest is on the other."""
 
-    def __init__(self, folder: Path, models: list[Served]) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, models: list[Served], *, gateways: int = 1, pinned: bool = True) -> None:
+        self.ports = [free_port() for _ in range(gateways)]
+        self.port = self.ports[0]
         self.key = ""
+        self.redis_url = ""
         self.admin_url = f"http://127.0.0.1:{free_port()}"
         self.admin_key = secrets.token_urlsafe(24)
         self._folder = folder
         self._models = models
+        self._pinned = pinned
         self._children: list[Child] = []
         self._postgres: Any = None
         self.admin = httpx.Client(
@@ -54,20 +58,37 @@ class OwnStack:
 
     @property
     def gateway(self) -> Child:
-        """The gateway's process."""
+        """The gateway's process; the last one's of several."""
         return self._children[-1]
 
+    @property
+    def gateways(self) -> list[Child]:
+        """The gateways' processes."""
+        return self._children[-len(self.ports) :]
+
+    @property
+    def valkey(self) -> Child:
+        """The process of Valkey."""
+        return next(child for child in self._children if child.name == "valkey")
+
     def start(self) -> None:
-        """Start all and wait until the gateway serves every model. Raises DidNotStart."""
+        """Start all and wait until the gateways serve every model. Raises DidNotStart."""
+        self.redis_url = self._start_valkey()
         environment = {
-            "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self._start_valkey(), "TAAS_DATABASE_URL": self._start_postgres(),
+            "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self.redis_url, "TAAS_DATABASE_URL": self._start_postgres(),
             "TAAS_ADMIN_URL": self.admin_url, "TAAS_ADMIN_PORT": self.admin_url.rsplit(":", 1)[1], "TAAS_ADMIN_KEY": self.admin_key,
-            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_GATEWAY_PORT": str(self.port), "TAAS_GATEWAY_PROCESSES": "1",
-            "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_LOG_LEVEL": "warning",
+            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_LOG_LEVEL": "warning",
         }  # fmt: skip
         self._start("billing", python("-m", "billing"), environment).wait_until(answers(f"{self.admin_url}/healthz"))
         self._set_up()
-        self._start("gateway", python("-m", "gateway"), environment, core=cores()[1]).wait_until(self._serves)
+        for number, port in enumerate(self.ports):
+            own = {
+                "TAAS_HOME": str(self._folder / f"gateway-{number}"), "TAAS_GATEWAY_PORT": str(port), "TAAS_GATEWAY_PROCESSES": "1",
+                "TAAS_GATEWAY_METRICS_PORT": str(free_port()),
+            }  # fmt: skip
+            self._start(f"gateway-{number}", python("-m", "gateway"), environment | own, core=cores()[1])
+        for port, child in zip(self.ports, self.gateways, strict=True):
+            child.wait_until(partial(self._serves, port))
 
     def stop(self) -> None:
         """Stop what was started, however far that went."""
@@ -85,7 +106,8 @@ class OwnStack:
     def _start(
         self, name: str, command: list[str], environment: dict[str, str] | None = None, *, core: int | None = None
     ) -> Child:
-        child = Child(name, command, cores()[0] if core is None else core, self._folder, environment)
+        pinned = (cores()[0] if core is None else core) if self._pinned else None
+        child = Child(name, command, pinned, self._folder, environment)
         self._children.append(child)
         return child
 
@@ -119,27 +141,31 @@ class OwnStack:
 
     def _set_up(self) -> None:
         """A tenant with a key and limits, and each engine as an instance of its model."""
-        self._post("tenants", {"name": TENANT})
-        self.key = self._post("keys", {"tenant": TENANT})["key"]
+        self.post("tenants", {"name": TENANT})
+        self.key = self.post("keys", {"tenant": TENANT})["key"]
         for served in self._models:
-            self._post(
+            self.post(
                 "models", {"name": served.model, "context_tokens": served.context_tokens, "routes": served.routes}
             )
-            self._post("prices", {"model": served.model, "input": "0.10", "output": "0.40"})
-            self._post("instances", {"model": served.model, "url": served.url, "key": served.engine_key})
+            self.post("prices", {"model": served.model, "input": "0.10", "output": "0.40"})
+            self.post("instances", {"model": served.model, "url": served.url, "key": served.engine_key})
         self.admin.put("/admin/v1/limits", json={"tenant": TENANT, "model": "*"} | _LIMITS).raise_for_status()
 
-    def _post(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """As an operator. Raises DidNotStart with the answer when it is refused."""
         answer = self.admin.post(f"/admin/v1/{what}", json=body)
         if answer.status_code >= 300:
             raise DidNotStart(f"POST /admin/v1/{what} {body}: {answer.status_code} {answer.text}")
         made: dict[str, Any] = answer.json()
         return made
 
-    def _serves(self) -> bool:
+    def _serves(self, port: int) -> bool:
         try:
             listed = httpx.get(
-                f"{self.base_url}/models", headers={"authorization": f"Bearer {self.key}"}, timeout=2, trust_env=False
+                f"http://127.0.0.1:{port}/v1/models",
+                headers={"authorization": f"Bearer {self.key}"},
+                timeout=2,
+                trust_env=False,
             )
         except httpx.TransportError:
             return False

@@ -1,0 +1,161 @@
+"""Cost: what a request takes of CPU in gateway and Valkey does not depend on how many tenants there are, or how many requests wait.
+
+Owns both comparisons. Tenants by the thousand are written where gateways read them (docs/interfaces.md, 3), as billing writes them: the admin
+API takes them one at a time.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+
+import orjson
+import redis
+
+from loadtest.scenarios.arrivals import Arrival, Shape, even, requests, together
+from loadtest.scenarios.client import Load
+from loadtest.scenarios.measures import codes, due
+from loadtest.scenarios.play import conditions, play
+from loadtest.scenarios.record import Ended, Record
+from loadtest.scenarios.result import Result, at_least, at_most
+from loadtest.scenarios.speed import EngineSpeed
+from loadtest.scenarios.stack import ScenarioStack, running
+
+SPEED = EngineSpeed()
+FEW, MANY = 10, 100_000
+WAITING = 5000
+PROBE = Shape(40, 2)
+PROBE_RATE = 100.0
+# Never done within a run: it holds all the room there is.
+HOLD = Shape(40, 7000)
+GROWTH_MAX = 1.2
+_BATCH = 2000
+_FILL_S = 25.0
+
+
+def used_s(stack: ScenarioStack) -> float:
+    """CPU seconds of all gateways and of Valkey so far."""
+    return sum(child.cpu_s() for child in [*stack.gateways, stack.valkey])
+
+
+def probe_requests(names: list[str], begin_s: float, end_s: float) -> list[Arrival]:
+    """Short requests at a rate far below what the pool can do, by each tenant in turn."""
+    each = PROBE_RATE / len(names)
+    offset = 1 / PROBE_RATE
+    return together(*(
+        requests(name, (at + offset * number for at in even(each, begin_s, end_s - 1 / each)), PROBE) for number, name in enumerate(names)
+    ))  # fmt: skip
+
+
+def measure(
+    stack: ScenarioStack, arrivals: list[Arrival], begin_s: float, end_s: float
+) -> tuple[float, float, list[Record]]:
+    """(CPU seconds in the second half before `begin_s`, in [begin_s, end_s], records). The first is of a load that stands still."""
+    spans: list[float] = []
+
+    async def meter(load: Load) -> None:
+        for at in (2 * begin_s - end_s, begin_s, end_s):
+            await asyncio.sleep(max(0.0, at - load.now_s))
+            spans.append(used_s(stack))
+
+    records = play(stack, arrivals, patience_s=1.0, beside=meter)
+    return spans[1] - spans[0], spans[2] - spans[1], records
+
+
+def tenants(seconds: float) -> list[Result]:
+    """The same ten tenants send, alone in the catalogue and then among a hundred thousand; then everybody sends in turn."""
+    names = [f"tenant-{number}" for number in range(FEW)]
+    half = seconds / 2
+    cost = {}
+    with running(SPEED, gateways=1) as stack:
+        for name in names:
+            stack.add_tenant(name)
+        play(stack, probe_requests(names, 0, 3), patience_s=5)  # connections and caches
+        for count in (FEW, MANY):
+            if count == MANY:
+                crowd = fill_catalogue(stack, MANY - FEW)
+            arrivals = probe_requests(names, half, 2 * half)
+            _, used, records = measure(stack, arrivals, half, 2 * half)
+            cost[count] = 1e6 * used / len(records)
+        everybody = list(islice(crowd, round(PROBE_RATE * half)))
+        stack.keys.update(everybody)
+        arrivals = [Arrival(half + number / PROBE_RATE, name, PROBE) for number, (name, _) in enumerate(everybody)]
+        _, used, strangers = measure(stack, arrivals, half, 2 * half)
+    grown = cost[MANY] / cost[FEW]
+    not_served = sum(record.ended is not Ended.COMPLETE for record in [*records, *strangers])
+    verdicts = [
+        at_most(f"CPU a request with {MANY:,} tenants / with {FEW}", grown, GROWTH_MAX),
+        at_most("requests not served", not_served, 0),
+    ]
+    return [Result("cpu-tenants", verdicts, {
+        "µs a request": {f"{count:,} tenants": microseconds for count, microseconds in cost.items()},
+        "µs a request, each by a tenant not seen before": 1e6 * used / len(strangers),
+        "not served": codes([*records, *strangers]), **conditions(records),
+    })]  # fmt: skip
+
+
+def fill_catalogue(stack: ScenarioStack, count: int) -> Iterator[tuple[str, str]]:
+    """So many tenants with a key each, in Redis; returns (name, key) of each."""
+    made = [(f"crowd-{number}", f"sk-crowd-{number:032d}") for number in range(count)]
+    with redis.Redis.from_url(stack.redis_url) as client:
+        for begin in range(0, count, _BATCH):
+            pipe = client.pipeline(transaction=False)
+            for name, key in made[begin : begin + _BATCH]:
+                hashed = hashlib.sha256(key.encode()).hexdigest()
+                pipe.set(f"taas:key:{hashed}", orjson.dumps({
+                    "key_id": f"key-{name}", "tenant": name, "project": "default", "expires_at_ms": None, "hash": hashed, "limits": [],
+                }))  # fmt: skip
+                pipe.set(f"taas:tenant:{name}", orjson.dumps({
+                    "tenant": name, "name": name, "kind": "external", "status": "active", "on_demand": True,
+                    "redis_down": {"policy": "refuse"}, "weight": 1, "limits": [],
+                }))  # fmt: skip
+            pipe.execute()
+    return iter(made)
+
+
+def waiting(seconds: float) -> list[Result]:
+    """An owner's requests while all room is taken: first with nobody waiting, then with five thousand of a hundred tenants."""
+    half = seconds / 2
+    begin_s, end_s = _FILL_S + half, _FILL_S + 2 * half
+    crowd = [f"crowd-{number}" for number in range(100)]
+    owner = requests("owner", even(PROBE_RATE / 2, begin_s, end_s), PROBE, gateways=(1,))
+    holders = [arrival for name in crowd for arrival in requests(name, [0.1] * 2, HOLD, tier="default", gateways=(1,))][
+        : SPEED.slots
+    ]
+    net, standing, waited = {}, {}, {}
+    with running(SPEED, gateways=1) as stack:
+        for name in ("owner", *crowd):
+            stack.add_tenant(name)
+        stack.sign("owner", 0.6 * SPEED.capacity_units_s)
+        for count in (0, WAITING):
+            each = count // len(crowd)
+            queue = [
+                arrival
+                for number, name in enumerate(crowd)
+                for arrival in requests(
+                    name,
+                    (2 + (number + 100 * turn) * 20 / WAITING for turn in range(each)),
+                    PROBE,
+                    tier="flex",
+                    gateways=(1,),
+                )
+            ]
+            idle, used, records = measure(stack, together(holders, queue, owner), begin_s, end_s)
+            mine = due([record for record in records if record.arrival.tenant == "owner"], begin_s, end_s)
+            net[count], standing[count] = 1e6 * (used - idle) / len(mine), idle / half
+            waited[count] = sum(
+                record.sent_s < begin_s and record.waiting_until_s > end_s
+                for record in records
+                if record.arrival.tier == "flex"
+            )
+            served = sum(record.ended is Ended.COMPLETE for record in mine) / len(mine)
+    verdicts = [
+        at_most(f"CPU a request with {WAITING:,} waiting / with none", net[WAITING] / net[0], GROWTH_MAX),
+        at_least("requests that waited all the time", waited[WAITING], 0.9 * WAITING),
+        at_least("owner's requests served", served, 1.0),
+    ]
+    return [Result("cpu-waiting", verdicts, {
+        "µs a request": {f"{count:,} waiting": microseconds for count, microseconds in net.items()},
+        "CPU of standing still, share of a core": {f"{count:,} waiting": share for count, share in standing.items()},
+        "owner not served": codes(mine), **conditions(records),
+    })]  # fmt: skip
