@@ -257,7 +257,8 @@ def event_row(item: ReceivedEvent) -> dict[str, Any]:
         "absorbed_reasons": {
             reason.value: {"prompt": part.prompt, "output": part.output} for reason, part in event.absorbed.reasons.items()
         },
-        "units_mu": event.units_mu, "http_status": event.http_status, "gateway": event.gateway,
+        "units_mu": event.units_mu, "decision": None if event.decision is None else dict(event.decision),
+        "http_status": event.http_status, "gateway": event.gateway,
         "orphan": event.orphan, "digest": item.digest,
     }  # fmt: skip
 

@@ -102,7 +102,7 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     names = (
         "request_id", "kind", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch", "route", "stream", "class",
         "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending", "usage_source", "anomaly",
-        "units_mu", "http_status", "gateway", "orphan",
+        "units_mu", "decision", "http_status", "gateway", "orphan",
     )  # fmt: skip
     return {name: row[name] for name in names} | {
         "produced": _tokens(row, "produced"),

@@ -63,3 +63,38 @@ def open_requests(cell: str) -> str:
 def usage_stream(cell: str) -> str:
     """Usage events on their way to SQL."""
     return f"{_cell(cell)}:usage"
+
+
+def wake_channel(gateway: str) -> str:
+    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the request id."""
+    return f"taas:wake:{gateway}"
+
+
+def contract_bucket(cell: str, tenant_id: str) -> str:
+    """A tenant's contract: what it may have, its level, and what came of it."""
+    return f"{_cell(cell)}:q:{tenant_id}"
+
+
+def room(cell: str) -> str:
+    """What on-demand and flex may have of each instance."""
+    return f"{_cell(cell)}:room"
+
+
+def flight(cell: str) -> str:
+    """What is in flight at each instance, by class."""
+    return f"{_cell(cell)}:flight"
+
+
+def waiting_tenants(cell: str, class_letter: str) -> str:
+    """Tenants who wait for on-demand (`o`) or flex (`f`), by their virtual counter."""
+    return f"{_cell(cell)}:w:{class_letter}"
+
+
+def waiting_requests(cell: str, class_letter: str, tenant_id: str) -> str:
+    """The requests of one tenant that wait, by arrival."""
+    return f"{_cell(cell)}:wl:{class_letter}:{tenant_id}"
+
+
+def allocator_lock(cell: str) -> str:
+    """Held by the process that allocates this cell; its value says which."""
+    return f"taas:allocator:{cell}"

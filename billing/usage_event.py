@@ -77,6 +77,13 @@ class EventHead:
         """The head as a JSON object."""
         return orjson.dumps(_head_object(self))
 
+    def admission_json(self) -> bytes:
+        """The head without class, contract, instance and epoch: the script that decides them adds them."""
+        parts = _head_object(self)
+        for decided in ("class", "contract", "instance", "epoch"):
+            del parts[decided]
+        return orjson.dumps(parts)
+
     def ended(
         self,
         *,
@@ -92,13 +99,14 @@ class EventHead:
         waited_ms: int = 0,
         delivered_output: int = 0,
         anomaly: str | None = None,
+        decision: Mapping[str, Any] | None = None,
     ) -> "UsageEvent":
         """The event of this request, ended so."""
         return UsageEvent(
             self.request_id, self.tenant, self.project, self.key_id, self.model, self.pool, self.cell, self.instance, self.epoch,
             self.route, self.stream, self.class_, self.contract, self.weights, self.samples, self.started_ms, self.gateway,
             first_token_ms, ended_ms, waited_ms, ending, usage_source, anomaly, produced, delivered_output, billed, absorbed,
-            units_mu, http_status,
+            units_mu, http_status, decision=decision,
         )  # fmt: skip
 
 
@@ -120,6 +128,8 @@ class UsageEvent(EventHead):
     http_status: int
     # The reservation was gone when it settled: its quota state had been lost, the tokens were not.
     orphan: bool = False
+    # Why it was admitted as it was (docs/interfaces.md §7).
+    decision: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_counts(self.delivered_output, self.units_mu, self.waited_ms)
@@ -196,6 +206,7 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         },
         "units_mu": event.units_mu,
         "http_status": event.http_status,
+        "decision": event.decision,
     }
 
 
@@ -233,6 +244,12 @@ def _weights(fields: Mapping[str, Any]) -> Weights:
     return Weights(fields["version"], fields["w_in_mu"], fields["w_cached_mu"], fields["w_out_mu"])
 
 
+def _decision(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise UsageEventError(f"not a decision: {value!r}")
+    return value
+
+
 def _read(fields: Mapping[str, Any]) -> UsageEvent:
     return UsageEvent(
         request_id=_str(fields["request_id"]),
@@ -264,5 +281,6 @@ def _read(fields: Mapping[str, Any]) -> UsageEvent:
         absorbed=_absorbed(fields["absorbed"]),
         units_mu=_int(fields["units_mu"]),
         http_status=_int(fields["http_status"]),
+        decision=_decision(fields.get("decision")),
         orphan=_bool(fields.get("orphan", False)),
     )

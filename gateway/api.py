@@ -17,7 +17,7 @@ from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import AsgiClient, ClientConnection
 from gateway.engines import Engines
-from gateway.errors import GatewayError, ModelNotFound, NoInstance, PermissionDenied, QuotaExceeded
+from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder
 from gateway.limit_headers import limit_headers
@@ -26,7 +26,7 @@ from gateway.metrics import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
 from gateway.request import Dialect, ParsedRequest, Route
 from gateway.reserve import Reserver, first_cost_mu
-from gateway.route import route as choose_instance
+from gateway.route import candidates
 from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class InferenceApi:
             await self._serve(inference_route, scope, receive, client, started_at)
         except GatewayError as error:
             self._refused(inference_route, error)
-            if not client.started:
+            if not client.started and not isinstance(error, CallerLeft):
                 await client.refuse(error)
         except Exception:
             log.exception("bug in a request", extra={"request_id": request_id})
@@ -78,26 +78,23 @@ class InferenceApi:
         raw = await read_body(scope, receive, self.body_bytes_max)
         parsed = parse_request(inference_route, raw)
         model = self._model(parsed, caller)
-        instance = self._route(model)  # holds nothing, so failing leaks nothing
-        body = self._engine_body(parsed, model, caller, client.request_id)
+        instance = self._candidates(model)[0]  # holds nothing, so failing leaks nothing
         exchange = self._exchange(parsed, caller, model, instance, client.request_id, started_at)
-        reservation = await self.reserver.reserve(
-            exchange.head,
-            exchange.keys,
-            first_cost_mu(parsed, model.default_max_tokens, model.weights),
-            caller,
-        )
-        client.instance = lambda: exchange.instance.instance
-        self.open_exchanges[client.request_id] = exchange
-        self.metrics.open_delta(1)
-        client.headers += limit_headers(reservation)
-        client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+        exchange.body_bytes = len(raw)
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
         exchange.client_connection = connection
         if connection is not None:
             connection.on_disconnect(exchange.client_left)
         try:
-            await self.forwarder.forward(exchange, body, client)  # settles, once, on every ending
+            cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
+            reservation = await self.reserver.reserve(exchange, cost_mu, lambda: self._candidates(model))
+            client.instance = lambda: exchange.instance.instance
+            self.open_exchanges[client.request_id] = exchange
+            self.metrics.open_delta(1)
+            client.headers += limit_headers(reservation)
+            client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+            # Settles, once, on every ending.
+            await self.forwarder.forward(exchange, lambda: self._engine_body(exchange), client)
         finally:
             if connection is not None:
                 connection.on_disconnect(None)
@@ -107,8 +104,6 @@ class InferenceApi:
         model = self.catalogue.models.get(parsed.model)
         if model is None or not model.visible_to(caller.tenant):
             raise ModelNotFound(parsed.model)
-        if not caller.tenant.on_demand:
-            raise PermissionDenied("This account has no on-demand right.")
         check_against_model(
             parsed,
             ModelLimits(
@@ -120,21 +115,21 @@ class InferenceApi:
         )
         return model
 
-    def _route(self, model: Model) -> InstanceEntry:
+    def _candidates(self, model: Model) -> list[InstanceEntry]:
         engines = self.engines
-        instances = self.catalogue.instances(model.name)
-        chosen = choose_instance(instances, engines.open_here, engines.failed_at, time.monotonic())
-        if chosen is None:
+        found = candidates(self.catalogue.instances(model.name), engines.open_here, engines.failed_at, time.monotonic())
+        if not found:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
-        return chosen
+        return found
 
-    def _engine_body(self, parsed: ParsedRequest, model: Model, caller: Caller, request_id: str) -> bytes:
+    def _engine_body(self, exchange: Exchange) -> bytes:
+        parsed, request_id = exchange.parsed, exchange.request_id
         engine_id = response_id(request_id) if parsed.route is Route.RESPONSES else request_id
         return engine_body(
             parsed,
-            engine_model=model.engine_model,
+            engine_model=exchange.model.engine_model,
             request_id=engine_id,
-            cache_salt=self._salt(caller.tenant.tenant),
+            cache_salt=self._salt(exchange.caller.tenant.tenant),
             priority=None,
             default_max_tokens=None,
         )

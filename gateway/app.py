@@ -29,13 +29,14 @@ from gateway.forward import Forwarder
 from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
+from gateway.line import Line
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
 from gateway.outage import OutageLeases
 from gateway.redis_pipe import RedisPipe
 from gateway.request import Dialect, Route
-from gateway.reserve import Reserver
+from gateway.reserve import Reserver, WaitPolicy
 from gateway.route import route
 from gateway.settings import GatewaySettings
 from gateway.settle import Settler
@@ -55,6 +56,13 @@ class Stages:
         self._journal = Journal(settings.journal_path)
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
+        self._line = Line(self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes)
+        policy = WaitPolicy(
+            settings.wait_on_demand_s,
+            settings.wait_flex_s,
+            settings.wait_requests_per_tenant,
+            settings.cancels_per_minute,
+        )
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges)
@@ -71,7 +79,7 @@ class Stages:
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
-            reserver=Reserver(self._redis, settings.lease_ms, outage, self._journal),
+            reserver=Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, policy),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
             metrics=metrics,
             open_exchanges=self.open_exchanges,
@@ -87,12 +95,13 @@ class Stages:
         rounds = [
             asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
             asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
+            asyncio.create_task(self._line.run(), name="line"),
         ]
         try:
             yield
         finally:
             self._stop_all()
-            while self.open_exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
+            while self.open_exchanges or self._line.exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
             for task in rounds:
                 task.cancel()
@@ -108,7 +117,7 @@ class Stages:
         """The operator stops a request, or all of a tenant."""
         if subject.startswith("tenant:"):
             tenant = subject.removeprefix("tenant:")
-            for exchange in list(self.open_exchanges.values()):
+            for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
                 if exchange.caller.tenant.tenant == tenant:
                     exchange.stop(Ending.TENANT_SUSPENDED)
         elif (found := self.open_exchanges.get(subject)) is not None:
@@ -116,7 +125,7 @@ class Stages:
 
     def _stop_all(self) -> None:
         """The drain's deadline."""
-        for exchange in list(self.open_exchanges.values()):
+        for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
             exchange.stop(Ending.GATEWAY_STOPPED)
 
     def _others_ready(self, exchange: Exchange) -> bool:

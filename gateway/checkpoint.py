@@ -92,6 +92,7 @@ class Checkpointer:
             delivered_output=exchange.delivered_output,
             will=will.will_json(),
             head=exchange.head.to_json() if exchange.moved else b"",
+            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.moved else ("", ""),
         )
 
     def _check_deadlines(self, exchange: Exchange, now: float) -> None:

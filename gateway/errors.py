@@ -7,11 +7,13 @@
     │   ├── UnsupportedParameter          400 unsupported_parameter
     │   ├── RemoteMediaDisabled           400 remote_media_disabled
     │   ├── ContextLengthExceeded         400 context_length_exceeded
+    │   ├── NoContractHere                400 no_contract
     │   └── EngineRefused                 400 engine_refused: the engine found what we did not
     ├── BodyTooLarge                      413 body_too_large, closes
     ├── UnsupportedContentEncoding        415 unsupported_content_encoding
     ├── RequestTimeout                    408 request_timeout, closes
     ├── AuthenticationFailed              401 invalid_api_key: one body for every reason
+    ├── CallerLeft                        499: for nobody to read
     ├── PermissionDenied                  403 permission_denied
     ├── ModelNotFound                     404 model_not_found: one body for "unknown" and "not yours"
     │   └── ModelRouteUnsupported         404 model_route_unsupported: theirs, but not served on this route
@@ -26,7 +28,6 @@
     ├── UpstreamProtocolError             502 upstream_protocol_error
     ├── EngineFailed                      502 engine_failed
     ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped …: by its ending
-    ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped
     └── DeadlineExceeded                  504 deadline_exceeded
 
 Messages may name parameters, limits and numbers; never a prompt, a key, a host or a path. They are for the caller, not for logs: log `code`.
@@ -124,6 +125,15 @@ class ContextLengthExceeded(InvalidRequest):
         self.requested = requested
 
 
+class NoContractHere(InvalidRequest):
+    """Reserved capacity was asked for by name, and the tenant has none for this model."""
+
+    code = "no_contract"
+
+    def __init__(self) -> None:
+        super().__init__("This account has no reserved capacity for this model now.", "service_tier")
+
+
 class EngineRefused(InvalidRequest):
     """A 4xx of the engine, cleaned. Not retried: another engine would say the same."""
 
@@ -168,6 +178,13 @@ class AuthenticationFailed(GatewayError):
     code = "invalid_api_key"
     anthropic_type = "authentication_error"
     text = "Incorrect API key provided."
+
+
+class CallerLeft(GatewayError):
+    """The caller went while its request waited: nothing was produced, and nobody reads this."""
+
+    status = 499
+    code = "caller_left"
 
 
 class PermissionDenied(GatewayError):

@@ -6,11 +6,13 @@ end, because only the end says what was produced.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from billing.cell.scripts import CellKeys
-from billing.usage_event import Ending, EventHead
+from billing.cell.replies import Grant
+from billing.cell.scripts import Asked, CellKeys
+from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
@@ -34,6 +36,7 @@ class Exchange:
     head: EventHead
     keys: CellKeys
     started_at: float
+    body_bytes: int = 0
     connection: UpstreamConnection | None = None
     client_connection: ClientConnection | None = None
     # When it first went to an engine: what comes before is the gateway's own time.
@@ -48,6 +51,9 @@ class Exchange:
     checkpointed_at: float = 0.0
     checkpointed_output: int = 0
     moved: bool = False
+    waited_ms: int = 0
+    # Why it was admitted as it was, for its receipt.
+    decision: dict[str, Any] | None = None
     stop_ending: Ending | None = None
     settled: bool = False
     on_stop: Callable[["Exchange"], None] | None = None
@@ -73,6 +79,27 @@ class Exchange:
             self.first_token_ms = int(time.time() * 1000)
         self.last_token_at = now
         self.delivered_output = self.meter.output_tokens()
+
+    def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Asked) -> None:
+        """The cell has decided: class, contract and instance."""
+        head = self.head
+        if grant.instance != head.instance:
+            self.instance = next(entry for entry in candidates if entry.instance == grant.instance)
+        if grant.class_ != head.class_ or grant.instance != head.instance or grant.epoch != head.epoch:
+            self.head = replace(
+                head,
+                class_=CapacityClass(grant.class_),
+                contract=grant.contract,
+                instance=grant.instance,
+                epoch=grant.epoch,
+            )
+        self.decision = {
+            "asked": asked.value,
+            "why": grant.why,
+            "level_before_mu": grant.level_before_mu,
+            "level_after_mu": grant.level_after_mu,
+            "rate_mu_s": grant.rate_mu_s,
+        }
 
     def move_to(self, instance: InstanceEntry) -> None:
         """Try again on another instance: same reservation, nothing produced yet."""

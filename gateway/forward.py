@@ -96,12 +96,12 @@ class Forwarder:
         self._settle = settle
         self._upstream_failed = upstream_failed
 
-    async def forward(self, exchange: Exchange, body: bytes, client: Client) -> None:
+    async def forward(self, exchange: Exchange, make_body: Callable[[], bytes], client: Client) -> None:
         """From the engine to the caller, and settled. Raises GatewayError while nothing has been sent."""
         exchange.on_stop = self._engines.abort
         self._engines.opened(exchange.instance)
         try:
-            await self._try_instances(exchange, body, client)
+            await self._try_instances(exchange, make_body(), client)
         except GatewayError as error:
             if isinstance(error, UpstreamProtocolError):
                 self._let_down(exchange, "protocol")

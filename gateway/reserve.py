@@ -1,28 +1,78 @@
 """What a request may cost before it is sent, and whether it may be sent: the policy over the reserve script.
 
 A reservation starts small (the prompt by estimate and the first output tokens): checkpoints top it up as the output streams, and settling puts it
-right. So a large `max_tokens` costs nothing that is not used. Raises QuotaExceeded.
+right. So a large `max_tokens` costs nothing that is not used. Where there is no room, on-demand and flex wait before they are refused.
 """
 
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from secrets import randbelow
+from typing import Any, Final
 
 from billing.attribution import attribute
-from billing.cell.replies import AlreadySettled, Levels, LimitKind, LimitScope, Refused, parse_reserve
-from billing.cell.scripts import CellKeys, Limits, reserve_call
+from billing.cell.replies import (
+    Later,
+    Levels,
+    LimitKind,
+    LimitScope,
+    NoContract,
+    NoRight,
+    Refused,
+    Replayed,
+    Reserved,
+    ReserveReply,
+    Waiting,
+    parse_leave,
+    parse_reserve,
+)
+from billing.cell.scripts import Asked, Claim, Limits, leave_call, reserve_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
-from gateway.authenticate import Caller
-from gateway.errors import DependencyUnavailable, QuotaExceeded
+from gateway.catalogue_entries import MILLIUNITS
+from gateway.errors import (
+    CallerLeft,
+    DependencyUnavailable,
+    NoContractHere,
+    Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
+    RequestStopped,
+)
+from gateway.exchange import Exchange
 from gateway.journal import Journal
+from gateway.line import Line
 from gateway.outage import OutageLeases
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
-from gateway.request import ParsedRequest, Route
+from gateway.request import ParsedRequest, Route, ServiceTier
+from serving.registry import InstanceEntry
 
 # About as much as streams in the first second, until the first checkpoint.
 FIRST_OUTPUT_TOKENS: Final = 64
+# A third of what the script grants to those who wait.
+WAIT_RENEW_S: Final = 10.0
+RETRY_MS_MIN: Final = 1_000
 _UNKNOWN: Final = Levels(0.0, 0, 0)
 UNMETERED_ROUTES: Final = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE})
+_ASKED: Final = {
+    ServiceTier.AUTO: Asked.AUTO,
+    ServiceTier.DEFAULT: Asked.ON_DEMAND,
+    ServiceTier.FLEX: Asked.FLEX,
+    ServiceTier.PRIORITY: Asked.RESERVED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WaitPolicy:
+    """How long a request may wait for room, by class; how many of a tenant may; and how many may be left before their first token, a minute."""
+
+    on_demand_s: float
+    flex_s: float
+    requests_per_tenant: int
+    cancels_per_minute: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,50 +113,164 @@ def _empty_will(head: EventHead) -> bytes:
 class Reserver:
     """Reserves on behalf of one process."""
 
-    def __init__(self, redis: RedisPipe, lease_ms: int, outage: OutageLeases, journal: Journal) -> None:
+    def __init__(
+        self, redis: RedisPipe, lease_ms: int, outage: OutageLeases, journal: Journal, line: Line, policy: WaitPolicy
+    ) -> None:
         self._redis = redis
         self._outage = outage
         self._journal = journal
+        self._line = line
+        self._policy = policy
         self._lease_ms = lease_ms
         self._will = b""
 
-    async def reserve(self, head: EventHead, keys: CellKeys, cost_mu: int, caller: Caller) -> Reservation:
-        """Hold `cost_mu` and a place. Raises QuotaExceeded; DependencyUnavailable when Redis does not answer and the tenant has no lease,
-        or when the journal takes no more: admission stops before money is lost."""
+    async def reserve(
+        self, exchange: Exchange, cost_mu: int, candidates: Callable[[], list[InstanceEntry]]
+    ) -> Reservation:
+        """Hold `cost_mu` and a place on an instance, waiting for one where that may help; the exchange learns its class and instance.
+
+        `candidates` are looked up again at each try. Raises QuotaExceeded, NoContract, PermissionDenied; DependencyUnavailable when Redis does
+        not answer and the tenant has no lease, or when the journal takes no more: admission stops before money is lost; RequestStopped or
+        CallerLeft when it was told to end while it waited.
+        """
         if self._journal.full:
             raise DependencyUnavailable
-        tenant_limits = caller.tenant.limits.for_model(head.model)
-        key_limits = caller.key.limits.for_model(head.model)
+        asked = asked_class(exchange.parsed)
+        wait_s = self._policy.flex_s if asked is Asked.FLEX else self._policy.on_demand_s
+        try:
+            reply = await self._try(exchange, cost_mu, asked, candidates())
+            if isinstance(reply, Waiting | Later):
+                reply = await self._wait(exchange, cost_mu, asked, candidates, reply, wait_s)
+        except RedisUnavailable as exc:
+            if self._outage.take(exchange.caller.tenant, cost_mu):
+                return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
+            raise DependencyUnavailable from exc
+        tenant_limits, key_limits = _limits(exchange)
+        match reply:
+            case Reserved() | Replayed():
+                exchange.admitted(reply.grant, candidates(), asked)
+                return Reservation(tenant_limits, key_limits, reply.tenant, reply.key)
+            case Refused():
+                raise quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
+            case NoContract():
+                raise NoContractHere
+            case NoRight():
+                raise PermissionDenied("This account has no on-demand right, and no contract for this model.")
+        raise AssertionError("request ids are ours and new")
+
+    async def _try(
+        self, exchange: Exchange, cost_mu: int, asked: Asked, candidates: list[InstanceEntry]
+    ) -> ReserveReply:
+        head, tenant = exchange.head, exchange.caller.tenant
+        tenant_limits, key_limits = _limits(exchange)
         if not self._will:
             self._will = _empty_will(head)
+        claim = Claim(
+            tenant.tenant,
+            [(entry.instance, entry.epoch) for entry in candidates],
+            asked,
+            tenant.on_demand,
+            tenant.weight,
+            0 if exchange.parsed.route in UNMETERED_ROUTES else exchange.parsed.samples,
+            head.gateway,
+            self._policy.requests_per_tenant if self._line.listening else 0,
+            self._policy.cancels_per_minute,
+        )
         call = reserve_call(
-            keys,
+            exchange.keys,
             lease_ms=self._lease_ms,
             cost_mu=cost_mu,
             tenant=tenant_limits,
             key=key_limits,
-            head=head.to_json(),
+            claim=claim,
+            head=head.admission_json(),
             will=self._will,
         )
+        return parse_reserve(await self._redis.execute(*call))
+
+    async def _wait(
+        self,
+        exchange: Exchange,
+        cost_mu: int,
+        asked: Asked,
+        candidates: Callable[[], list[InstanceEntry]],
+        reply: Waiting | Later,
+        wait_s: float,
+    ) -> ReserveReply:
+        """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time to come back."""
+        began_at = time.monotonic()
+        ends_at = began_at + wait_s
         try:
-            reply = parse_reserve(await self._redis.execute(*call))
-        except RedisUnavailable as exc:
-            if self._outage.take(caller.tenant, cost_mu):
-                return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
-            raise DependencyUnavailable from exc
-        if isinstance(reply, Refused):
-            raise quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
-        assert not isinstance(reply, AlreadySettled), "request ids are ours and new"
-        return Reservation(tenant_limits, key_limits, reply.tenant, reply.key)
+            turn = self._line.enter(exchange)
+        except Overloaded:
+            await self._redis.execute(*leave_call(exchange.keys))
+            raise
+        found: ReserveReply = reply
+        try:
+            while isinstance(found, Waiting | Later) and exchange.stop_ending is None:
+                left_s = ends_at - time.monotonic()
+                if left_s <= 0:
+                    raise await self._out_of_time(exchange, found, wait_s)
+                nap_s = found.after_ms / 1000 if isinstance(found, Later) else WAIT_RENEW_S
+                turn.clear()
+                if exchange.stop_ending is None:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min(nap_s, left_s)):
+                            await turn.wait()
+                if exchange.stop_ending is None:
+                    found = await self._try(exchange, cost_mu, asked, candidates())
+            if exchange.stop_ending is not None:
+                await self._give_up(exchange, found)
+        except BaseException:
+            # Cancelled, or Redis has gone: it must not keep a place that it was granted.
+            self._redis.submit(*leave_call(exchange.keys)).add_done_callback(_look_away)
+            raise
+        finally:
+            self._line.leave(exchange)
+            exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
+        return found
+
+    async def _out_of_time(self, exchange: Exchange, found: Waiting | Later, wait_s: float) -> QuotaExceeded:
+        if isinstance(found, Later):
+            return QuotaExceeded("contract", "The contract's capacity is in use.", found.after_ms)
+        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
+        retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
+        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", retry_ms + randbelow(retry_ms // 4 + 1))
+
+    async def _give_up(self, exchange: Exchange, found: ReserveReply) -> None:
+        assert exchange.stop_ending is not None
+        if isinstance(found, Reserved):
+            return  # admitted in the same moment: it ends as any other that is stopped
+        await self._redis.execute(*leave_call(exchange.keys))
+        if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
+            raise CallerLeft
+        raise RequestStopped(exchange.stop_ending.value)
+
+
+def _look_away(outcome: "asyncio.Future[Any]") -> None:
+    """What it left is dropped when its lease ends, should this not have arrived."""
+    if not outcome.cancelled():
+        outcome.exception()
+
+
+def _limits(exchange: Exchange) -> tuple[Limits, Limits]:
+    model, caller = exchange.head.model, exchange.caller
+    return caller.tenant.limits.for_model(model), caller.key.limits.for_model(model)
+
+
+def asked_class(parsed: ParsedRequest) -> Asked:
+    """The class that a request's `service_tier` asks for."""
+    return _ASKED[parsed.asked]
 
 
 def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
     """The refusal in words."""
-    limit = {
-        LimitKind.REQUESTS: f"{limits.requests} requests per minute",
-        LimitKind.UNITS: f"{limits.units_mu // 1000} work units per minute",
-        LimitKind.CONCURRENCY: f"{limits.concurrency} concurrent requests",
+    message = {
+        LimitKind.REQUESTS: f"Limit of this {reply.scope.value} reached: {limits.requests} requests per minute.",
+        LimitKind.UNITS: f"Limit of this {reply.scope.value} reached: {limits.units_mu // MILLIUNITS} work units per minute.",
+        LimitKind.CONCURRENCY: f"Limit of this {reply.scope.value} reached: {limits.concurrency} concurrent requests.",
+        LimitKind.CANCELS: "Too many requests were left before their first token.",
+        LimitKind.CONTRACT: "The contract's capacity is in use.",
+        LimitKind.ROOM: "There is no room now, and too many requests wait already.",
     }[reply.limit]
-    return QuotaExceeded(
-        reply.limit.value, f"Limit of this {reply.scope.value} reached: {limit}.", reply.retry_after_ms
-    )
+    return QuotaExceeded(reply.limit.value, message, reply.retry_after_ms)

@@ -10,6 +10,29 @@ from serving.registry import InstanceEntry, InstanceStatus
 
 # An engine that just failed is avoided for so long, unless nothing else is left.
 FAILURE_AVOIDED_SECONDS: Final = 2.0
+# As many as a cell has at most.
+CANDIDATES_MAX: Final = 64
+
+
+def candidates(
+    instances: Collection[InstanceEntry],
+    open_here: Mapping[str, int],
+    failed_at: Mapping[str, float],
+    now: float,
+) -> list[InstanceEntry]:
+    """All that could serve it, best first: the cell takes the first with room. As `route` ranks them."""
+    ready = [entry for entry in instances if entry.status is InstanceStatus.READY]
+    if len(ready) > 1:
+        ready.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
+    return ready[:CANDIDATES_MAX]
+
+
+def _rank(
+    entry: InstanceEntry, open_here: Mapping[str, int], failed_at: Mapping[str, float], now: float
+) -> tuple[bool, float]:
+    avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
+    # The engine's own figure is up to a second old and includes ours; the greater of the two is the better guess.
+    return avoided, max(float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting))
 
 
 def route(
@@ -30,9 +53,7 @@ def route(
             continue
         if len(instances) == 1:
             return entry
-        avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
-        # The engine's own figure is up to a second old and includes ours; the greater of the two is the better guess.
-        work = max(float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting))
-        if (avoided, work) < best_rank:
-            best, best_rank = entry, (avoided, work)
+        rank = _rank(entry, open_here, failed_at, now)
+        if rank < best_rank:
+            best, best_rank = entry, rank
     return best

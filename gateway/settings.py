@@ -50,6 +50,19 @@ class GatewaySettings(BaseSettings):
     first_token_deadline_s: float = Field(default=120.0, gt=0, description="How long an engine may take to begin.")
     connect_timeout_s: float = Field(default=2.0, gt=0, description="How long connecting to an engine may take.")
 
+    wait_on_demand_s: float = Field(default=10.0, ge=0, description="How long an on-demand request may wait for room.")
+    wait_flex_s: float = Field(default=60.0, ge=0, description="How long a flex request may wait for room.")
+    wait_requests_per_tenant: int = Field(
+        default=1_000, ge=0, description="Requests of one tenant that may wait in a class; 0: none waits."
+    )
+    wait_requests: int = Field(default=10_000, ge=0, description="Requests that may wait in one process.")
+    wait_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="Request bodies that may wait in one process.")
+    cancels_per_minute: int = Field(
+        default=6_000,
+        ge=-1,
+        description="Requests a minute that a tenant may leave before their first token; -1: any number.",
+    )
+
     lease_ms: int = Field(default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint.")
     checkpoint_ms: int = Field(default=500, ge=50, le=1_000, description="How often open streams are checkpointed.")
 

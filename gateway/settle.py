@@ -60,6 +60,8 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         first_token_ms=exchange.first_token_ms,
         delivered_output=exchange.delivered_output,
         anomaly=anomaly,
+        waited_ms=exchange.waited_ms,
+        decision=exchange.decision,
     )
 
 
@@ -81,7 +83,8 @@ class Settler:
         exchange.settled = True
         self._open.pop(exchange.request_id, None)
         event = usage_event(exchange, ending, http_status, int(time.time() * 1000))
-        call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json())
+        cancelled = ending is Ending.CLIENT_DISCONNECT and not event.produced.output
+        call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
         self._on_the_way += 1
         self._metrics.open_delta(-1)
         self._redis.submit(*call).add_done_callback(partial(self._landed, call))

@@ -11,6 +11,7 @@ class LimitScope(StrEnum):
 
     TENANT = "tenant"
     KEY = "key"
+    CELL = "cell"
 
 
 class LimitKind(StrEnum):
@@ -19,6 +20,9 @@ class LimitKind(StrEnum):
     REQUESTS = "requests"
     UNITS = "units"
     CONCURRENCY = "concurrency"
+    CANCELS = "cancels"
+    CONTRACT = "contract"
+    ROOM = "room"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,72 @@ class Levels:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Admitted. Levels include this request."""
+    """Admitted, on this instance. Levels include this request."""
 
     now_ms: int
     tenant: Levels
     key: Levels
+    grant: "Grant"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the contract's, in mu; its rate in mu per second."""
+
+    class_: str
+    contract: str | None
+    instance: str
+    epoch: str
+    why: str
+    level_before_mu: int
+    level_after_mu: int
+    rate_mu_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """There is no room yet: it stands in line. Reserve it again when woken, and before its lease ends."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Its contract takes it once it has drained, in so many ms; it stands in no line."""
+
+    now_ms: int
+    after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoContract:
+    """It asked for reserved capacity, and its tenant has none here."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoRight:
+    """Its tenant is served by contract only, and has none here."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many tenants wait, ms between grants."""
+
+    now_ms: int
+    dropped: bool
+    tenants_waiting: int
+    between_grants_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """It waited, its gateway is gone, and nothing was produced: no event."""
+
+    now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +111,7 @@ class Replayed:
     now_ms: int
     tenant: Levels
     key: Levels
+    grant: "Grant"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +170,10 @@ class Missing:
     now_ms: int
 
 
-ReserveReply: TypeAlias = Reserved | Replayed | Refused | AlreadySettled
+ReserveReply: TypeAlias = Reserved | Replayed | Refused | Waiting | Later | NoContract | NoRight | AlreadySettled
 CheckpointReply: TypeAlias = Renewed | Stale | AlreadySettled | Missing
 SettleReply: TypeAlias = Settled | AlreadySettled
-ReapReply: TypeAlias = Settled | AlreadySettled | StillLeased | Missing
+ReapReply: TypeAlias = Settled | AlreadySettled | StillLeased | Missing | Dropped
 
 
 class ReplyError(ValueError):
@@ -119,15 +185,28 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
     status, now_ms = _text(raw[0]), raw[1]
     tenant, key = Levels(raw[2] / 1000, raw[3], raw[4]), Levels(raw[5] / 1000, raw[6], raw[7])
     if status == "reserved":
-        return Reserved(now_ms, tenant, key)
+        return Reserved(now_ms, tenant, key, _grant(raw))
     if status == "refused":
         retry_after_ms = raw[10] if raw[10] >= 0 else None
         return Refused(now_ms, tenant, key, LimitScope(_text(raw[8])), LimitKind(_text(raw[9])), retry_after_ms)
     if status == "replayed":
-        return Replayed(now_ms, tenant, key)
-    if status == "already_settled":
-        return AlreadySettled(now_ms)
+        return Replayed(now_ms, tenant, key, _grant(raw))
+    if status == "later":
+        return Later(now_ms, raw[8])
+    if status in _RESERVE:
+        return _RESERVE[status](now_ms)
     raise ReplyError(f"reserve answered {status!r}")
+
+
+def _grant(raw: Sequence[Any]) -> Grant:
+    return Grant(
+        _text(raw[8]), _text(raw[9]) or None, _text(raw[10]), _text(raw[11]), _text(raw[12]), raw[13], raw[14], raw[15]
+    )
+
+
+def parse_leave(raw: Sequence[Any]) -> Left:
+    """Read the reply of `leave_call`."""
+    return Left(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000)
 
 
 def parse_checkpoint(raw: Sequence[Any]) -> CheckpointReply:
@@ -158,7 +237,14 @@ _CHECKPOINT: Final[dict[str, type[Renewed | Stale | AlreadySettled | Missing]]] 
     "already_settled": AlreadySettled,
     "missing": Missing,
 }
-_REAP: Final[dict[str, type[AlreadySettled | StillLeased | Missing]]] = {
+_RESERVE: Final[dict[str, type[Waiting | NoContract | NoRight | AlreadySettled]]] = {
+    "waiting": Waiting,
+    "no_contract": NoContract,
+    "no_right": NoRight,
+    "already_settled": AlreadySettled,
+}
+_REAP: Final[dict[str, type[AlreadySettled | StillLeased | Missing | Dropped]]] = {
+    "dropped": Dropped,
     "already_settled": AlreadySettled,
     "leased": StillLeased,
     "missing": Missing,

@@ -1,11 +1,13 @@
-"""The two scripts of a cell as Redis commands. It owns their texts and the order of their arguments; it opens no connection.
+"""The scripts of a cell as Redis commands. It owns their texts and the order of their arguments; it opens no connection.
 
 A command is a whole `EVALSHA …`, good for any client; `text_of(sha)` serves the client that is told NOSCRIPT.
 `billing.cell.replies` reads what comes back.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Final, Self, TypeAlias
@@ -17,6 +19,13 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 
 _UNLIMITED: Final = -1
 _MU_PER_UNIT: Final = 1000
+# A script is sent as one text: what all share, its own parts, itself.
+_SHARED: Final = ("read_clock", "charge_contract", "find_room", "leave_line", "grant_room")
+_PARTS: Final = {
+    "reserve": ("check_limits", "choose_class", "find_place"),
+    "settle": ("check_state",),
+    "grant": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,34 @@ class Limits:
             _UNLIMITED if units is None else units * _MU_PER_UNIT,
             _UNLIMITED if concurrency is None else concurrency,
         )
+
+
+class Asked(StrEnum):
+    """The class that a request asks for. `auto`: reserved where there is a contract, else on-demand."""
+
+    AUTO = "auto"
+    RESERVED = "reserved"
+    ON_DEMAND = "on_demand"
+    FLEX = "flex"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who asks a cell for what, beside limits: by the tenant's contract there, or for a share of the rest.
+
+    `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this tenant that may wait
+    in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
+    """
+
+    tenant: str
+    candidates: Sequence[tuple[str, str]]
+    asked: Asked = Asked.AUTO
+    on_demand: bool = True
+    weight: int = 1
+    sequences: int = 1
+    gateway: str = ""
+    wait_max: int = 0
+    cancels_per_minute: int = _UNLIMITED
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +120,15 @@ class CellKeys:
 
 @cache
 def script(name: str) -> Script:
-    """A script of this folder by its name; read once."""
-    text = (Path(__file__).parent / f"{name}.lua").read_text(encoding="utf-8")
+    """A script by its name, behind its parts; read once."""
+    folder = Path(__file__).parent / "lua"
+    text = "".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in (*_SHARED, *_PARTS[name], name))
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def scripts() -> tuple[Script, ...]:
     """Every script, for a client that loads them when it connects."""
-    return script("reserve"), script("settle")
+    return script("reserve"), script("settle"), script("grant")
 
 
 def text_of(sha: str) -> str:
@@ -99,17 +137,29 @@ def text_of(sha: str) -> str:
 
 
 def reserve_call(
-    keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, head: bytes, will: bytes
+    keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, claim: Claim, head: bytes, will: bytes
 ) -> Command:
-    """Admit the request or refuse it. `head` and `will` are of `billing.usage_event`."""
+    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of `billing.usage_event`."""
     return (
         "EVALSHA", script("reserve").sha, 4,
         keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests,
         keys.request_id, lease_ms, cost_mu,
         tenant.requests, tenant.units_mu, tenant.concurrency,
         key.requests, key.units_mu, key.concurrency,
-        head, will,
+        head, will, claim.tenant, claim.asked.value, int(claim.on_demand), claim.weight, claim.sequences, claim.gateway,
+        claim.wait_max, claim.cancels_per_minute, *(word for candidate in claim.candidates for word in candidate),
     )  # fmt: skip
+
+
+def leave_call(keys: CellKeys) -> Command:
+    """Take out a request that waits; it gives back a place that it was granted meanwhile."""
+    return *_settle_keys(keys), "leave", keys.request_id, 0, 0
+
+
+def grant_call(cell: str) -> Command:
+    """Hand the room of the cell to those who wait, after counting anew what is in flight."""
+    open_requests = redis_keys.open_requests(cell)
+    return "EVALSHA", script("grant").sha, 4, open_requests, open_requests, open_requests, open_requests
 
 
 def checkpoint_call(
@@ -121,17 +171,20 @@ def checkpoint_call(
     delivered_output: int,
     will: bytes,
     head: bytes = b"",
+    moved_to: tuple[str, str] = ("", ""),
 ) -> Command:
-    """Record usage so far and renew the lease. A new `head` follows a failover to another instance."""
+    """Record usage so far and renew the lease. A new `head` follows a failover to another instance: `moved_to` it, in its epoch."""
     return (
         *_settle_keys(keys), "checkpoint", keys.request_id, lease_ms, cost_mu,
-        produced.prompt, produced.cached, produced.output, delivered_output, will, head,
+        produced.prompt, produced.cached, produced.output, delivered_output, will, head, *moved_to, 0,
     )  # fmt: skip
 
 
-def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes) -> Command:
-    """End the request with its final cost and its whole event."""
-    return *_settle_keys(keys), "settle", keys.request_id, 0, cost_mu, 0, 0, 0, 0, event, b""
+def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes, cancelled: bool = False) -> Command:
+    """End the request with its final cost and its whole event. `cancelled`: its caller left before anything was produced."""
+    return (
+        *_settle_keys(keys), "settle", keys.request_id, 0, cost_mu, 0, 0, 0, 0, event, b"", "", "", int(cancelled),
+    )  # fmt: skip
 
 
 def reap_call(keys: CellKeys) -> Command:

@@ -7,7 +7,7 @@ import redis
 
 from billing import redis_keys
 from billing.cell.execute import execute
-from billing.cell.scripts import CellKeys, Limits, checkpoint_call, reserve_call
+from billing.cell.scripts import CellKeys, Claim, Limits, checkpoint_call, reserve_call
 from billing.metrics import BillingMetrics
 from billing.reap import Reaper
 from billing.tokens import Tokens
@@ -26,7 +26,7 @@ def reserve(
         client,
         reserve_call(
             keys, lease_ms=lease_ms, cost_mu=1000, tenant=Limits(), key=Limits(),
-            head=head(request_id, cell=cell).to_json(), will=will,
+            claim=Claim("ten_a", [("i1", "e1")]), head=head(request_id, cell=cell).admission_json(), will=will,
         ),
     )  # fmt: skip
     if tokens is not None:

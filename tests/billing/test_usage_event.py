@@ -67,7 +67,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert UsageEvent.from_json(orjson.dumps(fields)) == event()
 
 
-@pytest.mark.parametrize("missing", sorted(set(orjson.loads(event().to_json()))))
+@pytest.mark.parametrize("missing", sorted(set(orjson.loads(event().to_json())) - {"decision"}))
 def test_a_missing_field_is_refused(missing: str) -> None:
     fields = orjson.loads(event().to_json())
     del fields[missing]

@@ -29,6 +29,21 @@ class CellRequest:
     model: str = "org/m:1"
     tenant_limits: scripts.Limits = field(default_factory=scripts.Limits)
     key_limits: scripts.Limits = field(default_factory=scripts.Limits)
+    asked: scripts.Asked = scripts.Asked.AUTO
+    on_demand: bool = True
+    weight: int = 1
+    sequences: int = 1
+    gateway: str = "gw-1"
+    wait_max: int = 0
+    cancels_per_minute: int = -1
+    candidates: tuple[tuple[str, str], ...] = (("i-1", "e-1"),)
+
+    @property
+    def claim(self) -> scripts.Claim:
+        return scripts.Claim(
+            self.tenant, self.candidates, self.asked, self.on_demand, self.weight, self.sequences, self.gateway,
+            self.wait_max, self.cancels_per_minute,
+        )  # fmt: skip
 
     @property
     def keys(self) -> scripts.CellKeys:
@@ -75,7 +90,7 @@ class CellRequest:
         will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
-            head=self.head.to_json(), will=will,
+            claim=self.claim, head=self.head.admission_json(), will=will,
         )  # fmt: skip
 
     def settle_command(self, cost_mu: int = 0, usage: Tokens | None = None) -> scripts.Command:

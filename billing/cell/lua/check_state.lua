@@ -1,0 +1,33 @@
+-- check_state.lua -- v1, a part
+-- First part of settle: what is there to settle, and whether it may be.
+-- KEYS, ARGV: those of settle.lua. Returns nothing, it defines what the next parts use.
+local reservation, tenant_bucket, key_bucket, usage = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
+local mode, request_id, lease_ms, cost_mu = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local prompt, cached, output, delivered, text, head = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local TOMBSTONE_TTL_MS, BUCKET_TTL_MS = 900 * 1000, 60 * 1000
+local v = redis.call('HMGET', reservation, 'state', 'charged', 'used', 'p', 'o', 'd', 'lease', 'cls', 'inst', 'seq', 'ten', 'qb', 'spl')
+local state, charged_mu, used_mu, lease = v[1], tonumber(v[2] or 0), tonumber(v[3] or 0), tonumber(v[7] or 0)
+local class, instance, sequences, tenant, contract_key, spilled = v[8], v[9], tonumber(v[10] or 0), v[11], v[12] or '', v[13] == '1'
+if mode == 'leave' then
+  local waiting = redis.call('ZCARD', prefix .. 'w:' .. (class or 'o'))
+  local status = drop(request_id) and 'dropped' or (state and 'open' or 'missing')
+  if status == 'dropped' and state == 'granted' then grant_all() end
+  return {status, now_ms, waiting, math.floor(tonumber(redis.call('HGET', flight_key, 'gi') or 0))}
+end
+if state == 'settled' then return {'already_settled', now_ms} end
+if not state and mode == 'reap' then redis.call('ZREM', open, request_id) end
+if not state and mode ~= 'settle' then return {'missing', now_ms} end
+if mode == 'reap' and lease > now_ms then return {'leased', now_ms} end
+if state == 'waiting' or state == 'granted' then
+  if mode ~= 'reap' then return {'missing', now_ms} end
+  drop(request_id)
+  grant_all()
+  return {'dropped', now_ms}
+end
+if mode == 'checkpoint' and (prompt - v[4] < 0 or output - v[5] < 0 or delivered - v[6] < 0) then return {'stale', now_ms} end
+if mode == 'reap' then
+  local stored = redis.call('HMGET', reservation, 'head', 'will')
+  text = stored[1]:sub(1, -2) .. ',' .. stored[2]:sub(2, -2) .. ',"ended_ms":' .. v[7] .. '}'
+elseif not state then
+  text = text:sub(1, -2) .. ',"orphan":true}'
+end

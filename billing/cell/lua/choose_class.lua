@@ -1,0 +1,30 @@
+-- choose_class.lua -- v1, a part
+-- Second part of reserve: which class, and whether its contract takes it now.
+-- KEYS, ARGV: those of reserve.lua. Returns nothing, it defines what the next parts use.
+-- Which class: what was decided when it began to wait, else its contract first.
+local contract_key = prefix .. 'q:' .. tenant_id
+local q = read_contract(contract_key)
+if q and now_ms >= q.ends then q = nil end
+local level = q and contract_level(q) or 0
+local class, why = held[2], held[4]
+if not state then
+  if q and (asked == 'auto' or asked == 'reserved') then
+    local until_ms = q.rate > 0 and math.ceil((level - q.burst) / q.rate * 1000) + 1 or -1
+    if level < q.burst then
+      class, why = 'r', 'within_contract'
+    elseif asked ~= 'reserved' and q.of == 'queue' and wait_max > 0 and until_ms >= 0 then
+      return reply('later', until_ms)
+    elseif asked ~= 'reserved' and q.of == 'spill' and spill_level(q) < (q.spill < 0 and 1 or q.spill) then
+      class, why = 'o', 'spilled'
+    else
+      redis.call('HINCRBY', q.key, 'refused', 1)
+      return reply('refused', 'tenant', 'contract', until_ms)
+    end
+  elseif asked == 'reserved' then
+    return reply('no_contract')
+  elseif not may_on_demand and not (q and sequences == 0) then
+    return reply('no_right')
+  else
+    class, why = asked == 'flex' and 'f' or 'o', 'room'
+  end
+end

@@ -1,0 +1,27 @@
+-- find_room.lua -- v1, a part
+-- Sequences in flight and room, an instance.
+-- KEYS, ARGV: none of its own. Returns nothing, it defines what the next parts use.
+local function fly(class, instance, sequences) redis.call('HINCRBY', flight_key, class .. ':' .. instance, sequences) end
+-- Sequences that may still start there; nil where nothing bounds them. An idle instance takes one request of any size.
+local function free_at(instance, class)
+  local most = redis.call('HMGET', room_key, 'm:' .. instance, 'x:' .. instance)
+  if not most[1] then return nil end
+  local flight = redis.call('HMGET', flight_key, 'o:' .. instance, 'f:' .. instance)
+  local o, f = tonumber(flight[1] or 0), tonumber(flight[2] or 0)
+  local free = tonumber(most[1]) - o - f
+  if class == 'f' then free = math.min(free, tonumber(most[2] or most[1]) - f) end
+  return free, o + f == 0 and free > 0
+end
+local function fits(instance, class, sequences)
+  local free, idle = free_at(instance, class)
+  return not free or free >= sequences or idle
+end
+-- The instance with the most room, for so many sequences.
+local function roomiest(instances, class, sequences)
+  local best, most
+  for _, instance in ipairs(instances) do
+    local free, idle = free_at(instance, class)
+    if free and (free >= sequences or idle) and (not most or free > most) then best, most = instance, free end
+  end
+  return best
+end

@@ -1,0 +1,17 @@
+-- grant.lua -- v1
+-- After a new plan, and against wake-ups that were lost: counts what is in flight anew from what is open, then grants the room there is.
+-- KEYS: {c:CELL}:open, four times. ARGV: none.
+-- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open}
+local counted, names = {}, redis.call('ZRANGE', open, 0, -1)
+for _, request_id in ipairs(names) do
+  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq')
+  if v[3] and (v[1] == 'open' or v[1] == 'granted') then
+    local field = v[2] .. ':' .. v[3]
+    counted[field] = (counted[field] or 0) + tonumber(v[4])
+  end
+end
+for _, field in ipairs(redis.call('HKEYS', flight_key)) do
+  if field:sub(2, 2) == ':' then redis.call('HSET', flight_key, field, counted[field] or 0) end
+end
+grant_all()
+return {now_ms, redis.call('ZCARD', prefix .. 'w:o'), redis.call('ZCARD', prefix .. 'w:f'), #names}

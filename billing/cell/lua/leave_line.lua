@@ -1,0 +1,24 @@
+-- leave_line.lua -- v1, a part
+-- Out of the line of those who wait.
+-- KEYS, ARGV: none of its own. Returns nothing, it defines what the next parts use.
+local function queue_of(class, tenant) return prefix .. 'wl:' .. class .. ':' .. tenant end
+local function unqueue(class, tenant, request_id)
+  local queue = queue_of(class, tenant)
+  redis.call('ZREM', queue, request_id)
+  if redis.call('ZCARD', queue) == 0 then redis.call('ZREM', prefix .. 'w:' .. class, tenant) end
+end
+-- Forget a request that waits or was granted a place and will not use it. Returns whether there was one.
+local function drop(request_id)
+  local key = prefix .. 'r:' .. request_id
+  local v = redis.call('HMGET', key, 'state', 'cls', 'ten', 'inst', 'seq', 'cost', 'tb', 'qb', 'spl')
+  if v[1] ~= 'waiting' and v[1] ~= 'granted' then return false end
+  if v[1] == 'waiting' then
+    unqueue(v[2], v[3], request_id)
+  else
+    fly(v[2], v[4], -v[5])
+    charge(v[2], v[8], v[9] == '1', v[7], v[3], -v[6])
+  end
+  redis.call('DEL', key)
+  redis.call('ZREM', open, request_id)
+  return true
+end

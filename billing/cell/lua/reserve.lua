@@ -1,0 +1,39 @@
+-- reserve.lua -- v2
+-- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the room there is.
+-- Idempotent by request id; a refusal consumes nothing, and neither does waiting.
+-- Parts before it: those of every script, then check_limits, choose_class, find_place.
+-- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open
+-- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
+--   the key's limits (the same three), head (JSON, without class, contract, instance and epoch), will (JSON), tenant,
+--   asked (auto | reserved | on_demand | flex), on_demand (1 = may), weight, sequences, gateway, how many of this tenant may wait (0 = not),
+--   cancelled requests a minute (-1 = no limit), then instance, epoch of each candidate, best first
+-- Returns: {status, now_ms, tenant's levels, key's levels, …}, a level being requests * 1000, mu, open requests; then
+--   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
+--   refused: scope, limit, retry_after_ms (-1 = never); later: ms until its contract has drained; waiting | already_settled | no_contract | no_right
+for _, b in ipairs({tenant, key}) do
+  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + 1, b.max_u < 0 and 0 or b.u + cost_mu, b.c + 1
+  redis.call('HSET', b.key, 'r', b.r, 'u', b.u, 't', now_us, 'c', b.c, 'lr', b.max_r, 'lu', b.max_u)
+  redis.call('PEXPIRE', b.key, OPEN_TTL_MS)
+end
+if cancels_max >= 0 then redis.call('HSET', tenant.key, 'x', tenant.x, 'lx', cancels_max) end
+local spilled = why == 'spilled' or (state and held[5] ~= '' and redis.call('HGET', reservation, 'spl') == '1')
+local charged_to = q and (class == 'r' or spilled) and contract_key or ''
+if state ~= 'granted' then
+  if class ~= 'r' then
+    redis.call('HSET', tenant.key, 'v', tenant.v, 'vw', weight)
+    redis.call('HSET', flight_key, 'vl', tenant.v)
+  end
+  fly(class, instance, sequences)
+  charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu)
+end
+local contract = q and class == 'r' and q.id or ''
+local lease = now_ms + lease_ms
+local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == '' and 'null' or '"' .. contract .. '"')
+  .. ',"instance":' .. cjson.encode(instance) .. ',"epoch":' .. cjson.encode(epoch) .. '}'
+redis.call('HSET', reservation, 'state', 'open', 'head', head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
+  'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
+  'seq', sequences, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract)
+redis.call('ZADD', open, lease, request_id)
+for _, name in ipairs({reservation, open, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
+local after = class == 'r' and level + cost_mu or level
+return reply('reserved', NAMES[class], contract, instance, epoch, why, math.ceil(level), math.ceil(after), q and q.rate or 0)

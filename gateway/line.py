@@ -1,0 +1,82 @@
+"""The requests of one process that wait for room: who they are, that they are woken, and that they are not too many.
+
+The order in which they get room is the cell's (`billing/cell`), over all gateways; here each only sleeps until it is told. What waits holds its body
+in memory, so requests and bytes are bounded. Without its subscription a process cannot be woken and lets nobody wait.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from billing import redis_keys
+from gateway.errors import Overloaded
+from gateway.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 1.0
+_BUSY_RETRY_MS: Final = 1_000
+
+
+class Line:
+    """The line of one process. `exchanges` are those that wait now, by request id."""
+
+    def __init__(self, gateway_id: str, redis_url: str, requests_max: int, bytes_max: int) -> None:
+        self._channel = redis_keys.wake_channel(gateway_id)
+        self._redis_url = redis_url
+        self._requests_max = requests_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._turns: dict[str, asyncio.Event] = {}
+        self.exchanges: dict[str, Exchange] = {}
+        self.listening = False
+
+    async def run(self) -> None:
+        """Hear what is granted, until cancelled; a lost connection is made again."""
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError) as exc:
+                log.warning("not told of room", extra={"reason": type(exc).__name__})
+            finally:
+                self.listening = False
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _listen(self) -> None:
+        client = redis.asyncio.Redis.from_url(self._redis_url, health_check_interval=5, socket_connect_timeout=2)
+        async with client, client.pubsub() as channel:
+            await channel.subscribe(self._channel)
+            async for message in channel.listen():
+                if message["type"] == "subscribe":
+                    self.listening = True
+                    # What was granted while nobody listened went to others: they stand in line again.
+                    for turn in self._turns.values():
+                        turn.set()
+                elif message["type"] == "message":
+                    if (granted := self._turns.get(message["data"].decode())) is not None:
+                        granted.set()
+
+    def enter(self, exchange: Exchange) -> asyncio.Event:
+        """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""
+        size = exchange.body_bytes
+        if len(self._turns) >= self._requests_max or self._bytes + size > self._bytes_max:
+            raise Overloaded(_BUSY_RETRY_MS)
+        turn = asyncio.Event()
+        self._turns[exchange.request_id] = turn
+        self._bytes += size
+        self.exchanges[exchange.request_id] = exchange
+        exchange.on_stop = lambda _: turn.set()
+        return turn
+
+    def leave(self, exchange: Exchange) -> None:
+        """Out of line, served or not."""
+        if self._turns.pop(exchange.request_id, None) is not None:
+            self._bytes -= exchange.body_bytes
+            del self.exchanges[exchange.request_id]
+            exchange.on_stop = None
+
+    def __len__(self) -> int:
+        return len(self._turns)
