@@ -10,7 +10,7 @@ class UsageEventError(ValueError):
 
 
 class AbsorbReason(StrEnum):
-    """Why nobody is billed for tokens that were produced: our failure, by its ending, or one of the two others."""
+    """Why nobody is billed for tokens that were produced: our failure, by its ending, or one of the three others."""
 
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
@@ -21,6 +21,7 @@ class AbsorbReason(StrEnum):
     PROTOCOL_ERROR = "protocol_error"
     SHARED_PROMPT = "shared_prompt"
     USAGE_ANOMALY = "usage_anomaly"
+    CALIBRATION = "calibration"
 
 
 def check_counts(*values: int) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from starlette.middleware import Middleware
 
 from billing.api import (
+    calibrations,
     contracts,
     errors,
     health,
@@ -36,7 +37,7 @@ from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
-    usage.router, requests.router, pools.router, contracts.router,
+    usage.router, requests.router, pools.router, calibrations.router, contracts.router,
 )  # fmt: skip
 
 

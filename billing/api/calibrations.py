@@ -1,0 +1,142 @@
+"""Routes of calibrations: what was measured, and what measuring cost. Owns their form on the wire."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from billing import calibrations
+from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
+from billing.api.control import Control
+from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
+from billing.calibrations import Calibration, Measured, SpentTokens
+from billing.contracts.position import units
+from billing.models import Weights
+from billing.registered import read_registered
+
+router = APIRouter(prefix="/admin/v1/calibrations", tags=["calibrations"])
+
+Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+Share = Annotated[float, Field(allow_inf_nan=False, ge=-1000, le=1000)]
+Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=MS_MAX)]
+TargetMs = Annotated[int, Field(ge=1, le=3_600_000)]
+
+
+class WeightsMeasured(Body):
+    """Milliunits per token."""
+
+    w_in_mu: int
+    w_cached_mu: int
+    w_out_mu: int
+
+
+class StepBody(Body):
+    """One mix as it was measured. `error`: by what part of its time the fit is off; times null where too little was seen."""
+
+    mix: Label
+    held_back: bool
+    sequences: Count
+    seconds: Annotated[float, Field(allow_inf_nan=False, gt=0, le=86_400)]
+    uncached: Count
+    cached: Count
+    output: Count
+    tpot_ms: Milliseconds | None
+    ttft_ms: Milliseconds | None
+    error: Share
+
+
+class NewCalibration(Body):
+    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is 3.4 %."""
+
+    pool: Name
+    model: Name
+    weights: WeightsMeasured
+    capacity_units_per_second: UnitsPerSecond
+    sequences: Annotated[int, Field(ge=1, le=100_000)]
+    tpot_target_ms: TargetMs
+    ttft_target_ms: TargetMs
+    hardware: Label
+    engine_version: Label
+    error: Part
+    instance: Name | None = None
+    steps: Annotated[tuple[StepBody, ...], Field(max_length=100, strict=False)] = ()
+    remarks: Annotated[
+        tuple[Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")], ...], Field(max_length=20, strict=False)
+    ] = ()
+
+
+class SpentBody(Body):
+    """What measuring made an engine produce, whether or not anything came of it. The same `run` again changes nothing."""
+
+    run: Annotated[str, Field(pattern=r"^[0-9a-f]{12,32}$")]
+    model: Name
+    instance: Name
+    epoch: Label
+    prompt: Count
+    cached: Count
+    output: Count
+    started_ms: Annotated[int, Field(ge=0, le=MS_MAX)]
+
+
+@router.post("", status_code=201)
+def record(body: NewCalibration, control: Control, response: Response) -> dict[str, Any]:
+    """Store a measurement: its weights are the model's from now on, its capacity is what an instance of the pool can do."""
+    measured = Measured(
+        pool=body.pool,
+        model=body.model,
+        weights=Weights(body.weights.w_in_mu, body.weights.w_cached_mu, body.weights.w_out_mu),
+        capacity_mu_s=body.capacity_units_per_second,
+        sequences=body.sequences,
+        tpot_target_ms=body.tpot_target_ms,
+        ttft_target_ms=body.ttft_target_ms,
+        hardware=body.hardware,
+        engine_version=body.engine_version,
+        error_permille=body.error,
+        report=body.model_dump(mode="json", include={"instance", "steps", "remarks"}),
+    )
+    there = [entry for entry in read_registered(control.redis) if entry.pool == body.pool and entry.status != "down"]
+    with control.changing(response) as connection:
+        return _shown(calibrations.record(connection, measured, registered=len(there)))
+
+
+@router.post("/absorbed", status_code=201)
+def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, Any]:
+    """Account for tokens that an engine produced while it was measured: nobody is billed for them."""
+    spent = SpentTokens(**body.model_dump())
+    calibrations.require_live(spent, {entry.instance: entry.model for entry in read_registered(control.redis)})
+    with control.changing(response) as connection:
+        recorded = calibrations.absorb(connection, spent)
+    return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": recorded}
+
+
+@router.get("")
+def list_all(
+    control: Control, pool: Annotated[Name | None, Query(description="Of this pool only.")] = None
+) -> dict[str, Any]:
+    """All, newest first; the first of a pool holds."""
+    with control.reading() as connection:
+        return {"data": [_shown(each) for each in calibrations.list_all(connection, pool)]}
+
+
+def _shown(found: Calibration) -> dict[str, Any]:
+    weights = found.weights
+    return {
+        "calibration": found.calibration_id,
+        "pool": found.pool,
+        "model": found.model,
+        "weights": {
+            "version": found.weights_version,
+            "w_in_mu": weights.w_in_mu,
+            "w_cached_mu": weights.w_cached_mu,
+            "w_out_mu": weights.w_out_mu,
+        },
+        "capacity_units_per_second": units(found.capacity_mu_s),
+        "sequences": found.sequences,
+        "tpot_target_ms": found.tpot_target_ms,
+        "ttft_target_ms": found.ttft_target_ms,
+        "hardware": found.hardware,
+        "engine_version": found.engine_version,
+        "error": part(found.error_permille),
+        **found.report,
+        "created": moment(found.created_ms),
+    }

@@ -1,0 +1,185 @@
+"""What instances of a pool can do, as measured: each calibration a row that stays, the newest of a pool holds. Knows neither HTTP nor Redis.
+
+Recording one sets the model's weights, and gives a pool that has no machines yet those that are registered. What measuring cost is absorbed here too:
+the engine counted tokens that no tenant asked for.
+"""
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, Row, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from billing import models, pools
+from billing.contracts import store
+from billing.contracts.commitments import lock_position
+from billing.contracts.position import refuse_worse
+from billing.ledger import Pricing, add_total
+from billing.models import ModelChange, Weights
+from billing.names import new_id
+from billing.reconcile import KIND
+from billing.refusals import Invalid, NotFound
+from billing.schema.capacity import calibration as table
+from billing.schema.catalogue import model_weights
+from billing.schema.ledger import ledger_transaction, usage_event
+from billing.tokens import AbsorbReason
+from billing.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
+
+CALIBRATION_PREFIX: Final = "cal_"
+# No instance reads a hundred million tokens a second, no token weighs a thousand times a thousand others.
+CAPACITY_MU_S_MAX: Final = 10**11
+WEIGHT_MU_MAX: Final = 10**7
+# A fit that misses by more says nothing of what a tenant will get.
+ERROR_PERMILLE_MAX: Final = 500
+_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out about one instance. `error_permille`: by how much the held-back mix was predicted wrongly."""
+
+    pool: str
+    model: str
+    weights: Weights
+    capacity_mu_s: int
+    sequences: int
+    tpot_target_ms: int
+    ttft_target_ms: int
+    hardware: str
+    engine_version: str
+    error_permille: int
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration(Measured):
+    """As it stands in SQL."""
+
+    calibration_id: str
+    weights_version: int
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpentTokens:
+    """What one run of a measurement made an engine produce, by the engine's counters. `run` names it, so that it is absorbed once."""
+
+    run: str
+    model: str
+    instance: str
+    epoch: str
+    prompt: int
+    cached: int
+    output: int
+    started_ms: int
+
+
+def record(connection: Connection, measured: Measured, *, registered: int) -> Calibration:
+    """Store it, make its weights the model's, and give a pool without machines the `registered` ones. Raises Invalid, NotFound, and Conflict where
+    less was measured than is signed; then nothing has changed.
+    """
+    _check(measured)
+    model = models.find(connection, measured.model)
+    if model.pool != measured.pool:
+        raise Invalid(f"Model {model.name!r} is in pool {model.pool!r}, not in {measured.pool!r}.", param="pool")
+    now_ms = store.now_ms(connection)
+    before = lock_position(connection, measured.pool, now_ms)
+    pool = pools.find(connection, measured.pool)
+    if pool.instances == 0 and registered > 0:
+        pool = replace(pool, instances=registered)
+        pools.write(connection, pool)
+    after = replace(before, instances=pool.instances, capacity_mu_s=measured.capacity_mu_s)
+    refuse_worse(before, after, now_ms, what="Less was measured than before, and what is signed", param="pool")
+    changed = models.change(connection, model.name, ModelChange(weights=measured.weights))
+    columns = asdict(measured)
+    del columns["weights"]
+    row = connection.execute(
+        insert(table)
+        .values(calibration_id=new_id(CALIBRATION_PREFIX), weights_version=changed.weights_version, **columns)
+        .returning(table)
+    ).one()
+    return _calibration(row, changed.weights)
+
+
+def list_all(connection: Connection, pool: str | None = None) -> list[Calibration]:
+    """Newest first: the first of a pool is the one that holds."""
+    same = (model_weights.c.model == table.c.model) & (model_weights.c.version == table.c.weights_version)
+    query = (
+        select(table, model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu)
+        .join(model_weights, same)
+        .order_by(table.c.created_ms.desc(), table.c.calibration_id.desc())
+    )
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    found = []
+    for row in connection.execute(query):
+        found.append(_calibration(row, Weights(row.w_in_mu, row.w_cached_mu, row.w_out_mu)))
+    return found
+
+
+def absorb(connection: Connection, spent: SpentTokens) -> bool:
+    """Account for what measuring cost, once a run; whether this was the first time. Raises NotFound for the model."""
+    model = models.find(connection, spent.model)
+    if spent.cached > spent.prompt:
+        raise Invalid("More cached tokens than the prompts had.", param="cached")
+    if spent.prompt == 0 and spent.output == 0:
+        return False
+    request_id = f"{CALIBRATION_PREFIX}{spent.run}"
+    weights = {"version": model.weights_version, **asdict(model.weights)}
+    row: dict[str, Any] = {
+        "request_id": request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None, "project": None, "key_id": None,
+        "model": model.name, "pool": model.pool, "cell": model.cell, "instance": spent.instance, "epoch": spent.epoch,
+        "route": AbsorbReason.CALIBRATION.value, "stream": True, "class": CapacityClass.FLEX.value, "contract": None, "weights": weights,
+        "samples": 0, "started_ms": spent.started_ms, "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
+        "ending": Ending.COMPLETE.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
+        "produced_prompt": spent.prompt, "produced_cached": spent.cached, "produced_output": spent.output, "delivered_output": 0,
+        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
+        "absorbed_prompt": spent.prompt, "absorbed_output": spent.output,
+        "absorbed_reasons": {AbsorbReason.CALIBRATION.value: {"prompt": spent.prompt, "output": spent.output}},
+        "units_mu": 0, "http_status": 0, "gateway": "", "digest": hashlib.sha256(orjson.dumps(asdict(spent))).hexdigest(),
+    }  # fmt: skip
+    fresh = insert(usage_event).values(row).on_conflict_do_nothing().returning(usage_event.c.request_id)
+    if connection.execute(fresh).one_or_none() is None:
+        return False
+    nothing_billed = {"request_id": request_id, "pricing": Pricing.NOTHING_BILLED.value}
+    connection.execute(insert(ledger_transaction).values(nothing_billed))
+    tokens = {"billed_prompt": 0, "billed_output": 0, "absorbed_prompt": spent.prompt, "absorbed_output": spent.output}
+    add_total(connection, spent.instance, spent.epoch, tokens)
+    return True
+
+
+def require_live(spent: SpentTokens, models_by_instance: dict[str, str]) -> None:
+    """Raises NotFound, Invalid when no such instance of the model is registered: its tokens would be held against nothing."""
+    model = models_by_instance.get(spent.instance)
+    if model is None:
+        raise NotFound(
+            f"There is no instance {spent.instance!r} now; `taas instance list` shows those that are.", param="instance"
+        )
+    if model != spent.model:
+        raise Invalid(f"Instance {spent.instance!r} serves {model!r}.", param="model")
+
+
+def _check(measured: Measured) -> None:
+    weights = measured.weights
+    if not 0 < weights.w_in_mu <= WEIGHT_MU_MAX or not 0 < weights.w_out_mu <= WEIGHT_MU_MAX:
+        raise Invalid(
+            f"Input and output weigh more than 0 and at most {WEIGHT_MU_MAX} milliunits a token.", param="weights"
+        )
+    if not 0 <= weights.w_cached_mu <= weights.w_in_mu:
+        raise Invalid("A cached token weighs 0 or more, and no more than one that is computed.", param="weights")
+    if not 0 < measured.capacity_mu_s <= CAPACITY_MU_S_MAX:
+        most = CAPACITY_MU_S_MAX // 1000
+        message = f"An instance does more than 0 and at most {most} units per second."
+        raise Invalid(message, param="capacity_units_per_second")
+    if not 0 <= measured.error_permille <= ERROR_PERMILLE_MAX:
+        raise Invalid(
+            f"A fit that is off by {measured.error_permille / 10:g} % predicts nothing; measure again, for longer, with the engine alone.",
+            param="error",
+        )
+
+
+def _calibration(row: Row[Any], weights: Weights) -> Calibration:
+    columns = {column.name: row._mapping[column.name] for column in table.columns}
+    return Calibration(**columns, weights=weights)
