@@ -13,8 +13,8 @@ from loadtest.scenarios.client import Load
 from loadtest.scenarios.record import Record
 from loadtest.scenarios.stack import ScenarioStack
 
-# What on-demand and flex may wait before they are refused, and a stream's length: a load ends by itself within this.
-PATIENCE_S = 75.0
+# What on demand may wait before it is refused, and a stream's length. Flex may wait longer: what of it is left then is recorded as open.
+PATIENCE_S = 15.0
 # After so long a load is in its steady state: queues stand, first streams have ended.
 WARM_UP_S = 5.0
 _numbers = itertools.count(1)

@@ -54,7 +54,7 @@ def run(seconds: float) -> list[Result]:
             told["deadline_s"] = load.now_s + NOTICE_S
             told["reclaim"] = await asyncio.to_thread(order, stack, by)
 
-        records = play(stack, load(end_s), beside=operator)
+        records = play(stack, load(end_s), patience_s=30, beside=operator)
         told["after"] = stack.admin.get("/admin/v1/reclaims", params={"pool": POOL}).json()
     return [judge(records, told, end_s)]
 

@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 
+# Where the output is no terminal, rich would take 80.
+_WIDTH_MIN = 140
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """One promise: a value within [low, high]. A value that could not be measured keeps no promise."""
@@ -87,6 +91,7 @@ class Result:
 def show(result: Result) -> None:
     """Print it."""
     console = Console()
+    console.width = max(console.width, _WIDTH_MIN)
     table = Table(title=result.name, title_justify="left")
     for heading in ("", "measured", "promised", ""):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -110,7 +115,7 @@ def write(results: Sequence[Result], path: Path) -> None:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_shown(part)}" for name, part in value.items())
+        return ", ".join(f"{name}: {_shown(part)}" for name, part in value.items()) or "none"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3g}"
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -134,7 +134,7 @@ def calibration(speed: EngineSpeed) -> dict[str, Any]:
     return {
         "pool": POOL, "model": MODEL, "weights": speed.weights, "capacity_units_per_second": speed.capacity_units_s, "sequences": speed.slots,
         "tpot_target_ms": round(2 * speed.decode_ms), "ttft_target_ms": 1000, "hardware": "simulated", "engine_version": "simulated",
-        "error_permille": 0,
+        "error": 0,
     }  # fmt: skip
 
 
