@@ -18,7 +18,8 @@ from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
 from gateway.meter import Meter
 from gateway.meter_for import meter_for
-from gateway.request import ParsedRequest, Route
+from gateway.protocol import used_tier
+from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route
 from gateway.upstream import UpstreamConnection
 from serving.registry import InstanceEntry
 
@@ -93,6 +94,8 @@ class Exchange:
                 instance=grant.instance,
                 epoch=grant.epoch,
             )
+        if self.parsed.route not in UNMETERED_ROUTES:
+            self.meter.tier = used_tier(self.head.class_)
         self.decision = {
             "asked": asked.value,
             "why": grant.why,
@@ -105,7 +108,7 @@ class Exchange:
         """Try again on another instance: same reservation, nothing produced yet."""
         self.instance = instance
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)
-        self.meter = meter_for(self.parsed)
+        self.meter = meter_for(self.parsed, self.meter.tier)
         self.moved = True
         self.try_timed_out = False
 

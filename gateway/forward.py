@@ -25,6 +25,7 @@ from gateway.errors import (
 from gateway.exchange import Exchange
 from gateway.meter import ProtocolViolation
 from gateway.meter_plain import PlainMeter
+from gateway.protocol import engine_headers, engine_priority, with_priority
 from gateway.request import Route
 from gateway.route import route
 from gateway.upstream import UpstreamConnection, UpstreamError, UpstreamFailure
@@ -169,7 +170,7 @@ class Forwarder:
     async def _open(self, exchange: Exchange, body: bytes) -> UpstreamConnection:
         """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
         pool = self._engines.pool(exchange.instance)
-        request = pool.request_bytes(PATHS[exchange.parsed.route], exchange.request_id.encode(), body)
+        request = self._request_bytes(exchange, body)
         exchange.try_started_at = time.monotonic()
         exchange.sent_at = exchange.sent_at or exchange.try_started_at
         while True:
@@ -196,6 +197,15 @@ class Forwarder:
                 self._check_head(exchange, connection)
                 return connection
             await self._raise_refusal(exchange, connection, status)
+
+    def _request_bytes(self, exchange: Exchange, body: bytes) -> bytes:
+        """For this instance: only an engine that schedules by priority takes one."""
+        parsed, pool = exchange.parsed, self._engines.pool(exchange.instance)
+        headers: list[tuple[bytes, bytes]] = []
+        if exchange.instance.priority:
+            priority = engine_priority(exchange.head.class_)
+            body, headers = with_priority(parsed, body, priority), engine_headers(parsed, priority=priority)
+        return pool.request_bytes(PATHS[parsed.route], exchange.request_id.encode(), body, headers)
 
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:

@@ -55,9 +55,10 @@ class Line:
                     # What was granted while nobody listened went to others: they stand in line again.
                     for turn in self._turns.values():
                         turn.set()
-                elif message["type"] == "message":
-                    if (granted := self._turns.get(message["data"].decode())) is not None:
-                        granted.set()
+                elif (
+                    message["type"] == "message" and (granted := self._turns.get(message["data"].decode())) is not None
+                ):
+                    granted.set()
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
         """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""

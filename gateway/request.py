@@ -24,6 +24,10 @@ class Route(StrEnum):
     TOKENIZE = "tokenize"
 
 
+# They make no tokens: answered beside what is metered.
+UNMETERED_ROUTES = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE})
+
+
 class ServiceTier(StrEnum):
     """What a caller asks for in `service_tier`."""
 

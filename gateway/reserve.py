@@ -47,7 +47,7 @@ from gateway.journal import Journal
 from gateway.line import Line
 from gateway.outage import OutageLeases
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
-from gateway.request import ParsedRequest, Route, ServiceTier
+from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route, ServiceTier
 from serving.registry import InstanceEntry
 
 # About as much as streams in the first second, until the first checkpoint.
@@ -56,7 +56,6 @@ FIRST_OUTPUT_TOKENS: Final = 64
 WAIT_RENEW_S: Final = 10.0
 RETRY_MS_MIN: Final = 1_000
 _UNKNOWN: Final = Levels(0.0, 0, 0)
-UNMETERED_ROUTES: Final = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE})
 _ASKED: Final = {
     ServiceTier.AUTO: Asked.AUTO,
     ServiceTier.DEFAULT: Asked.ON_DEMAND,
