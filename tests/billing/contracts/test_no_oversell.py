@@ -1,0 +1,256 @@
+"""Reserved is never oversold: any sequence of signings, notices, amendments, calibrations, reclaims and changes of the pool, on a real
+PostgreSQL, leaves no instant at which more is signed than there is; nor do any number of signings at once.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, Engine, func, select
+
+from billing import tenants
+from billing.contracts import store
+from billing.contracts.clock import advance
+from billing.contracts.commitments import change_pool, lock_position, shortfalls
+from billing.contracts.lifecycle import amend, draft, give_notice, sign
+from billing.contracts.position import Taken, refuse_worse
+from billing.contracts.rates import rates_now
+from billing.contracts.terms import Step
+from billing.refusals import Conflict, Refused
+from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, calibrate, furnish, take, terms
+
+RATE = st.integers(1, 1500)
+DAYS = st.integers(0, 50)
+RAMP = st.lists(st.tuples(DAYS, RATE), max_size=3)
+ACT = st.one_of(
+    st.tuples(st.just("sign"), st.sampled_from(["acme", "bolt", "core"]), DAYS, st.integers(1, 60), RATE, RAMP,
+              st.sampled_from([0, 0, 100, 500])),
+    st.tuples(st.just("notice"), st.integers(0, 5), st.sampled_from(["tenant", "operator"])),
+    st.tuples(st.just("amend"), st.integers(0, 5), DAYS, RATE, RAMP, st.one_of(st.none(), DAYS)),
+    st.tuples(st.just("pool"), st.integers(0, 4), st.sampled_from([0, 100, 500]), st.sampled_from([0, 300])),
+    st.tuples(st.just("calibrate"), st.sampled_from([400, 700, 1000, 1300])),
+    st.tuples(st.just("reclaim"), st.integers(1, 2), DAYS, st.one_of(st.none(), st.integers(1, 30))),
+    st.tuples(st.just("wait"), st.integers(0, 20)),
+)  # fmt: skip
+
+
+class Operator:
+    """Does what is drawn, as the others who sell, take and measure do it: with the pool held, and refused where it breaks a contract."""
+
+    def __init__(self, connection: Connection, tenants: dict[str, str]) -> None:
+        self.connection = connection
+        self.tenants = tenants
+        self.now_ms = T0
+        self.count = 0
+
+    def does(self, act: tuple[Any, ...]) -> None:
+        """Refusals are the point; they take back what they began."""
+        name, *said = act
+        self.count += 1
+        try:
+            with self.connection.begin_nested():
+                getattr(self, name)(*said)
+        except Refused:
+            pass
+
+    def sign(self, tenant: str, start: int, days: int, rate: int, ramp: list[tuple[int, int]], headroom: int) -> None:
+        from_ms = self.now_ms + start * DAY
+        steps = [(from_ms, rate), *((from_ms + (1 + day) * DAY, units) for day, units in sorted(ramp))]
+        what = terms(
+            self.tenants[tenant], steps, from_ms, from_ms + days * DAY, tenant_notice_days=5, operator_notice_days=10,
+            headroom_permille=headroom,
+        )  # fmt: skip
+        sign(self.connection, draft(self.connection, what, now_ms=self.now_ms).contract_id, now_ms=self.now_ms)
+
+    def notice(self, index: int, side: Any) -> None:
+        give_notice(self.connection, self._contract(index), side, now_ms=self.now_ms)
+
+    def amend(self, index: int, start: int, rate: int, ramp: list[tuple[int, int]], longer: int | None) -> None:
+        found = self._contract(index)
+        from_ms = self.now_ms + start * DAY
+        steps = (Step(from_ms, rate * UNIT), *(Step(from_ms + (1 + day) * DAY, units * UNIT) for day, units in ramp))
+        ends_ms = None if longer is None else store.find(self.connection, found).terms.ends_ms + longer * DAY
+        amend(self.connection, found, steps=steps if rate % 3 else (), ends_ms=ends_ms, now_ms=self.now_ms)
+
+    def pool(self, instances: int, headroom: int, set_aside: int) -> None:
+        change_pool(
+            self.connection, POOL, now_ms=self.now_ms, instances=instances, headroom_permille=headroom,
+            set_aside_mu_s=set_aside * UNIT,
+        )  # fmt: skip
+
+    def calibrate(self, capacity: int) -> None:
+        before = lock_position(self.connection, POOL, self.now_ms)
+        refuse_worse(before, replace(before, capacity_mu_s=capacity * UNIT), self.now_ms, what="It")
+        calibrate(self.connection, capacity, at_ms=self.now_ms, number=100 + self.count)
+
+    def reclaim(self, instances: int, start: int, days: int | None) -> None:
+        by_ms = self.now_ms + start * DAY
+        until = {} if days is None else {"until_ms": by_ms + days * DAY}
+        before = lock_position(self.connection, POOL, self.now_ms)
+        after = replace(before, taken=(*before.taken, Taken(instances, by_ms, **until)))
+        refuse_worse(before, after, self.now_ms, what="It")
+        take(self.connection, instances, by_ms, reclaim_id=f"rec_{self.count}", **until)
+
+    def wait(self, days: int) -> None:
+        self.now_ms += days * DAY
+        advance(self.connection, self.now_ms)
+
+    def _contract(self, index: int) -> str:
+        found = store.list_all(self.connection, states=store.BINDING)
+        if not found:
+            raise Conflict("none yet")
+        return found[index % len(found)].contract_id
+
+
+def rows(connection: Connection, table: Any) -> list[Any]:
+    return list(connection.execute(select(table)))
+
+
+def signed_and_there(connection: Connection, moment_ms: int) -> tuple[int, int]:
+    """Straight from the tables, without a line of the product: what is signed and what there is."""
+    (owned,) = rows(connection, pool)
+    measured = max(rows(connection, calibration), key=lambda row: (row.created_ms, row.calibration_id)).capacity_mu_s
+    away = sum(
+        row.instances for row in rows(connection, reclaim)
+        if row.by_ms <= moment_ms and (row.released_ms is None or moment_ms < row.released_ms)
+    )  # fmt: skip
+    force = {
+        row.contract_id: row.headroom_permille for row in rows(connection, contract)
+        if row.state in {"signed", "active", "notice_given"} and row.starts_ms <= moment_ms < row.effective_end_ms
+    }  # fmt: skip
+    steps = [row for row in rows(connection, contract_step) if row.contract_id in force and row.from_ms <= moment_ms]
+    signed = sum(
+        max((row.from_ms, row.mu_s) for row in steps if row.contract_id == contract_id)[1] for contract_id in force
+    )
+    kept = max([owned.headroom_permille, *force.values()])
+    return signed, max(0, (owned.instances - away) * measured * (1000 - kept) // 1000 - owned.set_aside_mu_s)
+
+
+def check(operator: Operator, moments: list[int]) -> None:
+    connection = operator.connection
+    edges = {row.from_ms for row in rows(connection, contract_step)}
+    edges |= {row.effective_end_ms for row in rows(connection, contract)} | {
+        row.by_ms for row in rows(connection, reclaim)
+    }
+    edges |= {row.released_ms for row in rows(connection, reclaim) if row.released_ms is not None}
+    for moment_ms in {operator.now_ms, *edges, *(operator.now_ms + moment for moment in moments)}:
+        if moment_ms >= operator.now_ms:
+            signed, there = signed_and_there(connection, moment_ms)
+            assert signed <= there, moment_ms
+            assert sum(each.mu_s for each in rates_now(connection, POOL, moment_ms)) == signed
+    assert shortfalls(connection, POOL, operator.now_ms) == []
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(st.lists(ACT, min_size=3, max_size=14), st.lists(st.integers(0, 120 * DAY), max_size=5))
+def test_nothing_that_can_be_done_oversells(database: Engine, acts: list[tuple[Any, ...]], moments: list[int]):
+    with database.connect() as connection:
+        operator = Operator(connection, furnish(connection).tenants)
+        for act in acts:
+            operator.does(act)
+            check(operator, moments)
+        connection.rollback()
+
+
+def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
+    """What the property above relies on: it is not true for want of contracts."""
+    with database.connect() as connection:
+        operator = Operator(connection, furnish(connection).tenants)
+        for act in (
+            ("sign", "acme", 0, 30, 1200, [(5, 300)], 0), ("sign", "bolt", 10, 30, 1700, [], 0), ("sign", "bolt", 10, 30, 700, [], 100),
+            ("sign", "core", 0, 9, 800, [], 0), ("sign", "core", 0, 3, 800, [], 0), ("amend", 0, 0, 400, [], None), ("calibrate", 400),
+            ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
+        ):  # fmt: skip
+            operator.does(act)
+            check(operator, [])
+        changes = (
+            connection.execute(select(contract_history.c.change).order_by(contract_history.c.entry)).scalars().all()
+        )
+        assert changes.count("signed") >= 3
+        assert {"amended", "notice_given", "active", "ended"} <= set(changes)
+        assert changes.count("draft") == changes.count("signed")
+        connection.rollback()
+
+
+def at_once(engine: Engine, acts: list[Callable[[Connection], object]]) -> list[str]:
+    """Each in a transaction and a thread of its own, all let go together; the code of each refusal, or `done`."""
+    gate, outcomes = threading.Barrier(len(acts)), [""] * len(acts)
+
+    def run(index: int) -> None:
+        gate.wait(30)
+        try:
+            with engine.begin() as connection:
+                acts[index](connection)
+            outcomes[index] = "done"
+        except Refused as refused:
+            outcomes[index] = refused.code
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(acts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return outcomes
+
+
+@pytest.mark.parametrize("has_row", [True, False])
+def test_of_many_signings_at_once_only_those_that_fit_are_signed(database: Engine, has_row: bool):
+    with database.begin() as connection:
+        furnish(connection, instances=1, capacity=1000, headroom_permille=100)
+        if not has_row:
+            # The pool's first row is then made by one of them.
+            connection.execute(pool.delete())
+        ids = [tenants.create(connection, f"tenant-{index}").tenant_id for index in range(8)]
+        drafts = [draft(connection, terms(each, 300), now_ms=T0).contract_id for each in ids]
+    outcomes = at_once(
+        database, [lambda connection, each=each: sign(connection, each, now_ms=T0) for each in drafts]
+    )  # fmt: skip
+    fit = 3 if has_row else 0
+    assert sorted(outcomes) == ["capacity_short"] * (8 - fit) + ["done"] * fit
+    with database.begin() as connection:
+        assert sum(each.mu_s for each in rates_now(connection, POOL, T0)) == fit * 300 * UNIT
+        signed = select(func.count()).select_from(contract).where(contract.c.state == "signed")
+        assert connection.execute(signed).scalar_one() == fit
+
+
+def test_signing_and_shrinking_the_pool_at_once_never_both_succeed(database: Engine):
+    for round_number in range(5):
+        with database.begin() as connection:
+            if not round_number:
+                shop = furnish(connection)
+            made = draft(connection, terms(shop.tenants["acme"], 1500), now_ms=T0)
+        outcomes = at_once(database, [
+            lambda connection, made=made: sign(connection, made.contract_id, now_ms=T0),
+            lambda connection: change_pool(connection, POOL, now_ms=T0, instances=1),
+        ])  # fmt: skip
+        assert sorted(outcomes) == ["capacity_short", "done"]
+        with database.begin() as connection:
+            assert shortfalls(connection, POOL, T0) == []
+            connection.execute(pool.update().values(instances=2))
+            connection.execute(contract.update().values(state="ended"))
+
+
+def test_one_draft_signed_twice_at_once_is_signed_once(database: Engine):
+    with database.begin() as connection:
+        made = draft(connection, terms(furnish(connection).tenants["acme"], 10), now_ms=T0).contract_id
+    outcomes = at_once(database, [lambda connection: sign(connection, made, now_ms=T0)] * 4)
+    assert sorted(outcomes) == ["done", "not_a_draft", "not_a_draft", "not_a_draft"]
+
+
+def test_two_who_advance_the_clock_at_once_change_each_state_once(database: Engine):
+    with database.begin() as connection:
+        shop = furnish(connection)
+        for tenant_id in shop.tenants.values():
+            made = draft(connection, terms(tenant_id, 10), now_ms=T0)
+            sign(connection, made.contract_id, now_ms=T0)
+    assert at_once(database, [lambda connection: advance(connection, T0)] * 4) == ["done"] * 4
+    with database.begin() as connection:
+        changes = connection.execute(select(contract_history.c.change)).scalars().all()
+        assert changes.count("active") == 3
