@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "instance": ("deploy.cli.instance", "instance"),
     "pool": ("deploy.cli.pool", "pool"),
     "contract": ("deploy.cli.contract", "contract"),
+    "calibrate": ("deploy.cli.calibrate", "calibrate"),
     "price": ("deploy.cli.price", "price"),
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.usage", "audit"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,3 +16,5 @@ class CliSettings(BaseSettings):
     admin_key: str | None = Field(default=None, repr=False)
     # What an engine asks of us; kept out of the command line, which other users of a machine can read.
     engine_key: str | None = Field(default=None, repr=False)
+    # Where instances are registered with their keys; only `taas calibrate` looks there.
+    redis_url: SecretStr | None = None

@@ -60,8 +60,9 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Either a calibration or why there is none, and what the engine produced for it either way."""
+    """Either a calibration or why there is none, and what the engine produced for it either way. `run` names it."""
 
+    run: str
     calibration: Calibration | None
     failure: str | None
     spent: Spent
@@ -85,15 +86,17 @@ async def calibrate(plan: Plan, note: Note) -> Outcome:
         try:
             found = await _measure(probe, plan, mixes, version, note)
         except (ProbeFailed, CannotMeasure, FitFailed) as exc:
-            return Outcome(None, str(exc), await _counted(probe, before))
+            return Outcome(probe.run, None, str(exc), await _counted(probe, before))
         except asyncio.CancelledError:
-            return Outcome(None, "interrupted", await _counted(probe, before), interrupted=True)
+            return Outcome(probe.run, None, "interrupted", await _counted(probe, before), interrupted=True)
         spent = probe.spent
         counted = await _counted(probe, before)
         if (counted.prompt, counted.output) != (spent.prompt, spent.output):
             others = f"{counted.prompt - spent.prompt} prompt and {counted.output - spent.output} output tokens"
-            return Outcome(None, f"somebody else used the engine meanwhile ({others}): drain it first.", spent)
-        return Outcome(found, None, spent)
+            return Outcome(
+                probe.run, None, f"somebody else used the engine meanwhile ({others}): drain it first.", spent
+            )
+        return Outcome(probe.run, found, None, spent)
 
 
 async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: Note) -> Calibration:
@@ -170,10 +173,9 @@ async def _counted(probe: Probe, before: EngineReading) -> Spent:
         reading = await _reading(probe)
     if reading is None or reading.counters.prompt < before.counters.prompt:
         return probe.spent  # It died: what its streams said is all there is.
-    counters = reading.counters
-    return Spent(
-        counters.prompt - before.counters.prompt, probe.spent.cached, counters.generation - before.counters.generation
-    )
+    prompt = reading.counters.prompt - before.counters.prompt
+    output = reading.counters.generation - before.counters.generation
+    return Spent(prompt, min(prompt, probe.spent.cached), output)
 
 
 async def _reading(probe: Probe) -> EngineReading | None:

@@ -1,0 +1,139 @@
+"""`taas calibrate` on a simulated engine, through a live admin API: what it stores and shows, and what it refuses before it loads anything."""
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from click.testing import CliRunner
+
+from billing import redis_keys
+from deploy.cli.main import main
+from tests.deploy.cli.conftest import Taas, run
+from tests.fixtures.engine import EngineMaker, SimEngine
+from tests.fixtures.gateway import wait_until
+
+Told = Callable[..., Any]
+FAST = ("--decode-ms", "4", "--prefill-tokens-per-s", "20000", "--slots", "2")
+QUICK = ("--yes", "--seconds-per-step", "0.3")
+
+
+@pytest.fixture
+def engine(make_engine: EngineMaker, told: Told, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> SimEngine:
+    """An engine that the installation knows as instance `sim-1` of `sim`, with its key where the registry has it."""
+    monkeypatch.setenv("TAAS_REDIS_URL", valkey_url)
+    monkeypatch.delenv("TAAS_ENGINE_KEY", raising=False)
+    engine = make_engine(*FAST)
+    told("model", "add", "sim", "--context", "2048")
+    told("instance", "add", "--model", "sim", "--url", engine.url, "--key", engine.key, "--instance", "sim-1")
+    return engine
+
+
+def test_calibrating_measures_stores_and_leaves_nothing_unaccounted(
+    taas: Taas, told: Told, engine: SimEngine, valkey: redis.Redis
+) -> None:
+    result = taas("calibrate", "sim", *QUICK, "--json")
+    found = json.loads(result.stdout)
+    assert "typical, 1 at once" in result.stderr
+    assert engine.key not in result.output
+    assert (found["pool"], found["model"], found["instance"]) == ("sim", "sim", "sim-1")
+    assert found["sequences"] == 2
+    assert float(found["capacity_units_per_second"]) > 1000
+    assert found["weights"]["w_in_mu"] == 1000
+    assert found["weights"]["version"] == 2
+    assert float(found["error"]) <= 0.15
+    assert found["engine_version"] == "0.32.0"
+    assert "cores" in found["hardware"] or " x " in found["hardware"]
+    assert [step["mix"] for step in found["steps"] if step["held_back"]] == ["held back"]
+    assert told("model", "show", "sim")["weights"] == found["weights"]
+    assert json.loads(str(valkey.hget(redis_keys.MODELS, "sim")))["weights"] == found["weights"]
+    assert told("pool", "show", "sim")["instances"] == 1
+    assert told("calibrate", "--history")["data"] == [found]
+    audit = told("audit")
+    assert audit["residual_tokens"] == 0
+    (instance,) = audit["instances"]
+    assert instance["absorbed"] == instance["produced"] == {
+        "prompt": engine.counters()["prompt"], "generation": engine.counters()["generation"],
+    }  # fmt: skip
+
+
+def test_people_see_the_mixes_and_what_the_figures_mean(taas: Taas, engine: SimEngine) -> None:
+    shown = taas("calibrate", "sim", *QUICK, "--hardware", "a test").stdout
+    for words in ("MIX", "held back", "units per second and instance", "on the mix held back", "a test", "1000/"):
+        assert words in shown
+    assert "a test" in taas("calibrate", "sim", "--history").stdout
+
+
+def test_it_asks_first_and_a_no_loads_nothing(taas: Taas, engine: SimEngine) -> None:
+    result = CliRunner().invoke(main, ["calibrate", "sim"], input="n\n")
+    assert result.exit_code == 1
+    assert "Go on?" in result.output
+    assert generations(engine) == 0
+
+
+def test_a_busy_engine_is_left_alone(taas: Taas, told: Told, engine: SimEngine) -> None:
+    body = {"model": "sim", "prompt": "tide", "max_tokens": 1000, "ignore_eos": True}
+    asking = threading.Thread(target=engine.post, args=("/v1/completions", body))
+    asking.start()
+    wait_until(lambda: engine.counters()["running"] == 1, "a request that runs")
+    said = run("calibrate", "sim", *QUICK, exit_code=1).stderr
+    assert "not idle" in said
+    asking.join()
+    assert generations(engine) == 1
+    assert told("calibrate", "--history")["data"] == []
+
+
+def test_an_instance_whose_load_says_that_it_works_is_left_alone(
+    taas: Taas, engine: SimEngine, valkey: redis.Redis
+) -> None:
+    entry = json.loads(str(valkey.hget(redis_keys.INSTANCES, "sim-1")))
+    valkey.hset(
+        redis_keys.INSTANCES, "sim-1", json.dumps(entry | {"load": {"running": 0, "waiting": 3, "kv_usage": 0.1}})
+    )
+    said = run("calibrate", "sim", *QUICK, exit_code=1).stderr
+    assert "sim-1 runs 0, 3 wait" in said
+    assert generations(engine) == 0
+
+
+def test_a_failed_measurement_stores_nothing_but_what_it_cost(taas: Taas, told: Told, engine: SimEngine) -> None:
+    said = run("calibrate", "sim", *QUICK, "--tpot-ms", "1", exit_code=1).stderr
+    assert "--tpot-ms" in said
+    assert told("calibrate", "--history")["data"] == []
+    assert told("model", "show", "sim")["weights"]["version"] == 1
+    assert engine.counters()["generation"] > 0
+    assert told("audit")["residual_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("calibrate",), 2, "which pool?"),
+        (("calibrate", "nothing", "--yes"), 1, "no instance in pool nothing"),
+        (("calibrate", "sim", "--instance", "x", "--yes"), 1, "no instance x in pool sim"),
+        (("calibrate", "sim", "--tpot-ms", "0"), 2, "--tpot-ms"),
+        (("calibrate", "sim", "--seconds-per-step", "-1"), 2, "--seconds-per-step"),
+        (("calibrate", "sim", "--yes", "--engine-key", "wrong"), 1, "refuses the key"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(
+    taas: Taas, engine: SimEngine, words: tuple[str, ...], status: int, said: str
+) -> None:
+    assert said in run(*words, exit_code=status).output
+    assert engine.counters()["generation"] == 0
+
+
+def test_without_the_engines_key_it_says_where_to_get_it(
+    taas: Taas, engine: SimEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.delenv("TAAS_REDIS_URL")
+    monkeypatch.setenv("TAAS_HOME", str(tmp_path))
+    assert "TAAS_ENGINE_KEY" in run("calibrate", "sim", *QUICK, exit_code=1).stderr
+    monkeypatch.setenv("TAAS_REDIS_URL", "redis://127.0.0.1:1/0")
+    assert "TAAS_REDIS_URL" in run("calibrate", "sim", *QUICK, exit_code=1).stderr
+
+
+def generations(engine: SimEngine) -> int:
+    """How many completions it was asked for."""
+    return sum(1 for asked in engine.requests() if asked["path"] == "/v1/completions")
