@@ -44,12 +44,11 @@ def judge(records: list[Record], end_s: float) -> Result:
         at_most("refused other than by 429 with retry-after-ms", len(refused) - told, 0),
         at_most("broken or cut", sum(record.ended in (Ended.BROKEN, Ended.CUT) for record in records), 0),
     ]
-    per_gateway = [
-        work_between([record for record in records if record.arrival.gateway == gateway], SPEED, WARM_UP_S, end_s)
-        / seconds
-        for gateway in (0, 1)
-    ]
+    per_gateway = {
+        name: work_between([record for record in records if record.arrival.gateway == gateway], SPEED, WARM_UP_S, end_s) / seconds
+        for gateway, name in enumerate(("first", "second"))
+    }  # fmt: skip
     return Result("enforcement", verdicts, {
-        "of the contract": work / seconds / CONTRACT_UNITS_S, "units a second by gateway": dict(enumerate(per_gateway)), "not served": codes(records),
+        "of the contract": work / seconds / CONTRACT_UNITS_S, "units a second by gateway": per_gateway, "not served": codes(records),
         **conditions(records),
     })  # fmt: skip
