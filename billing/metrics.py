@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from billing.findings import FindingKind
+from billing.metrics_capacity import CapacityMetrics
 
 if TYPE_CHECKING:
     from billing.audit import AuditReport
@@ -61,6 +62,7 @@ class BillingMetrics:
         self.degraded = Gauge(
             "taas_degraded", "1 while a loop of this process cannot do its work", ["component"], registry=registry
         )
+        self.capacity = CapacityMetrics(registry)
 
     def recorded(self, item: "RecordedEvent") -> None:
         """Count one event that is in the ledger."""

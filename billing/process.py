@@ -1,5 +1,6 @@
 """The billing process: which loops run beside the admin API, and in which order they start and stop. Owns no work of its own."""
 
+import contextlib
 import logging
 import secrets
 import socket
@@ -11,9 +12,12 @@ import uvicorn
 from prometheus_client import start_http_server
 from sqlalchemy import Engine, create_engine
 
+from billing.allocator.allocator import Allocator
 from billing.api.app import build_app
 from billing.audit import Auditor
 from billing.consumer import Consumer
+from billing.contracts import store
+from billing.contracts.clock import advance
 from billing.engine_counters import CounterPoller
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
@@ -30,6 +34,8 @@ _SQL_OVERFLOW: Final = 40
 _SQL_CONNECT_S: Final = 5
 _REDIS_TIMEOUT_S: Final = 5.0
 _CLAIM_INTERVAL_MS: Final = 1_000
+# What the cells' scripts decide by is never older, and a contract begins and ends within it.
+_ALLOCATE_INTERVAL_MS: Final = 1_000
 # In the half-minutely audit; whoever asks for one waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -77,8 +83,10 @@ def _work(
     projector = Projector(engine, client)
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    allocator = Allocator(engine, client, metrics, owner=f"{socket.gethostname()}-{secrets.token_hex(4)}")
     loops = [
         *_loops(settings, engine, client, poller, auditor, metrics),
+        *_capacity_loops(engine, allocator, metrics),
         Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
@@ -91,6 +99,8 @@ def _work(
     _log.info("billing stops: batches that have begun are finished")
     for thread in threads:
         thread.join()
+    with contextlib.suppress(redis.RedisError):
+        allocator.close()
     server.should_exit = True
     admin.join()
 
@@ -153,6 +163,22 @@ def _loops(
         Loop("reaper", reap, interval_ms=settings.reap_interval_ms, metrics=metrics),
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
         Loop("audit", audit, interval_ms=settings.audit_interval_ms, metrics=metrics),
+    ]
+
+
+def _capacity_loops(engine: Engine, allocator: Allocator, metrics: BillingMetrics) -> list[Loop]:
+    def allocate() -> bool:
+        allocator.allocate_once()
+        return False
+
+    def turn() -> bool:
+        with engine.begin() as connection:
+            advance(connection, store.now_ms(connection))
+        return False
+
+    return [
+        Loop("allocator", allocate, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
+        Loop("contracts", turn, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
     ]
 
 

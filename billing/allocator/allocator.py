@@ -1,0 +1,79 @@
+"""Allocates all cells, once a call: those that this process leads, each by itself, so that a fault in one does not stop the others.
+
+Owns who is led and what failed. Without any allocator the last numbers hold.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import redis
+from sqlalchemy import Engine
+
+from billing.allocator.leadership import Leadership
+from billing.allocator.round import Round, allocate
+from billing.allocator.supply import Calibration, Cell, read_calibrations, read_cells
+from billing.metrics import BillingMetrics
+from billing.registered import Registered, read_registered
+
+_log = logging.getLogger(__name__)
+
+
+class Allocator:
+    """One a process; any number may run. `owner` names it in the locks. The client must not decode."""
+
+    def __init__(self, engine: Engine, client: redis.Redis, metrics: BillingMetrics, *, owner: str) -> None:
+        self._engine = engine
+        self._client = client
+        self._metrics = metrics.capacity
+        self._leadership = Leadership(client, owner)
+        self._failing: set[str] = set()
+
+    def allocate_once(self, now_ms: int | None = None) -> list[Round]:
+        """A round of each cell that it leads; `now_ms` is Redis's clock unless given. Raises what all of them failed with."""
+        with self._engine.connect() as connection:
+            cells = read_cells(connection)
+            calibrations = read_calibrations(connection)
+        registered = read_registered(self._client)
+        rounds, failures, led = [], [], set()
+        for cell in cells:
+            try:
+                if self._leadership.hold(cell.cell):
+                    led.add(cell.cell)
+                    rounds.append(self._allocate(cell, calibrations, registered, now_ms))
+            except Exception as exc:
+                failures.append(exc)
+                self._failed(cell.cell, exc)
+        self._metrics.led({cell.cell: cell.cell in led for cell in cells}, {each.cell.cell for each in rounds})
+        if failures and not rounds:
+            # Nothing works, which is for the loop to say and to wait out.
+            raise failures[0]
+        return rounds
+
+    def close(self) -> None:
+        """Let another process lead at once. Raises redis.RedisError."""
+        self._leadership.release_all()
+
+    def _allocate(
+        self,
+        cell: Cell,
+        calibrations: dict[str, Calibration],
+        registered: Sequence[Registered],
+        now_ms: int | None,
+    ) -> Round:
+        moment_ms = self._clock_ms() if now_ms is None else now_ms
+        done = allocate(self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms)
+        if cell.cell in self._failing:
+            self._failing.discard(cell.cell)
+            _log.warning("cell %s is allocated again", cell.cell)
+        self._metrics.round(done)
+        return done
+
+    def _clock_ms(self) -> int:
+        now_s, now_us = self._client.time()
+        return int(now_s) * 1000 + int(now_us) // 1000
+
+    def _failed(self, cell: str, exc: Exception) -> None:
+        """Once, not every second: the metric shows how long it lasts."""
+        if cell not in self._failing:
+            self._failing.add(cell)
+            _log.error("cell %s cannot be allocated; its last numbers hold", cell, exc_info=exc)

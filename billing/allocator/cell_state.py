@@ -1,0 +1,206 @@
+"""One cell in Redis as the allocator sees it: what it reads of it at the start of a round, and what it leaves there. Owns the fields of the
+contracts' hashes and of `room`; decides nothing. What it must remember from round to round is in `room` too, for whoever allocates next.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import redis
+
+from billing import redis_keys
+from billing.allocator.minutes import Account, Totals
+from billing.allocator.shares import Health, InFlight, Share
+from billing.cell.execute import execute
+from billing.cell.scripts import grant_call
+
+# A cell that nobody allocates any more keeps its last numbers so long.
+_TTL_MS: Final = 7 * 86_400_000
+_ACCOUNT: Final = "ev"
+_MEMORY: Final = "s"
+# Of each instance: sequences of on-demand and flex together, of flex, and of flex too many.
+_ROOM: Final = "m:"
+_FLEX: Final = "x:"
+_GIVE_WAY: Final = "g:"
+_CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
+_NO_CAP: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ContractHash:
+    """What a tenant's contract hash says: whose numbers it has, and what the scripts have counted."""
+
+    contract_id: str
+    rate_mu_s: int
+    end_ms: int
+    totals: Totals
+    account: Account | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what each owner used lately."""
+
+    at_ms: int = 0
+    work_mu: int = 0
+    health: Mapping[str, Health] = field(default_factory=dict)
+    recent_mu_s: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CellState:
+    """A cell at one moment. `work_mu`: charged in all, of every class."""
+
+    contracts: Mapping[str, ContractHash]
+    instances: frozenset[str]
+    in_flight: Mapping[str, InFlight]
+    work_mu: int
+    on_demand_waits: int
+    flex_waits: int
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What the scripts decide a tenant's contract by; `spill_mu_s` None: no cap."""
+
+    contract_id: str
+    rate_mu_s: int
+    overflow: str
+    spill_mu_s: int | None
+    end_ms: int
+
+
+def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellState:
+    """The cell, and the contracts of these tenants. Raises redis.RedisError."""
+    with client.pipeline(transaction=True) as read:
+        read.hgetall(redis_keys.room(cell))
+        read.hgetall(redis_keys.flight(cell))
+        read.zcard(redis_keys.waiting_tenants(cell, "o"))
+        read.zcard(redis_keys.waiting_tenants(cell, "f"))
+        for tenant in tenants:
+            read.hgetall(redis_keys.contract_bucket(cell, tenant))
+        room, flight, on_demand_waits, flex_waits, *hashes = read.execute()
+    found = {tenant: _contract(_text(fields)) for tenant, fields in zip(tenants, hashes, strict=True)}
+    fields = _text(room)
+    return CellState(
+        contracts={tenant: hash_ for tenant, hash_ in found.items() if hash_ is not None},
+        instances=frozenset(name.partition(":")[2] for name in fields if name.startswith((_ROOM, _FLEX, _GIVE_WAY))),
+        in_flight=_in_flight(_text(flight)),
+        work_mu=int(float(_text(flight).get("used", 0))),
+        on_demand_waits=on_demand_waits,
+        flex_waits=flex_waits,
+        memory=_memory(fields.get(_MEMORY)),
+    )
+
+
+def write_state(
+    client: redis.Redis,
+    cell: str,
+    *,
+    contracts: Mapping[str, Numbers],
+    accounts: Mapping[str, Account],
+    shares: Iterable[Share],
+    gone: Iterable[str],
+    memory: Memory,
+) -> None:
+    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone` ones have none any more."""
+    room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
+    for share in shares:
+        room |= {_ROOM + share.instance: share.room, _FLEX + share.instance: share.flex}
+        room[_GIVE_WAY + share.instance] = share.give_way
+    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _FLEX, _GIVE_WAY)]
+    with client.pipeline(transaction=True) as write:
+        for tenant, numbers in contracts.items():
+            key = redis_keys.contract_bucket(cell, tenant)
+            write.hset(key, mapping={**_numbers(numbers), _ACCOUNT: json.dumps(accounts[tenant].to_record())})
+            write.pexpire(key, _TTL_MS)
+        write.hset(redis_keys.room(cell), mapping=room)
+        if stale:
+            write.hdel(redis_keys.room(cell), *stale)
+        write.pexpire(redis_keys.room(cell), _TTL_MS)
+        write.execute()
+
+
+def forget_contracts(client: redis.Redis, cell: str, tenants: Iterable[str]) -> None:
+    """Take away the hashes of contracts that are over."""
+    for tenant in tenants:
+        client.delete(redis_keys.contract_bucket(cell, tenant))
+
+
+def left_behind(client: redis.Redis, cell: str, contracts: Mapping[str, str]) -> list[str]:
+    """Of these contracts, by tenant, those whose numbers still stand in the cell. Raises redis.RedisError."""
+    with client.pipeline(transaction=False) as read:
+        for tenant in contracts:
+            read.hget(redis_keys.contract_bucket(cell, tenant), "id")
+        standing = read.execute() if contracts else []
+    pairs = zip(contracts.items(), standing, strict=True)
+    return [tenant for (tenant, contract_id), id_ in pairs if id_ is not None and id_.decode() == contract_id]
+
+
+def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> set[str]:
+    """Those of these tenants whose contract something open is still charged to."""
+    keys = {redis_keys.contract_bucket(cell, tenant).encode(): tenant for tenant in tenants}
+    if not keys:
+        return set()
+    requests: Any = client.zrange(redis_keys.open_requests(cell), 0, -1)
+    with client.pipeline(transaction=False) as read:
+        for request_id in requests:
+            read.hget(redis_keys.reservation(cell, request_id.decode()), "qb")
+        return {keys[charged] for charged in read.execute() if charged in keys}
+
+
+def grant(client: redis.Redis, cell: str) -> None:
+    """Hand room that has become free to those who wait."""
+    execute(client, grant_call(cell))
+
+
+def _numbers(numbers: Numbers) -> dict[Any, Any]:
+    return {
+        "id": numbers.contract_id,
+        "rate": numbers.rate_mu_s,
+        # A second of it.
+        "burst": numbers.rate_mu_s,
+        "of": numbers.overflow,
+        "spill": _NO_CAP if numbers.spill_mu_s is None else numbers.spill_mu_s,
+        "end": numbers.end_ms,
+    }
+
+
+def _contract(fields: Mapping[str, str]) -> ContractHash | None:
+    if "id" not in fields:
+        return None
+    totals = Totals(*(int(float(fields.get(name, 0))) for name in ("used", "borrowed", "refused")))
+    return ContractHash(
+        fields["id"], int(float(fields["rate"])), int(fields["end"]), totals, _account(fields.get(_ACCOUNT))
+    )
+
+
+def _account(raw: str | None) -> Account | None:
+    try:
+        return Account.from_record(json.loads(raw or ""))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _memory(raw: str | None) -> Memory:
+    try:
+        record = json.loads(raw or "")
+        health = {name: Health(**fields) for name, fields in record["health"].items()}
+        return Memory(record["at_ms"], record["work_mu"], health, record["recent_mu_s"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Memory()
+
+
+def _in_flight(fields: Mapping[str, str]) -> dict[str, InFlight]:
+    counted: dict[str, dict[str, int]] = {}
+    for name, count in fields.items():
+        letter, colon, instance = name.partition(":")
+        if colon and letter in _CLASSES:
+            counted.setdefault(instance, {})[_CLASSES[letter]] = max(0, int(count))
+    return {instance: InFlight(**classes) for instance, classes in counted.items()}
+
+
+def _text(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in fields.items()}

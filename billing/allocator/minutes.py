@@ -1,0 +1,124 @@
+"""Running totals of a contract into minutes. Pure: the arithmetic of the evidence, and the state that it goes on from.
+
+The state is what was read last and the minute so far, never a difference still to be written. So a minute is always written whole: writing it
+again, or another allocator's going on from an older state, changes nothing that is not then written anew. Σ of the minutes is the total.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Self
+
+MINUTE_MS: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the scripts have counted for a contract since its hash was made: mu, and refused requests."""
+
+    used_mu: int = 0
+    borrowed_mu: int = 0
+    refused: int = 0
+
+    def since(self, before: "Totals") -> "Totals":
+        """The difference; below 0 where a request gave back what it had been charged."""
+        return Totals(
+            self.used_mu - before.used_mu, self.borrowed_mu - before.borrowed_mu, self.refused - before.refused
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is rounded between two readings."""
+
+    minute_ms: int
+    assigned_mu_ms: int = 0
+    used_mu: int = 0
+    lent_mu: int = 0
+    borrowed_mu: int = 0
+    refused: int = 0
+
+    @property
+    def assigned_mu(self) -> int:
+        """Whole mu."""
+        return self.assigned_mu_ms // 1000
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was assigned and nothing happened."""
+        return self == Minute(self.minute_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where the evidence of a contract stands: what was read, when, and the minute it was read in."""
+
+    contract_id: str
+    at_ms: int
+    minute: Minute
+    totals: Totals = field(default_factory=Totals)
+
+    def to_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Self:
+        """What `to_record` wrote. Raises KeyError, TypeError for anything else."""
+        return cls(record["contract_id"], record["at_ms"], Minute(**record["minute"]), Totals(**record["totals"]))
+
+    def emptied(self) -> Self:
+        """The same beside a hash that counts from nothing again."""
+        return replace(self, totals=Totals())
+
+
+def minute_of(moment_ms: int) -> int:
+    """The start of its minute."""
+    return moment_ms - moment_ms % MINUTE_MS
+
+
+def opened(contract_id: str, now_ms: int, totals: Totals, minute: Minute | None = None) -> Account:
+    """The first reading of a contract, which may have a row for this minute already; `totals` are not its own."""
+    return Account(contract_id, now_ms, minute or Minute(minute_of(now_ms)), totals)
+
+
+def go_on(
+    account: Account, now_ms: int, totals: Totals, *, rate_mu_s: int, end_ms: int, lent_mu: int
+) -> tuple[list[Minute], Account]:
+    """The minutes that this reading touches, oldest first, and the account after it.
+
+    What happened since the last reading is divided over its minutes by time: to the millisecond where the reading is a second old, and as
+    well as can be told after a pause. `rate_mu_s` has held since then.
+    """
+    spans = list(_spans(account.at_ms, max(now_ms, account.at_ms)))
+    change = totals.since(account.totals)
+    amounts = (change.used_mu, change.borrowed_mu, change.refused, lent_mu)
+    parts = zip(*(_divided(amount, spans) for amount in amounts), strict=True)
+    current, minutes = account.minute, []
+    for (start_ms, until_ms), (used_mu, borrowed_mu, refused, lent_part) in zip(spans, parts, strict=True):
+        if minute_of(start_ms) != current.minute_ms:
+            minutes.append(current)
+            current = Minute(minute_of(start_ms))
+        current = Minute(
+            current.minute_ms,
+            current.assigned_mu_ms + rate_mu_s * max(0, min(until_ms, end_ms) - start_ms),
+            current.used_mu + used_mu,
+            current.lent_mu + lent_part,
+            current.borrowed_mu + borrowed_mu,
+            current.refused + refused,
+        )
+    return [*minutes, current], Account(account.contract_id, max(now_ms, account.at_ms), current, totals)
+
+
+def _spans(start_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
+    """[start, until) cut at full minutes; one empty span where no time has passed."""
+    while minute_of(start_ms) + MINUTE_MS < until_ms:
+        yield start_ms, minute_of(start_ms) + MINUTE_MS
+        start_ms = minute_of(start_ms) + MINUTE_MS
+    yield start_ms, until_ms
+
+
+def _divided(amount: int, spans: list[tuple[int, int]]) -> list[int]:
+    """By length, whole, and together the amount."""
+    start_ms, length_ms = spans[0][0], spans[-1][1] - spans[0][0]
+    upto = [amount * (until_ms - start_ms) // length_ms if length_ms else amount for _, until_ms in spans]
+    return [after - before for before, after in zip([0, *upto], upto, strict=False)]

@@ -1,0 +1,203 @@
+"""One round of one cell: read what is, work out the numbers and the evidence, record the one in SQL and write the other to Redis, grant.
+
+SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the same outcome.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import redis
+from sqlalchemy import Connection, Engine
+
+from billing import capacity_usage
+from billing.allocator import cell_state, minutes, shares
+from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
+from billing.allocator.minutes import Account, Minute, Totals
+from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
+from billing.allocator.supply import Calibration, Cell, Ended, read_ended
+from billing.contracts.rates import ContractRate, rates_now
+from billing.registered import Registered
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back."""
+
+    contract_id: str
+    tenant: str
+    assigned_mu_s: int
+    used_mu: int
+    lent_mu: int
+    borrowed_mu: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round has found and written. `shortfall_mu`: of each contract and minute in which it has changed, as it now is."""
+
+    cell: Cell
+    now_ms: int
+    calibration: Calibration | None
+    shares: tuple[Share, ...]
+    in_flight: Mapping[str, InFlight]
+    on_demand_waits: int
+    flex_waits: int
+    contracts: tuple[Came, ...]
+    shortfall_mu: Mapping[tuple[str, int], int]
+
+    @property
+    def give_way(self) -> dict[str, int]:
+        """Flex sequences to stop, by instance."""
+        return {share.instance: share.give_way for share in self.shares if share.give_way}
+
+
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """The evidence of a round: the minutes to write and the accounts after it, by contract; what came; what owners used lately."""
+
+    minutes: dict[str, list[Minute]] = field(default_factory=dict)
+    accounts: dict[str, Account] = field(default_factory=dict)
+    came: list[Came] = field(default_factory=list)
+    recent_mu_s: dict[str, float] = field(default_factory=dict)
+
+
+def allocate(
+    engine: Engine,
+    client: redis.Redis,
+    cell: Cell,
+    calibration: Calibration | None,
+    registered: Sequence[Registered],
+    now_ms: int,
+) -> Round:
+    """Do it. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold."""
+    ready = [each for each in registered if each.cell == cell.cell and each.status == "ready"]
+    capacity_mu_s = calibration.capacity_mu_s if calibration else 0
+    with engine.begin() as connection:
+        rates = {rate.tenant: rate for rate in rates_now(connection, cell.pool, now_ms)}
+        ended = _ended(connection, client, cell, rates, now_ms)
+        # Asked before the totals are read: what settles in between is in them.
+        charged = cell_state.charged_tenants(client, cell.cell, ended)
+        state = cell_state.read_state(client, cell.cell, [*rates, *ended])
+        books = _go_on(state, ended, capacity_mu_s * len(ready), now_ms)
+        _begin(connection, books, state, rates, now_ms)
+        capacity_usage.write_minutes(connection, books.minutes)
+        shortfall_mu = capacity_usage.take_shortfalls(connection, list(books.accounts), now_ms)
+    owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
+    health, divided = _divide(state, ready, calibration, owners)
+    numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
+    numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
+    cell_state.write_state(
+        client,
+        cell.cell,
+        contracts=numbers,
+        accounts={tenant: books.accounts[each.contract_id] for tenant, each in numbers.items()},
+        shares=divided,
+        gone=state.instances - {share.instance for share in divided},
+        memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s),
+    )
+    cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
+    cell_state.grant(client, cell.cell)
+    in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
+    return Round(
+        cell, now_ms, calibration, tuple(divided), in_flight, state.on_demand_waits, state.flex_waits, tuple(books.came),
+        shortfall_mu,
+    )  # fmt: skip
+
+
+def _ended(
+    connection: Connection, client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], now_ms: int
+) -> dict[str, Ended]:
+    """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is not among them."""
+    ended: dict[str, Ended] = {}
+    for each in read_ended(connection, cell.pool, now_ms):
+        if each.tenant not in rates:
+            ended.setdefault(each.tenant, each)
+    contracts = {tenant: each.contract_id for tenant, each in ended.items()}
+    return {tenant: ended[tenant] for tenant in cell_state.left_behind(client, cell.cell, contracts)}
+
+
+def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now_ms: int) -> _Books:
+    """Carry on the evidence of every contract whose numbers stand in the cell, by the rate that stood there since."""
+    books = _Books()
+    accounts = {tenant: _account(hash_, now_ms) for tenant, hash_ in state.contracts.items()}
+    ends = {
+        tenant: min(hash_.end_ms, ended[tenant].end_ms) if tenant in ended else hash_.end_ms
+        for tenant, hash_ in state.contracts.items()
+    }
+    used, idle = {}, {}
+    for tenant, hash_ in state.contracts.items():
+        held_ms = max(0, min(now_ms, ends[tenant]) - accounts[tenant].at_ms)
+        used[tenant] = hash_.totals.since(accounts[tenant].totals).used_mu
+        idle[tenant] = max(0, hash_.rate_mu_s * held_ms // 1000 - used[tenant])
+    lent = _lent(state, idle, sum(used.values()), capacity_mu_s, now_ms)
+    for tenant, hash_ in state.contracts.items():
+        account = accounts[tenant]
+        change = hash_.totals.since(account.totals)
+        touched, after = minutes.go_on(
+            account, now_ms, hash_.totals, rate_mu_s=hash_.rate_mu_s, end_ms=ends[tenant], lent_mu=lent[tenant]
+        )
+        contract_id = account.contract_id
+        books.minutes[contract_id] = touched
+        books.accounts[contract_id] = after
+        books.came.append(
+            Came(contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused)
+        )
+        before_mu_s = state.memory.recent_mu_s.get(contract_id, 0.0)
+        books.recent_mu_s[contract_id] = shares.recent(
+            before_mu_s, change.used_mu, now_ms - account.at_ms, hash_.rate_mu_s
+        )
+    return books
+
+
+def _account(hash_: ContractHash, now_ms: int) -> Account:
+    """The hash's own; all that it has counted is still to be recorded where it has none."""
+    if hash_.account is not None and hash_.account.contract_id == hash_.contract_id:
+        return hash_.account
+    return minutes.opened(hash_.contract_id, now_ms, Totals())
+
+
+def _lent(
+    state: CellState, idle_mu: Mapping[str, int], used_mu: int, capacity_mu_s: int, now_ms: int
+) -> dict[str, int]:
+    elapsed_ms = now_ms - state.memory.at_ms if state.memory.at_ms else 0
+    others_mu = state.work_mu - state.memory.work_mu - used_mu if elapsed_ms > 0 else 0
+    unsold_mu_s = max(0, capacity_mu_s - sum(hash_.rate_mu_s for hash_ in state.contracts.values()))
+    return shares.lent(idle_mu, others_mu, unsold_mu_s * max(0, elapsed_ms) // 1000)
+
+
+def _begin(
+    connection: Connection, books: _Books, state: CellState, rates: Mapping[str, ContractRate], now_ms: int
+) -> None:
+    """Open an account for each contract that has none: a new one, one that follows another in its hash, or one that Redis has lost."""
+    for tenant, rate in rates.items():
+        if rate.contract_id not in books.accounts:
+            standing = state.contracts.get(tenant)
+            written = capacity_usage.read_minute(connection, rate.contract_id, minutes.minute_of(now_ms))
+            totals = standing.totals if standing else Totals()
+            books.accounts[rate.contract_id] = minutes.opened(rate.contract_id, now_ms, totals, written)
+
+
+def _divide(
+    state: CellState, ready: Sequence[Registered], calibration: Calibration | None, owners: Sequence[Owner]
+) -> tuple[dict[str, Health], list[Share]]:
+    """The machines' health and shares; without a calibration nothing is bounded."""
+    if calibration is None:
+        return {}, []
+    health = {
+        each.instance: shares.corrected(
+            state.memory.health.get(each.instance), calibration.sequences, Load(each.waiting, each.kv_usage)
+        )
+        for each in ready
+    }
+    machines = [Machine(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()]
+    waits = state.on_demand_waits > 0
+    return health, shares.divide(machines, owners, calibration.capacity_mu_s, on_demand_waits=waits)
+
+
+def _in_force(rate: ContractRate) -> Numbers:
+    return Numbers(rate.contract_id, rate.mu_s, rate.overflow, rate.spill_mu_s, rate.end_ms)
+
+
+def _over(ended: Ended) -> Numbers:
+    return Numbers(ended.contract_id, 0, "reject", None, ended.end_ms)

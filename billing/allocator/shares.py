@@ -1,0 +1,167 @@
+"""How much of each machine on-demand and flex may have. Pure arithmetic: reads no clock, knows neither Redis nor SQL.
+
+Room is counted in sequences, what tenants use in milliunits (mu) per second; a calibration says how many of each a machine can do.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+# What a machine must report before it is trusted with less, and for how long it must be calm before it is trusted with more: a queue
+# that is seen once is the moment between two steps of an engine.
+_STRAINED_ROUNDS: Final = 2
+_CALM_ROUNDS: Final = 3
+_KV_FULL: Final = 0.95
+_KV_CALM: Final = 0.85
+_SHRINK: Final = 0.9
+_RECOVER: Final = 0.05
+# An owner that stops has lent most of its share after a few seconds, one that comes back has it at once.
+_RECENT_MS: Final = 3_000
+# Kept free beside what reserved work has in flight, so that the next of it finds room at once; half as much while every owner is idle.
+_GUARD: Final = 0.10
+_IDLE_GUARD: Final = 0.05
+# Below this part of its rate an owner is idle.
+_IDLE: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an engine reports of itself."""
+
+    waiting: int
+    kv_usage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How many sequences a machine is trusted with now, and for how many rounds it has been strained or calm."""
+
+    sequences: float
+    strained: int = 0
+    calm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Sequences on one machine, by class."""
+
+    reserved: int = 0
+    on_demand: int = 0
+    flex: int = 0
+
+    @property
+    def all(self) -> int:
+        """Of every class."""
+        return self.reserved + self.on_demand + self.flex
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One ready instance."""
+
+    instance: str
+    health: Health
+    in_flight: InFlight
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A contract: what it may use, and what it has used lately."""
+
+    rate_mu_s: int
+    recent_mu_s: float
+
+    @property
+    def idle(self) -> bool:
+        """Nothing worth naming lately."""
+        return self.recent_mu_s <= self.rate_mu_s * _IDLE
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `flex` of it for flex at most.
+
+    `give_way`: flex sequences in flight that stand in the way of reserved ones.
+    """
+
+    instance: str
+    sequences: int
+    held: int
+    room: int
+    flex: int
+    give_way: int
+
+
+def corrected(before: Health | None, calibrated: int, load: Load) -> Health:
+    """A tenth less while the engine queues or its cache is full, never less than 1; back to what is calibrated in small steps."""
+    now = min(float(calibrated), before.sequences) if before else float(calibrated)
+    strained = load.waiting > 0 or load.kv_usage > _KV_FULL
+    calm = load.waiting == 0 and load.kv_usage < _KV_CALM
+    strained_rounds = before.strained + 1 if before and strained else int(strained)
+    calm_rounds = before.calm + 1 if before and calm else int(calm)
+    if load.kv_usage > _KV_FULL or strained_rounds >= _STRAINED_ROUNDS:
+        now = max(1.0, now * _SHRINK)
+    elif calm_rounds >= _CALM_ROUNDS:
+        now = min(float(calibrated), now + calibrated * _RECOVER)
+    return Health(now, strained_rounds, calm_rounds)
+
+
+def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) -> float:
+    """What an owner has used lately, up to its rate: follows a rise at once, and a fall over some seconds."""
+    if elapsed_ms <= 0:
+        return min(before_mu_s, float(rate_mu_s))
+    faded = before_mu_s * math.exp(-elapsed_ms / _RECENT_MS)
+    return min(float(rate_mu_s), max(faded, used_mu * 1000 / elapsed_ms, 0.0))
+
+
+def divide(
+    machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int, *, on_demand_waits: bool
+) -> list[Share]:
+    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated."""
+    active = [owner for owner in owners if owner.rate_mu_s > 0]
+    sequences = {machine.instance: math.floor(machine.health.sequences) for machine in machines}
+    total = sum(sequences.values())
+    wanted = sum(owner.recent_mu_s for owner in active) / (capacity_mu_s * len(machines) or 1) * total
+    # Reserved work that is expected beyond what is in flight, as it has been lately, may come to any machine.
+    expected = max(0.0, wanted - sum(machine.in_flight.reserved for machine in machines))
+    in_use = any(not owner.idle for owner in active)
+    shares = []
+    for machine in machines:
+        most = sequences[machine.instance]
+        guard = _guard(most, bool(active), in_use or machine.in_flight.reserved > 0)
+        more = math.ceil(expected * most / total - 1e-9) if total else 0
+        held = min(most, machine.in_flight.reserved + more + guard)
+        shares.append(_share(machine, most, held, guard, on_demand_waits))
+    return shares
+
+
+def _guard(sequences: int, sold: bool, in_use: bool) -> int:
+    if not sold:
+        return 0
+    if in_use:
+        return max(1, math.ceil(sequences * _GUARD))
+    # Of a machine that does one thing at a time nothing could be lent otherwise.
+    return min(sequences - 1, max(1, math.floor(sequences * _IDLE_GUARD)))
+
+
+def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand_waits: bool) -> Share:
+    flight = machine.in_flight
+    room = sequences - held
+    give_way = 0
+    # Half of the guard may be used before anybody's stream is stopped: reserved work comes and goes all the time.
+    if flight.reserved and (sequences - flight.all) * 2 < guard:
+        give_way = max(0, min(flight.flex, flight.all + guard - sequences))
+    flex = room
+    if on_demand_waits:
+        # What flex has it keeps, as far as it fits; what it gives up is for those who wait.
+        over = max(0, flight.on_demand + flight.flex - room)
+        flex = min(room, max(0, flight.flex - over))
+    return Share(machine.instance, sequences, held, room, flex, give_way)
+
+
+def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:
+    """What each owner left idle and others used: they use what nobody has bought first, then of each owner in proportion to what it left."""
+    left = sum(idle_mu.values())
+    taken = max(0, min(left, others_mu - unsold_mu))
+    return {name: idle * taken // left if left else 0 for name, idle in idle_mu.items()}

@@ -1,0 +1,128 @@
+"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, and short. Owns the rows of `contract_minute`,
+writing and reading them; what they say is worked out elsewhere. Each function works in the caller's transaction.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, func, literal_column, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.allocator.minutes import MINUTE_MS, Minute
+from billing.schema.capacity import contract, contract_minute, contract_shortfall
+
+# Cuts are recorded by another process, a moment after they happen.
+_LATE_MS: Final = 5 * MINUTE_MS
+_FIGURES: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "shortfall_mu")
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came of a contract over some time; mu, and requests refused."""
+
+    contract_id: str
+    tenant_id: str
+    pool: str
+    minute_ms: int | None
+    assigned_mu: int
+    used_mu: int
+    lent_mu: int
+    borrowed_mu: int
+    refused: int
+    shortfall_mu: int
+
+
+def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]]) -> None:
+    """Write the minutes of contracts, whole, over what stands there. One that has been taken further stays: another allocator was faster."""
+    rows = [
+        {
+            "contract_id": contract_id, "minute_ms": each.minute_ms, "assigned_mu": each.assigned_mu, "used_mu": each.used_mu,
+            "lent_mu": each.lent_mu, "borrowed_mu": each.borrowed_mu, "refused": each.refused, "shortfall_mu": 0,
+        }
+        for contract_id, touched in sorted(minutes.items()) for each in touched if not each.empty
+    ]  # fmt: skip
+    if not rows:
+        return
+    new = insert(contract_minute)
+    written = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused")
+    connection.execute(
+        new.on_conflict_do_update(
+            index_elements=["contract_id", "minute_ms"],
+            set_={name: new.excluded[name] for name in written},
+            where=contract_minute.c.assigned_mu <= new.excluded.assigned_mu,
+        ),
+        rows,
+    )
+
+
+def take_shortfalls(connection: Connection, contract_ids: Sequence[str], now_ms: int) -> dict[tuple[str, int], int]:
+    """Bring what was cut, second by second, into the minutes. Returns contract and minute → mu, of those that it changed."""
+    minute = _minute_of(contract_shortfall.c.second_ms)
+    nothing = literal_column("0", BigInteger)
+    cuts = (
+        select(contract_shortfall.c.contract_id, minute, *[nothing] * 5, func.sum(contract_shortfall.c.cut_mu))
+        .where(
+            contract_shortfall.c.contract_id.in_(contract_ids),
+            contract_shortfall.c.second_ms >= now_ms - now_ms % MINUTE_MS - _LATE_MS,
+        )
+        .group_by(contract_shortfall.c.contract_id, minute)
+    )
+    # A minute in which all was cut has no row yet.
+    new = insert(contract_minute).from_select(["contract_id", "minute_ms", *_FIGURES], cuts)
+    changed = new.on_conflict_do_update(
+        index_elements=["contract_id", "minute_ms"],
+        set_={"shortfall_mu": new.excluded.shortfall_mu},
+        where=contract_minute.c.shortfall_mu != new.excluded.shortfall_mu,
+    ).returning(contract_minute.c.contract_id, contract_minute.c.minute_ms, contract_minute.c.shortfall_mu)
+    return {(row.contract_id, row.minute_ms): row.shortfall_mu for row in connection.execute(changed)}
+
+
+def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Minute | None:
+    """What stands of one minute, for whoever goes on from it without knowing more."""
+    row = connection.execute(
+        select(contract_minute).where(
+            contract_minute.c.contract_id == contract_id, contract_minute.c.minute_ms == minute_ms
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    return Minute(minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused)
+
+
+def list_minutes(
+    connection: Connection, *, tenant_id: str | None, contract_id: str | None, from_ms: int, until_ms: int, most: int
+) -> list[Figures]:
+    """The minutes that began in [from, until), by contract and time; `most` + 1 of them where there are more."""
+    query = _among(
+        select(contract_minute, contract.c.tenant_id, contract.c.pool), tenant_id, contract_id, from_ms, until_ms
+    )
+    query = query.order_by(contract_minute.c.contract_id, contract_minute.c.minute_ms).limit(most + 1)
+    return [Figures(**row._mapping) for row in connection.execute(query)]
+
+
+def sum_minutes(
+    connection: Connection, *, tenant_id: str | None, contract_id: str | None, from_ms: int, until_ms: int
+) -> list[Figures]:
+    """Their sum, a line a contract; its `minute_ms` is None."""
+    sums = [func.sum(contract_minute.c[name]).cast(BigInteger).label(name) for name in _FIGURES]
+    owner = (contract_minute.c.contract_id, contract.c.tenant_id, contract.c.pool)
+    query = _among(select(*owner, *sums), tenant_id, contract_id, from_ms, until_ms).group_by(*owner)
+    rows = connection.execute(query.order_by(contract_minute.c.contract_id))
+    return [Figures(minute_ms=None, **row._mapping) for row in rows]
+
+
+def _among(
+    query: Select[Any], tenant_id: str | None, contract_id: str | None, from_ms: int, until_ms: int
+) -> Select[Any]:
+    query = query.join_from(contract_minute, contract).where(
+        contract_minute.c.minute_ms >= from_ms, contract_minute.c.minute_ms < until_ms
+    )
+    if tenant_id is not None:
+        query = query.where(contract.c.tenant_id == tenant_id)
+    return query if contract_id is None else query.where(contract_minute.c.contract_id == contract_id)
+
+
+def _minute_of(moment_ms: ColumnElement[int]) -> ColumnElement[int]:
+    length = literal_column(str(MINUTE_MS), BigInteger)
+    return moment_ms.op("/", return_type=BigInteger())(length).op("*", return_type=BigInteger())(length)

@@ -1,0 +1,129 @@
+"""What the allocator tells Prometheus: of each contract and each pool that this process allocates. Owns metric names and labels; measures nothing.
+
+Work is in work units. A counter is this process's own: when another one leads it goes on there.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+if TYPE_CHECKING:
+    from billing.allocator.round import Came, Round
+
+_MU: Final = 1000
+_CONTRACT: Final = ("tenant", "pool", "contract")
+
+
+class CapacityMetrics:
+    """All of them, in the registry of the billing process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, _CONTRACT, registry=registry)
+
+        self.assigned = Gauge(
+            "taas_contract_assigned_units_per_second", "What a contract may use now", _CONTRACT, registry=registry
+        )
+        self.used = counter("taas_contract_used_units", "Work done within a contract")
+        self.lent = counter("taas_contract_lent_units", "What its owner left idle and others used")
+        self.borrowed = counter("taas_contract_borrowed_units", "Work of its owner that spilled to on-demand")
+        self.refused = counter("taas_contract_refused_requests", "Requests refused for being over the contract")
+        self.shortfall = counter("taas_contract_shortfall_units", "What was cut from a contract against its terms")
+        self.capacity = Gauge(
+            "taas_pool_capacity_units_per_second", "What its ready instances can do, as calibrated", ["pool"], registry=registry
+        )  # fmt: skip
+        self.room = Gauge(
+            "taas_pool_room_sequences", "What on-demand (with flex) and flex may have in flight", ["pool", "class"], registry=registry
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "taas_pool_in_flight_sequences", "Sequences at ready instances", ["pool", "class"], registry=registry
+        )
+        self.waiting = Gauge(
+            "taas_pool_waiting_tenants", "Tenants that wait for room", ["pool", "class"], registry=registry
+        )
+        self.give_way = Gauge(
+            "taas_pool_give_way_sequences", "Flex in flight that is in the way of reserved work", ["pool"], registry=registry
+        )  # fmt: skip
+        self.calibration_age = Gauge(
+            "taas_pool_calibration_age_seconds", "Age of what the pool is divided by", ["pool"], registry=registry
+        )
+        self.leader = Gauge(
+            "taas_allocator_leader", "1 where this process allocates the cell", ["cell"], registry=registry
+        )
+        self.allocated = Gauge(
+            "taas_allocator_working", "1 where this process has allocated the cell in its last round", ["cell"], registry=registry
+        )  # fmt: skip
+        self._pools: dict[str, str] = {}
+        self._cells: set[str] = set()
+        self._contracts: dict[str, set[tuple[str, ...]]] = {}
+        self._owed: dict[tuple[Counter, tuple[str, ...]], float] = {}
+        self._cuts: dict[tuple[str, int], int] = {}
+
+    def led(self, cells: dict[str, bool], allocated: set[str]) -> None:
+        """Which cells there are, and which of them this process leads and has allocated. The others' gauges go: they would say what was."""
+        for cell, leads in cells.items():
+            self.leader.labels(cell).set(int(leads))
+            self.allocated.labels(cell).set(int(cell in allocated))
+        for gone in self._cells - cells.keys():
+            self.leader.remove(gone)
+            self.allocated.remove(gone)
+        self._cells = set(cells)
+        for cell in [cell for cell in self._pools if not cells.get(cell)]:
+            self._forget(self._pools.pop(cell))
+
+    def round(self, done: "Round") -> None:
+        """Publish what a round found and wrote."""
+        pool = done.cell.pool
+        self._pools[done.cell.cell] = pool
+        if done.calibration is not None:
+            self.capacity.labels(pool).set(done.calibration.capacity_mu_s * len(done.in_flight) / _MU)
+            self.calibration_age.labels(pool).set((done.now_ms - done.calibration.created_ms) / 1000)
+            self.room.labels(pool, "on_demand").set(sum(share.room for share in done.shares))
+            self.room.labels(pool, "flex").set(sum(share.flex for share in done.shares))
+        self.give_way.labels(pool).set(sum(done.give_way.values()))
+        for class_ in ("reserved", "on_demand", "flex"):
+            flying = sum(getattr(each, class_) for each in done.in_flight.values())
+            self.in_flight.labels(pool, class_).set(flying)
+        self.waiting.labels(pool, "on_demand").set(done.on_demand_waits)
+        self.waiting.labels(pool, "flex").set(done.flex_waits)
+        before = self._contracts.get(pool, set())
+        now: set[tuple[str, ...]] = set()
+        for came in done.contracts:
+            labels: tuple[str, ...] = (came.tenant, pool, came.contract_id)
+            now.add(labels)
+            self._came(labels, came)
+        for gone in before - now:
+            self.assigned.remove(*gone)
+        self._contracts[pool] = now
+        self._short(done)
+
+    def _came(self, labels: tuple[str, ...], came: "Came") -> None:
+        self.assigned.labels(*labels).set(came.assigned_mu_s / _MU)
+        self._add(self.used, labels, came.used_mu / _MU)
+        self._add(self.lent, labels, came.lent_mu / _MU)
+        self._add(self.borrowed, labels, came.borrowed_mu / _MU)
+        self._add(self.refused, labels, came.refused)
+
+    def _short(self, done: "Round") -> None:
+        tenants = {came.contract_id: came.tenant for came in done.contracts}
+        for (contract_id, minute_ms), cut_mu in done.shortfall_mu.items():
+            more_mu = cut_mu - self._cuts.get((contract_id, minute_ms), 0)
+            self._cuts[contract_id, minute_ms] = cut_mu
+            if contract_id in tenants:
+                self._add(self.shortfall, (tenants[contract_id], done.cell.pool, contract_id), more_mu / _MU)
+        hour_ms = 3_600_000
+        self._cuts = {each: mu for each, mu in self._cuts.items() if each[1] > done.now_ms - hour_ms}
+
+    def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
+        """A counter only grows: what is given back is taken off what comes next."""
+        amount += self._owed.pop((counter, labels), 0.0)
+        if amount < 0:
+            self._owed[counter, labels] = amount
+        counter.labels(*labels).inc(max(0.0, amount))
+
+    def _forget(self, pool: str) -> None:
+        """The gauges of a pool that another process allocates now."""
+        for labels in self._contracts.pop(pool, set()):
+            self.assigned.remove(*labels)
+        for gauge in (self.capacity, self.room, self.in_flight, self.waiting, self.give_way, self.calibration_age):
+            gauge.remove_by_labels({"pool": pool})

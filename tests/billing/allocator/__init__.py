@@ -1,0 +1,1 @@
+"""The allocator: its arithmetic without a server, its rounds on a real Valkey and PostgreSQL."""

@@ -1,0 +1,72 @@
+"""One allocator a cell: another takes over when it dies, and never both at once."""
+
+import subprocess
+import sys
+import time
+
+from billing import redis_keys
+from tests.billing.allocator.cells import Ground, only
+from tests.billing.cell.requests import CELL
+from tests.billing.contracts.selling import T0
+
+LEASE_MS = 3_000
+# Another process that allocates every 100 ms until it is killed.
+OTHER = """
+import sys, time, redis
+from sqlalchemy import create_engine
+from billing.allocator.allocator import Allocator
+from billing.metrics import BillingMetrics
+allocator = Allocator(create_engine(sys.argv[1]), redis.Redis.from_url(sys.argv[2]), BillingMetrics(), owner="other")
+while True:
+    allocator.allocate_once()
+    time.sleep(0.1)
+"""
+
+
+def test_the_second_allocator_leaves_the_cell_alone_and_follows_at_once_when_it_is_given_back(ground: Ground) -> None:
+    first, second = ground.allocator("first"), ground.allocator("second")
+    assert only(first.allocate_once(T0)).cell.cell == CELL
+    assert second.allocate_once(T0) == []
+    key = redis_keys.allocator_lock(CELL)
+    assert key == f"taas:allocator:{CELL}"
+    assert ground.text.get(key) == "first"
+    assert 0 < ground.text.pttl(key) <= LEASE_MS
+    # Each round renews it.
+    ground.text.pexpire(key, 500)
+    first.allocate_once(T0)
+    assert ground.text.pttl(key) > 500
+    first.close()
+    assert only(second.allocate_once(T0)).cell.cell == CELL
+    assert first.allocate_once(T0) == []
+
+
+def test_one_that_stood_still_does_not_take_back_what_another_has(ground: Ground) -> None:
+    first, second = ground.allocator("first"), ground.allocator("second")
+    first.allocate_once(T0)
+    ground.text.delete(redis_keys.allocator_lock(CELL))
+    assert len(second.allocate_once(T0)) == 1
+    assert first.allocate_once(T0) == []
+    first.close()
+    assert ground.text.get(redis_keys.allocator_lock(CELL)) == "second"
+    leads = ground.metrics.registry.get_sample_value("taas_allocator_leader", {"cell": CELL})
+    assert leads == 0
+
+
+def test_a_killed_allocator_is_replaced_within_three_seconds(
+    ground: Ground, database_url: str, valkey_url: str
+) -> None:
+    other = subprocess.Popen([sys.executable, "-c", OTHER, database_url, valkey_url])
+    try:
+        deadline = time.monotonic() + 60
+        while ground.text.get(redis_keys.allocator_lock(CELL)) != "other":
+            assert other.poll() is None
+            assert time.monotonic() < deadline
+        ours = ground.allocator("ours")
+        assert ours.allocate_once() == []
+    finally:
+        other.kill()
+        other.wait()
+    killed = time.monotonic()
+    while not ours.allocate_once():
+        assert time.monotonic() < killed + 60
+    assert time.monotonic() - killed < LEASE_MS / 1000 + 0.5

@@ -1,0 +1,151 @@
+"""The division of machines, for any load: never more than there is, lent while an owner is idle, its own at once when it is back."""
+
+from dataclasses import replace
+from typing import Final
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share, corrected, divide, lent, recent
+
+CAPACITY: Final = 1_000_000
+
+counts = st.integers(0, 300)
+in_flights = st.builds(InFlight, counts, counts, counts)
+healths = st.builds(Health, st.floats(1, 256, allow_nan=False))
+machines = st.lists(st.tuples(healths, in_flights), max_size=8).map(
+    lambda each: [Machine(f"i{number}", health, flight) for number, (health, flight) in enumerate(each)]
+)
+owners = st.lists(
+    st.tuples(st.integers(0, 4 * CAPACITY), st.floats(0, 1)).map(lambda each: Owner(each[0], each[0] * each[1])),
+    max_size=5,
+)
+
+
+@given(machines, owners, st.booleans())
+def test_no_machine_is_divided_beyond_what_it_has(
+    given_machines: list[Machine], given_owners: list[Owner], on_demand_waits: bool
+) -> None:
+    for machine, share in zip(
+        given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits), strict=True
+    ):
+        assert share.room + share.held == share.sequences == int(machine.health.sequences)
+        assert 0 <= share.flex <= share.room
+        assert share.held >= 0
+        assert 0 <= share.give_way <= machine.in_flight.flex
+        # What reserved work has in flight is nobody else's.
+        assert share.held >= min(share.sequences, machine.in_flight.reserved)
+
+
+@given(machines, owners)
+def test_flex_does_not_grow_while_on_demand_waits(given_machines: list[Machine], given_owners: list[Owner]) -> None:
+    for machine, share in zip(
+        given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=True), strict=True
+    ):
+        assert share.flex <= machine.in_flight.flex
+
+
+@given(machines)
+def test_without_contracts_all_is_shared(given_machines: list[Machine]) -> None:
+    idle = [replace(machine, in_flight=InFlight()) for machine in given_machines]
+    assert all(share.held == 0 for share in divide(idle, [Owner(0, 0.0)], CAPACITY, on_demand_waits=False))
+
+
+def one(sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: bool = False) -> Share:
+    """One machine of so many sequences."""
+    machine = Machine("i", Health(sequences), flight)
+    return divide([machine], given_owners, CAPACITY, on_demand_waits=on_demand_waits)[0]
+
+
+@given(st.integers(20, 512), st.integers(1, CAPACITY))
+def test_an_idle_owners_floor_is_lent_but_for_a_twentieth(sequences: int, rate_mu_s: int) -> None:
+    assert one(sequences, InFlight(), Owner(rate_mu_s, 0.0)).room >= 0.95 * sequences
+
+
+def test_a_machine_of_one_sequence_can_still_be_lent() -> None:
+    assert one(1, InFlight(), Owner(CAPACITY // 2, 0.0)).room == 1
+
+
+@given(st.integers(1, 512), st.floats(0.1, 1))
+def test_an_owner_in_use_has_its_floor_and_a_guard(sequences: int, part: float) -> None:
+    rate_mu_s = int(CAPACITY * part)
+    share = one(sequences, InFlight(), Owner(rate_mu_s, float(rate_mu_s)))
+    assert share.held >= min(sequences, sequences * rate_mu_s / CAPACITY + max(1, sequences // 10) - 1e-6)
+
+
+def test_an_owner_that_comes_back_has_its_floor_in_the_next_round() -> None:
+    rate_mu_s = CAPACITY // 2
+    assert recent(0.0, rate_mu_s, 1000, rate_mu_s) == rate_mu_s
+    assert one(100, InFlight(), Owner(rate_mu_s, float(rate_mu_s))).room == 40
+
+
+def test_an_owner_that_stops_has_lent_most_of_it_after_ten_seconds() -> None:
+    lately = 1000.0
+    for _ in range(10):
+        lately = recent(lately, 0, 1000, 1000)
+    assert 0 < lately < 50
+
+
+@given(st.floats(0, 2000), st.integers(-5000, 5000), st.integers(-10, 5000), st.integers(0, 1000))
+def test_recent_use_stays_between_nothing_and_the_rate(before: float, used: int, elapsed: int, rate: int) -> None:
+    assert 0 <= recent(before, used, elapsed, rate) <= rate
+
+
+def test_flex_gives_way_where_reserved_work_lacks_its_guard_and_nowhere_else() -> None:
+    owner = Owner(CAPACITY, float(CAPACITY))
+    # 100 sequences, a guard of 10: 30 + 75 are 15 more than leave it free.
+    assert one(100, InFlight(30, 0, 75), owner).give_way == 15
+    assert one(100, InFlight(30, 70, 5), owner).give_way == 5
+    # More than half of the guard is free.
+    assert one(100, InFlight(30, 0, 64), owner).give_way == 0
+    # Nobody came back: what is too much by a correction ends by itself.
+    assert one(50, InFlight(0, 0, 75), Owner(CAPACITY, 0.0)).give_way == 0
+
+
+def test_flex_keeps_what_it_has_while_on_demand_waits_and_gives_what_does_not_fit() -> None:
+    assert one(100, InFlight(0, 60, 30), on_demand_waits=True).flex == 30
+    assert one(100, InFlight(0, 80, 30), on_demand_waits=True).flex == 20
+    assert one(100, InFlight(0, 60, 30)).flex == 100
+
+
+@given(st.integers(1, 512), st.lists(st.builds(Load, st.integers(0, 9), st.floats(0, 1)), max_size=60))
+def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[Load]) -> None:
+    health = None
+    for load in loads:
+        health = corrected(health, calibrated, load)
+        assert 1 <= health.sequences <= calibrated
+
+
+def test_a_machine_that_queues_is_trusted_with_a_tenth_less_each_round_and_recovers_slowly() -> None:
+    busy, calm, between = Load(3, 0.5), Load(0, 0.5), Load(0, 0.9)
+    health = corrected(None, 100, busy)
+    assert health.sequences == 100  # a queue seen once may be the moment between two steps
+    for _ in range(2):
+        health = corrected(health, 100, busy)
+    assert round(health.sequences, 6) == 81
+    health = corrected(health, 100, between)
+    assert round(health.sequences, 6) == 81
+    gained = []
+    for _ in range(10):
+        after = corrected(health, 100, calm)
+        gained.append(after.sequences - health.sequences)
+        health = after
+    assert gained[:2] == [0, 0]
+    assert max(gained) <= 5
+    assert health.sequences == 100
+    assert corrected(health, 100, Load(0, 0.96)).sequences == 90
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.integers(0, 10**9), max_size=6),
+    st.integers(-(10**9), 10**10),
+    st.integers(0, 10**9),
+)
+def test_what_is_lent_is_neither_more_than_was_idle_nor_than_others_took_of_it(
+    idle: dict[str, int], others: int, unsold: int
+) -> None:
+    parts = lent(idle, others, unsold)
+    assert all(0 <= parts[name] <= idle[name] for name in idle)
+    assert sum(parts.values()) <= max(0, others - unsold)
+    if others - unsold >= sum(idle.values()):
+        assert parts == idle
