@@ -1,0 +1,33 @@
+"""`taas calibrate` on real vLLM: it finds figures that predict a mix it has not seen, and every token that it cost is accounted for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.stack import ADMIN_KEY, INSTANCE, MODEL, Stack
+
+pytestmark = pytest.mark.vllm
+
+# By how much the held-back mix may be predicted wrongly; a small machine that does other things as well is noisy.
+ERROR_MOST = 0.25
+
+
+def test_real_vllm_is_measured_and_its_tokens_are_accounted_for(stack: Stack) -> None:
+    stack.await_rest()
+    given = {"TAAS_ADMIN_URL": stack.admin_url, "TAAS_ADMIN_KEY": ADMIN_KEY, "TAAS_REDIS_URL": stack.valkey.url}
+    # A latency that two cores keep with a few sequences at once.
+    words = ("calibrate", MODEL, "--yes", "--json", "--tpot-ms", "150", "--ttft-ms", "5000", "--seconds-per-step", "2")
+    command = [str(Path(sys.executable).with_name("taas")), *words]
+    run = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, check=False, timeout=500)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["instance"] == INSTANCE
+    assert float(found["error"]) <= ERROR_MOST, run.stderr
+    assert found["sequences"] >= 2
+    assert found["weights"]["w_cached_mu"] < found["weights"]["w_in_mu"] < found["weights"]["w_out_mu"]
+    assert json.loads(stack.taas("pool", "show", MODEL, "--json"))["units_per_instance"] is not None
+    stack.assert_conserved()
