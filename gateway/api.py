@@ -78,8 +78,8 @@ class InferenceApi:
         raw = await read_body(scope, receive, self.body_bytes_max)
         parsed = parse_request(inference_route, raw)
         model = self._model(parsed, caller)
-        instance = self._candidates(model)[0]  # holds nothing, so failing leaks nothing
-        exchange = self._exchange(parsed, caller, model, instance, client.request_id, started_at)
+        found = self._candidates(model)  # holds nothing, so failing leaks nothing
+        exchange = self._exchange(parsed, caller, model, found[0], client.request_id, started_at)
         exchange.body_bytes = len(raw)
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
         exchange.client_connection = connection
@@ -87,7 +87,7 @@ class InferenceApi:
             connection.on_disconnect(exchange.client_left)
         try:
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
-            reservation = await self.reserver.reserve(exchange, cost_mu, lambda: self._candidates(model))
+            reservation = await self.reserver.reserve(exchange, cost_mu, found, lambda: self._candidates(model))
             client.instance = lambda: exchange.instance.instance
             self.open_exchanges[client.request_id] = exchange
             self.metrics.open_delta(1)

@@ -1,4 +1,7 @@
-"""The routes beside inference: models that a key may see, the receipt of a request, readiness. Off the hot path, so FastAPI serves them."""
+"""The routes beside inference: models that a key may see, the receipt of a request, what came of the tenant's contracts, readiness.
+
+Off the hot path, so FastAPI serves them.
+"""
 
 import re
 from datetime import UTC, datetime
@@ -12,11 +15,15 @@ from gateway.authenticate import Caller, authenticate
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import opaque_instance
-from gateway.errors import ModelNotFound, RouteNotFound, UsageUnavailable
+from gateway.errors import InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
 from gateway.lifecycle import Lifecycle
 
 REQUEST_ID = re.compile(r"^req_[0-9a-f]{24}$")
 RECEIPT_TIMEOUT_S = 5.0
+# What a tenant may narrow its capacity by, and how long each may be.
+CAPACITY_WORDS = ("contract", "from", "until")
+CAPACITY_CHARS_MAX = 128
+CAPACITY_FIELDS = ("contract", "minute", "assigned", "used", "lent", "borrowed", "refused", "shortfall")
 OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
 
 
@@ -66,6 +73,27 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
             raise UsageUnavailable
         return JSONResponse(tenants_view(found.json()))
 
+    @router.get("/v1/capacity", summary="What came of your contracts, minute by minute", tags=["usage"])
+    async def show_capacity(request: Request) -> Response:
+        caller = await caller_of(request)
+        asked = {word: request.query_params[word] for word in CAPACITY_WORDS if word in request.query_params}
+        for word, text in asked.items():
+            if len(text) > CAPACITY_CHARS_MAX:
+                raise InvalidRequest(f"'{word}' has at most {CAPACITY_CHARS_MAX} characters.", param=word)
+        try:
+            # Last, so that nothing asked for can name another tenant.
+            found = await receipts.get("/admin/v1/capacity", params=asked | {"tenant": caller.tenant.tenant})
+        except httpx.HTTPError as exc:
+            raise UsageUnavailable from exc
+        if found.status_code == 404:
+            raise RouteNotFound("There is no such contract.")
+        if found.status_code == 400:
+            refusal = found.json()["error"]
+            raise InvalidRequest(refusal["message"], param=refusal["param"])
+        if found.status_code != 200:
+            raise UsageUnavailable
+        return JSONResponse(tenants_capacity(found.json()))
+
     @router.get("/healthz", summary="The process runs", tags=["health"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -85,6 +113,15 @@ def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
     if isinstance(receipt.get("instance"), str):
         shown["instance"] = opaque_instance(receipt["instance"]).decode()
     return shown
+
+
+def tenants_capacity(report: dict[str, Any]) -> dict[str, Any]:
+    """The evidence without what names our machines: the tenant knows its contracts by their ids."""
+    shown = {
+        part: [{name: line[name] for name in CAPACITY_FIELDS if name in line} for line in report[part]]
+        for part in ("data", "total")
+    }
+    return {"from": report["from"], "until": report["until"], **shown}
 
 
 def _openai_model(model: Model) -> dict[str, Any]:

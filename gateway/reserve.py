@@ -36,6 +36,7 @@ from gateway.catalogue_entries import MILLIUNITS
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,
+    GatewayError,
     NoContractHere,
     Overloaded,
     PermissionDenied,
@@ -124,65 +125,68 @@ class Reserver:
         self._will = b""
 
     async def reserve(
-        self, exchange: Exchange, cost_mu: int, candidates: Callable[[], list[InstanceEntry]]
+        self,
+        exchange: Exchange,
+        cost_mu: int,
+        candidates: list[InstanceEntry],
+        look_again: Callable[[], list[InstanceEntry]],
     ) -> Reservation:
         """Hold `cost_mu` and a place on an instance, waiting for one where that may help; the exchange learns its class and instance.
 
-        `candidates` are looked up again at each try. Raises QuotaExceeded, NoContract, PermissionDenied; DependencyUnavailable when Redis does
-        not answer and the tenant has no lease, or when the journal takes no more: admission stops before money is lost; RequestStopped or
-        CallerLeft when it was told to end while it waited.
+        `candidates`, best first, are looked up again after a wait. Raises QuotaExceeded, NoContractHere, PermissionDenied; DependencyUnavailable
+        when Redis does not answer and the tenant has no lease, or when the journal takes no more: admission stops before money is lost;
+        RequestStopped or CallerLeft when it was told to end while it waited.
         """
         if self._journal.full:
             raise DependencyUnavailable
-        asked = asked_class(exchange.parsed)
-        wait_s = self._policy.flex_s if asked is Asked.FLEX else self._policy.on_demand_s
+        ask = self._ask(exchange, cost_mu)
         try:
-            reply = await self._try(exchange, cost_mu, asked, candidates())
+            reply = await self._try(exchange, ask, candidates)
             if isinstance(reply, Waiting | Later):
-                reply = await self._wait(exchange, cost_mu, asked, candidates, reply, wait_s)
+                reply, candidates = await self._wait(exchange, ask, look_again, reply)
         except RedisUnavailable as exc:
             if self._outage.take(exchange.caller.tenant, cost_mu):
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
-        tenant_limits, key_limits = _limits(exchange)
-        match reply:
-            case Reserved() | Replayed():
-                exchange.admitted(reply.grant, candidates(), asked)
-                return Reservation(tenant_limits, key_limits, reply.tenant, reply.key)
-            case Refused():
-                raise quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
-            case NoContract():
-                raise NoContractHere
-            case NoRight():
-                raise PermissionDenied("This account has no on-demand right, and no contract for this model.")
-        raise AssertionError("request ids are ours and new")
+        if isinstance(reply, Reserved | Replayed):
+            exchange.admitted(reply.grant, candidates, ask.asked)
+            return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
+        raise _refusal(reply, ask)
 
-    async def _try(
-        self, exchange: Exchange, cost_mu: int, asked: Asked, candidates: list[InstanceEntry]
-    ) -> ReserveReply:
-        head, tenant = exchange.head, exchange.caller.tenant
-        tenant_limits, key_limits = _limits(exchange)
+    def _ask(self, exchange: Exchange, cost_mu: int) -> "_Ask":
+        model, caller = exchange.head.model, exchange.caller
         if not self._will:
-            self._will = _empty_will(head)
+            self._will = _empty_will(exchange.head)
+        return _Ask(
+            _ASKED[exchange.parsed.asked],
+            cost_mu,
+            0 if exchange.parsed.route in UNMETERED_ROUTES else exchange.parsed.samples,
+            caller.tenant.limits.for_model(model),
+            caller.key.limits.for_model(model),
+            exchange.head.admission_json(),
+        )
+
+    async def _try(self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry]) -> ReserveReply:
+        tenant = exchange.caller.tenant
         claim = Claim(
             tenant.tenant,
             [(entry.instance, entry.epoch) for entry in candidates],
-            asked,
+            ask.asked,
             tenant.on_demand,
             tenant.weight,
-            0 if exchange.parsed.route in UNMETERED_ROUTES else exchange.parsed.samples,
-            head.gateway,
+            ask.sequences,
+            exchange.head.gateway,
             self._policy.requests_per_tenant if self._line.listening else 0,
             self._policy.cancels_per_minute,
         )
         call = reserve_call(
             exchange.keys,
             lease_ms=self._lease_ms,
-            cost_mu=cost_mu,
-            tenant=tenant_limits,
-            key=key_limits,
+            cost_mu=ask.cost_mu,
+            tenant=ask.tenant_limits,
+            key=ask.key_limits,
             claim=claim,
-            head=head.admission_json(),
+            head=ask.head,
             will=self._will,
         )
         return parse_reserve(await self._redis.execute(*call))
@@ -190,13 +194,13 @@ class Reserver:
     async def _wait(
         self,
         exchange: Exchange,
-        cost_mu: int,
-        asked: Asked,
-        candidates: Callable[[], list[InstanceEntry]],
+        ask: "_Ask",
+        look_again: Callable[[], list[InstanceEntry]],
         reply: Waiting | Later,
-        wait_s: float,
-    ) -> ReserveReply:
+    ) -> tuple[ReserveReply, list[InstanceEntry]]:
         """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time to come back."""
+        wait_s = self._policy.flex_s if ask.asked is Asked.FLEX else self._policy.on_demand_s
+        candidates: list[InstanceEntry] = []
         began_at = time.monotonic()
         ends_at = began_at + wait_s
         try:
@@ -217,7 +221,8 @@ class Reserver:
                         async with asyncio.timeout(min(nap_s, left_s)):
                             await turn.wait()
                 if exchange.stop_ending is None:
-                    found = await self._try(exchange, cost_mu, asked, candidates())
+                    candidates = look_again()
+                    found = await self._try(exchange, ask, candidates)
             if exchange.stop_ending is not None:
                 await self._give_up(exchange, found)
         except BaseException:
@@ -227,7 +232,7 @@ class Reserver:
         finally:
             self._line.leave(exchange)
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
-        return found
+        return found, candidates
 
     async def _out_of_time(self, exchange: Exchange, found: Waiting | Later, wait_s: float) -> QuotaExceeded:
         if isinstance(found, Later):
@@ -252,14 +257,27 @@ def _look_away(outcome: "asyncio.Future[Any]") -> None:
         outcome.exception()
 
 
-def _limits(exchange: Exchange) -> tuple[Limits, Limits]:
-    model, caller = exchange.head.model, exchange.caller
-    return caller.tenant.limits.for_model(model), caller.key.limits.for_model(model)
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What one request asks its cell for, however often it has to ask."""
+
+    asked: Asked
+    cost_mu: int
+    sequences: int
+    tenant_limits: Limits
+    key_limits: Limits
+    head: bytes
 
 
-def asked_class(parsed: ParsedRequest) -> Asked:
-    """The class that a request's `service_tier` asks for."""
-    return _ASKED[parsed.asked]
+def _refusal(reply: ReserveReply, ask: _Ask) -> GatewayError:
+    match reply:
+        case Refused():
+            return quota_exceeded(reply, ask.tenant_limits if reply.scope is LimitScope.TENANT else ask.key_limits)
+        case NoContract():
+            return NoContractHere()
+        case NoRight():
+            return PermissionDenied("This account has no on-demand right, and no contract for this model.")
+    raise AssertionError("request ids are ours and new")
 
 
 def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
