@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from billing.api import (
     calibrations,
+    capacity,
     contracts,
     errors,
     health,
@@ -20,9 +21,11 @@ from billing.api import (
     keys,
     limits,
     models,
+    plan,
     pools,
     prices,
     projects,
+    reclaims,
     requests,
     tenants,
     usage,
@@ -37,7 +40,7 @@ from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
-    usage.router, requests.router, pools.router, calibrations.router, contracts.router,
+    usage.router, requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import click
 
 from deploy.cli.connection import call, given
 from deploy.cli.contract_terms import PART, body_of, ramp_option, terms_options, times
+from deploy.cli.contract_usage import usage
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
 _COLUMNS: Columns = {
@@ -19,7 +20,10 @@ _FREE: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "FREE UNITS/S": 
 
 @click.group()
 def contract() -> None:
-    """Contracts: draft, sign, list, show, notice, amend, history, quote."""
+    """Contracts: draft, sign, list, show, notice, amend, history, quote, usage."""
+
+
+contract.add_command(usage)
 
 
 @contract.command()
