@@ -12,12 +12,14 @@ from billing.schema.catalogue import projection_outbox
 
 
 class ChangeKind(StrEnum):
-    """What changed; the subject is its id, a model's name, or for `stop` what gateways are to stop."""
+    """What changed; the subject is its id, a model's name, or for `drain` an instance that a reclaim has or
+    had, for `stop` what gateways are to stop."""
 
     TENANT = "tenant"
     KEY = "key"
     MODEL = "model"
     INSTANCE = "instance"
+    DRAIN = "drain"
     STOP = "stop"
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
 
 from billing import models
 from billing.instances import DRAIN_MS
+from billing.schema.capacity import reclaim
 from billing.schema.catalogue import NOW_MS, api_key, instance, quota_limit, tenant
 
 Entries = Mapping[str, str]
@@ -107,6 +108,17 @@ def read_instances(connection: Connection, instance_ids: Collection[str] | None)
             }
         )
         for row in connection.execute(_among(query, instance.c.instance_id, instance_ids))
+    }
+
+
+def read_drained(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
+    """Instances that a reclaim has, by id."""
+    query = select(reclaim).where(reclaim.c.state.in_(("draining", "done"))).order_by(reclaim.c.by_ms)
+    return {
+        instance_id: _json({"use": row.use, "by_ms": row.by_ms, "reclaim": row.reclaim_id})
+        for row in connection.execute(query)
+        for instance_id in row.chosen
+        if instance_ids is None or instance_id in instance_ids
     }
 
 

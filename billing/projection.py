@@ -1,6 +1,6 @@
 """From SQL to Redis: tells gateways what the catalogue says, at once and, after an outage, surely.
 
-Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:changes` and, in `taas:instances`, the entries
+Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes` and, in `taas:instances`, the entries
 without a lease. What changed stands in the outbox; it goes to Redis in one MULTI together with its entry in `taas:changes` and a new
 marker. Writers take turns by a lock in SQL, so that nobody writes what it read before another's change. A marker that is not the one
 SQL expects means that Redis was emptied, restored or exchanged: then everything is written again, and what is not in SQL removed.
@@ -108,6 +108,7 @@ class Projector:
         keys = projected.read_keys(connection, None)
         models = projected.read_models(connection, None)
         instances = projected.read_instances(connection, None)
+        drained = projected.read_drained(connection, None)
         with self._client.pipeline(transaction=True) as pipe:
             _watch(pipe)
             stale = [
@@ -131,6 +132,8 @@ class Projector:
                 pipe.set(redis_keys.key_of_api_key(key_hash), entry)
             _write_fields(pipe, redis_keys.MODELS, models.entries)
             _write_fields(pipe, redis_keys.INSTANCES, instances)
+            pipe.delete(redis_keys.DRAINED)
+            _write_fields(pipe, redis_keys.DRAINED, drained)
             if models.cells:
                 pipe.sadd(redis_keys.CELLS, *models.cells)
             pipe.hsetnx(redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(_SALT_BYTES))
@@ -191,6 +194,10 @@ def _write_changes(pipe: "redis.client.Pipeline", connection: Connection, change
         pipe.sadd(redis_keys.CELLS, *models.cells)
         for name in models.entries:
             _announce(pipe, ChangeKind.MODEL, name)
+    if drained_ids := subjects(ChangeKind.DRAIN):
+        drained = projected.read_drained(connection, drained_ids)
+        _write_fields(pipe, redis_keys.DRAINED, drained)
+        _delete_fields(pipe, redis_keys.DRAINED, set(drained_ids) - set(drained))
     if instance_ids := subjects(ChangeKind.INSTANCE):
         instances = projected.read_instances(connection, instance_ids)
         _write_fields(pipe, redis_keys.INSTANCES, instances)

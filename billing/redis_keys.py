@@ -10,6 +10,8 @@ MODELS: Final = "taas:models"
 CHANGES: Final = "taas:changes"
 CHANGES_MAXLEN: Final = 10_000
 INSTANCES: Final = "taas:instances"
+# Instances that a reclaim has: nothing new goes there, and what is there ends.
+DRAINED: Final = "taas:drained"
 SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"

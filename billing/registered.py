@@ -1,7 +1,8 @@
 """What stands in `taas:instances` now, added by hand or by workers, for people to see. Reads only; shows no engine's key."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -29,15 +30,23 @@ class Registered:
 
 
 def read_registered(client: redis.Redis) -> list[Registered]:
-    """Entries whose lease holds by Redis's clock, by id; unreadable ones are left out. Raises redis.RedisError."""
+    """Entries whose lease holds by Redis's clock, by id; one that a reclaim has is draining, unreadable ones are left out. Raises redis.RedisError."""
     with client.pipeline(transaction=False) as read:
         read.time()
         read.hgetall(redis_keys.INSTANCES)
-        (now_s, now_us), entries = read.execute()
+        read.hkeys(redis_keys.DRAINED)
+        (now_s, now_us), entries, away = read.execute()
     now_ms = int(now_s) * 1000 + int(now_us) // 1000
     found = [entry for raw in entries.values() if (entry := _read(raw)) is not None]
     live = [entry for entry in found if entry.lease_until_ms == 0 or entry.lease_until_ms >= now_ms]
-    return sorted(live, key=lambda entry: entry.instance)
+    drained = {name.decode() if isinstance(name, bytes) else name for name in away}
+    seen = [replace(entry, status="draining") if _goes(entry, drained) else entry for entry in live]
+    return sorted(seen, key=lambda entry: entry.instance)
+
+
+def _goes(entry: Registered, drained: Collection[str]) -> bool:
+    """Whether a reclaim has it, and it has not left yet."""
+    return entry.instance in drained and entry.status in {"ready", "starting"}
 
 
 def _read(raw: bytes | str) -> Registered | None:

@@ -189,10 +189,12 @@ class Catalogue:
         """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away the last view stays."""
         while True:
             with contextlib.suppress(RedisUnavailable):
-                now, raw = await self._redis.execute_many([("TIME",), ("HGETALL", redis_keys.INSTANCES)])
-                if isinstance(raw, list):
+                now, raw, drained = await self._redis.execute_many(
+                    [("TIME",), ("HGETALL", redis_keys.INSTANCES), ("HKEYS", redis_keys.DRAINED)]
+                )
+                if isinstance(raw, list) and isinstance(drained, list):
                     now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-                    self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms))
+                    self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms, drained))
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
 
     def _take_instances(self, entries: list[InstanceEntry]) -> None:

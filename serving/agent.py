@@ -23,6 +23,7 @@ from serving.engine_process import EngineProcess, EngineStartFailed
 from serving.engine_watch import WatchLimits, until_idle, watch
 from serving.metrics import WorkerMetrics
 from serving.presence import RENEW_S, Presence
+from serving.reclaimed import Reclaimed
 from serving.registry import (
     FINAL_LEASE_MS,
     LEASE_MS,
@@ -96,6 +97,7 @@ class Agent:
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)
+        self._reclaimed = Reclaimed(redis, plan.instance, plan.times.renew_s, note)
 
     @property
     def last_counters(self) -> EngineCounters | None:
@@ -112,15 +114,27 @@ class Agent:
         """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this instance yet, and whoever started the
         worker should see why. Later starts are tried again for ever.
         """
+        following = asyncio.create_task(self._reclaimed.follow())
+        try:
+            await self._reclaimed.look()
+            await self._stay_away()
+            if not self._stop_asked.is_set():
+                await self._keep_serving()
+        finally:
+            await end_tasks(following)
+
+    async def _keep_serving(self) -> None:
         backoff = Backoff()
         await self._begin_epoch()
         renewing = asyncio.create_task(self._presence.renew_forever())
         try:
             healthy_s = await self._live_one_epoch()
             while not self._stop_asked.is_set():
-                wait_s = backoff.after(healthy_s)
-                self._note(f"starting the engine again in {wait_s:.0f} s")
-                if await _set_within(self._stop_asked, wait_s):
+                if not await self._stay_away():
+                    wait_s = backoff.after(healthy_s)
+                    self._note(f"starting the engine again in {wait_s:.0f} s")
+                    await _set_within(self._stop_asked, wait_s)
+                if self._stop_asked.is_set():
                     return
                 self._metrics.count("engine_restarts")
                 await self._begin_epoch()
@@ -134,6 +148,28 @@ class Agent:
         finally:
             await end_tasks(renewing)
             await self._leave()
+
+    async def _stay_away(self) -> bool:
+        """While a reclaim has the machine, leave it alone. Whether one had it."""
+        if not self._reclaimed.taken.is_set():
+            return False
+        self._note("no engine runs here until the machine is given back")
+        free, stopping = (asyncio.create_task(event.wait()) for event in (self._reclaimed.free, self._stop_asked))
+        try:
+            await asyncio.wait({free, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(free, stopping)
+        return True
+
+    async def _until_machine_is_due(self) -> None:
+        """Draining while a reclaim has the machine, ready again if it is given back in time; returns when it must be given."""
+        while True:
+            await self._reclaimed.taken.wait()
+            await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
+            await self._reclaimed.until_due()
+            if self._reclaimed.order is not None:
+                return
+            await self._presence.show(replace(self._presence.entry, status=InstanceStatus.READY))
 
     async def _begin_epoch(self) -> None:
         entry = self._presence.entry
@@ -185,16 +221,17 @@ class Agent:
             await engine.stop(grace_s)
 
     async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
-        """Until the engine fails: why; or until a stop is asked for: None."""
+        """Until the engine fails: why; or until a stop is asked for, or a reclaim needs the machine: None."""
         watching = asyncio.create_task(watch(client, self._plan.times.watch, self._take_reading))
         stopping = asyncio.create_task(self._stop_asked.wait())
+        due = asyncio.create_task(self._until_machine_is_due())
         try:
-            await asyncio.wait({watching, stopping, engine.exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({watching, stopping, due, engine.exited}, return_when=asyncio.FIRST_COMPLETED)
             if engine.exited.done():
                 return f"ended with status {engine.exited.result()}: {engine.died_because()}"
             return watching.result() if watching.done() else None
         finally:
-            await end_tasks(watching, stopping)
+            await end_tasks(watching, stopping, due)
 
     async def _drain(self, client: EngineClient) -> None:
         """Take no new requests, let the running ones end, and leave the last counters where the audit finds them."""
@@ -220,6 +257,7 @@ class Agent:
     async def _show_ready(self, baseline: EngineCounters, took_s: float) -> None:
         self._last = EngineReading(EngineLoad(), baseline)
         self._metrics.set("engine_up", 1)
+        self._metrics.set("draining", 0)
         await self._presence.show(replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline))
         self._note(
             f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on {self._plan.url}"

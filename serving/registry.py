@@ -13,7 +13,7 @@ import orjson
 from billing import redis_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from redis.asyncio import Redis
 
@@ -137,16 +137,20 @@ class InstanceEntry:
             raise ValueError(f"not an instance entry: {exc!r}") from exc
 
 
-def read_snapshot(raw_hash: "Mapping[bytes, bytes]", now_ms: int) -> list[InstanceEntry]:
+def read_snapshot(
+    raw_hash: "Mapping[bytes, bytes]", now_ms: int, drained: "Collection[bytes]" = ()
+) -> list[InstanceEntry]:
     """The entries whose lease holds, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
-    must not take the others away; `unreadable_instances` names such.
+    must not take the others away; `unreadable_instances` names such. Those in `drained`, which a reclaim has, are draining.
     """
     live = []
-    for _, raw in sorted(raw_hash.items()):
+    for name, raw in sorted(raw_hash.items()):
         try:
             entry = InstanceEntry.from_json(raw)
         except ValueError:
             continue
+        if name in drained and entry.status is InstanceStatus.READY:
+            entry = replace(entry, status=InstanceStatus.DRAINING)
         if entry.is_live(now_ms):
             live.append(entry)
     return live

@@ -166,7 +166,7 @@ projection_outbox = Table(
     Column("kind", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
-    CheckConstraint("kind in ('tenant', 'key', 'model', 'instance', 'stop')", name="kind"),
+    CheckConstraint("kind in ('tenant', 'key', 'model', 'instance', 'drain', 'stop')", name="kind"),
 )
 
 # One row: which database this is, and how many times it has written to Redis. Redis holds the same as its marker.

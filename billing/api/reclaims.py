@@ -1,0 +1,172 @@
+"""Routes of reclaims: machines of a pool for another use, and back."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import Field
+from sqlalchemy import Connection
+
+from billing import tenants
+from billing.api.contract_shapes import moment, shown_span
+from billing.api.control import Control
+from billing.api.fields import Body, Moment, Name
+from billing.contracts.position import Holding, units
+from billing.contracts.store import now_ms
+from billing.contracts.terms import rate_at, utc
+from billing.reclaims import orders, store
+from billing.reclaims.occupancy import Occupied, OpenRequest
+from billing.reclaims.plan import Left, Order, Plan
+from billing.reclaims.store import Reclaim, Use
+
+router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"])
+
+ReclaimId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
+# A plan names at most so many open requests and steps of what is left; its counts say them all.
+_SHOWN_MAX: Final = 500
+
+
+class NewReclaim(Body):
+    """`instances` machines of a pool for another use, from `by` on (now, if it is not said). `break`: also against what is signed.
+
+    `dry_run`: only say what it would do, and in `refusal` why it would not be done.
+    """
+
+    pool: Name
+    instances: int = Field(ge=1, le=1_000_000)
+    use: Use
+    by: Moment | None = None
+    breaks: Annotated[bool, Field(alias="break")] = False
+    dry_run: bool = False
+
+
+@router.post("", status_code=201)
+def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any]:
+    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is signed."""
+    if body.dry_run:
+        response.status_code = 200
+        with control.reading() as connection:
+            at_ms = now_ms(connection)
+            planned = orders.plan(connection, control.redis, _order(body, at_ms), at_ms)
+            return {"reclaim": None, "plan": _shown_plan(connection, planned)}
+    with control.changing(response) as connection:
+        at_ms = now_ms(connection)
+        made, planned = orders.order(connection, control.redis, _order(body, at_ms), at_ms)
+        return {**_shown(made), "plan": _shown_plan(connection, planned)}
+
+
+@router.get("")
+def list_all(control: Control, pool: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
+    """Reclaims, by deadline; of a pool."""
+    with control.reading() as connection:
+        return {"data": [_shown(each) for each in store.list_all(connection, pool=pool)]}
+
+
+@router.get("/{reclaim_id}")
+def show(reclaim_id: ReclaimId, control: Control) -> dict[str, Any]:
+    """One reclaim, with each step of it."""
+    with control.reading() as connection:
+        found = store.find(connection, reclaim_id)
+        steps = store.history(connection, reclaim_id)
+    history = [{"at": utc(each.at_ms), "change": each.change, "detail": each.detail} for each in steps]
+    return {**_shown(found), "history": history}
+
+
+@router.post("/{reclaim_id}/release")
+def release(reclaim_id: ReclaimId, control: Control, response: Response) -> dict[str, Any]:
+    """Give the machines back; one that has not begun is cancelled."""
+    with control.changing(response) as connection:
+        return _shown(orders.release(connection, control.redis, reclaim_id, now_ms(connection)))
+
+
+@router.post("/{reclaim_id}/cancel")
+def cancel(reclaim_id: ReclaimId, control: Control, response: Response) -> dict[str, Any]:
+    """Call it off before its deadline."""
+    with control.changing(response) as connection:
+        return _shown(orders.cancel(connection, control.redis, reclaim_id, now_ms(connection)))
+
+
+def _order(body: NewReclaim, at_ms: int) -> Order:
+    return Order(body.pool, body.instances, body.use, at_ms if body.by is None else body.by, body.breaks)
+
+
+def _shown(reclaim: Reclaim) -> dict[str, Any]:
+    return {
+        "reclaim": reclaim.reclaim_id,
+        "pool": reclaim.pool,
+        "instances": reclaim.instances,
+        "use": reclaim.use,
+        "state": reclaim.state,
+        "break": reclaim.breaks,
+        "chosen": list(reclaim.chosen),
+        "by": utc(reclaim.by_ms),
+        "released": moment(reclaim.released_ms),
+        "created": utc(reclaim.created_ms),
+    }
+
+
+def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
+    order = plan.order
+    wanted = {each.tenant_id for each in (*plan.holding, *plan.run_out)} | {each.tenant for each in plan.requests}
+    names = tenants.names(connection, wanted)
+    return {
+        "pool": order.pool,
+        "instances": order.instances,
+        "use": order.use,
+        "by": utc(order.by_ms),
+        "break": order.breaks,
+        "refusal": plan.refusal,
+        "broken": [shown_span(span) for span in plan.broken],
+        "drain_from": utc(plan.drain_from_ms),
+        "leaving": [_shown_instance(each) for each in plan.leaving],
+        "not_running": plan.not_running,
+        "left": [_shown_left(each) for each in plan.left[:_SHOWN_MAX]],
+        "contracts": [
+            *(_shown_holding(each, names, order.by_ms, holds=True) for each in plan.holding),
+            *(_shown_holding(each, names, order.by_ms, holds=False) for each in plan.run_out),
+        ],
+        "others": {"units_before": units(plan.others_before_mu_s), "units_after": units(plan.others_after_mu_s)},
+        "open": plan.open_by_class,
+        "streams": [_shown_request(each, names, order.by_ms) for each in plan.requests[:_SHOWN_MAX]],
+    }
+
+
+def _shown_instance(occupied: Occupied) -> dict[str, Any]:
+    return {"instance": occupied.instance, "ready": occupied.ready, "load": occupied.load, "open": occupied.by_class()}
+
+
+def _shown_left(left: Left) -> dict[str, Any]:
+    return {
+        "from": utc(left.from_ms),
+        "until": moment(left.until_ms),
+        "machines": left.machines,
+        "capacity": units(left.capacity_mu_s),
+        "reserved": units(left.reserved_mu_s),
+        "free": units(left.free_mu_s),
+        "short": units(left.short_mu_s),
+    }
+
+
+def _shown_holding(held: Holding, names: Mapping[str, str], by_ms: int, *, holds: bool) -> dict[str, Any]:
+    """`units` at the deadline; of one that has run out by then, its last."""
+    return {
+        "contract": held.contract_id,
+        "tenant": held.tenant_id,
+        "tenant_name": names.get(held.tenant_id),
+        "holds": holds,
+        "units": units(rate_at(held.steps, max(by_ms, held.starts_ms) if holds else held.ends_ms)),
+        "from": utc(held.starts_ms),
+        "ends": utc(held.ends_ms),
+    }
+
+
+def _shown_request(request: OpenRequest, names: Mapping[str, str], by_ms: int) -> dict[str, Any]:
+    return {
+        "request": request.request_id,
+        "tenant": request.tenant,
+        "tenant_name": names.get(request.tenant),
+        "class": request.class_,
+        "instance": request.instance,
+        "started": utc(request.started_ms),
+        "end_by": utc(by_ms),
+    }

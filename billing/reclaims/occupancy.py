@@ -1,0 +1,101 @@
+"""What runs in a pool at this moment: its instances, and what is open on each. Reads Redis only."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+import redis
+
+from billing import redis_keys
+from billing.registered import Registered, read_registered
+
+_CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
+# In the order in which they give way.
+GIVE_WAY: Final = ("flex", "on_demand", "reserved")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """One request in flight."""
+
+    request_id: str
+    tenant: str
+    class_: str
+    contract: str | None
+    instance: str
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """An instance that could be taken, and what is open there. `load`: the greater of that and of what its engine says."""
+
+    instance: str
+    ready: bool
+    load: int
+    requests: tuple[OpenRequest, ...] = ()
+
+    def by_class(self) -> dict[str, int]:
+        """How many are open of each class, in the order in which they give way."""
+        return count_classes(self.requests)
+
+
+def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
+    """How many there are of each class, in the order in which they give way."""
+    counted = Counter(request.class_ for request in requests)
+    return {name: counted[name] for name in GIVE_WAY}
+
+
+def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[Occupied]:
+    """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by themselves. Raises redis.RedisError."""
+    there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
+    there = [entry for entry in there if entry.instance not in away]
+    requests = _read_open(client, {entry.cell for entry in there})
+    return [_occupied(entry, [each for each in requests if each.instance == entry.instance]) for entry in there]
+
+
+def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
+    """What is open on these instances of a pool, in the order in which it gives way. Raises redis.RedisError.
+
+    Looked for in every cell: an instance that has left the registry may have requests that nobody has settled yet.
+    """
+    wanted = frozenset(instances)
+    cells = {cell.decode() if isinstance(cell, bytes) else cell for cell in client.smembers(redis_keys.CELLS)}
+    found = [request for request in _read_open(client, cells) if request.instance in wanted]
+    return sorted(found, key=lambda each: (GIVE_WAY.index(each.class_), each.started_ms, each.request_id))
+
+
+def _occupied(entry: Registered, requests: list[OpenRequest]) -> Occupied:
+    load = max(len(requests), entry.running + entry.waiting)
+    return Occupied(entry.instance, entry.status == "ready", load, tuple(requests))
+
+
+def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
+    names = sorted(cells)
+    with client.pipeline(transaction=False) as read:
+        for cell in names:
+            read.zrange(redis_keys.open_requests(cell), 0, -1)
+        found = [(cell, raw.decode()) for cell, ids in zip(names, read.execute(), strict=True) for raw in ids]
+    with client.pipeline(transaction=False) as read:
+        for cell, request_id in found:
+            read.hmget(redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid"])
+        replies = read.execute()
+    requests = (_request(request_id, fields) for (_, request_id), fields in zip(found, replies, strict=True))
+    return [request for request in requests if request is not None]
+
+
+def _request(request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
+    """None for one that waits, has been granted a place but not begun, or has settled meanwhile."""
+    state, head, instance, class_, tenant, contract = fields
+    if state != b"open" or not instance or tenant is None:
+        return None
+    try:
+        started_ms = int(orjson.loads(head or b"{}").get("started_ms", 0))
+    except (ValueError, AttributeError, TypeError):
+        started_ms = 0
+    class_name = _CLASSES.get((class_ or b"o").decode(), "on_demand")
+    return OpenRequest(
+        request_id, tenant.decode(), class_name, contract.decode() if contract else None, instance.decode(), started_ms
+    )

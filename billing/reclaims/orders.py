@@ -1,0 +1,122 @@
+"""A reclaim by hand: planned, ordered, cancelled, released. What time does to it is in `carry_out`.
+
+Whoever orders holds the pool, as whoever signs does, so that of two at once the second sees what the first did.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import redis
+from sqlalchemy import Connection
+
+from billing.contracts.commitments import lock_position, read_position
+from billing.contracts.position import Position
+from billing.contracts.terms import PAST_SLACK_MS, utc
+from billing.reclaims import shortfall, store
+from billing.reclaims.occupancy import Occupied, count_classes, read_occupied, read_open_on
+from billing.reclaims.plan import Order, Plan, choose, draw_up
+from billing.reclaims.store import Reclaim
+from billing.refusals import Conflict, Invalid
+
+
+def plan(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> Plan:
+    """What it would do; changes nothing. Raises Invalid, NotFound, Conflict for machines that are not there."""
+    order = _from_now(asked, now_ms)
+    return _plan(connection, client, order, read_position(connection, order.pool, now_ms), now_ms)
+
+
+def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> tuple[Reclaim, Plan]:
+    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where it would break what is signed."""
+    wanted = _from_now(asked, now_ms)
+    position = lock_position(connection, wanted.pool, now_ms)
+    planned = _plan(connection, client, wanted, position, now_ms)
+    if planned.refusal is not None:
+        raise Conflict(planned.refusal, param="instances", code="breaks_contracts")
+    made = store.add(
+        connection, wanted.pool, wanted.instances, wanted.use, wanted.by_ms, breaks=wanted.breaks, now_ms=now_ms
+    )
+    broken = [{"from_ms": each.from_ms, "until_ms": each.until_ms, "mu_s": each.value} for each in planned.broken]
+    detail = {
+        "instances": made.instances, "use": made.use, "by_ms": made.by_ms, "drain_from_ms": planned.drain_from_ms,
+        "breaks": made.breaks, "broken": broken,
+    }  # fmt: skip
+    made = store.move(connection, made, "planned", detail, now_ms=now_ms)
+    if planned.drain_from_ms <= now_ms:
+        made = drain(connection, made, planned.leaving, now_ms)
+    return made, planned
+
+
+def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...], now_ms: int) -> Reclaim:
+    """From now on these get nothing new."""
+    requests = [request for each in leaving for request in each.requests]
+    detail = {
+        "chosen": [each.instance for each in leaving],
+        "not_running": planned.instances - len(leaving),
+        "open": count_classes(requests),
+    }
+    chosen = tuple(each.instance for each in leaving)
+    return store.move(connection, planned, "draining", detail, now_ms=now_ms, chosen=chosen)
+
+
+def choose_now(
+    connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
+) -> tuple[Occupied, ...]:
+    """The instances that leave, as they are loaded at this moment."""
+    others = _away(connection, planned.pool)
+    occupied = read_occupied(client, planned.pool, store.away(connection))
+    leaving, _ = choose(occupied, planned.instances, position.instances - others)
+    return leaving
+
+
+def release(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
+    """Give the machines back to their pool: instances are ready again. One that has not begun is cancelled. Raises NotFound, Conflict."""
+    found = _lock(connection, reclaim_id, now_ms)
+    if found.state == "planned" and found.by_ms > now_ms:
+        return store.move(connection, found, "cancelled", {}, now_ms=now_ms)
+    if found.state not in store.TAKING:
+        raise Conflict(
+            f"Reclaim {reclaim_id} is {found.state} already.", param="reclaim", code=f"reclaim_{found.state}"
+        )
+    return store.move(connection, found, "released", _still_open(client, found), now_ms=now_ms, released_ms=now_ms)
+
+
+def cancel(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
+    """Call it off before its deadline. Raises NotFound, Conflict."""
+    found = _lock(connection, reclaim_id, now_ms)
+    if found.state not in store.TAKING:
+        raise Conflict(
+            f"Reclaim {reclaim_id} is {found.state} already.", param="reclaim", code=f"reclaim_{found.state}"
+        )
+    if found.by_ms <= now_ms:
+        message = f"The deadline of reclaim {reclaim_id}, {utc(found.by_ms)}, has passed: release it."
+        raise Conflict(message, param="reclaim", code="reclaim_begun")
+    return store.move(connection, found, "cancelled", _still_open(client, found), now_ms=now_ms)
+
+
+def _lock(connection: Connection, reclaim_id: str, now_ms: int) -> Reclaim:
+    pool = store.find(connection, reclaim_id).pool
+    lock_position(connection, pool, now_ms)
+    found = store.lock(connection, reclaim_id)
+    if found.breaks and found.state in store.TAKING:
+        # The cut ends with this transaction; what of it has not been written is written now.
+        shortfall.record(connection, pool, now_ms, last=True)
+    return found
+
+
+def _still_open(client: redis.Redis, found: Reclaim) -> dict[str, Any]:
+    return {"open": count_classes(read_open_on(client, found.pool, found.chosen))} if found.chosen else {}
+
+
+def _plan(connection: Connection, client: redis.Redis, order: Order, position: Position, now_ms: int) -> Plan:
+    occupied = read_occupied(client, order.pool, store.away(connection))
+    return draw_up(order, position, occupied, _away(connection, order.pool), now_ms)
+
+
+def _away(connection: Connection, pool: str) -> int:
+    return sum(each.instances for each in store.list_all(connection, pool=pool, states=store.AWAY))
+
+
+def _from_now(order: Order, now_ms: int) -> Order:
+    if order.by_ms < now_ms - PAST_SLACK_MS:
+        raise Invalid(f"{utc(order.by_ms)} is in the past.", param="by")
+    return replace(order, by_ms=max(order.by_ms, now_ms))

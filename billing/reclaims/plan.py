@@ -1,0 +1,170 @@
+"""What a reclaim would do to whom. Pure: works on a pool's position and on what runs there, reads and changes nothing.
+
+From the deadline on the machines are gone from the pool. They drain before it: as long before as a request may last, but at no instant at which the
+rest would not cover what is signed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+from billing.contracts.position import Holding, Position, Taken, describe, worsened
+from billing.contracts.timeline import FOREVER_MS, Span, Timeline
+from billing.reclaims.occupancy import Occupied, OpenRequest, count_classes
+from billing.reclaims.store import Use
+from billing.refusals import Conflict, Invalid
+
+# As long as a gateway lets a request last: what begins before it may finish.
+DRAIN_LEAD_MS: Final = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What was asked for."""
+
+    pool: str
+    instances: int
+    use: Use
+    by_ms: int
+    breaks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What the pool has and owes over a time; mu per second. `machines` are what it keeps."""
+
+    from_ms: int
+    until_ms: int
+    machines: int
+    capacity_mu_s: int
+    reserved_mu_s: int
+
+    @property
+    def free_mu_s(self) -> int:
+        """Not sold."""
+        return max(0, self.capacity_mu_s - self.reserved_mu_s)
+
+    @property
+    def short_mu_s(self) -> int:
+        """Sold and not there."""
+        return max(0, self.reserved_mu_s - self.capacity_mu_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`leaving` drain from `drain_from_ms` on; `not_running` machines run nothing and just go. `broken`: when, and by how much at most, contracts
+    would not have what was signed. `others_before_mu_s`, `others_after_mu_s`: what on-demand and flex have at the deadline, beside what is sold.
+    """
+
+    order: Order
+    drain_from_ms: int
+    leaving: tuple[Occupied, ...]
+    not_running: int
+    left: tuple[Left, ...]
+    holding: tuple[Holding, ...]
+    run_out: tuple[Holding, ...]
+    broken: tuple[Span, ...]
+    others_before_mu_s: int
+    others_after_mu_s: int
+
+    @property
+    def requests(self) -> tuple[OpenRequest, ...]:
+        """What is open on the instances that leave: each must have ended by the deadline."""
+        return tuple(request for each in self.leaving for request in each.requests)
+
+    @property
+    def open_by_class(self) -> dict[str, int]:
+        """How many of them there are of each class."""
+        return count_classes(self.requests)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it is not done: it would break contracts, and may not."""
+        if self.order.breaks or not self.broken:
+            return None
+        first, more = self.broken[0], ""
+        if len(self.broken) > 1:
+            worst = max(self.broken, key=lambda span: span.value)
+            more = f" That is one of {len(self.broken)} such times; the worst is {describe(worst)}."
+        return (
+            f"It would break what is signed in pool {self.order.pool!r}: {describe(first)}.{more} "
+            "Give notice first, take fewer or later, or break it knowingly."
+        )
+
+
+def draw_up(order: Order, position: Position, occupied: Sequence[Occupied], away: int, now_ms: int) -> Plan:
+    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims. Raises Invalid, Conflict for machines that are
+    not there; whether it breaks a contract is for whoever reads the plan.
+    """
+    check_there(order, position)
+    after = with_taken(position, Taken(order.instances, order.by_ms))
+    leaving, not_running = choose(occupied, order.instances, position.instances - away)
+    at_deadline = position.reserved().at(order.by_ms)
+    machines = [machines_over_time(each).at(order.by_ms) for each in (position, after)]
+    others = [max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines]
+    return Plan(
+        order,
+        drain_from_ms(position, order.instances, order.by_ms, now_ms),
+        leaving,
+        not_running,
+        tuple(left_over_time(after, order.by_ms)),
+        tuple(held for held in position.holdings if held.ends_ms > order.by_ms),
+        tuple(held for held in position.holdings if held.ends_ms <= order.by_ms),
+        tuple(worsened(position, after, order.by_ms)),
+        *others,
+    )
+
+
+def check_there(order: Order, position: Position) -> None:
+    """Raises Invalid, or Conflict where the pool does not own so many machines from the deadline on."""
+    if order.instances < 1:
+        raise Invalid("How many? At least one instance.", param="instances")
+    if position.instances == 0:
+        message = f"Pool {order.pool!r} has no machines on record: `taas pool set {order.pool} --instances N` says how many it has."
+        raise Conflict(message, param="instances", code="not_so_many")
+    at_least = machines_over_time(position).least(order.by_ms)
+    if order.instances > at_least:
+        message = f"Pool {order.pool!r} has {position.instances} machines, and {at_least} from then on, less what others take."
+        raise Conflict(message, param="instances", code="not_so_many")
+
+
+def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple[tuple[Occupied, ...], int]:
+    """The instances that leave, least loaded first, and how many machines that run nothing go with them. `machines` is what the pool has now."""
+    keep = machines - instances
+    count = max(0, min(instances, len(occupied) - keep))
+    ranked = sorted(occupied, key=lambda each: (each.ready, each.load, each.instance))
+    return tuple(ranked[:count]), instances - count
+
+
+def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -> int:
+    """From when on so many may take nothing new: before that the rest would not cover what is signed. At the latest at the deadline."""
+    earliest_ms = max(now_ms, by_ms - DRAIN_LEAD_MS)
+    if earliest_ms >= by_ms:
+        return by_ms
+    without = with_taken(position, Taken(instances, earliest_ms, by_ms))
+    uncovered = worsened(position, without, earliest_ms, by_ms)
+    return uncovered[-1].until_ms if uncovered else earliest_ms
+
+
+def with_taken(position: Position, taken: Taken) -> Position:
+    """The same pool less these machines."""
+    return replace(position, taken=(*position.taken, taken))
+
+
+def machines_over_time(position: Position) -> Timeline:
+    """How many machines it has, less those that others have."""
+    taken = [Span(each.from_ms, each.until_ms, -each.instances) for each in position.taken]
+    return Timeline.total([Span(0, FOREVER_MS, position.instances), *taken])
+
+
+def left_over_time(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Left]:
+    """What it has and owes, at each change."""
+    lines = machines_over_time(position), position.capacity(), position.reserved()
+    moments = {at_ms for line in lines for at_ms, _ in line.points if from_ms < at_ms < until_ms}
+    edges = [from_ms, *sorted(moments), until_ms]
+    machines, capacity, reserved = lines
+    return [
+        Left(start_ms, end_ms, machines.at(start_ms), capacity.at(start_ms), reserved.at(start_ms))
+        for start_ms, end_ms in pairwise(edges)
+    ]

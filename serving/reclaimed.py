@@ -1,0 +1,83 @@
+"""Whether a reclaim has this instance, as `taas:drained` says (docs/interfaces.md §3). Follows it every second; decides and stops nothing.
+
+With Redis away what was last heard holds: an engine is neither stopped nor started on a guess.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from billing import redis_keys
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """What the machine is wanted for, and when, by Redis's clock."""
+
+    use: str
+    by_ms: int
+    reclaim: str
+
+
+class Reclaimed:
+    """Follows the orders for one instance. `taken` is set while there is one, `free` while there is none."""
+
+    def __init__(self, redis: Redis, instance: str, poll_s: float, note: Callable[[str], None]) -> None:
+        self._redis = redis
+        self._instance = instance
+        self._poll_s = poll_s
+        self._note = note
+        self.order: DrainOrder | None = None
+        self.taken = asyncio.Event()
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def look(self) -> int | None:
+        """Look once; the time in ms, by Redis's clock. None where Redis does not answer."""
+        try:
+            seconds, micros = await self._redis.time()
+            raw = await self._redis.hget(redis_keys.DRAINED, self._instance)
+        except (RedisError, OSError):
+            return None
+        self._take(None if raw is None else _read(raw))
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def follow(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(self._poll_s)
+
+    async def until_due(self) -> None:
+        """Returns once the machine must be given, or the order has been taken back."""
+        while self.order is not None:
+            now_ms = await self.look()
+            if now_ms is not None and self.order is not None and now_ms >= self.order.by_ms:
+                return
+            await asyncio.sleep(self._poll_s)
+
+    def _take(self, order: DrainOrder | None) -> None:
+        before, self.order = self.order, order
+        if order is None:
+            self.taken.clear()
+            self.free.set()
+        else:
+            self.free.clear()
+            self.taken.set()
+        if before is None and order is not None:
+            self._note(f"reclaim {order.reclaim} takes this machine for {order.use}")
+        elif before is not None and order is None:
+            self._note(f"reclaim {before.reclaim} gives this machine back")
+
+
+def _read(raw: bytes | str) -> DrainOrder:
+    """An order that cannot be read is an order all the same: due at once would cut requests, so it is never due."""
+    try:
+        fields = orjson.loads(raw)
+        return DrainOrder(str(fields["use"]), int(fields["by_ms"]), str(fields["reclaim"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return DrainOrder("unknown", 2**62, "unknown")
