@@ -23,7 +23,7 @@ _MU_PER_UNIT: Final = 1000
 _SHARED: Final = ("read_clock", "charge_contract", "find_room", "leave_line", "grant_room")
 _PARTS: Final = {
     "reserve": ("check_limits", "choose_class", "find_place"),
-    "settle": ("check_state",),
+    "settle": ("check_state", "charge_buckets"),
     "grant": (),
 }
 
@@ -69,6 +69,7 @@ class Claim:
 
     `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this tenant that may wait
     in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
+    `resumed`: it goes on with a request that was admitted, and no limit refuses it. `goes_on`: as flex it could be stopped and go on elsewhere.
     """
 
     tenant: str
@@ -80,6 +81,8 @@ class Claim:
     gateway: str = ""
     wait_max: int = 0
     cancels_per_minute: int = _UNLIMITED
+    resumed: bool = False
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ def reserve_call(
         tenant.requests, tenant.units_mu, tenant.concurrency,
         key.requests, key.units_mu, key.concurrency,
         head, will, claim.tenant, claim.asked.value, int(claim.on_demand), claim.weight, claim.sequences, claim.gateway,
-        claim.wait_max, claim.cancels_per_minute, *(word for candidate in claim.candidates for word in candidate),
+        claim.wait_max, claim.cancels_per_minute, int(claim.resumed), int(claim.goes_on), *(word for candidate in claim.candidates for word in candidate),
     )  # fmt: skip
 
 

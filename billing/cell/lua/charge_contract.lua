@@ -10,6 +10,10 @@ local function read_contract(key)
           u = tonumber(v[7] or 0), t = tonumber(v[8] or now_us), sp = tonumber(v[9] or 0), st = tonumber(v[10] or now_us)}
 end
 local function spill_level(q) return q.spill < 0 and 0 or math.max(0, q.sp - q.spill * math.max(0, now_us - q.st) / 1000000) end
+-- Where a tenant waits, in either class, its counter is the one it has: on-demand and flex are one account.
+local function keep_turn(tenant, v)
+  for _, class in ipairs({'o', 'f'}) do redis.call('ZADD', prefix .. 'w:' .. class, 'XX', v, tenant) end
+end
 -- Charge what a request of this class has used more (or less) to its contract, and to its tenant's virtual counter.
 local function charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu)
   if difference_mu == 0 then return end
@@ -23,7 +27,7 @@ local function charge(class, contract_key, spilled, tenant_bucket, tenant, diffe
     redis.call('HINCRBY', q.key, 'borrowed', math.floor(difference_mu))
   end
   if class == 'r' then return end
-  local weight = tonumber(redis.call('HGET', tenant_bucket, 'vw') or 1)
-  local v = redis.call('HINCRBYFLOAT', tenant_bucket, 'v', difference_mu / weight)
-  if redis.call('ZSCORE', prefix .. 'w:' .. class, tenant) then redis.call('ZADD', prefix .. 'w:' .. class, v, tenant) end
+  -- A bucket that was lost has lost its counter too, and is not made again without an end.
+  local weight = redis.call('HGET', tenant_bucket, 'vw')
+  if weight then keep_turn(tenant, redis.call('HINCRBYFLOAT', tenant_bucket, 'v', difference_mu / weight)) end
 end

@@ -5,7 +5,8 @@ local reservation = KEYS[1]
 local request_id, lease_ms, cost_mu, head, will = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[10], ARGV[11]
 local tenant_id, asked, may_on_demand, weight = ARGV[12], ARGV[13], ARGV[14] == '1', tonumber(ARGV[15])
 local sequences, gateway, wait_max, cancels_max = tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), tonumber(ARGV[19])
-local CANDIDATES = 20
+local resumed, goes_on = ARGV[20] == '1', ARGV[21] == '1'
+local CANDIDATES = 22
 local CONCURRENCY_RETRY_MS = 1000
 local NAMES = {r = 'reserved', o = 'on_demand', f = 'flex'}
 local function read_bucket(key, scope, first)
@@ -16,7 +17,7 @@ local function read_bucket(key, scope, first)
           u = drained(v[2], max_u, minutes), c = tonumber(v[4] or 0), x = drained(v[5], cancels_max, minutes), v = tonumber(v[6] or 0)}
 end
 local tenant, key = read_bucket(KEYS[2], 'tenant', 4), read_bucket(KEYS[3], 'key', 7)
-local held = redis.call('HMGET', reservation, 'state', 'cls', 'inst', 'why', 'qb', 'cid', 'epoch')
+local held = redis.call('HMGET', reservation, 'state', 'cls', 'inst', 'why', 'qb', 'cid', 'epoch', 'cost')
 local state = held[1]
 local function reply(status, ...)
   return {status, now_ms, math.ceil(tenant.r * 1000), math.ceil(tenant.u), tenant.c,
@@ -26,7 +27,7 @@ if state == 'settled' then return reply('already_settled') end
 if state == 'open' then return reply('replayed', NAMES[held[2]], held[6] or '', held[3], held[7] or '', held[4], 0, 0, 0) end
 local refused_scope, refused_limit, retry_after_ms
 local function check(scope, limit, level, cost, max)
-  if max < 0 or level + cost <= max * (1 + 1e-9) then return end
+  if resumed or max < 0 or level + cost <= max * (1 + 1e-9) then return end
   local wait_ms = limit == 'concurrency' and CONCURRENCY_RETRY_MS or math.ceil((level + cost - max) * 60000 / max)
   if cost > max or max == 0 then wait_ms = -1 end
   if not retry_after_ms or (retry_after_ms >= 0 and (wait_ms < 0 or wait_ms > retry_after_ms)) then
@@ -40,6 +41,6 @@ for _, b in ipairs({tenant, key}) do
 end
 check('tenant', 'cancels', tenant.x, 1, cancels_max)
 if retry_after_ms then
-  if state then drop(request_id) end
+  if state and drop(request_id) then grant_all() end
   return reply('refused', refused_scope, refused_limit, retry_after_ms)
 end

@@ -1,7 +1,13 @@
 -- find_room.lua -- v1, a part
 -- Sequences in flight and room, an instance.
 -- KEYS, ARGV: none of its own. Returns nothing, it defines what the next parts use.
+-- Flex requests by instance, in the order in which they give way: those that can go on elsewhere first, of these the youngest.
+local function lent_at(instance) return prefix .. 'lent:' .. instance end
 local function fly(class, instance, sequences) redis.call('HINCRBY', flight_key, class .. ':' .. instance, sequences) end
+local function land(class, instance, sequences, request_id)
+  fly(class, instance, -sequences)
+  if class == 'f' then redis.call('ZREM', lent_at(instance), request_id) end
+end
 -- Sequences that may still start there; nil where nothing bounds them. An idle instance takes one request of any size.
 local function free_at(instance, class)
   local most = redis.call('HMGET', room_key, 'm:' .. instance, 'x:' .. instance)

@@ -1,5 +1,6 @@
 -- grant.lua -- v1
--- After a new plan, and against wake-ups that were lost: counts what is in flight anew from what is open, then grants the room there is.
+-- After a new plan, and against wake-ups that were lost: counts what is in flight anew from what is open, tells lent work that is in the way
+-- to give way (its gateway, by `!<request id>`), then grants the room there is.
 -- KEYS: {c:CELL}:open, four times. ARGV: none.
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open}
 local counted, names = {}, redis.call('ZRANGE', open, 0, -1)
@@ -12,6 +13,14 @@ for _, request_id in ipairs(names) do
 end
 for _, field in ipairs(redis.call('HKEYS', flight_key)) do
   if field:sub(2, 2) == ':' then redis.call('HSET', flight_key, field, counted[field] or 0) end
+end
+for _, instance in ipairs(names_of('g:')) do
+  local excess = tonumber(redis.call('HGET', room_key, 'g:' .. instance))
+  for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, excess - 1) or {}) do
+    redis.call('ZREM', lent_at(instance), request_id)
+    redis.call('PUBLISH', 'taas:wake:' .. (redis.call('HGET', prefix .. 'r:' .. request_id, 'gw') or ''), '!' .. request_id)
+  end
+  redis.call('HSET', room_key, 'g:' .. instance, 0)
 end
 grant_all()
 return {now_ms, redis.call('ZCARD', prefix .. 'w:o'), redis.call('ZCARD', prefix .. 'w:f'), #names}

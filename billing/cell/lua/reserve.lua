@@ -6,7 +6,7 @@
 -- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
 --   the key's limits (the same three), head (JSON, without class, contract, instance and epoch), will (JSON), tenant,
 --   asked (auto | reserved | on_demand | flex), on_demand (1 = may), weight, sequences, gateway, how many of this tenant may wait (0 = not),
---   cancelled requests a minute (-1 = no limit), then instance, epoch of each candidate, best first
+--   cancelled requests a minute (-1 = no limit), 1 where it goes on with an admitted one, 1 where it could go on elsewhere, then instance, epoch of each candidate, best first
 -- Returns: {status, now_ms, tenant's levels, key's levels, …}, a level being requests * 1000, mu, open requests; then
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, limit, retry_after_ms (-1 = never); later: ms until its contract has drained; waiting | already_settled | no_contract | no_right
@@ -26,13 +26,17 @@ if state ~= 'granted' then
   fly(class, instance, sequences)
   charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu)
 end
+if class == 'f' then
+  redis.call('ZADD', lent_at(instance), (goes_on and 0 or 1e15) - now_ms, request_id)
+  redis.call('PEXPIRE', lent_at(instance), OPEN_TTL_MS)
+end
 local contract = q and class == 'r' and q.id or ''
 local lease = now_ms + lease_ms
 local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == '' and 'null' or '"' .. contract .. '"')
   .. ',"instance":' .. cjson.encode(instance) .. ',"epoch":' .. cjson.encode(epoch) .. '}'
 redis.call('HSET', reservation, 'state', 'open', 'head', head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
   'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
-  'seq', sequences, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract)
+  'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract)
 redis.call('ZADD', open, lease, request_id)
 for _, name in ipairs({reservation, open, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
 local after = class == 'r' and level + cost_mu or level
