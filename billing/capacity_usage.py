@@ -12,8 +12,6 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.allocator.minutes import MINUTE_MS, Minute
 from billing.schema.capacity import contract, contract_minute, contract_shortfall
 
-# Cuts are recorded by another process, a moment after they happen.
-_LATE_MS: Final = 5 * MINUTE_MS
 _FIGURES: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "shortfall_mu")
 
 
@@ -56,15 +54,15 @@ def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]
     )
 
 
-def take_shortfalls(connection: Connection, contract_ids: Sequence[str], now_ms: int) -> dict[tuple[str, int], int]:
-    """Bring what was cut, second by second, into the minutes. Returns contract and minute → mu, of those that it changed."""
+def take_shortfalls(connection: Connection, contract_ids: Sequence[str], since_ms: int) -> dict[tuple[str, int], int]:
+    """Bring what was cut, second by second, into the minutes; `since_ms` begins one. Returns contract and minute → mu, of those that it changed."""
     minute = _minute_of(contract_shortfall.c.second_ms)
     nothing = literal_column("0", BigInteger)
     cuts = (
         select(contract_shortfall.c.contract_id, minute, *[nothing] * 5, func.sum(contract_shortfall.c.cut_mu))
         .where(
             contract_shortfall.c.contract_id.in_(contract_ids),
-            contract_shortfall.c.second_ms >= now_ms - now_ms % MINUTE_MS - _LATE_MS,
+            contract_shortfall.c.second_ms >= since_ms,
         )
         .group_by(contract_shortfall.c.contract_id, minute)
     )

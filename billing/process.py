@@ -24,6 +24,7 @@ from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
 from billing.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.reap import Reaper
+from billing.reclaims.cuts import rates_in_force
 from billing.settings import BillingSettings
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ def _work(
     projector = Projector(engine, client)
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    allocator = Allocator(engine, client, metrics, owner=f"{socket.gethostname()}-{secrets.token_hex(4)}")
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    allocator = Allocator(engine, client, metrics, owner=name, rates_in_force=rates_in_force)
     loops = [
         *_loops(settings, engine, client, poller, auditor, metrics),
         *_capacity_loops(engine, allocator, metrics),

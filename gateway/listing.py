@@ -4,6 +4,7 @@ Off the hot path, so FastAPI serves them.
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,6 +59,26 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
             raise ModelNotFound(name)
         return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
 
+    _add_usage_routes(router, receipts, caller_of)
+
+    @router.get("/healthz", summary="The process runs", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="The process takes requests", tags=["health"])
+    async def readyz() -> JSONResponse:
+        ready = catalogue.fresh and not lifecycle.draining
+        state = "ready" if ready else "draining" if lifecycle.draining else "degraded"
+        return JSONResponse({"status": state}, 200 if ready else 503)
+
+    return router
+
+
+def _add_usage_routes(
+    router: APIRouter, receipts: httpx.AsyncClient, caller_of: Callable[[Request], Awaitable[Caller]]
+) -> None:
+    """What billing is asked for on the caller's behalf, and of nobody else."""
+
     @router.get("/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"])
     async def show_usage(request_id: str, request: Request) -> Response:
         caller = await caller_of(request)
@@ -93,18 +114,6 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
         if found.status_code != 200:
             raise UsageUnavailable
         return JSONResponse(tenants_capacity(found.json()))
-
-    @router.get("/healthz", summary="The process runs", tags=["health"])
-    async def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
-    @router.get("/readyz", summary="The process takes requests", tags=["health"])
-    async def readyz() -> JSONResponse:
-        ready = catalogue.fresh and not lifecycle.draining
-        state = "ready" if ready else "draining" if lifecycle.draining else "degraded"
-        return JSONResponse({"status": state}, 200 if ready else 503)
-
-    return router
 
 
 def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:

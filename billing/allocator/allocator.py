@@ -10,8 +10,9 @@ import redis
 from sqlalchemy import Engine
 
 from billing.allocator.leadership import Leadership
-from billing.allocator.round import Round, allocate
+from billing.allocator.round import RatesInForce, Round, allocate
 from billing.allocator.supply import Calibration, Cell, read_calibrations, read_cells
+from billing.contracts.rates import rates_now
 from billing.metrics import BillingMetrics
 from billing.registered import Registered, read_registered
 
@@ -21,11 +22,20 @@ _log = logging.getLogger(__name__)
 class Allocator:
     """One a process; any number may run. `owner` names it in the locks. The client must not decode."""
 
-    def __init__(self, engine: Engine, client: redis.Redis, metrics: BillingMetrics, *, owner: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        metrics: BillingMetrics,
+        *,
+        owner: str,
+        rates_in_force: RatesInForce = rates_now,
+    ) -> None:
         self._engine = engine
         self._client = client
         self._metrics = metrics.capacity
         self._leadership = Leadership(client, owner)
+        self._rates_in_force = rates_in_force
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
@@ -61,7 +71,9 @@ class Allocator:
         now_ms: int | None,
     ) -> Round:
         moment_ms = self._clock_ms() if now_ms is None else now_ms
-        done = allocate(self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms)
+        done = allocate(
+            self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms, self._rates_in_force
+        )
         if cell.cell in self._failing:
             self._failing.discard(cell.cell)
             _log.warning("cell %s is allocated again", cell.cell)

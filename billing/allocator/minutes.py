@@ -50,10 +50,11 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where the evidence of a contract stands: what was read, when, and the minute it was read in."""
+    """Where the evidence of a contract stands: what was read, when, and the minute it was read in; `rate_mu_s`, as signed, holds since."""
 
     contract_id: str
     at_ms: int
+    rate_mu_s: int
     minute: Minute
     totals: Totals = field(default_factory=Totals)
 
@@ -64,11 +65,7 @@ class Account:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """What `to_record` wrote. Raises KeyError, TypeError for anything else."""
-        return cls(record["contract_id"], record["at_ms"], Minute(**record["minute"]), Totals(**record["totals"]))
-
-    def emptied(self) -> Self:
-        """The same beside a hash that counts from nothing again."""
-        return replace(self, totals=Totals())
+        return cls(**{**record, "minute": Minute(**record["minute"]), "totals": Totals(**record["totals"])})
 
 
 def minute_of(moment_ms: int) -> int:
@@ -76,18 +73,18 @@ def minute_of(moment_ms: int) -> int:
     return moment_ms - moment_ms % MINUTE_MS
 
 
-def opened(contract_id: str, now_ms: int, totals: Totals, minute: Minute | None = None) -> Account:
+def opened(
+    contract_id: str, now_ms: int, totals: Totals, *, rate_mu_s: int = 0, minute: Minute | None = None
+) -> Account:
     """The first reading of a contract, which may have a row for this minute already; `totals` are not its own."""
-    return Account(contract_id, now_ms, minute or Minute(minute_of(now_ms)), totals)
+    return Account(contract_id, now_ms, rate_mu_s, minute or Minute(minute_of(now_ms)), totals)
 
 
-def go_on(
-    account: Account, now_ms: int, totals: Totals, *, rate_mu_s: int, end_ms: int, lent_mu: int
-) -> tuple[list[Minute], Account]:
+def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int) -> tuple[list[Minute], Account]:
     """The minutes that this reading touches, oldest first, and the account after it.
 
     What happened since the last reading is divided over its minutes by time: to the millisecond where the reading is a second old, and as
-    well as can be told after a pause. `rate_mu_s` has held since then.
+    well as can be told after a pause.
     """
     spans = list(_spans(account.at_ms, max(now_ms, account.at_ms)))
     change = totals.since(account.totals)
@@ -100,13 +97,13 @@ def go_on(
             current = Minute(minute_of(start_ms))
         current = Minute(
             current.minute_ms,
-            current.assigned_mu_ms + rate_mu_s * max(0, min(until_ms, end_ms) - start_ms),
+            current.assigned_mu_ms + account.rate_mu_s * max(0, min(until_ms, end_ms) - start_ms),
             current.used_mu + used_mu,
             current.lent_mu + lent_part,
             current.borrowed_mu + borrowed_mu,
             current.refused + refused,
         )
-    return [*minutes, current], Account(account.contract_id, max(now_ms, account.at_ms), current, totals)
+    return [*minutes, current], replace(account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals)
 
 
 def _spans(start_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:

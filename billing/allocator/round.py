@@ -3,8 +3,9 @@
 SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the same outcome.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -17,6 +18,13 @@ from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Sha
 from billing.allocator.supply import Calibration, Cell, Ended, read_ended
 from billing.contracts.rates import ContractRate, rates_now
 from billing.registered import Registered
+
+# The contracts of a pool at a moment, at what each may have.
+RatesInForce: TypeAlias = Callable[[Connection, str, int], list[ContractRate]]
+
+# Cuts are recorded by another process, a moment after they happen; after a pause, those of the pause.
+_CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
+_CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +77,22 @@ def allocate(
     calibration: Calibration | None,
     registered: Sequence[Registered],
     now_ms: int,
+    rates_in_force: RatesInForce = rates_now,
 ) -> Round:
-    """Do it. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold."""
+    """Do it. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold. `rates_in_force`: what is left where a reclaim cuts."""
     ready = [each for each in registered if each.cell == cell.cell and each.status == "ready"]
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
     with engine.begin() as connection:
-        rates = {rate.tenant: rate for rate in rates_now(connection, cell.pool, now_ms)}
+        signed = {rate.tenant: rate for rate in rates_now(connection, cell.pool, now_ms)}
+        rates = {rate.tenant: rate for rate in rates_in_force(connection, cell.pool, now_ms) if rate.tenant in signed}
         ended = _ended(connection, client, cell, rates, now_ms)
         # Asked before the totals are read: what settles in between is in them.
         charged = cell_state.charged_tenants(client, cell.cell, ended)
         state = cell_state.read_state(client, cell.cell, [*rates, *ended])
         books = _go_on(state, ended, capacity_mu_s * len(ready), now_ms)
-        _begin(connection, books, state, rates, now_ms)
+        _begin(connection, books, state, signed, now_ms)
         capacity_usage.write_minutes(connection, books.minutes)
-        shortfall_mu = capacity_usage.take_shortfalls(connection, list(books.accounts), now_ms)
+        shortfall_mu = capacity_usage.take_shortfalls(connection, list(books.accounts), _cuts_since(state, now_ms))
     owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
     health, divided = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
@@ -134,9 +144,7 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
     for tenant, hash_ in state.contracts.items():
         account = accounts[tenant]
         change = hash_.totals.since(account.totals)
-        touched, after = minutes.go_on(
-            account, now_ms, hash_.totals, rate_mu_s=hash_.rate_mu_s, end_ms=ends[tenant], lent_mu=lent[tenant]
-        )
+        touched, after = minutes.go_on(account, now_ms, hash_.totals, end_ms=ends[tenant], lent_mu=lent[tenant])
         contract_id = account.contract_id
         books.minutes[contract_id] = touched
         books.accounts[contract_id] = after
@@ -169,13 +177,26 @@ def _lent(
 def _begin(
     connection: Connection, books: _Books, state: CellState, rates: Mapping[str, ContractRate], now_ms: int
 ) -> None:
-    """Open an account for each contract that has none: a new one, one that follows another in its hash, or one that Redis has lost."""
+    """What is signed holds from now on. Opens an account for each contract without: a new one, one that follows another in its hash, or one that
+    Redis has lost.
+    """
     for tenant, rate in rates.items():
-        if rate.contract_id not in books.accounts:
+        if rate.contract_id in books.accounts:
+            account = books.accounts[rate.contract_id]
+            books.accounts[rate.contract_id] = replace(account, rate_mu_s=rate.mu_s)
+        else:
             standing = state.contracts.get(tenant)
             written = capacity_usage.read_minute(connection, rate.contract_id, minutes.minute_of(now_ms))
             totals = standing.totals if standing else Totals()
-            books.accounts[rate.contract_id] = minutes.opened(rate.contract_id, now_ms, totals, written)
+            books.accounts[rate.contract_id] = minutes.opened(
+                rate.contract_id, now_ms, totals, rate_mu_s=rate.mu_s, minute=written
+            )
+
+
+def _cuts_since(state: CellState, now_ms: int) -> int:
+    """From when on cuts are looked at: once a minute further back."""
+    begun = minutes.minute_of(now_ms)
+    return begun - (_CUTS_LATE_MS if minutes.minute_of(state.memory.at_ms) == begun else _CUTS_FILLED_IN_MS)
 
 
 def _divide(

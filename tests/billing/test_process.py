@@ -15,7 +15,9 @@ import redis
 from sqlalchemy import Engine, create_engine, text
 
 from billing import redis_keys
+from billing.contracts import lifecycle, store
 from billing.migrate import upgrade
+from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_reap import lapse, reserve
@@ -156,6 +158,30 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         assert audit.status_code == 200
         assert audit.json()["residual_tokens"] == 25
     assert billing.end(signal.SIGTERM) == 0
+
+
+def test_it_allocates_its_cells_and_turns_contracts_and_leaves_its_cells_to_others_when_it_stops(
+    billing: BillingProcess, tables: Engine, raw_redis: redis.Redis
+) -> None:
+    with tables.begin() as connection:
+        shop = furnish(connection)
+        now_ms = store.now_ms(connection)
+        sold = terms(shop.tenants["acme"], 100, now_ms, now_ms + DAY)
+        draft = lifecycle.draft(connection, sold, now_ms=now_ms)
+        lifecycle.sign(connection, draft.contract_id, now_ms=now_ms)
+    billing.start()
+    lock, numbers = redis_keys.allocator_lock(POOL), redis_keys.contract_bucket(POOL, shop.tenants["acme"])
+    until(lambda: raw_redis.hget(numbers, "rate") == b"100000", billing)
+    until(lambda: billing.metric(f'taas_allocator_leader{{cell="{POOL}"}}') == 1, billing)
+
+    def state() -> str:
+        with tables.connect() as connection:
+            return store.find(connection, draft.contract_id).state
+
+    until(lambda: state() == "active", billing)
+    assert raw_redis.exists(lock)
+    assert billing.end(signal.SIGTERM) == 0
+    assert not raw_redis.exists(lock)
 
 
 def test_a_redis_that_goes_and_comes_back_is_waited_for(

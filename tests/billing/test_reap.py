@@ -116,3 +116,24 @@ def test_after_a_restart_of_redis_the_gateways_come_first(raw_redis: redis.Redis
     assert Reaper(raw_redis, BillingMetrics(), calm_s=10**6).reap_once() == 0
     assert Reaper(raw_redis, BillingMetrics(), grace_ms=10**12).reap_once() == 0
     assert Reaper(raw_redis, BillingMetrics()).reap_once() == 1
+
+
+def test_a_request_that_waited_for_a_gateway_that_died_is_dropped_without_an_event(raw_redis: redis.Redis) -> None:
+    raw_redis.sadd(redis_keys.CELLS, "m1")
+    raw_redis.hset(redis_keys.room("m1"), mapping={"m:i1": 0, "x:i1": 0})
+    keys = CellKeys.of("m1", request_id="a", tenant="ten_a", key_id="key_a", model="m1")
+    will = event("a", (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell="m1").will_json()
+    execute(
+        raw_redis,
+        reserve_call(
+            keys, lease_ms=60_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=Claim("ten_a", [("i1", "e1")], wait_max=5),
+            head=head("a", cell="m1").admission_json(), will=will,
+        ),
+    )  # fmt: skip
+    assert raw_redis.zcard(redis_keys.waiting_tenants("m1", "o")) == 1
+    lapse(raw_redis, "a")
+    metrics = BillingMetrics()
+    assert Reaper(raw_redis, metrics).reap_once() == 0
+    assert events(raw_redis) == []
+    assert raw_redis.zcard(redis_keys.waiting_tenants("m1", "o")) == 0
+    assert raw_redis.zcard(redis_keys.open_requests("m1")) == 0

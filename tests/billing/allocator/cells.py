@@ -48,8 +48,8 @@ class Ground:
         }  # fmt: skip
         self.text.hset(redis_keys.INSTANCES, instance, json.dumps(entry))
 
-    def allocator(self, owner: str = "a") -> Allocator:
-        return Allocator(self.engine, self.raw, self.metrics, owner=owner)
+    def allocator(self, owner: str = "a", **options: Any) -> Allocator:
+        return Allocator(self.engine, self.raw, self.metrics, owner=owner, **options)
 
     def request(self, request_id: str, name: str = "acme", **fields: Any) -> CellRequest:
         tenant = self.tenant(name)

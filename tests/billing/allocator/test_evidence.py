@@ -1,13 +1,15 @@
 """The evidence in SQL: what the scripts have counted, once, whoever allocates and whatever happens in between."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DBAPIError
 
 from billing import redis_keys
 from billing.cell.replies import Refused, Reserved
+from billing.contracts.rates import ContractRate, rates_now
 from billing.schema.capacity import contract_minute, contract_shortfall
 from tests.billing.allocator.cells import MINUTE, Ground
 from tests.billing.cell.requests import CELL
@@ -137,13 +139,29 @@ def test_what_was_cut_is_the_minutes_shortfall(ground: Ground) -> None:
     cut(0, 4_000)
     cut(1, 3_000)
     allocator.allocate_once(T0 + 2 * SECOND)
-    # What is recorded late comes to its own minute.
+    # What is recorded late comes to its own minute, after a pause as well.
     cut(59, 2_000)
     allocator.allocate_once(T0 + MINUTE + SECOND)
     rows = ground.minutes(signed.contract_id)
     assert (rows[0].shortfall_mu, rows[1].shortfall_mu) == (9_000, 0)
+    cut(58, 1_000)
+    allocator.allocate_once(T0 + 60 * MINUTE)
+    assert ground.minutes(signed.contract_id)[0].shortfall_mu == 10_000
     labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": signed.contract_id}
-    assert ground.metrics.registry.get_sample_value("taas_contract_shortfall_units_total", labels) == 9
+    assert ground.metrics.registry.get_sample_value("taas_contract_shortfall_units_total", labels) == 10
+
+
+def test_a_contract_that_is_cut_has_less_to_use_and_is_still_assigned_what_was_signed(ground: Ground) -> None:
+    signed = ground.sign("acme", 10)
+
+    def halved(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
+        return [replace(rate, mu_s=rate.mu_s // 2) for rate in rates_now(connection, pool, now_ms)]
+
+    allocator = ground.allocator(rates_in_force=halved)
+    allocator.allocate_once(T0)
+    assert (ground.contract("acme")["rate"], ground.contract("acme")["burst"]) == ("5000", "5000")
+    allocator.allocate_once(T0 + SECOND)
+    assert ground.minutes(signed.contract_id)[0].assigned_mu == 10_000
 
 
 def test_a_database_that_fails_leaves_the_evidence_for_the_next_round(ground: Ground) -> None:

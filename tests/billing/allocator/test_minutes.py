@@ -19,14 +19,14 @@ readings = st.lists(
 
 def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, Minute], Totals, int]:
     """What stands in SQL after these readings, each that long after the one before; `again`: each round is done twice, the first half."""
-    account, now_ms = opened("c", T0 + 59_500, Totals()), T0 + 59_500
+    account, now_ms = opened("c", T0 + 59_500, Totals(), rate_mu_s=1000), T0 + 59_500
     rows: dict[int, Minute] = {}
     total = Totals()
     for after_ms, more in steps:
         now_ms += after_ms
         total = Totals(total.used_mu + more.used_mu, total.borrowed_mu + more.borrowed_mu, total.refused + more.refused)
         for _ in range(2 if again else 1):
-            touched, new = go_on(account, now_ms, total, rate_mu_s=1000, end_ms=FOREVER, lent_mu=7)
+            touched, new = go_on(account, now_ms, total, end_ms=FOREVER, lent_mu=7)
             rows |= {each.minute_ms: each for each in touched}
         account = Account.from_record(json.loads(json.dumps(new.to_record())))
     return rows, total, now_ms
@@ -44,21 +44,21 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
 
 
 def test_a_reading_across_a_minute_is_divided_by_time() -> None:
-    account = opened("c", T0 + 59_000, Totals())
-    touched, _ = go_on(account, T0 + 63_000, Totals(400, 40, 4), rate_mu_s=1000, end_ms=FOREVER, lent_mu=0)
+    account = opened("c", T0 + 59_000, Totals(), rate_mu_s=1000)
+    touched, _ = go_on(account, T0 + 63_000, Totals(400, 40, 4), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(T0, 1_000_000, 100, 0, 10, 1), Minute(T0 + MINUTE_MS, 3_000_000, 300, 0, 30, 3)]
 
 
 def test_nothing_is_assigned_past_the_end() -> None:
-    account = opened("c", T0, Totals())
-    touched, after = go_on(account, T0 + 3_000, Totals(5), rate_mu_s=1000, end_ms=T0 + 2_000, lent_mu=0)
+    account = opened("c", T0, Totals(), rate_mu_s=1000)
+    touched, after = go_on(account, T0 + 3_000, Totals(5), end_ms=T0 + 2_000, lent_mu=0)
     assert touched == [Minute(T0, 2_000_000, 5)]
-    late, _ = go_on(after, T0 + 4_000, Totals(6), rate_mu_s=1000, end_ms=T0 + 2_000, lent_mu=0)
+    late, _ = go_on(after, T0 + 4_000, Totals(6), end_ms=T0 + 2_000, lent_mu=0)
     assert late == [Minute(T0, 2_000_000, 6)]
 
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:
-    _, account = go_on(opened("c", T0, Totals()), T0 + 1_000, Totals(1), rate_mu_s=1000, end_ms=FOREVER, lent_mu=0)
-    touched, after = go_on(account, T0 - 5_000, Totals(3), rate_mu_s=1000, end_ms=FOREVER, lent_mu=0)
+    _, account = go_on(opened("c", T0, Totals(), rate_mu_s=1000), T0 + 1_000, Totals(1), end_ms=FOREVER, lent_mu=0)
+    touched, after = go_on(account, T0 - 5_000, Totals(3), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(T0, 1_000_000, 3)]
     assert after.at_ms == T0 + 1_000
