@@ -24,6 +24,7 @@ from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
 from billing.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.reap import Reaper
+from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
 from billing.settings import BillingSettings
 
@@ -37,6 +38,8 @@ _REDIS_TIMEOUT_S: Final = 5.0
 _CLAIM_INTERVAL_MS: Final = 1_000
 # What the cells' scripts decide by is never older, and a contract begins and ends within it.
 _ALLOCATE_INTERVAL_MS: Final = 1_000
+# A deadline is kept to within this.
+_RECLAIM_INTERVAL_MS: Final = 1_000
 # In the half-minutely audit; whoever asks for one waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -89,6 +92,7 @@ def _work(
     loops = [
         *_loops(settings, engine, client, poller, auditor, metrics),
         *_capacity_loops(engine, allocator, metrics),
+        Loop("reclaims", Reclaimer(engine, client, projector).step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
         Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]

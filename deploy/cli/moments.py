@@ -1,4 +1,4 @@
-"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 90d, 6mo or 3y. Knows no noun and no clock."""
+"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 30min, 90d, 6mo or 3y. Knows no noun and no clock."""
 
 import calendar
 import re
@@ -7,8 +7,9 @@ from typing import Final
 
 import click
 
-_SPAN: Final = re.compile(r"(\d{1,6})(h|d|w|mo|y)", re.ASCII)
-FORMS: Final = "2027-01-31, 2027-01-31T12:00:00Z, now, or a span such as 90d, 6mo, 3y"
+_SPAN: Final = re.compile(r"(\d{1,6})(min|h|d|w|mo|y)", re.ASCII)
+_MINUTES: Final = {"min": 1, "h": 60, "d": 1440, "w": 10080}
+FORMS: Final = "2027-01-31, 2027-01-31T12:00:00Z, now, or a span such as 30min, 90d, 6mo, 3y"
 
 
 def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
@@ -16,7 +17,7 @@ def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datet
     if text == "now":
         return now
     try:
-        if found := _SPAN.fullmatch(text):
+        if found := _SPAN.fullmatch(text.removeprefix("+")):
             return _after(anchor, int(found[1]), found[2])
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
@@ -30,8 +31,8 @@ def rfc3339(moment: datetime) -> str:
 
 
 def _after(anchor: datetime, count: int, unit: str) -> datetime:
-    if unit in {"h", "d", "w"}:
-        return anchor + timedelta(hours=count * {"h": 1, "d": 24, "w": 168}[unit])
+    if unit in _MINUTES:
+        return anchor + timedelta(minutes=count * _MINUTES[unit])
     months = anchor.month - 1 + count * (12 if unit == "y" else 1)
     year, month = anchor.year + months // 12, months % 12 + 1
     # The last of a shorter month, and 28 February for the 29th.

@@ -1,0 +1,152 @@
+"""`taas reclaim` and `taas release`: machines of a pool for another use, and back."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from deploy.cli.connection import call, given
+from deploy.cli.moments import resolve, rfc3339
+from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
+
+USES = ("external", "internal", "research", "recsys", "idle")
+_COLUMNS: Columns = {
+    "RECLAIM": "reclaim", "POOL": "pool", "INSTANCES": "instances", "FOR": "use", "STATE": "state", "BY (UTC)": "by", "CHOSEN": "chosen",
+    "BREAKS": "break", "RELEASED (UTC)": "released",
+}  # fmt: skip
+_LEAVING: Columns = {
+    "INSTANCE": "instance", "FLEX": lambda row: row["open"]["flex"], "ON-DEMAND": lambda row: row["open"]["on_demand"],
+    "RESERVED": lambda row: row["open"]["reserved"],
+}  # fmt: skip
+_LEFT: Columns = {
+    "FROM (UTC)": "from", "UNTIL (UTC)": "until", "MACHINES": "machines", "MAY BE SOLD": "capacity", "SOLD": "reserved", "FREE": "free",
+    "SHORT": "short",
+}  # fmt: skip
+_CONTRACTS: Columns = {
+    "CONTRACT": "contract", "TENANT": "tenant_name", "UNITS/S": "units", "ENDS (UTC)": "ends",
+    "THEN": lambda row: "holds" if row["holds"] else "has run out",
+}  # fmt: skip
+_STREAMS: Columns = {
+    "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance", "STARTED (UTC)": "started",
+    "MUST END BY (UTC)": "end_by",
+}  # fmt: skip
+_STREAMS_SHOWN = 20
+
+
+@click.command()
+@click.argument("pool", required=False)
+@click.option("--instances", type=click.IntRange(min=1), metavar="N", help="How many machines.")
+@click.option("--for", "use", type=click.Choice(USES), help="What they are wanted for.")
+@click.option("--by", metavar="WHEN", help="A date, `now`, or a span from now, such as 30min or 90d.")
+@click.option("--break", "breaks", is_flag=True, help="Also against what is signed: contracts are cut pro rata.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would do to whom.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim, each step of it.")
+@json_option
+def reclaim(
+    pool: str | None,
+    instances: int | None,
+    use: str | None,
+    by: str | None,
+    breaks: bool,
+    dry_run: bool,
+    yes: bool,
+    shown: str | None,
+    as_json: bool,
+) -> None:
+    """Take machines of POOL for another use. Shows what that does to whom, asks, and does it; without --instances, lists reclaims.
+
+    \b
+    taas reclaim llama-70b --instances 4 --for research --by 30min
+    taas reclaim llama-70b --instances 4 --for recsys --by 2027-01-01 --dry-run
+    taas reclaim                        all of them
+    taas reclaim --show rec_0f3a…
+    """
+    if shown is not None:
+        _print_one(call("GET", "reclaims", shown), as_json)
+        return
+    if instances is None and use is None and by is None:
+        answer = call("GET", "reclaims", query={"pool": pool})
+        show(answer, as_json, _COLUMNS, empty="no machines are taken")
+        return
+    if pool is None or instances is None or use is None or by is None:
+        raise click.UsageError("which, how many, for what, by when? Give POOL, --instances, --for and --by.")
+    now = datetime.now(UTC)
+    moment = None if by == "now" else rfc3339(resolve(by, now=now, anchor=now, option="--by"))
+    body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
+    if not as_json:
+        plan = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]
+        _print_plan(plan)
+        if plan["refusal"] is not None:
+            raise click.ClickException(plan["refusal"])
+        if dry_run:
+            return
+        if not yes:
+            click.confirm("\ndo it?", abort=True)
+    elif not dry_run and not yes:
+        raise click.UsageError("with --json nobody is asked: give --yes, or --dry-run.")
+    answer = call("POST", "reclaims", body={**body, "dry_run": dry_run or None} if dry_run else body)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(
+            f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines back"
+        )
+
+
+@click.command()
+@click.argument("reclaim_id", metavar="RECLAIM")
+@json_option
+def release(reclaim_id: str, as_json: bool) -> None:
+    """Give the machines of RECLAIM back to their pool: its instances are ready again. One that has not begun is cancelled."""
+    answer = call("POST", "reclaims", reclaim_id, "release")
+    if as_json:
+        print_json(answer)
+    else:
+        back = ", ".join(answer["chosen"]) or "no instance was away"
+        click.echo(f"{answer['reclaim']} is {answer['state']}: {back}")
+
+
+def _print_plan(plan: Mapping[str, Any]) -> None:
+    others, count = plan["others"], plan["open"]
+    print_fields({
+        "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"], "drain from (UTC)": plan["drain_from"],
+        "run nothing now": plan["not_running"],
+        "on-demand and flex, units/s": f"{others['units_before']} before, {others['units_after']} from then on, beside what is sold",
+        "open on those that leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
+    })  # fmt: skip
+    for title, columns, rows in (
+        ("instances that leave, by what is open there", _LEAVING, plan["leaving"]),
+        ("what is left, units/s", _LEFT, plan["left"]),
+        ("contracts", _CONTRACTS, plan["contracts"]),
+        ("streams that must have ended", _STREAMS, plan["streams"][:_STREAMS_SHOWN]),
+        ("BROKEN: contracts do not have what was signed, by at most", _BROKEN, plan["broken"]),
+    ):
+        if rows:
+            click.echo(f"\n{title}:")
+            print_table(columns, rows)
+    more = sum(count.values()) - len(plan["streams"][:_STREAMS_SHOWN])
+    if more > 0:
+        click.echo(f"and {more} more are open")
+
+
+_BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}
+
+
+def _print_one(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    print_table(_COLUMNS, [found])
+    click.echo()
+    print_table({"AT (UTC)": "at", "CHANGE": "change", "DETAIL": _detail}, found["history"])
+
+
+def _detail(step: Mapping[str, Any]) -> str:
+    detail = step["detail"]
+    if step["change"] == "stopped":
+        return ", ".join(f"{each['request']} ({each['class']})" for each in detail["requests"])
+    if step["change"] == "draining":
+        return ", ".join(detail["chosen"]) or "machines that run nothing"
+    return ", ".join(f"{count} {name}" for name, count in detail.get("open", {}).items() if count)
