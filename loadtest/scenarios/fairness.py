@@ -1,10 +1,10 @@
 """Fairness: two tenants with weights 4 and 1 want more than there is, and each sends most of it where the other one's weight would count."""
 
 from loadtest.scenarios.arrivals import Arrival, Shape, poisson, requests, together
-from loadtest.scenarios.measures import by_tenant, codes, work_between
+from loadtest.scenarios.measures import by_tenant, codes, passed_over, work_between
 from loadtest.scenarios.play import WARM_UP_S, conditions, play
 from loadtest.scenarios.record import Record
-from loadtest.scenarios.result import Result, at_least, near
+from loadtest.scenarios.result import Result, at_least, at_most, near
 from loadtest.scenarios.speed import EngineSpeed
 from loadtest.scenarios.stack import running
 
@@ -43,6 +43,7 @@ def judge(records: list[Record], end_s: float) -> Result:
     verdicts = [
         near("work of the heavy / of the light tenant", rates["heavy"] / rates["light"] if rates["light"] else None, RATIO, 0.1),
         at_least("utilisation of the pool", sum(rates.values()) / SPEED.capacity_units_s, 0.8),
+        at_most("requests refused while a later one of the same tenant had a place", sum(map(passed_over, parts.values())), 0),
     ]  # fmt: skip
     return Result("fairness", verdicts, {
         "units a second": rates, "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),

@@ -111,6 +111,23 @@ def refusals(records: Iterable[Record]) -> int:
     return sum(record.ended is Ended.REFUSED for record in records)
 
 
+def passed_over(records: Iterable[Record], margin_s: float = 0.25, waited_s_min: float = 1.0) -> int:
+    """How many of one tenant's requests of one tier were refused after a wait while one sent later had been given a place already.
+
+    A tenant's requests wait in the order of their arrival, so there is none, over any number of gateways. The margin is for the way there.
+    """
+    over, earliest_s = 0, [float("inf")]
+    ordered = sorted(records, key=lambda record: record.sent_s)
+    sent = [record.sent_s for record in ordered]
+    for record in reversed(ordered):
+        earliest_s.append(min(earliest_s[-1], record.waiting_until_s if record.first_s is not None else float("inf")))
+    earliest_s.reverse()
+    for record in ordered:
+        if record.ended is Ended.REFUSED and record.end_s is not None and record.end_s - record.sent_s >= waited_s_min:
+            over += earliest_s[bisect_left(sent, record.sent_s + margin_s)] < record.end_s - margin_s
+    return over
+
+
 def codes(records: Iterable[Record]) -> dict[str, int]:
     """How often each way of not being served was met, in words."""
     counted: dict[str, int] = {}

@@ -10,7 +10,6 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-
 # Where the output is no terminal, rich would take 80.
 _WIDTH_MIN = 140
 

@@ -16,6 +16,7 @@ from loadtest.scenarios.measures import (
     backlogged,
     by_tenant,
     codes,
+    passed_over,
     service_bound,
     service_difference,
     ttft_ms,
@@ -139,6 +140,13 @@ def judge(suite: Suite, records: list[Record], end_s: float, sequences: int) -> 
         # Without a backlog of both the difference is 0 and says nothing.
         at_least("seconds in which two were backlogged", max(pair.backlogged_s for pair in pairs.values()), 0.15 * end_s),
     ]  # fmt: skip
+    verdicts.append(
+        at_most(
+            "requests refused while a later one of the same tenant had a place",
+            sum(map(passed_over, parts.values())),
+            0,
+        )
+    )
     if suite.modest is not None:
         verdicts.append(_modest(parts[suite.modest], end_s))
     seconds = end_s - WARM_UP_S

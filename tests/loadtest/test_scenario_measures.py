@@ -14,6 +14,7 @@ from loadtest.scenarios.measures import (
     backlogged,
     codes,
     due,
+    passed_over,
     reached_after,
     refusals,
     service_bound,
@@ -136,6 +137,16 @@ def test_what_was_not_served_is_told_by_kind() -> None:
     assert codes(records) == {"refused 429 queue_timeout": 2, "open": 1}
     assert refusals(records) == 2
     assert due(records, 5, 6) == [records[1]]
+
+
+def test_nobody_is_refused_after_a_wait_while_a_later_one_was_served() -> None:
+    given_up = refused(0.0, 10.0)
+    assert passed_over([given_up, streamed(5.0, 1, at_s=3.0)]) == 1
+    # Served earlier, served after it had given up, or sent before it: nobody was passed over.
+    assert passed_over([refused(3.0, 13.0), streamed(5.0, 1, at_s=2.0)]) == 0
+    assert passed_over([given_up, streamed(10.5, 1, at_s=3.0)]) == 0
+    # Refused at once: it never waited.
+    assert passed_over([refused(0.0, 0.1), streamed(5.0, 1, at_s=3.0)]) == 0
 
 
 def test_the_first_window_at_a_rate_is_found() -> None:
