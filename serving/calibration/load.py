@@ -55,8 +55,10 @@ class Step:
         return self.done.output / self.done.seconds
 
 
-async def hold(probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds: float) -> Step:
-    """Run one step. Raises ProbeFailed, and ends every stream that it began."""
+async def hold(
+    probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds: float, *, answers_least: int = 1
+) -> Step:
+    """Run one step. It counts for longer than `seconds` until so many answers have begun. Raises ProbeFailed, and ends every stream that it began."""
     streams: list[Stream] = []
     first = asyncio.Event()
     stopping = False
@@ -80,7 +82,10 @@ async def hold(probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds
             opens = await _moment(streams, first, 2 * seconds)
             cpu_s = time.process_time()
             await asyncio.sleep(seconds)
-            closes = await _moment(streams, first, (_COUNT_MOST - 1) * seconds)
+            last = opens + _COUNT_MOST * seconds
+            while _begun(streams, opens) < answers_least - 1 and await _next_first(first, last):
+                pass
+            closes = await _moment(streams, first, max(0.0, last - time.monotonic()))
             cpu_s = time.process_time() - cpu_s
             stopping = True
             await probe.stop_all()
@@ -92,6 +97,10 @@ async def hold(probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds
 
 def _answered(streams: Iterable[Stream]) -> int:
     return sum(1 for each in streams if each.marks)
+
+
+def _begun(streams: Iterable[Stream], since: float) -> int:
+    return sum(1 for each in streams if each.marks and each.marks[0][0] > since)
 
 
 async def _next_first(first: asyncio.Event, until: float) -> bool:
