@@ -26,11 +26,18 @@ class Attribution:
 
 
 def attribute(
-    ending: Ending, usage: Tokens, *, shared_prompt: int = 0, anomaly: str | None = None, generates: bool = True
+    ending: Ending,
+    usage: Tokens,
+    *,
+    shared_prompt: int = 0,
+    anomaly: str | None = None,
+    generates: bool = True,
+    continued: bool = False,
 ) -> Attribution:
     """Divide `usage`, the engine's cumulative figures, into billed and absorbed.
 
-    `generates` is false on routes without output (embeddings): there the prompt alone is the product.
+    `generates` is false on routes without output (embeddings): there the prompt alone is the product. `continued`: a later part of a request, whose
+    prompt is the first part's and its text: read again for our sake, and billed to nobody.
     """
     if shared_prompt < 0:
         raise ValueError(f"a negative shared prompt: {shared_prompt}")
@@ -47,6 +54,9 @@ def attribute(
         billed = _NOTHING
         if usage.prompt or usage.output:
             reasons[reason] = AbsorbedTokens(usage.prompt, usage.output)
+    elif continued and usage.prompt:
+        billed = Tokens(0, 0, usage.output)
+        reasons[AbsorbReason.CONTINUED] = AbsorbedTokens(usage.prompt, 0)
     if shared_prompt:
         reasons[AbsorbReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
     absorbed = Absorbed(produced.prompt - billed.prompt, produced.output - billed.output, reasons)

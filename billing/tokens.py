@@ -14,12 +14,14 @@ class AbsorbReason(StrEnum):
 
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
+    GAVE_WAY = "gave_way"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
     GATEWAY_DIED = "gateway_died"
     GATEWAY_STOPPED = "gateway_stopped"
     PROTOCOL_ERROR = "protocol_error"
     SHARED_PROMPT = "shared_prompt"
+    CONTINUED = "continued"
     USAGE_ANOMALY = "usage_anomaly"
     CALIBRATION = "calibration"
 

@@ -26,6 +26,7 @@ class Ending(StrEnum):
     TENANT_SUSPENDED = "tenant_suspended"
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
+    GAVE_WAY = "gave_way"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
     GATEWAY_DIED = "gateway_died"

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -19,7 +20,8 @@ from gateway.client import AsgiClient, ClientConnection
 from gateway.engines import Engines
 from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
 from gateway.exchange import Exchange, response_id
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
+from gateway.give_way import Continuer
 from gateway.limit_headers import limit_headers
 from gateway.meter_for import meter_for
 from gateway.metrics import Metrics
@@ -47,6 +49,7 @@ class InferenceApi:
     engines: Engines
     reserver: Reserver
     forwarder: Forwarder
+    continuer: Continuer
     metrics: Metrics
     open_exchanges: dict[str, Exchange]
     body_bytes_max: int
@@ -93,11 +96,23 @@ class InferenceApi:
             self.metrics.open_delta(1)
             client.headers += limit_headers(reservation)
             client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
-            # Settles, once, on every ending.
-            await self.forwarder.forward(exchange, lambda: self._engine_body(exchange), client)
+            await self._forward(exchange, client)
         finally:
             if connection is not None:
                 connection.on_disconnect(None)
+
+    async def _forward(self, exchange: Exchange, client: AsgiClient) -> None:
+        """To its end, in as many parts as it takes; settles, once, on every ending."""
+        part: Exchange | None = exchange
+        while part is not None:
+            try:
+                await self.forwarder.forward(part, partial(self._engine_body, part), client)
+                return
+            except GaveWay:
+                part = await self.continuer.go_on(part, client, partial(self._candidates, part.model))
+                if part is not None:
+                    self.open_exchanges[part.request_id] = part
+                    self.metrics.open_delta(1)
 
     def _model(self, parsed: ParsedRequest, caller: Caller) -> Model:
         """The model, if this caller may know of it: unknown and not-yours are answered alike."""

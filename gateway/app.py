@@ -26,6 +26,7 @@ from gateway.engines import Engines
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
+from gateway.give_way import Continuer, give_way
 from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
@@ -56,7 +57,9 @@ class Stages:
         self._journal = Journal(settings.journal_path)
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
-        self._line = Line(self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes)
+        self._line = Line(
+            self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way
+        )
         policy = WaitPolicy(
             settings.wait_on_demand_s,
             settings.wait_flex_s,
@@ -75,11 +78,13 @@ class Stages:
             settings.checkpoint_ms / 1000,
             self._others_ready,
         )
+        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, policy)
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
-            reserver=Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, policy),
+            reserver=reserver,
+            continuer=Continuer(reserver, self._checkpointer, self._settler.settle),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
             metrics=metrics,
             open_exchanges=self.open_exchanges,
@@ -112,6 +117,11 @@ class Stages:
             await self._feed.close()
             await self._redis.close()
             await self._journal.close()
+
+    def _give_way(self, request_id: str) -> None:
+        """The cell wants the place of a flex request."""
+        if (found := self.open_exchanges.get(request_id)) is not None:
+            give_way(found)
 
     def _stop(self, subject: str) -> None:
         """The operator stops a request, or all of a tenant."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from billing.cell.scripts import Command, checkpoint_call
+from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending
 from gateway.exchange import Exchange
@@ -80,7 +80,12 @@ class Checkpointer:
             await self._redis.execute_many(calls[start : start + BATCH_MAX])
         return len(calls)
 
-    def _call(self, exchange: Exchange) -> Command:
+    async def pause(self, exchange: Exchange) -> None:
+        """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""
+        exchange.checkpointed_at, exchange.checkpointed_output = time.monotonic(), exchange.meter.output_tokens()
+        await self._redis.execute(*self._call(exchange, NO_PLACE))
+
+    def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
         will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
         used = exchange.meter.produced()
         cost_mu = exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
@@ -92,7 +97,7 @@ class Checkpointer:
             delivered_output=exchange.delivered_output,
             will=will.will_json(),
             head=exchange.head.to_json() if exchange.moved else b"",
-            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.moved else ("", ""),
+            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.moved else moved_to,
         )
 
     def _check_deadlines(self, exchange: Exchange, now: float) -> None:

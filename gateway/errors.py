@@ -321,7 +321,7 @@ class RequestStopped(GatewayError):
     def __init__(self, ending: str) -> None:
         super().__init__()
         self.code = ending
-        if ending != "gateway_stopped":
+        if ending not in {"gateway_stopped", "gave_way"}:
             self.should_retry = False
 
 

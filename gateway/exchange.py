@@ -16,6 +16,7 @@ from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
+from gateway.continuation import Splice, can_go_on, going_on, text_of
 from gateway.meter import Meter
 from gateway.meter_for import meter_for
 from gateway.protocol import used_tier
@@ -55,6 +56,13 @@ class Exchange:
     waited_ms: int = 0
     # Why it was admitted as it was, for its receipt.
     decision: dict[str, Any] | None = None
+    # Of a flex stream that can give way and go on: what its caller has been given. Of a later part: the one before, and how its chunks are told.
+    can_go_on: bool = False
+    gives_way: bool = False
+    kept: list[bytes] = field(default_factory=list)
+    previous: "Exchange | None" = None
+    following: "Exchange | None" = None
+    splice: Splice | None = None
     stop_ending: Ending | None = None
     settled: bool = False
     on_stop: Callable[["Exchange"], None] | None = None
@@ -62,11 +70,70 @@ class Exchange:
     finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self, ending: Ending) -> None:
-        """Ask for an early end. The first reason stays; after the end it is a no-op."""
+        """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as another ends there."""
+        if self.following is not None:
+            self.following.stop(ending)
+            return
         if self.stop_ending is None and not self.settled:
             self.stop_ending = ending
             if self.on_stop is not None:
                 self.on_stop(self)
+
+    def give_way(self) -> None:
+        """Stop inside the engine, to go on elsewhere."""
+        if self.stop_ending is None and not self.settled and not self.gives_way:
+            self.gives_way = True
+            if self.on_stop is not None:
+                self.on_stop(self)
+
+    @property
+    def shapes(self) -> bool:
+        """Whether what its caller is given has to go through `told`."""
+        return self.can_go_on or self.splice is not None
+
+    def told(self, passed: bytes) -> bytes:
+        """A piece of the answer as the caller is to have it."""
+        if self.splice is not None:
+            passed = self.splice.told(passed)
+        if self.can_go_on:
+            self.kept.append(passed)
+        return passed
+
+    def next_part(self) -> "Exchange":
+        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can."""
+        first = self
+        while first.previous is not None:
+            first = first.previous
+        produced = self.meter.produced()
+        parsed = going_on(self.parsed, text_of(self.parsed.route, self.kept), produced.output)
+        number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
+        request_id = f"{first.request_id}-{number}"
+        head, base = self.head, first.meter.produced()
+        earlier_output = produced.output + (0 if self.splice is None else self.splice.output)
+        following = Exchange(
+            request_id, parsed, self.caller, self.model, self.instance, meter_for(parsed, self.meter.tier),
+            replace(head, request_id=request_id),
+            CellKeys.of(head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model),
+            self.started_at, self.body_bytes, client_connection=self.client_connection, sent_at=self.sent_at,
+            first_token_ms=self.first_token_ms, first_token_at=self.first_token_at, previous=self,
+        )  # fmt: skip
+        following.splice = Splice(
+            request_id,
+            first.request_id,
+            opened=bool(self.kept),
+            prompt=base.prompt or produced.prompt,
+            cached=base.cached,
+            output=earlier_output,
+        )
+        self.following = following
+        return following
+
+    def end_before_it_began(self) -> None:
+        """It found no place: the part before it is the last."""
+        assert self.previous is not None
+        if self.stop_ending is not None and self.previous.stop_ending is None:
+            self.previous.stop_ending = self.stop_ending
+        self.previous.following = None
 
     def client_left(self) -> None:
         """The caller's connection has gone."""
@@ -96,6 +163,7 @@ class Exchange:
             )
         if self.parsed.route not in UNMETERED_ROUTES:
             self.meter.tier = used_tier(self.head.class_)
+        self.can_go_on = self.head.class_ is CapacityClass.FLEX and can_go_on(self.parsed)
         self.decision = {
             "asked": asked.value,
             "why": grant.why,

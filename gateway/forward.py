@@ -82,6 +82,10 @@ class TryFailed(Exception):
         self.kind = kind
 
 
+class GaveWay(Exception):
+    """The stream was stopped to make room, and is to go on elsewhere; it is not settled."""
+
+
 class Forwarder:
     """Forwards exchanges of one process."""
 
@@ -108,6 +112,8 @@ class Forwarder:
                 self._let_down(exchange, "protocol")
             if not exchange.settled:
                 self._settle(exchange, ending_of(exchange, error), error.status)
+            raise
+        except GaveWay:
             raise
         except BaseException:
             if not exchange.settled:
@@ -237,6 +243,8 @@ class Forwarder:
                     meter.feed(b"\n\n")  # what is left unfinished may be garbage rather than a stream cut short
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
+                if passed and exchange.shapes:
+                    passed = exchange.told(passed)
                 if meter.finished:
                     last = passed
                 elif passed and exchange.stop_ending is None:
@@ -252,8 +260,11 @@ class Forwarder:
         self, exchange: Exchange, connection: UpstreamConnection, client: Client, last: bytes
     ) -> None:
         meter = exchange.meter
+        gave_way = False
         if exchange.stop_ending is not None:
             await self._end_stopped(exchange, client)
+        elif meter.aborted and exchange.gives_way:
+            gave_way = True
         elif meter.failed or meter.aborted:
             if not client.started:
                 raise EngineFailed
@@ -263,7 +274,13 @@ class Forwarder:
             exchange.passed_on()
             self._settle(exchange, Ending.COMPLETE, 200)
             await client.end(last)
-        if connection.closed or meter.failed:
+        await self._finish_framing(connection, failed=meter.failed)
+        if gave_way:
+            raise GaveWay
+
+    @staticmethod
+    async def _finish_framing(connection: UpstreamConnection, *, failed: bool) -> None:
+        if connection.closed or failed:
             connection.close()
             return
         try:

@@ -6,6 +6,7 @@ in memory, so requests and bytes are bounded. Without its subscription a process
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import redis.asyncio
@@ -24,12 +25,15 @@ _BUSY_RETRY_MS: Final = 1_000
 class Line:
     """The line of one process. `exchanges` are those that wait now, by request id."""
 
-    def __init__(self, gateway_id: str, redis_url: str, requests_max: int, bytes_max: int) -> None:
+    def __init__(
+        self, gateway_id: str, redis_url: str, requests_max: int, bytes_max: int, give_way: Callable[[str], None]
+    ) -> None:
         self._channel = redis_keys.wake_channel(gateway_id)
         self._redis_url = redis_url
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self._bytes = 0
+        self._give_way = give_way
         self._turns: dict[str, asyncio.Event] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.listening = False
@@ -55,10 +59,15 @@ class Line:
                     # What was granted while nobody listened went to others: they stand in line again.
                     for turn in self._turns.values():
                         turn.set()
-                elif (
-                    message["type"] == "message" and (granted := self._turns.get(message["data"].decode())) is not None
-                ):
-                    granted.set()
+                elif message["type"] == "message":
+                    self._told(message["data"].decode())
+
+    def _told(self, word: str) -> None:
+        """A request id: it has been granted its place; `!` before it: it is to give its place up."""
+        if word.startswith("!"):
+            self._give_way(word[1:])
+        elif (turn := self._turns.get(word)) is not None:
+            turn.set()
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
         """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""

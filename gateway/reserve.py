@@ -33,6 +33,7 @@ from billing.cell.scripts import Asked, Claim, Limits, leave_call, reserve_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
 from gateway.catalogue_entries import MILLIUNITS
+from gateway.continuation import can_go_on
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,
@@ -178,6 +179,8 @@ class Reserver:
             exchange.head.gateway,
             self._policy.requests_per_tenant if self._line.listening else 0,
             self._policy.cancels_per_minute,
+            exchange.previous is not None,
+            ask.asked is Asked.FLEX and can_go_on(exchange.parsed),
         )
         call = reserve_call(
             exchange.keys,

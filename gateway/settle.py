@@ -47,6 +47,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         shared_prompt=shared_prompt,
         anomaly=anomaly,
         generates=exchange.parsed.route is not Route.EMBEDDINGS,
+        continued=exchange.previous is not None,
     )
     return exchange.head.ended(
         ending=ending,
@@ -79,6 +80,15 @@ class Settler:
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
         """Settle now. When this returns the command is on its way, and safe from cancellation: it arrives, or goes to the journal."""
+        event = self._settle_part(exchange, ending, http_status)
+        # Earlier parts of a request that gave way and went on end as it ended.
+        previous = exchange.previous
+        while previous is not None:
+            self._settle_part(previous, ending, http_status)
+            previous = previous.previous
+        self._record_request(exchange, event)
+
+    def _settle_part(self, exchange: Exchange, ending: Ending, http_status: int) -> UsageEvent:
         assert not exchange.settled, "settle happens once"
         exchange.settled = True
         self._open.pop(exchange.request_id, None)
@@ -88,7 +98,8 @@ class Settler:
         self._on_the_way += 1
         self._metrics.open_delta(-1)
         self._redis.submit(*call).add_done_callback(partial(self._landed, call))
-        self._record(exchange, event)
+        self._record_tokens(event)
+        return event
 
     @property
     def on_the_way(self) -> int:
@@ -103,7 +114,7 @@ class Settler:
             log.warning("settle goes to the journal", extra={"reason": str(exc)})
             self._journal.append(call)
 
-    def _record(self, exchange: Exchange, event: UsageEvent) -> None:
+    def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         outcome = event.ending.value
         now = time.monotonic()
         first, last, output = exchange.first_token_at, exchange.last_token_at, event.delivered_output
@@ -117,6 +128,8 @@ class Settler:
             (last - first) / (output - 1) if first is not None and last is not None and output > 1 else None,
             exchange.sent_at - exchange.started_at if exchange.sent_at else 0.0,
         )
+
+    def _record_tokens(self, event: UsageEvent) -> None:
         self._metrics.tokens(
             event.tenant,
             event.model,

@@ -18,11 +18,13 @@ from billing.tokens import Tokens
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 _UNLIMITED: Final = -1
+# Where a checkpoint moves a request to that gives its place up.
+NO_PLACE: Final = ("-", "")
 _MU_PER_UNIT: Final = 1000
 # A script is sent as one text: what all share, its own parts, itself.
 _SHARED: Final = ("read_clock", "charge_contract", "find_room", "leave_line", "grant_room")
 _PARTS: Final = {
-    "reserve": ("check_limits", "choose_class", "find_place"),
+    "reserve": ("check_limits", "choose_class", "find_place", "stand_in_line"),
     "settle": ("check_state", "charge_buckets"),
     "grant": (),
 }

@@ -1,0 +1,69 @@
+"""Lent work gives way: a flex stream that stands where an owner wants to be gives its place up, waits, and goes on from its text.
+
+What it has produced stays open, on a reservation without a place, until the whole request ends: then all its parts are settled alike, so that
+nobody pays for a part of an answer that our side broke off. What cannot go on is stopped, with an error object, unbilled.
+"""
+
+import logging
+from collections.abc import Callable
+
+from billing.usage_event import Ending
+from gateway.checkpoint import Checkpointer
+from gateway.errors import CallerLeft, GatewayError, RequestStopped
+from gateway.exchange import Exchange
+from gateway.forward import Client, Settle
+from gateway.redis_pipe import RedisUnavailable
+from gateway.reserve import Reserver, first_cost_mu
+from serving.registry import InstanceEntry
+
+log = logging.getLogger(__name__)
+
+
+def give_way(exchange: Exchange) -> None:
+    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`."""
+    if exchange.can_go_on:
+        exchange.give_way()
+    else:
+        exchange.stop(Ending.GAVE_WAY)
+
+
+class Continuer:
+    """Finds another place for what gave way."""
+
+    def __init__(self, reserver: Reserver, checkpointer: Checkpointer, settle: Settle) -> None:
+        self._reserver = reserver
+        self._checkpointer = checkpointer
+        self._settle = settle
+
+    async def go_on(
+        self, exchange: Exchange, client: Client, look: Callable[[], list[InstanceEntry]]
+    ) -> Exchange | None:
+        """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room in time and the stream says so."""
+        try:
+            following = exchange.next_part()
+        except ValueError:
+            await self._end(exchange, client, RequestStopped(Ending.GAVE_WAY.value))
+            return None
+        if exchange.client_connection is not None:
+            exchange.client_connection.on_disconnect(following.client_left)
+        try:
+            await self._checkpointer.pause(exchange)
+            model = following.model
+            cost_mu = first_cost_mu(following.parsed, model.default_max_tokens, model.weights)
+            await self._reserver.reserve(following, cost_mu, look(), look)
+        except (GatewayError, RedisUnavailable) as error:
+            log.info("could not go on", extra={"request_id": exchange.request_id})
+            following.end_before_it_began()
+            ended = error if isinstance(error, CallerLeft) else RequestStopped(Ending.GAVE_WAY.value)
+            await self._end(exchange, client, ended)
+            return None
+        return following
+
+    async def _end(self, exchange: Exchange, client: Client, error: GatewayError) -> None:
+        if isinstance(error, CallerLeft):
+            self._settle(exchange, Ending.CLIENT_DISCONNECT, 200)
+            return
+        self._settle(exchange, exchange.stop_ending or Ending.GAVE_WAY, 200)
+        if not client.started:
+            raise error
+        await client.break_off(error)
