@@ -14,7 +14,7 @@ from billing.api.edge import BODY_BYTES_MAX
 Make = Callable[..., dict[str, Any]]
 WRITES = [
     ("POST", "tenants"), ("PATCH", "tenants/acme"), ("POST", "projects"), ("POST", "keys"), ("PUT", "limits"), ("POST", "models"),
-    ("PATCH", "models/m"), ("POST", "instances"), ("POST", "prices"),
+    ("PATCH", "models/m"), ("POST", "instances"), ("POST", "prices"), ("POST", "calibrations"), ("POST", "calibrations/absorbed"),
 ]  # fmt: skip
 
 
