@@ -1,0 +1,175 @@
+"""Promises of a reclaim in SQL and Redis: refused before it breaks a contract, carried out in steps that are all in the record, and undone."""
+
+import json
+
+import pytest
+
+from billing import redis_keys
+from billing.api.contract_shapes import utc
+from billing.cell.scripts import Asked
+from billing.contracts.clock import advance
+from billing.reclaims import orders
+from billing.reclaims.carry_out import SETTLE_MS
+from billing.reclaims.plan import DRAIN_LEAD_MS
+from billing.refusals import Conflict, Invalid, NotFound
+from billing.registered import read_registered
+from tests.billing.contracts.selling import DAY, T0, UNIT
+from tests.billing.reclaims.conftest import MINUTE, Ground
+
+
+def test_a_reclaim_that_would_break_a_contract_is_refused_with_when_and_how_much(ground: Ground) -> None:
+    contract = ground.sign("acme", 1500)
+    with pytest.raises(Conflict) as refused:
+        ground.order(T0, by_ms=T0 + DAY)
+    assert refused.value.code == "breaks_contracts"
+    assert f"from {utc(T0 + DAY)} until {utc(T0 + 100 * DAY)} by 500 units per second" in refused.value.message
+    plan = ground.plan(T0, by_ms=T0 + DAY)
+    assert plan.refusal == refused.value.message
+    assert [held.contract_id for held in plan.holding] == [contract.contract_id]
+    with ground.engine.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from reclaim").scalar_one() == 0
+
+
+def test_a_contract_whose_notice_has_run_out_by_then_does_not_count(ground: Ground) -> None:
+    contract = ground.give_notice(ground.sign("acme", 1500), "operator", T0)
+    end_ms = contract.effective_end_ms
+    assert end_ms == T0 + 30 * DAY
+    with pytest.raises(Conflict, match="by 500 units"):
+        ground.order(T0, by_ms=end_ms - 1)
+    plan = ground.plan(T0, by_ms=end_ms)
+    assert [held.contract_id for held in plan.run_out] == [contract.contract_id]
+    # Until then all that is signed is there: the machine drains only when the contract has ended.
+    assert plan.drain_from_ms == end_ms
+    made = ground.order(T0, by_ms=end_ms)
+    ground.step(end_ms - 1)
+    assert (ground.now(made).state, ground.drained()) == ("planned", set())
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"instances": 0}, Invalid, "instances"),
+        ({"instances": 3}, Conflict, "instances"),
+        ({"by_ms": T0 - 6 * MINUTE}, Invalid, "by"),
+    ],
+)
+def test_what_cannot_be_is_refused(ground: Ground, fields: dict, error: type, param: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(error) as refused:
+        ground.order(T0, **fields)
+    assert refused.value.param == param
+
+
+def test_two_reclaims_do_not_take_the_same_machine(ground: Ground) -> None:
+    first = ground.order(T0, by_ms=T0 + MINUTE)
+    second = ground.order(T0, by_ms=T0 + MINUTE)
+    assert {*first.chosen, *second.chosen} == {"a", "b"}
+    with pytest.raises(Conflict, match="has 2 machines, and 0 from then on"):
+        ground.order(T0, by_ms=T0 + MINUTE)
+
+
+def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground) -> None:
+    ground.sign("acme", 500)
+    ground.register("a", running=2)
+    for number, (asked, instance) in enumerate([(Asked.FLEX, "a"), (Asked.ON_DEMAND, "b"), (Asked.FLEX, "b")]):
+        assert ground.request(f"r{number}", instance, "bolt", asked=asked).reserve()
+    by_ms = T0 + DRAIN_LEAD_MS + DAY
+    made = ground.order(T0, by_ms=by_ms)
+    assert (made.state, made.chosen, ground.drained()) == ("planned", (), set())
+    ground.step(by_ms - DRAIN_LEAD_MS - 1)
+    assert ground.now(made).state == "planned"
+    # Chosen as loaded then: by now `a` runs two that the cell does not know of.
+    ground.register("b", running=0)
+    ground.register("a", running=5)
+    ground.step(by_ms - DRAIN_LEAD_MS)
+    assert (ground.now(made).state, ground.now(made).chosen) == ("draining", ("b",))
+    order = json.loads(ground.text.hget(redis_keys.DRAINED, "b") or "")
+    assert order == {"use": "research", "by_ms": by_ms, "reclaim": made.reclaim_id}
+    assert {entry.instance: entry.status for entry in read_registered(ground.raw)} == {"a": "ready", "b": "draining"}
+    ground.step(by_ms - 1)
+    assert ground.stops() == []
+    ground.step(by_ms)
+    # Flex gives way before on-demand.
+    assert ground.stops() == ["r2", "r1"]
+    ground.step(by_ms + 1000)
+    assert ground.stops() == ["r2", "r1", "r2", "r1"]
+    for number, asked in ((1, Asked.ON_DEMAND), (2, Asked.FLEX)):
+        ground.request(f"r{number}", "b", "bolt", asked=asked).settle()
+    ground.step(by_ms + 2000)
+    assert ground.now(made).state == "done"
+    assert ground.changes(made) == ["planned", "draining", "stopped", "done"]
+    released = ground.release(made, by_ms + DAY)
+    assert (released.state, released.released_ms, ground.drained()) == ("released", by_ms + DAY, set())
+    with pytest.raises(Conflict, match="released already"):
+        ground.release(made, by_ms + DAY)
+
+
+def test_it_is_done_only_when_gateways_have_learned_that_it_drains(ground: Ground) -> None:
+    made = ground.order(T0, by_ms=T0)
+    assert made.state == "draining"
+    ground.step(T0 + SETTLE_MS - 1)
+    assert ground.now(made).state == "draining"
+    assert ground.request("late", *made.chosen, "bolt").reserve()
+    ground.step(T0 + SETTLE_MS)
+    assert (ground.now(made).state, ground.stops()) == ("draining", ["late"])
+
+
+def test_a_reclaim_that_has_not_begun_is_cancelled_by_release(ground: Ground) -> None:
+    made = ground.order(T0, by_ms=T0 + DAY)
+    assert ground.release(made, T0).state == "cancelled"
+    ground.step(T0 + 2 * DAY)
+    assert (ground.now(made).state, ground.changes(made)) == ("cancelled", ["planned", "cancelled"])
+    with pytest.raises(NotFound), ground.engine.begin() as connection:
+        orders.release(connection, ground.raw, "rec_none", T0)
+
+
+def test_a_redis_that_lost_everything_is_told_who_is_away(ground: Ground) -> None:
+    made = ground.order(T0, by_ms=T0)
+    ground.text.delete(redis_keys.DRAINED, redis_keys.PROJECTION)
+    ground.projector.deliver()
+    assert ground.drained() == set(made.chosen)
+
+
+def test_shortfalls_are_pro_rata_by_the_second_over_a_pause_and_never_twice(ground: Ground) -> None:
+    acme, bolt = ground.sign("acme", 900), ground.sign("bolt", 301, until_ms=T0 + 10_000)
+    made = ground.order(T0, by_ms=T0 + 2_500, breaks=True)
+    assert made.breaks
+    ground.step(T0 + 3_400)
+    # Half a second of 201 units: of 1201 what is above 1000.
+    first = {row[0]: row[1:] for row in ground.shortfalls()}
+    assert {name: row[:2] for name, row in first.items()} == {
+        acme.contract_id: (2, 900 * UNIT), bolt.contract_id: (2, 301 * UNIT),
+    }  # fmt: skip
+    assert sum(row[2] for row in first.values()) in {100_500, 100_501}
+    # Billing is away while the second one ends, and its state is told later.
+    with ground.engine.begin() as connection:
+        assert {each.state for each in advance(connection, T0 + 60_000)} == {"active", "ended"}
+    ground.step(T0 + 60_000)
+    rows = ground.shortfalls()
+    assert {row[1] for row in rows} == set(range(2, 10))
+    for second in range(3, 10):
+        cuts = [row[3] for row in rows if row[1] == second]
+        assert (len(cuts), sum(cuts)) == (2, 201 * UNIT)
+    ground.step(T0 + 60_000)
+    assert ground.shortfalls() == rows
+
+
+def test_a_cut_ends_with_the_release_to_the_millisecond(ground: Ground) -> None:
+    contract = ground.sign("acme", 1500)
+    made = ground.order(T0, by_ms=T0, breaks=True)
+    ground.release(made, T0 + 2_250)
+    assert ground.shortfalls() == [
+        (contract.contract_id, 0, 1500 * UNIT, 500 * UNIT),
+        (contract.contract_id, 1, 1500 * UNIT, 500 * UNIT),
+        (contract.contract_id, 2, 375 * UNIT, 125 * UNIT),
+    ]
+    ground.step(T0 + 10_000)
+    assert len(ground.shortfalls()) == 3
+
+
+def test_a_long_pause_is_filled_in_piece_by_piece(ground: Ground) -> None:
+    ground.sign("acme", 1500)
+    ground.order(T0, by_ms=T0, breaks=True)
+    assert ground.step(T0 + 5_000_000) is True
+    assert len(ground.shortfalls()) == 3_600
+    assert ground.step(T0 + 5_000_000) is False
+    assert [row[1] for row in ground.shortfalls()] == list(range(5_000))

@@ -1,0 +1,161 @@
+"""What a plan promises, without a database: nobody is left with less than what was signed, and cuts are exact."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from billing.contracts.position import Holding, Position, Span, Taken
+from billing.contracts.rates import ContractRate
+from billing.contracts.terms import Step
+from billing.reclaims.cuts import cut_pro_rata, rates_after_cuts, shortage_by_reclaims
+from billing.reclaims.occupancy import Occupied
+from billing.reclaims.outlook import outlook, quarter_of, quarter_starts
+from billing.reclaims.plan import Order, choose, draw_up, with_taken
+from billing.reclaims.shortfall import SECOND_MS, shortfalls
+from billing.reclaims.store import Reclaim
+from billing.refusals import Conflict
+from tests.billing.contracts.ledger import capacity_at, moments_of, reserved_at
+from tests.billing.contracts.selling import T0
+from tests.billing.contracts.test_position import MOMENT, positions
+
+RATES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 10**6))
+
+
+def reclaim(number: int, instances: int, by_ms: int, use: str = "research", *, breaks: bool = True) -> Reclaim:
+    return Reclaim(f"rec_{number}", "p", instances, use, "done", breaks, (), by_ms, None, 0)  # type: ignore[arg-type]
+
+
+def short_at(position: Position, at_ms: int) -> int:
+    return max(0, reserved_at(position, at_ms) - capacity_at(position, at_ms))
+
+
+@settings(max_examples=600, deadline=None)
+@given(positions(), st.integers(1, 3), MOMENT, MOMENT)
+def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
+    position: Position, instances: int, by_ms: int, now_ms: int
+) -> None:
+    by_ms = max(by_ms, now_ms)
+    try:
+        plan = draw_up(Order("p", instances, "research", by_ms), position, [], 0, now_ms)
+    except Conflict:
+        away = sum(each.instances for each in position.taken)
+        assert instances > position.instances - away
+        return
+    after = with_taken(position, Taken(instances, by_ms))
+    worse = [at for at in {*moments_of(after), by_ms} if at >= by_ms and short_at(after, at) > short_at(position, at)]
+    assert (plan.refusal is not None) == bool(worse)
+    # What drains before the deadline takes nothing that is signed either.
+    assert now_ms <= plan.drain_from_ms <= by_ms
+    draining = with_taken(position, Taken(instances, plan.drain_from_ms, by_ms))
+    for at in {*moments_of(draining), plan.drain_from_ms}:
+        if plan.drain_from_ms <= at < by_ms:
+            assert short_at(draining, at) <= short_at(position, at)
+    for left in plan.left:
+        assert (left.capacity_mu_s, left.reserved_mu_s) == (
+            capacity_at(after, left.from_ms), reserved_at(after, left.from_ms),
+        )  # fmt: skip
+
+
+@given(RATES, st.integers(0, 10**7))
+def test_cuts_are_pro_rata_and_sum_exactly(rates: dict[str, int], cut: int) -> None:
+    cuts = cut_pro_rata(rates, cut)
+    total = sum(rates.values())
+    assert sum(cuts.values()) == min(cut, total)
+    for name, rate in rates.items():
+        assert 0 <= cuts[name] <= rate
+        assert abs(cuts[name] - rate * min(cut, total) / max(1, total)) < 1
+
+
+def test_rates_after_cuts_are_what_is_left() -> None:
+    rates = [ContractRate(name, name, rate, "reject", None, 9) for name, rate in (("a", 300), ("b", 100), ("c", 0))]
+    assert [each.mu_s for each in rates_after_cuts(rates, 101)] == [224, 75, 0]
+    assert rates_after_cuts(rates, 0) == rates
+
+
+@settings(max_examples=300, deadline=None)
+@given(positions(), st.lists(st.tuples(st.integers(1, 3), MOMENT), max_size=3))
+def test_only_what_reclaims_are_to_blame_for_is_cut(position: Position, taken: list[tuple[int, int]]) -> None:
+    breaking = [reclaim(number, instances, by_ms) for number, (instances, by_ms) in enumerate(taken)]
+    after = replace(position, taken=(*position.taken, *(each.taken for each in breaking)))
+    line = shortage_by_reclaims(after, breaking)
+    for at in moments_of(after):
+        assert line.at(at) == max(0, short_at(after, at) - short_at(position, at))
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> tuple[list[Holding], list[Span]]:
+    def moments(most: int) -> list[int]:
+        return sorted(draw(st.sets(st.integers(0, 3500), min_size=2, max_size=most)))
+
+    holdings = []
+    for name in "abc"[: draw(st.integers(1, 3))]:
+        *starts, ends_ms = moments(4)
+        steps = tuple(Step(at, draw(st.integers(1, 5000))) for at in starts)
+        holdings.append(Holding(name, name, steps, starts[0], ends_ms, 0))
+    edges = [0, *moments(4), 4000]
+    values = [draw(st.sampled_from([0, 0, 1, 700, 9999])) for _ in edges[1:]]
+    return holdings, [Span(a, b, v) for a, b, v in zip(edges, edges[1:], values, strict=False) if a < b]
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules())
+def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Holding], list[Span]]) -> None:
+    holdings, cut = schedule
+    wanted: dict[tuple[str, int], list[int]] = {}
+    for span in cut:
+        for at in range(span.from_ms, span.until_ms):
+            rates = {held.contract_id: [step.mu_s for step in held.steps if step.from_ms <= at][-1]
+                     for held in holdings if held.starts_ms <= at < held.ends_ms}  # fmt: skip
+            cuts = cut_pro_rata(rates, span.value)
+            for name, rate in rates.items():
+                sums = wanted.setdefault((name, at - at % SECOND_MS), [0, 0])
+                sums[0] += rate
+                sums[1] += cuts[name]
+    found = {
+        (each.contract_id, each.second_ms): (each.assigned_mu, each.cut_mu)
+        for each in shortfalls(holdings, cut, [reclaim(1, 1, 0)])
+    }
+    assert found == {key: (-(-assigned // 1000), -(-lost // 1000)) for key, (assigned, lost) in wanted.items() if lost}
+
+
+def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None:
+    occupied = [Occupied("a", True, 3), Occupied("b", True, 1), Occupied("c", True, 2), Occupied("d", False, 0)]
+    leaving, not_running = choose(occupied, 2, 4)
+    assert ([each.instance for each in leaving], not_running) == (["d", "b"], 0)
+    # Of six machines two run nothing: these go first.
+    leaving, not_running = choose(occupied, 3, 6)
+    assert ([each.instance for each in leaving], not_running) == (["d"], 2)
+    assert choose(occupied, 2, 9) == ((), 2)
+
+
+def test_quarters_follow_the_calendar() -> None:
+    starts = quarter_starts(T0, 4)
+    assert [quarter_of(each) for each in starts] == ["2027-Q1", "2027-Q2", "2027-Q3", "2027-Q4", "2028-Q1"]
+    assert quarter_of(starts[1] - 1) == "2027-Q1"
+
+
+@settings(max_examples=200, deadline=None)
+@given(positions(), st.lists(st.tuples(st.sampled_from(["research", "recsys", "external"]), MOMENT), max_size=4))
+def test_an_outlook_has_no_gap_and_every_machine_has_one_use(base: Position, taken: list[tuple[str, int]]) -> None:
+    reclaims = [reclaim(number, 1, T0 + by_ms, use) for number, (use, by_ms) in enumerate(taken)]
+    position = replace(base, instances=6, taken=tuple(each.taken for each in reclaims))
+    periods = outlook(position, reclaims, "external", T0, 4)
+    assert periods[0].from_ms == T0
+    assert periods[-1].until_ms == quarter_starts(T0, 4)[-1]
+    assert all(a.until_ms == b.from_ms for a, b in pairwise(periods))
+    for period in periods:
+        assert quarter_of(period.from_ms) == quarter_of(period.until_ms - 1) == period.quarter
+        assert sum(period.machines.values()) == 6
+        assert (period.capacity_mu_s, period.signed_mu_s) == (
+            capacity_at(position, period.from_ms), reserved_at(position, period.from_ms),
+        )  # fmt: skip
+
+
+def test_machines_that_are_not_there_are_refused() -> None:
+    with pytest.raises(Conflict, match="no machines on record"):
+        draw_up(Order("p", 1, "idle", 5), Position("p", 0, 0, 0, None), [], 0, 0)
+    with pytest.raises(Conflict, match="has 2 machines, and 1 from then on"):
+        draw_up(Order("p", 2, "idle", 5), Position("p", 2, 0, 0, None, taken=(Taken(1, 9),)), [], 0, 0)
