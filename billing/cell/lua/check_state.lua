@@ -7,11 +7,12 @@ local prompt, cached, output, delivered, text, head = ARGV[5], ARGV[6], ARGV[7],
 local TOMBSTONE_TTL_MS, BUCKET_TTL_MS = 900 * 1000, 60 * 1000
 local v = redis.call('HMGET', reservation, 'state', 'charged', 'used', 'p', 'o', 'd', 'lease', 'cls', 'inst', 'seq', 'ten', 'qb', 'spl')
 local state, charged_mu, used_mu, lease = v[1], tonumber(v[2] or 0), tonumber(v[3] or 0), tonumber(v[7] or 0)
-local class, instance, sequences, tenant, contract_key, spilled = v[8], v[9], tonumber(v[10] or 0), v[11], v[12] or '', v[13] == '1'
+local class, instance, sequences, tenant, contract_key, spilled = v[8] or 'r', v[9] or '?', tonumber(v[10] or 0), v[11], v[12] or '', v[13] == '1'
 if mode == 'leave' then
-  local waiting = redis.call('ZCARD', prefix .. 'w:' .. (class or 'o'))
+  local waiting = redis.call('ZCARD', prefix .. 'w:' .. (class == 'f' and 'f' or 'o'))
   local status = drop(request_id) and 'dropped' or (state and 'open' or 'missing')
-  if status == 'dropped' and state == 'granted' then grant_all() end
+  -- Who only waited may have been what others waited behind.
+  if status == 'dropped' then grant_all() end
   return {status, now_ms, waiting, math.floor(tonumber(redis.call('HGET', flight_key, 'gi') or 0))}
 end
 if state == 'settled' then return {'already_settled', now_ms} end
@@ -19,10 +20,12 @@ if not state and mode == 'reap' then redis.call('ZREM', open, request_id) end
 if not state and mode ~= 'settle' then return {'missing', now_ms} end
 if mode == 'reap' and lease > now_ms then return {'leased', now_ms} end
 if state == 'waiting' or state == 'granted' then
-  if mode ~= 'reap' then return {'missing', now_ms} end
+  if mode == 'checkpoint' then return {'missing', now_ms} end
   drop(request_id)
   grant_all()
-  return {'dropped', now_ms}
+  if mode == 'reap' then return {'dropped', now_ms} end
+  -- Served without its place, while Redis did not answer: recorded like any whose reservation is lost.
+  state = nil
 end
 if mode == 'checkpoint' and (prompt - v[4] < 0 or output - v[5] < 0 or delivered - v[6] < 0) then return {'stale', now_ms} end
 if mode == 'reap' then

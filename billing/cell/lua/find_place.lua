@@ -47,4 +47,3 @@ if class ~= 'r' and not state then
     keep_turn(tenant_id, lifted)
   end
 end
-if class ~= 'r' and not instance then stand_in_line() end

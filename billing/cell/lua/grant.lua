@@ -5,15 +5,19 @@
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open}
 local counted, names = {}, redis.call('ZRANGE', open, 0, -1)
 for _, request_id in ipairs(names) do
-  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq')
-  if v[3] and (v[1] == 'open' or v[1] == 'granted') then
+  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq', 'gw')
+  -- A wake may have been lost, or its gateway since.
+  if v[1] == 'granted' and redis.call('PUBLISH', 'taas:wake:' .. v[5], request_id) == 0 then
+    drop(request_id)
+  elseif v[3] and v[3] ~= '' and (v[1] == 'open' or v[1] == 'granted') then
     local field = v[2] .. ':' .. v[3]
     counted[field] = (counted[field] or 0) + tonumber(v[4])
   end
 end
 for _, field in ipairs(redis.call('HKEYS', flight_key)) do
-  if field:sub(2, 2) == ':' then redis.call('HSET', flight_key, field, counted[field] or 0) end
+  if field:sub(2, 2) == ':' and not counted[field] then redis.call('HDEL', flight_key, field) end
 end
+for field, sequences in pairs(counted) do redis.call('HSET', flight_key, field, sequences) end
 for _, instance in ipairs(names_of('g:')) do
   local excess = tonumber(redis.call('HGET', room_key, 'g:' .. instance))
   for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, excess - 1) or {}) do

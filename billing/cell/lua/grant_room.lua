@@ -3,10 +3,11 @@
 -- KEYS, ARGV: none of its own. Returns nothing, it defines what the next parts use.
 -- Requests that one run looks at: a crowd whose gateway died must not hold up the cell. The next run goes on.
 local LOOKS_MAX = 200
-local function bounded_instances()
+-- Instances that have such a field in `room`.
+local function names_of(field)
   local names = {}
   for _, name in ipairs(redis.call('HKEYS', room_key)) do
-    if name:sub(1, 2) == 'm:' then names[#names + 1] = name:sub(3) end
+    if name:sub(1, 2) == field then names[#names + 1] = name:sub(3) end
   end
   return names
 end
@@ -43,7 +44,7 @@ local function grant_all(asking, seen)
       if looks > LOOKS_MAX then return end
       local request_id, v = first_waiting(class, first[1])
       if request_id then
-        instances = instances or bounded_instances()
+        instances = instances or names_of('m:')
         local instance = roomiest(request_id == asking and seen or instances, class, tonumber(v[3]))
         if not instance then return end
         -- Nobody listens: its gateway is gone, and the place is the next one's.

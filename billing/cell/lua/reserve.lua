@@ -1,7 +1,7 @@
 -- reserve.lua -- v2
 -- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the room there is.
 -- Idempotent by request id; a refusal consumes nothing, and neither does waiting.
--- Parts before it: those of every script, then check_limits, choose_class, find_place.
+-- Parts before it: those of every script, then check_limits, choose_class, find_place, stand_in_line.
 -- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open
 -- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
 --   the key's limits (the same three), head (JSON, without class, contract, instance and epoch), will (JSON), tenant,
@@ -16,16 +16,17 @@ for _, b in ipairs({tenant, key}) do
   redis.call('PEXPIRE', b.key, OPEN_TTL_MS)
 end
 if cancels_max >= 0 then redis.call('HSET', tenant.key, 'x', tenant.x, 'lx', cancels_max) end
-local spilled = why == 'spilled' or (state and held[5] ~= '' and redis.call('HGET', reservation, 'spl') == '1')
-local charged_to = q and (class == 'r' or spilled) and contract_key or ''
+local spilled = why == 'spilled'
+-- What was granted is charged already, as it was when it began to wait: to a contract that may have ended since.
+local charged_to = state == 'granted' and held[5] or q and (class == 'r' or spilled) and contract_key or ''
 if state ~= 'granted' then
   if class ~= 'r' then
     redis.call('HSET', tenant.key, 'v', tenant.v, 'vw', weight)
-    redis.call('HSET', flight_key, 'vl', tenant.v)
+    redis.call('HSET', flight_key, 'vl', math.max(vl, tenant.v))
   end
   fly(class, instance, sequences)
-  charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu)
 end
+charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu - (state == 'granted' and held[8] or 0))
 if class == 'f' then
   redis.call('ZADD', lent_at(instance), (goes_on and 0 or 1e15) - now_ms, request_id)
   redis.call('PEXPIRE', lent_at(instance), OPEN_TTL_MS)

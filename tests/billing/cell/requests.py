@@ -70,7 +70,7 @@ class CellRequest:
             weights=WEIGHTS,
             samples=1,
             started_ms=1_780_000_000_000,
-            gateway="gw-1",
+            gateway=self.gateway,
         )
 
     def event(self, ending: Ending, usage: Tokens, units_mu: int) -> UsageEvent:
@@ -93,20 +93,28 @@ class CellRequest:
             claim=self.claim, head=self.head.admission_json(), will=will,
         )  # fmt: skip
 
-    def settle_command(self, cost_mu: int = 0, usage: Tokens | None = None) -> scripts.Command:
+    def settle_command(
+        self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False
+    ) -> scripts.Command:
         event = self.event(Ending.COMPLETE, usage or Tokens(3, 0, 2), cost_mu)
-        return scripts.settle_call(self.keys, cost_mu=cost_mu, event=event.to_json())
+        return scripts.settle_call(self.keys, cost_mu=cost_mu, event=event.to_json(), cancelled=cancelled)
 
     def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:
         return replies.parse_reserve(execute(self.client, self.reserve_command(cost_mu)))
 
-    def settle(self, cost_mu: int = 0, usage: Tokens | None = None) -> replies.SettleReply:
-        return replies.parse_settle(execute(self.client, self.settle_command(cost_mu, usage)))
+    def settle(self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False) -> replies.SettleReply:
+        return replies.parse_settle(execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled)))
 
-    def checkpoint(self, usage: Tokens, cost_mu: int, head: bytes = b"") -> replies.CheckpointReply:
+    def leave(self) -> replies.Left:
+        return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys)))
+
+    def checkpoint(
+        self, usage: Tokens, cost_mu: int, head: bytes = b"", moved_to: tuple[str, str] = ("", "")
+    ) -> replies.CheckpointReply:
         command = scripts.checkpoint_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, produced=usage, delivered_output=usage.output,
             will=self.event(Ending.GATEWAY_DIED, usage, cost_mu).will_json(), head=head,
+            moved_to=moved_to,
         )  # fmt: skip
         return replies.parse_checkpoint(execute(self.client, command))
 
