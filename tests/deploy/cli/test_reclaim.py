@@ -1,0 +1,146 @@
+"""`taas reclaim`, `taas release` and `taas plan`, as an operator types them, through a live admin API."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import create_engine, insert
+
+from billing.schema.capacity import calibration
+from deploy.cli.main import main
+from deploy.cli.plan import chart
+from tests.deploy.cli.conftest import Taas
+
+Told = Callable[..., Any]
+POOL = "org/llama"
+
+
+@pytest.fixture
+def shop(taas: Taas, told: Told, database_url: str) -> None:
+    """The tenant acme, and a measured pool of two instances that are there, 1,000 units per second each."""
+    told("tenant", "create", "acme")
+    told("model", "add", POOL, "--context", "4096")
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            insert(calibration).values(
+                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000, sequences=16,
+                tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30, report={},
+            )
+        )  # fmt: skip
+    engine.dispose()
+    told("pool", "set", POOL, "--instances", "2", "--headroom", "0%")
+    for number in (1, 2):
+        told(
+            "instance",
+            "add",
+            "--model",
+            POOL,
+            "--url",
+            f"http://127.0.0.1:{number}",
+            "--instance",
+            f"i{number}",
+            "--force",
+        )
+
+
+def statuses(told: Told) -> dict[str, str]:
+    return {each["instance"]: each["status"] for each in told("instance", "list")["data"]}
+
+
+def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Told, shop: None) -> None:
+    said = "reclaim", POOL, "--instances", "1", "--for", "research", "--by", "+5min"
+    asked = CliRunner().invoke(main, said, input="n\n")
+    assert asked.exit_code == 1
+    for word in ("i1", "0 flex, 0 on-demand, 0 reserved", "1000", "do it?"):
+        assert word in asked.output
+    assert told("reclaim")["data"] == []
+    shown = taas(*said, "--yes").stdout
+    (made,) = told("reclaim", POOL)["data"]
+    assert (made["state"], made["chosen"], made["use"]) == ("draining", ["i1"], "research")
+    assert f"{made['reclaim']} is draining" in shown
+    left = datetime.fromisoformat(made["by"]) - datetime.now(UTC)
+    assert timedelta(minutes=4) < left <= timedelta(minutes=5)
+    assert statuses(told) == {"i1": "draining", "i2": "ready"}
+    assert "planned" in taas("reclaim", "--show", made["reclaim"]).stdout
+    assert "is released: i1" in taas("release", made["reclaim"]).stdout
+    assert statuses(told) == {"i1": "ready", "i2": "ready"}
+    assert "released already" in taas("release", made["reclaim"], exit_code=1).stderr
+
+
+def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, told: Told, shop: None) -> None:
+    told(
+        "contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from", "2199-01-01", "--until", "1y",
+        "--notice-days", "30",
+    )  # fmt: skip
+    said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "30d"
+    refused = taas(*said, "--yes", exit_code=1)
+    assert "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 500 units per second" in refused.stderr
+    assert "holds" in refused.stdout
+    assert told("reclaim")["data"] == []
+    assert told(*said, "--dry-run")["plan"]["refusal"] is not None
+    assert "BROKEN" in taas(*said, "--break", "--dry-run").stdout
+    assert told("reclaim")["data"] == []
+    made = told(*said, "--break", "--yes")
+    assert (made["state"], made["break"]) == ("planned", True)
+    assert told("release", made["reclaim"])["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ((POOL, "--instances", "1"), "by when"),
+        ((POOL, "--instances", "0", "--for", "idle", "--by", "now"), "instances"),
+        ((POOL, "--instances", "1", "--for", "games", "--by", "now"), "games"),
+        ((POOL, "--instances", "1", "--for", "idle", "--by", "soon"), "no moment"),
+        ((POOL, "--instances", "1", "--for", "idle", "--by", "now", "--json"), "nobody is asked"),
+    ],
+)
+def test_wrong_usage_says_what_to_give(taas: Taas, args: tuple[str, ...], word: str) -> None:
+    assert word in taas("reclaim", *args, exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ((POOL, "--instances", "3", "--for", "idle", "--by", "now"), "2 machines"),
+        ((POOL, "--instances", "1", "--for", "idle", "--by", "2020-01-01"), "past"),
+        (("nowhere", "--instances", "1", "--for", "idle", "--by", "now"), "nowhere"),
+        (("--show", "rec_0"), "rec_0"),
+    ],
+)
+def test_what_cannot_be_is_refused(taas: Taas, shop: None, args: tuple[str, ...], word: str) -> None:
+    assert word in taas("reclaim", *args, exit_code=1).stderr
+
+
+def test_the_plan_shows_uses_and_what_is_signed_by_quarter(taas: Taas, told: Told, shop: None) -> None:
+    told(
+        "contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "400", "--ramp", "6mo:800", "--until", "2y",
+        "--notice-days", "30",
+    )  # fmt: skip
+    told("reclaim", POOL, "--instances", "1", "--for", "research", "--by", "200d", "--yes")
+    answer = told("plan", "--quarters", "6")
+    (pool,) = answer["data"]
+    periods = pool["periods"]
+    assert len({each["quarter"] for each in periods}) == 6
+    assert (periods[0]["machines"], periods[0]["signed"], periods[0]["free"]) == ({"external": 2}, "400", "1600")
+    assert (periods[-1]["machines"], periods[-1]["signed"], periods[-1]["free"]) == (
+        {"external": 1, "research": 1}, "800", "200",
+    )  # fmt: skip
+    drawn = taas("plan", "--pool", POOL, "--quarters", "6").stdout
+    assert "██ " in drawn
+    assert "█▒ " in drawn
+    assert "80% signed" in drawn
+    assert "nowhere" in taas("plan", "--pool", "nowhere", exit_code=1).stderr
+
+
+def test_a_bar_is_as_long_as_its_pool() -> None:
+    period = {"quarter": "2027-Q1", "from": "2027-01-01T00:00:00Z", "capacity": "0", "signed": "0"}
+    machines = {"external": 333, "research": 333, "idle": 334}
+    (line,) = chart([{**period, "machines": machines}], 1000)
+    bar = click.unstyle(line).split(" ")[2]
+    assert sum(bar.count(mark) for mark in "█▒·") == 48
+    assert [bar.count(mark) for mark in "█▒·"] == [16, 16, 16]
