@@ -14,8 +14,9 @@ local function spill_level(q) return q.spill < 0 and 0 or math.max(0, q.sp - q.s
 local function keep_turn(tenant, v)
   for _, class in ipairs({'o', 'f'}) do redis.call('ZADD', prefix .. 'w:' .. class, 'XX', v, tenant) end
 end
--- Charge what a request of this class has used more (or less) to its contract, and to its tenant's virtual counter.
-local function charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu)
+-- Charge what a request of this class has used more (or less) to its contract, and to its tenant's virtual counter: by the weight
+-- that it was admitted with, or giving back after a change of it would make credit.
+local function charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu, weight)
   if difference_mu == 0 then return end
   redis.call('HINCRBY', flight_key, 'used', math.floor(difference_mu))
   local q = contract_key ~= '' and read_contract(contract_key) or nil
@@ -28,6 +29,6 @@ local function charge(class, contract_key, spilled, tenant_bucket, tenant, diffe
   end
   if class == 'r' then return end
   -- A bucket that was lost has lost its counter too, and is not made again without an end.
-  local weight = redis.call('HGET', tenant_bucket, 'vw')
-  if weight then keep_turn(tenant, redis.call('HINCRBYFLOAT', tenant_bucket, 'v', difference_mu / weight)) end
+  local weight_now = redis.call('HGET', tenant_bucket, 'vw')
+  if weight_now then keep_turn(tenant, redis.call('HINCRBYFLOAT', tenant_bucket, 'v', difference_mu / (weight or weight_now))) end
 end

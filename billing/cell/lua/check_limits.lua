@@ -17,7 +17,7 @@ local function read_bucket(key, scope, first)
           u = drained(v[2], max_u, minutes), c = tonumber(v[4] or 0), x = drained(v[5], cancels_max, minutes), v = tonumber(v[6] or 0)}
 end
 local tenant, key = read_bucket(KEYS[2], 'tenant', 4), read_bucket(KEYS[3], 'key', 7)
-local held = redis.call('HMGET', reservation, 'state', 'cls', 'inst', 'why', 'qb', 'cid', 'epoch', 'cost')
+local held = redis.call('HMGET', reservation, 'state', 'cls', 'inst', 'why', 'qb', 'cid', 'epoch', 'cost', 'wt')
 local state = held[1]
 local function reply(status, ...)
   return {status, now_ms, math.ceil(tenant.r * 1000), math.ceil(tenant.u), tenant.c,

@@ -5,7 +5,7 @@ local reservation, tenant_bucket, key_bucket, usage = KEYS[1], KEYS[2], KEYS[3],
 local mode, request_id, lease_ms, cost_mu = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local prompt, cached, output, delivered, text, head = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local TOMBSTONE_TTL_MS, BUCKET_TTL_MS = 900 * 1000, 60 * 1000
-local v = redis.call('HMGET', reservation, 'state', 'charged', 'used', 'p', 'o', 'd', 'lease', 'cls', 'inst', 'seq', 'ten', 'qb', 'spl')
+local v = redis.call('HMGET', reservation, 'state', 'charged', 'used', 'p', 'o', 'd', 'lease', 'cls', 'inst', 'seq', 'ten', 'qb', 'spl', 'wt')
 local state, charged_mu, used_mu, lease = v[1], tonumber(v[2] or 0), tonumber(v[3] or 0), tonumber(v[7] or 0)
 local class, instance, sequences, tenant, contract_key, spilled = v[8] or 'r', v[9] or '?', tonumber(v[10] or 0), v[11], v[12] or '', v[13] == '1'
 if mode == 'leave' then

@@ -10,13 +10,13 @@ end
 -- Forget a request that waits or was granted a place and will not use it. Returns whether there was one.
 local function drop(request_id)
   local key = prefix .. 'r:' .. request_id
-  local v = redis.call('HMGET', key, 'state', 'cls', 'ten', 'inst', 'seq', 'cost', 'tb', 'qb', 'spl')
+  local v = redis.call('HMGET', key, 'state', 'cls', 'ten', 'inst', 'seq', 'cost', 'tb', 'qb', 'spl', 'wt')
   if v[1] ~= 'waiting' and v[1] ~= 'granted' then return false end
   if v[1] == 'waiting' then
     unqueue(v[2], v[3], request_id)
   else
     fly(v[2], v[4], -v[5])
-    charge(v[2], v[8], v[9] == '1', v[7], v[3], -v[6])
+    charge(v[2], v[8], v[9] == '1', v[7], v[3], -v[6], v[10])
   end
   redis.call('DEL', key)
   redis.call('ZREM', open, request_id)

@@ -17,7 +17,9 @@ for _, b in ipairs({tenant, key}) do
 end
 if cancels_max >= 0 then redis.call('HSET', tenant.key, 'x', tenant.x, 'lx', cancels_max) end
 local spilled = why == 'spilled'
--- What was granted is charged already, as it was when it began to wait: to a contract that may have ended since.
+-- What was granted is charged already, as it was when it began to wait: to a contract that may have ended since, by the weight of then.
+local granted_mu, charged_by = 0, weight
+if state == 'granted' then granted_mu, charged_by = tonumber(held[8]), tonumber(held[9] or weight) end
 local charged_to = state == 'granted' and held[5] or q and (class == 'r' or spilled) and contract_key or ''
 if state ~= 'granted' then
   if class ~= 'r' then
@@ -26,7 +28,7 @@ if state ~= 'granted' then
   end
   fly(class, instance, sequences)
 end
-charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu - (state == 'granted' and held[8] or 0))
+charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu - granted_mu, charged_by)
 if class == 'f' then
   redis.call('ZADD', lent_at(instance), (goes_on and 0 or 1e15) - now_ms, request_id)
   redis.call('PEXPIRE', lent_at(instance), OPEN_TTL_MS)
@@ -37,7 +39,8 @@ local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == ''
   .. ',"instance":' .. cjson.encode(instance) .. ',"epoch":' .. cjson.encode(epoch) .. '}'
 redis.call('HSET', reservation, 'state', 'open', 'head', head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
   'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
-  'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract)
+  'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract,
+  'wt', charged_by)
 redis.call('ZADD', open, lease, request_id)
 for _, name in ipairs({reservation, open, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
 local after = class == 'r' and level + cost_mu or level

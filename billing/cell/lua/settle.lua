@@ -8,7 +8,7 @@
 --   (checkpoint; '' = none, '-' = it gives its place up and goes on later as another), then 1 where the caller left before anything was produced (settle). `reap` and `leave` need the first two only.
 -- Returns: {status, now_ms, entry id}: checkpoint: renewed | stale; settle: settled | orphan; reap: settled | leased | dropped;
 --   any: already_settled; checkpoint and reap: missing. leave: {dropped | missing | open, now_ms, tenants that wait, us between grants}
-if state then charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu) end
+if state then charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu, v[14]) end
 if mode == 'checkpoint' then
   lease = math.max(lease, now_ms + lease_ms)
   redis.call('HSET', reservation, 'charged', final_mu, 'used', cost_mu, 'p', prompt, 'c', cached, 'o', output,
