@@ -5,10 +5,12 @@ from collections import Counter
 
 import pytest
 import redis
+from redis import asyncio as aioredis
 
-from billing.cell.replies import parse_reserve, parse_settle
+from billing.cell.replies import Reserved, Settled, Waiting, parse_reserve, parse_settle
 from billing.cell.scripts import Limits
 from gateway.redis_pipe import RedisPipe
+from tests.billing.cell.plan import TWO, flight, set_room, tenants_waiting
 from tests.billing.cell.requests import CellRequest, usage_events
 
 # A minute's burst of 40 drains 0.7 a second: the test takes far less than the second and a half in which one more would fit.
@@ -43,5 +45,59 @@ async def test_the_same_id_from_many_callers_is_charged_and_settled_once(valkey:
     assert Counter(type(parse_settle(reply)).__name__ for reply in settled) == {"Settled": 1, "AlreadySettled": 99}
     assert len(usage_events(valkey)) == 1
     assert request.tenant_level("c") == 0
+    for pipe in pipes:
+        await pipe.close()
+
+
+ROOM = 20
+
+
+async def test_five_hundred_callers_share_room_for_twenty_and_each_is_woken(
+    valkey: redis.Redis, valkey_url: str
+) -> None:
+    set_room(valkey, {"i-1": (12, 12), "i-2": (8, 8)})
+    pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
+    turns = {f"r{n}": asyncio.Event() for n in range(500)}
+    in_flight: list[int] = []
+    waited = served = 0
+
+    async def hear(ready: asyncio.Event) -> None:
+        async with aioredis.Redis.from_url(valkey_url, decode_responses=True) as client, client.pubsub() as channel:
+            await channel.subscribe("taas:wake:gw-0", "taas:wake:gw-1")
+            async for message in channel.listen():
+                if message["type"] == "message":
+                    turns[message["data"]].set()
+                elif message["data"] == 2:
+                    ready.set()
+
+    async def call(number: int) -> None:
+        nonlocal waited, served
+        pipe = pipes[number % 2]
+        request = CellRequest(
+            valkey, f"r{number}", tenant=f"t{number % 7}", gateway=f"gw-{number % 2}", wait_max=500, candidates=TWO
+        )
+        reply = parse_reserve(await pipe.execute(*request.reserve_command(1_000)))
+        if isinstance(reply, Waiting):
+            waited += 1
+            await asyncio.wait_for(turns[request.request_id].wait(), 30)
+            reply = parse_reserve(await pipe.execute(*request.reserve_command(1_000)))
+        assert isinstance(reply, Reserved)
+        in_flight.append(1)
+        assert sum(in_flight) <= ROOM
+        await pipe.execute(b"PING")
+        in_flight.pop()
+        assert isinstance(parse_settle(await pipe.execute(*request.settle_command(2_000))), Settled)
+        served += 1
+
+    ready = asyncio.Event()
+    hearing = asyncio.create_task(hear(ready))
+    await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.gather(*(call(number) for number in range(500)))
+    hearing.cancel()
+    assert (served, waited) == (500, 500 - ROOM)
+    assert flight(valkey) == {}
+    assert tenants_waiting(valkey) == {}
+    assert valkey.zcard("{c:pool-1}:open") == 0
+    assert len(usage_events(valkey)) == 500
     for pipe in pipes:
         await pipe.close()
