@@ -20,8 +20,7 @@ from billing.contracts.timeline import Span, Timeline
 from billing.reclaims import store
 from billing.reclaims.cuts import cut_pro_rata, shortage_by_reclaims
 from billing.reclaims.store import Reclaim
-from billing.schema.capacity import calibration, contract_shortfall
-from billing.schema.capacity import reclaim as reclaim_table
+from billing.schema.capacity import calibration, contract, contract_shortfall
 
 SECOND_MS: Final = 1_000
 # Filled in at once after a pause, so that no transaction grows without bound.
@@ -59,8 +58,8 @@ def record(connection: Connection, pool: str, now_ms: int, *, last: bool = False
     position = replace(
         read_position(connection, pool, from_ms),
         holdings=tuple(
-            Holding.of(contract)
-            for contract in contracts.list_all(
+            Holding.of(each)
+            for each in contracts.list_all(
                 connection, pool=pool, states=(*contracts.BINDING, "ended"), ends_after_ms=from_ms
             )
         ),
@@ -97,12 +96,13 @@ def shortfalls(holdings: Sequence[Holding], cut: Sequence[Span], breaking: Seque
 
 
 def _next_second(connection: Connection, pool: str, first_ms: int) -> int:
+    # By contract, because that is what the index of the rows begins with: they become many.
     newest = (
         select(func.max(contract_shortfall.c.second_ms))
-        .join(reclaim_table, reclaim_table.c.reclaim_id == contract_shortfall.c.reclaim_id)
-        .where(reclaim_table.c.pool == pool)
+        .where(contract_shortfall.c.contract_id == contract.c.contract_id)
+        .scalar_subquery()
     )
-    written = connection.execute(newest).scalar_one()
+    written = connection.execute(select(func.max(newest)).where(contract.c.pool == pool)).scalar_one()
     begins_ms = first_ms - first_ms % SECOND_MS
     return begins_ms if written is None else max(begins_ms, written + SECOND_MS)
 

@@ -8,7 +8,7 @@ import click
 from deploy.cli.connection import call
 from deploy.cli.output import Columns, Row, json_option, print_json, print_table
 
-# A machine a mark, as long as that fits; a letter beside the colour, because not every screen has colours.
+# A machine a mark or more, as long as that fits; a letter beside the colour, because not every screen has colours.
 _BAR_CHARS: Final = 48
 _MARKS: Final = {
     "external": ("█", "green"),
@@ -68,7 +68,7 @@ def _machines_for(use: str) -> Callable[[Row], int]:
 
 def chart(periods: Sequence[Mapping[str, Any]], machines: int) -> list[str]:
     """A line for each period: its machines by use, then how much of what may be sold is signed."""
-    wide = min(_BAR_CHARS, machines)
+    wide = machines * max(1, _BAR_CHARS // 2 // machines) if machines <= _BAR_CHARS else _BAR_CHARS
     lines = []
     for period in periods:
         bar, drawn, counted = "", 0, 0

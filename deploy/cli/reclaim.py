@@ -147,6 +147,9 @@ def _detail(step: Mapping[str, Any]) -> str:
     detail = step["detail"]
     if step["change"] == "stopped":
         return ", ".join(f"{each['request']} ({each['class']})" for each in detail["requests"])
+    if step["change"] == "planned":
+        broken = ", breaks contracts" if detail["broken"] else ""
+        return f"{detail['instances']} for {detail['use']}{broken}"
     if step["change"] == "draining":
         return ", ".join(detail["chosen"]) or "machines that run nothing"
     return ", ".join(f"{count} {name}" for name, count in detail.get("open", {}).items() if count)

@@ -5,15 +5,18 @@ import json
 import pytest
 
 from billing import redis_keys
-from billing.api.contract_shapes import utc
+from billing.allocator.allocator import Allocator
 from billing.cell.scripts import Asked
 from billing.contracts.clock import advance
+from billing.contracts.terms import utc
+from billing.metrics import BillingMetrics
 from billing.reclaims import orders
 from billing.reclaims.carry_out import SETTLE_MS
+from billing.reclaims.cuts import rates_in_force
 from billing.reclaims.plan import DRAIN_LEAD_MS
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.registered import read_registered
-from tests.billing.contracts.selling import DAY, T0, UNIT
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT
 from tests.billing.reclaims.conftest import MINUTE, Ground
 
 
@@ -173,3 +176,20 @@ def test_a_long_pause_is_filled_in_piece_by_piece(ground: Ground) -> None:
     assert len(ground.shortfalls()) == 3_600
     assert ground.step(T0 + 5_000_000) is False
     assert [row[1] for row in ground.shortfalls()] == list(range(5_000))
+
+
+def test_the_allocator_writes_what_is_left_of_cut_contracts(ground: Ground) -> None:
+    ground.sign("acme", 900)
+    ground.sign("bolt", 600)
+    allocator = Allocator(ground.engine, ground.raw, BillingMetrics(), owner="a", rates_in_force=rates_in_force)
+
+    def rates(now_ms: int) -> list[int]:
+        allocator.allocate_once(now_ms)
+        keys = [redis_keys.contract_bucket(POOL, ground.shop.tenants[name]) for name in ("acme", "bolt")]
+        return [int(ground.text.hget(key, "rate") or 0) for key in keys]
+
+    made = ground.order(T0, by_ms=T0 + 5_000, breaks=True)
+    assert rates(T0 + 4_999) == [900 * UNIT, 600 * UNIT]
+    assert rates(T0 + 5_000) == [600 * UNIT, 400 * UNIT]
+    ground.release(made, T0 + 8_000)
+    assert rates(T0 + 8_000) == [900 * UNIT, 600 * UNIT]
