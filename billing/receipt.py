@@ -3,7 +3,6 @@ in SQL, in a usage stream on its way there, or still open in its cell. Changes n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,49 +11,13 @@ from sqlalchemy import Connection, and_, select
 
 from billing import redis_keys
 from billing.ledger import Pricing
-from billing.money import Money, price_string
-from billing.price_book import Price, prices_by_id
+from billing.money import Money
+from billing.price_book import prices_by_id
+from billing.receipt_parts import Receipt, whole
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 from billing.tokens import UsageEventError
-from billing.usage_event import UsageEvent
+from billing.usage_event import CapacityClass, UsageEvent
 from billing.usage_stream import read_cells
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """`state`: `open` · `settled` (ended, not yet in the ledger) · `recorded`. `facts` are the usage event's fields as far as known.
-
-    `amount` is None where there is none yet, or never will be: `pricing` says which.
-    """
-
-    state: str
-    facts: Mapping[str, Any]
-    pricing: Pricing | None = None
-    price: Price | None = None
-    amount: Money | None = None
-
-    @property
-    def tenant(self) -> str | None:
-        """Whose request it is."""
-        tenant: str | None = self.facts["tenant"]
-        return tenant
-
-    def to_json(self) -> dict[str, Any]:
-        """The event's fields, and the money beside them; amounts are decimal strings in USD."""
-        price = self.price
-        return {
-            **self.facts,
-            "state": self.state,
-            "pricing": self.pricing.value if self.pricing else None,
-            "price": None if price is None else {
-                "price_id": price.price_id,
-                "input": price_string(price.input_picousd),
-                "cached_input": price_string(price.cached_input_picousd),
-                "output": price_string(price.output_picousd),
-            },
-            "amount": None if self.amount is None else str(self.amount),
-            "currency": "USD",
-        }  # fmt: skip
 
 
 def find_receipt(
@@ -63,12 +26,20 @@ def find_receipt(
     """The receipt of this request; None where there is none, or where it is not this tenant's. The client must not decode."""
     if "\x00" in request_id:
         return None
-    receipt = _recorded(connection, request_id)
-    if receipt is None:
-        receipt = _in_redis(client, request_id) or _recorded(connection, request_id)
+    receipt = _found(connection, client, request_id)
     if receipt is None or (tenant is not None and receipt.tenant != tenant):
         return None
-    return receipt
+    if receipt.facts.get("class") != CapacityClass.FLEX:
+        return receipt
+    # A flex request that gave way went on as another, with a number behind its id.
+    parts = [receipt]
+    while (part := _found(connection, client, f"{request_id}-{len(parts) + 1}")) is not None:
+        parts.append(part)
+    return whole(parts) if len(parts) > 1 else receipt
+
+
+def _found(connection: Connection, client: redis.Redis, request_id: str) -> Receipt | None:
+    return _recorded(connection, request_id) or _in_redis(client, request_id) or _recorded(connection, request_id)
 
 
 def _recorded(connection: Connection, request_id: str) -> Receipt | None:

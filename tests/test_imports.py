@@ -33,6 +33,7 @@ PURE = (
     "gateway.route", "gateway.meter", "gateway.meter_plain", "gateway.meter_typed", "gateway.meter_choices", "gateway.protocol",
     "billing.money", "billing.tokens", "billing.usage_event", "billing.attribution", "billing.redis_keys",
     "serving.vllm_command", "serving.backoff", "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
+    "billing.allocator.shares", "billing.allocator.minutes", "gateway.continuation",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio", "subprocess", "uvicorn", "uvloop",

@@ -9,8 +9,9 @@ from billing.cell.scripts import CellKeys, settle_call
 from billing.consumer import Consumer
 from billing.metrics import BillingMetrics
 from billing.price_book import set_price
-from billing.receipt import Receipt, find_receipt
-from billing.usage_event import Ending
+from billing.receipt import find_receipt
+from billing.receipt_parts import Receipt
+from billing.usage_event import CapacityClass, Ending
 from tests.billing.events import event
 from tests.billing.test_reap import reserve
 
@@ -80,3 +81,21 @@ def test_another_tenants_request_is_not_there(database: Engine, raw_redis: redis
     consume(database, raw_redis)
     assert find(database, raw_redis, "a", tenant="ten_b") is None
     assert find(database, raw_redis, "a\x00") is None
+
+
+def test_a_request_that_gave_way_has_one_receipt_over_its_parts(database: Engine, raw_redis: redis.Redis) -> None:
+    with database.begin() as connection:
+        set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
+    for request_id, tokens in (("a", (10, 4, 5)), ("a-2", (15, 14, 7))):
+        reserve(raw_redis, request_id, lease_ms=60_000)
+        keys = CellKeys.of("m1", request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
+        part = event(request_id, tokens, class_=CapacityClass.FLEX)
+        execute(raw_redis, settle_call(keys, cost_mu=1, event=part.to_json()))
+    consume(database, raw_redis)
+    found = find(database, raw_redis, "a")
+    assert found is not None
+    shown = found.to_json()
+    assert (shown["request_id"], shown["parts"], shown["state"]) == ("a", ["a", "a-2"], "recorded")
+    assert shown["billed"] == {"prompt": 25, "cached": 18, "output": 12}
+    assert shown["amount"] == "0.00004"
+    assert find(database, raw_redis, "a", tenant="ten_b") is None
