@@ -1,0 +1,242 @@
+"""Routes of contracts and of what pools may sell: what is asked for in bad terms is refused by name and changes nothing."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, func, insert, select
+
+from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool
+
+Make = Callable[..., dict[str, Any]]
+POOL = "org/llama"
+START = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+def day(count: int) -> str:
+    return (START + timedelta(days=count)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture(autouse=True)
+def pool_to_sell(made: Make, admin: TestClient, database: Engine) -> None:
+    """Two instances of 1,000 units per second each, without headroom, and the tenant acme."""
+    made("tenants", name="acme")
+    made("tenants", name="bolt")
+    made("models", name=POOL, context_tokens=100)
+    with database.begin() as connection:
+        connection.execute(
+            insert(calibration).values(
+                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000, sequences=16,
+                tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30, report={},
+            )
+        )  # fmt: skip
+    answer = admin.patch(f"/admin/v1/pools/{POOL}", json={"instances": 2, "headroom": "0"})
+    assert answer.status_code == 200, answer.text
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    """A body that is right, but for what is given; None leaves a field out."""
+    base = {"tenant": "acme", "pool": POOL, "units": "500", "from": day(0), "until": day(300), "notice_days": 90}
+    return {name: value for name, value in {**base, **fields}.items() if value is not None}
+
+
+def counts(database: Engine) -> list[int]:
+    with database.connect() as connection:
+        return [
+            connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in (contract, contract_step, contract_history)
+        ]
+
+
+def error_of(answer: Any, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def test_a_contract_is_signed_shown_amended_noticed_and_remembered(made: Make, admin: TestClient):
+    signed = made("contracts", **asked(
+        ramp=[{"from": day(100), "units": 750.5}], overflow="spill", spill_units="20", headroom="0.1", price_reference="PO 7",
+        minimum_until=day(50), tenant_notice_days=30,
+    ))  # fmt: skip
+    assert signed["state"] == "signed"
+    assert signed["steps"] == [{"from": day(0), "units": "500"}, {"from": day(100), "units": "750.5"}]
+    assert (signed["from"], signed["until"], signed["ends"], signed["units"]) == (day(0), day(300), day(300), "0")
+    assert (signed["tenant_notice_days"], signed["operator_notice_days"]) == (30, 90)
+    assert (signed["overflow"], signed["spill_units"], signed["headroom"]) == ("spill", "20", "0.1")
+    path = f"/admin/v1/contracts/{signed['contract']}"
+    assert admin.get(path).json() == signed
+    changed = admin.post(f"{path}/amend", json={"units": 600, "from": day(10), "until": day(400)}).json()
+    assert changed["steps"] == [{"from": day(0), "units": "500"}, {"from": day(10), "units": "600"}]
+    assert changed["until"] == day(400)
+    ended = admin.post(f"{path}/notice", json={"by": "tenant"}).json()
+    assert (ended["state"], ended["notice_by"], ended["ends"]) == ("notice_given", "tenant", day(50))
+    history = admin.get(f"{path}/history").json()["data"]
+    assert [(each["change"], each["by"]) for each in history] == [
+        ("draft", "operator"), ("signed", "operator"), ("amended", "operator"), ("notice_given", "tenant"),
+    ]  # fmt: skip
+    assert history[-1]["after"] == ended
+    for query, found in (
+        ("", 1),
+        ("?tenant=acme", 1),
+        ("?tenant=bolt", 0),
+        (f"?pool={POOL}&state=notice_given", 1),
+        ("?state=ended", 0),
+    ):
+        assert len(admin.get(f"/admin/v1/contracts{query}").json()["data"]) == found, query
+
+
+def test_a_draft_is_signed_later(made: Make, admin: TestClient):
+    drafted = made("contracts", **asked(draft=True, units=5000))
+    assert drafted["state"] == "draft"
+    error = error_of(admin.post(f"/admin/v1/contracts/{drafted['contract']}/sign"), 409)
+    assert (error["code"], error["param"]) == ("capacity_short", "units")
+    assert f"from {day(0)} until {day(300)} by 3000 units per second" in error["message"]
+    small = made("contracts", **asked(draft=True))
+    assert admin.post(f"/admin/v1/contracts/{small['contract']}/sign").json()["state"] == "signed"
+
+
+BAD = {
+    "negative units": ({"units": -1}, 400, "units"),
+    "zero units": ({"units": "0"}, 400, "units"),
+    "no units": ({"units": None}, 400, "units"),
+    "units that are a truth": ({"units": True}, 400, "units"),
+    "units that are no number": ({"units": "many"}, 400, "units"),
+    "units without end": ({"units": "Infinity"}, 400, "units"),
+    "units with four decimals": ({"units": "1.0005"}, 400, "units"),
+    "more units than any pool does": ({"units": "1000000000001"}, 400, "units"),
+    "units beyond reason": ({"units": "1e999999999"}, 400, "units"),
+    "digits beyond reason": ({"units": "9" * 200}, 400, "units"),
+    "it ends before it starts": ({"until": day(-1)}, 400, "until"),
+    "it ends after centuries": ({"until": "2900-01-01"}, 400, "until"),
+    "it has no end": ({"until": None}, 400, "until"),
+    "the end is no moment": ({"until": "soon"}, 400, "until"),
+    "it starts in the past": ({"from": "2001-01-01", "until": "2002-01-01"}, 400, "from"),
+    "it starts beyond the calendar": ({"from": 10**17}, 400, "from"),
+    "unknown pool": ({"pool": "nothing"}, 404, "pool"),
+    "unknown tenant": ({"tenant": "nobody"}, 404, "tenant"),
+    "a gap in the ramp": ({"units": None, "ramp": [{"from": day(1), "units": 1}]}, 400, "ramp"),
+    "a ramp out of order": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(8), "units": 1}]}, 400, "ramp"),
+    "two steps at once": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(9), "units": 2}]}, 400, "ramp"),
+    "a step beyond the end": ({"ramp": [{"from": day(300), "units": 1}]}, 400, "ramp"),
+    "a negative step": ({"ramp": [{"from": day(9), "units": -5}]}, 400, "ramp"),
+    "a step without units": ({"ramp": [{"from": day(9)}]}, 400, "ramp.0.units"),
+    "a ramp that is none": ({"ramp": "steep"}, 400, "ramp"),
+    "a minimum term beyond the end": ({"minimum_until": day(301)}, 400, "minimum_until"),
+    "no notice": ({"notice_days": None}, 400, "notice_days"),
+    "a negative notice": ({"notice_days": -1}, 400, "tenant_notice_days"),
+    "a notice of ages": ({"operator_notice_days": 10**9}, 400, "operator_notice_days"),
+    "an unknown overflow": ({"overflow": "explode"}, 400, "overflow"),
+    "a cap without spill": ({"spill_units": 5}, 400, "spill_units"),
+    "headroom of everything": ({"headroom": 1}, 400, "headroom"),
+    "negative headroom": ({"headroom": "-0.1"}, 400, "headroom"),
+    "a field of another noun": ({"spend": 1}, 400, "spend"),
+    "too much": ({"units": 2000.001}, 409, "units"),
+}  # fmt: skip
+
+
+def test_bad_input_names_the_field_and_changes_nothing(admin: TestClient, database: Engine):
+    for draft in (False, True):
+        for name, (fields, status, param) in BAD.items():
+            if draft and name == "too much":
+                continue
+            before = counts(database)
+            error = error_of(admin.post("/admin/v1/contracts", json=asked(draft=draft, **fields)), status)
+            assert error["param"] == param, (name, error)
+            assert counts(database) == before == [0, 0, 0], name
+
+
+def test_a_refused_change_of_a_contract_changes_nothing(made: Make, admin: TestClient, database: Engine):
+    signed = made("contracts", **asked())
+    path = f"/admin/v1/contracts/{signed['contract']}"
+    before = counts(database)
+    for route, body, status, param in (
+        ("amend", {}, 400, "units"), ("amend", {"units": -1, "from": day(1)}, 400, "units"),
+        ("amend", {"units": 5, "from": "2001-01-01"}, 400, "from"), ("amend", {"from": day(1)}, 400, "units"),
+        ("amend", {"units": 5, "from": day(300)}, 400, "ramp"), ("amend", {"until": day(299)}, 400, "until"),
+        ("amend", {"units": 2001, "from": day(1)}, 409, "units"), ("notice", {}, 400, "by"), ("notice", {"by": "nobody"}, 400, "by"),
+        ("sign", None, 409, "contract"),
+    ):  # fmt: skip
+        assert error_of(admin.post(f"{path}/{route}", json=body), status)["param"] == param, (route, body)
+    assert admin.get(path).json() == signed
+    assert counts(database) == before
+    for route in ("sign", "amend", "notice"):
+        body = {"amend": {"units": 1}, "notice": {"by": "tenant"}}.get(route)
+        assert error_of(admin.post(f"/admin/v1/contracts/con_0/{route}", json=body), 404)["param"] == "contract"
+    error_of(admin.get("/admin/v1/contracts/con_0"), 404)
+    error_of(admin.get("/admin/v1/contracts/con_0/history"), 404)
+
+
+def test_a_quote_says_how_much_from_when_and_until_when(made: Make, admin: TestClient):
+    made("contracts", **asked(units=1500, until=day(100)))
+    made("contracts", **asked(units=1000, tenant="bolt", **{"from": day(200)}))
+
+    def quote(**fields: Any) -> dict[str, Any]:
+        body = {"pool": POOL, "from": day(0), "until": day(300), **fields}
+        answer = admin.post("/admin/v1/contracts/quote", json={k: v for k, v in body.items() if v is not None})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    whole = quote()
+    assert whole["at_most"] == "500"
+    assert whole["free"] == [
+        {"from": day(0), "until": day(100), "units": "500"}, {"from": day(100), "until": day(200), "units": "2000"},
+        {"from": day(200), "until": day(300), "units": "1000"},
+    ]  # fmt: skip
+    more = quote(units="1000", until=day(50))
+    assert (more["fits"], more["fits_from"], more["fits_until"]) == (False, day(100), day(0))
+    long = quote(units=1500, **{"from": day(150)}, until=day(350))
+    assert (long["fits"], long["fits_from"], long["fits_until"]) == (False, day(300), day(200))
+    assert quote(units=5000)["fits_from"] is None
+    for_good = quote(units=500, until=None)
+    assert (for_good["fits"], for_good["until"], for_good["fits_until"]) == (True, None, None)
+    assert quote(headroom="0.2", until=day(100))["at_most"] == "100"
+    for fields, status, param in (
+        ({"units": 0}, 400, "units"), ({"until": day(-1)}, 400, "until"), ({"from": "2001-01-01"}, 400, "from"),
+        ({"pool": "nothing"}, 404, "pool"), ({"headroom": 1}, 400, "headroom"),
+    ):  # fmt: skip
+        body = {"pool": POOL, "from": day(0), "until": day(300), **fields}
+        assert error_of(admin.post("/admin/v1/contracts/quote", json=body), status)["param"] == param
+
+
+def test_a_pool_shows_what_it_has_and_is_not_changed_below_what_is_signed(made: Make, admin: TestClient):
+    path = f"/admin/v1/pools/{POOL}"
+    made("contracts", **asked(units=1500, until=day(100)))
+    shown = admin.get(path).json()
+    assert shown["instances"] == 2
+    assert (shown["capacity"], shown["reserved"], shown["free"], shown["contracts"]) == ("2000", "0", "2000", 1)
+    for body in ({"instances": 1}, {"headroom": "0.3"}, {"set_aside": 501}):
+        error = error_of(admin.patch(path, json=body), 409)
+        assert error["code"] == "capacity_short"
+        assert f"from {day(0)} until {day(100)}" in error["message"]
+    assert admin.get(path).json() == shown
+    changed = admin.patch(path, json={"set_aside": "499.5", "instances": 3, "headroom": 0.1}).json()
+    assert (changed["set_aside"], changed["headroom"], changed["capacity"]) == ("499.5", "0.1", "2200.5")
+    for body in (
+        {"instances": -1},
+        {"instances": 10**9},
+        {"instances": "2"},
+        {"headroom": 1},
+        {"set_aside": -1},
+        {"name": "x"},
+    ):
+        error_of(admin.patch(path, json=body), 400)
+    error_of(admin.get("/admin/v1/pools/nothing"), 404)
+    error_of(admin.patch("/admin/v1/pools/nothing", json={"instances": 1}), 404)
+
+
+def test_a_pool_that_nobody_set_or_measured_has_the_defaults_and_sells_nothing(
+    made: Make, admin: TestClient, database: Engine
+):
+    made("models", name="new", context_tokens=100)
+    shown = admin.get("/admin/v1/pools/new").json()
+    assert (shown["instances"], shown["headroom"], shown["units_per_instance"], shown["free"]) == (0, "0.1", None, "0")
+    error = error_of(admin.post("/admin/v1/contracts", json=asked(pool="new")), 409)
+    assert (error["code"], error["param"]) == ("not_calibrated", "pool")
+    error_of(admin.post("/admin/v1/contracts/quote", json={"pool": "new"}), 409)
+    with database.connect() as connection:
+        assert "new" not in connection.execute(select(pool.c.pool)).scalars().all()

@@ -1,0 +1,155 @@
+"""`taas contract` and `taas pool set`, as an operator types them, through a live admin API."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+import pytest
+from sqlalchemy import create_engine, insert
+
+from billing.schema.capacity import calibration
+from deploy.cli.moments import resolve, rfc3339
+from tests.deploy.cli.conftest import Taas, run
+
+Told = Callable[..., Any]
+NOW = datetime(2028, 1, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def shop(taas: Taas, told: Told, database_url: str) -> None:
+    """The tenant acme and a measured pool of two instances, 1,000 units per second each."""
+    told("tenant", "create", "acme")
+    told("model", "add", "org/llama", "--context", "4096")
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            insert(calibration).values(
+                calibration_id="cal_1", pool="org/llama", model="org/llama", weights_version=1, capacity_mu_s=1_000_000,
+                sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30,
+                report={},
+            )
+        )  # fmt: skip
+    engine.dispose()
+    assert told("pool", "set", "org/llama", "--instances", "2", "--headroom", "10%")["capacity"] == "1800"
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def test_three_years_that_both_sides_can_end_within_90_days_is_one_line(taas: Taas, told: Told, shop: None):
+    line = "contract sign --tenant acme --pool org/llama --units 500 --from now --until 3y --notice-days 90"
+    signed = told(*line.split())
+    assert (signed["state"], signed["overflow"]) == ("signed", "reject")
+    assert signed["steps"][0]["units"] == "500"
+    assert timedelta(days=1095) <= moment(signed["until"]) - moment(signed["from"]) + timedelta(seconds=60)
+    ended = told("contract", "notice", signed["contract"], "--by", "operator")
+    left = moment(ended["ends"]) - moment(ended["notice_given"])
+    assert (ended["state"], left) == ("notice_given", timedelta(days=90))
+    assert [each["change"] for each in told("contract", "history", signed["contract"])["data"]] == [
+        "draft", "signed", "notice_given",
+    ]  # fmt: skip
+
+
+def test_all_terms_pass_through_and_come_back(taas: Taas, told: Told, shop: None):
+    signed = told(
+        "contract", "sign", "--tenant", "acme", "--pool", "org/llama", "--units", "100.5", "--from", "2199-01-01",
+        "--ramp", "2199-07-01T00:00:00Z:200", "--ramp", "12mo:400", "--until", "3y", "--min-term", "12mo", "--notice-days", "90",
+        "--operator-notice-days", "180", "--overflow", "spill", "--spill-units", "50", "--headroom", "15%", "--price-reference", "PO 7",
+    )  # fmt: skip
+    assert [(step["from"][:10], step["units"]) for step in signed["steps"]] == [
+        ("2199-01-01", "100.5"), ("2199-07-01", "200"), ("2200-01-01", "400"),
+    ]  # fmt: skip
+    assert (signed["until"][:10], signed["minimum_until"][:10]) == ("2202-01-01", "2200-01-01")
+    assert (signed["tenant_notice_days"], signed["operator_notice_days"]) == (90, 180)
+    assert (signed["spill_units"], signed["headroom"], signed["price_reference"]) == ("50", "0.15", "PO 7")
+    amended = told("contract", "amend", signed["contract"], "--units", "300", "--from", "2199-03-01")
+    assert [step["units"] for step in amended["steps"]] == ["100.5", "300"]
+    longer = told("contract", "amend", signed["contract"], "--until", "2205-01-01")
+    assert longer["ends"][:10] == "2205-01-01"
+    assert told("contract", "show", signed["contract"]) == longer
+    assert told("contract", "list", "--tenant", "acme", "--state", "signed")["data"] == [longer]
+    assert signed["contract"] in taas("contract", "list").stdout
+    shown = taas("contract", "show", signed["contract"]).stdout
+    assert "spill, at most 50 units per second" in shown
+    assert re.search(r"2199-03-01T00:00:00Z\s+300", shown)
+    assert "amended" in taas("contract", "history", signed["contract"]).stdout
+
+
+def test_a_draft_is_signed_by_its_id(taas: Taas, told: Told, shop: None):
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--units",
+        "5",
+        "--from",
+        "1d",
+        "--until",
+        "90d",
+        "--notice-days",
+        "7",
+    ]
+    drafts = [told("contract", "draft", *terms), told("contract", "sign", *terms, "--draft")]
+    assert [each["state"] for each in drafts] == ["draft", "draft"]
+    assert told("contract", "sign", drafts[0]["contract"])["state"] == "signed"
+    assert "amend that one" in taas("contract", "sign", drafts[1]["contract"], exit_code=1).stderr
+
+
+def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Taas, told: Told, shop: None):
+    terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7"]
+    refused = taas("contract", "sign", *terms, "--units", "2000", "--from", "2199-01-01", "--until", "1y", exit_code=1)
+    expected = "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 200 units per second"
+    assert expected in refused.stderr
+    told("contract", "sign", *terms, "--units", "1500", "--from", "2199-01-01", "--until", "1y")
+    asked = ["contract", "quote", "--pool", "org/llama", "--units", "400", "--from", "2199-06-01", "--until", "90d"]
+    quote = told(*asked)
+    assert (quote["at_most"], quote["fits"], quote["fits_from"]) == ("300", False, "2200-01-01T00:00:00Z")
+    said = taas(*asked).stdout
+    assert "at most 300 units per second fit" in said
+    assert "they fit for as long from 2200-01-01T00:00:00Z on" in said
+    assert "400 fit, until 2199-01-01" in taas(*asked[:-4], "--until", "30d").stdout
+    assert "for good" in taas("contract", "quote", "--pool", "org/llama").stdout
+    held = taas("pool", "set", "org/llama", "--instances", "1", exit_code=1)
+    assert "by 600 units per second" in held.stderr
+    assert "1800" in taas("pool", "show", "org/llama").stdout
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["contract", "sign"], ["contract", "sign", "--units", "5"], ["contract", "sign", "con_1", "--units", "5"],
+        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "1y"],
+        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "eventually", "--notice-days", "1"],
+        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "999999y", "--notice-days", "1"],
+        ["contract", "sign", "--ramp", "200"], ["contract", "sign", "--headroom", "100%"], ["contract", "sign", "--headroom", "much"],
+        ["contract", "sign", "--overflow", "explode"], ["contract", "amend", "con_1"], ["contract", "notice", "con_1"],
+        ["contract", "amend", "con_1", "--until", "1y", "--from", "now"], ["contract", "quote"], ["pool", "set", "p"],
+        ["pool", "set", "p", "--instances", "-1"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_ends_with_2(args: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
+    assert "Usage:" in run(*args, exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("now", "2028-01-31T12:00:00.000Z"), ("90d", "2028-04-30T12:00:00.000Z"), ("1mo", "2028-02-29T12:00:00.000Z"),
+        ("12mo", "2029-01-31T12:00:00.000Z"), ("3y", "2031-01-31T12:00:00.000Z"), ("2w", "2028-02-14T12:00:00.000Z"),
+        ("36h", "2028-02-02T00:00:00.000Z"), ("2030-05-01", "2030-05-01T00:00:00.000Z"),
+        ("2030-05-01T02:00:00+02:00", "2030-05-01T00:00:00.000Z"), ("2030-05-01T00:00:00Z", "2030-05-01T00:00:00.000Z"),
+    ],
+)  # fmt: skip
+def test_moments_are_read_by_the_calendar(text: str, meant: str):
+    assert rfc3339(resolve(text, now=NOW, anchor=NOW, option="--until")) == meant
+
+
+@pytest.mark.parametrize("text", ["", "3", "y", "-3y", "1.5y", "3 y", "9999999d", "9000y", "2030-13-01", "tomorrow"])
+def test_what_is_no_moment_is_said_to_be_none(text: str):
+    with pytest.raises(click.BadParameter, match="is no moment"):
+        resolve(text, now=NOW, anchor=NOW, option="--until")
