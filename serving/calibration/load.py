@@ -95,6 +95,29 @@ async def hold(
     return _step(mix, sequences, streams, opens, closes, cpu_s)
 
 
+def together(steps: Sequence[Step]) -> Step:
+    """Steps of one mix as one: their work and time added up, of the rest the worst."""
+    done = Measurement(
+        steps[0].done.mix,
+        sum(step.done.seconds for step in steps),
+        sum(step.done.uncached for step in steps),
+        sum(step.done.cached for step in steps),
+        sum(step.done.output for step in steps),
+    )
+    return Step(
+        steps[0].sequences,
+        done,
+        _worst([step.tpot_ms for step in steps]),
+        _worst([step.ttft_ms for step in steps]),
+        max(step.client_busy for step in steps),
+        all(step.cached_told for step in steps),
+    )
+
+
+def _worst(values: Sequence[float]) -> float:
+    return max((value for value in values if not math.isnan(value)), default=math.nan)
+
+
 def _answered(streams: Iterable[Stream]) -> int:
     return sum(1 for each in streams if each.marks)
 
