@@ -60,7 +60,10 @@ class Load:
             _, late = await asyncio.wait(callers, timeout=patience_s) if callers else ((), ())
             for caller in late:
                 caller.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
+            for outcome in await asyncio.gather(*callers, return_exceptions=True):
+                # What is cancelled was left; anything else is a mistake of ours, not an answer.
+                if isinstance(outcome, Exception):
+                    raise outcome
         return self.records
 
     async def _call(self, session: aiohttp.ClientSession, record: Record, number: int) -> None:

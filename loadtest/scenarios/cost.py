@@ -7,6 +7,7 @@ API takes them one at a time.
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import orjson
@@ -33,9 +34,30 @@ _BATCH = 2000
 _FILL_S = 25.0
 
 
-def used_s(stack: ScenarioStack) -> float:
-    """CPU seconds of all gateways and of Valkey so far."""
-    return sum(child.cpu_s() for child in [*stack.gateways, stack.valkey])
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds of all gateways, and of Valkey."""
+
+    gateway_s: float
+    valkey_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Of both."""
+        return self.gateway_s + self.valkey_s
+
+    def minus(self, other: "Cpu") -> "Cpu":
+        """The difference."""
+        return Cpu(self.gateway_s - other.gateway_s, self.valkey_s - other.valkey_s)
+
+    def microseconds(self, requests: int) -> dict[str, float]:
+        """A request."""
+        return {"gateway": 1e6 * self.gateway_s / requests, "valkey": 1e6 * self.valkey_s / requests}
+
+
+def used(stack: ScenarioStack) -> Cpu:
+    """So far."""
+    return Cpu(sum(child.cpu_s() for child in stack.gateways), stack.valkey.cpu_s())
 
 
 def probe_requests(names: list[str], begin_s: float, end_s: float) -> list[Arrival]:
@@ -43,23 +65,23 @@ def probe_requests(names: list[str], begin_s: float, end_s: float) -> list[Arriv
     each = PROBE_RATE / len(names)
     offset = 1 / PROBE_RATE
     return together(*(
-        requests(name, (at + offset * number for at in even(each, begin_s, end_s - 1 / each)), PROBE) for number, name in enumerate(names)
+        requests(name, (at + offset * number for at in even(each, begin_s, end_s - 1 / each)), PROBE, gateways=(1,)) for number, name in enumerate(names)
     ))  # fmt: skip
 
 
 def measure(
     stack: ScenarioStack, arrivals: list[Arrival], begin_s: float, end_s: float
-) -> tuple[float, float, list[Record]]:
-    """(CPU seconds in the second half before `begin_s`, in [begin_s, end_s], records). The first is of a load that stands still."""
-    spans: list[float] = []
+) -> tuple[Cpu, Cpu, list[Record]]:
+    """(CPU used while the load stands still, for as long before `begin_s`; in [begin_s, end_s]; records)."""
+    readings: list[Cpu] = []
 
     async def meter(load: Load) -> None:
         for at in (2 * begin_s - end_s, begin_s, end_s):
             await asyncio.sleep(max(0.0, at - load.now_s))
-            spans.append(used_s(stack))
+            readings.append(used(stack))
 
     records = play(stack, arrivals, patience_s=1.0, beside=meter)
-    return spans[1] - spans[0], spans[2] - spans[1], records
+    return readings[1].minus(readings[0]), readings[2].minus(readings[1]), records
 
 
 def tenants(seconds: float) -> list[Result]:
@@ -75,21 +97,21 @@ def tenants(seconds: float) -> list[Result]:
             if count == MANY:
                 crowd = fill_catalogue(stack, MANY - FEW)
             arrivals = probe_requests(names, half, 2 * half)
-            _, used, records = measure(stack, arrivals, half, 2 * half)
-            cost[count] = 1e6 * used / len(records)
+            idle, busy, records = measure(stack, arrivals, half, 2 * half)
+            cost[count] = busy.minus(idle)
         everybody = list(islice(crowd, round(PROBE_RATE * half)))
         stack.keys.update(everybody)
         arrivals = [Arrival(half + number / PROBE_RATE, name, PROBE) for number, (name, _) in enumerate(everybody)]
-        _, used, strangers = measure(stack, arrivals, half, 2 * half)
-    grown = cost[MANY] / cost[FEW]
+        idle, busy, strangers = measure(stack, arrivals, half, 2 * half)
+    grown = cost[MANY].total_s / cost[FEW].total_s
     not_served = sum(record.ended is not Ended.COMPLETE for record in [*records, *strangers])
     verdicts = [
         at_most(f"CPU a request with {MANY:,} tenants / with {FEW}", grown, GROWTH_MAX),
         at_most("requests not served", not_served, 0),
     ]
     return [Result("cpu-tenants", verdicts, {
-        "µs a request": {f"{count:,} tenants": microseconds for count, microseconds in cost.items()},
-        "µs a request, each by a tenant not seen before": 1e6 * used / len(strangers),
+        "µs a request": {f"{count:,} tenants": cpu.microseconds(len(records)) for count, cpu in cost.items()},
+        "µs a request, each by a tenant not seen before": busy.minus(idle).microseconds(len(strangers)),
         "not served": codes([*records, *strangers]), **conditions(records),
     })]  # fmt: skip
 
@@ -140,9 +162,9 @@ def waiting(seconds: float) -> list[Result]:
                     gateways=(1,),
                 )
             ]
-            idle, used, records = measure(stack, together(holders, queue, owner), begin_s, end_s)
+            idle, busy, records = measure(stack, together(holders, queue, owner), begin_s, end_s)
             mine = due([record for record in records if record.arrival.tenant == "owner"], begin_s, end_s)
-            net[count], standing[count] = 1e6 * (used - idle) / len(mine), idle / half
+            net[count], standing[count] = busy.minus(idle), idle.total_s / half
             waited[count] = sum(
                 record.sent_s < begin_s and record.waiting_until_s > end_s
                 for record in records
@@ -150,12 +172,14 @@ def waiting(seconds: float) -> list[Result]:
             )
             served = sum(record.ended is Ended.COMPLETE for record in mine) / len(mine)
     verdicts = [
-        at_most(f"CPU a request with {WAITING:,} waiting / with none", net[WAITING] / net[0], GROWTH_MAX),
+        at_most(
+            f"CPU a request with {WAITING:,} waiting / with none", net[WAITING].total_s / net[0].total_s, GROWTH_MAX
+        ),
         at_least("requests that waited all the time", waited[WAITING], 0.9 * WAITING),
         at_least("owner's requests served", served, 1.0),
     ]
     return [Result("cpu-waiting", verdicts, {
-        "µs a request": {f"{count:,} waiting": microseconds for count, microseconds in net.items()},
+        "µs a request": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in net.items()},
         "CPU of standing still, share of a core": {f"{count:,} waiting": share for count, share in standing.items()},
         "owner not served": codes(mine), **conditions(records),
     })]  # fmt: skip
