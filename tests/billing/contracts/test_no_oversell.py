@@ -177,7 +177,7 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
     with database.connect() as connection:
         operator = Operator(connection, furnish(connection).tenants)
         for act in (
-            ("sign", "acme", 0, 30, 1200, [(5, 300)], 0), ("sign", "bolt", 10, 30, 1700, [], 0), ("sign", "bolt", 10, 30, 700, [], 100),
+            ("sign", "acme", 0, 30, 1200, [(5, 300)], 0), ("sign", "bolt", 10, 30, 1701, [], 0), ("sign", "bolt", 10, 30, 700, [], 100),
             ("sign", "core", 0, 9, 800, [], 0), ("sign", "core", 0, 3, 800, [], 0), ("amend", 0, 0, 400, [], None), ("calibrate", 400),
             ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
         ):  # fmt: skip
