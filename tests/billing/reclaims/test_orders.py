@@ -14,6 +14,7 @@ from billing.reclaims import orders
 from billing.reclaims.carry_out import SETTLE_MS
 from billing.reclaims.cuts import rates_in_force
 from billing.reclaims.plan import DRAIN_LEAD_MS
+from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.registered import read_registered
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT
@@ -193,3 +194,22 @@ def test_the_allocator_writes_what_is_left_of_cut_contracts(ground: Ground) -> N
     assert rates(T0 + 5_000) == [600 * UNIT, 400 * UNIT]
     ground.release(made, T0 + 8_000)
     assert rates(T0 + 8_000) == [900 * UNIT, 600 * UNIT]
+
+
+def test_one_that_drains_can_be_called_off_until_its_deadline(ground: Ground) -> None:
+    def cancel(reclaim: Reclaim, now_ms: int) -> Reclaim:
+        with ground.engine.begin() as connection:
+            cancelled = orders.cancel(connection, ground.raw, reclaim.reclaim_id, now_ms)
+        ground.projector.deliver()
+        return cancelled
+
+    first, second = ground.order(T0, by_ms=T0 + MINUTE), ground.order(T0, by_ms=T0 + MINUTE)
+    assert ground.drained() == {"a", "b"}
+    assert cancel(first, T0 + MINUTE - 1).state == "cancelled"
+    assert ground.drained() == {*second.chosen}
+    with pytest.raises(Conflict, match="has passed: release it"):
+        cancel(second, T0 + MINUTE)
+    with pytest.raises(Conflict, match="cancelled already"):
+        cancel(first, T0 + MINUTE - 1)
+    # What was called off takes nothing any more.
+    assert ground.order(T0, by_ms=T0 + MINUTE).chosen == first.chosen
