@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from loadtest.engine.chat_template import render_chat
 from loadtest.engine.prefix_cache import PrefixCache
 from loadtest.engine.tokens import split
+from loadtest.scenarios import vtc
 from loadtest.scenarios.arrivals import (
     Arrival,
     Shape,
@@ -23,7 +24,9 @@ from loadtest.scenarios.arrivals import (
     together,
 )
 from loadtest.scenarios.client import body
+from loadtest.scenarios.cost import PROBE_RATE, probe_requests
 from loadtest.scenarios.speed import EngineSpeed
+from loadtest.scenarios.vtc import SUITES, Suite
 
 rates = st.floats(0.5, 50)
 
@@ -100,3 +103,42 @@ def test_with_all_slots_taken_an_engine_does_what_its_calibration_says() -> None
     # Decoding alone: 32 tokens a step. Prefill alone: 20,000 tokens a second.
     assert speed.units(0, 32 * steps_per_s * seconds) == pytest.approx(speed.capacity_units_s)
     assert speed.units(20_000 * seconds, 0) == pytest.approx(speed.capacity_units_s)
+
+
+def test_probes_come_evenly_from_everybody_at_the_only_gateway() -> None:
+    made = probe_requests([f"t{number}" for number in range(10)], 5, 15)
+    assert {arrival.gateway for arrival in made} == {0}
+    assert {arrival.tenant: None for arrival in made[:10]} == {f"t{number}": None for number in range(10)}
+    assert len(made) == pytest.approx(10 * PROBE_RATE, rel=0.02)
+    assert all(later.at_s - earlier.at_s == pytest.approx(1 / PROBE_RATE) for earlier, later in pairwise(made))
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+def test_every_suite_wants_more_than_there_is_and_ends_in_time(suite: Suite) -> None:
+    made = suite.arrivals(60)
+    asked = sum(vtc.SPEED.units(arrival.shape.input_tokens, arrival.shape.output_tokens) for arrival in made) / 60
+    assert asked > 1.2 * vtc.SPEED.capacity_units_s
+    assert {arrival.tier for arrival in made} == {"default"}
+    assert all(0 <= arrival.at_s <= 60 for arrival in made)
+
+
+def test_increase_keeps_its_modest_tenant_below_its_share_and_grows_the_other() -> None:
+    made = vtc.increase(60)
+    units = dict.fromkeys(("modest", "steady", "growing"), 0.0)
+    for arrival in made:
+        units[arrival.tenant] += vtc.SPEED.units(arrival.shape.input_tokens, arrival.shape.output_tokens) / 60
+    assert units["modest"] < vtc.SPEED.capacity_units_s / 3 < units["steady"]
+    early, late = (
+        sum(arrival.tenant == "growing" and low <= arrival.at_s < low + 20 for arrival in made) for low in (0, 40)
+    )
+    assert late > 4 * early
+
+
+def test_shift_changes_lengths_and_rates_from_third_to_third() -> None:
+    made = vtc.distribution_shift(90)
+    shapes = [
+        {arrival.shape for arrival in made if low <= arrival.at_s < low + 30 and arrival.tenant == "two"}
+        for low in (0, 30, 60)
+    ]
+    assert shapes == [{vtc.MIDDLE}, {vtc.LONG}, {vtc.MIDDLE}]
+    assert not [arrival for arrival in made if arrival.tenant == "one" and 5 <= arrival.at_s < 10]
