@@ -5,13 +5,15 @@ give, or read from the registry by who may read Redis anyway.
 import asyncio
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import click
 
 from deploy.cli.connection import find_address
-from deploy.cli.settings import CliSettings
+
+if TYPE_CHECKING:
+    from deploy.cli.settings import CliSettings
 
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _CPU_FILE: Final = Path("/proc/cpuinfo")
@@ -20,6 +22,7 @@ _LOOK_S: Final = 10.0
 
 def find_key(instance: str, given: str | None) -> str | None:
     """What was given, else what the registry says; None: the engine asks for none. Raises ClickException when that cannot be known."""
+    from deploy.cli.settings import CliSettings
     from serving import registry
     from serving.launch import connect
 
@@ -60,7 +63,7 @@ def find_hardware(url: str, given: str | None) -> str:
     return _gpus() or _cpu()
 
 
-def _redis_url(settings: CliSettings) -> str | None:
+def _redis_url(settings: "CliSettings") -> str | None:
     if settings.redis_url is not None:
         return settings.redis_url.get_secret_value()
     from deploy.local.credentials import read_env
