@@ -34,6 +34,7 @@ PURE = (
     "billing.money", "billing.tokens", "billing.usage_event", "billing.attribution", "billing.redis_keys",
     "serving.vllm_command", "serving.backoff", "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.continuation",
+    "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position", "billing.contracts.quote",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio", "subprocess", "uvicorn", "uvloop",

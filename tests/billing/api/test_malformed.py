@@ -15,6 +15,8 @@ Make = Callable[..., dict[str, Any]]
 WRITES = [
     ("POST", "tenants"), ("PATCH", "tenants/acme"), ("POST", "projects"), ("POST", "keys"), ("PUT", "limits"), ("POST", "models"),
     ("PATCH", "models/m"), ("POST", "instances"), ("POST", "prices"), ("POST", "calibrations"), ("POST", "calibrations/absorbed"),
+    ("POST", "contracts"), ("POST", "contracts/quote"), ("POST", "contracts/con_0/amend"), ("POST", "contracts/con_0/notice"),
+    ("PATCH", "pools/m"),
 ]  # fmt: skip
 
 
@@ -174,7 +176,8 @@ FIELDS = [
     "name", "kind", "on_demand", "redis_down", "status", "stop_streams", "tenant", "project", "expires_at_ms", "key_id", "model",
     "requests_per_minute", "units_per_minute", "concurrency", "context_tokens", "visible", "owner", "routes", "engine_model",
     "vocabulary_tokens", "default_max_tokens", "weights", "chat_template_kwargs", "pool", "url", "key", "instance", "force", "input",
-    "cached_input", "output", "from",
+    "cached_input", "output", "from", "until", "units", "ramp", "notice_days", "overflow", "spill_units", "headroom", "minimum_until",
+    "by", "instances", "set_aside", "draft",
 ]  # fmt: skip
 PLAUSIBLE = st.sampled_from(
     ["acme", "m", "default", "everyone", "active", "0.5", "*", 0, 1, 2**31, 2**63, ["acme"], {"policy": "refuse"}, {}]
