@@ -14,6 +14,11 @@ local function spill_level(q) return q.spill < 0 and 0 or math.max(0, q.sp - q.s
 local function keep_turn(tenant, v)
   for _, class in ipairs({'o', 'f'}) do redis.call('ZADD', prefix .. 'w:' .. class, 'XX', v, tenant) end
 end
+-- The counter that a tenant goes on from, and its weight now.
+local function set_counter(tenant_bucket, tenant, v, weight)
+  redis.call('HSET', tenant_bucket, 'v', v, 'vw', weight)
+  keep_turn(tenant, v)
+end
 -- Charge what a request of this class has used more (or less) to its contract, and to its tenant's virtual counter: by the weight
 -- that it was admitted with, or giving back after a change of it would make credit.
 local function charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu, weight)

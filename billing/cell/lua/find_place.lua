@@ -41,9 +41,5 @@ if class ~= 'r' and not state then
   if not instance and (not blocked or unbounded()) then candidate(function(name) return fits(name, class, sequences) end) end
   -- Idling earns no credit.
   local least = redis.call('ZSCORE', waiting, tenant_id) or redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')[2]
-  local lifted = tonumber(least or vl)
-  if lifted > tenant.v then
-    tenant.v = lifted
-    keep_turn(tenant_id, lifted)
-  end
+  tenant.v = math.max(tenant.v, tonumber(least or vl))
 end

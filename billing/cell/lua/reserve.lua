@@ -23,7 +23,7 @@ if state == 'granted' then granted_mu, charged_by = tonumber(held[8]), tonumber(
 local charged_to = state == 'granted' and held[5] or q and (class == 'r' or spilled) and contract_key or ''
 if state ~= 'granted' then
   if class ~= 'r' then
-    redis.call('HSET', tenant.key, 'v', tenant.v, 'vw', weight)
+    set_counter(tenant.key, tenant_id, tenant.v, weight)
     redis.call('HSET', flight_key, 'vl', math.max(vl, tenant.v))
   end
   fly(class, instance, sequences)

@@ -19,8 +19,13 @@ if mode == 'checkpoint' then
     land(class, instance, sequences, request_id)
     redis.call('HSET', reservation, 'inst', '')
   elseif moved_to ~= '' and moved_to ~= instance and not paused then
+    local lent = redis.call('ZSCORE', lent_at(instance), request_id)
     land(class, instance, sequences, request_id)
     fly(class, moved_to, sequences)
+    if lent then
+      redis.call('ZADD', lent_at(moved_to), lent, request_id)
+      redis.call('PEXPIRE', lent_at(moved_to), OPEN_TTL_MS)
+    end
     redis.call('HSET', reservation, 'inst', moved_to, 'epoch', ARGV[12])
   end
   redis.call('ZADD', open, lease, request_id)

@@ -10,7 +10,7 @@ if class ~= 'r' and not instance then
     end
     redis.call('ZADD', waiting, tenant.v, tenant_id)
     redis.call('ZADD', queue, redis.call('HINCRBY', flight_key, 'n', 1), request_id)
-    redis.call('HSET', tenant.key, 'v', tenant.v, 'vw', weight)
+    set_counter(tenant.key, tenant_id, tenant.v, weight)
     redis.call('HSET', reservation, 'state', 'waiting', 'cls', class, 'why', why == 'spilled' and why or 'waited', 'ten', tenant_id,
       'seq', sequences, 'gw', gateway, 'cost', cost_mu, 'tb', tenant.key, 'kb', key.key, 'qb', q and contract_key or '',
       'spl', why == 'spilled' and 1 or 0, 'wt', weight)
