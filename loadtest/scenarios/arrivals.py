@@ -77,10 +77,30 @@ def spread(shares: Sequence[float]) -> Iterator[int]:
 
 
 def requests(
-    tenant: str, times: Iterable[float], shape: Shape, *, tier: str = "auto", gateways: Sequence[float] = (1, 1)
+    tenant: str,
+    times: Iterable[float],
+    shape: Shape,
+    *,
+    tier: str = "auto",
+    gateways: Sequence[float] = (1, 1),
+    vary: float = 0.0,
 ) -> list[Arrival]:
-    """One tenant's requests of one shape; `gateways` are the shares of each."""
-    return [Arrival(at, tenant, shape, tier, gateway) for at, gateway in zip(times, spread(gateways), strict=False)]
+    """One tenant's requests; `gateways` are the shares of each. `vary`: by what part at most an answer is shorter or longer than the shape
+    says, at random. A crowd whose answers all end alike goes through an engine in step, and is computed in one burst after another.
+    """
+    chance = random.Random(tenant)
+    return [
+        Arrival(at, tenant, _varied(shape, vary, chance), tier, gateway)
+        for at, gateway in zip(times, spread(gateways), strict=False)
+    ]
+
+
+def _varied(shape: Shape, vary: float, chance: random.Random) -> Shape:
+    return (
+        Shape(shape.input_tokens, max(1, round(shape.output_tokens * chance.uniform(1 - vary, 1 + vary))))
+        if vary
+        else shape
+    )
 
 
 def together(*parts: list[Arrival]) -> list[Arrival]:

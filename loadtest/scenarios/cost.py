@@ -146,7 +146,7 @@ def waiting(seconds: float) -> list[Result]:
     holders = [arrival for name in crowd for arrival in requests(name, [0.1] * 2, HOLD, tier="default", gateways=(1,))][
         : SPEED.slots
     ]
-    net, standing, waited = {}, {}, {}
+    net, gross, standing, waited = {}, {}, {}, {}
     with running(SPEED, gateways=1) as stack:
         for name in ("owner", *crowd):
             stack.add_tenant(name)
@@ -166,7 +166,7 @@ def waiting(seconds: float) -> list[Result]:
             ]
             idle, busy, records = measure(stack, together(holders, queue, owner), begin_s, end_s)
             mine = due([record for record in records if record.arrival.tenant == "owner"], begin_s, end_s)
-            net[count], standing[count] = busy.minus(idle), idle.total_s / half
+            net[count], gross[count], standing[count] = busy.minus(idle), busy, idle.total_s / half
             waited[count] = sum(
                 record.sent_s < begin_s and record.waiting_until_s > end_s
                 for record in records
@@ -182,6 +182,7 @@ def waiting(seconds: float) -> list[Result]:
     ]
     return [Result("cpu-waiting", verdicts, {
         "µs a request": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in net.items()},
+        "the same with the CPU of standing still": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in gross.items()},
         "CPU of standing still, share of a core": {f"{count:,} waiting": share for count, share in standing.items()},
         "owner not served": codes(mine), **conditions(records),
     })]  # fmt: skip

@@ -13,7 +13,9 @@ CONTRACT_UNITS_S = 0.3 * SPEED.capacity_units_s
 USED = 0.95
 OWNER = Shape(100, 60)
 CROWD = Shape(100, 100)
+VARY = 0.5
 TTFT_RATIO_MAX = 1.5
+SCATTER_MAX = 2.0
 
 
 def owner(begin_s: float, end_s: float) -> list[Arrival]:
@@ -26,9 +28,9 @@ def crowd(begin_s: float, end_s: float) -> list[Arrival]:
     """Three times the pool, at random: twice on demand, by two tenants, and once flex."""
     rate = SPEED.capacity_units_s / SPEED.units(CROWD.input_tokens, CROWD.output_tokens)
     return together(
-        requests("one", poisson(rate, begin_s, end_s, 1), CROWD, tier="default"),
-        requests("two", poisson(rate, begin_s, end_s, 2), CROWD, tier="default"),
-        requests("flex", poisson(rate, begin_s, end_s, 3), CROWD, tier="flex"),
+        requests("one", poisson(rate, begin_s, end_s, 1), CROWD, tier="default", vary=VARY),
+        requests("two", poisson(rate, begin_s, end_s, 2), CROWD, tier="default", vary=VARY),
+        requests("flex", poisson(rate, begin_s, end_s, 3), CROWD, tier="flex", vary=VARY),
     )
 
 
@@ -48,7 +50,7 @@ def judge(alone: list[Record], everyone: list[Record], end_s: float) -> Result:
     """The owner's two halves against each other."""
     parts = by_tenant(everyone)
     among = due(parts["owner"], WARM_UP_S, end_s)
-    before, beside = ttft_ms(alone, 0.99), ttft_ms(among, 0.99)
+    middle, before, beside = ttft_ms(alone, 0.5), ttft_ms(alone, 0.99), ttft_ms(among, 0.99)
     outside = sum(record.work_class != "reserved" for record in [*alone, *among] if record.status == 200)
     busy = work_between(everyone, SPEED, WARM_UP_S, end_s) / (SPEED.capacity_units_s * (end_s - WARM_UP_S))
     verdicts = [
@@ -58,8 +60,14 @@ def judge(alone: list[Record], everyone: list[Record], end_s: float) -> Result:
             "owner's p99 TTFT among the crowd / alone", beside / before if before and beside else None, TTFT_RATIO_MAX
         ),
         at_least("utilisation of the pool", busy, 0.8),
+        # Nobody is in its way then: what scatters is the machine, and a ratio to that would flatter.
+        at_most(
+            "owner's p99 / p50 TTFT alone; above, this machine is too busy to tell",
+            before / middle if before and middle else None,
+            SCATTER_MAX,
+        ),
     ]
     return Result("guarantee", verdicts, {
-        "owner's TTFT alone, ms": {"p50": ttft_ms(alone, 0.5), "p99": before}, "owner's TTFT among, ms": {"p50": ttft_ms(among, 0.5), "p99": beside},
+        "owner's TTFT alone, ms": {"p50": middle, "p99": before}, "owner's TTFT among, ms": {"p50": ttft_ms(among, 0.5), "p99": beside},
         "crowd not served": {name: codes(parts[name]) for name in ("one", "two", "flex")}, **conditions(everyone),
     })  # fmt: skip

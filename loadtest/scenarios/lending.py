@@ -12,7 +12,9 @@ SPEED = EngineSpeed()
 CONTRACT_UNITS_S = 0.5 * SPEED.capacity_units_s
 USED = 0.95
 OWNER = Shape(100, 60)
-CROWD = Shape(100, 100)
+# Two seconds on average: of shorter streams the time between one's end and the next one's beginning is a greater part.
+CROWD = Shape(100, 200)
+VARY = 0.5
 BACK_S = 15.0
 BACK_WITHIN_S = 2.0
 
@@ -23,8 +25,8 @@ def load(idle_s: float) -> list[Arrival]:
     crowd_rate = 1.5 * SPEED.capacity_units_s / SPEED.units(CROWD.input_tokens, CROWD.output_tokens)
     rate = USED * CONTRACT_UNITS_S / SPEED.units(OWNER.input_tokens, OWNER.output_tokens)
     return together(
-        requests("one", poisson(crowd_rate, 0, end_s, 1), CROWD, tier="default"),
-        requests("flex", poisson(crowd_rate, 0, end_s, 2), CROWD, tier="flex"),
+        requests("one", poisson(crowd_rate, 0, end_s, 1), CROWD, tier="default", vary=VARY),
+        requests("flex", poisson(crowd_rate, 0, end_s, 2), CROWD, tier="flex", vary=VARY),
         requests("owner", even(rate, WARM_UP_S + idle_s, end_s), OWNER),
     )
 

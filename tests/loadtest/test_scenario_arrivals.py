@@ -77,6 +77,15 @@ def test_nine_of_ten_requests_go_to_the_second_gateway() -> None:
     assert {(arrival.tenant, arrival.tier) for arrival in made} == {("heavy", "flex")}
 
 
+def test_answers_vary_around_their_shape_and_are_the_same_again() -> None:
+    made = requests("crowd", even(10, 0, 200), Shape(100, 100), vary=0.5)
+    lengths = [arrival.shape.output_tokens for arrival in made]
+    assert (min(lengths), max(lengths)) == (pytest.approx(50, abs=2), pytest.approx(150, abs=2))
+    assert sum(lengths) / len(lengths) == pytest.approx(100, rel=0.03)
+    assert {arrival.shape.input_tokens for arrival in made} == {100}
+    assert made == requests("crowd", even(10, 0, 200), Shape(100, 100), vary=0.5)
+
+
 def test_parts_are_merged_by_time() -> None:
     merged = together(requests("a", [1, 5], Shape(1, 1)), requests("b", [0, 3], Shape(1, 1)))
     assert [arrival.tenant for arrival in merged] == ["b", "a", "b", "a"]
