@@ -35,6 +35,7 @@ from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
 from gateway.outage import OutageLeases
+from gateway.pace import Pacer
 from gateway.redis_pipe import RedisPipe
 from gateway.request import Dialect, Route
 from gateway.reserve import Reserver, WaitPolicy
@@ -68,7 +69,8 @@ class Stages:
         )
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
-        self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges)
+        self._pacer = Pacer(self._redis)
+        self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
         self._housekeeping = Housekeeping(self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics)
         self._checkpointer = Checkpointer(
             self._redis,
@@ -78,7 +80,7 @@ class Stages:
             settings.checkpoint_ms / 1000,
             self._others_ready,
         )
-        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, policy)
+        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
@@ -111,6 +113,7 @@ class Stages:
             for task in rounds:
                 task.cancel()
             await asyncio.gather(*rounds, return_exceptions=True)
+            self._pacer.close()
             await self._housekeeping.say_goodbye()
             await self.catalogue.stop()
             self._engines.close()

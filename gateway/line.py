@@ -19,6 +19,8 @@ from gateway.exchange import Exchange
 log = logging.getLogger(__name__)
 
 _AGAIN_S: Final = 1.0
+# Wakes kept for those who are about to stand in line: more than can be between two answers.
+_EARLY_MAX: Final = 1_000
 _BUSY_RETRY_MS: Final = 1_000
 
 
@@ -35,6 +37,7 @@ class Line:
         self._bytes = 0
         self._give_way = give_way
         self._turns: dict[str, asyncio.Event] = {}
+        self._early: dict[str, None] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.listening = False
 
@@ -68,6 +71,11 @@ class Line:
             self._give_way(word[1:])
         elif (turn := self._turns.get(word)) is not None:
             turn.set()
+        else:
+            # Woken before it stood in line here: its own answer is still on the way.
+            self._early[word] = None
+            if len(self._early) > _EARLY_MAX:
+                del self._early[next(iter(self._early))]
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
         """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""
@@ -75,6 +83,9 @@ class Line:
         if len(self._turns) >= self._requests_max or self._bytes + size > self._bytes_max:
             raise Overloaded(_BUSY_RETRY_MS)
         turn = asyncio.Event()
+        if exchange.request_id in self._early:
+            del self._early[exchange.request_id]
+            turn.set()
         self._turns[exchange.request_id] = turn
         self._bytes += size
         self.exchanges[exchange.request_id] = exchange

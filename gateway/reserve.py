@@ -48,6 +48,7 @@ from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.line import Line
 from gateway.outage import OutageLeases
+from gateway.pace import Pacer
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
 from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route, ServiceTier
 from serving.registry import InstanceEntry
@@ -115,12 +116,20 @@ class Reserver:
     """Reserves on behalf of one process."""
 
     def __init__(
-        self, redis: RedisPipe, lease_ms: int, outage: OutageLeases, journal: Journal, line: Line, policy: WaitPolicy
+        self,
+        redis: RedisPipe,
+        lease_ms: int,
+        outage: OutageLeases,
+        journal: Journal,
+        line: Line,
+        pacer: Pacer,
+        policy: WaitPolicy,
     ) -> None:
         self._redis = redis
         self._outage = outage
         self._journal = journal
         self._line = line
+        self._pacer = pacer
         self._policy = policy
         self._lease_ms = lease_ms
         self._will = b""
@@ -181,6 +190,7 @@ class Reserver:
             self._policy.cancels_per_minute,
             exchange.previous is not None,
             ask.asked is Asked.FLEX and can_go_on(exchange.parsed),
+            exchange.parsed.input_tokens_estimate * exchange.model.weights.w_in_mu if ask.sequences else 0,
         )
         call = reserve_call(
             exchange.keys,
@@ -192,7 +202,10 @@ class Reserver:
             head=ask.head,
             will=self._will,
         )
-        return parse_reserve(await self._redis.execute(*call))
+        reply = parse_reserve(await self._redis.execute(*call))
+        if isinstance(reply, Waiting):
+            self._pacer.again(exchange.head.cell, reply.pace_ms)
+        return reply
 
     async def _wait(
         self,
@@ -218,11 +231,11 @@ class Reserver:
                 if left_s <= 0:
                     raise await self._out_of_time(exchange, found, wait_s)
                 nap_s = found.after_ms / 1000 if isinstance(found, Later) else WAIT_RENEW_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(nap_s, left_s)):
+                        await turn.wait()
+                # Before it asks: a wake that comes while it does is for the next answer.
                 turn.clear()
-                if exchange.stop_ending is None:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(min(nap_s, left_s)):
-                            await turn.wait()
                 if exchange.stop_ending is None:
                     candidates = look_again()
                     found = await self._try(exchange, ask, candidates)

@@ -10,13 +10,14 @@ from functools import partial
 from typing import Any
 
 from billing.attribution import BILLED_ENDINGS, attribute
-from billing.cell.replies import parse_settle
+from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.journal import Journal
 from gateway.metrics import Metrics
+from gateway.pace import Pacer
 from gateway.redis_pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from gateway.request import Route
 
@@ -70,12 +71,13 @@ class Settler:
     """Settles on behalf of one process, and forgets the exchange."""
 
     def __init__(
-        self, redis: RedisPipe, journal: Journal, metrics: Metrics, open_exchanges: dict[str, Exchange]
+        self, redis: RedisPipe, journal: Journal, metrics: Metrics, open_exchanges: dict[str, Exchange], pacer: Pacer
     ) -> None:
         self._redis = redis
         self._journal = journal
         self._metrics = metrics
         self._open = open_exchanges
+        self._pacer = pacer
         self._on_the_way = 0
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
@@ -97,7 +99,7 @@ class Settler:
         call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
         self._on_the_way += 1
         self._metrics.open_delta(-1)
-        self._redis.submit(*call).add_done_callback(partial(self._landed, call))
+        self._redis.submit(*call).add_done_callback(partial(self._landed, call, exchange.head.cell))
         self._record_tokens(event)
         return event
 
@@ -106,13 +108,16 @@ class Settler:
         """Settles that are neither in Redis nor in the journal yet; a process does not exit before it is 0."""
         return self._on_the_way
 
-    def _landed(self, call: Command, outcome: "asyncio.Future[Any]") -> None:
+    def _landed(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
         self._on_the_way -= 1
         try:
-            parse_settle(outcome.result())
+            reply = parse_settle(outcome.result())
         except (RedisUnavailable, RedisCommandError) as exc:
             log.warning("settle goes to the journal", extra={"reason": str(exc)})
             self._journal.append(call)
+            return
+        if isinstance(reply, Settled):
+            self._pacer.again(cell, reply.pace_ms)
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         outcome = event.ending.value

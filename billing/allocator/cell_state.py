@@ -19,10 +19,11 @@ from billing.cell.scripts import grant_call
 _TTL_MS: Final = 7 * 86_400_000
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
-# Of each instance: sequences of on-demand and flex together, of flex, and of flex too many.
+# Of each instance: sequences of on-demand and flex together, of flex, and of flex too many; and how fast it reads prompts, mu per second.
 _ROOM: Final = "m:"
 _FLEX: Final = "x:"
 _GIVE_WAY: Final = "g:"
+_READS: Final = "w:"
 _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
 _NO_CAP: Final = -1
 
@@ -102,6 +103,7 @@ def write_state(
     contracts: Mapping[str, Numbers],
     accounts: Mapping[str, Account],
     shares: Iterable[Share],
+    capacity_mu_s: int,
     gone: Iterable[str],
     memory: Memory,
 ) -> None:
@@ -109,8 +111,8 @@ def write_state(
     room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
     for share in shares:
         room |= {_ROOM + share.instance: share.room, _FLEX + share.instance: share.flex}
-        room[_GIVE_WAY + share.instance] = share.give_way
-    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _FLEX, _GIVE_WAY)]
+        room |= {_GIVE_WAY + share.instance: share.give_way, _READS + share.instance: capacity_mu_s}
+    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _FLEX, _GIVE_WAY, _READS)]
     with client.pipeline(transaction=True) as write:
         for tenant, numbers in contracts.items():
             key = redis_keys.contract_bucket(cell, tenant)

@@ -103,6 +103,7 @@ def allocate(
         contracts=numbers,
         accounts={tenant: books.accounts[each.contract_id] for tenant, each in numbers.items()},
         shares=divided,
+        capacity_mu_s=capacity_mu_s,
         gone=state.instances - {share.instance for share in divided},
         memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s),
     )

@@ -60,9 +60,13 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """There is no room yet: it stands in line. Reserve it again when woken, and before its lease ends."""
+    """There is no room yet: it stands in line. Reserve it again when woken, and before its lease ends.
+
+    `pace_ms`: only the pace of reading holds it up, and room should be granted again after so many ms; 0: no need.
+    """
 
     now_ms: int
+    pace_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,7 @@ class Settled:
     now_ms: int
     entry_id: str
     orphan: bool
+    pace_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,8 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
         return Replayed(now_ms, tenant, key, _grant(raw))
     if status == "later":
         return Later(now_ms, raw[8])
+    if status == "waiting":
+        return Waiting(now_ms, raw[8])
     if status in _RESERVE:
         return _RESERVE[status](now_ms)
     raise ReplyError(f"reserve answered {status!r}")
@@ -202,6 +209,11 @@ def _grant(raw: Sequence[Any]) -> Grant:
     return Grant(
         _text(raw[8]), _text(raw[9]) or None, _text(raw[10]), _text(raw[11]), _text(raw[12]), raw[13], raw[14], raw[15]
     )
+
+
+def parse_grant(raw: Sequence[Any]) -> int:
+    """Read the reply of `grant_call`: ms after which room should be granted again, 0 for no need."""
+    return int(raw[4])
 
 
 def parse_leave(raw: Sequence[Any]) -> Left:
@@ -218,7 +230,7 @@ def parse_settle(raw: Sequence[Any]) -> SettleReply:
     """Read the reply of `settle_call`."""
     status = _text(raw[0])
     if status in {"settled", "orphan"}:
-        return Settled(raw[1], _text(raw[2]), status == "orphan")
+        return Settled(raw[1], _text(raw[2]), status == "orphan", raw[3])
     if status == "already_settled":
         return AlreadySettled(raw[1])
     raise ReplyError(f"settle answered {status!r}")
@@ -227,7 +239,7 @@ def parse_settle(raw: Sequence[Any]) -> SettleReply:
 def parse_reap(raw: Sequence[Any]) -> ReapReply:
     """Read the reply of `reap_call`."""
     if _text(raw[0]) == "settled":
-        return Settled(raw[1], _text(raw[2]), orphan=False)
+        return Settled(raw[1], _text(raw[2]), orphan=False, pace_ms=raw[3])
     return _REAP[_known(raw, _REAP)](raw[1])
 
 
@@ -237,8 +249,7 @@ _CHECKPOINT: Final[dict[str, type[Renewed | Stale | AlreadySettled | Missing]]] 
     "already_settled": AlreadySettled,
     "missing": Missing,
 }
-_RESERVE: Final[dict[str, type[Waiting | NoContract | NoRight | AlreadySettled]]] = {
-    "waiting": Waiting,
+_RESERVE: Final[dict[str, type[NoContract | NoRight | AlreadySettled]]] = {
     "no_contract": NoContract,
     "no_right": NoRight,
     "already_settled": AlreadySettled,

@@ -22,7 +22,7 @@ _UNLIMITED: Final = -1
 NO_PLACE: Final = ("-", "")
 _MU_PER_UNIT: Final = 1000
 # A script is sent as one text: what all share, its own parts, itself.
-_SHARED: Final = ("read_clock", "charge_contract", "find_room", "leave_line", "grant_room")
+_SHARED: Final = ("read_clock", "charge_contract", "pace_reading", "find_room", "leave_line", "grant_room")
 _PARTS: Final = {
     "reserve": ("check_limits", "choose_class", "find_place", "stand_in_line"),
     "settle": ("check_state", "charge_buckets"),
@@ -72,6 +72,7 @@ class Claim:
     `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this tenant that may wait
     in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
     `resumed`: it goes on with a request that was admitted, and no limit refuses it. `goes_on`: as flex it could be stopped and go on elsewhere.
+    `prompt_mu`: what reading its prompt costs.
     """
 
     tenant: str
@@ -85,6 +86,7 @@ class Claim:
     cancels_per_minute: int = _UNLIMITED
     resumed: bool = False
     goes_on: bool = False
+    prompt_mu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,8 @@ def reserve_call(
         tenant.requests, tenant.units_mu, tenant.concurrency,
         key.requests, key.units_mu, key.concurrency,
         head, will, claim.tenant, claim.asked.value, int(claim.on_demand), claim.weight, claim.sequences, claim.gateway,
-        claim.wait_max, claim.cancels_per_minute, int(claim.resumed), int(claim.goes_on), *(word for candidate in claim.candidates for word in candidate),
+        claim.wait_max, claim.cancels_per_minute, int(claim.resumed), int(claim.goes_on), claim.prompt_mu,
+        *(word for candidate in claim.candidates for word in candidate),
     )  # fmt: skip
 
 
@@ -161,10 +164,19 @@ def leave_call(keys: CellKeys) -> Command:
     return *_settle_keys(keys), "leave", keys.request_id, 0, 0
 
 
-def grant_call(cell: str) -> Command:
-    """Hand the room of the cell to those who wait, after counting anew what is in flight."""
+def grant_call(cell: str, *, room_only: bool = False) -> Command:
+    """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in flight, as a plan wants it."""
     open_requests = redis_keys.open_requests(cell)
-    return "EVALSHA", script("grant").sha, 4, open_requests, open_requests, open_requests, open_requests
+    return (
+        "EVALSHA",
+        script("grant").sha,
+        4,
+        open_requests,
+        open_requests,
+        open_requests,
+        open_requests,
+        ("room" if room_only else "all"),
+    )
 
 
 def checkpoint_call(

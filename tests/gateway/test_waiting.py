@@ -205,3 +205,27 @@ def test_a_gateway_that_stops_serves_or_refuses_those_who_wait(
     assert held.result().error_code() == "gateway_stopped"
     assert (late.result().status, late.result().error_code()) == (503, "gateway_stopped")
     assert_nothing_left(catalogue)
+
+
+def test_prompts_of_a_crowd_are_started_one_after_the_other_and_an_owner_does_not_wait_for_them(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    room(catalogue, 32)
+    # It reads a prompt of the crowd in about a fifth of a second.
+    catalogue.redis.hset(redis_keys.room(MODEL), "w:i1", 100_000)
+    gateway = start_gateway()
+    owner, other = (catalogue.key(catalogue.tenant(name)) for name in ("ten_owner", "ten_other"))
+    contract(catalogue, "ten_owner", 1_000)
+    crowd = [pool.submit(ask, gateway, other, "chat", True, max_tokens=200) for _ in range(6)]
+    wait_until(lambda: slow.counters()["running"] >= 1 and waiting(catalogue) >= 3, "a line behind one that is read")
+    answer = ask(gateway, owner, "chat", max_tokens=3)
+    assert answer.headers["x-taas-class"] == "reserved"
+    assert waiting(catalogue) >= 1
+    assert [found.result().status for found in crowd] == [200] * 6
+    conserved()
+    assert_nothing_left(catalogue)

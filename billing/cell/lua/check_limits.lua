@@ -6,7 +6,8 @@ local request_id, lease_ms, cost_mu, head, will = ARGV[1], tonumber(ARGV[2]), to
 local tenant_id, asked, may_on_demand, weight = ARGV[12], ARGV[13], ARGV[14] == '1', tonumber(ARGV[15])
 local sequences, gateway, wait_max, cancels_max = tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), tonumber(ARGV[19])
 local resumed, goes_on = ARGV[20] == '1', ARGV[21] == '1'
-local CANDIDATES = 22
+local prompt_mu = tonumber(ARGV[22])
+local CANDIDATES = 23
 local CONCURRENCY_RETRY_MS = 1000
 local NAMES = {r = 'reserved', o = 'on_demand', f = 'flex'}
 local function read_bucket(key, scope, first)

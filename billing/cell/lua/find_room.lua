@@ -16,6 +16,7 @@ local function free_at(instance, class)
   local o, f = tonumber(flight[1] or 0), tonumber(flight[2] or 0)
   local free = tonumber(most[1]) - o - f
   if class == 'f' then free = math.min(free, tonumber(most[2] or most[1]) - f) end
+  if free > 0 and not may_read(instance) then return 0, false end
   return free, o + f == 0 and free > 0
 end
 local function fits(instance, class, sequences)

@@ -1,9 +1,9 @@
 -- grant.lua -- v1
 -- After a new plan, and against wake-ups that were lost: counts what is in flight anew from what is open, tells lent work that is in the way
 -- to give way (its gateway, by `!<request id>`), then grants the room there is.
--- KEYS: {c:CELL}:open, four times. ARGV: none.
--- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open}
-local counted, names = {}, redis.call('ZRANGE', open, 0, -1)
+-- KEYS: {c:CELL}:open, four times. ARGV: `room` to grant room and do nothing else, or `all`.
+-- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which room should be granted again (0 = no need)}
+local counted, names = {}, ARGV[1] == 'all' and redis.call('ZRANGE', open, 0, -1) or {}
 for _, request_id in ipairs(names) do
   local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq', 'gw')
   -- A wake may have been lost, or its gateway since.
@@ -14,11 +14,11 @@ for _, request_id in ipairs(names) do
     counted[field] = (counted[field] or 0) + tonumber(v[4])
   end
 end
-for _, field in ipairs(redis.call('HKEYS', flight_key)) do
+for _, field in ipairs(ARGV[1] == 'all' and redis.call('HKEYS', flight_key) or {}) do
   if field:sub(2, 2) == ':' and not counted[field] then redis.call('HDEL', flight_key, field) end
 end
 for field, sequences in pairs(counted) do redis.call('HSET', flight_key, field, sequences) end
-for _, instance in ipairs(names_of('g:')) do
+for _, instance in ipairs(ARGV[1] == 'all' and names_of('g:') or {}) do
   local excess = tonumber(redis.call('HGET', room_key, 'g:' .. instance))
   for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, excess - 1) or {}) do
     redis.call('ZREM', lent_at(instance), request_id)
@@ -27,4 +27,4 @@ for _, instance in ipairs(names_of('g:')) do
   redis.call('HSET', room_key, 'g:' .. instance, 0)
 end
 grant_all()
-return {now_ms, redis.call('ZCARD', prefix .. 'w:o'), redis.call('ZCARD', prefix .. 'w:f'), #names}
+return {now_ms, redis.call('ZCARD', prefix .. 'w:o'), redis.call('ZCARD', prefix .. 'w:f'), #names, pace_ms}

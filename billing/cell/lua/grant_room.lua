@@ -18,13 +18,14 @@ local function first_waiting(class, tenant)
     redis.call('ZREM', prefix .. 'w:' .. class, tenant)
     return nil
   end
-  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'lease', 'seq', 'gw', 'cost', 'tb', 'qb', 'spl', 'wt')
+  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'lease', 'seq', 'gw', 'cost', 'tb', 'qb', 'spl', 'wt', 'pmu')
   if v[1] == 'waiting' and tonumber(v[2]) >= now_ms then return request_id, v end
   if not drop(request_id) then unqueue(class, tenant, request_id) end
 end
 local function grant_place(class, tenant, counter, request_id, v, instance)
   unqueue(class, tenant, request_id)
   fly(class, instance, tonumber(v[3]))
+  start_reading(instance, tonumber(v[10] or 0))
   charge(class, v[7], v[8] == '1', v[6], tenant, tonumber(v[5]), v[9])
   redis.call('HSET', prefix .. 'r:' .. request_id, 'state', 'granted', 'inst', instance, 'lease', now_ms + GRANT_MS)
   redis.call('ZADD', open, now_ms + GRANT_MS, request_id)

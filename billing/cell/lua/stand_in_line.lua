@@ -13,7 +13,7 @@ if class ~= 'r' and not instance then
     set_counter(tenant.key, tenant_id, tenant.v, weight)
     redis.call('HSET', reservation, 'state', 'waiting', 'cls', class, 'why', why == 'spilled' and why or 'waited', 'ten', tenant_id,
       'seq', sequences, 'gw', gateway, 'cost', cost_mu, 'tb', tenant.key, 'kb', key.key, 'qb', q and contract_key or '',
-      'spl', why == 'spilled' and 1 or 0, 'wt', weight)
+      'spl', why == 'spilled' and 1 or 0, 'wt', weight, 'pmu', prompt_mu)
     -- The time between grants runs while somebody waits.
     if not blocked then redis.call('HSET', flight_key, 'gt', now_us) end
   end
@@ -22,7 +22,7 @@ if class ~= 'r' and not instance then
   for _, name in ipairs({reservation, open, waiting, queue, tenant.key, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
   grant_all(request_id, seen())
   held = redis.call('HMGET', reservation, 'state', 'cls', 'inst', 'why', 'qb', 'cid', 'epoch', 'cost', 'wt')
-  if held[1] ~= 'granted' then return reply('waiting') end
+  if held[1] ~= 'granted' then return reply('waiting', pace_ms) end
   state = held[1]
   candidate(function(name) return name == held[3] end)
 end
