@@ -18,9 +18,8 @@ _SHRINK: Final = 0.9
 _RECOVER: Final = 0.05
 # An owner that stops has lent most of its share after a few seconds, one that comes back has it at once.
 _RECENT_MS: Final = 3_000
-# Kept free beside what reserved work has in flight, so that the next of it finds room at once; half as much while every owner is idle.
+# Kept free beside what reserved work has in flight, so that the next of it finds room at once.
 _GUARD: Final = 0.10
-_IDLE_GUARD: Final = 0.05
 # Below this part of its rate an owner is idle.
 _IDLE: Final = 0.01
 
@@ -129,20 +128,17 @@ def divide(
     shares = []
     for machine in machines:
         most = sequences[machine.instance]
-        guard = _guard(most, bool(active), in_use or machine.in_flight.reserved > 0)
+        guard = _guard(most, in_use or machine.in_flight.reserved > 0)
         more = math.ceil(expected * most / total - 1e-9) if total else 0
         held = min(most, machine.in_flight.reserved + more + guard)
         shares.append(_share(machine, most, held, guard, on_demand_waits))
     return shares
 
 
-def _guard(sequences: int, sold: bool, in_use: bool) -> int:
-    if not sold:
-        return 0
-    if in_use:
-        return max(1, math.ceil(sequences * _GUARD))
-    # Of a machine that does one thing at a time nothing could be lent otherwise.
-    return min(sequences - 1, max(1, math.floor(sequences * _IDLE_GUARD)))
+def _guard(sequences: int, in_use: bool) -> int:
+    """Nothing while every owner is idle: all of it is lent. An owner's first request is admitted over the room, and some place is always
+    between one request and the next."""
+    return max(1, math.ceil(sequences * _GUARD)) if in_use else 0
 
 
 def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand_waits: bool) -> Share:

@@ -22,9 +22,9 @@ def test_each_machine_has_room_and_each_contract_its_numbers(ground: Ground) -> 
     ground.sign("bolt", 100, overflow="queue")
     ground.allocator().allocate_once(T0)
     room = ground.room()
-    # A contract that nobody uses: a guard of one sequence a machine.
+    # Contracts that nobody uses: all of it is lent.
     assert {name: room[name] for name in room if name != "s"} == {
-        "m:i-1": "15", "x:i-1": "15", "g:i-1": "0", "w:i-1": "1000000", "m:i-2": "15", "x:i-2": "15", "g:i-2": "0", "w:i-2": "1000000",
+        "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000",
     }  # fmt: skip
     numbers = ground.contract("acme")
     assert (numbers["id"], numbers["rate"], numbers["burst"]) == (signed.contract_id, "500000", "500000")
@@ -103,7 +103,7 @@ def test_an_idle_owners_share_is_lent_and_is_its_own_within_two_seconds(ground: 
     allocator = ground.allocator()
     for second in range(60):
         allocator.allocate_once(T0 + second * SECOND)
-    assert sum(int(ground.room()[f"m:{each}"]) for each in ("i-1", "i-2")) == 30
+    assert sum(int(ground.room()[f"m:{each}"]) for each in ("i-1", "i-2")) == 32
     # It comes back, and flex is everywhere.
     for number in range(30):
         flex = ground.request(f"f{number}", "bolt", asked=Asked.FLEX, candidates=((f"i-{number % 2 + 1}", "e"),))
