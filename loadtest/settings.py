@@ -31,6 +31,21 @@ def read_target() -> TargetSettings:
     return TargetSettings(_env_file=demo if demo.is_file() else None)
 
 
+class AdminSettings(BaseSettings):
+    """The operator's side of what is loaded; unset names are looked up as above."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    url: str = Field(default="", alias="TAAS_ADMIN_URL")
+    key: SecretStr = Field(default=SecretStr(""), alias="TAAS_ADMIN_KEY")
+
+
+def read_admin() -> AdminSettings:
+    """The environment, and `demo.env` behind it."""
+    demo = HomeSettings().home / "demo.env"
+    return AdminSettings(_env_file=demo if demo.is_file() else None)
+
+
 def child_environment(settings: dict[str, str]) -> dict[str, str]:
     """Ours without what configures a TAAS that may run beside, and with these."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAAS_")}

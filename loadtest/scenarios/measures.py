@@ -10,10 +10,10 @@ from itertools import accumulate
 
 from loadtest.quantiles import quantile_ms
 from loadtest.scenarios.record import Ended, Record
-from loadtest.scenarios.speed import EngineSpeed
+from loadtest.scenarios.speed import EngineSpeed, Speed
 
 
-def steps(record: Record, speed: EngineSpeed) -> list[tuple[float, float]]:
+def steps(record: Record, speed: Speed) -> list[tuple[float, float]]:
     """(time, work done at that time) of one request."""
     if record.first_s is None:
         return []
@@ -25,7 +25,7 @@ def steps(record: Record, speed: EngineSpeed) -> list[tuple[float, float]]:
     return done
 
 
-def work_between(records: Iterable[Record], speed: EngineSpeed, begin_s: float, end_s: float) -> float:
+def work_between(records: Iterable[Record], speed: Speed, begin_s: float, end_s: float) -> float:
     """Work units done in [begin, end)."""
     return sum(units for record in records for at, units in steps(record, speed) if begin_s <= at < end_s)
 

@@ -10,6 +10,7 @@ import uvloop
 from loadtest.quantiles import quantile_ms
 from loadtest.scenarios.arrivals import Arrival
 from loadtest.scenarios.client import Load
+from loadtest.scenarios.here import Here
 from loadtest.scenarios.record import Record
 from loadtest.scenarios.stack import ScenarioStack
 
@@ -21,7 +22,7 @@ _numbers = itertools.count(1)
 
 
 def play(
-    stack: ScenarioStack,
+    stack: ScenarioStack | Here,
     arrivals: Sequence[Arrival],
     *,
     patience_s: float = PATIENCE_S,

@@ -5,6 +5,18 @@ output costs `decode_ms / slots` of the engine's time, and one of input `1 / pre
 """
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Speed(Protocol):
+    """What work costs, and how much of it is done in a second."""
+
+    @property
+    def capacity_units_s(self) -> float:
+        """Work units a second."""
+
+    def units(self, input_tokens: float, output_tokens: float) -> float:
+        """What a request costs."""
 
 
 @dataclass(frozen=True, slots=True)

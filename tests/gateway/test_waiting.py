@@ -3,6 +3,7 @@
 The allocator's numbers are written by hand; engines hold streams open until the test lets them go.
 """
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -227,5 +228,69 @@ def test_prompts_of_a_crowd_are_started_one_after_the_other_and_an_owner_does_no
     assert answer.headers["x-taas-class"] == "reserved"
     assert waiting(catalogue) >= 1
     assert [found.result().status for found in crowd] == [200] * 6
+    conserved()
+    assert_nothing_left(catalogue)
+
+
+def test_fault_43_a_caller_that_keeps_leaving_before_its_first_token_is_refused(
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    gateway = start_gateway(TAAS_CANCELS_PER_MINUTE="3")
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    engine.faults("hang", count=3)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "stream": True}
+
+    def leave() -> None:
+        with gateway.client(key, timeout_s=0.5) as client, pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json=body)
+
+    for left in [pool.submit(leave) for _ in range(3)]:
+        left.result()
+    catalogue.await_events(3)
+    refused = ask(gateway, key, "chat")
+    assert (refused.status, refused.error_code()) == (429, "rate_limit_exceeded")
+    assert "left before their first token" in refused.text
+    assert 0 < int(refused.headers["retry-after-ms"]) <= 20_000
+    assert ask(gateway, catalogue.key(catalogue.tenant("ten_b")), "chat").status == 200
+    assert {event.billed.output for event in catalogue.events() if event.ending is Ending.CLIENT_DISCONNECT} == {0}
+    conserved()
+
+
+def test_fault_44_a_storm_of_retries_keeps_the_engine_at_work_and_is_spread_out(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    room(catalogue, 4)
+    gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="0.3")
+    keys = [catalogue.key(catalogue.tenant(f"ten_{number}")) for number in range(20)]
+    ends = time.monotonic() + 3.0
+
+    def insist(key: str) -> list[int]:
+        told = []
+        while time.monotonic() < ends:
+            answer = ask(gateway, key, "chat", True, max_tokens=30)
+            if answer.status == 429:
+                told.append(int(answer.headers["retry-after-ms"]))
+        return told
+
+    storm = [pool.submit(insist, key) for key in keys * 2]
+    wait_until(lambda: slow.counters()["running"] == 4, "full engine")
+    seen = []
+    while time.monotonic() < ends - 0.5:
+        seen.append(slow.counters()["running"])
+    told = [after_ms for caller in storm for after_ms in caller.result()]
+    assert max(seen) <= 4
+    assert sum(seen) / len(seen) > 3
+    assert min(told) >= 1_000
+    assert len(set(told)) > len(told) / 4
     conserved()
     assert_nothing_left(catalogue)
