@@ -48,7 +48,8 @@ class Here:
     @property
     def targets(self) -> Targets:
         """Where callers send their requests."""
-        return Targets([self.base_url], dict(self.keys), self.model)
+        # Schedules name two gateways; here both are the one that runs.
+        return Targets([self.base_url, self.base_url], dict(self.keys), self.model)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """The admin API. Raises DidNotStart with what it said."""
