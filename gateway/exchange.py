@@ -16,7 +16,7 @@ from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
-from gateway.continuation import Splice, can_go_on, going_on, text_of
+from gateway.continuation import Splice, going_on, text_of
 from gateway.meter import Meter
 from gateway.meter_for import meter_for
 from gateway.protocol import used_tier
@@ -163,7 +163,6 @@ class Exchange:
             )
         if self.parsed.route not in UNMETERED_ROUTES:
             self.meter.tier = used_tier(self.head.class_)
-        self.can_go_on = self.head.class_ is CapacityClass.FLEX and can_go_on(self.parsed)
         self.decision = {
             "asked": asked.value,
             "why": grant.why,

@@ -167,8 +167,10 @@ class Reserver:
         model, caller = exchange.head.model, exchange.caller
         if not self._will:
             self._will = _empty_will(exchange.head)
+        asked = _ASKED[exchange.parsed.asked]
+        exchange.can_go_on = asked is Asked.FLEX and can_go_on(exchange.parsed)
         return _Ask(
-            _ASKED[exchange.parsed.asked],
+            asked,
             cost_mu,
             0 if exchange.parsed.route in UNMETERED_ROUTES else exchange.parsed.samples,
             caller.tenant.limits.for_model(model),
@@ -189,7 +191,7 @@ class Reserver:
             self._policy.requests_per_tenant if self._line.listening else 0,
             self._policy.cancels_per_minute,
             exchange.previous is not None,
-            ask.asked is Asked.FLEX and can_go_on(exchange.parsed),
+            exchange.can_go_on,
             exchange.parsed.input_tokens_estimate * exchange.model.weights.w_in_mu if ask.sequences else 0,
         )
         call = reserve_call(

@@ -46,14 +46,5 @@ def route(
 
     `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an instance's last failure.
     """
-    best: InstanceEntry | None = None
-    best_rank: tuple[bool, float] = (True, float("inf"))
-    for entry in instances:
-        if entry.status is not InstanceStatus.READY or entry.instance in excluded:
-            continue
-        if len(instances) == 1:
-            return entry
-        rank = _rank(entry, open_here, failed_at, now)
-        if rank < best_rank:
-            best, best_rank = entry, rank
-    return best
+    left = [entry for entry in instances if entry.instance not in excluded]
+    return next(iter(candidates(left, open_here, failed_at, now)), None)

@@ -1,12 +1,27 @@
 """What every test of a running gateway asks at its end (docs: invariants I1-I3)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from billing import redis_keys
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, wait_until
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for callers that ask at the same time."""
+    with ThreadPoolExecutor(64) as threads:
+        yield threads
+
+
+@pytest.fixture
+def slow(engine: SimEngine) -> SimEngine:
+    """The engine, with streams that last: 10 ms a token at least."""
+    engine.faults("slow_drip", 10, count=None)
+    return engine
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Lent work gives way: a flex stream is stopped, waits, and goes on from its text; its caller sees one stream, its tenant one price."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,18 +17,6 @@ from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import Outcome, ask
 
 TOKENS = 120
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(8) as threads:
-        yield threads
-
-
-@pytest.fixture
-def slow(engine: SimEngine) -> SimEngine:
-    engine.faults("slow_drip", 10, count=None)
-    return engine
 
 
 def plan(catalogue: Catalogue, most: int, give_way: int) -> None:

@@ -6,7 +6,6 @@ The allocator's numbers are written by hand; engines hold streams open until the
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
@@ -18,12 +17,6 @@ from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGatewa
 from tests.gateway.asking import Outcome, ask
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture
-def pool() -> Any:
-    with ThreadPoolExecutor(64) as threads:
-        yield threads
 
 
 def room(catalogue: Catalogue, most: int, flex: int | None = None) -> None:
@@ -69,12 +62,6 @@ def hold(
     found = [pool.submit(ask, gateway, key, "chat", True, max_tokens=200) for _ in range(count)]
     wait_until(lambda: engine.counters()["running"] == running + count, "held streams")
     return found
-
-
-@pytest.fixture
-def slow(engine: SimEngine) -> SimEngine:
-    engine.faults("slow_drip", 10, count=None)
-    return engine
 
 
 def test_what_finds_no_room_waits_for_it_over_two_gateways(
