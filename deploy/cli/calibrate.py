@@ -20,6 +20,9 @@ _HISTORY: Final[Columns] = {
     "WEIGHTS (IN/CACHED/OUT)": lambda row: _weights_word(row["weights"]), "ERROR": lambda row: _percent(row["error"]),
     "HARDWARE": "hardware", "ENGINE": "engine_version", "CREATED (UTC)": "created",
 }  # fmt: skip
+# What an instance says of its load is a second old: one that has just become idle is waited for.
+_IDLE_WAIT_S: Final = 5.0
+_IDLE_POLL_S: Final = 0.2
 
 
 @click.command()
@@ -84,20 +87,29 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
 
 
 def _choose(pool: str, instance_id: str | None) -> dict[str, Any]:
-    """An instance of the pool that works and has nothing to do. Raises ClickException."""
+    """An instance of the pool that works and has nothing to do, waiting a little for one. Raises ClickException."""
+    ends_at = time.monotonic() + _IDLE_WAIT_S
+    while True:
+        members = _members(pool, instance_id)
+        up = [row for row in members if row["status"] in {"ready", "draining"}]
+        idle = [row for row in up if row["load"]["running"] == row["load"]["waiting"] == 0]
+        if idle:
+            chosen: dict[str, Any] = idle[0]
+            return chosen
+        if not up or time.monotonic() > ends_at:
+            why = ", ".join(f"{row['instance']} {_business(row)}" for row in members)
+            raise click.ClickException(f"no instance is idle ({why}): drain one, or come back later.")
+        time.sleep(_IDLE_POLL_S)
+
+
+def _members(pool: str, instance_id: str | None) -> list[dict[str, Any]]:
     members = [row for row in call("GET", "instances")["data"] if row["pool"] == pool]
     if instance_id is not None:
         members = [row for row in members if row["instance"] == instance_id]
     if not members:
         what = f"no instance {instance_id} in pool {pool}" if instance_id else f"no instance in pool {pool}"
         raise click.ClickException(f"there is {what}; `taas instance list` shows those that are.")
-    up = [row for row in members if row["status"] in {"ready", "draining"}]
-    idle = [row for row in up if row["load"]["running"] == row["load"]["waiting"] == 0]
-    if not idle:
-        why = ", ".join(f"{row['instance']} {_business(row)}" for row in members)
-        raise click.ClickException(f"no instance is idle ({why}): drain one, or come back later.")
-    chosen: dict[str, Any] = idle[0]
-    return chosen
+    return members
 
 
 def _business(row: dict[str, Any]) -> str:

@@ -97,6 +97,28 @@ def test_an_instance_whose_load_says_that_it_works_is_left_alone(
     assert generations(engine) == 0
 
 
+def test_an_instance_that_has_just_become_idle_is_waited_for(
+    taas: Taas, engine: SimEngine, valkey: redis.Redis
+) -> None:
+    entry = json.loads(str(valkey.hget(redis_keys.INSTANCES, "sim-1")))
+    busy = json.dumps(entry | {"load": {"running": 1, "waiting": 0, "kv_usage": 0.1}})
+    valkey.hset(redis_keys.INSTANCES, "sim-1", busy)
+
+    def looked_at() -> int:
+        untyped: Any = valkey
+        return int(untyped.info("commandstats").get("cmdstat_hgetall", {}).get("calls", 0))
+
+    before, said = looked_at(), []
+    asking = threading.Thread(
+        target=lambda: said.append(run("calibrate", "sim", *QUICK, "--engine-key", "wrong", exit_code=1).output)
+    )
+    asking.start()
+    wait_until(lambda: looked_at() > before, "a look at the instances")
+    valkey.hset(redis_keys.INSTANCES, "sim-1", json.dumps(entry))
+    asking.join()
+    assert "refuses the key" in said[0]
+
+
 def test_a_failed_measurement_stores_nothing_but_what_it_cost(taas: Taas, told: Told, engine: SimEngine) -> None:
     said = run("calibrate", "sim", *QUICK, "--tpot-ms", "1", exit_code=1).stderr
     assert "--tpot-ms" in said
