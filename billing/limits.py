@@ -3,7 +3,7 @@
 A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). What is not limited is null.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -79,6 +79,30 @@ def list_all(connection: Connection, subject: Subject | None = None) -> list[Lim
     elif subject is not None:
         query = query.where(table.c.tenant_id == subject.tenant_id)
     return [_limit(row) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What holds for tenants (None) and for their keys, by model."""
+
+    entries: Mapping[tuple[str, str | None, str], Limit]
+
+    def for_model(self, tenant_id: str, key_id: str | None, model: str) -> tuple[int | None, int | None, int | None]:
+        """Requests a minute, units a minute, concurrency."""
+        own, rest = (self.entries.get((tenant_id, key_id, name)) for name in (model, ANY_MODEL))
+
+        def field(name: str) -> int | None:
+            found = getattr(own, name, None)
+            limit: int | None = getattr(rest, name, None) if found is None else found
+            return limit
+
+        return field(FIELDS[0]), field(FIELDS[1]), field(FIELDS[2])
+
+
+def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
+    """The limits of these tenants and of their keys."""
+    rows = connection.execute(select(table).where(table.c.tenant_id.in_(tenant_ids)))
+    return Table({(row.tenant_id, row.key_id, row.model): _limit(row) for row in rows})
 
 
 def remove(connection: Connection, subject: Subject, model: str) -> Limit:

@@ -53,6 +53,10 @@ class CapacityMetrics:
         self.allocated = Gauge(
             "taas_allocator_working", "1 where this process has allocated the cell in its last round", ["cell"], registry=registry
         )  # fmt: skip
+        self.rebuilt = Counter(
+            "taas_cell_rebuilt", "Times that its levels were held against the ledger, because Redis may have lost some", ["cell"],
+            registry=registry,
+        )  # fmt: skip
         self._pools: dict[str, str] = {}
         self._cells: set[str] = set()
         self._contracts: dict[str, set[tuple[str, ...]]] = {}

@@ -97,6 +97,11 @@ def waiting_requests(cell: str, class_letter: str, tenant_id: str) -> str:
     return f"{_cell(cell)}:wl:{class_letter}:{tenant_id}"
 
 
+def intact(cell: str) -> str:
+    """There while the cell's levels are: the run of the server in which they were last held against the ledger."""
+    return f"{_cell(cell)}:intact"
+
+
 def allocator_lock(cell: str) -> str:
     """Held by the process that allocates this cell; its value says which."""
     return f"taas:allocator:{cell}"

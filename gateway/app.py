@@ -72,6 +72,7 @@ class Stages:
         self._pacer = Pacer(self._redis)
         self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
         self._housekeeping = Housekeeping(self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics)
+        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
         self._checkpointer = Checkpointer(
             self._redis,
             self.open_exchanges,
@@ -79,8 +80,8 @@ class Stages:
             settings.lease_ms,
             settings.checkpoint_ms / 1000,
             self._others_ready,
+            reserver.restore,
         )
-        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,

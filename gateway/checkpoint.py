@@ -7,10 +7,11 @@ if this process dies. It decides no quota: a bucket that runs dry in mid-stream 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from billing.cell.replies import Missing, parse_checkpoint
 from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending
@@ -45,6 +46,7 @@ class Checkpointer:
         lease_ms: int,
         interval_s: float,
         others_ready: Callable[[Exchange], bool],
+        restore: Callable[[Exchange, int], Awaitable[bool]],
     ) -> None:
         self._redis = redis
         self._open = open_exchanges
@@ -52,6 +54,7 @@ class Checkpointer:
         self._lease_ms = lease_ms
         self._interval_s = interval_s
         self._others_ready = others_ready
+        self._restore = restore
 
     async def run(self) -> None:
         """Until cancelled. A failing Redis costs checkpoints, not requests: leases outlast a short outage."""
@@ -68,17 +71,32 @@ class Checkpointer:
     async def write(self, now: float) -> int:
         """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises RedisUnavailable."""
         calls: list[Command] = []
+        written: list[Exchange] = []
         for exchange in list(self._open.values()):
             output = exchange.meter.output_tokens()
             renew = now - exchange.checkpointed_at > self._lease_ms / 1000 * RENEW_SHARE
             if output == exchange.checkpointed_output and not renew and not exchange.moved:
                 continue
+            written.append(exchange)
             calls.append(self._call(exchange))
             exchange.checkpointed_at, exchange.checkpointed_output = now, output
             exchange.moved = False
         for start in range(0, len(calls), BATCH_MAX):
-            await self._redis.execute_many(calls[start : start + BATCH_MAX])
+            replies = await self._redis.execute_many(calls[start : start + BATCH_MAX])
+            for exchange, reply in zip(written[start : start + BATCH_MAX], replies, strict=True):
+                if isinstance(parse_checkpoint(reply), Missing):
+                    await self._restore_lost(exchange)
         return len(calls)
+
+    async def _restore_lost(self, exchange: Exchange) -> None:
+        """Redis has lost its reservation, with its place and its count. What was admitted without one has none to restore; what gave its
+        place up has none to hold.
+        """
+        if exchange.decision is None or exchange.settled or exchange.following is not None:
+            return
+        if not await self._restore(exchange, self._cost_mu(exchange)):
+            # Not yet: the next round asks again.
+            exchange.checkpointed_output = -1
 
     async def pause(self, exchange: Exchange) -> None:
         """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""
@@ -87,18 +105,20 @@ class Checkpointer:
 
     def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
         will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
-        used = exchange.meter.produced()
-        cost_mu = exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
         return checkpoint_call(
             exchange.keys,
             lease_ms=self._lease_ms,
-            cost_mu=cost_mu,
+            cost_mu=self._cost_mu(exchange),
             produced=will.produced,
             delivered_output=exchange.delivered_output,
             will=will.will_json(),
             head=exchange.head.to_json() if exchange.moved else b"",
             moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.moved else moved_to,
         )
+
+    def _cost_mu(self, exchange: Exchange) -> int:
+        used = exchange.meter.produced()
+        return exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
 
     def _check_deadlines(self, exchange: Exchange, now: float) -> None:
         if exchange.stop_ending is not None or not exchange.try_started_at:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import randbelow
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from billing.cell.replies import (
     LimitScope,
     NoContract,
     NoRight,
+    Rebuilding,
     Refused,
     Replayed,
     Reserved,
@@ -57,7 +58,10 @@ from serving.registry import InstanceEntry
 FIRST_OUTPUT_TOKENS: Final = 64
 # A third of what the script grants to those who wait.
 WAIT_RENEW_S: Final = 10.0
+# Levels are counted anew within a second or two of their loss.
+REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
+_COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
 _ASKED: Final = {
     ServiceTier.AUTO: Asked.AUTO,
@@ -152,7 +156,7 @@ class Reserver:
         ask = self._ask(exchange, cost_mu)
         try:
             reply = await self._try(exchange, ask, candidates)
-            if isinstance(reply, Waiting | Later):
+            if isinstance(reply, _COMES_BACK):
                 reply, candidates = await self._wait(exchange, ask, look_again, reply)
         except RedisUnavailable as exc:
             if self._outage.take(exchange.caller.tenant, cost_mu):
@@ -178,7 +182,14 @@ class Reserver:
             exchange.head.admission_json(),
         )
 
-    async def _try(self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry]) -> ReserveReply:
+    async def restore(self, exchange: Exchange, cost_mu: int) -> bool:
+        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. False: not yet. Raises RedisUnavailable."""
+        ask = replace(self._ask(exchange, cost_mu), asked=Asked(exchange.head.class_.value))
+        return not isinstance(await self._try(exchange, ask, [exchange.instance], restored=True), Rebuilding)
+
+    async def _try(
+        self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
+    ) -> ReserveReply:
         tenant = exchange.caller.tenant
         claim = Claim(
             tenant.tenant,
@@ -193,6 +204,7 @@ class Reserver:
             exchange.previous is not None,
             exchange.can_go_on,
             exchange.parsed.input_tokens_estimate * exchange.model.weights.w_in_mu if ask.sequences else 0,
+            restored,
         )
         call = reserve_call(
             exchange.keys,
@@ -214,7 +226,7 @@ class Reserver:
         exchange: Exchange,
         ask: "_Ask",
         look_again: Callable[[], list[InstanceEntry]],
-        reply: Waiting | Later,
+        reply: Waiting | Later | Rebuilding,
     ) -> tuple[ReserveReply, list[InstanceEntry]]:
         """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time to come back."""
         wait_s = self._policy.flex_s if ask.asked is Asked.FLEX else self._policy.on_demand_s
@@ -228,13 +240,12 @@ class Reserver:
             raise
         found: ReserveReply = reply
         try:
-            while isinstance(found, Waiting | Later) and exchange.stop_ending is None:
+            while isinstance(found, _COMES_BACK) and exchange.stop_ending is None:
                 left_s = ends_at - time.monotonic()
                 if left_s <= 0:
                     raise await self._out_of_time(exchange, found, wait_s)
-                nap_s = found.after_ms / 1000 if isinstance(found, Later) else WAIT_RENEW_S
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(nap_s, left_s)):
+                    async with asyncio.timeout(min(_nap_s(found), left_s)):
                         await turn.wait()
                 # Before it asks: a wake that comes while it does is for the next answer.
                 turn.clear()
@@ -252,7 +263,11 @@ class Reserver:
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
         return found, candidates
 
-    async def _out_of_time(self, exchange: Exchange, found: Waiting | Later, wait_s: float) -> QuotaExceeded:
+    async def _out_of_time(
+        self, exchange: Exchange, found: Waiting | Later | Rebuilding, wait_s: float
+    ) -> GatewayError:
+        if isinstance(found, Rebuilding):
+            return DependencyUnavailable(RETRY_MS_MIN)
         if isinstance(found, Later):
             return QuotaExceeded("contract", "The contract's capacity is in use.", found.after_ms)
         left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
@@ -267,6 +282,12 @@ class Reserver:
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
             raise CallerLeft
         raise RequestStopped(exchange.stop_ending.value)
+
+
+def _nap_s(found: Waiting | Later | Rebuilding) -> float:
+    if isinstance(found, Later):
+        return found.after_ms / 1000
+    return WAIT_RENEW_S if isinstance(found, Waiting) else REBUILT_POLL_S
 
 
 def _look_away(outcome: "asyncio.Future[Any]") -> None:

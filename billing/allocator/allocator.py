@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import redis
 from sqlalchemy import Engine
 
+from billing.allocator import rebuild
 from billing.allocator.leadership import Leadership
 from billing.allocator.round import RatesInForce, Round, allocate
 from billing.allocator.supply import Calibration, Cell, read_calibrations, read_cells
@@ -44,12 +45,13 @@ class Allocator:
             cells = read_cells(connection)
             calibrations = read_calibrations(connection)
         registered = read_registered(self._client)
+        run = rebuild.run_of(self._client)
         rounds, failures, led = [], [], set()
         for cell in cells:
             try:
                 if self._leadership.hold(cell.cell):
                     led.add(cell.cell)
-                    rounds.append(self._allocate(cell, calibrations, registered, now_ms))
+                    rounds.append(self._allocate(cell, calibrations, registered, now_ms, run))
             except Exception as exc:
                 failures.append(exc)
                 self._failed(cell.cell, exc)
@@ -69,16 +71,28 @@ class Allocator:
         calibrations: dict[str, Calibration],
         registered: Sequence[Registered],
         now_ms: int | None,
+        run: str,
     ) -> Round:
         moment_ms = self._clock_ms() if now_ms is None else now_ms
         done = allocate(
             self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms, self._rates_in_force
         )
+        if not rebuild.is_intact(self._client, cell.cell, run):
+            self._rebuild(cell, moment_ms, run)
         if cell.cell in self._failing:
             self._failing.discard(cell.cell)
             _log.warning("cell %s is allocated again", cell.cell)
         self._metrics.round(done)
         return done
+
+    def _rebuild(self, cell: Cell, moment_ms: int, run: str) -> None:
+        with self._engine.connect() as connection:
+            rates = self._rates_in_force(connection, cell.pool, moment_ms)
+            levels = rebuild.rebuild(connection, self._client, cell, rates, moment_ms, run)
+        self._metrics.rebuilt.labels(cell.cell).inc()
+        _log.warning(
+            "cell %s: Redis was started, emptied or exchanged; %d levels held against the ledger", cell.cell, levels
+        )
 
     def _clock_ms(self) -> int:
         now_s, now_us = self._client.time()

@@ -92,6 +92,13 @@ class NoRight:
 
 
 @dataclass(frozen=True, slots=True)
+class Rebuilding:
+    """Redis has lost the cell's levels, and they are not counted anew yet: come back in a moment."""
+
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many tenants wait, ms between grants."""
 
@@ -175,7 +182,9 @@ class Missing:
     now_ms: int
 
 
-ReserveReply: TypeAlias = Reserved | Replayed | Refused | Waiting | Later | NoContract | NoRight | AlreadySettled
+ReserveReply: TypeAlias = (
+    Reserved | Replayed | Refused | Waiting | Later | NoContract | NoRight | Rebuilding | AlreadySettled
+)
 CheckpointReply: TypeAlias = Renewed | Stale | AlreadySettled | Missing
 SettleReply: TypeAlias = Settled | AlreadySettled
 ReapReply: TypeAlias = Settled | AlreadySettled | StillLeased | Missing | Dropped
@@ -249,7 +258,8 @@ _CHECKPOINT: Final[dict[str, type[Renewed | Stale | AlreadySettled | Missing]]] 
     "already_settled": AlreadySettled,
     "missing": Missing,
 }
-_RESERVE: Final[dict[str, type[NoContract | NoRight | AlreadySettled]]] = {
+_RESERVE: Final[dict[str, type[NoContract | NoRight | Rebuilding | AlreadySettled]]] = {
+    "rebuilding": Rebuilding,
     "no_contract": NoContract,
     "no_right": NoRight,
     "already_settled": AlreadySettled,

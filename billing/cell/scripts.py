@@ -27,6 +27,7 @@ _PARTS: Final = {
     "reserve": ("check_limits", "choose_class", "find_place", "stand_in_line"),
     "settle": ("check_state", "charge_buckets"),
     "grant": (),
+    "rebuild": (),
 }
 
 
@@ -71,7 +72,8 @@ class Claim:
 
     `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this tenant that may wait
     in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
-    `resumed`: it goes on with a request that was admitted, and no limit refuses it. `goes_on`: as flex it could be stopped and go on elsewhere.
+    `resumed`: it goes on with a request that was admitted, and no limit refuses it. `restored`: it is one that was admitted and runs on its only
+    candidate, and Redis has lost its reservation. `goes_on`: as flex it could be stopped and go on elsewhere.
     `prompt_mu`: what reading its prompt costs.
     """
 
@@ -87,6 +89,7 @@ class Claim:
     resumed: bool = False
     goes_on: bool = False
     prompt_mu: int = 0
+    restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,13 @@ def script(name: str) -> Script:
 
 
 def scripts() -> tuple[Script, ...]:
-    """Every script, for a client that loads them when it connects."""
+    """Those that a gateway calls, for it to load when it connects."""
     return script("reserve"), script("settle"), script("grant")
 
 
 def text_of(sha: str) -> str:
     """The text behind a SHA; KeyError for one that is not ours."""
-    return {each.sha: each.text for each in scripts()}[sha]
+    return {each.sha: each.text for each in (*scripts(), script("rebuild"))}[sha]
 
 
 def reserve_call(
@@ -154,7 +157,7 @@ def reserve_call(
         tenant.requests, tenant.units_mu, tenant.concurrency,
         key.requests, key.units_mu, key.concurrency,
         head, will, claim.tenant, claim.asked.value, int(claim.on_demand), claim.weight, claim.sequences, claim.gateway,
-        claim.wait_max, claim.cancels_per_minute, int(claim.resumed), int(claim.goes_on), claim.prompt_mu,
+        claim.wait_max, claim.cancels_per_minute, 2 if claim.restored else int(claim.resumed), int(claim.goes_on), claim.prompt_mu,
         *(word for candidate in claim.candidates for word in candidate),
     )  # fmt: skip
 
@@ -177,6 +180,44 @@ def grant_call(cell: str, *, room_only: bool = False) -> Command:
         open_requests,
         ("room" if room_only else "all"),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class BucketLevel:
+    """What a bucket must hold at least: requests, work in mu; and the limits by which it drains."""
+
+    key: str
+    requests: float
+    units_mu: float
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ContractLevel:
+    """What a contract's bucket must hold at least, and what of it spilled, in mu."""
+
+    key: str
+    used_mu: float
+    spilled_mu: float
+
+
+def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLevel]) -> Command:
+    """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is whole in this run of the server."""
+    open_requests = redis_keys.open_requests(cell)
+    words: list[str | int] = []
+    for each in levels:
+        if isinstance(each, BucketLevel):
+            words += (
+                "b",
+                each.key,
+                repr(each.requests),
+                repr(each.units_mu),
+                each.limits.requests,
+                each.limits.units_mu,
+            )
+        else:
+            words += ("q", each.key, repr(each.used_mu), repr(each.spilled_mu), 0, 0)
+    return "EVALSHA", script("rebuild").sha, 4, *((open_requests,) * 4), run, *words
 
 
 def checkpoint_call(

@@ -5,7 +5,7 @@ local reservation = KEYS[1]
 local request_id, lease_ms, cost_mu, head, will = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[10], ARGV[11]
 local tenant_id, asked, may_on_demand, weight = ARGV[12], ARGV[13], ARGV[14] == '1', tonumber(ARGV[15])
 local sequences, gateway, wait_max, cancels_max = tonumber(ARGV[16]), ARGV[17], tonumber(ARGV[18]), tonumber(ARGV[19])
-local resumed, goes_on = ARGV[20] == '1', ARGV[21] == '1'
+local resumed, restored, goes_on = ARGV[20] ~= '0', ARGV[20] == '2', ARGV[21] == '1'
 local prompt_mu = tonumber(ARGV[22])
 local CANDIDATES = 23
 local CONCURRENCY_RETRY_MS = 1000
@@ -26,6 +26,8 @@ local function reply(status, ...)
 end
 if state == 'settled' then return reply('already_settled') end
 if state == 'open' then return reply('replayed', NAMES[held[2]], held[6] or '', held[3], held[7] or '', held[4], 0, 0, 0) end
+-- Levels were lost, and nobody has counted them anew: whoever came now would have all of its limits once more.
+if redis.call('EXISTS', prefix .. 'intact') == 0 then return reply('rebuilding') end
 local refused_scope, refused_limit, retry_after_ms
 local function check(scope, limit, level, cost, max)
   if resumed or max < 0 or level + cost <= max * (1 + 1e-9) then return end

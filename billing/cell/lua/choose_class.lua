@@ -7,7 +7,9 @@ local q = read_contract(contract_key)
 if q and now_ms >= q.ends then q = nil end
 local level = q and contract_level(q) or 0
 local class, why = held[2], held[4]
-if not state then
+if restored and not state then
+  class, why = ({reserved = 'r', on_demand = 'o', flex = 'f'})[asked], 'restored'
+elseif not state then
   if q and (asked == 'auto' or asked == 'reserved') then
     local until_ms = q.rate > 0 and math.ceil((level - q.burst) / q.rate * 1000) + 1 or -1
     if level < q.burst then

@@ -22,8 +22,8 @@ local function unbounded()
   end
   return #ARGV >= CANDIDATES
 end
--- What makes no tokens needs no room.
-if class == 'r' or sequences == 0 then
+-- What makes no tokens needs no room, and what runs there already has its own.
+if class == 'r' or sequences == 0 or restored and not state then
   candidate(function() return true end)
 elseif state == 'granted' then
   candidate(function(name) return name == held[3] end)

@@ -6,14 +6,16 @@
 -- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
 --   the key's limits (the same three), head (JSON, without class, contract, instance and epoch), will (JSON), tenant,
 --   asked (auto | reserved | on_demand | flex), on_demand (1 = may), weight, sequences, gateway, how many of this tenant may wait (0 = not),
---   cancelled requests a minute (-1 = no limit), 1 where it goes on with an admitted one, 1 where it could go on elsewhere,
+--   cancelled requests a minute (-1 = no limit), 1 where it goes on with an admitted one (2: it is that one, and its reservation was lost), 1 where it could go on elsewhere,
 --   mu of its prompt, then instance, epoch of each candidate, best first
 -- Returns: {status, now_ms, tenant's levels, key's levels, …}, a level being requests * 1000, mu, open requests; then
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, limit, retry_after_ms (-1 = never); later: ms until its contract has drained;
---   waiting: ms after which room should be granted again (0 = no need); already_settled | no_contract | no_right
+--   waiting: ms after which room should be granted again (0 = no need); already_settled | no_contract | no_right | rebuilding
+-- What it used before its reservation was lost has drained for the most part: only what comes is charged.
+local new_mu, new_requests = restored and 0 or cost_mu, restored and 0 or 1
 for _, b in ipairs({tenant, key}) do
-  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + 1, b.max_u < 0 and 0 or b.u + cost_mu, b.c + 1
+  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + new_requests, b.max_u < 0 and 0 or b.u + new_mu, b.c + 1
   redis.call('HSET', b.key, 'r', b.r, 'u', b.u, 't', now_us, 'c', b.c, 'lr', b.max_r, 'lu', b.max_u)
   redis.call('PEXPIRE', b.key, OPEN_TTL_MS)
 end
@@ -29,9 +31,9 @@ if state ~= 'granted' then
     redis.call('HSET', flight_key, 'vl', math.max(vl, tenant.v))
   end
   fly(class, instance, sequences)
-  start_reading(instance, prompt_mu)
+  if not restored then start_reading(instance, prompt_mu) end
 end
-charge(class, charged_to, spilled, tenant.key, tenant_id, cost_mu - granted_mu, charged_by)
+charge(class, charged_to, spilled, tenant.key, tenant_id, new_mu - granted_mu, charged_by)
 if class == 'f' then
   redis.call('ZADD', lent_at(instance), (goes_on and 0 or 1e15) - now_ms, request_id)
   redis.call('PEXPIRE', lent_at(instance), OPEN_TTL_MS)

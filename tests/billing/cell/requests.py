@@ -18,6 +18,12 @@ LEASE_MS = 10_000
 WEIGHTS = Weights(version=1, w_in_mu=1000, w_cached_mu=100, w_out_mu=4000)
 
 
+def empty(client: redis.Redis) -> None:
+    """The cell as it is before anybody has asked it for anything."""
+    client.flushdb()
+    client.set(redis_keys.intact(CELL), "a test")
+
+
 @dataclass(frozen=True, slots=True)
 class CellRequest:
     """A request of a tenant and key for a model; every step runs against real Redis."""

@@ -9,7 +9,7 @@ from billing.cell.replies import AlreadySettled, Replayed, Reserved, Settled, pa
 from billing.cell.scripts import Limits, scripts
 from billing.tokens import Tokens
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
-from tests.billing.cell.requests import CellRequest, usage_events
+from tests.billing.cell.requests import CellRequest, empty, usage_events
 from tests.fixtures.valkey import ValkeyProcess
 
 LIMITS = Limits(requests=1_000, units_mu=10**9, concurrency=1_000)
@@ -21,6 +21,7 @@ def request(client: redis.Redis, request_id: str) -> CellRequest:
 
 def test_nothing_acknowledged_is_lost_in_a_kill(own_valkey: ValkeyProcess) -> None:
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
+        empty(client)
         for n in range(20):
             request(client, f"r{n}").reserve(5_000)
         request(client, "r1").checkpoint(Tokens(5, 0, 3), 17_000)
@@ -44,6 +45,7 @@ def test_nothing_acknowledged_is_lost_in_a_kill(own_valkey: ValkeyProcess) -> No
 async def test_fault_36_calls_of_unknown_outcome_are_repeated_without_harm(own_valkey: ValkeyProcess) -> None:
     pipe = RedisPipe(own_valkey.url)
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
+        empty(client)
         requests = [request(client, f"r{n}") for n in range(200)]
         assert isinstance(parse_reserve(await pipe.execute(*requests[0].reserve_command(5_000))), Reserved)
         calls = [pipe.submit(*each.reserve_command(5_000)) for each in requests]

@@ -152,8 +152,9 @@ def test_models_and_tenants_do_not_share_a_bucket(valkey: redis.Redis) -> None:
 def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.Redis) -> None:
     request = CellRequest(valkey, "r", tenant_limits=Limits(requests=10))
     request.reserve()
-    assert len(valkey.keys("*")) == 5
-    for key in valkey.keys("*"):
+    keys = [key for key in valkey.keys("*") if not key.endswith(":intact")]
+    assert len(keys) == 5
+    for key in keys:
         assert valkey.pttl(key) > 6 * 86_400_000
     fields = valkey.hgetall(request.keys.reservation)
     assert (fields["tb"], fields["kb"]) == (request.keys.tenant_bucket, request.keys.key_bucket)

@@ -18,7 +18,7 @@ from billing.cell.replies import (
 )
 from billing.cell.scripts import Limits
 from billing.tokens import Tokens
-from tests.billing.cell.requests import WEIGHTS, CellRequest, age_bucket, usage_events
+from tests.billing.cell.requests import WEIGHTS, CellRequest, age_bucket, empty, usage_events
 
 TENANT = Limits(requests=6, units_mu=600_000, concurrency=4)
 KEY = Limits(requests=-1, units_mu=300_000, concurrency=3)
@@ -55,7 +55,7 @@ class CellMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.client.flushdb()
+        empty(self.client)
         self.tenant, self.key = Bucket(TENANT), Bucket(KEY)
         self.state: dict[str, str] = {}
         self.charged: dict[str, int] = {}
