@@ -1,7 +1,7 @@
 """One request as the scripts see it, for the tests of a cell: its keys, its event, and a call for each step of its life."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import redis
@@ -97,6 +97,14 @@ class CellRequest:
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
             claim=self.claim, head=self.head.admission_json(), will=will,
+        )  # fmt: skip
+
+    def restore_command(self, cost_mu: int) -> scripts.Command:
+        """What a gateway asks whose running request Redis has lost."""
+        will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        return scripts.reserve_call(
+            self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
+            claim=replace(self.claim, restored=True), head=self.head.admission_json(), will=will,
         )  # fmt: skip
 
     def settle_command(

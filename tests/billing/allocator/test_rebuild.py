@@ -1,0 +1,143 @@
+"""What Redis has lost of levels is counted anew from the ledger: as a bucket would stand had it been charged all along."""
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from billing import limits, redis_keys
+from billing.allocator import rebuild
+from billing.cell.replies import Rebuilding, Refused, Reserved
+from billing.cell.scripts import Asked, Limits
+from billing.consumer import Consumer
+from billing.usage_event import CapacityClass, Ending
+from tests.billing.allocator.cells import Ground
+from tests.billing.cell.requests import CELL
+from tests.billing.contracts.selling import POOL, T0
+from tests.billing.events import event
+
+SECOND = 1_000
+
+
+def used(
+    ground: Ground,
+    request_id: str,
+    started_ms: int,
+    tokens: tuple[int, int, int],
+    *,
+    lasted_ms: int = 1_500,
+    name: str = "acme",
+    **fields: object,
+) -> None:
+    """A request that has ended is in the ledger."""
+    made = event(
+        request_id, tokens, Ending.COMPLETE, started_ms=started_ms, ended_ms=started_ms + lasted_ms, tenant=ground.tenant(name), cell=CELL,
+        model=POOL, pool=POOL, **fields,
+    )  # fmt: skip
+    ground.raw.xadd(redis_keys.usage_stream(CELL), {redis_keys.USAGE_FIELD: made.to_json()})
+    ground.raw.sadd(redis_keys.CELLS, CELL)
+    consumer = Consumer(ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics)
+    assert consumer.consume_once() == 1
+
+
+def limited(ground: Ground, name: str = "acme", **given_: int | None) -> None:
+    with ground.engine.begin() as connection:
+        limits.put(connection, limits.find_subject(connection, name, None), POOL, given_)
+
+
+def lose_everything(ground: Ground) -> None:
+    ground.text.flushall()
+    ground.register("i-1")
+
+
+def test_fault_35_emptied_redis_admits_nobody_until_the_ledger_has_been_asked(ground: Ground) -> None:
+    ground.allocator().allocate_once(T0)
+    lose_everything(ground)
+    assert isinstance(ground.request("r").reserve(), Rebuilding)
+    ground.allocator("b").allocate_once(T0 + SECOND)
+    assert isinstance(ground.request("r").reserve(), Reserved)
+
+
+def test_fault_35_a_minutes_requests_that_were_used_stay_used(ground: Ground) -> None:
+    limited(ground, requests_per_minute=3, units_per_minute=None)
+    for number in range(3):
+        used(ground, f"r{number}", T0 - SECOND, (1, 0, 1))
+    lose_everything(ground)
+    ground.allocator().allocate_once(T0)
+    refused = ground.request("r", tenant_limits=Limits(requests=3)).reserve()
+    assert isinstance(refused, Refused)
+    assert refused.limit == "requests"
+    assert isinstance(ground.request("s", "bolt", tenant_limits=Limits(requests=3)).reserve(), Reserved)
+
+
+def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Ground) -> None:
+    signed = ground.sign("acme", 100)
+    # Two seconds of its rate within the last tenth of a second, and what another class used beside it.
+    used(ground, "r", T0 - 100, (0, 0, 50), lasted_ms=100, class_=CapacityClass.RESERVED, contract=signed.contract_id)
+    used(ground, "o", T0 - 100, (0, 0, 500), lasted_ms=100, class_=CapacityClass.ON_DEMAND)
+    lose_everything(ground)
+    ground.allocator().allocate_once(T0)
+    assert float(ground.contract("acme")["u"]) == pytest.approx(200_000, rel=0.1)
+    refused = ground.request("next", asked=Asked.RESERVED).reserve()
+    assert isinstance(refused, Refused)
+    assert refused.limit == "contract"
+
+
+def test_a_stream_is_counted_as_it_ran_and_not_at_its_end(ground: Ground) -> None:
+    """A minute's limit of 6,000 units drains 100 a second: a stream that made that for a minute leaves nothing but its prompt's part."""
+    limited(ground, units_per_minute=6_000)
+    used(ground, "r", T0 - 60 * SECOND, (0, 0, 1_500), lasted_ms=60 * SECOND)
+    with ground.engine.connect() as connection:
+        (found,) = rebuild.levels_of(connection, CELL, [], T0)
+    assert found.key == redis_keys.tenant_bucket(CELL, ground.tenant("acme"), POOL)
+    assert 0 < found.units_mu < 200_000  # type: ignore[union-attr]
+
+
+def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
+    limited(ground, requests_per_minute=60, units_per_minute=60_000)
+    used(ground, "r", T0 - SECOND, (10, 0, 5))
+    allocator = ground.allocator()
+    allocator.allocate_once(T0)
+    one = ground.request("next", tenant_limits=Limits(60, 60_000_000))
+    one.reserve(1_000_000)
+    before = one.tenant_level("u")
+    assert before > 1_000_000
+    ground.text.set(redis_keys.intact(CELL), "an earlier run")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        allocator.allocate_once(T0)
+        allocator.allocate_once(T0)
+    assert one.tenant_level("u") == pytest.approx(before, rel=0.05)
+    assert sum("held against the ledger" in record.message for record in caplog.records) == 1
+
+
+def test_keys_have_their_own_limits_and_another_cells_use_is_not_counted(ground: Ground) -> None:
+    with ground.engine.begin() as connection:
+        limits.put(connection, limits.Subject(ground.tenant("acme"), None), "*", {"requests_per_minute": 10})
+    used(ground, "r", T0 - SECOND, (1, 0, 1), key_id="key_x")
+    elsewhere = event("e", started_ms=T0 - SECOND, tenant=ground.tenant("acme"), cell="other", model=POOL, pool=POOL)
+    ground.raw.xadd(redis_keys.usage_stream(CELL), {redis_keys.USAGE_FIELD: elsewhere.to_json()})
+    Consumer(ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics).consume_once()
+    with ground.engine.connect() as connection:
+        (found,) = rebuild.levels_of(connection, CELL, [], T0)
+    assert found.key == redis_keys.tenant_bucket(CELL, ground.tenant("acme"), POOL)
+    assert 0.8 < found.requests <= 1  # type: ignore[union-attr]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 50_000)), max_size=30),
+    st.integers(0, 500),
+    st.integers(0, 60_000),
+)
+def test_a_level_is_that_of_a_bucket_that_drains_every_millisecond(
+    charges: Sequence[tuple[int, int]], drains: int, later: int
+) -> None:
+    now = max([at for at, _ in charges], default=0) + later
+    held, at = 0, 0
+    for moment, amount in sorted(charges):
+        held, at = max(0, held - drains * (moment - at)) + amount, moment
+    expected = max(0, held - drains * (now - at))
+    assert rebuild.level(charges, drains, now) == pytest.approx(expected)
+    assert rebuild.level(charges, -1, now) == 0

@@ -1,0 +1,116 @@
+"""A cell whose levels were lost: nobody is admitted before they are there again, what is higher stays, and what runs takes its place again."""
+
+import pytest
+import redis
+
+from billing import redis_keys
+from billing.cell import scripts
+from billing.cell.execute import execute
+from billing.cell.replies import Missing, Rebuilding, Refused, Replayed, Reserved, Settled, parse_reserve
+from billing.cell.scripts import Asked, BucketLevel, ContractLevel, Limits
+from billing.tokens import Tokens
+from tests.billing.cell.plan import contract_field, flight, queue, set_room, sign, waits
+from tests.billing.cell.requests import CELL, CellRequest
+
+LIMITS = Limits(requests=60, units_mu=60_000)
+
+
+def rebuild(client: redis.Redis, *levels: BucketLevel | ContractLevel, run: str = "run-1") -> None:
+    execute(client, scripts.rebuild_call(CELL, run, levels))
+
+
+@pytest.mark.parametrize("asked", list(Asked))
+def test_fault_35_nobody_is_admitted_before_levels_are_counted(valkey: redis.Redis, asked: Asked) -> None:
+    sign(valkey, "acme", 1_000_000)
+    valkey.delete(redis_keys.intact(CELL))
+    request = CellRequest(valkey, "r", asked=asked, wait_max=10)
+    before = valkey.keys("*")
+    assert isinstance(request.reserve(1_000), Rebuilding)
+    assert sorted(valkey.keys("*")) == sorted(before)
+    rebuild(valkey)
+    assert isinstance(request.reserve(1_000), Reserved)
+
+
+def test_fault_35_what_is_open_is_still_known(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r")
+    request.reserve(1_000)
+    valkey.delete(redis_keys.intact(CELL))
+    assert isinstance(request.reserve(1_000), Replayed)
+    assert isinstance(request.settle(500), Settled)
+
+
+def test_fault_35_a_bucket_is_raised_to_what_the_ledger_says(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r", tenant_limits=LIMITS)
+    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 60, 0, LIMITS))
+    refused = request.reserve(1_000)
+    assert isinstance(refused, Refused)
+    assert refused.limit == "requests"
+    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 0, 59_990, LIMITS))
+    assert request.tenant_level("u") == pytest.approx(59_990, abs=1_000)
+
+
+def test_what_is_higher_stays(valkey: redis.Redis) -> None:
+    request = CellRequest(valkey, "r", tenant_limits=LIMITS)
+    request.reserve(50_000)
+    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 0.5, 1_000, LIMITS))
+    assert request.tenant_level("u") == pytest.approx(50_000, abs=2_000)
+    assert request.tenant_level("r") == pytest.approx(1, abs=0.9)
+    assert request.tenant_level("c") == 1
+
+
+def test_a_contract_is_raised_and_one_without_numbers_is_not_made(valkey: redis.Redis) -> None:
+    sign(valkey, "acme", 1_000, spill_mu_s=1_000, overflow="spill")
+    mine, nobodys = (redis_keys.contract_bucket(CELL, name) for name in ("acme", "nobody"))
+    rebuild(valkey, ContractLevel(mine, 900_000, 700_000), ContractLevel(nobodys, 5_000, 0))
+    assert contract_field(valkey, "acme", "u") == 900_000
+    assert contract_field(valkey, "acme", "sp") == 700_000
+    assert not valkey.exists(nobodys)
+    assert isinstance(CellRequest(valkey, "r", asked=Asked.RESERVED).reserve(1), Refused)
+
+
+def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> None:
+    valkey.delete(redis_keys.intact(CELL))
+    rebuild(valkey, run="")
+    assert not valkey.exists(redis_keys.intact(CELL))
+    rebuild(valkey, run="run-2")
+    assert valkey.get(redis_keys.intact(CELL)) == "run-2"
+
+
+@pytest.mark.parametrize(("asked", "class_letter"), [(Asked.ON_DEMAND, "o"), (Asked.FLEX, "f"), (Asked.RESERVED, "r")])
+def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
+    valkey: redis.Redis, asked: Asked, class_letter: str
+) -> None:
+    limits = Limits(requests=1, units_mu=60_000, concurrency=1)
+    set_room(valkey, {"i-1": (1, 1)})
+    sign(valkey, "acme", 1_000)
+    request = CellRequest(valkey, "r", asked=asked, tenant_limits=limits)
+    request.reserve(5_000)
+    valkey.flushdb()
+    assert isinstance(request.checkpoint(Tokens(5, 0, 9), 9_000), Missing)
+    set_room(valkey, {"i-1": (0, 0)})
+    sign(valkey, "acme", 1_000)
+    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 1, 50_000, limits))
+    assert isinstance(parse_reserve(execute(valkey, request.restore_command(9_000))), Reserved)
+    assert flight(valkey) == {f"{class_letter}:i-1": 1}
+    assert request.tenant_level("c") == 1
+    assert request.tenant_level("u") <= 50_000
+    assert isinstance(parse_reserve(execute(valkey, request.restore_command(9_000))), Replayed)
+    settled = request.settle(12_000)
+    assert isinstance(settled, Settled)
+    assert not settled.orphan
+    assert flight(valkey) == {}
+    assert request.tenant_level("c") == 0
+    assert 50_000 < request.tenant_level("u") <= 53_000
+    if class_letter == "r":
+        assert 2_000 < contract_field(valkey, "acme", "u") <= 3_000
+
+
+def test_who_waited_stands_in_line_anew(valkey: redis.Redis) -> None:
+    set_room(valkey, {"i-1": (0, 0)})
+    request = waits(valkey, "r")
+    valkey.flushdb()
+    set_room(valkey, {"i-1": (0, 0)})
+    assert isinstance(request.reserve(1_000), Rebuilding)
+    rebuild(valkey)
+    request.reserve(1_000)
+    assert queue(valkey, "acme") == ["r"]
