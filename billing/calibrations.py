@@ -89,7 +89,7 @@ def record(connection: Connection, measured: Measured, *, registered: int) -> Ca
     pool = pools.find(connection, measured.pool)
     if pool.instances == 0 and registered > 0:
         pool = replace(pool, instances=registered)
-        pools.write(connection, pool)
+        pools.write(connection, pool, now_ms)
     after = replace(before, instances=pool.instances, capacity_mu_s=measured.capacity_mu_s)
     refuse_worse(before, after, now_ms, what="Less was measured than before, and what is signed", param="pool")
     changed = models.change(connection, model.name, ModelChange(weights=measured.weights))

@@ -1,14 +1,14 @@
-"""The row of a pool: how many machines it has and what of them is kept back. Knows nothing of what is sold; a change that could break
-a contract goes through `billing.contracts.commitments`.
+"""The row of a pool: how many machines it has and what of them is kept back, and what that was before. Knows nothing of what is sold; a change
+that could break a contract goes through `billing.contracts.commitments`.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.refusals import NotFound
-from billing.schema.capacity import HEADROOM_PERMILLE
+from billing.schema.capacity import HEADROOM_PERMILLE, pool_past
 from billing.schema.capacity import pool as table
 from billing.schema.catalogue import model
 
@@ -50,10 +50,24 @@ def lock(connection: Connection, pool: str) -> Pool:
     return find(connection, pool)
 
 
-def write(connection: Connection, pool: Pool) -> None:
-    """The row as it now is, in a transaction that holds it."""
+def write(connection: Connection, pool: Pool, now_ms: int) -> None:
+    """The row as it is from now on, in a transaction that holds it; what it was stays on record."""
+    before = find(connection, pool.pool)
+    if before == pool:
+        return
+    # Two who wait for the same row may have looked at the clock the other way round.
+    last_ms = connection.execute(
+        select(func.max(pool_past.c.until_ms)).where(pool_past.c.pool == pool.pool)
+    ).scalar_one()
+    connection.execute(insert(pool_past).values(**asdict(before), until_ms=max(now_ms, last_ms or 0)))
     connection.execute(
         update(table)
         .where(table.c.pool == pool.pool)
         .values(instances=pool.instances, headroom_permille=pool.headroom_permille, set_aside_mu_s=pool.set_aside_mu_s)
     )
+
+
+def past(connection: Connection, pool: str) -> list[tuple[int, Pool]]:
+    """What it was, each until a moment, oldest first; what `find` says has held since the last of them."""
+    rows = connection.execute(select(pool_past).where(pool_past.c.pool == pool).order_by(pool_past.c.entry))
+    return [(row.until_ms, Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s)) for row in rows]

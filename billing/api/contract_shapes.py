@@ -9,7 +9,7 @@ from pydantic import BeforeValidator
 
 from billing.contracts.position import units
 from billing.contracts.store import Entry
-from billing.contracts.terms import Contract, utc
+from billing.contracts.terms import Clause, Contract, utc
 from billing.contracts.timeline import FOREVER_MS, Span
 
 # Fewer than Decimal keeps, so that nothing is rounded on the way in.
@@ -50,8 +50,11 @@ def part(permille: int) -> str:
 
 
 def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> dict[str, Any]:
-    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it, `units` the rate at this moment."""
+    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it. `units`, overflow, cap and notice days are those of
+    this moment, `planned` what has been agreed for later.
+    """
     terms = contract.terms
+    clause = terms.clause_at(now_ms)
     return {
         "contract": contract.contract_id,
         "tenant": terms.tenant_id,
@@ -64,16 +67,31 @@ def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> d
         "until": utc(terms.ends_ms),
         "ends": utc(contract.effective_end_ms),
         "minimum_until": utc(terms.minimum_until_ms),
-        "tenant_notice_days": terms.tenant_notice_days,
-        "operator_notice_days": terms.operator_notice_days,
+        "tenant_notice_days": clause.tenant_notice_days,
+        "operator_notice_days": clause.operator_notice_days,
         "notice_by": contract.notice_by,
         "notice_given": moment(contract.notice_given_ms),
-        "overflow": terms.overflow,
-        "spill_units": None if terms.spill_mu_s is None else units(terms.spill_mu_s),
+        "overflow": clause.overflow,
+        "spill_units": _cap(clause),
+        "planned": [
+            {
+                "from": utc(each.from_ms),
+                "overflow": each.overflow,
+                "spill_units": _cap(each),
+                "tenant_notice_days": each.tenant_notice_days,
+                "operator_notice_days": each.operator_notice_days,
+            }
+            for each in terms.later
+            if now_ms < each.from_ms
+        ],
         "headroom": part(terms.headroom_permille),
         "price_reference": terms.price_reference,
         "created": utc(contract.created_ms),
     }
+
+
+def _cap(clause: Clause) -> str | None:
+    return None if clause.spill_mu_s is None else units(clause.spill_mu_s)
 
 
 def shown_entry(entry: Entry, tenant_names: Mapping[str, str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from billing.api.contract_shapes import Part, UnitsPerSecond, moment, shown, sho
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
+from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_position, require_calibration
 from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
@@ -87,16 +88,33 @@ class Notice(Body):
 
 
 class Amendment(Body):
-    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. `until`: a later end."""
+    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. So do the overflow, its cap
+    (null: none any more) and the notice days, each in place of what was agreed of it for later. `until`: a later end.
+    """
 
     units: UnitsPerSecond | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     ramp: Ramp = ()
     until: Moment | None = None
+    overflow: Overflow | None = None
+    spill_units: UnitsPerSecond | None = None
+    notice_days: int | None = None
+    tenant_notice_days: int | None = None
+    operator_notice_days: int | None = None
+
+    def change(self) -> Change:
+        """What is to hold besides the rates."""
+        return Change(
+            self.overflow,
+            self.spill_units,
+            self.spill_units is None and "spill_units" in self.model_fields_set,
+            self.notice_days if self.tenant_notice_days is None else self.tenant_notice_days,
+            self.notice_days if self.operator_notice_days is None else self.operator_notice_days,
+        )
 
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """The new rates. Raises Invalid for an instant without one."""
-        if self.units is None and self.from_ms is not None:
+        if self.units is None and self.from_ms is not None and not self.change():
             raise Invalid("From then on how many units per second?", param="units")
         return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
 
@@ -172,6 +190,13 @@ def sign(contract_id: ContractId, control: Control, response: Response) -> dict[
         return _shown(connection, [lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))])[0]
 
 
+@router.post("/{contract_id}/withdraw")
+def withdraw(contract_id: ContractId, control: Control, response: Response) -> dict[str, Any]:
+    """End a draft without signing it."""
+    with control.changing(response) as connection:
+        return _shown(connection, [lifecycle.withdraw(connection, contract_id, now_ms=store.now_ms(connection))])[0]
+
+
 @router.post("/{contract_id}/notice")
 def notice(contract_id: ContractId, body: Notice, control: Control, response: Response) -> dict[str, Any]:
     """Give notice for one side; the answer says when it ends."""
@@ -182,13 +207,19 @@ def notice(contract_id: ContractId, body: Notice, control: Control, response: Re
 
 @router.post("/{contract_id}/amend")
 def amend(contract_id: ContractId, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
-    """Increase, decrease or extend, checked as signing is; what has passed stays as it was."""
+    """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has passed stays as it was."""
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
-        steps = body.steps(now_ms)
-        return _shown(
-            connection, [lifecycle.amend(connection, contract_id, steps=steps, ends_ms=body.until, now_ms=now_ms)]
-        )[0]
+        amended = lifecycle.amend(
+            connection,
+            contract_id,
+            steps=body.steps(now_ms),
+            ends_ms=body.until,
+            change=body.change(),
+            from_ms=body.from_ms,
+            now_ms=now_ms,
+        )
+        return _shown(connection, [amended])[0]
 
 
 @router.get("/{contract_id}/history")

@@ -53,6 +53,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "POST /admin/v1/contracts/quote": Right.ADMIN,
     "GET /admin/v1/contracts/{contract_id}": Right.ADMIN,
     "POST /admin/v1/contracts/{contract_id}/sign": Right.ADMIN,
+    "POST /admin/v1/contracts/{contract_id}/withdraw": Right.ADMIN,
     "POST /admin/v1/contracts/{contract_id}/notice": Right.ADMIN,
     "POST /admin/v1/contracts/{contract_id}/amend": Right.ADMIN,
     "GET /admin/v1/contracts/{contract_id}/history": Right.ADMIN,

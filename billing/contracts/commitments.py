@@ -86,7 +86,7 @@ def change_pool(
         set_aside_mu_s=wanted.set_aside_mu_s,
     )
     refuse_worse(before, after, now_ms, what="What is signed")
-    pools.write(connection, wanted)
+    pools.write(connection, wanted, now_ms)
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""A contract's life by hand: drafted, signed, amended, given notice of. What time does is in `clock`.
+"""A contract's life by hand: drafted, withdrawn, signed, amended, given notice of. What time does is in `clock`.
 
 Signing and amending hold the pool, so that of two at once the second counts the first; whatever is refused changes nothing.
 """
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from billing import pools
 from billing.contracts import store
+from billing.contracts.clauses import Change, with_change
 from billing.contracts.commitments import lock_position, require_calibration
 from billing.contracts.position import Holding, Position, overlapping, refuse_worse
 from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now, utc
@@ -32,13 +33,21 @@ def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPE
     """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by how much it does not."""
     position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
-    if contract.state != "draft":
-        raise Conflict(f"Contract {contract_id} is signed already.", param="contract", code="not_a_draft")
+    _require_draft(contract)
     terms = start_now(contract.terms, now_ms)
     check(terms)
     signed = replace(contract, terms=terms, state="signed", effective_end_ms=terms.ends_ms)
     _refuse_unfit(position, signed, now_ms)
     return store.save(connection, signed, "signed", by=by, now_ms=now_ms)
+
+
+def withdraw(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
+    """End a draft: it will not be signed, and has never held anything. Raises Conflict for one that was signed."""
+    contract = store.lock(connection, contract_id)
+    _require_draft(contract)
+    # Not after its start, so that it has held at no instant of its term.
+    ended = replace(contract, state="ended", effective_end_ms=min(now_ms, contract.terms.starts_ms))
+    return store.save(connection, ended, "withdrawn", by=by, now_ms=now_ms)
 
 
 def give_notice(connection: Connection, contract_id: str, side: Side, *, now_ms: int) -> Contract:
@@ -58,15 +67,21 @@ def amend(
     *,
     steps: Sequence[Step] = (),
     ends_ms: int | None = None,
+    change: Change = Change(),  # noqa: B008 - it is frozen
+    from_ms: int | None = None,
     now_ms: int,
     by: str = OPERATOR,
 ) -> Contract:
-    """Other rates from the first of `steps` on, in place of all later ones; a later end. Checked as signing is."""
-    if not steps and ends_ms is None:
-        raise Invalid("Nothing to amend: give new units, or a later end.", param="units")
+    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or notice from `from_ms` (now) on.
+    All of it or nothing, checked as signing is.
+    """
+    if not steps and ends_ms is None and not change:
+        raise Invalid("Nothing to amend: give new units, a later end, another overflow or notice.", param="units")
     position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = _lock_binding(connection, contract_id, now_ms)
     changed = amended(contract, steps, ends_ms, now_ms)
+    if change:
+        changed = with_change(changed, change, now_ms if from_ms is None else from_ms, now_ms)
     _refuse_unfit(position, changed, now_ms)
     return store.save(connection, changed, "amended", by=by, now_ms=now_ms)
 
@@ -83,6 +98,13 @@ def _refuse_unfit(position: Position, contract: Contract, now_ms: int) -> None:
             code="contract_overlaps",
         )
     refuse_worse(position, position.with_holding(wanted), now_ms, what="It", param="units")
+
+
+def _require_draft(contract: Contract) -> None:
+    if contract.state == "draft":
+        return
+    what = "has ended" if contract.state == "ended" else "is signed already; what ends it is a notice"
+    raise Conflict(f"Contract {contract.contract_id} {what}.", param="contract", code="not_a_draft")
 
 
 def _lock_binding(connection: Connection, contract_id: str, now_ms: int) -> Contract:

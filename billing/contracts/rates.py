@@ -1,8 +1,9 @@
 """What each contract is worth at this moment: for the allocator, which asks every second. Reads only."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from billing.contracts.store import BINDING
 from billing.contracts.terms import Overflow
@@ -40,7 +41,12 @@ def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRa
         )
         .order_by(contract.c.contract_id)
     )
-    return [
-        ContractRate(row.contract_id, row.tenant_id, row.mu_s, row.overflow, row.spill_mu_s, row.effective_end_ms)
-        for row in rows
-    ]
+    return [_rate(row, now_ms) for row in rows]
+
+
+def _rate(row: Row[Any], now_ms: int) -> ContractRate:
+    begun = [clause for clause in row.later if clause["from_ms"] <= now_ms]
+    now = begun[-1] if begun else {"overflow": row.overflow, "spill_mu_s": row.spill_mu_s}
+    return ContractRate(
+        row.contract_id, row.tenant_id, row.mu_s, now["overflow"], now["spill_mu_s"], row.effective_end_ms
+    )

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import BigInteger, Connection, Row, Select, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from billing.contracts.terms import Contract, State, Step, Terms
+from billing.contracts.terms import Clause, Contract, State, Step, Terms
 from billing.names import new_id
 from billing.refusals import NotFound
 from billing.schema.capacity import contract as table
@@ -126,7 +126,8 @@ def _contract(row: Row[Any]) -> Contract:
     own = {name: fields.pop(name) for name in ("contract_id", "state", "notice_by", "notice_given_ms")}
     times = {name: fields.pop(name) for name in ("effective_end_ms", "created_ms")}
     steps = tuple(Step(from_ms, mu_s) for from_ms, mu_s in fields.pop("steps") or ())
-    return Contract(terms=Terms(**fields, steps=steps), **own, **times)
+    later = tuple(Clause(**clause) for clause in fields.pop("later"))
+    return Contract(terms=Terms(**fields, steps=steps, later=later), **own, **times)
 
 
 def _columns(contract: Contract) -> dict[str, Any]:

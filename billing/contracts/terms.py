@@ -37,8 +37,21 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Clause:
+    """From then on this, until the next clause: what is done over the contract (`spill_mu_s` None: no cap), and the notice of each side."""
+
+    from_ms: int
+    overflow: Overflow
+    spill_mu_s: int | None
+    tenant_notice_days: int
+    operator_notice_days: int
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
-    """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's; `spill_mu_s` None: no cap."""
+    """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's; `spill_mu_s` None: no cap.
+    `later`: what amendments have made of overflow, cap and notice, by time.
+    """
 
     tenant_id: str
     pool: str
@@ -52,6 +65,16 @@ class Terms:
     spill_mu_s: int | None = None
     headroom_permille: int = 0
     price_reference: str | None = None
+    later: tuple[Clause, ...] = ()
+
+    def clause_at(self, moment_ms: int) -> Clause:
+        """What holds then; before the start what was signed."""
+        index = bisect_right(self.later, moment_ms, key=lambda clause: clause.from_ms)
+        if index:
+            return self.later[index - 1]
+        return Clause(
+            self.starts_ms, self.overflow, self.spill_mu_s, self.tenant_notice_days, self.operator_notice_days
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +98,8 @@ class Contract:
         """What `to_record` wrote, through JSON."""
         terms = dict(record["terms"])
         terms["steps"] = tuple(Step(**step) for step in terms["steps"])
+        # Contracts knew no such amendments once.
+        terms["later"] = tuple(Clause(**clause) for clause in terms.get("later", ()))
         rest = {field.name: record[field.name] for field in fields(cls) if field.name != "terms"}
         return cls(terms=Terms(**terms), **rest)
 
@@ -113,17 +138,24 @@ def check(terms: Terms) -> None:
     """Raises Invalid, naming the field, for terms that contradict themselves or make no sense."""
     _check_span(terms)
     check_steps(terms.steps, terms.starts_ms, terms.ends_ms)
-    for side, days in (("tenant", terms.tenant_notice_days), ("operator", terms.operator_notice_days)):
-        if not 0 <= days <= NOTICE_DAYS_MAX:
-            raise Invalid(f"The {side}'s notice is 0 to {NOTICE_DAYS_MAX} days.", param=f"{side}_notice_days")
-    if terms.overflow not in _OVERFLOWS:
-        raise Invalid("What is asked over the contract: `reject`, `spill` or `queue`.", param="overflow")
-    if terms.spill_mu_s is not None and terms.overflow != "spill":
-        raise Invalid("A cap on what spills goes with the overflow `spill` only.", param="spill_units")
-    if terms.spill_mu_s is not None and not 0 < terms.spill_mu_s <= RATE_MU_S_MAX:
-        raise Invalid("The cap on what spills is above 0; without any, leave it out.", param="spill_units")
+    for clause in (replace(terms, later=()).clause_at(terms.starts_ms), *terms.later):
+        _check_clause(clause)
+    if len(terms.later) > STEPS_MAX:
+        raise Invalid(f"Overflow and notice change at most {STEPS_MAX} times.", param="from")
     if not 0 <= terms.headroom_permille <= 999:
         raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
+
+
+def _check_clause(clause: Clause) -> None:
+    for side, days in (("tenant", clause.tenant_notice_days), ("operator", clause.operator_notice_days)):
+        if not 0 <= days <= NOTICE_DAYS_MAX:
+            raise Invalid(f"The {side}'s notice is 0 to {NOTICE_DAYS_MAX} days.", param=f"{side}_notice_days")
+    if clause.overflow not in _OVERFLOWS:
+        raise Invalid("What is asked over the contract: `reject`, `spill` or `queue`.", param="overflow")
+    if clause.spill_mu_s is not None and clause.overflow != "spill":
+        raise Invalid("A cap on what spills goes with the overflow `spill` only.", param="spill_units")
+    if clause.spill_mu_s is not None and not 0 < clause.spill_mu_s <= RATE_MU_S_MAX:
+        raise Invalid("The cap on what spills is above 0; without any, leave it out.", param="spill_units")
 
 
 def _check_span(terms: Terms) -> None:
@@ -171,7 +203,8 @@ def check_steps(steps: Sequence[Step], starts_ms: int, ends_ms: int) -> None:
 
 def end_by_notice(terms: Terms, side: Side, given_ms: int) -> int:
     """When it ends if this side gives notice then: after its notice, not within the minimum term, at the latest when it ends anyway."""
-    days = terms.tenant_notice_days if side == "tenant" else terms.operator_notice_days
+    clause = terms.clause_at(given_ms)
+    days = clause.tenant_notice_days if side == "tenant" else clause.operator_notice_days
     return min(terms.ends_ms, max(terms.minimum_until_ms, given_ms + days * MS_PER_DAY))
 
 

@@ -1,6 +1,6 @@
 """What contracts are short of while a reclaim cuts them, per contract and second: the basis of a credit. Owns the rows of `contract_shortfall`.
 
-Nothing is counted up: each second is worked out from what was signed and taken then. So seconds that were missed are filled in, and writing one
+Nothing is counted up: each second is worked out from what was signed, there and taken then. So seconds that were missed are filled in, and writing one
 again changes nothing. Parts of a milliunit are rounded up, once a second and contract.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
+from billing import pools
 from billing.bulk_insert import insert_rows
 from billing.contracts import store as contracts
 from billing.contracts.commitments import read_position
@@ -110,21 +111,34 @@ def _next_second(connection: Connection, pool: str, first_ms: int) -> int:
 def _cut_over_time(
     connection: Connection, position: Position, breaking: Sequence[Reclaim], from_ms: int, until_ms: int
 ) -> list[Span]:
-    """How much is cut at each moment of [from, until), by the calibration that held then."""
+    """How much is cut at each moment of [from, until), by the size and the calibration that the pool had then."""
+    sizes = [*pools.past(connection, position.pool), (until_ms, pools.find(connection, position.pool))]
+    measured = _measured(connection, position.pool)
+    edges = {ends_ms for ends_ms, _ in sizes} | {starts_ms for starts_ms, _ in measured}
+    moments = [from_ms, *sorted(at_ms for at_ms in edges if from_ms < at_ms < until_ms), max(from_ms, until_ms)]
+    cut: list[Span] = []
+    for starts_ms, ends_ms in pairwise(moments):
+        was = next(pool for held_until_ms, pool in sizes if starts_ms < held_until_ms)
+        capacity_mu_s = next((each for at_ms, each in reversed(measured) if at_ms <= starts_ms), None)
+        then = replace(
+            position,
+            instances=was.instances,
+            headroom_permille=was.headroom_permille,
+            set_aside_mu_s=was.set_aside_mu_s,
+            capacity_mu_s=capacity_mu_s,
+        )
+        cut += shortage_by_reclaims(then, breaking).spans(starts_ms, ends_ms)
+    return cut
+
+
+def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
+    """What one instance could do, each from a moment on. What was measured first is taken to have held before as well."""
     rows = connection.execute(
         select(calibration.c.created_ms, calibration.c.capacity_mu_s)
-        .where(calibration.c.pool == position.pool)
+        .where(calibration.c.pool == pool)
         .order_by(calibration.c.created_ms, calibration.c.calibration_id)
     ).all()
-    # What was measured first is taken to have held before as well.
-    starts = [(0 if index == 0 else row.created_ms, row.capacity_mu_s) for index, row in enumerate(rows)]
-    ends = [start_ms for start_ms, _ in starts[1:]] + [until_ms]
-    cut: list[Span] = []
-    for (start_ms, capacity_mu_s), end_ms in zip(starts, ends, strict=True):
-        measured = replace(position, capacity_mu_s=capacity_mu_s)
-        line = shortage_by_reclaims(measured, breaking)
-        cut += line.spans(max(start_ms, from_ms), min(end_ms, until_ms))
-    return cut
+    return [(0 if index == 0 else row.created_ms, row.capacity_mu_s) for index, row in enumerate(rows)]
 
 
 def _split(spans: Sequence[Span], moments: Sequence[int]) -> Iterator[Span]:

@@ -26,6 +26,18 @@ pool = Table(
     CheckConstraint("headroom_permille between 0 and 999", name="headroom"),
 )
 
+# What a pool was until a moment; since the last of them it is what its row says. Append-only.
+pool_past = Table(
+    "pool_past",
+    metadata,
+    Column("entry", BigInteger, Identity(always=True), primary_key=True),
+    Column("pool", Text, nullable=False, index=True),
+    Column("until_ms", BigInteger, nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("headroom_permille", Integer, nullable=False),
+    Column("set_aside_mu_s", BigInteger, nullable=False),
+)
+
 # One measurement of one instance; the newest of a pool holds. `sequences`: in flight at most while the latency targets hold.
 calibration = Table(
     "calibration",
@@ -46,7 +58,8 @@ calibration = Table(
     CheckConstraint("capacity_mu_s > 0 and sequences > 0", name="positive"),
 )
 
-# What was signed. The rate over time is in `contract_step`; the notices and the state follow, each change in `contract_history`.
+# What was signed. The rate over time is in `contract_step`; the notices and the state follow, each change in `contract_history`. `later`: what
+# amendments have made of overflow, cap and notice days, by `from_ms`.
 contract = Table(
     "contract",
     metadata,
@@ -66,6 +79,7 @@ contract = Table(
     Column("spill_mu_s", BigInteger),
     Column("headroom_permille", Integer, nullable=False),
     Column("price_reference", Text),
+    Column("later", JSONB, nullable=False, server_default=text("'[]'")),
     Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("state in ('draft', 'signed', 'active', 'notice_given', 'ended')", name="state"),
     CheckConstraint("overflow in ('reject', 'spill', 'queue')", name="overflow"),

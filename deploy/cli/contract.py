@@ -1,12 +1,12 @@
 """`taas contract`: capacity assigned to a tenant, from the draft to its end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from deploy.cli.connection import call, given
-from deploy.cli.contract_terms import PART, body_of, ramp_option, terms_options, times
+from deploy.cli.contract_terms import PART, amendment_body, amendment_options, body_of, terms_options, times
 from deploy.cli.contract_usage import usage
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
@@ -20,7 +20,7 @@ _FREE: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "FREE UNITS/S": 
 
 @click.group()
 def contract() -> None:
-    """Contracts: draft, sign, list, show, notice, amend, history, quote, usage."""
+    """Contracts: draft, withdraw, sign, list, show, notice, amend, history, quote, usage."""
 
 
 contract.add_command(usage)
@@ -58,6 +58,18 @@ def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) ->
     if as_draft or any(value not in {None, ()} for value in said.values()):
         raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
     _print(call("POST", "contracts", contract_id, "sign"), as_json)
+
+
+@contract.command()
+@click.argument("contract_id", metavar="CONTRACT")
+@json_option
+def withdraw(contract_id: str, as_json: bool) -> None:
+    """End the draft CONTRACT without signing it. One that is signed ends by notice."""
+    ended = call("POST", "contracts", contract_id, "withdraw")
+    if as_json:
+        print_json(ended)
+    else:
+        click.echo(f"{ended['contract']} of {ended['tenant_name']} is withdrawn: it will not be signed")
 
 
 @contract.command("list")
@@ -102,32 +114,21 @@ def notice(contract_id: str, by: str, as_json: bool) -> None:
 
 @contract.command()
 @click.argument("contract_id", metavar="CONTRACT")
-@click.option("--units", metavar="N", help="The new work units per second.")
-@click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now.")
-@ramp_option
-@click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from.")
+@amendment_options
 @json_option
-def amend(
-    contract_id: str,
-    units: str | None,
-    since: str | None,
-    ramp: tuple[tuple[str, str], ...],
-    until: str | None,
-    as_json: bool,
-) -> None:
-    """Increase, decrease or extend CONTRACT. What follows the given moment is replaced; the past stays. Checked as signing is.
+def amend(contract_id: str, as_json: bool, **said: Any) -> None:
+    """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another overflow or notice.
+
+    From the given moment on it holds in place of all that was to follow of it; the past stays. Checked as signing is.
+    Notice cannot be amended once it has been given.
 
     \b
     taas contract amend con_0f3a… --units 800 --from 2027-06-01
     taas contract amend con_0f3a… --until 2031-01-01
+    taas contract amend con_0f3a… --overflow spill --spill-units 50 --from 2027-06-01
+    taas contract amend con_0f3a… --tenant-notice-days 30
     """
-    if units is None and not ramp and until is None:
-        raise click.UsageError("nothing to amend: give --units, --ramp or --until.")
-    if units is None and since is not None:
-        raise click.UsageError("from then on how many? Give --units.")
-    term = times(since, until, None, ramp)
-    body = given(units=units, until=term.until, ramp=term.ramp, **{"from": term.starts})
-    _print(call("POST", "contracts", contract_id, "amend", body=body), as_json)
+    _print(call("POST", "contracts", contract_id, "amend", body=amendment_body(said)), as_json)
 
 
 @contract.command()
@@ -138,6 +139,7 @@ def history(contract_id: str, as_json: bool) -> None:
     columns: Columns = {
         "AT (UTC)": "at", "CHANGE": "change", "BY": "by", "STATE": lambda row: row["after"]["state"],
         "ENDS (UTC)": lambda row: row["after"]["ends"], "RAMP": lambda row: _ramp(row["after"]),
+        "OVERFLOW": lambda row: _over_time(row["after"], _overflow), "NOTICE": lambda row: _over_time(row["after"], _notice),
     }  # fmt: skip
     show(call("GET", "contracts", contract_id, "history"), as_json, columns)
 
@@ -192,18 +194,37 @@ def _ramp(contract: Mapping[str, Any]) -> str:
     return ", ".join(f"{step['units']} from {step['from']}" for step in contract["steps"])
 
 
+def _overflow(clause: Mapping[str, Any]) -> str:
+    cap = "" if clause["spill_units"] is None else f", at most {clause['spill_units']} units per second"
+    return f"{clause['overflow']}{cap}"
+
+
+def _notice(clause: Mapping[str, Any]) -> str:
+    return f"{clause['tenant_notice_days']} days by the tenant, {clause['operator_notice_days']} by the operator"
+
+
+def _over_time(contract: Mapping[str, Any], word: Callable[[Mapping[str, Any]], str]) -> str:
+    """What holds, and each change that is planned of it."""
+    now = word(contract)
+    said = [now]
+    for clause in contract["planned"]:
+        before, now = now, word(clause)
+        if now != before:
+            said.append(f"from {clause['from']} {now}")
+    return "; ".join(said)
+
+
 def _print(contract: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(contract)
         return
-    cap = "" if contract["spill_units"] is None else f", at most {contract['spill_units']} units per second"
     noticed = None if contract["notice_by"] is None else f"{contract['notice_given']} by the {contract['notice_by']}"
-    days = f"{contract['tenant_notice_days']} days by the tenant, {contract['operator_notice_days']} by the operator"
     print_fields({
         "contract": contract["contract"], "tenant": contract["tenant_name"], "pool": contract["pool"], "state": contract["state"],
-        "units/s now": contract["units"], "from (UTC)": contract["from"], "until (UTC)": contract["until"], "notice": days,
-        "no end before": contract["minimum_until"], "notice given": noticed, "ends (UTC)": contract["ends"],
-        "overflow": contract["overflow"] + cap, "headroom": contract["headroom"], "price": contract["price_reference"],
+        "units/s now": contract["units"], "from (UTC)": contract["from"], "until (UTC)": contract["until"],
+        "notice": _over_time(contract, _notice), "no end before": contract["minimum_until"], "notice given": noticed,
+        "ends (UTC)": contract["ends"], "overflow": _over_time(contract, _overflow), "headroom": contract["headroom"],
+        "price": contract["price_reference"],
     })  # fmt: skip
     click.echo()
     print_table(_STEPS, contract["steps"])

@@ -103,6 +103,41 @@ def terms_options(command: Command) -> Command:
     return command
 
 
+def amendment_options(command: Command) -> Command:
+    """What can be agreed anew."""
+    options = [
+        click.option("--units", metavar="N", help="The new work units per second."),
+        click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now."),
+        ramp_option,
+        click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from."),
+        click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is done over it from then on."),
+        click.option("--spill-units", metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
+        click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
+        click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant."),
+        click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
+    """The body of an amendment. Raises UsageError for one that changes nothing, or says when and not what."""
+    plain = ("units", "overflow", "spill_units", "notice_days", "tenant_notice_days", "operator_notice_days")
+    from_then = [name for name in plain if said[name] is not None]
+    if not from_then and not said["ramp"] and said["until"] is None:
+        raise click.UsageError(
+            "nothing to amend: give --units, --ramp, --until, --overflow, --spill-units or --notice-days."
+        )
+    if not from_then and said["since"] is not None:
+        raise click.UsageError("from then on what? Give --units, --overflow, --spill-units or --notice-days.")
+    term = times(said["since"], said["until"], None, said["ramp"])
+    body = given(**{name: said[name] for name in from_then}, until=term.until, ramp=term.ramp, **{"from": term.starts})
+    if said["spill_units"] == "none":
+        body["spill_units"] = None
+    return body
+
+
 def body_of(said: dict[str, Any], *, draft: bool) -> dict[str, Any]:
     """The body of a new contract. Raises UsageError for what no contract can do without."""
     if not said["units"] and not said["ramp"]:

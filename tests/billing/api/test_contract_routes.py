@@ -99,6 +99,35 @@ def test_a_draft_is_signed_later(made: Make, admin: TestClient):
     assert admin.post(f"/admin/v1/contracts/{small['contract']}/sign").json()["state"] == "signed"
 
 
+def test_overflow_cap_and_notice_are_amended_from_a_moment_on(made: Make, admin: TestClient):
+    signed = made("contracts", **asked(overflow="spill", spill_units=20))
+    path = f"/admin/v1/contracts/{signed['contract']}"
+    changed = admin.post(f"{path}/amend", json={"spill_units": None, "tenant_notice_days": 30, "from": day(1)}).json()
+    assert changed["planned"] == [{
+        "from": day(1), "overflow": "spill", "spill_units": None, "tenant_notice_days": 30, "operator_notice_days": 90,
+    }]  # fmt: skip
+    assert {**changed, "planned": []} == signed
+    now = admin.post(f"{path}/amend", json={"overflow": "queue", "notice_days": 7}).json()
+    assert (now["overflow"], now["spill_units"], now["planned"]) == ("queue", None, [])
+    assert (now["tenant_notice_days"], now["operator_notice_days"]) == (7, 7)
+    assert admin.get(path).json() == now
+    history = admin.get(f"{path}/history").json()["data"]
+    assert [each["change"] for each in history] == ["draft", "signed", "amended", "amended"]
+    assert (history[1]["after"], history[2]["after"], history[3]["after"]) == (signed, changed, now)
+    assert admin.post(f"{path}/notice", json={"by": "operator"}).status_code == 200
+    error = error_of(admin.post(f"{path}/amend", json={"notice_days": 8}), 409)
+    assert (error["code"], error["param"]) == ("notice_given", "tenant_notice_days")
+
+
+def test_a_draft_is_withdrawn(made: Make, admin: TestClient):
+    drafted = made("contracts", **asked(draft=True))
+    path = f"/admin/v1/contracts/{drafted['contract']}"
+    ended = admin.post(f"{path}/withdraw").json()
+    assert (ended["state"], ended["units"]) == ("ended", "0")
+    assert error_of(admin.post(f"{path}/sign"), 409)["code"] == "not_a_draft"
+    assert [each["change"] for each in admin.get(f"{path}/history").json()["data"]] == ["draft", "withdrawn"]
+
+
 BAD = {
     "negative units": ({"units": -1}, 400, "units"),
     "zero units": ({"units": "0"}, 400, "units"),
@@ -158,12 +187,17 @@ def test_a_refused_change_of_a_contract_changes_nothing(made: Make, admin: TestC
         ("amend", {"units": 5, "from": "2001-01-01"}, 400, "from"), ("amend", {"from": day(1)}, 400, "units"),
         ("amend", {"units": 5, "from": day(300)}, 400, "ramp"), ("amend", {"until": day(299)}, 400, "until"),
         ("amend", {"units": 2001, "from": day(1)}, 409, "units"), ("notice", {}, 400, "by"), ("notice", {"by": "nobody"}, 400, "by"),
-        ("sign", None, 409, "contract"),
+        ("amend", {"overflow": "explode"}, 400, "overflow"), ("amend", {"overflow": "queue", "from": "2001-01-01"}, 400, "from"),
+        ("amend", {"overflow": "queue", "from": day(300)}, 400, "from"), ("amend", {"spill_units": 5}, 400, "spill_units"),
+        ("amend", {"spill_units": None}, 400, "spill_units"), ("amend", {"notice_days": -1}, 400, "tenant_notice_days"),
+        ("amend", {"operator_notice_days": True}, 400, "operator_notice_days"), ("amend", {"headroom": "0.1"}, 400, "headroom"),
+        ("amend", {"units": 5, "from": day(1), "overflow": "spill", "spill_units": 0}, 400, "spill_units"),
+        ("sign", None, 409, "contract"), ("withdraw", None, 409, "contract"),
     ):  # fmt: skip
         assert error_of(admin.post(f"{path}/{route}", json=body), status)["param"] == param, (route, body)
     assert admin.get(path).json() == signed
     assert counts(database) == before
-    for route in ("sign", "amend", "notice"):
+    for route in ("sign", "withdraw", "amend", "notice"):
         body = {"amend": {"units": 1}, "notice": {"by": "tenant"}}.get(route)
         assert error_of(admin.post(f"/admin/v1/contracts/con_0/{route}", json=body), 404)["param"] == "contract"
     error_of(admin.get("/admin/v1/contracts/con_0"), 404)

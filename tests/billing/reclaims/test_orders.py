@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from billing import redis_keys
+from billing import pools, redis_keys
 from billing.allocator.allocator import Allocator
 from billing.cell.scripts import Asked
 from billing.contracts.clock import advance
+from billing.contracts.commitments import change_pool
 from billing.contracts.terms import utc
 from billing.metrics import BillingMetrics
 from billing.reclaims import orders
@@ -17,6 +19,7 @@ from billing.reclaims.plan import DRAIN_LEAD_MS
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.registered import read_registered
+from billing.schema.capacity import pool_past
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT
 from tests.billing.reclaims.conftest import MINUTE, Ground
 
@@ -155,6 +158,38 @@ def test_shortfalls_are_pro_rata_by_the_second_over_a_pause_and_never_twice(grou
         assert (len(cuts), sum(cuts)) == (2, 201 * UNIT)
     ground.step(T0 + 60_000)
     assert ground.shortfalls() == rows
+
+
+def test_a_pause_is_filled_in_by_what_the_pool_was_then(ground: Ground) -> None:
+    contract = ground.sign("acme", 1500)
+    with ground.engine.begin() as connection:
+        change_pool(connection, POOL, now_ms=T0 - 1, set_aside_mu_s=100 * UNIT, headroom_permille=100)
+    ground.order(T0, by_ms=T0, breaks=True)
+    with ground.engine.begin() as connection:
+        # Billing is away for ten seconds, in which the operator keeps less and less for itself, and finds another machine.
+        change_pool(connection, POOL, now_ms=T0 + 1_000, set_aside_mu_s=0)
+        change_pool(connection, POOL, now_ms=T0 + 2_500, headroom_permille=0)
+        change_pool(connection, POOL, now_ms=T0 + 4_000, instances=3)
+        # A change that changes nothing leaves no trace, and one that waited for its turn none in the past.
+        change_pool(connection, POOL, now_ms=T0 + 5_000, headroom_permille=0)
+        change_pool(connection, POOL, now_ms=T0 + 3_000, instances=9)
+        found = pools.past(connection, POOL)
+    assert [(until_ms - T0, was.instances, was.headroom_permille, was.set_aside_mu_s) for until_ms, was in found] == [
+        (-1, 2, 0, 0), (1_000, 2, 100, 100 * UNIT), (2_500, 2, 100, 0), (4_000, 2, 0, 0), (4_000, 3, 0, 0),
+    ]  # fmt: skip
+    ground.step(T0 + 10_000)
+    assert ground.shortfalls() == [
+        (contract.contract_id, second, 1500 * UNIT, cut * UNIT)
+        for second, cut in ((0, 700), (1, 600), (2, 550), (3, 500))
+    ]
+
+
+def test_what_a_pool_was_is_never_rewritten(ground: Ground) -> None:
+    with ground.engine.begin() as connection:
+        change_pool(connection, POOL, now_ms=T0, instances=3)
+    for statement in (pool_past.update().values(instances=0), pool_past.delete()):
+        with pytest.raises(DBAPIError, match="append"), ground.engine.begin() as connection:
+            connection.execute(statement)
 
 
 def test_a_cut_ends_with_the_release_to_the_millisecond(ground: Ground) -> None:

@@ -99,6 +99,35 @@ def test_a_draft_is_signed_by_its_id(taas: Taas, told: Told, shop: None):
     assert "amend that one" in taas("contract", "sign", drafts[1]["contract"], exit_code=1).stderr
 
 
+def test_a_draft_is_withdrawn_and_a_signed_one_is_not(taas: Taas, told: Told, shop: None):
+    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--until", "90d", "--notice-days", "7"]
+    drafted = told("contract", "draft", *terms)["contract"]
+    assert "will not be signed" in taas("contract", "withdraw", drafted).stdout
+    assert told("contract", "show", drafted)["state"] == "ended"
+    assert "has ended" in taas("contract", "sign", drafted, exit_code=1).stderr
+    signed = told("contract", "sign", *terms)["contract"]
+    assert "notice" in taas("contract", "withdraw", signed, exit_code=1).stderr
+
+
+def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(taas: Taas, told: Told, shop: None):
+    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--until", "2100-01-01", "--notice-days", "7"]
+    signed = told("contract", "sign", *terms)["contract"]
+    now = told("contract", "amend", signed, "--overflow", "spill", "--spill-units", "12.5")
+    assert (now["overflow"], now["spill_units"], now["planned"]) == ("spill", "12.5", [])
+    taas("contract", "amend", signed, "--spill-units", "none", "--from", "2090-01-01")
+    taas("contract", "amend", signed, "--overflow", "queue", "--tenant-notice-days", "30", "--from", "2091-01-01")
+    shown = taas("contract", "show", signed).stdout
+    assert (
+        "spill, at most 12.5 units per second; from 2090-01-01T00:00:00Z spill; from 2091-01-01T00:00:00Z queue"
+    ) in shown
+    assert "7 days by the tenant, 7 by the operator; from 2091-01-01T00:00:00Z 30 days by the tenant, 7" in shown
+    history = taas("contract", "history", signed).stdout
+    assert "at most 12.5 units per second; from 2090" in history
+    assert "30 days by the tenant" in history
+    told("contract", "notice", signed, "--by", "tenant")
+    assert "Notice has been given" in taas("contract", "amend", signed, "--notice-days", "1", exit_code=1).stderr
+
+
 def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Taas, told: Told, shop: None):
     terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7"]
     refused = taas("contract", "sign", *terms, "--units", "2000", "--from", "2199-01-01", "--until", "1y", exit_code=1)
@@ -127,7 +156,8 @@ def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Ta
         ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "999999y", "--notice-days", "1"],
         ["contract", "sign", "--ramp", "200"], ["contract", "sign", "--headroom", "100%"], ["contract", "sign", "--headroom", "much"],
         ["contract", "sign", "--overflow", "explode"], ["contract", "amend", "con_1"], ["contract", "notice", "con_1"],
-        ["contract", "amend", "con_1", "--until", "1y", "--from", "now"], ["contract", "quote"], ["pool", "set", "p"],
+        ["contract", "amend", "con_1", "--until", "1y", "--from", "now"], ["contract", "amend", "con_1", "--overflow", "explode"],
+        ["contract", "amend", "con_1", "--notice-days", "many"], ["contract", "withdraw"], ["contract", "quote"], ["pool", "set", "p"],
         ["pool", "set", "p", "--instances", "-1"],
     ],
 )  # fmt: skip

@@ -1,0 +1,79 @@
+"""Amendments of what a contract says besides its rate and its end: the overflow, the cap on what spills, the notice of each side.
+
+Pure: what holds from when on is worked out here; who may amend, and that it is kept, is `lifecycle`.
+"""
+
+from dataclasses import dataclass, replace
+
+from billing.contracts.terms import PAST_SLACK_MS, Clause, Contract, Overflow, check, utc
+from billing.refusals import Conflict, Invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to hold from a moment on; None leaves as it is. `lift_cap`: what spills has no cap any more."""
+
+    overflow: Overflow | None = None
+    spill_mu_s: int | None = None
+    lift_cap: bool = False
+    tenant_notice_days: int | None = None
+    operator_notice_days: int | None = None
+
+    def __bool__(self) -> bool:
+        return self != Change()
+
+
+def with_change(contract: Contract, change: Change, from_ms: int, now_ms: int) -> Contract:
+    """The contract with this from that moment on, also in place of what was agreed for later; what was agreed of other fields stays.
+
+    Raises Invalid for a moment that has passed or comes after the end, and for values that make no sense; Conflict for the notice of one that has
+    been given it: the end has been worked out by then.
+    """
+    if from_ms < now_ms - PAST_SLACK_MS:
+        raise Invalid(f"{utc(from_ms)} is in the past, and the past does not change.", param="from")
+    from_ms = max(from_ms, now_ms)
+    if from_ms >= contract.effective_end_ms:
+        message = f"{utc(from_ms)} would be beyond the end at {utc(contract.effective_end_ms)}."
+        raise Invalid(message, param="from")
+    notice = "tenant" if change.tenant_notice_days is not None else "operator"
+    if contract.state == "notice_given" and (change.tenant_notice_days, change.operator_notice_days) != (None, None):
+        message = f"Notice has been given: it ends at {utc(contract.effective_end_ms)}, whatever the notice is now."
+        raise Conflict(message, param=f"{notice}_notice_days", code="notice_given")
+    terms = contract.terms
+    first = _changed(replace(terms.clause_at(from_ms), from_ms=from_ms), change)
+    if first.overflow != "spill" and (change.lift_cap or change.spill_mu_s is not None):
+        raise Invalid("A cap on what spills goes with the overflow `spill` only.", param="spill_units")
+    before = [clause for clause in terms.later if clause.from_ms < from_ms]
+    after = [_changed(clause, change) for clause in terms.later if clause.from_ms > from_ms]
+    signed = replace(terms, later=()).clause_at(terms.starts_ms)
+    amended = replace(terms, later=tuple(_told_apart(signed, [*before, first, *after])))
+    check(amended)
+    return replace(contract, terms=amended)
+
+
+def _changed(clause: Clause, change: Change) -> Clause:
+    overflow = change.overflow or clause.overflow
+    # A cap belongs to the spilling that it was agreed for.
+    spill_mu_s = clause.spill_mu_s if overflow == "spill" and not change.lift_cap else None
+    if change.spill_mu_s is not None and overflow == "spill":
+        spill_mu_s = change.spill_mu_s
+    return replace(
+        clause,
+        overflow=overflow,
+        spill_mu_s=spill_mu_s,
+        tenant_notice_days=_given(change.tenant_notice_days, clause.tenant_notice_days),
+        operator_notice_days=_given(change.operator_notice_days, clause.operator_notice_days),
+    )
+
+
+def _given(days: int | None, otherwise: int) -> int:
+    return otherwise if days is None else days
+
+
+def _told_apart(signed: Clause, clauses: list[Clause]) -> list[Clause]:
+    """Without those that change nothing."""
+    kept: list[Clause] = []
+    for clause in clauses:
+        if replace(clause, from_ms=0) != replace(kept[-1] if kept else signed, from_ms=0):
+            kept.append(clause)
+    return kept
