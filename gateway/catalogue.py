@@ -89,6 +89,9 @@ class Catalogue:
         try:
             raw = await self._redis.execute("GET", redis_keys.key_of_api_key(key_hash))
             if raw is None:
+                if not await self._redis.execute("EXISTS", redis_keys.PROJECTION):
+                    # Redis was emptied: it knows no key at all, which says nothing of this one.
+                    raise DependencyUnavailable
                 if changes_seen == self._changes_seen:
                     self._remember_unknown(key_hash)
                 return None
@@ -186,13 +189,18 @@ class Catalogue:
             await self._start_over()
 
     async def _poll_instances(self) -> None:
-        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away the last view stays."""
+        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away, or emptied, the last view stays."""
         while True:
             with contextlib.suppress(RedisUnavailable):
-                now, raw, drained = await self._redis.execute_many(
-                    [("TIME",), ("HGETALL", redis_keys.INSTANCES), ("HKEYS", redis_keys.DRAINED)]
+                now, raw, drained, projected = await self._redis.execute_many(
+                    [
+                        ("TIME",),
+                        ("HGETALL", redis_keys.INSTANCES),
+                        ("HKEYS", redis_keys.DRAINED),
+                        ("EXISTS", redis_keys.PROJECTION),
+                    ]
                 )
-                if isinstance(raw, list) and isinstance(drained, list):
+                if projected and isinstance(raw, list) and isinstance(drained, list):
                     now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
                     self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms, drained))
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
