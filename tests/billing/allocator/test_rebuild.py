@@ -113,6 +113,18 @@ def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(ground: Ground, ca
     assert sum("held against the ledger" in record.message for record in caplog.records) == 1
 
 
+def test_fault_35_an_older_copy_is_raised_to_what_was_used_since(ground: Ground) -> None:
+    """As after a failover, or a restore: the cell says that it was intact, in another run; requests go on meanwhile."""
+    limits_ = Limits(requests=3)
+    limited(ground, requests_per_minute=3)
+    for number in range(3):
+        used(ground, f"r{number}", T0 - SECOND, (1, 0, 1))
+    ground.text.set(redis_keys.intact(CELL), "the run before")
+    assert isinstance(ground.request("meanwhile", tenant_limits=limits_).reserve(), Reserved)
+    ground.allocator().allocate_once(T0)
+    assert isinstance(ground.request("next", tenant_limits=limits_).reserve(), Refused)
+
+
 def test_keys_have_their_own_limits_and_another_cells_use_is_not_counted(ground: Ground) -> None:
     with ground.engine.begin() as connection:
         limits.put(connection, limits.Subject(ground.tenant("acme"), None), "*", {"requests_per_minute": 10})
