@@ -29,9 +29,12 @@ def owner(
     contract_units_s: float = CONTRACT_UNITS_S,
     shape: Shape = OWNER,
     speed: Speed = SPEED,
+    input_tokens: float | None = None,
 ) -> list[Arrival]:
-    """At 95 % of its units, evenly: a bucket of one second is full at 95 % of random arrivals, and a contract promises a rate."""
-    rate = USED * contract_units_s / speed.units(shape.input_tokens, shape.output_tokens)
+    """At 95 % of its units, evenly: a bucket of one second is full at 95 % of random arrivals, and a contract promises a rate.
+    `input_tokens`: what the engine's tokenizer makes of a prompt of this shape, where that is another number.
+    """
+    rate = USED * contract_units_s / speed.units(input_tokens or shape.input_tokens, shape.output_tokens)
     return requests("owner", even(rate, begin_s, end_s), shape)
 
 
@@ -66,7 +69,7 @@ def run_here(seconds: float) -> list[Result]:
         speed = stack.speed()
         contract_units_s = CONTRACT_SHARE * speed.capacity_units_s
         stack.sign("owner", contract_units_s)
-        wanted = owner(0, end_s, contract_units_s, HERE_OWNER, speed)
+        wanted = owner(0, end_s, contract_units_s, HERE_OWNER, speed, stack.tokens_of("owner", HERE_OWNER))
         alone = due(play(stack, wanted, patience_s=HERE_PATIENCE_S), WARM_UP_S, end_s)
         among = play(stack, together(wanted, crowd(0, end_s, HERE_CROWD, speed)), patience_s=HERE_PATIENCE_S)
     return [judge("guarantee-here", alone, among, end_s, speed)]

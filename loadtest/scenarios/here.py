@@ -14,11 +14,13 @@ from typing import Any
 import httpx
 
 from loadtest.children import DidNotStart
+from loadtest.scenarios.arrivals import Shape, prompt
 from loadtest.scenarios.client import Targets
 from loadtest.settings import read_admin, read_target
 
 _TERM = timedelta(hours=2)
 _SETTLE_S = 2.5
+_PROMPTS_COUNTED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,21 @@ class Here:
         }  # fmt: skip
         self.contracts.append(self.ask("POST", "contracts", terms)["contract"])
         time.sleep(_SETTLE_S)
+
+    def tokens_of(self, name: str, shape: Shape) -> float:
+        """How long the engine finds the prompts of a shape, on average. Raises DidNotStart where it does not say."""
+        headers = {"authorization": f"Bearer {self.keys[name]}"}
+        counts = []
+        for number in range(_PROMPTS_COUNTED):
+            message = {"role": "user", "content": prompt(shape.input_tokens, number)}
+            answer = httpx.post(
+                f"{self.base_url.removesuffix('/v1')}/tokenize", json={"model": self.model, "messages": [message]}, headers=headers,
+                timeout=30, trust_env=False,
+            )  # fmt: skip
+            if answer.status_code != 200:
+                raise DidNotStart(f"/tokenize: {answer.status_code} {answer.text[:300]}")
+            counts.append(int(answer.json()["count"]))
+        return sum(counts) / len(counts)
 
     def end(self) -> None:
         """Give up what was signed; nothing of it was to outlive the run."""
