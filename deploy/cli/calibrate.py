@@ -56,7 +56,8 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     """Measure what an instance of POOL can do, in work units per second; capacity is sold by that.
 
     It loads one idle instance for a minute or two: find how many sequences keep the targets, run mixes of prompts that are long, cached, or short with
-    long answers, fit what each kind of token costs, and predict a mix that the fit has not seen. Weights become the model's, as a new version.
+    long answers, fit what each kind of token costs, and predict a mix that the fit has not seen, and prompts of up to half the context. Weights become
+    the model's, as a new version.
 
     \b
     taas calibrate llama-70b
@@ -182,6 +183,7 @@ def _body(
         "steps": [
             *(_step(each, fit.error_of(each.done), held_back=False) for each in found.steps),
             _step(found.held_back, found.error, held_back=True),
+            *(_step(each, fit.error_of(each.done), held_back=True) for each in (found.long,) if each is not None),
         ],
         "remarks": list(found.remarks),
     }
@@ -209,6 +211,8 @@ def _print(stored: dict[str, Any]) -> None:
         "FIT IS OFF BY": lambda row: f"{100 * row['error']:+.1f} %",
     }  # fmt: skip
     print_table(mixes, stored["steps"])
+    others = [step for step in stored["steps"] if step["held_back"] and step["mix"] != "held back"]
+    further = [f"; {_percent(str(abs(step['error'])))} on {step['mix']} tokens" for step in others]
     weights, capacity, error = stored["weights"], stored["capacity_units_per_second"], stored["error"]
     print_fields({
         "pool": stored["pool"], "model": stored["model"], "instance": stored["instance"], "hardware": stored["hardware"],
@@ -217,7 +221,7 @@ def _print(stored: dict[str, Any]) -> None:
         f"a cached one of {weights['w_cached_mu'] / weights['w_in_mu']:.2f}",
         "capacity": f"{float(capacity):,.0f} units per second and instance (1 unit = 1 uncached input token)",
         "sequences": f"{stored['sequences']} at once keep {stored['tpot_target_ms']} ms a token and {stored['ttft_target_ms']} ms to the first (typical mix)",
-        "error": f"{_percent(error)} on the mix held back, which was not fitted",
+        "error": f"{_percent(error)} on the mix held back, which was not fitted{''.join(further)}",
     })  # fmt: skip
     for remark in stored["remarks"]:
         click.echo(f"note: {remark}", err=True)

@@ -1,4 +1,5 @@
-"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit, and how well it predicts a mix it has not seen.
+"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit, and how well it predicts a mix it has not seen
+and prompts far longer than those it has.
 
 All mixes run with the same number of sequences in flight, because what an output token costs depends on how many share a step. Whatever happens, it says
 what the engine was made to produce: nobody is billed for that, and the audit must know.
@@ -12,6 +13,7 @@ from typing import Final
 
 from serving.calibration.fit import Fit, FitFailed, Measurement, fit
 from serving.calibration.load import CLIENT_BUSY, Step, Targets, hold, together
+from serving.calibration.long_prompts import hold_long, remarks_on_long
 from serving.calibration.mixes import Mixes, Prompts, mixes_for
 from serving.calibration.probe import EngineAddress, Probe, ProbeFailed, Spent
 from serving.engine_metrics import EngineReading
@@ -49,12 +51,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix was predicted wrongly."""
+    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix was predicted wrongly. `long`: prompts
+    longer than any that was fitted; None where the context has none, or the time was too short for them.
+    """
 
     fit: Fit
     sequences: int
     steps: tuple[Step, ...]
     held_back: Step
+    long: Step | None
     engine_version: str
     remarks: tuple[str, ...]
 
@@ -120,9 +125,11 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
     told = all(step.cached_told for step in (*fitted, held_back))
     done = [step.done if told else _without_cache(step.done) for step in fitted]
     result = fit(done)
-    return Calibration(
-        result, sequences, tuple(fitted), held_back, version, _remarks((*fitted, held_back), result, told=told)
-    )
+    long = await hold_long(probe, prompts, result, plan.context_tokens, sequences, plan.seconds_per_step)
+    if long is not None:
+        note(_told(long, plan.targets))
+    remarks = (*_remarks((*fitted, held_back), result, told=told), *remarks_on_long(plan.context_tokens, result, long))
+    return Calibration(result, sequences, tuple(fitted), held_back, long, version, remarks)
 
 
 async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:

@@ -14,6 +14,8 @@ _PREFIXES: Final = 4
 # The prompt of most requests; a fraction of the context where that is small.
 _LONG_TOKENS_MAX: Final = 512
 CONTEXT_TOKENS_LEAST: Final = 128
+# Up to here the mixes tell all there is to tell about the length of prompts.
+LONG_CONTEXT_TOKENS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,18 @@ def mixes_for(context_tokens: int) -> Mixes:
             "held back", (Shape(0, long // 2, long // 32), Shape(long, long // 8, long // 12), Shape(0, short, long // 6))
         ),
     )  # fmt: skip
+
+
+def long_mix(context_tokens: int, tokens_most: int) -> Mix | None:
+    """Prompts of half the context, or of as much as there is time for. None where that is not longer than what the other mixes have.
+
+    One token is written to each: what is asked is whether reading so much costs what the fit says.
+    """
+    if context_tokens <= LONG_CONTEXT_TOKENS:
+        return None
+    tokens = min(context_tokens // 2, tokens_most)
+    known = max(shape.cached + shape.uncached for mix in mixes_for(context_tokens).fitted for shape in mix.shapes)
+    return Mix(f"prompts of {tokens}", (Shape(0, tokens, 1),)) if tokens > known else None
 
 
 class Prompts:

@@ -145,6 +145,8 @@ class Probe:
     async def stop_all(self) -> None:
         """Until every stream has ended: by id where the engine can, so that each still tells its exact usage; else by waiting."""
         while self._live:
+            # Before they are told: they may all have ended by the time that the engine answers.
+            self._ended.clear()
             if self._engine.abort:
                 # Again, for one that the engine had not heard of yet.
                 ids = [f"cmpl-{request_id}-0" for request_id in self._live]
@@ -152,7 +154,6 @@ class Probe:
                     await self._http.post("/inference/v1/abort_requests", json={"request_ids": ids})
                 except httpx.HTTPError as exc:
                     raise ProbeFailed(f"/inference/v1/abort_requests: {exc or type(exc).__name__}") from exc
-            self._ended.clear()
             try:
                 async with asyncio.timeout(_STOP_AGAIN_S):
                     await self._ended.wait()

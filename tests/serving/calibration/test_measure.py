@@ -1,6 +1,7 @@
 """The whole measurement on simulated engines, whose speed is known: what it finds, what it says when it cannot, and that no token is left out."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -10,18 +11,22 @@ from serving.calibration.probe import EngineAddress, ProbeFailed
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.serving.conftest import eventually
 
-DECODE_MS = 20
-PREFILL_PER_S = 20_000
+DECODE_MS = 10
+PREFILL_PER_S = 40_000
 SLOTS = 8
 ENGINE = ("--decode-ms", str(DECODE_MS), "--prefill-tokens-per-s", str(PREFILL_PER_S), "--slots", str(SLOTS))
+# A context whose mixes are short, for what is not about how exact the figures are, and one that has long prompts.
+SMALL, LARGE = 512, 4096
 # By how much the held-back mix may be predicted wrongly: on a machine of its own 1 %, on one that does other things as well far more.
 ERROR_MOST = 0.40
 
 
-def plan_for(engine: SimEngine, *, key: str | None = None, abort: bool = True, **wanted: float) -> Plan:
+def plan_for(
+    engine: SimEngine, *, key: str | None = None, abort: bool = True, context: int = SMALL, **wanted: float
+) -> Plan:
     targets = Targets(int(wanted.get("tpot_ms", 100)), int(wanted.get("ttft_ms", 2000)))
     address = EngineAddress(engine.url, key or engine.key, engine.model, abort)
-    return Plan(address, 2048, targets, wanted.get("seconds", 0.6))
+    return Plan(address, context, targets, wanted.get("seconds", 0.2))
 
 
 async def measured(plan: Plan) -> tuple[Outcome, list[str]]:
@@ -32,8 +37,8 @@ async def measured(plan: Plan) -> tuple[Outcome, list[str]]:
 async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_not_seen(
     make_engine: EngineMaker,
 ) -> None:
-    engine = make_engine(*ENGINE)
-    outcome, told = await measured(plan_for(engine))
+    engine = make_engine(*ENGINE, "--context", str(LARGE))
+    outcome, told = await measured(plan_for(engine, context=LARGE, seconds=0.4))
     found = outcome.calibration
     assert found is not None, outcome.failure
     assert SLOTS / 2 <= found.sequences <= SLOTS
@@ -43,6 +48,10 @@ async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_no
     assert 0.4 * w_out < found.fit.w_out_mu < 2.5 * w_out
     assert 0.4 * PREFILL_PER_S < found.fit.capacity_mu_s / 1000 < 1.5 * PREFILL_PER_S
     assert found.fit.w_cached_mu < 300
+    assert found.long is not None
+    assert found.long.done.mix == f"prompts of {LARGE // 2}"
+    assert found.long.done.uncached >= 4 * LARGE // 2
+    assert 0.4 < 1 + found.fit.error_of(found.long.done) < 2.5
     assert found.engine_version == "0.32.0"
     assert len(told) >= 9
     counters = engine.counters()
@@ -54,10 +63,19 @@ async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_no
 async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
     # Prompts of others slow each token, so that many at once miss a target that one keeps.
     engine = make_engine("--decode-ms", "10", "--prefill-tokens-per-s", "4000", "--slots", "64")
-    outcome, told = await measured(plan_for(engine, tpot_ms=16, seconds=0.8))
-    assert outcome.calibration is not None, outcome.failure
-    assert outcome.calibration.sequences < 16
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        if line.startswith("reading"):
+            measuring.cancel()  # The number of sequences is found; what follows is for other tests.
+
+    measuring = asyncio.create_task(calibrate(plan_for(engine, tpot_ms=16), note))
+    assert (await measuring).interrupted
     assert any("misses" in line for line in told)
+    found = re.match(r"reading, (\d+) at once", told[-1])
+    assert found is not None, told
+    assert 1 <= int(found[1]) < 16
 
 
 async def test_targets_that_one_request_misses_are_refused_and_what_it_cost_is_told(make_engine: EngineMaker) -> None:
@@ -81,8 +99,8 @@ async def test_an_engine_that_is_not_idle_is_not_loaded(make_engine: EngineMaker
 
 
 async def test_somebody_elses_request_meanwhile_spoils_it_and_stays_theirs(make_engine: EngineMaker) -> None:
-    engine = make_engine("--decode-ms", "4", "--slots", "2")
-    measuring = asyncio.create_task(measured(plan_for(engine, seconds=0.3)))
+    engine = make_engine("--decode-ms", "2", "--slots", "4")
+    measuring = asyncio.create_task(measured(plan_for(engine)))
     await eventually(lambda: engine.counters()["running"] > 1)
     await asyncio.to_thread(ask, engine, 7)
     outcome, _ = await measuring
@@ -105,8 +123,9 @@ async def test_what_an_interrupted_measurement_cost_is_told(make_engine: EngineM
 
 async def test_without_abort_by_id_streams_are_waited_for(make_engine: EngineMaker) -> None:
     engine = make_engine("--decode-ms", "2", "--prefill-tokens-per-s", "50000", "--slots", "2")
-    outcome, _ = await measured(plan_for(engine, abort=False, seconds=0.3))
+    outcome, _ = await measured(plan_for(engine, abort=False))
     assert outcome.calibration is not None, outcome.failure
+    assert outcome.calibration.long is None
     assert not any(asked["path"] == "/inference/v1/abort_requests" for asked in engine.requests())
 
 
