@@ -46,7 +46,7 @@ class Checkpointer:
         lease_ms: int,
         interval_s: float,
         others_ready: Callable[[Exchange], bool],
-        restore: Callable[[Exchange, int], Awaitable[bool]],
+        restore: Callable[[Exchange, int], Awaitable[None]],
     ) -> None:
         self._redis = redis
         self._open = open_exchanges
@@ -94,9 +94,7 @@ class Checkpointer:
         """
         if exchange.decision is None or exchange.settled or exchange.following is not None:
             return
-        if not await self._restore(exchange, self._cost_mu(exchange)):
-            # Not yet: the next round asks again.
-            exchange.checkpointed_output = -1
+        await self._restore(exchange, self._cost_mu(exchange))
 
     async def pause(self, exchange: Exchange) -> None:
         """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""

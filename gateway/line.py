@@ -59,15 +59,21 @@ class Line:
             async for message in channel.listen():
                 if message["type"] == "subscribe":
                     self.listening = True
-                    # What was granted while nobody listened went to others: they stand in line again.
-                    for turn in self._turns.values():
-                        turn.set()
+                    # What was granted while nobody listened went to others.
+                    self._all_again()
                 elif message["type"] == "message":
                     self._told(message["data"].decode())
 
+    def _all_again(self) -> None:
+        """Everybody stands in line anew."""
+        for turn in self._turns.values():
+            turn.set()
+
     def _told(self, word: str) -> None:
-        """A request id: it has been granted its place; `!` before it: it is to give its place up."""
-        if word.startswith("!"):
+        """A request id: it has been granted its place; `!` before it: it is to give its place up; `*`: the cell has lost its line."""
+        if word == "*":
+            self._all_again()
+        elif word.startswith("!"):
             self._give_way(word[1:])
         elif (turn := self._turns.get(word)) is not None:
             turn.set()

@@ -182,10 +182,11 @@ class Reserver:
             exchange.head.admission_json(),
         )
 
-    async def restore(self, exchange: Exchange, cost_mu: int) -> bool:
-        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. False: not yet. Raises RedisUnavailable."""
-        ask = replace(self._ask(exchange, cost_mu), asked=Asked(exchange.head.class_.value))
-        return not isinstance(await self._try(exchange, ask, [exchange.instance], restored=True), Rebuilding)
+    async def restore(self, exchange: Exchange, cost_mu: int) -> None:
+        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises RedisUnavailable."""
+        ask = self._ask(exchange, cost_mu)
+        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
+        await self._try(exchange, ask, [exchange.instance], restored=True)
 
     async def _try(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False

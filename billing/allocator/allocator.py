@@ -37,6 +37,7 @@ class Allocator:
         self._metrics = metrics.capacity
         self._leadership = Leadership(client, owner)
         self._rates_in_force = rates_in_force
+        self._losses = rebuild.Losses()
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
@@ -77,7 +78,7 @@ class Allocator:
         done = allocate(
             self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms, self._rates_in_force
         )
-        if not rebuild.is_intact(self._client, cell.cell, run):
+        if self._losses.due(self._client, cell.cell, run, moment_ms):
             self._rebuild(cell, moment_ms, run)
         if cell.cell in self._failing:
             self._failing.discard(cell.cell)

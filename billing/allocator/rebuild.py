@@ -26,6 +26,8 @@ from billing.schema.ledger import usage_event
 _WINDOW_MS: Final = 120_000
 # How finely the output of a stream is spread over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
+# By then each gateway has checkpointed what runs, and so taken its places again.
+_RESTORED_MS: Final = 900
 _MINUTE_MS: Final = 60_000
 # Levels in one script: a few ms of Redis.
 _LEVELS_MAX: Final = 1_000
@@ -46,9 +48,28 @@ def run_of(client: redis.Redis) -> str:
     return str(client.info("server")["run_id"])
 
 
-def is_intact(client: redis.Redis, cell: str, run: str) -> bool:
-    """Whether the cell's levels have been held against the ledger in this run. Raises redis.RedisError."""
-    return client.get(redis_keys.intact(cell)) == run.encode()
+class Losses:
+    """Which cells have lost something, and since when. A cell without a word is given a moment: what runs is to have its place before others come."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, int] = {}
+
+    def due(self, client: redis.Redis, cell: str, run: str, now_ms: int) -> bool:
+        """Whether its levels must be held against the ledger now. Raises redis.RedisError."""
+        word = client.get(redis_keys.intact(cell))
+        if word is not None or not _gateways(client):
+            self._since.pop(cell, None)
+            return word != run.encode()
+        if now_ms - self._since.setdefault(cell, now_ms) < _RESTORED_MS:
+            return False
+        del self._since[cell]
+        return True
+
+
+def _gateways(client: redis.Redis) -> list[bytes | str]:
+    """The channels of those that listen."""
+    found: list[bytes | str] = client.pubsub_channels(redis_keys.wake_channel("*"))
+    return found
 
 
 def rebuild(
@@ -61,6 +82,9 @@ def rebuild(
     for start in range(0, max(1, len(levels)), _LEVELS_MAX):
         last = start + _LEVELS_MAX >= len(levels)
         execute(client, rebuild_call(cell.cell, run if last else "", levels[start : start + _LEVELS_MAX]))
+    # Who waited stands in a line that is gone.
+    for channel in _gateways(client):
+        client.publish(channel, "*")
     return len(levels)
 
 

@@ -75,6 +75,18 @@ def test_fault_35_flushall_gives_nobody_its_limits_twice_and_ends_no_stream(stac
     wait_until(lambda: stack.admin.get("/admin/v1/audit").json()["residual_tokens"] == 0, "every token accounted for")
 
 
+def test_fault_35_who_waited_is_told_to_stand_in_line_anew(stack: ScenarioStack) -> None:
+    def in_line() -> int:
+        return client.zcard(redis_keys.waiting_requests(MODEL, "o", stack.tenants["guest"]))
+
+    with redis.Redis.from_url(stack.redis_url, decode_responses=True) as client, ThreadPoolExecutor(16) as threads:
+        streams = [threads.submit(ask, stack, "guest", TOKENS) for _ in range(12)]
+        wait_until(lambda: in_line() >= 4, "a line")
+        client.flushall()
+        wait_until(lambda: in_line() >= 1, "a line again")
+        assert [each.result().status_code for each in streams] == [200] * 12
+
+
 def test_fault_35_an_emptied_redis_does_not_say_that_a_key_is_wrong(
     catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:

@@ -27,7 +27,7 @@ end
 if state == 'settled' then return reply('already_settled') end
 if state == 'open' then return reply('replayed', NAMES[held[2]], held[6] or '', held[3], held[7] or '', held[4], 0, 0, 0) end
 -- Levels were lost, and nobody has counted them anew: whoever came now would have all of its limits once more.
-if redis.call('EXISTS', prefix .. 'intact') == 0 then return reply('rebuilding') end
+if not restored and redis.call('EXISTS', prefix .. 'intact') == 0 then return reply('rebuilding') end
 local refused_scope, refused_limit, retry_after_ms
 local function check(scope, limit, level, cost, max)
   if resumed or max < 0 or level + cost <= max * (1 + 1e-9) then return end

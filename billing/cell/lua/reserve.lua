@@ -4,7 +4,7 @@
 -- Parts before it: those of every script, then check_limits, choose_class, find_place, stand_in_line.
 -- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open
 -- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
---   the key's limits (the same three), head (JSON, without class, contract, instance and epoch), will (JSON), tenant,
+--   the key's limits (the same three), head (JSON, without class, contract, instance and epoch; whole where it was lost), will (JSON), tenant,
 --   asked (auto | reserved | on_demand | flex), on_demand (1 = may), weight, sequences, gateway, how many of this tenant may wait (0 = not),
 --   cancelled requests a minute (-1 = no limit), 1 where it goes on with an admitted one (2: it is that one, and its reservation was lost), 1 where it could go on elsewhere,
 --   mu of its prompt, then instance, epoch of each candidate, best first
@@ -24,7 +24,8 @@ local spilled = why == 'spilled'
 -- What was granted is charged already, as it was when it began to wait: to a contract that may have ended since, by the weight of then.
 local granted_mu, charged_by = 0, weight
 if state == 'granted' then granted_mu, charged_by = tonumber(held[8]), tonumber(held[9] or weight) end
-local charged_to = state == 'granted' and held[5] or q and (class == 'r' or spilled) and contract_key or ''
+-- The numbers of its contract may be lost as well, and come back.
+local charged_to = state == 'granted' and held[5] or (q or restored) and (class == 'r' or spilled) and contract_key or ''
 if state ~= 'granted' then
   if class ~= 'r' then
     set_counter(tenant.key, tenant_id, tenant.v, weight)
@@ -42,7 +43,7 @@ local contract = q and class == 'r' and q.id or ''
 local lease = now_ms + lease_ms
 local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == '' and 'null' or '"' .. contract .. '"')
   .. ',"instance":' .. cjson.encode(instance) .. ',"epoch":' .. cjson.encode(epoch) .. '}'
-redis.call('HSET', reservation, 'state', 'open', 'head', head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
+redis.call('HSET', reservation, 'state', 'open', 'head', restored and head or head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
   'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
   'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract,
   'wt', charged_by)

@@ -14,6 +14,7 @@ from billing.cell.scripts import Asked, Limits
 from billing.consumer import Consumer
 from billing.usage_event import CapacityClass, Ending
 from tests.billing.allocator.cells import Ground
+from tests.billing.cell.plan import Listener
 from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import POOL, T0
 from tests.billing.events import event
@@ -58,6 +59,19 @@ def test_fault_35_emptied_redis_admits_nobody_until_the_ledger_has_been_asked(gr
     assert isinstance(ground.request("r").reserve(), Rebuilding)
     ground.allocator("b").allocate_once(T0 + SECOND)
     assert isinstance(ground.request("r").reserve(), Reserved)
+
+
+def test_fault_35_every_gateway_is_told_that_its_line_is_gone(ground: Ground) -> None:
+    with Listener(ground.text, "gw-1", "gw-2") as gateways:
+        lose_everything(ground)
+        allocator = ground.allocator()
+        allocator.allocate_once(T0)
+        # A moment for what runs to take its place.
+        assert gateways.woken() == []
+        assert isinstance(ground.request("r").reserve(), Rebuilding)
+        allocator.allocate_once(T0 + SECOND)
+        assert gateways.woken() == ["*", "*"]
+        assert isinstance(ground.request("r").reserve(), Reserved)
 
 
 def test_fault_35_a_minutes_requests_that_were_used_stay_used(ground: Ground) -> None:

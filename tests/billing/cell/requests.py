@@ -104,7 +104,7 @@ class CellRequest:
         will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
-            claim=replace(self.claim, restored=True), head=self.head.admission_json(), will=will,
+            claim=replace(self.claim, restored=True), head=self.head.to_json(), will=will,
         )  # fmt: skip
 
     def settle_command(

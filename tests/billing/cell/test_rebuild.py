@@ -88,9 +88,10 @@ def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     valkey.flushdb()
     assert isinstance(request.checkpoint(Tokens(5, 0, 9), 9_000), Missing)
     set_room(valkey, {"i-1": (0, 0)})
+    # Before anything else is there.
+    assert isinstance(parse_reserve(execute(valkey, request.restore_command(9_000))), Reserved)
     sign(valkey, "acme", 1_000)
     rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 1, 50_000, limits))
-    assert isinstance(parse_reserve(execute(valkey, request.restore_command(9_000))), Reserved)
     assert flight(valkey) == {f"{class_letter}:i-1": 1}
     assert request.tenant_level("c") == 1
     assert request.tenant_level("u") <= 50_000
