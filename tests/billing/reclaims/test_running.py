@@ -114,10 +114,15 @@ def test_half_of_two_engines_is_taken_under_load_and_comes_back(
 ) -> None:
     key = _furnish(operator, make_engine)
     gateway = start_gateway()
-    streams = [Stream(gateway, key, tokens) for tokens in (SHORT, LONG) * 4]
-    wait_until(lambda: all(stream.chunks > 2 for stream in streams), "streams that flow")
+    streams: list[Stream] = []
+    # One after the other, so that each goes where there is less: both engines have some of either length.
+    for tokens in (LONG, LONG, SHORT, SHORT) * 2:
+        streams.append(Stream(gateway, key, tokens))
+        wait_until(lambda: streams[-1].chunks > 2, "a stream that flows")
     places = {stream: operator.place_of(stream) for stream in streams}
-    assert set(places.values()) == {"one", "two"}
+    assert {(places[stream], stream.tokens) for stream in streams} == {
+        (instance, tokens) for instance in ("one", "two") for tokens in (SHORT, LONG)
+    }
 
     by_ms = int(time.time() * 1000) + NOTICE_S * 1000
     told = operator.post("reclaims", pool=MODEL, instances=1, use="research", by=by_ms)
