@@ -33,12 +33,16 @@ def attribute(
     anomaly: str | None = None,
     generates: bool = True,
     continued: bool = False,
+    discarded_output: int = 0,
 ) -> Attribution:
     """Divide `usage`, the engine's cumulative figures, into billed and absorbed.
 
     `generates` is false on routes without output (embeddings): there the prompt alone is the product. `continued`: a later part of a request, whose
-    prompt is the first part's and its text: read again for our sake, and billed to nobody.
+    prompt is the first part's and its text: read again for our sake, and billed to nobody. Nor is `discarded_output`: the output of a part that gave
+    way which its caller was not given, and which the next part produces again.
     """
+    if not 0 <= discarded_output <= usage.output:
+        raise ValueError(f"{discarded_output} tokens discarded of {usage.output}")
     if shared_prompt < 0:
         raise ValueError(f"a negative shared prompt: {shared_prompt}")
     if generates and usage.output == 0:
@@ -54,9 +58,10 @@ def attribute(
         billed = _NOTHING
         if usage.prompt or usage.output:
             reasons[reason] = AbsorbedTokens(usage.prompt, usage.output)
-    elif continued and usage.prompt:
-        billed = Tokens(0, 0, usage.output)
-        reasons[AbsorbReason.CONTINUED] = AbsorbedTokens(usage.prompt, 0)
+    elif discarded_output or (continued and usage.prompt):
+        prompt, cached = (0, 0) if continued else (usage.prompt, usage.cached)
+        billed = Tokens(prompt, cached, usage.output - discarded_output)
+        reasons[AbsorbReason.CONTINUED] = AbsorbedTokens(usage.prompt - prompt, discarded_output)
     if shared_prompt:
         reasons[AbsorbReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
     absorbed = Absorbed(produced.prompt - billed.prompt, produced.output - billed.output, reasons)

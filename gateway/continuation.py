@@ -1,7 +1,10 @@
 """How a stream that gave way goes on as another request: from its own text so far, so that its caller sees a pause and one stream. Pure.
 
-Only what a text can carry goes on: one sample of plain text on chat or completions. Tool calls, log probabilities and constrained output have state
-inside the engine that a text does not have. vLLM continues a final assistant message with `continue_final_message`.
+Only what a text can carry goes on: one sample of plain text on chat or completions. Tool calls, log probabilities, constrained output and penalties
+on what was said have state inside the engine that a text does not have. vLLM continues a final assistant message with `continue_final_message`.
+
+What the engine had produced and its caller was not given (a character of which half the bytes were there, what might have become a stop string) is
+produced again: it counts towards no limit of the request, and nobody pays for it twice.
 """
 
 from dataclasses import replace
@@ -15,9 +18,11 @@ from gateway.request import ParsedRequest, Route
 _STATEFUL: Final = frozenset(
     {
         "allowed_token_ids", "echo", "functions", "guided_choice", "guided_json", "guided_regex", "logprobs", "prompt_logprobs",
-        "response_format", "structured_outputs", "suffix", "tools", "top_logprobs",
+        "response_format", "structured_outputs", "suffix", "tools",
     }
 )  # fmt: skip
+# Of these 0 is none.
+_PENALTIES_ON_OUTPUT: Final = ("frequency_penalty", "presence_penalty")
 _OUTPUT_PARAMS: Final = ("max_tokens", "max_completion_tokens")
 _DATA: Final = b"data: "
 
@@ -27,8 +32,10 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     if not parsed.stream or parsed.samples != 1 or parsed.wants_continuous_usage or parsed.max_output_tokens is None:
         return False
     body = parsed.body
-    if any(body.get(name) not in (None, False, []) for name in _STATEFUL):
+    if any(_is_asked(body.get(name)) for name in _STATEFUL) or any(body.get(name) for name in _PENALTIES_ON_OUTPUT):
         return False
+    if body.get("stop") and body.get("include_stop_str_in_output"):
+        return False  # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the whole of it
     if parsed.route is Route.CHAT:
         last = body["messages"][-1]
         goes_on_already = body.get("continue_final_message") is True and isinstance(last.get("content"), str)
@@ -36,22 +43,101 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     return parsed.route is Route.COMPLETIONS and isinstance(body["prompt"], str)
 
 
-def text_of(route: Route, passed: list[bytes]) -> str:
-    """The text of the events that a caller has been given. Reasoning and calls, which a text does not carry, raise ValueError."""
+def _is_asked(value: Any) -> bool:
+    """0 log probabilities are those of what was said, and asked for."""
+    return value is not None and value is not False and value != []
+
+
+class Given:
+    """What the caller of one part has been given. `counts`: the output tokens that the engine had counted at each of these events."""
+
+    __slots__ = ("_end", "_pieces", "counts")
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._end: tuple[int, int] | None = None
+        self.counts: list[int] = []
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._pieces)
+
+    def add(self, passed: bytes) -> None:
+        """Whole events, as the meter passed them."""
+        if passed:
+            self._pieces.append(passed)
+
+    def close(self, parsed: ParsedRequest, chunk: dict[str, Any], output_tokens: int) -> bytes:
+        """The chunk that said it was stopped, as the caller is to have it: with the text that came with it (what the engine had held back, too), but for
+        what may have become a stop string: no engine would see the whole of that. An empty one is none. Raises ValueError as `text_and_tokens`.
+        """
+        so_far, _ = self.text_and_tokens(parsed)
+        choice = chunk["choices"][0]
+        where, name = (choice, "text") if parsed.route is Route.COMPLETIONS else (choice["delta"], "content")
+        came = where.get(name) or ""
+        if not came:
+            return b""
+        self._end = len(so_far) + len(came), output_tokens
+        said = came
+        while said and (begun := _stop_begun_chars(so_far + said, _stops(parsed))):
+            said = said[: max(0, len(said) - begun)].rstrip()  # a blank belongs to the token behind it
+        if not said:
+            return b""
+        where[name] = said
+        choice["finish_reason"] = choice["stop_reason"] = None
+        chunk.pop("usage", None)
+        event = _DATA + orjson.dumps(chunk) + b"\n\n"
+        self._pieces.append(event)
+        self.counts.append(output_tokens)
+        return event
+
+    def text_and_tokens(self, parsed: ParsedRequest) -> tuple[str, int]:
+        """The text so far, and how many tokens carry it. Reasoning and calls, which a text does not carry, raise ValueError."""
+        pieces, chars = [], 0
+        held_back = max(map(len, _stops(parsed)), default=1) - 1
+        marks = [(0, 0)]
+        for event, count in zip(b"".join(self._pieces).split(b"\n\n")[:-1], self.counts, strict=True):
+            if event.startswith(b"data: {") and (said := _said(parsed.route, event)):
+                pieces.append(said)
+                chars += len(said)
+                marks.append((chars + held_back, count))  # the engine shows a token's text so many characters late
+        if self._end is not None:  # from here on nothing was held back
+            marks = [mark for mark in marks if mark[0] < self._end[0]]
+            marks.append(self._end)
+        return "".join(pieces), _tokens_of(chars, marks)
+
+
+def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
+    """How many tokens the first `chars` characters are, by marks (characters, tokens) that rise; between two marks in proportion."""
+    below = max(mark for mark in marks if mark[0] <= chars)
+    above = min((mark for mark in marks if mark[0] > chars), default=below)
+    return below[1] + (above[1] - below[1]) * (chars - below[0]) // max(1, above[0] - below[0])
+
+
+def _said(route: Route, event: bytes) -> str:
     pieces = []
-    for event in b"".join(passed).split(b"\n\n"):
-        if not event.startswith(b"data: {"):
-            continue
-        for choice in orjson.loads(event[len(_DATA) :])["choices"]:
-            said = choice if route is Route.COMPLETIONS else choice["delta"]
-            if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
-                raise ValueError("more than text")
-            pieces.append(said.get("text" if route is Route.COMPLETIONS else "content") or "")
+    for choice in orjson.loads(event[len(_DATA) :])["choices"]:
+        said = choice if route is Route.COMPLETIONS else choice["delta"]
+        if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
+            raise ValueError("more than text")
+        pieces.append(said.get("text" if route is Route.COMPLETIONS else "content") or "")
     return "".join(pieces)
 
 
+def _stops(parsed: ParsedRequest) -> list[str]:
+    """vLLM holds back one character less than the longest of them: none begins in what it shows and ends behind it."""
+    stop = parsed.body.get("stop") or []
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _stop_begun_chars(text: str, stops: list[str]) -> int:
+    """How much at the end of this text a stop string may have begun with."""
+    begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+    return max(begun, default=0)
+
+
 def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequest:
-    """The same request from where its text has come to. Raises ValueError when there is nothing left to say."""
+    """The same request from where its text, of so many tokens, has come to. Raises ValueError when there is nothing left to say."""
     assert parsed.max_output_tokens is not None
     left = parsed.max_output_tokens - output_tokens
     if left < 1:
@@ -82,13 +168,18 @@ def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequ
 
 
 class Splice:
-    """Makes the chunks of a later part look like those of the first: its id, no second opening, usage of the whole."""
+    """Makes the chunks of a later part look like those of the first: its id, no second opening, usage of the whole.
 
-    __slots__ = ("_cached", "_first_id", "_opened", "_own_id", "_prompt", "output")
+    `output`: tokens of the text before it. `prompt`, `cached`: as the part said that read the prompt first; None where this is the one.
+    """
 
-    def __init__(self, own_id: str, first_id: str, *, opened: bool, prompt: int, cached: int, output: int) -> None:
+    __slots__ = ("_cached", "_first_id", "_own_id", "_prompt", "opened", "output")
+
+    def __init__(
+        self, own_id: str, first_id: str, *, opened: bool, prompt: int | None, cached: int, output: int
+    ) -> None:
         self._own_id, self._first_id = own_id.encode(), first_id.encode()
-        self._opened = opened
+        self.opened = opened
         self._prompt, self._cached, self.output = prompt, cached, output
 
     def told(self, passed: bytes) -> bytes:
@@ -102,13 +193,13 @@ class Splice:
             return event
         # The first occurrence is the chunk's own id: it stands before anything that was generated.
         event = event.replace(self._own_id, self._first_id, 1)
-        if self._opened and b'"role":"assistant"' in event and b'"content":""' in event:
+        if self.opened and b'"role":"assistant"' in event and b'"content":""' in event:
             return None
         if b'"choices":[]' not in event:
             return event
         chunk = orjson.loads(event[len(_DATA) :])
         usage = chunk.get("usage")
-        if isinstance(usage, dict):
+        if isinstance(usage, dict) and self._prompt is not None:
             usage["prompt_tokens"] = self._prompt
             usage["completion_tokens"] += self.output
             usage["total_tokens"] = self._prompt + usage["completion_tokens"]

@@ -13,11 +13,13 @@ from typing import Any
 from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
 from billing.usage_event import CapacityClass, Ending, EventHead
+from gateway.answer_tier import chunk_told
 from gateway.authenticate import Caller
 from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
-from gateway.continuation import Splice, going_on, text_of
-from gateway.meter import Meter
+from gateway.continuation import Given, Splice, going_on
+from gateway.meter import Meter, Produced
+from gateway.meter_choices import ChoicesMeter
 from gateway.meter_for import meter_for
 from gateway.protocol import used_tier
 from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route
@@ -56,10 +58,12 @@ class Exchange:
     waited_ms: int = 0
     # Why it was admitted as it was, for its receipt.
     decision: dict[str, Any] | None = None
-    # Of a flex stream that can give way and go on: what its caller has been given. Of a later part: the one before, and how its chunks are told.
+    # Of a flex stream that can give way and go on: what its caller has been given. Of a part that another follows: what that one produces again.
+    # Of a later part: the one before, and how its chunks are told.
     can_go_on: bool = False
     gives_way: bool = False
-    kept: list[bytes] = field(default_factory=list)
+    given: Given | None = None
+    discarded_output: int = 0
     previous: "Exchange | None" = None
     following: "Exchange | None" = None
     splice: Splice | None = None
@@ -86,30 +90,51 @@ class Exchange:
             if self.on_stop is not None:
                 self.on_stop(self)
 
-    @property
-    def shapes(self) -> bool:
-        """Whether what its caller is given has to go through `told`."""
+    def begin_stream(self) -> bool:
+        """A stream begins to come from this instance. Whether what its caller is given has to go through `told`."""
+        if self.can_go_on:
+            assert isinstance(self.meter, ChoicesMeter)
+            self.given = Given()
+            self.meter.counts = self.given.counts
         return self.can_go_on or self.splice is not None
 
     def told(self, passed: bytes) -> bytes:
         """A piece of the answer as the caller is to have it."""
-        if self.splice is not None:
-            passed = self.splice.told(passed)
-        if self.can_go_on:
-            self.kept.append(passed)
-        return passed
+        if self.given is not None:
+            self.given.add(passed)
+        return passed if self.splice is None else self.splice.told(passed)
+
+    def last_words(self) -> bytes:
+        """What came with its stop, as the caller is to have it; raises ValueError where that is more than text."""
+        meter = self.meter
+        assert self.given is not None
+        assert isinstance(meter, ChoicesMeter)
+        if meter.last_chunk is None:
+            return b""
+        said = self.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
+        if said and meter.tier is not None:
+            said = chunk_told(said, meter.tier)
+        return said if self.splice is None else self.splice.told(said)
+
+    def prompt_read(self) -> Produced | None:
+        """The figures of the first part before this one that has produced something: its prompt is the request's."""
+        found, part = None, self.previous
+        while part is not None:
+            produced = part.meter.produced()
+            found, part = produced if produced.output else found, part.previous
+        return found
 
     def next_part(self) -> "Exchange":
         """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can."""
         first = self
         while first.previous is not None:
             first = first.previous
-        produced = self.meter.produced()
-        parsed = going_on(self.parsed, text_of(self.parsed.route, self.kept), produced.output)
+        assert self.given is not None
+        text, carried = self.given.text_and_tokens(self.parsed)
+        parsed = going_on(self.parsed, text, carried)
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
-        head, base = self.head, first.meter.produced()
-        earlier_output = produced.output + (0 if self.splice is None else self.splice.output)
+        head = self.head
         following = Exchange(
             request_id, parsed, self.caller, self.model, self.instance, meter_for(parsed, self.meter.tier),
             replace(head, request_id=request_id),
@@ -117,14 +142,16 @@ class Exchange:
             self.started_at, self.body_bytes, client_connection=self.client_connection, sent_at=self.sent_at,
             first_token_ms=self.first_token_ms, first_token_at=self.first_token_at, previous=self,
         )  # fmt: skip
+        base = following.prompt_read()
         following.splice = Splice(
             request_id,
             first.request_id,
-            opened=bool(self.kept),
-            prompt=base.prompt or produced.prompt,
-            cached=base.cached,
-            output=earlier_output,
+            opened=self.given.begun or (self.splice is not None and self.splice.opened),
+            prompt=None if base is None else base.prompt,
+            cached=0 if base is None else base.cached,
+            output=carried + (0 if self.splice is None else self.splice.output),
         )
+        self.discarded_output = self.meter.produced().output - carried
         self.following = following
         return following
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Protocol
 
 from billing.usage_event import Ending
@@ -38,6 +39,7 @@ ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine has nothing left to say but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
+DONE = b"data: [DONE]\n\n"
 PATHS = {
     Route.CHAT: b"/v1/chat/completions",
     Route.COMPLETIONS: b"/v1/completions",
@@ -235,6 +237,7 @@ class Forwarder:
 
     async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
         meter = exchange.meter
+        shapes = exchange.begin_stream()
         last = b""
         try:
             while not meter.finished and not meter.failed:
@@ -243,7 +246,7 @@ class Forwarder:
                     meter.feed(b"\n\n")  # what is left unfinished may be garbage rather than a stream cut short
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
-                if passed and exchange.shapes:
+                if passed and shapes:
                     passed = exchange.told(passed)
                 if meter.finished:
                     last = passed
@@ -265,6 +268,7 @@ class Forwarder:
             await self._end_stopped(exchange, client)
         elif meter.aborted and exchange.gives_way:
             gave_way = True
+            await self._pass_last_words(exchange, client, last)
         elif meter.failed or meter.aborted:
             if not client.started:
                 raise EngineFailed
@@ -277,6 +281,15 @@ class Forwarder:
         await self._finish_framing(connection, failed=meter.failed)
         if gave_way:
             raise GaveWay
+
+    @staticmethod
+    async def _pass_last_words(exchange: Exchange, client: Client, last: bytes) -> None:
+        """Of a stream that gives way: what it goes on from is what its caller has. More than text it finds out when it is to go on."""
+        with suppress(ValueError):
+            last = last.removesuffix(DONE) + exchange.last_words()
+            if last:
+                await client.send(last)
+                exchange.passed_on()
 
     @staticmethod
     async def _finish_framing(connection: UpstreamConnection, *, failed: bool) -> None:

@@ -22,12 +22,16 @@ _DATA = b"data: "
 
 
 class ChoicesMeter:
-    """Implements `gateway.meter.Meter` for `samples` choices of `prompts` prompts."""
+    """Implements `gateway.meter.Meter` for `samples` choices of `prompts` prompts.
+
+    `counts`, where it is set, is told for each event that is passed on how many output tokens there were by then. `last_chunk` is the one that said
+    it was stopped inside the engine, which is not passed on.
+    """
 
     __slots__ = (
         "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
-        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "exact", "failed", "finished",
-        "tier",
+        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "finished",
+        "last_chunk", "tier",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +52,8 @@ class ChoicesMeter:
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
         self.tier: bytes | None = None
+        self.counts: list[int] | None = None
+        self.last_chunk: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
         passed = []
@@ -57,6 +63,8 @@ class ChoicesMeter:
             elif event == _DONE:
                 self._read_done()
                 passed.append(event)
+                if self.counts is not None:
+                    self.counts.append(self.output_tokens())
                 continue
             elif event.startswith(b":") or not event:
                 continue
@@ -64,6 +72,8 @@ class ChoicesMeter:
                 kept = self._read_decoded(event)
             if kept is not None:
                 passed.append(kept if self.tier is None else chunk_told(kept, self.tier))
+                if self.counts is not None:
+                    self.counts.append(self.output_tokens())
             if self.failed:
                 break
         if not passed:
@@ -144,10 +154,13 @@ class ChoicesMeter:
         usage = chunk.get("usage")
         if not choices:
             self._read_total(usage)
-            return event if self._wants_usage else None
+            if self._total is not None and not self._total.output and not self._finished_samples:
+                self.aborted = True  # stopped before its first token: then no chunk says so
+            return event if self._wants_usage and not self.aborted else None
         for choice in choices:
             self._read_choice(choice, usage)
         if self.aborted:  # stopped inside the engine: not an ending that a caller's client knows
+            self.last_chunk = chunk
             return None
         if usage is None or self._wants_continuous:
             return event

@@ -48,7 +48,8 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         shared_prompt=shared_prompt,
         anomaly=anomaly,
         generates=exchange.parsed.route is not Route.EMBEDDINGS,
-        continued=exchange.previous is not None,
+        continued=exchange.prompt_read() is not None,
+        discarded_output=exchange.discarded_output,
     )
     return exchange.head.ended(
         ending=ending,
@@ -60,7 +61,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         http_status=http_status,
         ended_ms=ended_ms,
         first_token_ms=exchange.first_token_ms,
-        delivered_output=exchange.delivered_output,
+        delivered_output=min(exchange.delivered_output, produced.output - exchange.discarded_output),
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,

@@ -79,3 +79,15 @@ def test_an_engine_that_refused_cannot_have_produced() -> None:
     assert attribute(Ending.REFUSED_BY_ENGINE, Tokens()).produced == Tokens()
     with pytest.raises(ValueError, match="refused"):
         attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 0, 3))
+
+
+@pytest.mark.parametrize("ending", sorted(BILLED_ENDINGS))
+def test_what_is_produced_again_is_billed_once(ending: Ending) -> None:
+    share = attribute(ending, Tokens(10, 4, 7), discarded_output=3)
+    assert share.billed == Tokens(10, 4, 4)
+    assert share.absorbed.reasons == {AbsorbReason.CONTINUED: AbsorbedTokens(0, 3)}
+    later = attribute(ending, Tokens(14, 4, 7), continued=True, discarded_output=7)
+    assert later.billed == Tokens()
+    assert later.absorbed.reasons == {AbsorbReason.CONTINUED: AbsorbedTokens(14, 7)}
+    with pytest.raises(ValueError, match="8 tokens discarded of 7"):
+        attribute(ending, Tokens(10, 4, 7), discarded_output=8)

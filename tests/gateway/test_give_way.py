@@ -174,3 +174,35 @@ def test_without_room_in_time_the_stream_says_so_and_nobody_pays(
     (event,) = catalogue.await_events(1)
     assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
     conserved()
+
+
+def test_stop_strings_leave_no_trace_where_two_parts_meet(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    """The engine holds text back for them: what it held back of the first part is neither lost nor paid for twice."""
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    asked: dict[str, Any] = {"max_tokens": 80, "service_tier": "flex", "stream_options": {"include_usage": True}}
+    asked["stop"] = ["never said by it in all of its life"]
+    undisturbed = pool.submit(ask, gateway, key, "chat", True, **asked).result()
+    before = delivered(slow)
+    running = pool.submit(ask, gateway, key, "chat", True, **asked)
+    wait_until(lambda: delivered(slow) > before + 40, "tokens")
+    plan(catalogue, 0, 1)
+    wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+    plan(catalogue, 4, 0)
+    answer = running.result()
+    assert answer.done
+    assert text_of(answer, "chat") == text_of(undisturbed, "chat")
+    assert answer.events[-1]["usage"]["completion_tokens"] == 80
+    billed = [
+        event.billed.output for event in catalogue.await_events(3) if event.request_id.startswith(answer.request_id)
+    ]
+    assert (len(billed), sum(billed)) == (2, 80)
+    conserved()

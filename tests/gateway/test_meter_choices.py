@@ -227,3 +227,22 @@ def test_a_stop_inside_the_engine_is_not_passed_on_as_an_end() -> None:
     assert reader.aborted
     assert b"abort" not in passed
     assert reader.produced() == Produced(31, 0, 1, 31)
+
+
+def test_a_stop_before_the_first_token_is_one_although_no_chunk_says_so() -> None:
+    meter = ChoicesMeter(1, 1, 50, wants_usage=True, wants_continuous=False)
+    assert meter.feed(chunk(0, "")) != b""
+    assert meter.feed(total(0)) == b""
+    meter.feed(DONE)
+    assert (meter.finished, meter.aborted, meter.exact, meter.produced()) == (True, True, True, Produced())
+
+
+def test_usage_of_what_was_stopped_is_read_and_not_passed_on() -> None:
+    meter = ChoicesMeter(1, 1, 50, wants_usage=True, wants_continuous=False)
+    meter.counts = []
+    meter.feed(chunk(1, "a") + chunk(2, "b"))
+    assert meter.counts == [1, 2]
+    assert meter.feed(chunk(4, "c", finish="abort") + total(4)) == b""
+    assert meter.produced() == Produced(31, 0, 4, 31)
+    assert meter.last_chunk is not None
+    assert meter.last_chunk["choices"][0]["delta"] == {"content": "c"}
