@@ -59,7 +59,7 @@ class Stages:
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
         self._line = Line(
-            self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way
+            self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way, metrics
         )
         policy = WaitPolicy(
             settings.wait_on_demand_s,

@@ -6,15 +6,18 @@ in memory, so requests and bytes are bounded. Without its subscription a process
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Final
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from billing import redis_keys
-from gateway.errors import Overloaded
+from gateway.errors import CallerLeft, DependencyUnavailable, NoInstance, Overloaded, QuotaExceeded, RequestStopped
 from gateway.exchange import Exchange
+from gateway.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +27,45 @@ _EARLY_MAX: Final = 1_000
 _BUSY_RETRY_MS: Final = 1_000
 
 
+class WaitEnd(StrEnum):
+    """How a wait for room ended. The last two never began: this process had as many requests, or as many bytes of them, as it may."""
+
+    ADMITTED = "admitted"
+    OUT_OF_TIME = "out_of_time"
+    REFUSED = "refused"
+    NO_INSTANCE = "no_instance"
+    LEFT = "left"
+    STOPPED = "stopped"
+    LOST = "lost"
+    TOO_MANY = "too_many"
+    TOO_LARGE = "too_large"
+
+    @classmethod
+    def of(cls, error: BaseException) -> "WaitEnd":
+        """By what ended it. `lost`: Redis did not answer, or its task was cancelled."""
+        match error:
+            case CallerLeft():
+                return cls.LEFT
+            case RequestStopped():
+                return cls.STOPPED
+            case NoInstance():
+                return cls.NO_INSTANCE
+            case QuotaExceeded() | DependencyUnavailable():
+                return cls.OUT_OF_TIME
+        return cls.LOST
+
+
 class Line:
     """The line of one process. `exchanges` are those that wait now, by request id."""
 
     def __init__(
-        self, gateway_id: str, redis_url: str, requests_max: int, bytes_max: int, give_way: Callable[[str], None]
+        self,
+        gateway_id: str,
+        redis_url: str,
+        requests_max: int,
+        bytes_max: int,
+        give_way: Callable[[str], None],
+        metrics: Metrics,
     ) -> None:
         self._channel = redis_keys.wake_channel(gateway_id)
         self._redis_url = redis_url
@@ -36,8 +73,10 @@ class Line:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._give_way = give_way
+        self._metrics = metrics
         self._turns: dict[str, asyncio.Event] = {}
         self._early: dict[str, None] = {}
+        self._began_at: dict[str, float] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.listening = False
 
@@ -85,8 +124,10 @@ class Line:
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
         """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""
-        size = exchange.body_bytes
-        if len(self._turns) >= self._requests_max or self._bytes + size > self._bytes_max:
+        size, asked = exchange.body_bytes, exchange.parsed.asked.value
+        many = len(self._turns) >= self._requests_max
+        if many or self._bytes + size > self._bytes_max:
+            self._metrics.wait_refused(asked, WaitEnd.TOO_MANY if many else WaitEnd.TOO_LARGE)
             raise Overloaded(_BUSY_RETRY_MS)
         turn = asyncio.Event()
         if exchange.request_id in self._early:
@@ -95,15 +136,19 @@ class Line:
         self._turns[exchange.request_id] = turn
         self._bytes += size
         self.exchanges[exchange.request_id] = exchange
+        self._began_at[exchange.request_id] = time.monotonic()
+        self._metrics.wait_begun(asked, size)
         exchange.on_stop = lambda _: turn.set()
         return turn
 
-    def leave(self, exchange: Exchange) -> None:
+    def leave(self, exchange: Exchange, end: WaitEnd) -> None:
         """Out of line, served or not."""
         if self._turns.pop(exchange.request_id, None) is not None:
             self._bytes -= exchange.body_bytes
             del self.exchanges[exchange.request_id]
             exchange.on_stop = None
+            waited_s = time.monotonic() - self._began_at.pop(exchange.request_id)
+            self._metrics.wait_ended(exchange.parsed.asked.value, end, waited_s, exchange.body_bytes)
 
     def __len__(self) -> int:
         return len(self._turns)

@@ -27,6 +27,7 @@ DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 PER_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 ADDED_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 REDIS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 TOKEN_KINDS = ("prompt", "cached", "output", "delivered", "absorbed")
 
@@ -133,6 +134,13 @@ class Metrics(Collector):
         self._redis = histogram(
             Family("taas_redis_roundtrip_seconds", "histogram", "One pipeline to Redis.", (), REDIS_BUCKETS_S)
         )
+        self._waiting = gauge(Family("taas_requests_waiting", "gauge", "Requests that wait for room.", ("asked",)))
+        self._waiting_bytes = gauge(Family("taas_waiting_bytes", "gauge", "Bodies of requests that wait for room.", ()))
+        self._wait = histogram(
+            Family("taas_wait_seconds", "histogram", "From waiting for room to its end.", ("asked",), WAIT_BUCKETS_S)
+        )
+        self._waits = counter(Family("taas_waits", "counter", "Waits for room, by how they ended.", ("asked", "end")))
+        self._waiting_bytes_row = self._waiting_bytes.row(())
         self._open_row, self._streams_row = self._reservations.row(()), self._streams.row(())
         self._journal_row, self._redis_row = self._journal.row(()), self._redis.row(())
 
@@ -217,6 +225,24 @@ class Metrics(Collector):
     def set_journal_entries(self, n: int) -> None:
         """Settles that wait on this process's disk."""
         self._journal_row[0] = n
+
+    def wait_begun(self, asked: str, body_bytes: int) -> None:
+        """A request has begun to wait for room; `asked` is its ServiceTier."""
+        self._waiting.row((asked,))[0] += 1
+        self._waiting_bytes_row[0] += body_bytes
+
+    def wait_ended(self, asked: str, end: str, seconds: float, body_bytes: int) -> None:
+        """It waits no more; `end` is a WaitEnd. Once for each `wait_begun`."""
+        self._waiting.row((asked,))[0] -= 1
+        self._waiting_bytes_row[0] -= body_bytes
+        self._waits.row((asked, end))[0] += 1
+        cells = self._wait.row((asked,))
+        cells[bisect_left(WAIT_BUCKETS_S, seconds)] += 1
+        cells[-1] += seconds
+
+    def wait_refused(self, asked: str, end: str) -> None:
+        """A request was not let wait, because of a bound of this process."""
+        self._waits.row((asked, end))[0] += 1
 
     def redis_roundtrip(self, seconds: float) -> None:
         """One pipeline's time to Redis and back."""

@@ -47,7 +47,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange
 from gateway.journal import Journal
-from gateway.line import Line
+from gateway.line import Line, WaitEnd
 from gateway.outage import OutageLeases
 from gateway.pace import Pacer
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
@@ -255,12 +255,14 @@ class Reserver:
                     found = await self._try(exchange, ask, candidates)
             if exchange.stop_ending is not None:
                 await self._give_up(exchange, found)
-        except BaseException:
+            ended = WaitEnd.ADMITTED if isinstance(found, Reserved | Replayed) else WaitEnd.REFUSED
+        except BaseException as error:
+            ended = WaitEnd.of(error)
             # Cancelled, or Redis has gone: it must not keep a place that it was granted.
             self._redis.submit(*leave_call(exchange.keys)).add_done_callback(_look_away)
             raise
         finally:
-            self._line.leave(exchange)
+            self._line.leave(exchange, ended)
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
         return found, candidates
 
