@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from secrets import randbelow
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from billing.cell.replies import (
     parse_leave,
     parse_reserve,
 )
-from billing.cell.scripts import Asked, Claim, Limits, leave_call, reserve_call
+from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, reserve_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
 from gateway.catalogue_entries import MILLIUNITS
@@ -159,6 +160,8 @@ class Reserver:
             if isinstance(reply, _COMES_BACK):
                 reply, candidates = await self._wait(exchange, ask, look_again, reply)
         except RedisUnavailable as exc:
+            if exc.unknown_outcome:
+                self._leave(exchange)  # it may stand in line, and nobody comes back for it
             if self._outage.take(exchange.caller.tenant, cost_mu):
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
@@ -237,7 +240,7 @@ class Reserver:
         try:
             turn = self._line.enter(exchange)
         except Overloaded:
-            await self._redis.execute(*leave_call(exchange.keys))
+            self._leave(exchange)
             raise
         found: ReserveReply = reply
         try:
@@ -259,12 +262,23 @@ class Reserver:
         except BaseException as error:
             ended = WaitEnd.of(error)
             # Cancelled, or Redis has gone: it must not keep a place that it was granted.
-            self._redis.submit(*leave_call(exchange.keys)).add_done_callback(_look_away)
+            self._leave(exchange)
             raise
         finally:
             self._line.leave(exchange, ended)
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
         return found, candidates
+
+    def _leave(self, exchange: Exchange) -> None:
+        """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it is back, as a settle: else whoever
+        gave up would stand before others, and hold places that nobody comes for.
+        """
+        call = leave_call(exchange.keys)
+        self._redis.submit(*call).add_done_callback(partial(self._left, call))
+
+    def _left(self, call: Command, outcome: "asyncio.Future[Any]") -> None:
+        if not outcome.cancelled() and isinstance(outcome.exception(), RedisUnavailable):
+            self._journal.append(call)
 
     async def _out_of_time(
         self, exchange: Exchange, found: Waiting | Later | Rebuilding, wait_s: float
@@ -291,12 +305,6 @@ def _nap_s(found: Waiting | Later | Rebuilding) -> float:
     if isinstance(found, Later):
         return found.after_ms / 1000
     return WAIT_RENEW_S if isinstance(found, Waiting) else REBUILT_POLL_S
-
-
-def _look_away(outcome: "asyncio.Future[Any]") -> None:
-    """What it left is dropped when its lease ends, should this not have arrived."""
-    if not outcome.cancelled():
-        outcome.exception()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import socketserver
 import threading
 from collections.abc import Callable, Iterator
 
@@ -14,70 +13,12 @@ from billing.loop import Loop
 from tests.billing.allocator.cells import Ground, open_ground
 from tests.billing.contracts.selling import T0
 from tests.fixtures.gateway import wait_until
-from tests.fixtures.valkey import ValkeyProcess, free_port
+from tests.fixtures.redis_faults import FAULTS, READABLE, Fault
+from tests.fixtures.valkey import ValkeyProcess
 
 SECOND = 1000
 # Below the pause of one that is slow.
 TIMEOUT_S = 0.3
-
-
-class _Loads(socketserver.StreamRequestHandler):
-    """Answers each command as a server does that reads its data from disk."""
-
-    def handle(self) -> None:
-        while head := self.rfile.readline():
-            for _ in range(int(head[1:])):
-                self.rfile.read(int(self.rfile.readline()[1:]) + 2)
-            self.wfile.write(b"-LOADING Redis is loading the dataset in memory\r\n")
-
-
-class _Server(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-
-
-@contextlib.contextmanager
-def killed(valkey: ValkeyProcess, client: redis.Redis) -> Iterator[None]:
-    valkey.kill()
-    yield
-    valkey.start()
-
-
-@contextlib.contextmanager
-def loading(valkey: ValkeyProcess, client: redis.Redis) -> Iterator[None]:
-    valkey.kill()
-    with _Server(("127.0.0.1", valkey.port), _Loads) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
-        serving.start()
-        yield
-        server.shutdown()
-        serving.join()
-    valkey.start()
-
-
-@contextlib.contextmanager
-def readonly(valkey: ValkeyProcess, client: redis.Redis) -> Iterator[None]:
-    client.replicaof("127.0.0.1", free_port())
-    yield
-    client.replicaof("NO", "ONE")
-
-
-@contextlib.contextmanager
-def full(valkey: ValkeyProcess, client: redis.Redis) -> Iterator[None]:
-    client.config_set("maxmemory", 1)
-    yield
-    client.config_set("maxmemory", 0)
-
-
-@contextlib.contextmanager
-def slow(valkey: ValkeyProcess, client: redis.Redis) -> Iterator[None]:
-    client.execute_command("CLIENT", "PAUSE", 2_000, "ALL")  # type: ignore[no-untyped-call]
-    yield
-
-
-FAULTS = [killed, loading, readonly, full, slow]
-# Of these a reader still gets an answer.
-READABLE = {readonly, full}
 
 
 @pytest.fixture
@@ -122,7 +63,7 @@ def numbers(ground: Ground) -> dict[str, str]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_34_the_last_numbers_hold_and_it_goes_on_by_itself(
-    ground: Ground, own_valkey: ValkeyProcess, fault: Callable[..., contextlib.AbstractContextManager[None]]
+    ground: Ground, own_valkey: ValkeyProcess, fault: Fault
 ) -> None:
     signed = ground.sign("acme", 10)
     with allocating(ground) as begun:
