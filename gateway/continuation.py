@@ -79,8 +79,8 @@ class Given:
             return b""
         self._end = len(so_far) + len(came), output_tokens
         said = came
-        while said and (begun := _stop_begun_chars(so_far + said, _stops(parsed))):
-            said = said[: max(0, len(said) - begun)].rstrip()  # a blank belongs to the token behind it
+        if begun := _stop_begun_chars(so_far + came, _stops(parsed)):
+            said = came[: max(0, len(came) - begun)].rstrip()  # a blank belongs to the token behind it
         if not said:
             return b""
         where[name] = said
