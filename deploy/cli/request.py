@@ -1,5 +1,6 @@
 """`taas request`: one request, its receipt and its end."""
 
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -25,6 +26,8 @@ def show_one(request_id: str, as_json: bool) -> None:
     facts = {
         "request": receipt["request_id"], "state": receipt["state"], "tenant": receipt.get("tenant"), "project": receipt.get("project"),
         "key": receipt.get("key_id"), "model": receipt.get("model"), "instance": receipt.get("instance"), "route": receipt.get("route"),
+        "class": receipt.get("class"), "contract": receipt.get("contract"), "decided": _decision(receipt.get("decision")),
+        "waited (ms)": receipt.get("waited_ms"),
         "started (UTC)": _moment(receipt, "started_ms"), "ended (UTC)": _moment(receipt, "ended_ms"), "ending": receipt.get("ending"),
         "produced": _tokens(receipt.get("produced")), "delivered": _tokens(receipt.get("delivered")),
         "billed": _tokens(receipt.get("billed")), "absorbed": _absorbed(receipt.get("absorbed")),
@@ -51,6 +54,19 @@ def _moment(receipt: dict[str, Any], field: str) -> str | None:
 
 def _tokens(tokens: dict[str, int] | None) -> str | None:
     return None if tokens is None else ", ".join(f"{name} {count}" for name, count in tokens.items())
+
+
+def _decision(decision: dict[str, Any] | None) -> str | None:
+    """Why it was admitted as it was; with a contract, how full that was before and after, in work units."""
+    if decision is None:
+        return None
+    said = f"{decision['why']}, asked for {decision['asked']}"
+    if not decision["rate_mu_s"]:
+        return said
+    before, after, rate = (
+        f"{Decimal(decision[name]) / 1000:f}" for name in ("level_before_mu", "level_after_mu", "rate_mu_s")
+    )
+    return f"{said}; level {before} before, {after} after, at {rate} a second"
 
 
 def _absorbed(absorbed: dict[str, Any] | None) -> str | None:

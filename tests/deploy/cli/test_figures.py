@@ -1,12 +1,14 @@
 """Tables of figures: usage with a sum, receipts, and the audit's pairs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
 from billing.ledger import ReceivedEvent, record_events
+from billing.usage_event import CapacityClass
 from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 
@@ -19,7 +21,15 @@ def used(told: Told, database_url: str) -> None:
     tenant = told("tenant", "create", "acme")["tenant"]
     told("model", "add", "m1", "--context", "2048")
     told("price", "set", "--model", "m1", "--input", "0.10", "--output", "0.40", "--from", "2020-01-01")
-    first = event("req_1", (1000, 200, 50), tenant=tenant)
+    decision = {
+        "asked": "auto",
+        "why": "within_contract",
+        "level_before_mu": 1_500,
+        "level_after_mu": 12_000,
+        "rate_mu_s": 500_000,
+    }
+    first = event("req_1", (1000, 200, 50), tenant=tenant, class_=CapacityClass.RESERVED, contract="con_1")
+    first = replace(first, decision=decision, waited_ms=40)
     second = event("req_2", (2000, 0, 10), tenant=tenant, started_ms=first.started_ms + 3_600_000)
     engine = create_engine(database_url)
     with engine.begin() as connection:
@@ -41,8 +51,16 @@ def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
 
 def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
     shown = taas("request", "show", "req_1").stdout
-    for words in ("complete", "prompt 1000, cached 200, output 50", "0.00012", "2023-11-14 22:13:20"):
+    for words in (
+        "complete",
+        "prompt 1000, cached 200, output 50",
+        "0.00012",
+        "2023-11-14 22:13:20",
+        "reserved",
+        "con_1",
+    ):
         assert words in shown
+    assert "within_contract, asked for auto; level 1.5 before, 12 after, at 500 a second" in shown
 
 
 def test_an_audit_shows_what_no_engine_accounts_for(taas: Taas, told: Told, used):
