@@ -1,14 +1,19 @@
-"""What a cell does about classes, room and the line, in plain Python: the model that the scripts are held against. It knows no Redis."""
+"""What a cell does about classes, room, the line and giving way, in plain Python: the model that the scripts are held against. It knows no Redis.
+
+Time stands still but where a step says otherwise (`read_on`, `drained_cancels`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 INSTANCES = ("i-1", "i-2")
+# Flex that cannot go on elsewhere comes after all that can.
+CANNOT_GO_ON = 1e15
 
 
 @dataclass(slots=True)
 class Request:
-    """One request. `cost_mu`: what it asks for; `charged_mu`: what it is charged now."""
+    """One request. `cost_mu`: what it asks for; `charged_mu`: what it is charged now. An open one without an instance has given its place up."""
 
     request_id: str
     tenant: str
@@ -16,7 +21,10 @@ class Request:
     cost_mu: int
     sequences: int
     weight: int
-    alive: bool
+    gateway: str
+    goes_on: bool = False
+    resumed: bool = False
+    prompt_mu: int = 0
     state: str = ""
     class_: str = ""
     instance: str = ""
@@ -25,14 +33,36 @@ class Request:
     output: int = 0
     lapsed: bool = False
 
+    @property
+    def paused(self) -> bool:
+        return self.state == "open" and not self.instance
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """Requests open, and cancelled a minute; -1: no limit."""
+
+    concurrency: int = -1
+    cancels: int = -1
+
 
 class CellModel:
     """The cell. Which of several instances with as much room is taken, it asks (`instance_of`); all else it says itself."""
 
-    def __init__(self, burst_mu: int, instance_of: Callable[[str], str]) -> None:
+    def __init__(self, burst_mu: int, limits: dict[str, TenantLimits], instance_of: Callable[[str], str]) -> None:
         self.burst_mu = burst_mu
+        self.limits = limits
         self._instance_of = instance_of
+        self.listening: set[str] = set()
         self.room: dict[str, tuple[int, int]] = {}
+        # mu a second at which an instance reads; what it had to read at the last start, and for how many seconds it has read since.
+        self.reads_mu_s = dict.fromkeys(INSTANCES, 0)
+        self.prompts_mu: dict[str, tuple[int, int]] = {}
+        # Until the next prompt may start, of what the last step looked at; 0: it was held up by none.
+        self.pace_s = 0.0
+        # By instance the flex requests that may be asked to give way, and their turn.
+        self.lent: dict[str, dict[str, float]] = {name: {} for name in INSTANCES}
+        self.cancels = dict.fromkeys(limits, 0)
         self.requests: dict[str, Request] = {}
         self.flight: dict[str, int] = {}
         self.virtual: dict[str, float] = {}
@@ -45,7 +75,9 @@ class CellModel:
         return self._lines.setdefault((class_, tenant), [])
 
     def opened(self, tenant: str) -> int:
-        return sum(each.tenant == tenant and each.state == "open" for each in self.requests.values())
+        return sum(
+            each.tenant == tenant and each.state == "open" and not each.paused for each in self.requests.values()
+        )
 
     def heard(self) -> list[str]:
         """Whom the last step has woken."""
@@ -59,10 +91,31 @@ class CellModel:
     def _turn(self, tenant: str) -> tuple[float, str]:
         return self.virtual[tenant], tenant
 
+    def unread_mu(self, instance: str) -> int:
+        """Of prompts there."""
+        began_mu, read_s = self.prompts_mu.get(instance, (0, 0))
+        return max(0, began_mu - self.reads_mu_s[instance] * read_s)
+
+    def _start_reading(self, request: Request) -> None:
+        if self.reads_mu_s[request.instance]:
+            self.prompts_mu[request.instance] = self.unread_mu(request.instance) + request.prompt_mu, 0
+
+    def read_on(self, instance: str, seconds: int) -> None:
+        """So much time has passed for what reads there."""
+        if instance in self.prompts_mu:
+            began_mu, read_s = self.prompts_mu[instance]
+            self.prompts_mu[instance] = began_mu, read_s + seconds
+
     def _free(self, instance: str, class_: str) -> int:
         most, flex = self.room[instance]
         o, f = self.flight.get(f"o:{instance}", 0), self.flight.get(f"f:{instance}", 0)
-        return min(most - o - f, flex - f) if class_ == "f" else most - o - f
+        free = min(most - o - f, flex - f) if class_ == "f" else most - o - f
+        rate = self.reads_mu_s[instance]
+        if free > 0 and rate and self.unread_mu(instance):
+            wait_s = self.unread_mu(instance) / rate
+            self.pace_s = min(self.pace_s or wait_s, wait_s)
+            return 0
+        return free
 
     def _fits(self, instance: str, class_: str, sequences: int) -> bool:
         free = self._free(instance, class_)
@@ -84,11 +137,39 @@ class CellModel:
         name = f"{request.class_}:{request.instance}"
         self.flight[name] = self.flight.get(name, 0) + sequences
 
+    def _land(self, request: Request) -> float | None:
+        """Its place is free; what its turn to give way was."""
+        self._fly(request, -request.sequences)
+        return self.lent[request.instance].pop(request.request_id, None)
+
     def move(self, request: Request, instance: str) -> None:
-        if instance:
-            self._fly(request, -request.sequences)
+        if instance and not request.paused:
+            turn = self._land(request)
             request.instance = instance
             self._fly(request, request.sequences)
+            if turn is not None:
+                self.lent[instance][request.request_id] = turn
+
+    def pause(self, request: Request) -> None:
+        """It gives its place up, and is none of those that its tenant has open."""
+        if not request.paused:
+            self._land(request)
+            request.instance = ""
+            self.grant_all()
+
+    def plan(self, give_way: dict[str, int]) -> None:
+        """Numbers are new: grants are told again or dropped, so many requests of an instance are asked to give way, what is free is granted."""
+        for request in [each for each in self.requests.values() if each.state == "granted"]:
+            if request.gateway in self.listening:
+                self._heard.append(request.request_id)
+            else:
+                self._drop(request)
+        for instance, count in give_way.items():
+            lent = self.lent[instance]
+            for request_id in sorted(lent, key=lambda name: (lent[name], name))[:count]:
+                del lent[request_id]
+                self._heard.append(f"!{request_id}")
+        self.grant_all()
 
     def _drop(self, request: Request) -> None:
         if request.state == "waiting":
@@ -111,7 +192,7 @@ class CellModel:
             fitting = [name for name in INSTANCES if self._fits(name, class_, request.sequences)]
             if not fitting:
                 return
-            if not request.alive and request.request_id != asking:
+            if request.gateway not in self.listening and request.request_id != asking:
                 self._drop(request)
                 continue
             taken = self._instance_of(request.request_id)
@@ -121,29 +202,45 @@ class CellModel:
             self.last_left = max(self.last_left, self.virtual[request.tenant])
             request.state, request.instance = "granted", taken
             self._fly(request, request.sequences)
+            self._start_reading(request)
             self.charge(request, request.cost_mu)
             if request.request_id != asking:
                 self._heard.append(request.request_id)
 
-    def reserve(self, request: Request, wait_max: int, concurrency: int) -> str:
-        """How it answers: settled, replayed, open, waiting, or the limit that refuses."""
+    def _refusing(self, request: Request, cancels: int) -> str:
+        limits = self.limits[request.tenant]
+        if request.resumed:
+            return ""
+        # Where both refuse, the one that takes longer to give way is told.
+        if 0 <= limits.cancels < cancels + 1:
+            return "cancels"
+        return "concurrency" if 0 <= limits.concurrency <= self.opened(request.tenant) else ""
+
+    def reserve(self, request: Request, wait_max: int, now_ms: int, drained_cancels: int = 0) -> str:
+        """How it answers: settled, replayed, open, waiting, or the limit that refuses. `drained_cancels`: as much time has passed for its tenant."""
         if request.state in ("settled", "open"):
             return "settled" if request.state == "settled" else "replayed"
-        if 0 <= concurrency <= self.opened(request.tenant):
+        cancels = max(0, self.cancels[request.tenant] - drained_cancels)
+        refusing = self._refusing(request, cancels)
+        if refusing:
             if request.state:
                 self._drop(request)
                 self.grant_all()
-            return "concurrency"
+            return refusing
         if not request.state:
             self._classify(request)
             if not self._place_or_join(request, wait_max):
                 return "room"
         elif request.state == "waiting":
             request.lapsed = False
+            self._free(INSTANCES[0], request.class_)
             self.grant_all(request.request_id)
         if request.state == "waiting":
             return "waiting"
         request.state, request.lapsed = "open", False
+        self.cancels[request.tenant] = cancels
+        if request.class_ == "f":
+            self.lent[request.instance][request.request_id] = (0 if request.goes_on else CANNOT_GO_ON) - now_ms
         return "open"
 
     def _classify(self, request: Request) -> None:
@@ -163,11 +260,11 @@ class CellModel:
         blocked = bool(self.waiting("o") or line)
         least = self.virtual[tenant if tenant in line else line[0]] if line else self.last_left
         lifted = max(self.virtual.get(tenant, 0.0), least)
-        fitting = [name for name in INSTANCES if self._fits(name, class_, request.sequences)]
-        if request.sequences == 0 or (fitting and not blocked):
+        place = self._place(request, blocked=blocked)
+        if place:
             self.virtual[tenant] = lifted
             self.last_left = max(self.last_left, lifted)
-            self._open(request, INSTANCES[0] if request.sequences == 0 else fitting[0])
+            self._open(request, place)
             return True
         if len(self.queue(class_, tenant)) >= wait_max:
             return False
@@ -178,22 +275,34 @@ class CellModel:
         self.grant_all(request.request_id)
         return True
 
+    def _place(self, request: Request, *, blocked: bool) -> str:
+        """The first candidate where it may start at once."""
+        if request.sequences == 0:
+            return INSTANCES[0]
+        if blocked:
+            self._free(INSTANCES[0], request.class_)
+            return ""
+        return next((name for name in INSTANCES if self._fits(name, request.class_, request.sequences)), "")
+
     def _open(self, request: Request, instance: str) -> None:
         request.state, request.instance = "open", instance
         self.requests[request.request_id] = request
         self._fly(request, request.sequences)
+        self._start_reading(request)
         self.charge(request, request.cost_mu)
 
-    def settle(self, request_id: str, cost_mu: int) -> None:
+    def settle(self, request_id: str, cost_mu: int, *, cancelled: bool = False) -> None:
         request = self.requests.get(request_id)
         if request is not None and request.state == "open":
             self.charge(request, cost_mu)
-            self._fly(request, -request.sequences)
-            self.grant_all()
+            if not request.paused:
+                self.cancels[request.tenant] += cancelled and self.limits[request.tenant].cancels >= 0
+                self._land(request)
+                self.grant_all()
         elif request is not None:
             self._drop(request)
             self.grant_all()
-        ended = request or Request(request_id, "", "", 0, 0, 1, alive=True)
+        ended = request or Request(request_id, "", "", 0, 0, 1, "")
         ended.state = "settled"
         self.requests[request_id] = ended
 

@@ -1,5 +1,6 @@
-"""Classes, room, line and contract against a model in Python: any steps, in any order; after each the cell holds what the model says."""
+"""Classes, room, line, giving way and contract against a model in Python: any steps, in any order; after each the cell holds what the model says."""
 
+import math
 from typing import Any
 
 import redis
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from billing import redis_keys
+from billing.cell.execute import execute
 from billing.cell.replies import (
     AlreadySettled,
     Dropped,
@@ -21,21 +23,31 @@ from billing.cell.replies import (
     StillLeased,
     Waiting,
 )
-from billing.cell.scripts import Asked, Limits
+from billing.cell.scripts import NO_PLACE, Asked, grant_call
 from billing.tokens import Tokens
 from tests.billing.cell import plan
-from tests.billing.cell.capacity_model import CellModel, Request
-from tests.billing.cell.requests import CELL, CellRequest, empty, usage_events
+from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
+from tests.billing.cell.capacity_requests import LIMITS, MachineRequest, gateway_of, next_part, request_of
+from tests.billing.cell.requests import CELL, empty, usage_events
 
-# Of each tenant: its weight, and how many requests it may have open.
-TENANTS = {"a": (1, -1), "b": (4, 3), "c": (2, -1)}
 BURST_MU = 50_500
+# Reading a prompt takes days, of which a step lets as many pass as it says: those that an example itself takes are no matter.
+PROMPT_MU = READ_S = 1_000_000
+EXAMPLE_S = 7_200
+HOUR_S, HALF_MINUTE_S = 3_600, 30
+LENT = redis_keys.open_requests(CELL).removesuffix("open") + "lent:"
 INDEX = st.integers(0, 11)
 COSTS = st.sampled_from([0, 1_000, 8_000, 40_000])
+PROMPTS = st.sampled_from([0, 0, PROMPT_MU, 2 * PROMPT_MU])
+RATES = st.sampled_from([0, 0, 1, 2])
+KINDS: dict[str, type[Any]] = {
+    "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
+    "concurrency": Refused, "cancels": Refused, "room": Refused,
+}  # fmt: skip
 
 
 class CapacityMachine(RuleBasedStateMachine):
-    """Three tenants, one with a contract that spills; two instances; one request's gateway is dead."""
+    """Three tenants, one with a contract that spills; two instances; of the gateways one is dead, and one comes and goes."""
 
     client: redis.Redis
     gateway: plan.Listener
@@ -44,35 +56,52 @@ class CapacityMachine(RuleBasedStateMachine):
         super().__init__()
         empty(self.client)
         self.gateway.woken()
-        self.model = CellModel(BURST_MU, lambda request_id: plan.granted_at(self.client, request_id))
+        self.other: plan.Listener | None = None
+        self.weights = {"a": 1, "b": 4, "c": 2}
+        self.model = CellModel(BURST_MU, LIMITS, lambda request_id: plan.granted_at(self.client, request_id))
+        self.model.listening.add("gw-1")
+        self.told: set[str] = set()
         self.events = self.arrived = 0
         # It drains one mu a second: nothing, while an example runs.
         plan.sign(self.client, "c", 1, "spill")
         self.client.hset(redis_keys.contract_bucket(CELL, "c"), "burst", BURST_MU)
-        self.plan_room((3, 1), (2, 2))
+        self.new_room(3, 2, 1, (0, 0))
 
-    def real(self, request_id: str, asked: Asked = Asked.AUTO, sequences: int = 1, wait_max: int = 3) -> CellRequest:
-        number = int(request_id[1:])
-        tenant = "abc"[number % 3]
-        weight, concurrency = TENANTS[tenant]
-        return CellRequest(
-            self.client, request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weight, sequences=sequences,
-            wait_max=wait_max, tenant_limits=Limits(concurrency=concurrency), candidates=plan.TWO,
-            gateway="gw-dead" if number % 12 == 11 else "gw-1",
-        )  # fmt: skip
+    def real(
+        self, request_id: str, asked: Asked = Asked.AUTO, sequences: int = 1, wait_max: int = 3, prompt_mu: int = 0
+    ) -> MachineRequest:
+        return request_of(self.client, request_id, self.weights, asked, sequences, wait_max, prompt_mu)
 
-    def plan_room(self, first: tuple[int, int], second: tuple[int, int]) -> None:
-        room = {"i-1": first, "i-2": second}
-        plan.set_room(self.client, room)
-        self.model.room = room
-        plan.plan_anew(self.client)
-        again = [each.request_id for each in self.model.requests.values() if each.state == "granted"]
-        self.model.grant_all()
-        self.hears(sorted(again + self.model.heard()), in_order=False)
+    def plans(self, give_way: dict[str, int]) -> None:
+        _, on_demand, flex, _, pace_ms = plan.plan_anew(self.client)
+        self.model.plan(give_way)
+        assert (on_demand, flex) == (len(self.model.waiting("o")), len(self.model.waiting("f")))
+        self.paces(pace_ms)
+        self.hears(in_order=False)
 
-    def hears(self, expected: list[str], *, in_order: bool = True) -> None:
-        woken = self.gateway.woken()
-        assert (woken if in_order else sorted(woken)) == expected
+    def hears(self, *, in_order: bool = True) -> None:
+        """Each gateway has heard whom the last step woke there; then time stands still again for what the first tenant has cancelled."""
+        expected = self.model.heard()
+        self.told |= {word[1:] for word in expected if word[0] == "!"}
+        for name, listener in (("gw-1", self.gateway), ("gw-2", self.other)):
+            if listener is not None:
+                here = [word for word in expected if gateway_of(word.removeprefix("!")) == name]
+                woken = listener.woken()
+                assert (woken if in_order else sorted(woken)) == (here if in_order else sorted(here))
+        self.model.pace_s = 0
+        self.passes("a", -HOUR_S)
+
+    def passes(self, tenant: str, seconds: int) -> None:
+        """As if its bucket had been written so long ago."""
+        bucket = self.real(f"r{'abc'.index(tenant)}").keys.tenant_bucket
+        if self.client.hexists(bucket, "t"):
+            now_s, now_us = self.client.time()
+            self.client.hset(bucket, "t", (now_s - seconds) * 1_000_000 + now_us)
+
+    def paces(self, told_ms: int) -> None:
+        """When room should be granted again."""
+        expected_ms = math.ceil(self.model.pace_s * 1_000)
+        assert max(-1, expected_ms - EXAMPLE_S * 1_000) < told_ms <= expected_ms
 
     def pick(self, index: int, *states: str) -> str:
         """One of the requests in these states; one that never was, where there is none."""
@@ -80,54 +109,81 @@ class CapacityMachine(RuleBasedStateMachine):
         return found[index % len(found)] if found else f"r{1_000 + index}"
 
     @rule(
-        asked=st.sampled_from([Asked.AUTO, Asked.AUTO, Asked.ON_DEMAND, Asked.FLEX]),
+        asked=st.sampled_from([Asked.AUTO, Asked.AUTO, Asked.ON_DEMAND, Asked.FLEX, Asked.FLEX]),
         cost_mu=COSTS,
         sequences=st.sampled_from([1, 1, 1, 2, 9, 0]),
         wait_max=st.sampled_from([3, 3, 3, 0]),
         count=st.integers(1, 4),
+        prompt_mu=PROMPTS,
     )
-    def arrive(self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int) -> None:
+    def arrive(self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int) -> None:
         for _ in range(count):
             self.arrived += 1
-            self.reserve(f"r{self.arrived}", asked, cost_mu, sequences, wait_max)
+            self.reserve(f"r{self.arrived}", asked, cost_mu, sequences, wait_max, prompt_mu)
+
+    @rule(halves=st.integers(1, 3))
+    def a_while_after_its_cancels_a_tenant_asks_again(self, halves: int) -> None:
+        self.arrived += -self.arrived % 3 + 3
+        self.passes("a", halves * HALF_MINUTE_S)
+        self.reserve(f"r{self.arrived}", Asked.ON_DEMAND, 1_000, 1, 3, 0, drained_cancels=halves)
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open", "settled")]))
     def ask_again(self, index: int, states: tuple[str, ...]) -> None:
         request_id = self.pick(index, *states)
         if request_id in self.model.requests:
-            self.reserve(request_id, Asked.AUTO, 0, 1, 3)
+            self.reserve(request_id, Asked.AUTO, 0, 1, 3, 0)
 
-    def reserve(self, request_id: str, asked: Asked, cost_mu: int, sequences: int, wait_max: int) -> None:
+    @rule(index=INDEX, cost_mu=COSTS, prompt_mu=PROMPTS, wait_max=st.sampled_from([3, 3, 3, 0]))
+    def go_on(self, index: int, cost_mu: int, prompt_mu: int, wait_max: int) -> None:
+        paused = [each.request_id for each in self.model.requests.values() if each.paused]
+        follow = [name for name in map(next_part, paused) if name not in self.model.requests]
+        if follow:
+            self.reserve(follow[index % len(follow)], Asked.FLEX, cost_mu, 1, wait_max, prompt_mu)
+
+    def reserve(
+        self, request_id: str, asked: Asked, cost_mu: int, sequences: int, wait_max: int, prompt_mu: int,
+        *, drained_cancels: int = 0,
+    ) -> None:  # fmt: skip
         known = self.model.requests.get(request_id)
         if known is not None and known.state in ("waiting", "granted"):
             # The same request again.
-            asked, cost_mu, sequences = Asked(known.asked), known.cost_mu, known.sequences
-        real = self.real(request_id, asked, sequences, wait_max)
+            asked, cost_mu, sequences, prompt_mu = Asked(known.asked), known.cost_mu, known.sequences, known.prompt_mu
+        real = self.real(request_id, asked, sequences, wait_max, prompt_mu)
         reply = real.reserve(cost_mu)
         request = known or Request(
-            request_id, real.tenant, asked.value, cost_mu, sequences, real.weight, alive=real.gateway == "gw-1"
-        )
-        expected = self.model.reserve(request, wait_max, TENANTS[real.tenant][1])
-        kinds: dict[str, type[Any]] = {
-            "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
-            "concurrency": Refused, "room": Refused,
-        }  # fmt: skip
-        assert isinstance(reply, kinds[expected]), (reply, expected)
+            request_id, real.tenant, asked.value, cost_mu, sequences, real.weight, real.gateway, real.goes_on,
+            real.resumed, prompt_mu,
+        )  # fmt: skip
+        expected = self.model.reserve(request, wait_max, reply.now_ms, drained_cancels)
+        assert isinstance(reply, KINDS[expected]), (reply, expected)
         if isinstance(reply, Refused):
             assert reply.limit is LimitKind(expected)
+        if isinstance(reply, Waiting):
+            self.paces(reply.pace_ms)
         if isinstance(reply, Reserved):
             assert reply.grant.class_[0] == request.class_
             assert reply.grant.instance == request.instance
-        self.hears(self.model.heard())
+        self.hears()
 
     @rule(index=INDEX, output=st.integers(0, 12), move=st.sampled_from(["", "", "i-1", "i-2"]), rare=INDEX)
     def checkpoint(self, index: int, output: int, move: str, rare: int) -> None:
         request_id = self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled")))
+        self.record(request_id, output, (move, "e-9" if move else ""))
+
+    @rule(index=INDEX, output=st.integers(0, 12))
+    def pause(self, index: int, output: int) -> None:
+        """Who was asked to gives way; or another, whose gateway has its own reason."""
+        flex = [each for each in self.model.requests.values() if each.state == "open" and each.class_ == "f"]
+        asked = [each for each in flex if each.request_id in self.told and not each.paused] or flex
+        if asked:
+            self.record(asked[index % len(asked)].request_id, output, NO_PLACE)
+
+    def record(self, request_id: str, output: int, moved_to: tuple[str, str]) -> None:
         known = self.model.requests.get(request_id)
         if known is not None:
             output = max(output, known.output)
         usage = Tokens(0, 0, output)
-        reply = self.real(request_id).checkpoint(usage, 4_000 * output, moved_to=(move, "e-9" if move else ""))
+        reply = self.real(request_id).checkpoint(usage, 4_000 * output, moved_to=moved_to)
         if known is None or known.state in ("waiting", "granted"):
             assert isinstance(reply, Missing)
         elif known.state == "settled":
@@ -136,23 +192,37 @@ class CapacityMachine(RuleBasedStateMachine):
             assert isinstance(reply, Renewed)
             known.output, known.lapsed = output, False
             self.model.charge(known, max(known.charged_mu, 4_000 * output))
-            self.model.move(known, move)
+            if moved_to == NO_PLACE:
+                self.model.pause(known)
+            else:
+                self.model.move(known, moved_to[0])
+        self.hears()
 
-    @rule(index=INDEX, cost_mu=COSTS, rare=INDEX)
-    def end(self, index: int, cost_mu: int, rare: int) -> None:
-        self.settle(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), cost_mu)
+    @rule(index=INDEX, cost_mu=COSTS, rare=INDEX, cancelled=st.booleans())
+    def end(self, index: int, cost_mu: int, rare: int, cancelled: bool) -> None:
+        self.settle(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), cost_mu, cancelled)
 
-    def settle(self, request_id: str, cost_mu: int) -> None:
+    @rule(index=INDEX, cost_mu=COSTS)
+    def end_all_its_parts(self, index: int, cost_mu: int) -> None:
+        paused = [each.request_id for each in self.model.requests.values() if each.paused]
+        request_id = paused[index % len(paused)] if paused else "r0"
+        first = request_id.partition("-")[0]
+        for each in list(self.model.requests.values()):
+            if each.state == "open" and each.request_id.partition("-")[0] == first:
+                self.settle(each.request_id, cost_mu, cancelled=False)
+
+    def settle(self, request_id: str, cost_mu: int, cancelled: bool) -> None:
         known = self.model.requests.get(request_id)
-        reply = self.real(request_id).settle(cost_mu)
+        reply = self.real(request_id).settle(cost_mu, cancelled=cancelled)
         if known is not None and known.state == "settled":
             assert isinstance(reply, AlreadySettled)
             return
         assert isinstance(reply, Settled)
         assert reply.orphan == (known is None or known.state != "open")
         self.events += 1
-        self.model.settle(request_id, cost_mu)
-        self.hears(self.model.heard())
+        self.model.settle(request_id, cost_mu, cancelled=cancelled)
+        self.paces(reply.pace_ms)
+        self.hears()
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]))
     def give_up(self, index: int, states: tuple[str, ...]) -> None:
@@ -161,7 +231,7 @@ class CapacityMachine(RuleBasedStateMachine):
     def leave(self, request_id: str) -> None:
         left = self.real(request_id).leave()
         assert left.dropped == self.model.leave(request_id)
-        self.hears(self.model.heard())
+        self.hears()
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]))
     def lapse(self, index: int, states: tuple[str, ...]) -> None:
@@ -187,17 +257,60 @@ class CapacityMachine(RuleBasedStateMachine):
             assert isinstance(reply, Settled)
             self.events += 1
             self.model.settle(request_id, 4_000 * known.output)
+            self.paces(reply.pace_ms)
         else:
             assert isinstance(reply, Dropped)
             self.model.leave(request_id)
-        self.hears(self.model.heard())
+        self.hears()
 
-    @rule(first=st.integers(0, 4), second=st.integers(0, 4), flex=st.integers(0, 4))
-    def new_room(self, first: int, second: int, flex: int) -> None:
-        self.plan_room((first, min(first, flex)), (second, min(second, flex)))
+    @rule(first=st.integers(0, 4), second=st.integers(0, 4), flex=st.integers(0, 4), reads=st.tuples(RATES, RATES))
+    def new_room(self, first: int, second: int, flex: int, reads: tuple[int, int]) -> None:
+        self.model.room = {"i-1": (first, min(first, flex)), "i-2": (second, min(second, flex))}
+        self.model.reads_mu_s = dict(zip(INSTANCES, reads, strict=True))
+        plan.set_room(self.client, self.model.room)
+        rates = {f"w:{name}": rate for name, rate in self.model.reads_mu_s.items()}
+        self.client.hset(redis_keys.room(CELL), mapping=rates)
+        self.plans({})
+
+    @rule(instance=st.sampled_from(INSTANCES), sequences=st.integers(1, 3))
+    def an_owner_comes_back(self, instance: str, sequences: int) -> None:
+        if all(self.model.requests[name].sequences == 1 for name in self.model.lent[instance]):
+            self.client.hset(redis_keys.room(CELL), f"g:{instance}", sequences)
+            self.plans({instance: sequences})
+
+    @rule(instance=st.sampled_from(INSTANCES))
+    def what_is_read_makes_room(self, instance: str) -> None:
+        at_us = self.client.hget(redis_keys.flight(CELL), f"pt:{instance}")
+        if at_us is not None:
+            self.client.hset(redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - READ_S * 1_000_000)
+        self.model.read_on(instance, READ_S)
+        *_, pace_ms = execute(self.client, grant_call(CELL, room_only=True))
+        self.model.grant_all()
+        self.paces(pace_ms)
+        self.hears()
+
+    @rule(tenant=st.sampled_from("abc"), weight=st.sampled_from([1, 2, 4]))
+    def new_weight(self, tenant: str, weight: int) -> None:
+        self.weights[tenant] = weight
+
+    @rule()
+    def a_gateway_comes_or_goes(self) -> None:
+        if self.other is None:
+            self.other = plan.Listener(self.client, "gw-2").__enter__()
+            self.model.listening.add("gw-2")
+        else:
+            self.other.__exit__(None, None, None)
+            self.other = None
+            self.model.listening.remove("gw-2")
+        heard_by = int(self.other is not None)
+        while (
+            dict(self.client.pubsub_numsub(redis_keys.wake_channel("gw-2")))[redis_keys.wake_channel("gw-2")]
+            != heard_by
+        ):
+            pass
 
     @invariant()
-    def the_cell_holds_what_the_model_says(self) -> None:
+    def places_and_lines_are_the_models(self) -> None:
         model, client = self.model, self.client
         assert plan.flight(client) == {name: count for name, count in model.flight.items() if count}
         for class_ in "of":
@@ -205,16 +318,33 @@ class CapacityMachine(RuleBasedStateMachine):
             assert plan.tenants_waiting(client, class_) == waiting
             for tenant in "abc":
                 assert plan.queue(client, tenant, class_) == model.queue(class_, tenant)
-        for tenant in "abc":
-            assert plan.virtual(client, tenant) == model.virtual.get(tenant, 0)
-            assert self.real(f"r{'abc'.index(tenant)}").tenant_level("c") == model.opened(tenant)
-        assert plan.flight_field(client, "used") == model.used_mu
-        assert plan.contract_field(client, "c", "used") == model.contract_used_mu
-        assert plan.contract_field(client, "c", "borrowed") == model.borrowed_mu
+        for instance in INSTANCES:
+            lent: Any = client.zrange(LENT + instance, 0, -1, withscores=True)
+            assert dict(lent) == model.lent[instance]
+            now_s, _ = client.time()
+            began_s = plan.flight_field(client, f"pt:{instance}") / 1e6
+            drained_mu = model.reads_mu_s[instance] * (now_s - began_s)
+            unread_mu = max(0.0, plan.flight_field(client, f"pl:{instance}") - drained_mu)
+            assert model.unread_mu(instance) - 2 * EXAMPLE_S < unread_mu <= model.unread_mu(instance) + 2
         alive = {each.request_id for each in model.requests.values() if each.state != "settled"}
         assert set(client.zrange(redis_keys.open_requests(CELL), 0, -1)) == alive
         for name, request in model.requests.items():
             assert plan.state_of(client, name) == request.state
+            assert request.state != "open" or plan.granted_at(client, name) == request.instance
+
+    @invariant()
+    def levels_and_counters_are_the_models(self) -> None:
+        model, client = self.model, self.client
+        for tenant in "abc":
+            first = self.real(f"r{'abc'.index(tenant)}")
+            assert plan.virtual(client, tenant) == model.virtual.get(tenant, 0)
+            assert first.tenant_level("c") == first.key_level("c") == model.opened(tenant)
+            assert max(0, model.cancels[tenant] - 0.5) <= first.tenant_level("x") <= model.cancels[tenant]
+        assert plan.flight_field(client, "vl") == model.last_left
+        assert plan.flight_field(client, "used") == model.used_mu
+        assert plan.contract_field(client, "c", "used") == model.contract_used_mu
+        assert plan.contract_field(client, "c", "borrowed") == model.borrowed_mu
+        assert model.contract_level_mu - EXAMPLE_S < plan.contract_field(client, "c", "u") <= model.contract_level_mu
 
     @invariant()
     def everything_ends_by_itself_but_the_usage(self) -> None:
@@ -225,14 +355,17 @@ class CapacityMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for known in list(self.model.requests.values()):
             if known.state == "open":
-                self.settle(known.request_id, 3_000)
+                self.settle(known.request_id, 3_000, cancelled=False)
         while any(each.state != "settled" for each in self.model.requests.values()):
             self.leave(self.pick(0, "waiting", "granted"))
-        self.the_cell_holds_what_the_model_says()
+        self.places_and_lines_are_the_models()
+        self.levels_and_counters_are_the_models()
         assert plan.flight(self.client) == {}
         assert self.client.keys("*:w*") == []
         assert self.client.zcard(redis_keys.open_requests(CELL)) == 0
         assert self.client.keys("*:lent:*") == []
+        if self.other is not None:
+            self.other.__exit__(None, None, None)
 
 
 def test_any_order_of_steps_keeps_room_line_and_counters_right(valkey: redis.Redis, gateway: plan.Listener) -> None:

@@ -1,0 +1,60 @@
+"""The requests of the capacity machine: tenant, gateway and whether it can go on follow from its number, so that a step needs to name no more."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import redis
+
+from billing.cell.scripts import Asked, Claim, Limits
+from tests.billing.cell import plan
+from tests.billing.cell.capacity_model import TenantLimits
+from tests.billing.cell.requests import CellRequest
+
+LIMITS = {"a": TenantLimits(cancels=2), "b": TenantLimits(concurrency=3), "c": TenantLimits()}
+
+
+def number_of(request_id: str) -> int:
+    return int(request_id[1:].partition("-")[0])
+
+
+def gateway_of(request_id: str) -> str:
+    return {3: "gw-2", 4: "gw-2", 5: "gw-2", 11: "gw-dead"}.get(number_of(request_id) % 12, "gw-1")
+
+
+def next_part(request_id: str) -> str:
+    first, _, part = request_id.partition("-")
+    return f"{first}-{int(part or 1) + 1}"
+
+
+@dataclass(frozen=True)
+class MachineRequest(CellRequest):
+    """A request with all that its claim may say."""
+
+    resumed: bool = False
+    goes_on: bool = False
+    prompt_mu: int = 0
+
+    @property
+    def claim(self) -> Claim:
+        return replace(super().claim, resumed=self.resumed, goes_on=self.goes_on, prompt_mu=self.prompt_mu)
+
+
+def request_of(
+    client: redis.Redis,
+    request_id: str,
+    weights: Mapping[str, int],
+    asked: Asked,
+    sequences: int,
+    wait_max: int,
+    prompt_mu: int,
+) -> MachineRequest:
+    """`r7`, or a later part of it, `r7-2`."""
+    number = number_of(request_id)
+    tenant = "abc"[number % 3]
+    limits = LIMITS[tenant]
+    return MachineRequest(
+        client, request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
+        wait_max=wait_max, tenant_limits=Limits(concurrency=limits.concurrency), candidates=plan.TWO,
+        gateway=gateway_of(request_id), cancels_per_minute=limits.cancels, resumed="-" in request_id,
+        goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0, prompt_mu=prompt_mu,
+    )  # fmt: skip
