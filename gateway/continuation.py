@@ -80,7 +80,7 @@ class Given:
         self._end = len(so_far) + len(came), output_tokens
         said = came
         if begun := _stop_begun_chars(so_far + came, _stops(parsed)):
-            said = came[: max(0, len(came) - begun)].rstrip()  # a blank belongs to the token behind it
+            said = _whole_words(came, max(0, len(came) - begun))
         if not said:
             return b""
         where[name] = said
@@ -128,6 +128,12 @@ def _stops(parsed: ParsedRequest) -> list[str]:
     """vLLM holds back one character less than the longest of them: none begins in what it shows and ends behind it."""
     stop = parsed.body.get("stop") or []
     return [stop] if isinstance(stop, str) else stop
+
+
+def _whole_words(text: str, end: int) -> str:
+    """What ends at or before `end` with a word, where there is one: a blank belongs to the token behind it, and half a word is no token."""
+    blanks = [at for at in range(min(end + 1, len(text))) if text[at].isspace()]
+    return text[: blanks[-1] if blanks else end].rstrip()
 
 
 def _stop_begun_chars(text: str, stops: list[str]) -> int:

@@ -11,7 +11,10 @@ from gateway.continuation import Given, Splice, can_go_on
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
 
-PATHS = {Route.CHAT: {"messages": [{"role": "user", "content": "x"}]}, Route.COMPLETIONS: {"prompt": "x"}}
+PATHS: dict[Route, dict[str, Any]] = {
+    Route.CHAT: {"messages": [{"role": "user", "content": "x"}]},
+    Route.COMPLETIONS: {"prompt": "x"},
+}
 
 
 def asked(route: Route = Route.COMPLETIONS, **fields: Any) -> ParsedRequest:
@@ -110,6 +113,9 @@ def test_a_blank_before_what_may_be_a_stop_string_is_left_to_the_token_that_it_b
     made = passed(["red", ",", " green", ",", " blue"], 9)
     made.close(request, chunk(" green, blue"[-9:], "abort"), 5)
     assert made.text_and_tokens(request) == ("red, green,", 4)
+    made = passed(["The", " warm", " moon"], 8)
+    made.close(asked(stop="nevermore"), chunk("arm moon", "abort"), 3)
+    assert made.text_and_tokens(asked(stop="nevermore"))[0] == "The warm"
 
 
 def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() -> None:
