@@ -16,6 +16,8 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completion
 ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 # Tokens that no machine makes before a test is done with the answer, and that fit the model's context.
 LONG = 7000
+# Without a byte.
+PATIENCE_S = 60
 # What a stream's chunk with a token in it holds, and what stands in its last chunk before the closing one.
 TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"', RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
 FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done", MESSAGES: b"message_delta"}  # fmt: skip
@@ -41,7 +43,7 @@ class RawCaller:
 
     def __init__(self, stack: Stack, path: str, body: dict[str, Any], key: str | None = None) -> None:
         self.seen = b""
-        self._socket = socket.create_connection(("127.0.0.1", stack.gateway.port), timeout=60)
+        self._socket = socket.create_connection(("127.0.0.1", stack.gateway.port), timeout=PATIENCE_S)
         content = json.dumps(body).encode()
         head = (
             f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or stack.key}\r\nconnection: close\r\n"
@@ -89,6 +91,8 @@ class RawCaller:
             pass
         except ConnectionError:
             return self._outcome()
+        finally:
+            self._socket.settimeout(PATIENCE_S)
         return "left"
 
     def _outcome(self) -> str:

@@ -102,8 +102,10 @@ def test_a_contract_is_served_as_reserved_to_both_sdks(stack: Stack, sold: Sold,
         assert raw.headers["x-taas-class"] == "reserved"
         assert_reserved(stack, sold, raw.headers["x-request-id"], asked)
     with (
-        Anthropic(base_url=stack.gateway.url, api_key=sold.key, max_retries=0, timeout=60) as client,
-        client.messages.stream(model=MODEL, max_tokens=2, messages=SEA, extra_body={"service_tier": asked}) as stream,
+        Anthropic(base_url=stack.gateway.url, api_key=sold.key, max_retries=0, timeout=60) as anthropic,
+        anthropic.messages.stream(
+            model=MODEL, max_tokens=2, messages=SEA, extra_body={"service_tier": asked}
+        ) as stream,
     ):
         assert stream.get_final_message().usage.model_dump()["service_tier"] == "priority"
         assert stream.response.headers["x-taas-class"] == "reserved"
