@@ -62,6 +62,9 @@ WAIT_RENEW_S: Final = 10.0
 # Levels are counted anew within a second or two of their loss.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
+# All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
+SPREAD_MS_MIN: Final = 250
+_CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
 _ASKED: Final = {
@@ -286,10 +289,10 @@ class Reserver:
         if isinstance(found, Rebuilding):
             return DependencyUnavailable(RETRY_MS_MIN)
         if isinstance(found, Later):
-            return QuotaExceeded("contract", "The contract's capacity is in use.", found.after_ms)
+            return QuotaExceeded("contract", "The contract's capacity is in use.", _spread(found.after_ms))
         left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
-        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", retry_ms + randbelow(retry_ms // 4 + 1))
+        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", _spread(retry_ms))
 
     async def _give_up(self, exchange: Exchange, found: ReserveReply) -> None:
         assert exchange.stop_ending is not None
@@ -340,4 +343,12 @@ def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
         LimitKind.CONTRACT: "The contract's capacity is in use.",
         LimitKind.ROOM: "There is no room now, and too many requests wait already.",
     }[reply.limit]
-    return QuotaExceeded(reply.limit.value, message, reply.retry_after_ms)
+    retry_ms = reply.retry_after_ms
+    if retry_ms is not None and reply.limit in _CROWDS:
+        retry_ms = _spread(retry_ms)
+    return QuotaExceeded(reply.limit.value, message, retry_ms)
+
+
+def _spread(retry_ms: int) -> int:
+    """Not before it helps, and not all at once."""
+    return retry_ms + randbelow(max(SPREAD_MS_MIN, retry_ms // 4) + 1)
