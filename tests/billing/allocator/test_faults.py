@@ -1,4 +1,4 @@
-"""Fault 34 for the allocator: whatever becomes of Redis, it does not end, the last numbers hold, and it goes on by itself."""
+"""Faults 34 and 40 for the allocator: whatever becomes of Redis, or of its clock, the last numbers hold, it goes on by itself, and the evidence is whole."""
 
 import contextlib
 import itertools
@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import Engine
 
+from billing import redis_keys
+from billing.cell.replies import Reserved
 from billing.loop import Loop
 from tests.billing.allocator.cells import Ground, open_ground
-from tests.billing.contracts.selling import T0
+from tests.billing.cell.requests import CELL
+from tests.billing.contracts.selling import DAY, T0
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.redis_faults import FAULTS, READABLE, Fault
 from tests.fixtures.valkey import ValkeyProcess
@@ -90,3 +95,60 @@ def test_fault_34_the_last_numbers_hold_and_it_goes_on_by_itself(
     assert [sum(getattr(row, name) for row in rows) for name in ("used_mu", "borrowed_mu", "refused")] == [1_000, 30, 2]
     labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": signed.contract_id}
     assert value("taas_contract_used_units_total", labels) == 1
+
+
+# Redis's own clock from one round to the next: around full minutes, through pauses, and an hour back or forth.
+LEAPS_MS = (0, 1, 999, 1_000, 59_999, 60_000, 60_001, 3_600_000, -1, -1_000, -60_000, -3_600_000)
+rounds_of_use = st.lists(
+    st.tuples(st.sampled_from(LEAPS_MS), st.integers(-50, 5_000), st.integers(0, 90), st.integers(0, 3), st.booleans()),
+    min_size=2,
+    max_size=8,
+)
+
+
+def test_fault_40_each_unit_is_in_exactly_one_minute_whatever_the_clock_does(
+    database: Engine, raw_redis: redis.Redis, valkey: redis.Redis
+) -> None:
+    ground = open_ground(database, raw_redis, valkey)
+    signed = ground.sign("acme", 10)
+    allocators = [ground.allocator("one"), ground.allocator("other")]
+    now_ms = T0 + 2 * 3_600_000 - 1
+    allocators[0].allocate_once(now_ms)
+
+    @settings(max_examples=40, deadline=None)
+    @given(rounds_of_use)
+    def check(rounds: list[tuple[int, int, int, int, bool]]) -> None:
+        nonlocal now_ms
+        for leap_ms, used, borrowed, refused, changes in rounds:
+            now_ms = max(T0 + 60_000, now_ms + leap_ms)
+            ground.use("acme", used, borrowed=borrowed, refused=refused)
+            if changes:
+                allocators[0].close()
+                allocators.reverse()
+            allocators[0].allocate_once(now_ms)
+            rows = ground.minutes(signed.contract_id).values()
+            counted = [int(ground.contract("acme").get(name, 0)) for name in ("used", "borrowed", "refused")]
+            assert [sum(getattr(row, f) for row in rows) for f in ("used_mu", "borrowed_mu", "refused")] == counted
+            assert all(row.minute_ms % 60_000 == 0 and row.assigned_mu <= 600_000 for row in rows)
+
+    check()
+
+
+def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_last_minutes(ground: Ground) -> None:
+    """The end is a ms before midnight at the end of a month."""
+    end_ms = T0 + 17 * DAY - 8 * 3_600_000 - 1
+    signed = ground.sign("acme", 10, until_ms=end_ms)
+    allocator = ground.allocator()
+    allocator.allocate_once(end_ms - 1)
+    stream = ground.request("r1")
+    assert isinstance(stream.reserve(cost_mu=100), Reserved)
+    for after_ms in (0, 1, 60_000):
+        allocator.allocate_once(end_ms + after_ms)
+        # It has none any more, and what is open is still charged to it.
+        assert ground.contract("acme")["rate"] == "0"
+    stream.settle(cost_mu=250)
+    allocator.allocate_once(end_ms + 61_000)
+    assert ground.contract("acme") == {}
+    rows = ground.minutes(signed.contract_id)
+    assert sum(row.used_mu for row in rows.values()) == 250
+    assert sum(row.assigned_mu for row in rows.values()) == 10
