@@ -29,6 +29,7 @@ from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
 from tests.billing.cell.capacity_requests import LIMITS, MachineRequest, gateway_of, next_part, request_of
 from tests.billing.cell.requests import CELL, empty, usage_events
+from tests.fixtures.gateway import wait_until
 
 BURST_MU = 50_500
 # Reading a prompt takes days, of which a step lets as many pass as it says: those that an example itself takes are no matter.
@@ -268,8 +269,8 @@ class CapacityMachine(RuleBasedStateMachine):
         self.model.room = {"i-1": (first, min(first, flex)), "i-2": (second, min(second, flex))}
         self.model.reads_mu_s = dict(zip(INSTANCES, reads, strict=True))
         plan.set_room(self.client, self.model.room)
-        rates = {f"w:{name}": rate for name, rate in self.model.reads_mu_s.items()}
-        self.client.hset(redis_keys.room(CELL), mapping=rates)
+        for name, rate in self.model.reads_mu_s.items():
+            self.client.hset(redis_keys.room(CELL), f"w:{name}", rate)
         self.plans({})
 
     @rule(instance=st.sampled_from(INSTANCES), sequences=st.integers(1, 3))
@@ -302,12 +303,8 @@ class CapacityMachine(RuleBasedStateMachine):
             self.other.__exit__(None, None, None)
             self.other = None
             self.model.listening.remove("gw-2")
-        heard_by = int(self.other is not None)
-        while (
-            dict(self.client.pubsub_numsub(redis_keys.wake_channel("gw-2")))[redis_keys.wake_channel("gw-2")]
-            != heard_by
-        ):
-            pass
+        channel, heard_by = redis_keys.wake_channel("gw-2"), int(self.other is not None)
+        wait_until(lambda: self.client.pubsub_numsub(channel) == [(channel, heard_by)], "change of who listens")
 
     @invariant()
     def places_and_lines_are_the_models(self) -> None:
@@ -353,6 +350,9 @@ class CapacityMachine(RuleBasedStateMachine):
         assert len(usage_events(self.client)) == self.events
 
     def teardown(self) -> None:
+        # First of all: a step that fails must leave nobody who listens to the next example.
+        if self.other is not None:
+            self.a_gateway_comes_or_goes()
         for known in list(self.model.requests.values()):
             if known.state == "open":
                 self.settle(known.request_id, 3_000, cancelled=False)
@@ -364,8 +364,6 @@ class CapacityMachine(RuleBasedStateMachine):
         assert self.client.keys("*:w*") == []
         assert self.client.zcard(redis_keys.open_requests(CELL)) == 0
         assert self.client.keys("*:lent:*") == []
-        if self.other is not None:
-            self.other.__exit__(None, None, None)
 
 
 def test_any_order_of_steps_keeps_room_line_and_counters_right(valkey: redis.Redis, gateway: plan.Listener) -> None:
