@@ -17,6 +17,7 @@ from gateway.body import read_body
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import AsgiClient, ClientConnection
+from gateway.clock import Clock
 from gateway.engines import Engines
 from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
 from gateway.exchange import Exchange, response_id
@@ -51,6 +52,7 @@ class InferenceApi:
     forwarder: Forwarder
     continuer: Continuer
     metrics: Metrics
+    clock: Clock
     open_exchanges: dict[str, Exchange]
     body_bytes_max: int
     _salts: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -173,7 +175,7 @@ class InferenceApi:
         head = EventHead(
             request_id, tenant, key.project, key.key_id, model.name, model.pool, model.cell, instance.instance,
             instance.epoch, parsed.route.value, parsed.stream, CapacityClass.ON_DEMAND, None, model.weights,
-            parsed.samples, int(time.time() * 1000), self.gateway_id,
+            parsed.samples, self.clock.at_ms(started_at), self.gateway_id,
         )  # fmt: skip
         keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)
         return Exchange(request_id, parsed, caller, model, instance, meter_for(parsed), head, keys, started_at)

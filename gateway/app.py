@@ -22,6 +22,7 @@ from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
 from gateway.catalogue import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.client import AsgiClient
+from gateway.clock import Clock
 from gateway.engines import Engines
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
@@ -58,6 +59,7 @@ class Stages:
         self._journal = Journal(settings.journal_path)
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
+        clock = Clock()
         self._line = Line(
             self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way, metrics
         )
@@ -71,7 +73,9 @@ class Stages:
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._pacer = Pacer(self._redis)
         self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
-        self._housekeeping = Housekeeping(self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics)
+        self._housekeeping = Housekeeping(
+            self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, clock
+        )
         reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
         self._checkpointer = Checkpointer(
             self._redis,
@@ -90,6 +94,7 @@ class Stages:
             continuer=Continuer(reserver, self._checkpointer, self._settler.settle),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
             metrics=metrics,
+            clock=clock,
             open_exchanges=self.open_exchanges,
             body_bytes_max=settings.max_body_bytes,
         )

@@ -166,12 +166,16 @@ class Exchange:
         """The caller's connection has gone."""
         self.stop(Ending.CLIENT_DISCONNECT)
 
+    def at_ms(self, monotonic_s: float) -> int:
+        """A moment of this request, by the clock that says when it began: its times never contradict each other."""
+        return self.head.started_ms + int((monotonic_s - self.started_at) * 1000)
+
     def passed_on(self) -> None:
         """A piece of the answer has been handed to the caller's connection."""
         now = time.monotonic()
         if self.first_token_at is None:
             self.first_token_at = now
-            self.first_token_ms = int(time.time() * 1000)
+            self.first_token_ms = self.at_ms(now)
         self.last_token_at = now
         self.delivered_output = self.meter.output_tokens()
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from billing import redis_keys
 from gateway.catalogue import Catalogue
+from gateway.clock import Clock
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.outage import OutageLeases
@@ -30,6 +31,7 @@ class Housekeeping:
         outage: OutageLeases,
         catalogue: Catalogue,
         metrics: Metrics,
+        clock: Clock,
     ) -> None:
         self._gateway_id = gateway_id
         self._redis = redis
@@ -37,6 +39,7 @@ class Housekeeping:
         self._outage = outage
         self._catalogue = catalogue
         self._metrics = metrics
+        self._clock = clock
 
     async def run(self) -> None:
         """Until cancelled; an outage of Redis makes it degraded, not dead."""
@@ -58,6 +61,7 @@ class Housekeeping:
         started_at = time.monotonic()
         seconds, micros = await self._redis.execute("TIME")
         now_ms = int(seconds) * 1000 + int(micros) // 1000
+        self._clock.heard(now_ms)
         _, raw = await self._redis.execute_many(
             [
                 ("HSET", redis_keys.GATEWAYS, self._gateway_id, now_ms + HEARTBEAT_LEASE_MS),

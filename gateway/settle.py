@@ -95,7 +95,7 @@ class Settler:
         assert not exchange.settled, "settle happens once"
         exchange.settled = True
         self._open.pop(exchange.request_id, None)
-        event = usage_event(exchange, ending, http_status, int(time.time() * 1000))
+        event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
         cancelled = ending is Ending.CLIENT_DISCONNECT and not event.produced.output
         call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
         self._on_the_way += 1

@@ -1,6 +1,5 @@
-"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, while requests wait in line, while flex is to give way.
-
-Each caller is told in its dialect, nothing is lost, and afterwards all counts are right by themselves.
+"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, requests wait in line, flex is to give way.
+Each caller is told in its dialect, nothing is lost, and afterwards all counts are right by themselves. And faults 16, 40 and 44 there.
 """
 
 import json
@@ -8,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -318,3 +318,40 @@ def test_fault_16_a_tier_of_any_type_is_refused_in_form_on_each_route(
                 assert set(answer.json()) in ({"error"}, {"type", "error", "request_id"})
     assert engine.requests() == []
     assert in_flight(catalogue) == 0
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    tmp_path: Path,
+    pool: ThreadPoolExecutor,
+    hours: int,
+) -> None:
+    # The clock of the process, and of no other: off by what stands in a file.
+    offset = tmp_path / "offset"
+    offset.write_text(str(hours * 3600))
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\nreal = time.time\ntime.time = lambda: real() + float(open({str(offset)!r}).read())\n"
+    )
+    catalogue.instance(slow.url, slow.key)
+    began_us = redis_us(catalogue)
+    gateway = start_gateway(PYTHONPATH=str(tmp_path))
+    wait_until(lambda: catalogue.redis.hlen(redis_keys.GATEWAYS) == 1, "a heartbeat")
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    running = pool.submit(ask, gateway, key, "chat", True, max_tokens=200, ignore_eos=True)
+    wait_until(lambda: slow.counters()["generation"] > 0 and slow.counters()["running"] == 1, "a stream")
+    offset.write_text(str(-hours * 3600))
+    assert running.result(30).done
+    assert ask(gateway, key, "chat").status == 200
+    for event in catalogue.await_events(2):
+        assert event.first_token_ms is not None
+        times = [
+            began_us // 1000,
+            event.started_ms,
+            event.first_token_ms,
+            event.ended_ms,
+            redis_us(catalogue) // 1000 + 1,
+        ]
+        assert times == sorted(times)

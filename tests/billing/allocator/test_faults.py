@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing import redis_keys
 from billing.cell.replies import Reserved
 from billing.loop import Loop
 from tests.billing.allocator.cells import Ground, open_ground
-from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import DAY, T0
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.redis_faults import FAULTS, READABLE, Fault
