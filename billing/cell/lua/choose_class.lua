@@ -4,6 +4,7 @@
 -- Which class: what was decided when it began to wait, else its contract first.
 local contract_key = prefix .. 'q:' .. tenant_id
 local q = read_contract(contract_key)
+if q then drain_again(contract_key, q.t) end
 if q and now_ms >= q.ends then q = nil end
 local level = q and contract_level(q) or 0
 local class, why = held[2], held[4]

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing.cell.replies import Reserved
+from billing import redis_keys
+from billing.cell.replies import Refused, Reserved
+from billing.cell.scripts import Limits
 from billing.loop import Loop
 from tests.billing.allocator.cells import Ground, open_ground
+from tests.billing.cell.requests import CELL, age_bucket
 from tests.billing.contracts.selling import DAY, T0
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.redis_faults import FAULTS, READABLE, Fault
@@ -150,3 +153,19 @@ def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_las
     rows = ground.minutes(signed.contract_id)
     assert sum(row.used_mu for row in rows.values()) == 250
     assert sum(row.assigned_mu for row in rows.values()) == 10
+
+
+def test_fault_40_levels_drain_after_redis_clock_went_back_by_an_hour(ground: Ground) -> None:
+    ground.sign("acme", 10)
+    ground.allocator().allocate_once(T0)
+    limited = {"tenant_limits": Limits.per_minute(5, None, None)}
+    for name, key, fields, limits in (
+        ("acme", redis_keys.contract_bucket(CELL, ground.tenant("acme")), {"u": 15_000}, {}),
+        ("bolt", ground.request("r", "bolt").keys.tenant_bucket, {"r": 5, "u": 0, "c": 0}, limited),
+    ):
+        seconds, _ = ground.text.time()
+        ground.text.hset(key, mapping={**fields, "t": (int(seconds) + 3_600) * 1_000_000})
+        assert isinstance(ground.request(f"{name}-1", name, **limits).reserve(1), Refused)
+        # As if so much time had passed since.
+        age_bucket(ground.text, key, 60)
+        assert isinstance(ground.request(f"{name}-2", name, **limits).reserve(1), Reserved)
