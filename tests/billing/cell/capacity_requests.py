@@ -2,15 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import redis
 
+from billing.cell.replies import AlreadySettled, Refused, Replayed, Reserved, Waiting
 from billing.cell.scripts import Asked, Claim, Limits
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import TenantLimits
 from tests.billing.cell.requests import CellRequest
 
-LIMITS = {"a": TenantLimits(cancels=2), "b": TenantLimits(concurrency=3), "c": TenantLimits()}
+LIMITS = {"a": TenantLimits(cancels=2), "b": TenantLimits(concurrency=2), "c": TenantLimits()}
+
+# What the model says, as replies.
+KINDS: dict[str, type[Any]] = {
+    "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
+    "concurrency": Refused, "cancels": Refused, "room": Refused,
+}  # fmt: skip
 
 
 def number_of(request_id: str) -> int:

@@ -17,7 +17,6 @@ from billing.cell.replies import (
     Missing,
     Refused,
     Renewed,
-    Replayed,
     Reserved,
     Settled,
     StillLeased,
@@ -27,7 +26,7 @@ from billing.cell.scripts import NO_PLACE, Asked, grant_call
 from billing.tokens import Tokens
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
-from tests.billing.cell.capacity_requests import LIMITS, MachineRequest, gateway_of, next_part, request_of
+from tests.billing.cell.capacity_requests import KINDS, LIMITS, MachineRequest, gateway_of, next_part, request_of
 from tests.billing.cell.requests import CELL, empty, usage_events
 from tests.fixtures.gateway import wait_until
 
@@ -39,12 +38,9 @@ HOUR_S, HALF_MINUTE_S = 3_600, 30
 LENT = redis_keys.open_requests(CELL).removesuffix("open") + "lent:"
 INDEX = st.integers(0, 11)
 COSTS = st.sampled_from([0, 1_000, 8_000, 40_000])
-PROMPTS = st.sampled_from([0, 0, PROMPT_MU, 2 * PROMPT_MU])
-RATES = st.sampled_from([0, 0, 1, 2])
-KINDS: dict[str, type[Any]] = {
-    "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
-    "concurrency": Refused, "cancels": Refused, "room": Refused,
-}  # fmt: skip
+PROMPTS = st.sampled_from([0, 0, 0, PROMPT_MU, 2 * PROMPT_MU])
+WEIGHTS = st.sampled_from([1, 2, 4])
+RATES = st.sampled_from([0, 1, 1, 2])
 
 
 class CapacityMachine(RuleBasedStateMachine):
@@ -58,7 +54,7 @@ class CapacityMachine(RuleBasedStateMachine):
         empty(self.client)
         self.gateway.woken()
         self.other: plan.Listener | None = None
-        self.weights = {"a": 1, "b": 4, "c": 2}
+        self.weights: dict[str, int] = {}
         self.model = CellModel(BURST_MU, LIMITS, lambda request_id: plan.granted_at(self.client, request_id))
         self.model.listening.add("gw-1")
         self.told: set[str] = set()
@@ -66,7 +62,7 @@ class CapacityMachine(RuleBasedStateMachine):
         # It drains one mu a second: nothing, while an example runs.
         plan.sign(self.client, "c", 1, "spill")
         self.client.hset(redis_keys.contract_bucket(CELL, "c"), "burst", BURST_MU)
-        self.new_room(3, 2, 1, (0, 0))
+        self.new_room(4, 3, 3, (0, 1), (1, 4, 2))
 
     def real(
         self, request_id: str, asked: Asked = Asked.AUTO, sequences: int = 1, wait_max: int = 3, prompt_mu: int = 0
@@ -110,11 +106,11 @@ class CapacityMachine(RuleBasedStateMachine):
         return found[index % len(found)] if found else f"r{1_000 + index}"
 
     @rule(
-        asked=st.sampled_from([Asked.AUTO, Asked.AUTO, Asked.ON_DEMAND, Asked.FLEX, Asked.FLEX]),
+        asked=st.sampled_from([Asked.AUTO, Asked.ON_DEMAND, Asked.FLEX, Asked.FLEX, Asked.FLEX]),
         cost_mu=COSTS,
         sequences=st.sampled_from([1, 1, 1, 2, 9, 0]),
         wait_max=st.sampled_from([3, 3, 3, 0]),
-        count=st.integers(1, 4),
+        count=st.integers(1, 3),
         prompt_mu=PROMPTS,
     )
     def arrive(self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int) -> None:
@@ -166,14 +162,23 @@ class CapacityMachine(RuleBasedStateMachine):
             assert reply.grant.instance == request.instance
         self.hears()
 
-    @rule(index=INDEX, output=st.integers(0, 12), move=st.sampled_from(["", "", "i-1", "i-2"]), rare=INDEX)
-    def checkpoint(self, index: int, output: int, move: str, rare: int) -> None:
-        request_id = self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled")))
-        self.record(request_id, output, (move, "e-9" if move else ""))
+    @rule(index=INDEX, output=st.integers(0, 12), rare=INDEX)
+    def checkpoint(self, index: int, output: int, rare: int) -> None:
+        self.record(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), output, ("", ""))
 
-    @rule(index=INDEX, output=st.integers(0, 12))
-    def pause(self, index: int, output: int) -> None:
-        """Who was asked to gives way; or another, whose gateway has its own reason."""
+    @rule(index=INDEX, output=st.integers(0, 12), instance=st.sampled_from(INSTANCES), flex=st.booleans())
+    def move(self, index: int, output: int, instance: str, flex: bool) -> None:
+        """Its instance has died, or what is said comes late: it is there already, or has given its place up."""
+        names = [each.request_id for each in self.model.requests.values() if not flex or each.class_ == "f"]
+        open_ = [name for name in names if self.model.requests[name].state == "open"]
+        if open_:
+            self.record(open_[index % len(open_)], output, (instance, "e-9"))
+
+    @rule(index=INDEX, output=st.integers(0, 12), crowd=st.integers(0, 4))
+    def pause(self, index: int, output: int, crowd: int) -> None:
+        """Who was asked to gives way; or another, whose gateway has its own reason. `crowd`: so many come for its place."""
+        if crowd:
+            self.arrive(Asked.FLEX, 1_000, 1, 3, crowd, 0)
         flex = [each for each in self.model.requests.values() if each.state == "open" and each.class_ == "f"]
         asked = [each for each in flex if each.request_id in self.told and not each.paused] or flex
         if asked:
@@ -203,14 +208,14 @@ class CapacityMachine(RuleBasedStateMachine):
     def end(self, index: int, cost_mu: int, rare: int, cancelled: bool) -> None:
         self.settle(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), cost_mu, cancelled)
 
-    @rule(index=INDEX, cost_mu=COSTS)
-    def end_all_its_parts(self, index: int, cost_mu: int) -> None:
+    @rule(index=INDEX, cost_mu=COSTS, cancelled=st.booleans())
+    def end_all_its_parts(self, index: int, cost_mu: int, cancelled: bool) -> None:
         paused = [each.request_id for each in self.model.requests.values() if each.paused]
         request_id = paused[index % len(paused)] if paused else "r0"
         first = request_id.partition("-")[0]
         for each in list(self.model.requests.values()):
             if each.state == "open" and each.request_id.partition("-")[0] == first:
-                self.settle(each.request_id, cost_mu, cancelled=False)
+                self.settle(each.request_id, cost_mu, cancelled)
 
     def settle(self, request_id: str, cost_mu: int, cancelled: bool) -> None:
         known = self.model.requests.get(request_id)
@@ -234,13 +239,15 @@ class CapacityMachine(RuleBasedStateMachine):
         assert left.dropped == self.model.leave(request_id)
         self.hears()
 
-    @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]))
-    def lapse(self, index: int, states: tuple[str, ...]) -> None:
+    @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]), reaped=st.booleans())
+    def lapse(self, index: int, states: tuple[str, ...], reaped: bool) -> None:
         request_id = self.pick(index, *states)
         known = self.model.requests.get(request_id)
         if known is not None and known.state != "settled":
             self.real(request_id).let_lease_pass()
             known.lapsed = True
+            if reaped:
+                self.reap(index, states)
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",), ("settled",)]))
     def reap(self, index: int, states: tuple[str, ...]) -> None:
@@ -264,8 +271,17 @@ class CapacityMachine(RuleBasedStateMachine):
             self.model.leave(request_id)
         self.hears()
 
-    @rule(first=st.integers(0, 4), second=st.integers(0, 4), flex=st.integers(0, 4), reads=st.tuples(RATES, RATES))
-    def new_room(self, first: int, second: int, flex: int, reads: tuple[int, int]) -> None:
+    @rule(
+        first=st.integers(0, 5),
+        second=st.integers(0, 5),
+        flex=st.integers(0, 5),
+        reads=st.tuples(RATES, RATES),
+        weights=st.tuples(WEIGHTS, WEIGHTS, WEIGHTS),
+    )
+    def new_room(
+        self, first: int, second: int, flex: int, reads: tuple[int, int], weights: tuple[int, int, int]
+    ) -> None:
+        self.weights = dict(zip("abc", weights, strict=True))
         self.model.room = {"i-1": (first, min(first, flex)), "i-2": (second, min(second, flex))}
         self.model.reads_mu_s = dict(zip(INSTANCES, reads, strict=True))
         plan.set_room(self.client, self.model.room)
@@ -273,26 +289,24 @@ class CapacityMachine(RuleBasedStateMachine):
             self.client.hset(redis_keys.room(CELL), f"w:{name}", rate)
         self.plans({})
 
-    @rule(instance=st.sampled_from(INSTANCES), sequences=st.integers(1, 3))
-    def an_owner_comes_back(self, instance: str, sequences: int) -> None:
-        if all(self.model.requests[name].sequences == 1 for name in self.model.lent[instance]):
-            self.client.hset(redis_keys.room(CELL), f"g:{instance}", sequences)
-            self.plans({instance: sequences})
+    @rule(instance=st.sampled_from(INSTANCES), sequences=st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    def an_owner_comes_back(self, instance: str, sequences: list[int]) -> None:
+        """In each round of the allocator so many more are to go."""
+        for each in sequences:
+            if all(self.model.requests[name].sequences == 1 for name in self.model.lent[instance]):
+                self.client.hset(redis_keys.room(CELL), f"g:{instance}", each)
+                self.plans({instance: each})
 
-    @rule(instance=st.sampled_from(INSTANCES))
-    def what_is_read_makes_room(self, instance: str) -> None:
+    @rule(instance=st.sampled_from(INSTANCES), times=st.sampled_from([1, 9]))
+    def what_is_read_makes_room(self, instance: str, times: int) -> None:
         at_us = self.client.hget(redis_keys.flight(CELL), f"pt:{instance}")
         if at_us is not None:
-            self.client.hset(redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - READ_S * 1_000_000)
-        self.model.read_on(instance, READ_S)
+            self.client.hset(redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - times * READ_S * 1_000_000)
+        self.model.read_on(instance, times * READ_S)
         *_, pace_ms = execute(self.client, grant_call(CELL, room_only=True))
         self.model.grant_all()
         self.paces(pace_ms)
         self.hears()
-
-    @rule(tenant=st.sampled_from("abc"), weight=st.sampled_from([1, 2, 4]))
-    def new_weight(self, tenant: str, weight: int) -> None:
-        self.weights[tenant] = weight
 
     @rule()
     def a_gateway_comes_or_goes(self) -> None:
@@ -325,9 +339,12 @@ class CapacityMachine(RuleBasedStateMachine):
             assert model.unread_mu(instance) - 2 * EXAMPLE_S < unread_mu <= model.unread_mu(instance) + 2
         alive = {each.request_id for each in model.requests.values() if each.state != "settled"}
         assert set(client.zrange(redis_keys.open_requests(CELL), 0, -1)) == alive
-        for name, request in model.requests.items():
-            assert plan.state_of(client, name) == request.state
-            assert request.state != "open" or plan.granted_at(client, name) == request.instance
+        held = client.pipeline(transaction=False)
+        for name in model.requests:
+            held.hmget(redis_keys.reservation(CELL, name), "state", "inst")
+        for (state, instance), request in zip(held.execute(), model.requests.values(), strict=True):
+            assert state == request.state
+            assert state != "open" or instance == request.instance
 
     @invariant()
     def levels_and_counters_are_the_models(self) -> None:
@@ -345,7 +362,11 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @invariant()
     def everything_ends_by_itself_but_the_usage(self) -> None:
-        without = [key for key in self.client.keys("*") if self.client.ttl(key) < 0 and key != redis_keys.intact(CELL)]
+        keys = [key for key in self.client.keys("*") if key != redis_keys.intact(CELL)]
+        ends = self.client.pipeline(transaction=False)
+        for key in keys:
+            ends.ttl(key)
+        without = [key for key, left_s in zip(keys, ends.execute(), strict=True) if left_s < 0]
         assert without in ([], [redis_keys.usage_stream(CELL)])
         assert len(usage_events(self.client)) == self.events
 
