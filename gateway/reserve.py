@@ -17,6 +17,7 @@ from typing import Any, Final
 from billing.attribution import attribute
 from billing.cell.replies import (
     Later,
+    Left,
     Levels,
     LimitKind,
     LimitScope,
@@ -277,11 +278,20 @@ class Reserver:
         gave up would stand before others, and hold places that nobody comes for.
         """
         call = leave_call(exchange.keys)
-        self._redis.submit(*call).add_done_callback(partial(self._left, call))
+        self._redis.submit(*call).add_done_callback(partial(self._left, call, exchange.head.cell))
 
-    def _left(self, call: Command, outcome: "asyncio.Future[Any]") -> None:
-        if not outcome.cancelled() and isinstance(outcome.exception(), RedisUnavailable):
+    def _left(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
+        if outcome.cancelled():
+            return
+        if outcome.exception() is None:
+            self._pacer.again(cell, parse_leave(outcome.result()).pace_ms)
+        elif isinstance(outcome.exception(), RedisUnavailable):
             self._journal.append(call)
+
+    async def _leave_now(self, exchange: Exchange) -> Left:
+        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
+        self._pacer.again(exchange.head.cell, left.pace_ms)
+        return left
 
     async def _out_of_time(
         self, exchange: Exchange, found: Waiting | Later | Rebuilding, wait_s: float
@@ -290,7 +300,7 @@ class Reserver:
             return DependencyUnavailable(RETRY_MS_MIN)
         if isinstance(found, Later):
             return QuotaExceeded("contract", "The contract's capacity is in use.", _spread(found.after_ms))
-        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
+        left = await self._leave_now(exchange)
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
         return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", _spread(retry_ms))
 
@@ -298,7 +308,7 @@ class Reserver:
         assert exchange.stop_ending is not None
         if isinstance(found, Reserved):
             return  # admitted in the same moment: it ends as any other that is stopped
-        await self._redis.execute(*leave_call(exchange.keys))
+        await self._leave_now(exchange)
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
             raise CallerLeft
         raise RequestStopped(exchange.stop_ending.value)

@@ -100,12 +100,16 @@ class Rebuilding:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many tenants wait, ms between grants."""
+    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many tenants wait, ms between grants.
+
+    `pace_ms`: as of `Waiting`, for those whom the place that it gave back was not granted yet.
+    """
 
     now_ms: int
     dropped: bool
     tenants_waiting: int
     between_grants_ms: float
+    pace_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +231,7 @@ def parse_grant(raw: Sequence[Any]) -> int:
 
 def parse_leave(raw: Sequence[Any]) -> Left:
     """Read the reply of `leave_call`."""
-    return Left(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000)
+    return Left(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000, raw[4])
 
 
 def parse_checkpoint(raw: Sequence[Any]) -> CheckpointReply:

@@ -13,7 +13,7 @@ if mode == 'leave' then
   local status = drop(request_id) and 'dropped' or (state and 'open' or 'missing')
   -- Who only waited may have been what others waited behind.
   if status == 'dropped' then grant_all() end
-  return {status, now_ms, waiting, math.floor(tonumber(redis.call('HGET', flight_key, 'gi') or 0))}
+  return {status, now_ms, waiting, math.floor(tonumber(redis.call('HGET', flight_key, 'gi') or 0)), pace_ms}
 end
 if state == 'settled' then return {'already_settled', now_ms} end
 if not state and mode == 'reap' then redis.call('ZREM', open, request_id) end

@@ -20,9 +20,16 @@ end
 for field, sequences in pairs(counted) do redis.call('HSET', flight_key, field, sequences) end
 for _, instance in ipairs(ARGV[1] == 'all' and names_of('g:') or {}) do
   local excess = tonumber(redis.call('HGET', room_key, 'g:' .. instance))
-  for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, excess - 1) or {}) do
-    redis.call('ZREM', lent_at(instance), request_id)
-    redis.call('PUBLISH', 'taas:wake:' .. (redis.call('HGET', prefix .. 'r:' .. request_id, 'gw') or ''), '!' .. request_id)
+  for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, -1) or {}) do
+    local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'gw', 'seq')
+    local sequences = tonumber(v[2] or 1)
+    -- What has none frees none; what Redis has lost is not there to be told.
+    if sequences > 0 then
+      redis.call('ZREM', lent_at(instance), request_id)
+      redis.call('PUBLISH', 'taas:wake:' .. (v[1] or ''), '!' .. request_id)
+      excess = excess - sequences
+    end
+    if excess <= 0 then break end
   end
   redis.call('HSET', room_key, 'g:' .. instance, 0)
 end

@@ -3,6 +3,7 @@
 import pytest
 import redis
 
+from billing import redis_keys
 from billing.cell.replies import AlreadySettled, Missing, Renewed, Replayed, Reserved, Settled, Stale, Waiting
 from billing.cell.scripts import Asked
 from billing.tokens import Tokens
@@ -15,11 +16,12 @@ from tests.billing.cell.plan import (
     plan_anew,
     set_room,
     sign,
+    state_of,
     tenants_waiting,
     virtual,
     waits,
 )
-from tests.billing.cell.requests import CellRequest, usage_events
+from tests.billing.cell.requests import CELL, CellRequest, usage_events
 
 # Its greatest leases and rounds aside, a step must cost the same in a long line; a machine that does other things is not that exact.
 FACTOR = 3
@@ -144,3 +146,43 @@ def test_a_step_costs_the_same_with_ten_and_with_ten_thousand_in_line(
     assert len(tenants_waiting(valkey)) == (10_000 if shape == "tenants" else 11)
     many = usec_per_call(valkey, "many")
     assert many < FACTOR * few
+
+
+def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are_to_go(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
+    set_room(valkey, {"i-1": (16, 16)})
+    for name in ("f1", "f2", "f3"):
+        CellRequest(valkey, name, asked=Asked.FLEX, sequences=4).reserve()
+    valkey.hset(redis_keys.room(CELL), "g:i-1", 3)
+    plan_anew(valkey)
+    assert len(gateway.woken()) == 1
+
+
+def test_what_has_no_sequence_is_not_asked_to_give_way(valkey: redis.Redis, gateway: Listener) -> None:
+    set_room(valkey, {"i-1": (16, 16)})
+    CellRequest(valkey, "f1", asked=Asked.FLEX).reserve()
+    CellRequest(valkey, "f0", asked=Asked.FLEX, sequences=0).reserve()
+    valkey.hset(redis_keys.room(CELL), "g:i-1", 2)
+    plan_anew(valkey)
+    assert gateway.woken() == ["!f1"]
+
+
+def test_who_leaves_with_a_place_says_when_the_next_prompt_may_start_there(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
+    set_room(valkey, {"i-1": (1, 1)})
+    holder = CellRequest(valkey, "holder", tenant="holder")
+    holder.reserve()
+    granted, behind = waits(valkey, "granted"), waits(valkey, "behind")
+    # Two seconds of reading are before whoever comes.
+    valkey.hset(redis_keys.room(CELL), "w:i-1", 1_000)
+    now_s, now_us = valkey.time()
+    valkey.hset(redis_keys.flight(CELL), mapping={"pl:i-1": 0, "pt:i-1": int(now_s * 1e6 + now_us)})
+    holder.settle()
+    assert gateway.woken() == ["granted"]
+    valkey.hset(redis_keys.flight(CELL), "pl:i-1", 2_000)
+    left = granted.leave()
+    assert left.dropped
+    assert 0 < left.pace_ms <= 2_000
+    assert state_of(valkey, behind.request_id) == "waiting"
