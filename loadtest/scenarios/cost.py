@@ -32,7 +32,8 @@ HOLD = Shape(40, 7000)
 GROWTH_MAX = 1.2
 _BATCH = 2000
 _FILL_S = 25.0
-# Flex waits for a minute at most, and the first come after two seconds: all must still wait at the end.
+_TRICKLE_RATE = 5.0
+# Flex waits for a minute at most, and the first come after five seconds: all must still wait at the end.
 _WAIT_HALF_S_MAX = 17.0
 
 
@@ -142,11 +143,15 @@ def waiting(seconds: float) -> list[Result]:
     half = min(seconds / 2, _WAIT_HALF_S_MAX)
     begin_s, end_s = _FILL_S + half, _FILL_S + 2 * half
     crowd = [f"crowd-{number}" for number in range(100)]
-    owner = requests("owner", even(PROBE_RATE / 2, begin_s, end_s), PROBE, gateways=(1,))
-    holders = [arrival for name in crowd for arrival in requests(name, [0.1] * 2, HOLD, tier="default", gateways=(1,))][
+    # It asks for a little all the time: what an idle owner has is lent whole, and streams that long would not give it back.
+    owner = together(
+        requests("owner", even(_TRICKLE_RATE, 0, begin_s), PROBE, gateways=(1,)),
+        requests("owner", even(PROBE_RATE / 2, begin_s, end_s), PROBE, gateways=(1,)),
+    )
+    holders = [arrival for name in crowd for arrival in requests(name, [3.0] * 2, HOLD, tier="default", gateways=(1,))][
         : SPEED.slots
     ]
-    net, gross, standing, waited = {}, {}, {}, {}
+    net, gross, standing, waited, served = {}, {}, {}, {}, {}
     with running(SPEED, gateways=1) as stack:
         for name in ("owner", *crowd):
             stack.add_tenant(name)
@@ -158,7 +163,7 @@ def waiting(seconds: float) -> list[Result]:
                 for number, name in enumerate(crowd)
                 for arrival in requests(
                     name,
-                    (2 + (number + 100 * turn) * 20 / WAITING for turn in range(each)),
+                    (5 + (number + 100 * turn) * 20 / WAITING for turn in range(each)),
                     PROBE,
                     tier="flex",
                     gateways=(1,),
@@ -172,13 +177,13 @@ def waiting(seconds: float) -> list[Result]:
                 for record in records
                 if record.arrival.tier == "flex"
             )
-            served = sum(record.ended is Ended.COMPLETE for record in mine) / len(mine)
+            served[count] = sum(record.ended is Ended.COMPLETE for record in mine) / len(mine)
     verdicts = [
         at_most(
             f"CPU a request with {WAITING:,} waiting / with none", net[WAITING].total_s / net[0].total_s, GROWTH_MAX
         ),
         at_least("requests that waited all the time", waited[WAITING], 0.9 * WAITING),
-        at_least("owner's requests served", served, 1.0),
+        at_least("owner's requests served", min(served.values()), 1.0),
     ]
     return [Result("cpu-waiting", verdicts, {
         "µs a request": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in net.items()},
