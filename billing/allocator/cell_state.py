@@ -19,12 +19,13 @@ from billing.cell.scripts import grant_call
 _TTL_MS: Final = 7 * 86_400_000
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
-# Of each instance: sequences of on-demand and flex together, of flex, and of flex too many; and how fast it reads prompts, mu per second.
+# Of each instance: sequences of on-demand and flex together, of each of them, and of flex too many; and how fast it reads prompts, mu per second.
 _ROOM: Final = "m:"
+_ON_DEMAND: Final = "d:"
 _FLEX: Final = "x:"
 _GIVE_WAY: Final = "g:"
 _READS: Final = "w:"
-_CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
+_COUNTED: Final = {"r": "reserved", "o": "on_demand", "f": "flex", "l": "long"}
 _NO_CAP: Final = -1
 
 
@@ -41,12 +42,15 @@ class ContractHash:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what each owner used lately."""
+    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what each owner used lately,
+    what part of what is idle on-demand is trusted with.
+    """
 
     at_ms: int = 0
     work_mu: int = 0
     health: Mapping[str, Health] = field(default_factory=dict)
     recent_mu_s: Mapping[str, float] = field(default_factory=dict)
+    lending: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,9 @@ def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellSt
     fields = _text(room)
     return CellState(
         contracts={tenant: hash_ for tenant, hash_ in found.items() if hash_ is not None},
-        instances=frozenset(name.partition(":")[2] for name in fields if name.startswith((_ROOM, _FLEX, _GIVE_WAY))),
+        instances=frozenset(
+            name.partition(":")[2] for name in fields if name.startswith((_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY))
+        ),
         in_flight=_in_flight(_text(flight)),
         work_mu=int(float(_text(flight).get("used", 0))),
         on_demand_waits=on_demand_waits,
@@ -110,9 +116,10 @@ def write_state(
     """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone` ones have none any more."""
     room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
     for share in shares:
-        room |= {_ROOM + share.instance: share.room, _FLEX + share.instance: share.flex}
+        room |= {_ROOM + share.instance: share.room, _ON_DEMAND + share.instance: share.on_demand}
+        room[_FLEX + share.instance] = share.flex
         room |= {_GIVE_WAY + share.instance: share.give_way, _READS + share.instance: capacity_mu_s}
-    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _FLEX, _GIVE_WAY, _READS)]
+    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)]
     with client.pipeline(transaction=True) as write:
         for tenant, numbers in contracts.items():
             key = redis_keys.contract_bucket(cell, tenant)
@@ -190,7 +197,7 @@ def _memory(raw: str | None) -> Memory:
     try:
         record = json.loads(raw or "")
         health = {name: Health(**fields) for name, fields in record["health"].items()}
-        return Memory(record["at_ms"], record["work_mu"], health, record["recent_mu_s"])
+        return Memory(record["at_ms"], record["work_mu"], health, record["recent_mu_s"], record["lending"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return Memory()
 
@@ -199,8 +206,8 @@ def _in_flight(fields: Mapping[str, str]) -> dict[str, InFlight]:
     counted: dict[str, dict[str, int]] = {}
     for name, count in fields.items():
         letter, colon, instance = name.partition(":")
-        if colon and letter in _CLASSES:
-            counted.setdefault(instance, {})[_CLASSES[letter]] = max(0, int(count))
+        if colon and letter in _COUNTED:
+            counted.setdefault(instance, {})[_COUNTED[letter]] = max(0, int(count))
     return {instance: InFlight(**classes) for instance, classes in counted.items()}
 
 

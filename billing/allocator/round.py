@@ -94,7 +94,7 @@ def allocate(
         capacity_usage.write_minutes(connection, books.minutes)
         shortfall_mu = capacity_usage.take_shortfalls(connection, list(books.accounts), _cuts_since(state, now_ms))
     owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
-    health, divided = _divide(state, ready, calibration, owners)
+    health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
     cell_state.write_state(
@@ -105,7 +105,7 @@ def allocate(
         shares=divided,
         capacity_mu_s=capacity_mu_s,
         gone=state.instances - {share.instance for share in divided},
-        memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s),
+        memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending),
     )
     cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
     cell_state.grant(client, cell.cell)
@@ -202,10 +202,10 @@ def _cuts_since(state: CellState, now_ms: int) -> int:
 
 def _divide(
     state: CellState, ready: Sequence[Registered], calibration: Calibration | None, owners: Sequence[Owner]
-) -> tuple[dict[str, Health], list[Share]]:
-    """The machines' health and shares; without a calibration nothing is bounded."""
+) -> tuple[dict[str, Health], list[Share], float]:
+    """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing is bounded."""
     if calibration is None:
-        return {}, []
+        return {}, [], 0.0
     health = {
         each.instance: shares.corrected(
             state.memory.health.get(each.instance), calibration.sequences, Load(each.waiting, each.kv_usage)
@@ -214,7 +214,10 @@ def _divide(
     }
     machines = [Machine(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()]
     waits = state.on_demand_waits > 0
-    return health, shares.divide(machines, owners, calibration.capacity_mu_s, on_demand_waits=waits)
+    unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
+    lending = shares.trusted(state.memory.lending, machines, unsold_part)
+    divided = shares.divide(machines, owners, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending)
+    return health, divided, lending
 
 
 def _in_force(rate: ContractRate) -> Numbers:

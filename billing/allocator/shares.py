@@ -20,6 +20,10 @@ _RECOVER: Final = 0.05
 _RECENT_MS: Final = 3_000
 # Kept free beside what reserved work has in flight, so that the next of it finds room at once.
 _GUARD: Final = 0.10
+# How much more, or less, of what is idle on-demand is trusted with each round; and from which part on what it may have is in use.
+_LENT_MORE: Final = 0.1
+_LENT_LESS: Final = 0.1
+_IN_USE: Final = 0.8
 # Below this part of its rate an owner is idle.
 _IDLE: Final = 0.01
 
@@ -48,6 +52,8 @@ class InFlight:
     reserved: int = 0
     on_demand: int = 0
     flex: int = 0
+    # Of on-demand, those that have run for more than two seconds.
+    long: int = 0
 
     @property
     def all(self) -> int:
@@ -79,7 +85,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `flex` of it for flex at most.
+    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and `flex` of it for each at most.
 
     `give_way`: flex sequences in flight that stand in the way of reserved ones.
     """
@@ -88,6 +94,7 @@ class Share:
     sequences: int
     held: int
     room: int
+    on_demand: int
     flex: int
     give_way: int
 
@@ -114,11 +121,41 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
     return min(float(rate_mu_s), max(faded, used_mu * 1000 / elapsed_ms, 0.0))
 
 
+def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int) -> float:
+    """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would ever be served."""
+    sold = sum(owner.rate_mu_s for owner in owners) / (capacity_mu_s * len(machines) or 1)
+    return min(1.0, max(_GUARD, 1 - sold))
+
+
+def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> float:
+    """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped, and an owner who comes back is to have its
+    units within two seconds. So long streams get no more than what nobody has bought; while there are fewer, and what there is is in use, a
+    little more is lent each round.
+    """
+    total = sum(machine.health.sequences for machine in machines)
+    kept = total * unsold_part
+    long = sum(machine.in_flight.long for machine in machines)
+    in_use = sum(machine.in_flight.on_demand for machine in machines)
+    if long > kept:
+        return 0.0
+    may_have = kept + (total - kept) * before
+    if in_use < may_have * _IN_USE:
+        return max(0.0, before - _LENT_LESS)
+    return min(1.0, before + _LENT_MORE) if long <= kept * _IN_USE else before
+
+
 def divide(
-    machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int, *, on_demand_waits: bool
+    machines: Sequence[Machine],
+    owners: Iterable[Owner],
+    capacity_mu_s: int,
+    *,
+    on_demand_waits: bool,
+    lending: float = 1.0,
 ) -> list[Share]:
-    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated."""
+    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated. `lending`: as `trusted` says."""
     active = [owner for owner in owners if owner.rate_mu_s > 0]
+    unsold_part = unsold(machines, active, capacity_mu_s)
+    on_demand_part = unsold_part + (1 - unsold_part) * lending
     sequences = {machine.instance: math.floor(machine.health.sequences) for machine in machines}
     total = sum(sequences.values())
     wanted = sum(owner.recent_mu_s for owner in active) / (capacity_mu_s * len(machines) or 1) * total
@@ -131,7 +168,8 @@ def divide(
         guard = _guard(most, in_use or machine.in_flight.reserved > 0)
         more = math.ceil(expected * most / total - 1e-9) if total else 0
         held = min(most, machine.in_flight.reserved + more + guard)
-        shares.append(_share(machine, most, held, guard, on_demand_waits))
+        on_demand = max(1, math.ceil(most * on_demand_part - 1e-9))
+        shares.append(_share(machine, most, held, guard, on_demand, on_demand_waits))
     return shares
 
 
@@ -141,7 +179,7 @@ def _guard(sequences: int, in_use: bool) -> int:
     return max(1, math.ceil(sequences * _GUARD)) if in_use else 0
 
 
-def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand_waits: bool) -> Share:
+def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand: int, on_demand_waits: bool) -> Share:
     flight = machine.in_flight
     room = sequences - held
     give_way = 0
@@ -149,11 +187,12 @@ def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand_wa
     if flight.reserved and (sequences - flight.all) * 2 < guard:
         give_way = max(0, min(flight.flex, flight.all + guard - sequences))
     flex = room
-    if on_demand_waits:
+    on_demand = min(room, on_demand)
+    if on_demand_waits and flight.on_demand < on_demand:
         # What flex has it keeps, as far as it fits; what it gives up is for those who wait.
         over = max(0, flight.on_demand + flight.flex - room)
         flex = min(room, max(0, flight.flex - over))
-    return Share(machine.instance, sequences, held, room, flex, give_way)
+    return Share(machine.instance, sequences, held, room, on_demand, flex, give_way)
 
 
 def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:

@@ -37,7 +37,7 @@ end
 local waiting = prefix .. 'w:' .. (class == 'f' and 'f' or 'o')
 local vl = tonumber(redis.call('HGET', flight_key, 'vl') or 0)
 if class ~= 'r' and not state then
-  blocked = redis.call('ZCARD', prefix .. 'w:o') > 0 or (class == 'f' and redis.call('ZCARD', prefix .. 'w:f') > 0)
+  blocked = redis.call('ZCARD', waiting) > 0
   if not instance and (not blocked or unbounded()) then candidate(function(name) return fits(name, class, sequences) end) end
   -- Idling earns no credit.
   local least = redis.call('ZSCORE', waiting, tenant_id) or redis.call('ZRANGE', waiting, 0, 0, 'WITHSCORES')[2]

@@ -3,15 +3,21 @@
 -- to give way (its gateway, by `!<request id>`), then grants the room there is.
 -- KEYS: {c:CELL}:open, four times. ARGV: `room` to grant room and do nothing else, or `all`.
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which room should be granted again (0 = no need)}
+local LONG_MS = 2000
 local counted, names = {}, ARGV[1] == 'all' and redis.call('ZRANGE', open, 0, -1) or {}
 for _, request_id in ipairs(names) do
-  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq', 'gw')
+  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq', 'gw', 'at')
   -- A wake may have been lost, or its gateway since.
   if v[1] == 'granted' and redis.call('PUBLISH', 'taas:wake:' .. v[5], request_id) == 0 then
     drop(request_id)
   elseif v[3] and v[3] ~= '' and (v[1] == 'open' or v[1] == 'granted') then
     local field = v[2] .. ':' .. v[3]
     counted[field] = (counted[field] or 0) + tonumber(v[4])
+    -- A place that has been had for so long does not come back soon.
+    if v[2] == 'o' and now_ms - (v[6] or now_ms) > LONG_MS then
+      field = 'l:' .. v[3]
+      counted[field] = (counted[field] or 0) + tonumber(v[4])
+    end
   end
 end
 for _, field in ipairs(ARGV[1] == 'all' and redis.call('HKEYS', flight_key) or {}) do

@@ -47,7 +47,7 @@ local function grant_all(asking, seen)
       if request_id then
         instances = instances or names_of('m:')
         local instance = roomiest(request_id == asking and seen or instances, class, tonumber(v[3]))
-        if not instance then return end
+        if not instance then break end
         -- Nobody listens: its gateway is gone, and the place is the next one's.
         local heard = request_id == asking or redis.call('PUBLISH', 'taas:wake:' .. v[4], request_id) > 0
         if heard then grant_place(class, first[1], first[2], request_id, v, instance) else drop(request_id) end

@@ -46,7 +46,7 @@ local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == ''
 redis.call('HSET', reservation, 'state', 'open', 'head', restored and head or head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
   'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
   'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract,
-  'wt', charged_by)
+  'wt', charged_by, 'at', now_ms)
 redis.call('ZADD', open, lease, request_id)
 for _, name in ipairs({reservation, open, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
 local after = class == 'r' and level + cost_mu or level

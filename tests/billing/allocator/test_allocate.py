@@ -22,9 +22,9 @@ def test_each_machine_has_room_and_each_contract_its_numbers(ground: Ground) -> 
     ground.sign("bolt", 100, overflow="queue")
     ground.allocator().allocate_once(T0)
     room = ground.room()
-    # Contracts that nobody uses: all of it is lent.
+    # Contracts that nobody uses: all of it is lent, to flex at once, to on-demand what nobody has bought and then more and more.
     assert {name: room[name] for name in room if name != "s"} == {
-        "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000",
+        "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "d:i-1": "12", "d:i-2": "12", "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000",
     }  # fmt: skip
     numbers = ground.contract("acme")
     assert (numbers["id"], numbers["rate"], numbers["burst"]) == (signed.contract_id, "500000", "500000")
@@ -71,7 +71,7 @@ def test_machines_that_are_gone_or_drain_have_no_room(ground: Ground) -> None:
     ground.text.hdel(redis_keys.INSTANCES, "i-2")
     ground.register("i-3", status="draining")
     allocator.allocate_once(T0 + SECOND)
-    assert sorted(name for name in ground.room() if name != "s") == ["g:i-1", "m:i-1", "w:i-1", "x:i-1"]
+    assert sorted(name for name in ground.room() if name != "s") == ["d:i-1", "g:i-1", "m:i-1", "w:i-1", "x:i-1"]
 
 
 def test_a_machine_that_queues_has_less_room_and_the_next_allocator_knows(ground: Ground) -> None:

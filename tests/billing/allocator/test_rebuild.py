@@ -110,20 +110,20 @@ def test_a_stream_is_counted_as_it_ran_and_not_at_its_end(ground: Ground) -> Non
 
 
 def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
-    limited(ground, requests_per_minute=60, units_per_minute=60_000)
-    used(ground, "r", T0 - SECOND, (10, 0, 5))
+    limited(ground, requests_per_minute=60, units_per_minute=2_000)
+    used(ground, "r", T0 - SECOND, (1_000, 0, 100))
     allocator = ground.allocator()
     allocator.allocate_once(T0)
-    one = ground.request("next", tenant_limits=Limits(60, 60_000_000))
-    one.reserve(1_000_000)
+    one = ground.request("next", tenant_limits=Limits(60, 2_000_000))
+    one.reserve(100_000)
     before = one.tenant_level("u")
-    assert before > 1_000_000
+    assert before > 1_200_000
     ground.text.set(redis_keys.intact(CELL), "an earlier run")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         allocator.allocate_once(T0)
         allocator.allocate_once(T0)
-    assert one.tenant_level("u") == pytest.approx(before, rel=0.05)
+    assert one.tenant_level("u") == pytest.approx(before, rel=0.1)
     assert sum("held against the ledger" in record.message for record in caplog.records) == 1
 
 

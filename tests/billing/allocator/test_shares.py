@@ -6,7 +6,20 @@ from typing import Final
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share, corrected, divide, lent, recent
+from billing.allocator.shares import (
+    Health,
+    InFlight,
+    Load,
+    Machine,
+    Owner,
+    Share,
+    corrected,
+    divide,
+    lent,
+    recent,
+    trusted,
+    unsold,
+)
 
 CAPACITY: Final = 1_000_000
 
@@ -31,6 +44,7 @@ def test_no_machine_is_divided_beyond_what_it_has(
     ):
         assert share.room + share.held == share.sequences == int(machine.health.sequences)
         assert 0 <= share.flex <= share.room
+        assert 0 <= share.on_demand <= share.room
         assert share.held >= 0
         assert 0 <= share.give_way <= machine.in_flight.flex
         # What reserved work has in flight is nobody else's.
@@ -42,7 +56,8 @@ def test_flex_does_not_grow_while_on_demand_waits(given_machines: list[Machine],
     for machine, share in zip(
         given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=True), strict=True
     ):
-        assert share.flex <= machine.in_flight.flex
+        # What on-demand may not have is no loss to it.
+        assert share.flex <= machine.in_flight.flex or machine.in_flight.on_demand >= share.on_demand
 
 
 @given(machines)
@@ -51,15 +66,85 @@ def test_without_contracts_all_is_shared(given_machines: list[Machine]) -> None:
     assert all(share.held == 0 for share in divide(idle, [Owner(0, 0.0)], CAPACITY, on_demand_waits=False))
 
 
-def one(sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: bool = False) -> Share:
+def one(
+    sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: bool = False, lending: float = 1.0
+) -> Share:
     """One machine of so many sequences."""
     machine = Machine("i", Health(sequences), flight)
-    return divide([machine], given_owners, CAPACITY, on_demand_waits=on_demand_waits)[0]
+    return divide([machine], given_owners, CAPACITY, on_demand_waits=on_demand_waits, lending=lending)[0]
 
 
 @given(st.integers(20, 512), st.integers(1, CAPACITY))
 def test_an_idle_owners_floor_is_lent_but_for_a_twentieth(sequences: int, rate_mu_s: int) -> None:
     assert one(sequences, InFlight(), Owner(rate_mu_s, 0.0)).room >= 0.95 * sequences
+
+
+class Crowd:
+    """On-demand that takes every place it may have at once, for streams of so many rounds (a second each); the owners of a part are away."""
+
+    def __init__(self, sequences: int, sold: float) -> None:
+        self.sequences, self.owners = sequences, [Owner(int(CAPACITY * sold), 0.0)]
+        self.may_have, self.lending, self.ages = 0, 0.0, list[int]()
+
+    def round(self, lasts: int) -> Share:
+        self.ages = [age + 1 for age in self.ages if age + 1 < lasts]
+        self._fill()
+        flight = InFlight(0, len(self.ages), 0, sum(age > 2 for age in self.ages))
+        machines = [Machine("i", Health(self.sequences), flight)]
+        self.lending = trusted(self.lending, machines, unsold(machines, self.owners, CAPACITY))
+        (share,) = divide(machines, self.owners, CAPACITY, on_demand_waits=True, lending=self.lending)
+        self.may_have = share.on_demand
+        self._fill()
+        return share
+
+    def _fill(self) -> None:
+        self.ages += [0] * max(0, self.may_have - len(self.ages))
+
+
+@given(st.integers(10, 256), st.floats(0.1, 0.9))
+def test_an_idle_owners_part_is_lent_whole_to_streams_that_give_it_back(sequences: int, sold: float) -> None:
+    crowd = Crowd(sequences, sold)
+    for _ in range(12):
+        share = crowd.round(lasts=2)
+    assert share.on_demand == share.room == sequences
+
+
+@given(st.integers(10, 256), st.floats(0.1, 0.9))
+def test_streams_that_would_not_give_it_back_get_what_nobody_has_bought(sequences: int, sold: float) -> None:
+    crowd = Crowd(sequences, sold)
+    for _ in range(60):
+        crowd.round(lasts=1_000)
+    # Two rounds pass before it is known how long they are.
+    assert len(crowd.ages) <= sequences * (1 - sold) + 0.3 * sequences * sold + 2
+
+
+@given(st.integers(10, 256), st.floats(0.1, 0.9), st.integers(0, 60))
+def test_what_short_streams_have_borrowed_is_not_left_to_long_ones_for_long(
+    sequences: int, sold: float, rounds: int
+) -> None:
+    crowd = Crowd(sequences, sold)
+    for _ in range(12):
+        crowd.round(lasts=2)
+    for _ in range(3 + rounds):
+        share = crowd.round(lasts=1_000)
+    assert crowd.lending == 0
+    assert share.on_demand <= sequences * (1 - sold) + 1
+
+
+def test_who_is_not_there_is_trusted_with_less_and_less() -> None:
+    machines = [Machine("i", Health(100), InFlight())]
+    lending = 1.0
+    for _ in range(11):
+        lending = trusted(lending, machines, 0.4)
+    assert lending == 0
+
+
+def test_without_owners_nothing_is_kept_from_on_demand() -> None:
+    assert one(100, InFlight(), lending=0.0).on_demand == 100
+
+
+def test_where_all_is_sold_on_demand_has_a_guards_worth() -> None:
+    assert one(100, InFlight(), Owner(CAPACITY, 0.0), lending=0.0).on_demand == 10
 
 
 def test_a_machine_of_one_sequence_can_still_be_lent() -> None:
