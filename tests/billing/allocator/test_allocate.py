@@ -24,7 +24,8 @@ def test_each_machine_has_room_and_each_contract_its_numbers(ground: Ground) -> 
     room = ground.room()
     # Contracts that nobody uses: all of it is lent, to flex at once, to on-demand what nobody has bought and then more and more.
     assert {name: room[name] for name in room if name != "s"} == {
-        "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "d:i-1": "12", "d:i-2": "12", "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000",
+        "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "d:i-1": "12",
+        "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000", "d:i-2": "12",
     }  # fmt: skip
     numbers = ground.contract("acme")
     assert (numbers["id"], numbers["rate"], numbers["burst"]) == (signed.contract_id, "500000", "500000")
