@@ -39,7 +39,7 @@ def ask(stack: ScenarioStack, tenant: str, tokens: int, gateway: int = 0) -> htt
 
 def in_flight(client: redis.Redis) -> dict[str, int]:
     found: Any = client.hgetall(redis_keys.flight(MODEL))
-    return {name: int(value) for name, value in found.items() if name[1] == ":" and int(value)}
+    return {name: int(value) for name, value in found.items() if name[:2] in {"r:", "o:", "f:"} and int(value)}
 
 
 def receipt(stack: ScenarioStack, answer: httpx.Response) -> dict[str, Any]:
