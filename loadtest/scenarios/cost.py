@@ -148,9 +148,11 @@ def waiting(seconds: float) -> list[Result]:
         requests("owner", even(_TRICKLE_RATE, 0, begin_s), PROBE, gateways=(1,)),
         requests("owner", even(PROBE_RATE / 2, begin_s, end_s), PROBE, gateways=(1,)),
     )
-    holders = [arrival for name in crowd for arrival in requests(name, [3.0] * 2, HOLD, tier="default", gateways=(1,))][
-        : SPEED.slots
-    ]
+    # On demand what it may have, flex what is kept for the owner.
+    holders = together(*(
+        [arrival for name in crowd for arrival in requests(name, [at] * 2, HOLD, tier=tier, gateways=(1,))][: SPEED.slots]
+        for at, tier in ((3.0, "default"), (4.0, "flex"))
+    ))  # fmt: skip
     net, gross, standing, waited, served = {}, {}, {}, {}, {}
     with running(SPEED, gateways=1) as stack:
         for name in ("owner", *crowd):
