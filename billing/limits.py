@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import api_keys, models, outbox, tenants
+from billing.cell.scripts import LimitFields, Limits
 from billing.outbox import ChangeKind
 from billing.refusals import Invalid, NotFound
 from billing.schema.catalogue import NOW_MS
@@ -85,24 +86,23 @@ def list_all(connection: Connection, subject: Subject | None = None) -> list[Lim
 class Table:
     """What holds for tenants (None) and for their keys, by model."""
 
-    entries: Mapping[tuple[str, str | None, str], Limit]
+    entries: Mapping[tuple[str, str | None, str], LimitFields]
 
-    def for_model(self, tenant_id: str, key_id: str | None, model: str) -> tuple[int | None, int | None, int | None]:
-        """Requests a minute, units a minute, concurrency."""
+    def for_model(self, tenant_id: str, key_id: str | None, model: str) -> Limits:
+        """What the scripts are given of it."""
         own, rest = (self.entries.get((tenant_id, key_id, name)) for name in (model, ANY_MODEL))
-
-        def field(name: str) -> int | None:
-            found = getattr(own, name, None)
-            limit: int | None = getattr(rest, name, None) if found is None else found
-            return limit
-
-        return field(FIELDS[0]), field(FIELDS[1]), field(FIELDS[2])
+        return Limits.of_entries(own, rest)
 
 
 def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     """The limits of these tenants and of their keys."""
     rows = connection.execute(select(table).where(table.c.tenant_id.in_(tenant_ids)))
-    return Table({(row.tenant_id, row.key_id, row.model): _limit(row) for row in rows})
+    return Table(
+        {
+            (row.tenant_id, row.key_id, row.model): (row.requests_per_minute, row.units_per_minute, row.concurrency)
+            for row in rows
+        }
+    )
 
 
 def remove(connection: Connection, subject: Subject, model: str) -> Limit:

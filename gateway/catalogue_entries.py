@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from billing.cell.scripts import Limits
+from billing.cell.scripts import LimitFields, Limits
 from billing.tokens import Weights
 
 MILLIUNITS = 1000
@@ -19,16 +19,13 @@ NO_LIMITS = Limits()
 class LimitTable:
     """Limits by model; the model's own entry wins over `*`, field by field."""
 
-    by_model: dict[str, tuple[int | None, int | None, int | None]]
+    by_model: dict[str, LimitFields]
 
     def for_model(self, model: str) -> Limits:
         """The limits that hold for one model."""
         if not self.by_model:
             return NO_LIMITS
-        own = self.by_model.get(model, (None, None, None))
-        rest = self.by_model.get("*", (None, None, None))
-        requests, units, concurrency = (a if a is not None else b for a, b in zip(own, rest, strict=True))
-        return Limits.per_minute(requests, units, concurrency)
+        return Limits.of_entries(self.by_model.get(model), self.by_model.get("*"))
 
     @classmethod
     def read(cls, entries: list[dict[str, Any]]) -> "LimitTable":

@@ -6,7 +6,6 @@ in memory, so requests and bytes are bounded. Without its subscription a process
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
@@ -76,7 +75,6 @@ class Line:
         self._metrics = metrics
         self._turns: dict[str, asyncio.Event] = {}
         self._early: dict[str, None] = {}
-        self._began_at: dict[str, float] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.listening = False
 
@@ -136,19 +134,17 @@ class Line:
         self._turns[exchange.request_id] = turn
         self._bytes += size
         self.exchanges[exchange.request_id] = exchange
-        self._began_at[exchange.request_id] = time.monotonic()
         self._metrics.wait_begun(asked, size)
         exchange.on_stop = lambda _: turn.set()
         return turn
 
     def leave(self, exchange: Exchange, end: WaitEnd) -> None:
-        """Out of line, served or not."""
+        """Out of line, served or not, after its `waited_ms`."""
         if self._turns.pop(exchange.request_id, None) is not None:
             self._bytes -= exchange.body_bytes
             del self.exchanges[exchange.request_id]
             exchange.on_stop = None
-            waited_s = time.monotonic() - self._began_at.pop(exchange.request_id)
-            self._metrics.wait_ended(exchange.parsed.asked.value, end, waited_s, exchange.body_bytes)
+            self._metrics.wait_ended(exchange.parsed.asked.value, end, exchange.waited_ms / 1000, exchange.body_bytes)
 
     def __len__(self) -> int:
         return len(self._turns)

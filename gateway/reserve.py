@@ -269,8 +269,8 @@ class Reserver:
             self._leave(exchange)
             raise
         finally:
-            self._line.leave(exchange, ended)
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
+            self._line.leave(exchange, ended)
         return found, candidates
 
     def _leave(self, exchange: Exchange) -> None:

@@ -25,6 +25,7 @@ _ON_DEMAND: Final = "d:"
 _FLEX: Final = "x:"
 _GIVE_WAY: Final = "g:"
 _READS: Final = "w:"
+_PER_INSTANCE: Final = (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)
 _COUNTED: Final = {"r": "reserved", "o": "on_demand", "f": "flex", "l": "long"}
 _NO_CAP: Final = -1
 
@@ -91,9 +92,7 @@ def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellSt
     fields = _text(room)
     return CellState(
         contracts={tenant: hash_ for tenant, hash_ in found.items() if hash_ is not None},
-        instances=frozenset(
-            name.partition(":")[2] for name in fields if name.startswith((_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY))
-        ),
+        instances=frozenset(name.partition(":")[2] for name in fields if name.startswith(_PER_INSTANCE)),
         in_flight=_in_flight(_text(flight)),
         work_mu=int(float(_text(flight).get("used", 0))),
         on_demand_waits=on_demand_waits,
@@ -119,7 +118,7 @@ def write_state(
         room |= {_ROOM + share.instance: share.room, _ON_DEMAND + share.instance: share.on_demand}
         room[_FLEX + share.instance] = share.flex
         room |= {_GIVE_WAY + share.instance: share.give_way, _READS + share.instance: capacity_mu_s}
-    stale = [prefix + instance for instance in gone for prefix in (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)]
+    stale = [prefix + instance for instance in gone for prefix in _PER_INSTANCE]
     with client.pipeline(transaction=True) as write:
         for tenant, numbers in contracts.items():
             key = redis_keys.contract_bucket(cell, tenant)

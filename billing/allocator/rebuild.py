@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, select, true
 from billing import limits, redis_keys
 from billing.allocator.supply import Cell
 from billing.cell.execute import execute
-from billing.cell.scripts import BucketLevel, ContractLevel, Limits, rebuild_call
+from billing.cell.scripts import BucketLevel, ContractLevel, rebuild_call
 from billing.contracts.rates import ContractRate
 from billing.schema.catalogue import tenant
 from billing.schema.ledger import usage_event
@@ -108,7 +108,7 @@ def levels_of(
     table = limits.table_of(connection, {who for who, _, _ in buckets})
     found: list[BucketLevel | ContractLevel] = []
     for (who, key_id, model), charges in buckets.items():
-        limit = Limits.per_minute(*table.for_model(who, key_id, model))
+        limit = table.for_model(who, key_id, model)
         if limit.requests < 0 and limit.units_mu < 0:
             continue
         key = (

@@ -31,6 +31,11 @@ _PARTS: Final = {
 }
 
 
+# Of a LIMIT: requests a minute, whole work units a minute, concurrency; None where it says nothing.
+LimitFields: TypeAlias = tuple[int | None, int | None, int | None]
+_NOTHING_SAID: Final[LimitFields] = (None, None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """A Lua text and the SHA by which Redis knows it."""
@@ -55,6 +60,13 @@ class Limits:
             _UNLIMITED if units is None else units * _MU_PER_UNIT,
             _UNLIMITED if concurrency is None else concurrency,
         )
+
+    @classmethod
+    def of_entries(cls, own: LimitFields | None, rest: LimitFields | None) -> Self:
+        """What a model's own entry and the one for all models make together: the own one wins, field by field."""
+        pairs = zip(own or _NOTHING_SAID, rest or _NOTHING_SAID, strict=True)
+        requests, units, concurrency = (a if a is not None else b for a, b in pairs)
+        return cls.per_minute(requests, units, concurrency)
 
 
 class Asked(StrEnum):

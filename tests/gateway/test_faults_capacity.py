@@ -26,7 +26,7 @@ from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.redis_faults import Fault, full, killed, loading, readonly
 from tests.fixtures.redis_faults import slow as slowed
-from tests.fixtures.valkey import CELLS, ValkeyProcess
+from tests.fixtures.valkey import ValkeyProcess, say_intact
 from tests.gateway.asking import Outcome, ask
 from tests.gateway.protocol.bodies import SMALLEST
 from tests.gateway.test_waiting import contract, in_flight, room, waiting
@@ -49,8 +49,7 @@ WAITERS = (
 def valkey(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
     """The test's own, under everything that it starts."""
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
-        for cell in CELLS:
-            client.set(redis_keys.intact(cell), "a test")
+        say_intact(client)
         yield client
 
 
