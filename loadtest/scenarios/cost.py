@@ -166,7 +166,7 @@ def waiting(seconds: float) -> list[Result]:
                 for arrival in requests(
                     name,
                     (5 + (number + 100 * turn) * 20 / WAITING for turn in range(each)),
-                    PROBE,
+                    HOLD,
                     tier="flex",
                     gateways=(1,),
                 )
