@@ -79,7 +79,7 @@ class InferenceApi:
     async def _serve(
         self, inference_route: Route, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
     ) -> None:
-        caller = await authenticate(scope["headers"], self.catalogue)
+        caller = await authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
         raw = await read_body(scope, receive, self.body_bytes_max)
         parsed = parse_request(inference_route, raw)
         model = self._model(parsed, caller)

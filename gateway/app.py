@@ -59,7 +59,7 @@ class Stages:
         self._journal = Journal(settings.journal_path)
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
-        clock = Clock()
+        self.clock = Clock()
         self._line = Line(
             self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way, metrics
         )
@@ -74,7 +74,7 @@ class Stages:
         self._pacer = Pacer(self._redis)
         self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
         self._housekeeping = Housekeeping(
-            self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, clock
+            self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, self.clock
         )
         reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
         self._checkpointer = Checkpointer(
@@ -94,7 +94,7 @@ class Stages:
             continuer=Continuer(reserver, self._checkpointer, self._settler.settle),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
             metrics=metrics,
-            clock=clock,
+            clock=self.clock,
             open_exchanges=self.open_exchanges,
             body_bytes_max=settings.max_body_bytes,
         )
@@ -197,9 +197,8 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
         redirect_slashes=False,
     )
     app.stages = stages
-    app.include_router(
-        listing_router(stages.catalogue, lifecycle, settings.admin_url, settings.service_key.get_secret_value())
-    )
+    service_key = settings.service_key.get_secret_value()
+    app.include_router(listing_router(stages.catalogue, stages.clock, lifecycle, settings.admin_url, service_key))
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)

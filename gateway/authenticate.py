@@ -6,7 +6,6 @@ logged. `Authorization: Bearer` and `x-api-key` are both understood on every rou
 
 import hashlib
 import hmac
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,8 +45,8 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return found
 
 
-async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue) -> Caller:
-    """The caller behind the headers.
+async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int) -> Caller:
+    """The caller behind the headers; `now_ms` by the clock that all gateways share.
 
     Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a suspended tenant,
     DependencyUnavailable when the key is not cached and Redis does not answer.
@@ -59,7 +58,7 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalo
     key, tenant = known
     if not hmac.compare_digest(key.key_hash, key_hash):
         raise AuthenticationFailed
-    if key.expires_at_ms is not None and key.expires_at_ms <= time.time() * 1000:
+    if key.expires_at_ms is not None and key.expires_at_ms <= now_ms:
         raise AuthenticationFailed
     if not tenant.active:
         raise PermissionDenied("The account is suspended.")

@@ -4,6 +4,7 @@ Off the hot path, so FastAPI serves them.
 """
 
 import re
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +17,7 @@ from gateway.authenticate import Caller, authenticate
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import opaque_instance
+from gateway.clock import Clock
 from gateway.errors import InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
 from gateway.lifecycle import Lifecycle
 
@@ -28,7 +30,9 @@ CAPACITY_FIELDS = ("contract", "minute", "assigned", "used", "lent", "borrowed",
 OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
 
 
-def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, service_key: str) -> APIRouter:
+def listing_router(
+    catalogue: Catalogue, clock: Clock, lifecycle: Lifecycle, admin_url: str, service_key: str
+) -> APIRouter:
     """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
     router = APIRouter()
     receipts = httpx.AsyncClient(
@@ -36,7 +40,7 @@ def listing_router(catalogue: Catalogue, lifecycle: Lifecycle, admin_url: str, s
     )
 
     async def caller_of(request: Request) -> Caller:
-        return await authenticate(request.scope["headers"], catalogue)
+        return await authenticate(request.scope["headers"], catalogue, clock.at_ms(time.monotonic()))
 
     @router.get("/v1/models", summary="Models that this key may see", tags=["models"])
     async def list_models(request: Request) -> dict[str, Any]:

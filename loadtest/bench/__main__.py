@@ -13,7 +13,7 @@ from loadtest.bench.measure import WARM_UP, Load, Tally, run_load, run_round
 from loadtest.bench.report import Round, show, summarize, write
 from loadtest.bench.shapes import MODELS
 from loadtest.bench.subjects import SUBJECTS, Subject
-from loadtest.children import Child, answers, cores, free_port, python
+from loadtest.children import Child, answers, cores, free_port, python, stop_children_on_sigterm
 from loadtest.settings import HomeSettings
 
 _MB = 1024 * 1024
@@ -98,6 +98,7 @@ def _memory(subject: Subject, requests: int, tally: Tally) -> dict[str, Any]:
 def main() -> int:
     """Run it all; the exit status."""
     arguments = parse()
+    stop_children_on_sigterm()
     os.sched_setaffinity(0, {cores()[0]})  # and so for every child that is not put elsewhere
     with tempfile.TemporaryDirectory(prefix="taas-bench-") as name:
         folder = Path(name)

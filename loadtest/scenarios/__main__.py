@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import orjson
 
-from loadtest.children import DidNotStart
+from loadtest.children import DidNotStart, stop_children_on_sigterm
 from loadtest.scenarios import cost, enforcement, fairness, guarantee, lending, reclaim, vtc
 from loadtest.scenarios.result import Result, show, write
 from loadtest.settings import HomeSettings
@@ -68,6 +68,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Run them one after the other; what one found is written before the next begins."""
     arguments = parse()
+    stop_children_on_sigterm()
     try:
         names = chosen(arguments.names)
     except Unknown as unknown:

@@ -320,7 +320,7 @@ def test_fault_16_a_tier_of_any_type_is_refused_in_form_on_each_route(
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times(
+def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times_and_knows_which_keys_have_expired(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -338,10 +338,23 @@ def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times(
     began_us = redis_us(catalogue)
     gateway = start_gateway(PYTHONPATH=str(tmp_path))
     wait_until(lambda: catalogue.redis.hlen(redis_keys.GATEWAYS) == 1, "a heartbeat")
-    key = catalogue.key(catalogue.tenant("ten_a"))
+    now_ms = redis_us(catalogue) // 1000
+    key, expired = (
+        catalogue.key(catalogue.tenant("ten_a"), expires_at_ms=now_ms + minutes * 60_000) for minutes in (30, -30)
+    )
+
+    def statuses() -> list[int]:
+        found = []
+        for each in (key, expired):
+            with gateway.client(each) as client:
+                found.append(client.get("/v1/models").status_code)
+        return found
+
+    assert statuses() == [200, 401]
     running = pool.submit(ask, gateway, key, "chat", True, max_tokens=200, ignore_eos=True)
     wait_until(lambda: slow.counters()["generation"] > 0 and slow.counters()["running"] == 1, "a stream")
     offset.write_text(str(-hours * 3600))
+    assert statuses() == [200, 401]
     assert running.result(30).done
     assert ask(gateway, key, "chat").status == 200
     for event in catalogue.await_events(2):

@@ -1,0 +1,39 @@
+"""What a benchmark or a scenario started is gone when it is told to stop."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+
+def started(parent: psutil.Process, name: str) -> list[psutil.Process]:
+    """Everything below the process, once one of the name is there."""
+    deadline = time.monotonic() + 60
+    while True:
+        below: list[psutil.Process] = parent.children(recursive=True)
+        if any(name in child.name() for child in below):
+            return below
+        assert parent.is_running()
+        assert parent.status() != psutil.STATUS_ZOMBIE
+        assert time.monotonic() < deadline, below
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "command", [("loadtest.scenarios", "enforcement"), ("loadtest.bench",)], ids=lambda words: words[0]
+)
+def test_sigterm_leaves_nothing_running(command: tuple[str, ...]) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    below = started(psutil.Process(run.pid), "valkey")
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(below, timeout=10)
+    for child in alive:
+        child.kill()
+    assert not alive
