@@ -58,8 +58,8 @@ from serving.registry import InstanceEntry
 
 # About as much as streams in the first second, until the first checkpoint.
 FIRST_OUTPUT_TOKENS: Final = 64
-# A third of what the script grants to those who wait.
-WAIT_RENEW_S: Final = 10.0
+# Less than half of what the script grants to those who wait: coming back is all that waiting costs, and on-demand need not.
+WAIT_RENEW_S: Final = 20.0
 # Levels are counted anew within a second or two of their loss.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000

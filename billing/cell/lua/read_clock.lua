@@ -7,7 +7,7 @@ local room_key, flight_key = prefix .. 'room', prefix .. 'flight'
 -- Longer than a lease that nobody reaps may wait for the control plane: a count must not vanish under what it counts.
 local OPEN_TTL_MS, GRANT_MS = 7 * 86400 * 1000, 3000
 -- A gateway comes back for what waits before this has passed; sooner, it is woken.
-local WAIT_MS = 30000
+local WAIT_MS = 45000
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 local now_ms = math.floor(now_us / 1000)
