@@ -18,6 +18,8 @@ GATEWAYS: Final = "taas:gateways"
 CELLS: Final = "taas:cells"
 # Held by the billing process that reaps, for the length of one pass.
 REAPER_LOCK: Final = "taas:reaper"
+# Held by the billing process that looks at the engines added by hand.
+ENGINE_WATCH_LOCK: Final = "taas:engine-watch"
 # How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost something.
 PROJECTION: Final = "taas:projection"
 
@@ -68,7 +70,9 @@ def usage_stream(cell: str) -> str:
 
 
 def wake_channel(gateway: str) -> str:
-    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the request id."""
+    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the request id. With `!` before it: it is
+    to give its place up.
+    """
     return f"taas:wake:{gateway}"
 
 
@@ -85,6 +89,11 @@ def room(cell: str) -> str:
 def flight(cell: str) -> str:
     """What is in flight at each instance, by class."""
     return f"{_cell(cell)}:flight"
+
+
+def lent(cell: str, instance: str) -> str:
+    """Open flex requests there in the order in which they give way; those below 0 can go on elsewhere."""
+    return f"{_cell(cell)}:lent:{instance}"
 
 
 def waiting_tenants(cell: str, class_letter: str) -> str:

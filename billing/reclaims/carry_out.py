@@ -1,29 +1,22 @@
-"""What time does to reclaims: they drain, what is still open at the deadline is stopped, they are done; and what they cut is recorded.
+"""What time does to reclaims: they drain, are cleared, are done; and what they cut is recorded.
 
 A step takes each reclaim in a transaction of its own and may be repeated; several processes may step at once.
 """
 
 import logging
-from typing import Final
 
 import redis
 from sqlalchemy import Connection, Engine, or_, select
 
-from billing import outbox
 from billing.contracts.commitments import lock_position
 from billing.contracts.store import now_ms as clock_ms
-from billing.outbox import ChangeKind
 from billing.projection import Projector
 from billing.reclaims import orders, shortfall, store
-from billing.reclaims.occupancy import OpenRequest, read_open_on
+from billing.reclaims.clear import GIVE_WAY_MS, clear
 from billing.reclaims.plan import DRAIN_LEAD_MS, drain_from_ms
-from billing.reclaims.store import Reclaim
 from billing.schema.capacity import reclaim as table
 
 _log = logging.getLogger(__name__)
-
-# A gateway learns within half a second that an instance drains; what it had begun to send there shows in the cell well within this.
-SETTLE_MS: Final = 2_000
 
 
 class Reclaimer:
@@ -63,31 +56,8 @@ class Reclaimer:
                 connection, found, orders.choose_now(connection, self._client, found, position), now_ms
             )
             _log.info("reclaim %s: draining %s", reclaim_id, ", ".join(found.chosen) or "nothing")
-        if found.state == "draining" and now_ms >= found.by_ms:
-            self._end(connection, found, now_ms)
-
-    def _end(self, connection: Connection, found: Reclaim, now_ms: int) -> None:
-        """Stop what is open past the deadline; with nothing open, and nothing on its way there any more, it is done."""
-        requests = read_open_on(self._client, found.pool, found.chosen)
-        history = store.history(connection, found.reclaim_id)
-        if requests:
-            told = {
-                each["request"] for entry in history if entry.change == "stopped" for each in entry.detail["requests"]
-            }
-            new = [request for request in requests if request.request_id not in told]
-            if new:
-                detail = {"requests": [_recorded(request) for request in new]}
-                store.append(connection, found.reclaim_id, "stopped", detail, now_ms=now_ms)
-                _log.info("reclaim %s: stopping %d requests", found.reclaim_id, len(new))
-            # Said again while it is open: its gateway may not have known it yet.
-            for request in requests:
-                outbox.record(connection, ChangeKind.STOP, request.request_id)
-            return
-        drained_ms = max((entry.at_ms for entry in history if entry.change == "draining"), default=now_ms)
-        if found.chosen and now_ms < drained_ms + SETTLE_MS:
-            return
-        store.move(connection, found, "done", {}, now_ms=now_ms)
-        _log.info("reclaim %s is done", found.reclaim_id)
+        if found.state == "draining":
+            clear(connection, self._client, found, now_ms)
 
 
 def _due(connection: Connection, now_ms: int) -> list[str]:
@@ -95,14 +65,7 @@ def _due(connection: Connection, now_ms: int) -> list[str]:
     query = select(table.c.reclaim_id).where(
         or_(
             (table.c.state == "planned") & (table.c.by_ms <= now_ms + DRAIN_LEAD_MS),
-            (table.c.state == "draining") & (table.c.by_ms <= now_ms),
+            (table.c.state == "draining") & (table.c.by_ms <= now_ms + GIVE_WAY_MS),
         )
     )
     return list(connection.execute(query.order_by(table.c.by_ms, table.c.reclaim_id)).scalars())
-
-
-def _recorded(request: OpenRequest) -> dict[str, str | None]:
-    return {
-        "request": request.request_id, "tenant": request.tenant, "class": request.class_, "contract": request.contract,
-        "instance": request.instance,
-    }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import orjson
@@ -18,7 +18,7 @@ GIVE_WAY: Final = ("flex", "on_demand", "reserved")
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """One request in flight."""
+    """One request in flight. `can_go_on`: it can give its place up and go on elsewhere from its text; only flex can."""
 
     request_id: str
     tenant: str
@@ -26,6 +26,9 @@ class OpenRequest:
     contract: str | None
     instance: str
     started_ms: int
+    cell: str = ""
+    gateway: str = ""
+    can_go_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,11 @@ def _occupied(entry: Registered, requests: list[OpenRequest]) -> Occupied:
     return Occupied(entry.instance, entry.status == "ready", load, tuple(requests))
 
 
+def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
+    """The cells of a pool in which an instance takes new requests: what gives way can go on there. Raises redis.RedisError."""
+    return frozenset(entry.cell for entry in read_registered(client) if entry.pool == pool and entry.status == "ready")
+
+
 def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
     names = sorted(cells)
     with client.pipeline(transaction=False) as read:
@@ -80,22 +88,32 @@ def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
         found = [(cell, raw.decode()) for cell, ids in zip(names, read.execute(), strict=True) for raw in ids]
     with client.pipeline(transaction=False) as read:
         for cell, request_id in found:
-            read.hmget(redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid"])
+            read.hmget(redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid", "gw"])
         replies = read.execute()
-    requests = (_request(request_id, fields) for (_, request_id), fields in zip(found, replies, strict=True))
-    return [request for request in requests if request is not None]
+    requests = (_request(cell, request_id, fields) for (cell, request_id), fields in zip(found, replies, strict=True))
+    there = [request for request in requests if request is not None]
+    able = _read_able(client, {(request.cell, request.instance) for request in there if request.class_ == "flex"})
+    return [replace(request, can_go_on=request.request_id in able) for request in there]
 
 
-def _request(request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
+def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> frozenset[str]:
+    """The flex requests at these (cell, instance) that can go on elsewhere."""
+    with client.pipeline(transaction=False) as read:
+        for cell, instance in places:
+            read.zrangebyscore(redis_keys.lent(cell, instance), "-inf", "(0")
+        return frozenset(raw.decode() for ids in read.execute() for raw in ids)
+
+
+def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
     """None for one that waits, has been granted a place but not begun, or has settled meanwhile."""
-    state, head, instance, class_, tenant, contract = fields
+    state, head, instance, class_, tenant, contract, gateway = fields
     if state != b"open" or not instance or tenant is None:
         return None
     try:
         started_ms = int(orjson.loads(head or b"{}").get("started_ms", 0))
     except (ValueError, AttributeError, TypeError):
         started_ms = 0
-    class_name = _CLASSES.get((class_ or b"o").decode(), "on_demand")
     return OpenRequest(
-        request_id, tenant.decode(), class_name, contract.decode() if contract else None, instance.decode(), started_ms
-    )
+        request_id, tenant.decode(), _CLASSES.get((class_ or b"o").decode(), "on_demand"),
+        contract.decode() if contract else None, instance.decode(), started_ms, cell, (gateway or b"").decode(),
+    )  # fmt: skip

@@ -1,7 +1,9 @@
 """A pool with machines that run, contracts and a clock of the test's own; all of it committed."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ import redis
 from sqlalchemy import Engine, select
 
 from billing import redis_keys
+from billing.cell.execute import execute
+from billing.cell.replies import Reserved, parse_reserve
+from billing.cell.scripts import Asked, reserve_call
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract, Side
 from billing.projection import Projector
@@ -17,6 +22,8 @@ from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.plan import Order, Plan
 from billing.reclaims.store import Reclaim
 from billing.schema.capacity import contract_shortfall
+from billing.tokens import Tokens
+from billing.usage_event import Ending
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms
 
@@ -56,6 +63,36 @@ class Ground:
         return CellRequest(
             self.text, request_id, tenant=self.shop.tenants[name], model=POOL, candidates=candidates, **fields
         )
+
+    def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
+        """An open flex request that can go on elsewhere."""
+        made = self.request(request_id, instance, name, asked=Asked.FLEX)
+        will = made.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        call = reserve_call(
+            made.keys, lease_ms=60_000, cost_mu=0, tenant=made.tenant_limits, key=made.key_limits,
+            claim=replace(made.claim, goes_on=True), head=made.head.admission_json(), will=will,
+        )  # fmt: skip
+        assert isinstance(parse_reserve(execute(self.text, call)), Reserved)
+        return made
+
+    @contextmanager
+    def wakes(self) -> Iterator[Callable[[], list[str]]]:
+        """Listens in the place of the gateway; what it has heard since it was last asked."""
+        with self.text.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(redis_keys.wake_channel("gw-1"))
+            assert channel.get_message(timeout=5) is None  # subscribed
+            ends = 0
+
+            def heard() -> list[str]:
+                nonlocal ends
+                ends += 1
+                self.text.publish(redis_keys.wake_channel("gw-1"), f"end {ends}")
+                words = []
+                while (message := channel.get_message(timeout=5)) is None or message["data"] != f"end {ends}":
+                    words += [] if message is None else [message["data"]]
+                return words
+
+            yield heard
 
     def plan(self, now_ms: int, instances: int = 1, by_ms: int = T0, **fields: Any) -> Plan:
         with self.engine.connect() as connection:

@@ -13,7 +13,7 @@ from billing.contracts.commitments import change_pool
 from billing.contracts.terms import utc
 from billing.metrics import BillingMetrics
 from billing.reclaims import orders
-from billing.reclaims.carry_out import SETTLE_MS
+from billing.reclaims.clear import SETTLE_MS
 from billing.reclaims.cuts import rates_in_force
 from billing.reclaims.plan import DRAIN_LEAD_MS
 from billing.reclaims.store import Reclaim

@@ -1,0 +1,98 @@
+"""A machine that leaves is cleared: flex that can go on elsewhere gives way, what is open past the deadline is stopped, then it is done.
+
+Flex is asked so shortly before the deadline that it has just time to pause: whoever can finish on the machine by then does, pays nothing for reading its
+prompt twice, and does not stand in line for a place it need not have. When it goes on is not a matter of the deadline, because then it is away.
+"""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import redis
+from sqlalchemy import Connection
+
+from billing import outbox, redis_keys
+from billing.outbox import ChangeKind
+from billing.reclaims import store
+from billing.reclaims.occupancy import OpenRequest, read_cells_ready, read_open_on
+from billing.reclaims.store import Entry, Reclaim
+
+_log = logging.getLogger(__name__)
+
+# A gateway learns within half a second that an instance drains; what it had begun to send there shows in the cell well within this. What gave way
+# before might come back.
+SETTLE_MS: Final = 2_000
+# So long before the deadline flex is asked to give way, and so long after it was asked it is stopped: a pause takes an abort and a checkpoint.
+GIVE_WAY_MS: Final = 3_000
+
+
+def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: int) -> None:
+    """What is to be done at this moment for one that drains. May be repeated. Raises redis.RedisError."""
+    if now_ms < found.by_ms - GIVE_WAY_MS:
+        return
+    history = store.history(connection, found.reclaim_id)
+    drained_ms = max((entry.at_ms for entry in history if entry.change == "draining"), default=now_ms)
+    requests = read_open_on(client, found.pool, found.chosen)
+    asked_ms = _named(history, "asked_to_give_way")
+    cells = read_cells_ready(client, found.pool) if any(request.can_go_on for request in requests) else frozenset()
+    able = [request for request in requests if request.request_id in asked_ms or _can_go_on(request, cells)]
+    if able and now_ms >= max(found.by_ms - GIVE_WAY_MS, drained_ms + SETTLE_MS):
+        _ask(connection, client, found, able, asked_ms, now_ms)
+    if now_ms < found.by_ms:
+        return
+    paused_by_ms = {request.request_id: asked_ms.get(request.request_id, now_ms) + GIVE_WAY_MS for request in able}
+    over = [request for request in requests if now_ms >= paused_by_ms.get(request.request_id, found.by_ms)]
+    _stop(connection, found, over, _named(history, "stopped"), now_ms)
+    if not requests and (now_ms >= drained_ms + SETTLE_MS or not found.chosen):
+        store.move(connection, found, "done", {}, now_ms=now_ms)
+        _log.info("reclaim %s is done", found.reclaim_id)
+
+
+def _can_go_on(request: OpenRequest, cells: Collection[str]) -> bool:
+    """Where no instance stays it had better finish where it is, as far as it comes."""
+    return request.can_go_on and request.cell in cells
+
+
+def _ask(
+    connection: Connection,
+    client: redis.Redis,
+    found: Reclaim,
+    requests: Sequence[OpenRequest],
+    asked_ms: Mapping[str, int],
+    now_ms: int,
+) -> None:
+    """Have their gateways pause them. Said again while they are there: the word may have been lost."""
+    new = [request for request in requests if request.request_id not in asked_ms]
+    if new:
+        detail = {"requests": [_recorded(request) for request in new]}
+        store.append(connection, found.reclaim_id, "asked_to_give_way", detail, now_ms=now_ms)
+        _log.info("reclaim %s: %d flex requests are to go on elsewhere", found.reclaim_id, len(new))
+    for request in requests:
+        client.publish(redis_keys.wake_channel(request.gateway), f"!{request.request_id}")
+
+
+def _stop(
+    connection: Connection, found: Reclaim, requests: Sequence[OpenRequest], stopped_ms: Mapping[str, int], now_ms: int
+) -> None:
+    """Said again while they are open: a gateway may not have known them yet."""
+    new = [request for request in requests if request.request_id not in stopped_ms]
+    if new:
+        detail = {"requests": [_recorded(request) for request in new]}
+        store.append(connection, found.reclaim_id, "stopped", detail, now_ms=now_ms)
+        _log.info("reclaim %s: stopping %d requests", found.reclaim_id, len(new))
+    for request in requests:
+        outbox.record(connection, ChangeKind.STOP, request.request_id)
+
+
+def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
+    """The requests that such entries name, and when."""
+    return {
+        each["request"]: entry.at_ms for entry in history if entry.change == change for each in entry.detail["requests"]
+    }
+
+
+def _recorded(request: OpenRequest) -> dict[str, str | None]:
+    return {
+        "request": request.request_id, "tenant": request.tenant, "class": request.class_, "contract": request.contract,
+        "instance": request.instance,
+    }  # fmt: skip

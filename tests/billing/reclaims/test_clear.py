@@ -1,0 +1,72 @@
+"""Promises of a machine that leaves: flex that can go on elsewhere is asked to before anything is stopped, and only where it can."""
+
+from billing.cell.scripts import Asked
+from billing.reclaims.clear import GIVE_WAY_MS, SETTLE_MS
+from tests.billing.contracts.selling import T0
+from tests.billing.reclaims.conftest import MINUTE, Ground
+
+BY = T0 + MINUTE
+
+
+def furnish(ground: Ground) -> None:
+    """On `a` one request of each kind; `b` is busier and stays."""
+    ground.register("b", running=9)
+    assert ground.request("on_demand", "a", "bolt", asked=Asked.ON_DEMAND).reserve()
+    assert ground.request("fixed", "a", "bolt", asked=Asked.FLEX).reserve()
+    ground.lend("able", "a", "bolt")
+
+
+def test_flex_that_can_go_on_is_asked_to_just_before_the_deadline(ground: Ground) -> None:
+    furnish(ground)
+    with ground.wakes() as heard:
+        made = ground.order(T0, by_ms=BY)
+        assert made.chosen == ("a",)
+        ground.step(BY - GIVE_WAY_MS - 1)
+        # Until then it may finish where it is.
+        assert heard() == []
+        ground.step(BY - GIVE_WAY_MS)
+        ground.step(BY - 1)
+        # Again, because a word may be lost; in the record it stands once.
+        assert heard() == ["!able", "!able"]
+        assert ground.changes(made) == ["planned", "draining", "asked_to_give_way"]
+        assert ground.stops() == []
+        ground.step(BY)
+    assert ground.stops() == ["able", "fixed", "on_demand"]
+
+
+def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_its_time(ground: Ground) -> None:
+    furnish(ground)
+    with ground.wakes() as heard:
+        ground.order(T0, by_ms=T0)
+        ground.step(T0)
+        assert ground.stops() == ["fixed", "on_demand"]
+        for name, asked in (("fixed", Asked.FLEX), ("on_demand", Asked.ON_DEMAND)):
+            ground.request(name, "a", "bolt", asked=asked).settle()
+        ground.step(T0 + SETTLE_MS - 1)
+        assert heard() == []
+        ground.step(T0 + SETTLE_MS)
+        assert heard() == ["!able"]
+        ground.step(T0 + SETTLE_MS + GIVE_WAY_MS - 1)
+        assert "able" not in ground.stops()
+        ground.step(T0 + SETTLE_MS + GIVE_WAY_MS)
+    assert "able" in ground.stops()
+
+
+def test_where_billing_was_away_at_the_deadline_flex_still_has_its_time(ground: Ground) -> None:
+    furnish(ground)
+    ground.order(T0, by_ms=BY)
+    ground.step(BY + MINUTE)
+    assert ground.stops() == ["fixed", "on_demand"]
+    ground.step(BY + MINUTE + GIVE_WAY_MS)
+    assert "able" in ground.stops()
+
+
+def test_where_no_machine_stays_it_may_finish_until_the_deadline(ground: Ground) -> None:
+    furnish(ground)
+    with ground.wakes() as heard:
+        ground.order(T0, 2, by_ms=BY)
+        ground.step(BY - 1)
+        assert heard() == []
+        ground.step(BY)
+        assert heard() == []
+    assert ground.stops() == ["able", "fixed", "on_demand"]
