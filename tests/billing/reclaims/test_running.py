@@ -16,6 +16,8 @@ from sqlalchemy import Engine
 
 from billing import redis_keys
 from billing.api.app import build_app
+from billing.consumer import Consumer
+from billing.metrics import BillingMetrics
 from billing.projection import Projector
 from billing.reclaims.carry_out import Reclaimer
 from billing.settings import BillingSettings
@@ -32,8 +34,10 @@ SHORT, LONG = 125, 3000
 class Stream:
     """One streamed request in a thread of its own."""
 
-    def __init__(self, gateway: GatewayProcess, key: str, tokens: int) -> None:
+    def __init__(self, gateway: GatewayProcess, key: str, tokens: int, **fields: Any) -> None:
         self.tokens = tokens
+        self.fields = fields
+        self.usage: dict[str, Any] = {}
         self.request_id = ""
         self.chunks = 0
         self.last = ""
@@ -43,7 +47,7 @@ class Stream:
     def _read(self, gateway: GatewayProcess, key: str) -> None:
         body = {
             "model": MODEL, "stream": True, "max_tokens": self.tokens, "ignore_eos": True,
-            "messages": [{"role": "user", "content": "Count."}],
+            "messages": [{"role": "user", "content": "Count."}], **self.fields,
         }  # fmt: skip
         with gateway.client(key, 90) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200, answer.read()
@@ -54,6 +58,8 @@ class Stream:
                     if line.startswith("data: "):
                         self.chunks += 1
                         self.last = line
+                    if line.startswith("data: {"):
+                        self.usage = json.loads(line[6:]).get("usage") or self.usage
 
     @property
     def over(self) -> bool:
@@ -167,12 +173,53 @@ def test_half_of_two_engines_is_taken_under_load_and_comes_back(
     wait_until(is_back, "request on the instance that came back")
 
 
+def test_a_flex_stream_goes_on_elsewhere_as_one_stream_with_one_receipt(
+    operator: Operator, database: Engine, make_engine: EngineMaker, start_gateway: StartGateway
+) -> None:
+    """The machine is wanted at once; the other one appears, and the stream, which would last for a minute, goes on there."""
+    leaving, staying = (make_engine("--decode-ms", pace, "--context", "4096") for pace in ("20", "1"))
+    key = _open_shop(operator)
+    operator.post("instances", model=MODEL, url=leaving.url, key=leaving.key, instance="leaving")
+    gateway = start_gateway()
+    stream = Stream(gateway, key, LONG, service_tier="flex", stream_options={"include_usage": True})
+    wait_until(lambda: stream.chunks > 10, "stream that flows")
+    told = operator.post("reclaims", pool=MODEL, instances=2, use="research")
+    assert (told["state"], told["chosen"]) == ("draining", ["leaving"])
+    operator.post("instances", model=MODEL, url=staying.url, key=staying.key, instance="staying")
+    wait_until(lambda: operator.is_done(told["reclaim"]), "reclaim that is done", 30)
+    wait_until(lambda: stream.over, "end of the stream", 60)
+    assert stream.last == "data: [DONE]"
+    assert stream.usage["completion_tokens"] == LONG
+
+    wait_until(lambda: not operator.raw.zcard(redis_keys.open_requests(MODEL)), "settled request")
+    parts = [event for _, event in sorted(operator.events().items())]
+    assert [event.request_id for event in parts] == [stream.request_id, f"{stream.request_id}-2"]
+    assert [(event.instance, event.ending) for event in parts] == [
+        ("leaving", Ending.COMPLETE), ("staying", Ending.COMPLETE),
+    ]  # fmt: skip
+    for event, engine in zip(parts, (leaving, staying), strict=True):
+        counted = engine.counters()
+        assert (event.produced.prompt, event.produced.output) == (counted["prompt"], counted["generation"])
+    steps = operator.get(f"reclaims/{told['reclaim']}")["history"]
+    assert [step["change"] for step in steps] == ["planned", "draining", "asked_to_give_way", "done"]
+    Consumer(database, operator.raw, name="c", batch=500, claim_idle_ms=0, metrics=BillingMetrics()).consume_once()
+    receipt = operator.get(f"requests/{stream.request_id}")
+    assert (receipt["billed"]["output"], receipt["billed"]["prompt"]) == (LONG, stream.usage["prompt_tokens"])
+    assert receipt["parts"] == [stream.request_id, f"{stream.request_id}-2"]
+
+
 def _furnish(operator: Operator, make_engine: EngineMaker) -> str:
     """A model on two engines, and a tenant's key."""
-    operator.post("models", name=MODEL, context_tokens=4096)
+    key = _open_shop(operator)
     for name in ("one", "two"):
         engine = make_engine("--decode-ms", "20", "--context", "4096")
         operator.post("instances", model=MODEL, url=engine.url, key=engine.key, instance=name)
+    return key
+
+
+def _open_shop(operator: Operator) -> str:
+    """A model that has two machines, and a tenant's key."""
+    operator.post("models", name=MODEL, context_tokens=4096)
     assert operator.client.patch(f"/admin/v1/pools/{MODEL}", json={"instances": 2}).is_success
     operator.post("tenants", name="acme")
     return str(operator.post("keys", tenant="acme")["key"])
