@@ -60,6 +60,7 @@ from serving.registry import InstanceEntry
 FIRST_OUTPUT_TOKENS: Final = 64
 # Less than half of what the script grants to those who wait: coming back is all that waiting costs, and on-demand need not.
 WAIT_RENEW_S: Final = 20.0
+BEHIND_S_MIN: Final = 1.0
 # Levels are counted anew within a second or two of their loss.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
@@ -288,8 +289,8 @@ class Reserver:
         elif isinstance(outcome.exception(), RedisUnavailable):
             self._journal.append(call)
 
-    async def _leave_now(self, exchange: Exchange) -> Left:
-        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys)))
+    async def _leave_now(self, exchange: Exchange, *, refused: bool = False) -> Left:
+        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys, refused=refused)))
         self._pacer.again(exchange.head.cell, left.pace_ms)
         return left
 
@@ -298,9 +299,9 @@ class Reserver:
     ) -> GatewayError:
         if isinstance(found, Rebuilding):
             return DependencyUnavailable(RETRY_MS_MIN)
+        left = await self._leave_now(exchange, refused=True)
         if isinstance(found, Later):
             return QuotaExceeded("contract", "The contract's capacity is in use.", _spread(found.after_ms))
-        left = await self._leave_now(exchange)
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
         return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", _spread(retry_ms))
 
@@ -316,8 +317,9 @@ class Reserver:
 
 def _nap_s(found: Waiting | Later | Rebuilding) -> float:
     if isinstance(found, Later):
-        return found.after_ms / 1000
-    return WAIT_RENEW_S if isinstance(found, Waiting) else REBUILT_POLL_S
+        # Behind others it is woken; what it was told is a guess, and by then there may be nobody left to wake it.
+        return min(WAIT_RENEW_S, max(found.after_ms / 1000, BEHIND_S_MIN if found.before else 0.0))
+    return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 
 
 @dataclass(frozen=True, slots=True)

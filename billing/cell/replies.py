@@ -71,10 +71,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Its contract takes it once it has drained, in so many ms; it stands in no line."""
+    """Its contract takes it in about so many ms: it stands in the contract's line, behind so many. The first comes back by itself; the others are
+    woken when it is their turn to be first, and come back before their lease ends.
+    """
 
     now_ms: int
     after_ms: int
+    before: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
     if status == "replayed":
         return Replayed(now_ms, tenant, key, _grant(raw))
     if status == "later":
-        return Later(now_ms, raw[8])
+        return Later(now_ms, raw[8], raw[9])
     if status == "waiting":
         return Waiting(now_ms, raw[8])
     if status in _RESERVE:

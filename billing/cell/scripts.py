@@ -24,7 +24,7 @@ _MU_PER_UNIT: Final = 1000
 # A script is sent as one text: what all share, its own parts, itself.
 _SHARED: Final = ("read_clock", "charge_contract", "pace_reading", "find_room", "leave_line", "grant_room")
 _PARTS: Final = {
-    "reserve": ("check_limits", "choose_class", "find_place", "stand_in_line"),
+    "reserve": ("check_limits", "contract_line", "choose_class", "find_place", "stand_in_line"),
     "settle": ("check_state", "charge_buckets"),
     "grant": (),
     "rebuild": (),
@@ -174,9 +174,9 @@ def reserve_call(
     )  # fmt: skip
 
 
-def leave_call(keys: CellKeys) -> Command:
-    """Take out a request that waits; it gives back a place that it was granted meanwhile."""
-    return *_settle_keys(keys), "leave", keys.request_id, 0, 0
+def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
+    """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its time was over, and its contract counts it."""
+    return *_settle_keys(keys), "leave", keys.request_id, int(refused), 0
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:

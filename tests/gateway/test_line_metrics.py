@@ -54,7 +54,7 @@ def make_room(catalogue: Catalogue, most: int) -> None:
 
 
 def waiting(catalogue: Catalogue) -> int:
-    lines = [key for kind in "of" for key in catalogue.redis.scan_iter(f"{{c:{MODEL}}}:wl:{kind}:*")]
+    lines = [key for kind in "ofr" for key in catalogue.redis.scan_iter(f"{{c:{MODEL}}}:wl:{kind}:*")]
     return sum(catalogue.redis.zcard(line) for line in lines)
 
 

@@ -40,7 +40,7 @@ def contract(catalogue: Catalogue, tenant: str, units_per_s: int, overflow: str 
 
 def waiting(catalogue: Catalogue) -> int:
     """Requests that wait in the cell."""
-    lines = [key for kind in "of" for key in catalogue.redis.scan_iter(f"{{c:{MODEL}}}:wl:{kind}:*")]
+    lines = [key for kind in "ofr" for key in catalogue.redis.scan_iter(f"{{c:{MODEL}}}:wl:{kind}:*")]
     return sum(catalogue.redis.zcard(line) for line in lines)
 
 

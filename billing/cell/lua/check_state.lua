@@ -10,6 +10,8 @@ local state, charged_mu, used_mu, lease = v[1], tonumber(v[2] or 0), tonumber(v[
 local class, instance, sequences, tenant, contract_key, spilled = v[8] or 'r', v[9] or '?', tonumber(v[10] or 0), v[11], v[12] or '', v[13] == '1'
 if mode == 'leave' then
   local waiting = redis.call('ZCARD', prefix .. 'w:' .. (class == 'f' and 'f' or 'o'))
+  local refused = lease_ms == 1 and state == 'waiting' and (class == 'r' or spilled) and contract_key ~= ''
+  if refused and redis.call('EXISTS', contract_key) == 1 then redis.call('HINCRBY', contract_key, 'refused', 1) end
   local status = drop(request_id) and 'dropped' or (state and 'open' or 'missing')
   -- Who only waited may have been what others waited behind.
   if status == 'dropped' then grant_all() end

@@ -1,5 +1,5 @@
 -- find_place.lua -- v1, a part
--- Third part of reserve: a place on an instance, or in line.
+-- Fourth part of reserve: a place on an instance, or in line.
 -- KEYS, ARGV: those of reserve.lua. Returns nothing, it defines what the next parts use.
 local instance, epoch, blocked
 local function candidate(wanted)

@@ -7,6 +7,18 @@ local function unqueue(class, tenant, request_id)
   redis.call('ZREM', queue, request_id)
   if redis.call('ZCARD', queue) == 0 then redis.call('ZREM', prefix .. 'w:' .. class, tenant) end
 end
+-- The first in the line of a tenant's contract, woken to come for its turn; those before it whose gateway is gone are dropped.
+local function first_of_contract(tenant)
+  while true do
+    local first = redis.call('ZRANGE', queue_of('r', tenant), 0, 0)[1]
+    if not first then return end
+    local gateway = redis.call('HGET', prefix .. 'r:' .. first, 'gw')
+    if gateway and redis.call('PUBLISH', 'taas:wake:' .. gateway, first) > 0 then return end
+    unqueue('r', tenant, first)
+    redis.call('DEL', prefix .. 'r:' .. first)
+    redis.call('ZREM', open, first)
+  end
+end
 -- Forget a request that waits or was granted a place and will not use it. Returns whether there was one.
 local function drop(request_id)
   local key = prefix .. 'r:' .. request_id
@@ -20,5 +32,6 @@ local function drop(request_id)
   end
   redis.call('DEL', key)
   redis.call('ZREM', open, request_id)
+  if v[2] == 'r' then first_of_contract(v[3]) end
   return true
 end

@@ -5,7 +5,8 @@
 -- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open, {c:CELL}:usage
 -- ARGV: mode, request id, lease_ms, cost_mu, then cumulative tokens: prompt, cached, output, delivered,
 --   then the event (settle) or the will (checkpoint), then a new head or '' to keep it, then the instance it moved to, with its epoch
---   (checkpoint; '' = none, '-' = it gives its place up and goes on later as another), then 1 where the caller left before anything was produced (settle). `reap` and `leave` need the first two only.
+--   (checkpoint; '' = none, '-' = it gives its place up and goes on later as another), then 1 where the caller left before anything was produced (settle). `reap` needs the first two only, `leave` three: 1 for
+--   one that is refused after its wait, which counts as refused of its contract.
 -- Returns: {status, now_ms, entry id, ms after which room should be granted again (0 = no need)}: checkpoint: renewed | stale; settle: settled | orphan; reap: settled | leased | dropped;
 --   any: already_settled; checkpoint and reap: missing. leave: {dropped | missing | open, now_ms, tenants that wait, us between grants, ms as above}
 if state then charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu, v[14]) end

@@ -1,10 +1,11 @@
 -- stand_in_line.lua -- v1, a part
--- Fourth part of reserve: where there is no place, it waits; unless room that came free meanwhile is its own at once.
+-- Fifth part of reserve: where there is no place, it waits; unless room that came free meanwhile is its own at once.
 -- KEYS, ARGV: those of reserve.lua. Returns nothing, it defines what the next parts use.
 if class ~= 'r' and not instance then
   local queue = queue_of(class, tenant_id)
   if not state then
     if redis.call('ZCARD', queue) >= wait_max then
+      if why == 'spilled' then redis.call('HINCRBY', q.key, 'refused', 1) end
       local between_us = tonumber(redis.call('HGET', flight_key, 'gi') or 0)
       return reply('refused', 'cell', 'room', math.max(CONCURRENCY_RETRY_MS, math.ceil(redis.call('ZCARD', waiting) * between_us / 1000)))
     end

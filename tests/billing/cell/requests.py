@@ -119,8 +119,8 @@ class CellRequest:
     def settle(self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False) -> replies.SettleReply:
         return replies.parse_settle(execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled)))
 
-    def leave(self) -> replies.Left:
-        return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys)))
+    def leave(self, *, refused: bool = False) -> replies.Left:
+        return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys, refused=refused)))
 
     def checkpoint(
         self, usage: Tokens, cost_mu: int, head: bytes = b"", moved_to: tuple[str, str] = ("", "")

@@ -13,6 +13,7 @@ from tests.billing.cell.plan import (
     age_contract,
     contract_field,
     flight,
+    queue,
     set_room,
     sign,
     state_of,
@@ -143,19 +144,21 @@ def test_a_contract_that_queues_says_when_it_will_have_drained(valkey: redis.Red
     late = CellRequest(valkey, "late", wait_max=1)
     reply = late.reserve(1_000)
     assert isinstance(reply, Later)
-    assert reply.after_ms == pytest.approx(2_000, abs=50)
-    assert state_of(valkey, "late") is None
+    assert (reply.after_ms, reply.before) == (pytest.approx(2_000, abs=50), 0)
     assert tenants_waiting(valkey) == {}
+    assert flight(valkey) == {"r:i-1": 1}
     assert contract_field(valkey, "acme", "refused") == 0
     age_contract(valkey, "acme", reply.after_ms / 1000)
-    assert how(late.reserve(1_000)) == ("reserved", "within_contract")
+    assert how(late.reserve(1_000)) == ("reserved", "waited")
+    assert queue(valkey, "acme", "r") == []
 
 
-def test_a_contract_that_queues_refuses_who_will_not_wait_or_insists(valkey: redis.Redis) -> None:
+def test_a_contract_that_queues_refuses_who_will_not_wait(valkey: redis.Redis) -> None:
     open_past(valkey, 3 * RATE, "queue")
     assert refusal(ask(valkey, "hasty")) == pytest.approx(2_000, abs=50)
+    assert contract_field(valkey, "acme", "refused") == 1
     insists = CellRequest(valkey, "insists", wait_max=5, asked=Asked.RESERVED)
-    assert refusal(insists.reserve()) == pytest.approx(2_000, abs=50)
+    assert isinstance(insists.reserve(), Later)
 
 
 def test_a_spill_without_cap_goes_on_as_on_demand(valkey: redis.Redis) -> None:
