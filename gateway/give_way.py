@@ -1,4 +1,4 @@
-"""Lent work gives way: a flex stream that stands where an owner wants to be gives its place up, waits, and goes on from its text.
+"""Lent work gives way: a flex stream that stands where an owner or on-demand wants to be gives its place up, waits, and goes on from its text.
 
 What it has produced stays open, on a reservation without a place, until the whole request ends: then all its parts are settled alike, so that
 nobody pays for a part of an answer that our side broke off. What cannot go on is stopped, with an error object, unbilled.

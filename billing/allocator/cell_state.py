@@ -28,6 +28,7 @@ _READS: Final = "w:"
 _PER_INSTANCE: Final = (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)
 _COUNTED: Final = {"r": "reserved", "o": "on_demand", "f": "flex", "l": "long"}
 _NO_CAP: Final = -1
+_LOOKED_AT: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,16 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """A cell at one moment. `work_mu`: charged in all, of every class."""
+    """A cell at one moment. `work_mu`: charged in all, of every class. `on_demand_waits`, `flex_waits`: tenants that wait; `on_demand_requests`: how many
+    requests of the first kind do.
+    """
 
     contracts: Mapping[str, ContractHash]
     instances: frozenset[str]
     in_flight: Mapping[str, InFlight]
     work_mu: int
     on_demand_waits: int
+    on_demand_requests: int
     flex_waits: int
     memory: Memory
 
@@ -96,9 +100,21 @@ def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellSt
         in_flight=_in_flight(_text(flight)),
         work_mu=int(float(_text(flight).get("used", 0))),
         on_demand_waits=on_demand_waits,
+        on_demand_requests=_requests_waiting(client, cell, on_demand_waits),
         flex_waits=flex_waits,
         memory=_memory(fields.get(_MEMORY)),
     )
+
+
+def _requests_waiting(client: redis.Redis, cell: str, tenants: int) -> int:
+    """Requests of on-demand that wait, of so many tenants; of those beyond the first hundred, one each."""
+    if not tenants:
+        return 0
+    first: Any = client.zrange(redis_keys.waiting_tenants(cell, "o"), 0, _LOOKED_AT - 1)
+    with client.pipeline(transaction=False) as read:
+        for tenant in first:
+            read.zcard(redis_keys.waiting_requests(cell, "o", tenant.decode()))
+        return sum(read.execute()) + max(0, tenants - len(first)) if first else 0
 
 
 def write_state(

@@ -213,7 +213,7 @@ def _divide(
         for each in ready
     }
     machines = [Machine(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()]
-    waits = state.on_demand_waits > 0
+    waits = state.on_demand_requests
     unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
     lending = shares.trusted(state.memory.lending, machines, unsold_part)
     divided = shares.divide(machines, owners, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending)

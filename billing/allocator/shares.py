@@ -87,7 +87,7 @@ class Owner:
 class Share:
     """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and `flex` of it for each at most.
 
-    `give_way`: flex sequences in flight that stand in the way of reserved ones.
+    `give_way`: flex sequences in flight that stand in the way of reserved ones, or of on-demand that waits.
     """
 
     instance: str
@@ -149,10 +149,12 @@ def divide(
     owners: Iterable[Owner],
     capacity_mu_s: int,
     *,
-    on_demand_waits: bool,
+    on_demand_waits: int,
     lending: float = 1.0,
 ) -> list[Share]:
-    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated. `lending`: as `trusted` says."""
+    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated. `on_demand_waits`: requests of that class that wait.
+    `lending`: as `trusted` says.
+    """
     active = [owner for owner in owners if owner.rate_mu_s > 0]
     unsold_part = unsold(machines, active, capacity_mu_s)
     on_demand_part = unsold_part + (1 - unsold_part) * lending
@@ -162,15 +164,43 @@ def divide(
     # Reserved work that is expected beyond what is in flight, as it has been lately, may come to any machine.
     expected = max(0.0, wanted - sum(machine.in_flight.reserved for machine in machines))
     in_use = any(not owner.idle for owner in active)
-    shares = []
+    divided = []
     for machine in machines:
         most = sequences[machine.instance]
         guard = _guard(most, in_use or machine.in_flight.reserved > 0)
         more = math.ceil(expected * most / total - 1e-9) if total else 0
         held = min(most, machine.in_flight.reserved + more + guard)
         on_demand = max(1, math.ceil(most * on_demand_part - 1e-9))
-        shares.append(_share(machine, most, held, guard, on_demand, on_demand_waits))
+        divided.append(_Parts(machine, most, held, guard, min(most - held, on_demand)))
+    beyond = max(0, on_demand_waits - sum(parts.free for parts in divided))
+    shares = []
+    for parts in divided:
+        wanted = min(beyond, parts.on_demand_may_take - parts.free)
+        shares.append(_share(parts, wanted, on_demand_waits=on_demand_waits > 0))
+        beyond -= wanted
     return shares
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """One machine's sequences before flex has any: `held` for reserved, and what on-demand may have."""
+
+    machine: Machine
+    sequences: int
+    held: int
+    guard: int
+    on_demand: int
+
+    @property
+    def on_demand_may_take(self) -> int:
+        """Places beyond those that it has."""
+        return max(0, self.on_demand - self.machine.in_flight.on_demand)
+
+    @property
+    def free(self) -> int:
+        """Those of them that nobody has."""
+        flight = self.machine.in_flight
+        return max(0, min(self.on_demand_may_take, self.sequences - self.held - flight.on_demand - flight.flex))
 
 
 def _guard(sequences: int, in_use: bool) -> int:
@@ -179,20 +209,22 @@ def _guard(sequences: int, in_use: bool) -> int:
     return max(1, math.ceil(sequences * _GUARD)) if in_use else 0
 
 
-def _share(machine: Machine, sequences: int, held: int, guard: int, on_demand: int, on_demand_waits: bool) -> Share:
-    flight = machine.in_flight
-    room = sequences - held
+def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
+    """`wanted`: places that flex has, for on-demand that waits."""
+    sequences, guard, flight = parts.sequences, parts.guard, parts.machine.in_flight
+    room = sequences - parts.held
     give_way = 0
     # Half of the guard may be used before anybody's stream is stopped: reserved work comes and goes all the time.
     if flight.reserved and (sequences - flight.all) * 2 < guard:
         give_way = max(0, min(flight.flex, flight.all + guard - sequences))
     flex = room
-    on_demand = min(room, on_demand)
-    if on_demand_waits and flight.on_demand < on_demand:
-        # What flex has it keeps, as far as it fits; what it gives up is for those who wait.
-        over = max(0, flight.on_demand + flight.flex - room)
-        flex = min(room, max(0, flight.flex - over))
-    return Share(machine.instance, sequences, held, room, on_demand, flex, give_way)
+    if on_demand_waits and parts.on_demand_may_take:
+        # On-demand comes first: flex keeps no more than leaves room for those who wait.
+        over = max(0, flight.on_demand + flight.flex + parts.free + wanted - room)
+        flex = max(0, min(room, flight.flex - over))
+        if wanted:
+            give_way = max(give_way, min(flight.flex, over))
+    return Share(parts.machine.instance, sequences, parts.held, room, parts.on_demand, flex, give_way)
 
 
 def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:

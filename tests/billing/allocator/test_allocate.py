@@ -119,17 +119,24 @@ def test_an_idle_owners_share_is_lent_and_is_its_own_within_two_seconds(ground: 
     assert done.give_way == {"i-1": 5, "i-2": 5}
 
 
-def test_while_on_demand_waits_flex_gets_no_more(ground: Ground) -> None:
+def test_while_on_demand_waits_flex_gives_way(ground: Ground) -> None:
     ground.text.hdel(redis_keys.INSTANCES, "i-2")
     allocator = ground.allocator()
     allocator.allocate_once(T0)
     for number in range(16):
         class_ = Asked.FLEX if number < 6 else Asked.ON_DEMAND
         assert isinstance(ground.request(f"r{number}", "bolt", asked=class_).reserve(), Reserved)
-    assert isinstance(ground.request("w", "core", asked=Asked.ON_DEMAND, wait_max=5).reserve(), Waiting)
-    done = only(allocator.allocate_once(T0 + SECOND))
-    assert [(share.room, share.flex) for share in done.shares] == [(16, 6)]
+    for number in range(3):
+        waiting = ground.request(f"w{number}", "core", asked=Asked.ON_DEMAND, wait_max=5)
+        assert isinstance(waiting.reserve(), Waiting)
+    with ground.text.pubsub() as heard:
+        heard.subscribe("taas:wake:gw-1")
+        assert heard.get_message(timeout=5) is not None
+        done = only(allocator.allocate_once(T0 + SECOND))
+        told = [heard.get_message(timeout=5) for _ in range(3)]
+    assert [(share.room, share.flex, share.give_way) for share in done.shares] == [(16, 3, 3)]
     assert done.on_demand_waits == 1
+    assert sorted(message["data"][:2] for message in told if message) == ["!r"] * 3
 
 
 def end(ground: Ground, contract_id: str, end_ms: int) -> None:

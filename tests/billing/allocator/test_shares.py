@@ -35,9 +35,9 @@ owners = st.lists(
 )
 
 
-@given(machines, owners, st.booleans())
+@given(machines, owners, st.integers(0, 400))
 def test_no_machine_is_divided_beyond_what_it_has(
-    given_machines: list[Machine], given_owners: list[Owner], on_demand_waits: bool
+    given_machines: list[Machine], given_owners: list[Owner], on_demand_waits: int
 ) -> None:
     for machine, share in zip(
         given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits), strict=True
@@ -54,7 +54,7 @@ def test_no_machine_is_divided_beyond_what_it_has(
 @given(machines, owners)
 def test_flex_does_not_grow_while_on_demand_waits(given_machines: list[Machine], given_owners: list[Owner]) -> None:
     for machine, share in zip(
-        given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=True), strict=True
+        given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=10_000), strict=True
     ):
         # What on-demand may not have is no loss to it.
         assert share.flex <= machine.in_flight.flex or machine.in_flight.on_demand >= share.on_demand
@@ -63,11 +63,11 @@ def test_flex_does_not_grow_while_on_demand_waits(given_machines: list[Machine],
 @given(machines)
 def test_without_contracts_all_is_shared(given_machines: list[Machine]) -> None:
     idle = [replace(machine, in_flight=InFlight()) for machine in given_machines]
-    assert all(share.held == 0 for share in divide(idle, [Owner(0, 0.0)], CAPACITY, on_demand_waits=False))
+    assert all(share.held == 0 for share in divide(idle, [Owner(0, 0.0)], CAPACITY, on_demand_waits=0))
 
 
 def one(
-    sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: bool = False, lending: float = 1.0
+    sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: int = 0, lending: float = 1.0
 ) -> Share:
     """One machine of so many sequences."""
     machine = Machine("i", Health(sequences), flight)
@@ -92,7 +92,7 @@ class Crowd:
         flight = InFlight(0, len(self.ages), 0, sum(age > 2 for age in self.ages))
         machines = [Machine("i", Health(self.sequences), flight)]
         self.lending = trusted(self.lending, machines, unsold(machines, self.owners, CAPACITY))
-        (share,) = divide(machines, self.owners, CAPACITY, on_demand_waits=True, lending=self.lending)
+        (share,) = divide(machines, self.owners, CAPACITY, on_demand_waits=1_000, lending=self.lending)
         self.may_have = share.on_demand
         self._fill()
         return share
@@ -187,10 +187,46 @@ def test_flex_gives_way_where_reserved_work_lacks_its_guard_and_nowhere_else() -
     assert one(50, InFlight(0, 0, 75), Owner(CAPACITY, 0.0)).give_way == 0
 
 
-def test_flex_keeps_what_it_has_while_on_demand_waits_and_gives_what_does_not_fit() -> None:
-    assert one(100, InFlight(0, 60, 30), on_demand_waits=True).flex == 30
-    assert one(100, InFlight(0, 80, 30), on_demand_waits=True).flex == 20
-    assert one(100, InFlight(0, 60, 30)).flex == 100
+def test_flex_keeps_what_leaves_room_for_on_demand_that_waits() -> None:
+    for flight, waits, flex, give_way in [
+        (InFlight(0, 60, 30), 0, 100, 0),
+        (InFlight(0, 60, 30), 10, 30, 0),
+        (InFlight(0, 60, 40), 1, 39, 1),
+        (InFlight(0, 60, 40), 15, 25, 15),
+        (InFlight(0, 60, 40), 1_000, 0, 40),
+        (InFlight(0, 0, 100), 7, 93, 7),
+        (InFlight(0, 80, 30), 1, 19, 11),
+    ]:
+        share = one(100, flight, on_demand_waits=waits)
+        assert (share.flex, share.give_way) == (flex, give_way), (flight, waits)
+
+
+def test_flex_keeps_its_places_where_another_machine_has_free_ones() -> None:
+    full, empty = Machine("i", Health(100), InFlight(0, 0, 100)), Machine("j", Health(100), InFlight())
+    for waits, give_way in [(100, 0), (103, 3)]:
+        shares = divide([full, empty], [], CAPACITY, on_demand_waits=waits)
+        assert [(share.flex, share.give_way) for share in shares] == [(100 - give_way, give_way), (0, 0)]
+
+
+def test_flex_keeps_what_is_kept_from_on_demand() -> None:
+    # Half is sold and idle, and on-demand is trusted with none of it: it may have 50, and has 45.
+    share = one(100, InFlight(0, 45, 55), Owner(CAPACITY // 2, 0.0), on_demand_waits=1_000, lending=0.0)
+    assert (share.on_demand, share.flex, share.give_way) == (50, 50, 5)
+
+
+@given(machines, owners, st.integers(0, 400), st.floats(0, 1))
+def test_no_more_of_flex_gives_way_to_on_demand_than_waits(
+    given_machines: list[Machine], given_owners: list[Owner], waits: int, lending: float
+) -> None:
+    def given_up(on_demand_waits: int) -> int:
+        found = divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits, lending=lending)
+        crowded = sum(
+            max(0, machine.in_flight.on_demand + machine.in_flight.flex - share.room)
+            for machine, share in zip(given_machines, found, strict=True)
+        )
+        return sum(share.give_way for share in found) - crowded
+
+    assert given_up(waits) <= waits + max(0, given_up(0))
 
 
 @given(st.integers(1, 512), st.lists(st.builds(Load, st.integers(0, 9), st.floats(0, 1)), max_size=60))
