@@ -45,7 +45,10 @@ class EndedEpoch:
 
 @dataclass(frozen=True, slots=True)
 class EngineInstance:
-    """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for."""
+    """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for.
+
+    One added by hand that is `down` has not ended for us: it does not answer, and only its own counters will show whether it started anew.
+    """
 
     instance: str
     cell: str
@@ -84,13 +87,15 @@ def read_instances(client: redis.Redis) -> Registry:
 def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
     lease_until_ms = int(fields.get("lease_until_ms", 0))
     ended = [_ended(each) for each in [fields.get("final"), *(fields.get("earlier") or ())] if each]
+    unanswering = lease_until_ms == 0 and fields.get("status") == "down"
     return EngineInstance(
         instance=str(fields["instance"]),
         cell=str(fields["cell"]),
         url=str(fields["url"]),
         key=fields.get("key"),
         epoch=str(fields["epoch"]),
-        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms) and fields.get("status") not in _NOT_RUNNING,
+        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms)
+        and (unanswering or fields.get("status") not in _NOT_RUNNING),
         baseline=_pair(fields.get("baseline") or {}),
         ended=tuple(ended),
     )

@@ -1,5 +1,6 @@
-"""Ask an engine for its counters over HTTP. Owns the exposition text and its limits; knows no table and no Redis."""
+"""Ask an engine for its counters and its load over HTTP. Owns the exposition text and its limits; knows no table and no Redis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final, TypeAlias
@@ -14,16 +15,34 @@ _PROMPT: Final = "vllm:prompt_tokens_total"
 _GENERATION: Final = "vllm:generation_tokens_total"
 _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
+_KV_USAGE: Final = "vllm:kv_cache_usage_perc"
 _STARTED: Final = "process_start_time_seconds"
+_WANTED: Final = frozenset({_PROMPT, _GENERATION, _RUNNING, _WAITING, _KV_USAGE, _STARTED})
+# What a proxy says of an engine that is not there: the engine itself has not answered.
+_NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests that run and that wait, and the part of the KV cache in use, of the fullest of several engines behind one server."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine's counters say now. `busy`: it runs or queues requests. `started` changes with its process, where it tells."""
+    """What an engine's counters and gauges say now. `started` changes with its process, where it tells."""
 
     tokens: CounterPair
-    busy: bool
+    load: Load
     started: str | None
+
+    @property
+    def busy(self) -> bool:
+        """It runs or queues requests, so its counters may move."""
+        return self.load.running != 0 or self.load.waiting != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +52,11 @@ class NoCounters:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No answer that could be read."""
+    """No answer that could be read. `answers`: something was said all the same. `refused`: nobody listens there."""
 
     reason: str
+    answers: bool = False
+    refused: bool = False
 
 
 Reading: TypeAlias = Counters | NoCounters | Unreachable
@@ -50,39 +71,55 @@ def read_engine(client: httpx.Client, url: str, key: str | None) -> Reading:
             if response.status_code in {404, 405, 501}:
                 return NoCounters()
             if response.status_code != 200:
-                return Unreachable(f"HTTP {response.status_code}")
+                return Unreachable(f"HTTP {response.status_code}", answers=response.status_code not in _NOT_THE_ENGINE)
             for part in response.iter_bytes():
                 page += part
                 if len(page) > _BYTES_MAX:
-                    return Unreachable(f"a page of more than {_BYTES_MAX} bytes")
+                    return Unreachable(f"a page of more than {_BYTES_MAX} bytes", answers=True)
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        return Unreachable(f"{type(exc).__name__}: {exc}")
+        return Unreachable(f"{type(exc).__name__}: {exc}", refused=_refused(exc))
     return parse_counters(page.decode(errors="replace"))
 
 
 def parse_counters(page: str) -> Reading:
-    """Read the counters off a Prometheus page, summed over their label sets (one for each data-parallel engine)."""
-    sums: dict[str, Decimal] = {}
+    """Read them off a Prometheus page, summed over their label sets (one for each data-parallel engine)."""
+    found: dict[str, list[Decimal]] = {}
     started: str | None = None
     for line in page.splitlines():
+        if not line.startswith(("vllm:", _STARTED)):
+            continue
         name = line[: min(i for i in (line.find("{"), line.find(" "), len(line)) if i >= 0)]
-        if name not in {_PROMPT, _GENERATION, _RUNNING, _WAITING, _STARTED}:
+        if name not in _WANTED:
             continue
         value = line[line.rfind("}") + 1 :].split() if "{" in line else line.split()[1:]
         if not value:
-            return Unreachable(f"{name} without a value")
+            return Unreachable(f"{name} without a value", answers=True)
         if name == _STARTED:
             started = value[0]
             continue
         try:
-            sums[name] = sums.get(name, Decimal(0)) + Decimal(value[0])
+            found.setdefault(name, []).append(Decimal(value[0]))
         except InvalidOperation:
-            return Unreachable(f"{name} is {value[0][:40]!r}")
-    if _PROMPT not in sums or _GENERATION not in sums:
+            return Unreachable(f"{name} is {value[0][:40]!r}", answers=True)
+    if _PROMPT not in found or _GENERATION not in found:
         return NoCounters()
-    prompt, generation = sums[_PROMPT], sums[_GENERATION]
-    for name, total in ((_PROMPT, prompt), (_GENERATION, generation)):
+    totals = {name: sum(found.get(name, ()), Decimal(0)) for name in (_PROMPT, _GENERATION, _RUNNING, _WAITING)}
+    for name, total in totals.items():
         if not total.is_finite() or total < 0 or total != int(total):
-            return Unreachable(f"{name} is {total}")
-    busy = any(sums.get(name, 0) != 0 for name in (_RUNNING, _WAITING))
-    return Counters(CounterPair(int(prompt), int(generation)), busy, started)
+            return Unreachable(f"{name} is {total}", answers=True)
+    load = Load(int(totals[_RUNNING]), int(totals[_WAITING]), _fullest(found.get(_KV_USAGE, ())))
+    return Counters(CounterPair(int(totals[_PROMPT]), int(totals[_GENERATION])), load, started)
+
+
+def _fullest(values: Sequence[Decimal]) -> float:
+    return max((float(value) for value in values if value.is_finite() and value > 0), default=0.0)
+
+
+def _refused(exc: BaseException) -> bool:
+    """Whether the machine said that nobody listens on that port: below, it is the cause of what the client raises."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -19,6 +19,7 @@ from billing.consumer import Consumer
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.engine_counters import CounterPoller
+from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -89,9 +90,11 @@ def _work(
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     allocator = Allocator(engine, client, metrics, owner=name, rates_in_force=rates_in_force)
+    watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
     loops = [
         *_loops(settings, engine, client, poller, auditor, metrics),
         *_capacity_loops(engine, allocator, metrics),
+        Loop("engines", watch.step, interval_ms=WATCH_INTERVAL_MS, metrics=metrics),
         Loop("reclaims", Reclaimer(engine, client, projector).step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
         Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
@@ -105,6 +108,7 @@ def _work(
     _log.info("billing stops: batches that have begun are finished")
     for thread in threads:
         thread.join()
+    watch.close()
     with contextlib.suppress(redis.RedisError):
         allocator.close()
     server.should_exit = True

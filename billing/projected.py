@@ -84,7 +84,10 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
 
 
 def read_instances(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
-    """Projections of instances added by hand; a removed one is shown draining while what it has open may end."""
+    """Projections of instances added by hand; a removed one is shown draining while what it has open may end.
+
+    Ready until proved otherwise, with nothing to do until it has been looked at: SQL knows neither, `engine_watch` tells both.
+    """
     removed_not_long = (instance.c.removed_ms.is_(None)) | (instance.c.removed_ms + DRAIN_MS > NOW_MS)
     query = select(instance).where(removed_not_long)
     return {

@@ -1,7 +1,7 @@
 """A tiny engine for the tests of billing: real HTTP, scripted counters."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +19,14 @@ class ScriptedEngine:
     prompt: int = 0
     generation: int = 0
     running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
     started: str | None = None
     status: int = 200
     key: str | None = None
     url: str = ""
     asked: list[str | None] = field(default_factory=list)
+    on_ask: Callable[[], object] = lambda: None
 
     def page(self) -> str:
         lines = [
@@ -31,7 +34,8 @@ class ScriptedEngine:
             f'vllm:prompt_tokens_total{{engine="0",model_name="m"}} {self.prompt}.0',
             f'vllm:generation_tokens_total{{engine="0",model_name="m"}} {self.generation}.0',
             f'vllm:num_requests_running{{engine="0",model_name="m"}} {self.running}.0',
-            'vllm:num_requests_waiting{engine="0",model_name="m"} 0.0',
+            f'vllm:num_requests_waiting{{engine="0",model_name="m"}} {self.waiting}.0',
+            f'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {self.kv_usage}',
         ]
         if self.started is not None:
             lines.append(f"process_start_time_seconds {self.started}")
@@ -44,6 +48,7 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            engine.on_ask()
             engine.asked.append(self.headers.get("authorization"))
             body = engine.page().encode() if engine.status == 200 else b""
             self.send_response(engine.status)

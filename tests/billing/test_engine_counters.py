@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from billing.engine_counters import CounterPoller, EngineRun, read_runs
 from billing.engine_instances import CounterPair
-from billing.engine_reading import Counters, NoCounters, Unreachable, parse_counters
+from billing.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters
 from tests.billing.engine_server import ScriptedEngine, register, serve
 
 
@@ -43,9 +43,13 @@ vllm:generation_tokens_total{engine="0"} 69.0 1700000000
 vllm:prompt_tokens_created{engine="0"} 1.79e+09
 vllm:num_requests_running{engine="0"} 0.0
 vllm:num_requests_waiting{engine="0"} 2.0
+vllm:kv_cache_usage_perc{engine="0"} 0.25
+vllm:kv_cache_usage_perc{engine="1"} 0.5
 process_start_time_seconds 1.79549207214e+09
 """
-    assert parse_counters(page) == Counters(CounterPair(546, 69), busy=True, started="1.79549207214e+09")
+    assert parse_counters(page) == Counters(
+        CounterPair(546, 69), Load(running=0, waiting=2, kv_usage=0.5), started="1.79549207214e+09"
+    )
 
 
 @pytest.mark.parametrize("value", ["NaN", "-1.0", "0.5", "x", "+Inf"])
