@@ -1,9 +1,10 @@
 """From SQL to Redis: tells gateways what the catalogue says, at once and, after an outage, surely.
 
 Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes` and, in `taas:instances`, the entries
-without a lease (their load and status are then kept true by `engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI together with its entry in `taas:changes` and a new
-marker. Writers take turns by a lock in SQL, so that nobody writes what it read before another's change. A marker that is not the one
-SQL expects means that Redis was emptied, restored or exchanged: then everything is written again, and what is not in SQL removed.
+without a lease (their load and status are then kept true by `engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI
+together with its entry in `taas:changes` and a new marker. Writers take turns by a lock in SQL, so that nobody writes what it read before
+another's change. A marker that is not the one SQL expects means that Redis was emptied, restored or exchanged: then everything is written
+again, and what is not in SQL removed.
 """
 
 import logging
