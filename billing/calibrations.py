@@ -15,7 +15,9 @@ from sqlalchemy.dialects.postgresql import insert
 from billing import models, pools
 from billing.contracts import store
 from billing.contracts.commitments import lock_position
+from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.position import refuse_worse
+from billing.contracts.reweigh import in_new_units, refuse_unsaid, worth_at_most, write_down
 from billing.ledger import Pricing, add_total
 from billing.models import ModelChange, Weights
 from billing.names import new_id
@@ -76,25 +78,40 @@ class SpentTokens:
     started_ms: int
 
 
-def record(connection: Connection, measured: Measured, *, registered: int) -> Calibration:
-    """Store it, make its weights the model's, and give a pool without machines the `registered` ones. Raises Invalid, NotFound, and Conflict where
-    less was measured than is signed; then nothing has changed.
+def record(
+    connection: Connection, measured: Measured, *, registered: int, reweigh: bool = False, at_ms: int | None = None
+) -> Calibration:
+    """Store it, make its weights the model's, and give a pool without machines the `registered` ones. `at_ms`: as if it were then, not now.
+
+    Raises Invalid, NotFound, and Conflict where less was measured than is signed, or where a unit that is signed would buy something else and nobody
+    said that it may (`reweigh`); then nothing has changed.
     """
     _check(measured)
-    model = models.find(connection, measured.model)
-    if model.pool != measured.pool:
-        raise Invalid(f"Model {model.name!r} is in pool {model.pool!r}, not in {measured.pool!r}.", param="pool")
-    now_ms = store.now_ms(connection)
+    if models.find(connection, measured.model).pool != measured.pool:
+        raise Invalid(f"Model {measured.model!r} is not in pool {measured.pool!r}.", param="pool")
+    now_ms = store.now_ms(connection) if at_ms is None else at_ms
     before = lock_position(connection, measured.pool, now_ms)
+    # Not before the pool is held: of two who measure at once the second compares with what the first stored.
+    model = models.find(connection, measured.model)
+    if not reweigh:
+        refuse_unsaid(before, model.weights, measured.weights)
     pool = pools.find(connection, measured.pool)
     if pool.instances == 0 and registered > 0:
         pool = replace(pool, instances=registered)
         pools.write(connection, pool, now_ms)
     after = replace(before, instances=pool.instances, capacity_mu_s=measured.capacity_mu_s)
-    refuse_worse(before, after, now_ms, what="Less was measured than before, and what is signed", param="pool")
+    worth = worth_at_most(model.weights, measured.weights)
+    what = "Less was measured than before, and what is signed"
+    if worth > 1:
+        what = f"What is signed may be worth up to {float(worth):.3g} times as many of the new units, and that"
+    refuse_worse(before, in_new_units(after, worth), now_ms, what=what, param="pool")
     changed = models.change(connection, model.name, ModelChange(weights=measured.weights))
+    if changed.weights_version != model.weights_version:
+        write_down(connection, before, model, changed, by=OPERATOR, now_ms=now_ms)
     columns = asdict(measured)
     del columns["weights"]
+    if at_ms is not None:
+        columns["created_ms"] = at_ms
     row = connection.execute(
         insert(table)
         .values(calibration_id=new_id(CALIBRATION_PREFIX), weights_version=changed.weights_version, **columns)

@@ -46,7 +46,9 @@ class StepBody(Body):
 
 
 class NewCalibration(Body):
-    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is 3.4 %."""
+    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is 3.4 %. `reweigh`: what is signed
+    may count in units that buy something else.
+    """
 
     pool: Name
     model: Name
@@ -63,6 +65,7 @@ class NewCalibration(Body):
     remarks: Annotated[
         tuple[Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")], ...], Field(max_length=20, strict=False)
     ] = ()
+    reweigh: bool = False
 
 
 class SpentBody(Body):
@@ -96,7 +99,7 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
     )
     there = [entry for entry in read_registered(control.redis) if entry.pool == body.pool and entry.status != "down"]
     with control.changing(response) as connection:
-        return _shown(calibrations.record(connection, measured, registered=len(there)))
+        return _shown(calibrations.record(connection, measured, registered=len(there), reweigh=body.reweigh))
 
 
 @router.post("/absorbed", status_code=201)

@@ -95,12 +95,13 @@ def _cap(clause: Clause) -> str | None:
 
 
 def shown_entry(entry: Entry, tenant_names: Mapping[str, str]) -> dict[str, Any]:
-    """A line of the history; the contract as it then stood."""
+    """A line of the history; the contract as it then stood. `detail` is what that does not say: null, or the weights of one that was `reweighed`."""
     return {
         "at": utc(entry.at_ms),
         "change": entry.change,
         "by": entry.by,
         "after": shown(entry.after, tenant_names, entry.at_ms),
+        "detail": entry.detail,
     }
 
 

@@ -20,13 +20,14 @@ BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One change: `after` is the whole contract as it then stood."""
+    """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if there is something."""
 
     entry: int
     at_ms: int
     change: str
     by: str
     after: Contract
+    detail: dict[str, Any] | None = None
 
 
 def now_ms(connection: Connection) -> int:
@@ -51,6 +52,13 @@ def save(connection: Connection, contract: Contract, change: str, *, by: str, no
     _write_steps(connection, contract)
     _append(connection, contract, change, by, now_ms)
     return contract
+
+
+def note(
+    connection: Connection, contract: Contract, change: str, detail: dict[str, Any], *, by: str, now_ms: int
+) -> None:
+    """A line in the history of a contract that itself stays as it is."""
+    _append(connection, contract, change, by, now_ms, detail)
 
 
 def find(connection: Connection, contract_id: str) -> Contract:
@@ -104,7 +112,9 @@ def history(connection: Connection, contract_id: str) -> list[Entry]:
     rows = connection.execute(
         select(contract_history).where(contract_history.c.contract_id == contract_id).order_by(contract_history.c.entry)
     )
-    return [Entry(row.entry, row.at_ms, row.change, row.by, Contract.from_record(row.after)) for row in rows]
+    return [
+        Entry(row.entry, row.at_ms, row.change, row.by, Contract.from_record(row.after), row.detail) for row in rows
+    ]
 
 
 def _query() -> Select[Any]:
@@ -142,9 +152,10 @@ def _write_steps(connection: Connection, contract: Contract) -> None:
     connection.execute(insert(contract_step), rows)
 
 
-def _append(connection: Connection, contract: Contract, change: str, by: str, now_ms: int) -> None:
-    connection.execute(
-        insert(contract_history).values(
-            contract_id=contract.contract_id, change=change, by=by, at_ms=now_ms, after=contract.to_record()
-        )
-    )
+def _append(
+    connection: Connection, contract: Contract, change: str, by: str, now_ms: int, detail: dict[str, Any] | None = None
+) -> None:
+    values: dict[str, Any] = {"contract_id": contract.contract_id, "change": change, "by": by, "at_ms": now_ms}
+    if detail is not None:
+        values["detail"] = detail
+    connection.execute(insert(contract_history).values(**values, after=contract.to_record()))

@@ -100,7 +100,7 @@ contract_step = Table(
     CheckConstraint("mu_s >= 0", name="not_negative"),
 )
 
-# Append-only. `after` is the whole contract as it then stood.
+# Append-only. `after` is the whole contract as it then stood; `detail`: what a change was about that the contract does not say.
 contract_history = Table(
     "contract_history",
     metadata,
@@ -110,6 +110,7 @@ contract_history = Table(
     Column("change", Text, nullable=False),
     Column("by", Text, nullable=False),
     Column("after", JSONB, nullable=False),
+    Column("detail", JSONB),
 )
 
 # Machines of a pool lent to another use, from `by_ms` until they are released. `chosen`: the instances that left.

@@ -49,6 +49,9 @@ _IDLE_POLL_S: Final = 0.2
     "--engine-key", help="The key that the engine asks for; better in TAAS_ENGINE_KEY. Default: as it is registered."
 )
 @click.option("--hardware", metavar="TEXT", help="What the engine runs on. Default: this machine, if it is here.")
+@click.option(
+    "--reweigh", is_flag=True, help="What is signed may count in units that buy more or less than 10% other than now."
+)
 @click.option("--history", is_flag=True, help="Measure nothing; list what was measured, of POOL or of all.")
 @click.option("--yes", is_flag=True, help="Do not ask before loading the instance.")
 @json_option
@@ -57,7 +60,8 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
 
     It loads one idle instance for a minute or two: find how many sequences keep the targets, run mixes of prompts that are long, cached, or short with
     long answers, fit what each kind of token costs, and predict a mix that the fit has not seen, and prompts of up to half the context. Weights become
-    the model's, as a new version.
+    the model's, as a new version. Where contracts are signed, weights that differ by more than 10% are refused without --reweigh: the same units would
+    buy something else.
 
     \b
     taas calibrate llama-70b
@@ -80,7 +84,8 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     outcome = _measure(plan, instance)
     if outcome.calibration is None:
         raise click.ClickException(f"nothing was stored: {outcome.failure}")
-    stored = call("POST", "calibrations", body=_body(pool, instance, hardware, plan, outcome.calibration))
+    body = _body(pool, instance, hardware, plan, outcome.calibration)
+    stored = call("POST", "calibrations", body=body | ({"reweigh": True} if options["reweigh"] else {}))
     if as_json:
         print_json(stored)
     else:

@@ -91,8 +91,13 @@ def list_all(tenant: str | None, pool: str | None, state: str | None, as_json: b
 @click.argument("contract_id", metavar="CONTRACT")
 @json_option
 def show_one(contract_id: str, as_json: bool) -> None:
-    """Show CONTRACT: its terms, its ramp, where it stands."""
+    """Show CONTRACT: its terms, its ramp, where it stands, and when the units that it is in came to buy something else."""
     _print(call("GET", "contracts", contract_id), as_json)
+    if as_json:
+        return
+    for entry in call("GET", "contracts", contract_id, "history")["data"]:
+        if entry["change"] == "reweighed":
+            click.echo(f"{entry['at']} {_change(entry)}")
 
 
 @contract.command()
@@ -137,7 +142,7 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
 def history(contract_id: str, as_json: bool) -> None:
     """Every change of CONTRACT, by whom, and what it then said."""
     columns: Columns = {
-        "AT (UTC)": "at", "CHANGE": "change", "BY": "by", "STATE": lambda row: row["after"]["state"],
+        "AT (UTC)": "at", "CHANGE": _change, "BY": "by", "STATE": lambda row: row["after"]["state"],
         "ENDS (UTC)": lambda row: row["after"]["ends"], "RAMP": lambda row: _ramp(row["after"]),
         "OVERFLOW": lambda row: _over_time(row["after"], _overflow), "NOTICE": lambda row: _over_time(row["after"], _notice),
     }  # fmt: skip
@@ -188,6 +193,18 @@ def _fit(answer: Mapping[str, Any]) -> list[str]:
 
 def _period(since: str, until: str | None) -> str:
     return f"from {since} on, for good" if until is None else f"from {since} until {until}"
+
+
+def _change(entry: Mapping[str, Any]) -> str:
+    """What was done; of weights, which."""
+    change, detail = str(entry["change"]), entry["detail"]
+    if change != "reweighed" or detail is None:
+        return change
+    return f"{change}, milliunits a token of {detail['model']}: {_weights(detail['from'])} → {_weights(detail['to'])} (in/cached/out)"
+
+
+def _weights(weights: Mapping[str, int]) -> str:
+    return f"{weights['w_in_mu']}/{weights['w_cached_mu']}/{weights['w_out_mu']} v{weights['version']}"
 
 
 def _ramp(contract: Mapping[str, Any]) -> str:

@@ -120,6 +120,7 @@ BAD = {
     "an unknown model": {"model": "x"},
     "an unknown field": {"capacity": 1},
     "a step that took no time": {"steps": [GOOD["steps"][0] | {"seconds": 0}]},
+    "a word that is none": {"reweigh": "perhaps"},
     "a remark that SQL cannot hold": {"remarks": ["a\u0000b"]},
 }
 
@@ -158,6 +159,28 @@ def test_less_than_is_signed_is_not_recorded(admin: TestClient, made: Make, data
     assert answer.json()["error"]["code"] == "capacity_short"
     assert "2999-01-01" in answer.json()["error"]["message"]
     assert stored(database) == before
+
+
+def test_units_that_would_buy_something_else_take_a_word_and_are_remembered(
+    admin: TestClient, made: Make, database: Engine
+) -> None:
+    made("tenants", name="acme")
+    made("calibrations", **GOOD)
+    signed = made("contracts", tenant="acme", pool="m", units=100, until="2100-06-01T00:00:00Z", notice_days=30)
+    cheaper = GOOD | {"weights": GOOD["weights"] | {"w_out_mu": 5000}}
+    before = stored(database)
+    answer = admin.post("/admin/v1/calibrations", json=cheaper)
+    assert answer.status_code == 409, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("reweighs", "reweigh")
+    assert "output 21.5 → 5" in error["message"]
+    assert stored(database) == before
+    assert made("calibrations", **cheaper, reweigh=True)["weights"]["version"] == 3
+    history = admin.get(f"/admin/v1/contracts/{signed['contract']}/history").json()["data"]
+    assert [(entry["change"], entry["detail"]) for entry in history] == [
+        ("draft", None), ("signed", None),
+        ("reweighed", {"model": "m", "from": {"version": 2, **GOOD["weights"]}, "to": {"version": 3, **cheaper["weights"]}}),
+    ]  # fmt: skip
 
 
 def test_what_measuring_cost_is_absorbed_once_and_billed_to_nobody(

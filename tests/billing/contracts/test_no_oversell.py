@@ -5,6 +5,7 @@ PostgreSQL, leaves no instant at which more is signed than there is; nor do any 
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, func, select
 
-from billing import tenants
+from billing import models, tenants
+from billing.calibrations import Measured, record
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool, lock_position, shortfalls
@@ -22,7 +24,7 @@ from billing.contracts.rates import rates_now
 from billing.contracts.terms import Step
 from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
-from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, calibrate, furnish, take, terms
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, take, terms
 
 RATE = st.integers(1, 2400)
 DAYS = st.integers(0, 50)
@@ -37,7 +39,10 @@ ACT = st.one_of(
     AMEND,
     st.tuples(st.just("notice"), st.integers(0, 5), st.sampled_from(["tenant", "operator"])),
     st.tuples(st.just("pool"), st.integers(0, 4), st.sampled_from([0, 100, 500]), st.sampled_from([0, 300])),
-    st.tuples(st.just("calibrate"), st.sampled_from([400, 700, 1000, 1300])),
+    st.tuples(
+        st.just("calibrate"), st.sampled_from([400, 700, 1000, 1300]), st.sampled_from([0, 90, 100, 180]),
+        st.sampled_from([2000, 3700, 4000, 4300, 8000]), st.sampled_from([True, True, False]),
+    ),
     st.tuples(st.just("reclaim"), st.integers(1, 2), DAYS, st.one_of(st.none(), st.integers(1, 30))),
     st.tuples(st.just("wait"), st.integers(0, 20)),
 )  # fmt: skip
@@ -51,11 +56,14 @@ class Operator:
         self.tenants = tenants
         self.now_ms = T0
         self.count = 0
+        # How many new units one that was signed may be worth after the act that was done last.
+        self.worth = Fraction(1)
 
     def does(self, act: tuple[Any, ...]) -> None:
         """Refusals are the point; they take back what they began."""
         name, *said = act
         self.count += 1
+        self.worth = Fraction(1)
         try:
             with self.connection.begin_nested():
                 getattr(self, name)(*said)
@@ -90,10 +98,17 @@ class Operator:
             set_aside_mu_s=set_aside * UNIT,
         )  # fmt: skip
 
-    def calibrate(self, capacity: int) -> None:
-        before = lock_position(self.connection, POOL, self.now_ms)
-        refuse_worse(before, replace(before, capacity_mu_s=capacity * UNIT), self.now_ms, what="It")
-        calibrate(self.connection, capacity, at_ms=self.now_ms, number=100 + self.count)
+    def calibrate(self, capacity: int, cached: int, output: int, reweigh: bool) -> None:
+        old = models.find(self.connection, POOL).weights
+        new = models.Weights(old.w_in_mu, cached, output)
+        measured = Measured(
+            POOL, POOL, new, capacity * UNIT, sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32",
+            error_permille=30, report={},
+        )  # fmt: skip
+        # A moment apart, so that the newest is the last.
+        record(self.connection, measured, registered=0, reweigh=reweigh, at_ms=self.now_ms + self.count)
+        moved = [(old.w_out_mu, output), *([(old.w_cached_mu, cached)] if old.w_cached_mu else [])]
+        self.worth = max(Fraction(1), *(Fraction(now, was) for was, now in moved))
 
     def reclaim(self, instances: int, start: int, days: int | None) -> None:
         by_ms = self.now_ms + start * DAY
@@ -148,7 +163,7 @@ def check(operator: Operator, moments: list[int]) -> None:
     for moment_ms in {operator.now_ms, *edges, *(operator.now_ms + moment for moment in moments)}:
         if moment_ms >= operator.now_ms:
             signed, there = signed_and_there(connection, moment_ms)
-            assert signed <= there, moment_ms
+            assert signed * operator.worth <= there, moment_ms
             assert sum(each.mu_s for each in rates_now(connection, POOL, moment_ms)) == signed
     assert shortfalls(connection, POOL, operator.now_ms) == []
 
@@ -178,7 +193,8 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
         operator = Operator(connection, furnish(connection).tenants)
         for act in (
             ("sign", "acme", 0, 30, 1200, [(5, 300)], 0), ("sign", "bolt", 10, 30, 1701, [], 0), ("sign", "bolt", 10, 30, 700, [], 100),
-            ("sign", "core", 0, 9, 800, [], 0), ("sign", "core", 0, 3, 800, [], 0), ("amend", 0, 0, 400, [], None), ("calibrate", 400),
+            ("sign", "core", 0, 9, 800, [], 0), ("sign", "core", 0, 3, 800, [], 0), ("amend", 0, 0, 400, [], None), ("calibrate", 400, 100, 4000, False),
+            ("calibrate", 1300, 100, 8000, False), ("calibrate", 1300, 100, 8000, True), ("calibrate", 1300, 100, 2000, True),
             ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
         ):  # fmt: skip
             operator.does(act)
@@ -187,7 +203,7 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
             connection.execute(select(contract_history.c.change).order_by(contract_history.c.entry)).scalars().all()
         )
         assert changes.count("signed") >= 3
-        assert {"amended", "notice_given", "active", "ended"} <= set(changes)
+        assert {"amended", "notice_given", "active", "ended", "reweighed"} <= set(changes)
         assert changes.count("draft") == changes.count("signed")
         connection.rollback()
 

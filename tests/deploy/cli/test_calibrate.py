@@ -1,11 +1,13 @@
 """`taas calibrate` on a simulated engine, through a live admin API: what it stores and shows, and what it refuses before it loads anything."""
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import click
+import httpx
 import pytest
 import redis
 from click.testing import CliRunner
@@ -13,7 +15,7 @@ from click.testing import CliRunner
 from billing import redis_keys
 from deploy.cli.engine_access import find_hardware
 from deploy.cli.main import main
-from tests.deploy.cli.conftest import Taas, run
+from tests.deploy.cli.conftest import ADMIN_KEY, Taas, run
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 
@@ -34,9 +36,10 @@ def engine(make_engine: EngineMaker, told: Told, valkey_url: str, monkeypatch: p
 
 
 def test_calibrating_measures_shows_stores_and_leaves_nothing_unaccounted(
-    taas: Taas, told: Told, engine: SimEngine, valkey: redis.Redis
+    taas: Taas, told: Told, engine: SimEngine, valkey: redis.Redis, admin_url: str
 ) -> None:
-    result = taas("calibrate", "sim", *QUICK, "--hardware", "a test")
+    signed = signed_by_other_weights(told, admin_url)
+    result = taas("calibrate", "sim", *QUICK, "--hardware", "a test", "--reweigh")
     assert "typical, 1 at once" in result.stderr
     assert engine.key not in result.output
     for words in (
@@ -45,12 +48,14 @@ def test_calibrating_measures_shows_stores_and_leaves_nothing_unaccounted(
     ):  # fmt: skip
         assert words in result.stdout
     assert "a test" in taas("calibrate", "sim", "--history").stdout
-    (found,) = told("calibrate", "--history")["data"]
+    found, _ = told("calibrate", "--history")["data"]
     assert (found["pool"], found["model"], found["instance"]) == ("sim", "sim", "sim-1")
     assert found["sequences"] >= 1
     assert float(found["capacity_units_per_second"]) > 1000
     assert found["weights"]["w_in_mu"] == 1000
-    assert found["weights"]["version"] == 2
+    assert found["weights"]["version"] == 3
+    for command in ("show", "history"):
+        assert "1000/1000/9000000 v2 → 1000/" in taas("contract", command, signed).stdout
     assert 0 <= float(found["error"]) <= 0.5
     assert found["engine_version"] == "0.32.0"
     assert found["hardware"] == "a test"
@@ -136,6 +141,19 @@ def test_a_failed_measurement_stores_nothing_but_what_it_cost(taas: Taas, told: 
     assert told("audit")["residual_tokens"] == 0
 
 
+def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
+    taas: Taas, told: Told, engine: SimEngine, admin_url: str
+) -> None:
+    signed = signed_by_other_weights(told, admin_url)
+    said = taas("calibrate", "sim", "--yes", "--seconds-per-step", "0.2", "--hardware", "a test", exit_code=1).stderr
+    assert re.search(r"output 9000 → [\d.]+, and 1 contract is signed by the old weights", said)
+    assert len(told("calibrate", "--history")["data"]) == 1
+    assert "reweighed" not in taas("contract", "show", signed).stdout
+    audit = told("audit")
+    assert audit["residual_tokens"] == 0
+    assert audit["instances"][0]["absorbed"]["generation"] == engine.counters()["generation"] > 0
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
@@ -167,3 +185,16 @@ def test_without_the_engines_key_it_says_where_to_get_it(
 def generations(engine: SimEngine) -> int:
     """How many completions it was asked for."""
     return sum(1 for asked in engine.requests() if asked["path"] == "/v1/completions")
+
+
+def signed_by_other_weights(told: Told, admin_url: str) -> str:
+    """A contract of a unit, in a pool where a token written weighs far more than the engine will be found to need."""
+    told("tenant", "create", "acme")
+    measured = {
+        "pool": "sim", "model": "sim", "weights": {"w_in_mu": 1000, "w_cached_mu": 1000, "w_out_mu": 9_000_000}, "capacity_units_per_second": 1000,
+        "sequences": 2, "tpot_target_ms": 100, "ttft_target_ms": 2000, "hardware": "another", "engine_version": "1", "error": "0.01",
+    }  # fmt: skip
+    key = {"authorization": f"Bearer {ADMIN_KEY}"}
+    assert httpx.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
+    terms = ["--tenant", "acme", "--pool", "sim", "--units", "1", "--until", "1y", "--notice-days", "7"]
+    return str(told("contract", "sign", *terms)["contract"])

@@ -1,0 +1,78 @@
+"""Other weights of a model, where something is signed in its pool: a unit is what contracts are in, and the weights say what it buys.
+
+Owns when that must be said aloud, what a signed unit may be worth afterwards, and that each contract's history says it. Decides nothing of capacity.
+"""
+
+from dataclasses import asdict, replace
+from fractions import Fraction
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from billing.contracts import store
+from billing.contracts.position import Holding, Position, units
+from billing.contracts.terms import Step
+from billing.models import Model, Weights
+from billing.refusals import Conflict
+
+CHANGE: Final = "reweighed"
+# Two measurements of one engine differ by some percent: that is not another good.
+_SAID_ABOVE: Final = Fraction(1, 10)
+_KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_mu"}
+
+
+def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
+    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth."""
+    signed = len(position.holdings)
+    moved = [
+        f"{kind} {units(was)} → {units(now)}"
+        for kind, was, now in _pairs(old, new)
+        if abs(now - was) > was * _SAID_ABOVE
+    ]
+    if not signed or not moved:
+        return
+    stand = "1 contract is" if signed == 1 else f"{signed} contracts are"
+    raise Conflict(
+        f"A unit would buy something else in pool {position.pool!r}: units a token {', '.join(moved)}, and {stand} signed by the old weights. "
+        f"If what is signed is to count in the new units, say so: `taas calibrate {position.pool} --reweigh` (`reweigh`: true); it is written "
+        "into the history of each contract, and `taas contract amend` changes its units. If not, keep the weights that are: nothing has changed.",
+        param="reweigh",
+        code="reweighs",
+    )
+
+
+def worth_at_most(old: Weights, new: Weights) -> Fraction:
+    """How many new units a unit signed by the old weights may take, whatever its owner asks for: never less than 1.
+
+    A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count here.
+    """
+    return max(Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was))
+
+
+def in_new_units(position: Position, worth: Fraction) -> Position:
+    """The pool, owing so many new units for each that is signed; rounded up."""
+    return replace(position, holdings=tuple(_scaled(held, worth) for held in position.holdings))
+
+
+def write_down(
+    connection: Connection, position: Position, before: Model, after: Model, *, by: str, now_ms: int
+) -> None:
+    """An entry in the history of each contract that holds; the caller holds the pool."""
+    detail = {"model": after.name, "from": _version(before), "to": _version(after)}
+    for held in sorted(position.holdings, key=lambda each: each.contract_id):
+        contract = store.lock(connection, held.contract_id)
+        if not contract.over(now_ms):
+            store.note(connection, contract, CHANGE, detail, by=by, now_ms=now_ms)
+
+
+def _pairs(old: Weights, new: Weights) -> list[tuple[str, int, int]]:
+    return [(kind, getattr(old, field), getattr(new, field)) for kind, field in _KINDS.items()]
+
+
+def _scaled(held: Holding, worth: Fraction) -> Holding:
+    steps = tuple(Step(step.from_ms, -(-step.mu_s * worth.numerator // worth.denominator)) for step in held.steps)
+    return replace(held, steps=steps)
+
+
+def _version(model: Model) -> dict[str, Any]:
+    return {"version": model.weights_version, **asdict(model.weights)}
