@@ -180,32 +180,37 @@ class CellModel:
         del self.requests[request.request_id]
 
     def grant_all(self, asking: str = "") -> None:
-        while True:
-            class_ = "o" if self.waiting("o") else "f"
-            line = self.waiting(class_)
-            if not line:
-                return
-            request = self.requests[self.queue(class_, line[0])[0]]
-            if request.lapsed:
-                self._drop(request)
-                continue
-            fitting = [name for name in INSTANCES if self._fits(name, class_, request.sequences)]
-            if not fitting:
-                return
-            if request.gateway not in self.listening and request.request_id != asking:
-                self._drop(request)
-                continue
-            taken = self._instance_of(request.request_id)
-            assert taken in fitting
-            assert self._free(taken, class_) == max(self._free(name, class_) for name in fitting)
-            self.queue(class_, request.tenant).remove(request.request_id)
-            self.last_left = max(self.last_left, self.virtual[request.tenant])
-            request.state, request.instance = "granted", taken
-            self._fly(request, request.sequences)
-            self._start_reading(request)
-            self.charge(request, request.cost_mu)
-            if request.request_id != asking:
-                self._heard.append(request.request_id)
+        for class_ in "of":
+            while line := self.waiting(class_):
+                request = self.requests[self.queue(class_, line[0])[0]]
+                if request.lapsed:
+                    self._drop(request)
+                elif not self._grant(request, asking):
+                    break
+
+    def _grant(self, request: Request, asking: str) -> bool:
+        """Whether the first in line is in line no more: it has a place, or nobody hears that it has one."""
+        # Nothing is kept from on-demand here, and so flex has nothing while it waits.
+        if request.class_ == "f" and self.waiting("o"):
+            return False
+        fitting = [name for name in INSTANCES if self._fits(name, request.class_, request.sequences)]
+        if not fitting:
+            return False
+        if request.gateway not in self.listening and request.request_id != asking:
+            self._drop(request)
+            return True
+        taken = self._instance_of(request.request_id)
+        assert taken in fitting
+        assert self._free(taken, request.class_) == max(self._free(name, request.class_) for name in fitting)
+        self.queue(request.class_, request.tenant).remove(request.request_id)
+        self.last_left = max(self.last_left, self.virtual[request.tenant])
+        request.state, request.instance = "granted", taken
+        self._fly(request, request.sequences)
+        self._start_reading(request)
+        self.charge(request, request.cost_mu)
+        if request.request_id != asking:
+            self._heard.append(request.request_id)
+        return True
 
     def _refusing(self, request: Request, cancels: int) -> str:
         limits = self.limits[request.tenant]

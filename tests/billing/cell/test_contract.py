@@ -16,7 +16,6 @@ from tests.billing.cell.plan import (
     queue,
     set_room,
     sign,
-    state_of,
     tenants_waiting,
     virtual,
 )
