@@ -5,15 +5,16 @@ anywhere else would hold work without its tokens or tokens without their work.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from serving.calibration.fit import Measurement
 from serving.calibration.mixes import Mix, Prompts
-from serving.calibration.probe import Probe, Stream
+from serving.calibration.probe import Probe, ProbeFailed, Stream
 
 # Multiples of the step's seconds: how long the engine may take into its stride, and how long the count may wait for its last first token.
 _WARM_LEAST: Final = 0.3
@@ -22,6 +23,13 @@ _COUNT_MOST: Final = 4.0
 # Fewer tokens tell no pace.
 _PACE_TOKENS_LEAST: Final = 4
 _PERCENTILE: Final = 0.95
+# Looks at the engine while a step is counted, and the least time between two.
+_LOOKS: Final = 20
+_LOOK_LEAST_S: Final = 0.05
+# Of those in flight each comes anew once in as many steps of the engine as it writes tokens, and waits for the next step to begin: that is no
+# queue, nor is a few times as many, nor is it more than this part of all where answers are short.
+_BETWEEN_STEPS: Final = 3
+_BETWEEN_STEPS_MOST: Final = 0.25
 # A client this busy may have been the slower of the two.
 CLIENT_BUSY: Final = 0.85
 
@@ -36,7 +44,9 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of a core that we took ourselves."""
+    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of a core that we took ourselves.
+    `queued`: the engine let requests wait in most of the looks at it, so fewer were in work than in flight.
+    """
 
     sequences: int
     done: Measurement
@@ -44,10 +54,15 @@ class Step:
     ttft_ms: float
     client_busy: float
     cached_told: bool
+    queued: bool = False
 
-    def holds(self, targets: Targets) -> bool:
+    def meets(self, targets: Targets) -> bool:
         """Whether both targets are met. What was not seen is not held against it."""
         return not (self.tpot_ms > targets.tpot_ms or self.ttft_ms > targets.ttft_ms)
+
+    def holds(self, targets: Targets) -> bool:
+        """Whether it is the engine's to have so many at once: a queue that is short enough for the targets is not room."""
+        return self.meets(targets) and not self.queued
 
     @property
     def output_per_s(self) -> float:
@@ -60,6 +75,7 @@ async def hold(
 ) -> Step:
     """Run one step. It counts for longer than `seconds` until so many answers have begun. Raises ProbeFailed, and ends every stream that it began."""
     streams: list[Stream] = []
+    waiting: list[int] = []
     first = asyncio.Event()
     stopping = False
 
@@ -80,6 +96,7 @@ async def hold(
                 if not await _next_first(first, begun + _WARM_MOST * seconds):
                     break
             opens = await _moment(streams, first, 2 * seconds)
+            looking = group.create_task(_look(probe, max(_LOOK_LEAST_S, seconds / _LOOKS), waiting))
             cpu_s = time.process_time()
             await asyncio.sleep(seconds)
             last = opens + _COUNT_MOST * seconds
@@ -87,12 +104,20 @@ async def hold(
                 pass
             closes = await _moment(streams, first, max(0.0, last - time.monotonic()))
             cpu_s = time.process_time() - cpu_s
+            looking.cancel()
             stopping = True
             await probe.stop_all()
     except ExceptionGroup as failed:
         # Of several the first: the others are the same engine failing for others.
         raise _first(failed) from failed
-    return _step(mix, sequences, streams, opens, closes, cpu_s)
+    return replace(_step(mix, sequences, streams, opens, closes, cpu_s), queued=queues(mix, sequences, waiting))
+
+
+def queues(mix: Mix, sequences: int, waiting: Sequence[int]) -> bool:
+    """Whether the engine had more waiting than just came, in most of the looks. One look says nothing."""
+    output = sum(shape.output for shape in mix.shapes) / len(mix.shapes)
+    just_came = sequences * min(_BETWEEN_STEPS / output, _BETWEEN_STEPS_MOST)
+    return len(waiting) > 1 and sum(1 for seen in waiting if seen > just_came) * 2 > len(waiting)
 
 
 def together(steps: Sequence[Step]) -> Step:
@@ -111,11 +136,20 @@ def together(steps: Sequence[Step]) -> Step:
         _worst([step.ttft_ms for step in steps]),
         max(step.client_busy for step in steps),
         all(step.cached_told for step in steps),
+        any(step.queued for step in steps),
     )
 
 
 def _worst(values: Sequence[float]) -> float:
     return max((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+async def _look(probe: Probe, every_s: float, waiting: list[int]) -> None:
+    """How many wait in the engine, again and again. A look that fails is none: whether the engine is there, the streams tell."""
+    while True:
+        with contextlib.suppress(ProbeFailed):
+            waiting.append((await probe.reading()).load.waiting)
+        await asyncio.sleep(every_s)
 
 
 def _answered(streams: Iterable[Stream]) -> int:

@@ -133,7 +133,9 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
 
 
 async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:
-    """The step with the most sequences of the typical mix at which the targets hold and more would still have brought more."""
+    """The step with the most sequences of the typical mix at which the targets hold, none of them queues in the engine, and more would still have
+    brought more.
+    """
     best: Step | None = None
     sequences = 1
     while sequences <= _SEQUENCES_MAX:
@@ -145,6 +147,8 @@ async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mix
             return best
         best = step
         sequences *= 2
+    if best is None and step.meets(plan.targets):
+        raise CannotMeasure("the engine lets even one request at a time wait: does somebody else use it?")
     if best is None:
         raise CannotMeasure(
             f"the targets do not hold even for one request at a time ({step.tpot_ms:.0f} ms a token, {step.ttft_ms:.0f} ms until the first): "
@@ -213,7 +217,9 @@ def _told(step: Step, targets: Targets) -> str:
         for word, count in (("uncached", done.uncached), ("cached", done.cached), ("output", done.output))
         if count
     )
-    verdict = "holds" if step.holds(targets) else "misses the targets"
+    verdict = "holds" if step.meets(targets) else "misses the targets"
+    if step.queued:
+        verdict = "the engine queues" if step.meets(targets) else f"{verdict}, and the engine queues"
     return f"{done.mix}, {step.sequences} at once: {rates}; {_ms(step.tpot_ms)} a token, {_ms(step.ttft_ms)} until the first; {verdict}"
 
 

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from serving.calibration.load import Targets
+from serving.calibration.load import Targets, queues
 from serving.calibration.measure import CannotMeasure, Outcome, Plan, calibrate
+from serving.calibration.mixes import Mix, Shape
 from serving.calibration.probe import EngineAddress, ProbeFailed
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.serving.conftest import eventually
@@ -76,6 +77,37 @@ async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
     found = re.match(r"reading, (\d+) at once", told[-1])
     assert found is not None, told
     assert 1 <= int(found[1]) < 16
+
+
+async def test_what_queues_in_the_engine_is_not_taken_for_room(make_engine: EngineMaker) -> None:
+    # The targets alone would let any queue pass, and short answers leave a place empty now and then, so that a queue brings a little more.
+    slots = 16
+    engine = make_engine("--decode-ms", "10", "--prefill-tokens-per-s", "0", "--slots", str(slots))
+    told: list[str] = []
+
+    def note(line: str) -> None:
+        told.append(line)
+        if line.startswith("reading"):
+            measuring.cancel()
+
+    measuring = asyncio.create_task(calibrate(plan_for(engine, tpot_ms=10_000, ttft_ms=60_000), note))
+    assert (await measuring).interrupted
+    tried = {int(found[1]): line for line in told if (found := re.match(r"typical, (\d+) at once", line))}
+    assert all(line.endswith("the engine queues") for sequences, line in tried.items() if sequences > slots), told
+    used = re.match(r"reading, (\d+) at once", told[-1])
+    assert used is not None, told
+    assert int(used[1]) <= slots, told
+
+
+def test_a_queue_is_one_that_is_there_in_most_looks() -> None:
+    typical = Mix("typical", (Shape(0, 64, 64),))
+    assert queues(typical, 32, [16, 15, 0, 16])
+    assert queues(typical, 17, [1, 1, 1, 1])
+    # The moment between two steps of an engine, a queue that was there now and then, and too few looks to say.
+    assert not queues(typical, 64, [3, 2, 3, 3])
+    assert not queues(typical, 32, [16, 0, 0, 16])
+    assert not queues(typical, 32, [16])
+    assert not queues(typical, 32, [])
 
 
 async def test_targets_that_one_request_misses_are_refused_and_what_it_cost_is_told(make_engine: EngineMaker) -> None:
