@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from deploy.cli.connection import call, given
-from deploy.cli.contract_terms import PART, amendment_body, amendment_options, body_of, terms_options, times
+from deploy.cli.contract_terms import PART, UNITS, amendment_body, amendment_options, body_of, terms_options, times
 from deploy.cli.contract_usage import usage
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
@@ -151,7 +151,9 @@ def history(contract_id: str, as_json: bool) -> None:
 
 @contract.command()
 @click.option("--pool", required=True, help="The pool.")
-@click.option("--units", metavar="N", help="Would so many units per second fit, from when on and until when?")
+@click.option(
+    "--units", type=UNITS, metavar="N", help="Would so many units per second fit, from when on and until when?"
+)
 @click.option("--from", "since", metavar="WHEN", help="A date, `now`, or a span from now. Default: now.")
 @click.option("--until", metavar="WHEN", help="A date, or a span from --from. Default: for good.")
 @click.option("--headroom", type=PART, metavar="PART", help="That the contract would ask for, such as 10%.")

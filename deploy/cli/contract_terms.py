@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
-from typing import Any
+from decimal import Decimal
+from typing import Any, Final
 
 import click
 
@@ -12,6 +12,8 @@ from deploy.cli.connection import given
 from deploy.cli.moments import resolve, rfc3339
 
 Command = Callable[..., None]
+# More than any pool does, as the API has it.
+_UNITS_MAX: Final = 10**12
 
 
 class _Part(click.ParamType[str]):
@@ -23,11 +25,37 @@ class _Part(click.ParamType[str]):
         text = str(value)
         try:
             part = Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)
-        except InvalidOperation:
+            # A comparison with what is no number is one more thing that raises.
+            sensible = 0 <= part < 1
+        except ArithmeticError:
             raise click.BadParameter(f"{value!r} is no part: 10% or 0.1", ctx, param) from None
-        if not 0 <= part < 1:
+        if not sensible:
             raise click.BadParameter(f"{value!r} is not 0% or more and less than 100%", ctx, param)
-        return format(part, "f")
+        permille = int(part * 1000)
+        if part != Decimal(permille) / 1000:
+            raise click.BadParameter(f"{value!r} is finer than a tenth of a percent", ctx, param)
+        return format(Decimal(permille) / 1000, "f")
+
+
+class _Units(click.ParamType[str]):
+    """A decimal above 0, as it was typed; `none` where that means something."""
+
+    name = "units"
+
+    def __init__(self, *, none: bool = False) -> None:
+        self._none = none
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if self._none and text == "none":
+            return text
+        try:
+            sensible = 0 < Decimal(text) <= _UNITS_MAX
+        except ArithmeticError:
+            sensible = False
+        if not sensible:
+            raise click.BadParameter(f"{value!r} is no number of units above 0 and at most 10^12", ctx, param)
+        return text
 
 
 class _RampStep(click.ParamType[tuple[str, str]]):
@@ -41,10 +69,11 @@ class _RampStep(click.ParamType[tuple[str, str]]):
         when, colon, units = str(value).rpartition(":")
         if not colon or not when or not units:
             raise click.BadParameter(f"{value!r} is not WHEN:UNITS, such as 2027-01-01:200", ctx, param)
-        return when, units
+        return when, UNITS.convert(units, param, ctx)
 
 
 PART = _Part()
+UNITS = _Units()
 ramp_option = click.option(
     "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS", help="From WHEN on so many units; again for each step."
 )  # fmt: skip
@@ -83,7 +112,7 @@ def terms_options(command: Command) -> Command:
     options = [
         click.option("--tenant", help="Name or id of the tenant."),
         click.option("--pool", help="The pool that it is assigned capacity of."),
-        click.option("--units", metavar="N", help="Work units per second, with at most three decimals."),
+        click.option("--units", type=UNITS, metavar="N", help="Work units per second, with at most three decimals."),
         click.option("--from", "since", metavar="WHEN", help="Start: a date, `now`, or a span from now. Default: now."),
         click.option("--until", metavar="WHEN", help="End: a date, or a span from the start, such as 3y."),
         ramp_option,
@@ -94,7 +123,7 @@ def terms_options(command: Command) -> Command:
         click.option(
             "--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is asked over it. Default: reject."
         ),
-        click.option("--spill-units", metavar="N", help="At most so many units per second spill. Default: no cap."),
+        click.option("--spill-units", type=UNITS, metavar="N", help="At most so many units per second spill. Default: no cap."),
         click.option("--headroom", type=PART, metavar="PART", help="Left free beside it, such as 10%; the pool's holds at least."),
         click.option("--price-reference", metavar="TEXT", help="Where its price is agreed."),
     ]  # fmt: skip
@@ -106,12 +135,12 @@ def terms_options(command: Command) -> Command:
 def amendment_options(command: Command) -> Command:
     """What can be agreed anew."""
     options = [
-        click.option("--units", metavar="N", help="The new work units per second."),
+        click.option("--units", type=UNITS, metavar="N", help="The new work units per second."),
         click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now."),
         ramp_option,
         click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from."),
         click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is done over it from then on."),
-        click.option("--spill-units", metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
+        click.option("--spill-units", type=_Units(none=True), metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
         click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant."),
         click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator."),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine, insert
 
 from billing.schema.capacity import calibration
+from deploy.cli.contract_terms import PART
 from deploy.cli.moments import resolve, rfc3339
 from tests.deploy.cli.conftest import Taas, run
 
@@ -164,6 +166,55 @@ def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Ta
 def test_wrong_usage_ends_with_2(args: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
     assert "Usage:" in run(*args, exit_code=2).stderr
+
+
+NO_NUMBERS = [
+    "nan",
+    "NaN%",
+    "snan",
+    "inf",
+    "-inf",
+    "Infinity%",
+    "1e400",
+    "1e400%",
+    "1e999999999999999999999",
+    "-1",
+    "1e-999999999",
+    "",
+    "%",
+    "ten",
+]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "words", [["contract", "draft"], ["contract", "quote", "--pool", "p"], ["pool", "set", "p"]], ids=" ".join
+)
+def test_what_is_no_part_is_wrong_usage(words: list[str], text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
+    assert "--headroom" in run(*words, "--headroom", text, exit_code=2).stderr
+
+
+@pytest.mark.parametrize("text", [text for text in NO_NUMBERS if text != "1e-999999999"] + ["0", "-0", "none"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["contract", "draft", "--units", "{}"], ["contract", "draft", "--spill-units", "{}"], ["contract", "draft", "--ramp", "1y:{}"],
+        ["contract", "amend", "con_1", "--units", "{}"], ["contract", "quote", "--pool", "p", "--units", "{}"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_is_no_rate_is_wrong_usage(words: list[str], text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TAAS_ADMIN_KEY", "none")
+    assert words[-2] in run(*(word.format(text) for word in words), exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("-0", "0"), ("-0%", "0"), ("12.5%", "0.125"), ("1e-1", "0.1"), ("0e-999999999", "0")]
+)
+def test_a_part_is_read_as_it_is_meant(text: str, meant: str):
+    assert Decimal(PART.convert(text, None, None)) == Decimal(meant)
+    assert not PART.convert(text, None, None).startswith("-")
 
 
 @pytest.mark.parametrize(
