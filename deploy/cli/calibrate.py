@@ -2,7 +2,10 @@
 
 import asyncio
 import math
+import signal
+import threading
 import time
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -151,7 +154,9 @@ def _measure(plan: "Plan", instance: dict[str, Any]) -> "Outcome":
 
     click.echo(f"measuring {instance['instance']} at {instance['url']}", err=True)
     try:
-        outcome = asyncio.run(calibrate(plan, note))
+        outcome = asyncio.run(_until_stopped(calibrate(plan, note)))
+    except asyncio.CancelledError as exc:
+        raise click.Abort from exc
     except (CannotMeasure, ProbeFailed) as exc:
         raise click.ClickException(str(exc)) from exc
     spent = outcome.spent
@@ -166,6 +171,24 @@ def _measure(plan: "Plan", instance: dict[str, Any]) -> "Outcome":
     if outcome.interrupted:
         raise click.Abort
     return outcome
+
+
+async def _until_stopped(measuring: Coroutine[Any, Any, "Outcome"]) -> "Outcome":
+    """Told to stop or left by its terminal it ends as it does on Ctrl-C: what it has cost is counted. Once; a second time changes nothing."""
+    task = asyncio.ensure_future(measuring)
+    told: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        if not told:
+            told.append(number)
+            task.cancel()
+
+    # Only there can a program hear of signals.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # As under nohup.
+                asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return await task
 
 
 def _body(

@@ -2,8 +2,12 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -139,6 +143,25 @@ def test_a_failed_measurement_stores_nothing_but_what_it_cost(taas: Taas, told: 
     assert told("model", "show", "sim")["weights"]["version"] == 1
     assert engine.counters()["generation"] > 0
     assert told("audit")["residual_tokens"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_one_that_is_told_to_stop_says_what_it_cost(
+    taas: Taas, told: Told, engine: SimEngine, number: signal.Signals
+) -> None:
+    command = [str(Path(sys.executable).with_name("taas")), "calibrate", "sim", "--yes", "--hardware", "a test"]
+    # Long steps: it cannot be done before it is told.
+    with subprocess.Popen([*command, "--seconds-per-step", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:  # fmt: skip
+        wait_until(lambda: engine.counters()["generation"] > 0, "a token for the measurement")
+        running.send_signal(number)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 1, said
+    assert "absorbed, billed to nobody" in said
+    assert "Traceback" not in said
+    audit = told("audit")
+    assert audit["residual_tokens"] == 0
+    assert audit["instances"][0]["absorbed"]["generation"] == engine.counters()["generation"] > 0
+    assert told("calibrate", "--history")["data"] == []
 
 
 def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
