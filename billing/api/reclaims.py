@@ -8,13 +8,15 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import tenants
-from billing.api.contract_shapes import moment, shown_span
+from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
-from billing.api.fields import Body, Moment, Name
+from billing.api.fields import Body, Label, Moment, Name
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
 from billing.contracts.terms import rate_at, utc
+from billing.contracts.timeline import FOREVER_MS, Span
 from billing.reclaims import orders, store
+from billing.reclaims.cuts import Cut
 from billing.reclaims.occupancy import Occupied, OpenRequest
 from billing.reclaims.plan import Left, Order, Plan
 from billing.reclaims.store import Reclaim, Use
@@ -24,12 +26,22 @@ router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"])
 ReclaimId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 # A plan names at most so many open requests and steps of what is left; its counts say them all.
 _SHOWN_MAX: Final = 500
+_CHOSEN_MAX: Final = 10_000
+
+
+class ShownSpan(Body):
+    """One entry of a plan's `broken`."""
+
+    from_ms: Annotated[Moment, Field(alias="from")]
+    until: Moment | None
+    units: UnitsPerSecond
 
 
 class NewReclaim(Body):
     """`instances` machines of a pool for another use, from `by` on (now, if it is not said). `break`: also against what is signed.
 
-    `dry_run`: only say what it would do, and in `refusal` why it would not be done.
+    `dry_run`: only say what it would do, and in `refusal` why it would not be done. `chosen`, `broken`: the instances that leave, and what is broken,
+    as a plan has shown them; where that is not so any more, 409 `plan_changed`. Without them whatever it finds is done.
     """
 
     pool: Name
@@ -38,11 +50,13 @@ class NewReclaim(Body):
     by: Moment | None = None
     breaks: Annotated[bool, Field(alias="break")] = False
     dry_run: bool = False
+    chosen: Annotated[tuple[Label, ...] | None, Field(max_length=_CHOSEN_MAX, strict=False)] = None
+    broken: Annotated[tuple[ShownSpan, ...] | None, Field(max_length=_CHOSEN_MAX, strict=False)] = None
 
 
 @router.post("", status_code=201)
 def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any]:
-    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is signed."""
+    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is signed, or is not what was shown."""
     if body.dry_run:
         response.status_code = 200
         with control.reading() as connection:
@@ -87,7 +101,13 @@ def cancel(reclaim_id: ReclaimId, control: Control, response: Response) -> dict[
 
 
 def _order(body: NewReclaim, at_ms: int) -> Order:
-    return Order(body.pool, body.instances, body.use, at_ms if body.by is None else body.by, body.breaks)
+    broken = None
+    if body.broken is not None:
+        broken = tuple(
+            Span(each.from_ms, FOREVER_MS if each.until is None else each.until, each.units) for each in body.broken
+        )
+    by_ms = at_ms if body.by is None else body.by
+    return Order(body.pool, body.instances, body.use, by_ms, body.breaks, body.chosen, broken)
 
 
 def _shown(reclaim: Reclaim) -> dict[str, Any]:
@@ -118,16 +138,17 @@ def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
         "refusal": plan.refusal,
         "broken": [shown_span(span) for span in plan.broken],
         "drain_from": utc(plan.drain_from_ms),
+        "drains_now": plan.drains_now,
         "leaving": [_shown_instance(each) for each in plan.leaving],
         "not_running": plan.not_running,
         "left": [_shown_left(each) for each in plan.left[:_SHOWN_MAX]],
         "contracts": [
-            *(_shown_holding(each, names, order.by_ms, holds=True) for each in plan.holding),
-            *(_shown_holding(each, names, order.by_ms, holds=False) for each in plan.run_out),
+            *(_shown_holding(each, names, order.by_ms, plan.cuts.get(each.contract_id)) for each in plan.holding),
+            *(_shown_run_out(each, names) for each in plan.run_out),
         ],
         "others": {"units_before": units(plan.others_before_mu_s), "units_after": units(plan.others_after_mu_s)},
         "open": plan.open_by_class,
-        "streams": [_shown_request(each, names, order.by_ms) for each in plan.requests[:_SHOWN_MAX]],
+        "streams": [_shown_request(each, names, plan) for each in plan.requests[:_SHOWN_MAX]],
     }
 
 
@@ -147,20 +168,38 @@ def _shown_left(left: Left) -> dict[str, Any]:
     }
 
 
-def _shown_holding(held: Holding, names: Mapping[str, str], by_ms: int, *, holds: bool) -> dict[str, Any]:
-    """`units` at the deadline; of one that has run out by then, its last."""
+def _shown_holding(held: Holding, names: Mapping[str, str], by_ms: int, cut: Cut | None) -> dict[str, Any]:
+    """`units` at the deadline, or at its start; of one that is cut, when that is worst, with what it is then left with."""
+    signed_mu_s = rate_at(held.steps, max(by_ms, held.starts_ms)) if cut is None else cut.signed_mu_s
+    return {
+        **_shown_contract(held, names),
+        "holds": cut is None,
+        "units": units(signed_mu_s),
+        "units_then": units(signed_mu_s if cut is None else cut.left_mu_s),
+        "least_from": None if cut is None else utc(cut.from_ms),
+    }
+
+
+def _shown_run_out(held: Holding, names: Mapping[str, str]) -> dict[str, Any]:
+    """`units`: its last."""
+    last = units(rate_at(held.steps, held.ends_ms))
+    gone = {"run_out": True, "holds": False, "units_then": "0", "least_from": None}
+    return {**_shown_contract(held, names), **gone, "units": last}
+
+
+def _shown_contract(held: Holding, names: Mapping[str, str]) -> dict[str, Any]:
     return {
         "contract": held.contract_id,
         "tenant": held.tenant_id,
         "tenant_name": names.get(held.tenant_id),
-        "holds": holds,
-        "units": units(rate_at(held.steps, max(by_ms, held.starts_ms) if holds else held.ends_ms)),
         "from": utc(held.starts_ms),
         "ends": utc(held.ends_ms),
+        "run_out": False,
     }
 
 
-def _shown_request(request: OpenRequest, names: Mapping[str, str], by_ms: int) -> dict[str, Any]:
+def _shown_request(request: OpenRequest, names: Mapping[str, str], plan: Plan) -> dict[str, Any]:
+    """`goes_on`: it pauses and goes on at another instance; else it ends by then."""
     return {
         "request": request.request_id,
         "tenant": request.tenant,
@@ -168,5 +207,6 @@ def _shown_request(request: OpenRequest, names: Mapping[str, str], by_ms: int) -
         "class": request.class_,
         "instance": request.instance,
         "started": utc(request.started_ms),
-        "end_by": utc(by_ms),
+        "goes_on": plan.goes_on(request),
+        "end_by": utc(plan.order.by_ms),
     }

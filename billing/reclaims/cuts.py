@@ -1,12 +1,13 @@
 """What each contract gives up while machines are taken against it, pro rata and exact. Pure arithmetic, but for the two that say they read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from sqlalchemy import Connection
 
 from billing.contracts.commitments import read_position
-from billing.contracts.position import Position
+from billing.contracts.position import Holding, Position, Taken
 from billing.contracts.rates import ContractRate, rates_now
 from billing.contracts.timeline import Timeline
 from billing.reclaims import store
@@ -30,12 +31,47 @@ def cut_pro_rata(rates_mu_s: Mapping[str, int], cut_mu_s: int) -> dict[str, int]
 
 def shortage_by_reclaims(position: Position, breaking: Sequence[Reclaim]) -> Timeline:
     """By how much what is signed exceeds what there is because of these reclaims. What would be short without them is not theirs."""
+    return shortage_by(position, [each.taken for each in breaking])
+
+
+def shortage_by(position: Position, breaking: Sequence[Taken]) -> Timeline:
+    """As `shortage_by_reclaims`, of what these take."""
     taken = list(position.taken)
     for each in breaking:
-        if each.taken in taken:
-            taken.remove(each.taken)
+        if each in taken:
+            taken.remove(each)
     without = replace(position, taken=tuple(taken))
     return position.shortage().with_other(without.shortage(), lambda now, anyway: max(0, now - anyway))
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """When a contract is left with the least part of its rate, what it has signed then, and what it is left with."""
+
+    from_ms: int
+    signed_mu_s: int
+    left_mu_s: int
+
+    @property
+    def lost(self) -> Fraction:
+        """The part of the rate that it gives up."""
+        return Fraction(self.signed_mu_s - self.left_mu_s, self.signed_mu_s)
+
+
+def worst_cuts(holdings: Sequence[Holding], shortage: Timeline, from_ms: int) -> dict[str, Cut]:
+    """Of each contract that is cut from that moment on; the earliest of what is equally bad."""
+    lines = {held.contract_id: Timeline.total(held.spans()) for held in holdings}
+    moments = {from_ms, *(at_ms for line in (shortage, *lines.values()) for at_ms, _ in line.points if at_ms > from_ms)}
+    worst: dict[str, Cut] = {}
+    for at_ms in sorted(moments):
+        if not shortage.at(at_ms):
+            continue
+        rates = {name: rate for name, line in lines.items() if (rate := line.at(at_ms))}
+        for name, cut_mu_s in cut_pro_rata(rates, shortage.at(at_ms)).items():
+            found = Cut(at_ms, rates[name], rates[name] - cut_mu_s)
+            if cut_mu_s and (name not in worst or found.lost > worst[name].lost):
+                worst[name] = found
+    return worst
 
 
 def rates_after_cuts(rates: Sequence[ContractRate], cut_mu_s: int) -> list[ContractRate]:

@@ -44,6 +44,19 @@ class Occupied:
         """How many are open of each class, in the order in which they give way."""
         return count_classes(self.requests)
 
+    @property
+    def harm(self) -> tuple[int, ...]:
+        """What taking it does to whom, the worst first: reserved, on-demand, flex that cannot go on, what its engine has besides, flex that can."""
+        able = sum(request.can_go_on for request in self.requests)
+        count = self.by_class()
+        return (
+            count["reserved"],
+            count["on_demand"],
+            count["flex"] - able,
+            self.load - len(self.requests),
+            able,
+        )
+
 
 def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
     """How many there are of each class, in the order in which they give way."""

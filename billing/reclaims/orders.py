@@ -15,6 +15,7 @@ from billing.contracts.terms import PAST_SLACK_MS, utc
 from billing.reclaims import shortfall, store
 from billing.reclaims.occupancy import Occupied, count_classes, read_occupied, read_open_on
 from billing.reclaims.plan import Order, Plan, choose, draw_up
+from billing.reclaims.shown import PlanChanged, choose_named, more_broken
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid
 
@@ -26,7 +27,10 @@ def plan(connection: Connection, client: redis.Redis, asked: Order, now_ms: int)
 
 
 def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> tuple[Reclaim, Plan]:
-    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where it would break what is signed."""
+    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where it would break what is signed.
+
+    PlanChanged, a Conflict, where that is not what whoever orders was shown.
+    """
     wanted = _from_now(asked, now_ms)
     position = lock_position(connection, wanted.pool, now_ms)
     planned = _plan(connection, client, wanted, position, now_ms)
@@ -38,7 +42,7 @@ def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int
     broken = [{"from_ms": each.from_ms, "until_ms": each.until_ms, "mu_s": each.value} for each in planned.broken]
     detail = {
         "instances": made.instances, "use": made.use, "by_ms": made.by_ms, "drain_from_ms": planned.drain_from_ms,
-        "breaks": made.breaks, "broken": broken,
+        "breaks": made.breaks, "broken": broken, "chosen": None if wanted.chosen is None else sorted(wanted.chosen),
     }  # fmt: skip
     made = store.move(connection, made, "planned", detail, now_ms=now_ms)
     if planned.drain_from_ms <= now_ms:
@@ -61,10 +65,16 @@ def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...
 def choose_now(
     connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
 ) -> tuple[Occupied, ...]:
-    """The instances that leave, as they are loaded at this moment."""
+    """The instances that leave: those that were asked for, or, where they are not all there any more or none were, as they are loaded now."""
     others = _away(connection, planned.pool)
     occupied = read_occupied(client, planned.pool, store.away(connection))
-    leaving, _ = choose(occupied, planned.instances, position.instances - others)
+    machines = position.instances - others
+    wanted = store.history(connection, planned.reclaim_id)[0].detail.get("chosen")
+    if wanted is not None:
+        named, amiss = choose_named(occupied, planned.instances, machines, wanted)
+        if amiss is None:
+            return named
+    leaving, _ = choose(occupied, planned.instances, machines)
     return leaving
 
 
@@ -108,8 +118,19 @@ def _still_open(client: redis.Redis, found: Reclaim) -> dict[str, Any]:
 
 
 def _plan(connection: Connection, client: redis.Redis, order: Order, position: Position, now_ms: int) -> Plan:
+    """Raises PlanChanged."""
     occupied = read_occupied(client, order.pool, store.away(connection))
-    return draw_up(order, position, occupied, _away(connection, order.pool), now_ms)
+    breaking = [each.taken for each in store.list_all(connection, pool=order.pool, states=store.TAKING, breaks=True)]
+    away = _away(connection, order.pool)
+    found = draw_up(order, position, occupied, away, now_ms, breaking)
+    amiss = more_broken(order, found.broken)
+    if amiss is None and order.chosen is not None:
+        named, amiss = choose_named(occupied, order.instances, position.instances - away, order.chosen)
+        if amiss is None:
+            return replace(found, leaving=named)
+    if amiss is not None:
+        raise PlanChanged(amiss)
+    return found
 
 
 def _away(connection: Connection, pool: str) -> int:

