@@ -1,6 +1,6 @@
 """`taas reclaim` and `taas release`: machines of a pool for another use, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,14 +23,31 @@ _LEFT: Columns = {
     "FROM (UTC)": "from", "UNTIL (UTC)": "until", "MACHINES": "machines", "MAY BE SOLD": "capacity", "SOLD": "reserved", "FREE": "free",
     "SHORT": "short",
 }  # fmt: skip
+
+
+def _rate(contract: Mapping[str, Any]) -> str:
+    """What it has now, and what it is left with where that is less."""
+    return f"{contract['units']} → {contract['units_then']}" if _is_cut(contract) else str(contract["units"])
+
+
+def _fate(contract: Mapping[str, Any]) -> str:
+    if contract["run_out"]:
+        return "has run out"
+    return f"cut, most from {contract['least_from']}" if _is_cut(contract) else "holds"
+
+
+def _is_cut(contract: Mapping[str, Any]) -> bool:
+    return not contract["holds"] and not contract["run_out"]
+
+
 _CONTRACTS: Columns = {
-    "CONTRACT": "contract", "TENANT": "tenant_name", "UNITS/S": "units", "ENDS (UTC)": "ends",
-    "THEN": lambda row: "holds" if row["holds"] else "has run out",
+    "CONTRACT": "contract", "TENANT": "tenant_name", "UNITS/S": _rate, "ENDS (UTC)": "ends", "THEN": _fate,
 }  # fmt: skip
 _STREAMS: Columns = {
     "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance", "STARTED (UTC)": "started",
-    "MUST END BY (UTC)": "end_by",
+    "MUST END BY (UTC)": lambda row: "goes on elsewhere" if row["goes_on"] else row["end_by"],
 }  # fmt: skip
+_BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}
 _STREAMS_SHOWN = 20
 
 
@@ -75,24 +92,23 @@ def reclaim(
     now = datetime.now(UTC)
     moment = None if by == "now" else rfc3339(resolve(by, now=now, anchor=now, option="--by"))
     body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
-    if not as_json:
-        plan = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]
-        _print_plan(plan)
-        if plan["refusal"] is not None:
-            raise click.ClickException(plan["refusal"])
-        if dry_run:
-            return
-        if not yes:
-            click.confirm("\ndo it?", abort=True)
-    elif not dry_run and not yes:
-        raise click.UsageError("with --json nobody is asked: give --yes, or --dry-run.")
-    answer = call("POST", "reclaims", body={**body, "dry_run": dry_run or None} if dry_run else body)
     if as_json:
-        print_json(answer)
-    else:
-        click.echo(
-            f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines back"
-        )
+        if not dry_run and not yes:
+            raise click.UsageError("with --json nobody is asked: give --yes, or --dry-run.")
+        print_json(call("POST", "reclaims", body=given(**body, dry_run=dry_run or None)))
+        return
+    plan = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]
+    print_plan(plan)
+    if plan["refusal"] is not None:
+        raise click.ClickException(plan["refusal"])
+    if dry_run:
+        return
+    if not yes:
+        click.confirm("\ndo it?", abort=True)
+    answer = _order(body, plan)
+    click.echo(
+        f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines back"
+    )
 
 
 @click.command()
@@ -108,7 +124,26 @@ def release(reclaim_id: str, as_json: bool) -> None:
         click.echo(f"{answer['reclaim']} is {answer['state']}: {back}")
 
 
-def _print_plan(plan: Mapping[str, Any]) -> None:
+def _order(body: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Order what was shown; where that is not so any more, show what it would do now and say that nothing was done.
+
+    The instances of one that drains later are chosen then, by what is open there then.
+    """
+    agreed = {**body, "broken": plan["broken"]}
+    if plan["drains_now"]:
+        agreed["chosen"] = [each["instance"] for each in plan["leaving"]]
+    try:
+        return call("POST", "reclaims", body=agreed)
+    except click.ClickException:
+        now = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]
+        if any(now[field] != plan[field] for field in ("refusal", "leaving", "broken")):
+            click.echo("\nwhat it would do now:\n")
+            print_plan(now)
+        raise
+
+
+def print_plan(plan: Mapping[str, Any]) -> None:
+    """What it would do to whom."""
     others, count = plan["others"], plan["open"]
     print_fields({
         "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"], "drain from (UTC)": plan["drain_from"],
@@ -116,22 +151,22 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
         "on-demand and flex, units/s": f"{others['units_before']} before, {others['units_after']} from then on, beside what is sold",
         "open on those that leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
     })  # fmt: skip
-    for title, columns, rows in (
-        ("instances that leave, by what is open there", _LEAVING, plan["leaving"]),
-        ("what is left, units/s", _LEFT, plan["left"]),
-        ("contracts", _CONTRACTS, plan["contracts"]),
-        ("streams that must have ended", _STREAMS, plan["streams"][:_STREAMS_SHOWN]),
-        ("BROKEN: contracts do not have what was signed, by at most", _BROKEN, plan["broken"]),
-    ):
-        if rows:
-            click.echo(f"\n{title}:")
-            print_table(columns, rows)
-    more = sum(count.values()) - len(plan["streams"][:_STREAMS_SHOWN])
+    leave = "leave" if plan["drains_now"] else "would leave now (chosen when they drain, by what is open then)"
+    _print_titled(f"instances that {leave}, by what is open there", _LEAVING, plan["leaving"])
+    _print_titled("what is left, units/s", _LEFT, plan["left"])
+    _print_titled("contracts", _CONTRACTS, plan["contracts"])
+    streams = plan["streams"][:_STREAMS_SHOWN]
+    _print_titled("streams that must have ended or gone on elsewhere", _STREAMS, streams)
+    more = sum(count.values()) - len(streams)
     if more > 0:
         click.echo(f"and {more} more are open")
+    _print_titled("BROKEN: contracts do not have what was signed, by at most", _BROKEN, plan["broken"])
 
 
-_BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}
+def _print_titled(title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        click.echo(f"\n{title}:")
+        print_table(columns, rows)
 
 
 def _print_one(found: dict[str, Any], as_json: bool) -> None:
@@ -145,7 +180,7 @@ def _print_one(found: dict[str, Any], as_json: bool) -> None:
 
 def _detail(step: Mapping[str, Any]) -> str:
     detail = step["detail"]
-    if step["change"] == "stopped":
+    if step["change"] in {"asked_to_give_way", "stopped"}:
         return ", ".join(f"{each['request']} ({each['class']})" for each in detail["requests"])
     if step["change"] == "planned":
         broken = ", breaks contracts" if detail["broken"] else ""

@@ -1,5 +1,6 @@
 """`taas reclaim`, `taas release` and `taas plan`, as an operator types them, through a live admin API."""
 
+import io
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import create_engine, insert
 from billing.schema.capacity import calibration
 from deploy.cli.main import main
 from deploy.cli.plan import chart
+from deploy.cli.reclaim import print_plan
 from tests.deploy.cli.conftest import Taas
 
 Told = Callable[..., Any]
@@ -79,14 +81,88 @@ def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, t
     said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "30d"
     refused = taas(*said, "--yes", exit_code=1)
     assert "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 500 units per second" in refused.stderr
-    assert "holds" in refused.stdout
+    # What it is left with is said beside the contract, and that it holds is not.
+    assert "1500 → 1000" in refused.stdout
+    assert "cut, most from 2199-01-01T00:00:00Z" in refused.stdout
+    assert "holds" not in refused.stdout
     assert told("reclaim")["data"] == []
     assert told(*said, "--dry-run")["plan"]["refusal"] is not None
     assert "BROKEN" in taas(*said, "--break", "--dry-run").stdout
     assert told("reclaim")["data"] == []
+    (cut,) = told(*said, "--break", "--dry-run")["plan"]["contracts"]
+    assert {name: cut[name] for name in ("holds", "run_out", "units", "units_then", "least_from")} == {
+        "holds": False, "run_out": False, "units": "1500", "units_then": "1000", "least_from": "2199-01-01T00:00:00Z",
+    }  # fmt: skip
     made = told(*said, "--break", "--yes")
     assert (made["state"], made["break"]) == ("planned", True)
     assert told("release", made["reclaim"])["state"] == "cancelled"
+
+
+def test_each_contract_is_shown_with_what_becomes_of_it(taas: Taas, told: Told, shop: None) -> None:
+    said = ("contract", "sign", "--pool", POOL, "--notice-days", "30")
+    told("tenant", "create", "bolt")
+    told(*said, "--tenant", "acme", "--units", "400", "--until", "10d", "--notice-days", "0")
+    told(*said, "--tenant", "bolt", "--units", "900", "--until", "2y")
+    lines = {
+        line.split()[1]: line for line in taas("reclaim", POOL, "--instances", "1", "--for", "idle", "--by", "60d", "--dry-run").stdout.splitlines()
+        if line.startswith("con_")
+    }  # fmt: skip
+    assert "400  " in lines["acme"]
+    assert lines["acme"].endswith("has run out")
+    assert "900  " in lines["bolt"]
+    assert lines["bolt"].endswith("holds")
+
+
+class Answer(io.BytesIO):
+    """What is typed at the question; something happens just before."""
+
+    def __init__(self, typed: bytes, first: Callable[[], object]) -> None:
+        super().__init__(typed)
+        self._first = first
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        self._first()
+        return super().read1(size)
+
+
+def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: None) -> None:
+    said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "now"
+    goes = Answer(b"y\n", lambda: told("instance", "remove", "i1"))
+    asked = CliRunner().invoke(main, said, input=goes)
+    assert asked.exit_code == 1
+    assert "Not there to be taken any more: i1." in asked.stderr
+    before, after = asked.stdout.split("what it would do now:")
+    assert "instances that leave" in before
+    assert "instances that leave" not in after
+    assert told("reclaim")["data"] == []
+    comes = Answer(b"y\n", lambda: told("contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--until", "1y",
+                                        "--notice-days", "0"))  # fmt: skip
+    asked = CliRunner().invoke(main, [*said, "--break"], input=comes)
+    assert asked.exit_code == 1
+    assert "more than was shown" in asked.stderr
+    assert "BROKEN" in asked.stdout.split("what it would do now:")[1]
+    assert told("reclaim")["data"] == []
+
+
+def test_more_streams_than_are_shown_are_counted_below_them(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = {
+        "request": "req_1",
+        "tenant_name": "acme",
+        "class": "flex",
+        "instance": "i1",
+        "started": "then",
+        "end_by": "noon",
+    }
+    plan = {
+        "pool": "p", "instances": 1, "use": "idle", "by": "noon", "drain_from": "noon", "drains_now": False, "not_running": 0,
+        "others": {"units_before": "2", "units_after": "1"}, "open": {"flex": 20, "on_demand": 3, "reserved": 0},
+        "leaving": [], "left": [], "contracts": [], "streams": [{**stream, "goes_on": number == 0} for number in range(23)],
+        "broken": [{"from": "noon", "until": None, "units": "1"}],
+    }  # fmt: skip
+    print_plan(plan)
+    shown = capsys.readouterr().out
+    assert shown.count("goes on elsewhere") == 1
+    assert shown.index("and 3 more are open") < shown.index("BROKEN")
 
 
 @pytest.mark.parametrize(
