@@ -33,6 +33,11 @@ def find(connection: Connection, pool: str) -> Pool:
     return Pool(pool)
 
 
+def declared(connection: Connection) -> dict[str, int]:
+    """How many instances each pool has of which anything was set; those of which nothing was have none yet."""
+    return {row.pool: row.instances for row in connection.execute(select(table.c.pool, table.c.instances))}
+
+
 def lock(connection: Connection, pool: str) -> Pool:
     """As `find`, and held until the transaction ends: of all who sell, take or measure in this pool one goes at a time."""
     found = find(connection, pool)

@@ -1,15 +1,18 @@
 """Routes of pools: what serves in them now, what they have, and what of it is sold."""
 
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from typing import Any
 
+import redis
 from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import models
+from billing import models, pools
+from billing.allocator.supply import read_calibrations
 from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
-from billing.api.control import Control
+from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_position
@@ -32,6 +35,8 @@ def list_all(control: Control) -> dict[str, Any]:
     """The pools, with what serves in them now."""
     with control.reading() as connection:
         catalogue = models.list_all(connection)
+        declared = pools.declared(connection)
+        measured = read_calibrations(connection)
     members: defaultdict[str, list[str]] = defaultdict(list)
     cells = {model.pool: model.cell for model in catalogue}
     for model in catalogue:
@@ -40,19 +45,25 @@ def list_all(control: Control) -> dict[str, Any]:
     for entry in read_registered(control.redis):
         live[entry.pool].append(entry)
         cells.setdefault(entry.pool, entry.cell)
-    return {"data": [_live(pool, cells[pool], members[pool], live[pool]) for pool in sorted(cells)]}
+    shown = []
+    for pool in sorted(cells):
+        instances = _instances(declared.get(pool, 0), live[pool], measured=pool in measured)
+        shown.append(_live(pool, cells[pool], members[pool], instances, live[pool]))
+    return {"data": shown}
 
 
 @router.get("/{pool:path}")
 def show(pool: NamePath, control: Control) -> dict[str, Any]:
     """What a pool has, owes and could sell at this moment, and where more is signed than there is."""
+    there = _there(control, pool)
     with control.reading() as connection:
-        return _shown(connection, pool)
+        return _shown(connection, pool, there)
 
 
 @router.patch("/{pool:path}")
 def change(pool: NamePath, body: PoolChange, control: Control, response: Response) -> dict[str, Any]:
     """Say how many instances it has, what of the capacity stays free, and what the operator keeps for itself."""
+    there = _there(control, pool)
     with control.changing(response) as connection:
         change_pool(
             connection,
@@ -62,16 +73,31 @@ def change(pool: NamePath, body: PoolChange, control: Control, response: Respons
             headroom_permille=body.headroom,
             set_aside_mu_s=body.set_aside,
         )
-        return _shown(connection, pool)
+        return _shown(connection, pool, there)
 
 
-def _shown(connection: Connection, pool: str) -> dict[str, Any]:
+def _there(control: ControlPlane, pool: str) -> list[Registered] | None:
+    """What stands in the registry; None while Redis cannot say, because what a pool has and owes is in SQL."""
+    try:
+        return [entry for entry in read_registered(control.redis) if entry.pool == pool]
+    except redis.RedisError:
+        return None
+
+
+def _instances(declared: int, there: Collection[Registered], *, measured: bool) -> int:
+    """How many it has: as said, or, as long as nothing was, those that its first calibration would give it."""
+    return declared if declared or measured else sum(1 for entry in there if entry.status != "down")
+
+
+def _shown(connection: Connection, pool: str, there: Collection[Registered] | None) -> dict[str, Any]:
     now_ms = store.now_ms(connection)
     position = read_position(connection, pool, now_ms)
     measured = position.capacity_mu_s
     return {
         "pool": pool,
-        "instances": position.instances,
+        "instances": _instances(position.instances, there or (), measured=measured is not None),
+        "registered": None if there is None else len(there),
+        "ready": None if there is None else sum(1 for entry in there if entry.status == "ready"),
         "taken": sum(taken.instances for taken in position.taken if taken.from_ms <= now_ms < taken.until_ms),
         "headroom": part(position.headroom_permille),
         "set_aside": units(position.set_aside_mu_s),
@@ -84,13 +110,14 @@ def _shown(connection: Connection, pool: str) -> dict[str, Any]:
     }
 
 
-def _live(pool: str, cell: str, names: list[str], entries: list[Registered]) -> dict[str, Any]:
+def _live(pool: str, cell: str, names: list[str], instances: int, entries: list[Registered]) -> dict[str, Any]:
     statuses = Counter(entry.status for entry in entries)
     return {
         "pool": pool,
         "cell": cell,
         "models": names,
-        "instances": len(entries),
+        "instances": instances,
+        "registered": len(entries),
         "ready": statuses["ready"],
         "statuses": dict(statuses),
         "running": sum(entry.running for entry in entries),

@@ -28,7 +28,7 @@ def list_all(as_json: bool) -> None:
 @click.argument("name", metavar="POOL")
 @json_option
 def show_one(name: str, as_json: bool) -> None:
-    """Show what POOL has, what of it is sold, and what is free at this moment."""
+    """Show what POOL has and how much of it is there, what of it is sold, and what is free at this moment."""
     _print(call("GET", "pools", name), as_json)
 
 
@@ -49,7 +49,11 @@ def set_fields(name: str, instances: int | None, headroom: str | None, set_aside
     body = given(instances=instances, headroom=headroom, set_aside=set_aside)
     if not body:
         raise click.UsageError("nothing to change: give --instances, --headroom or --set-aside.")
-    _print(call("PATCH", "pools", name, body=body), as_json)
+    changed = call("PATCH", "pools", name, body=body)
+    _print(changed, as_json)
+    ready, here = changed["ready"], changed["instances"] - changed["taken"]
+    if instances is not None and ready is not None and ready < here and not as_json:
+        click.echo(f"\n{ready} of {here} are ready: what is signed beyond these is not there yet")
 
 
 def _print(pool: dict[str, Any], as_json: bool) -> None:
@@ -58,7 +62,7 @@ def _print(pool: dict[str, Any], as_json: bool) -> None:
         return
     measured = pool["units_per_instance"]
     print_fields({
-        "pool": pool["pool"], "instances": pool["instances"], "taken for other uses": pool["taken"],
+        "pool": pool["pool"], "instances": pool["instances"], "ready": pool["ready"], "taken for other uses": pool["taken"],
         "units/s an instance": "not measured: taas calibrate " + pool["pool"] if measured is None else measured,
         "headroom": pool["headroom"], "set aside, units/s": pool["set_aside"], "may be sold, units/s": pool["capacity"],
         "sold, units/s": pool["reserved"], "free, units/s": pool["free"], "contracts, signed or active": pool["contracts"],

@@ -180,6 +180,25 @@ def test_a_workers_engine_is_not_added_a_second_time(admin: TestClient, engine_s
     assert (pool["pool"], pool["models"], pool["ready"], pool["running"], pool["waiting"]) == ("m", ["m"], 1, 2, 1)
 
 
+def test_a_pool_says_alike_in_both_places_what_it_has_and_what_of_it_is_there(admin: TestClient, raw_redis):
+    for name, status in (("a", "ready"), ("b", "down")):
+        entry = {
+            "instance": name, "model": "m", "pool": "m", "cell": "m", "url": "http://x", "epoch": "1", "status": status,
+            "lease_until_ms": 0,
+        }  # fmt: skip
+        raw_redis.hset(redis_keys.INSTANCES, name, json.dumps(entry))
+
+    def counts() -> list[tuple[int, int, int]]:
+        (listed,) = admin.get("/admin/v1/pools").json()["data"]
+        shown = admin.get("/admin/v1/pools/m").json()
+        return [(pool["instances"], pool["registered"], pool["ready"]) for pool in (listed, shown)]
+
+    # Nobody has said how many: those that a calibration would count.
+    assert counts() == [(1, 2, 1)] * 2
+    assert admin.patch("/admin/v1/pools/m", json={"instances": 100}).json()["ready"] == 1
+    assert counts() == [(100, 2, 1)] * 2
+
+
 def test_a_lapsed_worker_is_not_shown(admin: TestClient, raw_redis):
     lapsed = {
         "instance": "w-1",

@@ -34,6 +34,10 @@ def test_a_change_without_redis_is_saved_and_said_to_be_pending(database: Engine
     for method, path in (("POST", "requests/req_1/stop"), ("GET", "instances"), ("GET", "pools")):
         refused = client.request(method, f"/admin/v1/{path}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "redis_unavailable")
+    client.post("/admin/v1/models", json={"name": "m", "context_tokens": 100})
+    # What a pool has is in SQL; what of it is there is not known.
+    pool = client.patch("/admin/v1/pools/m", json={"instances": 3}).json()
+    assert (pool["instances"], pool["registered"], pool["ready"]) == (3, None, None)
     own_valkey.start()
     # The next change takes the one before along.
     answer = client.post("/admin/v1/tenants", json={"name": "other"})

@@ -113,6 +113,18 @@ def test_an_instance_is_added_listed_and_removed(taas: Taas, told: Told, llama):
     assert "runs on" in taas("instance", "remove", "gpu-1").stdout
 
 
+def test_a_pool_that_is_said_to_have_more_than_is_there_is_told_so(taas: Taas, told: Told, llama):
+    url = f"http://127.0.0.1:{free_port()}"
+    told("instance", "add", "--model", "org/llama", "--url", url, "--instance", "gpu-1", "--force")
+    assert told("pool", "show", "org/llama")["instances"] == told("pool", "list")["data"][0]["instances"] == 1
+    words = "1 of 100 are ready: what is signed beyond these is not there yet"
+    assert words in taas("pool", "set", "org/llama", "--instances", "100").stdout
+    assert told("pool", "set", "org/llama", "--instances", "100")["ready"] == 1
+    assert re.search(r"^ready +1$", taas("pool", "show", "org/llama").stdout, re.MULTILINE)
+    for silent in (["--set-aside", "1"], ["--instances", "1"]):
+        assert "are ready" not in taas("pool", "set", "org/llama", *silent).stdout
+
+
 def test_an_instance_is_added_as_one_that_schedules_by_priority(taas: Taas, told: Told, llama):
     for name, flags in (("plain", []), ("ranked", ["--priority"])):
         url = f"http://127.0.0.1:{free_port()}"
