@@ -52,7 +52,7 @@ def reserved_over_time(
 
 
 def shortfalls(connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When, and by how much at most, more is sold than there is. Empty unless machines were taken against what is signed."""
+    """When, and by how much, more is sold than there is. Empty unless machines were taken against what is signed."""
     return positions.shortfalls(read_position(connection, pool, from_ms), from_ms, until_ms)
 
 

@@ -6,11 +6,14 @@ For every instant t, with the headroom of the pool or of a contract in force at 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
 from billing.contracts.terms import Contract, Step, utc
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.refusals import Conflict
+
+# More than a few lines nobody reads.
+_DESCRIBED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +107,14 @@ class Position:
 
 
 def shortfalls(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When, and by how much at most, more is sold than there is: one span for each time without a break."""
-    return _runs(position.shortage(), from_ms, until_ms)
+    """When, and by how much, more is sold than there is: a span for each amount."""
+    return _above_0(position.shortage(), from_ms, until_ms)
 
 
 def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When what is sold does not fit afterwards and the change is to blame, and by how much at most it does not."""
+    """When what is sold does not fit afterwards and the change is to blame, and by how much it does not: a span for each amount."""
     worse = after.shortage().with_other(before.shortage(), lambda now, was: now if now > was else 0)
-    return _runs(worse, from_ms, until_ms)
+    return _above_0(worse, from_ms, until_ms)
 
 
 def refuse_worse(before: Position, after: Position, from_ms: int, *, what: str, param: str | None = None) -> None:
@@ -119,15 +122,20 @@ def refuse_worse(before: Position, after: Position, from_ms: int, *, what: str, 
     found = worsened(before, after, from_ms)
     if not found:
         return
-    worst = max(found, key=lambda span: span.value)
-    more = ""
-    if len(found) > 1:
-        more = f" That is one of {len(found)} such times; the worst is {describe(worst)}."
     raise Conflict(
-        f"{what} does not fit in pool {before.pool!r}: {describe(found[0])}.{more}",
+        f"{what} does not fit in pool {before.pool!r}: {describe_all(found)}.",
         param=param,
         code="capacity_short",
     )
+
+
+def describe_all(spans: Sequence[Span]) -> str:
+    """For people: each with its own amount; of many the first few, how many more there are, and the worst of all."""
+    said = "; ".join(describe(span) for span in spans[:_DESCRIBED_MAX])
+    if len(spans) <= _DESCRIBED_MAX:
+        return said
+    worst = max(spans, key=lambda span: span.value)
+    return f"{said}; and {len(spans) - _DESCRIBED_MAX} more, the worst of all {describe(worst)}"
 
 
 def describe(span: Span) -> str:
@@ -143,17 +151,8 @@ def units(mu: int) -> str:
     return f"{'-' if mu < 0 else ''}{whole}{fraction}"
 
 
-def _runs(timeline: Timeline, from_ms: int, until_ms: int) -> list[Span]:
-    """Spans above 0, neighbours joined, with the greatest value of each."""
-    runs: list[Span] = []
-    for span in timeline.spans(from_ms, until_ms):
-        if span.value <= 0:
-            continue
-        if runs and runs[-1].until_ms == span.from_ms:
-            runs[-1] = Span(runs[-1].from_ms, span.until_ms, max(runs[-1].value, span.value))
-        else:
-            runs.append(span)
-    return runs
+def _above_0(timeline: Timeline, from_ms: int, until_ms: int) -> list[Span]:
+    return [span for span in timeline.spans(from_ms, until_ms) if span.value > 0]
 
 
 def overlapping(holdings: Sequence[Holding], wanted: Holding) -> Holding | None:

@@ -76,7 +76,7 @@ def test_only_what_a_change_makes_worse_is_its_fault(before: Position, changed: 
         now = max(0, reserved_at(after, at_ms) - capacity_at(after, at_ms))
         told = [span for span in spans if span.from_ms <= at_ms < span.until_ms]
         assert bool(told) == (now > was)
-        assert all(span.value >= now for span in told)
+        assert all(span.value == now for span in told)
 
 
 @settings(max_examples=400, deadline=None)
@@ -110,11 +110,29 @@ def test_an_exact_fit_fits_and_one_more_says_when_and_by_how_much():
     )
 
 
-def test_a_refusal_names_the_first_time_and_the_worst():
+def test_a_refusal_names_each_time_with_its_own_amount():
     position = Position("p", 2, 0, 0, 1000, taken=(Taken(1, 10, 20), Taken(2, 30, 40)))
-    wanted = Holding("c", "t", (Step(0, 1500),), 0, 50, 0)
-    with pytest.raises(Conflict, match=r"by 0\.5 units per second\. That is one of 2 .* by 1\.5 units per second\."):
+    wanted = Holding("c", "t", (Step(0, 1500), Step(35, 1700)), 0, 50, 0)
+    with pytest.raises(Conflict) as refused:
         refuse_worse(position, position.with_holding(wanted), 0, what="It")
+    assert refused.value.message == (
+        "It does not fit in pool 'p': from 1970-01-01T00:00:00.010Z until 1970-01-01T00:00:00.020Z by 0.5 units per second; "
+        "from 1970-01-01T00:00:00.030Z until 1970-01-01T00:00:00.035Z by 1.5 units per second; "
+        "from 1970-01-01T00:00:00.035Z until 1970-01-01T00:00:00.040Z by 1.7 units per second."
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "more"), [(5, ""), (6, "and 1 more, the worst of all"), (40, "and 35 more, the worst of all")]
+)
+def test_of_many_times_a_refusal_names_five_and_the_worst(steps: int, more: str):
+    position = Position("p", 0, 0, 0, 1000)
+    wanted = Holding("c", "t", tuple(Step(at_ms, 1 + at_ms) for at_ms in range(steps)), 0, steps, 0)
+    with pytest.raises(Conflict) as refused:
+        refuse_worse(position, position.with_holding(wanted), 0, what="It")
+    assert refused.value.message.count("units per second") == 5 + bool(more)
+    assert more in refused.value.message
+    assert f"by {units(steps)} units per second." in refused.value.message
 
 
 def test_a_contracts_headroom_counts_for_all_while_it_is_in_force():
