@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
+from billing.api.fields import Moment
 from billing.contracts.position import units
+from billing.contracts.spans import after_ms
 from billing.contracts.store import Entry
 from billing.contracts.terms import Clause, Contract, utc
 from billing.contracts.timeline import FOREVER_MS, Span
+from billing.refusals import Invalid
 
 # Fewer than Decimal keeps, so that nothing is rounded on the way in.
 _DIGITS_MAX: Final = 24
@@ -37,6 +40,20 @@ def _thousandths(given: object) -> object:
 # Units per second as milliunits; a part of one in permille.
 UnitsPerSecond = Annotated[int, BeforeValidator(_thousandths)]
 Part = Annotated[int, BeforeValidator(_thousandths)]
+# A moment, or a span from the start of what is asked for.
+When = Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(min|h|d|w|mo|y)$", max_length=16)]
+
+
+def resolved(when: int | str, starts_ms: int, param: str) -> int:
+    """In ms. Raises Invalid where it ends after every calendar."""
+    if isinstance(when, int):
+        return when
+    try:
+        return after_ms(starts_ms, when)
+    except (OverflowError, ValueError):
+        raise Invalid(
+            f"{when} after {utc(starts_ms)} is out of range: moments end with the year 9999.", param=param
+        ) from None
 
 
 def moment(moment_ms: int | None) -> str | None:

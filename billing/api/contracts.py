@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import tenants
-from billing.api.contract_shapes import Part, UnitsPerSecond, moment, shown, shown_entry, shown_span
+from billing.api.contract_shapes import Part, UnitsPerSecond, When, moment, resolved, shown, shown_entry, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
@@ -28,7 +28,7 @@ ContractId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 class RampStep(Body):
     """From then on this rate."""
 
-    from_ms: Annotated[Moment, Field(alias="from")]
+    from_ms: Annotated[When, Field(alias="from")]
     units: UnitsPerSecond
 
 
@@ -37,16 +37,17 @@ Ramp = Annotated[tuple[RampStep, ...], Field(max_length=STEPS_MAX, strict=False)
 
 class NewContract(Body):
     """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there. Notice in days, of both sides or of
-    each. Without `minimum_until` notice may be given from the start. `draft`: written down only.
+    each. Without `minimum_until`, or with one that is over at the start, notice may be given from the start. Spans such as `+1y` count from the start.
+    `draft`: written down only.
     """
 
     tenant: Name
     pool: Name
     units: UnitsPerSecond | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
-    until: Moment
+    until: When
     ramp: Ramp = ()
-    minimum_until: Moment | None = None
+    minimum_until: When | None = None
     notice_days: int | None = None
     tenant_notice_days: int | None = None
     operator_notice_days: int | None = None
@@ -59,13 +60,14 @@ class NewContract(Body):
     def terms(self, tenant_id: str, now_ms: int) -> Terms:
         """As the rules know them. Raises Invalid where a notice is missing."""
         starts_ms = now_ms if self.from_ms is None else self.from_ms
+        minimum = self.minimum_until
         return Terms(
             tenant_id,
             self.pool,
             _steps(starts_ms, self.units, self.ramp),
             starts_ms,
-            self.until,
-            starts_ms if self.minimum_until is None else self.minimum_until,
+            resolved(self.until, starts_ms, "until"),
+            starts_ms if minimum is None else max(starts_ms, resolved(minimum, starts_ms, "minimum_until")),
             self._notice_days("tenant", self.tenant_notice_days),
             self._notice_days("operator", self.operator_notice_days),
             self.overflow,
@@ -95,7 +97,7 @@ class Amendment(Body):
     units: UnitsPerSecond | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     ramp: Ramp = ()
-    until: Moment | None = None
+    until: When | None = None
     overflow: Overflow | None = None
     spill_units: UnitsPerSecond | None = None
     notice_days: int | None = None
@@ -112,6 +114,11 @@ class Amendment(Body):
             self.notice_days if self.operator_notice_days is None else self.operator_notice_days,
         )
 
+    def ends_ms(self, now_ms: int) -> int | None:
+        """The later end, if there is one; a span counts from `from`."""
+        starts_ms = now_ms if self.from_ms is None else self.from_ms
+        return None if self.until is None else resolved(self.until, starts_ms, "until")
+
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """The new rates. Raises Invalid for an instant without one."""
         if self.units is None and self.from_ms is not None and not self.change():
@@ -125,7 +132,7 @@ class QuoteAsked(Body):
     pool: Name
     units: UnitsPerSecond | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
-    until: Moment | None = None
+    until: When | None = None
     headroom: Part = 0
 
 
@@ -150,7 +157,7 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
         if from_ms < now_ms - PAST_SLACK_MS:
             raise Invalid(f"{utc(from_ms)} is in the past.", param="from")
         from_ms = max(from_ms, now_ms)
-        until_ms = FOREVER_MS if body.until is None else body.until
+        until_ms = FOREVER_MS if body.until is None else resolved(body.until, from_ms, "until")
         if until_ms <= from_ms:
             raise Invalid(f"The period would end at {utc(until_ms)}, before it begins.", param="until")
         if body.units is not None and body.units <= 0:
@@ -214,7 +221,7 @@ def amend(contract_id: ContractId, body: Amendment, control: Control, response: 
             connection,
             contract_id,
             steps=body.steps(now_ms),
-            ends_ms=body.until,
+            ends_ms=body.ends_ms(now_ms),
             change=body.change(),
             from_ms=body.from_ms,
             now_ms=now_ms,
@@ -233,7 +240,7 @@ def history(contract_id: ContractId, control: Control) -> dict[str, Any]:
 
 def _steps(from_ms: int, units_mu_s: int | None, ramp: Iterable[RampStep]) -> tuple[Step, ...]:
     first = () if units_mu_s is None else (Step(from_ms, units_mu_s),)
-    return (*first, *(Step(step.from_ms, step.units) for step in ramp))
+    return (*first, *(Step(resolved(step.from_ms, from_ms, "ramp"), step.units) for step in ramp))
 
 
 def _shown(connection: Connection, contracts: list[Contract]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from deploy.cli.connection import given
-from deploy.cli.moments import resolve, rfc3339
+from deploy.cli.moments import is_span, resolve, rfc3339
 
 Command = Callable[..., None]
 # More than any pool does, as the API has it.
@@ -81,7 +81,9 @@ ramp_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What was said of a term, resolved: spans of `until` and of the ramp count from the start. `starts` None: now, by the server."""
+    """What was said of a term. `starts` None: now, by the server; then spans, which count from the start, are left to the server as well: a year is
+    a year, however long a request takes. Else all of it is resolved.
+    """
 
     starts: str | None
     until: str | None
@@ -96,15 +98,18 @@ def times(
     now = datetime.now(UTC)
     starts = resolve(since or "now", now=now, anchor=now, option="--from")
 
-    def said(text: str | None, option: str) -> str | None:
-        return None if text is None else rfc3339(resolve(text, now=now, anchor=starts, option=option))
-
-    steps = [
-        {"from": rfc3339(resolve(when, now=now, anchor=starts, option="--ramp")), "units": units}
-        for when, units in ramp
-    ]
     from_now = since is None or since == "now"
-    return Times(None if from_now else rfc3339(starts), said(until, "--until"), said(minimum, "--min-term"), steps)
+
+    def said(text: str, option: str) -> str:
+        moment = rfc3339(resolve(text, now=now, anchor=starts, option=option))
+        return f"+{text.removeprefix('+')}" if from_now and is_span(text) else moment
+
+    return Times(
+        None if from_now else rfc3339(starts),
+        None if until is None else said(until, "--until"),
+        None if minimum is None else said(minimum, "--min-term"),
+        [{"from": said(when, "--ramp"), "units": units} for when, units in ramp],
+    )
 
 
 def terms_options(command: Command) -> Command:

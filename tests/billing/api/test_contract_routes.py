@@ -154,6 +154,9 @@ BAD = {
     "a negative step": ({"ramp": [{"from": day(9), "units": -5}]}, 400, "ramp"),
     "a step without units": ({"ramp": [{"from": day(9)}]}, 400, "ramp.0.units"),
     "a ramp that is none": ({"ramp": "steep"}, 400, "ramp"),
+    "an end after every calendar": ({"until": "+9000y"}, 400, "until"),
+    "an end that is nearly a span": ({"until": "+1 y"}, 400, "until"),
+    "a span without its sign": ({"until": "1y"}, 400, "until"),
     "a minimum term beyond the end": ({"minimum_until": day(301)}, 400, "minimum_until"),
     "no notice": ({"notice_days": None}, 400, "notice_days"),
     "a negative notice": ({"notice_days": -1}, 400, "tenant_notice_days"),
@@ -274,3 +277,22 @@ def test_a_pool_that_nobody_set_or_measured_has_the_defaults_and_sells_nothing(
     error_of(admin.post("/admin/v1/contracts/quote", json={"pool": "new"}), 409)
     with database.connect() as connection:
         assert "new" not in connection.execute(select(pool.c.pool)).scalars().all()
+
+
+@pytest.mark.parametrize("minimum", ["+0d", day(0), day(-10), "2001-01-01T00:00:00Z"])
+def test_a_minimum_term_that_is_over_at_the_start_is_none(made: Make, minimum: str):
+    signed = made("contracts", **asked(minimum_until=minimum))
+    assert signed["minimum_until"] == signed["from"] == day(0)
+
+
+def test_spans_count_from_the_start_by_the_calendar(made: Make, admin: TestClient):
+    ramp = [{"from": "+1mo", "units": 7}, {"from": day(40), "units": 8}]
+    signed = made("contracts", **asked(until="+1y", minimum_until="+6mo", ramp=ramp))
+    assert (signed["until"], signed["minimum_until"]) == ("2201-01-01T00:00:00Z", "2200-07-01T00:00:00Z")
+    assert [step["from"] for step in signed["steps"]] == [day(0), "2200-02-01T00:00:00Z", day(40)]
+    longer = admin.post(
+        f"/admin/v1/contracts/{signed['contract']}/amend", json={"until": "+3y", "from": day(10), "overflow": "queue"}
+    )
+    assert longer.json()["until"] == "2203-01-11T00:00:00Z"
+    quote = admin.post("/admin/v1/contracts/quote", json={"pool": POOL, "from": day(0), "until": "+2w"})
+    assert quote.json()["until"] == day(14)
