@@ -22,13 +22,14 @@ _log = logging.getLogger(__name__)
 # A gateway learns within half a second that an instance drains; what it had begun to send there shows in the cell well within this. What gave way
 # before might come back.
 SETTLE_MS: Final = 2_000
-# So long before the deadline flex is asked to give way, and so long after it was asked it is stopped: a pause takes an abort and a checkpoint.
-GIVE_WAY_MS: Final = 3_000
+# Flex is asked to give way one step before the deadline: an abort and a checkpoint take a tenth of that. So long after it was asked it is stopped.
+ASK_LEAD_MS: Final = 1_000
+PAUSE_MS: Final = 3_000
 
 
 def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: int) -> None:
     """What is to be done at this moment for one that drains. May be repeated. Raises redis.RedisError."""
-    if now_ms < found.by_ms - GIVE_WAY_MS:
+    if now_ms < found.by_ms - ASK_LEAD_MS:
         return
     history = store.history(connection, found.reclaim_id)
     drained_ms = max((entry.at_ms for entry in history if entry.change == "draining"), default=now_ms)
@@ -36,11 +37,11 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
     asked_ms = _named(history, "asked_to_give_way")
     cells = read_cells_ready(client, found.pool) if any(request.can_go_on for request in requests) else frozenset()
     able = [request for request in requests if request.request_id in asked_ms or _can_go_on(request, cells)]
-    if able and now_ms >= max(found.by_ms - GIVE_WAY_MS, drained_ms + SETTLE_MS):
+    if able and now_ms >= max(found.by_ms - ASK_LEAD_MS, drained_ms + SETTLE_MS):
         _ask(connection, client, found, able, asked_ms, now_ms)
     if now_ms < found.by_ms:
         return
-    paused_by_ms = {request.request_id: asked_ms.get(request.request_id, now_ms) + GIVE_WAY_MS for request in able}
+    paused_by_ms = {request.request_id: asked_ms.get(request.request_id, now_ms) + PAUSE_MS for request in able}
     over = [request for request in requests if now_ms >= paused_by_ms.get(request.request_id, found.by_ms)]
     _stop(connection, found, over, _named(history, "stopped"), now_ms)
     if not requests and (now_ms >= drained_ms + SETTLE_MS or not found.chosen):

@@ -56,6 +56,7 @@ def run(seconds: float) -> list[Result]:
 
         records = play(stack, load(end_s), patience_s=30, beside=operator)
         told["after"] = stack.admin.get("/admin/v1/reclaims", params={"pool": POOL}).json()
+        told["history"] = stack.admin.get(f"/admin/v1/reclaims/{told['reclaim']['reclaim']}").json()["history"]
     return [judge(records, told, end_s)]
 
 
@@ -63,6 +64,11 @@ def order(stack: ScenarioStack, by: datetime) -> dict[str, Any]:
     """One of the two machines, for research."""
     asked = {"pool": POOL, "instances": 1, "use": "research", "by": by.isoformat().replace("+00:00", "Z")}
     return stack.post("reclaims", asked)
+
+
+def named(history: list[dict[str, Any]], change: str) -> int:
+    """How many requests such steps of a reclaim name."""
+    return sum(len(step["detail"]["requests"]) for step in history if step["change"] == change)
 
 
 def could_have_finished(record: Record, deadline_s: float) -> bool:
@@ -93,6 +99,8 @@ def judge(records: list[Record], told: dict[str, Any], end_s: float) -> Result:
     ]  # fmt: skip
     meanwhile = due(parts["owner"], BEFORE_S, deadline_s + 2)
     return Result("reclaim", verdicts, {
-        "streams cut": len(cut), "state": done, "owner's TTFT meanwhile, ms": {"p50": ttft_ms(meanwhile, 0.5), "p99": ttft_ms(meanwhile, 0.99)},
+        "streams cut": len(cut),
+        "flex asked to go on elsewhere": named(told["history"], "asked_to_give_way"),
+        "state": done, "owner's TTFT meanwhile, ms": {"p50": ttft_ms(meanwhile, 0.5), "p99": ttft_ms(meanwhile, 0.99)},
         "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),
     })  # fmt: skip

@@ -1,7 +1,7 @@
 """Promises of a machine that leaves: flex that can go on elsewhere is asked to before anything is stopped, and only where it can."""
 
 from billing.cell.scripts import Asked
-from billing.reclaims.clear import GIVE_WAY_MS, SETTLE_MS
+from billing.reclaims.clear import ASK_LEAD_MS, PAUSE_MS, SETTLE_MS
 from tests.billing.contracts.selling import T0
 from tests.billing.reclaims.conftest import MINUTE, Ground
 
@@ -22,17 +22,20 @@ def test_flex_that_can_go_on_is_asked_to_just_before_the_deadline(ground: Ground
     with ground.wakes() as heard:
         made = ground.order(T0, by_ms=BY)
         assert made.chosen == ("a",)
-        ground.step(BY - GIVE_WAY_MS - 1)
+        ground.step(BY - ASK_LEAD_MS - 1)
         # Until then it may finish where it is.
         assert heard() == []
-        ground.step(BY - GIVE_WAY_MS)
+        ground.step(BY - ASK_LEAD_MS)
         ground.step(BY - 1)
         # Again, because a word may be lost; in the record it stands once.
         assert heard() == ["!able", "!able"]
         assert ground.changes(made) == ["planned", "draining", "asked_to_give_way"]
         assert ground.stops() == []
         ground.step(BY)
-    assert ground.stops() == ["able", "fixed", "on_demand"]
+        # What cannot go on ends at the deadline, what can has its time first.
+        assert ground.stops() == ["fixed", "on_demand"]
+        ground.step(BY - ASK_LEAD_MS + PAUSE_MS)
+    assert ground.stops()[2:] == ["able", "fixed", "on_demand"]
 
 
 def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_its_time(ground: Ground) -> None:
@@ -47,9 +50,9 @@ def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_i
         assert heard() == []
         ground.step(T0 + SETTLE_MS)
         assert heard() == ["!able"]
-        ground.step(T0 + SETTLE_MS + GIVE_WAY_MS - 1)
+        ground.step(T0 + SETTLE_MS + PAUSE_MS - 1)
         assert "able" not in ground.stops()
-        ground.step(T0 + SETTLE_MS + GIVE_WAY_MS)
+        ground.step(T0 + SETTLE_MS + PAUSE_MS)
     assert "able" in ground.stops()
 
 
@@ -58,7 +61,7 @@ def test_where_billing_was_away_at_the_deadline_flex_still_has_its_time(ground: 
     ground.order(T0, by_ms=BY)
     ground.step(BY + MINUTE)
     assert ground.stops() == ["fixed", "on_demand"]
-    ground.step(BY + MINUTE + GIVE_WAY_MS)
+    ground.step(BY + MINUTE + PAUSE_MS)
     assert "able" in ground.stops()
 
 
