@@ -85,8 +85,8 @@ def _there(control: ControlPlane, pool: str) -> list[Registered] | None:
 
 
 def _instances(declared: int, there: Collection[Registered], *, measured: bool) -> int:
-    """How many it has: as said, or, as long as nothing was, those that its first calibration would give it."""
-    return declared if declared or measured else sum(1 for entry in there if entry.status != "down")
+    """How many it has: as said, or, as long as nothing was said or measured, those that are registered."""
+    return declared if declared or measured else len(there)
 
 
 def _shown(connection: Connection, pool: str, there: Collection[Registered] | None) -> dict[str, Any]:

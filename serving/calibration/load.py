@@ -27,9 +27,10 @@ _PERCENTILE: Final = 0.95
 _LOOKS: Final = 20
 _LOOK_LEAST_S: Final = 0.05
 # Of those in flight each comes anew once in as many steps of the engine as it writes tokens, and waits for the next step to begin: that is no
-# queue, nor is a few times as many, nor is it more than this part of all where answers are short.
+# queue, nor is a few times as many, at most this part of all. Where answers are so short that it would be more, nothing can be told.
 _BETWEEN_STEPS: Final = 3
 _BETWEEN_STEPS_MOST: Final = 0.25
+_TELLING_OUTPUT_LEAST: Final = 4
 # A client this busy may have been the slower of the two.
 CLIENT_BUSY: Final = 0.85
 
@@ -116,6 +117,8 @@ async def hold(
 def queues(mix: Mix, sequences: int, waiting: Sequence[int]) -> bool:
     """Whether the engine had more waiting than just came, in most of the looks. One look says nothing."""
     output = sum(shape.output for shape in mix.shapes) / len(mix.shapes)
+    if output < _TELLING_OUTPUT_LEAST:
+        return False
     just_came = sequences * min(_BETWEEN_STEPS / output, _BETWEEN_STEPS_MOST)
     return len(waiting) > 1 and sum(1 for seen in waiting if seen > just_came) * 2 > len(waiting)
 

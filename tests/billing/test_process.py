@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -157,6 +158,31 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         )  # fmt: skip
         assert audit.status_code == 200
         assert audit.json()["residual_tokens"] == 25
+    assert billing.end(signal.SIGTERM) == 0
+
+
+def test_it_keeps_load_and_life_of_engines_added_by_hand_true(billing: BillingProcess, raw_redis: redis.Redis) -> None:
+    def ask(method: str, path: str, body: object = None) -> Any:
+        answer = httpx.request(
+            method, f"http://127.0.0.1:{billing.admin_port}/admin/v1/{path}", json=body, timeout=20, trust_env=False,
+            headers={"authorization": f"Bearer {ADMIN_KEY}"},
+        )  # fmt: skip
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def listed() -> Any:
+        (instance,) = ask("GET", "instances")["data"]
+        return instance
+
+    billing.start()
+    until(billing.healthy, billing)
+    ask("POST", "models", {"name": "m1", "context_tokens": 100})
+    with serve(ScriptedEngine(running=3, waiting=1, kv_usage=0.5)) as engine:
+        ask("POST", "instances", {"model": "m1", "url": engine.url, "force": True})
+        assert listed()["status"] == "ready"
+        until(lambda: listed()["load"] == {"running": 3, "waiting": 1, "kv_usage": 0.5}, billing)
+    until(lambda: listed()["status"] == "down", billing)
+    assert ask("GET", "pools/m1")["ready"] == 0
     assert billing.end(signal.SIGTERM) == 0
 
 

@@ -108,6 +108,8 @@ def test_a_queue_is_one_that_is_there_in_most_looks() -> None:
     assert not queues(typical, 32, [16, 0, 0, 16])
     assert not queues(typical, 32, [16])
     assert not queues(typical, 32, [])
+    # Of answers of one token every one waits for the step that writes it.
+    assert not queues(Mix("long", (Shape(0, 1024, 1),)), 2, [2, 1, 2, 1])
 
 
 async def test_targets_that_one_request_misses_are_refused_and_what_it_cost_is_told(make_engine: EngineMaker) -> None:
