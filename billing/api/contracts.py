@@ -249,7 +249,7 @@ def _shown(connection: Connection, contracts: list[Contract]) -> list[dict[str, 
     return [shown(contract, names, now_ms) for contract in contracts]
 
 
-# A quote names at most so many steps of what is free; the figures count them all.
+# A quote names at most so many steps of what is free, and of what is missing; the figures count them all.
 _FREE_SHOWN_MAX: Final = 500
 
 
@@ -267,5 +267,6 @@ def _quoted(found: Quote) -> dict[str, Any]:
             "fits": found.fits,
             "fits_from": moment(found.fits_from_ms),
             "fits_until": moment(found.fits_until_ms),
+            "short": [shown_span(span) for span in found.short[:_FREE_SHOWN_MAX]],
         }
     return answer

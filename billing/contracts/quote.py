@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from billing.contracts.position import Position
+from billing.contracts.position import Holding, Position, worsened
+from billing.contracts.terms import Step
 from billing.contracts.timeline import FOREVER_MS, Span
 
 
@@ -10,7 +11,7 @@ from billing.contracts.timeline import FOREVER_MS, Span
 class Quote:
     """`at_most_mu_s` fits over the whole period. Of the rate that was asked about, if one was: `fits` over the whole period;
     `fits_from_ms`, the first start from which it fits for as long as the period (None: never); `fits_until_ms`, up to when it fits from
-    the period's start (that start itself: not at all).
+    the period's start (that start itself: not at all); `short`, when and by how much it does not fit within the period, as a refusal says it.
     """
 
     pool: str
@@ -22,6 +23,7 @@ class Quote:
     fits: bool | None = None
     fits_from_ms: int | None = None
     fits_until_ms: int | None = None
+    short: tuple[Span, ...] = ()
 
 
 def quote(
@@ -35,6 +37,7 @@ def quote(
         return Quote(position.pool, from_ms, until_ms, found, at_most_mu_s)
     onwards = list(free.spans(from_ms))
     lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
+    wanted = Holding("", "", (Step(from_ms, mu_s),), from_ms, until_ms, headroom_permille)
     return Quote(
         position.pool,
         from_ms,
@@ -45,6 +48,7 @@ def quote(
         mu_s <= at_most_mu_s,
         _first_start(onwards, mu_s, lasts_ms),
         next((span.from_ms for span in onwards if span.value < mu_s), FOREVER_MS),
+        tuple(worsened(position, position.with_holding(wanted), from_ms, until_ms)),
     )
 
 

@@ -89,6 +89,7 @@ def test_a_quote_is_what_signing_would_say(position: Position, from_ms: int, las
     found = quote(position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom)
     if not shortfalls(position, 0):
         assert found.fits == fits(mu_s, from_ms, from_ms + lasts)
+        assert found.fits == (not found.short)
         assert found.at_most_mu_s == 0 or fits(found.at_most_mu_s, from_ms, from_ms + lasts)
         assert not fits(found.at_most_mu_s + 1, from_ms, from_ms + lasts)
         starts = [at_ms for at_ms in range(from_ms, 130) if fits(mu_s, at_ms, at_ms + lasts)]
@@ -96,6 +97,14 @@ def test_a_quote_is_what_signing_would_say(position: Position, from_ms: int, las
         assert found.fits_until_ms is not None
         assert found.fits_until_ms == from_ms or fits(mu_s, from_ms, min(found.fits_until_ms, 10**6))
         assert found.fits_until_ms == FOREVER_MS or not fits(mu_s, from_ms, found.fits_until_ms + 1)
+
+
+def test_a_quote_says_when_and_by_how_much_it_is_short():
+    position = Position("p", 2, 0, 0, 1000, taken=(Taken(1, 10, 20), Taken(2, 30, FOREVER_MS)))
+    found = quote(position, 0, 40, mu_s=1500)
+    assert found.short == (Span(10, 20, 500), Span(30, 40, 1500))
+    assert quote(position, 0, 10, mu_s=1500).short == ()
+    assert quote(position, 0, 10, mu_s=1500, headroom_permille=500).short == (Span(0, 10, 500),)
 
 
 def test_an_exact_fit_fits_and_one_more_says_when_and_by_how_much():
