@@ -1,7 +1,7 @@
 """`taas contract`: capacity assigned to a tenant, from the draft to its end."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -15,6 +15,8 @@ _COLUMNS: Columns = {
     "ENDS (UTC)": "ends", "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
 }  # fmt: skip
 _STEPS: Columns = {"FROM (UTC)": "from", "UNITS/S": "units"}
+# Of what is missing so many times are named, as a refusal does.
+_SHORT_MAX: Final = 5
 _FREE: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "FREE UNITS/S": "units"}
 
 
@@ -57,7 +59,10 @@ def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) ->
         return
     if as_draft or any(value not in {None, ()} for value in said.values()):
         raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
-    _print(call("POST", "contracts", contract_id, "sign"), as_json)
+    signed = call("POST", "contracts", contract_id, "sign")
+    for line in changed_since(_before(contract_id), signed):
+        click.echo(f"note: {line}", err=True)
+    _print(signed, as_json)
 
 
 @contract.command()
@@ -125,7 +130,7 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
     """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another overflow or notice.
 
     From the given moment on it holds in place of all that was to follow of it; the past stays. Checked as signing is.
-    Notice cannot be amended once it has been given.
+    Notice cannot be amended once it has been given. Steps of the ramp that fall away are named.
 
     \b
     taas contract amend con_0f3a… --units 800 --from 2027-06-01
@@ -133,7 +138,10 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
     taas contract amend con_0f3a… --overflow spill --spill-units 50 --from 2027-06-01
     taas contract amend con_0f3a… --tenant-notice-days 30
     """
-    _print(call("POST", "contracts", contract_id, "amend", body=amendment_body(said)), as_json)
+    amended = call("POST", "contracts", contract_id, "amend", body=amendment_body(said))
+    for line in changed_since(_before(contract_id), amended):
+        click.echo(f"note: {line}", err=True)
+    _print(amended, as_json)
 
 
 @contract.command()
@@ -180,12 +188,35 @@ def quote(
     print_table(_FREE, answer["free"])
 
 
+def _before(contract_id: str) -> Mapping[str, Any]:
+    """The contract as it stood before the last change."""
+    before: Mapping[str, Any] = call("GET", "contracts", contract_id, "history")["data"][-2]["after"]
+    return before
+
+
+def changed_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What signing or amending has done to the start and to the ramp besides what was asked for."""
+    lines = []
+    if after["from"] != before["from"]:
+        lines.append(f"it starts at {after['from']}, when it was signed: its start at {before['from']} had passed")
+    kept = {step["from"]: step["units"] for step in after["steps"]}
+    gone = [step for step in before["steps"][1:] if kept.get(step["from"]) != step["units"]]
+    if gone:
+        named = ", ".join(f"{step['units']} units per second from {step['from']}" for step in gone)
+        lines.append(f"no step of its ramp any more: {named}")
+    return lines
+
+
 def _fit(answer: Mapping[str, Any]) -> list[str]:
     units = answer["units"]
     if answer["fits"]:
         until = "for good" if answer["fits_until"] is None else f"until {answer['fits_until']}"
         return [f"{units} fit, {until}"]
     lines = [f"{units} do not fit over all of that"]
+    for span in answer["short"][:_SHORT_MAX]:
+        lines.append(f"they are too many by {span['units']} units per second {_period(span['from'], span['until'])}")
+    if len(answer["short"]) > _SHORT_MAX:
+        lines.append(f"and {len(answer['short']) - _SHORT_MAX} times more")
     if answer["fits_until"] != answer["from"]:
         lines.append(f"they fit until {answer['fits_until']}")
     later = answer["fits_from"]

@@ -10,6 +10,8 @@ import click
 import pytest
 from sqlalchemy import create_engine, insert
 
+from billing.contracts import lifecycle, store
+from billing.contracts.terms import Step, Terms
 from billing.schema.capacity import calibration
 from deploy.cli.contract_terms import PART
 from deploy.cli.moments import resolve, rfc3339
@@ -142,11 +144,61 @@ def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Ta
     said = taas(*asked).stdout
     assert "at most 300 units per second fit" in said
     assert "they fit for as long from 2200-01-01T00:00:00Z on" in said
+    assert "too many by 100 units per second from 2199-06-01T00:00:00Z until 2199-08-30T00:00:00Z" in said
+    never = taas("contract", "quote", "--pool", "org/llama", "--units", "1800.5", "--from", "2299-01-01").stdout
+    assert "too many by 0.5 units per second from 2299-01-01T00:00:00Z on, for good" in never
+    assert "they never fit for as long as that" in never
     assert "400 fit, until 2199-01-01" in taas(*asked[:-4], "--until", "30d").stdout
     assert "for good" in taas("contract", "quote", "--pool", "org/llama").stdout
     held = taas("pool", "set", "org/llama", "--instances", "1", exit_code=1)
     assert "by 600 units per second" in held.stderr
     assert "1800" in taas("pool", "show", "org/llama").stdout
+
+
+def test_amending_names_the_steps_that_fall_away(taas: Taas, told: Told, shop: None):
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--units",
+        "5",
+        "--from",
+        "2100-01-01",
+        "--until",
+        "9y",
+        "--notice-days",
+        "7",
+    ]
+    ramp = ["--ramp", "2101-01-01:6", "--ramp", "2102-01-01:7", "--ramp", "2103-01-01:8"]
+    signed = told("contract", "sign", *terms, *ramp)["contract"]
+    assert "note" not in taas("contract", "amend", signed, "--overflow", "queue").stderr
+    said = taas("contract", "amend", signed, "--units", "7", "--from", "2102-01-01").stderr
+    assert said == "note: no step of its ramp any more: 8 units per second from 2103-01-01T00:00:00Z\n"
+    said = taas("contract", "amend", signed, "--units", "9", "--from", "2100-02-01").stderr
+    assert "6 units per second from 2101-01-01T00:00:00Z, 7 units per second from 2102-01-01T00:00:00Z" in said
+
+
+def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop: None, database_url: str):
+    (tenant,) = told("tenant", "list")["data"]
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        then_ms = store.now_ms(connection) - 60_000
+        steps = (Step(then_ms, 5000), Step(then_ms + 30_000, 6000), Step(then_ms + 9_000_000_000, 7000))
+        terms = Terms(tenant["tenant"], "org/llama", steps, then_ms, then_ms + 30_000_000_000, then_ms, 7, 7)
+        drafted = lifecycle.draft(connection, terms, now_ms=then_ms).contract_id
+    engine.dispose()
+    before = told("contract", "show", drafted)
+    result = taas("contract", "sign", drafted)
+    shown = told("contract", "show", drafted)
+    assert (
+        f"note: it starts at {shown['from']}, when it was signed: its start at {before['from']} had passed"
+        in result.stderr
+    )
+    assert (
+        f"note: no step of its ramp any more: 6 units per second from {before['steps'][1]['from']}\n" in result.stderr
+    )
+    assert [step["units"] for step in shown["steps"]] == ["6", "7"]
 
 
 @pytest.mark.parametrize(
