@@ -17,7 +17,7 @@ from billing.contracts import store
 from billing.contracts.commitments import lock_position
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.position import refuse_worse
-from billing.contracts.reweigh import in_new_units, refuse_unsaid, worth_at_most, write_down
+from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_at_most, write_down
 from billing.ledger import Pricing, add_total
 from billing.models import ModelChange, Weights
 from billing.names import new_id
@@ -94,16 +94,14 @@ def record(
     # Not before the pool is held: of two who measure at once the second compares with what the first stored.
     model = models.find(connection, measured.model)
     if not reweigh:
-        refuse_unsaid(before, model.weights, measured.weights)
+        refuse_unsaid(before, model.weights, measured.weights, said_by=f"taas calibrate {measured.pool} --reweigh")
     pool = pools.find(connection, measured.pool)
     if pool.instances == 0 and registered > 0:
         pool = replace(pool, instances=registered)
         pools.write(connection, pool, now_ms)
     after = replace(before, instances=pool.instances, capacity_mu_s=measured.capacity_mu_s)
     worth = worth_at_most(model.weights, measured.weights)
-    what = "Less was measured than before, and what is signed"
-    if worth > 1:
-        what = f"What is signed may be worth up to {float(worth):.3g} times as many of the new units, and that"
+    what = told(worth) if worth > 1 else "Less was measured than before, and what is signed"
     refuse_worse(before, in_new_units(after, worth), now_ms, what=what, param="pool")
     changed = models.change(connection, model.name, ModelChange(weights=measured.weights))
     if changed.weights_version != model.weights_version:

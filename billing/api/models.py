@@ -10,6 +10,9 @@ from sqlalchemy import Connection
 from billing import models, tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
+from billing.contracts import store
+from billing.contracts.lifecycle import OPERATOR
+from billing.contracts.reweigh import change_model
 from billing.models import Model, ModelChange, ModelSpec, Weights
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"])
@@ -55,7 +58,9 @@ class NewModel(Body):
 
 
 class ModelChangeBody(Body):
-    """What is not given stays. New weights become a new version; a retired model is asked for in vain."""
+    """What is not given stays. New weights become a new version; a retired model is asked for in vain. `reweigh`: what is signed may count in units that
+    buy something else.
+    """
 
     status: Literal["active", "retired"] | None = None
     visible: Visible | None = None
@@ -66,6 +71,7 @@ class ModelChangeBody(Body):
     default_max_tokens: Tokens | None = None
     weights: WeightsBody | None = None
     chat_template_kwargs: KwargNames | None = None
+    reweigh: bool = False
 
 
 @router.post("", status_code=201)
@@ -119,7 +125,9 @@ def change(name: NamePath, body: ModelChangeBody, control: Control, response: Re
         chat_template_kwargs=body.chat_template_kwargs,
     )
     with control.changing(response) as connection:
-        return _shown(connection, [models.change(connection, name, wanted)])[0]
+        now_ms = store.now_ms(connection)
+        changed = change_model(connection, name, wanted, reweigh=body.reweigh, by=OPERATOR, now_ms=now_ms)
+        return _shown(connection, [changed])[0]
 
 
 def _shown(connection: Connection, found: Iterable[Model]) -> list[dict[str, Any]]:

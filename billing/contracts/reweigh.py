@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from billing import models
 from billing.contracts import store
-from billing.contracts.position import Holding, Position, units
+from billing.contracts.commitments import lock_position, read_position
+from billing.contracts.position import Holding, Position, refuse_worse, units
 from billing.contracts.terms import Step
-from billing.models import Model, Weights
+from billing.models import Model, ModelChange, Weights
 from billing.refusals import Conflict
 
 CHANGE: Final = "reweighed"
@@ -21,8 +23,32 @@ _SAID_ABOVE: Final = Fraction(1, 10)
 _KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_mu"}
 
 
-def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
-    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth."""
+def change_model(
+    connection: Connection, name: str, wanted: ModelChange, *, reweigh: bool, by: str, now_ms: int
+) -> Model:
+    """As `models.change`, which knows no contracts. Raises Conflict where new weights make something else of what is signed and nobody said that they
+    may, or where what is signed might not fit any more.
+    """
+    pool = models.find(connection, name).pool
+    # Holding a pool makes a row of it: only where there is something to hold it for.
+    if wanted.weights is None or not read_position(connection, pool, now_ms).holdings:
+        return models.change(connection, name, wanted)
+    position = lock_position(connection, pool, now_ms)
+    model = models.find(connection, name)
+    if not reweigh:
+        refuse_unsaid(position, model.weights, wanted.weights, said_by=f"taas model set {name} --reweigh")
+    worth = worth_at_most(model.weights, wanted.weights)
+    refuse_worse(position, in_new_units(position, worth), now_ms, what=told(worth), param="weights")
+    changed = models.change(connection, name, wanted)
+    if changed.weights_version != model.weights_version:
+        write_down(connection, position, model, changed, by=by, now_ms=now_ms)
+    return changed
+
+
+def refuse_unsaid(position: Position, old: Weights, new: Weights, *, said_by: str) -> None:
+    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth. `said_by`: what says
+    that it may.
+    """
     signed = len(position.holdings)
     moved = [
         f"{kind} {units(was)} → {units(now)}"
@@ -34,7 +60,7 @@ def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
     stand = "1 contract is" if signed == 1 else f"{signed} contracts are"
     raise Conflict(
         f"A unit would buy something else in pool {position.pool!r}: units a token {', '.join(moved)}, and {stand} signed by the old weights. "
-        f"If what is signed is to count in the new units, say so: `taas calibrate {position.pool} --reweigh` (`reweigh`: true); it is written "
+        f"If what is signed is to count in the new units, say so: `{said_by}` (`reweigh`: true); it is written "
         "into the history of each contract, and `taas contract amend` changes its units. If not, keep the weights that are: nothing has changed.",
         param="reweigh",
         code="reweighs",
@@ -47,6 +73,11 @@ def worth_at_most(old: Weights, new: Weights) -> Fraction:
     A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count here.
     """
     return max(Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was))
+
+
+def told(worth: Fraction) -> str:
+    """What does not fit then, as a refusal begins."""
+    return f"What is signed may be worth up to {float(worth):.3g} times as many of the new units, and that"
 
 
 def in_new_units(position: Position, worth: Fraction) -> Position:

@@ -129,8 +129,11 @@ def show_one(name: str, as_json: bool) -> None:
 @model.command("set")
 @click.argument("name")
 @click.option("--status", type=click.Choice(["active", "retired"]), help="A retired model is asked for in vain.")
+@click.option(
+    "--reweigh", is_flag=True, help="What is signed may count in units that buy more or less than 10% other than now."
+)
 @_shared
-def set_fields(name: str, status: str | None, as_json: bool, **fields: Any) -> None:
+def set_fields(name: str, status: str | None, reweigh: bool, as_json: bool, **fields: Any) -> None:
     """Change the model NAME. New weights are a new version; requests under way keep theirs.
 
     \b
@@ -140,7 +143,7 @@ def set_fields(name: str, status: str | None, as_json: bool, **fields: Any) -> N
     body = {**_body(fields), **given(status=status)}
     if not body:
         raise click.UsageError("nothing to change.")
-    _print(call("PATCH", "models", name, body=body), as_json)
+    _print(call("PATCH", "models", name, body={**body, **given(reweigh=reweigh or None)}), as_json)
 
 
 def _known(name: str) -> dict[str, Any]:

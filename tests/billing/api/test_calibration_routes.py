@@ -183,6 +183,25 @@ def test_units_that_would_buy_something_else_take_a_word_and_are_remembered(
     ]  # fmt: skip
 
 
+def test_weights_set_by_hand_take_the_same_word(admin: TestClient, made: Make, database: Engine) -> None:
+    made("tenants", name="acme")
+    made("calibrations", **GOOD)
+    dearer = {"weights": GOOD["weights"] | {"w_out_mu": 43_000}}
+    signed = made("contracts", tenant="acme", pool="m", units=2000, until="2100-06-01T00:00:00Z", notice_days=30)
+    before = stored(database)
+    for body, code in ((dearer, "reweighs"), (dearer | {"reweigh": True}, "capacity_short")):
+        answer = admin.patch("/admin/v1/models/m", json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, code), answer.text
+    assert stored(database) == before
+    assert admin.patch("/admin/v1/models/m", json={"context_tokens": 4096}).status_code == 200
+    answer = admin.patch(
+        "/admin/v1/models/m", json={"weights": GOOD["weights"] | {"w_out_mu": 10_000}, "reweigh": True}
+    )
+    assert answer.json()["weights"]["version"] == 3
+    history = admin.get(f"/admin/v1/contracts/{signed['contract']}/history").json()["data"]
+    assert [entry["change"] for entry in history] == ["draft", "signed", "reweighed"]
+
+
 def test_what_measuring_cost_is_absorbed_once_and_billed_to_nobody(
     admin: TestClient, made: Make, database: Engine
 ) -> None:
