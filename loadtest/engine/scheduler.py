@@ -36,6 +36,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._by_id: dict[str, list[Sequence]] = {}
         self._arrivals = 0
+        self._arrivals_considered = 0
         self._kv_tokens = 0
         self._work = asyncio.Event()
         self.counters = Counters()
@@ -46,7 +47,9 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return sum(1 for _, _, sequence in self._waiting if sequence.finish is None)
+        """Those for which the last step had no room, as vLLM's gauge has it: what has come since has not been looked at yet."""
+        considered = self._arrivals_considered
+        return sum(1 for _, arrival, each in self._waiting if each.finish is None and arrival <= considered)
 
     @property
     def kv_usage(self) -> float:
@@ -116,6 +119,7 @@ class Scheduler:
                     break
                 self._admit(sequence)
             heapq.heappop(self._waiting)
+        self._arrivals_considered = self._arrivals
         return min((sequence.resumes_at for sequence in self._running), default=math.inf)
 
     def _admit(self, sequence: Sequence) -> None:
