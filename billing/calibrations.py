@@ -94,7 +94,7 @@ def record(
     # Not before the pool is held: of two who measure at once the second compares with what the first stored.
     model = models.find(connection, measured.model)
     if not reweigh:
-        refuse_unsaid(before, model.weights, measured.weights, said_by=f"taas calibrate {measured.pool} --reweigh")
+        refuse_unsaid(before, model.weights, measured.weights)
     pool = pools.find(connection, measured.pool)
     if pool.instances == 0 and registered > 0:
         pool = replace(pool, instances=registered)

@@ -36,7 +36,7 @@ def change_model(
     position = lock_position(connection, pool, now_ms)
     model = models.find(connection, name)
     if not reweigh:
-        refuse_unsaid(position, model.weights, wanted.weights, said_by=f"taas model set {name} --reweigh")
+        refuse_unsaid(position, model.weights, wanted.weights)
     worth = worth_at_most(model.weights, wanted.weights)
     refuse_worse(position, in_new_units(position, worth), now_ms, what=told(worth), param="weights")
     changed = models.change(connection, name, wanted)
@@ -45,10 +45,8 @@ def change_model(
     return changed
 
 
-def refuse_unsaid(position: Position, old: Weights, new: Weights, *, said_by: str) -> None:
-    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth. `said_by`: what says
-    that it may.
-    """
+def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
+    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth."""
     signed = len(position.holdings)
     moved = [
         f"{kind} {units(was)} → {units(now)}"
@@ -60,7 +58,7 @@ def refuse_unsaid(position: Position, old: Weights, new: Weights, *, said_by: st
     stand = "1 contract is" if signed == 1 else f"{signed} contracts are"
     raise Conflict(
         f"A unit would buy something else in pool {position.pool!r}: units a token {', '.join(moved)}, and {stand} signed by the old weights. "
-        f"If what is signed is to count in the new units, say so: `{said_by}` (`reweigh`: true); it is written "
+        f"If what is signed is to count in the new units, say so: the same again with `--reweigh` (`reweigh`: true); it is written "
         "into the history of each contract, and `taas contract amend` changes its units. If not, keep the weights that are: nothing has changed.",
         param="reweigh",
         code="reweighs",

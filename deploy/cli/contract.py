@@ -100,9 +100,10 @@ def show_one(contract_id: str, as_json: bool) -> None:
     _print(call("GET", "contracts", contract_id), as_json)
     if as_json:
         return
-    for entry in call("GET", "contracts", contract_id, "history")["data"]:
-        if entry["change"] == "reweighed":
-            click.echo(f"{entry['at']} {_change(entry)}")
+    entries = call("GET", "contracts", contract_id, "history")["data"]
+    reweighed = [f"{entry['at']} {_change(entry)}" for entry in entries if entry["change"] == "reweighed"]
+    if reweighed:
+        click.echo("\n" + "\n".join(reweighed))
 
 
 @contract.command()
