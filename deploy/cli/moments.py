@@ -5,13 +5,13 @@ from typing import Final
 
 import click
 
-from billing.contracts.spans import FORM, after
-
 FORMS: Final = "2027-01-31, 2027-01-31T12:00:00Z, now, or a span such as 30min, 90d, 6mo, 3y"
 
 
 def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
     """The moment that the text means; a span counts from the anchor, by the calendar. Raises BadParameter."""
+    from billing.contracts.spans import after
+
     if text == "now":
         return now
     try:
@@ -27,6 +27,8 @@ def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datet
 
 def is_span(text: str) -> bool:
     """Whether it counts from another moment."""
+    from billing.contracts.spans import FORM
+
     return FORM.fullmatch(text) is not None
 
 
