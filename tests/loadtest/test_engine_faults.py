@@ -8,6 +8,7 @@ import pytest
 
 from loadtest.engine.fault_answers import LEAK
 from tests.fixtures.engine import EngineMaker, SimEngine
+from tests.fixtures.gateway import wait_until
 from tests.loadtest.test_engine_answers import events
 
 STREAM: dict[str, Any] = {
@@ -60,7 +61,8 @@ def test_the_whole_process_can_die(make_engine: EngineMaker) -> None:
     assert (len(events(text)), broken is not None) == (4, True)
     with pytest.raises(httpx.TransportError):
         engine.post("/v1/chat/completions", chat())
-    assert not engine.alive()
+    # Its connections close a moment before it is gone.
+    wait_until(lambda: not engine.alive(), "end of the process")
     engine.restart()
     assert engine.counters()["generation"] == 0
     engine.post("/v1/chat/completions", chat()).raise_for_status()
