@@ -19,6 +19,7 @@ from loadtest.settings import child_environment
 
 _READY_S = 120.0
 _STOP_S = 30.0
+_GIVEN: set[int] = set()
 T = TypeVar("T")
 
 
@@ -44,11 +45,14 @@ def stop_children_on_sigterm() -> None:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that was free a moment ago; another one each time, because who was given it may not listen yet."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
 
 
 class Child:

@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from loadtest.children import free_port
+
 
 def started(parent: psutil.Process, name: str) -> list[psutil.Process]:
     """Everything below the process, once one of the name is there."""
@@ -37,3 +39,9 @@ def test_sigterm_leaves_nothing_running(command: tuple[str, ...]) -> None:
     for child in alive:
         child.kill()
     assert not alive
+
+
+def test_nobody_is_given_the_port_of_another() -> None:
+    # Of about 28,000; drawn blindly, some would come twice.
+    given = [free_port() for _ in range(2_000)]
+    assert len(set(given)) == len(given)
