@@ -82,21 +82,14 @@ def test_all_terms_pass_through_and_come_back(taas: Taas, told: Told, shop: None
     assert "amended" in taas("contract", "history", signed["contract"]).stdout
 
 
+def lasting(begins: str, until: str) -> list[str]:
+    """Words of a small contract of acme's."""
+    what = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--notice-days", "7"]
+    return [*what, "--from", begins, "--until", until]
+
+
 def test_a_draft_is_signed_by_its_id(taas: Taas, told: Told, shop: None):
-    terms = [
-        "--tenant",
-        "acme",
-        "--pool",
-        "org/llama",
-        "--units",
-        "5",
-        "--from",
-        "1d",
-        "--until",
-        "90d",
-        "--notice-days",
-        "7",
-    ]
+    terms = lasting("1d", "90d")
     drafts = [told("contract", "draft", *terms), told("contract", "sign", *terms, "--draft")]
     assert [each["state"] for each in drafts] == ["draft", "draft"]
     assert told("contract", "sign", drafts[0]["contract"])["state"] == "signed"
@@ -156,20 +149,7 @@ def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Ta
 
 
 def test_amending_names_the_steps_that_fall_away(taas: Taas, told: Told, shop: None):
-    terms = [
-        "--tenant",
-        "acme",
-        "--pool",
-        "org/llama",
-        "--units",
-        "5",
-        "--from",
-        "2100-01-01",
-        "--until",
-        "9y",
-        "--notice-days",
-        "7",
-    ]
+    terms = lasting("2100-01-01", "9y")
     ramp = ["--ramp", "2101-01-01:6", "--ramp", "2102-01-01:7", "--ramp", "2103-01-01:8"]
     signed = told("contract", "sign", *terms, *ramp)["contract"]
     assert "note" not in taas("contract", "amend", signed, "--overflow", "queue").stderr
