@@ -16,11 +16,10 @@ from typing import Any, Final
 
 import httpx
 import redis
-from redis.exceptions import LockError
-from redis.lock import Lock
 
 from billing import redis_keys
 from billing.engine_reading import Counters, Load, NoCounters, Reading, read_engine
+from billing.leadership import Leadership
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +33,6 @@ _SILENT_MOST: Final = 5
 _UNCOUNTED_S: Final = 10.0
 # More engines than hang at once, so that one of them never delays those that answer.
 _READERS_MOST: Final = 64
-# A process that is gone is replaced within this.
-_LOCK_S: Final = 3.0
 _KV_DIGITS: Final = 4
 
 
@@ -72,12 +69,12 @@ class EngineWatch:
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
         self._show = client.register_script(_script())
         self._watched: dict[str, Watched] = {}
-        self._lock: Lock | None = None
+        self._leadership = Leadership(client)
         self._closed = threading.Event()
 
     def step(self) -> bool:
         """A loop's step: begin a look at every engine that is due and not being looked at. Raises redis.RedisError."""
-        if not self._leads():
+        if not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
             self._watched.clear()
             return False
         entries: dict[bytes, bytes] = self._client.hgetall(redis_keys.INSTANCES)  # type: ignore[assignment]
@@ -96,26 +93,10 @@ class EngineWatch:
         self._closed.set()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._http.close()
-        if self._lock is not None:
-            try:
-                self._lock.release()
-            except (LockError, redis.RedisError):
-                _log.info("the lock of the engine watch lapses by itself")
-            self._lock = None
-
-    def _leads(self) -> bool:
-        if self._lock is not None:
-            try:
-                self._lock.extend(_LOCK_S, replace_ttl=True)
-                return True
-            except LockError:
-                # It lapsed while this process stood still: whoever has it by now keeps it.
-                self._lock = None
-        lock = self._client.lock(redis_keys.ENGINE_WATCH_LOCK, timeout=_LOCK_S, blocking=False, thread_local=False)
-        if not lock.acquire():
-            return False
-        self._lock = lock
-        return True
+        try:
+            self._leadership.release_all()
+        except redis.RedisError:
+            _log.info("the lock of the engine watch lapses by itself")
 
     def _look(self, watched: Watched, name: str, raw: bytes, fields: dict[str, Any]) -> None:
         try:

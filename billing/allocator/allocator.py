@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import redis
 from sqlalchemy import Engine
 
+from billing import redis_keys
 from billing.allocator import rebuild
-from billing.allocator.leadership import Leadership
 from billing.allocator.round import RatesInForce, Round, allocate
 from billing.allocator.supply import Calibration, Cell, read_calibrations, read_cells
 from billing.contracts.rates import rates_now
+from billing.leadership import Leadership
 from billing.metrics import BillingMetrics
 from billing.registered import Registered, read_registered
 
@@ -50,7 +51,7 @@ class Allocator:
         rounds, failures, led = [], [], set()
         for cell in cells:
             try:
-                if self._leadership.hold(cell.cell):
+                if self._leadership.hold(redis_keys.allocator_lock(cell.cell)):
                     led.add(cell.cell)
                     rounds.append(self._allocate(cell, calibrations, registered, now_ms, run))
             except Exception as exc:
