@@ -1,4 +1,4 @@
-"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, and short. Owns the rows of `contract_minute`,
+"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, cut and missing. Owns the rows of `contract_minute`,
 writing and reading them; what they say is worked out elsewhere. Each function works in the caller's transaction.
 """
 
@@ -12,12 +12,14 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.allocator.minutes import MINUTE_MS, Minute
 from billing.schema.capacity import contract, contract_minute, contract_shortfall
 
-_FIGURES: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "shortfall_mu")
+# What rounds count; the cuts are taken over from their seconds.
+_NOT_CUT: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "missing_mu")
+_FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of a contract over some time; mu, and requests refused."""
+    """What came of a contract over some time; mu, and requests refused. `shortfall_mu` is what was cut and what was missing."""
 
     contract_id: str
     tenant_id: str
@@ -28,6 +30,8 @@ class Figures:
     lent_mu: int
     borrowed_mu: int
     refused: int
+    cut_mu: int
+    missing_mu: int
     shortfall_mu: int
 
 
@@ -36,30 +40,29 @@ def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]
     rows = [
         {
             "contract_id": contract_id, "minute_ms": each.minute_ms, "assigned_mu": each.assigned_mu, "used_mu": each.used_mu,
-            "lent_mu": each.lent_mu, "borrowed_mu": each.borrowed_mu, "refused": each.refused, "shortfall_mu": 0,
+            "lent_mu": each.lent_mu, "borrowed_mu": each.borrowed_mu, "refused": each.refused, "cut_mu": 0, "missing_mu": each.missing_mu,
         }
         for contract_id, touched in sorted(minutes.items()) for each in touched if not each.empty
     ]  # fmt: skip
     if not rows:
         return
     new = insert(contract_minute)
-    written = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused")
     connection.execute(
         new.on_conflict_do_update(
             index_elements=["contract_id", "minute_ms"],
-            set_={name: new.excluded[name] for name in written},
+            set_={name: new.excluded[name] for name in _NOT_CUT},
             where=contract_minute.c.assigned_mu <= new.excluded.assigned_mu,
         ),
         rows,
     )
 
 
-def take_shortfalls(connection: Connection, contract_ids: Sequence[str], since_ms: int) -> dict[tuple[str, int], int]:
+def take_cuts(connection: Connection, contract_ids: Sequence[str], since_ms: int) -> dict[tuple[str, int], int]:
     """Bring what was cut, second by second, into the minutes; `since_ms` begins one. Returns contract and minute → mu, of those that it changed."""
     minute = _minute_of(contract_shortfall.c.second_ms)
     nothing = literal_column("0", BigInteger)
     cuts = (
-        select(contract_shortfall.c.contract_id, minute, *[nothing] * 5, func.sum(contract_shortfall.c.cut_mu))
+        select(contract_shortfall.c.contract_id, minute, *[nothing] * 6, func.sum(contract_shortfall.c.cut_mu))
         .where(
             contract_shortfall.c.contract_id.in_(contract_ids),
             contract_shortfall.c.second_ms >= since_ms,
@@ -67,13 +70,13 @@ def take_shortfalls(connection: Connection, contract_ids: Sequence[str], since_m
         .group_by(contract_shortfall.c.contract_id, minute)
     )
     # A minute in which all was cut has no row yet.
-    new = insert(contract_minute).from_select(["contract_id", "minute_ms", *_FIGURES], cuts)
+    new = insert(contract_minute).from_select(["contract_id", "minute_ms", *_NOT_CUT, "cut_mu"], cuts)
     changed = new.on_conflict_do_update(
         index_elements=["contract_id", "minute_ms"],
-        set_={"shortfall_mu": new.excluded.shortfall_mu},
-        where=contract_minute.c.shortfall_mu != new.excluded.shortfall_mu,
-    ).returning(contract_minute.c.contract_id, contract_minute.c.minute_ms, contract_minute.c.shortfall_mu)
-    return {(row.contract_id, row.minute_ms): row.shortfall_mu for row in connection.execute(changed)}
+        set_={"cut_mu": new.excluded.cut_mu},
+        where=contract_minute.c.cut_mu != new.excluded.cut_mu,
+    ).returning(contract_minute.c.contract_id, contract_minute.c.minute_ms, contract_minute.c.cut_mu)
+    return {(row.contract_id, row.minute_ms): row.cut_mu for row in connection.execute(changed)}
 
 
 def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Minute | None:
@@ -85,7 +88,9 @@ def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Min
     ).one_or_none()
     if row is None:
         return None
-    return Minute(minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused)
+    return Minute(
+        minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused, row.missing_mu * 1000
+    )
 
 
 def list_minutes(

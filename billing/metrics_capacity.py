@@ -28,7 +28,8 @@ class CapacityMetrics:
         self.lent = counter("taas_contract_lent_units", "What its owner left idle and others used")
         self.borrowed = counter("taas_contract_borrowed_units", "Work of its owner that spilled to on-demand")
         self.refused = counter("taas_contract_refused_requests", "Requests refused for being over the contract")
-        self.shortfall = counter("taas_contract_shortfall_units", "What was cut from a contract against its terms")
+        self.shortfall = counter("taas_contract_shortfall_units", "What a contract was short of: cut, or missing")
+        self.missing = counter("taas_contract_missing_units", "Of its shortfall, for which machines were not ready")
         self.capacity = Gauge(
             "taas_pool_capacity_units_per_second", "What its ready instances can do, as calibrated", ["pool"], registry=registry
         )  # fmt: skip
@@ -99,7 +100,7 @@ class CapacityMetrics:
         for gone in before - now:
             self.assigned.remove(*gone)
         self._contracts[pool] = now
-        self._short(done)
+        self._cut(done)
 
     def _came(self, labels: tuple[str, ...], came: "Came") -> None:
         self.assigned.labels(*labels).set(came.assigned_mu_s / _MU)
@@ -107,10 +108,12 @@ class CapacityMetrics:
         self._add(self.lent, labels, came.lent_mu / _MU)
         self._add(self.borrowed, labels, came.borrowed_mu / _MU)
         self._add(self.refused, labels, came.refused)
+        self._add(self.missing, labels, came.missing_mu / _MU)
+        self._add(self.shortfall, labels, came.missing_mu / _MU)
 
-    def _short(self, done: "Round") -> None:
+    def _cut(self, done: "Round") -> None:
         tenants = {came.contract_id: came.tenant for came in done.contracts}
-        for (contract_id, minute_ms), cut_mu in done.shortfall_mu.items():
+        for (contract_id, minute_ms), cut_mu in done.cut_mu.items():
             more_mu = cut_mu - self._cuts.get((contract_id, minute_ms), 0)
             self._cuts[contract_id, minute_ms] = cut_mu
             if contract_id in tenants:

@@ -26,7 +26,7 @@ RECEIPT_TIMEOUT_S = 5.0
 # What a tenant may narrow its capacity by, and how long each may be.
 CAPACITY_WORDS = ("contract", "from", "until")
 CAPACITY_CHARS_MAX = 128
-CAPACITY_FIELDS = ("contract", "minute", "assigned", "used", "lent", "borrowed", "refused", "shortfall")
+CAPACITY_FIELDS = ("contract", "minute", "assigned", "used", "lent", "borrowed", "refused", "shortfall", "missing")
 OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
 
 

@@ -28,7 +28,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is rounded between two readings."""
+    """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is rounded between two readings;
+    `missing_mu_ms`: so much of it the ready machines could not have done.
+    """
 
     minute_ms: int
     assigned_mu_ms: int = 0
@@ -36,11 +38,17 @@ class Minute:
     lent_mu: int = 0
     borrowed_mu: int = 0
     refused: int = 0
+    missing_mu_ms: int = 0
 
     @property
     def assigned_mu(self) -> int:
         """Whole mu."""
         return self.assigned_mu_ms // 1000
+
+    @property
+    def missing_mu(self) -> int:
+        """Whole mu."""
+        return self.missing_mu_ms // 1000
 
     @property
     def empty(self) -> bool:
@@ -50,13 +58,16 @@ class Minute:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where the evidence of a contract stands: what was read, when, and the minute it was read in; `rate_mu_s`, as signed, holds since."""
+    """Where the evidence of a contract stands: what was read, when, and the minute it was read in. `rate_mu_s`, as signed, holds since, and so
+    does `missing_mu_s`, for which machines are not ready.
+    """
 
     contract_id: str
     at_ms: int
     rate_mu_s: int
     minute: Minute
     totals: Totals = field(default_factory=Totals)
+    missing_mu_s: int = 0
 
     def to_record(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,13 +106,15 @@ def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu
         if minute_of(start_ms) != current.minute_ms:
             minutes.append(current)
             current = Minute(minute_of(start_ms))
+        held_ms = max(0, min(until_ms, end_ms) - start_ms)
         current = Minute(
             current.minute_ms,
-            current.assigned_mu_ms + account.rate_mu_s * max(0, min(until_ms, end_ms) - start_ms),
+            current.assigned_mu_ms + account.rate_mu_s * held_ms,
             current.used_mu + used_mu,
             current.lent_mu + lent_part,
             current.borrowed_mu + borrowed_mu,
             current.refused + refused,
+            current.missing_mu_ms + account.missing_mu_s * held_ms,
         )
     return [*minutes, current], replace(account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals)
 

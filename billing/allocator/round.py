@@ -29,7 +29,9 @@ _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back."""
+    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back; `missing_mu`: its
+    ready machines could not have done it.
+    """
 
     contract_id: str
     tenant: str
@@ -38,11 +40,12 @@ class Came:
     lent_mu: int
     borrowed_mu: int
     refused: int
+    missing_mu: int
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round has found and written. `shortfall_mu`: of each contract and minute in which it has changed, as it now is."""
+    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is."""
 
     cell: Cell
     now_ms: int
@@ -52,7 +55,7 @@ class Round:
     on_demand_waits: int
     flex_waits: int
     contracts: tuple[Came, ...]
-    shortfall_mu: Mapping[tuple[str, int], int]
+    cut_mu: Mapping[tuple[str, int], int]
 
     @property
     def give_way(self) -> dict[str, int]:
@@ -90,9 +93,10 @@ def allocate(
         charged = cell_state.charged_tenants(client, cell.cell, ended)
         state = cell_state.read_state(client, cell.cell, [*rates, *ended])
         books = _go_on(state, ended, capacity_mu_s * len(ready), now_ms)
-        _begin(connection, books, state, signed, now_ms)
+        missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, capacity_mu_s * len(ready))
+        _begin(connection, books, state, signed, missing, now_ms)
         capacity_usage.write_minutes(connection, books.minutes)
-        shortfall_mu = capacity_usage.take_shortfalls(connection, list(books.accounts), _cuts_since(state, now_ms))
+        cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
     owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
     health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
@@ -112,7 +116,7 @@ def allocate(
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell, now_ms, calibration, tuple(divided), in_flight, state.on_demand_waits, state.flex_waits, tuple(books.came),
-        shortfall_mu,
+        cut_mu,
     )  # fmt: skip
 
 
@@ -136,11 +140,12 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
         tenant: min(hash_.end_ms, ended[tenant].end_ms) if tenant in ended else hash_.end_ms
         for tenant, hash_ in state.contracts.items()
     }
-    used, idle = {}, {}
+    used, idle, missing = {}, {}, {}
     for tenant, hash_ in state.contracts.items():
         held_ms = max(0, min(now_ms, ends[tenant]) - accounts[tenant].at_ms)
         used[tenant] = hash_.totals.since(accounts[tenant].totals).used_mu
         idle[tenant] = max(0, hash_.rate_mu_s * held_ms // 1000 - used[tenant])
+        missing[tenant] = accounts[tenant].missing_mu_s * held_ms // 1000
     lent = _lent(state, idle, sum(used.values()), capacity_mu_s, now_ms)
     for tenant, hash_ in state.contracts.items():
         account = accounts[tenant]
@@ -150,8 +155,10 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
         books.minutes[contract_id] = touched
         books.accounts[contract_id] = after
         books.came.append(
-            Came(contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused)
-        )
+            Came(
+                contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused, missing[tenant]
+            )
+        )  # fmt: skip
         before_mu_s = state.memory.recent_mu_s.get(contract_id, 0.0)
         books.recent_mu_s[contract_id] = shares.recent(
             before_mu_s, change.used_mu, now_ms - account.at_ms, hash_.rate_mu_s
@@ -176,22 +183,26 @@ def _lent(
 
 
 def _begin(
-    connection: Connection, books: _Books, state: CellState, rates: Mapping[str, ContractRate], now_ms: int
+    connection: Connection,
+    books: _Books,
+    state: CellState,
+    rates: Mapping[str, ContractRate],
+    missing: Mapping[str, int],
+    now_ms: int,
 ) -> None:
-    """What is signed holds from now on. Opens an account for each contract without: a new one, one that follows another in its hash, or one that
-    Redis has lost.
+    """What is signed holds from now on, and so does what is missing of it, by contract. Opens an account for each contract without: a new one,
+    one that follows another in its hash, or one that Redis has lost.
     """
     for tenant, rate in rates.items():
-        if rate.contract_id in books.accounts:
-            account = books.accounts[rate.contract_id]
-            books.accounts[rate.contract_id] = replace(account, rate_mu_s=rate.mu_s)
-        else:
+        account = books.accounts.get(rate.contract_id)
+        if account is None:
             standing = state.contracts.get(tenant)
             written = capacity_usage.read_minute(connection, rate.contract_id, minutes.minute_of(now_ms))
             totals = standing.totals if standing else Totals()
-            books.accounts[rate.contract_id] = minutes.opened(
-                rate.contract_id, now_ms, totals, rate_mu_s=rate.mu_s, minute=written
-            )
+            account = minutes.opened(rate.contract_id, now_ms, totals, minute=written)
+        books.accounts[rate.contract_id] = replace(
+            account, rate_mu_s=rate.mu_s, missing_mu_s=missing.get(rate.contract_id, 0)
+        )
 
 
 def _cuts_since(state: CellState, now_ms: int) -> int:

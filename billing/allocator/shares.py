@@ -232,3 +232,12 @@ def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str
     left = sum(idle_mu.values())
     taken = max(0, min(left, others_mu - unsold_mu))
     return {name: idle * taken // left if left else 0 for name, idle in idle_mu.items()}
+
+
+def missing(rates_mu_s: Mapping[str, int], ready_mu_s: int) -> dict[str, int]:
+    """What each contract could not have now if all used what is theirs, mu per second: in proportion, of what the ready machines cannot do."""
+    owed_mu_s = sum(rates_mu_s.values())
+    short_mu_s = max(0, owed_mu_s - ready_mu_s)
+    return {
+        contract_id: rate * short_mu_s // owed_mu_s if short_mu_s else 0 for contract_id, rate in rates_mu_s.items()
+    }

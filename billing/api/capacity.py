@@ -31,7 +31,7 @@ def capacity(
     since: Annotated[Moment | None, Query(alias="from")] = None,
     until: Annotated[Moment | None, Query()] = None,
 ) -> dict[str, Any]:
-    """Per contract and minute that began in [from, until): assigned, used, lent, borrowed, refused, shortfall; and their sums.
+    """Per contract and minute that began in [from, until): assigned, used, lent, borrowed, refused, shortfall and what of it was missing; and their sums.
 
     Work is in units. Without `from` the last hour before `until`, which is now unless given. With `tenant`, only of that tenant.
     """
@@ -89,6 +89,7 @@ def _shown(figures: Figures, names: dict[str, str]) -> dict[str, Any]:
         "borrowed": units(figures.borrowed_mu),
         "refused": figures.refused,
         "shortfall": units(figures.shortfall_mu),
+        "missing": units(figures.missing_mu),
     }
     minute = {} if figures.minute_ms is None else {"minute": utc(figures.minute_ms)}
     return {**owner, **minute, **work}

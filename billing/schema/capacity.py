@@ -5,7 +5,19 @@ Work is in milliunits (mu), rates in mu per second, times in ms since the epoch.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Identity, Integer, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Computed,
+    ForeignKey,
+    Identity,
+    Integer,
+    Table,
+    Text,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from billing.schema.catalogue import NOW_MS, model, tenant
@@ -142,7 +154,8 @@ reclaim_history = Table(
     Column("detail", JSONB, nullable=False),
 )
 
-# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` (requests).
+# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` (requests). Short is a contract of what
+# a reclaim cut, and of what was missing: the ready machines could not have done it.
 contract_minute = Table(
     "contract_minute",
     metadata,
@@ -153,7 +166,9 @@ contract_minute = Table(
     Column("lent_mu", BigInteger, nullable=False),
     Column("borrowed_mu", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
-    Column("shortfall_mu", BigInteger, nullable=False),
+    Column("cut_mu", BigInteger, nullable=False),
+    Column("missing_mu", BigInteger, nullable=False),
+    Column("shortfall_mu", BigInteger, Computed("cut_mu + missing_mu", persisted=True), nullable=False),
 )
 
 # What a contract was short of in one second because its machines were taken against it: the basis of a credit.

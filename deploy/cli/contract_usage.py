@@ -9,7 +9,7 @@ from deploy.cli.connection import call
 from deploy.cli.moments import FORMS, resolve, rfc3339
 from deploy.cli.output import Columns, json_option, print_json, print_table
 
-_FIGURES: Final = ("assigned", "used", "lent", "borrowed", "refused", "shortfall")
+_FIGURES: Final = ("assigned", "used", "lent", "borrowed", "refused", "shortfall", "missing")
 
 
 @click.command("usage")
@@ -22,9 +22,10 @@ _FIGURES: Final = ("assigned", "used", "lent", "borrowed", "refused", "shortfall
 def usage(
     contract_id: str | None, tenant: str | None, since: str | None, until: str | None, summed: bool, as_json: bool
 ) -> None:
-    """Show what was assigned, used, lent, borrowed, refused and cut, in work units, a line a minute.
+    """Show what was assigned, used, lent, borrowed, refused and short, in work units, a line a minute.
 
-    lent: what the owner left idle and others used. borrowed: the owner's work beyond its contract, on-demand. shortfall: what was cut.
+    lent: what the owner left idle and others used. borrowed: the owner's work beyond its contract, on-demand. shortfall: what a reclaim
+    cut and what was missing. missing: what the ready machines of the pool could not have done.
 
     \b
     taas contract usage con_0f3a…

@@ -45,7 +45,7 @@ def sold(database_url: str, valkey_url: str) -> Iterator[Sold]:
             connection.execute(
                 insert(contract_minute).values(
                     contract_id=contracts[name], minute_ms=T0, assigned_mu=600_000, used_mu=number * 1_500, lent_mu=0, borrowed_mu=0,
-                    refused=0, shortfall_mu=0,
+                    refused=0, cut_mu=0, missing_mu=500,
                 )
             )  # fmt: skip
     port = free_port()
@@ -70,7 +70,7 @@ def test_a_tenant_reads_what_came_of_its_own_contract(
         answer = client.get("/v1/capacity", params=SPAN)
         assert answer.status_code == 200, answer.text
         line = {"contract": sold.contracts["bolt"], "assigned": "600", "used": "1.5", "lent": "0", "borrowed": "0", "refused": 0,
-                "shortfall": "0"}  # fmt: skip
+                "shortfall": "0.5", "missing": "0.5"}  # fmt: skip
         assert answer.json() == SPAN | {"data": [line | {"minute": SPAN["from"]}], "total": [line]}
         # What is asked for cannot name another tenant.
         same = client.get("/v1/capacity", params=SPAN | {"tenant": sold.tenants["acme"]})

@@ -151,6 +151,40 @@ def test_what_was_cut_is_the_minutes_shortfall(ground: Ground) -> None:
     assert ground.metrics.registry.get_sample_value("taas_contract_shortfall_units_total", labels) == 10
 
 
+def test_what_ready_machines_cannot_do_is_missing_from_every_contract_in_proportion(ground: Ground) -> None:
+    large, small = ground.sign("acme", 1_200), ground.sign("bolt", 300)
+    allocator = ground.allocator()
+    allocator.allocate_once(T0)
+    allocator.allocate_once(T0 + SECOND)
+    assert ground.minutes(large.contract_id)[0].shortfall_mu == 0
+    # One machine of two does 1,000 units per second; 1,500 are signed. It is so from when it is seen until it is seen not to be.
+    ground.register("i-2", status="down")
+    allocator.allocate_once(T0 + 2 * SECOND)
+    allocator.allocate_once(T0 + 5 * SECOND)
+    ground.register("i-2")
+    allocator.allocate_once(T0 + 6 * SECOND)
+    allocator.allocate_once(T0 + 9 * SECOND)
+    for signed, missing_mu in ((large, 4 * 400_000), (small, 4 * 100_000)):
+        (row,) = ground.minutes(signed.contract_id).values()
+        assert (row.cut_mu, row.missing_mu, row.shortfall_mu) == (0, missing_mu, missing_mu)
+    labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": large.contract_id}
+    for name in ("shortfall", "missing"):
+        assert ground.metrics.registry.get_sample_value(f"taas_contract_{name}_units_total", labels) == 1_600
+
+
+def test_what_a_reclaim_cuts_is_not_missing_as_well(ground: Ground) -> None:
+    signed = ground.sign("acme", 1_600)
+
+    def cut(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
+        return [replace(rate, mu_s=900_000) for rate in rates_now(connection, pool, now_ms)]
+
+    ground.register("i-2", status="draining")
+    allocator = ground.allocator(rates_in_force=cut)
+    allocator.allocate_once(T0)
+    allocator.allocate_once(T0 + SECOND)
+    assert ground.minutes(signed.contract_id)[0].missing_mu == 0
+
+
 def test_a_contract_that_is_cut_has_less_to_use_and_is_still_assigned_what_was_signed(ground: Ground) -> None:
     signed = ground.sign("acme", 10)
 

@@ -1,6 +1,7 @@
 """Running totals into minutes: nothing is lost, nothing counted twice, whatever the moments of reading."""
 
 import json
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ readings = st.lists(
 
 def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, Minute], Totals, int]:
     """What stands in SQL after these readings, each that long after the one before; `again`: each round is done twice, the first half."""
-    account, now_ms = opened("c", T0 + 59_500, Totals(), rate_mu_s=1000), T0 + 59_500
+    account, now_ms = replace(opened("c", T0 + 59_500, Totals(), rate_mu_s=1000), missing_mu_s=300), T0 + 59_500
     rows: dict[int, Minute] = {}
     total = Totals()
     for after_ms, more in steps:
@@ -40,6 +41,7 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
     assert sum(row.refused for row in rows.values()) == total.refused
     assert sum(row.lent_mu for row in rows.values()) == 7 * len(steps)
     assert sum(row.assigned_mu_ms for row in rows.values()) == 1000 * (now_ms - T0 - 59_500)
+    assert sum(row.missing_mu_ms for row in rows.values()) == 300 * (now_ms - T0 - 59_500)
     assert all(row.assigned_mu <= 60 * 1000 for row in rows.values())
 
 
@@ -50,11 +52,11 @@ def test_a_reading_across_a_minute_is_divided_by_time() -> None:
 
 
 def test_nothing_is_assigned_past_the_end() -> None:
-    account = opened("c", T0, Totals(), rate_mu_s=1000)
+    account = replace(opened("c", T0, Totals(), rate_mu_s=1000), missing_mu_s=400)
     touched, after = go_on(account, T0 + 3_000, Totals(5), end_ms=T0 + 2_000, lent_mu=0)
-    assert touched == [Minute(T0, 2_000_000, 5)]
+    assert touched == [Minute(T0, 2_000_000, 5, missing_mu_ms=800_000)]
     late, _ = go_on(after, T0 + 4_000, Totals(6), end_ms=T0 + 2_000, lent_mu=0)
-    assert late == [Minute(T0, 2_000_000, 6)]
+    assert late == [Minute(T0, 2_000_000, 6, missing_mu_ms=800_000)]
 
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:

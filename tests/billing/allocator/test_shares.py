@@ -16,6 +16,7 @@ from billing.allocator.shares import (
     corrected,
     divide,
     lent,
+    missing,
     recent,
     trusted,
     unsold,
@@ -270,3 +271,16 @@ def test_what_is_lent_is_neither_more_than_was_idle_nor_than_others_took_of_it(
     assert sum(parts.values()) <= max(0, others - unsold)
     if others - unsold >= sum(idle.values()):
         assert parts == idle
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 10**12), max_size=6), st.integers(0, 10**13))
+def test_what_is_missing_is_what_the_ready_machines_cannot_do_and_shared_in_proportion(
+    rates: dict[str, int], ready: int
+) -> None:
+    parts = missing(rates, ready)
+    short = max(0, sum(rates.values()) - ready)
+    assert parts.keys() == rates.keys()
+    # Each is rounded down.
+    assert short - len(rates) <= sum(parts.values()) <= short
+    assert all(0 <= parts[name] <= rates[name] for name in rates)
+    assert all(abs(parts[name] * sum(rates.values()) - rates[name] * short) < sum(rates.values()) for name in rates)

@@ -27,7 +27,7 @@ def contracts(database: Engine) -> dict[str, str]:
             ids[name] = lifecycle.sign(connection, draft.contract_id, now_ms=T0).contract_id
             connection.execute(insert(contract_minute), [
                 {"contract_id": ids[name], "minute_ms": T0 + minute * MINUTE, "assigned_mu": 600_000, "used_mu": 400_001, "lent_mu": 500,
-                 "borrowed_mu": 0, "refused": minute, "shortfall_mu": 0}
+                 "borrowed_mu": 0, "refused": minute, "cut_mu": 0, "missing_mu": 10 * minute}
                 for minute in range(3)
             ])  # fmt: skip
     return ids
@@ -42,7 +42,7 @@ def test_minutes_and_their_sum_are_in_exact_units(admin: TestClient, contracts: 
     assert [line["minute"] for line in report["data"]] == ["2027-01-15T08:00:00Z", "2027-01-15T08:01:00Z"]
     assert report["data"][1] | {"tenant": None} == {
         "contract": contracts["acme"], "tenant": None, "tenant_name": "acme", "pool": "llama", "minute": "2027-01-15T08:01:00Z",
-        "assigned": "600", "used": "400.001", "lent": "0.5", "borrowed": "0", "refused": 1, "shortfall": "0",
+        "assigned": "600", "used": "400.001", "lent": "0.5", "borrowed": "0", "refused": 1, "shortfall": "0.01", "missing": "0.01",
     }  # fmt: skip
     (total,) = report["total"]
     assert (total["assigned"], total["used"], total["refused"]) == ("1200", "800.002", 1)
@@ -86,7 +86,7 @@ def test_more_than_a_week_of_minutes_is_refused_and_a_week_is_not(
     with database.begin() as connection:
         connection.execute(insert(contract_minute), [
             {"contract_id": contracts["acme"], "minute_ms": T0 + minute * MINUTE, "assigned_mu": 1, "used_mu": 0, "lent_mu": 0,
-             "borrowed_mu": 0, "refused": 0, "shortfall_mu": 0}
+             "borrowed_mu": 0, "refused": 0, "cut_mu": 0, "missing_mu": 0}
             for minute in range(3, week + 1)
         ])  # fmt: skip
     one = {"contract": contracts["acme"], "from": T0}

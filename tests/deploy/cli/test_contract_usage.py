@@ -24,7 +24,7 @@ def contract_id(database_url: str, admin_url: str) -> str:
         signed = lifecycle.sign(connection, draft.contract_id, now_ms=T0)
         connection.execute(insert(contract_minute), [
             {"contract_id": signed.contract_id, "minute_ms": T0 + minute * 60_000, "assigned_mu": 600_000, "used_mu": 250_500,
-             "lent_mu": 0, "borrowed_mu": 1_000, "refused": 3, "shortfall_mu": 0}
+             "lent_mu": 0, "borrowed_mu": 1_000, "refused": 3, "cut_mu": 1_000, "missing_mu": 500}
             for minute in range(2)
         ])  # fmt: skip
     engine.dispose()
@@ -37,10 +37,22 @@ def cells(result: Result) -> list[list[str]]:
 
 def test_a_line_a_minute_and_the_total(taas: Callable[..., Result], contract_id: str) -> None:
     shown = cells(taas("contract", "usage", contract_id, *SPAN))
-    assert shown[1] == [contract_id, "acme", "llama", "2027-01-15T08:00:00Z", "600", "250.5", "0", "1", "3", "0"]
-    assert shown[3] == [contract_id, "acme", "llama", "total", "1200", "501", "0", "2", "6", "0"]
+    assert shown[1] == [
+        contract_id,
+        "acme",
+        "llama",
+        "2027-01-15T08:00:00Z",
+        "600",
+        "250.5",
+        "0",
+        "1",
+        "3",
+        "1.5",
+        "0.5",
+    ]
+    assert shown[3] == [contract_id, "acme", "llama", "total", "1200", "501", "0", "2", "6", "3", "1"]
     summed = cells(taas("contract", "usage", "--tenant", "acme", "--sum", *SPAN))
-    assert summed[1:] == [[contract_id, "acme", "llama", "1200", "501", "0", "2", "6", "0"]]
+    assert summed[1:] == [[contract_id, "acme", "llama", "1200", "501", "0", "2", "6", "3", "1"]]
 
 
 def test_nothing_is_said_to_be_nothing_and_json_is_json(
