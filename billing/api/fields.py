@@ -3,7 +3,7 @@
 Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would refuse, and no lone surrogate.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
 from fastapi import Path, Query
@@ -16,6 +16,7 @@ MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 # 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.
 UNITS_MAX: Final = 10**12
 COUNT_MAX: Final = 10**9
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Body(BaseModel):
@@ -36,7 +37,8 @@ def _moment(given: object) -> object:
         return int(given)
     try:
         moment = datetime.fromisoformat(given)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        # Not by way of seconds as a float: those of later years miss their millisecond.
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError) as exc:
         raise ValueError("a moment is ms since 1970 or ISO 8601, such as 2026-01-31T12:00:00Z") from exc
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from sqlalchemy import Connection
@@ -17,7 +17,7 @@ from billing.api.fields import Moment
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.contracts.rates import ContractRate, rates_now
-from billing.contracts.terms import Contract, utc
+from billing.contracts.terms import MS_MAX, Contract, utc
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, terms
 from tests.source_tree import sources
 
@@ -116,6 +116,13 @@ def test_fault_40_starts_steps_and_ends_hold_from_their_millisecond_on(
     assert rates(at_ms) == {("acme", 10), ("core", 2)}
     advance(connection, at_ms - 1)
     assert sorted(each.state for each in advance(connection, at_ms)) == ["active", "ended"]
+
+
+@settings(deadline=None)
+@given(st.integers(0, MS_MAX))
+@example(4_321_907_228_025)  # In 2106, where a float of seconds falls just short of its millisecond.
+def test_fault_40_a_moment_that_was_written_is_read_as_it_was(at_ms: int) -> None:
+    assert TypeAdapter(Moment).validate_python(utc(at_ms)) == at_ms
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
