@@ -30,8 +30,9 @@ def change_model(
     may, or where what is signed might not fit any more.
     """
     pool = models.find(connection, name).pool
-    # Holding a pool makes a row of it: only where there is something to hold it for.
-    if wanted.weights is None or not read_position(connection, pool, now_ms).holdings:
+    # Holding a pool makes a row of it: only where there is something to hold it for. Where nobody has measured, nobody signs; where somebody has,
+    # somebody may be signing just now.
+    if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:
         return models.change(connection, name, wanted)
     position = lock_position(connection, pool, now_ms)
     model = models.find(connection, name)
@@ -70,7 +71,7 @@ def worth_at_most(old: Weights, new: Weights) -> Fraction:
 
     A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count here.
     """
-    return max(Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was))
+    return max([Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was)])
 
 
 def told(worth: Fraction) -> str:

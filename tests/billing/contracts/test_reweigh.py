@@ -1,19 +1,22 @@
 """Other weights while contracts stand: what must be said aloud, what capacity has to cover then, and what each contract's history keeps of it."""
 
+import threading
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Engine, select, text
 
 from billing import models
 from billing.calibrations import Calibration, Measured, record
 from billing.contracts import store
 from billing.contracts.lifecycle import draft, give_notice, sign, withdraw
-from billing.models import Weights
-from billing.refusals import Conflict
+from billing.contracts.reweigh import change_model
+from billing.models import ModelChange, Weights
+from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract_history
 from billing.schema.catalogue import model_weights
-from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, terms
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, terms
+from tests.fixtures.gateway import wait_until
 
 # In, cached, out of a new model: 1000, 100, 4000.
 OLD = Weights()
@@ -115,3 +118,40 @@ def test_each_contract_remembers_which_weights_were_before_and_are_now(connectio
         assert second.detail is not None
         assert (second.detail["from"]["version"], second.detail["to"]["version"]) == (2, 3)
         assert second.after == store.find(connection, contract_id)
+
+
+def test_a_model_whose_tokens_all_weighed_nothing_can_be_weighed_again(connection: Connection, shop: Shop) -> None:
+    signed(connection, shop, units=2000)
+    change = ModelChange(weights=Weights(0, 0, 0))
+    assert change_model(connection, POOL, change, reweigh=True, by="operator", now_ms=T0).weights == Weights(0, 0, 0)
+    with pytest.raises(Conflict, match=r"input 0 → 1, cached 0 → 0\.1, output 0 → 4"):
+        measure(connection, OLD)
+    assert measure(connection, OLD, reweigh=True).weights == OLD
+
+
+def test_who_changes_weights_while_another_signs_sees_what_was_signed(database: Engine) -> None:
+    with database.begin() as connection:
+        shop = furnish(connection)
+    outcomes: list[str] = []
+
+    def reweigh() -> None:
+        try:
+            with database.begin() as other:
+                change = ModelChange(weights=Weights(1000, 100, 8000))
+                change_model(other, POOL, change, reweigh=False, by="operator", now_ms=T0)
+            outcomes.append("done")
+        except Refused as refused:
+            outcomes.append(refused.code)
+
+    def waits() -> bool:
+        here = "select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        with database.connect() as looking:
+            return looking.execute(text(f"select exists ({here})")).scalar_one() is True
+
+    changing = threading.Thread(target=reweigh)
+    with database.begin() as connection:
+        signed(connection, shop, units=100)
+        changing.start()
+        wait_until(lambda: bool(outcomes) or waits(), "the other to wait, or to be done")
+    changing.join(60)
+    assert outcomes == ["reweighs"]
