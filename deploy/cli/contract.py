@@ -1,6 +1,6 @@
 """`taas contract`: capacity assigned to a tenant, from the draft to its end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -60,7 +60,7 @@ def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) ->
     if as_draft or any(value not in {None, ()} for value in said.values()):
         raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
     signed = call("POST", "contracts", contract_id, "sign")
-    for line in changed_since(_before(contract_id), signed):
+    for line in changed_since(stood_before("signed", _history(contract_id)), signed):
         click.echo(f"note: {line}", err=True)
     _print(signed, as_json)
 
@@ -100,8 +100,7 @@ def show_one(contract_id: str, as_json: bool) -> None:
     _print(call("GET", "contracts", contract_id), as_json)
     if as_json:
         return
-    entries = call("GET", "contracts", contract_id, "history")["data"]
-    reweighed = [f"{entry['at']} {_change(entry)}" for entry in entries if entry["change"] == "reweighed"]
+    reweighed = [f"{each['at']} {_change(each)}" for each in _history(contract_id) if each["change"] == "reweighed"]
     if reweighed:
         click.echo("\n" + "\n".join(reweighed))
 
@@ -140,7 +139,7 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
     taas contract amend con_0f3a… --tenant-notice-days 30
     """
     amended = call("POST", "contracts", contract_id, "amend", body=amendment_body(said))
-    for line in changed_since(_before(contract_id), amended):
+    for line in changed_since(stood_before("amended", _history(contract_id)), amended):
         click.echo(f"note: {line}", err=True)
     _print(amended, as_json)
 
@@ -189,9 +188,15 @@ def quote(
     print_table(_FREE, answer["free"])
 
 
-def _before(contract_id: str) -> Mapping[str, Any]:
-    """The contract as it stood before the last change."""
-    before: Mapping[str, Any] = call("GET", "contracts", contract_id, "history")["data"][-2]["after"]
+def _history(contract_id: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = call("GET", "contracts", contract_id, "history")["data"]
+    return entries
+
+
+def stood_before(change: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The contract as it stood before the last change of this kind. That need not be the last entry: what is signed from now on is active in a second."""
+    last = max(index for index, entry in enumerate(entries) if entry["change"] == change)
+    before: Mapping[str, Any] = entries[last - 1]["after"]
     return before
 
 

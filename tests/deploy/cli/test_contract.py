@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import create_engine, insert
 
 from billing.contracts import lifecycle, store
+from billing.contracts.clock import advance
 from billing.contracts.terms import Step, Terms
 from billing.schema.capacity import calibration
+from deploy.cli.contract import stood_before
 from deploy.cli.contract_terms import PART
 from deploy.cli.moments import resolve, rfc3339
 from tests.deploy.cli.conftest import Taas, run
@@ -167,7 +169,6 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
         steps = (Step(then_ms, 5000), Step(then_ms + 30_000, 6000), Step(then_ms + 9_000_000_000, 7000))
         terms = Terms(tenant["tenant"], "org/llama", steps, then_ms, then_ms + 30_000_000_000, then_ms, 7, 7)
         drafted = lifecycle.draft(connection, terms, now_ms=then_ms).contract_id
-    engine.dispose()
     before = told("contract", "show", drafted)
     result = taas("contract", "sign", drafted)
     shown = told("contract", "show", drafted)
@@ -179,6 +180,13 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
         f"note: no step of its ramp any more: 6 units per second from {before['steps'][1]['from']}\n" in result.stderr
     )
     assert [step["units"] for step in shown["steps"]] == ["6", "7"]
+    # It is said though the clock has made it active meanwhile.
+    with engine.begin() as connection:
+        advance(connection, store.now_ms(connection))
+    entries = told("contract", "history", drafted)["data"]
+    assert [entry["change"] for entry in entries] == ["draft", "signed", "active"]
+    assert stood_before("signed", entries)["from"] == before["from"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
