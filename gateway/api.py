@@ -83,7 +83,11 @@ class InferenceApi:
         raw = await read_body(scope, receive, self.body_bytes_max)
         parsed = parse_request(inference_route, raw)
         model = self._model(parsed, caller)
-        found = self._candidates(model)  # holds nothing, so failing leaks nothing
+        try:
+            found = self._candidates(model)  # holds nothing, so failing leaks nothing
+        except NoInstance:
+            self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.asked)
+            raise
         exchange = self._exchange(parsed, caller, model, found[0], client.request_id, started_at)
         exchange.body_bytes = len(raw)
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")

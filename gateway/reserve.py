@@ -32,7 +32,7 @@ from billing.cell.replies import (
     parse_leave,
     parse_reserve,
 )
-from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, reserve_call
+from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
 from gateway.catalogue_entries import MILLIUNITS
@@ -42,6 +42,7 @@ from gateway.errors import (
     DependencyUnavailable,
     GatewayError,
     NoContractHere,
+    NoInstance,
     Overloaded,
     PermissionDenied,
     QuotaExceeded,
@@ -69,6 +70,7 @@ SPREAD_MS_MIN: Final = 250
 _CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
+_CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
 _ASKED: Final = {
     ServiceTier.AUTO: Asked.AUTO,
     ServiceTier.DEFAULT: Asked.ON_DEMAND,
@@ -175,6 +177,11 @@ class Reserver:
             return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
         raise _refusal(reply, ask)
 
+    def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
+        """A request could not even ask: its contract, if it would have come under one, counts it as refused. Best effort, nobody waits for it."""
+        if asked in _CONTRACTS_FIRST:
+            self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_heard)
+
     def _ask(self, exchange: Exchange, cost_mu: int) -> "_Ask":
         model, caller = exchange.head.model, exchange.caller
         if not self._will:
@@ -267,18 +274,18 @@ class Reserver:
         except BaseException as error:
             ended = WaitEnd.of(error)
             # Cancelled, or Redis has gone: it must not keep a place that it was granted.
-            self._leave(exchange)
+            self._leave(exchange, refused=isinstance(error, NoInstance))
             raise
         finally:
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
             self._line.leave(exchange, ended)
         return found, candidates
 
-    def _leave(self, exchange: Exchange) -> None:
+    def _leave(self, exchange: Exchange, *, refused: bool = False) -> None:
         """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it is back, as a settle: else whoever
         gave up would stand before others, and hold places that nobody comes for.
         """
-        call = leave_call(exchange.keys)
+        call = leave_call(exchange.keys, refused=refused)
         self._redis.submit(*call).add_done_callback(partial(self._left, call, exchange.head.cell))
 
     def _left(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
@@ -313,6 +320,12 @@ class Reserver:
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
             raise CallerLeft
         raise RequestStopped(exchange.stop_ending.value)
+
+
+def _heard(outcome: "asyncio.Future[Any]") -> None:
+    """Whatever came of it is known."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 def _nap_s(found: Waiting | Later | Rebuilding) -> float:

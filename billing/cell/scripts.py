@@ -27,6 +27,7 @@ _PARTS: Final = {
     "reserve": ("check_limits", "contract_line", "choose_class", "find_place", "stand_in_line"),
     "settle": ("check_state", "charge_buckets"),
     "grant": (),
+    "refuse": (),
     "rebuild": (),
 }
 
@@ -150,7 +151,7 @@ def script(name: str) -> Script:
 
 def scripts() -> tuple[Script, ...]:
     """Those that a gateway calls, for it to load when it connects."""
-    return script("reserve"), script("settle"), script("grant")
+    return script("reserve"), script("settle"), script("grant"), script("refuse")
 
 
 def text_of(sha: str) -> str:
@@ -177,6 +178,11 @@ def reserve_call(
 def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
     """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its time was over, and its contract counts it."""
     return *_settle_keys(keys), "leave", keys.request_id, int(refused), 0
+
+
+def refuse_call(cell: str, tenant: str) -> Command:
+    """Count a request that found no instance as refused of its tenant's contract, if it has one."""
+    return "EVALSHA", script("refuse").sha, 4, *((redis_keys.open_requests(cell),) * 4), tenant
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:

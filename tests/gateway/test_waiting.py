@@ -167,6 +167,48 @@ def test_beyond_its_contract_its_overflow_decides(
     assert_nothing_left(catalogue)
 
 
+def test_what_finds_no_instance_is_refused_of_its_contract(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+    contract(catalogue, "ten_owner", 10_000)
+    owner, guest = (catalogue.key(catalogue.tenant(name)) for name in ("ten_owner", "ten_guest"))
+    gateway = start_gateway()
+    for key, tier in ((owner, "flex"), (owner, "auto"), (guest, "auto"), (owner, "priority"), (owner, "default")):
+        answer = ask(gateway, key, "chat", service_tier=tier)
+        assert (answer.status, answer.error_code()) == (503, "no_instance")
+
+    def refused() -> str | None:
+        return catalogue.redis.hget(redis_keys.contract_bucket(MODEL, "ten_owner"), "refused")  # type: ignore[return-value]
+
+    # Of the two that would have come under it; who has none leaves no trace.
+    wait_until(lambda: refused() == "2", "count")
+    assert catalogue.redis.exists(redis_keys.contract_bucket(MODEL, "ten_guest")) == 0
+
+
+def test_an_instance_that_goes_while_a_contract_is_waited_for_is_a_refusal_of_it(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    contract(catalogue, "ten_owner", 1, "queue")
+    bucket = redis_keys.contract_bucket(MODEL, "ten_owner")
+    seconds, _ = catalogue.redis.time()
+    catalogue.redis.hset(bucket, mapping={"u": 5_000_000, "t": seconds * 1_000_000})
+    key = catalogue.key(catalogue.tenant("ten_owner"))
+    gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
+    late = pool.submit(ask, gateway, key, "chat")
+    wait_until(lambda: waiting(catalogue) == 1, "a request in line")
+    catalogue.redis.hdel(redis_keys.INSTANCES, "i1")
+    (channel,) = catalogue.redis.pubsub_channels("taas:wake:*")
+
+    def woken_and_ended() -> bool:
+        # The gateway sees that the instance is gone a moment later.
+        catalogue.redis.publish(channel, "*")
+        return late.done()
+
+    wait_until(woken_and_ended, "end of the wait")
+    assert late.result().status == 503
+    wait_until(lambda: catalogue.redis.hget(bucket, "refused") == "1", "count")
+    assert_nothing_left(catalogue)
+
+
 def test_priority_without_a_contract_is_an_error_of_the_request(
     engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:

@@ -72,4 +72,4 @@ async def test_a_server_without_the_scripts_is_given_them(valkey: redis.Redis, v
     valkey.script_flush()
     async with redis.asyncio.Redis.from_url(valkey_url) as client:
         assert isinstance(parse_settle(await execute_async(client, one.settle_command())), Settled)
-    assert len(scripts()) == 3
+    assert len(scripts()) == 4
