@@ -8,7 +8,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, MutableMapping
 from secrets import token_hex
 from typing import Any
 
@@ -21,7 +22,7 @@ from billing.usage_event import Ending
 from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
 from gateway.catalogue import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
-from gateway.client import AsgiClient
+from gateway.client import AsgiClient, id_headers
 from gateway.clock import Clock
 from gateway.engines import Engines
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
@@ -32,6 +33,7 @@ from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.line import Line
+from gateway.listen_head import new_request_id
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
@@ -167,6 +169,8 @@ class GatewayApp(FastAPI):
                 else:
                     await _refuse(inference_route, MethodNotAllowed("POST"), send)
                 return
+            scope["taas.request_id"] = new_request_id()
+            send = _with_request_id(scope, send)
         await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
@@ -207,16 +211,32 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
 
 async def _refuse(inference_route: Route, error: GatewayError, send: Send) -> None:
     dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
-    await AsgiClient(send, inference_route, dialect, "req_" + token_hex(12), 0.0).refuse(error)
+    await AsgiClient(send, inference_route, dialect, new_request_id(), time.monotonic()).refuse(error)
+
+
+def _spoken(scope: Scope) -> Dialect:
+    """The dialect that a caller outside inference seems to speak."""
+    told = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return Dialect.ANTHROPIC if told or scope["path"].startswith("/v1/messages") else Dialect.OPENAI
+
+
+def _with_request_id(scope: Scope, send: Send) -> Send:
+    """Outside inference, too, every answer has its id, whoever makes it."""
+
+    async def told(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            ids = id_headers(_spoken(scope), scope["taas.request_id"])
+            message["headers"] = [*message.get("headers", ()), *ids]
+        await send(message)
+
+    return told
 
 
 def _error_response(request: Request, error: GatewayError) -> Response:
     """An error outside inference, in the dialect that the caller seems to speak."""
-    anthropic = "anthropic-version" in request.headers or request.url.path.startswith("/v1/messages")
-    request_id = "req_" + token_hex(12)
-    body = error_body(error, Dialect.ANTHROPIC if anthropic else Dialect.OPENAI, request_id)
+    body = error_body(error, _spoken(request.scope), request.scope["taas.request_id"])
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return Response(body, error.status, headers | {"x-request-id": request_id})
+    return Response(body, error.status, headers)
 
 
 async def _on_gateway_error(request: Request, error: Exception) -> Response:

@@ -28,6 +28,14 @@ def opaque_instance(instance: str) -> bytes:
     return hashlib.blake2s(instance.encode(), digest_size=6).hexdigest().encode()
 
 
+def id_headers(dialect: Dialect, request_id: str) -> Headers:
+    """Where the SDK of a dialect looks for the id of its request; ours always, whatever the dialect."""
+    headers = [(b"x-request-id", request_id.encode())]
+    if dialect is Dialect.ANTHROPIC:
+        headers.append((b"request-id", request_id.encode()))
+    return headers
+
+
 class ClientConnection(Protocol):
     """What the listener lets the gateway know of the caller's connection (`scope["extensions"]["taas.connection"]`)."""
 
@@ -55,9 +63,7 @@ class AsgiClient:
         self._dialect = dialect
         self._started_at = started_at
         self.request_id = request_id
-        self.headers: Headers = [(b"x-request-id", request_id.encode())]
-        if dialect is Dialect.ANTHROPIC:
-            self.headers.append((b"request-id", request_id.encode()))
+        self.headers: Headers = id_headers(dialect, request_id)
         # Which instance answers is known when it does: another may have been tried before.
         self.instance: Callable[[], str] | None = None
         self.started = False

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gateway.client import id_headers
 from gateway.errors import InternalError, error_body, error_headers
 from gateway.listen_head import dialect_of, new_request_id
 from gateway.listen_wire import READ_BYTES_MAX, Wire
@@ -243,11 +244,11 @@ class RequestCycle:
         if self.started:
             self._wire.close()  # mid-body: the missing rest tells the caller
             return
-        error, request_id = InternalError(), new_request_id()
-        body = error_body(error, dialect_of(scope["raw_path"]), request_id)
+        error, request_id, dialect = InternalError(), new_request_id(), dialect_of(scope["raw_path"])
+        body = error_body(error, dialect, request_id)
         headers = [
             *error_headers(error),
-            (b"x-request-id", request_id.encode()),
+            *id_headers(dialect, request_id),
             (b"content-length", b"%d" % len(body)),
         ]
         self.keep_alive = False

@@ -11,6 +11,7 @@ from secrets import token_hex
 
 import httptools
 
+from gateway.client import id_headers
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, error_body, error_headers
 from gateway.request import Dialect
 
@@ -78,8 +79,9 @@ def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayErro
 def refusal_bytes(error: GatewayError, target: bytes) -> bytes:
     """A whole response, in the dialect of the path if that much is known; it announces the end of the connection."""
     request_id = new_request_id()
-    body = error_body(error, dialect_of(target), request_id)
-    headers = [*error_headers(error), (b"x-request-id", request_id.encode()), (b"content-length", b"%d" % len(body))]
+    dialect = dialect_of(target)
+    body = error_body(error, dialect, request_id)
+    headers = [*error_headers(error), *id_headers(dialect, request_id), (b"content-length", b"%d" % len(body))]
     if not error.close:
         headers.append((b"connection", b"close"))
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)

@@ -1,6 +1,7 @@
 """A request through the whole gateway: real Valkey, the simulated engine, real HTTP."""
 
 import json
+import time
 from collections.abc import Callable
 
 import httpx
@@ -154,6 +155,34 @@ def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
         assert wrong_method.headers["allow"] == "POST"
         anthropic = client.get("/v1/messages")
         assert anthropic.json()["type"] == "error"
+
+
+def test_every_answer_has_its_id_where_the_sdk_of_the_dialect_looks_for_it(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    anthropic = {"anthropic-version": "2023-06-01"}
+    with gateway.client(key) as client:
+        for path in ("/v1/models", f"/v1/models/{MODEL}", "/healthz", "/openapi.json", "/v1/nothing"):
+            asked, told = client.get(path), client.get(path, headers=anthropic)
+            assert asked.headers["x-request-id"].startswith("req_"), path
+            assert "request-id" not in asked.headers, path
+            assert told.headers["request-id"] == told.headers["x-request-id"] != asked.headers["x-request-id"], path
+        wrong = client.get("/v1/messages/nothing")
+        assert wrong.headers["request-id"] == wrong.headers["x-request-id"] == wrong.json()["request_id"]
+        no_http = client.post("/v1/messages", headers={"Host": "x#"})
+        assert no_http.json()["error"]["details"]["error_code"] == "invalid_http"
+        assert no_http.headers["request-id"] == no_http.headers["x-request-id"] == no_http.json()["request_id"]
+
+
+def test_a_refused_method_is_not_timed_from_the_machines_start(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    gateway = start_gateway()
+    began_at = time.monotonic()
+    answer = httpx.get(gateway.url + "/v1/chat/completions")
+    assert int(answer.headers["openai-processing-ms"]) <= (time.monotonic() - began_at) * 1000
 
 
 def test_the_openapi_document_names_every_route(catalogue: Catalogue, start_gateway: StartGateway) -> None:
