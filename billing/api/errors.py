@@ -64,7 +64,9 @@ def install(app: FastAPI) -> None:
 
 def _refused(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, Refused)
-    return error_response(_STATUS_OF.get(type(exc), 400), exc.message, code=exc.code, param=exc.param)
+    # By the branch of the tree: a noun may have kinds of its own below it.
+    status = next((status for kind, status in _STATUS_OF.items() if isinstance(exc, kind)), 400)
+    return error_response(status, exc.message, code=exc.code, param=exc.param)
 
 
 def _http(request: Request, exc: Exception) -> JSONResponse:

@@ -296,3 +296,10 @@ def test_spans_count_from_the_start_by_the_calendar(made: Make, admin: TestClien
     assert longer.json()["until"] == "2203-01-11T00:00:00Z"
     quote = admin.post("/admin/v1/contracts/quote", json={"pool": POOL, "from": day(0), "until": "+2w"})
     assert quote.json()["until"] == day(14)
+
+
+def test_what_is_not_as_a_plan_has_shown_it_is_a_conflict(admin: TestClient):
+    asked_for = {"pool": POOL, "instances": 2, "use": "research", "chosen": ["i1", "i2"]}
+    error = error_of(admin.post("/admin/v1/reclaims", json=asked_for), 409)
+    assert (error["code"], error["type"]) == ("plan_changed", "conflict_error")
+    assert admin.get("/admin/v1/reclaims").json()["data"] == []
