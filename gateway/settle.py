@@ -124,6 +124,8 @@ class Settler:
         outcome = event.ending.value
         now = time.monotonic()
         first, last, output = exchange.first_token_at, exchange.last_token_at, event.delivered_output
+        if not exchange.parsed.stream:
+            first = None  # a whole answer comes at once: when its tokens came, only the engine knows
         self._metrics.request_finished(
             exchange.parsed.route.value,
             exchange.model.name,

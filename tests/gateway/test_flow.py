@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from billing.usage_event import Ending, UsageSource
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
+from tests.fixtures.valkey import free_port
 
 CHAT = {
     "model": MODEL,
@@ -59,6 +61,37 @@ def test_a_stream_is_passed_on_without_usage_and_billed_exactly(
     assert event.ending is Ending.COMPLETE
     assert event.billed.output == event.delivered_output == 8
     conserved()
+
+
+def test_only_streams_say_when_their_tokens_came(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    metrics_port = free_port()
+    gateway = start_gateway(TAAS_GATEWAY_METRICS_PORT=str(metrics_port))
+    with gateway.client(key) as client:
+        for route, body in (
+            ("chat/completions", CHAT),
+            ("chat/completions", CHAT | {"stream": True}),
+            ("messages", CHAT),
+        ):
+            assert client.post(f"/v1/{route}", json=body).status_code == 200
+        counting = {"model": MODEL, "messages": CHAT["messages"]}
+        assert client.post("/v1/messages/count_tokens", json=counting).status_code == 200
+    catalogue.await_events(3)
+
+    def counts(family: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for metric in text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text):
+            for sample in metric.samples:
+                if sample.name == f"{family}_count":
+                    found[sample.labels["route"]] = sample.value
+        return found
+
+    wait_until(lambda: sum(counts("taas_request_duration_seconds").values()) == 4, "figures of all four")
+    for family in ("taas_time_to_first_token_seconds", "taas_time_per_output_token_seconds"):
+        assert {route: count for route, count in counts(family).items() if count} == {"chat": 1}, family
 
 
 def test_the_engine_sees_only_what_the_gateway_decides(
