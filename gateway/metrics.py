@@ -105,7 +105,11 @@ class Metrics(Collector):
         )
         self._to_first_token = histogram(
             Family(
-                "taas_time_to_first_token_seconds", "histogram", "To a stream's first token.", labels, FIRST_TOKEN_BUCKETS_S
+                "taas_time_to_first_token_seconds",
+                "histogram",
+                "To a stream's first token.",
+                labels,
+                FIRST_TOKEN_BUCKETS_S,
             )
         )
         self._per_token = histogram(
