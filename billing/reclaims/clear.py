@@ -63,11 +63,9 @@ def _ask(
     now_ms: int,
 ) -> None:
     """Have their gateways pause them. Said again while they are there: the word may have been lost."""
-    new = [request for request in requests if request.request_id not in asked_ms]
+    new = _write_down(connection, found, "asked_to_give_way", requests, asked_ms, now_ms)
     if new:
-        detail = {"requests": [_recorded(request) for request in new]}
-        store.append(connection, found.reclaim_id, "asked_to_give_way", detail, now_ms=now_ms)
-        _log.info("reclaim %s: %d flex requests are to go on elsewhere", found.reclaim_id, len(new))
+        _log.info("reclaim %s: %d flex requests are to go on elsewhere", found.reclaim_id, new)
     for request in requests:
         client.publish(redis_keys.wake_channel(request.gateway), f"!{request.request_id}")
 
@@ -76,13 +74,26 @@ def _stop(
     connection: Connection, found: Reclaim, requests: Sequence[OpenRequest], stopped_ms: Mapping[str, int], now_ms: int
 ) -> None:
     """Said again while they are open: a gateway may not have known them yet."""
-    new = [request for request in requests if request.request_id not in stopped_ms]
+    new = _write_down(connection, found, "stopped", requests, stopped_ms, now_ms)
     if new:
-        detail = {"requests": [_recorded(request) for request in new]}
-        store.append(connection, found.reclaim_id, "stopped", detail, now_ms=now_ms)
-        _log.info("reclaim %s: stopping %d requests", found.reclaim_id, len(new))
+        _log.info("reclaim %s: stopping %d requests", found.reclaim_id, new)
     for request in requests:
         outbox.record(connection, ChangeKind.STOP, request.request_id)
+
+
+def _write_down(
+    connection: Connection,
+    found: Reclaim,
+    change: str,
+    requests: Sequence[OpenRequest],
+    before_ms: Mapping[str, int],
+    now_ms: int,
+) -> int:
+    """In the history, each request once; how many are new there."""
+    new = [_recorded(request) for request in requests if request.request_id not in before_ms]
+    if new:
+        store.append(connection, found.reclaim_id, change, {"requests": new}, now_ms=now_ms)
+    return len(new)
 
 
 def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
