@@ -1,6 +1,6 @@
 """What runs in a pool at this moment: its instances, and what is open on each. Reads Redis only."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -68,8 +68,10 @@ def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list
     """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by themselves. Raises redis.RedisError."""
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
     there = [entry for entry in there if entry.instance not in away]
-    requests = _read_open(client, {entry.cell for entry in there})
-    return [_occupied(entry, [each for each in requests if each.instance == entry.instance]) for entry in there]
+    open_on: defaultdict[str, list[OpenRequest]] = defaultdict(list)
+    for request in _read_open(client, {entry.cell for entry in there}):
+        open_on[request.instance].append(request)
+    return [_occupied(entry, open_on[entry.instance]) for entry in there]
 
 
 def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
