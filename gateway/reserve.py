@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from secrets import randbelow
 from typing import Any, Final
 
 from billing.attribution import attribute
@@ -19,12 +18,7 @@ from billing.cell.replies import (
     Later,
     Left,
     Levels,
-    LimitKind,
-    LimitScope,
-    NoContract,
-    NoRight,
     Rebuilding,
-    Refused,
     Replayed,
     Reserved,
     ReserveReply,
@@ -35,16 +29,13 @@ from billing.cell.replies import (
 from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageSource
-from gateway.catalogue_entries import MILLIUNITS
 from gateway.continuation import can_go_on
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,
     GatewayError,
-    NoContractHere,
     NoInstance,
     Overloaded,
-    PermissionDenied,
     QuotaExceeded,
     RequestStopped,
 )
@@ -54,6 +45,7 @@ from gateway.line import Line, WaitEnd
 from gateway.outage import OutageLeases
 from gateway.pace import Pacer
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.refusals import refusal, spread
 from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route, ServiceTier
 from serving.registry import InstanceEntry
 
@@ -65,9 +57,6 @@ BEHIND_S_MIN: Final = 1.0
 # Levels are counted anew within a second or two of their loss.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
-# All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
-SPREAD_MS_MIN: Final = 250
-_CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
@@ -175,7 +164,7 @@ class Reserver:
         if isinstance(reply, Reserved | Replayed):
             exchange.admitted(reply.grant, candidates, ask.asked)
             return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
-        raise _refusal(reply, ask)
+        raise refusal(reply, ask.tenant_limits, ask.key_limits)
 
     def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
         """A request could not even ask: its contract, if it would have come under one, counts it as refused. Best effort, nobody waits for it."""
@@ -308,9 +297,9 @@ class Reserver:
             return DependencyUnavailable(RETRY_MS_MIN)
         left = await self._leave_now(exchange, refused=True)
         if isinstance(found, Later):
-            return QuotaExceeded("contract", "The contract's capacity is in use.", _spread(found.after_ms))
+            return QuotaExceeded("contract", "The contract's capacity is in use.", spread(found.after_ms))
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
-        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", _spread(retry_ms))
+        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", spread(retry_ms))
 
     async def _give_up(self, exchange: Exchange, found: ReserveReply) -> None:
         assert exchange.stop_ending is not None
@@ -345,35 +334,3 @@ class _Ask:
     tenant_limits: Limits
     key_limits: Limits
     head: bytes
-
-
-def _refusal(reply: ReserveReply, ask: _Ask) -> GatewayError:
-    match reply:
-        case Refused():
-            return quota_exceeded(reply, ask.tenant_limits if reply.scope is LimitScope.TENANT else ask.key_limits)
-        case NoContract():
-            return NoContractHere()
-        case NoRight():
-            return PermissionDenied("This account has no on-demand right, and no contract for this model.")
-    raise AssertionError("request ids are ours and new")
-
-
-def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
-    """The refusal in words."""
-    message = {
-        LimitKind.REQUESTS: f"Limit of this {reply.scope.value} reached: {limits.requests} requests per minute.",
-        LimitKind.UNITS: f"Limit of this {reply.scope.value} reached: {limits.units_mu // MILLIUNITS} work units per minute.",
-        LimitKind.CONCURRENCY: f"Limit of this {reply.scope.value} reached: {limits.concurrency} concurrent requests.",
-        LimitKind.CANCELS: "Too many requests were left before their first token.",
-        LimitKind.CONTRACT: "The contract's capacity is in use.",
-        LimitKind.ROOM: "There is no room now, and too many requests wait already.",
-    }[reply.limit]
-    retry_ms = reply.retry_after_ms
-    if retry_ms is not None and reply.limit in _CROWDS:
-        retry_ms = _spread(retry_ms)
-    return QuotaExceeded(reply.limit.value, message, retry_ms)
-
-
-def _spread(retry_ms: int) -> int:
-    """Not before it helps, and not all at once."""
-    return retry_ms + randbelow(max(SPREAD_MS_MIN, retry_ms // 4) + 1)
