@@ -42,6 +42,8 @@ MESSAGES_MAX = 2048
 TOOL_CALLS_MAX = 128
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 NAME_CHARS_MAX = 256
+# What an answer without a word or a call may consist of: thought that its max_tokens has cut short, for one.
+INSTEAD_OF_CONTENT = ("reasoning", "reasoning_content", "refusal")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -122,13 +124,13 @@ def _check_message(param: str, message: Any) -> int:
     size = 0
     if content is not None:
         size += check_content(f"{param}.content", content, media=role in {"user", "tool"})
-    elif role != "assistant" or not (calls or message.get("refusal")):
+    elif role != "assistant" or not (calls or any(message.get(name) for name in INSTEAD_OF_CONTENT)):
         raise missing(f"{param}.content")
     if role == "tool" and message.get("tool_call_id") is None:
         raise missing(f"{param}.tool_call_id")
     for call in calls or ():
         size += text_bytes(call["function"]["name"]) + text_bytes(call["function"]["arguments"])
-    for extra in ("reasoning", "reasoning_content", "refusal", "name"):
+    for extra in (*INSTEAD_OF_CONTENT, "name"):
         size += text_bytes(message.get(extra) or "")
     return size
 

@@ -207,6 +207,13 @@ def test_a_message_that_an_sdk_sends_back_is_taken() -> None:
     )
 
 
+@pytest.mark.parametrize("thought", ["reasoning", "reasoning_content"])
+def test_an_answer_that_ended_in_its_thought_is_taken_back(thought: str) -> None:
+    parse(Route.CHAT, messages=[HELLO, {"role": "assistant", "content": None, thought: "so"}, HELLO])
+    nothing = [HELLO, {"role": "assistant", "content": None, thought: ""}]
+    assert chat_param(messages=nothing) == "messages[1].content"
+
+
 def test_a_last_message_is_continued_only_without_a_generation_prompt() -> None:
     parse(Route.CHAT, continue_final_message=True, add_generation_prompt=False)
     assert chat_param(continue_final_message=True) == "continue_final_message"
