@@ -26,7 +26,9 @@ _ACCOUNT = frozenset(
     }
 )
 # Taken with the one value that changes nothing.
-_WITHOUT_EFFECT = frozenset({"background", "best_of", "echo", "modalities", "verbosity", "stream_options"})
+_WITHOUT_EFFECT = frozenset(
+    {"background", "best_of", "context_management", "echo", "modalities", "verbosity", "stream_options"}
+)
 _DROPPED = dict.fromkeys(Route, _ACCOUNT | _WITHOUT_EFFECT)
 _DROPPED[Route.COMPLETIONS] -= {"echo"}
 # An answer repeats what it was sent of these.

@@ -18,6 +18,7 @@ from gateway.protocol.fields import (
     missing,
     number,
     one_of,
+    only,
     string,
     strings,
 )
@@ -40,6 +41,7 @@ from gateway.request import Dialect, ParsedRequest, Route
 
 MESSAGES_MAX = 2048
 THINKING_TOKENS_MIN = 1024
+CONTEXT_EDITS_MAX = 8
 ROLES = {"user": USER_BLOCKS, "assistant": ASSISTANT_BLOCKS, "system": SYSTEM_BLOCKS}
 
 
@@ -135,9 +137,16 @@ _OUTPUT_CONFIG = members(
     }
 )
 
+# No context is edited here. Agents ask on every request for the edit that changes nothing; it is taken, and nothing done.
+_KEEP_ALL = "Contexts are not edited here: only clear_thinking_20251015 that keeps all is taken."
+_CONTEXT_EDIT = members(
+    {"type": only("clear_thinking_20251015", _KEEP_ALL), "keep": only("all", _KEEP_ALL)}, ("type", "keep")
+)
+
 COUNT_FIELDS: dict[str, Checker] = {
     "cache_control": CACHE_CONTROL,
     "chat_template_kwargs": check_template_kwargs,
+    "context_management": members({"edits": strings(CONTEXT_EDITS_MAX, _CONTEXT_EDIT)}),
     "messages": anything,
     "model": check_model,
     "output_config": _OUTPUT_CONFIG,

@@ -16,6 +16,7 @@ from gateway.protocol.fields import (
     members,
     missing,
     one_of,
+    only,
     string,
     wrong_type,
 )
@@ -67,6 +68,9 @@ def check_responses_tools(param: str, value: Any) -> None:
 
 
 def check_responses_choice(body: dict[str, Any]) -> None:
+    """As chat's; beside a list of tools that is empty, `auto` and `none` say nothing, and agents write them there."""
+    if body.get("tools") == [] and body.get("tool_choice") in ("auto", "none"):
+        return
     choice = _choice(body)
     if type(choice) is dict:
         check_members("tool_choice", choice, _RESPONSES_CHOICE, ("type", "name"))
@@ -171,6 +175,8 @@ _ANTHROPIC_TOOL: dict[str, Checker] = {
     "strict": boolean,
     "cache_control": CACHE_CONTROL,
     "eager_input_streaming": boolean,
+    "allowed_callers": only(["direct"], "Only the model itself calls tools here."),
+    "defer_loading": only(False, "Tools are not searched for here."),
 }
 _ANTHROPIC_CHOICE: dict[str, Checker] = {
     "type": one_of("auto", "any", "tool", "none"),

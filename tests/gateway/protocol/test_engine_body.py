@@ -40,6 +40,12 @@ def test_every_route_with_a_prefix_cache_is_salted(route: Route) -> None:
     assert for_engine(parse(route))["cache_salt"] == SALT
 
 
+@pytest.mark.parametrize("route", [Route.MESSAGES, Route.COUNT_TOKENS])
+def test_an_edit_of_the_context_that_changes_nothing_stays_here(route: Route) -> None:
+    edits = [{"type": "clear_thinking_20251015", "keep": "all"}]
+    assert for_engine(parse(route, context_management={"edits": edits})) == for_engine(parse(route))
+
+
 def test_no_body_is_made_without_a_salt() -> None:
     with pytest.raises(AssertionError):
         engine_body(

@@ -13,6 +13,7 @@ from tests.gateway.protocol.bodies import parse, refusal
 
 HELLO = {"role": "user", "content": "hi"}
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
+KEEP_ALL = {"type": "clear_thinking_20251015", "keep": "all"}
 BOTH = pytest.mark.parametrize("route", [Route.MESSAGES, Route.COUNT_TOKENS])
 
 
@@ -101,10 +102,23 @@ def test_fault_15_tool_choice_needs_tools(route: Route, choice: dict[str, Any]) 
         ("thinking.budget_tokens", {"thinking": {"type": "disabled", "budget_tokens": 2000}}), ("thinking.type", {"thinking": {"type": "x"}}),
         ("output_config.format.schema", {"output_config": {"format": {"type": "json_schema", "schema": {"$ref": "#"}}}}),
         ("mcp_servers", {"mcp_servers": []}), ("container", {"container": "c"}),
+        ("tools[0].allowed_callers", {"tools": [{**TOOL, "allowed_callers": ["code_execution_20250825"]}]}),
+        ("tools[0].defer_loading", {"tools": [{**TOOL, "defer_loading": True}]}),
+        ("context_management.edits[0].type", {"context_management": {"edits": [{"type": "clear_tool_uses_20250919", "keep": "all"}]}}),
+        ("context_management.edits[0].keep", {"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}),
+        ("context_management.edits[0].keep", {"context_management": {"edits": [{**KEEP_ALL, "keep": {"type": "all"}}]}}),
+        ("context_management.edits", {"context_management": {"edits": [KEEP_ALL] * 9}}),
     ],
 )  # fmt: skip
 def test_each_parameter_is_held_to_its_type_and_range(route: Route, param: str, changes: dict[str, Any]) -> None:
     assert refusal(route, **changes).param == param
+
+
+@BOTH
+def test_what_changes_nothing_is_taken(route: Route) -> None:
+    parse(route, tools=[{**TOOL, "allowed_callers": ["direct"], "defer_loading": False}])
+    for edits in ([], [KEEP_ALL]):
+        parse(route, context_management={"edits": edits})
 
 
 def test_thinking_leaves_room_for_an_answer() -> None:

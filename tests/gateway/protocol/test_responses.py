@@ -57,7 +57,8 @@ def test_fault_15_items_are_checked_to_the_last_member(param: str, value: Any) -
     ("param", "changes"),
     [
         ("tools[0].type", {"tools": [{"type": "web_search"}]}), ("tools[0].type", {"tools": [{"type": "mcp", "server_url": "http://x"}]}),
-        ("tools[0].name", {"tools": [{"type": "function"}]}), ("tool_choice", {"tool_choice": "auto"}), ("tool_choice", {"tools": [], "tool_choice": "auto"}),
+        ("tools[0].name", {"tools": [{"type": "function"}]}), ("tool_choice", {"tool_choice": "auto"}),
+        ("tool_choice", {"tools": [], "tool_choice": "required"}), ("tool_choice", {"tools": [], "tool_choice": {"type": "function", "name": "f"}}),
         ("tool_choice.name", {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}),
         ("text.format.type", {"text": {"format": {"type": "grammar"}}}), ("text.verbosity", {"text": {"verbosity": "high"}}),
         ("text.format.schema", {"text": {"format": {"type": "json_schema", "name": "x"}}}),
@@ -67,6 +68,11 @@ def test_fault_15_items_are_checked_to_the_last_member(param: str, value: Any) -
 )  # fmt: skip
 def test_each_parameter_is_held_to_its_type_and_range(param: str, changes: dict[str, Any]) -> None:
     assert refusal(Route.RESPONSES, **changes).param == param
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_a_choice_that_says_nothing_may_stand_beside_no_tools(choice: str) -> None:
+    assert parse(Route.RESPONSES, tools=[], tool_choice=choice).body["tools"] == []
 
 
 def test_a_conversation_sent_back_is_taken() -> None:
