@@ -75,3 +75,18 @@ def test_messages_say_thought_and_tool_use_in_blocks_of_their_own(engine: SimEng
         chunk["delta"].get("partial_json", "") for chunk in chunks if chunk["type"] == "content_block_delta"
     )
     assert json.loads(arguments) == whole["content"][1]["input"]
+
+
+def test_a_thought_that_is_sent_back_is_read(engine: SimEngine) -> None:
+    def counted(*thoughts: dict[str, str]) -> int:
+        said = [*thoughts, {"type": "text", "text": "found"}]
+        again = {
+            "model": "sim",
+            "max_tokens": 1,
+            "messages": [*chat("find it")["messages"], {"role": "assistant", "content": said}],
+        }
+        count: int = engine.post("/v1/messages/count_tokens", again).raise_for_status().json()["input_tokens"]
+        return count
+
+    thought = {"type": "thinking", "thinking": "where could it be", "signature": "s"}
+    assert counted(thought) > counted() == counted({"type": "redacted_thinking", "data": "x"})
