@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import tenants
 from billing.api.contract_shapes import Part, UnitsPerSecond, When, moment, resolved, shown, shown_entry, shown_span
 from billing.api.control import Control
-from billing.api.fields import Body, Label, Moment, Name, TenantQuery
+from billing.api.fields import Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_position, require_calibration
@@ -21,8 +21,6 @@ from billing.contracts.timeline import FOREVER_MS
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])
-
-ContractId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
 class RampStep(Body):
@@ -184,28 +182,28 @@ def list_all(
 
 
 @router.get("/{contract_id}")
-def show(contract_id: ContractId, control: Control) -> dict[str, Any]:
+def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """One contract."""
     with control.reading() as connection:
         return _shown(connection, [store.find(connection, contract_id)])[0]
 
 
 @router.post("/{contract_id}/sign")
-def sign(contract_id: ContractId, control: Control, response: Response) -> dict[str, Any]:
+def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Sign a draft."""
     with control.changing(response) as connection:
         return _shown(connection, [lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))])[0]
 
 
 @router.post("/{contract_id}/withdraw")
-def withdraw(contract_id: ContractId, control: Control, response: Response) -> dict[str, Any]:
+def withdraw(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """End a draft without signing it."""
     with control.changing(response) as connection:
         return _shown(connection, [lifecycle.withdraw(connection, contract_id, now_ms=store.now_ms(connection))])[0]
 
 
 @router.post("/{contract_id}/notice")
-def notice(contract_id: ContractId, body: Notice, control: Control, response: Response) -> dict[str, Any]:
+def notice(contract_id: IdPath, body: Notice, control: Control, response: Response) -> dict[str, Any]:
     """Give notice for one side; the answer says when it ends."""
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
@@ -213,7 +211,7 @@ def notice(contract_id: ContractId, body: Notice, control: Control, response: Re
 
 
 @router.post("/{contract_id}/amend")
-def amend(contract_id: ContractId, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
+def amend(contract_id: IdPath, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
     """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has passed stays as it was."""
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
@@ -230,7 +228,7 @@ def amend(contract_id: ContractId, body: Amendment, control: Control, response: 
 
 
 @router.get("/{contract_id}/history")
-def history(contract_id: ContractId, control: Control) -> dict[str, Any]:
+def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """Every change, oldest first, with the whole contract as it then stood."""
     with control.reading() as connection:
         entries = store.history(connection, contract_id)

@@ -15,7 +15,7 @@ from billing.api.errors import REQUEST_ID_HEADER, error_response
 from billing.api.rights import Right, right_for
 from billing.api_keys import SECRET_PREFIX
 
-# The largest body that makes sense here names a few hundred tenants.
+# A ramp of a thousand steps is a quarter of it, and so is a reclaim that names two thousand instances.
 BODY_BYTES_MAX: Final = 256 * 1024
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
@@ -90,7 +90,9 @@ class Access:
             scope.setdefault("state", {})["role"] = role
             await self._app(scope, receive, send)
         elif role is Right.SERVICE:
-            message = "The service key is for receipts only; this takes the admin key."
+            message = (
+                "The service key reads receipts and what came of contracts, nothing else; this takes the admin key."
+            )
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         elif presented.startswith(SECRET_PREFIX.encode()):
             # Said of any such key, so that it tells nothing about this one.

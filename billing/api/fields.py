@@ -48,9 +48,10 @@ TenantName = Annotated[str, AfterValidator(check_tenant_name)]
 ModelOrAny = Annotated[str, AfterValidator(_name_or_any)]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
-RequestId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 Moment = Annotated[int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX)]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 TenantQuery = Annotated[Name | None, Query(description="A tenant's id or name.")]
 NamePath = Annotated[Name, Path()]
+# Of a request, a contract, a reclaim.
+IdPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]

@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
-from billing import models
+from billing import models, pools
 from billing.api.contract_shapes import moment
 from billing.api.control import Control
 from billing.api.fields import Name
@@ -15,7 +15,6 @@ from billing.contracts.store import now_ms
 from billing.contracts.terms import utc
 from billing.reclaims import store
 from billing.reclaims.outlook import Period, outlook
-from billing.schema.capacity import pool as pool_table
 
 router = APIRouter(prefix="/admin/v1/plan", tags=["plan"])
 
@@ -36,7 +35,7 @@ def show(
 
 
 def _pools(connection: Connection, catalogue: list[models.Model]) -> list[str]:
-    return sorted({model.pool for model in catalogue} | set(connection.execute(select(pool_table.c.pool)).scalars()))
+    return sorted({model.pool for model in catalogue} | set(pools.declared(connection)))
 
 
 def _own_use(pool: str, catalogue: list[models.Model]) -> str:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import tenants
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
-from billing.api.fields import Body, Label, Moment, Name
+from billing.api.fields import Body, IdPath, Label, Moment, Name
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
 from billing.contracts.terms import rate_at, utc
@@ -23,7 +23,6 @@ from billing.reclaims.store import Reclaim, Use
 
 router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"])
 
-ReclaimId = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 # A plan names at most so many open requests and steps of what is left; its counts say them all.
 _SHOWN_MAX: Final = 500
 _CHOSEN_MAX: Final = 10_000
@@ -77,7 +76,7 @@ def list_all(control: Control, pool: Annotated[Name | None, Query()] = None) -> 
 
 
 @router.get("/{reclaim_id}")
-def show(reclaim_id: ReclaimId, control: Control) -> dict[str, Any]:
+def show(reclaim_id: IdPath, control: Control) -> dict[str, Any]:
     """One reclaim, with each step of it."""
     with control.reading() as connection:
         found = store.find(connection, reclaim_id)
@@ -87,14 +86,14 @@ def show(reclaim_id: ReclaimId, control: Control) -> dict[str, Any]:
 
 
 @router.post("/{reclaim_id}/release")
-def release(reclaim_id: ReclaimId, control: Control, response: Response) -> dict[str, Any]:
+def release(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Give the machines back; one that has not begun is cancelled."""
     with control.changing(response) as connection:
         return _shown(orders.release(connection, control.redis, reclaim_id, now_ms(connection)))
 
 
 @router.post("/{reclaim_id}/cancel")
-def cancel(reclaim_id: ReclaimId, control: Control, response: Response) -> dict[str, Any]:
+def cancel(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Call it off before its deadline."""
     with control.changing(response) as connection:
         return _shown(orders.cancel(connection, control.redis, reclaim_id, now_ms(connection)))

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from billing import tenants
 from billing.api.control import Control
-from billing.api.fields import RequestId, TenantQuery
+from billing.api.fields import IdPath, TenantQuery
 from billing.api.rights import Right
 from billing.projection import announce_stop
 from billing.receipt import find_receipt
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])
 
 
 @router.get("/{request_id}")
-def show(request_id: RequestId, request: Request, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
+def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
     """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that tenant's."""
     if tenant is None and request.state.role is not Right.ADMIN:
         raise Invalid("Say whose request it is: the service key reads no others.", param="tenant")
@@ -29,7 +29,7 @@ def show(request_id: RequestId, request: Request, control: Control, tenant: Tena
 
 
 @router.post("/{request_id}/stop", status_code=202)
-def stop(request_id: RequestId, control: Control) -> dict[str, Any]:
+def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
     """Have the gateways end a request; its tenant is not billed for it. Whether one has it shows in its receipt."""
     announce_stop(control.redis, request_id)
     return {"request_id": request_id, "announced": True}

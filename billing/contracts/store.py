@@ -61,10 +61,10 @@ def note(
     _append(connection, contract, change, by, now_ms, detail)
 
 
-def find(connection: Connection, contract_id: str) -> Contract:
-    """By id. Raises NotFound."""
+def find(connection: Connection, contract_id: str, *, tenant_id: str | None = None) -> Contract:
+    """By id; of this tenant, if one is given: another's is as if it were not. Raises NotFound."""
     found = _read(connection, _query().where(table.c.contract_id == contract_id))
-    if not found:
+    if not found or tenant_id not in {None, found[0].terms.tenant_id}:
         message = f"There is no contract {contract_id!r}; `taas contract list` shows those that are."
         raise NotFound(message, param="contract")
     return found[0]
