@@ -100,7 +100,9 @@ class InferenceApi:
             client.instance = lambda: exchange.instance.instance
             self.open_exchanges[client.request_id] = exchange
             self.metrics.open_delta(1)
-            client.headers += limit_headers(reservation)
+            client.headers += limit_headers(
+                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels
+            )
             client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
             await self._forward(exchange, client)
         finally:

@@ -237,7 +237,9 @@ class MethodNotAllowed(GatewayError):
 
 
 class QuotaExceeded(GatewayError):
-    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting does not help."""
+    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting does not help.
+    `limit_headers`: how full the buckets are, as on any answer, where that is known.
+    """
 
     status = 429
     type = "rate_limit_error"
@@ -251,6 +253,7 @@ class QuotaExceeded(GatewayError):
             advice = f"Try again in {max(retry_after_ms, 0) / 1000:.3f} s."
         super().__init__(f"{message} {advice}")
         self.limit = limit
+        self.limit_headers: list[tuple[bytes, bytes]] = []
         self.retry_after_ms = retry_after_ms
         if retry_after_ms is None or retry_after_ms > RETRY_AFTER_MS_MAX:
             self.should_retry = False
@@ -351,6 +354,8 @@ def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
         headers.append((b"retry-after-ms", b"%d" % wait_ms))
     if err.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if err.should_retry else b"false"))
+    if isinstance(err, QuotaExceeded):
+        headers += err.limit_headers
     if isinstance(err, MethodNotAllowed):
         headers.append((b"allow", err.allow.encode()))
     if err.close:

@@ -5,22 +5,19 @@
 
 import math
 
+from billing.cell.replies import Levels
+from billing.cell.scripts import Limits
 from gateway.catalogue_entries import MILLIUNITS
-from gateway.reserve import Reservation
 
 
-def limit_headers(reservation: Reservation) -> list[tuple[bytes, bytes]]:
+def limit_headers(tenant: Limits, key: Limits, tenant_levels: Levels, key_levels: Levels) -> list[tuple[bytes, bytes]]:
     """Limit, remaining and time to a full bucket; of tenant and key whichever has less left."""
     headers: list[tuple[bytes, bytes]] = []
-    tenant, key = reservation.tenant_limits, reservation.key_limits
-    requests = [
-        (limits.requests, levels.requests)
-        for limits, levels in ((tenant, reservation.tenant_levels), (key, reservation.key_levels))
-        if limits.requests >= 0
-    ]
+    buckets_of = ((tenant, tenant_levels), (key, key_levels))
+    requests = [(limits.requests, levels.requests) for limits, levels in buckets_of if limits.requests >= 0]
     units = [
         (limits.units_mu / MILLIUNITS, levels.units_mu / MILLIUNITS)
-        for limits, levels in ((tenant, reservation.tenant_levels), (key, reservation.key_levels))
+        for limits, levels in buckets_of
         if limits.units_mu >= 0
     ]
     for name, buckets in ((b"requests", requests), (b"tokens", units)):

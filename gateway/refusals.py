@@ -7,6 +7,7 @@ from billing.cell.replies import LimitKind, LimitScope, NoContract, NoRight, Ref
 from billing.cell.scripts import Limits
 from gateway.catalogue_entries import MILLIUNITS
 from gateway.errors import GatewayError, NoContractHere, PermissionDenied, QuotaExceeded
+from gateway.limit_headers import limit_headers
 
 # All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
 SPREAD_MS_MIN: Final = 250
@@ -17,7 +18,9 @@ def refusal(reply: ReserveReply, tenant_limits: Limits, key_limits: Limits) -> G
     """What a request that is not admitted is told; the limits are those that it was held against."""
     match reply:
         case Refused():
-            return quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
+            error = quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
+            error.limit_headers = limit_headers(tenant_limits, key_limits, reply.tenant, reply.key)
+            return error
         case NoContract():
             return NoContractHere()
         case NoRight():

@@ -127,6 +127,10 @@ def test_limits_are_told_and_refusals_say_when(
     assert answers[0].headers["x-ratelimit-limit-requests"] == "2"
     assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
     assert 0 < int(answers[2].headers["retry-after-ms"]) <= 30_000
+    assert answers[2].headers["x-ratelimit-limit-requests"] == "2"
+    assert answers[2].headers["x-ratelimit-remaining-requests"] == "0"
+    # Nothing of the refused one is in the bucket; the first may have drained a little by now.
+    assert 30_000 < int(answers[2].headers["x-ratelimit-reset-requests"].removesuffix("ms")) <= 60_000
     assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
     assert len(catalogue.await_events(2)) == 2
 
