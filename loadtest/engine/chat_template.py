@@ -70,8 +70,8 @@ def _content(content: object, model: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in _TEXT_PARTS:
             texts.append(str(part.get("text", "")))
-        elif kind == "thinking":
-            texts.append(str(part.get("thinking") or ""))
+        elif kind in ("thinking", "refusal"):
+            texts.append(str(part.get(kind) or ""))
         elif kind == "redacted_thinking":  # nobody can read it
             continue
         elif kind in ("tool_use", "tool_result"):

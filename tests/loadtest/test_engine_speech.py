@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.fixtures.engine import SimEngine
-from tests.loadtest.test_engine_answers import events
+from tests.loadtest.test_engine_answers import events, usage_of
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 NAMED = {"type": "function", "function": {"name": "look_up"}}
@@ -90,3 +90,20 @@ def test_a_thought_that_is_sent_back_is_read(engine: SimEngine) -> None:
 
     thought = {"type": "thinking", "thinking": "where could it be", "signature": "s"}
     assert counted(thought) > counted() == counted({"type": "redacted_thinking", "data": "x"})
+
+
+@pytest.mark.parametrize(
+    ("path", "conversation"),
+    [
+        ("/v1/chat/completions", {"max_tokens": 1, "messages": []}),
+        ("/v1/responses", {"max_output_tokens": 1, "input": []}),
+    ],
+)
+def test_a_refusal_that_is_sent_back_is_read(engine: SimEngine, path: str, conversation: dict[str, Any]) -> None:
+    name = "messages" if "messages" in conversation else "input"
+    said = [
+        *chat("find it")["messages"],
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "not that"}]},
+    ]
+    body = {"model": "sim", **conversation, name: said}
+    assert usage_of(engine.post(path, body).raise_for_status().json())[1] == 1
