@@ -33,6 +33,12 @@ def find(connection: Connection, pool: str) -> Pool:
     return Pool(pool)
 
 
+def require_named(connection: Connection, pool: str | None) -> None:
+    """Raises NotFound where a listing names a pool that is none: that nothing is there would mislead."""
+    if pool is not None:
+        find(connection, pool)
+
+
 def declared(connection: Connection) -> dict[str, int]:
     """How many instances each pool has of which anything was set; those of which nothing was have none yet."""
     return {row.pool: row.instances for row in connection.execute(select(table.c.pool, table.c.instances))}

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from billing import calibrations
+from billing import calibrations, pools
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
@@ -118,6 +118,7 @@ def list_all(
 ) -> dict[str, Any]:
     """All, newest first; the first of a pool holds."""
     with control.reading() as connection:
+        pools.require_named(connection, pool)
         return {"data": [_shown(each) for each in calibrations.list_all(connection, pool)]}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from billing.api.fields import Moment
 from billing.contracts.position import units
@@ -27,7 +27,7 @@ def _thousandths(given: object) -> object:
         raise ValueError("a number that is finite")
     text = str(given)
     if len(text) > _DIGITS_MAX or not text.isascii() or "_" in text or text != text.strip():
-        raise ValueError("a decimal of at most 24 characters")
+        raise ValueError("a plain decimal of at most 24 characters, such as 500 or 12.5")
     try:
         exact = Decimal(text) * 1000
     except ArithmeticError as exc:
@@ -37,11 +37,23 @@ def _thousandths(given: object) -> object:
     return int(exact)
 
 
+def _either(given: object, read: ValidatorFunctionWrapHandler) -> object:
+    """What neither reads is told of both."""
+    try:
+        return read(given)
+    except ValidationError as exc:
+        message = "a moment is ms since 1970 or ISO 8601, such as 2026-01-31T12:00:00Z; a span from the start is such as +90d, +6mo or +3y"
+        raise ValueError(message) from exc
+
+
 # Units per second as milliunits; a part of one in permille.
 UnitsPerSecond = Annotated[int, BeforeValidator(_thousandths)]
 Part = Annotated[int, BeforeValidator(_thousandths)]
 # A moment, or a span from the start of what is asked for.
-When = Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(min|h|d|w|mo|y)$", max_length=16)]
+When = Annotated[
+    Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(min|h|d|w|mo|y)$", max_length=16)],
+    WrapValidator(_either),
+]
 
 
 def resolved(when: int | str, starts_ms: int, param: str) -> int:

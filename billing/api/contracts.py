@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import tenants
+from billing import pools, tenants
 from billing.api.contract_shapes import Part, UnitsPerSecond, When, moment, resolved, shown, shown_entry, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name, TenantQuery
@@ -120,7 +120,8 @@ class Amendment(Body):
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """The new rates. Raises Invalid for an instant without one."""
         if self.units is None and self.from_ms is not None and not self.change():
-            raise Invalid("From then on how many units per second?", param="units")
+            message = "From then on what? Give units, another overflow or notice; a later end alone takes no `from`."
+            raise Invalid(message, param="units")
         return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
 
 
@@ -177,6 +178,7 @@ def list_all(
     """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state."""
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
+        pools.require_named(connection, pool)
         states = () if state is None else (state,)
         return {"data": _shown(connection, store.list_all(connection, tenant_id=tenant_id, pool=pool, states=states))}
 

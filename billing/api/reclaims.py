@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import tenants
+from billing import pools, tenants
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
@@ -72,6 +72,7 @@ def create(body: NewReclaim, control: Control, response: Response) -> dict[str, 
 def list_all(control: Control, pool: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
     """Reclaims, by deadline; of a pool."""
     with control.reading() as connection:
+        pools.require_named(connection, pool)
         return {"data": [_shown(each) for each in store.list_all(connection, pool=pool)]}
 
 

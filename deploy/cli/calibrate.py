@@ -53,7 +53,7 @@ _IDLE_POLL_S: Final = 0.2
 )
 @click.option("--hardware", metavar="TEXT", help="What the engine runs on. Default: this machine, if it is here.")
 @click.option(
-    "--reweigh", is_flag=True, help="What is signed may count in units that buy more or less than 10% other than now."
+    "--reweigh", is_flag=True, help="What is signed may count in units that buy over 10% more or less than now."
 )
 @click.option("--history", is_flag=True, help="Measure nothing; list what was measured, of POOL or of all.")
 @click.option("--yes", is_flag=True, help="Do not ask before loading the instance.")

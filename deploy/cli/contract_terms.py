@@ -126,7 +126,8 @@ def terms_options(command: Command) -> Command:
         click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant, where it differs."),
         click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator, where it differs."),
         click.option(
-            "--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is asked over it. Default: reject."
+            "--overflow", type=click.Choice(["reject", "spill", "queue"]),
+            help="What is asked over it is refused, served on demand, or waits for its turn. Default: reject.",
         ),
         click.option("--spill-units", type=UNITS, metavar="N", help="At most so many units per second spill. Default: no cap."),
         click.option("--headroom", type=PART, metavar="PART", help="Left free beside it, such as 10%; the pool's holds at least."),
@@ -143,8 +144,8 @@ def amendment_options(command: Command) -> Command:
         click.option("--units", type=UNITS, metavar="N", help="The new work units per second."),
         click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now."),
         ramp_option,
-        click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from."),
-        click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What is done over it from then on."),
+        click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from, else from now."),
+        click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What becomes of what is asked over it from then on."),
         click.option("--spill-units", type=_Units(none=True), metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
         click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant."),
@@ -164,7 +165,9 @@ def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
             "nothing to amend: give --units, --ramp, --until, --overflow, --spill-units or --notice-days."
         )
     if not from_then and said["since"] is not None:
-        raise click.UsageError("from then on what? Give --units, --overflow, --spill-units or --notice-days.")
+        raise click.UsageError(
+            "from then on what? Give --units, --overflow, --spill-units or --notice-days; a later end alone takes no --from."
+        )
     term = times(said["since"], said["until"], None, said["ramp"])
     body = given(**{name: said[name] for name in from_then}, until=term.until, ramp=term.ramp, **{"from": term.starts})
     if said["spill_units"] == "none":

@@ -130,7 +130,7 @@ def show_one(name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--status", type=click.Choice(["active", "retired"]), help="A retired model is asked for in vain.")
 @click.option(
-    "--reweigh", is_flag=True, help="What is signed may count in units that buy more or less than 10% other than now."
+    "--reweigh", is_flag=True, help="What is signed may count in units that buy over 10% more or less than now."
 )
 @_shared
 def set_fields(name: str, status: str | None, reweigh: bool, as_json: bool, **fields: Any) -> None:

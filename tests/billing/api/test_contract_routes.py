@@ -303,3 +303,26 @@ def test_what_is_not_as_a_plan_has_shown_it_is_a_conflict(admin: TestClient):
     error = error_of(admin.post("/admin/v1/reclaims", json=asked_for), 409)
     assert (error["code"], error["type"]) == ("plan_changed", "conflict_error")
     assert admin.get("/admin/v1/reclaims").json()["data"] == []
+
+
+@pytest.mark.parametrize("when", ["1y", "+1x", "soon", "+1.5y", True, None])
+def test_what_is_neither_moment_nor_span_is_told_what_both_are(admin: TestClient, when: Any):
+    body = {**asked(), "until": when}
+    error = error_of(admin.post("/admin/v1/contracts", json=body), 400)
+    assert error["param"] == "until"
+    assert "2026-01-31T12:00:00Z" in error["message"]
+    assert "+90d" in error["message"]
+
+
+def test_from_when_on_alone_is_asked_what_is_to_hold_then(made: Make, admin: TestClient):
+    path = f"/admin/v1/contracts/{made('contracts', **asked())['contract']}/amend"
+    for body in ({"from": day(1)}, {"from": day(1), "until": day(400)}):
+        error = error_of(admin.post(path, json=body), 400)
+        assert "overflow or notice; a later end alone takes no `from`" in error["message"]
+
+
+@pytest.mark.parametrize("noun", ["contracts", "reclaims", "calibrations"])
+def test_what_a_pool_has_is_not_asked_of_none(admin: TestClient, noun: str):
+    error = error_of(admin.get(f"/admin/v1/{noun}", params={"pool": "org/lama"}), 404)
+    assert (error["param"], "taas pool list" in error["message"]) == ("pool", True)
+    assert admin.get(f"/admin/v1/{noun}", params={"pool": POOL}).status_code == 200
