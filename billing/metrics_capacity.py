@@ -27,7 +27,9 @@ class CapacityMetrics:
         self.used = counter("taas_contract_used_units", "Work done within a contract")
         self.lent = counter("taas_contract_lent_units", "What its owner left idle and others used")
         self.borrowed = counter("taas_contract_borrowed_units", "Work of its owner that spilled to on-demand")
-        self.refused = counter("taas_contract_refused_requests", "Requests refused for being over the contract")
+        self.refused = counter(
+            "taas_contract_refused_requests", "Requests refused for being over it, or for want of an instance"
+        )
         self.shortfall = counter("taas_contract_shortfall_units", "What a contract was short of: cut, or missing")
         self.missing = counter("taas_contract_missing_units", "Of its shortfall, for which machines were not ready")
         self.capacity = Gauge(
