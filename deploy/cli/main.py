@@ -47,7 +47,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="taas", prog_name="taas")
 def main() -> None:
-    """Token-as-a-service: tenants, models and instances, limits, prices, usage.
+    """Token-as-a-service: tenants, models and instances, capacity and contracts, limits, prices, usage.
 
     \b
     taas up                                        everything on this machine, in the background

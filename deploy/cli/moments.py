@@ -9,20 +9,22 @@ FORMS: Final = "2027-01-31, 2027-01-31T12:00:00Z, now, or a span such as 30min, 
 
 
 def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
-    """The moment that the text means; a span counts from the anchor, by the calendar. Raises BadParameter."""
+    """The moment that the text means, in UTC; a span counts from the anchor, by the calendar. Raises BadParameter."""
     from billing.contracts.spans import after
 
     if text == "now":
         return now
     try:
-        moment = after(anchor, text) if is_span(text) else datetime.fromisoformat(text)
+        if is_span(text):
+            return after(anchor, text)
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
         raise click.BadParameter(
             f"{text!r} is out of range: moments end with the year 9999.", param_hint=option
         ) from None
     except ValueError:
         raise click.BadParameter(f"{text!r} is no moment: {FORMS}.", param_hint=option) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def is_span(text: str) -> bool:

@@ -26,7 +26,7 @@ _LEFT: Columns = {
 
 
 def _rate(contract: Mapping[str, Any]) -> str:
-    """What it has now, and what it is left with where that is less."""
+    """What it has signed then, and what it is left with where that is less."""
     return f"{contract['units']} → {contract['units_then']}" if _is_cut(contract) else str(contract["units"])
 
 
@@ -83,7 +83,7 @@ def reclaim(
     if shown is not None:
         _print_one(call("GET", "reclaims", shown), as_json)
         return
-    if instances is None and use is None and by is None:
+    if instances is None and use is None and by is None and not (breaks or dry_run or yes):
         answer = call("GET", "reclaims", query={"pool": pool})
         show(answer, as_json, _COLUMNS, empty="no machines are taken")
         return

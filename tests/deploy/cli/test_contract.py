@@ -15,7 +15,7 @@ from billing.contracts.clock import advance
 from billing.contracts.terms import Step, Terms
 from billing.schema.capacity import calibration
 from deploy.cli.contract import stood_before
-from deploy.cli.contract_terms import PART
+from deploy.cli.contract_terms import PART, times
 from deploy.cli.moments import resolve, rfc3339
 from tests.deploy.cli.conftest import Taas, run
 
@@ -270,14 +270,22 @@ def test_moments_are_read_by_the_calendar(text: str, meant: str):
     assert rfc3339(resolve(text, now=NOW, anchor=NOW, option="--until")) == meant
 
 
+def test_spans_count_by_the_calendar_in_utc_wherever_the_start_was_typed():
+    term = times("2028-03-01T00:30:00+02:00", "1mo")
+    assert (term.starts, term.until) == ("2028-02-29T22:30:00.000Z", "2028-03-29T22:30:00.000Z")
+
+
 @pytest.mark.parametrize("text", ["", "3", "y", "-3y", "1.5y", "3 y", "9999999d", "2030-13-01", "tomorrow"])
 def test_what_is_no_moment_is_said_to_be_none(text: str):
     with pytest.raises(click.BadParameter, match="is no moment"):
         resolve(text, now=NOW, anchor=NOW, option="--until")
 
 
-@pytest.mark.parametrize("text", ["9000y", "+9000y", "999999mo", "999999w", "7972y"])
-def test_a_span_beyond_every_calendar_is_said_to_be_out_of_range(text: str):
+@pytest.mark.parametrize(
+    "text",
+    ["9000y", "+9000y", "999999mo", "999999w", "7972y", "9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00"],
+)
+def test_a_moment_beyond_every_calendar_is_said_to_be_out_of_range(text: str):
     with pytest.raises(click.BadParameter, match="is out of range"):
         resolve(text, now=NOW, anchor=NOW, option="--until")
 

@@ -169,6 +169,8 @@ def test_more_streams_than_are_shown_are_counted_below_them(capsys: pytest.Captu
     ("args", "word"),
     [
         ((POOL, "--instances", "1"), "by when"),
+        ((POOL, "--break"), "by when"),
+        ((POOL, "--dry-run"), "by when"),
         ((POOL, "--instances", "0", "--for", "idle", "--by", "now"), "instances"),
         ((POOL, "--instances", "1", "--for", "games", "--by", "now"), "games"),
         ((POOL, "--instances", "1", "--for", "idle", "--by", "soon"), "no moment"),
