@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import models, pools
 from billing.contracts import store
-from billing.contracts.commitments import lock_position
+from billing.contracts.commitments import lock_for_sale
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.position import refuse_worse
 from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_at_most, write_down
@@ -90,7 +90,7 @@ def record(
     if models.find(connection, measured.model).pool != measured.pool:
         raise Invalid(f"Model {measured.model!r} is not in pool {measured.pool!r}.", param="pool")
     now_ms = store.now_ms(connection) if at_ms is None else at_ms
-    before = lock_position(connection, measured.pool, now_ms)
+    before = lock_for_sale(connection, measured.pool, now_ms)
     # Not before the pool is held: of two who measure at once the second compares with what the first stored.
     model = models.find(connection, measured.model)
     if not reweigh:

@@ -13,7 +13,7 @@ from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import Change
-from billing.contracts.commitments import read_position, require_calibration
+from billing.contracts.commitments import read_for_sale, require_calibration
 from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
 from billing.contracts.terms import PAST_SLACK_MS, STEPS_MAX, Contract, Overflow, Side, State, Step, Terms, utc
@@ -163,7 +163,7 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
             raise Invalid("Units per second are above 0.", param="units")
         if not 0 <= body.headroom <= 999:
             raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
-        position = read_position(connection, body.pool, now_ms)
+        position = read_for_sale(connection, body.pool, now_ms)
         require_calibration(position)
         return _quoted(quote(position, from_ms, until_ms, mu_s=body.units, headroom_permille=body.headroom))
 

@@ -1,5 +1,5 @@
-"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever sells, takes machines or measures reads
-it with `lock_position`, so that of two who do so at once the second sees what the first did.
+"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever takes machines reads it with `lock_position`, whoever
+sells or measures with `lock_for_sale`, so that of two who do so at once the second sees what the first did.
 """
 
 from dataclasses import replace
@@ -28,6 +28,16 @@ def read_position(connection: Connection, pool: str, from_ms: int) -> Position:
 def lock_position(connection: Connection, pool: str, from_ms: int) -> Position:
     """As `read_position`, and nobody else sells, takes or measures there until the transaction ends."""
     return _position(connection, pools.lock(connection, pool), from_ms)
+
+
+def read_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
+    """As `read_position`, without the machines that drain: from their deadline on they are taken, and serve nothing new already."""
+    return _position(connection, pools.find(connection, pool), from_ms, drained=False)
+
+
+def lock_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
+    """As `read_for_sale`, held as by `lock_position`."""
+    return _position(connection, pools.lock(connection, pool), from_ms, drained=False)
 
 
 def require_calibration(position: Position) -> None:
@@ -66,7 +76,7 @@ def change_pool(
     set_aside_mu_s: int | None = None,
 ) -> Pool:
     """Set what is given. Raises Invalid, NotFound, and Conflict where it would break what is signed; then nothing has changed."""
-    before = lock_position(connection, pool, now_ms)
+    before = lock_for_sale(connection, pool, now_ms)
     wanted = Pool(
         pool,
         before.instances if instances is None else instances,
@@ -90,7 +100,7 @@ def change_pool(
     return wanted
 
 
-def _position(connection: Connection, pool: Pool, from_ms: int) -> Position:
+def _position(connection: Connection, pool: Pool, from_ms: int, *, drained: bool = True) -> Position:
     newest = select(calibration.c.capacity_mu_s).where(calibration.c.pool == pool.pool)
     newest = newest.order_by(calibration.c.created_ms.desc(), calibration.c.calibration_id.desc()).limit(1)
     holding = store.list_all(connection, pool=pool.pool, states=store.BINDING, ends_after_ms=from_ms)
@@ -101,11 +111,12 @@ def _position(connection: Connection, pool: Pool, from_ms: int) -> Position:
         pool.set_aside_mu_s,
         connection.execute(newest).scalar_one_or_none(),
         tuple(Holding.of(contract) for contract in holding),
-        _taken(connection, pool.pool, from_ms),
+        _taken(connection, pool.pool, from_ms, drained=drained),
     )
 
 
-def _taken(connection: Connection, pool: str, from_ms: int) -> tuple[Taken, ...]:
+def _taken(connection: Connection, pool: str, from_ms: int, *, drained: bool) -> tuple[Taken, ...]:
+    """`drained`: those that drain count as the pool's until their deadline."""
     rows = connection.execute(
         select(reclaim).where(
             reclaim.c.pool == pool,
@@ -114,7 +125,12 @@ def _taken(connection: Connection, pool: str, from_ms: int) -> tuple[Taken, ...]
         )
     )
     return tuple(
-        Taken(row.instances, row.by_ms, FOREVER_MS if row.released_ms is None else row.released_ms) for row in rows
+        Taken(
+            row.instances,
+            row.by_ms if drained or row.state != "draining" else min(row.by_ms, from_ms),
+            FOREVER_MS if row.released_ms is None else row.released_ms,
+        )
+        for row in rows
     )
 
 

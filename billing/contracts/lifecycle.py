@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from billing import pools
 from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
-from billing.contracts.commitments import lock_position, require_calibration
+from billing.contracts.commitments import lock_for_sale, require_calibration
 from billing.contracts.position import Holding, Position, overlapping, refuse_worse
 from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now, utc
 from billing.refusals import Conflict, Invalid
@@ -31,7 +31,7 @@ def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERAT
 
 def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
     """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by how much it does not."""
-    position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
+    position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
     terms = start_now(contract.terms, now_ms)
@@ -77,7 +77,7 @@ def amend(
     """
     if not steps and ends_ms is None and not change:
         raise Invalid("Nothing to amend: give new units, a later end, another overflow or notice.", param="units")
-    position = lock_position(connection, store.find(connection, contract_id).terms.pool, now_ms)
+    position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = _lock_binding(connection, contract_id, now_ms)
     changed = amended(contract, steps, ends_ms, now_ms)
     if change:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from billing import models
 from billing.contracts import store
-from billing.contracts.commitments import lock_position, read_position
+from billing.contracts.commitments import lock_for_sale, read_position
 from billing.contracts.position import Holding, Position, refuse_worse, units
 from billing.contracts.terms import Step
 from billing.models import Model, ModelChange, Weights
@@ -34,7 +34,7 @@ def change_model(
     # somebody may be signing just now.
     if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:
         return models.change(connection, name, wanted)
-    position = lock_position(connection, pool, now_ms)
+    position = lock_for_sale(connection, pool, now_ms)
     model = models.find(connection, name)
     if not reweigh:
         refuse_unsaid(position, model.weights, wanted.weights)

@@ -9,7 +9,8 @@ from billing import pools, redis_keys
 from billing.allocator.allocator import Allocator
 from billing.cell.scripts import Asked
 from billing.contracts.clock import advance
-from billing.contracts.commitments import change_pool
+from billing.contracts.commitments import change_pool, read_for_sale
+from billing.contracts.quote import quote
 from billing.contracts.terms import utc
 from billing.metrics import BillingMetrics
 from billing.reclaims import orders
@@ -35,6 +36,21 @@ def test_a_reclaim_that_would_break_a_contract_is_refused_with_when_and_how_much
     assert [held.contract_id for held in plan.holding] == [contract.contract_id]
     with ground.engine.connect() as connection:
         assert connection.exec_driver_sql("select count(*) from reclaim").scalar_one() == 0
+
+
+def test_what_drains_already_is_not_sold_once_more_until_its_deadline(ground: Ground) -> None:
+    made = ground.order(T0, by_ms=T0 + 5 * MINUTE)
+    assert (made.state, made.by_ms) == ("draining", T0 + 5 * MINUTE)
+    with ground.engine.begin() as connection:
+        (away,) = quote(read_for_sale(connection, POOL, T0 + MINUTE), T0 + MINUTE, made.by_ms).free
+        assert away.value == 1000 * UNIT
+    with pytest.raises(Conflict, match="by 500 units per second"):
+        ground.sign("acme", 1500, until_ms=T0 + 4 * MINUTE)
+    ground.sign("acme", 1000, until_ms=T0 + 4 * MINUTE)
+    with ground.engine.begin() as connection, pytest.raises(Conflict, match="by 500 units per second"):
+        change_pool(connection, POOL, now_ms=T0 + MINUTE, headroom_permille=500)
+    ground.release(made, T0 + MINUTE)
+    assert ground.sign("bolt", 1000).state == "signed"
 
 
 def test_a_contract_whose_notice_has_run_out_by_then_does_not_count(ground: Ground) -> None:
