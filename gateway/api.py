@@ -11,7 +11,7 @@ from secrets import token_hex
 from typing import Any
 
 from billing.cell.scripts import CellKeys
-from billing.usage_event import CapacityClass, EventHead
+from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
 from gateway.catalogue import Catalogue
@@ -66,7 +66,7 @@ class InferenceApi:
         try:
             await self._serve(inference_route, scope, receive, client, started_at)
         except GatewayError as error:
-            self._refused(inference_route, error)
+            self._count(error)
             if not client.started and not isinstance(error, CallerLeft):
                 await client.refuse(error)
         except Exception:
@@ -186,5 +186,7 @@ class InferenceApi:
         keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)
         return Exchange(request_id, parsed, caller, model, instance, meter_for(parsed), head, keys, started_at)
 
-    def _refused(self, inference_route: Route, error: GatewayError) -> None:
-        self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)
+    def _count(self, error: GatewayError) -> None:
+        """Whoever left was not refused."""
+        if not isinstance(error, CallerLeft) and error.code != Ending.CLIENT_DISCONNECT:
+            self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedContentEncoding
+from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
 
 
 async def read_body(
@@ -12,12 +12,12 @@ async def read_body(
     """The body, at most `max_bytes` long; one that arrives in one piece is not copied.
 
     Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is declared or passed (the rest is not read),
-    and RequestTimeout when the sender left or was cut off before its end: then there is nobody to answer, and nothing to run.
+    and CallerLeft when the sender left or was cut off before its end (the listener has answered by then): there is nothing to run.
     """
     _check_headers(scope, max_bytes)
     message = await receive()
     if message["type"] != "http.request":
-        raise RequestTimeout
+        raise CallerLeft
     body: bytes = message.get("body", b"")
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
@@ -28,7 +28,7 @@ async def read_body(
     while message.get("more_body", False):
         message = await receive()
         if message["type"] != "http.request":
-            raise RequestTimeout
+            raise CallerLeft
         piece: bytes = message.get("body", b"")
         size_bytes += len(piece)
         if size_bytes > max_bytes:

@@ -181,7 +181,7 @@ class AuthenticationFailed(GatewayError):
 
 
 class CallerLeft(GatewayError):
-    """The caller went while its request waited: nothing was produced, and nobody reads this."""
+    """The caller went while it still sent its request, or while that waited: nothing was produced, and nobody reads this."""
 
     status = 499
     code = "caller_left"

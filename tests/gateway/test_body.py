@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.body import read_body
-from gateway.errors import BodyTooLarge, RequestTimeout, UnsupportedContentEncoding
+from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -79,5 +79,5 @@ async def test_identity_is_no_encoding(encoding: bytes) -> None:
 @pytest.mark.parametrize("pieces", [(), (b"ab",)])
 async def test_fault_05_body_whose_sender_left_is_never_taken_for_whole(pieces: tuple[bytes, ...]) -> None:
     receive, _ = receiving(*pieces, then={"type": "http.disconnect"})
-    with pytest.raises(RequestTimeout):
+    with pytest.raises(CallerLeft):
         await read_body(scope(), receive, 1000)

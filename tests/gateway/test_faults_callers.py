@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from billing.usage_event import Ending
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
+from tests.fixtures.valkey import free_port
 
 CHAT = {
     "model": MODEL,
@@ -211,6 +213,41 @@ def test_fault_05_a_caller_that_never_reads_is_cut_off_and_billed(
     # How far an engine gets before it is stopped is its speed; what reached the caller is far less.
     assert event.delivered_output < 150_000
     connection.close()
+
+
+def test_whoever_leaves_is_no_refusal_and_whoever_is_late_is_one(
+    slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    metrics_port = free_port()
+    gateway = start_gateway(TAAS_GATEWAY_METRICS_PORT=str(metrics_port), TAAS_BODY_DEADLINE_S="1")
+
+    def refused() -> dict[str, float]:
+        page = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        return {
+            sample.labels["which"]: sample.value
+            for metric in text_string_to_metric_families(page)
+            for sample in metric.samples
+            if sample.name == "taas_refusals_total"
+        }
+
+    path = "/v1/chat/completions"
+    with raw_request(gateway, key, path, CHAT | {"max_tokens": 500}):
+        wait_until(lambda: any(seen["path"] == path for seen in slow.requests()), "request at the engine")
+    (event,) = catalogue.await_events(1)
+    assert event.ending is Ending.CLIENT_DISCONNECT
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 100\r\n\r\n{{".encode()
+    address = ("127.0.0.1", gateway.port)
+    with socket.create_connection(address, timeout=20) as leaves:
+        leaves.sendall(head)
+    with socket.create_connection(address, timeout=20) as late:
+        late.sendall(head)
+        assert late.recv(100).startswith(b"HTTP/1.1 408 ")
+    with gateway.client(key) as client:
+        client.post(path, json={})
+    wait_until(lambda: "missing_required_parameter" in refused(), "the last of them")
+    assert refused() == {"request_timeout": 1, "missing_required_parameter": 1}
 
 
 def test_fault_24_no_prompt_and_no_key_in_logs_and_metrics(
