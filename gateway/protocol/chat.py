@@ -139,7 +139,7 @@ def _check_tool_calls(param: str, value: Any) -> None:
     for index, call in enumerate(array(param, value, TOOL_CALLS_MAX)):
         if mapping(f"{param}[{index}]", call).get("type") not in ("function", None):
             raise UnsupportedParameter(f"{param}[{index}].type", "Only function calls are supported.")
-        check_members(f"{param}[{index}]", call, _CALL, ("id", "function"))
+        check_members(f"{param}[{index}]", call, _CALL, ("id", "type", "function"))
 
 
 _CALL: dict[str, Checker] = {

@@ -158,6 +158,7 @@ def test_stream_options_need_a_stream() -> None:
         ("messages[0].tool_call_id", [{"role": "tool", "content": "x"}]),
         ("messages[0].tool_calls[0].id", [{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": ""}}]}]),
         ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"type": "custom", "id": "1"}]}]),
+        ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]),
         ("messages[0].tool_calls[0].function.arguments", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}]}]),
         ("messages[0].tool_calls", [{"role": "user", "content": "x", "tool_calls": []}]),
     ],
