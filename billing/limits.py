@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Row, Text, any_, delete, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import api_keys, models, outbox, tenants
@@ -96,7 +96,9 @@ class Table:
 
 def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     """The limits of these tenants and of their keys."""
-    rows = connection.execute(select(table).where(table.c.tenant_id.in_(tenant_ids)))
+    # As one parameter: there may be more of them than a statement can have.
+    these = any_(literal(list(tenant_ids), ARRAY(Text)))
+    rows = connection.execute(select(table).where(table.c.tenant_id == these))
     return Table(
         {
             (row.tenant_id, row.key_id, row.model): (row.requests_per_minute, row.units_per_minute, row.concurrency)

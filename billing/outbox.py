@@ -6,7 +6,7 @@ Owns the rows of `projection_outbox`; does not know what is told, nor Redis.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import ARRAY, BigInteger, Connection, any_, delete, func, insert, literal, select
 
 from billing.schema.catalogue import projection_outbox
 
@@ -52,4 +52,6 @@ def done(connection: Connection, changes: list[Change]) -> None:
     """Forget exactly these: a smaller id may still be committed by a slower transaction."""
     if changes:
         ids = [change.change_id for change in changes]
-        connection.execute(delete(projection_outbox).where(projection_outbox.c.change_id.in_(ids)))
+        # As one parameter: after a long outage there may be more of them than a statement can have.
+        these = any_(literal(ids, ARRAY(BigInteger)))
+        connection.execute(delete(projection_outbox).where(projection_outbox.c.change_id == these))

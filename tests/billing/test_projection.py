@@ -263,6 +263,16 @@ def test_more_changes_than_one_write_takes_are_all_delivered(projector, commit, 
     assert len(raw_redis.keys("taas:tenant:*")) == 450
 
 
+def test_more_changes_than_a_statement_has_parameters_are_told_and_forgotten(database, raw_redis):
+    with database.begin() as connection:
+        connection.exec_driver_sql(
+            "insert into projection_outbox (kind, subject) select 'tenant', 'ten_' || n from generate_series(1, 70000) n"
+        )
+    Projector(database, raw_redis).rebuild()
+    with database.connect() as connection:
+        assert outbox.count(connection) == 0
+
+
 def test_its_loop_writes_everything_first_and_notices_a_loss_later(database, commit, raw_redis):
     tenant = commit(lambda c: tenants.create(c, "acme"))
     projector = Projector(database, raw_redis)

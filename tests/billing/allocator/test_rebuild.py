@@ -6,12 +6,14 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from billing import limits, redis_keys
+from billing import limits, redis_keys, tenants
 from billing.allocator import rebuild
 from billing.cell.replies import Rebuilding, Refused, Reserved
 from billing.cell.scripts import Asked, Limits
 from billing.consumer import Consumer
+from billing.limits import Subject
 from billing.usage_event import CapacityClass, Ending
 from tests.billing.allocator.cells import Ground
 from tests.billing.cell.plan import Listener
@@ -167,3 +169,11 @@ def test_a_level_is_that_of_a_bucket_that_drains_every_millisecond(
     expected = max(0, held - drains * (now - at))
     assert rebuild.level(charges, drains, now) == pytest.approx(expected)
     assert rebuild.level(charges, -1, now) == 0
+
+
+def test_limits_of_more_tenants_than_a_statement_has_parameters_are_found(database: Engine) -> None:
+    with database.begin() as connection:
+        tenant_id = tenants.create(connection, "acme").tenant_id
+        limits.put(connection, Subject(tenant_id, None), "*", {"concurrency": 3})
+        found = limits.table_of(connection, {tenant_id, *(f"ten_{number}" for number in range(70_000))})
+    assert found.for_model(tenant_id, None, "m1").concurrency == 3
