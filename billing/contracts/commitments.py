@@ -32,12 +32,12 @@ def lock_position(connection: Connection, pool: str, from_ms: int) -> Position:
 
 def read_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
     """As `read_position`, without the machines that drain: from their deadline on they are taken, and serve nothing new already."""
-    return _position(connection, pools.find(connection, pool), from_ms, drained=False)
+    return read_position(connection, pool, from_ms).serving(from_ms)
 
 
 def lock_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
     """As `read_for_sale`, held as by `lock_position`."""
-    return _position(connection, pools.lock(connection, pool), from_ms, drained=False)
+    return lock_position(connection, pool, from_ms).serving(from_ms)
 
 
 def require_calibration(position: Position) -> None:
@@ -100,7 +100,7 @@ def change_pool(
     return wanted
 
 
-def _position(connection: Connection, pool: Pool, from_ms: int, *, drained: bool = True) -> Position:
+def _position(connection: Connection, pool: Pool, from_ms: int) -> Position:
     newest = select(calibration.c.capacity_mu_s).where(calibration.c.pool == pool.pool)
     newest = newest.order_by(calibration.c.created_ms.desc(), calibration.c.calibration_id.desc()).limit(1)
     holding = store.list_all(connection, pool=pool.pool, states=store.BINDING, ends_after_ms=from_ms)
@@ -111,12 +111,11 @@ def _position(connection: Connection, pool: Pool, from_ms: int, *, drained: bool
         pool.set_aside_mu_s,
         connection.execute(newest).scalar_one_or_none(),
         tuple(Holding.of(contract) for contract in holding),
-        _taken(connection, pool.pool, from_ms, drained=drained),
+        _taken(connection, pool.pool, from_ms),
     )
 
 
-def _taken(connection: Connection, pool: str, from_ms: int, *, drained: bool) -> tuple[Taken, ...]:
-    """`drained`: those that drain count as the pool's until their deadline."""
+def _taken(connection: Connection, pool: str, from_ms: int) -> tuple[Taken, ...]:
     rows = connection.execute(
         select(reclaim).where(
             reclaim.c.pool == pool,
@@ -127,8 +126,9 @@ def _taken(connection: Connection, pool: str, from_ms: int, *, drained: bool) ->
     return tuple(
         Taken(
             row.instances,
-            row.by_ms if drained or row.state != "draining" else min(row.by_ms, from_ms),
+            row.by_ms,
             FOREVER_MS if row.released_ms is None else row.released_ms,
+            drains=row.state == "draining",
         )
         for row in rows
     )

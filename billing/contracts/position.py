@@ -5,7 +5,7 @@ For every instant t, with the headroom of the pool or of a contract in force at 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from billing.contracts.terms import Contract, Step, utc
@@ -51,11 +51,12 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Machines that another use has, in [from, until)."""
+    """Machines that another use has, in [from, until). `drains`: they serve nothing new already, before it; that does not make it another one."""
 
     instances: int
     from_ms: int
     until_ms: int = FOREVER_MS
+    drains: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class Position:
     def without(self, contract_id: str) -> "Position":
         """As if that contract were not."""
         return replace(self, holdings=tuple(held for held in self.holdings if held.contract_id != contract_id))
+
+    def serving(self, now_ms: int) -> "Position":
+        """As it serves from now on: what drains is away."""
+        taken = (replace(each, from_ms=min(each.from_ms, now_ms)) if each.drains else each for each in self.taken)
+        return replace(self, taken=tuple(taken))
 
     def capacity(self, *, headroom_permille: int = 0) -> Timeline:
         """What may be sold at each moment from 1970 on: at least 0, and 0 without a calibration."""

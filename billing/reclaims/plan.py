@@ -173,8 +173,8 @@ def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -
     earliest_ms = max(now_ms, by_ms - DRAIN_LEAD_MS)
     if earliest_ms >= by_ms:
         return by_ms
-    without = with_taken(position, Taken(instances, earliest_ms, by_ms))
-    uncovered = worsened(position, without, earliest_ms, by_ms)
+    serving = position.serving(now_ms)
+    uncovered = worsened(serving, with_taken(serving, Taken(instances, earliest_ms, by_ms)), earliest_ms, by_ms)
     return uncovered[-1].until_ms if uncovered else earliest_ms
 
 

@@ -53,6 +53,17 @@ def test_what_drains_already_is_not_sold_once_more_until_its_deadline(ground: Gr
     assert ground.sign("bolt", 1000).state == "signed"
 
 
+def test_a_second_reclaim_leaves_what_is_signed_while_the_first_drains(ground: Ground) -> None:
+    ends_ms = ground.sign("acme", 1000, until_ms=T0 + 5 * MINUTE).effective_end_ms
+    assert ground.order(T0, by_ms=T0 + 9 * MINUTE).state == "draining"
+    assert ground.plan(T0, by_ms=T0 + 8 * MINUTE).drain_from_ms == ends_ms
+    second = ground.order(T0, by_ms=T0 + 8 * MINUTE)
+    ground.step(ends_ms - 1)
+    assert ground.now(second).state == "planned"
+    ground.step(ends_ms)
+    assert ground.now(second).state == "draining"
+
+
 def test_a_contract_whose_notice_has_run_out_by_then_does_not_count(ground: Ground) -> None:
     contract = ground.give_notice(ground.sign("acme", 1500), "operator", T0)
     end_ms = contract.effective_end_ms
