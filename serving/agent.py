@@ -240,7 +240,11 @@ class Agent:
         self._metrics.set("draining", 1)
         await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
         idle = False
-        waiting = asyncio.create_task(until_idle(client, times.notice_s, times.drain_s, self._take_reading))
+        waiting = asyncio.create_task(
+            until_idle(
+                client, times.notice_s, times.drain_s, self._take_reading, unanswered_most=times.watch.unanswered_most
+            )
+        )
         at_once = asyncio.create_task(self._stop_at_once.wait())
         try:
             await asyncio.wait({waiting, at_once}, return_when=asyncio.FIRST_COMPLETED)

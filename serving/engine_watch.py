@@ -38,18 +38,28 @@ async def until_idle(
     notice_s: float,
     drain_s: float,
     on_reading: Callable[[EngineReading], None],
+    *,
+    unanswered_most: int,
     poll_s: float = 0.25,
 ) -> bool:
     """Wait until nothing has run for two looks in a row, but at least `notice_s`, in which gateways learn to send nothing more: then the last reading's
-    counters stand still. False when requests still ran after `drain_s` more. Raises EngineUnanswering.
+    counters stand still. False when requests still ran after `drain_s` more. Raises EngineUnanswering after as many failed looks in a row.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
-    idle_looks = 0
+    idle_looks = unanswered = 0
     while True:
-        reading = await client.reading()
-        on_reading(reading)
-        idle_looks = idle_looks + 1 if reading.idle else 0
+        try:
+            reading = await client.reading()
+        except EngineUnanswering:
+            # As while it serves: one that is loaded may be slow, and giving it up would cut off all that it has.
+            idle_looks, unanswered = 0, unanswered + 1
+            if unanswered >= unanswered_most:
+                raise
+        else:
+            unanswered = 0
+            on_reading(reading)
+            idle_looks = idle_looks + 1 if reading.idle else 0
         waited_s = loop.time() - started
         if idle_looks >= 2 and waited_s >= notice_s:
             return True
