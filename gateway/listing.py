@@ -21,7 +21,7 @@ from gateway.clock import Clock
 from gateway.errors import InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
 from gateway.lifecycle import Lifecycle
 
-REQUEST_ID = re.compile(r"^req_[0-9a-f]{24}$")
+REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 RECEIPT_TIMEOUT_S = 5.0
 # What a tenant may narrow its capacity by, and how long each may be.
 CAPACITY_WORDS = ("contract", "from", "until")
@@ -86,7 +86,7 @@ def _add_usage_routes(
     @router.get("/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"])
     async def show_usage(request_id: str, request: Request) -> Response:
         caller = await caller_of(request)
-        if not REQUEST_ID.match(request_id):
+        if not REQUEST_ID.fullmatch(request_id):
             raise RouteNotFound("There is no such request.")
         try:
             found = await receipts.get(f"/admin/v1/requests/{request_id}", params={"tenant": caller.tenant.tenant})

@@ -178,6 +178,15 @@ def test_fault_19_revoked_key_is_refused_within_a_second_on_every_process(
             wait_until(lambda: client.get("/v1/models").status_code == 401, "refusal", timeout_s=1.0)
 
 
+def test_what_is_no_request_id_is_no_request(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        for asked in ("req_1", "req_" + "A" * 24, "req_" + "0" * 24 + "%0a", "req_" + "0" * 24 + "-2", "%00"):
+            answer = client.get(f"/v1/usage/requests/{asked}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found"), asked
+
+
 def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
     catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
