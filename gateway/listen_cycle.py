@@ -241,6 +241,8 @@ class RequestCycle:
             self._on_end()
 
     async def _answer_bug(self, scope: Scope) -> None:
+        if self.complete:
+            return  # the caller has its answer, and the connection may be another request's by then
         if self.started:
             self._wire.close()  # mid-body: the missing rest tells the caller
             return

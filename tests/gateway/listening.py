@@ -65,6 +65,9 @@ class TinyApp:
                 connection.abort()
             case "/bug":
                 raise ValueError("canary-7f3a")
+            case "/late-bug":
+                await answer(send, 200, {"ran": path})
+                raise ValueError("canary-7f3a")
             case "/header":
                 await send({"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"b\r\nset-cookie: c")]})
             case _:

@@ -317,6 +317,12 @@ def test_a_bug_becomes_an_error_in_form(server: Listening) -> None:
     check_error(server.ask(b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n"), 500, "internal_error")
 
 
+def test_a_bug_after_the_answer_leaves_the_connection_to_the_next_request(server: Listening) -> None:
+    late = b"GET /late-bug HTTP/1.1\r\nHost: x\r\n\r\n"
+    answers = responses_of(server.ask(late * 2 + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    assert [status for status, _, _ in answers] == [200, 200, 200]
+
+
 def test_a_response_header_cannot_make_another(server: Listening) -> None:
     received = server.ask(b"GET /header HTTP/1.1\r\nHost: x\r\n\r\n")
     assert b"set-cookie" not in received
