@@ -8,10 +8,9 @@ from typing import Final
 from sqlalchemy import Connection, or_, select
 
 from billing import pools
-from billing.contracts import position as positions
 from billing.contracts import store
 from billing.contracts.position import Holding, Position, Taken, refuse_worse
-from billing.contracts.timeline import FOREVER_MS, Span
+from billing.contracts.timeline import FOREVER_MS
 from billing.pools import Pool
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import calibration, reclaim
@@ -45,25 +44,6 @@ def require_calibration(position: Position) -> None:
     if position.capacity_mu_s is None:
         message = f"Pool {position.pool!r} has not been measured; calibrate first: `taas calibrate {position.pool}`."
         raise Conflict(message, param="pool", code="not_calibrated")
-
-
-def capacity_over_time(
-    connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS, *, without: str | None = None
-) -> list[Span]:
-    """What may be sold in [from, until), less headroom and what is set aside; as if the contract `without` were not."""
-    return list(_without(read_position(connection, pool, from_ms), without).capacity().spans(from_ms, until_ms))
-
-
-def reserved_over_time(
-    connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS, *, without: str | None = None
-) -> list[Span]:
-    """What is sold in [from, until)."""
-    return list(_without(read_position(connection, pool, from_ms), without).reserved().spans(from_ms, until_ms))
-
-
-def shortfalls(connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When, and by how much, more is sold than there is. Empty unless machines were taken against what is signed."""
-    return positions.shortfalls(read_position(connection, pool, from_ms), from_ms, until_ms)
 
 
 def change_pool(
@@ -132,7 +112,3 @@ def _taken(connection: Connection, pool: str, from_ms: int) -> tuple[Taken, ...]
         )
         for row in rows
     )
-
-
-def _without(position: Position, contract_id: str | None) -> Position:
-    return position if contract_id is None else position.without(contract_id)

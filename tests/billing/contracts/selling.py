@@ -6,7 +6,10 @@ from typing import Any
 from sqlalchemy import Connection, insert
 
 from billing import models, tenants
+from billing.contracts import position
+from billing.contracts.commitments import read_position
 from billing.contracts.terms import Step, Terms
+from billing.contracts.timeline import FOREVER_MS, Span
 from billing.schema.capacity import calibration, pool, reclaim
 
 POOL = "llama"
@@ -64,3 +67,18 @@ def terms(
         until_ms,
         **{**base, **fields},
     )
+
+
+def capacity_over_time(connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
+    """What may be sold in [from, until), less headroom and what is set aside."""
+    return list(read_position(connection, pool, from_ms).capacity().spans(from_ms, until_ms))
+
+
+def reserved_over_time(connection: Connection, pool: str, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
+    """What is sold in [from, until)."""
+    return list(read_position(connection, pool, from_ms).reserved().spans(from_ms, until_ms))
+
+
+def shortfalls(connection: Connection, pool: str, from_ms: int) -> list[Span]:
+    """When, and by how much, more is sold than there is. Empty unless machines were taken against what is signed."""
+    return position.shortfalls(read_position(connection, pool, from_ms), from_ms)

@@ -14,7 +14,6 @@ from billing import redis_keys
 from billing.allocator.allocator import Allocator
 from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
-from billing.contracts.commitments import reserved_over_time
 from billing.contracts.lifecycle import amend, draft, give_notice, sign, withdraw
 from billing.contracts.rates import rates_now
 from billing.contracts.terms import Clause, Contract, Step
@@ -22,7 +21,7 @@ from billing.contracts.timeline import FOREVER_MS, Span
 from billing.metrics import BillingMetrics
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import contract, contract_history, contract_step
-from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, terms
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, reserved_over_time, terms
 
 DAYS = 20
 CHANGES = st.builds(

@@ -9,13 +9,25 @@ from sqlalchemy.exc import DBAPIError
 from billing import models
 from billing.contracts import store
 from billing.contracts.clock import advance
-from billing.contracts.commitments import capacity_over_time, change_pool, reserved_over_time, shortfalls
+from billing.contracts.commitments import change_pool
 from billing.contracts.lifecycle import amend, draft, give_notice, sign
 from billing.contracts.terms import Contract, Side, Step, Terms, check
 from billing.contracts.timeline import FOREVER_MS, Span
 from billing.refusals import Conflict, Invalid, NotFound, Refused
 from billing.schema.capacity import contract, contract_history, contract_step
-from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, calibrate, take, terms
+from tests.billing.contracts.selling import (
+    DAY,
+    POOL,
+    T0,
+    UNIT,
+    Shop,
+    calibrate,
+    capacity_over_time,
+    reserved_over_time,
+    shortfalls,
+    take,
+    terms,
+)
 
 
 def signed(connection: Connection, what: Terms, now_ms: int = T0) -> Contract:

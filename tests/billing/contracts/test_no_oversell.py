@@ -17,14 +17,14 @@ from billing import models, tenants
 from billing.calibrations import Measured, record
 from billing.contracts import store
 from billing.contracts.clock import advance
-from billing.contracts.commitments import change_pool, lock_position, shortfalls
+from billing.contracts.commitments import change_pool, lock_position
 from billing.contracts.lifecycle import amend, draft, give_notice, sign
 from billing.contracts.position import Taken, refuse_worse
 from billing.contracts.rates import rates_now
 from billing.contracts.terms import Step
 from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
-from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, take, terms
+from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, shortfalls, take, terms
 
 RATE = st.integers(1, 2400)
 DAYS = st.integers(0, 50)
