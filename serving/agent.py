@@ -199,10 +199,11 @@ class Agent:
         grace_s = _STOP_SLACK_S / 2
         try:
             async with EngineClient(self._plan.url, self._plan.key, times.watch.answer_timeout_s) as client:
-                baseline = await self._unless_stopped(
+                baseline = await self._unless_called_off(
                     engine.wait_until_answering(client, self._plan.model, times.start_timeout_s, self._note)
                 )
                 if baseline is None:
+                    await self._show_down()
                     return 0.0
                 ready = time.monotonic()
                 self._metrics.set("engine_start_duration_seconds", ready - started)
@@ -289,15 +290,15 @@ class Agent:
         self._metrics.show_load(reading.load)
         self._presence.show_soon(replace(self._presence.entry, load=reading.load))
 
-    async def _unless_stopped(self, coming: Coroutine[Any, Any, EngineCounters]) -> EngineCounters | None:
-        """What comes, or None when a stop is asked for first."""
+    async def _unless_called_off(self, coming: Coroutine[Any, Any, EngineCounters]) -> EngineCounters | None:
+        """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has anything here yet."""
         task = asyncio.create_task(coming)
-        stopping = asyncio.create_task(self._stop_asked.wait())
+        calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaimed.taken)]
         try:
-            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, *calls}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            await end_tasks(task, stopping)
+            await end_tasks(task, *calls)
 
 
 def _ended_epochs(entry: InstanceEntry) -> tuple[FinalCounters, ...]:

@@ -1,6 +1,6 @@
 """Whether a reclaim has this instance, as `taas:drained` says (docs/interfaces.md §3). Follows it every second; decides and stops nothing.
 
-With Redis away what was last heard holds: an engine is neither stopped nor started on a guess.
+With Redis away, or emptied and not told the catalogue yet, what was last heard holds: an engine is neither stopped nor started on a guess.
 """
 
 import asyncio
@@ -39,11 +39,15 @@ class Reclaimed:
     async def look(self) -> int | None:
         """Look once; the time in ms, by Redis's clock. None where Redis does not answer."""
         try:
-            seconds, micros = await self._redis.time()
-            raw = await self._redis.hget(redis_keys.DRAINED, self._instance)
+            async with self._redis.pipeline(transaction=True) as read:
+                read.time()
+                read.hget(redis_keys.DRAINED, self._instance)
+                read.exists(redis_keys.PROJECTION)
+                (seconds, micros), raw, told = await read.execute()
         except (RedisError, OSError):
             return None
-        self._take(None if raw is None else _read(raw))
+        if raw is not None or told:
+            self._take(None if raw is None else _read(raw))
         return int(seconds) * 1000 + int(micros) // 1000
 
     async def follow(self) -> None:

@@ -5,6 +5,7 @@ import json
 from redis.asyncio import Redis
 
 from billing import redis_keys
+from serving.reclaimed import DrainOrder, Reclaimed
 from serving.registry import EngineLoad, InstanceStatus
 from tests.serving.conftest import Worker, Workers, eventually, is_running
 
@@ -14,6 +15,7 @@ READY, DOWN, DRAINING = InstanceStatus.READY, InstanceStatus.DOWN, InstanceStatu
 async def take(redis: Redis, worker: Worker, in_ms: int) -> None:
     seconds, micros = await redis.time()
     order = {"use": "research", "by_ms": seconds * 1000 + micros // 1000 + in_ms, "reclaim": "rec_1"}
+    await redis.set(redis_keys.PROJECTION, "here:1")
     await redis.hset(redis_keys.DRAINED, worker.plan.instance, json.dumps(order))
 
 
@@ -76,3 +78,32 @@ async def test_a_worker_that_waits_for_its_machine_can_be_stopped(workers: Worke
     worker.agent.request_stop()
     await worker.stopped()
     assert not worker.pids_file.exists()
+
+
+async def test_redis_that_was_emptied_gives_no_machine_back(redis: Redis) -> None:
+    reclaimed = Reclaimed(redis, "m-test", 0.05, print)
+    order = {"use": "research", "by_ms": 1, "reclaim": "rec_1"}
+    await redis.set(redis_keys.PROJECTION, "here:1")
+    await redis.hset(redis_keys.DRAINED, "m-test", json.dumps(order))
+    await reclaimed.look()
+    assert reclaimed.order == DrainOrder("research", 1, "rec_1")
+    await redis.flushall()
+    assert await reclaimed.look() is not None
+    assert reclaimed.taken.is_set()
+    assert not reclaimed.free.is_set()
+    # Billing has written the catalogue again, and this order is not in it.
+    await redis.set(redis_keys.PROJECTION, "here:2")
+    await reclaimed.look()
+    assert reclaimed.free.is_set()
+
+
+async def test_a_machine_that_is_taken_while_its_engine_starts_is_given_at_once(workers: Workers, redis: Redis) -> None:
+    worker = workers.make("--start-seconds", "600")
+    worker.start()
+    await worker.entry_with(InstanceStatus.STARTING)
+    await eventually(worker.pids_file.exists)
+    await take(redis, worker, 3_600_000)
+    down = await worker.entry_with(DOWN)
+    assert down.final is None
+    await eventually(lambda: not any(is_running(pid) for pid in worker.pids()))
+    assert not any("again in" in note for note in worker.notes)
