@@ -63,6 +63,10 @@ def listing_router(
             raise ModelNotFound(name)
         return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
 
+    @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
+    async def no_stored_response(rest: str) -> None:
+        raise RouteNotFound("Responses are stateless here: none is kept, and only POST /v1/responses is served.")
+
     _add_usage_routes(router, receipts, caller_of)
 
     @router.get("/healthz", summary="The process runs", tags=["health"])

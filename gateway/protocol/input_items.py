@@ -17,6 +17,7 @@ from gateway.protocol.fields import (
     wrong_type,
 )
 from gateway.protocol.media import MEDIA_TOKENS_ESTIMATE, check_data_url
+from gateway.protocol.refused import REFUSED
 from gateway.protocol.text_size import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE, text_bytes
 from gateway.protocol.tools import check_tool_name
 
@@ -48,6 +49,8 @@ def _check_item(param: str, item: Any) -> int:
     kind = mapping(param, item).get("type")
     if kind is None:
         kind = "message"
+    if kind == "item_reference":
+        raise UnsupportedParameter(f"{param}.type", REFUSED["previous_response_id"])
     if type(kind) is not str or kind not in _ITEMS:
         raise UnsupportedParameter(f"{param}.type", f"Known are {', '.join(sorted(_ITEMS))}.")
     fields, required = _ITEMS[kind]

@@ -187,6 +187,20 @@ def test_what_is_no_request_id_is_no_request(catalogue: Catalogue, start_gateway
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found"), asked
 
 
+def test_a_stored_response_is_refused_by_name(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+    gateway = start_gateway()
+    with httpx.Client(base_url=gateway.url) as client:
+        for method, rest in (
+            ("GET", "resp_1"),
+            ("DELETE", "resp_1"),
+            ("POST", "resp_1/cancel"),
+            ("GET", "resp_1/input_items"),
+        ):
+            answer = client.request(method, f"/v1/responses/{rest}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "route_not_found"), rest
+            assert "stateless" in answer.json()["error"]["message"]
+
+
 def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
     catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:

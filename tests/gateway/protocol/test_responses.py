@@ -70,6 +70,11 @@ def test_each_parameter_is_held_to_its_type_and_range(param: str, changes: dict[
     assert refusal(Route.RESPONSES, **changes).param == param
 
 
+def test_what_refers_to_something_stored_is_told_to_send_it_whole() -> None:
+    for changes in ({"input": [{"type": "item_reference", "id": "msg_1"}]}, {"previous_response_id": "resp_1"}):
+        assert "send the whole input" in refusal(Route.RESPONSES, **changes).message
+
+
 @pytest.mark.parametrize("choice", ["auto", "none"])
 def test_a_choice_that_says_nothing_may_stand_beside_no_tools(choice: str) -> None:
     assert parse(Route.RESPONSES, tools=[], tool_choice=choice).body["tools"] == []
