@@ -72,7 +72,7 @@ def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any
 
 
 def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: int) -> list[str]:
-    """Warnings about what the engine lists. Raises when it refuses us, or lists other models only."""
+    """Warnings about what the engine lists. Raises when it refuses us, or answers with no list of models."""
     if answer.status in {401, 403}:
         raise EngineUnreachable(
             f"{url} refuses the key given (HTTP {answer.status}).", param="key", code="engine_refused"

@@ -1,5 +1,6 @@
 """Ask an engine for its counters and its load over HTTP. Owns the exposition text and its limits; knows no table and no Redis."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -11,6 +12,10 @@ from billing.engine_instances import CounterPair
 
 # vLLM's page is about 100 kB; one of this size is not a metrics page.
 _BYTES_MAX: Final = 4 * 1024 * 1024
+# The client's time-out is between two parts of an answer: one that drips would otherwise hold up whoever waits for all engines.
+_WHOLE_WITHIN_S: Final = 5.0
+# What the ledger's columns hold; no engine counts so far.
+_COUNT_MAX: Final = 2**63 - 1
 _PROMPT: Final = "vllm:prompt_tokens_total"
 _GENERATION: Final = "vllm:generation_tokens_total"
 _RUNNING: Final = "vllm:num_requests_running"
@@ -62,8 +67,11 @@ class Unreachable:
 Reading: TypeAlias = Counters | NoCounters | Unreachable
 
 
-def read_engine(client: httpx.Client, url: str, key: str | None) -> Reading:
-    """One `GET /metrics`, of bounded size; the client brings the time-out."""
+def read_engine(client: httpx.Client, url: str, key: str | None, *, within_s: float = _WHOLE_WITHIN_S) -> Reading:
+    """One `GET /metrics`, of bounded size and length; the client brings the time-out of each part."""
+    if key is not None and not key.isascii():
+        return Unreachable("its key cannot be sent: it has letters beyond ASCII")
+    until = time.monotonic() + within_s
     headers = {"authorization": f"Bearer {key}"} if key else {}
     page = bytearray()
     try:
@@ -76,6 +84,8 @@ def read_engine(client: httpx.Client, url: str, key: str | None) -> Reading:
                 page += part
                 if len(page) > _BYTES_MAX:
                     return Unreachable(f"a page of more than {_BYTES_MAX} bytes", answers=True)
+                if time.monotonic() > until:
+                    return Unreachable(f"no whole page within {within_s} s")
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         return Unreachable(f"{type(exc).__name__}: {exc}", refused=_refused(exc))
     return parse_counters(page.decode(errors="replace"))
@@ -98,14 +108,17 @@ def parse_counters(page: str) -> Reading:
             started = value[0]
             continue
         try:
-            found.setdefault(name, []).append(Decimal(value[0]))
+            number = Decimal(value[0])
         except InvalidOperation:
+            number = Decimal("NaN")
+        if name != _KV_USAGE and not (number.is_finite() and 0 <= number <= _COUNT_MAX):
             return Unreachable(f"{name} is {value[0][:40]!r}", answers=True)
+        found.setdefault(name, []).append(number)
     if _PROMPT not in found or _GENERATION not in found:
         return NoCounters()
     totals = {name: sum(found.get(name, ()), Decimal(0)) for name in (_PROMPT, _GENERATION, _RUNNING, _WAITING)}
     for name, total in totals.items():
-        if not total.is_finite() or total < 0 or total != int(total):
+        if total > _COUNT_MAX or total != int(total):
             return Unreachable(f"{name} is {total}", answers=True)
     load = Load(int(totals[_RUNNING]), int(totals[_WAITING]), _fullest(found.get(_KV_USAGE, ())))
     return Counters(CounterPair(int(totals[_PROMPT]), int(totals[_GENERATION])), load, started)

@@ -27,6 +27,8 @@ class ScriptedEngine:
     url: str = ""
     asked: list[str | None] = field(default_factory=list)
     on_ask: Callable[[], object] = lambda: None
+    # Set: the page comes byte by byte, and never to its end, until the event is set.
+    drips: threading.Event | None = None
 
     def page(self) -> str:
         lines = [
@@ -52,8 +54,15 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
             engine.asked.append(self.headers.get("authorization"))
             body = engine.page().encode() if engine.status == 200 else b""
             self.send_response(engine.status)
-            self.send_header("content-length", str(len(body)))
+            if engine.drips is None:
+                self.send_header("content-length", str(len(body)))
             self.end_headers()
+            while engine.drips is not None and not engine.drips.wait(0.01):
+                try:
+                    self.wfile.write(b"#")
+                    self.wfile.flush()
+                except OSError:
+                    return
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:

@@ -1,15 +1,17 @@
 """Engine counters: read as they are, and no restart or loss goes unnoticed."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import Engine
 
 from billing.engine_counters import CounterPoller, EngineRun, read_runs
 from billing.engine_instances import CounterPair
-from billing.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters
+from billing.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters, read_engine
 from tests.billing.engine_server import ScriptedEngine, register, serve
 
 
@@ -52,10 +54,31 @@ process_start_time_seconds 1.79549207214e+09
     )
 
 
-@pytest.mark.parametrize("value", ["NaN", "-1.0", "0.5", "x", "+Inf"])
+@pytest.mark.parametrize("value", ["NaN", "sNaN", "-1.0", "0.5", "x", "+Inf", "1e30", "1e999999"])
 def test_a_counter_that_cannot_be_is_no_reading(value: str) -> None:
     page = f'vllm:prompt_tokens_total{{a="b"}} {value}\nvllm:generation_tokens_total{{a="b"}} 1.0\n'
     assert isinstance(parse_counters(page), Unreachable)
+
+
+def test_an_engine_whose_page_never_ends_is_given_up_in_time(engine: ScriptedEngine) -> None:
+    engine.drips = threading.Event()
+    try:
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            reading = read_engine(client, engine.url, None, within_s=0.3)
+    finally:
+        engine.drips.set()
+    assert reading == Unreachable("no whole page within 0.3 s")
+
+
+def test_a_key_that_cannot_be_sent_hides_no_other_engine(
+    database: Engine, raw_redis: redis.Redis, poller: CounterPoller, engine: ScriptedEngine
+) -> None:
+    register(raw_redis, engine)
+    register(raw_redis, engine, "odd", key="schlüssel")
+    poll = poller.poll_once()
+    assert isinstance(poll.readings["i1"], Counters)
+    assert isinstance(poll.readings["odd"], Unreachable)
+    assert "schl" not in poll.readings["odd"].reason
 
 
 def test_a_page_without_the_counters_has_none() -> None:
