@@ -15,7 +15,7 @@ from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
 from billing.contracts import store
-from billing.contracts.commitments import change_pool, read_position
+from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.position import shortfalls, units
 from billing.registered import Registered, read_registered
 
@@ -91,7 +91,7 @@ def _instances(declared: int, there: Collection[Registered], *, measured: bool) 
 
 def _shown(connection: Connection, pool: str, there: Collection[Registered] | None) -> dict[str, Any]:
     now_ms = store.now_ms(connection)
-    position = read_position(connection, pool, now_ms)
+    position = read_for_sale(connection, pool, now_ms)
     measured = position.capacity_mu_s
     return {
         "pool": pool,

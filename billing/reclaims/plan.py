@@ -150,7 +150,8 @@ def check_there(order: Order, position: Position) -> None:
         raise Conflict(message, param="instances", code="not_so_many")
     at_least = machines_over_time(position).least(order.by_ms)
     if order.instances > at_least:
-        message = f"Pool {order.pool!r} has {position.instances} machines, and {at_least} from then on, less what others take."
+        left = "" if at_least == position.instances else f", and from then on {at_least} of them: others have the rest"
+        message = f"Pool {order.pool!r} has {position.instances} machines{left}."
         raise Conflict(message, param="instances", code="not_so_many")
 
 

@@ -97,7 +97,7 @@ def test_two_reclaims_do_not_take_the_same_machine(ground: Ground) -> None:
     first = ground.order(T0, by_ms=T0 + MINUTE)
     second = ground.order(T0, by_ms=T0 + MINUTE)
     assert {*first.chosen, *second.chosen} == {"a", "b"}
-    with pytest.raises(Conflict, match="has 2 machines, and 0 from then on"):
+    with pytest.raises(Conflict, match="has 2 machines, and from then on 0 of them"):
         ground.order(T0, by_ms=T0 + MINUTE)
 
 

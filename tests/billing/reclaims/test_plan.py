@@ -216,5 +216,5 @@ def test_an_outlook_has_no_gap_and_every_machine_has_one_use(base: Position, tak
 def test_machines_that_are_not_there_are_refused() -> None:
     with pytest.raises(Conflict, match="no machines on record"):
         draw_up(Order("p", 1, "idle", 5), Position("p", 0, 0, 0, None), [], 0, 0)
-    with pytest.raises(Conflict, match="has 2 machines, and 1 from then on"):
+    with pytest.raises(Conflict, match="has 2 machines, and from then on 1 of them"):
         draw_up(Order("p", 2, "idle", 5), Position("p", 2, 0, 0, None, taken=(Taken(1, 9),)), [], 0, 0)

@@ -67,6 +67,10 @@ def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Tol
     left = datetime.fromisoformat(made["by"]) - datetime.now(UTC)
     assert timedelta(minutes=4) < left <= timedelta(minutes=5)
     assert statuses(told) == {"i1": "draining", "i2": "ready"}
+    # What drains is not for sale any more, and not said to be.
+    free = told("pool", "show", POOL)
+    assert (free["taken"], free["capacity"], free["free"]) == (1, "1000", "1000")
+    assert "2 machines, and from then on 1 of them: others" in taas(*said[:3], "2", *said[4:], exit_code=1).stderr
     assert "1 for research" in taas("reclaim", "--show", made["reclaim"]).stdout
     assert "is released: i1" in taas("release", made["reclaim"]).stdout
     assert statuses(told) == {"i1": "ready", "i2": "ready"}
