@@ -133,6 +133,13 @@ ledger_transaction = Table(
     Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
     CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
+    # The few that wait for a person: each half-minutely audit counts them.
+    Index(
+        "ix_ledger_transaction_no_amount",
+        "pricing",
+        "request_id",
+        postgresql_where=text("pricing in ('unpriced', 'quarantined')"),
+    ),
 )
 
 # `account` `receivable` belongs to a tenant, `revenue` to a model. Debits are positive.

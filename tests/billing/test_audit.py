@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 from sqlalchemy import Engine, func, insert, select, text
+from sqlalchemy.event import listen
 
 from billing import redis_keys
 from billing.audit import Auditor, AuditReport
@@ -13,6 +14,7 @@ from billing.engine_counters import CounterPoller
 from billing.engine_instances import CounterPair
 from billing.findings import Finding, FindingKind
 from billing.ledger import ReceivedEvent, record_events
+from billing.ledger_check import set_aside
 from billing.metrics import BillingMetrics
 from billing.price_book import set_price
 from billing.reap import Reaper
@@ -282,6 +284,23 @@ def test_what_waits_for_a_person_is_found(database: Engine, raw_redis: redis.Red
     }.items():  # fmt: skip
         assert (kinds[kind].count, list(kinds[kind].ids)) == (1, ids)
     assert kinds[FindingKind.USAGE_REJECTED].count == 1
+
+
+def test_what_waits_for_a_person_is_found_without_reading_the_whole_ledger(database: Engine) -> None:
+    with database.begin() as connection:
+        set_price(connection, "m1", input="0.10", cached_input="0.01", output="0.40", valid_from_ms=0)
+    record(database, *(event(f"r{number}", anomaly="usage_missing" if number == 7 else None) for number in range(200)))
+    asked: list[str] = []
+    with database.begin() as connection:
+        connection.execute(text("analyze ledger_transaction"))
+        connection.execute(text("set local enable_seqscan = off"))
+        listen(connection, "before_cursor_execute", lambda *seen: asked.append(seen[2]))
+        (quarantined,) = (each for each in set_aside(connection) if each.kind is FindingKind.QUARANTINED)
+        of_the_ledger = [statement for statement in asked if "from ledger_transaction" in statement]
+        plans = ["\n".join(connection.exec_driver_sql(f"explain {statement}").scalars()) for statement in of_the_ledger]
+    assert quarantined.ids == ("r7",)
+    assert len(plans) == 2
+    assert all("ix_ledger_transaction_no_amount" in plan for plan in plans), plans
 
 
 def test_a_ledger_that_was_tampered_with_is_found(database: Engine, auditor: Auditor) -> None:
