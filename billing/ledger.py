@@ -27,7 +27,7 @@ from billing.schema.ledger import (
     usage_rejected,
     usage_total,
 )
-from billing.tokens import Tokens
+from billing.tokens import Tokens, UsageEventError
 from billing.usage_event import EVENT_VERSION, UsageEvent
 
 # A rejected or conflicting text is kept as evidence; an event is about 1 kB.
@@ -55,7 +55,10 @@ class ReceivedEvent:
     def read(cls, raw: bytes) -> "ReceivedEvent":
         """Parse; raises `UsageEventError`."""
         event = UsageEvent.from_json(raw)
-        canonical = orjson.dumps(orjson.loads(event.to_json()), option=orjson.OPT_SORT_KEYS)
+        try:
+            canonical = orjson.dumps(orjson.loads(event.to_json()), option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError as exc:
+            raise UsageEventError(f"an event that cannot be written again: {exc}") from exc
         return cls(event, raw, hashlib.sha256(canonical).hexdigest())
 
 

@@ -151,9 +151,9 @@ def _loops(
         return reading.consume_once() > 0
 
     def claim() -> bool:
-        taken = claiming.claim_once()
+        # First: while SQL takes nothing, what waits is what somebody must see.
         claiming.publish_lag()
-        return taken > 0
+        return claiming.claim_once() > 0
 
     def reap() -> bool:
         reaper.reap_once()

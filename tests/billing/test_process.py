@@ -210,6 +210,23 @@ def test_it_allocates_its_cells_and_turns_contracts_and_leaves_its_cells_to_othe
     assert not raw_redis.exists(lock)
 
 
+def test_what_waits_for_sql_is_told_while_sql_refuses_it(
+    billing: BillingProcess, tables: Engine, raw_redis: redis.Redis
+) -> None:
+    with tables.begin() as connection:
+        connection.execute(text("alter table usage_event rename to gone"))
+    raw_redis.sadd(redis_keys.CELLS, "m1")
+    # Old enough for whoever looks after what others have left.
+    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a").to_json()}, id="1700000000000-0")
+    billing.start()
+    until(lambda: billing.metric('taas_degraded{component="claims"}') == 1, billing)
+    until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 1, billing)
+    with tables.begin() as connection:
+        connection.execute(text("alter table gone rename to usage_event"))
+    until(lambda: recorded(tables) == 1, billing)
+    until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 0, billing)
+
+
 def test_a_redis_that_goes_and_comes_back_is_waited_for(
     own_valkey: ValkeyProcess, tables: Engine, database_url: str, tmp_path: Path
 ) -> None:
