@@ -67,7 +67,9 @@ class InferenceApi:
             await self._serve(inference_route, scope, receive, client, started_at)
         except GatewayError as error:
             self._count(error)
-            if not client.started and not isinstance(error, CallerLeft):
+            if client.started:  # a later part failed before it began: the stream says so
+                await client.break_off(error)
+            elif not isinstance(error, CallerLeft):
                 await client.refuse(error)
         except Exception:
             log.exception("bug in a request", extra={"request_id": request_id})

@@ -182,8 +182,8 @@ class Exchange:
     def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Asked) -> None:
         """The cell has decided: class, contract and instance."""
         head = self.head
-        if grant.instance != head.instance:
-            self.instance = next(entry for entry in candidates if entry.instance == grant.instance)
+        # Also where the id is that of before: while it waited, the engine may have started anew, at another address and with another key.
+        self.instance = next(entry for entry in candidates if entry.instance == grant.instance)
         if grant.class_ != head.class_ or grant.instance != head.instance or grant.epoch != head.epoch:
             self.head = replace(
                 head,

@@ -2,7 +2,8 @@
 
 Nothing is sent to the caller before the engine has answered, so that a request whose engine fails before its first token can be tried on another
 instance (once), on the same reservation. After the first byte a failure becomes one error object in the stream. How it ended is recorded
-where it ended. Raises GatewayError only while nothing has been sent; the request is settled by then.
+where it ended. Raises GatewayError only while nothing of this exchange has been sent (of the parts before it, if it goes on, something has); it is
+settled by then.
 """
 
 import asyncio
@@ -104,7 +105,7 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, make_body: Callable[[], bytes], client: Client) -> None:
-        """From the engine to the caller, and settled. Raises GatewayError while nothing has been sent."""
+        """From the engine to the caller, and settled. Raises GatewayError while nothing of this exchange has been sent."""
         exchange.on_stop = self._engines.abort
         self._engines.opened(exchange.instance)
         try:
@@ -113,7 +114,8 @@ class Forwarder:
             if isinstance(error, UpstreamProtocolError):
                 self._let_down(exchange, "protocol")
             if not exchange.settled:
-                self._settle(exchange, ending_of(exchange, error), error.status)
+                status = 200 if client.started else error.status
+                self._settle(exchange, ending_of(exchange, error), status)
             raise
         except GaveWay:
             raise
@@ -190,6 +192,8 @@ class Forwarder:
                 if exchange.stop_ending is not None:  # nothing was sent, so there is nothing to abort
                     raise stop_error(exchange.stop_ending)
                 connection.send(request)
+                if exchange.gives_way and exchange.instance.abort:  # asked while there was no engine to tell
+                    self._engines.abort(exchange)
                 status = await connection.head()
             except UpstreamError as exc:
                 if exchange.connection is not None:
@@ -279,8 +283,11 @@ class Forwarder:
             self._settle(exchange, Ending.COMPLETE, 200)
             await client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
-        if gave_way:
+        if not gave_way:
+            return
+        if exchange.stop_ending is None:
             raise GaveWay
+        await self._end_stopped(exchange, client)
 
     @staticmethod
     async def _pass_last_words(exchange: Exchange, client: Client, last: bytes) -> None:
@@ -368,4 +375,5 @@ def ending_of(exchange: Exchange, error: GatewayError) -> Ending:
         return Ending.PROTOCOL_ERROR
     if isinstance(error, EngineFailed | NoInstance) or error.status >= 500:
         return Ending.ENGINE_DIED if isinstance(error, NoInstance) else Ending.ENGINE_ERROR
-    return Ending.REFUSED_BY_ENGINE
+    # A later part is made by us, and the parts before it, which end as it does, have produced something.
+    return Ending.REFUSED_BY_ENGINE if exchange.previous is None else Ending.ENGINE_ERROR

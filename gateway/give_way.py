@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 
 def give_way(exchange: Exchange) -> None:
-    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`."""
-    if exchange.can_go_on:
+    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`. Where no id stops it, it ends."""
+    if exchange.can_go_on and exchange.instance.abort:
         exchange.give_way()
     else:
         exchange.stop(Ending.GAVE_WAY)

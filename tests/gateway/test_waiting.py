@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from billing import redis_keys
+from billing.cell.execute import execute
+from billing.cell.scripts import grant_call
 from billing.usage_event import CapacityClass, Ending
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
@@ -323,3 +325,29 @@ def test_fault_44_a_storm_of_retries_keeps_the_engine_at_work_and_is_spread_out(
     assert len(set(told)) > len(told) / 4
     conserved()
     assert_nothing_left(catalogue)
+
+
+def test_who_waits_while_the_engine_starts_anew_is_sent_to_the_new_one(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
+) -> None:
+    """Each start of an engine has a key of its own."""
+    catalogue.instance(engine.url, "the key of before")
+    room(catalogue, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    late = pool.submit(ask, gateway, key, "chat", True)
+    wait_until(lambda: waiting(catalogue) == 1, "waiting request")
+    catalogue.instance(engine.url, engine.key, epoch="e2")
+
+    def heard_of() -> bool:
+        with gateway.client(key) as client:
+            client.post("/tokenize", json={"model": MODEL, "prompt": "sea"})  # needs no room
+        return any(event.epoch == "e2" for event in catalogue.events())
+
+    wait_until(heard_of, "gateway that has heard of the new engine")
+    room(catalogue, 1)
+    execute(catalogue.redis, grant_call(MODEL))
+    answer = late.result()
+    assert (answer.status, answer.done) == (200, True)
+    wait_until(lambda: any(event.route == "chat" for event in catalogue.events()), "usage event")
+    assert [event.epoch for event in catalogue.events() if event.route == "chat"] == ["e2"]

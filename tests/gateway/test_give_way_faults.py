@@ -1,0 +1,86 @@
+"""Lent work that gives way while something else goes wrong: its caller always learns how the stream ended, and nothing keeps a place."""
+
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from billing import redis_keys
+from billing.usage_event import Ending
+from tests.fixtures.engine import SimEngine
+from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
+from tests.fixtures.valkey import free_port
+from tests.gateway.asking import ask
+from tests.gateway.test_give_way import TOKENS, delivered, plan
+
+
+@pytest.mark.parametrize(("fault", "value"), [("status", 500), ("status", 400), ("garbage", "html")])
+def test_a_part_that_fails_before_it_begins_ends_the_stream_with_an_error(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+    fault: str,
+    value: str | int,
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
+    wait_until(lambda: delivered(slow) > 20, "tokens")
+    plan(catalogue, 0, 1)
+    wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+    slow.faults(fault, value, count=None)
+    plan(catalogue, 4, 0)
+    answer = running.result()
+    assert (answer.status, answer.done) == (200, False)
+    assert answer.error_code() in {"engine_failed", "engine_refused", "upstream_protocol_error"}
+    events = catalogue.await_events(2)
+    assert {event.http_status for event in events} == {200}
+    assert sum(event.billed.output for event in events) == 0
+    conserved()
+
+
+def test_where_no_engine_stops_by_id_it_is_told_so_and_the_engine_is_not_blamed(
+    slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
+) -> None:
+    catalogue.instance(slow.url, slow.key, abort=False)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
+    wait_until(lambda: delivered(slow) > 20, "tokens")
+    plan(catalogue, 0, 1)
+    assert running.result().error_code() == "gave_way"
+    (event,) = catalogue.await_events(1)
+    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+
+
+def test_one_that_was_asked_before_its_engine_had_it_gives_way_all_the_same(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port), backlog=0) as deaf:
+        # Its line of connections is full: the next one is not taken until the gateway gives up.
+        full = [socket.create_connection(deaf.getsockname()) for _ in range(1)]
+        catalogue.instance(f"http://127.0.0.1:{port}", "k", name="i1")
+        catalogue.instance(slow.url, slow.key, name="i2", load={"running": 50, "waiting": 0, "kv_usage": 0.5})
+        plan(catalogue, 4, 0)
+        gateway = start_gateway(TAAS_CONNECT_TIMEOUT_S="1.0")
+        key = catalogue.key(catalogue.tenant("ten_a"))
+        running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
+        wait_until(lambda: catalogue.redis.hget(redis_keys.flight(MODEL), "f:i1") == "1", "admitted request")
+        plan(catalogue, 0, 1)
+        answer = running.result()
+        for connection in full:
+            connection.close()
+    assert answer.done
+    assert {event.request_id.removeprefix(answer.request_id) for event in catalogue.await_events(2)} == {"", "-2"}
+    conserved()
