@@ -155,10 +155,6 @@ def _loops(
         claiming.publish_lag()
         return claiming.claim_once() > 0
 
-    def reap() -> bool:
-        reaper.reap_once()
-        return False
-
     def poll() -> bool:
         poller.poll_once()
         return False
@@ -170,7 +166,7 @@ def _loops(
     return [
         Loop("consumer", consume, interval_ms=settings.usage_poll_ms, metrics=metrics),
         Loop("claims", claim, interval_ms=_CLAIM_INTERVAL_MS, metrics=metrics),
-        Loop("reaper", reap, interval_ms=settings.reap_interval_ms, metrics=metrics),
+        Loop("reaper", reaper.step, interval_ms=settings.reap_interval_ms, metrics=metrics),
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
         Loop("audit", audit, interval_ms=settings.audit_interval_ms, metrics=metrics),
     ]

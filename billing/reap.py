@@ -35,6 +35,10 @@ class Reaper:
         self._grace_ms = grace_ms
         self._calm_s = calm_s
 
+    def step(self) -> bool:
+        """A loop's step: whether there may be more to end at once. Raises redis.RedisError."""
+        return self.reap_once() > 0
+
     def reap_once(self) -> int:
         """End what has lapsed in every cell. Returns how many requests ended; 0 too while another process reaps."""
         lock = self._client.lock(redis_keys.REAPER_LOCK, timeout=_LOCK_S, blocking=False)

@@ -98,6 +98,15 @@ def test_reapers_at_the_same_time_end_each_request_once(raw_redis: redis.Redis) 
     assert sorted(each.request_id for each in events(raw_redis)) == sorted(f"r{number}" for number in range(50))
 
 
+def test_more_than_one_pass_takes_are_ended_at_once(raw_redis: redis.Redis) -> None:
+    for number in range(501):
+        reserve(raw_redis, f"r{number}", lease_ms=60_000)
+        lapse(raw_redis, f"r{number}")
+    reaper = Reaper(raw_redis, BillingMetrics())
+    assert [reaper.step() for _ in range(3)] == [True, True, False]
+    assert raw_redis.zcard(redis_keys.open_requests("m1")) == 0
+
+
 def test_one_request_that_cannot_be_reaped_does_not_keep_the_others(raw_redis: redis.Redis) -> None:
     reserve(raw_redis, "a", lease_ms=60_000)
     lapse(raw_redis, "a")
