@@ -20,6 +20,7 @@ from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.engine_counters import CounterPoller
 from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
+from billing.lapsed_instances import forget_lapsed
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
@@ -157,6 +158,7 @@ def _loops(
 
     def poll() -> bool:
         poller.poll_once()
+        forget_lapsed(client)
         return False
 
     def audit() -> bool:

@@ -1,7 +1,8 @@
 """The registry of instances: what an entry of `taas:instances` says, how it is written, and which entries count.
 
 It owns the entry's form. It must not know how an engine runs or how a gateway chooses. Reading is pure: the reader brings the hash and the
-time (Redis `TIME`, ms). An entry is renewed by writing it again; nobody has to delete what a dead worker left, because its lease lapses.
+time (Redis `TIME`, ms). An entry is renewed by writing it again; what a dead worker left counts no more once its lease has lapsed, and billing takes
+it out a day later.
 """
 
 from dataclasses import dataclass, field, replace
