@@ -9,18 +9,20 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from billing.cell.replies import Missing, parse_checkpoint
 from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
 from billing.tokens import Tokens
-from billing.usage_event import Ending
+from billing.usage_event import Ending, EventHead
 from gateway.exchange import Exchange
 from gateway.redis_pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event
 
 log = logging.getLogger(__name__)
 
+# What a checkpoint records: the exchange, its output and its head as they were sent.
+_Written: TypeAlias = tuple[Exchange, int, EventHead]
 # A lease is renewed when this share of it has passed, even when nothing new was produced.
 RENEW_SHARE: Final = 0.3
 BATCH_MAX: Final = 1000
@@ -61,32 +63,46 @@ class Checkpointer:
         while True:
             await asyncio.sleep(self._interval_s)
             now = time.monotonic()
-            for exchange in list(self._open.values()):
-                self._check_deadlines(exchange, now)
             try:
+                for exchange in list(self._open.values()):
+                    self._check_deadlines(exchange, now)
                 await self.write(now)
             except RedisUnavailable as exc:
                 log.warning("checkpoint not written", extra={"reason": str(exc)})
+            except Exception:  # without this round every lease of the process would lapse
+                log.exception("bug in a checkpoint round")
 
     async def write(self, now: float) -> int:
         """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises RedisUnavailable."""
         calls: list[Command] = []
-        written: list[Exchange] = []
+        written: list[_Written] = []
         for exchange in list(self._open.values()):
             output = exchange.meter.output_tokens()
             renew = now - exchange.checkpointed_at > self._lease_ms / 1000 * RENEW_SHARE
             if output == exchange.checkpointed_output and not renew and not exchange.moved:
                 continue
-            written.append(exchange)
+            written.append((exchange, output, exchange.head))
             calls.append(self._call(exchange))
-            exchange.checkpointed_at, exchange.checkpointed_output = now, output
-            exchange.moved = False
         for start in range(0, len(calls), BATCH_MAX):
-            replies = await self._redis.execute_many(calls[start : start + BATCH_MAX])
-            for exchange, reply in zip(written[start : start + BATCH_MAX], replies, strict=True):
-                if isinstance(parse_checkpoint(reply), Missing):
-                    await self._restore_lost(exchange)
+            await self._write_batch(now, written[start : start + BATCH_MAX], calls[start : start + BATCH_MAX])
         return len(calls)
+
+    async def _write_batch(self, now: float, written: list[_Written], calls: list[Command]) -> None:
+        """What Redis did not take is left as it was: the next round writes it again."""
+        outcomes = await asyncio.gather(*(self._redis.submit(*call) for call in calls), return_exceptions=True)
+        away: RedisUnavailable | None = None
+        for (exchange, output, head), outcome in zip(written, outcomes, strict=True):
+            if isinstance(outcome, RedisUnavailable):
+                away = outcome
+                continue
+            exchange.checkpointed_at, exchange.checkpointed_output = now, output
+            exchange.moved = exchange.moved and exchange.head is not head
+            if isinstance(outcome, BaseException):
+                log.error("checkpoint refused", extra={"request_id": exchange.request_id, "reason": str(outcome)})
+            elif isinstance(parse_checkpoint(outcome), Missing):
+                await self._restore_lost(exchange)
+        if away is not None:
+            raise away
 
     async def _restore_lost(self, exchange: Exchange) -> None:
         """Redis has lost its reservation, with its place and its count. What was admitted without one has none to restore; what gave its
@@ -99,7 +115,9 @@ class Checkpointer:
     async def pause(self, exchange: Exchange) -> None:
         """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""
         exchange.checkpointed_at, exchange.checkpointed_output = time.monotonic(), exchange.meter.output_tokens()
-        await self._redis.execute(*self._call(exchange, NO_PLACE))
+        calls = [self._call(exchange)] if exchange.moved else []  # its place is where it has moved to
+        exchange.moved = False
+        await self._redis.execute_many([*calls, self._call(exchange, NO_PLACE)])
 
     def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
         will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
@@ -131,11 +149,11 @@ class Checkpointer:
             client.abort()
 
     def _check_first_token(self, exchange: Exchange, now: float) -> None:
-        """Half of the time for one instance where another could take over, all of it where none can."""
+        """Half of the time for one instance where another could take over, all of it where none can. Waiting for room is no engine's time."""
         waited_s = now - exchange.try_started_at
         if waited_s > self._deadlines.first_token_s / 2 and not exchange.tried and self._others_ready(exchange):
             exchange.try_timed_out = True
             if exchange.connection is not None:
                 exchange.connection.close()
-        elif now - exchange.started_at > self._deadlines.first_token_s:
+        elif now - exchange.sent_at > self._deadlines.first_token_s:
             exchange.stop(Ending.DEADLINE)

@@ -1,0 +1,142 @@
+"""The checkpoint round on its own, over real Valkey: what it has not written it writes again, and one request does not stop the others'."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+import redis
+
+from billing import redis_keys
+from billing.cell.scripts import CellKeys, Claim, Limits, reserve_call
+from billing.tokens import Weights
+from billing.usage_event import CapacityClass, Ending, EventHead
+from gateway.authenticate import Caller
+from gateway.catalogue_entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
+from gateway.checkpoint import Checkpointer, Deadlines
+from gateway.exchange import Exchange
+from gateway.meter_for import meter_for
+from gateway.protocol import parse_request
+from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.request import Route
+from serving.registry import InstanceEntry, InstanceStatus
+from tests.fixtures.valkey import ValkeyProcess
+
+CELL = "sim"
+WEIGHTS = Weights(1, 1000, 100, 4000)
+MODEL = Model(
+    CELL, CELL, CELL, "everyone", None, frozenset({"chat"}), CELL, 4096, None, 256, WEIGHTS, frozenset(), 0, True
+)
+CALLER = Caller(
+    ApiKey("key_a", "", "ten_a", "default", None, LimitTable({})),
+    Tenant("ten_a", "external", True, True, OutagePolicy(), 1, LimitTable({})),
+)
+BODY = b'{"model":"sim","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":9,"service_tier":"flex"}'
+
+
+def instance(name: str) -> InstanceEntry:
+    return InstanceEntry(name, CELL, CELL, CELL, "http://127.0.0.1:9", None, f"epoch of {name}", InstanceStatus.READY)
+
+
+def exchange_of(request_id: str) -> Exchange:
+    """A flex stream on `i1` that has just been sent there."""
+    parsed, now = parse_request(Route.CHAT, BODY), time.monotonic()
+    head = EventHead(
+        request_id, "ten_a", "default", "key_a", CELL, CELL, CELL, "i1", "epoch of i1", "chat", True, CapacityClass.FLEX, None,
+        WEIGHTS, 1, 1, "gw",
+    )  # fmt: skip
+    keys = CellKeys.of(CELL, request_id=request_id, tenant="ten_a", key_id="key_a", model=CELL)
+    made = Exchange(request_id, parsed, CALLER, MODEL, instance("i1"), meter_for(parsed), head, keys, now)
+    made.sent_at = made.try_started_at = now
+    return made
+
+
+@pytest.fixture
+async def pipe(own_valkey: ValkeyProcess) -> AsyncIterator[RedisPipe]:
+    client = RedisPipe(own_valkey.url)
+    await client.execute("SET", redis_keys.intact(CELL), "a test")
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def stored(own_valkey: ValkeyProcess) -> redis.Redis:
+    return redis.Redis(port=own_valkey.port, decode_responses=True)
+
+
+async def reserved(pipe: RedisPipe, request_id: str) -> Exchange:
+    """One that holds its place."""
+    made = exchange_of(request_id)
+    claim = Claim("ten_a", [("i1", "epoch of i1")])
+    call = reserve_call(
+        made.keys, lease_ms=10_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
+        head=made.head.admission_json(), will=b"{}",
+    )  # fmt: skip
+    await pipe.execute(*call)
+    return made
+
+
+def checkpointer(pipe: RedisPipe, *exchanges: Exchange, first_token_s: float = 60) -> Checkpointer:
+    async def restore(exchange: Exchange, cost_mu: int) -> None:
+        raise AssertionError("nothing was lost")
+
+    found = {exchange.request_id: exchange for exchange in exchanges}
+    return Checkpointer(pipe, found, Deadlines(600, first_token_s, 30), 10_000, 0.01, lambda _: False, restore)
+
+
+async def test_a_move_that_could_not_be_written_is_written_when_redis_is_back(
+    pipe: RedisPipe, own_valkey: ValkeyProcess, stored: redis.Redis
+) -> None:
+    moved = await reserved(pipe, "req_1")
+    written = checkpointer(pipe, moved)
+    assert await written.write(time.monotonic()) == 1
+    moved.move_to(instance("i2"))
+    own_valkey.kill()
+    with pytest.raises(RedisUnavailable):
+        await written.write(time.monotonic())
+    own_valkey.start()
+    await pipe.wait_healthy()
+    assert await written.write(time.monotonic()) == 1
+    assert stored.hget(moved.keys.reservation, "inst") == "i2"
+    assert stored.hgetall(redis_keys.flight(CELL)).items() >= {("o:i1", "0"), ("o:i2", "1")}
+    assert await written.write(time.monotonic()) == 0
+
+
+async def test_one_that_has_moved_gives_up_the_place_it_moved_to(pipe: RedisPipe, stored: redis.Redis) -> None:
+    moved = await reserved(pipe, "req_1")
+    moved.move_to(instance("i2"))
+    await checkpointer(pipe, moved).pause(moved)
+    reservation = stored.hgetall(moved.keys.reservation)
+    assert reservation["inst"] == ""
+    assert '"instance":"i2"' in reservation["head"]
+    assert stored.hmget(redis_keys.flight(CELL), "o:i1", "o:i2") == ["0", "0"]
+    assert stored.hget(moved.keys.tenant_bucket, "c") == "0"
+
+
+async def test_a_reservation_that_redis_cannot_read_costs_no_other_its_lease(
+    pipe: RedisPipe, stored: redis.Redis
+) -> None:
+    unread, well = await reserved(pipe, "req_1"), await reserved(pipe, "req_2")
+    stored.set(unread.keys.reservation, "no hash")
+    written = checkpointer(pipe, unread, well)
+    for _ in range(2):
+        stored.hset(well.keys.reservation, "lease", 0)
+        well.checkpointed_at = 0.0
+        await written.write(time.monotonic())
+        assert int(str(stored.hget(well.keys.reservation, "lease"))) > 0
+
+
+async def test_what_waited_for_room_has_all_of_its_time_for_the_first_token(pipe: RedisPipe) -> None:
+    waited, silent = exchange_of("req_1"), exchange_of("req_2")
+    waited.started_at -= 100
+    silent.started_at = silent.sent_at = silent.try_started_at = silent.started_at - 100
+    stopped = asyncio.Event()
+    silent.on_stop = lambda _: stopped.set()
+    rounds = asyncio.create_task(checkpointer(pipe, waited, silent, first_token_s=90).run())
+    async with asyncio.timeout(10):
+        await stopped.wait()
+    rounds.cancel()
+    with suppress(asyncio.CancelledError):
+        await rounds
+    assert (silent.stop_ending, waited.stop_ending) == (Ending.DEADLINE, None)
