@@ -42,17 +42,22 @@ class Housekeeping:
         self._clock = clock
 
     async def run(self) -> None:
-        """Until cancelled; an outage of Redis makes it degraded, not dead."""
+        """Until cancelled; an outage of Redis makes it degraded, not dead, and so does what was foreseen nowhere."""
         while True:
+            away = failed = False
             try:
                 await self._heartbeat()
                 await self._journal.drain(self._redis.execute)
-                degraded = False
             except RedisUnavailable:
-                degraded = True
-            self._metrics.set_degraded("redis", degraded)
+                away = True
+            except Exception:  # a disk that is full, or a bug: without this round no journal would ever reach Redis
+                log.exception("housekeeping failed")
+                failed = True
+            self._metrics.set_degraded("redis", away)
+            self._metrics.set_degraded("housekeeping", failed)
             self._metrics.set_models(self._catalogue.models)
             self._metrics.set_journal_entries(self._journal.entries)
+            self._metrics.set_degraded("journal", self._journal.full)
             self._metrics.set_degraded("catalogue", not self._catalogue.fresh)
             await asyncio.sleep(INTERVAL_SECONDS)
 

@@ -215,7 +215,7 @@ class Metrics(Collector):
         self._anomalies.row((kind,))[0] += 1
 
     def set_degraded(self, state: str, on: bool) -> None:
-        """This process is, or is no longer, in a degraded state such as `redis_down`. Summed over processes."""
+        """This process is, or is no longer, in a degraded state such as `redis` (it does not answer). Summed over processes."""
         self._degraded.row((state,))[0] = float(on)
 
     def open_delta(self, n: int) -> None:

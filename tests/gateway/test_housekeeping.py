@@ -1,0 +1,70 @@
+"""The once-a-second round on its own, over real Valkey: it goes on whatever went wrong in one of its rounds, and says so."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+
+from billing import redis_keys
+from gateway.catalogue import Catalogue
+from gateway.clock import Clock
+from gateway.housekeeping import Housekeeping
+from gateway.journal import Journal
+from gateway.metrics import Metrics
+from gateway.outage import OutageLeases
+from gateway.redis_pipe import RedisPipe
+
+
+class Round:
+    """It runs; what it says of itself."""
+
+    def __init__(self, pipe: RedisPipe, journal: Journal) -> None:
+        self.metrics = Metrics()
+        catalogue = Catalogue(pipe, pipe, lambda _: None)
+        keeping = Housekeeping("gw", pipe, journal, OutageLeases(), catalogue, self.metrics, Clock())
+        self.task = asyncio.create_task(keeping.run())
+
+    async def await_degraded(self, state: str, on: bool) -> None:
+        async with asyncio.timeout(15):
+            while [[state], float(on)] not in self.metrics.snapshot()["taas_degraded"]:
+                assert not self.task.done(), "the round has died"
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
+    opened = Journal(tmp_path / "journal", bytes_max=1)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def round_(valkey_url: str, journal: Journal) -> AsyncIterator[Round]:
+    pipe = RedisPipe(valkey_url)
+    running = Round(pipe, journal)
+    yield running
+    running.task.cancel()
+    with suppress(asyncio.CancelledError):
+        await running.task
+    await pipe.close()
+
+
+async def test_a_round_that_fails_is_followed_by_the_next(valkey: redis.Redis, round_: Round) -> None:
+    valkey.delete(redis_keys.GATEWAYS)
+    valkey.set(redis_keys.GATEWAYS, "no hash")
+    await round_.await_degraded("housekeeping", on=True)
+    valkey.delete(redis_keys.GATEWAYS)
+    await round_.await_degraded("housekeeping", on=False)
+    assert valkey.hexists(redis_keys.GATEWAYS, "gw")
+
+
+async def test_a_journal_that_takes_no_more_is_told(valkey: redis.Redis, journal: Journal, round_: Round) -> None:
+    await round_.await_degraded("journal", on=False)
+    valkey.delete(redis_keys.GATEWAYS)
+    valkey.set(redis_keys.GATEWAYS, "no hash")  # what stands in the journal stays there
+    journal.append(("EVALSHA", "a sha", "no settle"))
+    await round_.await_degraded("journal", on=True)
