@@ -1,5 +1,6 @@
 """The log of an engine: where it goes, how long it may get, and which of its lines tell why a start failed. Knows no process."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Final
@@ -25,11 +26,14 @@ def rotate(path: Path) -> None:
 
 
 def read_since(path: Path, offset: int) -> str:
-    """What was written after `offset`, its last 128 KiB at most."""
-    with path.open("rb") as log:
-        end = log.seek(0, 2)
-        log.seek(max(offset, end - _TAIL_BYTES, 0))
-        return log.read().decode(errors="replace")
+    """What was written after `offset`, its last 128 KiB at most; nothing where somebody has cleared the log away: it only explains."""
+    try:
+        with path.open("rb") as log:
+            end = log.seek(0, 2)
+            log.seek(max(offset, end - _TAIL_BYTES, 0))
+            return log.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def telling_lines(text: str) -> list[str]:
@@ -38,7 +42,7 @@ def telling_lines(text: str) -> list[str]:
     """
     lines = [_message(line) for line in text.splitlines() if line.strip()]
     telling: list[str] = []
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in itertools.pairwise([*lines, ""]):
         if _TELLING.search(line) and not _SECOND_HAND.search(line):
             telling.append(line)
             if following.startswith("  ") and not following.lstrip().startswith("File "):

@@ -1,5 +1,6 @@
 """What a vLLM server's `/metrics` says that we need: load and token counters. Pure; it does not know how the text was fetched."""
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +29,7 @@ class EngineReading:
 
 def parse_metrics(text: str) -> EngineReading:
     """Read the exposition text. Several engine cores behind one server are added up (their KV usage: the fullest one). ValueError when a metric
-    is missing: a missing counter is not zero.
+    is missing (a missing counter is not zero) or no number.
     """
     values: dict[str, list[float]] = {name: [] for name in _WANTED}
     for line in text.splitlines():
@@ -37,7 +38,10 @@ def parse_metrics(text: str) -> EngineReading:
         name = line.partition("{")[0] if "{" in line else line.partition(" ")[0]
         if name in _WANTED:
             # Label values of these series hold no spaces after the closing brace; a timestamp is never written by vLLM.
-            values[name].append(float(line.rpartition(" ")[2]))
+            value = float(line.rpartition(" ")[2])
+            if not math.isfinite(value):
+                raise ValueError(f"the engine says that {name} is {value}")
+            values[name].append(value)
     missing = sorted(name for name, found in values.items() if not found)
     if missing:
         raise ValueError(f"the engine's metrics lack {', '.join(missing)}")

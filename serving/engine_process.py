@@ -48,13 +48,17 @@ class EngineProcess:
     @classmethod
     async def start(cls, command: EngineCommand, log_path: Path) -> "EngineProcess":
         """Start it; does not wait until it answers. EngineStartFailed when the program cannot be run at all."""
-        engine_log.rotate(log_path)
-        with log_path.open("ab") as log:
-            offset = log.tell()
-            guard = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(_GUARD), "--", *command.argv,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(command.env), start_new_session=True,
-            )  # fmt: skip
+        try:
+            engine_log.rotate(log_path)
+            with log_path.open("ab") as log:
+                offset = log.tell()
+                guard = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", str(_GUARD), "--", *command.argv,
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(command.env), start_new_session=True,
+                )  # fmt: skip
+        except OSError as exc:
+            # No room for a process, or for its log: it may be there with the next try.
+            raise EngineStartFailed(f"The engine cannot be started (its log is {log_path}): {exc}") from exc
         engine = cls(guard, log_path, offset)
         assert guard.stdout is not None
         pid_line = await guard.stdout.readline()

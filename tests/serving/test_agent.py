@@ -175,6 +175,34 @@ async def test_a_stop_between_two_starts_does_not_wait_for_the_pause(workers: Wo
     await worker.stopped()
 
 
+async def test_an_engine_whose_log_was_deleted_is_started_again_like_any(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    worker.plan.log_path.unlink()
+    await worker.tell(do="die")
+    await worker.entry_with(DOWN)
+    again = await worker.entry_with(READY)
+    assert again.epoch != first.epoch
+    assert any("ended with status 3: its log is empty" in note for note in worker.notes)
+
+
+async def test_a_start_that_the_machine_refuses_is_tried_again(workers: Workers) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    folder = worker.plan.log_path.parent
+    worker.plan.log_path.unlink()
+    folder.rmdir()
+    folder.write_text("in the way")
+    await worker.tell(do="die")
+    await eventually(lambda: worker.metric("engine_start_failures_total") == 1)
+    folder.unlink()
+    again = await worker.entry_with(READY)
+    assert again.epoch != first.epoch
+    assert any("cannot be started" in note and str(folder) in note for note in worker.notes)
+
+
 async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Workers) -> None:
     worker = workers.make("--fail-with", "the weights are of another model")
     with pytest.raises(EngineStartFailed, match="ended with status 1") as failed:

@@ -72,3 +72,7 @@ def test_only_what_this_start_wrote_is_read(tmp_path: Path) -> None:
     log = tmp_path / "engine.log"
     log.write_text("RuntimeError: of last time\nRuntimeError: of this time\n")
     assert engine_log.read_since(log, len("RuntimeError: of last time\n")) == "RuntimeError: of this time\n"
+
+
+def test_a_log_that_is_empty_tells_nothing() -> None:
+    assert telling_lines("") == []

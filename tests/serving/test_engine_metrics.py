@@ -54,3 +54,14 @@ def test_a_missing_metric_is_an_error_not_a_zero(gone: str) -> None:
 def test_an_empty_page_is_an_error() -> None:
     with pytest.raises(ValueError, match="lack"):
         parse_metrics("")
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf"])
+@pytest.mark.parametrize("name", ["prompt_tokens_total", "kv_cache_usage_perc"])
+def test_a_figure_that_is_no_number_is_no_reading(name: str, value: str) -> None:
+    lines = [
+        f"{line.rpartition(' ')[0]} {value}" if line.startswith(f"vllm:{name}{{") else line
+        for line in REAL.splitlines()
+    ]
+    with pytest.raises(ValueError, match=name):
+        parse_metrics("\n".join(lines))
