@@ -141,7 +141,7 @@ class Stages:
             for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
                 if exchange.caller.tenant.tenant == tenant:
                     exchange.stop(Ending.TENANT_SUSPENDED)
-        elif (found := self.open_exchanges.get(subject)) is not None:
+        elif (found := self.open_exchanges.get(subject) or self._line.exchanges.get(subject)) is not None:
             found.stop(Ending.OPERATOR_STOP)
 
     def _stop_all(self) -> None:

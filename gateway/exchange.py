@@ -125,7 +125,9 @@ class Exchange:
         return found
 
     def next_part(self) -> "Exchange":
-        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can."""
+        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can, or by figures that are wrong."""
+        if self.meter.anomaly is not None:
+            raise ValueError(self.meter.anomaly)
         first = self
         while first.previous is not None:
             first = first.previous

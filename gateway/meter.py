@@ -6,7 +6,7 @@ produced a token, and costs nothing before that.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 
 class ProtocolViolation(Exception):
@@ -58,20 +58,27 @@ class Meter(Protocol):
         """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never billed."""
 
 
+# No request has so many; what they cost, in milliunits, still fits where it is recorded.
+COUNT_MAX: Final = 10**9 - 1
+
+
 def token_count(figures: Mapping[str, Any], name: str) -> int:
-    """A figure of a usage object; an explicit 0 is 0, a missing or non-integer one raises ValueError."""
+    """A figure of a usage object; an explicit 0 is 0, a missing, non-integer or absurdly high one raises ValueError."""
     value = figures.get(name)
-    if type(value) is not int:
+    if type(value) is not int or value > COUNT_MAX:
         raise ValueError(name)
     return value
+
+
+def optional_count(figures: Mapping[str, Any], name: str) -> int:
+    """The same where a missing figure is 0."""
+    return 0 if figures.get(name) is None else token_count(figures, name)
 
 
 def cached_count(figures: Mapping[str, Any], details_name: str) -> int:
     """The cached part that `details_name` names; 0 where the engine does not say. Raises ValueError on a non-integer."""
     details = figures.get(details_name)
-    if not isinstance(details, dict) or details.get("cached_tokens") is None:
-        return 0
-    return token_count(details, "cached_tokens")
+    return optional_count(details, "cached_tokens") if isinstance(details, dict) else 0
 
 
 def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> str | None:

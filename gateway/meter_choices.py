@@ -13,8 +13,9 @@ from gateway.answer_tier import chunk_told
 from gateway.events import EventSplitter
 from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_count, token_count, usage_anomaly
 
+# Figures of more digits are decoded, and refused.
 _USAGE_SO_FAR = re.compile(
-    rb',"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
+    rb',"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})\b[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
 )
 _ROLE = b'"role":"assistant"'
 _DONE = b"data: [DONE]"

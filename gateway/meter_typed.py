@@ -10,7 +10,15 @@ import orjson
 
 from gateway.answer_tier import told_in
 from gateway.events import EventSplitter
-from gateway.meter import Produced, ProtocolViolation, cached_count, token_count, usage_anomaly
+from gateway.meter import (
+    COUNT_MAX,
+    Produced,
+    ProtocolViolation,
+    cached_count,
+    optional_count,
+    token_count,
+    usage_anomaly,
+)
 from gateway.protocol.tier import anthropic_tier
 
 # An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
@@ -120,7 +128,7 @@ class MessagesMeter(TypedMeter):
             start = self._decode(text)
             usage = _object(_object(start, "message"), "usage")
             prompt = usage.get("input_tokens")
-            self._prompt = prompt if type(prompt) is int and prompt > 0 else 0
+            self._prompt = prompt if type(prompt) is int and 0 < prompt <= COUNT_MAX else 0
             if self.tier is not None and usage:
                 return told_in(start, usage, anthropic_tier(self.tier))
         elif kind == b"message_delta":
@@ -187,10 +195,7 @@ def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
 
 def messages_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
     """Prompt, cached, output of an Anthropic usage object: its `input_tokens` excludes what was cached. Raises ValueError."""
-    created = usage.get("cache_creation_input_tokens") or 0
-    cached = usage.get("cache_read_input_tokens") or 0
-    if type(created) is not int or type(cached) is not int:
-        raise ValueError("cache tokens")
+    created, cached = (optional_count(usage, f"cache_{kind}_input_tokens") for kind in ("creation", "read"))
     return token_count(usage, "input_tokens") + created + cached, cached, token_count(usage, "output_tokens")
 
 

@@ -21,7 +21,7 @@ GARBAGE_KINDS = (
     "truncated_json",
     "binary",
 )
-USAGE_LIES = ("missing", "negative", "zero", "huge", "backwards", "cached_gt_prompt")
+USAGE_LIES = ("missing", "negative", "zero", "huge", "huge_prompt", "backwards", "cached_gt_prompt")
 DEATHS = ("reset", "close", "exit")
 
 

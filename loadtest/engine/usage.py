@@ -76,6 +76,8 @@ def lie(usage: Usage, kind: str | None, *, final: bool) -> Usage | None:
             return Usage(0, 0)
         case "huge":
             return Usage(usage.prompt, usage.output * 1000 + 1_000_000, usage.cached, usage.created)
+        case "huge_prompt":
+            return Usage(1 << 62, usage.output)
         case "backwards":  # every third report, and the last one, is lower than the one before
             lower = final or usage.output % 3 == 0
             return Usage(

@@ -19,6 +19,7 @@ PLAIN_LIES = {
     "missing": {"usage_missing", "usage_malformed"},
     "negative": {"usage_negative"},
     "huge": {"usage_above_max_tokens"},
+    "huge_prompt": {"usage_malformed"},
     "cached_gt_prompt": {"usage_cached_above_prompt", "usage_negative"},
 }
 CONTINUOUS = ("chat", "completions")

@@ -84,3 +84,48 @@ def test_one_that_was_asked_before_its_engine_had_it_gives_way_all_the_same(
     assert answer.done
     assert {event.request_id.removeprefix(answer.request_id) for event in catalogue.await_events(2)} == {"", "-2"}
     conserved()
+
+
+def test_an_engine_whose_figures_are_wrong_is_not_gone_on_from(
+    slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    slow.faults("usage", "backwards")
+    running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
+    wait_until(lambda: delivered(slow) > 20, "tokens")
+    plan(catalogue, 4, 1)
+    assert running.result().error_code() == "gave_way"
+    (event,) = catalogue.await_events(1)
+    assert (event.ending, event.anomaly, event.billed.output) == (Ending.GAVE_WAY, "usage_backwards", 0)
+
+
+def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
+    slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway(TAAS_CANCELS_PER_MINUTE="1")
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+        "max_tokens": TOKENS,
+        "service_tier": "flex",
+    }
+    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
+        for _ in range(10):
+            next(lines)
+        plan(catalogue, 0, 1)
+        wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+        slow.faults("hang")
+        plan(catalogue, 4, 0)
+        part = redis_keys.reservation(MODEL, answer.headers["x-request-id"] + "-2")
+        wait_until(lambda: catalogue.redis.hget(part, "state") == "open", "a later part")
+    first, later = sorted(catalogue.await_events(2), key=lambda event: event.request_id)
+    assert (first.ending, later.ending, later.produced.output) == (*[Ending.CLIENT_DISCONNECT] * 2, 0)
+    assert ask(gateway, key, "chat").status == 200

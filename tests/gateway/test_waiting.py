@@ -211,6 +211,21 @@ def test_an_instance_that_goes_while_a_contract_is_waited_for_is_a_refusal_of_it
     assert_nothing_left(catalogue)
 
 
+def test_an_operator_stops_a_request_that_waits(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    room(catalogue, 0)
+    gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
+    late = pool.submit(ask, gateway, catalogue.key(catalogue.tenant("ten_a")), "chat")
+    wait_until(lambda: waiting(catalogue) == 1, "a request in line")
+    (request_id,) = catalogue.redis.zrange(redis_keys.open_requests(MODEL), 0, -1)
+    catalogue.changed("stop", request_id)
+    answer = late.result()
+    assert (answer.status, answer.error_code()) == (503, "operator_stop")
+    assert_nothing_left(catalogue)
+
+
 def test_priority_without_a_contract_is_an_error_of_the_request(
     engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
