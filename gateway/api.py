@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
-from secrets import token_hex
 from typing import Any
 
 from billing.cell.scripts import CellKeys
@@ -16,7 +15,7 @@ from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
-from gateway.client import AsgiClient, ClientConnection
+from gateway.client import AsgiClient, ClientConnection, new_request_id
 from gateway.clock import Clock
 from gateway.engines import Engines
 from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
@@ -61,7 +60,7 @@ class InferenceApi:
         """Serve one request. Every error reaches the caller in its dialect, with the request id."""
         started_at = time.monotonic()
         dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
-        request_id = "req_" + token_hex(12)
+        request_id = new_request_id()
         client = AsgiClient(send, inference_route, dialect, request_id, started_at)
         try:
             await self._serve(inference_route, scope, receive, client, started_at)

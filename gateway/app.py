@@ -22,7 +22,7 @@ from billing.usage_event import Ending
 from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
 from gateway.catalogue import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
-from gateway.client import AsgiClient, id_headers
+from gateway.client import AsgiClient, id_headers, new_request_id
 from gateway.clock import Clock
 from gateway.engines import Engines
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
@@ -33,7 +33,6 @@ from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
 from gateway.line import Line
-from gateway.listen_head import new_request_id
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
+from secrets import token_hex
 from typing import Any, Protocol
 
 from gateway.errors import GatewayError, error_body, error_event, error_headers
@@ -26,6 +27,11 @@ _STREAM_HEADERS: Headers = [
 def opaque_instance(instance: str) -> bytes:
     """An instance's name for callers: they can tell instances apart, and learn nothing else."""
     return hashlib.blake2s(instance.encode(), digest_size=6).hexdigest().encode()
+
+
+def new_request_id() -> str:
+    """Of every request, refused ones too: they are asked about as well."""
+    return "req_" + token_hex(12)
 
 
 def id_headers(dialect: Dialect, request_id: str) -> Headers:

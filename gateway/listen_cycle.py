@@ -9,9 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from gateway.client import id_headers
+from gateway.client import id_headers, new_request_id
 from gateway.errors import InternalError, error_body, error_headers
-from gateway.listen_head import dialect_of, new_request_id
+from gateway.listen_head import dialect_of
 from gateway.listen_wire import READ_BYTES_MAX, Wire
 
 log = logging.getLogger(__name__)

@@ -7,11 +7,10 @@ which arrive as if they were headers.
 """
 
 import re
-from secrets import token_hex
 
 import httptools
 
-from gateway.client import id_headers
+from gateway.client import id_headers, new_request_id
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, error_body, error_headers
 from gateway.request import Dialect
 
@@ -91,11 +90,6 @@ def refusal_bytes(error: GatewayError, target: bytes) -> bytes:
 def dialect_of(target: bytes) -> Dialect:
     """Whose form an error takes, from the path alone."""
     return Dialect.ANTHROPIC if target.startswith(b"/v1/messages") else Dialect.OPENAI
-
-
-def new_request_id() -> str:
-    """As for any other request: refused ones are asked about, too."""
-    return "req_" + token_hex(12)
 
 
 _PHRASES = {400: b"Bad Request", 405: b"Method Not Allowed", 408: b"Request Timeout", 500: b"Internal Server Error"}

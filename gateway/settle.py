@@ -96,8 +96,8 @@ class Settler:
         exchange.settled = True
         self._open.pop(exchange.request_id, None)
         event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
-        produced_before = exchange.prompt_read() is not None
-        cancelled = ending is Ending.CLIENT_DISCONNECT and not event.produced.output and not produced_before
+        left = ending is Ending.CLIENT_DISCONNECT
+        cancelled = left and not event.produced.output and exchange.prompt_read() is None
         call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
         self._on_the_way += 1
         self._metrics.open_delta(-1)

@@ -84,11 +84,9 @@ def minute_of(moment_ms: int) -> int:
     return moment_ms - moment_ms % MINUTE_MS
 
 
-def opened(
-    contract_id: str, now_ms: int, totals: Totals, *, rate_mu_s: int = 0, minute: Minute | None = None
-) -> Account:
-    """The first reading of a contract, which may have a row for this minute already; `totals` are not its own."""
-    return Account(contract_id, now_ms, rate_mu_s, minute or Minute(minute_of(now_ms)), totals)
+def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | None = None) -> Account:
+    """The first reading of a contract, at no rate yet, which may have a row for this minute already; `totals` are not its own."""
+    return Account(contract_id, now_ms, 0, minute or Minute(minute_of(now_ms)), totals)
 
 
 def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int) -> tuple[list[Minute], Account]:

@@ -85,6 +85,7 @@ def allocate(
     """Do it. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold. `rates_in_force`: what is left where a reclaim cuts."""
     ready = [each for each in registered if each.cell == cell.cell and each.status == "ready"]
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
+    ready_mu_s = capacity_mu_s * len(ready)
     with engine.begin() as connection:
         signed = {rate.tenant: rate for rate in rates_now(connection, cell.pool, now_ms)}
         rates = {rate.tenant: rate for rate in rates_in_force(connection, cell.pool, now_ms) if rate.tenant in signed}
@@ -92,8 +93,8 @@ def allocate(
         # Asked before the totals are read: what settles in between is in them.
         charged = cell_state.charged_tenants(client, cell.cell, ended)
         state = cell_state.read_state(client, cell.cell, [*rates, *ended])
-        books = _go_on(state, ended, capacity_mu_s * len(ready), now_ms)
-        missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, capacity_mu_s * len(ready))
+        books = _go_on(state, ended, ready_mu_s, now_ms)
+        missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, ready_mu_s)
         _begin(connection, books, state, signed, missing, now_ms)
         capacity_usage.write_minutes(connection, books.minutes)
         cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))

@@ -182,22 +182,12 @@ def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
 
 def refuse_call(cell: str, tenant: str) -> Command:
     """Count a request that found no instance as refused of its tenant's contract, if it has one."""
-    return "EVALSHA", script("refuse").sha, 4, *((redis_keys.open_requests(cell),) * 4), tenant
+    return *_cell_keys("refuse", cell), tenant
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:
     """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in flight, as a plan wants it."""
-    open_requests = redis_keys.open_requests(cell)
-    return (
-        "EVALSHA",
-        script("grant").sha,
-        4,
-        open_requests,
-        open_requests,
-        open_requests,
-        open_requests,
-        ("room" if room_only else "all"),
-    )
+    return *_cell_keys("grant", cell), "room" if room_only else "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +211,6 @@ class ContractLevel:
 
 def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLevel]) -> Command:
     """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is whole in this run of the server."""
-    open_requests = redis_keys.open_requests(cell)
     words: list[str | int] = []
     for each in levels:
         if isinstance(each, BucketLevel):
@@ -235,7 +224,7 @@ def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLev
             )
         else:
             words += ("q", each.key, repr(each.used_mu), repr(each.spilled_mu), 0, 0)
-    return "EVALSHA", script("rebuild").sha, 4, *((open_requests,) * 4), run, *words
+    return *_cell_keys("rebuild", cell), run, *words
 
 
 def checkpoint_call(
@@ -266,6 +255,11 @@ def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes, cancelled: bool =
 def reap_call(keys: CellKeys) -> Command:
     """End the request as its last checkpoint left it, if its lease has passed."""
     return *_settle_keys(keys), "reap", keys.request_id
+
+
+def _cell_keys(name: str, cell: str) -> Command:
+    """A script of the whole cell: the shared parts look for its `open` in the fourth place."""
+    return "EVALSHA", script(name).sha, 4, *((redis_keys.open_requests(cell),) * 4)
 
 
 def _settle_keys(keys: CellKeys) -> Command:

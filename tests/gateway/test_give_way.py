@@ -17,6 +17,13 @@ from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import Outcome, ask
 
 TOKENS = 120
+FLEX_STREAM = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "x"}],
+    "stream": True,
+    "max_tokens": TOKENS,
+    "service_tier": "flex",
+}
 
 
 def plan(catalogue: Catalogue, most: int, give_way: int) -> None:
@@ -138,14 +145,7 @@ def test_a_caller_that_leaves_in_the_pause_pays_for_what_it_had(
     plan(catalogue, 4, 0)
     gateway = start_gateway()
     key = catalogue.key(catalogue.tenant("ten_a"))
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "x"}],
-        "stream": True,
-        "max_tokens": TOKENS,
-        "service_tier": "flex",
-    }
-    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
         for _, line in zip(range(10), lines, strict=False):
             assert json.loads(line[6:])["choices"]

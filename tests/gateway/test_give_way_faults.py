@@ -12,7 +12,7 @@ from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 from tests.gateway.asking import ask
-from tests.gateway.test_give_way import TOKENS, delivered, plan
+from tests.gateway.test_give_way import FLEX_STREAM, TOKENS, delivered, plan
 
 
 @pytest.mark.parametrize(("fault", "value"), [("status", 500), ("status", 400), ("garbage", "html")])
@@ -109,14 +109,7 @@ def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
     plan(catalogue, 4, 0)
     gateway = start_gateway(TAAS_CANCELS_PER_MINUTE="1")
     key = catalogue.key(catalogue.tenant("ten_a"))
-    body = {
-        "model": MODEL,
-        "messages": [{"role": "user", "content": "x"}],
-        "stream": True,
-        "max_tokens": TOKENS,
-        "service_tier": "flex",
-    }
-    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer:
         lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
         for _ in range(10):
             next(lines)

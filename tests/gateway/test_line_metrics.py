@@ -26,6 +26,7 @@ from gateway.redis_connection import RedisUnavailable
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import PATHS, Outcome, ask, body
+from tests.gateway.test_waiting import instance_goes
 
 REQUEST = json.dumps(body("chat")).encode()
 
@@ -139,14 +140,7 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     other = catalogue.key(catalogue.tenant("ten_b"))
     late = pool.submit(ask, gateway, other, "chat")
     wait_until(lambda: waiting(catalogue) == 1, "waiting request")
-    catalogue.redis.hdel(redis_keys.INSTANCES, "i1")
-
-    def woken_and_ended() -> bool:
-        # The gateway sees that the instance is gone a moment later.
-        catalogue.redis.publish(channel, "*")
-        return late.done()
-
-    wait_until(woken_and_ended, "end of the wait")
+    instance_goes(catalogue, late)
     assert late.result().status == 503
     page.await_series("taas_waits_total", {'asked="auto",end="refused"': 1, 'asked="auto",end="no_instance"': 1})
     assert page.series("taas_requests_waiting") == {}

@@ -51,6 +51,19 @@ def in_flight(catalogue: Catalogue) -> int:
     return sum(int(count) for name, count in counts.items() if name[1:2] == ":")
 
 
+def instance_goes(catalogue: Catalogue, late: Future[Outcome]) -> None:
+    """The one instance, while a request waits, and the end of that."""
+    catalogue.redis.hdel(redis_keys.INSTANCES, "i1")
+    (channel,) = catalogue.redis.pubsub_channels("taas:wake:*")
+
+    def woken_and_ended() -> bool:
+        # The gateway sees that the instance is gone a moment later.
+        catalogue.redis.publish(channel, "*")
+        return late.done()
+
+    wait_until(woken_and_ended, "end of the wait")
+
+
 def assert_nothing_left(catalogue: Catalogue) -> None:
     wait_until(lambda: catalogue.redis.zcard(redis_keys.open_requests(MODEL)) == 0, "end of all reservations")
     assert waiting(catalogue) == in_flight(catalogue) == 0
@@ -197,15 +210,7 @@ def test_an_instance_that_goes_while_a_contract_is_waited_for_is_a_refusal_of_it
     gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
     late = pool.submit(ask, gateway, key, "chat")
     wait_until(lambda: waiting(catalogue) == 1, "a request in line")
-    catalogue.redis.hdel(redis_keys.INSTANCES, "i1")
-    (channel,) = catalogue.redis.pubsub_channels("taas:wake:*")
-
-    def woken_and_ended() -> bool:
-        # The gateway sees that the instance is gone a moment later.
-        catalogue.redis.publish(channel, "*")
-        return late.done()
-
-    wait_until(woken_and_ended, "end of the wait")
+    instance_goes(catalogue, late)
     assert late.result().status == 503
     wait_until(lambda: catalogue.redis.hget(bucket, "refused") == "1", "count")
     assert_nothing_left(catalogue)

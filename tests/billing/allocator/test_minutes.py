@@ -20,7 +20,7 @@ readings = st.lists(
 
 def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, Minute], Totals, int]:
     """What stands in SQL after these readings, each that long after the one before; `again`: each round is done twice, the first half."""
-    account, now_ms = replace(opened("c", T0 + 59_500, Totals(), rate_mu_s=1000), missing_mu_s=300), T0 + 59_500
+    account, now_ms = replace(opened("c", T0 + 59_500, Totals()), rate_mu_s=1000, missing_mu_s=300), T0 + 59_500
     rows: dict[int, Minute] = {}
     total = Totals()
     for after_ms, more in steps:
@@ -46,13 +46,13 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
 
 
 def test_a_reading_across_a_minute_is_divided_by_time() -> None:
-    account = opened("c", T0 + 59_000, Totals(), rate_mu_s=1000)
+    account = replace(opened("c", T0 + 59_000, Totals()), rate_mu_s=1000)
     touched, _ = go_on(account, T0 + 63_000, Totals(400, 40, 4), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(T0, 1_000_000, 100, 0, 10, 1), Minute(T0 + MINUTE_MS, 3_000_000, 300, 0, 30, 3)]
 
 
 def test_nothing_is_assigned_past_the_end() -> None:
-    account = replace(opened("c", T0, Totals(), rate_mu_s=1000), missing_mu_s=400)
+    account = replace(opened("c", T0, Totals()), rate_mu_s=1000, missing_mu_s=400)
     touched, after = go_on(account, T0 + 3_000, Totals(5), end_ms=T0 + 2_000, lent_mu=0)
     assert touched == [Minute(T0, 2_000_000, 5, missing_mu_ms=800_000)]
     late, _ = go_on(after, T0 + 4_000, Totals(6), end_ms=T0 + 2_000, lent_mu=0)
@@ -60,7 +60,9 @@ def test_nothing_is_assigned_past_the_end() -> None:
 
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:
-    _, account = go_on(opened("c", T0, Totals(), rate_mu_s=1000), T0 + 1_000, Totals(1), end_ms=FOREVER, lent_mu=0)
+    _, account = go_on(
+        replace(opened("c", T0, Totals()), rate_mu_s=1000), T0 + 1_000, Totals(1), end_ms=FOREVER, lent_mu=0
+    )
     touched, after = go_on(account, T0 - 5_000, Totals(3), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(T0, 1_000_000, 3)]
     assert after.at_ms == T0 + 1_000
