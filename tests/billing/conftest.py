@@ -6,14 +6,11 @@ import pytest
 import redis
 from sqlalchemy import Engine, create_engine
 
-from billing.migrate import upgrade
-
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Engine]:
+def database(migrated_database_url: str) -> Iterator[Engine]:
     """An engine on a fresh database at the newest schema."""
-    upgrade(database_url)
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     yield engine
     engine.dispose()
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, text
 
 from billing import redis_keys
 from billing.contracts import lifecycle, store
-from billing.migrate import upgrade
 from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
@@ -78,19 +78,29 @@ def until(condition: Callable[[], bool], process: BillingProcess, timeout_s: flo
 
 
 @pytest.fixture
-def billing(database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[BillingProcess]:
-    process = BillingProcess(database_url, valkey_url, tmp_path / "billing.log", TAAS_USAGE_BATCH_ENTRIES="100")
+def billing(migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[BillingProcess]:
+    with stopped_at_the_end(migrated_database_url, valkey_url, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture
+def billing_on_an_empty_database(database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[BillingProcess]:
+    with stopped_at_the_end(database_url, valkey_url, tmp_path) as process:
+        yield process
+
+
+@contextmanager
+def stopped_at_the_end(database_url: str, redis_url: str, folder: Path) -> Iterator[BillingProcess]:
+    process = BillingProcess(database_url, redis_url, folder / "billing.log", TAAS_USAGE_BATCH_ENTRIES="100")
     yield process
     if process.popen is not None and process.popen.poll() is None:
         process.end(signal.SIGKILL)
 
 
 @pytest.fixture
-def tables(database_url: str) -> Iterator[Engine]:
-    upgrade(database_url)
-    engine = create_engine(database_url)
-    yield engine
-    engine.dispose()
+def tables(database: Engine) -> Engine:
+    """The database that `billing` works on."""
+    return database
 
 
 def publish(client: redis.Redis, first: int, count: int) -> None:
@@ -141,8 +151,9 @@ def test_sigterm_finishes_the_batch_and_acknowledges_it(
 
 
 def test_it_migrates_answers_reaps_polls_and_audits(
-    billing: BillingProcess, database_url: str, raw_redis: redis.Redis
+    billing_on_an_empty_database: BillingProcess, raw_redis: redis.Redis
 ) -> None:
+    billing = billing_on_an_empty_database
     with serve(ScriptedEngine(prompt=30, generation=12)) as engine:
         register(raw_redis, engine, lease_until_ms=4_000_000_000_000)
         reserve(raw_redis, "a", lease_ms=60_000, tokens=(10, 0, 7))
@@ -228,9 +239,9 @@ def test_what_waits_for_sql_is_told_while_sql_refuses_it(
 
 
 def test_a_redis_that_goes_and_comes_back_is_waited_for(
-    own_valkey: ValkeyProcess, tables: Engine, database_url: str, tmp_path: Path
+    own_valkey: ValkeyProcess, tables: Engine, migrated_database_url: str, tmp_path: Path
 ) -> None:
-    process = BillingProcess(database_url, own_valkey.url, tmp_path / "billing.log")
+    process = BillingProcess(migrated_database_url, own_valkey.url, tmp_path / "billing.log")
     process.start()
     try:
         until(lambda: process.metric('taas_degraded{component="consumer"}') == 0 and process.healthy(), process)
@@ -257,11 +268,11 @@ def test_a_database_that_is_not_there_yet_is_waited_for(
 
 
 def test_a_port_that_is_taken_is_said_and_ends_it(
-    billing: BillingProcess, tables: Engine, database_url: str, valkey_url: str, tmp_path: Path
+    billing: BillingProcess, migrated_database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     billing.start()
     until(billing.healthy, billing)
-    second = BillingProcess(database_url, valkey_url, tmp_path / "second.log")
+    second = BillingProcess(migrated_database_url, valkey_url, tmp_path / "second.log")
     second._environment["TAAS_ADMIN_PORT"] = str(billing.admin_port)
     second.start()
     assert second.popen is not None

@@ -11,7 +11,6 @@ from sqlalchemy import create_engine, insert
 
 from billing.api.app import build_app
 from billing.contracts import lifecycle
-from billing.migrate import upgrade
 from billing.schema.capacity import contract_minute
 from billing.settings import BillingSettings
 from tests.billing.contracts.selling import T0, furnish, terms
@@ -32,10 +31,9 @@ class Sold:
 
 
 @pytest.fixture
-def sold(database_url: str, valkey_url: str) -> Iterator[Sold]:
+def sold(migrated_database_url: str, valkey_url: str) -> Iterator[Sold]:
     """acme and bolt have a contract each, with one minute of evidence."""
-    upgrade(database_url)
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     contracts = {}
     with engine.begin() as connection:
         shop = furnish(connection)

@@ -53,9 +53,9 @@ def test_one_that_stood_still_does_not_take_back_what_another_has(ground: Ground
 
 
 def test_a_killed_allocator_is_replaced_within_three_seconds(
-    ground: Ground, database_url: str, valkey_url: str
+    ground: Ground, migrated_database_url: str, valkey_url: str
 ) -> None:
-    other = subprocess.Popen([sys.executable, "-c", OTHER, database_url, valkey_url])
+    other = subprocess.Popen([sys.executable, "-c", OTHER, migrated_database_url, valkey_url])
     try:
         deadline = time.monotonic() + 60
         while ground.text.get(redis_keys.allocator_lock(CELL)) != "other":

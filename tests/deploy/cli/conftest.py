@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from sqlalchemy import create_engine
 
 from billing.api.app import build_app
-from billing.migrate import upgrade
 from billing.settings import BillingSettings
 from deploy.cli.main import main
 
@@ -34,10 +33,9 @@ class _Server(uvicorn.Server):
 
 
 @pytest.fixture
-def admin_url(database_url: str, valkey_url: str) -> Iterator[str]:
+def admin_url(migrated_database_url: str, valkey_url: str) -> Iterator[str]:
     """The URL of an admin API on a fresh database and an emptied Valkey."""
-    upgrade(database_url)
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     with redis.Redis.from_url(valkey_url) as client:
         app = build_app(BillingSettings(admin_key=ADMIN_KEY), engine, client)
         server = _Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))

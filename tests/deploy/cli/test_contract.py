@@ -24,11 +24,11 @@ NOW = datetime(2028, 1, 31, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def shop(taas: Taas, told: Told, database_url: str) -> None:
+def shop(taas: Taas, told: Told, migrated_database_url: str) -> None:
     """The tenant acme and a measured pool of two instances, 1,000 units per second each."""
     told("tenant", "create", "acme")
     told("model", "add", "org/llama", "--context", "4096")
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         connection.execute(
             insert(calibration).values(
@@ -161,9 +161,9 @@ def test_amending_names_the_steps_that_fall_away(taas: Taas, told: Told, shop: N
     assert "6 units per second from 2101-01-01T00:00:00Z, 7 units per second from 2102-01-01T00:00:00Z" in said
 
 
-def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop: None, database_url: str):
+def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop: None, migrated_database_url: str):
     (tenant,) = told("tenant", "list")["data"]
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         then_ms = store.now_ms(connection) - 60_000
         steps = (Step(then_ms, 5000), Step(then_ms + 30_000, 6000), Step(then_ms + 9_000_000_000, 7000))

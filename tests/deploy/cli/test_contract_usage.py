@@ -15,9 +15,9 @@ SPAN = ("--from", "2027-01-15T08:00:00Z", "--until", "2027-01-15T09:00Z")
 
 
 @pytest.fixture
-def contract_id(database_url: str, admin_url: str) -> str:
+def contract_id(migrated_database_url: str, admin_url: str) -> str:
     """A contract of acme with two minutes of evidence."""
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         shop = furnish(connection)
         draft = lifecycle.draft(connection, terms(shop.tenants["acme"], 10), now_ms=T0)

@@ -16,7 +16,7 @@ Told = Callable[..., Any]
 
 
 @pytest.fixture
-def used(told: Told, database_url: str) -> None:
+def used(told: Told, migrated_database_url: str) -> None:
     """Two priced requests of `acme`, in two hours."""
     tenant = told("tenant", "create", "acme")["tenant"]
     told("model", "add", "m1", "--context", "2048")
@@ -31,7 +31,7 @@ def used(told: Told, database_url: str) -> None:
     first = event("req_1", (1000, 200, 50), tenant=tenant, class_=CapacityClass.RESERVED, contract="con_1")
     first = replace(first, decision=decision, waited_ms=40)
     second = event("req_2", (2000, 0, 10), tenant=tenant, started_ms=first.started_ms + 3_600_000)
-    engine = create_engine(database_url)
+    engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         record_events(connection, [ReceivedEvent.read(each.to_json()) for each in (first, second)])
     engine.dispose()
