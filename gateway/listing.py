@@ -36,7 +36,11 @@ def listing_router(
     """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
     router = APIRouter()
     receipts = httpx.AsyncClient(
-        base_url=admin_url, headers={"authorization": f"Bearer {service_key}"}, timeout=RECEIPT_TIMEOUT_S
+        base_url=admin_url,
+        headers={"authorization": f"Bearer {service_key}"},
+        timeout=RECEIPT_TIMEOUT_S,
+        # The service key is for billing alone: a proxy that the environment names would read it.
+        trust_env=False,
     )
 
     async def caller_of(request: Request) -> Caller:
@@ -69,6 +73,7 @@ def listing_router(
 
     _add_usage_routes(router, receipts, caller_of)
 
+    @router.get("/health", include_in_schema=False)
     @router.get("/healthz", summary="The process runs", tags=["health"])
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}

@@ -123,7 +123,7 @@ def answers(url: str, headers: dict[str, str] | None = None) -> Callable[[], boo
 
     def ask() -> bool:
         try:
-            return httpx.get(url, headers=headers, timeout=2).status_code == 200
+            return httpx.get(url, headers=headers, timeout=2, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
