@@ -162,12 +162,16 @@ class GatewayApp(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             inference_route = INFERENCE_PATHS.get(scope["raw_path"])
+            if inference_route is None and _without_trailing_slash(scope):
+                inference_route = INFERENCE_PATHS.get(scope["raw_path"])
             if inference_route is not None:
                 if scope["method"] == "POST":
                     await self.stages.inference(inference_route, scope, receive, send)
                 else:
                     await _refuse(inference_route, MethodNotAllowed("POST"), send)
                 return
+            if scope["method"] == "HEAD":
+                scope["method"] = "GET"  # the listener knows that nobody wants the body
             scope["taas.request_id"] = new_request_id()
             send = _with_request_id(scope, send)
         await super().__call__(scope, receive, send)
@@ -206,6 +210,15 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)
     return app
+
+
+def _without_trailing_slash(scope: Scope) -> bool:
+    """Take `/v1/models/` for `/v1/models`, before anything is decided by the path; whether there was a slash to take off."""
+    raw_path: bytes = scope["raw_path"]
+    if len(raw_path) < 2 or raw_path[-1:] != b"/":
+        return False
+    scope["raw_path"], scope["path"] = raw_path[:-1], scope["path"][:-1]
+    return True
 
 
 async def _refuse(inference_route: Route, error: GatewayError, send: Send) -> None:
@@ -247,6 +260,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allow = (error.headers or {}).get("Allow", "GET")
+        if allow == "GET":
+            allow = "GET, HEAD"
         return _error_response(request, MethodNotAllowed(allow))
     return _error_response(request, RouteNotFound())
 

@@ -20,7 +20,8 @@ from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from gateway.errors import GatewayError, InternalError, RequestTimeout
-from gateway.listen_cycle import RequestCycle, Scope
+from gateway.listen_cors import CrossOrigin, is_preflight
+from gateway.listen_cycle import Headers, RequestCycle, Scope
 from gateway.listen_head import (
     HEAD_BYTES_MAX,
     HEADERS_MAX,
@@ -30,6 +31,7 @@ from gateway.listen_head import (
     check_host,
     check_line,
     check_transfer_encoding,
+    origin_form,
     refusal_bytes,
     refusal_of,
 )
@@ -61,6 +63,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
 
     limits: ClassVar[ListenLimits]
     sweep: ClassVar[Sweep]
+    cross_origin: ClassVar[CrossOrigin | None]
     # Told the code of every refusal made here: the application never hears of them.
     count_refusal: Callable[[str], None]
 
@@ -181,12 +184,14 @@ class GatewayHttpProtocol(asyncio.Protocol):
         parser = self._parser
         version: str = parser.get_http_version()
         target = self._target
-        check_line(version, target, self._has_host, self._is_chunked)
+        check_line(version, self._has_host, self._is_chunked)
         head_bytes = len(target)
         for name, value in self._headers:
             head_bytes += len(name) + len(value) + 4
         if head_bytes > HEAD_BYTES_MAX:
             raise InvalidHead("The request head is too large.")
+        if target[:1] != b"/" or b"#" in target:
+            target = self._take_origin_form(target)
         if len(self._waiting) >= PIPELINED_MAX:
             raise InvalidHead("Too many requests were sent before their answers were read.")
         self._is_upgrade = parser.should_upgrade()
@@ -195,7 +200,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         method: str = parser.get_method().decode("ascii")
         cycle = RequestCycle(
             self._wire,
-            self._server_state.default_headers,
+            self._server_state.default_headers + self._cors_headers(),
             self._on_cycle_end,
             is_head=method == "HEAD",
             version_10=version == "1.0",
@@ -276,6 +281,15 @@ class GatewayHttpProtocol(asyncio.Protocol):
         elif value.lower() == b"100-continue":
             self._expects_continue = True
 
+    def _take_origin_form(self, target: bytes) -> bytes:
+        self._target, authority = origin_form(target)
+        if authority is not None:
+            self._headers = [(name, authority if name == b"host" else value) for name, value in self._headers]
+        return self._target
+
+    def _cors_headers(self) -> Headers:
+        return [] if self.cross_origin is None else self.cross_origin.answer_headers(self._headers)
+
     def _scope(self, method: str, version: str, target: bytes, cycle: RequestCycle) -> Scope:
         raw_path, _, query = target.partition(b"?")
         path = raw_path.decode("ascii")
@@ -301,7 +315,10 @@ class GatewayHttpProtocol(asyncio.Protocol):
 
     def _begin(self, cycle: RequestCycle, scope: Scope) -> None:
         self._answering = cycle
-        task = self._loop.create_task(cycle.run(self._app, scope))
+        app = self._app
+        if self.cross_origin is not None and is_preflight(scope["method"], scope["headers"]):
+            app = self.cross_origin.answer_preflight
+        task = self._loop.create_task(cycle.run(app, scope))
         tasks: set[Any] = self._server_state.tasks
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -343,7 +360,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
 
     def _write_refusal(self, refusal: GatewayError) -> None:
         self.count_refusal(refusal.code)
-        self._wire.transport.write(refusal_bytes(refusal, self._target))
+        self._wire.transport.write(refusal_bytes(refusal, self._target, self._cors_headers()))
         self._wire.close(linger=True)
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
@@ -362,9 +379,16 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self.data_received(b"POST / HTTP/1.1\r\n%b\r\n%b" % (framing, rest))
 
 
-def listening_protocol(limits: ListenLimits, count_refusal: Callable[[str], None]) -> type[GatewayHttpProtocol]:
-    """The protocol class for one server."""
-    owned = {"limits": limits, "sweep": Sweep(limits), "count_refusal": staticmethod(count_refusal)}
+def listening_protocol(
+    limits: ListenLimits, count_refusal: Callable[[str], None], cross_origin: CrossOrigin | None = None
+) -> type[GatewayHttpProtocol]:
+    """The protocol class for one server. Without `cross_origin`, no page of another origin may read an answer."""
+    owned = {
+        "limits": limits,
+        "sweep": Sweep(limits),
+        "count_refusal": staticmethod(count_refusal),
+        "cross_origin": cross_origin,
+    }
     return type("GatewayHttpProtocol", (GatewayHttpProtocol,), owned)
 
 

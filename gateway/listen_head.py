@@ -2,11 +2,12 @@
 
 llhttp (httptools 0.9) refuses by itself, each checked by a test: bare LF, obs-fold, space before a colon, Content-Length twice or beside
 Transfer-Encoding or not a number, control characters, broken chunk framing. It lets through: no Host or several, any Host, a Transfer-Encoding other than
-`chunked` as long as that is last, any Transfer-Encoding in HTTP/1.0, absolute-form and fragments, versions 0.9 and 2.0, and trailers,
-which arrive as if they were headers.
+`chunked` as long as that is last, any Transfer-Encoding in HTTP/1.0, any URL as absolute-form and fragments, versions 0.9 and 2.0, and
+trailers, which arrive as if they were headers.
 """
 
 import re
+from collections.abc import Iterable
 
 import httptools
 
@@ -21,6 +22,7 @@ TARGET_BYTES_MAX = 8 * 1024
 WATCHED = frozenset({b"host", b"transfer-encoding", b"expect"})
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?]*)([/?].*)?", re.IGNORECASE)
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64} ")
 
 
@@ -49,8 +51,8 @@ def check_transfer_encoding(value: bytes) -> None:
         raise InvalidHead("Transfer-Encoding must be exactly 'chunked'.")
 
 
-def check_line(version: str, target: bytes, has_host: bool, is_chunked: bool) -> None:
-    """The request line against the headers: only origin-form targets, so that what is routed is what was authenticated."""
+def check_line(version: str, has_host: bool, is_chunked: bool) -> None:
+    """The request line against the headers."""
     if version == "1.1":
         if not has_host:
             raise InvalidHead("An HTTP/1.1 request needs a Host header.")
@@ -58,8 +60,23 @@ def check_line(version: str, target: bytes, has_host: bool, is_chunked: bool) ->
         raise InvalidHead("Only HTTP/1.0 and HTTP/1.1 are spoken here.")
     elif is_chunked:
         raise InvalidHead("Transfer-Encoding is not part of HTTP/1.0.")
-    if target[:1] != b"/" or b"#" in target:
-        raise InvalidHead("The request target must be a path, with a query at most.")
+
+
+def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
+    """The target as path and query, and the authority of one in absolute-form (RFC 9112 §3.2.2), which stands for the Host header.
+
+    Everything behind the listener sees the path alone, so that what is routed is what was authorised.
+    """
+    if b"#" in target:
+        raise InvalidHead("The request target must not have a fragment.")
+    if target[:1] == b"/":
+        return target, None
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        raise InvalidHead("The request target must be a path or an http URL, with a query at most.")
+    authority, path = absolute[1], absolute[2] or b"/"
+    check_host(authority)
+    return (path if path[:1] == b"/" else b"/" + path), authority
 
 
 def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayError | None:
@@ -75,12 +92,13 @@ def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayErro
     return InvalidHead(f"The request is not valid HTTP: {error}.")
 
 
-def refusal_bytes(error: GatewayError, target: bytes) -> bytes:
+def refusal_bytes(error: GatewayError, target: bytes, more_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
     """A whole response, in the dialect of the path if that much is known; it announces the end of the connection."""
     request_id = new_request_id()
     dialect = dialect_of(target)
     body = error_body(error, dialect, request_id)
-    headers = [*error_headers(error), *id_headers(dialect, request_id), (b"content-length", b"%d" % len(body))]
+    headers = [*error_headers(error), *id_headers(dialect, request_id), *more_headers]
+    headers.append((b"content-length", b"%d" % len(body)))
     if not error.close:
         headers.append((b"connection", b"close"))
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)

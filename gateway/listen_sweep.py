@@ -11,7 +11,7 @@ class ListenLimits:
 
     head_s: float = 10.0
     body_s: float = 30.0
-    idle_s: float = 75.0
+    idle_s: float = 120.0
     write_stall_s: float = 30.0
     # After our last word: time for the caller to read it before what it still sends is answered with a reset.
     linger_s: float = 2.0

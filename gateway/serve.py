@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.lifecycle import Lifecycle
 from gateway.listen import listening_protocol
+from gateway.listen_cors import CrossOrigin, parse_origins
 from gateway.listen_sweep import ListenLimits
 from gateway.logs import configure_logs
 from gateway.metrics import Metrics
@@ -74,9 +75,10 @@ def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle, metri
         idle_s=settings.keep_alive_s,
         write_stall_s=settings.write_stall_s,
     )
+    origins = parse_origins(settings.cors_origins)
     config = uvicorn.Config(
         app,
-        http=listening_protocol(limits, metrics.refused),
+        http=listening_protocol(limits, metrics.refused, CrossOrigin(origins) if origins else None),
         ws="none",
         loop="uvloop",
         interface="asgi3",

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.listen_cors import parse_origins
 
 
 class GatewaySettings(BaseSettings):
@@ -42,9 +44,15 @@ class GatewaySettings(BaseSettings):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body.")
     head_deadline_s: float = Field(default=10.0, gt=0, description="How long a request's head may take to arrive.")
     body_deadline_s: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
-    # Longer than the idle time of common load balancers (60 s), so that they close first and no request meets a closing connection.
-    keep_alive_s: float = Field(default=75.0, gt=0, description="How long a connection may be idle.")
+    # Longer than the idle time of common load balancers and clients (nginx and AWS 60 s, Go 90 s), so that they close first and no
+    # request meets a closing connection. Google's keep connections for 600 s: behind them, 620.
+    keep_alive_s: float = Field(default=120.0, gt=0, description="How long a connection may be idle.")
     write_stall_s: float = Field(default=30.0, gt=0, description="How long a client may read nothing of its answer.")
+
+    cors_origins: str = Field(
+        default="",
+        description="Origins whose web pages may call the API, with commas: https://app.example.com, or * for all.",
+    )
 
     request_deadline_s: float = Field(default=600.0, gt=0, description="How long a request may take as a whole.")
     first_token_deadline_s: float = Field(default=120.0, gt=0, description="How long an engine may take to begin.")
@@ -68,6 +76,12 @@ class GatewaySettings(BaseSettings):
 
     drain_s: float = Field(default=30.0, ge=0, description="How long streams may run on after SIGTERM.")
     settle_s: float = Field(default=5.0, gt=0, description="Time after that to end the rest with an error and settle.")
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, text: str) -> str:
+        parse_origins(text)
+        return text
 
     @property
     def journal_path(self) -> Path:

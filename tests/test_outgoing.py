@@ -43,9 +43,9 @@ class Recorder:
                 self.send_header("content-length", "0")
                 self.end_headers()
 
-            do_GET = do_POST = do_CONNECT = do_HEAD = _answer  # noqa: N815
+            do_GET = do_POST = do_CONNECT = do_HEAD = _answer
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: object) -> None:
                 """Nothing on the terminal."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
