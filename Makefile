@@ -10,6 +10,8 @@ TAAS_VLLM ?= cpu
 TAAS_TORCH_INDEX ?=
 # More arguments for pytest, ruff's paths excepted: make test ARGS="-k settle"
 ARGS ?=
+# Two processes of tests, also on one core: tests mostly wait. What needs real vLLM comes last, in one of them.
+PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 RUN := .venv/bin/python
 ENVIRONMENTS := $(PYTHON) -m deploy.local.environments --home $(TAAS_HOME) --build $(TAAS_VLLM) --torch-index "$(TAAS_TORCH_INDEX)"
@@ -30,10 +32,10 @@ status: environment ## what runs, on which port, and whether it answers
 	@exec $(RUN) -m deploy.local status
 
 test: environments ## every test, those on real vLLM included; ARGS="-k name" for some of them
-	@exec $(RUN) -m pytest $(ARGS)
+	@exec $(RUN) $(PYTEST) $(ARGS)
 
 test-fast: environment ## the tests that need no vLLM
-	@exec $(RUN) -m pytest -m "not vllm" $(ARGS)
+	@exec $(RUN) $(PYTEST) -m "not vllm" $(ARGS)
 
 check: environment ## lint, format and types
 	$(RUN) -m ruff check .

@@ -1,6 +1,7 @@
 """Child processes of benchmark and tests: started on a core, waited for by asking, stopped in the end."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,7 +20,9 @@ from loadtest.settings import child_environment
 
 _READY_S = 120.0
 _STOP_S = 30.0
-_GIVEN: set[int] = set()
+# Below Linux's and macOS's ephemeral ports, which outgoing connections take without asking.
+_PORTS = range(10_240, 32_768)
+_BLOCK_PORTS = 64
 T = TypeVar("T")
 
 
@@ -44,15 +47,54 @@ def stop_children_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, end)
 
 
+class _Ports:
+    """Ports for this process alone, though whoever is given one may listen on it only seconds later.
+
+    They come in blocks. To bind the first port of a block claims it from every other process that asks here; the
+    kernel gives the claim back however this process ends.
+    """
+
+    def __init__(self) -> None:
+        self._claims: list[socket.socket] = []
+        self._left: list[int] = []
+
+    def next(self) -> int:
+        """The next port that nothing uses now."""
+        while True:
+            if not self._left:
+                self._left = self._claim_block()
+            port = self._left.pop(0)
+            if probe := _bound(port):
+                probe.close()
+                return port
+
+    def _claim_block(self) -> list[int]:
+        firsts = list(_PORTS[::_BLOCK_PORTS])
+        random.shuffle(firsts)
+        for first in firsts:
+            if claim := _bound(first):
+                self._claims.append(claim)
+                return list(range(first + 1, first + _BLOCK_PORTS))
+        raise OSError(f"other processes hold every port from {_PORTS.start} to {_PORTS.stop - 1}")
+
+
+def _bound(port: int) -> socket.socket | None:
+    """A socket that holds this port on loopback, or None where another has it."""
+    holder = socket.socket()
+    try:
+        holder.bind(("127.0.0.1", port))
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+_ports = _Ports()
+
+
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago; another one each time, because who was given it may not listen yet."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _GIVEN:
-            _GIVEN.add(port)
-            return port
+    """A TCP port on loopback that is free, and that no other caller of this function is given, in any process."""
+    return _ports.next()
 
 
 class Child:

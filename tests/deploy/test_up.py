@@ -14,6 +14,7 @@ import pytest
 from deploy.local.credentials import read_env
 from tests.deploy.conftest import Home
 from tests.fixtures.engine import SimEngine
+from tests.fixtures.valkey import free_port
 
 
 def served(output: str) -> dict[str, int]:
@@ -104,9 +105,7 @@ def test_up_starts_again_what_died(on_sim: Home) -> None:
 
 def test_up_with_another_port_moves_the_process(on_sim: Home) -> None:
     assert on_sim.run("up").returncode == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     moved = on_sim.run("up", TAAS_GATEWAY_PORT=str(port))
     assert moved.returncode == 0, moved.stdout
     assert read_env(on_sim.folder / "demo.env")["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"

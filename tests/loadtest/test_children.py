@@ -42,6 +42,17 @@ def test_sigterm_leaves_nothing_running(command: tuple[str, ...]) -> None:
 
 
 def test_nobody_is_given_the_port_of_another() -> None:
-    # Of about 28,000; drawn blindly, some would come twice.
-    given = [free_port() for _ in range(2_000)]
+    ask = "from loadtest.children import free_port; print(*(free_port() for _ in range(500)), flush=True); input()"
+    others = [
+        subprocess.Popen([sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    # Drawn blindly from some 28,000, dozens of 1,500 would come twice.
+    given = [free_port() for _ in range(500)]
+    for other in others:
+        assert other.stdout is not None
+        given += [int(port) for port in other.stdout.readline().split()]
+    for other in others:
+        other.communicate("\n", timeout=60)
+    assert len(given) == 1_500
     assert len(set(given)) == len(given)

@@ -37,7 +37,7 @@ def worker(valkey: redis_sync.Redis, valkey_url: str) -> Iterator[subprocess.Pop
         **os.environ,
         "TAAS_REDIS_URL": valkey_url,
         "TAAS_HOME": str(ROOT / ".taas"),
-        "TAAS_ENGINE_PORT_FIRST": "8400",
+        "TAAS_ENGINE_PORT_FIRST": str(free_port()),
         "TAAS_WORKER_METRICS_PORT_FIRST": str(free_port()),
         "TAAS_VLLM_PYTHON": str(PYTHON),
     }
