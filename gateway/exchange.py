@@ -13,7 +13,6 @@ from typing import Any
 from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
 from billing.usage_event import CapacityClass, Ending, EventHead
-from gateway.answer_tier import chunk_told
 from gateway.authenticate import Caller
 from gateway.catalogue_entries import Model
 from gateway.client import ClientConnection
@@ -112,8 +111,8 @@ class Exchange:
         if meter.last_chunk is None:
             return b""
         said = self.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
-        if said and meter.tier is not None:
-            said = chunk_told(said, meter.tier)
+        if said:
+            said = meter.written(said.removesuffix(b"\n\n")) + b"\n\n"
         return said if self.splice is None else self.splice.told(said)
 
     def prompt_read(self) -> Produced | None:

@@ -34,8 +34,8 @@ class Meter(Protocol):
     """Reads usage off an answer while it passes through.
 
     `finished`: complete by its own protocol. `failed`: the engine said so itself. `aborted`: stopped inside the engine.
-    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures. `tier`: what the answer is to call the class it
-    was served in (`gateway.protocol.used_tier`), set before the first byte is fed; None leaves the engine's word.
+    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures. What the answer is to say, set before the first
+    byte is fed (None leaves the engine's word): `model`, as it was asked for, and `tier`, the class it was served in (`gateway.protocol.used_tier`).
     """
 
     finished: bool
@@ -43,6 +43,7 @@ class Meter(Protocol):
     aborted: bool
     exact: bool
     anomaly: str | None
+    model: str | None
     tier: bytes | None
 
     def feed(self, chunk: bytes) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.answer_tier import chunk_told
+from gateway.answer_form import ChunkForm
 from gateway.events import EventSplitter
 from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_count, token_count, usage_anomaly
 
@@ -30,9 +30,9 @@ class ChoicesMeter:
     """
 
     __slots__ = (
-        "_chunks", "_counts", "_finished_samples", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
+        "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
         "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "finished",
-        "last_chunk", "tier",
+        "last_chunk", "model", "tier",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +52,9 @@ class ChoicesMeter:
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
+        self.model: str | None = None
         self.tier: bytes | None = None
+        self._form: ChunkForm | None = None
         self.counts: list[int] | None = None
         self.last_chunk: dict[str, Any] | None = None
 
@@ -72,7 +74,7 @@ class ChoicesMeter:
             else:
                 kept = self._read_decoded(event)
             if kept is not None:
-                passed.append(kept if self.tier is None else chunk_told(kept, self.tier))
+                passed.append(self.written(kept))
                 if self.counts is not None:
                     self.counts.append(self.output_tokens())
             if self.failed:
@@ -81,6 +83,14 @@ class ChoicesMeter:
             return b""
         passed.append(b"")
         return b"\n\n".join(passed)
+
+    def written(self, event: bytes) -> bytes:
+        """An event, without its blank line, in the form in which the caller gets it."""
+        if self._form is None:
+            if self.model is None and self.tier is None:
+                return event
+            self._form = ChunkForm(self.model, self.tier)
+        return self._form.write(event)
 
     def produced(self) -> Produced:
         if self._total is not None:

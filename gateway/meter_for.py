@@ -10,7 +10,7 @@ from gateway.request import ParsedRequest, Route
 def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
     """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known already."""
     meter = _fresh(parsed)
-    meter.tier = tier
+    meter.model, meter.tier = parsed.model, tier
     return meter
 
 

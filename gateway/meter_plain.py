@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from gateway.answer_tier import whole_told
+from gateway.answer_form import whole_written
 from gateway.meter import Produced, ProtocolViolation, cached_count, clamped, token_count, usage_anomaly
 from gateway.meter_typed import messages_usage, responses_usage
 from gateway.request import Route
@@ -17,7 +17,7 @@ class PlainMeter:
 
     __slots__ = (
         "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "finished",
-        "tier",
+        "model", "tier",
     )  # fmt: skip
 
     def __init__(self, route: Route, samples: int, prompts: int, output_tokens_max: int | None) -> None:
@@ -30,6 +30,7 @@ class PlainMeter:
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
+        self.model: str | None = None
         self.tier: bytes | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -49,7 +50,7 @@ class PlainMeter:
         return False
 
     def close(self) -> bytes:
-        """The whole answer, decoded for its usage, with its tier. Raises ProtocolViolation when it is not a JSON object."""
+        """The whole answer, decoded for its usage, as the caller is to have it. Raises ProtocolViolation when it is not a JSON object."""
         answer = b"".join(self._pieces)
         try:
             decoded = orjson.loads(answer)
@@ -70,7 +71,7 @@ class PlainMeter:
         else:
             self._read(decoded, usage)
         self.finished = True
-        return answer if self.tier is None else whole_told(answer, decoded, self._route, self.tier)
+        return whole_written(answer, decoded, self._route, self.model, self.tier)
 
     def _read(self, decoded: dict[str, Any], usage: Any) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.answer_tier import told_in
+from gateway.answer_form import item_written, message_written, response_written
 from gateway.events import EventSplitter
 from gateway.meter import (
     COUNT_MAX,
@@ -19,7 +19,6 @@ from gateway.meter import (
     token_count,
     usage_anomaly,
 )
-from gateway.protocol.tier import anthropic_tier
 
 # An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
@@ -33,7 +32,7 @@ class TypedMeter:
 
     __slots__ = (
         "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
-        "tier",
+        "model", "tier",
     )  # fmt: skip
 
     def __init__(self, output_tokens_max: int | None) -> None:
@@ -45,6 +44,7 @@ class TypedMeter:
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
         self.anomaly: str | None = None
+        self.model: str | None = None
         self.tier: bytes | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -66,6 +66,8 @@ class TypedMeter:
                 told = None
             else:
                 told = self._read_event(kind, event[line_end + 7 :])
+                if self.model is None and self.tier is None:
+                    told = None
             if self.failed:
                 break
             self._held.append(event if told is None else event[: line_end + 7] + told)
@@ -129,9 +131,8 @@ class MessagesMeter(TypedMeter):
             usage = _object(_object(start, "message"), "usage")
             prompt = usage.get("input_tokens")
             self._prompt = prompt if type(prompt) is int and 0 < prompt <= COUNT_MAX else 0
-            if self.tier is not None and usage:
-                return told_in(start, usage, anthropic_tier(self.tier))
-        elif kind == b"message_delta":
+            return message_written(start, _object(start, "message"), self.model, self.tier)
+        if kind == b"message_delta":
             delta = self._decode(text)
             if delta.get("usage") is not None:
                 self._read_usage(_object(delta, "usage"))
@@ -170,14 +171,14 @@ class ResponsesMeter(TypedMeter):
         if kind in {b"response.failed", b"error"}:
             self.failed = True
         ends = kind in {b"response.completed", b"response.incomplete"}
-        if not ends and (self.tier is None or kind not in _BEFORE_ANY_TOKEN):
-            return None
+        if not ends and kind not in _BEFORE_ANY_TOKEN:
+            return item_written(text)
         decoded = self._decode(text)
         response = _object(decoded, "response")
         if ends:
             self._read_usage(response.get("usage"))
             self._end()
-        return None if self.tier is None or not response else told_in(decoded, response, self.tier.decode())
+        return response_written(decoded, response, self.model, self.tier)
 
     def _read_usage(self, usage: Any) -> None:
         if isinstance(usage, dict):
