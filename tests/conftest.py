@@ -25,3 +25,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _needs_vllm(item: pytest.Item) -> bool:
     return item.get_closest_marker("vllm") is not None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where the versions of pytest and pytest-xdist do not fit: each process would start a vLLM of its own."""
+    if getattr(session.config.option, "loadgroup", False):
+        apart = [item.nodeid for item in session.items if _needs_vllm(item) and not item.nodeid.endswith("@vllm")]
+        assert not apart, f"pytest-xdist ignores the group of {apart[0]}"
