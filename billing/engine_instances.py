@@ -48,6 +48,7 @@ class EngineInstance:
     """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for.
 
     One added by hand that is `down` has not ended for us: it does not answer, and only its own counters will show whether it started anew.
+    `counts`: it tells what each request has produced.
     """
 
     instance: str
@@ -56,6 +57,7 @@ class EngineInstance:
     key: str | None = field(repr=False)
     epoch: str
     alive: bool
+    counts: bool
     baseline: CounterPair
     ended: tuple[EndedEpoch, ...]
 
@@ -96,6 +98,7 @@ def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
         epoch=str(fields["epoch"]),
         alive=(lease_until_ms == 0 or lease_until_ms >= now_ms)
         and (unanswering or fields.get("status") not in _NOT_RUNNING),
+        counts=fields.get("counts") is True,
         baseline=_pair(fields.get("baseline") or {}),
         ended=tuple(ended),
     )

@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 
 from billing.engine_reading import Counters, Unreachable, read_engine
+from billing.engine_request_counts import RequestCounts, read_request_counts
 from billing.instances import EngineFacts
 from billing.refusals import Unreachable as EngineUnreachable
 
@@ -37,7 +38,14 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
     reading = read_engine(client, url, key)
     if isinstance(reading, Counters):
         epoch = reading.started or _epoch_now()
-        return Probe(EngineFacts(epoch, abort, reading.tokens.prompt, reading.tokens.generation), tuple(warnings))
+        counts = isinstance(read_request_counts(client, url, key), RequestCounts)
+        if not counts:
+            warnings.append(
+                "It does not tell what each request has produced (for vLLM: start it with --middleware "
+                "taas_request_counts.RequestCounts, see the README); after a crash the audit can only bound that."
+            )
+        facts = EngineFacts(epoch, abort, reading.tokens.prompt, reading.tokens.generation, counts_requests=counts)
+        return Probe(facts, tuple(warnings))
     why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
     warnings.append(f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed.")
     return Probe(EngineFacts(_epoch_now(), abort, 0, 0, has_counters=False), tuple(warnings))

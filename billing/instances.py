@@ -38,6 +38,7 @@ class EngineFacts:
     baseline_prompt: int
     baseline_generation: int
     has_counters: bool = True
+    counts_requests: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Instance:
     engine_key: str | None = field(repr=False)
     epoch: str
     abort: bool
+    counts: bool
     priority: bool
     baseline_prompt: int
     baseline_generation: int
@@ -103,6 +105,7 @@ def add(
                     engine_key=engine_key,
                     epoch=facts.epoch,
                     abort=facts.abort,
+                    counts=facts.counts_requests,
                     priority=priority,
                     baseline_prompt=facts.baseline_prompt,
                     baseline_generation=facts.baseline_generation,

@@ -104,6 +104,7 @@ def read_instances(connection: Connection, instance_ids: Collection[str] | None)
                 "lease_until_ms": 0 if row.removed_ms is None else row.removed_ms + DRAIN_MS,
                 "abort": row.abort,
                 "priority": row.priority,
+                "counts": row.counts,
                 "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
                 "baseline": {"prompt": row.baseline_prompt, "generation": row.baseline_generation},
                 "final": None,

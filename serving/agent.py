@@ -182,6 +182,7 @@ class Agent:
                 status=InstanceStatus.STARTING,
                 load=EngineLoad(),
                 baseline=EngineCounters(),
+                counts=False,
                 final=None,
                 earlier=_ended_epochs(entry),
             )
@@ -207,7 +208,7 @@ class Agent:
                     return 0.0
                 ready = time.monotonic()
                 self._metrics.set("engine_start_duration_seconds", ready - started)
-                await self._show_ready(baseline, ready - started)
+                await self._show_ready(baseline, ready - started, counts=await self._counts_requests(client))
                 why = await self._serve(engine, client)
                 if why is None:
                     await self._drain(client)
@@ -259,11 +260,20 @@ class Agent:
             self._note("requests were still in flight: they are cut off")
         await self._show_down(exact=idle)
 
-    async def _show_ready(self, baseline: EngineCounters, took_s: float) -> None:
+    async def _counts_requests(self, client: EngineClient) -> bool:
+        """Whether this engine tells what each request has produced; without that, what a late failure cost is only bounded."""
+        with contextlib.suppress(EngineUnanswering):
+            if await client.counts_requests():
+                return True
+        self._note("this engine does not tell what each request has produced (taas_request_counts did not load)")
+        return False
+
+    async def _show_ready(self, baseline: EngineCounters, took_s: float, *, counts: bool) -> None:
         self._last = EngineReading(EngineLoad(), baseline)
         self._metrics.set("engine_up", 1)
         self._metrics.set("draining", 0)
-        await self._presence.show(replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline))
+        entry = replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline, counts=counts)
+        await self._presence.show(entry)
         self._note(
             f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on {self._plan.url}"
         )

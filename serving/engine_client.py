@@ -6,7 +6,7 @@ from typing import Final
 import httpx
 
 from serving.engine_metrics import EngineReading, parse_metrics
-from serving.registry import EngineCounters
+from serving.registry import REQUEST_COUNTS_PATH, EngineCounters
 from serving.served_model import ServedModel
 
 # An engine under full load on a small CPU answers /metrics in up to a second or two.
@@ -47,6 +47,10 @@ class EngineClient:
             return parse_metrics(response.text)
         except ValueError as exc:
             raise EngineUnanswering(str(exc)) from exc
+
+    async def counts_requests(self) -> bool:
+        """Whether it tells what each request has produced. Raises EngineUnanswering."""
+        return (await self._get(REQUEST_COUNTS_PATH)).status_code == 200
 
     async def probe(self, model: ServedModel) -> EngineCounters:
         """Have the model produce one token (or one embedding); returns what that cost. Raises EngineUnanswering when nothing comes out."""

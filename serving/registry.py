@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LEASE_MS: Final = 5_000
 # The last counters of a cleanly stopped engine stay readable for this long.
 FINAL_LEASE_MS: Final = 60_000
+# Where an engine tells what each request has produced, if it does: `serving/vllm_middleware`.
+REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
 
 
 class InstanceStatus(StrEnum):
@@ -65,8 +67,8 @@ class FinalCounters:
 @dataclass(frozen=True, slots=True)
 class InstanceEntry:
     """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
-    tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `final` is set once this epoch has
-    ended; `earlier` are ended epochs of the same instance, newest first.
+    tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `counts`: it tells what each
+    request has produced, by its id; `final` is set once this epoch has ended; `earlier` are ended epochs of the same instance, newest first.
     """
 
     instance: str
@@ -80,6 +82,7 @@ class InstanceEntry:
     lease_until_ms: int = 0
     abort: bool = False
     priority: bool = False
+    counts: bool = False
     load: EngineLoad = EngineLoad()
     baseline: EngineCounters = EngineCounters()
     final: FinalCounters | None = None
@@ -104,6 +107,7 @@ class InstanceEntry:
                 "lease_until_ms": self.lease_until_ms,
                 "abort": self.abort,
                 "priority": self.priority,
+                "counts": self.counts,
                 "load": {"running": self.load.running, "waiting": self.load.waiting, "kv_usage": self.load.kv_usage},
                 "baseline": _counters_json(self.baseline),
                 "final": None if self.final is None else _final_json(self.final),
@@ -129,6 +133,7 @@ class InstanceEntry:
                 lease_until_ms=_count(fields["lease_until_ms"]),
                 abort=fields.get("abort") is True,
                 priority=fields.get("priority") is True,
+                counts=fields.get("counts") is True,
                 load=_read_load(fields.get("load") or {}),
                 baseline=_read_counters(fields.get("baseline") or {"prompt": 0, "generation": 0}),
                 final=None if final is None else _read_final(final),

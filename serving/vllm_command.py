@@ -4,6 +4,7 @@ Checked against vLLM 0.32. What must hold whatever the operator adds: loopback, 
 not show it), abort by id, exact usage, and no prompt in any log.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from serving.served_model import ServedModel
 HOST: Final = "127.0.0.1"
 # vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and so parts of prompts.
 LOGGING_CONFIG: Final = Path(__file__).with_name("vllm_logging.json")
+# What vLLM itself does not say: the tokens of each request, by its id. The folder holds that module alone.
+REQUEST_COUNTS: Final = "taas_request_counts.RequestCounts"
+REQUEST_COUNTS_FOLDER: Final = Path(__file__).with_name("vllm_middleware")
 
 # Flags whose value other parts rely on. An engine argument that sets one of them is refused instead of silently winning or losing.
 OWNED_FLAGS: Final = frozenset(
@@ -60,6 +64,7 @@ def build_command(model: ServedModel, options: EngineOptions, key: str, inherite
         "--enable-scale-out",
         "--scheduling-policy", "priority",
         "--enable-prompt-tokens-details",
+        "--middleware", REQUEST_COUNTS,
         "--shutdown-timeout", str(options.shutdown_timeout_s),
         "--no-enable-log-requests",
         "--no-enable-log-outputs",
@@ -90,7 +95,9 @@ def check_engine_args(engine_args: tuple[str, ...]) -> None:
 def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str]) -> dict[str, str]:
     """The engine gets none of our own settings: they hold the admin key and the address of the ledger."""
     env = {name: value for name, value in inherited.items() if not name.startswith("TAAS_")}
+    paths = [str(REQUEST_COUNTS_FOLDER), *filter(None, [env.get("PYTHONPATH")])]
     env |= {
+        "PYTHONPATH": os.pathsep.join(paths),
         "VLLM_API_KEY": key,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

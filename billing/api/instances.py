@@ -101,6 +101,7 @@ def _shown(instance: Instance) -> dict[str, Any]:
         "status": "ready" if instance.removed_ms is None else "draining",
         "added": "by hand",
         "abort": instance.abort,
+        "counts": instance.counts,
         "priority": instance.priority,
         "epoch": instance.epoch,
         "baseline": {"prompt": instance.baseline_prompt, "generation": instance.baseline_generation},

@@ -148,6 +148,8 @@ instance = Table(
     Column("engine_key", Text),
     Column("epoch", Text, nullable=False),
     Column("abort", Boolean, nullable=False),
+    # Whether it tells what each request has produced (`/taas/request_counts`).
+    Column("counts", Boolean, nullable=False, server_default=text("false")),
     Column("priority", Boolean, nullable=False, server_default=text("false")),
     Column("baseline_prompt", BigInteger, nullable=False),
     Column("baseline_generation", BigInteger, nullable=False),

@@ -196,6 +196,8 @@ engine_counter = Table(
     Column("state", Text, nullable=False),
     # Whether a closed run's last counters are all that it produced: its worker read them after the last request had ended.
     Column("exact", Boolean, nullable=False, server_default=text("false")),
+    # What each request had produced at `polled_ms` that was running or not in `usage_event` yet: {id: [prompt, output]}.
+    Column("requests", JSONB),
     CheckConstraint("state in ('open', 'closed', 'no_counters')", name="state"),
 )
 

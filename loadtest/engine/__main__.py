@@ -37,6 +37,12 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
         dest="shutdown_timeout_s",
         help="seconds for streams to end on SIGTERM",
     )
+    parser.add_argument(
+        "--no-request-counts",
+        action="store_false",
+        dest="request_counts",
+        help="as a vLLM without our middleware: no /taas/request_counts",
+    )
     return EngineOptions(**vars(parser.parse_args(arguments)))
 
 

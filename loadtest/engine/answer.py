@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtest.engine.connection import Exchange
+from loadtest.engine.fault_answers import refuse_late
 from loadtest.engine.faults import FaultPlan
 from loadtest.engine.job import Job
 from loadtest.engine.prefix_cache import PrefixCache
@@ -56,6 +57,8 @@ class Answer(ABC):
         self._scheduler = scheduler
         self._cache = cache
         self.speech = speech_of(job.body, plan)
+        # By which `/taas/request_counts` names it, while it is in the engine.
+        self.caller_id = ""
         self._done = False
         self._events = 0
         self._held_event = b""
@@ -172,6 +175,9 @@ class Answer(ABC):
 
     def _complete(self) -> None:
         self._done = True
+        if self._plan.late_refusal:
+            refuse_late(self._exchange, self.job.route)
+            return
         if not self.job.stream:
             self._exchange.json(200, self._whole())
             return

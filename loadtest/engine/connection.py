@@ -26,15 +26,15 @@ Handler = Callable[["Exchange"], None]
 class Exchange:
     """One request and its answer. `on_gone` is called when the client goes away before the answer is complete."""
 
-    __slots__ = ("_connection", "_streaming", "body", "complete", "headers", "method", "on_gone", "path")
+    __slots__ = ("_connection", "_streaming", "body", "complete", "headers", "method", "on_gone", "path", "query")
 
     def __init__(
-        self, connection: "EngineConnection", method: str, path: str, headers: list[tuple[str, str]], body: bytes
+        self, connection: "EngineConnection", method: str, target: str, headers: list[tuple[str, str]], body: bytes
     ) -> None:
         self._connection = connection
         self._streaming = False
         self.method = method
-        self.path = path
+        self.path, _, self.query = target.partition("?")
         self.headers = headers
         self.body = body
         self.complete = False
@@ -147,10 +147,10 @@ class EngineConnection(asyncio.Protocol):
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        path = self._url.decode("latin-1").partition("?")[0]
+        target = self._url.decode("latin-1")
         method = self._parser.get_method().decode("latin-1")
         self._keep_alive = self._parser.should_keep_alive()
-        self._queue.append(Exchange(self, method, path, self._headers, b"".join(self._body)))
+        self._queue.append(Exchange(self, method, target, self._headers, b"".join(self._body)))
         self._start_message()
         if len(self._queue) == 1:
             self._handler(self._queue[0])

@@ -21,6 +21,8 @@ from loadtest.engine.faults import FaultBook
 from loadtest.engine.job import Job, check_model, read_job, require_model
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.prefix_cache import PrefixCache
+from loadtest.engine.request_counts import PATH as COUNTS_PATH
+from loadtest.engine.request_counts import RequestBook
 from loadtest.engine.scheduler import Scheduler
 from loadtest.engine.tokens import detokenize, split, token_id
 from loadtest.engine.truth import TruthBook
@@ -47,7 +49,8 @@ class Engine:
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
         self.started_s = time.time()
-        self.scheduler = Scheduler(options)
+        self._book = RequestBook(options)
+        self.scheduler = Scheduler(options, self._book)
         self._cache = PrefixCache(options.block_tokens, options.cache_blocks_max)
         self._faults = FaultBook()
         self._truths = TruthBook()
@@ -74,6 +77,9 @@ class Engine:
         path = exchange.path
         if path.startswith("/sim/"):
             self._control.handle(exchange)
+            return
+        if path == COUNTS_PATH and self.options.request_counts:
+            self._book.handle(exchange)
             return
         if self._faults.take_refusal(_GENERATE.get(path, path)):
             exchange.cut(reset=True)
@@ -116,6 +122,10 @@ class Engine:
 
     def _generate(self, exchange: Exchange, route: str) -> None:
         self._remember(exchange)
+        caller_id = exchange.header("x-request-id") or uuid.uuid4().hex[:16]
+        if self._book.is_closed(caller_id):
+            exchange.json(410, {"error": {"message": "This request was closed.", "code": 410}})
+            return
         job = read_job(route, fields.parse(exchange.body), self.options)
         plan = self._faults.plan(
             job.model, route, "\n".join(prompt.text for prompt in job.prompts if "[[fault:" in prompt.text)
@@ -123,6 +133,7 @@ class Engine:
         if plan.refuse:
             exchange.cut(reset=True)
         elif plan.hang is not None:
+            self._book.hangs(caller_id, exchange)
             if plan.hang == "headers":
                 exchange.start_stream()
         elif plan.status is not None:
@@ -133,7 +144,9 @@ class Engine:
         else:
             request_id, identity = self._identify(job, exchange)
             truth = self._truths.open(request_id, route, identity.answer_id, job.model)
-            _ANSWERS[route](job, identity, exchange, truth, plan, self.scheduler, self._cache).start()
+            answer = _ANSWERS[route](job, identity, exchange, truth, plan, self.scheduler, self._cache)
+            self._book.begun(caller_id, answer)
+            answer.start()
 
     @staticmethod
     def _identify(job: Job, exchange: Exchange) -> tuple[str, Identity]:

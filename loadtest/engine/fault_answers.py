@@ -26,6 +26,19 @@ def refuse_with(exchange: Exchange, status: int) -> None:
     exchange.json(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
 
 
+def refuse_late(exchange: Exchange, route: str) -> None:
+    """What vLLM says after it has made a tool call whose arguments are no object."""
+    message = (
+        "1 validation error for AnthropicContentBlock\ninput\n  Input should be a valid dictionary "
+        "[type=dict_type, input_value='sabd', input_type=str]"
+    )
+    error = {"type": "BadRequestError", "message": message}
+    if route == "messages":
+        exchange.json(400, {"type": "error", "error": error})
+    else:
+        exchange.json(400, {"error": error | {"param": None, "code": 400}})
+
+
 def send_garbage(exchange: Exchange, kind: str) -> None:
     """A 200 that is not an answer."""
     if kind == "html":

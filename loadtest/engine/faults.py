@@ -36,6 +36,7 @@ class FaultPlan:
     refuse: bool = False
     hang: str | None = None  # "silent": not a byte; "headers": the head of a stream, then nothing
     status: int | None = None
+    late_refusal: bool = False  # of a whole answer: made to its end, then refused
     garbage: str | None = None
     usage: str | None = None
     die_after_tokens: int | None = None
@@ -79,6 +80,8 @@ def apply_fault(plan: FaultPlan, name: str, value: str) -> None:
                 plan.garbage = _one_of(value, GARBAGE_KINDS)
             case "usage":
                 plan.usage = _one_of(value, USAGE_LIES)
+            case "late_refusal":
+                plan.late_refusal = True
             case "status":
                 plan.status = int(value)
             case "slow_drip":

@@ -21,3 +21,4 @@ class EngineOptions:
     keep_alive_s: float = 5.0
     shutdown_timeout_s: float = 0.0
     cache_blocks_max: int = 65_536
+    request_counts: bool = True

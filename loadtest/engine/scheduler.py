@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from loadtest.engine.options import EngineOptions
+from loadtest.engine.request_counts import RequestBook
 from loadtest.engine.sequence import Sequence
 
 
@@ -28,8 +29,9 @@ class Counters:
 class Scheduler:
     """Owns every live sequence. Answers are told of each token in the step in which it is made."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, book: RequestBook) -> None:
         self._options = options
+        self._book = book
         self._decode_s = options.decode_ms / 1000
         self._kv_tokens_max = max(options.kv_tokens, options.context_tokens)
         self._waiting: list[tuple[int, int, Sequence]] = []
@@ -187,6 +189,7 @@ class Scheduler:
         finish = sequence.finish or "error"
         self.counters.finished[finish if finish in self.counters.finished else "abort"] += 1
         sequence.answer.truth.finishes.append(finish)
+        self._book.ended(sequence.answer)
         same_id = self._by_id.get(sequence.engine_id)
         if same_id is not None and all(other.finish is not None for other in same_id):
             del self._by_id[sequence.engine_id]

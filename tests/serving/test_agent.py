@@ -184,7 +184,7 @@ async def test_an_engine_whose_log_was_deleted_is_started_again_like_any(workers
     await worker.entry_with(DOWN)
     again = await worker.entry_with(READY)
     assert again.epoch != first.epoch
-    assert any("ended with status 3: its log is empty" in note for note in worker.notes)
+    assert any("ended with status 3: its log is empty" in note for note in worker.notes), worker.notes
 
 
 async def test_a_start_that_the_machine_refuses_is_tried_again(workers: Workers) -> None:

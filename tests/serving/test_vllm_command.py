@@ -39,6 +39,7 @@ def test_the_engine_listens_on_loopback_only_and_serves_the_entry() -> None:
 def test_what_metering_relies_on_is_always_on() -> None:
     argv = build_command(MODEL, OPTIONS, KEY, {}).argv
     assert "--enable-scale-out" in argv
+    assert _value(argv, "--middleware") == "taas_request_counts.RequestCounts"
     assert "--enable-prompt-tokens-details" in argv
     assert _value(argv, "--scheduling-policy") == "priority"
     assert "--disable-log-stats" not in argv, "without statistics there are no counters"
@@ -103,3 +104,10 @@ def test_an_engine_argument_that_takes_over_what_the_worker_sets_is_refused(argu
 def test_an_embedding_model_is_told_from_one_that_writes() -> None:
     assert MODEL.generates
     assert not replace(MODEL, routes=frozenset({"embeddings"})).generates
+
+
+def test_the_engine_finds_our_middleware_before_what_the_operator_has_on_the_path() -> None:
+    environment = build_command(MODEL, OPTIONS, KEY, {"PYTHONPATH": "/theirs"}).env
+    ours, theirs = environment["PYTHONPATH"].split(":")
+    assert (Path(ours) / "taas_request_counts.py").exists()
+    assert theirs == "/theirs"

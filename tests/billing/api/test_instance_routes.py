@@ -15,6 +15,9 @@ from tests.fixtures.valkey import free_port
 
 Make = Callable[..., dict[str, Any]]
 COUNTERS = 'process_start_time_seconds 1.75e+09\nvllm:prompt_tokens_total{engine="0"} 944.0\nvllm:generation_tokens_total{engine="0"} 1121.0\n'
+REQUEST_COUNTS = json.dumps(
+    {"v": 1, "boot": "b", "sequence": 0, "counted": {"prompt": 0, "generation": 0}, "running": {}, "finished": {}}
+)
 MODELS = json.dumps({"object": "list", "data": [{"id": "m", "max_model_len": 2048}]})
 
 
@@ -24,6 +27,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, str]] = {
             "/v1/models": (200, MODELS), "/metrics": (200, COUNTERS), "/inference/v1/abort_requests": (200, ""),
+            "/taas/request_counts?after=0": (200, REQUEST_COUNTS),
         }  # fmt: skip
         self.key: str | None = None
         engine = self
@@ -81,6 +85,14 @@ def test_an_instance_is_sent_priorities_only_where_the_operator_says_so(made: Ma
     added = made("instances", model="m", url=engine_server.url, priority=True)
     assert added["priority"]
     assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, added["instance"])).priority
+
+
+def test_an_engine_that_does_not_count_its_requests_is_added_with_a_warning(made: Make, engine_server):
+    del engine_server.answers["/taas/request_counts?after=0"]
+    added = made("instances", model="m", url=engine_server.url)
+    (warning,) = added["warnings"]
+    assert "--middleware" in warning
+    assert added["counts"] is False
 
 
 def test_a_bare_backend_is_added_with_warnings(made: Make, engine_server):
