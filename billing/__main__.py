@@ -6,7 +6,10 @@ import sys
 import threading
 from typing import Final
 
+from billing.database import DatabaseError
 from billing.process import run
+from billing.redis_address import RedisAddressError
+from billing.redis_server import WrongRedis
 from billing.settings import BillingSettings
 
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
@@ -23,6 +26,12 @@ def main() -> int:
     threading.Thread(target=_stop_when_asked, args=(stop,), name="signals", daemon=True).start()
     try:
         run(BillingSettings(), stop)
+    except (RedisAddressError, WrongRedis) as exc:
+        print(f"billing cannot start: TAAS_REDIS_URL: {exc}", file=sys.stderr)
+        return 1
+    except DatabaseError as exc:
+        print(f"billing cannot start: TAAS_DATABASE_URL: {exc}", file=sys.stderr)
+        return 1
     except OSError as exc:
         print(f"billing cannot start: {exc}", file=sys.stderr)
         return 1

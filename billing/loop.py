@@ -12,6 +12,7 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.metrics import BillingMetrics
+from billing.redis_server import login_refused
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ class Loop:
                 more = self._step()
             except (redis.RedisError, SQLAlchemyError, OSError) as exc:
                 backoff_s = self._failed(backoff_s)
-                _log.error(
+                # A login that Redis refuses stops every loop: `redis_watch` says it once for all.
+                _log.log(
+                    logging.DEBUG if login_refused(exc) else logging.ERROR,
                     "%s cannot work, again in %.1f s: %s: %s",
                     self.name,
                     backoff_s,

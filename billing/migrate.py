@@ -5,7 +5,9 @@ from typing import Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import NullPool, text
+
+from billing.database import connect, require_version
 
 # Any number that no other program on this database uses for `pg_advisory_lock`.
 _LOCK: Final = 7_461_615
@@ -22,9 +24,10 @@ def alembic_config() -> Config:
 
 
 def upgrade(database_url: str) -> None:
-    """Run what is missing up to head. Processes that start together wait for the first one; it is all or nothing."""
-    engine = create_engine(database_url, poolclass=NullPool)
+    """Run what is missing up to head. Processes that start together wait for the first one; it is all or nothing. Raises DatabaseError."""
+    engine = connect(database_url, poolclass=NullPool)
     with engine.connect() as connection:
+        require_version(connection)
         # The transaction's own lock: freed with it, whether it commits, fails or its process is killed.
         connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         config = alembic_config()

@@ -10,7 +10,7 @@ from typing import Final
 import redis
 import uvicorn
 from prometheus_client import start_http_server
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 
 from billing.allocator.allocator import Allocator
 from billing.api.app import build_app
@@ -18,6 +18,7 @@ from billing.audit import Auditor
 from billing.consumer import Consumer
 from billing.contracts import store
 from billing.contracts.clock import advance
+from billing.database import DatabaseError, connect, read_database_url
 from billing.engine_counters import CounterPoller
 from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.lapsed_instances import forget_lapsed
@@ -28,6 +29,9 @@ from billing.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.reap import Reaper
 from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
+from billing.redis_address import parse_redis_url
+from billing.redis_server import require_usable
+from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
 from billing.settings import BillingSettings
 
 _log = logging.getLogger(__name__)
@@ -35,7 +39,6 @@ _log = logging.getLogger(__name__)
 # Threads of the admin API hold a connection each; the loops need a few of their own.
 _SQL_POOL: Final = 10
 _SQL_OVERFLOW: Final = 40
-_SQL_CONNECT_S: Final = 5
 _REDIS_TIMEOUT_S: Final = 5.0
 _CLAIM_INTERVAL_MS: Final = 1_000
 # What the cells' scripts decide by is never older, and a contract begins and ends within it.
@@ -47,7 +50,12 @@ _AUDIT_WAIT_MS: Final = 2_000
 
 
 def run(settings: BillingSettings, stop: threading.Event) -> None:
-    """Work until stopped. Raises OSError when a port is taken; outages of Redis and PostgreSQL are waited out."""
+    """Work until stopped. Outages of Redis and PostgreSQL are waited out.
+
+    Raises OSError when a port is taken; RedisAddressError, WrongRedis or DatabaseError for stores that cannot be used.
+    """
+    read_database_url(settings.database_url)
+    address = require_usable(settings.redis_url)
     metrics = BillingMetrics()
     # Taken first: a second billing process on this machine fails here, before it has begun anything.
     admin_socket = _listen(settings.admin_host, settings.admin_port)
@@ -55,12 +63,9 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
     try:
         if not _migrate(settings, metrics, stop):
             return
-        engine = create_engine(
-            settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW,
-            connect_args={"connect_timeout": _SQL_CONNECT_S},
-        )  # fmt: skip
-        client = redis.Redis.from_url(
-            settings.redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
+        engine = connect(settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW)
+        client = redis.Redis(
+            **address.client_arguments(), socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
         )
         poller = CounterPoller(engine, client, timeout_ms=settings.engine_timeout_ms)
         try:
@@ -97,6 +102,12 @@ def _work(
         *_capacity_loops(engine, allocator, metrics),
         Loop("engines", watch.step, interval_ms=WATCH_INTERVAL_MS, metrics=metrics),
         Loop("reclaims", Reclaimer(engine, client, projector).step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
+        Loop(
+            "redis",
+            RedisWatch(client, parse_redis_url(settings.redis_url)).step,
+            interval_ms=REDIS_WATCH_INTERVAL_MS,
+            metrics=metrics,
+        ),
         Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
@@ -191,16 +202,22 @@ def _capacity_loops(engine: Engine, allocator: Allocator, metrics: BillingMetric
 
 
 def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading.Event) -> bool:
-    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before."""
+    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before. Raises DatabaseError."""
     done = threading.Event()
+    refused: list[DatabaseError] = []
 
     def migrate() -> bool:
-        upgrade(settings.database_url)
+        try:
+            upgrade(settings.database_url)
+        except DatabaseError as exc:
+            refused.append(exc)
         done.set()
         return False
 
     either = _Either(stop, done)
     Loop("migration", migrate, interval_ms=0, metrics=metrics).run(either)
+    if refused:
+        raise refused[0]
     return done.is_set()
 
 

@@ -9,8 +9,8 @@ class BillingSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True)
 
-    database_url: str = "postgresql+psycopg://127.0.0.1:5432/taas"
-    redis_url: str = "redis://127.0.0.1:6390/0"
+    database_url: str = Field(default="postgresql+psycopg://127.0.0.1:5432/taas", repr=False)
+    redis_url: str = Field(default="redis://127.0.0.1:6390/0", repr=False)
 
     # The admin API. An empty key answers nobody: the API then refuses every caller.
     admin_host: str = "127.0.0.1"

@@ -55,7 +55,7 @@ class Stages:
         self.gateway_id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
         self._settings = settings
         timeout_s = settings.redis_timeout_ms / 1000
-        self._redis = RedisPipe(settings.redis_url, timeout_s=timeout_s)
+        self._redis = RedisPipe(settings.redis_url, timeout_s=timeout_s, log_outages=True)
         self._feed = RedisPipe(settings.redis_url, timeout_s=timeout_s + 1.0)
         self._journal = Journal(settings.journal_path)
         self.open_exchanges: dict[str, Exchange] = {}

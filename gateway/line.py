@@ -14,6 +14,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from billing import redis_keys
+from billing.redis_address import parse_redis_url
 from gateway.errors import CallerLeft, DependencyUnavailable, NoInstance, Overloaded, QuotaExceeded, RequestStopped
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
@@ -67,7 +68,7 @@ class Line:
         metrics: Metrics,
     ) -> None:
         self._channel = redis_keys.wake_channel(gateway_id)
-        self._redis_url = redis_url
+        self._address = parse_redis_url(redis_url)
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self._bytes = 0
@@ -80,17 +81,24 @@ class Line:
 
     async def run(self) -> None:
         """Hear what is granted, until cancelled; a lost connection is made again."""
+        told: str | None = None
         while True:
             try:
                 await self._listen()
             except (RedisError, OSError) as exc:
-                log.warning("not told of room", extra={"reason": type(exc).__name__})
+                # Once, not each second: while Redis is away its pipe says why.
+                reason = " ".join(str(exc).split())[:200] or type(exc).__name__
+                if self.listening or reason != told:
+                    log.warning("not told of room", extra={"reason": reason})
+                told = reason
             finally:
                 self.listening = False
             await asyncio.sleep(_AGAIN_S)
 
     async def _listen(self) -> None:
-        client = redis.asyncio.Redis.from_url(self._redis_url, health_check_interval=5, socket_connect_timeout=2)
+        client = redis.asyncio.Redis(
+            **self._address.client_arguments(), health_check_interval=5, socket_connect_timeout=2
+        )
         async with client, client.pubsub() as channel:
             await channel.subscribe(self._channel)
             async for message in channel.listen():

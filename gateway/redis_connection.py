@@ -5,10 +5,12 @@ It knows RESP and time, not what commands mean; it does not reconnect. Whoever i
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 import hiredis
+
+from billing.redis_server import why_refused
 
 # Beyond this a server is not slow but gone, and memory would grow instead of callers being told.
 OUTSTANDING_MAX: Final = 100_000
@@ -39,7 +41,7 @@ class RedisConnection(asyncio.Protocol):
     """The protocol. `script_texts` (by SHA) are given again to a server that answers NOSCRIPT."""
 
     __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_script_texts", "_timeout_s", "_timer", "_transport", "closed",
-                 "readonly_seen")  # fmt: skip
+                 "on_denied", "readonly_seen")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, script_texts: Mapping[str, str]) -> None:
         self._loop = loop
@@ -54,6 +56,8 @@ class RedisConnection(asyncio.Protocol):
         self._outstanding: deque[tuple[asyncio.Future[Any] | None, tuple[Any, ...] | None, float]] = deque()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.readonly_seen = False
+        # Told when the server does not permit a command: an operator has to mend that.
+        self.on_denied: Callable[[str], None] | None = None
 
     def send(self, future: asyncio.Future[Any], command: tuple[Any, ...]) -> None:
         """Send with the other commands of this tick; the reply or an error goes to `future`."""
@@ -128,10 +132,13 @@ class RedisConnection(asyncio.Protocol):
         if code == "READONLY":
             self.readonly_seen = True
             self._loop.call_soon(self.abort, "readonly")
+        reason = why_refused(message) or code.lower()
+        if code == "NOPERM" and self.on_denied is not None:
+            self.on_denied(reason)
         if future is None or future.done():
             return
         if code in _UNAVAILABLE_CODES:
-            future.set_exception(RedisUnavailable(code.lower(), unknown_outcome=False))
+            future.set_exception(RedisUnavailable(reason, unknown_outcome=False))
         else:
             future.set_exception(RedisCommandError(message))
 

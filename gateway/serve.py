@@ -19,6 +19,8 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from billing.redis_address import RedisAddressError
+from billing.redis_server import WrongRedis, require_usable
 from gateway.lifecycle import Lifecycle
 from gateway.listen import listening_protocol
 from gateway.listen_cors import CrossOrigin, parse_origins
@@ -102,6 +104,11 @@ def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics
 def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
     """Serve until told to stop; returns the exit status."""
     configure_logs(settings.log_level)
+    try:
+        require_usable(settings.redis_url)
+    except (RedisAddressError, WrongRedis) as exc:
+        log.error("cannot start", extra={"setting": "TAAS_REDIS_URL", "reason": str(exc)})
+        return 1
     with contextlib.ExitStack() as stack:
         try:
             sockets = listening_sockets(settings.host, settings.port, settings.processes, settings.write_stall_s)

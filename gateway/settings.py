@@ -14,7 +14,9 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True, populate_by_name=True)
 
     home: Path = Field(default=Path(".taas"), description="Folder for what must outlive a process: journal, metrics.")
-    redis_url: str = Field(default="redis://127.0.0.1:6390/0", description="Redis or Valkey with quotas and catalogue.")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6390/0", repr=False, description="Redis or Valkey with quotas and catalogue."
+    )
     redis_timeout_ms: int = Field(default=1_000, ge=10, description="How long one Redis call may take.")
     log_level: str = Field(
         default="info", pattern="^(?i:debug|info|warning|error)$", description="Least severity that is logged."

@@ -15,7 +15,16 @@ from pydantic import ValidationError
 
 from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
-from serving.launch import CannotStart, connect, find_model, find_python, plan_worker, read_entry, read_previous
+from serving.launch import (
+    CannotStart,
+    connect,
+    find_model,
+    find_python,
+    find_redis,
+    plan_worker,
+    read_entry,
+    read_previous,
+)
 from serving.metrics import WorkerMetrics
 from serving.model_files import ModelFilesError
 from serving.ports import claim_port
@@ -98,15 +107,15 @@ async def _serve(
     instance: str | None,
     engine_args: tuple[str, ...],
 ) -> None:
-    url = settings.redis_url.get_secret_value()
-    async with connect(url) as redis:
-        model = await read_entry(redis, url, name)
+    address = find_redis(settings.redis_url.get_secret_value())
+    async with connect(address) as redis:
+        model = await read_entry(redis, address, name)
         python = find_python(settings)
         model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
         with _engine_port(settings, port) as engine_port:
             instance = instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
             plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
-            previous = await read_previous(redis, url, instance)
+            previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
             try:
                 server, metrics_port = metrics.serve(settings.worker_metrics_port_first)

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -12,6 +11,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from billing import redis_keys
+from billing.redis_address import RedisAddress, RedisAddressError
+from billing.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
 from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models
@@ -28,26 +29,37 @@ class CannotStart(Exception):
     """Something that the worker needs is missing. The text says what, and what to do."""
 
 
-def connect(redis_url: str) -> Redis:
+def find_redis(redis_url: str) -> RedisAddress:
+    """The address of a Redis that can be used. Raises CannotStart."""
+    try:
+        return require_usable(redis_url)
+    except (RedisAddressError, WrongRedis) as exc:
+        raise CannotStart(f"TAAS_REDIS_URL: {exc}") from exc
+
+
+def connect(address: RedisAddress) -> Redis:
     """A client whose calls end before the lease does: a Redis that hangs must not keep a renewal from its next try. One retry, because a connection
     that was open when Redis restarted shows it only when it is used.
     """
-    return Redis.from_url(
-        redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=Retry(NoBackoff(), 1)
+    return Redis(
+        **address.client_arguments(),
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1),
     )
 
 
-async def read_entry(redis: Redis, redis_url: str, name: str) -> ServedModel:
+async def read_entry(redis: Redis, address: RedisAddress, name: str) -> ServedModel:
     """The model's entry in the catalogue. Raises CannotStart."""
     try:
         raw = await redis.hget(redis_keys.MODELS, name)
         names = [_decoded(known) for known in await redis.hkeys(redis_keys.MODELS)]
     except (RedisError, OSError) as exc:
-        raise _no_redis(redis_url, exc) from exc
+        raise _no_redis(address, exc) from exc
     if raw is None:
         there = f"It has: {', '.join(sorted(names))}." if names else "It has none yet: is `taas billing` running?"
         raise CannotStart(
-            f"No model {name!r} in the catalogue at {_address(redis_url)}. Add it with `taas model add {name}`. {there}"
+            f"No model {name!r} in the catalogue at {address}. Add it with `taas model add {name}`. {there}"
         )
     try:
         return ServedModel.from_json(raw)
@@ -55,12 +67,12 @@ async def read_entry(redis: Redis, redis_url: str, name: str) -> ServedModel:
         raise CannotStart(f"The catalogue's entry of {name} cannot be served: {exc}") from exc
 
 
-async def read_previous(redis: Redis, redis_url: str, instance: str) -> InstanceEntry | None:
+async def read_previous(redis: Redis, address: RedisAddress, instance: str) -> InstanceEntry | None:
     """What an earlier worker left under this instance's name. Raises CannotStart."""
     try:
         return await registry.find(redis, instance)
     except (RedisError, OSError) as exc:
-        raise _no_redis(redis_url, exc) from exc
+        raise _no_redis(address, exc) from exc
 
 
 def find_python(settings: WorkerSettings) -> Path:
@@ -122,16 +134,8 @@ def plan_worker(
     return WorkerPlan(instance, model, f"http://{HOST}:{port}", key, command, log_path, times)
 
 
-def _address(redis_url: str) -> str:
-    """Host and port only: the URL may hold a password."""
-    parts = urlsplit(redis_url)
-    return f"{parts.hostname}:{parts.port}"
-
-
-def _no_redis(redis_url: str, exc: Exception) -> CannotStart:
-    return CannotStart(
-        f"Redis at {_address(redis_url)} does not answer ({type(exc).__name__}). Start it (`make up` does), or set TAAS_REDIS_URL."
-    )
+def _no_redis(address: RedisAddress, exc: Exception) -> CannotStart:
+    return CannotStart(f"{trouble(address, exc)}. Start it (`make up` does), or correct TAAS_REDIS_URL.")
 
 
 def _decoded(name: bytes | str) -> str:

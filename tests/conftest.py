@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.fixtures.postgres",
     "tests.fixtures.gateway",
     "tests.fixtures.engine",
+    "tests.fixtures.secure_stores",
     "tests.fixtures.stack",
 ]
 

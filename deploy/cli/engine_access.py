@@ -22,6 +22,7 @@ _LOOK_S: Final = 10.0
 
 def find_key(instance: str, given: str | None) -> str | None:
     """What was given, else what the registry says; None: the engine asks for none. Raises ClickException when that cannot be known."""
+    from billing.redis_address import RedisAddressError, parse_redis_url
     from deploy.cli.settings import CliSettings
     from serving import registry
     from serving.launch import connect
@@ -36,13 +37,15 @@ def find_key(instance: str, given: str | None) -> str | None:
         )
 
     async def read() -> registry.InstanceEntry | None:
-        async with connect(url) as client:
+        async with connect(parse_redis_url(url)) as client:
             return await registry.find(client, instance)
 
     import redis.exceptions
 
     try:
         entry = asyncio.run(read())
+    except RedisAddressError as exc:
+        raise click.ClickException(f"TAAS_REDIS_URL: {exc}") from exc
     except (redis.exceptions.RedisError, OSError, ValueError) as exc:
         raise click.ClickException(
             f"Redis does not tell the engine's key ({type(exc).__name__}): correct TAAS_REDIS_URL, or give the key in TAAS_ENGINE_KEY."

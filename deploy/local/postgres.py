@@ -11,7 +11,10 @@ from typing import Final
 
 import psutil
 import psycopg
+from sqlalchemy import NullPool
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from billing.database import DatabaseError, connect, read_database_url, require_version
 from deploy.local.progress import StepFailed, last_words
 from deploy.local.settings import LocalSettings
 
@@ -70,13 +73,18 @@ def stop(settings: LocalSettings) -> bool:
 
 def check_given(address: str) -> str:
     """The SQLAlchemy URL of the PostgreSQL that was named. StepFailed when it does not answer."""
-    plain = address.replace("postgresql+psycopg://", "postgresql://", 1).replace("postgres://", "postgresql://", 1)
     try:
-        psycopg.connect(plain, connect_timeout=5).close()
-    except psycopg.Error as exc:
-        why = f"the PostgreSQL of TAAS_DATABASE_URL does not answer: {' '.join(str(exc).split())}"
+        url = read_database_url(address)
+        engine = connect(address, poolclass=NullPool)
+        with engine.connect() as connection:
+            require_version(connection)
+    except DatabaseError as exc:
+        raise StepFailed(f"TAAS_DATABASE_URL: {exc}", "Correct the URL, or name another server.") from exc
+    except SQLAlchemyError as exc:
+        cause = exc.orig if isinstance(exc, DBAPIError) else exc
+        why = f"the PostgreSQL of TAAS_DATABASE_URL does not answer: {' '.join(str(cause).split())}"
         raise StepFailed(why, "Start it, create the database, or correct the URL.") from exc
-    return plain.replace("postgresql://", "postgresql+psycopg://", 1)
+    return url.render_as_string(hide_password=False)
 
 
 def _folder(settings: LocalSettings) -> Path:

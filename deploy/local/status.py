@@ -53,19 +53,28 @@ def look(settings: LocalSettings) -> list[Part]:
 
 def _redis(settings: LocalSettings, processes: Processes) -> Part:
     if settings.redis_url is not None:
-        return Part("Redis", UP if valkey.answers(settings.redis_url) else "down", None, "TAAS_REDIS_URL")
+        return _given_redis(settings.redis_url)
     if not (settings.folder / "secrets.json").exists():
         return Part("Valkey", "down", None, f"port {settings.valkey_port}")
     address = valkey.url(settings, credentials.of(settings))
     return _process(processes, valkey.NAME, valkey.answers(address), f"port {settings.valkey_port}", "Valkey")
 
 
+def _given_redis(address: str) -> Part:
+    """With what it may lose, or why it cannot be used."""
+    try:
+        warnings = valkey.check_given(address)
+    except StepFailed as exc:
+        return Part("Redis", "down", None, str(exc))
+    return Part("Redis", UP, None, " ".join(["TAAS_REDIS_URL", *(f"warning: {warning}" for warning in warnings)]))
+
+
 def _postgres(settings: LocalSettings) -> Part:
     if settings.database_url is not None:
         try:
             postgres.check_given(settings.database_url)
-        except StepFailed:
-            return Part("PostgreSQL", "down", None, "TAAS_DATABASE_URL")
+        except StepFailed as exc:
+            return Part("PostgreSQL", "down", None, str(exc))
         return Part("PostgreSQL", UP, None, "TAAS_DATABASE_URL")
     pid = postgres.pid(settings)
     return Part("PostgreSQL", "down" if pid is None else UP, pid, f"socket in {settings.folder / 'postgres'}")

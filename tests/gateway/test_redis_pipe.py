@@ -12,7 +12,6 @@ import redis
 import uvloop
 
 from billing.cell.scripts import script
-from gateway.redis_address import parse_redis_url
 from gateway.redis_pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
@@ -28,7 +27,7 @@ async def pipe(valkey_url: str) -> AsyncIterator[RedisPipe]:
 
 @asynccontextmanager
 async def fake_redis(handler: Handler, unix_path: Path | None = None) -> AsyncIterator[str]:
-    """A server on loopback that answers the greeting (a PING) and leaves the rest to `handler`."""
+    """A server on loopback that answers the greeting (a HELLO that it does not know, as a proxy would, and a PING) and leaves the rest to `handler`."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -36,7 +35,7 @@ async def fake_redis(handler: Handler, unix_path: Path | None = None) -> AsyncIt
         try:
             with suppress(asyncio.IncompleteReadError, ConnectionError):
                 await reader.readuntil(b"PING\r\n")
-                writer.write(b"+PONG\r\n")
+                writer.write(b"-ERR unknown command 'HELLO'\r\n+PONG\r\n")
                 await handler(reader, writer)
         finally:
             writer.close()
@@ -278,7 +277,7 @@ async def test_password_and_database_are_used(own_valkey: ValkeyProcess) -> None
             await pipe.close()
             for wrong in (f"redis://{base}", f"redis://:wrong@{base}"):
                 refused = RedisPipe(wrong)
-                with pytest.raises(RedisUnavailable, match=r"noauth|wrongpass"):
+                with pytest.raises(RedisUnavailable, match=r"asks for a password|wrong user or password"):
                     await refused.execute("GET", "a")
                 await refused.close()
         finally:
@@ -297,21 +296,3 @@ async def test_a_unix_socket_serves(tmp_path: Path) -> None:
         pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
         assert await pipe.execute("INCR", "n") == 1
         await pipe.close()
-
-
-def test_an_address_is_read_from_its_url() -> None:
-    address = parse_redis_url("redis://user:p%2Fw@example.test:6390/2")
-    assert (address.host, address.port, address.database) == ("example.test", 6390, 2)
-    assert (address.username, address.password) == ("user", "p/w")
-    assert "p/w" not in repr(address)
-    assert str(address) == "example.test:6390"
-    assert parse_redis_url("redis://[::1]").host == "::1"
-    assert parse_redis_url("rediss://h").tls is not None
-    assert parse_redis_url("unix:///run/redis.sock?db=1").unix_path == "/run/redis.sock"
-    assert parse_redis_url("unix:///run/redis.sock?db=1").database == 1
-
-
-@pytest.mark.parametrize("url", ["http://h", "redis://h/x", "unix://", "redis://h:99999"])
-def test_a_wrong_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
-        parse_redis_url(url)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from billing.redis_address import parse_redis_url
 from serving import registry
 from serving.agent import Agent, WorkerPlan, WorkerTimes
 from serving.engine_watch import WatchLimits
@@ -153,7 +154,7 @@ def fast_times(**changed: Any) -> WorkerTimes:
 
 @pytest.fixture
 async def redis(valkey_url: str) -> AsyncIterator[Redis]:
-    async with connect(valkey_url) as client:
+    async with connect(parse_redis_url(valkey_url)) as client:
         yield client
 
 

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from billing import redis_keys
+from billing.redis_address import parse_redis_url
 from serving.engine_process import EngineStartFailed
 from serving.launch import connect
 from serving.registry import EngineCounters, EngineLoad, InstanceStatus, read_snapshot
@@ -253,7 +254,7 @@ async def test_at_most_eight_ended_epochs_are_carried_on(workers: Workers) -> No
 async def test_redis_going_away_stops_nothing_and_the_entry_comes_back_with_it(
     own_valkey: ValkeyProcess, workers: Workers
 ) -> None:
-    async with connect(own_valkey.url) as own:
+    async with connect(parse_redis_url(own_valkey.url)) as own:
         workers.redis = own
         worker = workers.make()
         worker.start()

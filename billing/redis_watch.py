@@ -1,0 +1,43 @@
+"""Tells the operator, in the log of billing, when Redis refuses the login or may lose what it has acknowledged. It mends nothing."""
+
+import logging
+from typing import Final
+
+import redis
+
+from billing.redis_address import RedisAddress
+from billing.redis_server import WrongRedis, durability_warnings, examine, login_refused, trouble
+
+_log = logging.getLogger(__name__)
+
+# The first look is at the start; later ones notice a password or a setting that was changed meanwhile.
+REDIS_WATCH_INTERVAL_MS: Final = 10_000
+
+
+class RedisWatch:
+    """One a process. It says each thing once, and again after it was mended."""
+
+    def __init__(self, client: redis.Redis, address: RedisAddress) -> None:
+        self._client = client
+        self._address = address
+        self._told: list[str] = []
+
+    def step(self) -> bool:
+        """A loop's step. Raises redis.RedisError where Redis does not answer, which the loop tells."""
+        try:
+            examine(self._client, self._address)
+            found = durability_warnings(self._client)
+        except WrongRedis as exc:
+            found = [str(exc)]
+        except redis.RedisError as exc:
+            if login_refused(exc):
+                self._tell([trouble(self._address, exc)])
+            raise
+        self._tell(found)
+        return False
+
+    def _tell(self, found: list[str]) -> None:
+        for line in found:
+            if line not in self._told:
+                _log.warning("%s", line)
+        self._told = found
