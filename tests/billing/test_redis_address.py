@@ -98,5 +98,5 @@ def test_both_clients_are_given_the_same_tls(certificates: Certificates) -> None
 
 def test_a_key_of_another_certificate_is_refused(certificates: Certificates) -> None:
     mixed = f"ssl_certfile={certificates.path('client.pem')}&ssl_keyfile={certificates.path('server.key')}"
-    with pytest.raises(RedisAddressError, match="no certificate with its .* key"):
+    with pytest.raises(RedisAddressError, match="no certificate with its"):
         parse_redis_url(f"rediss://h?{mixed}")
