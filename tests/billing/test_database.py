@@ -54,12 +54,12 @@ def test_statements_run_again_and_again_behind_pgbouncer(
                 connection.execute(text("select pg_advisory_xact_lock_shared(1)"))
                 sent = connection.execute(text("select 2 * cast(:n as int)"), {"n": number}).scalar_one()
                 assert sent == 2 * number
-            with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-                assert connection.execute(text("show transaction_isolation")).scalar_one() == "repeatable read"
             together.wait(30)
 
     with ThreadPoolExecutor(12) as threads:
         list(threads.map(work, range(12)))
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        assert connection.execute(text("show transaction_isolation")).scalar_one() == "repeatable read"
     with engine.connect() as connection:
         assert connection.execute(text("show transaction_isolation")).scalar_one() == "read committed"
     engine.dispose()
