@@ -111,8 +111,7 @@ def why_refused(message: str) -> str | None:
 def trouble(address: RedisAddress, exc: Exception) -> str:
     """In one line why a call to this server failed, without its password."""
     if login_refused(exc):
-        code = "NOAUTH" if "required" in str(exc).lower() else "WRONGPASS"
-        return f"Redis at {address} {_LOGIN_CODES[code]}"
+        return f"Redis at {address} {_LOGIN_CODES['NOAUTH' if address.password is None else 'WRONGPASS']}"
     if isinstance(exc, redis.exceptions.NoPermissionError):
         return f"Redis at {address} {why_refused(f'NOPERM {exc}')}"
     return f"Redis at {address} does not answer: {' '.join(str(exc).split()) or type(exc).__name__}"
