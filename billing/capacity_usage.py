@@ -13,13 +13,16 @@ from billing.allocator.minutes import MINUTE_MS, Minute
 from billing.schema.capacity import contract, contract_minute, contract_shortfall
 
 # What rounds count; the cuts are taken over from their seconds.
-_NOT_CUT: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "missing_mu")
+_LIMITED: Final = ("limited_requests", "limited_concurrency", "limited_cancels")
+_NOT_CUT: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "missing_mu", *_LIMITED)
 _FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of a contract over some time; mu, and requests refused. `shortfall_mu` is what was cut and what was missing."""
+    """What came of a contract over some time; mu, and requests: `refused` over the contract, `limited_…` by that limit of its tenant or key while
+    the contract had room. `shortfall_mu` is what was cut and what was missing.
+    """
 
     contract_id: str
     tenant_id: str
@@ -30,6 +33,9 @@ class Figures:
     lent_mu: int
     borrowed_mu: int
     refused: int
+    limited_requests: int
+    limited_concurrency: int
+    limited_cancels: int
     cut_mu: int
     missing_mu: int
     shortfall_mu: int
@@ -39,8 +45,8 @@ def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]
     """Write the minutes of contracts, whole, over what stands there. One that has been taken further stays: another allocator was faster."""
     rows = [
         {
-            "contract_id": contract_id, "minute_ms": each.minute_ms, "assigned_mu": each.assigned_mu, "used_mu": each.used_mu,
-            "lent_mu": each.lent_mu, "borrowed_mu": each.borrowed_mu, "refused": each.refused, "cut_mu": 0, "missing_mu": each.missing_mu,
+            "contract_id": contract_id, "minute_ms": each.minute_ms, "cut_mu": 0,
+            **{name: getattr(each, name) for name in _NOT_CUT},
         }
         for contract_id, touched in sorted(minutes.items()) for each in touched if not each.empty
     ]  # fmt: skip
@@ -62,7 +68,9 @@ def take_cuts(connection: Connection, contract_ids: Sequence[str], since_ms: int
     minute = _minute_of(contract_shortfall.c.second_ms)
     nothing = literal_column("0", BigInteger)
     cuts = (
-        select(contract_shortfall.c.contract_id, minute, *[nothing] * 6, func.sum(contract_shortfall.c.cut_mu))
+        select(
+            contract_shortfall.c.contract_id, minute, *[nothing] * len(_NOT_CUT), func.sum(contract_shortfall.c.cut_mu)
+        )
         .where(
             contract_shortfall.c.contract_id.in_(contract_ids),
             contract_shortfall.c.second_ms >= since_ms,
@@ -89,8 +97,9 @@ def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Min
     if row is None:
         return None
     return Minute(
-        minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused, row.missing_mu * 1000
-    )
+        minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused, row.missing_mu * 1000,
+        *(getattr(row, name) for name in _LIMITED),
+    )  # fmt: skip
 
 
 def list_minutes(

@@ -30,6 +30,10 @@ class CapacityMetrics:
         self.refused = counter(
             "taas_contract_refused_requests", "Requests refused for being over it, or for want of an instance"
         )
+        self.limited = Counter(
+            "taas_contract_limited_requests", "Requests that a contract had room for and a limit of its tenant or key refused",
+            (*_CONTRACT, "limit"), registry=registry,
+        )  # fmt: skip
         self.shortfall = counter("taas_contract_shortfall_units", "What a contract was short of: cut, or missing")
         self.missing = counter("taas_contract_missing_units", "Of its shortfall, for which machines were not ready")
         self.capacity = Gauge(
@@ -110,6 +114,8 @@ class CapacityMetrics:
         self._add(self.lent, labels, came.lent_mu / _MU)
         self._add(self.borrowed, labels, came.borrowed_mu / _MU)
         self._add(self.refused, labels, came.refused)
+        for limit, requests in came.limited.items():
+            self._add(self.limited, (*labels, limit), requests)
         self._add(self.missing, labels, came.missing_mu / _MU)
         self._add(self.shortfall, labels, came.missing_mu / _MU)
 

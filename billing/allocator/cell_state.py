@@ -26,6 +26,8 @@ _FLEX: Final = "x:"
 _GIVE_WAY: Final = "g:"
 _READS: Final = "w:"
 _PER_INSTANCE: Final = (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)
+# What the scripts count of a contract, in the order of `Totals`.
+_TOTALS: Final = ("used", "borrowed", "refused", "limited:requests", "limited:concurrency", "limited:cancels")
 _COUNTED: Final = {"r": "reserved", "o": "on_demand", "f": "flex", "l": "long"}
 _NO_CAP: Final = -1
 _LOOKED_AT: Final = 100
@@ -80,6 +82,7 @@ class Numbers:
     overflow: str
     spill_mu_s: int | None
     end_ms: int
+    burst_mu: int = 0
 
 
 def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellState:
@@ -184,8 +187,7 @@ def _numbers(numbers: Numbers) -> dict[Any, Any]:
     return {
         "id": numbers.contract_id,
         "rate": numbers.rate_mu_s,
-        # A second of it.
-        "burst": numbers.rate_mu_s,
+        "burst": numbers.burst_mu,
         "of": numbers.overflow,
         "spill": _NO_CAP if numbers.spill_mu_s is None else numbers.spill_mu_s,
         "end": numbers.end_ms,
@@ -195,7 +197,7 @@ def _numbers(numbers: Numbers) -> dict[Any, Any]:
 def _contract(fields: Mapping[str, str]) -> ContractHash | None:
     if "id" not in fields:
         return None
-    totals = Totals(*(int(float(fields.get(name, 0))) for name in ("used", "borrowed", "refused")))
+    totals = Totals(*(int(float(fields.get(name, 0))) for name in _TOTALS))
     return ContractHash(
         fields["id"], int(float(fields["rate"])), int(fields["end"]), totals, _account(fields.get(_ACCOUNT))
     )

@@ -5,7 +5,7 @@ again, or another allocator's going on from an older state, changes nothing that
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Final, Self
 
 MINUTE_MS: Final = 60_000
@@ -13,17 +13,20 @@ MINUTE_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the scripts have counted for a contract since its hash was made: mu, and refused requests."""
+    """What the scripts have counted for a contract since its hash was made: mu, and refused requests. `limited_…`: those that a limit of the tenant
+    or its key refused while the contract had room.
+    """
 
     used_mu: int = 0
     borrowed_mu: int = 0
     refused: int = 0
+    limited_requests: int = 0
+    limited_concurrency: int = 0
+    limited_cancels: int = 0
 
     def since(self, before: "Totals") -> "Totals":
         """The difference; below 0 where a request gave back what it had been charged."""
-        return Totals(
-            self.used_mu - before.used_mu, self.borrowed_mu - before.borrowed_mu, self.refused - before.refused
-        )
+        return Totals(*(now - was for now, was in zip(astuple(self), astuple(before), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,9 @@ class Minute:
     borrowed_mu: int = 0
     refused: int = 0
     missing_mu_ms: int = 0
+    limited_requests: int = 0
+    limited_concurrency: int = 0
+    limited_cancels: int = 0
 
     @property
     def assigned_mu(self) -> int:
@@ -97,10 +103,10 @@ def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu
     """
     spans = list(_spans(account.at_ms, max(now_ms, account.at_ms)))
     change = totals.since(account.totals)
-    amounts = (change.used_mu, change.borrowed_mu, change.refused, lent_mu)
-    parts = zip(*(_divided(amount, spans) for amount in amounts), strict=True)
+    parts = zip(*(_divided(amount, spans) for amount in (lent_mu, *astuple(change))), strict=True)
     current, minutes = account.minute, []
-    for (start_ms, until_ms), (used_mu, borrowed_mu, refused, lent_part) in zip(spans, parts, strict=True):
+    for (start_ms, until_ms), (lent_part, *counted) in zip(spans, parts, strict=True):
+        more = Totals(*counted)
         if minute_of(start_ms) != current.minute_ms:
             minutes.append(current)
             current = Minute(minute_of(start_ms))
@@ -108,11 +114,14 @@ def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu
         current = Minute(
             current.minute_ms,
             current.assigned_mu_ms + account.rate_mu_s * held_ms,
-            current.used_mu + used_mu,
+            current.used_mu + more.used_mu,
             current.lent_mu + lent_part,
-            current.borrowed_mu + borrowed_mu,
-            current.refused + refused,
+            current.borrowed_mu + more.borrowed_mu,
+            current.refused + more.refused,
             current.missing_mu_ms + account.missing_mu_s * held_ms,
+            current.limited_requests + more.limited_requests,
+            current.limited_concurrency + more.limited_concurrency,
+            current.limited_cancels + more.limited_cancels,
         )
     return [*minutes, current], replace(account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals)
 

@@ -100,7 +100,8 @@ def levels_of(
         for key_id in (None, row.key_id):
             charges = buckets[row.tenant, key_id, row.model]
             charges.requests.append((row.started_ms + row.waited_ms, 1))
-            charges.units_mu += work
+            # What a contract took is on its own level alone.
+            charges.units_mu += work if row.contract is None else ()
         if row.contract is not None:
             used[row.contract] += work
         elif (row.decision or {}).get("why") == "spilled":

@@ -17,6 +17,7 @@ from billing.allocator.minutes import Account, Minute, Totals
 from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
 from billing.allocator.supply import Calibration, Cell, Ended, read_ended
 from billing.contracts.rates import ContractRate, rates_now
+from billing.contracts.terms import burst_mu
 from billing.registered import Registered
 
 # The contracts of a pool at a moment, at what each may have.
@@ -30,7 +31,7 @@ _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 @dataclass(frozen=True, slots=True)
 class Came:
     """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back; `missing_mu`: its
-    ready machines could not have done it.
+    ready machines could not have done it; `limited`: requests that it had room for and a limit of its tenant or key refused, by the limit.
     """
 
     contract_id: str
@@ -41,6 +42,7 @@ class Came:
     borrowed_mu: int
     refused: int
     missing_mu: int
+    limited: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,12 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
         books.accounts[contract_id] = after
         books.came.append(
             Came(
-                contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused, missing[tenant]
+                contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused, missing[tenant],
+                {
+                    "requests": change.limited_requests,
+                    "concurrency": change.limited_concurrency,
+                    "cancels": change.limited_cancels,
+                },
             )
         )  # fmt: skip
         before_mu_s = state.memory.recent_mu_s.get(contract_id, 0.0)
@@ -233,7 +240,9 @@ def _divide(
 
 
 def _in_force(rate: ContractRate) -> Numbers:
-    return Numbers(rate.contract_id, rate.mu_s, rate.overflow, rate.spill_mu_s, rate.end_ms)
+    return Numbers(
+        rate.contract_id, rate.mu_s, rate.overflow, rate.spill_mu_s, rate.end_ms, burst_mu(rate.mu_s, rate.burst_ms)
+    )
 
 
 def _over(ended: Ended) -> Numbers:

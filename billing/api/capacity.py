@@ -80,6 +80,11 @@ def _shown(figures: Figures, names: dict[str, str]) -> dict[str, Any]:
         "lent": units(figures.lent_mu),
         "borrowed": units(figures.borrowed_mu),
         "refused": figures.refused,
+        "limited": {
+            "requests": figures.limited_requests,
+            "concurrency": figures.limited_concurrency,
+            "cancels": figures.limited_cancels,
+        },
         "shortfall": units(figures.shortfall_mu),
         "missing": units(figures.missing_mu),
     }

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
-from billing.api.fields import Moment
+from billing.api.fields import MOMENT_FORMS, Moment
 from billing.contracts.position import units
 from billing.contracts.spans import after_ms
 from billing.contracts.store import Entry
-from billing.contracts.terms import Clause, Contract, utc
+from billing.contracts.terms import Clause, Contract, burst_mu, utc
 from billing.contracts.timeline import FOREVER_MS, Span
 from billing.refusals import Invalid
 
@@ -42,16 +42,18 @@ def _either(given: object, read: ValidatorFunctionWrapHandler) -> object:
     try:
         return read(given)
     except ValidationError as exc:
-        message = "a moment is ms since 1970 or ISO 8601, such as 2026-01-31T12:00:00Z; a span from the start is such as +90d, +6mo or +3y"
+        message = f"{MOMENT_FORMS}; a span from the start is such as +20s, +90d, +6mo or +3y"
         raise ValueError(message) from exc
 
 
 # Units per second as milliunits; a part of one in permille.
 UnitsPerSecond = Annotated[int, BeforeValidator(_thousandths)]
 Part = Annotated[int, BeforeValidator(_thousandths)]
+# As ms.
+Seconds = Annotated[int, BeforeValidator(_thousandths)]
 # A moment, or a span from the start of what is asked for.
 When = Annotated[
-    Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(min|h|d|w|mo|y)$", max_length=16)],
+    Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(s|min|h|d|w|mo|y)$", max_length=16)],
     WrapValidator(_either),
 ]
 
@@ -91,6 +93,8 @@ def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> d
         "pool": terms.pool,
         "state": contract.state,
         "units": units(contract.mu_s_at(now_ms)),
+        "burst_seconds": units(terms.burst_ms),
+        "burst_units": units(burst_mu(contract.mu_s_at(now_ms), terms.burst_ms)),
         "steps": [{"from": utc(step.from_ms), "units": units(step.mu_s)} for step in terms.steps],
         "from": utc(terms.starts_ms),
         "until": utc(terms.ends_ms),

@@ -8,7 +8,17 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import pools, tenants
-from billing.api.contract_shapes import Part, UnitsPerSecond, When, moment, resolved, shown, shown_entry, shown_span
+from billing.api.contract_shapes import (
+    Part,
+    Seconds,
+    UnitsPerSecond,
+    When,
+    moment,
+    resolved,
+    shown,
+    shown_entry,
+    shown_span,
+)
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
@@ -16,7 +26,20 @@ from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_for_sale, require_calibration
 from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
-from billing.contracts.terms import PAST_SLACK_MS, STEPS_MAX, Contract, Overflow, Side, State, Step, Terms, utc
+from billing.contracts.terms import (
+    BURST_MS,
+    PAST_SLACK_MS,
+    STEPS_MAX,
+    Contract,
+    Overflow,
+    Side,
+    State,
+    Step,
+    Terms,
+    burst_mu,
+    check_burst,
+    utc,
+)
 from billing.contracts.timeline import FOREVER_MS
 from billing.refusals import Invalid
 
@@ -34,7 +57,8 @@ Ramp = Annotated[tuple[RampStep, ...], Field(max_length=STEPS_MAX, strict=False)
 
 
 class NewContract(Body):
-    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there. Notice in days, of both sides or of
+    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there. `burst_seconds`: as much as the rate does in that
+    time may come at once, 1 (the default) to 60. Notice in days, of both sides or of
     each. Without `minimum_until`, or with one that is over at the start, notice may be given from the start. Spans such as `+1y` count from the start.
     `draft`: written down only.
     """
@@ -51,6 +75,7 @@ class NewContract(Body):
     operator_notice_days: int | None = None
     overflow: Overflow = "reject"
     spill_units: UnitsPerSecond | None = None
+    burst_seconds: Seconds = BURST_MS
     headroom: Part = 0
     price_reference: Label | None = None
     draft: bool = False
@@ -72,6 +97,7 @@ class NewContract(Body):
             self.spill_units,
             self.headroom,
             self.price_reference,
+            self.burst_seconds,
         )
 
     def _notice_days(self, side: Side, own: int | None) -> int:
@@ -89,13 +115,14 @@ class Notice(Body):
 
 class Amendment(Body):
     """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. So do the overflow, its cap
-    (null: none any more) and the notice days, each in place of what was agreed of it for later. `until`: a later end.
+    (null: none any more) and the notice days, each in place of what was agreed of it for later. `until`: a later end. `burst_seconds` holds from now on.
     """
 
     units: UnitsPerSecond | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     ramp: Ramp = ()
     until: When | None = None
+    burst_seconds: Seconds | None = None
     overflow: Overflow | None = None
     spill_units: UnitsPerSecond | None = None
     notice_days: int | None = None
@@ -133,6 +160,7 @@ class QuoteAsked(Body):
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     until: When | None = None
     headroom: Part = 0
+    burst_seconds: Seconds = BURST_MS
 
 
 @router.post("", status_code=201)
@@ -163,9 +191,13 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
             raise Invalid("Units per second are above 0.", param="units")
         if not 0 <= body.headroom <= 999:
             raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
+        check_burst(body.burst_seconds)
         position = read_for_sale(connection, body.pool, now_ms)
         require_calibration(position)
-        return _quoted(quote(position, from_ms, until_ms, mu_s=body.units, headroom_permille=body.headroom))
+        found = quote(
+            position, from_ms, until_ms, mu_s=body.units, headroom_permille=body.headroom, burst_ms=body.burst_seconds
+        )
+        return _quoted(found)
 
 
 @router.get("")
@@ -223,6 +255,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
             steps=body.steps(now_ms),
             ends_ms=body.ends_ms(now_ms),
             change=body.change(),
+            burst_ms=body.burst_seconds,
             from_ms=body.from_ms,
             now_ms=now_ms,
         )
@@ -259,6 +292,8 @@ def _quoted(found: Quote) -> dict[str, Any]:
         "from": utc(found.from_ms),
         "until": moment(found.until_ms),
         "at_most": units(found.at_most_mu_s),
+        "burst_seconds": units(found.burst_ms),
+        "burst_units": units(burst_mu(found.at_most_mu_s if found.mu_s is None else found.mu_s, found.burst_ms)),
         "free": [shown_span(span) for span in found.free[:_FREE_SHOWN_MAX]],
     }
     if found.mu_s is not None:

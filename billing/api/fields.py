@@ -16,6 +16,7 @@ MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 # 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.
 UNITS_MAX: Final = 10**12
 COUNT_MAX: Final = 10**9
+MOMENT_FORMS: Final = "a moment is ISO 8601 (2026-01-31, 2026-01-31T12:00:00Z) or milliseconds since 1970"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -40,7 +41,7 @@ def _moment(given: object) -> object:
         # Not by way of seconds as a float: those of later years miss their millisecond.
         return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError) as exc:
-        raise ValueError("a moment is ms since 1970 or ISO 8601, such as 2026-01-31T12:00:00Z") from exc
+        raise ValueError(MOMENT_FORMS) from exc
 
 
 Name = Annotated[str, AfterValidator(check_name)]

@@ -68,20 +68,25 @@ def amend(
     steps: Sequence[Step] = (),
     ends_ms: int | None = None,
     change: Change = Change(),  # noqa: B008 - it is frozen
+    burst_ms: int | None = None,
     from_ms: int | None = None,
     now_ms: int,
     by: str = OPERATOR,
 ) -> Contract:
-    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or notice from `from_ms` (now) on.
-    All of it or nothing, checked as signing is.
+    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or notice from `from_ms` (now) on;
+    another burst, from now on. All of it or nothing, checked as signing is.
     """
-    if not steps and ends_ms is None and not change:
-        raise Invalid("Nothing to amend: give new units, a later end, another overflow or notice.", param="units")
+    if not steps and ends_ms is None and not change and burst_ms is None:
+        message = "Nothing to amend: give new units, a later end, another burst, overflow or notice."
+        raise Invalid(message, param="units")
     position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = _lock_binding(connection, contract_id, now_ms)
     changed = amended(contract, steps, ends_ms, now_ms)
     if change:
         changed = with_change(changed, change, now_ms if from_ms is None else from_ms, now_ms)
+    if burst_ms is not None:
+        changed = replace(changed, terms=replace(changed.terms, burst_ms=burst_ms))
+        check(changed.terms)
     _refuse_unfit(position, changed, now_ms)
     return store.save(connection, changed, "amended", by=by, now_ms=now_ms)
 

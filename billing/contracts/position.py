@@ -1,14 +1,16 @@
 """What a pool has and what it owes, over time, and whether that fits. Pure: a value that others read from SQL or make up.
 
 For every instant t, with the headroom of the pool or of a contract in force at t, whichever is the greatest:
-Σ reserved(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside.
+Σ held(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside.
+A contract holds what its burst asks of the pool within a second: its rate times the seconds of its burst, of which there is at least one. So the
+bursts of all contracts at once are no more than the pool does in a second, and Σ of the rates is no more than it does for good.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from billing.contracts.terms import Contract, Step, utc
+from billing.contracts.terms import BURST_MS, Contract, Step, burst_mu, utc
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.refusals import Conflict
 
@@ -26,6 +28,7 @@ class Holding:
     starts_ms: int
     ends_ms: int
     headroom_permille: int
+    burst_ms: int = BURST_MS
 
     @classmethod
     def of(cls, contract: Contract) -> Self:
@@ -38,7 +41,12 @@ class Holding:
             terms.starts_ms,
             contract.effective_end_ms,
             terms.headroom_permille,
+            terms.burst_ms,
         )
+
+    def held(self) -> list[Span]:
+        """What it holds of the pool, one rate after the other."""
+        return [replace(span, value=burst_mu(span.value, self.burst_ms)) for span in self.spans()]
 
     def spans(self) -> list[Span]:
         """Its rates, one after the other."""
@@ -92,14 +100,22 @@ class Position:
         """What is sold at each moment."""
         return Timeline.total(span for held in self.holdings for span in held.spans())
 
+    def held(self) -> Timeline:
+        """What nobody else may be sold at each moment: what is sold, and more where bursts are longer than a second."""
+        return Timeline.total(span for held in self.holdings for span in held.held())
+
     def free(self, *, headroom_permille: int = 0) -> Timeline:
         """What could still be sold at each moment to somebody who asks for this headroom."""
         capacity = self.capacity(headroom_permille=headroom_permille)
-        return capacity.with_other(self.reserved(), lambda has, owes: max(0, has - owes))
+        return capacity.with_other(self.held(), lambda has, owes: max(0, has - owes))
 
     def shortage(self) -> Timeline:
         """By how much more is sold than there is; 0 where it fits."""
         return self.reserved().with_other(self.capacity(), lambda owes, has: max(0, owes - has))
+
+    def overheld(self) -> Timeline:
+        """By how much more is held than there is, bursts included; 0 where it fits."""
+        return self.held().with_other(self.capacity(), lambda owes, has: max(0, owes - has))
 
     def _ceiling(self, headroom_permille: int) -> Timeline:
         taken = [Span(each.from_ms, each.until_ms, -each.instances) for each in self.taken]
@@ -113,13 +129,13 @@ class Position:
 
 
 def shortfalls(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When, and by how much, more is sold than there is: a span for each amount."""
-    return _above_0(position.shortage(), from_ms, until_ms)
+    """When, and by how much, more is held than there is: a span for each amount."""
+    return _above_0(position.overheld(), from_ms, until_ms)
 
 
 def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When what is sold does not fit afterwards and the change is to blame, and by how much it does not: a span for each amount."""
-    worse = after.shortage().with_other(before.shortage(), lambda now, was: now if now > was else 0)
+    """When what is held does not fit afterwards and the change is to blame, and by how much it does not: a span for each amount."""
+    worse = after.overheld().with_other(before.overheld(), lambda now, was: now if now > was else 0)
     return _above_0(worse, from_ms, until_ms)
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from billing.contracts.position import Holding, Position, worsened
-from billing.contracts.terms import Step
-from billing.contracts.timeline import FOREVER_MS, Span
+from billing.contracts.terms import BURST_MS, Step
+from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """`at_most_mu_s` fits over the whole period. Of the rate that was asked about, if one was: `fits` over the whole period;
+    """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. Of the rate that was asked about, if one was: `fits` over the whole period;
     `fits_from_ms`, the first start from which it fits for as long as the period (None: never); `fits_until_ms`, up to when it fits from
     the period's start (that start itself: not at all); `short`, when and by how much it does not fit within the period, as a refusal says it.
     """
@@ -19,6 +19,7 @@ class Quote:
     until_ms: int
     free: tuple[Span, ...]
     at_most_mu_s: int
+    burst_ms: int
     mu_s: int | None = None
     fits: bool | None = None
     fits_from_ms: int | None = None
@@ -27,23 +28,31 @@ class Quote:
 
 
 def quote(
-    position: Position, from_ms: int, until_ms: int = FOREVER_MS, *, mu_s: int | None = None, headroom_permille: int = 0
+    position: Position,
+    from_ms: int,
+    until_ms: int = FOREVER_MS,
+    *,
+    mu_s: int | None = None,
+    headroom_permille: int = 0,
+    burst_ms: int = BURST_MS,
 ) -> Quote:
-    """For a period that is not empty; without an end it is for good. `free` is what is left over that period, step by step."""
-    free = position.free(headroom_permille=headroom_permille)
+    """For a period that is not empty; without an end it is for good. `free` is what could be sold with this burst over that period, step by step."""
+    left = position.free(headroom_permille=headroom_permille)
+    free = left.with_other(Timeline(), lambda mu, _: mu * 1000 // burst_ms)
     found = tuple(free.spans(from_ms, until_ms))
     at_most_mu_s = min(span.value for span in found)
     if mu_s is None:
-        return Quote(position.pool, from_ms, until_ms, found, at_most_mu_s)
+        return Quote(position.pool, from_ms, until_ms, found, at_most_mu_s, burst_ms)
     onwards = list(free.spans(from_ms))
     lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
-    wanted = Holding("", "", (Step(from_ms, mu_s),), from_ms, until_ms, headroom_permille)
+    wanted = Holding("", "", (Step(from_ms, mu_s),), from_ms, until_ms, headroom_permille, burst_ms)
     return Quote(
         position.pool,
         from_ms,
         until_ms,
         found,
         at_most_mu_s,
+        burst_ms,
         mu_s,
         mu_s <= at_most_mu_s,
         _first_start(onwards, mu_s, lasts_ms),

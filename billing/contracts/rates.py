@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from billing.contracts.store import BINDING
-from billing.contracts.terms import Overflow
+from billing.contracts.terms import BURST_MS, Overflow
 from billing.schema.capacity import contract, contract_step
 
 
@@ -20,6 +20,7 @@ class ContractRate:
     overflow: Overflow
     spill_mu_s: int | None
     end_ms: int
+    burst_ms: int = BURST_MS
 
 
 def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
@@ -48,5 +49,6 @@ def _rate(row: Row[Any], now_ms: int) -> ContractRate:
     begun = [clause for clause in row.later if clause["from_ms"] <= now_ms]
     now = begun[-1] if begun else {"overflow": row.overflow, "spill_mu_s": row.spill_mu_s}
     return ContractRate(
-        row.contract_id, row.tenant_id, row.mu_s, now["overflow"], now["spill_mu_s"], row.effective_end_ms
-    )
+        row.contract_id, row.tenant_id, row.mu_s, now["overflow"], now["spill_mu_s"], row.effective_end_ms,
+        row.burst_ms,
+    )  # fmt: skip

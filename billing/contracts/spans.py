@@ -1,12 +1,12 @@
-"""Spans of time as they are agreed, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar, in UTC. Pure; knows no contract."""
+"""Spans of time as they are agreed, `+20s`, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar, in UTC. Pure; knows no contract."""
 
 import calendar
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-FORM: Final = re.compile(r"\+?([0-9]{1,6})(min|h|d|w|mo|y)")
-_MINUTES: Final = {"min": 1, "h": 60, "d": 1440, "w": 10080}
+FORM: Final = re.compile(r"\+?([0-9]{1,6})(s|min|h|d|w|mo|y)")
+_SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def after(start: datetime, span: str) -> datetime:
@@ -15,8 +15,8 @@ def after(start: datetime, span: str) -> datetime:
     if found is None:
         raise ValueError(f"{span!r} is no span")
     count, unit = int(found[1]), found[2]
-    if unit in _MINUTES:
-        return start + timedelta(minutes=count * _MINUTES[unit])
+    if unit in _SECONDS:
+        return start + timedelta(seconds=count * _SECONDS[unit])
     months = start.month - 1 + count * (12 if unit == "y" else 1)
     year, month = start.year + months // 12, months % 12 + 1
     if year > datetime.max.year:

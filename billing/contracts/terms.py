@@ -23,6 +23,9 @@ PAST_SLACK_MS: Final = 5 * 60_000
 RATE_MU_S_MAX: Final = 10**15
 TERM_MS_MAX: Final = 100 * 366 * MS_PER_DAY
 NOTICE_DAYS_MAX: Final = 3_660
+# A burst in the time that its rate would take for it.
+BURST_MS: Final = 1_000
+BURST_MS_MAX: Final = 60_000
 STEPS_MAX: Final = 1_000
 MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 _OVERFLOWS: Final = ("reject", "spill", "queue")
@@ -50,7 +53,7 @@ class Clause:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's; `spill_mu_s` None: no cap.
-    `later`: what amendments have made of overflow, cap and notice, by time.
+    `burst_ms`: as much work as the rate does in this time may come at once. `later`: what amendments have made of overflow, cap and notice, by time.
     """
 
     tenant_id: str
@@ -65,6 +68,7 @@ class Terms:
     spill_mu_s: int | None = None
     headroom_permille: int = 0
     price_reference: str | None = None
+    burst_ms: int = BURST_MS
     later: tuple[Clause, ...] = ()
 
     def clause_at(self, moment_ms: int) -> Clause:
@@ -142,8 +146,21 @@ def check(terms: Terms) -> None:
         _check_clause(clause)
     if len(terms.later) > STEPS_MAX:
         raise Invalid(f"Overflow and notice change at most {STEPS_MAX} times.", param="from")
+    check_burst(terms.burst_ms)
     if not 0 <= terms.headroom_permille <= 999:
         raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
+
+
+def check_burst(burst_ms: int) -> None:
+    """Raises Invalid for a burst that no contract may have."""
+    if not BURST_MS <= burst_ms <= BURST_MS_MAX:
+        message = f"A burst is {BURST_MS // 1000} to {BURST_MS_MAX // 1000} seconds of the rate."
+        raise Invalid(message, param="burst_seconds")
+
+
+def burst_mu(mu_s: int, burst_ms: int) -> int:
+    """What may come at once of a contract at this rate; rounded up."""
+    return -(-mu_s * burst_ms // 1000)
 
 
 def _check_clause(clause: Clause) -> None:

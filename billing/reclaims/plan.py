@@ -35,23 +35,24 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What the pool has and owes over a time; mu per second. `machines` are what it keeps."""
+    """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is what is sold, with its bursts."""
 
     from_ms: int
     until_ms: int
     machines: int
     capacity_mu_s: int
     reserved_mu_s: int
+    held_mu_s: int
 
     @property
     def free_mu_s(self) -> int:
-        """Not sold."""
-        return max(0, self.capacity_mu_s - self.reserved_mu_s)
+        """May still be sold, with a burst of a second."""
+        return max(0, self.capacity_mu_s - self.held_mu_s)
 
     @property
     def short_mu_s(self) -> int:
-        """Sold and not there."""
-        return max(0, self.reserved_mu_s - self.capacity_mu_s)
+        """Held, bursts included, and not there."""
+        return max(0, self.held_mu_s - self.capacity_mu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +193,11 @@ def machines_over_time(position: Position) -> Timeline:
 
 def left_over_time(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Left]:
     """What it has and owes, at each change."""
-    lines = machines_over_time(position), position.capacity(), position.reserved()
+    lines = machines_over_time(position), position.capacity(), position.reserved(), position.held()
     moments = {at_ms for line in lines for at_ms, _ in line.points if from_ms < at_ms < until_ms}
     edges = [from_ms, *sorted(moments), until_ms]
-    machines, capacity, reserved = lines
+    machines, capacity, reserved, held = lines
     return [
-        Left(start_ms, end_ms, machines.at(start_ms), capacity.at(start_ms), reserved.at(start_ms))
+        Left(start_ms, end_ms, machines.at(start_ms), capacity.at(start_ms), reserved.at(start_ms), held.at(start_ms))
         for start_ms, end_ms in pairwise(edges)
     ]

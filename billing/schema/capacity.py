@@ -89,6 +89,7 @@ contract = Table(
     Column("effective_end_ms", BigInteger, nullable=False),
     Column("overflow", Text, nullable=False),
     Column("spill_mu_s", BigInteger),
+    Column("burst_ms", Integer, nullable=False, server_default="1000"),
     Column("headroom_permille", Integer, nullable=False),
     Column("price_reference", Text),
     Column("later", JSONB, nullable=False, server_default=text("'[]'")),
@@ -100,6 +101,7 @@ contract = Table(
     CheckConstraint("least(tenant_notice_days, operator_notice_days) >= 0", name="notice"),
     CheckConstraint("headroom_permille between 0 and 999", name="headroom"),
     CheckConstraint("spill_mu_s >= 0", name="spill"),
+    CheckConstraint("burst_ms >= 1000", name="burst"),
 )
 
 # The ramp: from `from_ms` on this rate, until the next step or the effective end. The first step is at `starts_ms`.
@@ -154,8 +156,9 @@ reclaim_history = Table(
     Column("detail", JSONB, nullable=False),
 )
 
-# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` (requests). Short is a contract of what
-# a reclaim cut, and of what was missing: the ready machines could not have done it.
+# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` and `limited_…` (requests). `refused`: over
+# the contract. `limited_…`: by that limit of the tenant or of its key, while the contract had room. Short is a contract of what a reclaim cut, and of
+# what was missing: the ready machines could not have done it.
 contract_minute = Table(
     "contract_minute",
     metadata,
@@ -166,6 +169,9 @@ contract_minute = Table(
     Column("lent_mu", BigInteger, nullable=False),
     Column("borrowed_mu", BigInteger, nullable=False),
     Column("refused", BigInteger, nullable=False),
+    Column("limited_requests", BigInteger, nullable=False, server_default="0"),
+    Column("limited_concurrency", BigInteger, nullable=False, server_default="0"),
+    Column("limited_cancels", BigInteger, nullable=False, server_default="0"),
     Column("cut_mu", BigInteger, nullable=False),
     Column("missing_mu", BigInteger, nullable=False),
     Column("shortfall_mu", BigInteger, Computed("cut_mu + missing_mu", persisted=True), nullable=False),

@@ -14,6 +14,7 @@ from deploy.cli.moments import is_span, resolve, rfc3339
 Command = Callable[..., None]
 # More than any pool does, as the API has it.
 _UNITS_MAX: Final = 10**12
+_BURST_S_MAX: Final = 60
 
 
 class _Part(click.ParamType[str]):
@@ -58,6 +59,23 @@ class _Units(click.ParamType[str]):
         return text
 
 
+class _Burst(click.ParamType[str]):
+    """Seconds: `10s`, `10`, `1min`."""
+
+    name = "burst"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        number, scale = (text.removesuffix("min"), 60) if text.endswith("min") else (text.removesuffix("s"), 1)
+        try:
+            seconds = Decimal(number) * scale
+        except ArithmeticError:
+            seconds = Decimal(0)
+        if not 1 <= seconds <= _BURST_S_MAX:
+            raise click.BadParameter(f"{value!r} is no burst: 1s to {_BURST_S_MAX}s", ctx, param)
+        return format(seconds, "f")
+
+
 class _RampStep(click.ParamType[tuple[str, str]]):
     """`WHEN:UNITS`; a moment may hold colons itself."""
 
@@ -74,6 +92,11 @@ class _RampStep(click.ParamType[tuple[str, str]]):
 
 PART = _Part()
 UNITS = _Units()
+burst_option = click.option(
+    "--burst", type=_Burst(), metavar="SECONDS",
+    help="What may come at once: as much as the rate does in this time, such as 10s. Default: 1s. A longer one holds more of the pool: 10s ten "
+    "times the rate.",
+)  # fmt: skip
 ramp_option = click.option(
     "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS", help="From WHEN on so many units; again for each step."
 )  # fmt: skip
@@ -130,6 +153,7 @@ def terms_options(command: Command) -> Command:
             help="What is asked over it is refused, served on demand, or waits for its turn. Default: reject.",
         ),
         click.option("--spill-units", type=UNITS, metavar="N", help="At most so many units per second spill. Default: no cap."),
+        burst_option,
         click.option("--headroom", type=PART, metavar="PART", help="Left free beside it, such as 10%; the pool's holds at least."),
         click.option("--price-reference", metavar="TEXT", help="Where its price is agreed."),
     ]  # fmt: skip
@@ -145,6 +169,7 @@ def amendment_options(command: Command) -> Command:
         click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now."),
         ramp_option,
         click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from, else from now."),
+        burst_option,
         click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What becomes of what is asked over it from then on."),
         click.option("--spill-units", type=_Units(none=True), metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
@@ -160,9 +185,9 @@ def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
     """The body of an amendment. Raises UsageError for one that changes nothing, or says when and not what."""
     plain = ("units", "overflow", "spill_units", "notice_days", "tenant_notice_days", "operator_notice_days")
     from_then = [name for name in plain if said[name] is not None]
-    if not from_then and not said["ramp"] and said["until"] is None:
+    if not from_then and not said["ramp"] and said["until"] is None and said["burst"] is None:
         raise click.UsageError(
-            "nothing to amend: give --units, --ramp, --until, --overflow, --spill-units or --notice-days."
+            "nothing to amend: give --units, --ramp, --until, --burst, --overflow, --spill-units or --notice-days."
         )
     if not from_then and said["since"] is not None:
         raise click.UsageError(
@@ -170,6 +195,8 @@ def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
         )
     term = times(said["since"], said["until"], None, said["ramp"])
     body = given(**{name: said[name] for name in from_then}, until=term.until, ramp=term.ramp, **{"from": term.starts})
+    if said["burst"] is not None:
+        body["burst_seconds"] = said["burst"]
     if said["spill_units"] == "none":
         body["spill_units"] = None
     return body
@@ -194,5 +221,6 @@ def body_of(said: dict[str, Any], *, draft: bool) -> dict[str, Any]:
         until=term.until,
         minimum_until=term.minimum_until,
         ramp=term.ramp,
+        burst_seconds=said["burst"],
         draft=draft or None,
     )

@@ -9,7 +9,7 @@ from deploy.cli.connection import call
 from deploy.cli.moments import FORMS, resolve, rfc3339
 from deploy.cli.output import Columns, json_option, print_json, print_table
 
-_FIGURES: Final = ("assigned", "used", "lent", "borrowed", "refused", "shortfall", "missing")
+_FIGURES: Final = ("assigned", "used", "lent", "borrowed", "refused", "limited", "shortfall", "missing")
 
 
 @click.command("usage")

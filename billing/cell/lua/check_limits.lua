@@ -1,5 +1,5 @@
--- check_limits.lua -- v1, a part
--- First part of reserve: the limits of tenant and key, all read and checked before anything is written.
+-- check_limits.lua -- v2, a part
+-- First part of reserve: reads the limits of tenant and key; choose_class has them checked before anything is written.
 -- KEYS, ARGV: those of reserve.lua. Returns nothing, it defines what the next parts use.
 local reservation = KEYS[1]
 local request_id, lease_ms, cost_mu, head, will = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[10], ARGV[11]
@@ -33,22 +33,24 @@ if state == 'settled' then return reply('already_settled') end
 if state == 'open' then return reply('replayed', NAMES[held[2]], held[6] or '', held[3], held[7] or '', held[4], 0, 0, 0) end
 -- Levels were lost, and nobody has counted them anew: whoever came now would have all of its limits once more.
 if not restored and redis.call('EXISTS', prefix .. 'intact') == 0 then return reply('rebuilding') end
-local refused_scope, refused_limit, retry_after_ms
-local function check(scope, limit, level, cost, max)
-  if resumed or max < 0 or level + cost <= max * (1 + 1e-9) then return end
-  local wait_ms = limit == 'concurrency' and CONCURRENCY_RETRY_MS or math.ceil((level + cost - max) * 60000 / max)
-  if cost > max or max == 0 then wait_ms = -1 end
-  if not retry_after_ms or (retry_after_ms >= 0 and (wait_ms < 0 or wait_ms > retry_after_ms)) then
-    refused_scope, refused_limit, retry_after_ms = scope, limit, wait_ms
+-- Which limit refuses it, if any: of several, the one that takes longest to clear.
+-- Units limits do not count what a contract takes: the contract is its own limit. Requests and concurrency count everything.
+local function limit_reached(class)
+  local scope, limit, retry_after_ms
+  local function check(of, name, level, cost, max)
+    if max < 0 or level + cost <= max * (1 + 1e-9) then return end
+    local wait_ms = name == 'concurrency' and CONCURRENCY_RETRY_MS or math.ceil((level + cost - max) * 60000 / max)
+    if cost > max or max == 0 then wait_ms = -1 end
+    if not retry_after_ms or (retry_after_ms >= 0 and (wait_ms < 0 or wait_ms > retry_after_ms)) then
+      scope, limit, retry_after_ms = of, name, wait_ms
+    end
   end
-end
-for _, b in ipairs({tenant, key}) do
-  check(b.scope, 'requests', b.r, 1, b.max_r)
-  check(b.scope, 'units', b.u, cost_mu, b.max_u)
-  check(b.scope, 'concurrency', b.c, 1, b.max_c)
-end
-check('tenant', 'cancels', tenant.x, 1, cancels_max)
-if retry_after_ms then
-  if state and drop(request_id) then grant_all() end
-  return reply('refused', refused_scope, refused_limit, retry_after_ms)
+  if resumed then return nil end
+  for _, b in ipairs({tenant, key}) do
+    check(b.scope, 'requests', b.r, 1, b.max_r)
+    if class ~= 'r' then check(b.scope, 'units', b.u, cost_mu, b.max_u) end
+    check(b.scope, 'concurrency', b.c, 1, b.max_c)
+  end
+  check('tenant', 'cancels', tenant.x, 1, cancels_max)
+  return limit, scope, retry_after_ms
 end

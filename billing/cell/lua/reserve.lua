@@ -1,4 +1,4 @@
--- reserve.lua -- v2
+-- reserve.lua -- v3
 -- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the room there is.
 -- Idempotent by request id; a refusal consumes nothing, and neither does waiting.
 -- Parts before it: those of every script, then check_limits, choose_class, find_place, stand_in_line.
@@ -14,8 +14,9 @@
 --   waiting: ms after which room should be granted again (0 = no need); already_settled | no_contract | no_right | rebuilding
 -- What it used before its reservation was lost has drained for the most part: only what comes is charged.
 local new_mu, new_requests = restored and 0 or cost_mu, restored and 0 or 1
+local counted_mu = class == 'r' and 0 or new_mu
 for _, b in ipairs({tenant, key}) do
-  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + new_requests, b.max_u < 0 and 0 or b.u + new_mu, b.c + 1
+  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + new_requests, b.max_u < 0 and 0 or b.u + counted_mu, b.c + 1
   redis.call('HSET', b.key, 'r', b.r, 'u', b.u, 't', now_us, 'c', b.c, 'lr', b.max_r, 'lu', b.max_u)
   redis.call('PEXPIRE', b.key, OPEN_TTL_MS)
 end

@@ -3,6 +3,7 @@
 Time stands still but where a step says otherwise (`read_on`, `drained_cancels`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,10 +41,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """Requests open, and cancelled a minute; -1: no limit."""
+    """Requests open, cancelled a minute, and work a minute; -1: no limit."""
 
     concurrency: int = -1
     cancels: int = -1
+    units_mu: int = -1
 
 
 class CellModel:
@@ -67,6 +69,10 @@ class CellModel:
         self.flight: dict[str, int] = {}
         self.virtual: dict[str, float] = {}
         self.last_left = 0.0
+        # What the minute's limit on work counts: all but what is reserved.
+        self.units_mu = dict.fromkeys(limits, 0)
+        # Requests that the contract had room for, by the limit that refused them.
+        self.limited = {"concurrency": 0, "units": 0, "cancels": 0}
         self.used_mu = self.contract_used_mu = self.contract_level_mu = self.borrowed_mu = 0
         self._lines: dict[tuple[str, str], list[str]] = {}
         self._heard: list[str] = []
@@ -132,6 +138,15 @@ class CellModel:
         if request.spilled:
             self.borrowed_mu += difference
         self.virtual[request.tenant] += difference / request.weight
+
+    def use(self, request: Request, to_mu: int) -> None:
+        """An open request has used this much in all."""
+        self._count_units(request, to_mu - request.charged_mu)
+        self.charge(request, to_mu)
+
+    def _count_units(self, request: Request, more_mu: int) -> None:
+        if request.class_ != "r" and self.limits[request.tenant].units_mu >= 0:
+            self.units_mu[request.tenant] = max(0, self.units_mu[request.tenant] + more_mu)
 
     def _fly(self, request: Request, sequences: int) -> None:
         name = f"{request.class_}:{request.instance}"
@@ -216,24 +231,30 @@ class CellModel:
         limits = self.limits[request.tenant]
         if request.resumed:
             return ""
-        # Where both refuse, the one that takes longer to give way is told.
+        # Of several that refuse, the one that takes longest to clear is told.
         if 0 <= limits.cancels < cancels + 1:
             return "cancels"
-        return "concurrency" if 0 <= limits.concurrency <= self.opened(request.tenant) else ""
+        wait_ms = {"concurrency": 1_000} if 0 <= limits.concurrency <= self.opened(request.tenant) else {}
+        over_mu = self.units_mu[request.tenant] + request.cost_mu - limits.units_mu
+        if limits.units_mu >= 0 and over_mu > 0 and request.class_ != "r":
+            wait_ms["units"] = math.ceil(over_mu * 60_000 / limits.units_mu)
+        return max(wait_ms, key=lambda limit: (wait_ms[limit], limit), default="")
 
     def reserve(self, request: Request, wait_max: int, now_ms: int, drained_cancels: int = 0) -> str:
         """How it answers: settled, replayed, open, waiting, or the limit that refuses. `drained_cancels`: as much time has passed for its tenant."""
         if request.state in ("settled", "open"):
             return "settled" if request.state == "settled" else "replayed"
         cancels = max(0, self.cancels[request.tenant] - drained_cancels)
+        if not request.state:
+            self._classify(request)
         refusing = self._refusing(request, cancels)
         if refusing:
+            self.limited[refusing] += request.class_ == "r"
             if request.state:
                 self._drop(request)
                 self.grant_all()
             return refusing
         if not request.state:
-            self._classify(request)
             if not self._place_or_join(request, wait_max):
                 return "room"
         elif request.state == "waiting":
@@ -243,6 +264,7 @@ class CellModel:
         if request.state == "waiting":
             return "waiting"
         request.state, request.lapsed = "open", False
+        self._count_units(request, request.cost_mu)
         self.cancels[request.tenant] = cancels
         if request.class_ == "f":
             self.lent[request.instance][request.request_id] = (0 if request.goes_on else CANNOT_GO_ON) - now_ms
@@ -299,7 +321,7 @@ class CellModel:
     def settle(self, request_id: str, cost_mu: int, *, cancelled: bool = False) -> None:
         request = self.requests.get(request_id)
         if request is not None and request.state == "open":
-            self.charge(request, cost_mu)
+            self.use(request, cost_mu)
             if not request.paused:
                 self.cancels[request.tenant] += cancelled and self.limits[request.tenant].cancels >= 0
                 self._land(request)

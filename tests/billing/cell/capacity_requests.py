@@ -12,12 +12,17 @@ from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import TenantLimits
 from tests.billing.cell.requests import CellRequest
 
-LIMITS = {"a": TenantLimits(cancels=2), "b": TenantLimits(concurrency=2), "c": TenantLimits()}
+# The third has a contract: less work a minute than the contract alone may take in a burst.
+LIMITS = {
+    "a": TenantLimits(cancels=2),
+    "b": TenantLimits(concurrency=2),
+    "c": TenantLimits(concurrency=4, units_mu=45_000),
+}
 
 # What the model says, as replies.
 KINDS: dict[str, type[Any]] = {
     "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
-    "concurrency": Refused, "cancels": Refused, "room": Refused,
+    "concurrency": Refused, "cancels": Refused, "units": Refused, "room": Refused,
 }  # fmt: skip
 
 
@@ -62,7 +67,7 @@ def request_of(
     limits = LIMITS[tenant]
     return MachineRequest(
         client, request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
-        wait_max=wait_max, tenant_limits=Limits(concurrency=limits.concurrency), candidates=plan.TWO,
+        wait_max=wait_max, tenant_limits=Limits(units_mu=limits.units_mu, concurrency=limits.concurrency), candidates=plan.TWO,
         gateway=gateway_of(request_id), cancels_per_minute=limits.cancels, resumed="-" in request_id,
         goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0, prompt_mu=prompt_mu,
     )  # fmt: skip

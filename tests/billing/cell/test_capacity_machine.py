@@ -77,7 +77,9 @@ class CapacityMachine(RuleBasedStateMachine):
         self.hears(in_order=False)
 
     def hears(self, *, in_order: bool = True) -> None:
-        """Each gateway has heard whom the last step woke there; then time stands still again for what the first tenant has cancelled."""
+        """Each gateway has heard whom the last step woke there; then time stands still again for what the first tenant has cancelled, and for what the
+        last one has used.
+        """
         expected = self.model.heard()
         self.told |= {word[1:] for word in expected if word[0] == "!"}
         for name, listener in (("gw-1", self.gateway), ("gw-2", self.other)):
@@ -87,6 +89,7 @@ class CapacityMachine(RuleBasedStateMachine):
                 assert (woken if in_order else sorted(woken)) == (here if in_order else sorted(here))
         self.model.pace_s = 0
         self.passes("a", -HOUR_S)
+        self.passes("c", -HOUR_S)
 
     def passes(self, tenant: str, seconds: int) -> None:
         """As if its bucket had been written so long ago."""
@@ -197,7 +200,7 @@ class CapacityMachine(RuleBasedStateMachine):
         else:
             assert isinstance(reply, Renewed)
             known.output, known.lapsed = output, False
-            self.model.charge(known, max(known.charged_mu, 4_000 * output))
+            self.model.use(known, max(known.charged_mu, 4_000 * output))
             if moved_to == NO_PLACE:
                 self.model.pause(known)
             else:
@@ -358,6 +361,9 @@ class CapacityMachine(RuleBasedStateMachine):
         assert plan.flight_field(client, "used") == model.used_mu
         assert plan.contract_field(client, "c", "used") == model.contract_used_mu
         assert plan.contract_field(client, "c", "borrowed") == model.borrowed_mu
+        assert self.real("r2").tenant_level("u") == model.units_mu["c"]
+        for limit, refused in model.limited.items():
+            assert plan.contract_field(client, "c", f"limited:{limit}") == refused
         assert model.contract_level_mu - EXAMPLE_S < plan.contract_field(client, "c", "u") <= model.contract_level_mu
 
     @invariant()

@@ -1,12 +1,14 @@
 """Contracts as leaky buckets: what a tenant gets over time, what it owes, and where its requests go once it has had its rate."""
 
 import random
+from typing import Any
 
 import pytest
 import redis
 
+from billing import redis_keys
 from billing.cell.replies import Later, LimitKind, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Asked, Limits
 from billing.tokens import Tokens
 from tests.billing.cell.plan import (
     Listener,
@@ -19,7 +21,7 @@ from tests.billing.cell.plan import (
     tenants_waiting,
     virtual,
 )
-from tests.billing.cell.requests import CellRequest
+from tests.billing.cell.requests import CELL, CellRequest
 
 RATE = 1_000_000
 # What the clock itself drains while a test runs: a few ms of the rate.
@@ -253,3 +255,59 @@ def test_what_spilled_while_it_waited_is_trued_up_after_the_contract_ended(
     assert how(spilled.reserve(50_000)) == ("on_demand", "spilled")
     spilled.settle(20_000)
     assert contract_field(valkey, "acme", "borrowed") == 20_000
+
+
+@pytest.mark.parametrize("whose", ["tenant_limits", "key_limits"])
+def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whose: str) -> None:
+    sign(valkey, "acme", RATE)
+    limits: dict[str, Any] = {whose: Limits(units_mu=10_000)}
+    reserved = CellRequest(valkey, "r", **limits)
+    assert how(reserved.reserve(20_000)) == ("reserved", "within_contract")
+    reserved.checkpoint(Tokens(5, 0, 100), 40_000)
+    reserved.settle(60_000)
+    assert contract_field(valkey, "acme", "used") == 60_000
+    assert reserved.tenant_level("u") == reserved.key_level("u") == 0
+    beside = CellRequest(valkey, "o", asked=Asked.ON_DEMAND, **limits).reserve(20_000)
+    assert isinstance(beside, Refused)
+    assert (beside.limit, beside.retry_after_ms) == (LimitKind.UNITS, None)
+
+
+def test_what_spills_is_counted_by_a_units_limit(valkey: redis.Redis) -> None:
+    open_past(valkey, 4 * RATE, "spill")
+    limits = Limits(units_mu=10_000)
+    assert how(CellRequest(valkey, "s1", tenant_limits=limits).reserve(8_000)) == ("on_demand", "spilled")
+    over = CellRequest(valkey, "s2", tenant_limits=limits).reserve(8_000)
+    assert isinstance(over, Refused)
+    assert over.limit is LimitKind.UNITS
+    # The contract had no room: what it says of limits is about what it would have taken.
+    assert contract_field(valkey, "acme", "limited:units") == contract_field(valkey, "acme", "refused") == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"), [(Limits(requests=1), "requests"), (Limits(concurrency=1), "concurrency")]
+)
+@pytest.mark.parametrize("whose", ["tenant_limits", "key_limits"])
+def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_cause(
+    valkey: redis.Redis, limits: Limits, limit: str, whose: str
+) -> None:
+    sign(valkey, "acme", RATE)
+    of: dict[str, Any] = {whose: limits}
+    assert how(CellRequest(valkey, "a", **of).reserve(1_000)) == ("reserved", "within_contract")
+    for n in range(2):
+        refused = CellRequest(valkey, f"b{n}", **of).reserve(1_000)
+        assert isinstance(refused, Refused)
+        assert refused.limit == limit
+    assert isinstance(CellRequest(valkey, "c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused)
+    assert contract_field(valkey, "acme", f"limited:{limit}") == 2
+    assert contract_field(valkey, "acme", "refused") == 0
+
+
+def test_a_burst_may_be_longer_than_a_second(valkey: redis.Redis) -> None:
+    sign(valkey, "acme", RATE)
+    valkey.hset(redis_keys.contract_bucket(CELL, "acme"), "burst", 10 * RATE)
+    # The last one goes beyond it: it is admitted while any of the burst is left.
+    for n in range(11):
+        assert how(ask(valkey, f"r{n}", RATE)) == ("reserved", "within_contract")
+    after_ms = refusal(ask(valkey, "late", RATE))
+    assert after_ms is not None
+    assert 0 < after_ms <= 1_000

@@ -101,7 +101,9 @@ def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     assert not settled.orphan
     assert flight(valkey) == {}
     assert request.tenant_level("c") == 0
-    assert 50_000 < request.tenant_level("u") <= 53_000
+    # What is reserved is its contract's alone.
+    most_mu = 50_000 if class_letter == "r" else 53_000
+    assert most_mu - 3_000 < request.tenant_level("u") <= most_mu
     if class_letter == "r":
         assert 2_000 < contract_field(valkey, "acme", "u") <= 3_000
 

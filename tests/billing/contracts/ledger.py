@@ -13,6 +13,16 @@ def reserved_at(position: Position, moment_ms: int) -> int:
     return total
 
 
+def held_at(position: Position, moment_ms: int) -> int:
+    """The same with the bursts: what all of them at once ask of one second."""
+    total = 0
+    for held in position.holdings:
+        if held.starts_ms <= moment_ms < held.ends_ms:
+            rate = [step.mu_s for step in held.steps if step.from_ms <= moment_ms][-1]
+            total += -(-rate * held.burst_ms // 1000)
+    return total
+
+
 def capacity_at(position: Position, moment_ms: int) -> int:
     """The formula, with what holds at this moment."""
     away = sum(each.instances for each in position.taken if each.from_ms <= moment_ms < each.until_ms)

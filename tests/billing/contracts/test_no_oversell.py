@@ -21,7 +21,7 @@ from billing.contracts.commitments import change_pool, lock_position
 from billing.contracts.lifecycle import amend, draft, give_notice, sign
 from billing.contracts.position import Taken, refuse_worse
 from billing.contracts.rates import rates_now
-from billing.contracts.terms import Step
+from billing.contracts.terms import Step, burst_mu
 from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, shortfalls, take, terms
@@ -29,11 +29,15 @@ from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, shortf
 RATE = st.integers(1, 2400)
 DAYS = st.integers(0, 50)
 SOON = st.integers(0, 10)
+# ms of the rate.
+BURST = st.sampled_from([1_000, 1_000, 1_500, 4_000])
 RAMP = st.lists(st.tuples(SOON, RATE), max_size=2, unique_by=lambda step: step[0])
 SIGN = st.tuples(
-    st.just("sign"), st.sampled_from(["acme", "bolt", "core"]), SOON, st.integers(15, 90), RATE, RAMP, st.sampled_from([0, 0, 100, 500])
+    st.just("sign"), st.sampled_from(["acme", "bolt", "core"]), SOON, st.integers(15, 90), RATE, RAMP, st.sampled_from([0, 0, 100, 500]), BURST
 )  # fmt: skip
-AMEND = st.tuples(st.just("amend"), st.integers(0, 5), SOON, RATE, RAMP, st.one_of(st.none(), st.integers(1, 50)))
+AMEND = st.tuples(
+    st.just("amend"), st.integers(0, 5), SOON, RATE, RAMP, st.one_of(st.none(), st.integers(1, 50)), st.one_of(st.none(), BURST)
+)  # fmt: skip
 ACT = st.one_of(
     SIGN,
     AMEND,
@@ -70,19 +74,29 @@ class Operator:
         except Refused:
             pass
 
-    def sign(self, tenant: str, start: int, days: int, rate: int, ramp: list[tuple[int, int]], headroom: int) -> None:
+    def sign(
+        self, tenant: str, start: int, days: int, rate: int, ramp: list[tuple[int, int]], headroom: int, burst_ms: int
+    ) -> None:
         from_ms = self.now_ms + start * DAY
         steps = [(from_ms, rate), *((from_ms + (1 + day) * DAY, units) for day, units in sorted(ramp))]
         what = terms(
             self.tenants[tenant], steps, from_ms, from_ms + days * DAY, tenant_notice_days=5, operator_notice_days=10,
-            headroom_permille=headroom,
+            headroom_permille=headroom, burst_ms=burst_ms,
         )  # fmt: skip
         sign(self.connection, draft(self.connection, what, now_ms=self.now_ms).contract_id, now_ms=self.now_ms)
 
     def notice(self, index: int, side: Any) -> None:
         give_notice(self.connection, self._contract(index), side, now_ms=self.now_ms)
 
-    def amend(self, index: int, start: int, rate: int, ramp: list[tuple[int, int]], longer: int | None) -> None:
+    def amend(
+        self,
+        index: int,
+        start: int,
+        rate: int,
+        ramp: list[tuple[int, int]],
+        longer: int | None,
+        burst_ms: int | None,
+    ) -> None:
         found = self._contract(index)
         from_ms = self.now_ms + start * DAY
         steps = (
@@ -90,7 +104,9 @@ class Operator:
             *(Step(from_ms + (1 + day) * DAY, units * UNIT) for day, units in sorted(ramp)),
         )
         ends_ms = None if longer is None else store.find(self.connection, found).terms.ends_ms + longer * DAY
-        amend(self.connection, found, steps=steps if rate % 3 else (), ends_ms=ends_ms, now_ms=self.now_ms)
+        amend(
+            self.connection, found, steps=steps if rate % 3 else (), ends_ms=ends_ms, burst_ms=burst_ms, now_ms=self.now_ms
+        )  # fmt: skip
 
     def pool(self, instances: int, headroom: int, set_aside: int) -> None:
         change_pool(
@@ -133,8 +149,8 @@ def rows(connection: Connection, table: Any) -> list[Any]:
     return list(connection.execute(select(table)))
 
 
-def signed_and_there(connection: Connection, moment_ms: int) -> tuple[int, int]:
-    """Straight from the tables, without a line of the product: what is signed and what there is."""
+def signed_and_there(connection: Connection, moment_ms: int) -> tuple[int, int, int]:
+    """Straight from the tables, without a line of the product: what is signed, what all bursts at once ask for, and what there is."""
     (owned,) = rows(connection, pool)
     measured = max(rows(connection, calibration), key=lambda row: (row.created_ms, row.calibration_id)).capacity_mu_s
     away = sum(
@@ -142,15 +158,21 @@ def signed_and_there(connection: Connection, moment_ms: int) -> tuple[int, int]:
         if row.by_ms <= moment_ms and (row.released_ms is None or moment_ms < row.released_ms)
     )  # fmt: skip
     force = {
-        row.contract_id: row.headroom_permille for row in rows(connection, contract)
+        row.contract_id: row for row in rows(connection, contract)
         if row.state in {"signed", "active", "notice_given"} and row.starts_ms <= moment_ms < row.effective_end_ms
     }  # fmt: skip
     steps = [row for row in rows(connection, contract_step) if row.contract_id in force and row.from_ms <= moment_ms]
-    signed = sum(
-        max((row.from_ms, row.mu_s) for row in steps if row.contract_id == contract_id)[1] for contract_id in force
+    rates = {
+        contract_id: max((row.from_ms, row.mu_s) for row in steps if row.contract_id == contract_id)[1]
+        for contract_id in force
+    }
+    at_once = sum(rate * force[contract_id].burst_ms // 1000 for contract_id, rate in rates.items())
+    kept = max([owned.headroom_permille, *(row.headroom_permille for row in force.values())])
+    return (
+        sum(rates.values()),
+        at_once,
+        max(0, (owned.instances - away) * measured * (1000 - kept) // 1000 - owned.set_aside_mu_s),
     )
-    kept = max([owned.headroom_permille, *force.values()])
-    return signed, max(0, (owned.instances - away) * measured * (1000 - kept) // 1000 - owned.set_aside_mu_s)
 
 
 def check(operator: Operator, moments: list[int]) -> None:
@@ -162,9 +184,13 @@ def check(operator: Operator, moments: list[int]) -> None:
     edges |= {row.released_ms for row in rows(connection, reclaim) if row.released_ms is not None}
     for moment_ms in {operator.now_ms, *edges, *(operator.now_ms + moment for moment in moments)}:
         if moment_ms >= operator.now_ms:
-            signed, there = signed_and_there(connection, moment_ms)
-            assert signed * operator.worth <= there, moment_ms
-            assert sum(each.mu_s for each in rates_now(connection, POOL, moment_ms)) == signed
+            signed, at_once, there = signed_and_there(connection, moment_ms)
+            # A second of the pool does all bursts, and so what is signed for good.
+            assert signed <= at_once
+            assert at_once * operator.worth <= there, moment_ms
+            rates = rates_now(connection, POOL, moment_ms)
+            assert sum(each.mu_s for each in rates) == signed
+            assert sum(burst_mu(each.mu_s, each.burst_ms) for each in rates) == at_once
     assert shortfalls(connection, POOL, operator.now_ms) == []
 
 
@@ -192,8 +218,9 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
     with database.connect() as connection:
         operator = Operator(connection, furnish(connection).tenants)
         for act in (
-            ("sign", "acme", 0, 30, 1200, [(5, 300)], 0), ("sign", "bolt", 10, 30, 1701, [], 0), ("sign", "bolt", 10, 30, 700, [], 100),
-            ("sign", "core", 0, 9, 800, [], 0), ("sign", "core", 0, 3, 800, [], 0), ("amend", 0, 0, 400, [], None), ("calibrate", 400, 100, 4000, False),
+            ("sign", "acme", 0, 30, 1200, [(5, 300)], 0, 1_000), ("sign", "bolt", 10, 30, 1701, [], 0, 1_000),
+            ("sign", "bolt", 10, 30, 700, [], 100, 1_000), ("sign", "core", 0, 9, 400, [], 0, 4_000),
+            ("sign", "core", 0, 9, 400, [], 0, 1_500), ("sign", "core", 0, 3, 800, [], 0, 1_000), ("amend", 0, 0, 400, [], None, None), ("calibrate", 400, 100, 4000, False),
             ("calibrate", 1300, 100, 8000, False), ("calibrate", 1300, 100, 8000, True), ("calibrate", 1300, 100, 2000, True),
             ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
         ):  # fmt: skip

@@ -11,9 +11,10 @@ from billing.contracts.quote import quote
 from billing.contracts.terms import Step
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.refusals import Conflict
-from tests.billing.contracts.ledger import capacity_at, moments_of, reserved_at
+from tests.billing.contracts.ledger import capacity_at, held_at, moments_of, reserved_at
 
 MOMENT = st.integers(0, 60)
+BURST = st.sampled_from([1_000, 1_000, 1_001, 2_500, 10_000])
 
 
 @st.composite
@@ -23,7 +24,8 @@ def holdings(draw: st.DrawFn, contract_id: str = "new") -> Holding:
     # Notice may have made the end earlier than the ramp's last step, or than the start.
     ends_ms = draw(st.sampled_from([ends_ms, max(moments[0], ends_ms - draw(MOMENT))]))
     steps = tuple(Step(moment, draw(st.integers(1, 900))) for moment in moments)
-    return Holding(contract_id, contract_id, steps, moments[0], ends_ms, draw(st.sampled_from([0, 0, 100, 333, 999])))
+    headroom, burst_ms = draw(st.sampled_from([0, 0, 100, 333, 999])), draw(BURST)
+    return Holding(contract_id, contract_id, steps, moments[0], ends_ms, headroom, burst_ms)
 
 
 @st.composite
@@ -47,7 +49,11 @@ def test_over_time_is_what_each_instant_says(position: Position, moment: int):
         assert capacity.at(at_ms) == has
         assert reserved.at(at_ms) == owes
         assert shortage.at(at_ms) == max(0, owes - has)
-        assert position.free().at(at_ms) == max(0, has - owes)
+        held = held_at(position, at_ms)
+        assert held >= owes
+        assert position.held().at(at_ms) == held
+        assert position.overheld().at(at_ms) == max(0, held - has)
+        assert position.free().at(at_ms) == max(0, has - held)
 
 
 @settings(max_examples=600, deadline=None)
@@ -56,7 +62,7 @@ def test_whatever_is_admitted_one_by_one_never_oversells(wanted: list[Holding], 
     position = replace(base, holdings=())
     for index, each in enumerate(wanted):
         after = position.with_holding(replace(each, contract_id=f"con_{index}"))
-        honest = [at for at in moments_of(after) if reserved_at(after, at) > capacity_at(after, at)]
+        honest = [at for at in moments_of(after) if held_at(after, at) > capacity_at(after, at)]
         try:
             refuse_worse(position, after, 0, what="It")
         except Conflict:
@@ -72,21 +78,23 @@ def test_only_what_a_change_makes_worse_is_its_fault(before: Position, changed: 
     after = before.with_holding(changed)
     spans = worsened(before, after, from_ms)
     for at_ms in [moment for moment in {*moments_of(before), *moments_of(after)} if moment >= from_ms]:
-        was = max(0, reserved_at(before, at_ms) - capacity_at(before, at_ms))
-        now = max(0, reserved_at(after, at_ms) - capacity_at(after, at_ms))
+        was = max(0, held_at(before, at_ms) - capacity_at(before, at_ms))
+        now = max(0, held_at(after, at_ms) - capacity_at(after, at_ms))
         told = [span for span in spans if span.from_ms <= at_ms < span.until_ms]
         assert bool(told) == (now > was)
         assert all(span.value == now for span in told)
 
 
 @settings(max_examples=400, deadline=None)
-@given(positions(), MOMENT, st.integers(1, 40), st.integers(1, 1500), st.sampled_from([0, 250]))
-def test_a_quote_is_what_signing_would_say(position: Position, from_ms: int, lasts: int, mu_s: int, headroom: int):
+@given(positions(), MOMENT, st.integers(1, 40), st.integers(1, 1500), st.sampled_from([0, 250]), BURST)
+def test_a_quote_is_what_signing_would_say(
+    position: Position, from_ms: int, lasts: int, mu_s: int, headroom: int, burst_ms: int
+):
     def fits(rate: int, starts_ms: int, ends_ms: int) -> bool:
-        wanted = Holding("new", "new", (Step(starts_ms, rate),), starts_ms, ends_ms, headroom)
+        wanted = Holding("new", "new", (Step(starts_ms, rate),), starts_ms, ends_ms, headroom, burst_ms)
         return not worsened(position, position.with_holding(wanted), 0)
 
-    found = quote(position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom)
+    found = quote(position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom, burst_ms=burst_ms)
     if not shortfalls(position, 0):
         assert found.fits == fits(mu_s, from_ms, from_ms + lasts)
         assert found.fits == (not found.short)
