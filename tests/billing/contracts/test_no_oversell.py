@@ -220,7 +220,8 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
         for act in (
             ("sign", "acme", 0, 30, 1200, [(5, 300)], 0, 1_000), ("sign", "bolt", 10, 30, 1701, [], 0, 1_000),
             ("sign", "bolt", 10, 30, 700, [], 100, 1_000), ("sign", "core", 0, 9, 400, [], 0, 4_000),
-            ("sign", "core", 0, 9, 400, [], 0, 1_500), ("sign", "core", 0, 3, 800, [], 0, 1_000), ("amend", 0, 0, 400, [], None, None), ("calibrate", 400, 100, 4000, False),
+            ("sign", "core", 0, 9, 400, [], 0, 1_500), ("sign", "core", 0, 3, 800, [], 0, 1_000), ("amend", 0, 0, 400, [], None, None),
+            ("calibrate", 400, 100, 4000, False),
             ("calibrate", 1300, 100, 8000, False), ("calibrate", 1300, 100, 8000, True), ("calibrate", 1300, 100, 2000, True),
             ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
         ):  # fmt: skip
