@@ -35,8 +35,7 @@ BURST_MU = 50_500
 PROMPT_MU = READ_S = 1_000_000
 EXAMPLE_S = 7_200
 HOUR_S, HALF_MINUTE_S = 3_600, 30
-LENT = redis_keys.open_requests(CELL).removesuffix("open") + "lent:"
-INDEX = st.integers(0, 11)
+LENT, INDEX = redis_keys.open_requests(CELL).removesuffix("open") + "lent:", st.integers(0, 11)
 COSTS = st.sampled_from([0, 1_000, 8_000, 40_000])
 PROMPTS = st.sampled_from([0, 0, 0, PROMPT_MU, 2 * PROMPT_MU])
 WEIGHTS = st.sampled_from([1, 2, 4])
@@ -77,9 +76,7 @@ class CapacityMachine(RuleBasedStateMachine):
         self.hears(in_order=False)
 
     def hears(self, *, in_order: bool = True) -> None:
-        """Each gateway has heard whom the last step woke there; then time stands still again for what the first tenant has cancelled, and for what the
-        last one has used.
-        """
+        """Each gateway has heard whom the last step woke there; then time stands still again for what tenants have cancelled and used."""
         expected = self.model.heard()
         self.told |= {word[1:] for word in expected if word[0] == "!"}
         for name, listener in (("gw-1", self.gateway), ("gw-2", self.other)):
@@ -88,8 +85,8 @@ class CapacityMachine(RuleBasedStateMachine):
                 woken = listener.woken()
                 assert (woken if in_order else sorted(woken)) == (here if in_order else sorted(here))
         self.model.pace_s = 0
-        self.passes("a", -HOUR_S)
-        self.passes("c", -HOUR_S)
+        for tenant in "ac":
+            self.passes(tenant, -HOUR_S)
 
     def passes(self, tenant: str, seconds: int) -> None:
         """As if its bucket had been written so long ago."""
@@ -362,8 +359,7 @@ class CapacityMachine(RuleBasedStateMachine):
         assert plan.contract_field(client, "c", "used") == model.contract_used_mu
         assert plan.contract_field(client, "c", "borrowed") == model.borrowed_mu
         assert self.real("r2").tenant_level("u") == model.units_mu["c"]
-        for limit, refused in model.limited.items():
-            assert plan.contract_field(client, "c", f"limited:{limit}") == refused
+        assert all(plan.contract_field(client, "c", f"limited:{name}") == n for name, n in model.limited.items())
         assert model.contract_level_mu - EXAMPLE_S < plan.contract_field(client, "c", "u") <= model.contract_level_mu
 
     @invariant()
