@@ -22,6 +22,7 @@ from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, 
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
 from gateway.give_way import Continuer
+from gateway.heartbeat import Heartbeats
 from gateway.limit_headers import limit_headers
 from gateway.meter_for import meter_for
 from gateway.metrics import Metrics
@@ -50,6 +51,7 @@ class InferenceApi:
     reserver: Reserver
     forwarder: Forwarder
     continuer: Continuer
+    heartbeats: Heartbeats
     metrics: Metrics
     clock: Clock
     open_exchanges: dict[str, Exchange]
@@ -92,7 +94,9 @@ class InferenceApi:
         exchange = self._exchange(parsed, caller, model, found[0], client.request_id, started_at)
         exchange.body_bytes = len(raw)
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
-        exchange.client_connection = connection
+        exchange.client_connection = client.connection = connection
+        if parsed.stream:
+            self.heartbeats.watch(client)
         if connection is not None:
             connection.on_disconnect(exchange.client_left)
         try:
@@ -102,11 +106,13 @@ class InferenceApi:
             self.open_exchanges[client.request_id] = exchange
             self.metrics.open_delta(1)
             client.headers += limit_headers(
-                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels
-            )
+                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
+                parsed.dialect, self.clock.at_ms(time.monotonic()),
+            )  # fmt: skip
             client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
             await self._forward(exchange, client)
         finally:
+            self.heartbeats.forget(client)
             if connection is not None:
                 connection.on_disconnect(None)
 
@@ -155,7 +161,7 @@ class InferenceApi:
             request_id=engine_id,
             cache_salt=self._salt(exchange.caller.tenant.tenant),
             priority=None,
-            default_max_tokens=None,
+            default_max_tokens=exchange.model.default_max_tokens,
         )
 
     def _salt(self, tenant: str) -> str:

@@ -29,6 +29,7 @@ from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
 from gateway.give_way import Continuer, give_way
+from gateway.heartbeat import Heartbeats
 from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
 from gateway.lifecycle import Lifecycle
@@ -87,6 +88,7 @@ class Stages:
             self._others_ready,
             reserver.restore,
         )
+        self._heartbeats = Heartbeats(settings.heartbeat_s)
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
@@ -94,6 +96,7 @@ class Stages:
             reserver=reserver,
             continuer=Continuer(reserver, self._checkpointer, self._settler.settle),
             forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
+            heartbeats=self._heartbeats,
             metrics=metrics,
             clock=self.clock,
             open_exchanges=self.open_exchanges,
@@ -110,6 +113,7 @@ class Stages:
             asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
             asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
             asyncio.create_task(self._line.run(), name="line"),
+            asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
         ]
         try:
             yield

@@ -1,9 +1,10 @@
 """The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows headers and framing, no tokens.
 
-The head goes out with the first piece, so that until then a failure can still become a proper error response.
+The head goes out with the first piece, so that until then a failure can still become a proper error response; a heartbeat sends it earlier.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
@@ -21,6 +22,9 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+# What says no more than that there is still somebody: clients of either dialect pass over it.
+_HEARTBEATS = {Dialect.OPENAI: b": ping\n\n", Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
+_NUMBER = re.compile(rb'"sequence_number": ?(\d{1,18})\b')
 
 
 @lru_cache(maxsize=4096)
@@ -61,7 +65,10 @@ class ClientConnection(Protocol):
 class AsgiClient:
     """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""
 
-    __slots__ = ("_dialect", "_route", "_send", "_started_at", "headers", "instance", "request_id", "started")
+    __slots__ = (
+        "_dialect", "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance", "request_id",
+        "rounds_silent", "started",
+    )  # fmt: skip
 
     def __init__(self, send: Send, route: Route, dialect: Dialect, request_id: str, started_at: float) -> None:
         self._send = send
@@ -72,38 +79,68 @@ class AsgiClient:
         self.headers: Headers = id_headers(dialect, request_id)
         # Which instance answers is known when it does: another may have been tried before.
         self.instance: Callable[[], str] | None = None
+        self.connection: ClientConnection | None = None
         self.started = False
+        self.rounds_silent = 0  # of the heartbeats, since the last piece
+        self._last = b""
+        self._ended = False
+
+    @property
+    def answering(self) -> bool:
+        """Whether a piece of the answer has been sent."""
+        return bool(self._last)
 
     async def send(self, piece: bytes) -> None:
         """A piece of a stream; the first brings the head."""
         if not self.started:
             await self._start(200, _STREAM_HEADERS)
+        self._last = piece
+        self.rounds_silent = 0
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end(self, piece: bytes) -> None:
         """The last piece of a stream."""
         if not self.started:
             await self._start(200, _STREAM_HEADERS)
+        self._ended = True
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def heartbeat(self) -> None:
+        """Something that no client takes for a piece of the stream. The head that it may bring names no instance: another one may answer.
+
+        Nothing where the caller does not read, so that this waits for nobody.
+        """
+        if self._ended or (self.connection is not None and self.connection.stalled_ms()):
+            return
+        self.rounds_silent = 0
+        if not self.started:
+            await self._start(200, _STREAM_HEADERS, names_instance=False)
+        await self._send({"type": "http.response.body", "body": _HEARTBEATS[self._dialect], "more_body": True})
 
     async def whole(self, answer: bytes) -> None:
         """A whole JSON answer."""
+        self._ended = True
         await self._start(200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())])
         await self._send({"type": "http.response.body", "body": answer, "more_body": False})
 
     async def break_off(self, error: GatewayError) -> None:
         """One error object in a stream that has begun, and its end: never an end that looks like success."""
-        await self.end(error_event(error, self._dialect, self._route, self.request_id))
+        number = 0
+        if self._route is Route.RESPONSES:  # its events are numbered: this one comes after the last that the caller has
+            numbers = _NUMBER.findall(self._last)
+            number = int(numbers[-1]) + 1 if numbers else 0
+        await self.end(error_event(error, self._dialect, self._route, self.request_id, number))
 
     async def refuse(self, error: GatewayError) -> None:
         """An error instead of an answer."""
+        self._ended = True
         body = error_body(error, self._dialect, self.request_id)
         await self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def _start(self, status: int, headers: Headers) -> None:
+    async def _start(self, status: int, headers: Headers, *, names_instance: bool = True) -> None:
         self.started = True
-        if self.instance is not None:
+        if self.instance is not None and names_instance:
             headers = [*headers, (b"x-taas-instance", opaque_instance(self.instance()))]
         took_ms = int((time.monotonic() - self._started_at) * 1000)
         await self._send(

@@ -32,31 +32,69 @@ _OUT_OF_VOCABULARY = re.compile(r"Token id (\d+) is out of vocabulary")
 _SUFFIX = re.compile(r"\s*\((?:parameter=|value=).*\Z", re.DOTALL)
 _VALIDATION = re.compile(r"\A\d+ validation errors?:")
 _VALIDATION_REASON = re.compile(r"'msg': (?:'([^'\n]{1,200})'|\"([^\"\n]{1,200})\")")
+# What a model wrote as a tool's input, read by vLLM's messages route once it has it whole: no JSON, or no object.
+_TOOL_INPUT_NO_OBJECT = re.compile(r"\A\d+ validation errors? for AnthropicContentBlock\ninput\b")
+_TOOL_INPUT_NO_JSON = re.compile(
+    r"\A(?:Expecting|Extra data|Invalid|Unterminated string|Illegal|end is out of bounds).*line \d+ column \d+ \(char \d+\)\Z"
+)
+# A streamed message that is refused: the refusal is in the text of another error, cut short.
+_IN_A_MESSAGES_STREAM = re.compile(
+    r"ChatCompletionStreamResponse\n.{0,200}?\{'error': \{'message': '([^'.]{0,40})\.\.\..{0,80}?'code': (\d{3})\}",
+    re.DOTALL,
+)
+_THINKING = "thinking_token_budget is set but reasoning_config"
 # A path, a URL, a host with a port, a flag, an address, a place in a source file.
 _LEAK = re.compile(
     r"[\\/]\w|://|\w:\d|--\w|0x[0-9a-f]|Traceback|File \"|<path>|\bhost\b|\bself\b|Error\(", re.IGNORECASE
 )
 
 
-def translate_engine_error(status: int, body: bytes, route: Route) -> GatewayError:
-    """The error that a caller on `route` gets for an engine's `status` and `body`. Never raises: the body may be anything."""
+def translate_engine_error(status: int, body: bytes, route: Route, engine_model: str) -> GatewayError:
+    """The error that a caller on `route` gets for an engine's `status` and `body`. Never raises: the body may be anything.
+
+    `engine_model` is the engine's own name for the model; nothing that names it is passed on.
+    """
+    return _translated(status, *_read(body), route, engine_model)
+
+
+def translate_stream_error(event: bytes, route: Route, engine_model: str) -> GatewayError:
+    """The same for the JSON of an error event, where the engine had begun a stream before it looked at the request."""
+    error = _error_of(event)
+    message, param = _said(error)
+    code = error.get("code")
+    if type(code) is int:
+        return _translated(code, message, param, route, engine_model)
+    if found := _IN_A_MESSAGES_STREAM.search(message):
+        whole = _THINKING if _THINKING.startswith(found[1]) and found[1] else ""
+        return _translated(int(found[2]), whole, None, route, engine_model)
+    return EngineFailed()
+
+
+def _translated(status: int, message: str, param: str | None, route: Route, engine_model: str) -> GatewayError:
     if status == 429:
         return Overloaded(RETRY_AFTER_MS)
     if status not in _OF_THE_REQUEST:
         return EngineFailed()
-    message, param = _read(body)
-    return _known_sentence(message, route) or _general(message, _caller_param(param, route))
+    return _known_sentence(message, route) or _general(message, _caller_param(param, route), engine_model)
 
 
 def _read(body: bytes) -> tuple[str, str | None]:
     """Message and parameter out of OpenAI's form or Anthropic's; nothing out of anything else."""
+    return _said(_error_of(body))
+
+
+def _error_of(body: bytes) -> dict[str, Any]:
     try:
         parsed: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return "", None
+        return {}
+    if type(parsed) is dict and type(parsed.get("response")) is dict:  # a response that failed
+        parsed = parsed["response"]
     error = parsed.get("error") if type(parsed) is dict else None
-    if type(error) is not dict:
-        return "", None
+    return error if type(error) is dict else {}
+
+
+def _said(error: dict[str, Any]) -> tuple[str, str | None]:
     message, param = error.get("message"), error.get("param")
     return message[:MESSAGE_CHARS_MAX] if type(message) is str else "", param if type(param) is str else None
 
@@ -79,12 +117,19 @@ def _known_sentence(message: str, route: Route) -> GatewayError | None:
         )
     if "tool" in message and ("requires --" in message or "--tool-call-parser" in message):
         return EngineRefused("This model does not support tool calls.", "tools", "unsupported_value")
+    if message.startswith(_THINKING):
+        param = "thinking" if route is Route.MESSAGES else "thinking_token_budget"
+        return EngineRefused("This model does not think.", param, "unsupported_value")
+    if _TOOL_INPUT_NO_OBJECT.match(message):
+        return EngineRefused("The model's tool call was not an object.", "tools", "invalid_tool_call")
+    if route is Route.MESSAGES and _TOOL_INPUT_NO_JSON.match(message):
+        return EngineRefused("The model's tool call was not valid JSON.", "tools", "invalid_tool_call")
     if "not a multimodal model" in message:
         return EngineRefused("This model accepts only text.", input_param, "unsupported_value")
     return None
 
 
-def _general(message: str, param: str | None) -> EngineRefused:
+def _general(message: str, param: str | None, engine_model: str) -> EngineRefused:
     """What is safe to say of a sentence that is not known: the parameter, and the reason if it begins with the parameter and gives nothing away."""
     if param is None:
         return EngineRefused("The model's engine refused the request.")
@@ -96,7 +141,13 @@ def _general(message: str, param: str | None) -> EngineRefused:
         name = param.rsplit(".", 1)[-1]
         reason = bare if re.match(rf"['`]?{re.escape(name)}['`]? ", bare) else ""
     reason = reason.removeprefix("Value error, ").rstrip(".")
-    if not reason or len(reason) > DETAIL_CHARS_MAX or not reason.isprintable() or _LEAK.search(reason):
+    if (
+        not reason
+        or len(reason) > DETAIL_CHARS_MAX
+        or not reason.isprintable()
+        or _LEAK.search(reason)
+        or engine_model in reason
+    ):
         return EngineRefused(f"Invalid '{param}'.", param)
     return EngineRefused(f"Invalid '{param}': {reason}.", param)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from billing.usage_event import Ending
-from gateway.engine_error import translate_engine_error
+from gateway.engine_error import translate_engine_error, translate_stream_error
 from gateway.engines import Engines
 from gateway.errors import (
     DeadlineExceeded,
@@ -57,7 +57,11 @@ class Client(Protocol):
 
     @property
     def started(self) -> bool:
-        """Whether anything has been sent."""
+        """Whether the head has been sent: with the first piece, or with a heartbeat before it."""
+
+    @property
+    def answering(self) -> bool:
+        """Whether a piece of the answer has been sent."""
 
     async def send(self, piece: bytes) -> None:
         """A piece of a stream."""
@@ -234,7 +238,7 @@ class Forwarder:
                 pieces.append(piece)
         except UpstreamError:
             connection.close()
-        error = translate_engine_error(status, b"".join(pieces), exchange.parsed.route)
+        error = translate_engine_error(status, b"".join(pieces), exchange.parsed.route, exchange.model.engine_model)
         if status == 429 or status >= 500:
             raise TryFailed(error, f"status_{status // 100}xx")
         raise error
@@ -274,8 +278,8 @@ class Forwarder:
             gave_way = True
             await self._pass_last_words(exchange, client, last)
         elif meter.failed or meter.aborted:
-            if not client.started:
-                raise EngineFailed
+            if not client.answering:
+                raise failure_of(exchange)
             self._settle(exchange, Ending.ENGINE_ERROR, 200)
             await client.break_off(EngineFailed())
         else:
@@ -319,7 +323,7 @@ class Forwarder:
             await self._end_stopped(exchange, client)
             return
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
-        if not client.started:
+        if not client.answering:
             if broken_protocol:
                 log.error("engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)})
                 raise UpstreamProtocolError from cause
@@ -358,6 +362,14 @@ class Forwarder:
         exchange.passed_on()
         self._settle(exchange, Ending.COMPLETE, 200)
         await client.whole(answer)
+
+
+def failure_of(exchange: Exchange) -> GatewayError:
+    """What an engine meant that ended its stream with an error: it may have refused the request, unless it had produced something of it."""
+    meter = exchange.meter
+    if not meter.failed or meter.output_tokens():
+        return EngineFailed()
+    return translate_stream_error(meter.failure, exchange.parsed.route, exchange.model.engine_model)
 
 
 def stop_error(ending: Ending) -> GatewayError:

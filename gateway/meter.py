@@ -33,13 +33,14 @@ NOTHING = Produced()
 class Meter(Protocol):
     """Reads usage off an answer while it passes through.
 
-    `finished`: complete by its own protocol. `failed`: the engine said so itself. `aborted`: stopped inside the engine.
+    `finished`: complete by its own protocol. `failed`: the engine said so itself, in `failure` (its JSON). `aborted`: stopped inside the engine.
     `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures. What the answer is to say, set before the first
     byte is fed (None leaves the engine's word): `model`, as it was asked for, and `tier`, the class it was served in (`gateway.protocol.used_tier`).
     """
 
     finished: bool
     failed: bool
+    failure: bytes
     aborted: bool
     exact: bool
     anomaly: str | None

@@ -31,7 +31,7 @@ class ChoicesMeter:
 
     __slots__ = (
         "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
-        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "finished",
+        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "failure", "finished",
         "last_chunk", "model", "tier",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class ChoicesMeter:
         self._previous = b""
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
+        self.failure = b""
         self.anomaly: str | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
@@ -157,7 +158,7 @@ class ChoicesMeter:
         if not isinstance(chunk, dict):
             raise ProtocolViolation("chunk is not an object")
         if "error" in chunk:
-            self.failed = True
+            self.failed, self.failure = True, event[len(_DATA) :]
             return None
         choices = chunk.get("choices")
         if not isinstance(choices, list):

@@ -16,7 +16,7 @@ class PlainMeter:
     """Implements `gateway.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is what to send."""
 
     __slots__ = (
-        "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+        "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
         "model", "tier",
     )  # fmt: skip
 
@@ -29,6 +29,7 @@ class PlainMeter:
         self._size = 0
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
+        self.failure = b""
         self.anomaly: str | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
@@ -63,7 +64,7 @@ class PlainMeter:
             self.exact = self.finished = True
             return answer
         if "error" in decoded and decoded.get("error") is not None:
-            self.failed = True
+            self.failed, self.failure = True, answer
             return answer
         usage = decoded.get("usage")
         if usage is None:

@@ -31,7 +31,7 @@ class TypedMeter:
     """What both have in common: splitting, the type of an event, counting deltas. Implements `gateway.meter.Meter`."""
 
     __slots__ = (
-        "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "finished",
+        "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
         "model", "tier",
     )  # fmt: skip
 
@@ -43,6 +43,7 @@ class TypedMeter:
         self._prompt = 0
         self._total: Produced | None = None
         self.finished = self.failed = self.aborted = self.exact = False
+        self.failure = b""
         self.anomaly: str | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
@@ -139,7 +140,7 @@ class MessagesMeter(TypedMeter):
         elif kind == b"message_stop":
             self._end()
         elif kind == b"error":
-            self.failed = True
+            self.failed, self.failure = True, text
         return None
 
     def _read_usage(self, usage: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ class ResponsesMeter(TypedMeter):
 
     def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
         if kind in {b"response.failed", b"error"}:
-            self.failed = True
+            self.failed, self.failure = True, text
         ends = kind in {b"response.completed", b"response.incomplete"}
         if not ends and kind not in _BEFORE_ANY_TOKEN:
             return item_written(text)

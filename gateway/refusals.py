@@ -8,18 +8,21 @@ from billing.cell.scripts import Limits
 from gateway.catalogue_entries import MILLIUNITS
 from gateway.errors import GatewayError, NoContractHere, PermissionDenied, QuotaExceeded
 from gateway.limit_headers import limit_headers
+from gateway.request import Dialect
 
 # All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
 SPREAD_MS_MIN: Final = 250
 _CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 
 
-def refusal(reply: ReserveReply, tenant_limits: Limits, key_limits: Limits) -> GatewayError:
+def refusal(
+    reply: ReserveReply, tenant_limits: Limits, key_limits: Limits, dialect: Dialect, now_ms: int
+) -> GatewayError:
     """What a request that is not admitted is told; the limits are those that it was held against."""
     match reply:
         case Refused():
             error = quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
-            error.limit_headers = limit_headers(tenant_limits, key_limits, reply.tenant, reply.key)
+            error.limit_headers = limit_headers(tenant_limits, key_limits, reply.tenant, reply.key, dialect, now_ms)
             return error
         case NoContract():
             return NoContractHere()

@@ -164,7 +164,8 @@ class Reserver:
         if isinstance(reply, Reserved | Replayed):
             exchange.admitted(reply.grant, candidates, ask.asked)
             return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
-        raise refusal(reply, ask.tenant_limits, ask.key_limits)
+        now_ms = exchange.at_ms(time.monotonic())
+        raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.dialect, now_ms)
 
     def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
         """A request could not even ask: its contract, if it would have come under one, counts it as refused. Best effort, nobody waits for it."""

@@ -49,6 +49,9 @@ class GatewaySettings(BaseSettings):
     # Longer than the idle time of common load balancers and clients (nginx and AWS 60 s, Go 90 s), so that they close first and no
     # request meets a closing connection. Google's keep connections for 600 s: behind them, 620.
     keep_alive_s: float = Field(default=120.0, gt=0, description="How long a connection may be idle.")
+    heartbeat_s: float = Field(
+        default=15.0, ge=0, description="A stream that is silent for so long is sent a comment or ping; 0: never."
+    )
     write_stall_s: float = Field(default=30.0, gt=0, description="How long a client may read nothing of its answer.")
 
     cors_origins: str = Field(

@@ -54,7 +54,8 @@ def engine_body(
 ) -> bytes:
     """The JSON for the engine. `request_id` is the id of the engine's request: on responses it is written here, as `resp_…`.
 
-    `cache_salt`: hex; vLLM takes at most 128 characters without `@ / \\`. `default_max_tokens` None: the engine's own default.
+    `cache_salt`: hex; vLLM takes at most 128 characters without `@ / \\`. `default_max_tokens` None: the engine's own default. vLLM
+    refuses what is more than the context, which no default is, and cuts what is more than the prompt leaves of it.
     """
     route = parsed.route
     dropped = _DROPPED[route]
@@ -73,7 +74,7 @@ def engine_body(
         assert request_id.startswith("resp_"), "the id of a response"
         body["request_id"] = request_id
         body["store"] = False
-    if parsed.max_output_tokens is None and default_max_tokens is not None:
+    if parsed.max_output_tokens is None and default_max_tokens is not None and route in _OUTPUT_PARAM:
         body[_OUTPUT_PARAM[route]] = max(default_max_tokens, body.get("min_tokens", 0))
     return orjson.dumps(body)
 

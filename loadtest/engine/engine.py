@@ -24,6 +24,7 @@ from loadtest.engine.prefix_cache import PrefixCache
 from loadtest.engine.request_counts import PATH as COUNTS_PATH
 from loadtest.engine.request_counts import RequestBook
 from loadtest.engine.scheduler import Scheduler
+from loadtest.engine.thinking import refuse_thinking, wants_thinking
 from loadtest.engine.tokens import detokenize, split, token_id
 from loadtest.engine.truth import TruthBook
 
@@ -141,6 +142,8 @@ class Engine:
         elif plan.before_engine:
             assert plan.garbage is not None
             send_garbage(exchange, plan.garbage)
+        elif wants_thinking(job.body):
+            refuse_thinking(job, exchange)
         else:
             request_id, identity = self._identify(job, exchange)
             truth = self._truths.open(request_id, route, identity.answer_id, job.model)

@@ -5,10 +5,11 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.engine_error import translate_engine_error
+from gateway.engine_error import translate_engine_error, translate_stream_error
 from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded, error_body
 from gateway.request import Dialect, Route
 
+ENGINE_MODEL = "smollm2-135m"
 SECRETS = (
     "smollm2",
     "10.0.0.7",
@@ -29,7 +30,7 @@ def translated(message: str, param: str | None = None, *, route: Route = Route.C
     body = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": status}}
     if route is Route.MESSAGES:
         body = {"type": "error", "error": {"type": "BadRequestError", "message": message}}  # type: ignore[dict-item]
-    return translate_engine_error(status, orjson.dumps(body), route)
+    return translate_engine_error(status, orjson.dumps(body), route, ENGINE_MODEL)
 
 
 PROMPT_TOO_LONG = (
@@ -121,6 +122,7 @@ LEAKY: list[tuple[str, Any]] = [
     ("1 validation error:\n  {'msg': 'see /srv/vllm', 'input': 'canary'}", "body.n"),
     ("something new about a canary", "body.errors.pydantic[x]"),
     ("canary", "/srv/secret"),
+    ("temperature is not what smollm2-135m takes", "temperature"),
     ("canary " * 10_000, "n"),
 ]
 
@@ -141,13 +143,13 @@ def test_fault_31_a_sentence_that_is_not_known_gives_nothing_away(message: str, 
     ],
 )  # fmt: skip
 def test_fault_31_an_error_body_may_be_anything(body: bytes) -> None:
-    error = translate_engine_error(400, body, Route.CHAT)
+    error = translate_engine_error(400, body, Route.CHAT, ENGINE_MODEL)
     assert (error.status, error.code, error.param) == (400, "engine_refused", None)
     assert_clean(error)
 
 
 def test_fault_31_a_busy_engine_is_our_overload() -> None:
-    error = translate_engine_error(429, b"{}", Route.CHAT)
+    error = translate_engine_error(429, b"{}", Route.CHAT, ENGINE_MODEL)
     assert isinstance(error, Overloaded)
     assert error.retry_after_ms
 
@@ -169,3 +171,82 @@ def assert_clean(error: GatewayError) -> None:
     for dialect in Dialect:
         written = error_body(error, dialect, "req_1").decode()
         assert not [secret for secret in SECRETS if secret in written]
+
+
+NO_THINKING = (
+    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or --reasoning-config to use "
+    "thinking_token_budget."
+)
+NO_OBJECT = (
+    "1 validation error for AnthropicContentBlock\ninput\n  Input should be a valid dictionary [type=dict_type, input_value='canary', input_type=str]\n"
+    "    For further information visit https://errors.pydantic.dev/2.14/v/dict_type"
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "route", "said", "param"),
+    [
+        (NO_THINKING, Route.MESSAGES, "This model does not think.", "thinking"),
+        (NO_THINKING, Route.CHAT, "This model does not think.", "thinking_token_budget"),
+        (NO_OBJECT, Route.MESSAGES, "The model's tool call was not an object.", "tools"),
+        ("Expecting value: line 1 column 1 (char 0)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
+        ("Expecting ',' delimiter: line 1 column 9 (char 8)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
+        ("Extra data: line 1 column 3 (char 2)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
+        ("Unterminated string starting at: line 1 column 2 (char 1)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
+        ("Expecting value: line 1 column 1 (char 0)", Route.CHAT, "The model's engine refused the request.", None),
+    ],
+)  # fmt: skip
+def test_the_cause_is_told_in_both_dialects(message: str, route: Route, said: str, param: str | None) -> None:
+    error = translated(message, route=route)
+    assert (error.status, error.message, error.param) == (400, said, param)
+    openai = orjson.loads(error_body(error, Dialect.OPENAI, "req_1"))["error"]
+    assert openai == {"message": said, "type": "invalid_request_error", "param": param, "code": error.code}
+    assert orjson.loads(error_body(error, Dialect.ANTHROPIC, "req_1")) == {
+        "type": "error",
+        "error": {"type": "invalid_request_error", "message": said, "details": {"error_code": error.code}},
+        "request_id": "req_1",
+    }
+    assert_clean(error)
+
+
+IN_A_STREAM = (
+    "2 validation errors for ChatCompletionStreamResponse\nmodel\n  Field required [type=missing, input_value={'error': {'message': 'th...am': None, "
+    "'code': 400}}, input_type=dict]\n    For further information visit https://errors.pydantic.dev/2.14/v/missing\nchoices\n  Field required "
+    "[type=missing, input_value={'error': {'message': 'th...am': None, 'code': 400}}, input_type=dict]\n    For further information visit "
+    "https://errors.pydantic.dev/2.14/v/missing"
+)
+
+
+def stream_error(event: object, route: Route) -> GatewayError:
+    return translate_stream_error(orjson.dumps(event), route, ENGINE_MODEL)
+
+
+def test_a_refusal_that_comes_as_an_event_is_told_too() -> None:
+    in_chat = {"error": {"message": NO_THINKING, "type": "BadRequestError", "param": None, "code": 400}}
+    assert stream_error(in_chat, Route.CHAT).message == "This model does not think."
+    in_messages = {"type": "error", "error": {"type": "internal_error", "message": IN_A_STREAM}}
+    assert stream_error(in_messages, Route.MESSAGES).message == "This model does not think."
+    other = {
+        "type": "error",
+        "error": {"type": "internal_error", "message": IN_A_STREAM.replace("'th...", "'canary...")},
+    }
+    refused = stream_error(other, Route.MESSAGES)
+    assert isinstance(refused, EngineRefused)
+    assert_clean(refused)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"error": {"message": "canary", "type": "InternalServerError", "param": None, "code": 500}},
+        {"type": "error", "error": {"type": "internal_error", "message": "canary"}},
+        {"type": "error", "error": {"type": "internal_error", "message": IN_A_STREAM.replace("400", "500")}},
+        {"type": "response.failed", "response": {"error": {"code": "server_error", "message": "canary"}}},
+        {"type": "error"}, [], "canary", {"error": None}, {"response": {"error": 1}},
+    ],
+)  # fmt: skip
+def test_any_other_error_event_is_a_failure_of_ours(event: object) -> None:
+    for route in (Route.CHAT, Route.MESSAGES, Route.RESPONSES):
+        error = stream_error(event, route)
+        assert isinstance(error, EngineFailed)
+        assert_clean(error)

@@ -107,6 +107,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "prompt too long, responses": ("/v1/responses", RESPONSE | {"input": LONG_TEXT}),
     "messages without max_tokens": ("/v1/messages", {"messages": MESSAGES}),
     "messages negative max_tokens": ("/v1/messages", {"messages": MESSAGES, "max_tokens": -4}),
+    "thinking, messages": (
+        "/v1/messages",
+        CHAT | {"max_tokens": 1100, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+    ),
+    "thinking, messages stream": (
+        "/v1/messages",
+        CHAT | {"max_tokens": 1100, "stream": True, "thinking": {"type": "enabled", "budget_tokens": 1024}},
+    ),
+    "thinking, chat": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5}),
+    "thinking, chat stream": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5, "stream": True}),
+    "more tokens than the prompt leaves": ("/v1/completions", TEXT | {"prompt": [5] * 2045, "max_tokens": 2048}),
     "stream options without stream": ("/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}}),
     "token out of vocabulary": ("/v1/completions", TEXT | {"prompt": [999_999]}),
     "no prompt": ("/v1/completions", {"max_tokens": 1}),
