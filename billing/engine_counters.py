@@ -94,6 +94,16 @@ def store_poll(connection: Connection, instances: Sequence[EngineInstance], read
             _store_counters(connection, each, reading)
 
 
+def close_run(connection: Connection, each: EngineInstance, reading: Reading) -> None:
+    """The last counters of an instance whose id is about to be used anew. Holds off every poll until the transaction ends."""
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    if isinstance(reading, Counters):
+        _store_counters(connection, each, reading)
+    for run in read_runs(connection, state="open"):
+        if (run.instance, run.epoch) == (each.instance, each.epoch):
+            _set(connection, run, state="closed")
+
+
 def read_runs(connection: Connection, *, state: str | None = None) -> list[EngineRun]:
     """All runs, in the order of instance, epoch and run."""
     query = select(engine_counter).order_by(engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run)

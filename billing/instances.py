@@ -1,7 +1,7 @@
 """Instances added by hand, in SQL: engines that somebody else starts. Knows neither HTTP nor Redis.
 
-Those of `taas worker` are not here: they stand in Redis while their lease holds. An id is used once, because the audit counts by it,
-and one engine stands under one id, because its counters would be read twice.
+Those of `taas worker` are not here: they stand in Redis while their lease holds. A removed id can be used again: each time under a new epoch, by
+which the audit and every usage event tell the times apart. One engine stands under one id, because its counters would be read twice.
 """
 
 import re
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from sqlalchemy import Connection, Row, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Row, Text, cast, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError, NoResultFound
 
 from billing import models, outbox
 from billing.names import INSTANCE_PREFIX, new_id
@@ -84,35 +85,42 @@ def add(
     instance_id: str | None = None,
     priority: bool = False,
 ) -> Instance:
-    """Register an engine for a model. Raises NotFound for the model, Conflict for an id ever used or a URL in use.
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use.
 
-    An engine without token counters may serve several models from one URL.
+    An engine without token counters may serve several models from one URL. Of a removed id the caller has closed the last run of its counters.
     """
     entry = models.find(connection, model)
     check_free(connection, entry.name, url, instance_id)
     if facts.has_counters:
         _check_counted_once(connection, url)
+    values = {
+        "instance_id": instance_id or new_id(INSTANCE_PREFIX),
+        "model": entry.name,
+        "pool": entry.pool,
+        "cell": entry.cell,
+        "url": url,
+        "engine_key": engine_key,
+        "epoch": facts.epoch,
+        "abort": facts.abort,
+        "counts": facts.counts_requests,
+        "priority": priority,
+        "baseline_prompt": facts.baseline_prompt,
+        "baseline_generation": facts.baseline_generation,
+    }
+    # The engine may be the one of before, not started anew: the mark makes its epoch another one all the same.
+    epoch_again = literal(f"{facts.epoch}+") + cast(NOW_MS, Text)
+    again = {"epoch": epoch_again, "removed_ms": None, "created_ms": NOW_MS, "updated_ms": NOW_MS}
+    statement = (
+        insert(table)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=["instance_id"], set_=values | again, where=table.c.removed_ms.is_not(None)
+        )
+    )
     try:
         with connection.begin_nested():
-            row = connection.execute(
-                insert(table)
-                .values(
-                    instance_id=instance_id or new_id(INSTANCE_PREFIX),
-                    model=entry.name,
-                    pool=entry.pool,
-                    cell=entry.cell,
-                    url=url,
-                    engine_key=engine_key,
-                    epoch=facts.epoch,
-                    abort=facts.abort,
-                    counts=facts.counts_requests,
-                    priority=priority,
-                    baseline_prompt=facts.baseline_prompt,
-                    baseline_generation=facts.baseline_generation,
-                )
-                .returning(table)
-            ).one()
-    except IntegrityError as exc:
+            row = connection.execute(statement.returning(table)).one()
+    except (IntegrityError, NoResultFound) as exc:
         check_free(connection, entry.name, url, instance_id)
         raise Conflict("The same instance is being added by somebody else.") from exc
     outbox.record(connection, ChangeKind.INSTANCE, row.instance_id)
@@ -120,16 +128,15 @@ def add(
 
 
 def check_free(connection: Connection, model: str, url: str, instance_id: str | None) -> None:
-    """Raises Conflict when the URL serves this model already or the id has ever been."""
+    """Raises Conflict when the URL serves this model already or the id is in use."""
     in_use = select(table.c.instance_id).where(table.c.url == url, table.c.removed_ms.is_(None))
     used = connection.execute(in_use.where(table.c.model == model)).scalar()
     if used is not None:
         raise Conflict(f"{url} is instance {used!r} already; remove that first.", param="url")
     if instance_id is not None:
-        known = connection.execute(select(table.c.removed_ms).where(table.c.instance_id == instance_id)).one_or_none()
-        if known is not None:
-            past = "is" if known.removed_ms is None else "was"
-            raise Conflict(f"There {past} an instance {instance_id!r}; ids are not used twice.", param="instance")
+        id_in_use = select(table.c.instance_id).where(table.c.instance_id == instance_id, table.c.removed_ms.is_(None))
+        if connection.execute(id_in_use).scalar() is not None:
+            raise Conflict(f"There is an instance {instance_id!r}; remove that first.", param="instance")
 
 
 def _check_counted_once(connection: Connection, url: str) -> None:
@@ -160,9 +167,18 @@ def list_all(connection: Connection) -> list[Instance]:
     return [_instance(row) for row in connection.execute(query)]
 
 
-def ids(connection: Connection) -> frozenset[str]:
-    """All ever added by hand."""
-    return frozenset(connection.execute(select(table.c.instance_id)).scalars())
+def shown_ids(connection: Connection) -> dict[str, bool]:
+    """Those added by hand that Redis may show, and whether they are removed: what they had open may still end."""
+    not_long = table.c.removed_ms.is_(None) | (table.c.removed_ms + DRAIN_MS > NOW_MS)
+    found = connection.execute(select(table.c.instance_id, table.c.removed_ms).where(not_long))
+    return {row.instance_id: row.removed_ms is not None for row in found}
+
+
+def find_removed(connection: Connection, instance_id: str) -> Instance | None:
+    """A removed one by id."""
+    query = select(table).where(table.c.instance_id == instance_id, table.c.removed_ms.is_not(None))
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _instance(row)
 
 
 def remove(connection: Connection, instance_id: str) -> Instance:

@@ -17,10 +17,12 @@ from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
 from serving.launch import (
     CannotStart,
+    check_host,
     connect,
     find_model,
     find_python,
     find_redis,
+    in_url,
     plan_worker,
     read_entry,
     read_previous,
@@ -29,7 +31,6 @@ from serving.metrics import WorkerMetrics
 from serving.model_files import ModelFilesError
 from serving.ports import claim_port
 from serving.settings import WorkerSettings
-from serving.vllm_command import HOST
 
 
 @click.command(name="worker")
@@ -42,7 +43,12 @@ from serving.vllm_command import HOST
 @click.option(
     "--port",
     type=click.IntRange(1, 65_535),
-    help="Port of the engine, on loopback. Default: the first free one from 8100 up.",
+    help="Port of the engine. Default: the first free one from 8100 up.",
+)
+@click.option(
+    "--host",
+    help="Private address of this machine on which engine and metrics listen, and by which gateways and billing on other "
+    "machines reach them (TAAS_WORKER_HOST). Default: 127.0.0.1, for one machine.",
 )
 @click.option(
     "--instance", "instance", help="Name of this instance. Default: MODEL-HOSTNAME-PORT, the same after a restart."
@@ -75,6 +81,7 @@ def main(
     model: str,
     path: Path | None,
     port: int | None,
+    host: str | None,
     instance: str | None,
     vllm_python: Path | None,
     vllm: str | None,
@@ -89,7 +96,7 @@ def main(
     Its log lines go to standard output, the engine's to HOME/logs.
     """
     try:
-        given = {"vllm_python": vllm_python, "vllm": vllm, "drain_s": drain_s, "home": home}
+        given = {"vllm_python": vllm_python, "vllm": vllm, "drain_s": drain_s, "home": home, "worker_host": host}
         settings = WorkerSettings.model_validate({name: value for name, value in given.items() if value is not None})
         asyncio.run(_serve(settings, model, path, port, instance, engine_args))
     except ValidationError as exc:
@@ -107,6 +114,9 @@ async def _serve(
     instance: str | None,
     engine_args: tuple[str, ...],
 ) -> None:
+    host = settings.worker_host
+    if warning := check_host(host):
+        _note(f"warning: {warning}")
     address = find_redis(settings.redis_url.get_secret_value())
     async with connect(address) as redis:
         model = await read_entry(redis, address, name)
@@ -118,10 +128,10 @@ async def _serve(
             previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
             try:
-                server, metrics_port = metrics.serve(settings.worker_metrics_port_first)
+                server, metrics_port = metrics.serve(host, settings.worker_metrics_port_first)
             except OSError as exc:
                 raise CannotStart(str(exc)) from exc
-            _note(f"worker of {name}: instance {instance}, metrics on http://{HOST}:{metrics_port}/metrics")
+            _note(f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{metrics_port}/metrics")
             agent = Agent(plan, redis, metrics, _note, previous)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -141,7 +151,7 @@ def _engine_port(settings: WorkerSettings, given: int | None) -> Iterator[int]:
         yield given
         return
     try:
-        port, claim = claim_port(settings.engine_port_first)
+        port, claim = claim_port(settings.worker_host, settings.engine_port_first)
     except OSError as exc:
         raise CannotStart(str(exc)) from exc
     with claim:

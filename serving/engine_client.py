@@ -19,7 +19,7 @@ class EngineUnanswering(Exception):
 
 
 class EngineClient:
-    """One engine on loopback, with its key. Proxies of the environment are not used."""
+    """One engine, with its key. Proxies of the environment are not used."""
 
     def __init__(self, url: str, key: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._http = httpx.AsyncClient(

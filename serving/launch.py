@@ -1,5 +1,6 @@
 """What a worker decides before it starts: the model's entry, where its files are, and the plan of its instance. Starts nothing that stays."""
 
+import ipaddress
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,11 @@ from serving import registry
 from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models
 from serving.model_files import ensure_model
+from serving.ports import family_of
 from serving.registry import InstanceEntry
 from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
-from serving.vllm_command import HOST, EngineOptions, build_command
+from serving.vllm_command import EngineOptions, build_command
 
 _REDIS_TIMEOUT_S: Final = 1.5
 
@@ -75,6 +77,32 @@ async def read_previous(redis: Redis, address: RedisAddress, instance: str) -> I
         raise _no_redis(address, exc) from exc
 
 
+def check_host(host: str) -> str | None:
+    """Whether engine and metrics can listen there and others reach them; what the operator should know of it. Raises CannotStart."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    if address is not None and address.is_unspecified:
+        raise CannotStart(
+            f"--host {host} is every address of this machine, and gateways need one that leads to it: give its private address."
+        )
+    try:
+        family_of(host)
+    except (OSError, UnicodeError) as exc:
+        raise CannotStart(
+            f"--host {host} is no address of this machine ({getattr(exc, 'strerror', None) or exc}): give its private address."
+        ) from exc
+    if address is not None and address.is_global:
+        return f"{host} is a public address: the engine's key guards /v1 and stopping by id, but not /metrics, /health and the rest"
+    return None
+
+
+def in_url(host: str) -> str:
+    """As a URL spells it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def find_python(settings: WorkerSettings) -> Path:
     """The Python that runs vLLM; not resolved, because a virtual environment's is a link that must stay one. Raises CannotStart."""
     python = settings.vllm_python.absolute()
@@ -114,6 +142,7 @@ def plan_worker(
     options = EngineOptions(
         python=python,
         model_path=model_path,
+        host=settings.worker_host,
         port=port,
         gpu=settings.vllm == "gpu",
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -131,7 +160,7 @@ def plan_worker(
         engine_shutdown_timeout_s=settings.engine_shutdown_timeout_s,
     )
     log_path = (settings.home / "logs" / f"engine-{instance}.log").absolute()
-    return WorkerPlan(instance, model, f"http://{HOST}:{port}", key, command, log_path, times)
+    return WorkerPlan(instance, model, f"http://{in_url(settings.worker_host)}:{port}", key, command, log_path, times)
 
 
 def _no_redis(address: RedisAddress, exc: Exception) -> CannotStart:

@@ -57,11 +57,11 @@ class WorkerMetrics:
         self.set("requests_waiting", load.waiting)
         self.set("kv_cache_usage_ratio", load.kv_usage)
 
-    def serve(self, port_first: int) -> tuple[WSGIServer, int]:
-        """Answer `/metrics` on loopback, on the first free port from `port_first` up; returns the server and its port."""
+    def serve(self, host: str, port_first: int) -> tuple[WSGIServer, int]:
+        """Answer `/metrics` on this address, on the first free port from `port_first` up; returns the server and its port."""
         for port in range(port_first, port_first + _PORTS_TRIED):
             try:
-                server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+                server, _ = start_http_server(port, addr=host, registry=self.registry)
             except OSError:
                 continue
             return server, port

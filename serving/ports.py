@@ -5,18 +5,26 @@ from contextlib import closing
 from typing import Final
 
 _PORTS_TRIED: Final = 200
-_HOST: Final = "127.0.0.1"
 
 
-def claim_port(port_first: int) -> tuple[int, socket.socket]:
-    """The first port from `port_first` up on which nothing listens and that no other worker has claimed. The claim is the UDP port of the same
+def family_of(host: str) -> socket.AddressFamily:
+    """Of an address that this machine has. Raises OSError when it has none such."""
+    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+    with closing(socket.socket(family, kind)) as probe:
+        probe.bind(address)
+    return family
+
+
+def claim_port(host: str, port_first: int) -> tuple[int, socket.socket]:
+    """The first port of this address from `port_first` up on which nothing listens and that no other worker has claimed. The claim is the UDP port of the same
     number, held by the returned socket: it is machine-wide, and the kernel gives it back however its holder ends. Raises OSError when all are taken.
     """
+    family = family_of(host)
     for port in range(port_first, port_first + _PORTS_TRIED):
-        claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        claim = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            claim.bind((_HOST, port))
-            if _is_free(port):
+            claim.bind((host, port))
+            if _is_free(family, host, port):
                 return port, claim
         except OSError:
             pass
@@ -24,12 +32,12 @@ def claim_port(port_first: int) -> tuple[int, socket.socket]:
     raise OSError(f"no free port from {port_first} to {port_first + _PORTS_TRIED - 1} for an engine")
 
 
-def _is_free(port: int) -> bool:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:
+    with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
         # As a server binds: connections of the last engine in TIME_WAIT do not matter, a listener does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((host, port))
         except OSError:
             return False
         return True

@@ -22,6 +22,8 @@ class WorkerSettings(BaseSettings):
     # CPU only: GiB for the KV cache. One holds 46,592 tokens of the default model.
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
 
+    # Where the engine and the worker's metrics listen, and the address that gateways are given.
+    worker_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100
     worker_metrics_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 9110
 

@@ -1,6 +1,6 @@
 """The command line and environment of a vLLM server, from a model's entry and the worker's options. Pure: it starts nothing.
 
-Checked against vLLM 0.32. What must hold whatever the operator adds: loopback, the instance's own key (in the environment, where `ps` does
+Checked against vLLM 0.32. What must hold whatever the operator adds: the worker's address, the instance's own key (in the environment, where `ps` does
 not show it), abort by id, exact usage, and no prompt in any log.
 """
 
@@ -12,7 +12,6 @@ from typing import Final
 
 from serving.served_model import ServedModel
 
-HOST: Final = "127.0.0.1"
 # vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and so parts of prompts.
 LOGGING_CONFIG: Final = Path(__file__).with_name("vllm_logging.json")
 # What vLLM itself does not say: the tokens of each request, by its id. The folder holds that module alone.
@@ -35,6 +34,7 @@ class EngineOptions:
 
     python: Path
     model_path: Path
+    host: str
     port: int
     gpu: bool
     gpu_memory_utilization: float
@@ -58,7 +58,7 @@ def build_command(model: ServedModel, options: EngineOptions, key: str, inherite
         str(options.python), "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(options.model_path),
         "--served-model-name", model.engine_model,
-        "--host", HOST,
+        "--host", options.host,
         "--port", str(options.port),
         "--max-model-len", str(model.context_tokens),
         "--enable-scale-out",

@@ -1,18 +1,23 @@
 """Routes of instances."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
+import redis
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from billing import instances, models
+from billing import instances, models, refusals
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
+from billing.engine_counters import close_run
+from billing.engine_instances import CounterPair, EngineInstance
 from billing.engine_probe import Probe, probe_engine, unprobed
+from billing.engine_reading import Unreachable, read_engine
 from billing.instances import Instance, check_url
-from billing.refusals import Conflict, Unreachable
+from billing.open_requests import read_open
+from billing.refusals import Conflict
 from billing.registered import Registered, read_registered
 
 router = APIRouter(prefix="/admin/v1", tags=["instances"])
@@ -35,15 +40,23 @@ class NewInstance(Body):
 
 @router.post("/instances", status_code=201)
 def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
-    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become its baseline."""
+    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become its baseline.
+
+    The id of a removed instance may be used again, once nothing of it is open any more.
+    """
     url = check_url(body.url)
     with control.reading() as connection:
         model = models.find(connection, body.model)
         instances.check_free(connection, model.name, url, body.instance)
-        by_hand = instances.ids(connection)
+        by_hand = instances.shown_ids(connection)
+        before = None if body.instance is None else instances.find_removed(connection, body.instance)
     _check_not_a_workers(control, by_hand, url, body.instance)
+    if before is not None:
+        _check_nothing_open(control, before)
     probe = _probe(control, url, body, model)
     with control.changing(response) as connection:
+        if before is not None:
+            close_run(connection, _as_counted(before), read_engine(control.http, before.url, before.engine_key))
         added = instances.add(
             connection,
             body.model,
@@ -60,21 +73,49 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
 def list_all(control: Control) -> dict[str, Any]:
     """Every instance that is there now, of workers too, with its load."""
     with control.reading() as connection:
-        by_hand = instances.ids(connection)
+        by_hand = instances.shown_ids(connection)
     return {"data": [_registered(entry, by_hand) for entry in read_registered(control.redis)]}
 
 
 @router.delete("/instances/{instance:path}")
 def remove(instance: NamePath, control: Control, response: Response) -> dict[str, Any]:
-    """Take an instance out: nothing new goes there, what is open may end. The engine itself is left running."""
+    """Take an instance out: nothing new goes there, what is open may end. The engine is left as it is: `engine_answers` says whether it runs."""
     with control.changing(response) as connection:
-        return _shown(instances.remove(connection, instance))
+        removed = instances.remove(connection, instance)
+    reading = read_engine(control.http, removed.url, removed.engine_key)
+    answers = not isinstance(reading, Unreachable) or reading.answers
+    return {**_shown(removed), "engine_answers": answers, "open_requests": _open_requests(control, removed)}
+
+
+def _open_requests(control: ControlPlane, instance: Instance) -> int | None:
+    """How many requests run there by the registration that is in SQL; None where Redis does not say."""
+    try:
+        return read_open(control.redis).requests.get((instance.instance_id, instance.epoch), 0)
+    except redis.RedisError:
+        return None
+
+
+def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
+    """Raises Conflict while requests run under the removed registration: what they produce belongs to its epoch."""
+    if count := read_open(control.redis).requests.get((before.instance_id, before.epoch), 0):
+        raise Conflict(
+            f"Requests of before {before.instance_id!r} was removed still run there: {count}. Add it again when they have ended.",
+            param="instance",
+        )
+
+
+def _as_counted(instance: Instance) -> EngineInstance:
+    baseline = CounterPair(instance.baseline_prompt, instance.baseline_generation)
+    return EngineInstance(
+        instance.instance_id, instance.cell, instance.url, instance.engine_key, instance.epoch,
+        alive=True, baseline=baseline, ended=(), counts=False,
+    )  # fmt: skip
 
 
 def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Model) -> Probe:
     try:
         return probe_engine(control.http, url, body.key, model.engine_model, model.context_tokens)
-    except Unreachable as exc:
+    except refusals.Unreachable as exc:
         if not body.force:
             raise
         return Probe(unprobed(), (exc.message, "Added all the same: its counters and abilities are not known."))
@@ -109,7 +150,8 @@ def _shown(instance: Instance) -> dict[str, Any]:
     }
 
 
-def _registered(entry: Registered, by_hand: frozenset[str]) -> dict[str, Any]:
+def _registered(entry: Registered, by_hand: Mapping[str, bool]) -> dict[str, Any]:
     fields = asdict(entry)
     load = {name: fields.pop(name) for name in ("running", "waiting", "kv_usage")}
-    return {**fields, "added": "by hand" if entry.instance in by_hand else "by its worker", "load": load}
+    added = "by hand" if entry.instance in by_hand else "by its worker"
+    return {**fields, "added": added, "removed": by_hand.get(entry.instance, False), "load": load}

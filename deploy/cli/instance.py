@@ -6,7 +6,8 @@ from deploy.cli.connection import call, given
 from deploy.cli.output import Columns, json_option, print_json, show
 
 _COLUMNS: Columns = {
-    "INSTANCE": "instance", "MODEL": "model", "POOL": "pool", "STATUS": "status", "ADDED": "added", "URL": "url",
+    "INSTANCE": "instance", "MODEL": "model", "POOL": "pool",
+    "STATUS": lambda row: "removed" if row["removed"] else row["status"], "ADDED": "added", "URL": "url",
     "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"], "STOPS BY ID": "abort",
     "BY PRIORITY": "priority",
 }  # fmt: skip
@@ -64,9 +65,12 @@ def list_all(as_json: bool) -> None:
 @click.argument("instance_id")
 @json_option
 def remove(instance_id: str, as_json: bool) -> None:
-    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine runs on."""
+    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine is left as it is; the id can be added again."""
     gone = call("DELETE", "instances", instance_id)
     if as_json:
         print_json(gone)
     else:
-        click.echo(f"{gone['instance']} gets no new requests; its engine at {gone['url']} runs on")
+        count = gone["open_requests"]
+        ending = "" if not count else f" {count} requests there may end."
+        engine = "runs on: stop it yourself" if gone["engine_answers"] else "does not answer"
+        click.echo(f"{gone['instance']} gets no new requests.{ending} Its engine at {gone['url']} {engine}.")

@@ -94,6 +94,8 @@ def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
         found = [
             Part("instance", UP if row["status"] == "ready" else row["status"], None, f"{row['instance']} of {row['model']}, {row['url']}")
             for row in rows
+            # A removed one is nobody's concern any more, whether its engine runs or not.
+            if not row["removed"]
         ]  # fmt: skip
     if settings.engine_url is not None:
         return found

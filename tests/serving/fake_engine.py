@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -84,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """Start slowly, or fail; then serve until SIGTERM."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--start-seconds", type=float, default=0)
     parser.add_argument("--fail-with")
@@ -101,7 +103,8 @@ def main() -> None:
         sys.exit(f"RuntimeError: {options.fail_with}")
     Handler.state = State()
     Handler.key = os.environ.get("VLLM_API_KEY")
-    server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
+    ThreadingHTTPServer.address_family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    server = ThreadingHTTPServer((options.host, options.port), Handler)
     server.daemon_threads = True
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     server.serve_forever()

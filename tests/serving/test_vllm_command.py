@@ -12,6 +12,7 @@ MODEL = ServedModel("m", "m", "m", "m-engine", 4096, frozenset({"chat"}))
 OPTIONS = EngineOptions(
     python=Path("/env/bin/python"),
     model_path=Path("/models/m"),
+    host="10.0.0.5",
     port=8107,
     gpu=False,
     gpu_memory_utilization=0.8,
@@ -25,10 +26,10 @@ def _value(argv: tuple[str, ...], flag: str) -> str:
     return argv[argv.index(flag) + 1]
 
 
-def test_the_engine_listens_on_loopback_only_and_serves_the_entry() -> None:
+def test_the_engine_listens_on_the_workers_address_only_and_serves_the_entry() -> None:
     argv = build_command(MODEL, OPTIONS, KEY, {}).argv
     assert argv[:3] == ("/env/bin/python", "-m", "vllm.entrypoints.openai.api_server")
-    assert _value(argv, "--host") == "127.0.0.1"
+    assert _value(argv, "--host") == "10.0.0.5"
     assert _value(argv, "--port") == "8107"
     assert _value(argv, "--model") == "/models/m"
     assert _value(argv, "--served-model-name") == "m-engine"

@@ -249,6 +249,42 @@ async def test_an_engine_argument_that_belongs_to_the_worker_is_refused(worker: 
     assert "--host is set by the worker itself" in worker.said()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+async def test_a_worker_on_another_address_listens_there_alone_and_is_advertised_with_it(
+    worker: WorkerProcess, address: str
+) -> None:
+    worker.start("--host", address)
+    entry = await worker.ready()
+    host = f"[{address}]" if ":" in address else address
+    port = int(entry.url.rpartition(":")[2])
+    assert entry.url == f"http://{host}:{port}"
+    metrics = re.search(r"metrics on (http://\S+:\d+)/metrics", worker.said())
+    assert metrics is not None
+    assert metrics[1].startswith(f"http://{host}:")
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{entry.url}/health")).status_code == 200
+        assert "taas_worker_engine_up" in (await client.get(f"{metrics[1]}/metrics")).text
+        for listening in (port, int(metrics[1].rpartition(":")[2])):
+            with pytest.raises(httpx.ConnectError):
+                await client.get(f"http://127.0.0.1:{listening}/health")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("0.0.0.0", "gateways need one that leads to it"),
+        ("::", "gateways need one that leads to it"),
+        ("192.0.2.1", "192.0.2.1 is no address of this machine"),
+        ("no-such-host.invalid", "is no address of this machine"),
+    ],
+)
+async def test_an_address_that_leads_nowhere_is_refused(worker: WorkerProcess, address: str, said: str) -> None:
+    worker.start("--host", address)
+    assert await worker.ended() == 1
+    assert said in worker.said()
+    assert "Traceback" not in worker.said()
+
+
 async def test_a_wrong_setting_is_named_as_its_variable(worker: WorkerProcess) -> None:
     worker.start(TAAS_DRAIN_S="soon")
     assert await worker.ended() == 1

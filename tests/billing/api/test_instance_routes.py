@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from billing import redis_keys
+from billing.engine_counters import read_runs
 from serving.registry import InstanceEntry
 from tests.fixtures.valkey import free_port
 
@@ -165,15 +166,61 @@ def test_an_instance_of_no_model_says_how_to_add_one(admin: TestClient, engine_s
     assert "taas model add nothing" in answer.json()["error"]["message"]
 
 
-def test_one_engine_is_one_instance_and_an_id_is_used_once(admin: TestClient, made: Make, engine_server, raw_redis):
+def test_one_engine_is_one_instance_and_an_id_in_use_is_taken(admin: TestClient, made: Make, engine_server, raw_redis):
     made("instances", model="m", url=engine_server.url, instance="gpu-1")
     again = admin.post("/admin/v1/instances", json={"model": "m", "url": f"{engine_server.url}/"})
     assert (again.status_code, again.json()["error"]["param"]) == (409, "url")
-    assert admin.delete("/admin/v1/instances/gpu-1").json()["status"] == "draining"
-    assert admin.delete("/admin/v1/instances/gpu-1").status_code == 200
-    assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, "gpu-1")).status.value == "draining"
-    reused = admin.post("/admin/v1/instances", json={"model": "m", "url": engine_server.url, "instance": "gpu-1"})
-    assert (reused.status_code, reused.json()["error"]["param"]) == (409, "instance")
+    taken = admin.post("/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "gpu-1"})
+    assert (taken.status_code, taken.json()["error"]["param"]) == (409, "instance")
+
+
+def test_a_removed_instance_is_shown_as_such_and_whether_its_engine_runs(
+    admin: TestClient, made: Make, engine_server, raw_redis
+):
+    made("instances", model="m", url=engine_server.url, instance="gpu-1")
+    gone = f"http://127.0.0.1:{free_port()}"
+    admin.post("/admin/v1/instances", json={"model": "m", "url": gone, "instance": "gpu-2", "force": True})
+    for instance, answers in (("gpu-1", True), ("gpu-2", False), ("gpu-1", True)):
+        removed = admin.delete(f"/admin/v1/instances/{instance}").json()
+        assert (removed["status"], removed["engine_answers"], removed["open_requests"]) == ("draining", answers, 0)
+        assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, instance)).status.value == "draining"
+    assert [row["removed"] for row in admin.get("/admin/v1/instances").json()["data"]] == [True, True]
+
+
+def test_an_id_is_used_again_under_a_new_epoch_and_what_was_before_stays_counted(
+    admin: TestClient, made: Make, engine_server, raw_redis, database
+):
+    first = made("instances", model="m", url=engine_server.url, instance="pod-0")
+    admin.delete("/admin/v1/instances/pod-0")
+    # Produced under the first registration, and read by nobody yet.
+    engine_server.answers["/metrics"] = (200, COUNTERS.replace("944", "1000").replace("1121", "1200"))
+    again = made("instances", model="m", url=engine_server.url, instance="pod-0")
+    assert again["epoch"] != first["epoch"]
+    assert (again["baseline"], again["status"]) == ({"prompt": 1000, "generation": 1200}, "ready")
+    entry = InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, "pod-0"))
+    assert (entry.status.value, entry.epoch, entry.lease_until_ms) == ("ready", again["epoch"], 0)
+    (row,) = admin.get("/admin/v1/instances").json()["data"]
+    assert (row["status"], row["removed"]) == ("ready", False)
+    with database.connect() as connection:
+        runs = [(run.epoch, run.produced.prompt, run.produced.generation, run.state) for run in read_runs(connection)]
+    assert runs == [(first["epoch"], 56, 79, "closed")]
+    admin.delete("/admin/v1/instances/pod-0")
+    third = made("instances", model="m", url=engine_server.url, instance="pod-0")
+    assert len({first["epoch"], again["epoch"], third["epoch"]}) == 3
+
+
+def test_an_id_is_not_used_again_while_requests_of_before_run(admin: TestClient, made: Make, engine_server, raw_redis):
+    first = made("instances", model="m", url=engine_server.url, instance="pod-0")
+    raw_redis.zadd(redis_keys.open_requests("m"), {"req_1": 10**15})
+    head = {"instance": "pod-0", "epoch": first["epoch"]}
+    raw_redis.hset(redis_keys.reservation("m", "req_1"), mapping={"head": json.dumps(head), "p": 3, "o": 4})
+    assert admin.delete("/admin/v1/instances/pod-0").json()["open_requests"] == 1
+    body = {"model": "m", "url": engine_server.url, "instance": "pod-0"}
+    refused = admin.post("/admin/v1/instances", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (409, "instance")
+    assert "still run there: 1." in refused.json()["error"]["message"]
+    raw_redis.delete(redis_keys.open_requests("m"))
+    assert admin.post("/admin/v1/instances", json=body).status_code == 201
 
 
 def test_a_workers_engine_is_not_added_a_second_time(admin: TestClient, engine_server, raw_redis):
