@@ -47,10 +47,6 @@ def attribute(
         raise ValueError(f"a negative shared prompt: {shared_prompt}")
     if generates and usage.output == 0:
         return Attribution(_NOTHING, _NOTHING, Absorbed())
-    if ending is Ending.REFUSED_BY_ENGINE:
-        if usage != _NOTHING:
-            raise ValueError(f"an engine that refused cannot have produced {usage}")
-        return Attribution(_NOTHING, _NOTHING, Absorbed())
     produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
     billed, reasons = usage, dict[AbsorbReason, AbsorbedTokens]()
     if anomaly is not None or ending not in BILLED_ENDINGS:
@@ -66,3 +62,10 @@ def attribute(
         reasons[AbsorbReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
     absorbed = Absorbed(produced.prompt - billed.prompt, produced.output - billed.output, reasons)
     return Attribution(produced, billed, absorbed)
+
+
+def charged(ending: Ending, attribution: Attribution) -> Tokens:
+    """The tokens that count against the tenant's limits: those it pays for, and those of a request that the engine refused after it had
+    worked. Its caller got nothing for them and pays nothing; a limit that did not count them would let it ask for free work for ever.
+    """
+    return attribution.produced if ending is Ending.REFUSED_BY_ENGINE else attribution.billed

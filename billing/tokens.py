@@ -10,7 +10,8 @@ class UsageEventError(ValueError):
 
 
 class AbsorbReason(StrEnum):
-    """Why nobody is billed for tokens that were produced: our failure, by its ending, or one of the three others."""
+    """Why nobody is billed for tokens that were produced: our failure, by its ending, an answer that the engine refused after it had
+    produced it, or one of the others."""
 
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
@@ -20,6 +21,7 @@ class AbsorbReason(StrEnum):
     GATEWAY_DIED = "gateway_died"
     GATEWAY_STOPPED = "gateway_stopped"
     PROTOCOL_ERROR = "protocol_error"
+    REFUSED_BY_ENGINE = "refused_by_engine"
     SHARED_PROMPT = "shared_prompt"
     CONTINUED = "continued"
     USAGE_ANOMALY = "usage_anomaly"

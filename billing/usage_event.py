@@ -36,11 +36,15 @@ class Ending(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Who counted the tokens."""
+    """Who counted the tokens. `engine`: it is the engine's final word. Of `checkpoint`, `counted` and `unread` it is not: the engine may have
+    produced more. `checkpoint`: the engine's figure so far; `counted`: our count of chunks; `unread`: it was sent, and nothing was heard.
+    `none`: nothing was produced.
+    """
 
     ENGINE = "engine"
     CHECKPOINT = "checkpoint"
     COUNTED = "counted"
+    UNREAD = "unread"
     NONE = "none"
 
 

@@ -32,6 +32,7 @@ from gateway.give_way import Continuer, give_way
 from gateway.heartbeat import Heartbeats
 from gateway.housekeeping import Housekeeping
 from gateway.journal import Journal
+from gateway.last_word import LastWords
 from gateway.lifecycle import Lifecycle
 from gateway.line import Line
 from gateway.listing import listing_router
@@ -89,13 +90,15 @@ class Stages:
             reserver.restore,
         )
         self._heartbeats = Heartbeats(settings.heartbeat_s)
+        self._last_words = LastWords(self._engines, self.catalogue.instances, self._settler.settle)
+        settle = self._last_words.settle
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
             reserver=reserver,
-            continuer=Continuer(reserver, self._checkpointer, self._settler.settle),
-            forwarder=Forwarder(self._engines, self.catalogue.instances, self._settler.settle, metrics.upstream_error),
+            continuer=Continuer(reserver, self._checkpointer, settle),
+            forwarder=Forwarder(self._engines, self.catalogue.instances, settle, metrics.upstream_error),
             heartbeats=self._heartbeats,
             metrics=metrics,
             clock=self.clock,
@@ -119,6 +122,7 @@ class Stages:
             yield
         finally:
             self._stop_all()
+            self._last_words.give_up()
             while self.open_exchanges or self._line.exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
             for task in rounds:

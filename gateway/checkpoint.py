@@ -105,10 +105,8 @@ class Checkpointer:
             raise away
 
     async def _restore_lost(self, exchange: Exchange) -> None:
-        """Redis has lost its reservation, with its place and its count. What was admitted without one has none to restore; what gave its
-        place up has none to hold.
-        """
-        if exchange.decision is None or exchange.settled or exchange.following is not None:
+        """Redis has no reservation of it: it was lost, or the request was admitted by a local lease. What gave its place up has none to hold."""
+        if exchange.settled or exchange.following is not None:
             return
         await self._restore(exchange, self._cost_mu(exchange))
 
@@ -120,7 +118,10 @@ class Checkpointer:
         await self._redis.execute_many([*calls, self._call(exchange, NO_PLACE)])
 
     def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
-        will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
+        if exchange.ended is None:
+            will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
+        else:
+            will = usage_event(exchange, exchange.ended.ending, exchange.ended.http_status, 0)
         return checkpoint_call(
             exchange.keys,
             lease_ms=self._lease_ms,
@@ -137,7 +138,7 @@ class Checkpointer:
         return exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
 
     def _check_deadlines(self, exchange: Exchange, now: float) -> None:
-        if exchange.stop_ending is not None or not exchange.try_started_at:
+        if exchange.stop_ending is not None or exchange.is_over or not exchange.try_started_at:
             return
         if now - exchange.started_at > self._deadlines.request_s:
             exchange.stop(Ending.DEADLINE)

@@ -11,7 +11,7 @@ import time
 import orjson
 
 from gateway.exchange import Exchange
-from gateway.upstream import UpstreamError, UpstreamPool
+from gateway.upstream import UpstreamError, UpstreamFailure, UpstreamPool
 from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 ABORT_PATH = b"/inference/v1/abort_requests"
 # An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
 ABORT_SECONDS_MAX = 5.0
+_ABORT_ANSWER_BYTES_MAX = 64 * 1024
 ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 
 
@@ -82,26 +83,34 @@ class Engines:
         for pause_s in ABORT_REPEAT_SECONDS:
             with contextlib.suppress(UpstreamError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self._post(exchange.instance, ABORT_PATH, exchange.request_id, body)
+                    await self.ask(
+                        exchange.instance, ABORT_PATH, exchange.request_id, body, bytes_max=_ABORT_ANSWER_BYTES_MAX
+                    )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await exchange.finished.wait()
             if exchange.finished.is_set():
                 return
 
-    async def _post(self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes) -> int:
+    async def ask(
+        self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes, *, bytes_max: int
+    ) -> tuple[int, bytes]:
+        """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more than `bytes_max` too."""
         pool = self.pool(instance)
         connection, _ = await pool.acquire()
+        answer = b""
         try:
             connection.send(pool.request_bytes(path, request_id.encode(), body))
             status = await connection.head()
-            while await connection.read():
-                pass
+            while piece := await connection.read():
+                answer += piece
+                if len(answer) > bytes_max:
+                    raise UpstreamError(UpstreamFailure.PROTOCOL)
         except BaseException:
             connection.close()
             raise
         pool.release(connection)
-        return status
+        return status, answer
 
     def close(self) -> None:
         """Close all idle connections."""

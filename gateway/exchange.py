@@ -26,6 +26,14 @@ from gateway.upstream import UpstreamConnection
 from serving.registry import InstanceEntry
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a request has ended for its caller, while the engine's last word is still to come."""
+
+    ending: Ending
+    http_status: int
+
+
 @dataclass(slots=True, eq=False)
 class Exchange:
     """A request from reserve to settle. Times ending in `_at` are monotonic seconds, `_ms` are milliseconds since the epoch."""
@@ -67,24 +75,38 @@ class Exchange:
     following: "Exchange | None" = None
     splice: Splice | None = None
     stop_ending: Ending | None = None
+    # Whether its present instance may have it: it was sent there; and whether that instance has begun to answer.
+    in_engine: bool = False
+    answered: bool = False
+    ended: Ended | None = None
+    last_word: Produced | None = None
     settled: bool = False
     on_stop: Callable[["Exchange"], None] | None = None
     # The task that forwards; the only one that may settle.
     finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it but being settled."""
+        return self.settled or self.ended is not None
+
+    def produced(self) -> Produced:
+        """What the engine has produced for it, as far as is known."""
+        return self.meter.produced() if self.last_word is None else self.last_word
 
     def stop(self, ending: Ending) -> None:
         """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as another ends there."""
         if self.following is not None:
             self.following.stop(ending)
             return
-        if self.stop_ending is None and not self.settled:
+        if self.stop_ending is None and not self.is_over:
             self.stop_ending = ending
             if self.on_stop is not None:
                 self.on_stop(self)
 
     def give_way(self) -> None:
         """Stop inside the engine, to go on elsewhere."""
-        if self.stop_ending is None and not self.settled and not self.gives_way:
+        if self.stop_ending is None and not self.is_over and not self.gives_way:
             self.gives_way = True
             if self.on_stop is not None:
                 self.on_stop(self)
@@ -119,7 +141,7 @@ class Exchange:
         """The figures of the first part before this one that has produced something: its prompt is the request's."""
         found, part = None, self.previous
         while part is not None:
-            produced = part.meter.produced()
+            produced = part.produced()
             found, part = produced if produced.output else found, part.previous
         return found
 
@@ -209,6 +231,7 @@ class Exchange:
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)
         self.meter = meter_for(self.parsed, self.meter.tier)
         self.moved = True
+        self.in_engine = self.answered = False
         self.try_timed_out = False
 
     def engine_request_ids(self) -> list[str]:

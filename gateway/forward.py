@@ -117,14 +117,14 @@ class Forwarder:
         except GatewayError as error:
             if isinstance(error, UpstreamProtocolError):
                 self._let_down(exchange, "protocol")
-            if not exchange.settled:
+            if not exchange.is_over:
                 status = 200 if client.started else error.status
                 self._settle(exchange, ending_of(exchange, error), status)
             raise
         except GaveWay:
             raise
         except BaseException:
-            if not exchange.settled:
+            if not exchange.is_over:
                 self._settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
             raise
         finally:
@@ -195,6 +195,7 @@ class Forwarder:
                 exchange.connection = connection
                 if exchange.stop_ending is not None:  # nothing was sent, so there is nothing to abort
                     raise stop_error(exchange.stop_ending)
+                exchange.in_engine = True
                 connection.send(request)
                 if exchange.gives_way and exchange.instance.abort:  # asked while there was no engine to tell
                     self._engines.abort(exchange)
@@ -210,6 +211,7 @@ class Forwarder:
                     raise UpstreamProtocolError from exc
                 raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
+                exchange.answered = True
                 self._check_head(exchange, connection)
                 return connection
             await self._raise_refusal(exchange, connection, status)

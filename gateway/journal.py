@@ -1,4 +1,5 @@
-"""Settles that Redis could not take, kept on disk until it can. It owns the files; it knows neither Redis nor what a settle means.
+"""Settles that Redis could not take, and requests admitted without it, kept on disk until it can. It owns the files, and knows neither Redis nor
+what a settle means.
 
 Each process appends to a file of its own, which it holds locked; the file of a dead process is unlocked, and whoever drains next adopts it.
 `append` hands the record to the operating system at once (kill -9 loses nothing) and to the disk in batches (a power cut loses the last one).
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from billing.cell.scripts import Command
-from gateway.journal_records import Recovered, encode, recover
+from gateway.journal_records import Admission, Record, Recovered, command_of, encode, recover
 from gateway.redis_connection import RedisCommandError
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Journal:
         self._dead_bytes = 0
         self._dead_entries = 0
         # What the disk would not take: kept here as long as the process lives.
-        self._unwritten: deque[Command] = deque()
+        self._unwritten: deque[Record] = deque()
         self._sync: asyncio.Task[None] | None = None
         self._dirty = False
         self._sync_failed = False
@@ -84,6 +85,11 @@ class Journal:
         self._unwritten.append(call)
         self._write()
 
+    def append_admission(self, admission: Admission) -> None:
+        """Keep the trace of a request that is admitted without Redis: killed, we leave it to whoever finds this file."""
+        self._unwritten.append(admission)
+        self._write()
+
     async def drain(self, execute: Callable[..., Awaitable[Any]]) -> int:
         """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable, having lost nothing."""
         async with self._draining:
@@ -94,11 +100,11 @@ class Journal:
             sent += await self._drain_own(execute)
             self._write()
             while self._unwritten:
-                call = self._unwritten.popleft()
+                record = self._unwritten.popleft()
                 try:
-                    sent += await self._send((call,), execute)
+                    sent += await self._send((command_of(record),), execute)
                 except BaseException:
-                    self._unwritten.appendleft(call)
+                    self._unwritten.appendleft(record)
                     raise
             return sent
 
@@ -160,7 +166,7 @@ class Journal:
         sent = done = 0
         while done < self._bytes:
             unread = os.pread(self._file, self._bytes - done, done)
-            recovered = recover(unread)
+            recovered = recover(unread, own=True)
             sent += await self._send_recovered(recovered, execute)
             done += recovered.valid_bytes
             if recovered.valid_bytes < len(unread):
@@ -184,7 +190,7 @@ class Journal:
             status = os.fstat(file)
             if status.st_nlink == 0:
                 return 0
-            recovered = recover(os.pread(file, status.st_size, 0))
+            recovered = recover(os.pread(file, status.st_size, 0), own=False)
             if recovered.valid_bytes < status.st_size:
                 log.warning("torn tail of a journal cut", extra={"bytes": status.st_size - recovered.valid_bytes})
                 os.ftruncate(file, recovered.valid_bytes)

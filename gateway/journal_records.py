@@ -1,14 +1,28 @@
 """The text of a journal: one line a record, `length crc32 JSON`, so that a torn or damaged line is told from a whole one. Pure.
 
-A record is a settle's arguments without the script's SHA: a gateway of a later version sends it through its own script.
+A record is a settle's arguments without the script's SHA: a gateway of a later version sends it through its own script. Or it is the
+admission of a request while Redis was away: what reserves it, for the process that serves it, and what settles it, for whoever finds the
+file of that process after its death.
 """
 
 import zlib
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import orjson
 
 from billing.cell.scripts import Command, script
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request admitted without Redis. `reserve` makes its reservation, `died` settles it as one whose gateway died."""
+
+    reserve: Command
+    died: Command
+
+
+Record: TypeAlias = Command | Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +34,22 @@ class Recovered:
     damaged: tuple[bytes, ...]
 
 
-def encode(call: Command) -> bytes:
-    """A settle call as a line."""
-    text = orjson.dumps([part.decode() if isinstance(part, bytes) else part for part in call[2:]])
+def encode(record: Record) -> bytes:
+    """A record as a line."""
+    if isinstance(record, Admission):
+        text = orjson.dumps({"reserve": _arguments(record.reserve), "died": _arguments(record.died)})
+    else:
+        text = orjson.dumps(_arguments(record))
     return b"%d %08x %b\n" % (len(text), zlib.crc32(text), text)
 
 
-def recover(journal: bytes) -> Recovered:
-    """Read a journal, whatever state a crash has left it in."""
+def command_of(record: Record) -> Command:
+    """What the process that wrote it sends."""
+    return record.reserve if isinstance(record, Admission) else record
+
+
+def recover(journal: bytes, *, own: bool) -> Recovered:
+    """Read a journal, whatever state a crash has left it in. `own`: the process that wrote it lives, and goes on with what it admitted."""
     commands: list[Command] = []
     damaged: list[bytes] = []
     suspects: list[bytes] = []
@@ -39,11 +61,23 @@ def recover(journal: bytes) -> Recovered:
         if text is None:
             suspects.append(line)
             continue
-        commands.append(("EVALSHA", script("settle").sha, *orjson.loads(text)))
+        commands.append(_command(orjson.loads(text), own=own))
         damaged += suspects
         suspects.clear()
         valid_bytes = position
     return Recovered(tuple(commands), valid_bytes, tuple(damaged))
+
+
+def _command(record: list[Any] | dict[str, Any], *, own: bool) -> Command:
+    if isinstance(record, list):
+        return ("EVALSHA", script("settle").sha, *record)
+    if own:
+        return ("EVALSHA", script("reserve").sha, *record["reserve"])
+    return ("EVALSHA", script("settle").sha, *record["died"])
+
+
+def _arguments(call: Command) -> list[Any]:
+    return [part.decode() if isinstance(part, bytes) else part for part in call[2:]]
 
 
 def _text_of(line: bytes) -> bytes | None:

@@ -60,6 +60,8 @@ class Meter(Protocol):
         """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never billed."""
 
 
+# The anomaly of an answer that says nothing of its usage; the others are of what it says.
+USAGE_MISSING: Final = "usage_missing"
 # No request has so many; what they cost, in milliunits, still fits where it is recorded.
 COUNT_MAX: Final = 10**9 - 1
 

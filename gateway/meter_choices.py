@@ -11,7 +11,15 @@ import orjson
 
 from gateway.answer_form import ChunkForm
 from gateway.events import EventSplitter
-from gateway.meter import Produced, ProtocolViolation, SampleCounts, cached_count, token_count, usage_anomaly
+from gateway.meter import (
+    USAGE_MISSING,
+    Produced,
+    ProtocolViolation,
+    SampleCounts,
+    cached_count,
+    token_count,
+    usage_anomaly,
+)
 
 # Figures of more digits are decoded, and refused.
 _USAGE_SO_FAR = re.compile(
@@ -143,7 +151,7 @@ class ChoicesMeter:
             raise ProtocolViolation("[DONE] without a finish reason")
         self.finished = True
         if self._total is None and self.anomaly is None:
-            self.anomaly = "usage_missing"
+            self.anomaly = USAGE_MISSING
 
     def _read_decoded(self, event: bytes) -> bytes | None:
         """A chunk that ends something, or of several samples: decoded whole. None when nothing of it is to be passed on."""

@@ -5,7 +5,15 @@ from typing import Any
 import orjson
 
 from gateway.answer_form import whole_written
-from gateway.meter import Produced, ProtocolViolation, cached_count, clamped, token_count, usage_anomaly
+from gateway.meter import (
+    USAGE_MISSING,
+    Produced,
+    ProtocolViolation,
+    cached_count,
+    clamped,
+    token_count,
+    usage_anomaly,
+)
 from gateway.meter_typed import messages_usage, responses_usage
 from gateway.request import Route
 
@@ -68,7 +76,7 @@ class PlainMeter:
             return answer
         usage = decoded.get("usage")
         if usage is None:
-            self.anomaly = "usage_missing"
+            self.anomaly = USAGE_MISSING
         else:
             self._read(decoded, usage)
         self.finished = True

@@ -12,6 +12,7 @@ from gateway.answer_form import item_written, message_written, response_written
 from gateway.events import EventSplitter
 from gateway.meter import (
     COUNT_MAX,
+    USAGE_MISSING,
     Produced,
     ProtocolViolation,
     cached_count,
@@ -118,7 +119,7 @@ class TypedMeter:
     def _end(self) -> None:
         self.finished = True
         if self._total is None and self.anomaly is None:
-            self.anomaly = "usage_missing"
+            self.anomaly = USAGE_MISSING
 
 
 class MessagesMeter(TypedMeter):

@@ -26,9 +26,9 @@ from billing.cell.replies import (
     parse_leave,
     parse_reserve,
 )
-from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call
+from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call, settle_call
 from billing.tokens import Tokens, Weights
-from billing.usage_event import Ending, EventHead, UsageSource
+from billing.usage_event import Ending, EventHead, UsageEvent, UsageSource
 from gateway.continuation import can_go_on
 from gateway.errors import (
     CallerLeft,
@@ -41,6 +41,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange
 from gateway.journal import Journal
+from gateway.journal_records import Admission
 from gateway.line import Line, WaitEnd
 from gateway.outage import OutageLeases
 from gateway.pace import Pacer
@@ -59,6 +60,7 @@ REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
+_LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
 _ASKED: Final = {
     ServiceTier.AUTO: Asked.AUTO,
@@ -98,19 +100,19 @@ def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weigh
     return weights.w_in_mu * parsed.input_tokens_estimate + weights.w_out_mu * output_tokens * parsed.samples
 
 
-def _empty_will(head: EventHead) -> bytes:
+def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
     """What is recorded of a request whose gateway dies before its first checkpoint: nothing was produced that anybody knows of."""
     nothing = attribute(Ending.GATEWAY_DIED, Tokens())
     return head.ended(
         ending=Ending.GATEWAY_DIED,
-        usage_source=UsageSource.NONE,
+        usage_source=UsageSource.UNREAD,
         produced=nothing.produced,
         billed=nothing.billed,
         absorbed=nothing.absorbed,
         units_mu=0,
         http_status=0,
-        ended_ms=0,
-    ).will_json()
+        ended_ms=ended_ms,
+    )
 
 
 class Reserver:
@@ -159,6 +161,7 @@ class Reserver:
             if exc.unknown_outcome:
                 self._leave(exchange)  # it may stand in line, and nobody comes back for it
             if self._outage.take(exchange.caller.tenant, cost_mu):
+                self._admit_by_lease(exchange, ask)
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
         if isinstance(reply, Reserved | Replayed):
@@ -166,6 +169,18 @@ class Reserver:
             return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
         now_ms = exchange.at_ms(time.monotonic())
         raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.dialect, now_ms)
+
+    def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
+        """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever finds the journal that it ran."""
+        exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
+        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
+        died = died_event(exchange.head, exchange.at_ms(time.monotonic()))
+        self._journal.append_admission(
+            Admission(
+                reserve=self._call(exchange, ask, [exchange.instance], restored=True),
+                died=settle_call(exchange.keys, cost_mu=0, event=died.to_json()),
+            )
+        )
 
     def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
         """A request could not even ask: its contract, if it would have come under one, counts it as refused. Best effort, nobody waits for it."""
@@ -175,7 +190,7 @@ class Reserver:
     def _ask(self, exchange: Exchange, cost_mu: int) -> "_Ask":
         model, caller = exchange.head.model, exchange.caller
         if not self._will:
-            self._will = _empty_will(exchange.head)
+            self._will = died_event(exchange.head, 0).will_json()
         asked = _ASKED[exchange.parsed.asked]
         exchange.can_go_on = asked is Asked.FLEX and can_go_on(exchange.parsed)
         return _Ask(
@@ -196,6 +211,14 @@ class Reserver:
     async def _try(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> ReserveReply:
+        reply = parse_reserve(await self._redis.execute(*self._call(exchange, ask, candidates, restored=restored)))
+        if isinstance(reply, Waiting):
+            self._pacer.again(exchange.head.cell, reply.pace_ms)
+        return reply
+
+    def _call(
+        self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
+    ) -> Command:
         tenant = exchange.caller.tenant
         claim = Claim(
             tenant.tenant,
@@ -212,7 +235,7 @@ class Reserver:
             exchange.parsed.input_tokens_estimate * exchange.model.weights.w_in_mu if ask.sequences else 0,
             restored,
         )
-        call = reserve_call(
+        return reserve_call(
             exchange.keys,
             lease_ms=self._lease_ms,
             cost_mu=ask.cost_mu,
@@ -222,10 +245,6 @@ class Reserver:
             head=ask.head,
             will=self._will,
         )
-        reply = parse_reserve(await self._redis.execute(*call))
-        if isinstance(reply, Waiting):
-            self._pacer.again(exchange.head.cell, reply.pace_ms)
-        return reply
 
     async def _wait(
         self,

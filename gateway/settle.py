@@ -9,17 +9,18 @@ import time
 from functools import partial
 from typing import Any
 
-from billing.attribution import BILLED_ENDINGS, attribute
+from billing.attribution import BILLED_ENDINGS, attribute, charged
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.journal import Journal
+from gateway.meter import USAGE_MISSING
 from gateway.metrics import Metrics
 from gateway.pace import Pacer
 from gateway.redis_pipe import RedisCommandError, RedisPipe, RedisUnavailable
-from gateway.request import Route
+from gateway.request import UNMETERED_ROUTES, Route
 
 log = logging.getLogger(__name__)
 
@@ -27,21 +28,23 @@ log = logging.getLogger(__name__)
 def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: int) -> UsageEvent:
     """The fact of a request as its exchange stands now; also the will of a checkpoint. Pure."""
     meter = exchange.meter
-    produced = meter.produced()
+    produced = exchange.produced()
     anomaly = meter.anomaly
-    if meter.exact:
+    if meter.exact or exchange.last_word is not None:
         source = UsageSource.ENGINE
+        if exchange.last_word is not None and anomaly == USAGE_MISSING:
+            anomaly = None
     elif meter.counted():
         source = UsageSource.COUNTED
         if ending in BILLED_ENDINGS:
-            anomaly = anomaly or "usage_missing"
+            anomaly = anomaly or USAGE_MISSING
+    elif produced.output:
+        source = UsageSource.CHECKPOINT
     else:
-        source = UsageSource.CHECKPOINT if produced.output else UsageSource.NONE
-    if ending is Ending.REFUSED_BY_ENGINE:
-        usage, shared_prompt, source = Tokens(), 0, UsageSource.NONE
-    else:
-        usage = Tokens(produced.prompt, produced.cached, produced.output)
-        shared_prompt = produced.prompt_counted - produced.prompt
+        metered = exchange.in_engine and exchange.parsed.route not in UNMETERED_ROUTES
+        source = UsageSource.UNREAD if metered else UsageSource.NONE
+    usage = Tokens(produced.prompt, produced.cached, produced.output)
+    shared_prompt = produced.prompt_counted - produced.prompt
     attribution = attribute(
         ending,
         usage,
@@ -57,7 +60,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         produced=attribution.produced,
         billed=attribution.billed,
         absorbed=attribution.absorbed,
-        units_mu=exchange.model.weights.cost_mu(attribution.billed),
+        units_mu=exchange.model.weights.cost_mu(charged(ending, attribution)),
         http_status=http_status,
         ended_ms=ended_ms,
         first_token_ms=exchange.first_token_ms,

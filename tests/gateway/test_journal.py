@@ -126,7 +126,7 @@ async def test_what_is_appended_while_draining_is_sent_too(
 
 async def test_records_reach_the_disk_in_the_background(journal: Journal, tmp_path: Path) -> None:
     journal.append(settle(1))
-    assert recover(journal_files(tmp_path)[0].read_bytes()).commands == (as_read(settle(1)),)
+    assert recover(journal_files(tmp_path)[0].read_bytes(), own=True).commands == (as_read(settle(1)),)
     await journal.synced()
 
 
@@ -167,7 +167,7 @@ async def test_two_live_processes_never_drain_the_same_file(
 async def test_a_journal_with_records_outlives_a_clean_end(journal: Journal, tmp_path: Path) -> None:
     journal.append(settle(1))
     await journal.close()
-    assert len(recover(journal_files(tmp_path)[0].read_bytes()).commands) == 1
+    assert len(recover(journal_files(tmp_path)[0].read_bytes(), own=True).commands) == 1
 
 
 @pytest.mark.parametrize("torn", [b"4", b"400 12345678 {", encode(settle(3))[:-1], encode(settle(3))[:-9] + b"\n"])
@@ -202,7 +202,7 @@ async def test_a_record_that_redis_refuses_for_good_does_not_block_the_rest(
         journal.append(settle(number))
     await journal.drain(pipe.execute)
     assert events(valkey) == ["r0", "r2"]
-    assert recover((tmp_path / "journal" / "rejected").read_bytes()).commands == (as_read(settle(1)),)
+    assert recover((tmp_path / "journal" / "rejected").read_bytes(), own=True).commands == (as_read(settle(1)),)
 
 
 async def test_past_its_cap_admission_must_stop_but_nothing_is_refused(
@@ -241,7 +241,7 @@ async def test_fault_38_a_full_disk_stops_admission_and_loses_nothing(
 def test_a_record_is_sent_through_todays_script() -> None:
     call = settle(1)
     older = ("EVALSHA", "0" * 40, *call[2:])
-    [command] = recover(encode(older)).commands
+    [command] = recover(encode(older), own=True).commands
     assert command[1] == script("settle").sha
     assert command[2:] == as_read(call)[2:]
 
@@ -251,7 +251,7 @@ def test_any_cut_keeps_every_whole_record_before_it(count: int, cut: int, tail: 
     lines = [encode(settle(number)) for number in range(count)]
     text = b"".join(lines)[:cut]
     whole = sum(1 for number in range(count) if sum(map(len, lines[: number + 1])) <= len(text))
-    recovered = recover(text + tail.replace(b"\n", b""))
+    recovered = recover(text + tail.replace(b"\n", b""), own=True)
     assert len(recovered.commands) == whole
     assert recovered.valid_bytes == sum(map(len, lines[:whole]))
     assert recovered.damaged == ()
