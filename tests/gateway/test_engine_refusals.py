@@ -31,8 +31,10 @@ def test_a_model_that_does_not_think_says_so(
     assert event.ending is Ending.REFUSED_BY_ENGINE
     assert event.produced.output == event.billed.prompt == event.units_mu == 0
 
-    client = anthropic.Anthropic(base_url=gateway.url, api_key=key, max_retries=0)
-    with pytest.raises(anthropic.BadRequestError, match="does not think"):
+    with (
+        anthropic.Anthropic(base_url=gateway.url, api_key=key, max_retries=0) as client,
+        pytest.raises(anthropic.BadRequestError, match="does not think"),
+    ):
         client.messages.create(**{**body("messages", stream), **THINKING})
 
 
