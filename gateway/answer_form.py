@@ -19,18 +19,29 @@ _DATA: Final = b"data: "
 _TIER: Final = "service_tier"
 _TIER_BYTES: Final = b'"service_tier"'
 
-# What a chunk of a vLLM stream begins with, up to its choices, and its embeddings, up to their numbers. Nothing in it was generated.
-_HEAD: Final = (
-    rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,512}"),'
+_CHUNK: Final = b'data: {"'
+_MODEL: Final = b',"model":"'
+_CHOICES: Final = b',"choices":['
+# What vLLM's embeddings begin with, up to their numbers.
+_EMBEDDINGS: Final = re.compile(
+    rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,512}"),"data":\['
 )
-_OPENING: Final = re.compile(b"data: " + _HEAD + rb'"choices":\[')
-_EMBEDDINGS: Final = re.compile(_HEAD + rb'"data":\[')
 _NULL: Final = b'":null'
-# How a chunk in mid-stream ends: with nulls, whatever was generated before it.
-_END: Final = re.compile(rb'(?:"logprobs":null,)?"finish_reason":null(?:,"\w+":null)*\}\]\}\Z')
-# A null member that no vendor sends. A chunk holds what was generated in strings only, and there a quote is escaped: this can match no text.
-_EXTRA_NAME: Final = rb'"(?!(?:content|finish_reason|logprobs|refusal)")\w+":null'
-_EXTRA: Final = re.compile(b"," + _EXTRA_NAME + rb"(?=[,}])|(?<=\{)(?:" + _EXTRA_NAME + rb"(?:,|(?=\})))+")
+_FINISH: Final = b'"finish_reason":null}]}'
+# How vLLM ends the chunks in mid-stream of chat and completions, and the first one of chat. What it has more than `_FINISH` is its own.
+_VLLM_ENDS: Final = (
+    b'"finish_reason":null,"token_ids":null}]}',
+    b'"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
+    b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}',
+    _FINISH,
+)
+_NO_LOGPROBS: Final = b'"logprobs":null,'
+# Each with its number of nulls, and what is to be in its place.
+_ENDS: Final = tuple(
+    (before + end, (before + end).count(_NULL), before + _FINISH)
+    for before in (_NO_LOGPROBS, b"")
+    for end in _VLLM_ENDS
+)
 
 # Where OpenAI and Anthropic send null themselves.
 _NO_NULLS: Final[frozenset[str]] = frozenset()
@@ -51,44 +62,51 @@ _NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
 class ChunkForm:
     """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's word.
 
-    Chunks in mid-stream differ in their text and nothing else, so the beginning and the end of one are learned and replaced in the next.
+    Chunks in mid-stream differ in their text and little else, so the beginning and the end of one are remembered and replaced in the next.
     """
 
-    __slots__ = ("_end", "_end_nulls", "_end_written", "_model", "_opening", "_opening_written", "_tier")
+    __slots__ = ("_end", "_model", "_opening", "_opening_written", "_tier")
 
     def __init__(self, model: str | None, tier: bytes | None) -> None:
         self._model = model
         self._tier = tier
-        self._opening = self._end = b"\n"  # in no event
-        self._opening_written = self._end_written = b""
-        self._end_nulls = 0
+        self._opening = b"\n"  # in no event
+        self._opening_written = b""
+        self._end = _ENDS[0]
 
     def write(self, event: bytes) -> bytes:
         """An event without its blank line; a comment stays as it is. Raises ProtocolViolation where it is not a JSON object."""
-        if event.startswith(self._opening):
-            # A null inside a text counts too: that costs time only.
-            if event.endswith(self._end) and event.count(_NULL) == self._end_nulls:
-                return self._opening_written + event[len(self._opening) : -len(self._end)] + self._end_written
-        elif not self._learn_opening(event):
-            return self._write_decoded(event) if event.startswith(_DATA) else event
-        if _TIER_BYTES in event:
-            return self._write_decoded(event)
-        if (
-            end := _END.search(event, max(0, event.rfind(b'"finish_reason":null') - len(b'"logprobs":null,')))
-        ) is not None:
-            self._end, self._end_nulls = end[0], end[0].count(_NULL)
-            self._end_written = _EXTRA.sub(b"", end[0])
-        return self._opening_written + _EXTRA.sub(b"", event[len(self._opening) :])
+        if event.startswith(self._opening) or self._learn_opening(event):
+            nulls = event.count(_NULL)  # one inside a text counts too, which costs time only
+            if nulls:
+                if (event.endswith(self._end[0]) or self._learn_end(event)) and nulls == self._end[1]:
+                    end, _, written = self._end
+                    return self._opening_written + event[len(self._opening) : -len(end)] + written
+            elif _TIER_BYTES not in event:
+                return self._opening_written + event[len(self._opening) :]
+        return self._write_decoded(event) if event.startswith(_DATA) else event
 
     def _learn_opening(self, event: bytes) -> bool:
-        found = _OPENING.match(event)
-        if found is None:
+        """What stands before the choices, if the model stands last in it: nothing of that was generated."""
+        model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
+        one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
+        if not one_member or not event.startswith(_CHUNK):
             return False
+        opening = event[: choices_at + len(_CHOICES)]
+        if _TIER_BYTES in opening or _NULL in opening:
+            return False
+        model = event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
         tier = b"" if self._tier is None else b'"service_tier":"%b",' % self._tier
-        model = found[2] if self._model is None else orjson.dumps(self._model)
-        self._opening = found[0]
-        self._opening_written = b'data: {%b%b"model":%b,"choices":[' % (tier, found[1], model)
+        self._opening = opening
+        self._opening_written = b"data: {%b%b%b%b" % (tier, event[len(_CHUNK) - 1 : model_at], model, _CHOICES)
         return True
+
+    def _learn_end(self, event: bytes) -> bool:
+        for end in _ENDS:
+            if event.endswith(end[0]):
+                self._end = end
+                return True
+        return False
 
     def _write_decoded(self, event: bytes) -> bytes:
         return _DATA + choices_written(_object_of(event[len(_DATA) :], "chunk"), self._model, self._tier)
@@ -99,11 +117,11 @@ def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | Non
     _drop_nulls(answer, _NO_NULLS)
     for choice in _objects(answer.get("choices")):
         _drop_nulls(choice, _CHOICE_NULLS)
-        for name in ("message", "delta"):
-            if isinstance(said := choice.get(name), dict):
-                _drop_nulls(said, _MESSAGE_NULLS)
-                if said.get("tool_calls") == []:
-                    del said["tool_calls"]
+        said = choice.get("message") or choice.get("delta")
+        if isinstance(said, dict):
+            _drop_nulls(said, _MESSAGE_NULLS)
+            if said.get("tool_calls") == []:
+                del said["tool_calls"]
     _drop_nulls_of_usage(answer)
     if model is not None:
         answer["model"] = model
@@ -177,8 +195,9 @@ def _embeddings_written(answer: bytes, decoded: dict[str, Any], model: str | Non
 
 
 def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:
-    for name in [name for name, value in holder.items() if value is None and name not in kept]:
-        del holder[name]
+    if None in holder.values():
+        for name in [name for name, value in holder.items() if value is None and name not in kept]:
+            del holder[name]
 
 
 def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:

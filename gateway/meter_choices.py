@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.answer_form import ChunkForm
+from gateway.answer_form import ChunkForm, choices_written
 from gateway.events import EventSplitter
 from gateway.meter import (
     USAGE_MISSING,
@@ -71,7 +71,7 @@ class ChoicesMeter:
         passed = []
         for event in self._splitter.split(chunk):
             if self._samples == 1 and b'"finish_reason":null' in event and event.startswith(b'data: {"id"'):
-                kept: bytes | None = self._read_fast(event)
+                kept: bytes | None = self.written(self._read_fast(event))
             elif event == _DONE:
                 self._read_done()
                 passed.append(event)
@@ -83,7 +83,7 @@ class ChoicesMeter:
             else:
                 kept = self._read_decoded(event)
             if kept is not None:
-                passed.append(self.written(kept))
+                passed.append(kept)
                 if self.counts is not None:
                     self.counts.append(self.output_tokens())
             if self.failed:
@@ -154,7 +154,7 @@ class ChoicesMeter:
             self.anomaly = USAGE_MISSING
 
     def _read_decoded(self, event: bytes) -> bytes | None:
-        """A chunk that ends something, or of several samples: decoded whole. None when nothing of it is to be passed on."""
+        """A chunk that ends something, or of several samples: decoded whole. What to pass on of it, in the caller's form."""
         if self.finished:
             raise ProtocolViolation("chunk after [DONE]")
         if not event.startswith(_DATA):
@@ -176,16 +176,22 @@ class ChoicesMeter:
             self._read_total(usage)
             if self._total is not None and not self._total.output and not self._finished_samples:
                 self.aborted = True  # stopped before its first token: then no chunk says so
-            return event if self._wants_usage and not self.aborted else None
+            return self.written(event) if self._wants_usage and not self.aborted else None
         for choice in choices:
             self._read_choice(choice, usage)
         if self.aborted:  # stopped inside the engine: not an ending that a caller's client knows
             self.last_chunk = chunk
             return None
         if usage is None or self._wants_continuous:
-            return event
+            return self._written_decoded(chunk, event)
         del chunk["usage"]
-        return _DATA + orjson.dumps(chunk)
+        return self._written_decoded(chunk, None)
+
+    def _written_decoded(self, chunk: dict[str, Any], event: bytes | None) -> bytes:
+        """A chunk in the form in which the caller gets it; `event` is its bytes, where they say the same."""
+        if event is not None and self.model is None and self.tier is None:
+            return event
+        return _DATA + choices_written(chunk, self.model, self.tier)
 
     def _read_choice(self, choice: Any, usage: Any) -> None:
         if (
