@@ -274,7 +274,7 @@ ERROR_CASES = [
     case
     for case in CASES
     if case.split()[0]
-    in ("unknown", "bad", "no", "empty", "too", "max_tokens", "min", "prompt", "token", "stream", "images")
+    in ("unknown", "bad", "no", "empty", "too", "max_tokens", "min", "prompt", "token", "stream", "images", "thinking,")
 ]
 
 
