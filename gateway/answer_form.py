@@ -1,8 +1,10 @@
-"""The form in which a caller gets an engine's answer: the model as it was asked for, the tier it was served in, and no engine's empty extras.
+"""The form in which a caller gets an engine's answer: the model as it was asked for, the tier it was served
+in, and no engine's empty extras.
 
-Pure: takes what a meter has read and returns the bytes to pass on. Text that a model wrote is never searched or changed: names and tiers are
-written at places that no text can reach, or into objects that are decoded. Engines fill members of their own with null ("reasoning": null);
-clients send those back, or stumble over them. So of all null members only those are kept that the vendors send as null themselves.
+Pure: takes what a meter has read and returns the bytes to pass on. Text that a model wrote is never searched
+or changed: names and tiers are written at places that no text can reach, or into objects that are decoded.
+Engines fill members of their own with null ("reasoning": null); clients send those back, or stumble over
+them. So of all null members only those are kept that the vendors send as null themselves.
 """
 
 import json
@@ -28,7 +30,8 @@ _EMBEDDINGS: Final = re.compile(
 )
 _NULL: Final = b'":null'
 _FINISH: Final = b'"finish_reason":null}]}'
-# How vLLM ends the chunks in mid-stream of chat and completions, and the first one of chat. What it has more than `_FINISH` is its own.
+# How vLLM ends the chunks in mid-stream of chat and completions, and the first one of chat. What it has more
+# than `_FINISH` is its own.
 _VLLM_ENDS: Final = (
     b'"finish_reason":null,"token_ids":null}]}',
     b'"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
@@ -55,7 +58,8 @@ _RESPONSE_NULLS: Final = frozenset(
         "usage", "user",
     }
 )  # fmt: skip
-# Members of an item or a part of a response that are null. In JSON a quote inside a string is escaped, so this can match no text.
+# Members of an item or a part of a response that are null. In JSON a quote inside a string is escaped, so
+# this can match no text.
 _NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
 
 
@@ -75,7 +79,9 @@ class ChunkForm:
         self._end = _ENDS[0]
 
     def write(self, event: bytes) -> bytes:
-        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation where it is not a JSON object."""
+        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation where it is
+        not a JSON object.
+        """
         if event.startswith(self._opening) or self._learn_opening(event):
             nulls = event.count(_NULL)  # one inside a text counts too, which costs time only
             if nulls:
@@ -131,7 +137,9 @@ def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | Non
 
 
 def message_written(outermost: dict[str, Any], message: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
-    """`outermost` once `message`, itself or what an event of it carries, says the model and, in its usage, the tier. Both are used up."""
+    """`outermost` once `message`, itself or what an event of it carries, says the model and, in its
+    usage, the tier. Both are used up.
+    """
     if model is not None and message:
         message["model"] = model
     if message:
@@ -145,7 +153,10 @@ def message_written(outermost: dict[str, Any], message: dict[str, Any], model: s
 def response_written(
     outermost: dict[str, Any], response: dict[str, Any], model: str | None, tier: bytes | None
 ) -> bytes:
-    """`outermost` once `response`, itself or what an event of it carries, says the model and the tier. Both are used up."""
+    """`outermost` once `response`, itself or what an event of it carries, says the model and the tier.
+
+    Both are used up.
+    """
     _drop_nulls(response, _RESPONSE_NULLS)
     for item in _objects(response.get("output")):
         _drop_nulls(item, _NO_NULLS)

@@ -1,6 +1,7 @@
 """The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows headers and framing, no tokens.
 
-The head goes out with the first piece, so that until then a failure can still become a proper error response; a heartbeat sends it earlier.
+The head goes out with the first piece, so that until then a failure can still become a proper error response;
+a heartbeat sends it earlier.
 """
 
 import hashlib
@@ -106,9 +107,9 @@ class AsgiClient:
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def heartbeat(self) -> None:
-        """Something that no client takes for a piece of the stream. The head that it may bring names no instance: another one may answer.
+        """Send something that no client takes for a piece of the stream.
 
-        Nothing where the caller does not read, so that this waits for nobody.
+        The head that it may bring names no instance: another one may answer. Nothing is sent where the caller does not read, so that this waits for nobody.
         """
         if self._ended or (self.connection is not None and self.connection.stalled_ms()):
             return

@@ -50,15 +50,15 @@ _LEAK = re.compile(
 
 
 def translate_engine_error(status: int, body: bytes, route: Route, engine_model: str) -> GatewayError:
-    """The error that a caller on `route` gets for an engine's `status` and `body`. Never raises: the body may be anything.
+    """The error that a caller on `route` gets for an engine's `status` and `body`, which may be anything.
 
-    `engine_model` is the engine's own name for the model; nothing that names it is passed on.
+    Never raises. `engine_model` is the engine's own name for the model; nothing that names it is passed on.
     """
     return _translated(status, *_read(body), route, engine_model)
 
 
 def translate_stream_error(event: bytes, route: Route, engine_model: str) -> GatewayError:
-    """The same for the JSON of an error event, where the engine had begun a stream before it looked at the request."""
+    """The same for the JSON of an error event: the engine began a stream before it looked at the request."""
     error = _error_of(event)
     message, param = _said(error)
     code = error.get("code")

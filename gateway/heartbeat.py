@@ -1,7 +1,9 @@
-"""Keeps streams from looking dead: whoever has waited for long, in the queue or for the next token, is sent something that means nothing.
+"""Keeps streams from looking dead: whoever has waited for long, in the queue or for the next token, is sent
+something that means nothing.
 
-Proxies and clients cut connections on which nothing comes. A heartbeat is no piece of an answer: it is not metered, it is no first token, and after
-it another instance may still be tried. But the head has gone out with it, so that what fails then is told in the stream.
+Proxies and clients cut connections on which nothing comes. A heartbeat is no piece of an answer: it is not
+metered, it is no first token, and after it another instance may still be tried. But the head has gone out
+with it, so that what fails then is told in the stream.
 """
 
 import asyncio
@@ -16,7 +18,10 @@ ROUND_SECONDS_MAX: Final = 1.0
 
 
 class Heartbeats:
-    """The streams of one process. One round for all of them: a timer for each would cost every request something."""
+    """The streams of one process.
+
+    One round for all of them: a timer for each would cost every request something.
+    """
 
     def __init__(self, interval_s: float) -> None:
         self._round_s = min(ROUND_SECONDS_MAX, interval_s / 4)

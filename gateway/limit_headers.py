@@ -1,4 +1,6 @@
-"""The `x-ratelimit-*` headers, as OpenAI's clients read them, from how full the tightest bucket is; on Anthropic's routes its own beside them. Pure.
+"""The `x-ratelimit-*` headers, as OpenAI's clients read them, from how full the tightest bucket is. Pure.
+
+On Anthropic's routes `anthropic-ratelimit-*` stand beside them.
 
 `requests` counts requests a minute, `tokens` work units a minute. A bucket without a limit has no headers.
 """

@@ -1,4 +1,6 @@
-"""A budget for thinking, which an engine without a reasoning parser refuses: whole with a 400, streamed in the stream that it has begun."""
+"""A budget for thinking, which an engine without a reasoning parser refuses: whole with a 400, streamed
+in the stream that it has begun.
+"""
 
 import json
 
