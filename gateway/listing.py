@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway.authenticate import Caller, authenticate
+from gateway.billing_client import BillingClient
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import opaque_instance
@@ -22,7 +23,6 @@ from gateway.errors import InvalidRequest, ModelNotFound, RouteNotFound, UsageUn
 from gateway.lifecycle import Lifecycle
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
-RECEIPT_TIMEOUT_S = 5.0
 # What a tenant may narrow its capacity by, and how long each may be.
 CAPACITY_WORDS = ("contract", "from", "until")
 CAPACITY_CHARS_MAX = 128
@@ -35,13 +35,7 @@ def listing_router(
 ) -> APIRouter:
     """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
     router = APIRouter()
-    receipts = httpx.AsyncClient(
-        base_url=admin_url,
-        headers={"authorization": f"Bearer {service_key}"},
-        timeout=RECEIPT_TIMEOUT_S,
-        # The service key is for billing alone: a proxy that the environment names would read it.
-        trust_env=False,
-    )
+    billing = BillingClient(admin_url, service_key)
 
     async def caller_of(request: Request) -> Caller:
         return await authenticate(request.scope["headers"], catalogue, clock.at_ms(time.monotonic()))
@@ -71,7 +65,7 @@ def listing_router(
     async def no_stored_response(rest: str) -> None:
         raise RouteNotFound("Responses are stateless here: none is kept, and only POST /v1/responses is served.")
 
-    _add_usage_routes(router, receipts, caller_of)
+    _add_usage_routes(router, billing, caller_of)
 
     @router.get("/health", include_in_schema=False)
     @router.get("/healthz", summary="The process runs", tags=["health"])
@@ -88,7 +82,7 @@ def listing_router(
 
 
 def _add_usage_routes(
-    router: APIRouter, receipts: httpx.AsyncClient, caller_of: Callable[[Request], Awaitable[Caller]]
+    router: APIRouter, billing: BillingClient, caller_of: Callable[[Request], Awaitable[Caller]]
 ) -> None:
     """What billing is asked for on the caller's behalf, and of nobody else."""
 
@@ -98,7 +92,7 @@ def _add_usage_routes(
         if not REQUEST_ID.fullmatch(request_id):
             raise RouteNotFound("There is no such request.")
         try:
-            found = await receipts.get(f"/admin/v1/requests/{request_id}", params={"tenant": caller.tenant.tenant})
+            found = await billing.get(f"/admin/v1/requests/{request_id}", {"tenant": caller.tenant.tenant})
         except httpx.HTTPError as exc:
             raise UsageUnavailable from exc
         if found.status_code == 404:
@@ -116,7 +110,7 @@ def _add_usage_routes(
                 raise InvalidRequest(f"'{word}' has at most {CAPACITY_CHARS_MAX} characters.", param=word)
         try:
             # Last, so that nothing asked for can name another tenant.
-            found = await receipts.get("/admin/v1/capacity", params=asked | {"tenant": caller.tenant.tenant})
+            found = await billing.get("/admin/v1/capacity", asked | {"tenant": caller.tenant.tenant})
         except httpx.HTTPError as exc:
             raise UsageUnavailable from exc
         if found.status_code == 404:

@@ -40,7 +40,10 @@ class GatewaySettings(BaseSettings):
         default=9101, ge=0, le=65535, alias="TAAS_GATEWAY_METRICS_PORT", description="Port of /metrics; 0 picks one."
     )
 
-    admin_url: str = Field(default="http://127.0.0.1:8001", description="Billing's API, asked for receipts only.")
+    admin_url: str = Field(
+        default="http://127.0.0.1:8001",
+        description="Billing's API, asked for receipts and capacity; of several processes, with commas between them.",
+    )
     service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
 
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body.")
