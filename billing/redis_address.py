@@ -68,6 +68,8 @@ class RedisAddress:
     def client_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `redis.Redis` and `redis.asyncio.Redis`."""
         arguments: dict[str, Any] = {"db": self.database, "username": self.username, "password": self.password}
+        # Otherwise each connection names its library with CLIENT SETINFO, which an ACL user has no right to.
+        arguments["driver_info"] = None
         if self.unix_path is not None:
             return arguments | {"unix_socket_path": self.unix_path}
         arguments |= {"host": self.host, "port": self.port}
