@@ -18,7 +18,7 @@ from gateway.catalogue_entries import Model
 from gateway.client import AsgiClient, ClientConnection, new_request_id
 from gateway.clock import Clock
 from gateway.engines import Engines
-from gateway.errors import CallerLeft, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
+from gateway.errors import CallerLeft, DependencyUnavailable, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
 from gateway.give_way import Continuer
@@ -132,6 +132,8 @@ class InferenceApi:
     def _model(self, parsed: ParsedRequest, caller: Caller) -> Model:
         """The model, if this caller may know of it: unknown and not-yours are answered alike."""
         model = self.catalogue.models.get(parsed.model)
+        if model is None and not self.catalogue.loaded:
+            raise DependencyUnavailable
         if model is None or not model.visible_to(caller.tenant):
             raise ModelNotFound(parsed.model)
         check_against_model(

@@ -40,6 +40,7 @@ from gateway.metrics import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
 from gateway.outage import OutageLeases
 from gateway.pace import Pacer
+from gateway.readiness import Readiness
 from gateway.redis_pipe import RedisPipe
 from gateway.request import Dialect, Route
 from gateway.reserve import Reserver, WaitPolicy
@@ -76,6 +77,8 @@ class Stages:
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._pacer = Pacer(self._redis)
         self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
+        self._lifecycle = lifecycle
+        self.readiness = Readiness(lifecycle, self.catalogue, self._redis, self._journal, outage)
         self._housekeeping = Housekeeping(
             self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, self.clock
         )
@@ -111,12 +114,13 @@ class Stages:
     async def running(self) -> AsyncIterator[None]:
         """Start, and at the end wait for what is open to settle."""
         await self._journal.open()
-        await self.catalogue.start()
+        await self.catalogue.start(self._settings.start_wait_s)
         rounds = [
             asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
             asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
             asyncio.create_task(self._line.run(), name="line"),
             asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
+            asyncio.create_task(self.readiness.watch(), name="readiness"),
         ]
         try:
             yield
@@ -125,6 +129,7 @@ class Stages:
             self._last_words.give_up()
             while self.open_exchanges or self._line.exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
+            await self._save_settles()
             for task in rounds:
                 task.cancel()
             await asyncio.gather(*rounds, return_exceptions=True)
@@ -135,6 +140,22 @@ class Stages:
             await self._feed.close()
             await self._redis.close()
             await self._journal.close()
+
+    async def _save_settles(self) -> None:
+        """Wait until the disk, or Redis by way of the housekeeping, has taken every settle; count those that nothing took in time."""
+        wait_s, journal = self._settings.unsaved_wait_s, self._journal
+        deadline = time.monotonic() + wait_s
+        if journal.unsaved:
+            log.error(
+                "neither Redis nor the journal's disk takes these settles: waiting",
+                extra={"settles": journal.unsaved, "wait_s": wait_s},
+            )
+        while journal.unsaved and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            journal.write_again()
+        self._lifecycle.settles_lost = journal.unsaved
+        if journal.unsaved:
+            log.error("settles are lost", extra={"settles": journal.unsaved})
 
     def _give_way(self, request_id: str) -> None:
         """The cell wants the place of a flex request."""
@@ -213,7 +234,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
     )
     app.stages = stages
     service_key = settings.service_key.get_secret_value()
-    app.include_router(listing_router(stages.catalogue, stages.clock, lifecycle, settings.admin_url, service_key))
+    app.include_router(
+        listing_router(stages.catalogue, stages.clock, stages.readiness, settings.admin_url, service_key)
+    )
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from billing import redis_keys
@@ -38,6 +38,10 @@ class Catalogue:
         self._unknown_keys: set[str] = set()
         self._tenants: dict[str, Tenant] = {}
         self.models: dict[str, Model] = {}
+        self._models_read = asyncio.Event()
+        self._instances_read = asyncio.Event()
+        # Redis answers, and holds nothing that billing wrote.
+        self.not_projected = False
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
         self.cache_salt = ""
         self._fresh_until = 0.0
@@ -45,12 +49,16 @@ class Catalogue:
         self._last_change = "$"
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Load what is loaded whole and follow the changes. Redis may be down: then it is tried until it is there."""
+    async def start(self, wait_s: float) -> None:
+        """Load what is loaded whole and follow the changes; returns when it is loaded, or after `wait_s`: then it is still tried."""
         self._tasks = [
             asyncio.create_task(self._follow_changes(), name="catalogue-changes"),
             asyncio.create_task(self._poll_instances(), name="catalogue-instances"),
         ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._models_read.wait()
+                await self._instances_read.wait()
 
     async def stop(self) -> None:
         """Stop following."""
@@ -60,6 +68,11 @@ class Catalogue:
                 await task
 
     @property
+    def loaded(self) -> bool:
+        """Whether models and instances have been read once. Until then, what is not found may well exist."""
+        return self._models_read.is_set() and self._instances_read.is_set()
+
+    @property
     def fresh(self) -> bool:
         """Whether the cache may be believed."""
         return time.monotonic() < self._fresh_until
@@ -67,6 +80,10 @@ class Catalogue:
     def instances(self, model: str) -> tuple[InstanceEntry, ...]:
         """The instances of a model whose lease holds, whatever their status."""
         return self._instances.get(model, ())
+
+    def tenants_seen(self) -> Iterable[Tenant]:
+        """Tenants that have asked of late."""
+        return self._tenants.values()
 
     def cached_key(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
         """A key and its tenant where both are known and fresh: the fast path."""
@@ -154,7 +171,13 @@ class Catalogue:
 
     async def _start_over(self) -> None:
         """Where the feed stands now, then the state: in this order nothing can be missed."""
-        last = await self._feed.execute("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1)
+        last, projected = await self._feed.execute_many(
+            [("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1), ("EXISTS", redis_keys.PROJECTION)]
+        )
+        self.not_projected = not projected
+        if not projected:
+            # Redis is new or was emptied: that it holds no models says nothing of them.
+            raise RedisUnavailable("no catalogue", unknown_outcome=False)
         position = last[0][0].decode() if last else "0-0"
         self._forget_all()
         await self._load_models()
@@ -171,6 +194,7 @@ class Catalogue:
             except ValueError:
                 log.error("unreadable model entry", extra={"model": name.decode(errors="replace")})
         self.models = models
+        self._models_read.set()
 
     async def _apply(self, fields: dict[bytes, bytes]) -> None:
         self._changes_seen += 1
@@ -203,6 +227,7 @@ class Catalogue:
                 if projected and isinstance(raw, list) and isinstance(drained, list):
                     now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
                     self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms, drained))
+                    self._instances_read.set()
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
 
     def _take_instances(self, entries: list[InstanceEntry]) -> None:

@@ -285,10 +285,13 @@ class NoInstance(TryLater):
 
 
 class DependencyUnavailable(TryLater):
-    """Redis is gone and the tenant's policy is to refuse, or its answer cannot be trusted."""
+    """Redis is gone and the tenant's policy is to refuse, its answer cannot be trusted, or the catalogue is not read yet."""
 
     code = "dependency_unavailable"
     text = "The service is degraded and cannot admit requests now. Try again later."
+
+    def __init__(self, retry_after_ms: int = 1_000) -> None:
+        super().__init__(retry_after_ms)
 
 
 class UsageUnavailable(TryLater):

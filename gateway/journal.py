@@ -90,6 +90,15 @@ class Journal:
         self._unwritten.append(admission)
         self._write()
 
+    @property
+    def unsaved(self) -> int:
+        """How many settles are neither in Redis nor on the disk: they end with the process."""
+        return sum(not isinstance(record, Admission) for record in self._unwritten)
+
+    def write_again(self) -> None:
+        """Try once more to put on the disk what it did not take."""
+        self._write()
+
     async def drain(self, execute: Callable[..., Awaitable[Any]]) -> int:
         """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable, having lost nothing."""
         async with self._draining:

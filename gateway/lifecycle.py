@@ -13,6 +13,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.draining = False
+        # Settles that neither Redis nor the journal took before the process had to end.
+        self.settles_lost = 0
         self.drain_started = asyncio.Event()
         self.deadline_passed = asyncio.Event()
         self._on_drain: list[Callable[[], None]] = []

@@ -19,8 +19,8 @@ from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import opaque_instance
 from gateway.clock import Clock
-from gateway.errors import InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
-from gateway.lifecycle import Lifecycle
+from gateway.errors import DependencyUnavailable, InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
+from gateway.readiness import Readiness
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 # What a tenant may narrow its capacity by, and how long each may be.
@@ -31,7 +31,7 @@ OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "o
 
 
 def listing_router(
-    catalogue: Catalogue, clock: Clock, lifecycle: Lifecycle, admin_url: str, service_key: str
+    catalogue: Catalogue, clock: Clock, readiness: Readiness, admin_url: str, service_key: str
 ) -> APIRouter:
     """Routes of one process. Errors are GatewayErrors, which the app puts into the caller's dialect."""
     router = APIRouter()
@@ -43,6 +43,8 @@ def listing_router(
     @router.get("/v1/models", summary="Models that this key may see", tags=["models"])
     async def list_models(request: Request) -> dict[str, Any]:
         caller = await caller_of(request)
+        if not catalogue.loaded:
+            raise DependencyUnavailable
         models = sorted(
             (model for model in catalogue.models.values() if model.visible_to(caller.tenant)),
             key=lambda model: model.name,
@@ -57,6 +59,8 @@ def listing_router(
     async def show_model(name: str, request: Request) -> dict[str, Any]:
         caller = await caller_of(request)
         model = catalogue.models.get(name)
+        if model is None and not catalogue.loaded:
+            raise DependencyUnavailable
         if model is None or not model.visible_to(caller.tenant):
             raise ModelNotFound(name)
         return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
@@ -72,11 +76,10 @@ def listing_router(
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/readyz", summary="The process takes requests", tags=["health"])
+    @router.get("/readyz", summary="The process takes requests, or why not", tags=["health"])
     async def readyz() -> JSONResponse:
-        ready = catalogue.fresh and not lifecycle.draining
-        state = "ready" if ready else "draining" if lifecycle.draining else "degraded"
-        return JSONResponse({"status": state}, 200 if ready else 503)
+        report = readiness.report()
+        return JSONResponse(report.to_json(), 200 if report.ready else 503)
 
     return router
 

@@ -25,6 +25,14 @@ class OutageLeases:
         self._used[tenant.tenant] = (requests + 1, used_mu + cost_mu)
         return True
 
+    def may_serve(self, tenant: Tenant) -> bool:
+        """Whether the tenant's lease has room for another request here."""
+        requests, used_mu = self._used.get(tenant.tenant, (0, 0))
+        policy = tenant.outage
+        return (requests + 1) * self.gateways_alive <= policy.requests and (
+            used_mu * self.gateways_alive < policy.milliunits
+        )
+
     def renew(self) -> None:
         """Redis answers again: its limits hold, the next outage has leases of its own."""
         self._used.clear()

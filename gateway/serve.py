@@ -1,8 +1,9 @@
 """Runs one gateway: binds its port, serves in this process or under a supervisor, shuts down in order. Knows the application by its factory's name only.
 
-Shutdown, on SIGTERM or SIGINT: (1) readiness goes, no connection is accepted; (2) what runs, runs on for `drain_s`; (3) then the application ends
-the rest with an error and settles, for `settle_s`; (4) what is left is cancelled, the application closes; (5) exit 0. A second signal exits at once:
-leases and the reaper settle what was open.
+Shutdown, on SIGTERM or SIGINT: (1) readiness goes, requests are taken on for `unready_s`, each answer closing its connection, so that load
+balancers turn away; (2) no connection is accepted, what runs, runs on for `drain_s`; (3) then the application ends the rest with an error and
+settles, for `settle_s`; (4) what is left is cancelled, the application closes, and waits for up to `unsaved_wait_s` if settles can be kept
+nowhere; (5) exit 0, or SETTLES_LOST. A second signal exits at once: leases and the reaper settle what was open.
 """
 
 import asyncio
@@ -35,21 +36,24 @@ from gateway.supervise import Supervisor
 log = logging.getLogger(__name__)
 
 APP_FACTORY = "gateway.app:build_app"
+# Exit status of a process that had to end before Redis or its journal took every settle; its log says how many were lost.
+SETTLES_LOST = 4
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server with our order of shutdown, and exit status 0 after it."""
+    """uvicorn's server with our order of shutdown, after which it does not die of the signal."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, unready_s: float, drain_s: float) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._unready_s = unready_s
         self._drain_s = drain_s
         self.on_ready: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve once the application has started; a failure there ends the process with uvicorn's status 3."""
         await super().startup(sockets)
-        log.info("ready")
+        log.info("serving")
         if self.on_ready is not None:
             self.on_ready()
 
@@ -62,6 +66,10 @@ class GatewayServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Steps 1 to 4."""
         self._lifecycle.begin_drain()
+        if self._unready_s:
+            log.info("not ready any more", extra={"taking_connections_for_s": self._unready_s})
+            self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+            await asyncio.sleep(self._unready_s)
         deadline = asyncio.get_running_loop().call_later(self._drain_s, self._lifecycle.end_streams)
         try:
             await super().shutdown(sockets)
@@ -92,7 +100,12 @@ def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle, metri
         backlog=BACKLOG,
         timeout_graceful_shutdown=math.ceil(settings.drain_s + settings.settle_s),
     )
-    return GatewayServer(config, lifecycle, settings.drain_s)
+    return GatewayServer(config, lifecycle, settings.unready_s, settings.drain_s)
+
+
+def exit_status(lifecycle: Lifecycle) -> int:
+    """What a process that has shut down ends with."""
+    return SETTLES_LOST if lifecycle.settles_lost else 0
 
 
 def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
@@ -133,4 +146,4 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
         server = make_server(build(factory, settings, lifecycle, metrics), settings, lifecycle, metrics)
         log.info("listening", extra=where)
         server.run(sockets=sockets)
-        return 0
+        return exit_status(lifecycle)

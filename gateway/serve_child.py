@@ -14,7 +14,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.logs import configure_logs
 from gateway.metrics import Metrics
 from gateway.metrics_page import SnapshotWriter
-from gateway.serve import GatewayServer, build, make_server
+from gateway.serve import GatewayServer, build, exit_status, make_server
 from gateway.settings import GatewaySettings
 
 
@@ -37,7 +37,7 @@ def main() -> int:
     with SnapshotWriter(metrics, Path(sys.argv[2])) as writer:
         server.on_ready = writer.start
         server.run(sockets=[sock])
-    return 0
+    return exit_status(lifecycle)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,28 @@ class GatewaySettings(BaseSettings):
     lease_ms: int = Field(default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint.")
     checkpoint_ms: int = Field(default=500, ge=50, le=1_000, description="How often open streams are checkpointed.")
 
-    drain_s: float = Field(default=30.0, ge=0, description="How long streams may run on after SIGTERM.")
+    start_wait_s: float = Field(
+        default=3.0,
+        ge=0,
+        description="How long a starting process waits for the catalogue before it takes connections all the same.",
+    )
+    unready_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long connections are still taken after SIGTERM, while /readyz already says 503, so that load balancers notice.",
+    )
+    drain_s: float = Field(default=30.0, ge=0, description="How long streams may run on after that.")
     settle_s: float = Field(default=5.0, gt=0, description="Time after that to end the rest with an error and settle.")
+    unsaved_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a stopping process waits for Redis or its disk to take the settles that neither takes.",
+    )
+
+    @property
+    def stop_s(self) -> float:
+        """The longest that a process takes to end by itself."""
+        return self.unready_s + self.drain_s + self.settle_s + self.unsaved_wait_s
 
     @field_validator("cors_origins")
     @classmethod

@@ -133,7 +133,7 @@ class Supervisor:
             slot.socket.close()
             if slot.process is not None:
                 slot.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + settings.drain_s + settings.settle_s + KILL_AFTER_S
+        deadline = time.monotonic() + settings.stop_s + KILL_AFTER_S
         status = 0
         while any(slot.process is not None for slot in self._slots):
             if len(self._signals) > heard:

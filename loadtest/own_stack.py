@@ -77,7 +77,7 @@ class OwnStack:
         environment = {
             "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self.redis_url, "TAAS_DATABASE_URL": self._start_postgres(),
             "TAAS_ADMIN_URL": self.admin_url, "TAAS_ADMIN_PORT": self.admin_url.rsplit(":", 1)[1], "TAAS_ADMIN_KEY": self.admin_key,
-            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_LOG_LEVEL": "warning",
+            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_LOG_LEVEL": "warning", "TAAS_UNREADY_S": "0",
         }  # fmt: skip
         self._start("billing", python("-m", "billing"), environment).wait_until(answers(f"{self.admin_url}/healthz"))
         self._set_up()

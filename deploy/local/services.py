@@ -16,9 +16,10 @@ from deploy.local.settings import HOST, ROOT, LocalSettings, child_environment
 BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"
-# Longer than each takes by itself: a gateway's streams have 30 s and 5 s to settle, a worker's 60 s and then vLLM's end.
-_GRACE_S: Final = {GATEWAY: 45.0, WORKER: 100.0, BILLING: 20.0}
-_GRACE_OVER_DRAIN_S: Final = 40.0
+# Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could not be, a worker's 60 s and then
+# vLLM's end.
+_GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, BILLING: 20.0}
+_GRACE_OVER_DRAIN_S: Final = 75.0
 _START_TIMEOUT_S: Final = 60.0
 
 
@@ -65,6 +66,7 @@ class Services:
         environment = child_environment(
             settings, TAAS_REDIS_URL=stores.redis_url, TAAS_SERVICE_KEY=self._credentials.service_key
         )
+        environment.setdefault("TAAS_UNREADY_S", "0")  # there is no load balancer that has to notice an end
         ports = {"TAAS_GATEWAY_PORT": settings.gateway_port, "TAAS_GATEWAY_METRICS_PORT": settings.gateway_metrics_port}
         running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, ports, step)
         self._processes.wait_until(

@@ -199,7 +199,7 @@ def until(condition: Any, what: str, seconds: float = 10.0) -> None:
 @contextlib.contextmanager
 def listening(**settings: Any) -> Iterator[Listening]:
     """Serve in a thread; ends with an orderly shutdown."""
-    chosen = GatewaySettings(**({"drain_s": 2.0, "settle_s": 1.0} | settings))
+    chosen = GatewaySettings(**({"unready_s": 0.0, "drain_s": 2.0, "settle_s": 1.0} | settings))
     app, lifecycle = TinyApp(), Lifecycle()
     (sock,) = listening_sockets("127.0.0.1", 0, 1, chosen.write_stall_s)
     port = port_of(sock)

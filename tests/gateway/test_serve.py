@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway.serve import SETTLES_LOST
 from tests.gateway.listening import read_all, until
 
 START = "import sys; from gateway.serve import run; from gateway.settings import GatewaySettings; sys.exit(run(GatewaySettings(), sys.argv[1]))"
@@ -37,7 +38,7 @@ class Gateway:
         return [line for line in lines if line["message"] == message]
 
     def wait_ready(self, processes: int) -> None:
-        until(lambda: len(self.logged("ready")) >= processes or self.process.poll() is not None, "ready", 30)
+        until(lambda: len(self.logged("serving")) >= processes or self.process.poll() is not None, "ready", 30)
         where = self.logged("listening")[0]
         self.port, self.metrics_port = where["port"], where["metrics_port"]
 
@@ -75,6 +76,7 @@ def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str
         "TAAS_GATEWAY_METRICS_PORT": "0",
         "TAAS_GATEWAY_PROCESSES": str(processes),
         "TAAS_SERVICE_KEY": "secret-service-key",
+        "TAAS_UNREADY_S": "0",
         **settings,
     }
     with log.open("wb") as stderr:
@@ -118,6 +120,27 @@ def test_fault_41_readiness_goes_and_no_connection_is_taken_while_streams_drain(
         with pytest.raises(httpx.TransportError):
             running.get("/readyz")
         assert b'data: {"error"' in read_all(sock)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_connections_are_taken_for_a_while_after_readiness_has_gone(tmp_path: Path, processes: int) -> None:
+    with gateway(tmp_path, processes, TAAS_UNREADY_S="3") as running:
+        running.process.send_signal(signal.SIGTERM)
+        until(lambda: len(running.logged("not ready any more")) == processes, "readiness to go")
+        told, served = running.get("/readyz"), running.get("/count")
+        assert (told.status_code, served.status_code) == (503, 200)
+        assert served.headers["connection"] == "close"
+        assert not running.logged("Shutting down")
+        assert running.process.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            running.get("/readyz")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_lost_settles_ends_with_a_status_of_its_own(tmp_path: Path, processes: int) -> None:
+    with gateway(tmp_path, processes) as running:
+        assert running.get("/lose").status_code == 200
+        assert running.stop() == SETTLES_LOST
 
 
 @pytest.mark.parametrize("processes", [1, 2])

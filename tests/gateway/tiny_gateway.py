@@ -21,6 +21,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
             case b"/count":
                 metrics.refused("tiny")
                 await answer(send, 200, {"process": os.getpid()})
+            case b"/lose":
+                lifecycle.settles_lost += 1
+                await answer(send, 200, {})
             case b"/stream":
                 metrics.streams_delta(1)
                 await _stream(lifecycle, send, scope["query_string"] == b"forever")

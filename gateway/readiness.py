@@ -1,0 +1,126 @@
+"""Whether this process may be sent requests, and why not: what `/readyz` answers and the log says when it changes.
+
+It owns the reasons and their words. They are read without a key, so they name settings and states, never an address or a tenant.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from gateway.catalogue import Catalogue
+from gateway.journal import Journal
+from gateway.lifecycle import Lifecycle
+from gateway.outage import OutageLeases
+from gateway.redis_pipe import RedisPipe
+
+log = logging.getLogger(__name__)
+
+LOOK_S: Final = 0.5
+# How a server that may come back by itself fails us. Any other failure is for an operator to mend.
+_AWAY: Final = (
+    "busy", "cannot connect", "closed", "clusterdown", "connection lost", "loading", "masterdown", "misconf", "noreplicas", "oom",
+    "protocol", "readonly", "timeout", "tryagain",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One thing that is wrong: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message}
+
+
+STOPPING: Final = Reason("stopping", "The process has been told to stop.")
+STARTING: Final = Reason("starting", "The catalogue has not been read from Redis yet.")
+NOT_PROJECTED: Final = Reason("no_catalogue", "Redis holds no catalogue: billing has not written it yet.")
+REDIS_AWAY: Final = Reason("redis_unavailable", "Redis does not answer.")
+REDIS_REFUSES: Final = Reason(
+    "redis_refused", "Redis cannot be used as TAAS_REDIS_URL says: the gateway's log has the reason."
+)
+JOURNAL_FULL: Final = Reason(
+    "journal_full", "The journal takes no more settles (its disk may be full), so that nothing may be admitted."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`reasons` why no request should be sent here; `degraded`: what is wrong while some are served."""
+
+    reasons: tuple[Reason, ...]
+    degraded: tuple[Reason, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return not self.reasons
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of `/readyz`."""
+        return {
+            "ready": self.ready,
+            "reasons": [reason.to_json() for reason in self.reasons],
+            "degraded": [reason.to_json() for reason in self.degraded],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Looks at the parts of one process; it changes none."""
+
+    lifecycle: Lifecycle
+    catalogue: Catalogue
+    redis: RedisPipe
+    journal: Journal
+    outage: OutageLeases
+
+    def report(self) -> Report:
+        """How things stand now."""
+        reasons: list[Reason] = []
+        degraded: list[Reason] = []
+        if self.lifecycle.draining:
+            reasons.append(STOPPING)
+        if self.journal.full:
+            reasons.append(JOURNAL_FULL)
+        redis = self._redis_trouble()
+        if redis is REDIS_AWAY and any(map(self.outage.may_serve, self.catalogue.tenants_seen())):
+            degraded.append(redis)
+        elif redis is not None:
+            reasons.append(redis)
+        return Report(tuple(reasons), tuple(degraded))
+
+    async def watch(self) -> None:
+        """Log how it stands, and each change; until cancelled."""
+        told: tuple[list[str], list[str]] | None = None
+        while True:
+            report = self.report()
+            codes = [reason.code for reason in report.reasons], [reason.code for reason in report.degraded]
+            if codes != told:
+                told = codes
+                self._tell(report)
+            await asyncio.sleep(LOOK_S)
+
+    def _tell(self, report: Report) -> None:
+        said = " ".join(reason.message for reason in (*report.reasons, *report.degraded))
+        redis = {} if self.redis.failure is None else {"redis": self.redis.failure}
+        if not report.ready:
+            log.warning("not ready", extra={"reason": said, **redis})
+        elif report.degraded:
+            log.warning("ready, degraded", extra={"reason": said, **redis})
+        else:
+            log.info("ready")
+
+    def _redis_trouble(self) -> Reason | None:
+        """Why the catalogue is not there, or not up to date."""
+        if self.catalogue.loaded and self.catalogue.fresh:
+            return None
+        failure = self.redis.failure
+        if failure is not None:
+            return REDIS_AWAY if failure.startswith(_AWAY) else REDIS_REFUSES
+        if self.catalogue.not_projected:
+            return NOT_PROJECTED
+        return REDIS_AWAY if self.catalogue.loaded else STARTING
