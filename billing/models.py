@@ -22,6 +22,10 @@ Route = Literal["chat", "completions", "responses", "messages", "embeddings", "t
 TEXT_ROUTES: Final[tuple[Route, ...]] = ("chat", "completions", "responses", "messages", "tokenize")
 # What a request may produce that does not say; half the context where that is less.
 _DEFAULT_MAX_TOKENS: Final = 1024
+# Columns that a change sets as they are given.
+_PLAIN_COLUMNS: Final = (
+    "status", "engine_model", "context_tokens", "vocabulary_tokens", "default_max_tokens", "max_body_bytes",
+)  # fmt: skip
 _AUDIENCE: Final = func.array(
     select(model_audience.c.tenant_id)
     .where(model_audience.c.model == table.c.name)
@@ -58,6 +62,7 @@ class ModelSpec:
     weights_version: int = 1
     chat_template_kwargs: tuple[str, ...] = ()
     pool: str | None = None
+    max_body_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class ModelChange:
     weights: Weights | None = None
     weights_version: int | None = None
     chat_template_kwargs: tuple[str, ...] | None = None
+    max_body_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class Model:
     weights: Weights
     chat_template_kwargs: tuple[str, ...]
     status: Status
+    max_body_bytes: int | None
     created_ms: int
     updated_ms: int
 
@@ -118,6 +125,7 @@ def create(connection: Connection, spec: ModelSpec) -> Model:
             default_max_tokens=default_max_tokens,
             weights_version=spec.weights_version,
             chat_template_kwargs=_unique(spec.chat_template_kwargs),
+            max_body_bytes=spec.max_body_bytes,
         )
         .on_conflict_do_nothing(index_elements=["name"])
         .returning(table.c.name)
@@ -151,7 +159,7 @@ def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
     connection.execute(select(table.c.name).where(table.c.name == name).with_for_update())
     now = find(connection, name)
     columns: dict[str, Any] = {}
-    for column in ("status", "engine_model", "context_tokens", "vocabulary_tokens", "default_max_tokens"):
+    for column in _PLAIN_COLUMNS:
         value = getattr(wanted, column)
         if value is not None:
             columns[column] = value

@@ -148,6 +148,7 @@ def _model(model: models.Model) -> str:
             "chat_template_kwargs": model.chat_template_kwargs,
             "created": model.created_ms // 1000,
             "status": model.status,
+            "max_body_bytes": model.max_body_bytes,
         }
     )
 

@@ -13,12 +13,21 @@ from billing.cell.scripts import CellKeys
 from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
+from gateway.body_caps import BodyCaps
 from gateway.catalogue import Catalogue
 from gateway.catalogue_entries import Model
 from gateway.client import AsgiClient, ClientConnection, new_request_id
 from gateway.clock import Clock
 from gateway.engines import Engines
-from gateway.errors import CallerLeft, DependencyUnavailable, GatewayError, ModelNotFound, NoInstance, QuotaExceeded
+from gateway.errors import (
+    BodyTooLarge,
+    CallerLeft,
+    DependencyUnavailable,
+    GatewayError,
+    ModelNotFound,
+    NoInstance,
+    QuotaExceeded,
+)
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
 from gateway.give_way import Continuer
@@ -27,6 +36,7 @@ from gateway.limit_headers import limit_headers
 from gateway.meter_for import meter_for
 from gateway.metrics import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
+from gateway.receiving import Receiving
 from gateway.request import Dialect, ParsedRequest, Route
 from gateway.reserve import Reserver, first_cost_mu
 from gateway.route import candidates
@@ -55,7 +65,8 @@ class InferenceApi:
     metrics: Metrics
     clock: Clock
     open_exchanges: dict[str, Exchange]
-    body_bytes_max: int
+    body_caps: BodyCaps
+    receiving: Receiving
     _salts: dict[tuple[str, str], str] = field(default_factory=dict)
 
     async def __call__(self, inference_route: Route, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,16 +94,21 @@ class InferenceApi:
         self, inference_route: Route, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
     ) -> None:
         caller = await authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
-        raw = await read_body(scope, receive, self.body_bytes_max)
+        tenant = caller.tenant
+        raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
         parsed = parse_request(inference_route, raw)
         model = self._model(parsed, caller)
+        body_bytes = len(raw)
+        del raw  # it would be held for as long as the answer takes
+        if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
+            raise BodyTooLarge(cap_bytes)
         try:
             found = self._candidates(model)  # holds nothing, so failing leaks nothing
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.asked)
             raise
         exchange = self._exchange(parsed, caller, model, found[0], client.request_id, started_at)
-        exchange.body_bytes = len(raw)
+        exchange.body_bytes = body_bytes
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
         exchange.client_connection = client.connection = connection
         if parsed.stream:

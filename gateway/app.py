@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from billing.usage_event import Ending
 from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
+from gateway.body_caps import BodyCaps
 from gateway.catalogue import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.client import AsgiClient, id_headers, new_request_id
@@ -41,6 +42,7 @@ from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
 from gateway.outage import OutageLeases
 from gateway.pace import Pacer
 from gateway.readiness import Readiness
+from gateway.receiving import ReceivePolicy, Receiving
 from gateway.redis_pipe import RedisPipe
 from gateway.request import Dialect, Route
 from gateway.reserve import Reserver, WaitPolicy
@@ -95,6 +97,9 @@ class Stages:
         self._heartbeats = Heartbeats(settings.heartbeat_s)
         self._last_words = LastWords(self._engines, self.catalogue.instances, self._settler.settle)
         settle = self._last_words.settle
+        receiving = Receiving(
+            ReceivePolicy(settings.receive_bytes, settings.receive_bytes_per_tenant, settings.receive_wait_s)
+        )
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
@@ -106,7 +111,8 @@ class Stages:
             metrics=metrics,
             clock=self.clock,
             open_exchanges=self.open_exchanges,
-            body_bytes_max=settings.max_body_bytes,
+            body_caps=BodyCaps(self.catalogue, settings.max_body_bytes, receiving.body_bytes_max),
+            receiving=receiving,
         )
         lifecycle.on_deadline(self._stop_all)
 

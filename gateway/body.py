@@ -1,48 +1,80 @@
-"""Reads a request's body, whole and bounded. Knows neither what is in it nor who sends it."""
+"""Reads a request's body, whole and bounded, within the memory that its tenant and the process have for bodies that arrive.
+
+It knows neither what is in it nor what the tenant may ask for.
+"""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from gateway.client import ClientConnection
 from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
+from gateway.receiving import Receiving, Share
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+# What a body without a declared length holds at first; it then doubles. Most are small.
+UNDECLARED_FIRST_BYTES = 64 * 1024
 
 
 async def read_body(
-    scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[MutableMapping[str, Any]]], max_bytes: int
+    scope: MutableMapping[str, Any], receive: Receive, max_bytes: int, receiving: Receiving, tenant: str
 ) -> bytes:
     """The body, at most `max_bytes` long; one that arrives in one piece is not copied.
 
     Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is declared or passed (the rest is not read),
-    and CallerLeft when the sender left or was cut off before its end (the listener has answered by then): there is nothing to run.
+    QuotaExceeded or ReceivingFull when there is no memory for it, and CallerLeft when the sender left or was cut off before its end (the
+    listener has answered by then): there is nothing to run.
     """
-    _check_headers(scope, max_bytes)
+    declared_bytes = _check_headers(scope, max_bytes)
+    connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
+    if connection is not None and connection.body_arrived():
+        return await _read_arrived(receive, max_bytes)
+    with receiving.share(tenant) as share:
+        await _hold(share, min(max_bytes, declared_bytes or UNDECLARED_FIRST_BYTES), connection)
+        pieces: list[bytes] = []
+        size_bytes = 0
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise CallerLeft
+            piece: bytes = message.get("body", b"")
+            size_bytes += len(piece)
+            if size_bytes > max_bytes:
+                raise BodyTooLarge(max_bytes)
+            pieces.append(piece)
+            more = message.get("more_body", False)
+            if more and declared_bytes is None and size_bytes >= share.bytes:
+                await _hold(share, min(max_bytes, 2 * size_bytes), connection)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _read_arrived(receive: Receive, max_bytes: int) -> bytes:
+    """It is here already, in one piece: ordinary requests come so, and take nothing of what arriving bodies have."""
     message = await receive()
     if message["type"] != "http.request":
         raise CallerLeft
     body: bytes = message.get("body", b"")
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
-    if not message.get("more_body", False):
-        return body
-    pieces = [body]
-    size_bytes = len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] != "http.request":
-            raise CallerLeft
-        piece: bytes = message.get("body", b"")
-        size_bytes += len(piece)
-        if size_bytes > max_bytes:
-            raise BodyTooLarge(max_bytes)
-        pieces.append(piece)
-    return b"".join(pieces)
+    return body
 
 
-def _check_headers(scope: MutableMapping[str, Any], max_bytes: int) -> None:
-    too_large = False
+async def _hold(share: Share, size_bytes: int, connection: ClientConnection | None) -> None:
+    if not share.grow(size_bytes):
+        if connection is not None:
+            connection.pause_body()
+        await share.wait_to_grow(size_bytes)
+
+
+def _check_headers(scope: MutableMapping[str, Any], max_bytes: int) -> int | None:
+    """The declared length, if there is one."""
+    declared_bytes = None
     for name, value in scope["headers"]:
         if name == b"content-length":  # the listener has refused anything but digits
-            too_large = int(value) > max_bytes
+            declared_bytes = int(value)
         elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             raise UnsupportedContentEncoding
-    if too_large:
+    if declared_bytes is not None and declared_bytes > max_bytes:
         raise BodyTooLarge(max_bytes)
+    return declared_bytes

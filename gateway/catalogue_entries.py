@@ -128,6 +128,7 @@ class Model:
     chat_template_kwargs: frozenset[str]
     created: int
     active: bool
+    max_body_bytes: int | None
 
     def visible_to(self, tenant: Tenant) -> bool:
         """Whether this tenant may know of the model."""
@@ -163,6 +164,7 @@ class Model:
                 frozenset(entry.get("chat_template_kwargs") or ()),
                 int(entry.get("created", 0)),
                 entry.get("status", "active") == "active",
+                _limit(entry.get("max_body_bytes")),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("model entry") from exc

@@ -62,6 +62,12 @@ class ClientConnection(Protocol):
     def abort(self) -> None:
         """Close without waiting."""
 
+    def body_arrived(self) -> bool:
+        """Whether the whole request body is here."""
+
+    def pause_body(self) -> None:
+        """Read nothing more of the body before it is asked for again."""
+
 
 class AsgiClient:
     """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""

@@ -22,6 +22,7 @@
     ├── QuotaExceeded                     429 rate_limit_exceeded
     ├── TryLater                          503
     │   ├── Overloaded                    503 overloaded
+    │   ├── ReceivingFull                 503 receiving_full
     │   ├── NoInstance                    503 no_instance
     │   ├── DependencyUnavailable         503 dependency_unavailable
     │   └── UsageUnavailable              503 usage_unavailable
@@ -267,7 +268,7 @@ class TryLater(GatewayError):
 
     def __init__(self, retry_after_ms: int | None = None) -> None:
         super().__init__()
-        self.retry_after_ms = retry_after_ms
+        self.retry_after_ms = self.retry_after_ms if retry_after_ms is None else retry_after_ms
 
 
 class Overloaded(TryLater):
@@ -275,6 +276,13 @@ class Overloaded(TryLater):
 
     code = "overloaded"
     text = "The model is overloaded. Try again later."
+
+
+class ReceivingFull(TryLater):
+    """The process holds as many bytes of arriving bodies as it may."""
+
+    code = "receiving_full"
+    text = "Too many requests are being received now. Try again later."
 
 
 class NoInstance(TryLater):
@@ -289,9 +297,7 @@ class DependencyUnavailable(TryLater):
 
     code = "dependency_unavailable"
     text = "The service is degraded and cannot admit requests now. Try again later."
-
-    def __init__(self, retry_after_ms: int = 1_000) -> None:
-        super().__init__(retry_after_ms)
+    retry_after_ms = 1_000
 
 
 class UsageUnavailable(TryLater):

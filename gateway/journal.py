@@ -109,12 +109,11 @@ class Journal:
             sent += await self._drain_own(execute)
             self._write()
             while self._unwritten:
-                record = self._unwritten.popleft()
-                try:
-                    sent += await self._send((command_of(record),), execute)
-                except BaseException:
-                    self._unwritten.appendleft(record)
-                    raise
+                record = self._unwritten[0]
+                sent += await self._send((command_of(record),), execute)
+                # Until it is in Redis it counts as unsaved; meanwhile the disk may have taken it.
+                if self._unwritten and self._unwritten[0] is record:
+                    self._unwritten.popleft()
             return sent
 
     async def synced(self) -> None:

@@ -91,6 +91,15 @@ class RequestCycle:
         if not self.complete:
             self._wire.abort()
 
+    def body_arrived(self) -> bool:
+        """Whether the whole request body is here."""
+        return not self.more_body
+
+    def pause_body(self) -> None:
+        """Read nothing more of the body before `receive` is called again. Meanwhile the caller's time does not run."""
+        if self.more_body:
+            self._wire.pause_reading()
+
     # What the connection tells
 
     def feed(self, piece: bytes) -> None:
@@ -151,6 +160,7 @@ class RequestCycle:
                 self._body_delivered = not self.more_body
                 self._wire.resume_reading()
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self._wire.resume_reading()
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -233,6 +243,7 @@ class RequestCycle:
                 self._wire.transport.write(body)
         if not more_body:
             self.complete = True
+            self._pieces.clear()  # a body that nobody asked for
             self._on_disconnect = None
             if self._waiters:
                 self._wake()

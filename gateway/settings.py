@@ -46,7 +46,22 @@ class GatewaySettings(BaseSettings):
     )
     service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
 
-    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=1024, description="Largest request body, for models whose entry names no other."
+    )
+    receive_bytes: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024,
+        description="Bytes of request bodies that one process may hold while they arrive.",
+    )
+    receive_bytes_per_tenant: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="Those of one tenant. No body may be larger, whatever its model says.",
+    )
+    receive_wait_s: float = Field(
+        default=2.0, ge=0, description="How long a body waits to be received before it is refused (429 or 503)."
+    )
     head_deadline_s: float = Field(default=10.0, gt=0, description="How long a request's head may take to arrive.")
     body_deadline_s: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
     # Longer than the idle time of common load balancers and clients (nginx and AWS 60 s, Go 90 s), so that they close first and no

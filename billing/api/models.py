@@ -25,6 +25,7 @@ KwargNames = Annotated[
 ]
 Audience = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000, strict=False)]
 Visible = Literal["everyone", "internal"] | Audience
+BodyBytes = Annotated[int, Field(ge=1024, le=1024 * 1024 * 1024)]
 Weight = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 
 
@@ -55,6 +56,7 @@ class NewModel(Body):
     weights: WeightsBody | None = None
     chat_template_kwargs: KwargNames = ()
     pool: Name | None = None
+    max_body_bytes: BodyBytes | None = None
 
 
 class ModelChangeBody(Body):
@@ -71,6 +73,7 @@ class ModelChangeBody(Body):
     default_max_tokens: Tokens | None = None
     weights: WeightsBody | None = None
     chat_template_kwargs: KwargNames | None = None
+    max_body_bytes: BodyBytes | None = None
     reweigh: bool = False
 
 
@@ -90,6 +93,7 @@ def create(body: NewModel, control: Control, response: Response) -> dict[str, An
         weights_version=(body.weights and body.weights.version) or 1,
         chat_template_kwargs=body.chat_template_kwargs,
         pool=body.pool,
+        max_body_bytes=body.max_body_bytes,
     )
     with control.changing(response) as connection:
         return _shown(connection, [models.create(connection, spec)])[0]
@@ -123,6 +127,7 @@ def change(name: NamePath, body: ModelChangeBody, control: Control, response: Re
         weights=None if body.weights is None else body.weights.weights(),
         weights_version=None if body.weights is None else body.weights.version,
         chat_template_kwargs=body.chat_template_kwargs,
+        max_body_bytes=body.max_body_bytes,
     )
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
@@ -164,6 +169,7 @@ def _one(model: Model, names: dict[str, str]) -> dict[str, Any]:
             "w_out_mu": model.weights.w_out_mu,
         },
         "chat_template_kwargs": model.chat_template_kwargs,
+        "max_body_bytes": model.max_body_bytes,
         "created_ms": model.created_ms,
         "updated_ms": model.updated_ms,
     }

@@ -93,7 +93,10 @@ model = Table(
     Column("weights_version", Integer, nullable=False),
     Column("chat_template_kwargs", ARRAY(Text), nullable=False),
     Column("status", Text, nullable=False, server_default="active"),
+    # Of a request for it; none: the gateway's own.
+    Column("max_body_bytes", Integer),
     *_times(),
+    CheckConstraint("max_body_bytes >= 1024", name="body_bytes"),
     CheckConstraint("visible in ('everyone', 'internal', 'tenants')", name="visible"),
     CheckConstraint("status in ('active', 'retired')", name="status"),
     CheckConstraint("least(context_tokens, vocabulary_tokens, default_max_tokens) > 0", name="positive"),

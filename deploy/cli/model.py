@@ -73,6 +73,12 @@ def _shared(command: Command) -> Command:
             metavar="NAME",
             help="Callers may set it in chat_template_kwargs.",
         ),
+        click.option(
+            "--max-body-bytes",
+            type=int,
+            metavar="BYTES",
+            help="Largest request body: 10000000 for a model that reads photographs. Default: the gateway's.",
+        ),
         json_option,
     )
     for option in reversed(options):
@@ -172,6 +178,7 @@ def _print(entry: dict[str, Any], as_json: bool) -> None:
         "engine's name": entry["engine_model"], "context": entry["context_tokens"], "vocabulary": entry["vocabulary_tokens"],
         "max tokens by default": entry["default_max_tokens"], "weights (in/cached/out)": _weights_word(entry["weights"]),
         "template kwargs": entry["chat_template_kwargs"], "pool": entry["pool"], "cell": entry["cell"],
+        "largest body (bytes)": entry["max_body_bytes"],
         "created (UTC)": moment("created_ms")(entry),
     })  # fmt: skip
 

@@ -1,12 +1,14 @@
-"""Inline media inside messages: small base64 data and nothing else, since whoever fetches a caller's URL can be sent to places that only we can reach."""
+"""Inline media inside messages: base64 data and nothing else, since whoever fetches a caller's URL can be sent to places that only we can reach.
+
+How large it may be is said by the cap on the whole body, which is the model's.
+"""
 
 import re
 from typing import Any
 
 from gateway.errors import InvalidRequest, RemoteMediaDisabled
-from gateway.protocol.fields import empty, too_long, wrong_type
+from gateway.protocol.fields import empty, wrong_type
 
-MEDIA_BASE64_CHARS_MAX = 2 * 1024 * 1024
 # No engine is asked what an image costs before it runs; a middling figure for the reservation.
 MEDIA_TOKENS_ESTIMATE = 1024
 
@@ -53,8 +55,6 @@ def check_anthropic_source(param: str, value: Any) -> None:
 
 
 def _check_base64(param: str, value: str, start: int) -> None:
-    if len(value) - start > MEDIA_BASE64_CHARS_MAX:
-        raise too_long(param, MEDIA_BASE64_CHARS_MAX)
     if len(value) == start:
         raise empty(param)
     if _BASE64.fullmatch(value, start) is None:

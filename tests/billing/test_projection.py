@@ -117,6 +117,7 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
     spec = ModelSpec(
         "org/m-1", 4096, visible=("acme",), routes=("chat",), engine_model="served", default_max_tokens=64,
         weights=Weights(1, 2, 3), chat_template_kwargs=("enable_thinking",), vocabulary_tokens=50_000,
+        max_body_bytes=8_000_000,
     )  # fmt: skip
     model = commit(lambda c: models.create(c, spec))
     projector.deliver()
@@ -124,7 +125,7 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
         "name": "org/m-1", "pool": "org/m-1", "cell": "org/m-1", "visible": [acme.tenant_id], "owner": None, "routes": ["chat"],
         "engine_model": "served", "context_tokens": 4096, "vocabulary_tokens": 50_000, "default_max_tokens": 64,
         "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 2, "w_out_mu": 3}, "chat_template_kwargs": ["enable_thinking"],
-        "created": model.created_ms // 1000, "status": "active",
+        "created": model.created_ms // 1000, "status": "active", "max_body_bytes": 8_000_000,
     }  # fmt: skip
     assert raw_redis.smembers(redis_keys.CELLS) == {b"org/m-1"}
     commit(lambda c: models.change(c, "org/m-1", ModelChange(status="retired", weights=Weights(9, 9, 9))))

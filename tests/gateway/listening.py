@@ -14,6 +14,7 @@ from gateway.body import read_body
 from gateway.errors import GatewayError, error_body, error_headers
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.receiving import ReceivePolicy, Receiving
 from gateway.request import Dialect
 from gateway.serve import GatewayServer, make_server
 from gateway.settings import GatewaySettings
@@ -30,6 +31,7 @@ class TinyApp:
         self.left: list[str] = []
         self.stalled: list[bool] = []
         self.received_bytes = 0
+        self.receiving = Receiving(ReceivePolicy(1024 * 1024, 1024 * 1024, 2.0))
         self.held: dict[str, asyncio.Event] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -82,7 +84,7 @@ class TinyApp:
             return message
 
         try:
-            body = await read_body(scope, counting, BODY_BYTES_MAX)
+            body = await read_body(scope, counting, BODY_BYTES_MAX, self.receiving, "ten_a")
         except GatewayError as error:
             text = error_body(error, Dialect.OPENAI, "req_x")
             headers = [*error_headers(error), (b"content-length", b"%d" % len(text))]

@@ -5,10 +5,20 @@ from typing import Any
 
 import pytest
 
-from gateway.body import read_body
-from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
+from gateway import body
+from gateway.errors import BodyTooLarge, CallerLeft, QuotaExceeded, UnsupportedContentEncoding
+from gateway.receiving import ReceivePolicy, Receiving
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
+ROOM = Receiving(ReceivePolicy(100_000, 50_000, 0.0))
+
+
+async def read_body(scope: dict[str, Any], receive: Receive, max_bytes: int, room: Receiving = ROOM) -> bytes:
+    """Read it as a tenant; however that ends, nothing is held afterwards."""
+    try:
+        return await body.read_body(scope, receive, max_bytes, room, "ten_a")
+    finally:
+        assert (ROOM.held_bytes, ROOM.held_by("ten_a")) == (0, 0)
 
 
 def receiving(*pieces: bytes, then: dict[str, Any] | None = None) -> tuple[Receive, list[int]]:
@@ -81,3 +91,72 @@ async def test_fault_05_body_whose_sender_left_is_never_taken_for_whole(pieces: 
     receive, _ = receiving(*pieces, then={"type": "http.disconnect"})
     with pytest.raises(CallerLeft):
         await read_body(scope(), receive, 1000)
+
+
+class Connection:
+    """What the listener tells of a connection whose body is here, or is not."""
+
+    def __init__(self, arrived: bool) -> None:
+        self.arrived = arrived
+        self.paused = 0
+
+    def body_arrived(self) -> bool:
+        return self.arrived
+
+    def pause_body(self) -> None:
+        self.paused += 1
+
+
+def over(connection: Connection, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return scope(*headers) | {"extensions": {"taas.connection": connection}}
+
+
+async def test_a_declared_body_is_held_whole_before_it_is_read() -> None:
+    held: list[int] = []
+    receive, _ = receiving(b"a" * 600, b"b" * 400)
+
+    async def watching() -> dict[str, Any]:
+        held.append(ROOM.held_by("ten_a"))
+        return await receive()
+
+    await read_body(over(Connection(arrived=False), (b"content-length", b"1000")), watching, 2000)
+    assert held == [1000, 1000]
+
+
+async def test_a_body_of_unknown_length_holds_more_as_it_grows_and_never_more_than_its_cap() -> None:
+    held: list[int] = []
+    room = Receiving(ReceivePolicy(1_000_000, 1_000_000, 0.0))
+    receive, _ = receiving(*[b"a" * 40_000] * 7)
+
+    async def watching() -> dict[str, Any]:
+        held.append(room.held_bytes)
+        return await receive()
+
+    assert len(await read_body(over(Connection(arrived=False)), watching, 300_000, room)) == 280_000
+    assert held == [65_536, 65_536, 160_000, 160_000, 300_000, 300_000, 300_000]
+    assert room.held_bytes == 0
+
+
+async def test_a_body_that_is_here_already_takes_nothing_from_those_that_arrive() -> None:
+    room = Receiving(ReceivePolicy(10, 10, 0.0))
+    receive, _ = receiving(b"a" * 1000)
+    assert len(await read_body(over(Connection(arrived=True)), receive, 2000, room)) == 1000
+
+
+async def test_without_room_nothing_is_read_and_the_connection_is_paused() -> None:
+    room = Receiving(ReceivePolicy(1000, 1000, 0.0))
+    connection = Connection(arrived=False)
+    receive, taken = receiving(b"a")
+    with room.share("ten_a") as other:
+        assert other.grow(1)
+        with pytest.raises(QuotaExceeded):
+            await read_body(over(connection, (b"content-length", b"1000")), receive, 2000, room)
+    assert (taken, connection.paused, room.held_bytes) == ([], 1, 0)
+
+
+async def test_a_growing_body_without_room_is_given_up_and_gives_back_what_it_held() -> None:
+    room = Receiving(ReceivePolicy(100_000, 100_000, 0.0))
+    receive, taken = receiving(*[b"a" * 40_000] * 9)
+    with pytest.raises(QuotaExceeded):
+        await read_body(over(Connection(arrived=False)), receive, 300_000, room)
+    assert (len(taken), room.held_bytes) == (2, 0)

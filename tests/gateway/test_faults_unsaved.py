@@ -34,7 +34,6 @@ def answers_without_a_place(
 ) -> None:
     """Whole answers are given, and their settles find neither Redis nor room on the disk; then SIGTERM."""
     key = catalogue.key(catalogue.tenant("ten_a"))
-    catalogue.instance(engine.url, engine.key)
     engine.faults("slow_drip", 20, count=None)
     with ExitStack() as stack, gateway.client(key) as caller:
         streams = []
@@ -59,6 +58,7 @@ def test_it_waits_until_the_disk_has_room_and_nothing_is_lost(
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
         catalogue = Catalogue(client)
         catalogue.model()
+        catalogue.instance(engine.url, engine.key)
         gateway = start_gateway(own_valkey.url)
         answers_without_a_place(gateway, catalogue, own_valkey, engine)
         assert gateway.process is not None
@@ -76,6 +76,7 @@ def test_it_waits_until_redis_is_back_and_nothing_is_lost(
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
         catalogue = Catalogue(client)
         catalogue.model()
+        catalogue.instance(engine.url, engine.key)
         gateway = start_gateway(own_valkey.url)
         answers_without_a_place(gateway, catalogue, own_valkey, engine)
         own_valkey.start()
@@ -90,6 +91,7 @@ def test_what_is_lost_in_the_end_is_said_by_the_exit_status(
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
         catalogue = Catalogue(client)
         catalogue.model()
+        catalogue.instance(engine.url, engine.key)
         gateway = start_gateway(own_valkey.url, TAAS_UNSAVED_WAIT_S="1")
         answers_without_a_place(gateway, catalogue, own_valkey, engine)
         assert gateway.process is not None

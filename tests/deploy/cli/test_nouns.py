@@ -88,7 +88,20 @@ def test_a_model_that_comes_with_us_needs_its_name_only(told: Told):
 
 def test_a_model_is_shown_and_changed_by_a_name_with_a_slash(taas: Taas, told: Told, acme, llama):
     assert told("model", "show", "org/llama") == llama
-    changed = told("model", "set", "org/llama", "--weights", "1,2,3", "--route", "chat", "--for", "acme")
+    changed = told(
+        "model",
+        "set",
+        "org/llama",
+        "--weights",
+        "1,2,3",
+        "--route",
+        "chat",
+        "--for",
+        "acme",
+        "--max-body-bytes",
+        "8000000",
+    )
+    assert changed["max_body_bytes"] == 8_000_000
     assert (changed["weights"]["version"], changed["routes"], changed["visible"]) == (2, ["chat"], [acme["tenant"]])
     assert "acme" in taas("model", "show", "org/llama").stdout
     assert told("model", "set", "org/llama", "--status", "retired")["status"] == "retired"

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from gateway.protocol.media import MEDIA_BASE64_CHARS_MAX
 from gateway.request import Route
 from tests.gateway.protocol.bodies import parse, refusal
 
@@ -26,7 +25,6 @@ NOT_MEDIA = [
     "data:image/png;base64,",
     "data:image/png;base64,http://example.com",
     "data:image/png;base64,AA AA",
-    "data:image/png;base64," + "A" * (MEDIA_BASE64_CHARS_MAX + 1),
 ]
 
 
@@ -42,7 +40,7 @@ def test_fault_13_a_remote_url_is_refused_in_chat(kind: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", NOT_MEDIA)
-def test_fault_13_a_data_url_is_small_base64_of_a_known_type(url: str) -> None:
+def test_fault_13_a_data_url_is_base64_of_a_known_type(url: str) -> None:
     assert (
         refusal(Route.CHAT, **chat_with({"type": "image_url", "image_url": {"url": url}})).param
         == "messages[0].content[0].image_url.url"
