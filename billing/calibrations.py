@@ -4,30 +4,27 @@ Recording one sets the model's weights, and gives a pool that has no machines ye
 the engine counted tokens that no tenant asked for.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-import orjson
-from sqlalchemy import Connection, Row, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Row, insert, select
 
 from billing import models, pools
+from billing.absorbed_event import AbsorbedEvent
+from billing.absorbed_event import absorb as write_absorbed
 from billing.contracts import store
 from billing.contracts.commitments import lock_for_sale
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.position import refuse_worse
 from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_at_most, write_down
-from billing.ledger import Pricing, add_total
+from billing.engine_instances import CounterPair
 from billing.models import ModelChange, Weights
 from billing.names import new_id
-from billing.reconcile import KIND
 from billing.refusals import Invalid, NotFound
 from billing.schema.capacity import calibration as table
 from billing.schema.catalogue import model_weights
-from billing.schema.ledger import ledger_transaction, usage_event
 from billing.tokens import AbsorbReason
-from billing.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
+from billing.usage_event import CapacityClass, Ending
 
 CALIBRATION_PREFIX: Final = "cal_"
 # No instance reads a hundred million tokens a second, no token weighs a thousand times a thousand others.
@@ -35,7 +32,6 @@ CAPACITY_MU_S_MAX: Final = 10**11
 WEIGHT_MU_MAX: Final = 10**7
 # A fit that misses by more says nothing of what a tenant will get.
 ERROR_PERMILLE_MAX: Final = 500
-_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,28 +137,24 @@ def absorb(connection: Connection, spent: SpentTokens) -> bool:
         raise Invalid("More cached tokens than the prompts had.", param="cached")
     if spent.prompt == 0 and spent.output == 0:
         return False
-    request_id = f"{CALIBRATION_PREFIX}{spent.run}"
-    weights = {"version": model.weights_version, **asdict(model.weights)}
-    row: dict[str, Any] = {
-        "request_id": request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None, "project": None, "key_id": None,
-        "model": model.name, "pool": model.pool, "cell": model.cell, "instance": spent.instance, "epoch": spent.epoch,
-        "route": AbsorbReason.CALIBRATION.value, "stream": True, "class": CapacityClass.FLEX.value, "contract": None, "weights": weights,
-        "samples": 0, "started_ms": spent.started_ms, "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
-        "ending": Ending.COMPLETE.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
-        "produced_prompt": spent.prompt, "produced_cached": spent.cached, "produced_output": spent.output, "delivered_output": 0,
-        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
-        "absorbed_prompt": spent.prompt, "absorbed_output": spent.output,
-        "absorbed_reasons": {AbsorbReason.CALIBRATION.value: {"prompt": spent.prompt, "output": spent.output}},
-        "units_mu": 0, "http_status": 0, "gateway": "", "digest": hashlib.sha256(orjson.dumps(asdict(spent))).hexdigest(),
-    }  # fmt: skip
-    fresh = insert(usage_event).values(row).on_conflict_do_nothing().returning(usage_event.c.request_id)
-    if connection.execute(fresh).one_or_none() is None:
-        return False
-    nothing_billed = {"request_id": request_id, "pricing": Pricing.NOTHING_BILLED.value}
-    connection.execute(insert(ledger_transaction).values(nothing_billed))
-    tokens = {"billed_prompt": 0, "billed_output": 0, "absorbed_prompt": spent.prompt, "absorbed_output": spent.output}
-    add_total(connection, spent.instance, spent.epoch, tokens)
-    return True
+    event = AbsorbedEvent(
+        request_id=f"{CALIBRATION_PREFIX}{spent.run}",
+        model=model.name,
+        pool=model.pool,
+        cell=model.cell,
+        instance=spent.instance,
+        epoch=spent.epoch,
+        tokens=CounterPair(spent.prompt, spent.output),
+        cached=spent.cached,
+        reason=AbsorbReason.CALIBRATION,
+        ending=Ending.COMPLETE,
+        weights={"version": model.weights_version, **asdict(model.weights)},
+        started_ms=spent.started_ms,
+        route=AbsorbReason.CALIBRATION.value,
+        stream=True,
+        class_=CapacityClass.FLEX.value,
+    )
+    return write_absorbed(connection, event)
 
 
 def require_live(spent: SpentTokens, models_by_instance: dict[str, str]) -> None:

@@ -52,6 +52,8 @@ class EngineInstance:
     """
 
     instance: str
+    model: str
+    pool: str
     cell: str
     url: str
     key: str | None = field(repr=False)
@@ -64,10 +66,11 @@ class EngineInstance:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All instances at one moment, and what could not be read, by instance id."""
+    """All instances at one moment (`now_ms`, by Redis's clock), and what could not be read, by instance id."""
 
     instances: tuple[EngineInstance, ...]
     unreadable: tuple[str, ...]
+    now_ms: int
 
 
 def read_instances(client: redis.Redis) -> Registry:
@@ -83,7 +86,7 @@ def read_instances(client: redis.Redis) -> Registry:
             instances.append(_instance(orjson.loads(text), now_ms))
         except (ValueError, KeyError, TypeError):
             unreadable.append(name.decode(errors="replace"))
-    return Registry(tuple(instances), tuple(unreadable))
+    return Registry(tuple(instances), tuple(unreadable), now_ms)
 
 
 def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
@@ -92,6 +95,8 @@ def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
     unanswering = lease_until_ms == 0 and fields.get("status") == "down"
     return EngineInstance(
         instance=str(fields["instance"]),
+        model=str(fields["model"]),
+        pool=str(fields["pool"]),
         cell=str(fields["cell"]),
         url=str(fields["url"]),
         key=fields.get("key"),

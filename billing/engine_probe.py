@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 
 from billing.engine_reading import Counters, Unreachable, read_engine
-from billing.engine_request_counts import RequestCounts, read_request_counts
+from billing.engine_request_counts import read_request_counts
 from billing.instances import EngineFacts
 from billing.refusals import Unreachable as EngineUnreachable
 
@@ -38,7 +38,7 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
     reading = read_engine(client, url, key)
     if isinstance(reading, Counters):
         epoch = reading.started or _epoch_now()
-        counts = isinstance(read_request_counts(client, url, key), RequestCounts)
+        counts = isinstance(read_request_counts(client, url, key), Counters)
         if not counts:
             warnings.append(
                 "It does not tell what each request has produced (for vLLM: start it with --middleware "

@@ -1,7 +1,7 @@
 """Ask an engine for its counters and its load over HTTP. Owns the exposition text and its limits; knows no table and no Redis."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Final, TypeAlias
@@ -37,12 +37,24 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestCounts:
+    """What each request has produced, in the same moment as the counters. `sequence` numbers the last request that ended; `finished` are
+    those that ended after the sequence asked for. Tokens are as the counters moved: `n` samples count the prompt n times.
+    """
+
+    sequence: int
+    running: Mapping[str, CounterPair]
+    finished: Mapping[str, CounterPair]
+
+
+@dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine's counters and gauges say now. `started` changes with its process, where it tells."""
+    """What an engine's counters and gauges say now. `started` changes with its process, where it tells; `requests` where it counts them."""
 
     tokens: CounterPair
     load: Load
     started: str | None
+    requests: RequestCounts | None = None
 
     @property
     def busy(self) -> bool:

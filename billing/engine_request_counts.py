@@ -6,14 +6,13 @@ Source of the form: `serving/vllm_middleware/taas_request_counts.py`.
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import httpx
 import orjson
 
-from billing.engine_instances import CounterPair
-from billing.engine_reading import NoCounters, Unreachable
+from billing.engine_instances import CounterPair, EngineInstance
+from billing.engine_reading import Counters, Load, NoCounters, Reading, RequestCounts, Unreachable, read_engine
 
 PATH: Final = "/taas/request_counts"
 _VERSION: Final = 1
@@ -22,28 +21,17 @@ _WHOLE_WITHIN_S: Final = 5.0
 _COUNT_MAX: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCounts:
-    """One page. `boot` names the engine's process, `sequence` the last request that ended; `finished` are those that ended after the
-    sequence asked for. Tokens are as the engine's counters moved: `n` samples count the prompt n times.
-    """
-
-    boot: str
-    sequence: int
-    counted: CounterPair
-    running: Mapping[str, CounterPair]
-    finished: Mapping[str, CounterPair]
-
-    @property
-    def requests(self) -> dict[str, CounterPair]:
-        """All of them."""
-        return {**self.finished, **self.running}
+def read_instance(client: httpx.Client, instance: EngineInstance, *, after: int = 0) -> Reading:
+    """Its counters now, with its requests where it counts them: those that ended after sequence `after`, and those that run."""
+    if instance.counts:
+        reading = read_request_counts(client, instance.url, instance.key, after=after)
+        # Without the page it is another start of the engine, without our middleware.
+        if not isinstance(reading, NoCounters):
+            return reading
+    return read_engine(client, instance.url, instance.key)
 
 
-RequestReading: TypeAlias = RequestCounts | NoCounters | Unreachable
-
-
-def read_request_counts(client: httpx.Client, url: str, key: str | None, *, after: int = 0) -> RequestReading:
+def read_request_counts(client: httpx.Client, url: str, key: str | None, *, after: int = 0) -> Reading:
     """One `GET /taas/request_counts`, of bounded size and length; `after` = the sequence of the page before."""
     if key is not None and not key.isascii():
         return Unreachable("its key cannot be sent: it has letters beyond ASCII")
@@ -66,19 +54,16 @@ def read_request_counts(client: httpx.Client, url: str, key: str | None, *, afte
     return parse_request_counts(bytes(page))
 
 
-def parse_request_counts(page: bytes) -> RequestReading:
+def parse_request_counts(page: bytes) -> Reading:
     """Read a page; one that is not of this form is as none."""
     try:
         fields = orjson.loads(page)
         if fields["v"] != _VERSION:
             return NoCounters()
-        return RequestCounts(
-            boot=str(fields["boot"])[:64],
-            sequence=_count(fields["sequence"]),
-            counted=CounterPair(_count(fields["counted"]["prompt"]), _count(fields["counted"]["generation"])),
-            running=_pairs(fields["running"]),
-            finished=_pairs(fields["finished"]),
-        )
+        running = _pairs(fields["running"])
+        requests = RequestCounts(_count(fields["sequence"]), running, _pairs(fields["finished"]))
+        counted = CounterPair(_count(fields["counted"]["prompt"]), _count(fields["counted"]["generation"]))
+        return Counters(counted, Load(running=len(running)), str(fields["boot"])[:64], requests)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         return Unreachable(f"{PATH}: not a page of counts: {exc!r}"[:200], answers=True)
 

@@ -22,6 +22,8 @@ class FindingKind(StrEnum):
     USAGE_REJECTED = "usage_rejected"
     USAGE_CONFLICT = "usage_conflict"
     RESIDUAL = "residual"
+    REQUEST_UNKNOWN = "request_unknown"
+    REQUEST_DIFFERS = "request_differs"
     LEDGER_UNBALANCED = "ledger_unbalanced"
     LEDGER_INCOMPLETE = "ledger_incomplete"
     LEDGER_MISPRICED = "ledger_mispriced"

@@ -11,7 +11,7 @@ from billing.findings import FindingKind
 from billing.metrics_capacity import CapacityMetrics
 
 if TYPE_CHECKING:
-    from billing.audit import AuditReport
+    from billing.audit_report import AuditReport
     from billing.ledger import RecordedEvent
     from billing.usage_stream import StreamLag
 

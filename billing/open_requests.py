@@ -1,24 +1,62 @@
-"""What open requests have produced so far, by their last checkpoints. Owns reading reservations; changes nothing in Redis."""
+"""Where requests stand that have no event in SQL yet: open, by their last checkpoints, or ended, in a usage stream. Changes nothing in Redis."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import orjson
 import redis
 
 from billing import redis_keys
 from billing.engine_instances import CounterPair
+from billing.tokens import UsageEventError
+from billing.usage_event import UsageEvent
 from billing.usage_stream import read_cells
+
+# Of one stream; more than that, and the figures are told to be incomplete.
+_ENTRIES_MAX: Final = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """One that runs: where, what it had produced at its last checkpoint, and for how many samples it was asked."""
+
+    instance: str
+    epoch: str
+    model: str
+    tokens: CounterPair
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRequests:
-    """Tokens and number of open requests by (instance, epoch); ids of reservations that could not be read."""
+    """Open requests by id; ids of reservations that could not be read."""
 
-    tokens: Mapping[tuple[str, str], CounterPair]
-    requests: Mapping[tuple[str, str], int]
+    by_id: Mapping[str, OpenRequest]
     unreadable: tuple[str, ...]
+
+    @property
+    def requests(self) -> Mapping[tuple[str, str], int]:
+        """How many there are, by instance and epoch."""
+        return Counter((each.instance, each.epoch) for each in self.by_id.values())
+
+
+@dataclass(frozen=True, slots=True)
+class OnTheWay:
+    """A request that has ended, whose event is in a stream."""
+
+    instance: str
+    epoch: str
+    tokens: CounterPair
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The events in all usage streams by request id. Not `complete`: there are more than can be looked through."""
+
+    by_id: Mapping[str, OnTheWay]
+    complete: bool
 
 
 def read_open(client: redis.Redis) -> OpenRequests:
@@ -30,8 +68,7 @@ def read_open(client: redis.Redis) -> OpenRequests:
         found = [
             (cell, request_id.decode()) for cell, ids in zip(cells, read.execute(), strict=True) for request_id in ids
         ]
-    tokens: dict[tuple[str, str], CounterPair] = defaultdict(CounterPair)
-    requests: dict[tuple[str, str], int] = defaultdict(int)
+    by_id: dict[str, OpenRequest] = {}
     unreadable: list[str] = []
     with client.pipeline(transaction=False) as read:
         for cell, request_id in found:
@@ -42,9 +79,32 @@ def read_open(client: redis.Redis) -> OpenRequests:
             continue
         try:
             fields = orjson.loads(head)
-            engine = str(fields["instance"]), str(fields["epoch"])
-            tokens[engine] += CounterPair(int(prompt or 0), int(output or 0))
-            requests[engine] += 1
+            by_id[request_id] = OpenRequest(
+                str(fields["instance"]),
+                str(fields["epoch"]),
+                str(fields["model"]),
+                CounterPair(int(prompt or 0), int(output or 0)),
+                int(fields.get("samples", 1)),
+            )
         except (ValueError, KeyError, TypeError):
             unreadable.append(request_id)
-    return OpenRequests(dict(tokens), dict(requests), tuple(unreadable))
+    return OpenRequests(by_id, tuple(unreadable))
+
+
+def read_streams(client: redis.Redis) -> Streams:
+    """Every event that waits for SQL, in all cells."""
+    cells = read_cells(client)
+    with client.pipeline(transaction=False) as read:
+        for cell in cells:
+            read.xrange(redis_keys.usage_stream(cell), count=_ENTRIES_MAX)
+        replies = read.execute()
+    by_id: dict[str, OnTheWay] = {}
+    for entries in replies:
+        for _, fields in entries:
+            try:
+                event = UsageEvent.from_json(fields[redis_keys.USAGE_FIELD.encode()])
+            except (UsageEventError, KeyError):
+                continue  # the consumer sets it aside, where it is found
+            tokens = CounterPair(event.produced.prompt, event.produced.output)
+            by_id.setdefault(event.request_id, OnTheWay(event.instance, event.epoch, tokens))
+    return Streams(by_id, all(len(entries) < _ENTRIES_MAX for entries in replies))

@@ -1,30 +1,28 @@
-"""Tokens that an engine produced beyond the last that was heard of a request: for a gateway that died after its last checkpoint, or before the
-engine itself died. Owns turning them into an absorbed event of their own.
+"""Of engines that do not count their requests: tokens produced beyond the last that was heard of requests that were cut off.
 
 No request's event can name them; the engine's counters do, once it is idle and everything metered has arrived. They are absorbed,
 never billed, with the requests that were cut off as evidence, and bounded by what those requests could still have produced. Where
-there is no such request, or the bound is passed, the residual stays: it is not explained.
+there is no such request, or the bound is passed, the residual stays: it is not explained. An engine that counts its requests needs none
+of this: `request_check` holds each of them against its event.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
-from sqlalchemy import Connection, RowMapping, func, insert, or_, select, text
+from sqlalchemy import Connection, RowMapping, func, insert, or_, select
 
+from billing.absorbed_event import AbsorbedEvent, absorb
 from billing.balance import EpochBalance
 from billing.engine_instances import NO_TOKENS, CounterPair
-from billing.ledger import Pricing, add_total
 from billing.schema.catalogue import model as model_table
-from billing.schema.ledger import ledger_transaction, reconciled_request, usage_event
+from billing.schema.ledger import reconciled_request, usage_event
 from billing.tokens import AbsorbReason
-from billing.usage_event import EVENT_VERSION, Ending, UsageSource
+from billing.usage_event import Ending, UsageSource
 
 _LOCK: Final = 7_461_617
-_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
-KIND: Final = "reconciliation"
 # As in the index `ix_usage_event_cut_off`.
 _CUT_OFF: Final = (Ending.GATEWAY_DIED.value, Ending.ENGINE_DIED.value, Ending.ENGINE_ERROR.value)
 
@@ -106,30 +104,23 @@ def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[
 def _absorb(
     connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...], ending: Ending
 ) -> Reconciliation:
-    digest = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
-    request_id = f"rec_{digest[:32]}"
+    named = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
     first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
-    row: dict[str, Any] = {
-        "request_id": request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None, "project": None, "key_id": None,
-        "model": first["model"], "pool": first["pool"], "cell": first["cell"],
-        "instance": balance.instance, "epoch": balance.epoch,
-        "route": KIND, "stream": False, "class": first["class"], "contract": None, "weights": first["weights"], "samples": 0,
-        "started_ms": first["started_ms"], "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
-        "ending": ending.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
-        "produced_prompt": tokens.prompt, "produced_cached": 0, "produced_output": tokens.generation, "delivered_output": 0,
-        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
-        "absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation,
-        "absorbed_reasons": {AbsorbReason(ending.value).value: {"prompt": tokens.prompt, "output": tokens.generation}},
-        "units_mu": 0, "http_status": 0, "gateway": first["gateway"], "digest": digest, "evidence": {"requests": list(ids)},
-    }  # fmt: skip
-    connection.execute(insert(usage_event).values(row))
-    nothing_billed = {"request_id": request_id, "pricing": Pricing.NOTHING_BILLED.value}
-    connection.execute(insert(ledger_transaction).values(nothing_billed))
-    absorbed = {
-        "billed_prompt": 0,
-        "billed_output": 0,
-        "absorbed_prompt": tokens.prompt,
-        "absorbed_output": tokens.generation,
-    }
-    add_total(connection, balance.instance, balance.epoch, absorbed)
-    return Reconciliation(request_id, balance.instance, balance.epoch, tokens, ids)
+    event = AbsorbedEvent(
+        request_id=f"rec_{named[:32]}",
+        model=first["model"],
+        pool=first["pool"],
+        cell=first["cell"],
+        instance=balance.instance,
+        epoch=balance.epoch,
+        tokens=tokens,
+        reason=AbsorbReason(ending.value),
+        ending=ending,
+        weights=first["weights"],
+        started_ms=first["started_ms"],
+        class_=first["class"],
+        gateway=first["gateway"],
+        evidence=ids,
+    )
+    absorb(connection, event)
+    return Reconciliation(event.request_id, balance.instance, balance.epoch, tokens, ids)

@@ -22,6 +22,7 @@ class AbsorbReason(StrEnum):
     GATEWAY_STOPPED = "gateway_stopped"
     PROTOCOL_ERROR = "protocol_error"
     REFUSED_BY_ENGINE = "refused_by_engine"
+    UNREAD = "unread"
     SHARED_PROMPT = "shared_prompt"
     CONTINUED = "continued"
     USAGE_ANOMALY = "usage_anomaly"

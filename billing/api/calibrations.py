@@ -11,6 +11,7 @@ from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
 from billing.calibrations import Calibration, Measured, SpentTokens
 from billing.contracts.position import units
+from billing.engine_instances import read_instances
 from billing.models import Weights
 from billing.registered import read_registered
 
@@ -104,9 +105,14 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
 
 @router.post("/absorbed", status_code=201)
 def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, Any]:
-    """Account for tokens that an engine produced while it was measured: nobody is billed for them."""
+    """Account for tokens that an engine produced while it was measured: nobody is billed for them. An engine that counts its requests tells
+    them itself, request by request; then nothing is recorded here.
+    """
     spent = SpentTokens(**body.model_dump())
-    calibrations.require_live(spent, {entry.instance: entry.model for entry in read_registered(control.redis)})
+    there = read_instances(control.redis).instances
+    calibrations.require_live(spent, {each.instance: each.model for each in there})
+    if any(each.counts for each in there if each.instance == spent.instance):
+        return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": False}
     with control.changing(response) as connection:
         recorded = calibrations.absorb(connection, spent)
     return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": recorded}

@@ -15,6 +15,7 @@ from billing.engine_counters import close_run
 from billing.engine_instances import CounterPair, EngineInstance
 from billing.engine_probe import Probe, probe_engine, unprobed
 from billing.engine_reading import Unreachable, read_engine
+from billing.engine_request_counts import read_instance
 from billing.instances import Instance, check_url
 from billing.open_requests import read_open
 from billing.refusals import Conflict
@@ -56,7 +57,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     probe = _probe(control, url, body, model)
     with control.changing(response) as connection:
         if before is not None:
-            close_run(connection, _as_counted(before), read_engine(control.http, before.url, before.engine_key))
+            close_run(connection, _as_counted(before), read_instance(control.http, _as_counted(before)))
         added = instances.add(
             connection,
             body.model,
@@ -107,8 +108,8 @@ def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
 def _as_counted(instance: Instance) -> EngineInstance:
     baseline = CounterPair(instance.baseline_prompt, instance.baseline_generation)
     return EngineInstance(
-        instance.instance_id, instance.cell, instance.url, instance.engine_key, instance.epoch,
-        alive=True, baseline=baseline, ended=(), counts=False,
+        instance.instance_id, instance.model, instance.pool, instance.cell, instance.url, instance.engine_key, instance.epoch,
+        alive=True, baseline=baseline, ended=(), counts=instance.counts,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ usage_event = Table(
     ),
     CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
     Index(None, "tenant", "ended_ms"),
-    Index(None, "instance", "epoch"),
+    Index(None, "instance", "epoch", "ended_ms"),
     Index(
         "ix_usage_event_cut_off",
         "instance",
@@ -196,9 +196,24 @@ engine_counter = Table(
     Column("state", Text, nullable=False),
     # Whether a closed run's last counters are all that it produced: its worker read them after the last request had ended.
     Column("exact", Boolean, nullable=False, server_default=text("false")),
-    # What each request had produced at `polled_ms` that was running or not in `usage_event` yet: {id: [prompt, output]}.
-    Column("requests", JSONB),
+    # What the engine said at the last poll of requests that ran or were not in `usage_event` yet: {"at_ms": by Redis's clock,
+    # "counted": [prompt, generation], "counts": {id: [prompt, output]}}; null where it does not count them.
+    Column("requests", JSONB(none_as_null=True)),
     CheckConstraint("state in ('open', 'closed', 'no_counters')", name="state"),
+)
+
+# Requests of which their engine says something else than their event, or of which there is no event at all, as last seen.
+request_difference = Table(
+    "request_difference",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("epoch", Text, primary_key=True),
+    Column("request_id", Text, primary_key=True),
+    Column("counted_prompt", BigInteger, nullable=False),
+    Column("counted_generation", BigInteger, nullable=False),
+    Column("recorded_prompt", BigInteger, nullable=False),
+    Column("recorded_generation", BigInteger, nullable=False),
+    Column("found_ms", BigInteger, nullable=False, server_default=_NOW_MS),
 )
 
 # Requests whose gateway died and whose engine has since been found in balance. `reconciliation` names the event that absorbed

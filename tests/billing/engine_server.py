@@ -29,6 +29,27 @@ class ScriptedEngine:
     on_ask: Callable[[], object] = lambda: None
     # Set: the page comes byte by byte, and never to its end, until the event is set.
     drips: threading.Event | None = None
+    # What it says of each request, where it does; its counters are then their sum.
+    request_counts: bool = False
+    boot: str = "boot-1"
+    live: dict[str, tuple[int, int]] = field(default_factory=dict)
+    ended: dict[str, tuple[int, int]] = field(default_factory=dict)
+    forgotten: tuple[int, int] = (0, 0)
+
+    def counts_page(self, after: int) -> bytes:
+        """`GET /taas/request_counts`; every request that has ended is one number."""
+        requests = [*self.live.values(), *self.ended.values(), self.forgotten]
+        finished = list(self.ended.items())[after:]
+        return orjson.dumps(
+            {
+                "v": 1,
+                "boot": self.boot,
+                "sequence": len(self.ended),
+                "counted": {"prompt": sum(p for p, _ in requests), "generation": sum(o for _, o in requests)},
+                "running": {name: (prompt, 0, output) for name, (prompt, output) in self.live.items()},
+                "finished": {name: (prompt, 0, output) for name, (prompt, output) in finished},
+            }
+        )
 
     def page(self) -> str:
         lines = [
@@ -53,6 +74,14 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
             engine.on_ask()
             engine.asked.append(self.headers.get("authorization"))
             body = engine.page().encode() if engine.status == 200 else b""
+            path, _, after = self.path.partition("?after=")
+            if path == "/taas/request_counts":
+                body = engine.counts_page(int(after)) if engine.request_counts and engine.status == 200 else b""
+                if not engine.request_counts:
+                    self.send_response(404)
+                    self.send_header("content-length", "0")
+                    self.end_headers()
+                    return
             self.send_response(engine.status)
             if engine.drips is None:
                 self.send_header("content-length", str(len(body)))

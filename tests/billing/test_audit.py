@@ -8,7 +8,8 @@ from sqlalchemy import Engine, func, insert, select, text
 from sqlalchemy.event import listen
 
 from billing import redis_keys
-from billing.audit import Auditor, AuditReport
+from billing.audit import Auditor
+from billing.audit_report import AuditReport
 from billing.consumer import Consumer
 from billing.engine_counters import CounterPoller
 from billing.engine_instances import CounterPair
@@ -114,12 +115,25 @@ def test_samples_share_a_prompt_that_the_engine_counts_each_time(
     assert report.instances[0].metered.absorbed == CounterPair(260, 0)
 
 
-def test_usage_still_in_a_stream_is_waited_for_and_else_told(
+def test_usage_still_in_a_stream_counts_as_open(
     raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
 ) -> None:
     register(raw_redis, engine)
-    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a").to_json()})
-    assert found(auditor.audit(wait_ms=100), FindingKind.NOT_DRAINED)
+    engine.prompt, engine.generation = 10, 5
+    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a", (10, 0, 5)).to_json()})
+    report = auditor.audit(wait_ms=0)
+    assert (report.residual_tokens, report.instances[0].metered.open) == (0, CounterPair(10, 5))
+
+
+def test_a_request_that_runs_explains_what_it_can_have_produced_and_no_more(
+    raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
+) -> None:
+    register(raw_redis, engine)
+    reserve(raw_redis, "a", lease_ms=60_000, tokens=(10, 0, 3))
+    engine.prompt, engine.generation, engine.running = 10, 900, 1
+    assert auditor.audit(wait_ms=0).residual_tokens == 0
+    engine.generation = 1001
+    assert auditor.audit(wait_ms=0).residual_tokens == 1
 
 
 def test_a_crash_between_the_last_poll_and_the_end_is_told_as_lost_counters(
@@ -236,7 +250,7 @@ def test_nothing_is_absorbed_while_anything_is_under_way(
         reserve(raw_redis, "b", lease_ms=60_000)
     else:
         raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("c").to_json()})
-    assert auditor.audit(wait_ms=1500).residual_tokens == 4
+    assert auditor.audit(wait_ms=1500).instances[0].metered.absorbed == CounterPair(10, 5)
 
 
 def test_a_dead_gateway_that_left_nothing_open_explains_nothing_later(

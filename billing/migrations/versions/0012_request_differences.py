@@ -1,0 +1,36 @@
+"""Requests of which their engine says something else than their event; events of one start of an engine by their end."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0012"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "request_difference",
+        sa.Column("instance", sa.Text(), primary_key=True),
+        sa.Column("epoch", sa.Text(), primary_key=True),
+        sa.Column("request_id", sa.Text(), primary_key=True),
+        sa.Column("counted_prompt", sa.BigInteger(), nullable=False),
+        sa.Column("counted_generation", sa.BigInteger(), nullable=False),
+        sa.Column("recorded_prompt", sa.BigInteger(), nullable=False),
+        sa.Column("recorded_generation", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "found_ms",
+            sa.BigInteger(),
+            server_default=sa.text("(extract(epoch from clock_timestamp()) * 1000)::bigint"),
+            nullable=False,
+        ),
+    )
+    op.create_index("ix_usage_event_instance_epoch_ended_ms", "usage_event", ["instance", "epoch", "ended_ms"])
+    op.drop_index("ix_usage_event_instance_epoch", "usage_event")
+
+
+def downgrade() -> None:
+    op.create_index("ix_usage_event_instance_epoch", "usage_event", ["instance", "epoch"])
+    op.drop_index("ix_usage_event_instance_epoch_ended_ms", "usage_event")
+    op.drop_table("request_difference")
