@@ -49,6 +49,9 @@ class Auditor:
         reconciled: list[Reconciliation] = []
         look = take_look(self._engine, self._client, self._poller)
         absorbed = [*look.poll.absorbed]
+        if absorbed:  # with it on the books
+            look = take_look(self._engine, self._client, self._poller)
+            absorbed += look.poll.absorbed
         while look.evidence or any(balance.residual != NO_TOKENS for balance in look.balances):
             if time.monotonic() + _SETTLE_S > deadline:
                 break

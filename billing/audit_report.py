@@ -16,6 +16,7 @@ from billing.engine_instances import NO_TOKENS, CounterPair
 from billing.engine_reading import NoCounters, Unreachable
 from billing.findings import Finding, FindingKind, pair_json
 from billing.reconcile import Reconciliation
+from billing.request_check import CALIBRATION_ID
 from billing.schema.ledger import request_difference
 
 
@@ -100,6 +101,8 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
     """What was absorbed request by request."""
     by_epoch: dict[tuple[str, str], list[Absorbed]] = defaultdict(list)
     for each in absorbed:
+        if each.request_id.startswith(CALIBRATION_ID):
+            continue  # what measuring costs is nothing to look at
         by_epoch[each.instance, each.epoch].append(each)
     return [
         Finding(

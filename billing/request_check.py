@@ -83,7 +83,7 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
     }
     for request_id, count in measured.items():
         if _absorb_measurement(connection, engine, request_id, count):
-            recorded[request_id] = count
+            recorded[request_id] = absorbed[request_id] = count
     return Checked(recorded, absorbed)
 
 

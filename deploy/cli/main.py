@@ -27,7 +27,7 @@ _COMMANDS: Final = {
     "plan": ("deploy.cli.plan", "plan"),
     "price": ("deploy.cli.price", "price"),
     "usage": ("deploy.cli.usage", "usage"),
-    "audit": ("deploy.cli.usage", "audit"),
+    "audit": ("deploy.cli.audit", "audit"),
     "request": ("deploy.cli.request", "request"),
 }
 

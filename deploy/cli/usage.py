@@ -1,4 +1,4 @@
-"""`taas usage` and `taas audit`: what was used, and the proof that it is all of it."""
+"""`taas usage`: what was used, and what it costs."""
 
 from typing import Any
 
@@ -42,32 +42,5 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
             click.echo(f"{word}: {count} requests, not in the amount", err=True)
 
 
-@click.command()
-@json_option
-def audit(as_json: bool) -> None:
-    """Compare what engines counted with what is billed, absorbed and open, in tokens.
-
-    The residual is what nobody accounts for; it should be 0. Pairs are prompt/generation.
-    """
-    report = call("GET", "audit")
-    if as_json:
-        print_json(report)
-        return
-    if report["instances"]:
-        columns: Any = {"INSTANCE": "instance"}
-        columns |= {word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open", "residual")}
-        print_table(columns, report["instances"])
-    else:
-        click.echo("no instance has served anything yet")
-    click.echo(f"residual: {report['residual_tokens']} tokens")
-    for finding in report.get("findings", ()):
-        where = f" ({finding['instance']})" if "instance" in finding else ""
-        click.echo(f"{finding['kind']}{where}: {finding['message']}")
-
-
 def _group(word: str) -> Any:
     return lambda row: row.get(f"{word}_name") or row[word]
-
-
-def _pair(word: str) -> Any:
-    return lambda row: f"{row[word]['prompt']}/{row[word]['generation']}"

@@ -148,7 +148,6 @@ def test_a_try_on_another_instance_is_absorbed_where_it_was_made(
 ) -> None:
     engine.ended = {"moved": (12, 1)}
     record(database, event("moved", (12, 0, 30), instance="elsewhere"))
-    assert auditor.audit(wait_ms=0).instances[1].metered.open == CounterPair(12, 1), "about to be absorbed"
     report = auditor.audit(wait_ms=0)
     here = next(each for each in report.instances if each.instance == "i1")
     assert (here.residual, here.metered.absorbed) == (CounterPair(0, 0), CounterPair(12, 1))
@@ -159,9 +158,9 @@ def test_what_measuring_costs_is_open_while_it_runs_and_absorbed_then(auditor: A
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].metered.open) == (0, CounterPair(100, 10))
     engine.live, engine.ended = {}, {"calibration-x-1": (100, 20)}
-    auditor.audit(wait_ms=0)
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].metered.absorbed) == (0, CounterPair(100, 20))
+    assert not report.findings
 
 
 def test_of_an_engine_that_died_each_request_is_held_against_what_it_said_last(

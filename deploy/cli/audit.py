@@ -1,0 +1,64 @@
+"""`taas audit`: the proof that every token that was produced is accounted for."""
+
+from typing import Any, Final
+
+import click
+
+from deploy.cli.connection import call
+from deploy.cli.output import json_option, print_json, print_table
+
+# Findings that say that something is not accounted for, or not as it was written down.
+_WRONG: Final = frozenset(
+    {
+        "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete", "ledger_mispriced",
+        "totals_differ",
+    }
+)  # fmt: skip
+_IDS_SHOWN: Final = 3
+
+
+@click.command()
+@json_option
+@click.pass_context
+def audit(context: click.Context, as_json: bool) -> None:
+    """Compare what engines counted with what is billed, absorbed and open, in tokens.
+
+    The residual is what nobody accounts for; it should be 0, also while requests run. Pairs are prompt/generation. The exit status is 1
+    where there is a residual, or the ledger is not as it should be.
+    """
+    report = call("GET", "audit")
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    if report["residual_tokens"] or any(finding["kind"] in _WRONG for finding in report.get("findings", ())):
+        context.exit(1)
+
+
+def _print(report: dict[str, Any]) -> None:
+    if report["instances"]:
+        columns: Any = {"INSTANCE": "instance"}
+        columns |= {word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open", "residual")}
+        print_table(columns, report["instances"])
+    else:
+        click.echo("no instance has served anything yet")
+    click.echo(f"residual: {report['residual_tokens']} tokens")
+    for finding in report.get("findings", ()):
+        click.echo(f"{finding['kind']}{_where(finding)}: {finding['message']}{_which(finding)}")
+
+
+def _where(finding: dict[str, Any]) -> str:
+    return f" ({finding['instance']})" if "instance" in finding else ""
+
+
+def _which(finding: dict[str, Any]) -> str:
+    """The first of the requests that it is about, and how many there are."""
+    ids = finding.get("ids", ())
+    if not ids:
+        return ""
+    more = finding.get("count", len(ids)) - _IDS_SHOWN
+    return f": {', '.join(ids[:_IDS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
+def _pair(word: str) -> Any:
+    return lambda row: f"{row[word]['prompt']}/{row[word]['generation']}"
