@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_reap import lapse, reserve
+from tests.fixtures.forked import ForkedProgram, start_module
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
 ADMIN_KEY = "adm-test"
@@ -38,13 +38,10 @@ class BillingProcess:
             "TAAS_ADMIN_PORT": str(self.admin_port), "TAAS_BILLING_METRICS_PORT": str(self.metrics_port),
             "TAAS_USAGE_CLAIM_IDLE_MS": "100", "TAAS_COUNTERS_INTERVAL_MS": "100", "TAAS_AUDIT_INTERVAL_MS": "200", **environment,
         }  # fmt: skip
-        self.popen: subprocess.Popen[bytes] | None = None
+        self.popen: ForkedProgram | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", "billing"], env=self._environment, stdout=log, stderr=log
-            )
+        self.popen = start_module("billing", environment=self._environment, log=self.log)
 
     def end(self, number: signal.Signals) -> int:
         assert self.popen is not None

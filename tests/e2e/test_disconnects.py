@@ -1,7 +1,5 @@
 """Callers that leave real vLLM's answers: at once, after the head, in the middle, at the very end, streamed and not, on every route."""
 
-import time
-
 import pytest
 
 from tests.e2e.raw_caller import FINISH, LONG, ROUTES, TOKEN, RawCaller, body_of
@@ -22,10 +20,10 @@ def assert_ended_as_left(stack: Stack, request_id: str, output_most: int = LONG)
 
 
 def assert_stops(stack: Stack, request_id: str) -> None:
-    """The engine is free again within a second of the caller's leaving (and of what a busy machine adds)."""
-    left = time.monotonic()
-    wait_until(lambda: request_id not in stack.open_ids() and stack.engine_running() == 0, "stop of the engine", 5.0)
-    assert time.monotonic() - left < 2.0
+    """The engine is free again long before it could have made the answer: within a second, on an idle machine."""
+    left = stack.engine_counters().generation
+    wait_until(lambda: request_id not in stack.open_ids() and stack.engine_running() == 0, "stop of the engine", 30.0)
+    assert stack.engine_counters().generation - left < LONG // 10
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,13 +144,11 @@ def test_a_process_that_lost_settles_ends_with_a_status_of_its_own(tmp_path: Pat
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_signal_ends_it_at_once(tmp_path: Path, processes: int) -> None:
-    with gateway(tmp_path, processes) as running, running.stream("?forever") as sock:
+    with gateway(tmp_path, processes, TAAS_DRAIN_S="600") as running, running.stream("?forever") as sock:
         children = running.children()
         running.process.send_signal(signal.SIGTERM)
         until(lambda: running.logged("Shutting down"), "the drain to begin")
-        started = time.monotonic()
         assert running.stop() == 128 + signal.SIGTERM
-        assert time.monotonic() - started < 5
         until(lambda: not any(psutil.pid_exists(child) for child in children), "all processes to be gone")
         with contextlib.suppress(ConnectionResetError):
             read_all(sock)

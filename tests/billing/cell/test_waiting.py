@@ -312,7 +312,7 @@ def test_the_time_between_grants_does_not_count_when_nobody_waited(
     waits(valkey, "c")
     left = CellRequest(valkey, "c").leave()
     assert left.tenants_waiting == 1
-    assert left.between_grants_ms < 5_000
+    assert left.between_grants_ms < 60_000
 
 
 def test_a_dead_gateways_crowd_does_not_stop_the_cell(
