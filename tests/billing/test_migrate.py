@@ -1,16 +1,22 @@
 """Migrations: whole, repeatable, safe when two processes start together, and equal to what the code believes."""
 
 import threading
+from pathlib import Path
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, MetaData, create_engine, select, text
 
 import billing.schema.capacity
 import billing.schema.catalogue
 import billing.schema.ledger  # noqa: F401
-from billing.migrate import upgrade
+from billing.migrate import alembic_config, upgrade
 from billing.schema.metadata import metadata
+
+# The last revision of version 0.1, and rows that it wrote.
+RELEASED = "0009"
+RELEASED_ROWS = Path(__file__).with_name("release_0_1.sql")
 
 
 def test_the_migrated_schema_is_the_one_in_the_code(database_url: str) -> None:
@@ -40,3 +46,38 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("select count(*) from alembic_version")).scalar_one() == 1
     engine.dispose()
+
+
+def test_a_database_of_the_last_release_is_upgraded_and_keeps_every_value(database_url: str) -> None:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, RELEASED)
+        connection.exec_driver_sql(RELEASED_ROWS.read_text())
+        connection.commit()
+    before = _rows(engine)
+    assert sum(map(len, before.values())) > 30
+    upgrade(database_url)
+    after = _rows(engine)
+    for table, rows in before.items():
+        kept = [{column: row[column] for column in rows[0]} for row in after[table]]
+        assert kept == rows, table
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def _rows(engine: Engine) -> dict[str, list[dict[str, object]]]:
+    """Every row of every table that has any, in the order of its key."""
+    found = MetaData()
+    found.reflect(engine)
+    with engine.connect() as connection:
+        read = {
+            table.name: [
+                dict(row._mapping) for row in connection.execute(select(table).order_by(*table.primary_key.columns))
+            ]
+            for table in found.sorted_tables
+            if table.name != "alembic_version"
+        }
+    return {name: rows for name, rows in read.items() if rows}
