@@ -55,7 +55,6 @@ class _Ports:
     """
 
     def __init__(self) -> None:
-        self._claims: list[socket.socket] = []
         self._left: list[int] = []
 
     def next(self) -> int:
@@ -73,7 +72,7 @@ class _Ports:
         random.shuffle(firsts)
         for first in firsts:
             if claim := _bound(first):
-                self._claims.append(claim)
+                claim.detach()  # left open for as long as this process lives
                 return list(range(first + 1, first + _BLOCK_PORTS))
         raise OSError(f"other processes hold every port from {_PORTS.start} to {_PORTS.stop - 1}")
 
