@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from billing import redis_keys
 from billing.redis_address import parse_redis_url
 from serving.engine_process import EngineStartFailed
+from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from serving.registry import EngineCounters, EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from tests.fixtures.valkey import ValkeyProcess
@@ -21,6 +22,8 @@ READY, DOWN, DRAINING, STARTING = (
     InstanceStatus.DRAINING,
     InstanceStatus.STARTING,
 )
+# So that on a busy machine answers that come late are not what ends an engine.
+PATIENT = WatchLimits(poll_s=0.05, answer_timeout_s=10, unanswered_most=1_000)
 
 
 async def _now_ms(redis: Redis) -> int:
@@ -102,7 +105,7 @@ async def test_an_engine_that_is_up_but_does_not_work_is_replaced(workers: Worke
 
 
 async def test_an_engine_whose_child_alone_is_killed_is_noticed_by_its_health(workers: Workers) -> None:
-    worker = workers.make()
+    worker = workers.make(times=fast_times(watch=PATIENT))
     worker.start()
     await worker.entry_with(READY)
     await worker.tell(do="unhealthy")
@@ -185,7 +188,7 @@ async def test_a_stop_between_two_starts_does_not_wait_for_the_pause(workers: Wo
 
 
 async def test_an_engine_whose_log_was_deleted_is_started_again_like_any(workers: Workers) -> None:
-    worker = workers.make()
+    worker = workers.make(times=fast_times(watch=PATIENT))
     worker.start()
     first = await worker.entry_with(READY)
     worker.plan.log_path.unlink()
