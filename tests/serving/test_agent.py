@@ -110,7 +110,7 @@ async def test_an_engine_whose_child_alone_is_killed_is_noticed_by_its_health(wo
     await worker.entry_with(READY)
     await worker.tell(do="unhealthy")
     await worker.entry_with(DOWN)
-    assert any("not healthy" in note for note in worker.notes)
+    await eventually(lambda: any("not healthy" in note for note in worker.notes))
 
 
 async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(workers: Workers, redis: Redis) -> None:
@@ -212,7 +212,7 @@ async def test_a_start_that_the_machine_refuses_is_tried_again(workers: Workers)
     folder.unlink()
     again = await worker.entry_with(READY)
     assert again.epoch != first.epoch
-    assert any("cannot be started" in note and str(folder) in note for note in worker.notes)
+    await eventually(lambda: any("cannot be started" in note and str(folder) in note for note in worker.notes))
 
 
 async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Workers) -> None:
