@@ -226,7 +226,7 @@ async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Wo
 
 
 async def test_a_start_that_takes_too_long_fails(workers: Workers) -> None:
-    worker = workers.make("--start-seconds", "600", times=fast_times(start_timeout_s=0.5))
+    worker = workers.make("--start-seconds", "600", times=fast_times(start_timeout_s=3))
     with pytest.raises(EngineStartFailed, match="did not answer within"):
         await worker.agent.run()
     assert not any(is_running(pid) for pid in worker.pids())
