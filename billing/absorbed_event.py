@@ -19,6 +19,8 @@ from billing.tokens import AbsorbReason
 from billing.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
 
 KIND: Final = "reconciliation"
+# Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the last word.
+NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
 _NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 

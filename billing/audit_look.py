@@ -81,7 +81,8 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller) -> Loo
                 {row.name: row.context_tokens for row in now.execute(select(model.c.name, model.c.context_tokens))},
                 poll,
             )
-            evidence = tuple(read_evidence(now))
+            # Where an engine counts its requests, each is held against its event: nothing has to be concluded.
+            evidence = tuple(each for each in read_evidence(now) if (each.instance, each.epoch) not in counts)
     balances = _balances(facts)
     complete = streams.complete and not opened.unreadable
     return Look(balances, evidence, _idle(balances, facts), poll, opened, complete)

@@ -14,7 +14,7 @@ from typing import Final
 import orjson
 from sqlalchemy import Connection, RowMapping, func, insert, or_, select
 
-from billing.absorbed_event import AbsorbedEvent, absorb
+from billing.absorbed_event import NAMED, AbsorbedEvent, absorb
 from billing.balance import EpochBalance
 from billing.engine_instances import NO_TOKENS, CounterPair
 from billing.schema.catalogue import model as model_table
@@ -23,13 +23,15 @@ from billing.tokens import AbsorbReason
 from billing.usage_event import Ending, UsageSource
 
 _LOCK: Final = 7_461_617
-# As in the index `ix_usage_event_cut_off`.
-_CUT_OFF: Final = (Ending.GATEWAY_DIED.value, Ending.ENGINE_DIED.value, Ending.ENGINE_ERROR.value)
+# As in the index `ix_usage_event_not_final`.
+_NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A request whose gateway or engine died and whose engine has not been found in balance since. `room`: what it can still have produced."""
+    """A request whose event does not have the engine's final word, however it ended, and whose engine has not been found in balance since.
+    `room`: what it can still have produced.
+    """
 
     request_id: str
     instance: str
@@ -50,16 +52,13 @@ class Reconciliation:
 
 
 def read_evidence(connection: Connection) -> list[Evidence]:
-    """Requests that were cut off, not reconciled yet, in the order of their ids."""
-    # An answer that is not streamed says nothing before its end, and an engine that dies says nothing more.
-    untold = or_(
-        usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source != UsageSource.ENGINE.value
-    )
+    """Requests without a final word, not reconciled yet, in the order of their ids."""
+    not_final = or_(usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL))
     done = select(reconciled_request.c.request_id).where(reconciled_request.c.request_id == usage_event.c.request_id)
     query = (
         select(usage_event, model_table.c.context_tokens)
         .outerjoin(model_table, model_table.c.name == usage_event.c.model)
-        .where(usage_event.c.ending.in_(_CUT_OFF), usage_event.c.kind == "request", untold, ~done.exists())
+        .where(usage_event.c.kind == "request", not_final, ~done.exists())
         .order_by(usage_event.c.request_id)
     )
     return [
@@ -94,7 +93,7 @@ def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[
         return None
     ids = tuple(each.request_id for each in evidence)
     gateway_died = any(each.ending is Ending.GATEWAY_DIED for each in evidence)
-    ending = Ending.GATEWAY_DIED if gateway_died else Ending.ENGINE_DIED
+    ending = Ending.GATEWAY_DIED if gateway_died else evidence[0].ending
     made = _absorb(connection, balance, tokens, ids, ending) if tokens != NO_TOKENS else None
     rows = [{"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids]
     connection.execute(insert(reconciled_request), rows)
@@ -114,7 +113,7 @@ def _absorb(
         instance=balance.instance,
         epoch=balance.epoch,
         tokens=tokens,
-        reason=AbsorbReason(ending.value),
+        reason=NAMED.get(ending, AbsorbReason.UNREAD),
         ending=ending,
         weights=first["weights"],
         started_ms=first["started_ms"],

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, RowMapping, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import models
-from billing.absorbed_event import AbsorbedEvent, absorb
+from billing.absorbed_event import NAMED, AbsorbedEvent, absorb
 from billing.engine_instances import CounterPair
 from billing.refusals import NotFound
-from billing.schema.ledger import request_difference, usage_event
+from billing.schema.ledger import reconciled_request, request_difference, usage_event
 from billing.tokens import AbsorbReason
 from billing.usage_event import Ending, UsageSource
 
@@ -30,7 +30,6 @@ _COLUMNS: Final = (
     "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ending", "usage_source", "anomaly",
     "gateway", "produced_prompt", "produced_output",
 )  # fmt: skip
-_NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +55,14 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
     """Hold requests that have ended in the engine against their events; those without an event yet are left for later."""
     recorded: dict[str, CounterPair] = {}
     absorbed: dict[str, CounterPair] = {}
+    settled: list[str] = []
     for row in read_events(connection, list(counts)):
         request_id = row["request_id"]
         here = (row["instance"], row["epoch"]) == (engine.instance, engine.epoch)
         accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
         recorded[request_id] = accounted
+        if here and _may_miss_tokens(row, here=here):
+            settled.append(request_id)
         missing = counts[request_id] - accounted
         if missing == CounterPair():
             continue
@@ -76,6 +78,9 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
             absorbed[request_id] = missing
         else:
             _note_difference(connection, engine, request_id, counts[request_id], recorded[request_id])
+    if settled:
+        done = insert(reconciled_request).on_conflict_do_nothing()
+        connection.execute(done, [{"request_id": request_id, "reconciliation": None} for request_id in settled])
     measured = {
         request_id: count
         for request_id, count in counts.items()
@@ -159,7 +164,7 @@ def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missin
             instance=engine.instance,
             epoch=engine.epoch,
             tokens=missing,
-            reason=_NAMED.get(ending, AbsorbReason.UNREAD),
+            reason=NAMED.get(ending, AbsorbReason.UNREAD),
             ending=ending,
             weights=row["weights"],
             started_ms=row["started_ms"],

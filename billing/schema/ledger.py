@@ -90,10 +90,12 @@ usage_event = Table(
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch", "ended_ms"),
     Index(
-        "ix_usage_event_cut_off",
+        "ix_usage_event_not_final",
         "instance",
         "epoch",
-        postgresql_where=text("ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"),
+        postgresql_where=text(
+            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', 'unread'))"
+        ),
     ),
 )
 
@@ -216,8 +218,8 @@ request_difference = Table(
     Column("found_ms", BigInteger, nullable=False, server_default=_NOW_MS),
 )
 
-# Requests whose gateway died and whose engine has since been found in balance. `reconciliation` names the event that absorbed
-# what they had produced after their last checkpoint, or is null where there was nothing.
+# Requests whose event does not have the engine's final word, and whose engine has since been found in balance, or has told it. `reconciliation`
+# names the event that absorbed what several of them had produced beyond their events; null where there was nothing, or where each has its own.
 reconciled_request = Table(
     "reconciled_request",
     metadata,

@@ -213,7 +213,7 @@ def test_what_a_dead_engine_had_counted_for_an_answer_it_never_gave_is_absorbed(
     register(raw_redis, engine)
     engine.prompt, engine.generation = 10 + 30, 5 + 25
     auditor.audit(wait_ms=0)
-    whole = event("b", (0, 0, 0), Ending.ENGINE_DIED, source=UsageSource.NONE, stream=False)
+    whole = event("b", (0, 0, 0), Ending.ENGINE_DIED, source=UsageSource.UNREAD, stream=False)
     record(database, event("a", (10, 0, 5)), whole)
     register(raw_redis, engine, status="down")
     report = auditor.audit(wait_ms=5000)
@@ -224,6 +224,20 @@ def test_what_a_dead_engine_had_counted_for_an_answer_it_never_gave_is_absorbed(
         row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
     assert (row["ending"], row["billed_output"]) == ("engine_died", 0)
     assert row["absorbed_reasons"] == {"engine_died": {"prompt": 30, "output": 25}}
+
+
+@pytest.mark.parametrize("ending", [Ending.CLIENT_DISCONNECT, Ending.REFUSED_BY_ENGINE, Ending.OPERATOR_STOP])
+def test_an_ending_without_the_engines_last_word_explains_what_it_had_produced(
+    database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine, ending: Ending
+) -> None:
+    register(raw_redis, engine)
+    engine.prompt, engine.generation = 30, 25
+    record(database, event("a", (0, 0, 0), ending, source=UsageSource.UNREAD, stream=False))
+    report = auditor.audit(wait_ms=30_000)
+    assert (report.residual_tokens, report.instances[0].metered.absorbed) == (0, CounterPair(30, 25))
+    with database.connect() as connection:
+        row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
+    assert row["absorbed_reasons"] == {"unread": {"prompt": 30, "output": 25}}
 
 
 def test_a_residual_without_a_dead_gateway_is_not_absorbed(
