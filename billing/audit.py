@@ -22,6 +22,7 @@ from billing.audit_report import (
     engine_findings,
     reconciled_findings,
 )
+from billing.clocks import check_clocks, difference_ms
 from billing.engine_counters import Absorbed, CounterPoller
 from billing.engine_instances import NO_TOKENS
 from billing.findings import Finding, FindingKind
@@ -95,6 +96,7 @@ class Auditor:
         with snapshot(self._engine) as connection:
             findings += difference_findings(connection)
             findings += set_aside(connection)
+            findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
                 findings += check_ledger(connection)
         return AuditReport(by_instance(look.balances), tuple(findings))

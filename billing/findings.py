@@ -28,6 +28,8 @@ class FindingKind(StrEnum):
     LEDGER_INCOMPLETE = "ledger_incomplete"
     LEDGER_MISPRICED = "ledger_mispriced"
     TOTALS_DIFFER = "totals_differ"
+    NOT_FOR_SALE = "not_for_sale"
+    CLOCKS_DIFFER = "clocks_differ"
 
 
 @dataclass(frozen=True, slots=True)

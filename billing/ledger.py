@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.bulk_insert import insert_rows
@@ -32,6 +32,14 @@ from billing.usage_event import EVENT_VERSION, UsageEvent
 
 # A rejected or conflicting text is kept as evidence; an event is about 1 kB.
 RAW_BYTES_MAX: Final = 65_536
+
+
+# Of a request's transactions the one that counts: an unpriced one may have been corrected since.
+_correction = ledger_transaction.alias("correction")
+STANDS: Final = or_(
+    ledger_transaction.c.pricing != "unpriced",
+    ~exists(select(1).where(_correction.c.corrects == ledger_transaction.c.transaction_id)),
+)
 
 
 class Pricing(StrEnum):

@@ -28,7 +28,11 @@ where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then
     + e.billed_cached::numeric * p.cached_input_picousd
     + e.billed_output::numeric * p.output_picousd
   else 0 end
-  or (t.pricing = 'priced' and (p.model <> e.model or p.valid_from_ms > e.started_ms))
+  or (t.pricing = 'priced' and t.price_id is distinct from (
+    select held.price_id from price held
+    where held.model = e.model and held.valid_from_ms <= e.started_ms
+      and not exists (select from price_withdrawal w where w.price_id = held.price_id)
+    order by held.valid_from_ms desc limit 1))
   or (r.holder is not null and r.holder <> e.tenant)
 """
 _TOTALS: Final = """
@@ -60,6 +64,12 @@ _SET_ASIDE: Final = (
         "select request_id as id from usage_conflict",
     ),
 )
+_NOT_FOR_SALE: Final = """
+select m.name as id from model m
+where m.status = 'active' and m.visible <> 'internal' and not exists (
+  select from price p where p.model = m.name and p.valid_from_ms <= (extract(epoch from clock_timestamp()) * 1000)::bigint
+    and not exists (select from price_withdrawal w where w.price_id = p.price_id))
+"""
 _NO_AMOUNT: Final = (
     (FindingKind.UNPRICED, "billed requests without an amount: no price held when they started", "unpriced"),
     (FindingKind.QUARANTINED, "requests whose usage is in doubt, kept off the bill", "quarantined"),
@@ -75,9 +85,15 @@ def set_aside(connection: Connection) -> list[Finding]:
     """What is recorded but waits for a person: rejected entries, conflicts, requests without an amount."""
     found = [finding for kind, message, query in _SET_ASIDE for finding in _found(connection, kind, message, query)]
     for kind, message, pricing in _NO_AMOUNT:
-        query = f"select request_id as id from ledger_transaction where pricing = '{pricing}'"  # noqa: S608 (a constant of ours)
+        query = (
+            f"select t.request_id as id from ledger_transaction t where t.pricing = '{pricing}' "  # noqa: S608 (a constant of ours)
+            "and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)"
+        )
         found += _found(connection, kind, message, query)
-    return found
+    message = (
+        "models without a price: unknown to external tenants; `taas price set` sells them, `--free` gives them away"
+    )
+    return [*found, *_found(connection, FindingKind.NOT_FOR_SALE, message, _NOT_FOR_SALE)]
 
 
 def _found(connection: Connection, kind: FindingKind, message: str, query: str) -> Sequence[Finding]:

@@ -13,6 +13,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
 
 from billing import models
 from billing.instances import DRAIN_MS
+from billing.price_book import for_sale_from
 from billing.schema.capacity import reclaim
 from billing.schema.catalogue import NOW_MS, api_key, instance, quota_limit, tenant
 
@@ -70,6 +71,7 @@ def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEnt
                 "tenant": row.tenant_id,
                 "project": row.project_id,
                 "expires_at_ms": row.expires_at_ms,
+                "models": row.models,
                 "hash": row.hash,
                 "limits": limits[row.key_id],
             }
@@ -80,7 +82,11 @@ def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEnt
 def read_models(connection: Connection, names: Collection[str] | None) -> ModelEntries:
     """Projections of models by name, retired ones too."""
     found = [model for model in models.list_all(connection) if names is None or model.name in names]
-    return ModelEntries({model.name: _model(model) for model in found}, frozenset(model.cell for model in found))
+    for_sale = for_sale_from(connection)
+    return ModelEntries(
+        {model.name: _model(model, for_sale.get(model.name)) for model in found},
+        frozenset(model.cell for model in found),
+    )
 
 
 def read_instances(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
@@ -126,7 +132,7 @@ def read_drained(connection: Connection, instance_ids: Collection[str] | None) -
     }
 
 
-def _model(model: models.Model) -> str:
+def _model(model: models.Model, for_sale_from_ms: int | None) -> str:
     return _json(
         {
             "name": model.name,
@@ -149,6 +155,7 @@ def _model(model: models.Model) -> str:
             "created": model.created_ms // 1000,
             "status": model.status,
             "max_body_bytes": model.max_body_bytes,
+            "for_sale_from_ms": for_sale_from_ms,
         }
     )
 

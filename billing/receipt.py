@@ -10,7 +10,7 @@ import redis
 from sqlalchemy import Connection, and_, select
 
 from billing import redis_keys
-from billing.ledger import Pricing
+from billing.ledger import STANDS, Pricing
 from billing.money import Money
 from billing.price_book import prices_by_id
 from billing.receipt_parts import Receipt, whole
@@ -50,7 +50,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
             ledger_transaction.c.price_id,
             ledger_posting.c.amount_picousd,
         )
-        .join(ledger_transaction, ledger_transaction.c.request_id == usage_event.c.request_id)
+        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
         .outerjoin(
             ledger_posting,
             and_(

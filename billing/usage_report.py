@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, literal_column, select
 
-from billing.ledger import Pricing
+from billing.ledger import STANDS, Pricing
 from billing.money import ZERO, Money
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 
@@ -130,7 +130,7 @@ def report_usage(
             _sum(ledger_posting.c.amount_picousd).label("amount"),
         )
         .select_from(usage_event)
-        .join(ledger_transaction, ledger_transaction.c.request_id == usage_event.c.request_id)
+        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
         .outerjoin(
             ledger_posting,
             and_(

@@ -97,7 +97,7 @@ class InferenceApi:
         tenant = caller.tenant
         raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
         parsed = parse_request(inference_route, raw)
-        model = self._model(parsed, caller)
+        model = self._model(parsed, caller, self.clock.at_ms(started_at))
         body_bytes = len(raw)
         del raw  # it would be held for as long as the answer takes
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
@@ -145,12 +145,12 @@ class InferenceApi:
                     self.open_exchanges[part.request_id] = part
                     self.metrics.open_delta(1)
 
-    def _model(self, parsed: ParsedRequest, caller: Caller) -> Model:
-        """The model, if this caller may know of it: unknown and not-yours are answered alike."""
+    def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
+        """The model, if this caller may know of it: unknown, not yours and not for sale are answered alike."""
         model = self.catalogue.models.get(parsed.model)
         if model is None and not self.catalogue.loaded:
             raise DependencyUnavailable
-        if model is None or not model.visible_to(caller.tenant):
+        if model is None or not caller.may_see(model, now_ms):
             raise ModelNotFound(parsed.model)
         check_against_model(
             parsed,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gateway.catalogue import Catalogue
-from gateway.catalogue_entries import ApiKey, Tenant
+from gateway.catalogue_entries import ApiKey, Model, Tenant
 from gateway.errors import AuthenticationFailed, PermissionDenied
 
 KEY_BYTES_MAX = 256
@@ -22,6 +22,11 @@ class Caller:
 
     key: ApiKey
     tenant: Tenant
+
+    def may_see(self, model: Model, now_ms: int) -> bool:
+        """Whether this caller may know of the model at this moment, by the clock that all gateways share."""
+        allowed = self.key.models
+        return (allowed is None or model.name in allowed) and model.visible_to(self.tenant, now_ms)
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -84,7 +84,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that exists and was not revoked; expiry is checked at use."""
+    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for, None for all that its tenant may."""
 
     key_id: str
     key_hash: str
@@ -92,6 +92,7 @@ class ApiKey:
     project: str
     expires_at_ms: int | None
     limits: LimitTable
+    models: frozenset[str] | None = None
 
     @classmethod
     def read(cls, raw: bytes) -> "ApiKey":
@@ -105,6 +106,7 @@ class ApiKey:
                 entry["project"],
                 entry.get("expires_at_ms"),
                 LimitTable.read(entry.get("limits") or []),
+                None if entry.get("models") is None else frozenset(entry["models"]),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("key entry") from exc
@@ -112,7 +114,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A name that callers ask for."""
+    """A name that callers ask for. `for_sale_from_ms`: from then on it has a price, None for never; an entry that says nothing of it is for sale."""
 
     name: str
     pool: str
@@ -129,10 +131,13 @@ class Model:
     created: int
     active: bool
     max_body_bytes: int | None
+    for_sale_from_ms: int | None = 0
 
-    def visible_to(self, tenant: Tenant) -> bool:
-        """Whether this tenant may know of the model."""
+    def visible_to(self, tenant: Tenant, now_ms: int) -> bool:
+        """Whether this tenant may know of the model at this moment. What has no price is not for sale: it is for internal tenants only."""
         if not self.active or (self.owner is not None and self.owner != tenant.tenant):
+            return False
+        if tenant.kind != "internal" and (self.for_sale_from_ms is None or now_ms < self.for_sale_from_ms):
             return False
         if isinstance(self.visible, frozenset):
             return tenant.tenant in self.visible
@@ -165,6 +170,7 @@ class Model:
                 int(entry.get("created", 0)),
                 entry.get("status", "active") == "active",
                 _limit(entry.get("max_body_bytes")),
+                entry.get("for_sale_from_ms", 0),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("model entry") from exc

@@ -42,11 +42,11 @@ def listing_router(
 
     @router.get("/v1/models", summary="Models that this key may see", tags=["models"])
     async def list_models(request: Request) -> dict[str, Any]:
-        caller = await caller_of(request)
+        caller, now_ms = await caller_of(request), clock.at_ms(time.monotonic())
         if not catalogue.loaded:
             raise DependencyUnavailable
         models = sorted(
-            (model for model in catalogue.models.values() if model.visible_to(caller.tenant)),
+            (model for model in catalogue.models.values() if caller.may_see(model, now_ms)),
             key=lambda model: model.name,
         )
         if "anthropic-version" in request.headers:
@@ -61,7 +61,7 @@ def listing_router(
         model = catalogue.models.get(name)
         if model is None and not catalogue.loaded:
             raise DependencyUnavailable
-        if model is None or not model.visible_to(caller.tenant):
+        if model is None or not caller.may_see(model, clock.at_ms(time.monotonic())):
             raise ModelNotFound(name)
         return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
 

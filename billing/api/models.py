@@ -14,6 +14,7 @@ from billing.contracts import store
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.reweigh import change_model
 from billing.models import Model, ModelChange, ModelSpec, Weights
+from billing.price_book import for_sale_from
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"])
 
@@ -140,7 +141,8 @@ def _shown(connection: Connection, found: Iterable[Model]) -> list[dict[str, Any
     shown = list(found)
     ids = {tenant for model in shown for tenant in _tenants_of(model)}
     names = tenants.names(connection, ids)
-    return [_one(model, names) for model in shown]
+    for_sale = for_sale_from(connection)
+    return [_one(model, names, for_sale.get(model.name)) for model in shown]
 
 
 def _tenants_of(model: Model) -> tuple[str, ...]:
@@ -148,7 +150,8 @@ def _tenants_of(model: Model) -> tuple[str, ...]:
     return visible if model.owner is None else (*visible, model.owner)
 
 
-def _one(model: Model, names: dict[str, str]) -> dict[str, Any]:
+def _one(model: Model, names: dict[str, str], for_sale_from_ms: int | None) -> dict[str, Any]:
+    """`for_sale_from_ms`: from then on it has a price; null: it has none, and external tenants do not know of it."""
     return {
         "name": model.name,
         "status": model.status,
@@ -170,6 +173,7 @@ def _one(model: Model, names: dict[str, str]) -> dict[str, Any]:
         },
         "chat_template_kwargs": model.chat_template_kwargs,
         "max_body_bytes": model.max_body_bytes,
+        "for_sale_from_ms": for_sale_from_ms,
         "created_ms": model.created_ms,
         "updated_ms": model.updated_ms,
     }

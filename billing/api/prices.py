@@ -2,14 +2,17 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
 
-from billing import models
+from billing import models, tenants
 from billing.api.control import Control
-from billing.api.fields import Body, Moment, Name
-from billing.money import price_string
-from billing.price_book import Price, list_prices, set_price
+from billing.api.fields import MS_MAX, Body, Moment, Name
+from billing.backfill import Due, Scope, backfill
+from billing.clocks import redis_now_ms
+from billing.money import ZERO, price_string
+from billing.price_book import Price, list_prices, set_price, withdraw_price
+from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
@@ -19,32 +22,91 @@ PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 class NewPrice(Body):
     """USD per million tokens, as decimal strings with at most six decimals. Without `from` it holds from now on.
 
-    Without `cached_input`, cached input costs what other input does.
+    Without `cached_input`, cached input costs what other input does. `free`: all of them are 0. `confirmed`: a token may cost over ten times more or
+    less than before.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
 
     model: Name
-    input: PriceText
+    input: PriceText | None = None
     cached_input: PriceText | None = None
-    output: PriceText
+    output: PriceText | None = None
+    free: bool = False
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
+    confirmed: bool = False
+
+    def amounts(self) -> tuple[str, str, str]:
+        """Input, cached input, output. Raises Invalid where one is missing, or one is given beside `free`."""
+        if self.free:
+            if (self.input, self.cached_input, self.output) != (None, None, None):
+                raise Invalid("A model that is free takes no other price.", param="free")
+            return "0", "0", "0"
+        if self.input is None or self.output is None:
+            raise Invalid("A price has `input` and `output`, or is `free`.", param="output" if self.input else "input")
+        return self.input, self.input if self.cached_input is None else self.cached_input, self.output
+
+
+class Backfill(Body):
+    """Price what a model's unpriced requests of [from, until) cost by the price list as it now is; `dry_run`: only say what that would be."""
+
+    model: Name
+    from_ms: Annotated[Moment, Field(alias="from")]
+    until: Moment | None = None
+    tenant: Name | None = None
+    dry_run: bool = False
 
 
 @router.post("", status_code=201)
 def create(body: NewPrice, control: Control, response: Response) -> dict[str, Any]:
-    """Set a price. What was priced stays priced; a request keeps the price that held when it started."""
+    """Set a price; one that is to hold from the same moment, still to come, is replaced. What was priced stays priced; a request keeps the price that
+    held when it started.
+    """
+    input_price, cached_input, output = body.amounts()
     with control.changing(response) as connection:
         models.find(connection, body.model)
-        price = set_price(
+        made = set_price(
             connection,
             body.model,
-            input=body.input,
-            cached_input=body.input if body.cached_input is None else body.cached_input,
-            output=body.output,
+            input=input_price,
+            cached_input=cached_input,
+            output=output,
             valid_from_ms=body.from_ms,
+            confirmed=body.confirmed,
+            now_ms=lambda: redis_now_ms(control.redis),
         )
-    return _shown(price)
+    return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
+
+
+@router.delete("/{price_id}")
+def withdraw(
+    price_id: Annotated[int, Path(ge=1, le=2**63 - 1)], control: Control, response: Response
+) -> dict[str, Any]:
+    """Withdraw a price that does not hold yet. One that holds or has held stays."""
+    with control.changing(response) as connection:
+        return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_now_ms(control.redis)))
+
+
+@router.post("/backfill")
+def price_later(body: Backfill, control: Control, response: Response) -> dict[str, Any]:
+    """Price requests that were recorded before their model had a price, in new ledger transactions. Again, it finds nothing more to do."""
+    with control.changing(response) as connection:
+        models.find(connection, body.model)
+        tenant_id = None if body.tenant is None else tenants.find(connection, body.tenant).tenant_id
+        until_ms = MS_MAX if body.until is None else body.until
+        scope = Scope(body.model, body.from_ms, until_ms, tenant_id)
+        found = backfill(connection, scope, dry_run=body.dry_run)
+        names = tenants.names(connection, [each.tenant_id for each in found])
+    priced = [each for each in found if each.price_id is not None]
+    return {
+        "model": body.model,
+        "dry_run": body.dry_run,
+        "currency": "USD",
+        "data": [_due(each, names) for each in priced],
+        "requests": sum(each.requests for each in priced),
+        "amount": str(sum((each.amount or ZERO for each in priced), ZERO)),
+        "still_unpriced": sum(each.requests for each in found if each.price_id is None),
+    }
 
 
 @router.get("")
@@ -54,6 +116,17 @@ def list_all(control: Control, model: Annotated[Name | None, Query()] = None) ->
         if model is not None:
             models.find(connection, model)
         return {"data": [_shown(price) for price in list_prices(connection, model)]}
+
+
+def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:
+    return {
+        "tenant": due.tenant_id,
+        "tenant_name": names.get(due.tenant_id),
+        "price_id": due.price_id,
+        "requests": due.requests,
+        "tokens": {"uncached": due.uncached, "cached": due.cached, "output": due.output},
+        "amount": str(due.amount),
+    }
 
 
 def _shown(price: Price) -> dict[str, Any]:

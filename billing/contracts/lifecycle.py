@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from billing import pools
+from billing import pools, tenants
 from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
 from billing.contracts.commitments import lock_for_sale, require_calibration
@@ -34,6 +34,10 @@ def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPE
     position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
+    tenant = tenants.find(connection, contract.terms.tenant_id)
+    if tenant.status != "active":
+        message = f"Tenant {tenant.name} is {tenant.status}: resume it first (`taas tenant resume {tenant.name}`)."
+        raise Conflict(message, param="tenant", code="tenant_not_active")
     terms = start_now(contract.terms, now_ms)
     check(terms)
     signed = replace(contract, terms=terms, state="signed", effective_end_ms=terms.ends_ms)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from billing import models
 from billing.contracts import store
-from billing.contracts.commitments import lock_for_sale, read_position
+from billing.contracts.commitments import lock_for_sale, lock_position, read_position
 from billing.contracts.position import Holding, Position, refuse_worse, units
 from billing.contracts.terms import Step
 from billing.models import Model, ModelChange, Weights
@@ -20,6 +20,7 @@ from billing.refusals import Conflict
 CHANGE: Final = "reweighed"
 # Two measurements of one engine differ by some percent: that is not another good.
 _SAID_ABOVE: Final = Fraction(1, 10)
+_NAMED_MAX: Final = 20
 _KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_mu"}
 
 
@@ -30,6 +31,8 @@ def change_model(
     may, or where what is signed might not fit any more.
     """
     pool = models.find(connection, name).pool
+    if wanted.status == "retired":
+        refuse_retired_under_contract(connection, name, pool, now_ms)
     # Holding a pool makes a row of it: only where there is something to hold it for. Where nobody has measured, nobody signs; where somebody has,
     # somebody may be signing just now.
     if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:
@@ -44,6 +47,21 @@ def change_model(
     if changed.weights_version != model.weights_version:
         write_down(connection, position, model, changed, by=by, now_ms=now_ms)
     return changed
+
+
+def refuse_retired_under_contract(connection: Connection, name: str, pool: str, now_ms: int) -> None:
+    """Raises Conflict, naming them, where contracts stand in the pool and no other model of it is left to use them for."""
+    position = lock_position(connection, pool, now_ms)
+    others = [each for each in models.list_all(connection) if each.pool == pool and each.status == "active"]
+    if any(each.name != name for each in others) or not position.holdings:
+        return
+    ids = [held.contract_id for held in position.holdings]
+    more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
+    raise Conflict(
+        f"Contracts stand on {name}: {', '.join(ids[:_NAMED_MAX])}{more}. They end by notice; retire it when they have ended.",
+        param="status",
+        code="under_contract",
+    )
 
 
 def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:

@@ -48,7 +48,7 @@ tenant = Table(
     *_times(),
     CheckConstraint("weight between 1 and 1000", name="weight"),
     CheckConstraint("kind in ('external', 'internal')", name="kind"),
-    CheckConstraint("status in ('active', 'suspended')", name="status"),
+    CheckConstraint("status in ('active', 'suspended', 'archived')", name="status"),
 )
 
 project = Table(
@@ -57,11 +57,14 @@ project = Table(
     Column("project_id", Text, primary_key=True),
     Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False),
     Column("name", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="active"),
     *_times(),
     UniqueConstraint("tenant_id", "name"),
+    CheckConstraint("status in ('active', 'archived')", name="status"),
 )
 
-# `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see of it.
+# `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see of it. `models`: those that it may ask
+# for, null for all that its tenant may.
 api_key = Table(
     "api_key",
     metadata,
@@ -73,6 +76,7 @@ api_key = Table(
     Column("project_id", Text, ForeignKey(project.c.project_id), nullable=False),
     Column("expires_at_ms", BigInteger),
     Column("revoked_ms", BigInteger),
+    Column("models", ARRAY(Text)),
     *_times(),
 )
 

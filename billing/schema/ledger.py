@@ -119,22 +119,39 @@ price = Table(
     Column("cached_input_picousd", BigInteger, nullable=False),
     Column("output_picousd", BigInteger, nullable=False),
     Column("created_ms", BigInteger, nullable=False, server_default=_NOW_MS),
-    UniqueConstraint("model", "valid_from_ms"),
+    Index(None, "model", "valid_from_ms"),
     CheckConstraint("least(input_picousd, cached_input_picousd, output_picousd) >= 0", name="not_negative"),
 )
 
+# Prices that were taken back before they held. They never priced anything.
+price_withdrawal = Table(
+    "price_withdrawal",
+    metadata,
+    Column("price_id", BigInteger, ForeignKey(price.c.price_id), primary_key=True, autoincrement=False),
+    Column("withdrawn_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+)
+
 # `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is in doubt) ·
-# `nothing_billed`. Only a priced one may have postings.
+# `nothing_billed`. Only a priced one may have postings. `corrects`: it takes the place of an unpriced one, which itself stays as it is.
 ledger_transaction = Table(
     "ledger_transaction",
     metadata,
     Column("transaction_id", BigInteger, Identity(always=True), primary_key=True),
-    Column("request_id", Text, ForeignKey(usage_event.c.request_id), nullable=False, unique=True),
+    Column("request_id", Text, ForeignKey(usage_event.c.request_id), nullable=False),
     Column("pricing", Text, nullable=False),
     Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
+    Column("corrects", BigInteger, ForeignKey("ledger_transaction.transaction_id"), unique=True),
     Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
     CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
+    CheckConstraint("corrects is null or pricing = 'priced'", name="corrected_by"),
+    Index(None, "request_id"),
+    Index(
+        "uq_ledger_transaction_first",
+        "request_id",
+        unique=True,
+        postgresql_where=text("corrects is null"),
+    ),
     # The few that wait for a person: each half-minutely audit counts them.
     Index(
         "ix_ledger_transaction_no_amount",
@@ -229,5 +246,5 @@ reconciled_request = Table(
 )
 
 APPEND_ONLY: Final = (
-    "usage_event", "price", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict", "reconciled_request",
+    "usage_event", "price", "price_withdrawal", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict", "reconciled_request",
 )  # fmt: skip

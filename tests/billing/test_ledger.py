@@ -87,8 +87,10 @@ def test_a_request_costs_its_tokens_at_its_price(database: Engine) -> None:
 
 def test_the_price_is_the_one_at_the_start_of_the_request(database: Engine) -> None:
     with database.begin() as connection:
-        old = set_price(connection, "m1", input="1", cached_input="1", output="1", valid_from_ms=1000)
-        new = set_price(connection, "m1", input="2", cached_input="2", output="2", valid_from_ms=4_000_000_000_000)
+        old = set_price(connection, "m1", input="1", cached_input="1", output="1", valid_from_ms=1000).price
+        new = set_price(
+            connection, "m1", input="2", cached_input="2", output="2", valid_from_ms=4_000_000_000_000
+        ).price
         recorded = record_events(
             connection,
             received(

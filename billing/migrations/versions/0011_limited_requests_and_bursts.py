@@ -16,11 +16,11 @@ def upgrade() -> None:
         column = sa.Column(f"limited_{limit}", sa.BigInteger(), server_default="0", nullable=False)
         op.add_column("contract_minute", column)
     op.add_column("contract", sa.Column("burst_ms", sa.Integer(), server_default="1000", nullable=False))
-    op.create_check_constraint("burst", "contract", "burst_ms >= 1000")
+    op.create_check_constraint(op.f("ck_contract_burst"), "contract", "burst_ms >= 1000")
 
 
 def downgrade() -> None:
-    op.drop_constraint("burst", "contract")
+    op.drop_constraint(op.f("ck_contract_burst"), "contract")
     op.drop_column("contract", "burst_ms")
     for limit in LIMITS:
         op.drop_column("contract_minute", f"limited_{limit}")
