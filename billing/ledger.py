@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.bulk_insert import insert_rows
 from billing.money import ZERO, Money
 from billing.price_book import Price, PriceBook, read_price_book
+from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import (
     TOTAL_COLUMNS,
     ledger_posting,
@@ -162,6 +163,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
     priced = tuple(price_event(event, book) for event in new)
     _write_transactions(connection, priced)
     add_totals(connection, new)
+    _note_use(connection, new)
     return Recorded(priced, len(again) - len(conflicts), tuple(item.event.request_id for item in conflicts))
 
 
@@ -207,6 +209,19 @@ def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent])
     ]
     if lines:
         insert_rows(connection, ledger_posting, lines)
+
+
+def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
+    """When keys were last used."""
+    latest: dict[str, int] = {}
+    for event in events:
+        latest[event.key_id] = max(event.ended_ms, latest.get(event.key_id, 0))
+    if latest:
+        # In one order everywhere, so that two consumers cannot wait for each other in a circle.
+        rows = [{"key_id": key_id, "last_used_ms": latest[key_id]} for key_id in sorted(latest)]
+        statement = insert(api_key_use).values(rows)
+        newest = func.greatest(api_key_use.c.last_used_ms, statement.excluded.last_used_ms)
+        connection.execute(statement.on_conflict_do_update(index_elements=["key_id"], set_={"last_used_ms": newest}))
 
 
 def add_totals(connection: Connection, events: Iterable[UsageEvent]) -> None:

@@ -37,4 +37,6 @@ def check_tenant_name(name: str) -> str:
     """As `check_name`; a tenant's name must not look like an id, because both are accepted in the same places."""
     if name.startswith(TENANT_PREFIX):
         raise ValueError(f"a tenant's name must not begin with {TENANT_PREFIX!r}: that is how ids look")
+    if name.startswith("-"):
+        raise ValueError("a tenant's name must not begin with '-': that is how options look")
     return check_name(name)

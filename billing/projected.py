@@ -15,7 +15,7 @@ from billing import models
 from billing.instances import DRAIN_MS
 from billing.price_book import for_sale_from
 from billing.schema.capacity import reclaim
-from billing.schema.catalogue import NOW_MS, api_key, instance, quota_limit, tenant
+from billing.schema.catalogue import NOW_MS, api_key, instance, project, quota_limit, tenant
 
 Entries = Mapping[str, str]
 
@@ -61,7 +61,10 @@ def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEnt
     limits = _limits(connection, quota_limit.c.key_id, quota_limit.c.key_id.is_not(None), key_ids)
     live: dict[str, str] = {}
     revoked = set()
-    for row in connection.execute(_among(select(api_key), api_key.c.key_id, key_ids)):
+    query = select(api_key, project.c.status.label("project_status")).join(
+        project, project.c.project_id == api_key.c.project_id
+    )
+    for row in connection.execute(_among(query, api_key.c.key_id, key_ids)):
         if row.revoked_ms is not None:
             revoked.add(row.hash)
             continue
@@ -72,6 +75,7 @@ def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEnt
                 "project": row.project_id,
                 "expires_at_ms": row.expires_at_ms,
                 "models": row.models,
+                "archived": row.project_status == "archived",
                 "hash": row.hash,
                 "limits": limits[row.key_id],
             }

@@ -4,15 +4,20 @@ Knows neither HTTP nor Redis: gateways learn a project from the key.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from billing import outbox
 from billing.names import PROJECT_PREFIX, new_id
+from billing.outbox import ChangeKind
 from billing.refusals import Conflict, NotFound
+from billing.schema.catalogue import api_key
 from billing.schema.catalogue import project as table
 
+# The keys of an archived project are refused, and it is left out of lists.
+Status = Literal["active", "archived"]
 # Every tenant has it from the start, so that nobody has to think of projects.
 DEFAULT: Final = "default"
 
@@ -24,6 +29,7 @@ class Project:
     project_id: str
     tenant_id: str
     name: str
+    status: Status
     created_ms: int
     updated_ms: int
 
@@ -51,12 +57,36 @@ def find(connection: Connection, tenant_id: str, project: str) -> Project:
     return _project(row)
 
 
-def list_all(connection: Connection, tenant_id: str | None = None) -> list[Project]:
-    """Of one tenant or of all, oldest first."""
+def list_all(connection: Connection, tenant_id: str | None = None, *, archived: bool = False) -> list[Project]:
+    """Of one tenant or of all, oldest first; archived ones only if asked for."""
     query = select(table).order_by(table.c.created_ms, table.c.project_id)
+    if not archived:
+        query = query.where(table.c.status != "archived")
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     return [_project(row) for row in connection.execute(query)]
+
+
+def change(
+    connection: Connection, tenant_id: str, project: str, *, name: str | None = None, status: Status | None = None
+) -> Project:
+    """Set what is given. Raises NotFound, and Conflict where the tenant has another project of that name."""
+    found = find(connection, tenant_id, project)
+    wanted = {column: value for column, value in (("name", name), ("status", status)) if value is not None}
+    if name is not None:
+        of_tenant = (table.c.tenant_id == tenant_id) & (table.c.name == name)
+        other = connection.execute(select(table.c.project_id).where(of_tenant)).scalar_one_or_none()
+        if other not in {None, found.project_id}:
+            raise Conflict(f"This tenant has a project named {name!r} already.", param="name")
+    if wanted:
+        connection.execute(update(table).where(table.c.project_id == found.project_id).values(wanted))
+    if status is not None:
+        # Gateways learn of a project by its keys.
+        for key_id in connection.execute(
+            select(api_key.c.key_id).where(api_key.c.project_id == found.project_id)
+        ).scalars():
+            outbox.record(connection, ChangeKind.KEY, key_id)
+    return find(connection, tenant_id, found.project_id)
 
 
 def names(connection: Connection) -> dict[str, str]:

@@ -38,6 +38,14 @@ def find_receipt(
     return whole(parts) if len(parts) > 1 else receipt
 
 
+def is_waiting(client: redis.Redis, request_id: str) -> bool:
+    """Whether it waits for a place, or has one that it has not taken up: it has no receipt yet."""
+    with client.pipeline(transaction=False) as read:
+        for cell in read_cells(client):
+            read.hget(redis_keys.reservation(cell, request_id), "state")
+        return any(state in {b"waiting", b"granted"} for state in read.execute())
+
+
 def _found(connection: Connection, client: redis.Redis, request_id: str) -> Receipt | None:
     return _recorded(connection, request_id) or _in_redis(client, request_id) or _recorded(connection, request_id)
 
@@ -50,6 +58,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
             ledger_transaction.c.price_id,
             ledger_posting.c.amount_picousd,
         )
+        .select_from(usage_event)
         .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
         .outerjoin(
             ledger_posting,

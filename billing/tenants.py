@@ -17,7 +17,8 @@ from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import tenant as table
 
 Kind = Literal["external", "internal"]
-Status = Literal["active", "suspended"]
+# An archived tenant is refused like a suspended one, and left out of lists.
+Status = Literal["active", "suspended", "archived"]
 
 # With Redis gone, nobody is served on a guess.
 REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
@@ -78,9 +79,12 @@ def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenan
     return _tenant(row)
 
 
-def list_all(connection: Connection) -> list[Tenant]:
-    """Every tenant, by name."""
-    return [_tenant(row) for row in connection.execute(select(table).order_by(table.c.name))]
+def list_all(connection: Connection, *, archived: bool = False) -> list[Tenant]:
+    """Every tenant, by name; archived ones only if asked for."""
+    query = select(table).order_by(table.c.name)
+    if not archived:
+        query = query.where(table.c.status != "archived")
+    return [_tenant(row) for row in connection.execute(query)]
 
 
 def names(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, str]:
@@ -93,15 +97,21 @@ def change(
     connection: Connection,
     tenant: str,
     *,
+    name: str | None = None,
     status: Status | None = None,
     on_demand: bool | None = None,
     redis_down: Mapping[str, Any] | None = None,
     weight: int | None = None,
 ) -> Tenant:
-    """Set what is given. Raises NotFound."""
+    """Set what is given. Raises NotFound, and Conflict where another has that name."""
     tenant_id = find(connection, tenant).tenant_id
+    if name is not None:
+        # A name that another transaction takes meanwhile is refused by the table.
+        other = connection.execute(select(table.c.tenant_id).where(table.c.name == name)).scalar_one_or_none()
+        if other not in {None, tenant_id}:
+            raise Conflict(f"There is a tenant named {name!r} already.", param="name")
     wanted = {
-        "status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
+        "name": name, "status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
     }  # fmt: skip
     given = {column: value for column, value in wanted.items() if value is not None}
     if given:

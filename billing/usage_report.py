@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, literal_column, select
 
 from billing.ledger import STANDS, Pricing
-from billing.money import ZERO, Money
+from billing.money import ZERO, Money, price_string
+from billing.price_book import prices_by_id
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 
 _MS_PER_HOUR: Final = 3_600_000
@@ -74,8 +75,33 @@ class UsageLine:
 
 
 @dataclass(frozen=True, slots=True)
+class BillItem:
+    """Tokens of one kind at one price: quantity × price = amount. Without a price they have no amount."""
+
+    model: str
+    price_id: int | None
+    kind: str
+    tokens: int
+    price_picousd: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The price in USD per million tokens."""
+        priced = self.price_picousd is not None
+        return {
+            "model": self.model,
+            "price_id": self.price_id,
+            "kind": self.kind,
+            "tokens": self.tokens,
+            "price": price_string(self.price_picousd) if self.price_picousd is not None else None,
+            "amount": str(Money(self.tokens * self.price_picousd))
+            if priced and self.price_picousd is not None
+            else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Lines in the order of their groups, and their sum."""
+    """Lines in the order of their groups, and their sum; and the items whose amounts add up to it."""
 
     tenant: str | None
     by: tuple[Dimension, ...]
@@ -83,6 +109,7 @@ class UsageReport:
     until_ms: int | None
     lines: tuple[UsageLine, ...]
     total: UsageLine
+    items: tuple[BillItem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Amounts are in USD."""
@@ -94,6 +121,7 @@ class UsageReport:
             "currency": "USD",
             "lines": [line.to_json() for line in self.lines],
             "total": self.total.to_json(),
+            "items": [item.to_json() for item in self.items],
         }
 
 
@@ -138,18 +166,57 @@ def report_usage(
                 ledger_posting.c.account == "receivable",
             ),
         )
-        .where(usage_event.c.kind == "request")
         .group_by(*columns)
         .order_by(*columns)
     )
+    query = _among(query, tenant, from_ms, until_ms)
+    lines = tuple(_line(row, by) for row in connection.execute(query).mappings() if row["requests"])
+    items = _items(connection, tenant, from_ms, until_ms)
+    return UsageReport(tenant, tuple(by), from_ms, until_ms, lines, _total(lines), items)
+
+
+def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
+    query = query.where(usage_event.c.kind == "request")
     if tenant is not None:
         query = query.where(usage_event.c.tenant == tenant)
     if from_ms is not None:
         query = query.where(usage_event.c.ended_ms >= from_ms)
     if until_ms is not None:
         query = query.where(usage_event.c.ended_ms < until_ms)
-    lines = tuple(_line(row, by) for row in connection.execute(query).mappings() if row["requests"])
-    return UsageReport(tenant, tuple(by), from_ms, until_ms, lines, _total(lines))
+    return query
+
+
+def _items(
+    connection: Connection, tenant: str | None, from_ms: int | None, until_ms: int | None
+) -> tuple[BillItem, ...]:
+    group = (usage_event.c.model, ledger_transaction.c.price_id)
+    tokens = (
+        _sum(usage_event.c.billed_prompt - usage_event.c.billed_cached),
+        _sum(usage_event.c.billed_cached),
+        _sum(usage_event.c.billed_output),
+    )
+    query = (
+        select(*group, *tokens)
+        .select_from(usage_event)
+        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
+        .where(ledger_transaction.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
+        .group_by(*group)
+        .order_by(*group)
+    )
+    rows = connection.execute(_among(query, tenant, from_ms, until_ms)).all()
+    prices = prices_by_id(connection, [row[1] for row in rows if row[1] is not None])
+    found = []
+    for model, price_id, *counts in rows:
+        price = None if price_id is None else prices[price_id]
+        each = (
+            (None, None, None)
+            if price is None
+            else (price.input_picousd, price.cached_input_picousd, price.output_picousd)
+        )
+        for kind, count, picousd in zip(("uncached_input", "cached_input", "output"), counts, each, strict=True):
+            if count:
+                found.append(BillItem(model, price_id, kind, int(count), picousd))
+    return tuple(found)
 
 
 _SUMMED: Final = ("billed_prompt", "billed_cached", "billed_output", "absorbed_prompt", "absorbed_output")

@@ -53,7 +53,7 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int) -> Caller:
     """The caller behind the headers; `now_ms` by the clock that all gateways share.
 
-    Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a suspended tenant,
+    Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a suspended or archived tenant or project,
     DependencyUnavailable when the key is not cached and Redis does not answer.
     """
     key_hash = hashlib.sha256(presented_key(headers)).hexdigest()
@@ -67,4 +67,6 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalo
         raise AuthenticationFailed
     if not tenant.active:
         raise PermissionDenied("The account is suspended.")
+    if key.archived:
+        raise PermissionDenied("The project of this key is archived.")
     return Caller(key, tenant)

@@ -84,7 +84,9 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for, None for all that its tenant may."""
+    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for, None for all that its tenant may.
+    `archived`: its project is, and it is refused.
+    """
 
     key_id: str
     key_hash: str
@@ -93,6 +95,7 @@ class ApiKey:
     expires_at_ms: int | None
     limits: LimitTable
     models: frozenset[str] | None = None
+    archived: bool = False
 
     @classmethod
     def read(cls, raw: bytes) -> "ApiKey":
@@ -107,6 +110,7 @@ class ApiKey:
                 entry.get("expires_at_ms"),
                 LimitTable.read(entry.get("limits") or []),
                 None if entry.get("models") is None else frozenset(entry["models"]),
+                bool(entry.get("archived", False)),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("key entry") from exc

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import pools, tenants
+from billing import models, pools, tenants
 from billing.api.contract_shapes import (
     Part,
     Seconds,
@@ -20,10 +20,11 @@ from billing.api.contract_shapes import (
     shown_span,
 )
 from billing.api.control import Control
-from billing.api.fields import Body, IdPath, Label, Moment, Name, TenantQuery
+from billing.api.fields import COUNT_MAX, Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_for_sale, require_calibration
+from billing.contracts.limits_beside import undercutting
 from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
 from billing.contracts.terms import (
@@ -41,6 +42,7 @@ from billing.contracts.terms import (
     utc,
 )
 from billing.contracts.timeline import FOREVER_MS
+from billing.models import Weights
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])
@@ -108,14 +110,16 @@ class NewContract(Body):
 
 
 class Notice(Body):
-    """Which side gives it; it is given now."""
+    """Which side gives it; it is given now. `dry_run`: only say what that would make of the contract."""
 
     by: Side
+    dry_run: bool = False
 
 
 class Amendment(Body):
     """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. So do the overflow, its cap
     (null: none any more) and the notice days, each in place of what was agreed of it for later. `until`: a later end. `burst_seconds` holds from now on.
+    `dry_run`: only say what that would make of the contract.
     """
 
     units: UnitsPerSecond | None = None
@@ -128,6 +132,7 @@ class Amendment(Body):
     notice_days: int | None = None
     tenant_notice_days: int | None = None
     operator_notice_days: int | None = None
+    dry_run: bool = False
 
     def change(self) -> Change:
         """What is to hold besides the rates."""
@@ -152,11 +157,31 @@ class Amendment(Body):
         return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
 
 
+class Load(Body):
+    """Requests of one size: tokens in each, `cached` the part of the input that comes from the prefix cache."""
+
+    requests_per_minute: Annotated[int, Field(ge=1, le=COUNT_MAX)]
+    input: Annotated[int, Field(ge=0, le=COUNT_MAX)]
+    cached: Part = 0
+    output: Annotated[int, Field(ge=0, le=COUNT_MAX)]
+
+    def mu_s(self, weights: Weights) -> int:
+        """What that takes, rounded up; `cached` is in permille. Raises Invalid for a part that is none."""
+        if not 0 <= self.cached <= 1000:
+            raise Invalid("The cached part is 0 to 1.", param="load.cached")
+        a_request = self.input * ((1000 - self.cached) * weights.w_in_mu + self.cached * weights.w_cached_mu)
+        return -(-self.requests_per_minute * (a_request + 1000 * self.output * weights.w_out_mu) // 60_000)
+
+
 class QuoteAsked(Body):
-    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and until when."""
+    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and until when. `load` in place of `units`: so
+    many as that takes, by the weights of the pool's model (`model`, where it has several).
+    """
 
     pool: Name
     units: UnitsPerSecond | None = None
+    load: Load | None = None
+    model: Name | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     until: When | None = None
     headroom: Part = 0
@@ -172,7 +197,7 @@ def create(body: NewContract, control: Control, response: Response) -> dict[str,
         made = lifecycle.draft(connection, terms, now_ms=now_ms)
         if not body.draft:
             made = lifecycle.sign(connection, made.contract_id, now_ms=now_ms)
-        return _shown(connection, [made])[0]
+        return _with_warnings(connection, made)
 
 
 @router.post("/quote")
@@ -193,9 +218,15 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
             raise Invalid("Headroom is a part of the capacity: 0 or more, less than 1.", param="headroom")
         check_burst(body.burst_seconds)
         position = read_for_sale(connection, body.pool, now_ms)
+        wanted = body.units
+        if body.load is not None:
+            wanted = max(1, body.load.mu_s(_weights_of(connection, body)))
+            if position.capacity_mu_s is None:
+                # How many it takes can be said without knowing how many there are.
+                return {"pool": body.pool, "units": units(wanted), "fits": None}
         require_calibration(position)
         found = quote(
-            position, from_ms, until_ms, mu_s=body.units, headroom_permille=body.headroom, burst_ms=body.burst_seconds
+            position, from_ms, until_ms, mu_s=wanted, headroom_permille=body.headroom, burst_ms=body.burst_seconds
         )
         return _quoted(found)
 
@@ -226,7 +257,7 @@ def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
 def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Sign a draft."""
     with control.changing(response) as connection:
-        return _shown(connection, [lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))])[0]
+        return _with_warnings(connection, lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection)))
 
 
 @router.post("/{contract_id}/withdraw")
@@ -239,7 +270,7 @@ def withdraw(contract_id: IdPath, control: Control, response: Response) -> dict[
 @router.post("/{contract_id}/notice")
 def notice(contract_id: IdPath, body: Notice, control: Control, response: Response) -> dict[str, Any]:
     """Give notice for one side; the answer says when it ends."""
-    with control.changing(response) as connection:
+    with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
         return _shown(connection, [lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)])[0]
 
@@ -247,7 +278,7 @@ def notice(contract_id: IdPath, body: Notice, control: Control, response: Respon
 @router.post("/{contract_id}/amend")
 def amend(contract_id: IdPath, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
     """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has passed stays as it was."""
-    with control.changing(response) as connection:
+    with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
         amended = lifecycle.amend(
             connection,
@@ -259,7 +290,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
             from_ms=body.from_ms,
             now_ms=now_ms,
         )
-        return _shown(connection, [amended])[0]
+        return _with_warnings(connection, amended)
 
 
 @router.get("/{contract_id}/history")
@@ -269,6 +300,24 @@ def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
         entries = store.history(connection, contract_id)
         names = tenants.names(connection, {entry.after.terms.tenant_id for entry in entries})
         return {"data": [shown_entry(entry, names) for entry in entries]}
+
+
+def _weights_of(connection: Connection, asked: QuoteAsked) -> Weights:
+    if asked.units is not None:
+        raise Invalid("Give `units` or `load`, not both.", param="load")
+    found = [each for each in models.list_all(connection) if each.pool == asked.pool and each.status == "active"]
+    named = [each for each in found if asked.model in {None, each.name}]
+    if len({each.weights for each in named}) != 1:
+        which = ", ".join(each.name for each in found) or "none"
+        raise Invalid(f"Whose weights? Give `model`: one of those of the pool ({which}).", param="model")
+    return named[0].weights
+
+
+def _with_warnings(connection: Connection, contract: Contract) -> dict[str, Any]:
+    """As shown, and which limits of its tenant could undercut it."""
+    most_mu_s = max(step.mu_s for step in contract.terms.steps)
+    warnings = undercutting(connection, contract.terms.tenant_id, contract.terms.pool, most_mu_s)
+    return {**_shown(connection, [contract])[0], "warnings": warnings}
 
 
 def _steps(from_ms: int, units_mu_s: int | None, ramp: Iterable[RampStep]) -> tuple[Step, ...]:

@@ -32,8 +32,12 @@ class ControlPlane:
             yield connection
 
     @contextmanager
-    def changing(self, response: Response) -> Iterator[Connection]:
-        """A transaction; once it is committed Redis is told, and the answer says whether that was possible."""
+    def changing(self, response: Response, *, dry_run: bool = False) -> Iterator[Connection]:
+        """A transaction; once it is committed Redis is told, and the answer says whether that was possible. A dry run takes all of it back."""
+        if dry_run:
+            with self.engine.connect() as connection:
+                yield connection
+            return
         with self.engine.begin() as connection:
             yield connection
         response.headers[EFFECT_HEADER] = "now" if self.projector.deliver() else "pending"

@@ -4,24 +4,56 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
+from pydantic import Field
+from sqlalchemy import Connection
 
 from billing import api_keys, projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.api.projects import tenant_id_of
-from billing.api_keys import ApiKey
+from billing.api_keys import ApiKey, KeyChange
 from billing.refusals import Invalid
+
+KeyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")]
+AllowedModels = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000, strict=False)]
 
 router = APIRouter(prefix="/admin/v1/keys", tags=["keys"])
 
 
 class NewKey(Body):
-    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until revoked."""
+    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until revoked. `models`: those that it may ask for;
+    any other is unknown to it. Without, all that its tenant may.
+    """
 
     tenant: Name
     project: Name = projects.DEFAULT
     name: Label | None = None
     expires_at_ms: Moment | None = None
+    models: AllowedModels | None = None
+
+
+class KeyChangeBody(Body):
+    """What is not given stays. Null lifts the expiry, or the list of models."""
+
+    name: Label | None = None
+    expires_at_ms: Moment | None = None
+    models: AllowedModels | None = None
+
+    def change(self) -> KeyChange:
+        """With what was said to be null."""
+        return KeyChange(
+            self.name,
+            self.expires_at_ms,
+            self.expires_at_ms is None and "expires_at_ms" in self.model_fields_set,
+            self.models,
+            self.models is None and "models" in self.model_fields_set,
+        )
+
+
+class Rotation(Body):
+    """For how long the old key still works beside the new one."""
+
+    overlap_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
 
 
 @router.post("", status_code=201)
@@ -33,8 +65,9 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
     with control.changing(response) as connection:
         tenant = tenants.find(connection, body.tenant)
         made = api_keys.create(
-            connection, tenant.tenant_id, project=body.project, name=body.name, expires_at_ms=body.expires_at_ms
-        )
+            connection, tenant.tenant_id, project=body.project, name=body.name, expires_at_ms=body.expires_at_ms,
+            allowed_models=body.models,
+        )  # fmt: skip
         project = projects.find(connection, tenant.tenant_id, body.project)
     return {"key": made.secret, **_shown(made.key, tenant.name, project.name)}
 
@@ -49,15 +82,44 @@ def list_all(control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
         return {"data": [_shown(key, tenant_names[key.tenant_id], project_names[key.project_id]) for key in found]}
 
 
+@router.get("/{key_id}")
+def show(key_id: KeyPath, control: Control) -> dict[str, Any]:
+    """One key, and when it was last used; never the key itself."""
+    with control.reading() as connection:
+        return _named(connection, api_keys.find(connection, key_id))
+
+
+@router.patch("/{key_id}")
+def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Response) -> dict[str, Any]:
+    """Change a key's name, expiry or models; every gateway knows within a second."""
+    with control.changing(response) as connection:
+        return _named(connection, api_keys.change(connection, key_id, body.change()))
+
+
+@router.post("/{key_id}/rotate", status_code=201)
+def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response) -> dict[str, Any]:
+    """Make a new key with all that this one may, and its limits; this one works for the overlap. `key` is shown here and never again."""
+    response.headers["cache-control"] = "no-store"
+    with control.changing(response) as connection:
+        ends_ms = int(time.time() * 1000) + body.overlap_seconds * 1000
+        made = api_keys.rotate(connection, key_id, ends_ms=ends_ms)
+        return {
+            "key": made.secret,
+            **_named(connection, made.key),
+            "old": _named(connection, api_keys.find(connection, key_id)),
+        }
+
+
 @router.delete("/{key_id}")
-def revoke(
-    key_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")], control: Control, response: Response
-) -> dict[str, Any]:
+def revoke(key_id: KeyPath, control: Control, response: Response) -> dict[str, Any]:
     """Revoke a key, for good; every gateway refuses it within a second."""
     with control.changing(response) as connection:
-        key = api_keys.revoke(connection, key_id)
-        tenant = tenants.find(connection, key.tenant_id)
-        project = projects.find(connection, key.tenant_id, key.project_id)
+        return _named(connection, api_keys.revoke(connection, key_id))
+
+
+def _named(connection: Connection, key: ApiKey) -> dict[str, Any]:
+    tenant = tenants.find(connection, key.tenant_id)
+    project = projects.find(connection, key.tenant_id, key.project_id)
     return _shown(key, tenant.name, project.name)
 
 
@@ -73,6 +135,8 @@ def _shown(key: ApiKey, tenant_name: str, project_name: str) -> dict[str, Any]:
         "status": _status(key),
         "expires_at_ms": key.expires_at_ms,
         "revoked_ms": key.revoked_ms,
+        "models": key.models,
+        "last_used_ms": key.last_used_ms,
         "created_ms": key.created_ms,
     }
 

@@ -9,6 +9,8 @@ from pydantic import Field
 from billing import limits, tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
+from billing.contracts import store
+from billing.contracts.limits_beside import undercut_by_limits
 from billing.limits import ANY_MODEL, FIELDS, Limit
 
 router = APIRouter(prefix="/admin/v1/limits", tags=["limits"])
@@ -30,13 +32,14 @@ class LimitChange(Body):
 
 @router.put("")
 def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
-    """Set a limit. Levels stay: a changed limit does not give a fresh minute."""
+    """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that it could undercut."""
     given = body.model_dump(exclude_unset=True, include=set(FIELDS))
     with control.changing(response) as connection:
         subject = limits.find_subject(connection, body.tenant, body.key_id)
         limit = limits.put(connection, subject, body.model, given)
         names = tenants.names(connection, [limit.tenant_id])
-    return _shown(limit, names)
+        warnings = undercut_by_limits(connection, limit.tenant_id, store.now_ms(connection))
+    return {**_shown(limit, names), "warnings": warnings}
 
 
 @router.get("")

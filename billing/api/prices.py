@@ -90,7 +90,7 @@ def withdraw(
 @router.post("/backfill")
 def price_later(body: Backfill, control: Control, response: Response) -> dict[str, Any]:
     """Price requests that were recorded before their model had a price, in new ledger transactions. Again, it finds nothing more to do."""
-    with control.changing(response) as connection:
+    with control.changing(response, dry_run=body.dry_run) as connection:
         models.find(connection, body.model)
         tenant_id = None if body.tenant is None else tenants.find(connection, body.tenant).tenant_id
         until_ms = MS_MAX if body.until is None else body.until

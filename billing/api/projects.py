@@ -1,13 +1,13 @@
 """Routes of projects."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import Connection
 
 from billing import projects, tenants
 from billing.api.control import Control
-from billing.api.fields import Body, Name, TenantQuery
+from billing.api.fields import Body, Name, NamePath, TenantQuery
 from billing.projects import Project
 
 router = APIRouter(prefix="/admin/v1/projects", tags=["projects"])
@@ -20,6 +20,14 @@ class NewProject(Body):
     name: Name
 
 
+class ProjectChange(Body):
+    """Of which tenant; what is not given stays."""
+
+    tenant: Name
+    name: Name | None = None
+    status: Literal["active", "archived"] | None = None
+
+
 @router.post("", status_code=201)
 def create(body: NewProject, control: Control, response: Response) -> dict[str, Any]:
     """Create a project of a tenant."""
@@ -29,12 +37,23 @@ def create(body: NewProject, control: Control, response: Response) -> dict[str, 
 
 
 @router.get("")
-def list_all(control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
-    """The projects of a tenant, or of all."""
+def list_all(
+    control: Control, tenant: TenantQuery = None, archived: Annotated[bool, Query()] = False
+) -> dict[str, Any]:
+    """The projects of a tenant, or of all; with `archived`, those too."""
     with control.reading() as connection:
-        found = projects.list_all(connection, tenant_id_of(connection, tenant))
+        found = projects.list_all(connection, tenant_id_of(connection, tenant), archived=archived)
         names = tenants.names(connection, [project.tenant_id for project in found])
         return {"data": [_shown(project, names[project.tenant_id]) for project in found]}
+
+
+@router.patch("/{project}")
+def change(project: NamePath, body: ProjectChange, control: Control, response: Response) -> dict[str, Any]:
+    """Rename, archive, or take out of the archive. The keys of an archived project are refused; its usage stays."""
+    with control.changing(response) as connection:
+        tenant = tenants.find(connection, body.tenant)
+        changed = projects.change(connection, tenant.tenant_id, project, name=body.name, status=body.status)
+        return _shown(changed, tenant.name)
 
 
 def tenant_id_of(connection: Connection, tenant: str | None) -> str | None:
@@ -46,6 +65,7 @@ def _shown(project: Project, tenant_name: str) -> dict[str, Any]:
     return {
         "project": project.project_id,
         "name": project.name,
+        "status": project.status,
         "tenant": project.tenant_id,
         "tenant_name": tenant_name,
         "created_ms": project.created_ms,

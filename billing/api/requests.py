@@ -9,8 +9,8 @@ from billing.api.control import Control
 from billing.api.fields import IdPath, TenantQuery
 from billing.api.rights import Right
 from billing.projection import announce_stop
-from billing.receipt import find_receipt
-from billing.refusals import Invalid, NotFound
+from billing.receipt import find_receipt, is_waiting
+from billing.refusals import Conflict, Invalid, NotFound
 
 router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])
 
@@ -30,6 +30,12 @@ def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQ
 
 @router.post("/{request_id}/stop", status_code=202)
 def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
-    """Have the gateways end a request; its tenant is not billed for it. Whether one has it shows in its receipt."""
+    """Have the gateways end a request; its tenant is not billed for it. 404 for one that nobody knows, 409 for one that has ended."""
+    with control.reading() as connection:
+        receipt = find_receipt(connection, control.redis, request_id)
+    if receipt is None and not is_waiting(control.redis, request_id):
+        raise NotFound(f"There is no request {request_id!r}.", param="request_id")
+    if receipt is not None and receipt.state != "open":
+        raise Conflict(f"Request {request_id} has ended: {receipt.facts['ending']}.", param="request_id", code="ended")
     announce_stop(control.redis, request_id)
     return {"request_id": request_id, "announced": True}

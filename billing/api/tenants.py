@@ -2,13 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
+from sqlalchemy import Connection
 
 from billing import tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, NamePath, TenantName
-from billing.refusals import Invalid
+from billing.contracts import store
+from billing.refusals import Conflict, Invalid
 from billing.tenants import Tenant
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
@@ -43,9 +45,12 @@ class NewTenant(Body):
 
 
 class TenantChange(Body):
-    """What is not given stays. `stop_streams`, with `suspended`: end what is open, too."""
+    """What is not given stays. An archived tenant is refused like a suspended one and left out of lists; its usage stays. `stop_streams`, with
+    `suspended` or `archived`: end what is open, too.
+    """
 
-    status: Literal["active", "suspended"] | None = None
+    name: TenantName | None = None
+    status: Literal["active", "suspended", "archived"] | None = None
     on_demand: bool | None = None
     redis_down: RedisDown | None = None
     weight: Weight | None = None
@@ -64,10 +69,10 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
 
 
 @router.get("")
-def list_all(control: Control) -> dict[str, Any]:
-    """Every tenant, by name."""
+def list_all(control: Control, archived: Annotated[bool, Query()] = False) -> dict[str, Any]:
+    """Every tenant, by name; with `archived`, those too."""
     with control.reading() as connection:
-        return {"data": [shown(tenant) for tenant in tenants.list_all(connection)]}
+        return {"data": [shown(tenant) for tenant in tenants.list_all(connection, archived=archived)]}
 
 
 @router.get("/{tenant:path}")
@@ -79,13 +84,16 @@ def show(tenant: NamePath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{tenant:path}")
 def change(tenant: NamePath, body: TenantChange, control: Control, response: Response) -> dict[str, Any]:
-    """Suspend, resume, or change what it may do. A suspended tenant is refused within a second."""
-    if body.stop_streams and body.status != "suspended":
-        raise Invalid("stop_streams goes with status `suspended`.", param="stop_streams")
+    """Suspend, resume, archive, rename, or change what it may do. A suspended tenant is refused within a second."""
+    if body.stop_streams and body.status not in {"suspended", "archived"}:
+        raise Invalid("stop_streams goes with status `suspended` or `archived`.", param="stop_streams")
     with control.changing(response) as connection:
+        if body.status == "archived":
+            _refuse_under_contract(connection, tenant)
         changed = tenants.change(
             connection,
             tenant,
+            name=body.name,
             status=body.status,
             on_demand=body.on_demand,
             redis_down=None if body.redis_down is None else body.redis_down.model_dump(),
@@ -94,6 +102,18 @@ def change(tenant: NamePath, body: TenantChange, control: Control, response: Res
         if body.stop_streams:
             tenants.stop_streams(connection, changed.tenant_id)
     return shown(changed)
+
+
+def _refuse_under_contract(connection: Connection, tenant: str) -> None:
+    found = tenants.find(connection, tenant)
+    now_ms = store.now_ms(connection)
+    stand = store.list_all(connection, tenant_id=found.tenant_id, states=store.BINDING, ends_after_ms=now_ms)
+    if stand:
+        named = ", ".join(contract.contract_id for contract in stand)
+        message = (
+            f"{found.name} has contracts that stand: {named}. They end by notice; archive it when they have ended."
+        )
+        raise Conflict(message, param="status", code="under_contract")
 
 
 def shown(tenant: Tenant) -> dict[str, Any]:

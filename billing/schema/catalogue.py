@@ -80,6 +80,14 @@ api_key = Table(
     *_times(),
 )
 
+# When a key was last used: the end of the last request that was recorded. Beside the key, because each batch of usage writes it.
+api_key_use = Table(
+    "api_key_use",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("last_used_ms", BigInteger, nullable=False),
+)
+
 # `visible`: `everyone` · `internal` · `tenants` (those in `model_audience`). An owned model is for its owner alone.
 model = Table(
     "model",

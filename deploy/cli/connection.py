@@ -16,6 +16,14 @@ _TIMEOUT_S: Final = 120.0
 _CONNECT_TIMEOUT_S: Final = 5.0
 
 
+class Refused(click.ClickException):
+    """The admin API has said no; `code` as it says why."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where the admin API is, and what opens it."""
@@ -70,7 +78,7 @@ def call(
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise click.ClickException(f"{address.url}: {exc or type(exc).__name__}") from exc
     if not answer.is_success:
-        raise click.ClickException(_refusal(answer.status_code, answer.content, address.url))
+        raise _refusal(answer.status_code, answer.content, address.url)
     if answer.headers.get("x-taas-effect") == "pending":
         click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
     return _json(answer.content, address.url)
@@ -81,14 +89,15 @@ def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None and value not in ((), [])}
 
 
-def _refusal(status: int, content: bytes, url: str) -> str:
+def _refusal(status: int, content: bytes, url: str) -> Refused:
     try:
-        message = str(_json(content, url)["error"]["message"])
-    except (click.ClickException, KeyError, TypeError):
-        return f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?"
+        error = _json(content, url)["error"]
+        message, code = str(error["message"]), error.get("code")
+    except (click.ClickException, KeyError, TypeError, AttributeError):
+        return Refused(f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?")
     if status == 401:
-        return f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?"
-    return message
+        return Refused(f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?")
+    return Refused(message, code)
 
 
 def _json(content: bytes, url: str) -> dict[str, Any]:

@@ -1,23 +1,34 @@
 """`taas contract`: capacity assigned to a tenant, from the draft to its end."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
-from deploy.cli.contract_terms import PART, UNITS, amendment_body, amendment_options, body_of, terms_options, times
+from deploy.cli.asking import ask, require_answerable, yes_option
+from deploy.cli.connection import call
+from deploy.cli.contract_quote import quote
+from deploy.cli.contract_terms import amendment_body, amendment_options, body_of, terms_options
 from deploy.cli.contract_usage import usage
-from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
+from deploy.cli.output import (
+    Columns,
+    at,
+    json_option,
+    minute,
+    number,
+    percent,
+    print_fields,
+    print_json,
+    print_table,
+    rounded,
+    show,
+)
 
 _COLUMNS: Columns = {
-    "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "STATE": "state", "UNITS/S NOW": "units", "FROM (UTC)": "from",
-    "ENDS (UTC)": "ends", "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
+    "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "STATE": "state", "UNITS/S NOW": number("units"), "FROM (UTC)": at("from"),
+    "ENDS (UTC)": at("ends"), "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
 }  # fmt: skip
-_STEPS: Columns = {"FROM (UTC)": "from", "UNITS/S": "units"}
-# Of what is missing so many times are named, as a refusal does.
-_SHORT_MAX: Final = 5
-_FREE: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "FREE UNITS/S": "units"}
+_STEPS: Columns = {"FROM (UTC)": at("from"), "UNITS/S": number("units")}
 
 
 @click.group()
@@ -26,6 +37,7 @@ def contract() -> None:
 
 
 contract.add_command(usage)
+contract.add_command(quote)
 
 
 @contract.command()
@@ -44,9 +56,10 @@ def draft(as_json: bool, **said: Any) -> None:
 @click.argument("contract_id", metavar="[CONTRACT]", required=False)
 @terms_options
 @click.option("--draft", "as_draft", is_flag=True, help="Write it down only, as `draft` does.")
+@yes_option
 @json_option
-def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) -> None:
-    """Sign the draft CONTRACT, or a new one at once. Refused unless it fits at every instant of its term.
+def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **said: Any) -> None:
+    """Sign the draft CONTRACT, or a new one at once; shows it and asks. Refused unless it fits at every instant of its term.
 
     \b
     taas contract sign --tenant acme --pool llama-70b --units 500 --from now --until 3y --notice-days 90
@@ -55,11 +68,21 @@ def sign(contract_id: str | None, as_draft: bool, as_json: bool, **said: Any) ->
     taas contract sign con_0f3a…
     """
     if contract_id is None:
-        _print(call("POST", "contracts", body=body_of(said, draft=as_draft)), as_json)
+        body = body_of(said, draft=as_draft)
+        if not as_draft:
+            require_answerable(yes=yes, as_json=as_json)
+        made = call("POST", "contracts", body=body) if as_draft or yes else _sign_when_shown(body)
+        _warn(made)
+        _print(made, as_json)
         return
     if as_draft or any(value not in {None, ()} for value in said.values()):
         raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
+    require_answerable(yes=yes, as_json=as_json)
+    if not yes:
+        _print(call("GET", "contracts", contract_id), as_json=False)
+        ask("sign it?", yes=yes)
     signed = call("POST", "contracts", contract_id, "sign")
+    _warn(signed)
     for line in changed_since(stood_before("signed", _history(contract_id)), signed):
         click.echo(f"note: {line}", err=True)
     _print(signed, as_json)
@@ -108,26 +131,36 @@ def show_one(contract_id: str, as_json: bool) -> None:
 @contract.command()
 @click.argument("contract_id", metavar="CONTRACT")
 @click.option("--by", type=click.Choice(["tenant", "operator"]), required=True, help="Which side gives it.")
+@yes_option
 @json_option
-def notice(contract_id: str, by: str, as_json: bool) -> None:
-    """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over.
+def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
+    """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over. Shows when that is, and asks: it is not taken back.
 
     \b
     taas contract notice con_0f3a… --by tenant
     """
+    require_answerable(yes=yes, as_json=as_json)
+    if not yes:
+        plan = call("POST", "contracts", contract_id, "notice", body={"by": by, "dry_run": True})
+        click.echo(
+            f"{plan['contract']} of {plan['tenant_name']} would end at {minute(plan['ends'])} (UTC), by notice of the {by}"
+        )
+        ask("give notice?", yes=yes)
     ended = call("POST", "contracts", contract_id, "notice", body={"by": by})
     if as_json:
         print_json(ended)
     else:
-        click.echo(f"{ended['contract']} of {ended['tenant_name']} ends at {ended['ends']}")
+        click.echo(f"{ended['contract']} of {ended['tenant_name']} ends at {minute(ended['ends'])} (UTC)")
 
 
 @contract.command()
 @click.argument("contract_id", metavar="CONTRACT")
 @amendment_options
+@yes_option
 @json_option
-def amend(contract_id: str, as_json: bool, **said: Any) -> None:
-    """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another overflow or notice.
+def amend(contract_id: str, yes: bool, as_json: bool, **said: Any) -> None:
+    """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another burst, overflow or notice. One that lowers it is
+    shown and asked about.
 
     From the given moment on it holds in place of all that was to follow of it; the past stays. Checked as signing is.
     Notice cannot be amended once it has been given. Steps of the ramp that fall away are named.
@@ -138,7 +171,20 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
     taas contract amend con_0f3a… --overflow spill --spill-units 50 --from 2027-06-01
     taas contract amend con_0f3a… --tenant-notice-days 30
     """
-    amended = call("POST", "contracts", contract_id, "amend", body=amendment_body(said))
+    body = amendment_body(said)
+    if not yes:
+        before, after = (
+            call("GET", "contracts", contract_id),
+            call("POST", "contracts", contract_id, "amend", body={**body, "dry_run": True}),
+        )
+        less = lowered(before, after)
+        if less:
+            require_answerable(yes=yes, as_json=as_json)
+            for line in less:
+                click.echo(line)
+            ask("amend it?", yes=yes)
+    amended = call("POST", "contracts", contract_id, "amend", body=body)
+    _warn(amended)
     for line in changed_since(stood_before("amended", _history(contract_id)), amended):
         click.echo(f"note: {line}", err=True)
     _print(amended, as_json)
@@ -150,42 +196,11 @@ def amend(contract_id: str, as_json: bool, **said: Any) -> None:
 def history(contract_id: str, as_json: bool) -> None:
     """Every change of CONTRACT, by whom, and what it then said."""
     columns: Columns = {
-        "AT (UTC)": "at", "CHANGE": _change, "BY": "by", "STATE": lambda row: row["after"]["state"],
-        "ENDS (UTC)": lambda row: row["after"]["ends"], "RAMP": lambda row: _ramp(row["after"]),
+        "AT (UTC)": at("at"), "CHANGE": _change, "BY": "by", "STATE": lambda row: row["after"]["state"],
+        "ENDS (UTC)": lambda row: minute(row["after"]["ends"]), "RAMP": lambda row: _ramp(row["after"]),
         "OVERFLOW": lambda row: _over_time(row["after"], _overflow), "NOTICE": lambda row: _over_time(row["after"], _notice),
     }  # fmt: skip
     show(call("GET", "contracts", contract_id, "history"), as_json, columns)
-
-
-@contract.command()
-@click.option("--pool", required=True, help="The pool.")
-@click.option(
-    "--units", type=UNITS, metavar="N", help="Would so many units per second fit, from when on and until when?"
-)
-@click.option("--from", "since", metavar="WHEN", help="A date, `now`, or a span from now. Default: now.")
-@click.option("--until", metavar="WHEN", help="A date, or a span from --from. Default: for good.")
-@click.option("--headroom", type=PART, metavar="PART", help="That the contract would ask for, such as 10%.")
-@json_option
-def quote(
-    pool: str, units: str | None, since: str | None, until: str | None, headroom: str | None, as_json: bool
-) -> None:
-    """What could be signed in a pool: how much over a time, from when on, until when. It holds nothing.
-
-    \b
-    taas contract quote --pool llama-70b --until 3y
-    taas contract quote --pool llama-70b --units 500 --from 2027-01-01 --until 1y
-    """
-    term = times(since, until)
-    body = given(pool=pool, units=units, until=term.until, headroom=headroom, **{"from": term.starts})
-    answer = call("POST", "contracts", "quote", body=body)
-    if as_json:
-        print_json(answer)
-        return
-    click.echo(f"at most {answer['at_most']} units per second fit {_period(answer['from'], answer['until'])}")
-    if units is not None:
-        for line in _fit(answer):
-            click.echo(line)
-    print_table(_FREE, answer["free"])
 
 
 def _history(contract_id: str) -> list[dict[str, Any]]:
@@ -213,25 +228,45 @@ def changed_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     return lines
 
 
-def _fit(answer: Mapping[str, Any]) -> list[str]:
-    units = answer["units"]
-    if answer["fits"]:
-        until = "for good" if answer["fits_until"] is None else f"until {answer['fits_until']}"
-        return [f"{units} fit, {until}"]
-    lines = [f"{units} do not fit over all of that"]
-    for span in answer["short"][:_SHORT_MAX]:
-        lines.append(f"they are too many by {span['units']} units per second {_period(span['from'], span['until'])}")
-    if len(answer["short"]) > _SHORT_MAX:
-        lines.append(f"and {len(answer['short']) - _SHORT_MAX} times more")
-    if answer["fits_until"] != answer["from"]:
-        lines.append(f"they fit until {answer['fits_until']}")
-    later = answer["fits_from"]
-    lines.append("they never fit for as long as that" if later is None else f"they fit for as long from {later} on")
+def lowered(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What an amendment takes away of the rate, at each moment at which either changes, and of the burst."""
+    lines = []
+    for moment in sorted({step["from"] for each in (before, after) for step in each["steps"]}):
+        was, becomes = _units_at(before, moment), _units_at(after, moment)
+        if becomes < was:
+            lines.append(f"from {minute(moment)} on {rounded(becomes)} units per second in place of {rounded(was)}")
+    if float(after["burst_seconds"]) < float(before["burst_seconds"]):
+        lines.append(f"a burst of {after['burst_seconds']} s in place of {before['burst_seconds']} s")
     return lines
 
 
-def _period(since: str, until: str | None) -> str:
-    return f"from {since} on, for good" if until is None else f"from {since} until {until}"
+def _units_at(contract: Mapping[str, Any], moment: str) -> float:
+    begun = [float(step["units"]) for step in contract["steps"] if step["from"] <= moment]
+    return begun[-1] if begun else 0.0
+
+
+def _sign_when_shown(body: dict[str, Any]) -> dict[str, Any]:
+    """Write it down, show it, ask, and sign it; whatever does not come to that is withdrawn."""
+    drafted = call("POST", "contracts", body={**body, "draft": True})
+    try:
+        _print(drafted, as_json=False)
+        ask("sign it?", yes=False)
+        return call("POST", "contracts", drafted["contract"], "sign")
+    except (click.Abort, click.ClickException):
+        call("POST", "contracts", drafted["contract"], "withdraw")
+        raise
+
+
+def _warn(contract: Mapping[str, Any]) -> None:
+    for line in contract.get("warnings", ()):
+        click.echo(f"warning: {line}", err=True)
+
+
+def _burst(contract: Mapping[str, Any]) -> str:
+    """What may come at once; of one that does not run yet, by its first rate."""
+    first = contract["units"] if float(contract["units"]) else contract["steps"][0]["units"]
+    at_once = float(first) * float(contract["burst_seconds"])
+    return f"{rounded(at_once)} units at once ({contract['burst_seconds']} s of its rate)"
 
 
 def _change(entry: Mapping[str, Any]) -> str:
@@ -274,12 +309,16 @@ def _print(contract: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(contract)
         return
-    noticed = None if contract["notice_by"] is None else f"{contract['notice_given']} by the {contract['notice_by']}"
+    noticed = (
+        None if contract["notice_by"] is None else f"{minute(contract['notice_given'])} by the {contract['notice_by']}"
+    )
     print_fields({
         "contract": contract["contract"], "tenant": contract["tenant_name"], "pool": contract["pool"], "state": contract["state"],
-        "units/s now": contract["units"], "from (UTC)": contract["from"], "until (UTC)": contract["until"],
-        "notice": _over_time(contract, _notice), "no end before": contract["minimum_until"], "notice given": noticed,
-        "ends (UTC)": contract["ends"], "overflow": _over_time(contract, _overflow), "headroom": contract["headroom"],
+        "units/s now": rounded(contract["units"]), "burst": _burst(contract), "from (UTC)": minute(contract["from"]),
+        "until (UTC)": minute(contract["until"]), "notice": _over_time(contract, _notice),
+        "no end before": None if contract["minimum_until"] == contract["from"] else minute(contract["minimum_until"]),
+        "notice given": noticed, "ends (UTC)": minute(contract["ends"]), "overflow": _over_time(contract, _overflow),
+        "headroom": "the pool's" if contract["headroom"] == "0" else percent(contract["headroom"]),
         "price": contract["price_reference"],
     })  # fmt: skip
     click.echo()

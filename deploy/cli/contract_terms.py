@@ -18,16 +18,19 @@ _BURST_S_MAX: Final = 60
 
 
 class _Part(click.ParamType[str]):
-    """`10%` or `0.1`."""
+    """`10%` or `0.1`; less than all, or with `whole` up to all."""
 
     name = "part"
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole = whole
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         try:
             part = Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)
             # A comparison with what is no number is one more thing that raises.
-            sensible = 0 <= part < 1
+            sensible = 0 <= part < 1 or (self._whole and part == 1)
         except ArithmeticError:
             raise click.BadParameter(f"{value!r} is no part: 10% or 0.1", ctx, param) from None
         if not sensible:
@@ -91,6 +94,7 @@ class _RampStep(click.ParamType[tuple[str, str]]):
 
 
 PART = _Part()
+WHOLE_PART = _Part(whole=True)
 UNITS = _Units()
 burst_option = click.option(
     "--burst", type=_Burst(), metavar="SECONDS",

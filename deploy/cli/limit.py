@@ -55,7 +55,9 @@ def set_limit(
     concurrency: int | str | None,
     as_json: bool,
 ) -> None:
-    """Set limits; what is not given stays. A burst may use a whole minute at once.
+    """Set limits; what is not given stays. A tenant may use up to one minute's allowance at once.
+
+    What a contract takes does not count for --units-per-minute: the contract is its own limit. Requests and concurrency count it.
 
     \b
     taas limit set --tenant acme --requests-per-minute 60 --units-per-minute 100000
@@ -69,7 +71,10 @@ def set_limit(
         raise click.UsageError("which limit? Give --requests-per-minute, --units-per-minute or --concurrency.")
     body = given(tenant=tenant, key_id=key_id, model=model)
     body |= {name: None if value == _NO_LIMIT else value for name, value in limits.items()}
-    _print(call("PUT", "limits", body=body), as_json)
+    changed = call("PUT", "limits", body=body)
+    for line in changed["warnings"]:
+        click.echo(f"warning: {line}", err=True)
+    _print(changed, as_json)
 
 
 @limit.command("list")

@@ -1,5 +1,6 @@
 """`taas model`: names that callers ask for."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,26 @@ def _visible(row: Row) -> str:
     return named if isinstance(named, str) else ", ".join(row["tenant_names"][tenant] for tenant in named)
 
 
+def _for_sale(row: Row) -> str:
+    if row["visible"] == "internal":
+        return "internal"
+    if row["for_sale_from_ms"] is None:
+        return "no: no price"
+    since = moment("for_sale_from_ms")(row)
+    return "yes" if row["for_sale_from_ms"] <= time.time() * 1000 else f"from {since}"
+
+
+def _warn_unpriced(entry: Row) -> None:
+    if _for_sale(entry).startswith("no"):
+        click.echo(
+            f"warning: {entry['name']} has no price: external tenants do not know of it. `taas price set --model {entry['name']} …` sells it, "
+            "`--free` gives it away",
+            err=True,
+        )
+
+
 _COLUMNS: Columns = {
-    "NAME": "name", "STATUS": "status", "VISIBLE TO": _visible, "ROUTES": "routes", "CONTEXT": "context_tokens", "POOL": "pool",
+    "NAME": "name", "STATUS": "status", "FOR SALE": _for_sale, "VISIBLE TO": _visible, "ROUTES": "routes", "CONTEXT": "context_tokens", "POOL": "pool",
     "WEIGHTS (IN/CACHED/OUT)": lambda row: _weights_word(row["weights"]),
 }  # fmt: skip
 
@@ -112,6 +131,7 @@ def add(name: str, owner: str | None, pool: str | None, as_json: bool, **fields:
         print_json(made)
     else:
         click.echo(f"model {made['name']} is in pool {made['pool']}, visible to {_visible(made)}")
+        _warn_unpriced(made)
         click.echo(f"next: taas worker {made['name']}, or taas instance add --model {made['name']} --url URL")
 
 
@@ -134,7 +154,7 @@ def show_one(name: str, as_json: bool) -> None:
 
 @model.command("set")
 @click.argument("name")
-@click.option("--status", type=click.Choice(["active", "retired"]), help="A retired model is asked for in vain.")
+@click.option("--status", type=click.Choice(["active", "retired"]), help="Requests for a retired model get 404.")
 @click.option(
     "--reweigh", is_flag=True, help="What is signed may count in units that buy over 10% more or less than now."
 )
@@ -174,7 +194,7 @@ def _print(entry: dict[str, Any], as_json: bool) -> None:
         print_json(entry)
         return
     print_fields({
-        "name": entry["name"], "status": entry["status"], "visible to": _visible(entry), "routes": entry["routes"],
+        "name": entry["name"], "status": entry["status"], "for sale": _for_sale(entry), "visible to": _visible(entry), "routes": entry["routes"],
         "engine's name": entry["engine_model"], "context": entry["context_tokens"], "vocabulary": entry["vocabulary_tokens"],
         "max tokens by default": entry["default_max_tokens"], "weights (in/cached/out)": _weights_word(entry["weights"]),
         "template kwargs": entry["chat_template_kwargs"], "pool": entry["pool"], "cell": entry["cell"],

@@ -1,11 +1,19 @@
-"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 30min, 90d, 6mo or 3y. Knows no noun and no clock."""
+"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 20s, 30min, 90d, 6mo or 3y. Knows no noun.
+
+One way everywhere: `+7d` is seven days from another moment; where what is asked for has been, `7d` counts back from now.
+"""
 
 from datetime import UTC, datetime
 from typing import Final
 
 import click
 
-FORMS: Final = "2027-01-31, 2027-01-31T12:00:00Z, now, or a span such as 30min, 90d, 6mo, 3y"
+FORMS: Final = (
+    "a date such as 2026-01-31 or 2026-01-31T12:00:00Z, `now`, or a span such as 20s, 30min, 12h, 30d, 6mo, 3y"
+)
+# For help texts.
+AHEAD: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span from now such as 30d"
+BACK: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span back from now such as 30d"
 
 
 def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
@@ -24,7 +32,30 @@ def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datet
             f"{text!r} is out of range: moments end with the year 9999.", param_hint=option
         ) from None
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no moment: {FORMS}.", param_hint=option) from None
+        raise click.BadParameter(f"{text!r} is no moment. Give {FORMS}.", param_hint=option) from None
+
+
+def ahead(text: str | None, option: str) -> str | None:
+    """RFC 3339 of a moment to come; a span counts from now. None for None."""
+    now = datetime.now(UTC)
+    return None if text is None else rfc3339(resolve(text, now=now, anchor=now, option=option))
+
+
+def back(text: str | None, option: str) -> str | None:
+    """RFC 3339 of a moment that has been; a span without `+` counts back from now. None for None."""
+    if text is None:
+        return None
+    now = datetime.now(UTC)
+    moment = resolve(text, now=now, anchor=now, option=option)
+    return rfc3339(now - (moment - now) if is_span(text) and not text.startswith("+") else moment)
+
+
+def seconds(text: str, option: str) -> int:
+    """A span's length, from now on. Raises BadParameter for what is none."""
+    if not is_span(text):
+        raise click.BadParameter(f"{text!r} is no span. Give one such as 20s, 30min, 24h, 30d.", param_hint=option)
+    now = datetime.now(UTC)
+    return int((resolve(text, now=now, anchor=now, option=option) - now).total_seconds())
 
 
 def is_span(text: str) -> bool:

@@ -9,6 +9,7 @@ import click
 
 # Through a pipe nothing is cut off to the width of a screen that is not there.
 _PIPE_COLUMNS: Final = 1000
+_WHOLE_FROM: Final = 100
 
 Row = Mapping[str, Any]
 # Heading → what to show of a row: the name of a field, or a function of the row.
@@ -82,6 +83,36 @@ def moment(field: str) -> Callable[[Row], str | None]:
     return shown
 
 
+def at(field: str) -> Callable[[Row], str | None]:
+    """Shows a field of RFC 3339 to the minute: 2026-11-28 01:05."""
+    return lambda row: minute(row[field])
+
+
+def minute(moment: str | None) -> str | None:
+    """The same of one moment."""
+    return None if moment is None else moment[:16].replace("T", " ")
+
+
+def number(field: str) -> Callable[[Row], str | None]:
+    """Shows a field of decimals as people read it: 25,603; 12.5."""
+    return lambda row: rounded(row[field])
+
+
+def rounded(decimal: str | float | None) -> str | None:
+    """Whole from a hundred on, else with at most two decimals. JSON has all of them."""
+    if decimal is None:
+        return None
+    value = float(decimal)
+    if abs(value) >= _WHOLE_FROM:
+        return f"{value:,.0f}"
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def percent(part: str) -> str:
+    """10 % for 0.1."""
+    return f"{rounded(float(part) * 100)} %"
+
+
 def _cell(row: Row, column: str | Callable[[Row], Any]) -> Any:
     return row.get(column) if isinstance(column, str) else column(row)
 
@@ -101,4 +132,4 @@ def _word(cell: Any) -> str:
 def _is_number(cell: Any) -> bool:
     if isinstance(cell, int):
         return not isinstance(cell, bool)
-    return isinstance(cell, str) and cell.lstrip("-$").replace(".", "", 1).isdecimal()
+    return isinstance(cell, str) and cell.lstrip("-$").replace(",", "").replace(".", "", 1).isdecimal()

@@ -6,17 +6,12 @@ from typing import Any, Final
 import click
 
 from deploy.cli.connection import call
-from deploy.cli.output import Columns, Row, json_option, print_json, print_table
+from deploy.cli.output import Columns, Row, at, json_option, minute, number, print_json, print_table, rounded
 
-# A machine a mark or more, as long as that fits; a letter beside the colour, because not every screen has colours.
+# A mark beside the colour, because not every screen has colours.
 _BAR_CHARS: Final = 48
-_MARKS: Final = {
-    "external": ("█", "green"),
-    "internal": ("▓", "cyan"),
-    "research": ("▒", "magenta"),
-    "recsys": ("░", "yellow"),
-    "idle": ("·", "white"),
-}
+_SOLD: Final = {"sold": ("█", "green"), "free": ("·", "white"), "short": ("░", "red")}
+_USES: Final = ("external", "internal", "research", "recsys", "idle")
 
 
 @click.command()
@@ -45,45 +40,56 @@ def plan(pool: str | None, quarters: int, as_json: bool) -> None:
 
 def _print_pool(pool: Mapping[str, Any]) -> None:
     measured = pool["units_per_instance"]
-    of_each = "not measured" if measured is None else f"{measured} units/s each"
+    of_each = "not measured" if measured is None else f"{rounded(measured)} units/s each"
     click.echo(f"{pool['pool']}: {pool['instances']} machines, {of_each}")
     periods = pool["periods"]
-    uses = sorted({use for period in periods for use in period["machines"]}, key=list(_MARKS).index)
+    uses = sorted({use for period in periods for use in period["machines"]}, key=_USES.index)
     columns: Columns = {
-        "QUARTER": "quarter", "FROM (UTC)": "from", "UNTIL (UTC)": "until",
+        "QUARTER": "quarter", "FROM (UTC)": at("from"), "UNTIL (UTC)": at("until"),
         **{use.upper(): _machines_for(use) for use in uses},
-        "MAY BE SOLD": "capacity", "SIGNED": "signed", "FREE": "free", "SHORT": "short",
+        "MAY BE SOLD, UNITS/S": number("capacity"), "SOLD": number("signed"), "FREE": number("free"), "SHORT": number("short"),
     }  # fmt: skip
     print_table(columns, periods)
     if pool["instances"]:
         click.echo()
-        for line in chart(periods, pool["instances"]):
+        for line in chart(periods):
             click.echo(line)
-        click.echo("  ".join(f"{click.style(_MARKS[use][0], fg=_MARKS[use][1])} {use}" for use in uses))
+        click.echo("  ".join(f"{click.style(mark, fg=colour)} {what}" for what, (mark, colour) in _SOLD.items()))
 
 
 def _machines_for(use: str) -> Callable[[Row], int]:
     return lambda row: int(row["machines"].get(use, 0))
 
 
-def chart(periods: Sequence[Mapping[str, Any]], machines: int) -> list[str]:
-    """A line for each period: its machines by use, then how much of what may be sold is signed."""
-    wide = machines * max(1, _BAR_CHARS // 2 // machines) if machines <= _BAR_CHARS else _BAR_CHARS
+def chart(periods: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each period: what of its units may be sold, is sold, and is sold and not there; all bars by the same scale."""
+    widest = max((max(_figure(period, "capacity"), _sold(period)) for period in periods), default=0.0)
     lines = []
     for period in periods:
-        bar, drawn, counted = "", 0, 0
-        for use in sorted(period["machines"], key=list(_MARKS).index):
-            # Ends are rounded, not lengths, so that every bar is as long as the pool.
-            counted += period["machines"][use]
-            end = min(wide, round(counted * wide / machines))
-            bar += click.style(_MARKS[use][0] * (end - drawn), fg=_MARKS[use][1])
-            drawn = end
-        lines.append(f"{period['quarter']} {period['from'][:16]} {bar}{' ' * (wide - drawn)} {_signed(period)}")
+        capacity, sold = _figure(period, "capacity"), _sold(period)
+        ends = [
+            round(each / widest * _BAR_CHARS) if widest else 0 for each in (min(sold, capacity), max(sold, capacity))
+        ]
+        rest = "free" if capacity >= sold else "short"
+        bar = click.style(_SOLD["sold"][0] * ends[0], fg=_SOLD["sold"][1])
+        bar += click.style(_SOLD[rest][0] * (ends[1] - ends[0]), fg=_SOLD[rest][1])
+        lines.append(
+            f"{period['quarter']} {minute(period['from'])} {bar}{' ' * (_BAR_CHARS - ends[1])} {_said(capacity, sold)}"
+        )
     return lines
 
 
-def _signed(period: Mapping[str, Any]) -> str:
-    capacity, signed = float(period["capacity"]), float(period["signed"])
+def _figure(period: Mapping[str, Any], name: str) -> float:
+    return float(period[name])
+
+
+def _sold(period: Mapping[str, Any]) -> float:
+    """With what bursts hold beside the rates."""
+    short = _figure(period, "short")
+    return _figure(period, "capacity") + (short or -_figure(period, "free"))
+
+
+def _said(capacity: float, sold: float) -> str:
     if capacity == 0:
-        return "signed with nothing to sell" if signed else "nothing to sell"
-    return f"{signed / capacity:4.0%} signed"
+        return "sold, with nothing there" if sold else "nothing to sell"
+    return f"{sold / capacity:4.0%} sold"

@@ -6,7 +6,18 @@ import click
 
 from deploy.cli.connection import call, given
 from deploy.cli.contract_terms import PART
-from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
+from deploy.cli.output import (
+    Columns,
+    at,
+    json_option,
+    number,
+    percent,
+    print_fields,
+    print_json,
+    print_table,
+    rounded,
+    show,
+)
 
 
 @click.group()
@@ -35,13 +46,13 @@ def show_one(name: str, as_json: bool) -> None:
 @pool.command("set")
 @click.argument("name", metavar="POOL")
 @click.option(
-    "--instances", type=click.IntRange(min=0), metavar="N", help="Machines that it has, whatever they do now."
+    "--instances", type=click.IntRange(min=0), metavar="N", help="Total machines, including those in other use."
 )
 @click.option("--headroom", type=PART, metavar="PART", help="What is never sold, such as 10%.")
 @click.option("--set-aside", metavar="UNITS", help="Units per second that the operator keeps for itself.")
 @json_option
 def set_fields(name: str, instances: int | None, headroom: str | None, set_aside: str | None, as_json: bool) -> None:
-    """Say what of POOL may be sold. Refused where it would break what is signed.
+    """Set how much of POOL may be sold. Refused where it would break what is signed.
 
     \b
     taas pool set llama-70b --instances 8 --headroom 10%
@@ -63,10 +74,13 @@ def _print(pool: dict[str, Any], as_json: bool) -> None:
     measured = pool["units_per_instance"]
     print_fields({
         "pool": pool["pool"], "instances": pool["instances"], "ready": pool["ready"], "taken for other uses": pool["taken"],
-        "units/s an instance": "not measured: taas calibrate " + pool["pool"] if measured is None else measured,
-        "headroom": pool["headroom"], "set aside, units/s": pool["set_aside"], "may be sold, units/s": pool["capacity"],
-        "sold, units/s": pool["reserved"], "free, units/s": pool["free"], "contracts, signed or active": pool["contracts"],
+        "units/s an instance": "not measured: taas calibrate " + pool["pool"] if measured is None else rounded(measured),
+        "headroom": percent(pool["headroom"]), "set aside, units/s": rounded(pool["set_aside"]), "may be sold, units/s": rounded(pool["capacity"]),
+        "sold, units/s": rounded(pool["reserved"]), "free, units/s": rounded(pool["free"]), "contracts, signed or active": pool["contracts"],
     })  # fmt: skip
     if pool["shortfalls"]:
         click.echo("\nmore is signed than there is:")
-        print_table({"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}, pool["shortfalls"])
+        print_table(
+            {"FROM (UTC)": at("from"), "UNTIL (UTC)": at("until"), "SHORT BY UNITS/S": number("units")},
+            pool["shortfalls"],
+        )

@@ -8,6 +8,15 @@ import click
 from deploy.cli.connection import call
 from deploy.cli.output import json_option, moment, print_fields, print_json
 
+_WHY = {
+    "within_contract": "within its contract",
+    "spilled": "on-demand, beyond its contract",
+    "room": "free capacity",
+    "waited": "after it had waited",
+    "restored": "again, after Redis had lost it",
+    "unmetered": "it makes no tokens",
+}
+
 
 @click.group()
 def request() -> None:
@@ -60,7 +69,7 @@ def _decision(decision: dict[str, Any] | None) -> str | None:
     """Why it was admitted as it was; with a contract, how full that was before and after, in work units."""
     if decision is None:
         return None
-    said = f"{decision['why']}, asked for {decision['asked']}"
+    said = f"admitted: {_WHY.get(decision['why'], decision['why'])}; asked for {decision['asked']}"
     if not decision["rate_mu_s"]:
         return said
     before, after, rate = (

@@ -29,7 +29,7 @@ class _RedisDown(click.ParamType[dict[str, Any]]):
 
 @click.group()
 def tenant() -> None:
-    """Tenants: create, list, show, suspend, resume, set."""
+    """Tenants: create, list, show, suspend, resume, set, rename, archive."""
 
 
 @tenant.command()
@@ -50,14 +50,21 @@ def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None
         print_json(made)
     else:
         click.echo(f"tenant {made['name']} ({made['kind']}) is {made['tenant']}")
+        click.echo("it has no limits yet: taas limit set --tenant " + made["name"])
         click.echo(f"next: taas key create --tenant {made['name']}")
 
 
 @tenant.command("list")
+@click.option("--all", "archived", is_flag=True, help="Archived ones, too.")
 @json_option
-def list_all(as_json: bool) -> None:
-    """List all tenants."""
-    show(call("GET", "tenants"), as_json, _COLUMNS, empty="no tenants; create one with `taas tenant create NAME`")
+def list_all(archived: bool, as_json: bool) -> None:
+    """List tenants."""
+    show(
+        call("GET", "tenants", query={"archived": archived or None}),
+        as_json,
+        _COLUMNS,
+        empty="no tenants; create one with `taas tenant create NAME`",
+    )
 
 
 @tenant.command("show")
@@ -80,9 +87,26 @@ def suspend(name: str, stop_streams: bool, as_json: bool) -> None:
 
 @tenant.command()
 @click.argument("name")
+@click.argument("new_name")
+@json_option
+def rename(name: str, new_name: str, as_json: bool) -> None:
+    """Call the tenant NAME by NEW_NAME. Its id, keys and usage stay."""
+    _print(call("PATCH", "tenants", name, body={"name": new_name}), as_json)
+
+
+@tenant.command()
+@click.argument("name")
+@json_option
+def archive(name: str, as_json: bool) -> None:
+    """Refuse the tenant NAME as if suspended, and leave it out of lists. Its usage stays; `resume` takes it back."""
+    _print(call("PATCH", "tenants", name, body={"status": "archived"}), as_json)
+
+
+@tenant.command()
+@click.argument("name")
 @json_option
 def resume(name: str, as_json: bool) -> None:
-    """Serve the tenant NAME again."""
+    """Serve the tenant NAME again, suspended or archived."""
     _print(call("PATCH", "tenants", name, body={"status": "active"}), as_json)
 
 

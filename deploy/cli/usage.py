@@ -1,33 +1,57 @@
 """`taas usage`: what was used, and what it costs."""
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import click
 
 from deploy.cli.connection import call
-from deploy.cli.output import json_option, print_json, print_table
+from deploy.cli.moments import BACK, back, rfc3339
+from deploy.cli.output import Columns, json_option, minute, print_json, print_table
+
+_KINDS: Final = {"uncached_input": "input", "cached_input": "cached input", "output": "output"}
+_ITEMS: Columns = {
+    "MODEL": "model", "PRICE": lambda row: "unpriced" if row["price_id"] is None else f"no. {row['price_id']}",
+    "TOKENS OF": lambda row: _KINDS[row["kind"]], "TOKENS": "tokens", "USD A MILLION": "price", "USD": "amount",
+}  # fmt: skip
 
 
 @click.command()
 @click.option("--tenant", help="Of this tenant only. Default: of all.")
 @click.option("--by", metavar="WORDS", help="Some of tenant, model, project, key, class, hour, day: model,hour.")
-@click.option("--from", "since", metavar="WHEN", help="ISO 8601 in UTC: requests that ended at it or later.")
-@click.option("--until", metavar="WHEN", help="ISO 8601 in UTC: requests that ended before it.")
+@click.option(
+    "--from",
+    "since",
+    metavar="WHEN",
+    help=f"Requests that ended then or later: {BACK}. Default: the start of this month.",
+)
+@click.option("--until", metavar="WHEN", help="Requests that ended before it. Default: now.")
 @json_option
 def usage(tenant: str | None, by: str | None, since: str | None, until: str | None, as_json: bool) -> None:
-    """Show tokens and money, grouped.
+    """Show tokens and money, grouped; then what is billed, a line for each price: tokens × price = amount.
 
     \b
-    taas usage --tenant acme --by model,hour
+    taas usage --tenant acme
+    taas usage --tenant acme --by model,hour --from 2d
     taas usage --by tenant,day --from 2026-01-01 --until 2026-02-01
     """
-    report = call("GET", "usage", query={"tenant": tenant, "by": by, "from": since, "until": until})
+    now = datetime.now(UTC)
+    month = rfc3339(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+    query = {
+        "tenant": tenant,
+        "by": by,
+        "from": back(since, "--from") or month,
+        "until": back(until, "--until") or rfc3339(now),
+    }
+    report = call("GET", "usage", query=query)
     if as_json:
         print_json(report)
         return
+    period = f"from {minute(report['from'])} until {minute(report['until'])} (UTC)"
     if not report["lines"]:
-        click.echo("nothing was used")
+        click.echo(f"nothing was used {period}")
         return
+    click.echo(f"{period}\n")
     names: Any = {word.upper(): _group(word) for word in report["by"]}
     figures: Any = {
         "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"], "CACHED": lambda row: row["tokens"]["cached"],
@@ -37,6 +61,9 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
     rows = report["lines"] if len(report["lines"]) == 1 else [*report["lines"], total]
     print_table({**names, **figures}, rows)
+    if report["items"]:
+        click.echo()
+        print_table(_ITEMS, report["items"])
     for word in ("unpriced", "quarantined"):
         if count := report["total"][word]["requests"]:
             click.echo(f"{word}: {count} requests, not in the amount", err=True)

@@ -63,7 +63,7 @@ def test_a_new_tenant_and_its_key_are_in_redis_as_the_contract_says(projector, c
     }  # fmt: skip
     assert entry_of(raw_redis, redis_keys.key_of_api_key(api_keys.hash_of(new.secret))) == {
         "key_id": new.key.key_id, "tenant": tenant.tenant_id, "project": new.key.project_id, "expires_at_ms": 99,
-        "hash": api_keys.hash_of(new.secret), "limits": [],
+        "hash": api_keys.hash_of(new.secret), "limits": [], "models": None, "archived": False,
     }  # fmt: skip
     assert changes(raw_redis)[-2:] == [("tenant", tenant.tenant_id), ("key", new.key.hash)]
 
@@ -125,7 +125,7 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
         "name": "org/m-1", "pool": "org/m-1", "cell": "org/m-1", "visible": [acme.tenant_id], "owner": None, "routes": ["chat"],
         "engine_model": "served", "context_tokens": 4096, "vocabulary_tokens": 50_000, "default_max_tokens": 64,
         "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 2, "w_out_mu": 3}, "chat_template_kwargs": ["enable_thinking"],
-        "created": model.created_ms // 1000, "status": "active", "max_body_bytes": 8_000_000,
+        "created": model.created_ms // 1000, "status": "active", "for_sale_from_ms": None, "max_body_bytes": 8_000_000,
     }  # fmt: skip
     assert raw_redis.smembers(redis_keys.CELLS) == {b"org/m-1"}
     commit(lambda c: models.change(c, "org/m-1", ModelChange(status="retired", weights=Weights(9, 9, 9))))

@@ -6,6 +6,7 @@ from sqlalchemy import Engine
 from billing import api_keys, limits, models, redis_keys, tenants
 from billing.limits import Subject
 from billing.models import ModelSpec
+from billing.price_book import set_price
 from billing.projection import Projector
 from gateway.catalogue_entries import ApiKey, Model, Tenant
 
@@ -34,6 +35,9 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     )
 
 
+NOW_MS = 1_700_000_000_000
+
+
 def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: redis.Redis):
     with database.begin() as connection:
         ids = {
@@ -46,12 +50,29 @@ def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: re
         models.create(connection, ModelSpec("private", 100, owner="acme"))
         models.create(connection, ModelSpec("gone", 100))
         models.change(connection, "gone", models.ModelChange(status="retired"))
+        models.create(connection, ModelSpec("unpriced", 100))
+        for name, since_ms in (
+            ("open", 1),
+            ("shared", 1),
+            ("private", 1),
+            ("gone", 1),
+            ("inside", 1),
+            ("soon", NOW_MS + 1),
+        ):
+            if name == "soon":
+                models.create(connection, ModelSpec(name, 100))
+            set_price(
+                connection, name, input="0", cached_input="0", output="0", valid_from_ms=since_ms, now_ms=lambda: NOW_MS
+            )
     Projector(database, raw_redis).rebuild()
     callers = {name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()}
     entries = [Model.read(raw) for raw in raw_redis.hgetall(redis_keys.MODELS).values()]
-    seen = {name: {model.name for model in entries if model.visible_to(caller)} for name, caller in callers.items()}
+    seen = {
+        name: {model.name for model in entries if model.visible_to(caller, NOW_MS)} for name, caller in callers.items()
+    }
     assert seen == {
         "acme": {"open", "shared", "private"},
         "other": {"open"},
-        "team": {"open", "inside", "shared"},
+        # What has no price yet is not for sale, and the operator's own may use it.
+        "team": {"open", "inside", "shared", "unpriced", "soon"},
     }

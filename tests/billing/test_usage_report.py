@@ -1,5 +1,7 @@
 """Usage reports: the periods add up to the whole, amounts are the ledger's, and what has no amount is told apart."""
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine
 
@@ -40,7 +42,19 @@ def test_usage_of_a_tenant_by_model_and_hour(database: Engine) -> None:
             line("m2", "2023-11-15T00:00:00Z", 1, (7, 0, 1), unpriced=(1, 8), amount="0.00"),
         ],
         "total": line(None, None, 5, (27, 4, 11), absorbed=(2, 2), quarantined=1, unpriced=(1, 8), amount="0.000038"),
+        # 16 + 2 + 20 millionths are the amount above.
+        "items": [
+            item("m1", 1, "uncached_input", 16, "1.00", "0.000016"), item("m1", 1, "cached_input", 4, "0.50", "0.000002"),
+            item("m1", 1, "output", 10, "2.00", "0.00002"), item("m2", None, "uncached_input", 7, None, None),
+            item("m2", None, "output", 1, None, None),
+        ],
     }  # fmt: skip
+
+
+def item(
+    model: str, price_id: int | None, kind: str, tokens: int, price: str | None, amount: str | None
+) -> dict[str, Any]:
+    return {"model": model, "price_id": price_id, "kind": kind, "tokens": tokens, "price": price, "amount": amount}
 
 
 def line(

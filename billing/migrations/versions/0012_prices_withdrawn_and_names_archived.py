@@ -49,10 +49,17 @@ def upgrade() -> None:
     op.add_column("project", sa.Column("status", sa.Text(), server_default="active", nullable=False))
     op.create_check_constraint(op.f("ck_project_status"), "project", "status in ('active', 'archived')")
     op.add_column("api_key", sa.Column("models", postgresql.ARRAY(sa.Text()), nullable=True))
+    op.create_table(
+        "api_key_use",
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("last_used_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("key_id", name=op.f("pk_api_key_use")),
+    )
 
 
 def downgrade() -> None:
     """What was priced later is lost: it had no place before."""
+    op.drop_table("api_key_use")
     op.drop_column("api_key", "models")
     op.drop_constraint(op.f("ck_project_status"), "project")
     op.drop_column("project", "status")

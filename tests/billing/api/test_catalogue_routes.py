@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
 from billing import redis_keys
 from billing.api_keys import hash_of
+from billing.contracts import lifecycle
+from tests.billing.contracts.selling import POOL, T0, furnish, terms
 
 Make = Callable[..., dict[str, Any]]
 
@@ -160,7 +163,99 @@ def test_a_price_is_set_and_listed_as_it_was_said(admin: TestClient, made: Make)
     price = made("prices", model="m", input="0.15", output="0.6")
     assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.15", "0.60")
     later = made("prices", model="m", input="1", cached_input="0.1", output="2", **{"from": "2999-01-01"})
+    assert (price.pop("replaces"), later.pop("replaces")) == (None, None)
     assert admin.get("/admin/v1/prices", params={"model": "m"}).json()["data"] == [later, price]
+
+
+def test_a_model_is_for_sale_with_its_first_price_and_what_is_free_says_so(admin: TestClient, made: Make, raw_redis):
+    made("models", name="m", context_tokens=10)
+    assert admin.get("/admin/v1/models/m").json()["for_sale_from_ms"] is None
+    unsaid = admin.post("/admin/v1/prices", json={"model": "m", "output": "1"})
+    assert (unsaid.status_code, unsaid.json()["error"]["param"]) == (400, "input")
+    both = admin.post("/admin/v1/prices", json={"model": "m", "free": True, "input": "1"})
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "free")
+    before_s, _ = raw_redis.time()
+    price = made("prices", model="m", free=True)
+    assert (price["input"], price["output"]) == ("0.00", "0.00")
+    # By Redis's clock, as requests are.
+    assert before_s * 1000 <= price["from_ms"] <= (raw_redis.time()[0] + 1) * 1000
+    assert admin.get("/admin/v1/models/m").json()["for_sale_from_ms"] == price["from_ms"]
+
+
+def test_a_future_price_is_withdrawn_and_a_change_by_more_than_ten_times_is_asked_about(admin: TestClient, made: Make):
+    made("models", name="m", context_tokens=10)
+    now = made("prices", model="m", input="1", output="1")
+    slip = {"model": "m", "input": "100", "output": "1", "from": "2999-01-01"}
+    asked = admin.post("/admin/v1/prices", json=slip)
+    assert (asked.status_code, asked.json()["error"]["code"]) == (409, "price_changes_much")
+    meant = made("prices", **slip, confirmed=True)
+    assert admin.delete(f"/admin/v1/prices/{meant['price_id']}").status_code == 200
+    assert admin.delete(f"/admin/v1/prices/{meant['price_id']}").status_code == 404
+    assert admin.delete(f"/admin/v1/prices/{now['price_id']}").json()["error"]["code"] == "already_priced"
+
+
+def test_a_model_that_a_contract_stands_on_is_not_retired_nor_its_tenant_archived(
+    admin: TestClient, made: Make, database: Engine
+):
+    with database.begin() as connection:
+        shop = furnish(connection)
+        made_ = lifecycle.draft(connection, terms(shop.tenants["acme"], 10, until_ms=T0 + 3_000_000_000_000), now_ms=T0)
+        lifecycle.sign(connection, made_.contract_id, now_ms=T0)
+    for path, status in ((f"models/{POOL}", "retired"), ("tenants/acme", "archived")):
+        refused = admin.patch(f"/admin/v1/{path}", json={"status": status})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "under_contract")
+        assert made_.contract_id in refused.json()["error"]["message"]
+    assert admin.patch("/admin/v1/tenants/bolt", json={"status": "archived"}).status_code == 200
+
+
+def test_a_suspended_tenant_signs_nothing(admin: TestClient, database: Engine):
+    with database.begin() as connection:
+        furnish(connection)
+    admin.patch("/admin/v1/tenants/acme", json={"status": "suspended"})
+    body = {"tenant": "acme", "pool": POOL, "units": 10, "until": "+1y", "notice_days": 1}
+    refused = admin.post("/admin/v1/contracts", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "tenant_not_active")
+    assert admin.get("/admin/v1/contracts").json()["data"] == []
+
+
+def test_a_tenant_and_a_project_are_renamed_and_archived(admin: TestClient, made: Make):
+    tenant = made("tenants", name="acme")["tenant"]
+    made("tenants", name="other")
+    made("projects", tenant="acme", name="search")
+    assert admin.post("/admin/v1/tenants", json={"name": "-x"}).status_code == 400
+    assert admin.patch("/admin/v1/tenants/acme", json={"name": "other"}).status_code == 409
+    assert admin.patch("/admin/v1/tenants/acme", json={"name": "ace"}).json()["tenant"] == tenant
+    assert admin.patch("/admin/v1/projects/search", json={"tenant": "ace", "name": "default"}).status_code == 409
+    changed = admin.patch(
+        "/admin/v1/projects/search", json={"tenant": "ace", "name": "find", "status": "archived"}
+    ).json()
+    assert (changed["name"], changed["status"]) == ("find", "archived")
+    assert [each["name"] for each in admin.get("/admin/v1/projects?tenant=ace").json()["data"]] == ["default"]
+    assert len(admin.get("/admin/v1/projects?tenant=ace&archived=true").json()["data"]) == 2
+    admin.patch("/admin/v1/tenants/ace", json={"status": "archived"})
+    assert [each["name"] for each in admin.get("/admin/v1/tenants").json()["data"]] == ["other"]
+    assert [each["name"] for each in admin.get("/admin/v1/tenants?archived=true").json()["data"]] == ["ace", "other"]
+
+
+def test_a_key_is_changed_and_rotated_with_its_limits(admin: TestClient, made: Make):
+    made("tenants", name="acme")
+    made("models", name="m", context_tokens=10)
+    key = made("keys", tenant="acme", name="ci", models=["m"])
+    path = f"/admin/v1/keys/{key['key_id']}"
+    assert admin.post("/admin/v1/keys", json={"tenant": "acme", "models": ["none"]}).status_code == 404
+    admin.put("/admin/v1/limits", json={"key_id": key["key_id"], "concurrency": 3})
+    assert admin.patch(path, json={"name": "bot", "expires_at_ms": "2999-01-01"}).json()["name"] == "bot"
+    rotated = admin.post(f"{path}/rotate", json={"overlap_seconds": 3600}).json()
+    assert rotated["key"].startswith("sk-")
+    assert (rotated["name"], rotated["models"], rotated["project"]) == ("bot", ["m"], key["project"])
+    assert rotated["expires_at_ms"] == 32_472_144_000_000
+    assert rotated["old"]["expires_at_ms"] < rotated["created_ms"] + 3_700_000
+    (limit,) = admin.get("/admin/v1/limits", params={"key_id": rotated["key_id"]}).json()["data"]
+    assert limit["concurrency"] == 3
+    lifted = admin.patch(path, json={"models": None, "expires_at_ms": None}).json()
+    assert (lifted["models"], lifted["expires_at_ms"], lifted["last_used_ms"]) == (None, None, None)
+    admin.delete(path)
+    assert admin.patch(path, json={"name": "x"}).json()["error"]["code"] == "key_revoked"
 
 
 @pytest.mark.parametrize("text", ["-1", "1e3", "0.1234567", "NaN", "", "1,5", "١", " 1", "0x1", "99999999999"])
@@ -176,14 +271,11 @@ def test_fault_21_a_price_that_is_not_one_is_refused(admin: TestClient, made: Ma
         ("tenants", {"name": "acme"}),
         ("projects", {"tenant": "acme", "name": "search"}),
         ("models", {"name": "m", "context_tokens": 10}),
-        ("prices", {"model": "m", "input": "1", "output": "1", "from": 32_472_144_000_000}),
     ],
 )
 def test_a_second_one_of_the_same_name_is_a_conflict(admin: TestClient, made: Make, noun: str, body: dict[str, Any]):
     if noun != "tenants":
         made("tenants", name="acme")
-    if noun == "prices":
-        made("models", name="m", context_tokens=10)
     made(noun, **body)
     answer = admin.post(f"/admin/v1/{noun}", json=body)
     assert answer.status_code == 409
@@ -192,6 +284,9 @@ def test_a_second_one_of_the_same_name_is_a_conflict(admin: TestClient, made: Ma
 
 
 def test_a_stop_is_announced_to_the_gateways(admin: TestClient, raw_redis):
+    assert admin.post("/admin/v1/requests/req_none/stop").status_code == 404
+    raw_redis.sadd(redis_keys.CELLS, "c")
+    raw_redis.hset(redis_keys.reservation("c", "req_1"), "state", "waiting")
     assert admin.post("/admin/v1/requests/req_1/stop").status_code == 202
     ((_, fields),) = raw_redis.xrange(redis_keys.CHANGES)
     assert fields == {b"kind": b"stop", b"id": b"req_1"}

@@ -1,0 +1,57 @@
+"""Limits of a tenant that could undercut its contract: requests and concurrency count what is reserved, too. Words for people, with both figures."""
+
+from sqlalchemy import Connection
+
+from billing import limits, models
+from billing.cell.scripts import Limits
+from billing.contracts.position import units
+from billing.contracts.store import list_all
+
+# A contract that takes requests as small as this to be used up by is not undercut.
+_UNITS_A_REQUEST_MIN_MU = 100_000
+_UNITS_A_STREAM_MIN_MU_S = 1_000
+
+
+def undercutting(connection: Connection, tenant_id: str, pool: str, mu_s: int) -> list[str]:
+    """What to tell whoever signs, or sets a limit, of each model of the pool; empty where no limit is in the way of this rate."""
+    table = limits.table_of(connection, {tenant_id})
+    said = []
+    for model in models.list_all(connection):
+        if model.pool == pool and model.status == "active":
+            said += _of_model(model.name, table.for_model(tenant_id, None, model.name), mu_s)
+    return said
+
+
+def undercut_by_limits(connection: Connection, tenant_id: str, now_ms: int) -> list[str]:
+    """The same of all that the tenant has signed, at its greatest rate from now on."""
+    said: list[str] = []
+    for contract in list_all(
+        connection, tenant_id=tenant_id, states=("signed", "active", "notice_given"), ends_after_ms=now_ms
+    ):
+        steps = contract.terms.steps
+        rates = [step.mu_s for step in steps if step.from_ms > now_ms] + [contract.mu_s_at(now_ms)]
+        said += [
+            f"{contract.contract_id}: {line}"
+            for line in undercutting(connection, tenant_id, contract.terms.pool, max(rates))
+        ]
+    return said
+
+
+def _of_model(model: str, limit: Limits, mu_s: int) -> list[str]:
+    said = []
+    rate = f"{units(mu_s)} units a second"
+    if limit.requests == 0 or (limit.requests > 0 and mu_s * 60 > limit.requests * _UNITS_A_REQUEST_MIN_MU):
+        least = (
+            "none is served"
+            if not limit.requests
+            else f"each must take {mu_s * 60 // limit.requests // 1000} units on average to use it up"
+        )
+        said.append(f"{model} is limited to {limit.requests} requests a minute beside {rate}: {least}")
+    if limit.concurrency == 0 or (limit.concurrency > 0 and mu_s > limit.concurrency * _UNITS_A_STREAM_MIN_MU_S):
+        least = (
+            "none is served"
+            if not limit.concurrency
+            else f"each must do {mu_s // limit.concurrency // 1000} units a second on average to use it up"
+        )
+        said.append(f"{model} is limited to {limit.concurrency} requests at once beside {rate}: {least}")
+    return said
