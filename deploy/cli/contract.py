@@ -179,9 +179,9 @@ def amend(contract_id: str, yes: bool, as_json: bool, **said: Any) -> None:
         )
         less = lowered(before, after)
         if less:
-            require_answerable(yes=yes, as_json=as_json)
             for line in less:
-                click.echo(line)
+                click.echo(line, err=as_json)
+            require_answerable(yes=yes, as_json=as_json)
             ask("amend it?", yes=yes)
     amended = call("POST", "contracts", contract_id, "amend", body=body)
     _warn(amended)

@@ -220,4 +220,4 @@ def signed_by_other_weights(told: Told, admin_url: str) -> str:
     key = {"authorization": f"Bearer {ADMIN_KEY}"}
     assert httpx.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
     terms = ["--tenant", "acme", "--pool", "sim", "--units", "1", "--until", "1y", "--notice-days", "7"]
-    return str(told("contract", "sign", *terms)["contract"])
+    return str(told("contract", "sign", "--yes", *terms)["contract"])

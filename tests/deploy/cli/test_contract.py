@@ -46,12 +46,12 @@ def moment(text: str) -> datetime:
 
 
 def test_three_years_that_both_sides_can_end_within_90_days_is_one_line(taas: Taas, told: Told, shop: None):
-    line = "contract sign --tenant acme --pool org/llama --units 500 --from now --until 3y --notice-days 90"
+    line = "contract sign --yes --tenant acme --pool org/llama --units 500 --from now --until 3y --notice-days 90"
     signed = told(*line.split())
     assert (signed["state"], signed["overflow"]) == ("signed", "reject")
     assert signed["steps"][0]["units"] == "500"
     assert timedelta(days=1095) <= moment(signed["until"]) - moment(signed["from"]) + timedelta(seconds=60)
-    ended = told("contract", "notice", signed["contract"], "--by", "operator")
+    ended = told("contract", "notice", "--yes", signed["contract"], "--by", "operator")
     left = moment(ended["ends"]) - moment(ended["notice_given"])
     assert (ended["state"], left) == ("notice_given", timedelta(days=90))
     assert [each["change"] for each in told("contract", "history", signed["contract"])["data"]] == [
@@ -61,7 +61,7 @@ def test_three_years_that_both_sides_can_end_within_90_days_is_one_line(taas: Ta
 
 def test_all_terms_pass_through_and_come_back(taas: Taas, told: Told, shop: None):
     signed = told(
-        "contract", "sign", "--tenant", "acme", "--pool", "org/llama", "--units", "100.5", "--from", "2199-01-01",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", "org/llama", "--units", "100.5", "--from", "2199-01-01",
         "--ramp", "2199-07-01T00:00:00Z:200", "--ramp", "12mo:400", "--until", "3y", "--min-term", "12mo", "--notice-days", "90",
         "--operator-notice-days", "180", "--overflow", "spill", "--spill-units", "50", "--headroom", "15%", "--price-reference", "PO 7",
     )  # fmt: skip
@@ -71,16 +71,17 @@ def test_all_terms_pass_through_and_come_back(taas: Taas, told: Told, shop: None
     assert (signed["until"][:10], signed["minimum_until"][:10]) == ("2202-01-01", "2200-01-01")
     assert (signed["tenant_notice_days"], signed["operator_notice_days"]) == (90, 180)
     assert (signed["spill_units"], signed["headroom"], signed["price_reference"]) == ("50", "0.15", "PO 7")
-    amended = told("contract", "amend", signed["contract"], "--units", "300", "--from", "2199-03-01")
+    amended = told("contract", "amend", "--yes", signed["contract"], "--units", "300", "--from", "2199-03-01")
     assert [step["units"] for step in amended["steps"]] == ["100.5", "300"]
-    longer = told("contract", "amend", signed["contract"], "--until", "2205-01-01")
+    longer = told("contract", "amend", "--yes", signed["contract"], "--until", "2205-01-01")
     assert longer["ends"][:10] == "2205-01-01"
+    assert longer.pop("warnings") == []
     assert told("contract", "show", signed["contract"]) == longer
     assert told("contract", "list", "--tenant", "acme", "--state", "signed")["data"] == [longer]
     assert signed["contract"] in taas("contract", "list").stdout
     shown = taas("contract", "show", signed["contract"]).stdout
     assert "spill, at most 50 units per second" in shown
-    assert re.search(r"2199-03-01T00:00:00Z\s+300", shown)
+    assert re.search(r"2199-03-01 00:00\s+300", shown)
     assert "amended" in taas("contract", "history", signed["contract"]).stdout
 
 
@@ -92,10 +93,10 @@ def lasting(begins: str, until: str) -> list[str]:
 
 def test_a_draft_is_signed_by_its_id(taas: Taas, told: Told, shop: None):
     terms = lasting("1d", "90d")
-    drafts = [told("contract", "draft", *terms), told("contract", "sign", *terms, "--draft")]
+    drafts = [told("contract", "draft", *terms), told("contract", "sign", "--yes", *terms, "--draft")]
     assert [each["state"] for each in drafts] == ["draft", "draft"]
-    assert told("contract", "sign", drafts[0]["contract"])["state"] == "signed"
-    assert "amend that one" in taas("contract", "sign", drafts[1]["contract"], exit_code=1).stderr
+    assert told("contract", "sign", "--yes", drafts[0]["contract"])["state"] == "signed"
+    assert "amend that one" in taas("contract", "sign", "--yes", drafts[1]["contract"], exit_code=1).stderr
 
 
 def test_a_draft_is_withdrawn_and_a_signed_one_is_not(taas: Taas, told: Told, shop: None):
@@ -103,18 +104,29 @@ def test_a_draft_is_withdrawn_and_a_signed_one_is_not(taas: Taas, told: Told, sh
     drafted = told("contract", "draft", *terms)["contract"]
     assert "will not be signed" in taas("contract", "withdraw", drafted).stdout
     assert told("contract", "show", drafted)["state"] == "ended"
-    assert "has ended" in taas("contract", "sign", drafted, exit_code=1).stderr
-    signed = told("contract", "sign", *terms)["contract"]
+    assert "has ended" in taas("contract", "sign", "--yes", drafted, exit_code=1).stderr
+    signed = told("contract", "sign", "--yes", *terms)["contract"]
     assert "notice" in taas("contract", "withdraw", signed, exit_code=1).stderr
 
 
 def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(taas: Taas, told: Told, shop: None):
     terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--until", "2100-01-01", "--notice-days", "7"]
-    signed = told("contract", "sign", *terms)["contract"]
-    now = told("contract", "amend", signed, "--overflow", "spill", "--spill-units", "12.5")
+    signed = told("contract", "sign", "--yes", *terms)["contract"]
+    now = told("contract", "amend", "--yes", signed, "--overflow", "spill", "--spill-units", "12.5")
     assert (now["overflow"], now["spill_units"], now["planned"]) == ("spill", "12.5", [])
-    taas("contract", "amend", signed, "--spill-units", "none", "--from", "2090-01-01")
-    taas("contract", "amend", signed, "--overflow", "queue", "--tenant-notice-days", "30", "--from", "2091-01-01")
+    taas("contract", "amend", "--yes", signed, "--spill-units", "none", "--from", "2090-01-01")
+    taas(
+        "contract",
+        "amend",
+        "--yes",
+        signed,
+        "--overflow",
+        "queue",
+        "--tenant-notice-days",
+        "30",
+        "--from",
+        "2091-01-01",
+    )
     shown = taas("contract", "show", signed).stdout
     assert (
         "spill, at most 12.5 units per second; from 2090-01-01T00:00:00Z spill; from 2091-01-01T00:00:00Z queue"
@@ -123,41 +135,45 @@ def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(taas
     history = taas("contract", "history", signed).stdout
     assert "at most 12.5 units per second; from 2090" in history
     assert "30 days by the tenant" in history
-    told("contract", "notice", signed, "--by", "tenant")
-    assert "Notice has been given" in taas("contract", "amend", signed, "--notice-days", "1", exit_code=1).stderr
+    told("contract", "notice", "--yes", signed, "--by", "tenant")
+    assert (
+        "Notice has been given" in taas("contract", "amend", "--yes", signed, "--notice-days", "1", exit_code=1).stderr
+    )
 
 
 def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Taas, told: Told, shop: None):
     terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7"]
-    refused = taas("contract", "sign", *terms, "--units", "2000", "--from", "2199-01-01", "--until", "1y", exit_code=1)
+    refused = taas(
+        "contract", "sign", "--yes", *terms, "--units", "2000", "--from", "2199-01-01", "--until", "1y", exit_code=1
+    )
     expected = "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 200 units per second"
     assert expected in refused.stderr
-    told("contract", "sign", *terms, "--units", "1500", "--from", "2199-01-01", "--until", "1y")
+    told("contract", "sign", "--yes", *terms, "--units", "1500", "--from", "2199-01-01", "--until", "1y")
     asked = ["contract", "quote", "--pool", "org/llama", "--units", "400", "--from", "2199-06-01", "--until", "90d"]
     quote = told(*asked)
     assert (quote["at_most"], quote["fits"], quote["fits_from"]) == ("300", False, "2200-01-01T00:00:00Z")
     said = taas(*asked).stdout
     assert "at most 300 units per second fit" in said
-    assert "they fit for as long from 2200-01-01T00:00:00Z on" in said
-    assert "too many by 100 units per second from 2199-06-01T00:00:00Z until 2199-08-30T00:00:00Z" in said
+    assert "they fit for as long from 2200-01-01 00:00 on" in said
+    assert "100 units per second more than is free, from 2199-06-01 00:00 until 2199-08-30 00:00" in said
     never = taas("contract", "quote", "--pool", "org/llama", "--units", "1800.5", "--from", "2299-01-01").stdout
-    assert "too many by 0.5 units per second from 2299-01-01T00:00:00Z on, for good" in never
-    assert "they never fit for as long as that" in never
+    assert "0.5 units per second more than is free, from 2299-01-01 00:00 on, for good" in never
+    assert "no later start fits" in never
     assert "400 fit, until 2199-01-01" in taas(*asked[:-4], "--until", "30d").stdout
     assert "for good" in taas("contract", "quote", "--pool", "org/llama").stdout
     held = taas("pool", "set", "org/llama", "--instances", "1", exit_code=1)
     assert "by 600 units per second" in held.stderr
-    assert "1800" in taas("pool", "show", "org/llama").stdout
+    assert "1,800" in taas("pool", "show", "org/llama").stdout
 
 
 def test_amending_names_the_steps_that_fall_away(taas: Taas, told: Told, shop: None):
     terms = lasting("2100-01-01", "9y")
     ramp = ["--ramp", "2101-01-01:6", "--ramp", "2102-01-01:7", "--ramp", "2103-01-01:8"]
-    signed = told("contract", "sign", *terms, *ramp)["contract"]
-    assert "note" not in taas("contract", "amend", signed, "--overflow", "queue").stderr
-    said = taas("contract", "amend", signed, "--units", "7", "--from", "2102-01-01").stderr
+    signed = told("contract", "sign", "--yes", *terms, *ramp)["contract"]
+    assert "note" not in taas("contract", "amend", "--yes", signed, "--overflow", "queue").stderr
+    said = taas("contract", "amend", "--yes", signed, "--units", "7", "--from", "2102-01-01").stderr
     assert said == "note: no step of its ramp any more: 8 units per second from 2103-01-01T00:00:00Z\n"
-    said = taas("contract", "amend", signed, "--units", "9", "--from", "2100-02-01").stderr
+    said = taas("contract", "amend", "--yes", signed, "--units", "9", "--from", "2100-02-01").stderr
     assert "6 units per second from 2101-01-01T00:00:00Z, 7 units per second from 2102-01-01T00:00:00Z" in said
 
 
@@ -170,7 +186,7 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
         terms = Terms(tenant["tenant"], "org/llama", steps, then_ms, then_ms + 30_000_000_000, then_ms, 7, 7)
         drafted = lifecycle.draft(connection, terms, now_ms=then_ms).contract_id
     before = told("contract", "show", drafted)
-    result = taas("contract", "sign", drafted)
+    result = taas("contract", "sign", "--yes", drafted)
     shown = told("contract", "show", drafted)
     assert (
         f"note: it starts at {shown['from']}, when it was signed: its start at {before['from']} had passed"
@@ -291,9 +307,60 @@ def test_a_moment_beyond_every_calendar_is_said_to_be_out_of_range(text: str):
 
 
 def test_from_now_a_year_is_a_year_and_no_minimum_term_is_none(taas: Taas, told: Told, shop: None):
-    line = "contract sign --tenant acme --pool org/llama --units 5 --from now --until 1y --min-term 0d --ramp 6mo:7 --notice-days 1"
+    line = "contract sign --yes --tenant acme --pool org/llama --units 5 --from now --until 1y --min-term 0d --ramp 6mo:7 --notice-days 1"
     signed = told(*line.split())
     assert signed["minimum_until"] == signed["from"]
     starts = moment(signed["from"])
     assert moment(signed["until"]) == resolve("1y", now=NOW, anchor=starts, option="--until")
     assert moment(signed["steps"][1]["from"]) == resolve("6mo", now=NOW, anchor=starts, option="--ramp")
+
+
+def test_what_binds_is_asked_about_and_nobody_can_answer_through_a_pipe(taas: Taas, told: Told, shop: None):
+    terms = lasting("2100-01-01", "9y")
+    for words in (["sign", *terms], ["sign", *terms, "--json"]):
+        assert "give --yes" in taas("contract", *words, exit_code=2).stderr
+    assert told("contract", "list")["data"] == []
+    signed = told("contract", "sign", "--yes", *terms)["contract"]
+    before = told("contract", "show", signed)
+    assert "give --yes" in taas("contract", "notice", signed, "--by", "tenant", exit_code=2).stderr
+    refused = taas("contract", "amend", signed, "--units", "3", "--from", "2101-01-01", exit_code=2)
+    assert "from 2101-01-01 00:00 on 3 units per second in place of 5" in refused.stdout
+    assert told("contract", "show", signed) == before
+    assert told("contract", "amend", signed, "--units", "6", "--from", "2101-01-01")["steps"][1]["units"] == "6"
+
+
+def test_a_burst_is_signed_said_and_holds_more_of_the_pool(taas: Taas, told: Told, shop: None):
+    terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7", "--from", "2100-01-01", "--until", "1y"]
+    refused = taas("contract", "sign", "--yes", *terms, "--units", "200", "--burst", "10s", exit_code=1)
+    assert "by 200 units per second" in refused.stderr
+    signed = told("contract", "sign", "--yes", *terms, "--units", "150", "--burst", "10s")
+    assert (signed["burst_seconds"], signed["units"]) == ("10", "0")
+    assert "1,500 units at once (10 s of its rate)" in taas("contract", "show", signed["contract"]).stdout
+    quote = told("contract", "quote", "--pool", "org/llama", "--from", "2100-01-02", "--until", "1d", "--burst", "2s")
+    assert (quote["at_most"], quote["burst_units"]) == ("150", "300")
+    assert (
+        "burst: 300 units at once (1 s of the rate)"
+        in taas("contract", "quote", "--pool", "org/llama", "--from", "2100-01-02", "--until", "1d").stdout
+    )
+    shorter = taas("contract", "amend", signed["contract"], "--burst", "1s", exit_code=2)
+    assert "a burst of 1 s in place of 10 s" in shorter.stdout
+
+
+def test_a_load_is_said_in_units(taas: Taas, told: Told, shop: None):
+    load = ["--requests-per-minute", "60", "--input", "2000", "--cached", "50%", "--output", "300"]
+    quote = told("contract", "quote", "--pool", "org/llama", *load)
+    # 1000 uncached and 1000 cached at a tenth, 300 at four times, once a second.
+    assert (quote["units"], quote["fits"]) == ("2300", False)
+    said = taas("contract", "quote", "--pool", "org/llama", *load).stdout
+    assert "that takes 2,300 units per second; a unit is the work of one uncached input token" in said
+    assert "--input" in taas("contract", "quote", "--pool", "org/llama", *load[:2], exit_code=2).stderr
+
+
+def test_limits_that_could_undercut_a_contract_are_warned_of_with_both_figures(taas: Taas, told: Told, shop: None):
+    told("limit", "set", "--tenant", "acme", "--requests-per-minute", "60", "--units-per-minute", "10")
+    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "500", "--notice-days", "7", "--until", "1y"]
+    signed = taas("contract", "sign", "--yes", *terms)
+    assert "warning: org/llama is limited to 60 requests a minute beside 500 units a second" in signed.stderr
+    warned = taas("limit", "set", "--tenant", "acme", "--requests-per-minute", "none", "--concurrency", "2").stderr
+    assert "is limited to 2 requests at once beside 500 units a second: each must do 250 units a second" in warned
+    assert "warning" not in taas("limit", "set", "--tenant", "acme", "--concurrency", "none").stderr

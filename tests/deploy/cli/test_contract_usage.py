@@ -24,7 +24,8 @@ def contract_id(migrated_database_url: str, admin_url: str) -> str:
         signed = lifecycle.sign(connection, draft.contract_id, now_ms=T0)
         connection.execute(insert(contract_minute), [
             {"contract_id": signed.contract_id, "minute_ms": T0 + minute * 60_000, "assigned_mu": 600_000, "used_mu": 250_500,
-             "lent_mu": 0, "borrowed_mu": 1_000, "refused": 3, "cut_mu": 1_000, "missing_mu": 500}
+             "lent_mu": 0, "borrowed_mu": 1_000, "refused": 3, "cut_mu": 1_000, "missing_mu": 500,
+             "limited_requests": 3 * minute, "limited_concurrency": 5 * minute}
             for minute in range(2)
         ])  # fmt: skip
     engine.dispose()
@@ -41,18 +42,37 @@ def test_a_line_a_minute_and_the_total(taas: Callable[..., Result], contract_id:
         contract_id,
         "acme",
         "llama",
-        "2027-01-15T08:00:00Z",
+        "2027-01-15",
+        "08:00",
         "600",
-        "250.5",
+        "250",
         "0",
         "1",
         "3",
+        "0",
         "1.5",
         "0.5",
     ]
-    assert shown[3] == [contract_id, "acme", "llama", "total", "1200", "501", "0", "2", "6", "3", "1"]
+    assert shown[3] == [
+        contract_id,
+        "acme",
+        "llama",
+        "total",
+        "1,200",
+        "501",
+        "0",
+        "2",
+        "6",
+        "8",
+        "(requests,",
+        "concurrency)",
+        "3",
+        "1",
+    ]
     summed = cells(taas("contract", "usage", "--tenant", "acme", "--sum", *SPAN))
-    assert summed[1:] == [[contract_id, "acme", "llama", "1200", "501", "0", "2", "6", "3", "1"]]
+    assert summed[1:] == [
+        [contract_id, "acme", "llama", "1,200", "501", "0", "2", "6", "8", "(requests,", "concurrency)", "3", "1"]
+    ]
 
 
 def test_nothing_is_said_to_be_nothing_and_json_is_json(

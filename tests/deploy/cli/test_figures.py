@@ -13,6 +13,7 @@ from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 
 Told = Callable[..., Any]
+EVER = ("--from", "2020-01-01")
 
 
 @pytest.fixture
@@ -38,15 +39,24 @@ def used(told: Told, migrated_database_url: str) -> None:
 
 
 def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
-    lines = [line.split() for line in taas("usage", "--tenant", "acme", "--by", "model,hour").stdout.splitlines()]
-    assert lines == [
+    lines = [
+        line.split() for line in taas("usage", "--tenant", "acme", "--by", "model,hour", *EVER).stdout.splitlines()
+    ]
+    assert lines[0][:2] == ["from", "2020-01-01"]
+    assert lines[2:] == [
         ["MODEL", "HOUR", "REQUESTS", "INPUT", "CACHED", "OUTPUT", "ABSORBED", "USD"],
         ["m1", "2023-11-14T22:00:00Z", "1", "1,000", "200", "50", "0", "0.00012"],
         ["m1", "2023-11-14T23:00:00Z", "1", "2,000", "0", "10", "0", "0.000204"],
         ["total", "2", "3,000", "200", "60", "0", "0.000324"],
+        [],
+        ["MODEL", "PRICE", "TOKENS", "OF", "TOKENS", "USD", "A", "MILLION", "USD"],
+        ["m1", "no.", "1", "input", "2,800", "0.10", "0.00028"],
+        ["m1", "no.", "1", "cached", "input", "200", "0.10", "0.00002"],
+        ["m1", "no.", "1", "output", "60", "0.40", "0.000024"],
     ]
-    assert told("usage", "--by", "tenant")["lines"][0]["tenant_name"] == "acme"
-    assert "acme" in taas("usage", "--by", "tenant").stdout
+    assert "nothing was used from" in taas("usage").stdout
+    assert told("usage", "--by", "tenant", *EVER)["lines"][0]["tenant_name"] == "acme"
+    assert "acme" in taas("usage", "--by", "tenant", *EVER).stdout
 
 
 def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
@@ -60,7 +70,7 @@ def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
         "con_1",
     ):
         assert words in shown
-    assert "within_contract, asked for auto; level 1.5 before, 12 after, at 500 a second" in shown
+    assert "admitted: within its contract; asked for auto; level 1.5 before, 12 after, at 500 a second" in shown
 
 
 def test_an_audit_shows_what_no_engine_accounts_for(taas: Taas, told: Told, used):

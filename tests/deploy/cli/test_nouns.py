@@ -150,10 +150,57 @@ def test_an_instance_is_added_as_one_that_schedules_by_priority(taas: Taas, told
 def test_a_price_is_set_and_listed(taas: Taas, told: Told, llama):
     price = told("price", "set", "--model", "org/llama", "--input", "0.15", "--cached-input", "0.03", "--output", "0.6")
     assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.03", "0.60")
-    told("price", "set", "--model", "org/llama", "--input", "1", "--output", "1", "--from", "2999-01-01")
+    later = ["price", "set", "--model", "org/llama", "--input", "1", "--output", "1", "--from", "2999-01-01"]
+    assert "by more than 10 times" in taas(*later, exit_code=2).stderr
+    wrong = told(*later, "--yes")["price_id"]
+    assert told(*later, "--cached-input", "0.1", "--yes")["replaces"] == wrong
     assert "2999-01-01" in taas("price", "list", "--model", "org/llama").stdout
     refused = taas("price", "set", "--model", "org/llama", "--input=-1", "--output", "1", exit_code=1)
     assert "-1" in refused.stderr
+
+
+def test_a_model_without_a_price_is_warned_of_until_it_has_one(taas: Taas, told: Told):
+    assert "has no price" in taas("model", "add", "m", "--context", "4096").stderr
+    assert "no: no price" in taas("model", "list").stdout
+    (finding,) = told("audit")["findings"]
+    assert (finding["kind"], finding["ids"]) == ("not_for_sale", ["m"])
+    assert told("price", "set", "--model", "m", "--free")["input"] == "0.00"
+    assert "no: no price" not in taas("model", "list").stdout
+    assert told("audit")["findings"] == []
+
+
+def test_a_future_price_is_withdrawn(taas: Taas, told: Told, llama):
+    price = told("price", "set", "--model", "org/llama", "--free", "--from", "+30d")["price_id"]
+    assert "is withdrawn" in taas("price", "withdraw", str(price)).stdout
+    assert told("price", "list")["data"] == []
+
+
+def test_a_key_is_changed_rotated_and_shown(taas: Taas, told: Told, acme, llama):
+    key = told("key", "create", "--tenant", "acme", "--expires", "30d", "--model", "org/llama")
+    assert key["models"] == ["org/llama"]
+    assert told("key", "set", key["key_id"], "--name", "ci", "--expires", "never", "--any-model")["models"] is None
+    assert "all of its tenant" in taas("key", "show", key["key_id"]).stdout
+    rotated = taas("key", "rotate", key["key_id"], "--overlap", "24h")
+    assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}\n", rotated.stdout)
+    assert "works until" in rotated.stderr
+    assert (
+        "is no moment. Give a date such as"
+        in taas("key", "set", key["key_id"], "--expires", "soon", exit_code=2).stderr
+    )
+
+
+def test_tenants_and_projects_are_renamed_archived_and_taken_back(taas: Taas, told: Told, acme):
+    told("project", "create", "search", "--tenant", "acme")
+    assert "is active" in taas("project", "rename", "search", "find", "--tenant", "acme").stdout
+    assert told("project", "archive", "find", "--tenant", "acme")["status"] == "archived"
+    assert "find" not in taas("project", "list").stdout
+    assert "find" in taas("project", "list", "--all").stdout
+    assert told("project", "restore", "find", "--tenant", "acme")["status"] == "active"
+    assert told("tenant", "rename", "acme", "ace")["tenant"] == acme["tenant"]
+    assert told("tenant", "archive", "ace")["status"] == "archived"
+    assert told("tenant", "list")["data"] == []
+    assert len(told("tenant", "list", "--all")["data"]) == 1
+    assert told("tenant", "resume", "ace")["status"] == "active"
 
 
 def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
@@ -163,8 +210,8 @@ def test_usage_and_audit_of_nothing(taas: Taas, told: Told, acme):
     assert "residual: 0 tokens" in taas("audit").stdout
 
 
-def test_a_request_is_stopped_and_one_that_never_was_is_not_shown(taas: Taas, told: Told):
-    assert told("request", "stop", "req_1") == {"request_id": "req_1", "announced": True}
+def test_a_request_that_never_was_is_neither_stopped_nor_shown(taas: Taas, told: Told):
+    assert "no request" in taas("request", "stop", "req_1", exit_code=1).stderr
     assert "no request" in taas("request", "show", "req_1", exit_code=1).stderr
 
 

@@ -79,7 +79,7 @@ def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Tol
 
 def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, told: Told, shop: None) -> None:
     told(
-        "contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from", "2199-01-01", "--until", "1y",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from", "2199-01-01", "--until", "1y",
         "--notice-days", "30",
     )  # fmt: skip
     said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "30d"
@@ -103,7 +103,7 @@ def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, t
 
 
 def test_each_contract_is_shown_with_what_becomes_of_it(taas: Taas, told: Told, shop: None) -> None:
-    said = ("contract", "sign", "--pool", POOL, "--notice-days", "30")
+    said = ("contract", "sign", "--yes", "--pool", POOL, "--notice-days", "30")
     told("tenant", "create", "bolt")
     told(*said, "--tenant", "acme", "--units", "400", "--until", "10d", "--notice-days", "0")
     told(*said, "--tenant", "bolt", "--units", "900", "--until", "2y")
@@ -139,7 +139,7 @@ def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: N
     assert "instances that leave" in before
     assert "instances that leave" not in after
     assert told("reclaim")["data"] == []
-    comes = Answer(b"y\n", lambda: told("contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--until", "1y",
+    comes = Answer(b"y\n", lambda: told("contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--until", "1y",
                                         "--notice-days", "0"))  # fmt: skip
     asked = CliRunner().invoke(main, [*said, "--break"], input=comes)
     assert asked.exit_code == 1
@@ -200,7 +200,7 @@ def test_what_cannot_be_is_refused(taas: Taas, shop: None, args: tuple[str, ...]
 
 def test_the_plan_shows_uses_and_what_is_signed_by_quarter(taas: Taas, told: Told, shop: None) -> None:
     told(
-        "contract", "sign", "--tenant", "acme", "--pool", POOL, "--units", "400", "--ramp", "6mo:800", "--until", "2y",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "400", "--ramp", "6mo:800", "--until", "2y",
         "--notice-days", "30",
     )  # fmt: skip
     told("reclaim", POOL, "--instances", "1", "--for", "research", "--by", "200d", "--yes")
