@@ -26,7 +26,9 @@ class Caller:
     def may_see(self, model: Model, now_ms: int) -> bool:
         """Whether this caller may know of the model at this moment, by the clock that all gateways share."""
         allowed = self.key.models
-        return (allowed is None or model.name in allowed) and model.visible_to(self.tenant, now_ms)
+        if allowed is not None and model.name not in allowed:
+            return False
+        return model.visible_to(self.tenant) and model.for_sale_to(self.tenant, now_ms)
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -137,11 +137,13 @@ class Model:
     max_body_bytes: int | None
     for_sale_from_ms: int | None = 0
 
-    def visible_to(self, tenant: Tenant, now_ms: int) -> bool:
-        """Whether this tenant may know of the model at this moment. What has no price is not for sale: it is for internal tenants only."""
+    def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:
+        """Whether it has a price at this moment, or the tenant needs none: internal ones may use what is not for sale."""
+        return tenant.kind == "internal" or (self.for_sale_from_ms is not None and self.for_sale_from_ms <= now_ms)
+
+    def visible_to(self, tenant: Tenant) -> bool:
+        """Whether this tenant may know of the model, once it is for sale."""
         if not self.active or (self.owner is not None and self.owner != tenant.tenant):
-            return False
-        if tenant.kind != "internal" and (self.for_sale_from_ms is None or now_ms < self.for_sale_from_ms):
             return False
         if isinstance(self.visible, frozenset):
             return tenant.tenant in self.visible

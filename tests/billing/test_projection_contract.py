@@ -1,5 +1,7 @@
 """What billing writes is what gateways read: each side's own code on the same Redis."""
 
+from dataclasses import replace
+
 import redis
 from sqlalchemy import Engine
 
@@ -8,7 +10,8 @@ from billing.limits import Subject
 from billing.models import ModelSpec
 from billing.price_book import set_price
 from billing.projection import Projector
-from gateway.catalogue_entries import ApiKey, Model, Tenant
+from gateway.authenticate import Caller
+from gateway.catalogue_entries import ApiKey, LimitTable, Model, Tenant
 
 
 def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, raw_redis: redis.Redis):
@@ -67,9 +70,13 @@ def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: re
     Projector(database, raw_redis).rebuild()
     callers = {name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()}
     entries = [Model.read(raw) for raw in raw_redis.hgetall(redis_keys.MODELS).values()]
+    key = ApiKey("key_1", "hash", "ten_1", "prj_1", None, LimitTable({}))
     seen = {
-        name: {model.name for model in entries if model.visible_to(caller, NOW_MS)} for name, caller in callers.items()
+        name: {model.name for model in entries if Caller(key, caller).may_see(model, NOW_MS)}
+        for name, caller in callers.items()
     }
+    only = replace(key, models=frozenset({"open"}))
+    assert {model.name for model in entries if Caller(only, callers["team"]).may_see(model, NOW_MS)} == {"open"}
     assert seen == {
         "acme": {"open", "shared", "private"},
         "other": {"open"},
