@@ -285,6 +285,7 @@ def event_row(item: ReceivedEvent) -> dict[str, Any]:
         },
         "units_mu": event.units_mu, "decision": None if event.decision is None else dict(event.decision),
         "http_status": event.http_status, "gateway": event.gateway,
+        "ignored": list(event.ignored) or None,
         "orphan": event.orphan, "digest": item.digest,
     }  # fmt: skip
 

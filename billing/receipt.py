@@ -84,7 +84,8 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending", "usage_source", "anomaly",
         "units_mu", "decision", "http_status", "gateway", "orphan",
     )  # fmt: skip
-    return {name: row[name] for name in names} | {
+    ignored = {"ignored": row["ignored"]} if row["ignored"] else {}
+    return {name: row[name] for name in names} | ignored | {
         "produced": _tokens(row, "produced"),
         "delivered": {"output": row["delivered_output"]},
         "billed": _tokens(row, "billed"),

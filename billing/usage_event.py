@@ -105,13 +105,14 @@ class EventHead:
         delivered_output: int = 0,
         anomaly: str | None = None,
         decision: Mapping[str, Any] | None = None,
+        ignored: tuple[str, ...] = (),
     ) -> "UsageEvent":
         """The event of this request, ended so."""
         return UsageEvent(
             self.request_id, self.tenant, self.project, self.key_id, self.model, self.pool, self.cell, self.instance, self.epoch,
             self.route, self.stream, self.class_, self.contract, self.weights, self.samples, self.started_ms, self.gateway,
             first_token_ms, ended_ms, waited_ms, ending, usage_source, anomaly, produced, delivered_output, billed, absorbed,
-            units_mu, http_status, decision=decision,
+            units_mu, http_status, decision=decision, ignored=ignored,
         )  # fmt: skip
 
 
@@ -135,6 +136,8 @@ class UsageEvent(EventHead):
     orphan: bool = False
     # Why it was admitted as it was (docs/interfaces.md §7).
     decision: Mapping[str, Any] | None = None
+    # Names of what the request said in vain (docs/fields.md); bounded by whoever writes them.
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_counts(self.delivered_output, self.units_mu, self.waited_ms)
@@ -195,7 +198,7 @@ def _head_object(head: EventHead) -> dict[str, Any]:
 
 
 def _tail_object(event: UsageEvent) -> dict[str, Any]:
-    return {
+    tail: dict[str, Any] = {
         "first_token_ms": event.first_token_ms,
         "waited_ms": event.waited_ms,
         "ending": event.ending,
@@ -213,6 +216,9 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         "http_status": event.http_status,
         "decision": event.decision,
     }
+    if event.ignored:
+        tail["ignored"] = event.ignored
+    return tail
 
 
 def _str(value: Any) -> str:
@@ -288,4 +294,5 @@ def _read(fields: Mapping[str, Any]) -> UsageEvent:
         http_status=_int(fields["http_status"]),
         decision=_decision(fields.get("decision")),
         orphan=_bool(fields.get("orphan", False)),
+        ignored=tuple(_str(name) for name in fields.get("ignored") or ()),
     )

@@ -27,6 +27,7 @@ from gateway.errors import (
     ModelNotFound,
     NoInstance,
     QuotaExceeded,
+    UnsupportedParameter,
 )
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
@@ -36,6 +37,7 @@ from gateway.limit_headers import limit_headers
 from gateway.meter_for import meter_for
 from gateway.metrics import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
+from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.receiving import Receiving
 from gateway.request import Dialect, ParsedRequest, Route
 from gateway.reserve import Reserver, first_cost_mu
@@ -102,6 +104,9 @@ class InferenceApi:
         del raw  # it would be held for as long as the answer takes
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
             raise BodyTooLarge(cap_bytes)
+        parsed = check_against_model(parsed, self._limits(model))
+        if parsed.ignored:
+            self._tell_ignored(parsed, scope, client)
         try:
             found = self._candidates(model)  # holds nothing, so failing leaks nothing
         except NoInstance:
@@ -152,16 +157,24 @@ class InferenceApi:
             raise DependencyUnavailable
         if model is None or not caller.may_see(model, now_ms):
             raise ModelNotFound(parsed.model)
-        check_against_model(
-            parsed,
-            ModelLimits(
-                context_tokens=model.context_tokens,
-                vocabulary_tokens=model.vocabulary_tokens,
-                chat_template_kwargs=model.chat_template_kwargs,
-                routes=model.routes,
-            ),
-        )
         return model
+
+    @staticmethod
+    def _limits(model: Model) -> ModelLimits:
+        return ModelLimits(
+            context_tokens=model.context_tokens,
+            vocabulary_tokens=model.vocabulary_tokens,
+            chat_template_kwargs=model.chat_template_kwargs,
+            routes=model.routes,
+        )
+
+    def _tell_ignored(self, parsed: ParsedRequest, scope: Scope, client: AsgiClient) -> None:
+        """Name to the caller what it said in vain; refuse it where the caller has asked for that."""
+        if any(name == STRICT_HEADER and value.strip() == b"1" for name, value in scope["headers"]):
+            raise UnsupportedParameter(parsed.ignored[0], "It would be ignored, and x-taas-strict is 1.")
+        client.headers.append((IGNORED_HEADER, header_value(parsed.ignored)))
+        for place in parsed.ignored:
+            self.metrics.ignored_field(metric_name(place))
 
     def _candidates(self, model: Model) -> list[InstanceEntry]:
         engines = self.engines

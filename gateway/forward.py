@@ -49,6 +49,8 @@ PATHS = {
     Route.EMBEDDINGS: b"/v1/embeddings",
     Route.COUNT_TOKENS: b"/v1/messages/count_tokens",
     Route.TOKENIZE: b"/tokenize",
+    # vLLM has no such route; this one says the tokens that it would answer to.
+    Route.INPUT_TOKENS: b"/v1/responses/render",
 }
 
 

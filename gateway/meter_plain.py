@@ -15,7 +15,7 @@ from gateway.meter import (
     usage_anomaly,
 )
 from gateway.meter_typed import messages_usage, responses_usage
-from gateway.request import Route
+from gateway.request import UNMETERED_ROUTES, Route
 
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
 
@@ -67,10 +67,10 @@ class PlainMeter:
             raise ProtocolViolation("answer is not JSON") from exc
         if not isinstance(decoded, dict):
             raise ProtocolViolation("answer is not an object")
-        if self._route in {Route.COUNT_TOKENS, Route.TOKENIZE}:
+        if self._route in UNMETERED_ROUTES:
             self._total = Produced()
             self.exact = self.finished = True
-            return answer
+            return _count_told(decoded) if self._route is Route.INPUT_TOKENS else answer
         if "error" in decoded and decoded.get("error") is not None:
             self.failed, self.failure = True, answer
             return answer
@@ -108,3 +108,11 @@ class PlainMeter:
             self._total = Produced()
         else:
             self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))
+
+
+def _count_told(rendered: dict[str, Any]) -> bytes:
+    """The answer of `/v1/responses/input_tokens`, of an engine's `/v1/responses/render`. Raises ProtocolViolation."""
+    token_ids = rendered.get("token_ids")
+    if type(token_ids) is not list:
+        raise ProtocolViolation("rendered without tokens")
+    return orjson.dumps({"object": "response.input_tokens", "input_tokens": len(token_ids)})

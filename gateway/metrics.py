@@ -127,9 +127,9 @@ class Metrics(Collector):
             TOKEN_ROWS_MAX * len(TOKEN_KINDS),
         )
         self._refusals = counter(Family("taas_refusals", "counter", "Requests refused, by the limit.", ("which",)))
-        self._upstream_errors = counter(
-            Family("taas_upstream_errors", "counter", "Failures of instances.", ("instance", "kind"))
-        )
+        self._ignored = counter(Family("taas_ignored_fields", "counter", "Request fields dropped.", ("name",)))
+        labelled = ("instance", "kind")
+        self._upstream_errors = counter(Family("taas_upstream_errors", "counter", "Failures of instances.", labelled))
         self._anomalies = counter(Family("taas_usage_anomalies", "counter", "Usage that cannot be right.", ("kind",)))
         self._degraded = gauge(Family("taas_degraded", "gauge", "1 while the state holds in a process.", ("state",)))
         self._reservations = gauge(Family("taas_reservations_open", "gauge", "Reservations that are not settled.", ()))
@@ -205,6 +205,10 @@ class Metrics(Collector):
     def refused(self, which: str) -> None:
         """A request was refused; `which` limit or check, out of a fixed list."""
         self._refusals.row((which,))[0] += 1
+
+    def ignored_field(self, name: str) -> None:
+        """A request said something in vain; `name` out of a fixed list."""
+        self._ignored.row((name,))[0] += 1
 
     def upstream_error(self, instance: str, kind: str) -> None:
         """An instance failed a request; `kind` is an UpstreamFailure or a meter's verdict."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.request import Route, ServiceTier
+from gateway.request import UNMETERED_ROUTES, Route, ServiceTier
 
 INFERENCE_PATHS: dict[bytes, Route] = {
     b"/v1/chat/completions": Route.CHAT,
@@ -12,6 +12,7 @@ INFERENCE_PATHS: dict[bytes, Route] = {
     b"/v1/messages": Route.MESSAGES,
     b"/v1/messages/count_tokens": Route.COUNT_TOKENS,
     b"/tokenize": Route.TOKENIZE,
+    b"/v1/responses/input_tokens": Route.INPUT_TOKENS,
 }
 _SUMMARY = {
     Route.CHAT: "Chat completion (OpenAI)",
@@ -21,6 +22,7 @@ _SUMMARY = {
     Route.MESSAGES: "Message (Anthropic)",
     Route.COUNT_TOKENS: "Count the tokens of a message (Anthropic)",
     Route.TOKENIZE: "Tokens of a text (vLLM)",
+    Route.INPUT_TOKENS: "Count the input tokens of a response (OpenAI)",
 }
 _REQUIRED = {
     Route.CHAT: ["model", "messages"],
@@ -30,6 +32,7 @@ _REQUIRED = {
     Route.MESSAGES: ["model", "messages", "max_tokens"],
     Route.COUNT_TOKENS: ["model", "messages"],
     Route.TOKENIZE: ["model"],
+    Route.INPUT_TOKENS: ["model", "input"],
 }
 _ERRORS = {
     "400": "Not accepted; `error.param` names the parameter",
@@ -49,9 +52,9 @@ def inference_paths() -> dict[str, Any]:
 
 def _operation(route: Route) -> dict[str, Any]:
     properties: dict[str, Any] = {"model": {"type": "string"}}
-    if route not in {Route.EMBEDDINGS, Route.COUNT_TOKENS, Route.TOKENIZE}:
+    if route is not Route.EMBEDDINGS and route not in UNMETERED_ROUTES:
         properties["stream"] = {"type": "boolean", "default": False}
-    if route not in {Route.COUNT_TOKENS, Route.TOKENIZE}:
+    if route not in UNMETERED_ROUTES:
         properties["service_tier"] = _tier(route)
     body = {"type": "object", "required": _REQUIRED[route], "properties": properties, "additionalProperties": True}
     responses: dict[str, Any] = {"200": {"description": "The answer, whole or as server-sent events"}}

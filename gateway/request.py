@@ -22,10 +22,11 @@ class Route(StrEnum):
     EMBEDDINGS = "embeddings"
     COUNT_TOKENS = "count_tokens"
     TOKENIZE = "tokenize"
+    INPUT_TOKENS = "input_tokens"
 
 
 # They make no tokens: answered beside what is metered.
-UNMETERED_ROUTES = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE})
+UNMETERED_ROUTES = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE, Route.INPUT_TOKENS})
 
 
 class ServiceTier(StrEnum):
@@ -41,7 +42,8 @@ class ServiceTier(StrEnum):
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
 
-    `body` is the caller's JSON object, unchanged. `samples` = n × `prompts`, which is how many prompts there are (1 except on completions and
+    `body` is the caller's JSON object without what was dropped; `ignored` names that (`gateway.protocol.ignored`).
+    `samples` = n × `prompts`, which is how many prompts there are (1 except on completions and
     embeddings). `input_tokens_estimate` is for the reservation only, the engine's count replaces it. `max_output_tokens` is per sample, None
     where the caller set none. `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out.
     `asked` is its `service_tier`, in OpenAI's words on every route.
@@ -59,3 +61,4 @@ class ParsedRequest:
     wants_continuous_usage: bool
     body: dict[str, Any]
     asked: ServiceTier = ServiceTier.AUTO
+    ignored: tuple[str, ...] = ()

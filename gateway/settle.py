@@ -68,6 +68,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
+        ignored=exchange.parsed.ignored,
     )
 
 

@@ -69,6 +69,8 @@ usage_event = Table(
     Column("absorbed_reasons", JSONB, nullable=False),
     # Why it was admitted as it was; null of events from before there was a choice.
     Column("decision", JSONB),
+    # Names of what the request said in vain; null where there was nothing.
+    Column("ignored", JSONB(none_as_null=True)),
     Column("units_mu", BigInteger, nullable=False),
     Column("http_status", Integer, nullable=False),
     Column("gateway", Text, nullable=False),

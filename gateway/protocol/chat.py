@@ -11,15 +11,19 @@ from gateway.protocol.fields import (
     boolean,
     check_fields,
     check_members,
+    echoed,
     empty,
+    hint,
     integer,
     mapping,
     members,
     missing,
     one_of,
     only,
+    refused,
     string,
 )
+from gateway.protocol.refused import MISSED
 from gateway.protocol.sampling import (
     ACCOUNT_FIELDS,
     COMPLETION_FIELDS,
@@ -35,7 +39,7 @@ from gateway.protocol.sampling import (
 from gateway.protocol.structured import check_one_constraint, check_response_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier
-from gateway.protocol.tools import check_chat_choice, check_chat_tools, check_tool_name, tools_bytes
+from gateway.protocol.tools import chat_tools_size, check_chat_tools, check_tool_name
 from gateway.request import Dialect, ParsedRequest, Route
 
 MESSAGES_MAX = 2048
@@ -58,8 +62,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
     check_generation_prompt(body)
     size = check_messages(body.get("messages"))
     if "tools" in body or "tool_choice" in body:
-        check_chat_choice(body)
-        size += tools_bytes(body)
+        size += chat_tools_size(body)
     if (answer_format := body.get("response_format")) is not None:
         check_one_constraint(body, "response_format", answer_format)
     usage, continuous = wants_usage(body)
@@ -154,10 +157,12 @@ MESSAGE_FIELDS: dict[str, dict[str, Checker]] = {
     "developer": _SPOKEN,
     "user": _SPOKEN,
     "tool": {**_SPOKEN, "tool_call_id": string(NAME_CHARS_MAX, may_be_empty=False)},
-    # What an SDK sends back of an answer it was given; annotations only where there are none.
+    # What an SDK sends back of an answer it was given.
     "assistant": {
         **_SPOKEN,
-        "annotations": only([], "Leave it out."),
+        "annotations": echoed,
+        "audio": refused("Sound is not kept: send what was said as content."),
+        "function_call": refused("Use tool_calls."),
         "reasoning": string(),
         "reasoning_content": string(),
         "refusal": string(),
@@ -171,12 +176,13 @@ FIELDS: dict[str, Checker] = {
     "add_generation_prompt": boolean,
     "chat_template_kwargs": check_template_kwargs,
     "continue_final_message": boolean,
-    "echo": only(False, "Only completions echo."),
+    "echo": only(False, MISSED["echo"]),
+    "function_call": only("none", MISSED["function_call"]),
     "include_reasoning": boolean,
     "logprobs": boolean,
     "max_completion_tokens": check_output_tokens,
     "messages": anything,
-    "modalities": only(["text"], "Only text is produced."),
+    "modalities": only(["text"], MISSED["modalities"]),
     "model": check_model,
     "parallel_tool_calls": boolean,
     "reasoning_effort": one_of(*EFFORTS),
@@ -185,5 +191,5 @@ FIELDS: dict[str, Checker] = {
     "tool_choice": anything,
     "tools": check_chat_tools,
     "top_logprobs": integer(0, LOGPROBS_MAX),
-    "verbosity": only("medium", "Only medium, which is the default, is supported."),
+    "verbosity": hint("medium"),
 }

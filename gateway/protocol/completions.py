@@ -5,11 +5,12 @@ from typing import Any
 from gateway.errors import InvalidRequest
 from gateway.protocol.fields import Checker, anything, boolean, check_fields, integer, missing, only, string
 from gateway.protocol.prompt import check_prompt
-from gateway.protocol.refused import REFUSED
+from gateway.protocol.refused import MISSED
 from gateway.protocol.sampling import (
     ACCOUNT_FIELDS,
     COMPLETION_FIELDS,
     LOGPROBS_MAX,
+    OUTPUT_TOKENS_MAX,
     SAMPLES_MAX,
     check_min_tokens,
     check_model,
@@ -28,7 +29,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     model = model_of(body)
-    max_output_tokens: int | None = body.get("max_tokens")
+    max_output_tokens = _max_output_tokens(body)
     check_min_tokens(body, max_output_tokens)
     if body.get("prompt") is None:
         raise missing("prompt")
@@ -55,12 +56,23 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
     )
 
 
+def _max_output_tokens(body: dict[str, Any]) -> int | None:
+    """Tools that score a text ask for 0 tokens and an echo. vLLM makes one token all the same."""
+    asked: int | None = body.get("max_tokens")
+    if asked == 0:
+        if not body.get("echo"):
+            raise InvalidRequest("Invalid 'max_tokens': 0 is allowed only with echo.", "max_tokens")
+        return 1
+    return asked
+
+
 FIELDS: dict[str, Checker] = {
     **COMPLETION_FIELDS,
     **ACCOUNT_FIELDS,
-    "best_of": only(1, REFUSED["best_of"]),
+    "best_of": only(1, MISSED["best_of"]),
     "echo": boolean,
     "logprobs": integer(0, LOGPROBS_MAX),
+    "max_tokens": integer(0, OUTPUT_TOKENS_MAX),
     "model": check_model,
     "prompt": anything,
     "response_format": check_response_format,

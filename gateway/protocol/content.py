@@ -3,7 +3,18 @@
 from typing import Any
 
 from gateway.errors import InvalidRequest, RemoteMediaDisabled, UnsupportedParameter
-from gateway.protocol.fields import Checker, array, check_members, empty, mapping, missing, one_of, string, wrong_type
+from gateway.protocol.fields import (
+    Checker,
+    array,
+    check_members,
+    echoed,
+    empty,
+    mapping,
+    missing,
+    one_of,
+    string,
+    wrong_type,
+)
 from gateway.protocol.media import AUDIO_FORMATS, MEDIA_TOKENS_ESTIMATE, check_base64, check_data_url
 from gateway.protocol.text_size import BYTES_PER_TOKEN, text_bytes
 
@@ -21,6 +32,9 @@ _MEDIA: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
     "input_audio": (_AUDIO, ("data", "format")),
 }
 _TEXT = {"text": "text", "refusal": "refusal"}
+# Prefixes are cached without being marked.
+_PART: dict[str, Checker] = {"type": string(), "cache_control": echoed}
+_TEXT_FIELDS = {kind: {**_PART, member: string()} for kind, member in _TEXT.items()}
 # Pieces of a request that only exist elsewhere: by reference, or as tensors.
 _ELSEWHERE = frozenset({"file", "image_file", "input_file"})
 
@@ -40,7 +54,7 @@ def check_content(param: str, content: Any, *, media: bool = True) -> int:
         if type(kind) is not str:
             raise missing(f"{where}.type")
         if (member := _TEXT.get(kind)) is not None:
-            check_members(where, part, {"type": string(), member: string()}, (member,))
+            check_members(where, part, _TEXT_FIELDS[kind], (member,))
             size += text_bytes(part[member])
         elif kind in _MEDIA:
             media_parts += 1
@@ -65,4 +79,4 @@ def _check_media(where: str, part: dict[str, Any], kind: str) -> None:
     def check(param: str, value: Any) -> None:
         check_members(param, value, fields, required)
 
-    check_members(where, part, {"type": string(), kind: check}, (kind,))
+    check_members(where, part, {**_PART, kind: check}, (kind,))

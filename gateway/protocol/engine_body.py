@@ -1,6 +1,6 @@
 """What an engine is sent: the caller's checked body with the gateway's own values in it. Written for vLLM 0.32.
 
-The engine sees nothing of the account (user, metadata, tier), no null (to vLLM some are errors), and only our salt, priority and ids.
+The engine sees nothing of the account (metadata, tier), no null (to vLLM some are errors), and only our salt, priority and ids.
 Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages among them; `priority` in the body of all of these but
 messages, where only the header `X-Vllm-Priority` sets it; the request id from `X-Request-Id`, on responses from the body.
 """
@@ -13,24 +13,8 @@ from gateway.request import ParsedRequest, Route
 
 _USAGE = {"include_usage": True, "continuous_usage_stats": True}
 
-_ACCOUNT = frozenset(
-    {
-        "cache_control",
-        "metadata",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    }
-)
-# Taken with the one value that changes nothing.
-_WITHOUT_EFFECT = frozenset(
-    {"background", "best_of", "context_management", "echo", "modalities", "verbosity", "stream_options"}
-)
-_DROPPED = dict.fromkeys(Route, _ACCOUNT | _WITHOUT_EFFECT)
-_DROPPED[Route.COMPLETIONS] -= {"echo"}
+# What the gateway itself acts on. What nobody acts on is no longer in a checked body (`gateway.protocol.fields`).
+_DROPPED = dict.fromkeys(Route, frozenset({"metadata", "service_tier", "stream_options"}))
 # An answer repeats what it was sent of these.
 _DROPPED[Route.RESPONSES] -= {"metadata"}
 
@@ -70,6 +54,8 @@ def engine_body(
             body["priority"] = priority
     if parsed.stream and (route is Route.CHAT or route is Route.COMPLETIONS):
         body["stream_options"] = _USAGE
+    if route is Route.INPUT_TOKENS:
+        body["mm_payload"] = "none"  # the images themselves need not come back
     if route is Route.RESPONSES:
         assert request_id.startswith("resp_"), "the id of a response"
         body["request_id"] = request_id

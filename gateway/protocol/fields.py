@@ -1,14 +1,20 @@
-"""Checkers of single values. Each takes the parameter's path and its value, and raises InvalidRequest naming the path. Knows no route.
+"""Checkers of single values, and what becomes of a member that no engine is sent. Knows no route.
 
+A checker takes the parameter's path and its value. It raises InvalidRequest naming the path, `Dropped` when the value is fine and
+goes nowhere, or `Replaced` when an engine is to get another value for it. Whoever holds the member (`check_fields`, `check_members`,
+`check_elements`) then takes it out of the body, or puts the other value there: this is the only place where anything is dropped.
+
+A member that a table does not name is dropped and noted (`gateway.protocol.ignored`), unless its name is in `REFUSED`.
 Types are exact: `true`, `"3"` and `1.0` are not integers, so that nothing here means something else to an engine.
-`None` never gets here: null is the same as absent, see `check_fields`.
+`None` never gets to a checker: null is the same as absent.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.protocol.refused import REFUSED
+from gateway.protocol.ignored import note
+from gateway.protocol.refused import NEVER, REFUSED
 
 Checker = Callable[[str, Any], None]
 
@@ -16,31 +22,92 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 NAME_CHARS_MAX = 64
 
 
-def check_fields(body: Mapping[str, Any], fields: Mapping[str, Checker]) -> None:
-    """Every top-level parameter must be in the allow-list `fields` and pass its checker. A known name with null is let through: it says nothing."""
+class Dropped(Exception):
+    """Take this member out of the body. `named`: tell the caller, because what it asked for is not done."""
+
+    def __init__(self, *, named: bool) -> None:
+        self.named = named
+
+
+class Replaced(Exception):
+    """Put `value` in the place of this member."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
+    """Check every top-level parameter with its checker in `fields`; drop what `fields` does not name, unless it is to be refused."""
+    dropped: list[str] = []
     for name, value in body.items():
         checker = fields.get(name)
         if checker is None:
-            if value is None and name in REFUSED:
-                continue
-            raise UnsupportedParameter(name[:NAME_CHARS_MAX], REFUSED.get(name, ""))
-        if value is not None:
-            checker(name, value)
+            _check_unknown(name, value)
+            dropped.append(name)
+        elif value is not None:
+            try:
+                checker(name, value)
+            except Dropped as drop:
+                if drop.named:
+                    note(name)
+                dropped.append(name)
+            except Replaced as other:
+                body[name] = other.value
+    for name in dropped:
+        del body[name]
 
 
 def check_members(param: str, value: Any, fields: Mapping[str, Checker], required: Collection[str] = ()) -> None:
-    """The same for an object inside the body. Null members are absent, whatever their name: SDKs send back what they were sent."""
+    """The same for an object inside the body; `required` members must be there."""
     members = mapping(param, value)
+    dropped: list[str] = []
     for name, member in members.items():
-        if member is None:
-            continue
         checker = fields.get(name)
         if checker is None:
-            raise UnsupportedParameter(f"{param}.{name[:NAME_CHARS_MAX]}")
-        checker(f"{param}.{name}", member)
+            if member is not None:
+                note(f"{param}.{name[:NAME_CHARS_MAX]}")
+            dropped.append(name)
+        elif member is not None:
+            try:
+                checker(f"{param}.{name}", member)
+            except Dropped as drop:
+                if drop.named:
+                    note(f"{param}.{name}")
+                dropped.append(name)
+            except Replaced as other:
+                members[name] = other.value
+    for name in dropped:
+        del members[name]
     for name in required:
         if members.get(name) is None:
             raise missing(f"{param}.{name}")
+
+
+def check_elements(param: str, values: list[Any], checker: Checker) -> None:
+    """Check every element of a list; those that the checker drops are taken out of it."""
+    dropped: list[int] = []
+    for index, member in enumerate(values):
+        try:
+            checker(f"{param}[{index}]", member)
+        except Dropped as drop:
+            if drop.named:
+                note(f"{param}[{index}]")
+            dropped.append(index)
+        except Replaced as other:
+            values[index] = other.value
+    for index in reversed(dropped):
+        del values[index]
+
+
+def _check_unknown(name: str, value: Any) -> None:
+    """A top-level parameter that this route's table does not name: to be dropped, if this returns."""
+    if value is None:
+        return
+    reason = REFUSED.get(name)
+    # `false`, `[]` and the like ask for nothing that could be missed; what reaches past the tenant has no harmless value.
+    if reason is not None and (value or name in NEVER):
+        raise UnsupportedParameter(name, reason)
+    note(name[:NAME_CHARS_MAX])
 
 
 def missing(param: str) -> InvalidRequest:
@@ -136,19 +203,59 @@ def one_of(*allowed: str) -> Checker:
 
 
 def only(allowed: Any, reason: str) -> Checker:
-    """A parameter that exists, of which only the value without effect is taken. Exact in type: `true` is not 1."""
+    """A parameter that exists, of which only the value without effect is taken, and dropped. Exact in type: `true` is not 1."""
 
     def check(param: str, value: Any) -> None:
         if type(value) is not type(allowed) or value != allowed:
             raise UnsupportedParameter(param, reason)
+        raise Dropped(named=False)
+
+    return check
+
+
+def refused(reason: str) -> Checker:
+    """A member that its caller would miss in the answer."""
+
+    def check(param: str, _value: Any) -> None:
+        raise UnsupportedParameter(param, reason)
+
+    return check
+
+
+def hint(*without_effect: Any) -> Checker:
+    """Any value is taken and dropped; the caller is told, unless it is one of those that change nothing here."""
+
+    def check(_param: str, value: Any) -> None:
+        raise Dropped(named=value not in without_effect)
+
+    return check
+
+
+def unsent(checker: Checker) -> Checker:
+    """Checked, and not sent: it is done elsewhere, or there is nothing to do, so the caller is not told."""
+
+    def check(param: str, value: Any) -> None:
+        checker(param, value)
+        raise Dropped(named=False)
+
+    return check
+
+
+def preferred(checker: Checker) -> Checker:
+    """What the checker refuses is a wish that is not met: dropped, and the caller is told."""
+
+    def check(param: str, value: Any) -> None:
+        try:
+            checker(param, value)
+        except InvalidRequest:
+            raise Dropped(named=True) from None
 
     return check
 
 
 def strings(count_max: int, checker: Checker) -> Checker:
     def check(param: str, value: Any) -> None:
-        for index, member in enumerate(array(param, value, count_max)):
-            checker(f"{param}[{index}]", member)
+        check_elements(param, array(param, value, count_max), checker)
 
     return check
 
@@ -161,4 +268,8 @@ def members(fields: Mapping[str, Checker], required: Collection[str] = ()) -> Ch
 
 
 def anything(_param: str, _value: Any) -> None:
-    """For what no engine sees and the body's limits bound already."""
+    """For what is checked elsewhere, or bounded by the body's limits alone."""
+
+
+# Said for other services, or sent back as it was received: it says nothing to a model.
+echoed = unsent(anything)

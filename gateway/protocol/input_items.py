@@ -5,10 +5,12 @@ from typing import Any
 from gateway.errors import InvalidRequest, RemoteMediaDisabled, UnsupportedParameter
 from gateway.protocol.fields import (
     Checker,
+    Replaced,
     anything,
     array,
     boolean,
     check_members,
+    echoed,
     empty,
     mapping,
     missing,
@@ -17,7 +19,7 @@ from gateway.protocol.fields import (
     wrong_type,
 )
 from gateway.protocol.media import MEDIA_TOKENS_ESTIMATE, check_data_url
-from gateway.protocol.refused import REFUSED
+from gateway.protocol.refused import MISSED
 from gateway.protocol.text_size import BYTES_PER_TOKEN, TOKENS_PER_MESSAGE, text_bytes
 from gateway.protocol.tools import check_tool_name
 
@@ -50,7 +52,7 @@ def _check_item(param: str, item: Any) -> int:
     if kind is None:
         kind = "message"
     if kind == "item_reference":
-        raise UnsupportedParameter(f"{param}.type", REFUSED["previous_response_id"])
+        raise UnsupportedParameter(f"{param}.type", MISSED["previous_response_id"])
     if type(kind) is not str or kind not in _ITEMS:
         raise UnsupportedParameter(f"{param}.type", f"Known are {', '.join(sorted(_ITEMS))}.")
     fields, required = _ITEMS[kind]
@@ -97,18 +99,17 @@ def _check_part(param: str, part: Any, role: str) -> int:
     return MEDIA_BYTES if kind == "input_image" else text_bytes(part.get("text") or part.get("refusal") or "")
 
 
-def _check_annotations(param: str, value: Any) -> None:
-    if array(param, value, 0):
-        raise UnsupportedParameter(param)
+def _without_annotations(_param: str, _value: Any) -> None:
+    """Sent back as received: they say nothing to a model, but engines want the list."""
+    raise Replaced([])
 
 
 _ID = string(ID_CHARS_MAX)
 _STATUS = one_of("in_progress", "completed", "incomplete")
 _PARTS: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
     "input_text": ({"type": string(), "text": string()}, ("text",)),
-    # Logprobs are the caller's own, sent back; engines do not read them.
     "output_text": (
-        {"type": string(), "text": string(), "annotations": _check_annotations, "logprobs": anything},
+        {"type": string(), "text": string(), "annotations": _without_annotations, "logprobs": echoed},
         ("text",),
     ),
     "refusal": ({"type": string(), "refusal": string()}, ("refusal",)),

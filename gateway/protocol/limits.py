@@ -1,15 +1,17 @@
 """What only the model can say of a checked request: context, vocabulary, route, template variables. Pure; the catalogue fills `ModelLimits`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids
-from gateway.protocol.refused import REFUSED
+from gateway.protocol.refused import NEVER
 from gateway.request import ParsedRequest, Route
 
 # A route that needs another one's engine support.
-_SERVED_AS = {Route.COUNT_TOKENS: Route.MESSAGES}
+_SERVED_AS = {Route.COUNT_TOKENS: Route.MESSAGES, Route.INPUT_TOKENS: Route.RESPONSES}
+# The template variables by which models are told to think; an operator lists those that a model takes.
+THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
 _PROMPTS = {Route.COMPLETIONS: "prompt", Route.EMBEDDINGS: "input"}
 
 
@@ -23,8 +25,8 @@ class ModelLimits:
     routes: frozenset[str]
 
 
-def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> None:
-    """Raises ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest."""
+def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> ParsedRequest:
+    """The request as this model takes it. Raises ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest."""
     if _SERVED_AS.get(parsed.route, parsed.route) not in model_limits.routes:
         raise ModelRouteUnsupported(parsed.model, parsed.route)
     body = parsed.body
@@ -34,8 +36,24 @@ def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> Non
     for name in body.get("chat_template_kwargs") or ():
         if name not in model_limits.chat_template_kwargs:
             if not model_limits.chat_template_kwargs:
-                raise UnsupportedParameter("chat_template_kwargs", REFUSED["chat_template_kwargs"])
+                raise UnsupportedParameter("chat_template_kwargs", NEVER["chat_template_kwargs"])
             raise UnsupportedParameter(f"chat_template_kwargs.{name[:64]}", "This model does not take it.")
+    if "thinking" in body or "thinking_token_budget" in body:
+        return _without_idle_budget(parsed, model_limits.chat_template_kwargs)
+    return parsed
+
+
+def _without_idle_budget(parsed: ParsedRequest, variables: frozenset[str]) -> ParsedRequest:
+    """vLLM refuses a budget of thought for a model that does not think. Such a model's template has no variable for it."""
+    if variables & THINKING_VARIABLES:
+        return parsed
+    body = parsed.body
+    thinking = body.get("thinking")
+    name = "thinking_token_budget" if thinking is None else "thinking"
+    if body.get("thinking_token_budget") is None and (thinking is None or thinking.get("budget_tokens") is None):
+        return parsed
+    del body[name]
+    return replace(parsed, ignored=(*parsed.ignored, name))
 
 
 def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: int) -> None:

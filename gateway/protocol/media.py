@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from gateway.errors import InvalidRequest, RemoteMediaDisabled
-from gateway.protocol.fields import empty, wrong_type
+from gateway.protocol.fields import Checker, anything, check_members, empty, wrong_type
 
 # No engine is asked what an image costs before it runs; a middling figure for the reservation.
 MEDIA_TOKENS_ESTIMATE = 1024
@@ -17,6 +17,7 @@ AUDIO_FORMATS = ("wav", "mp3")
 _DATA_URL = re.compile(
     r"data:(?:image/(?:jpeg|png|gif|webp)|audio/(?:wav|mpeg|mp3|ogg|flac)|video/(?:mp4|webm));base64,", re.IGNORECASE
 )
+_SOURCE: dict[str, Checker] = {"type": anything, "media_type": anything, "data": anything}
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
@@ -50,8 +51,7 @@ def check_anthropic_source(param: str, value: Any) -> None:
             f"Invalid '{param}.media_type': must be one of {', '.join(IMAGE_TYPES)}.", f"{param}.media_type"
         )
     check_base64(f"{param}.data", value.get("data"))
-    if len(value) > 3:
-        raise InvalidRequest(f"Invalid '{param}': only type, media_type and data are allowed.", param)
+    check_members(param, value, _SOURCE)
 
 
 def _check_base64(param: str, value: str, start: int) -> None:

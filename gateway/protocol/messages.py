@@ -6,19 +6,22 @@ from gateway.errors import InvalidRequest
 from gateway.protocol.blocks import ASSISTANT_BLOCKS, SYSTEM_BLOCKS, USER_BLOCKS, check_blocks
 from gateway.protocol.fields import (
     Checker,
+    Dropped,
     anything,
     array,
     boolean,
     check_fields,
     check_members,
+    echoed,
     empty,
+    hint,
     integer,
     mapping,
     members,
     missing,
     number,
     one_of,
-    only,
+    preferred,
     string,
     strings,
 )
@@ -31,17 +34,17 @@ from gateway.protocol.sampling import (
     check_model,
     check_output_tokens,
     check_template_kwargs,
+    check_top_p,
     model_of,
 )
 from gateway.protocol.structured import check_json_schema
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier, check_anthropic_tier
-from gateway.protocol.tools import CACHE_CONTROL, check_anthropic_choice, check_anthropic_tools, tools_bytes
+from gateway.protocol.tools import anthropic_tools_size, check_anthropic_tools
 from gateway.request import Dialect, ParsedRequest, Route
 
 MESSAGES_MAX = 2048
 THINKING_TOKENS_MIN = 1024
-CONTEXT_EDITS_MAX = 8
 ROLES = {"user": USER_BLOCKS, "assistant": ASSISTANT_BLOCKS, "system": SYSTEM_BLOCKS}
 
 
@@ -59,7 +62,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
 
 
 def parse_count(body: dict[str, Any]) -> ParsedRequest:
-    """The same messages, counted and never answered."""
+    """The same messages, counted and never answered: what only an answer would need may be there, and is not looked at."""
     check_fields(body, COUNT_FIELDS)
     return _parsed(Route.COUNT_TOKENS, body, samples=0, max_output_tokens=0)
 
@@ -70,8 +73,7 @@ def _parsed(route: Route, body: dict[str, Any], *, samples: int, max_output_toke
     if (system := body.get("system")) is not None:
         size += check_blocks("system", system, SYSTEM_BLOCKS)
     if "tools" in body or "tool_choice" in body:
-        check_anthropic_choice(body)
-        size += tools_bytes(body)
+        size += anthropic_tools_size(body)
     return ParsedRequest(
         route=route,
         dialect=Dialect.ANTHROPIC,
@@ -118,6 +120,8 @@ def _check_message(param: str, message: Any) -> int:
 
 
 def _check_thinking(param: str, value: Any) -> None:
+    if type(mapping(param, value).get("type")) is str and value["type"] not in _THINKING_TYPES:
+        raise Dropped(named=True)
     check_members(param, value, _THINKING, ("type",))
     if (value["type"] == "enabled") != (value.get("budget_tokens") is not None):
         raise InvalidRequest(
@@ -125,10 +129,11 @@ def _check_thinking(param: str, value: Any) -> None:
         )
 
 
+_THINKING_TYPES = frozenset({"enabled", "disabled", "adaptive"})
 _THINKING: dict[str, Checker] = {
-    "type": one_of("enabled", "disabled", "adaptive"),
+    "type": string(),
     "budget_tokens": integer(THINKING_TOKENS_MIN, OUTPUT_TOKENS_MAX),
-    "display": one_of("summarized", "omitted"),
+    "display": preferred(one_of("summarized", "omitted", "updates")),
 }
 _OUTPUT_CONFIG = members(
     {
@@ -137,26 +142,30 @@ _OUTPUT_CONFIG = members(
     }
 )
 
-# No context is edited here. Agents ask on every request for the edit that changes nothing; it is taken, and nothing done.
-_KEEP_ALL = "Contexts are not edited here: only clear_thinking_20251015 that keeps all is taken."
-_CONTEXT_EDIT = members(
-    {"type": only("clear_thinking_20251015", _KEEP_ALL), "keep": only("all", _KEEP_ALL)}, ("type", "keep")
-)
+# No context is edited here. Agents ask on every request for the edit that changes nothing.
+_NO_EDIT = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 
-COUNT_FIELDS: dict[str, Checker] = {
-    "cache_control": CACHE_CONTROL,
+
+def _decline_thread(param: str, _value: Any) -> None:
+    """The tool runners of Anthropic's SDKs ask for a thread, and go on without one at this code."""
+    raise InvalidRequest("Threads are not kept here: send all messages.", param, "thread_unsupported_request")
+
+
+_COUNTED: dict[str, Checker] = {
+    "cache_control": echoed,
     "chat_template_kwargs": check_template_kwargs,
-    "context_management": members({"edits": strings(CONTEXT_EDITS_MAX, _CONTEXT_EDIT)}),
+    "context_management": hint(_NO_EDIT, {}, {"edits": []}),
     "messages": anything,
     "model": check_model,
     "output_config": _OUTPUT_CONFIG,
     "system": anything,
     "thinking": _check_thinking,
+    "thread": _decline_thread,
     "tool_choice": anything,
     "tools": check_anthropic_tools,
 }
 FIELDS: dict[str, Checker] = {
-    **COUNT_FIELDS,
+    **_COUNTED,
     "max_tokens": check_output_tokens,
     "metadata": members({"user_id": string(IDENTIFIER_CHARS_MAX)}),
     "service_tier": check_anthropic_tier,
@@ -164,5 +173,6 @@ FIELDS: dict[str, Checker] = {
     "stream": boolean,
     "temperature": number(0, 1),
     "top_k": integer(0, TOKEN_ID_MAX),
-    "top_p": number(0, 1, above_low=True),
+    "top_p": check_top_p,
 }
+COUNT_FIELDS: dict[str, Checker] = {**dict.fromkeys(FIELDS, echoed), **_COUNTED}

@@ -1,17 +1,22 @@
 """Parameters that exist elsewhere and are refused here by name, each with what to do about it. Knows names only.
 
-A name that is in no route's allow-list is refused anyway; being listed here gives it a reason, and lets null pass.
+`NEVER` is what could reach past the tenant or into an engine: refused whatever its value. `MISSED` is what a caller would miss in the
+answer: refused where it asks for something (`false`, `[]` and the like do not). Every other name that a route's table does not know is
+dropped and named to the caller. docs/fields.md says all of this for callers.
 """
 
 _GATEWAY_SETS = "It is set by the service."
 _OTHER_DIALECT = "It belongs to Anthropic's messages API: use /v1/messages, or its OpenAI counterpart."
-_OPENAI_ONLY = "It belongs to OpenAI's API: use an OpenAI route, or its Anthropic counterpart."
+_CHAT_ONLY = "This route has nothing like it: use /v1/chat/completions."
+_BOUND = (
+    "On this route the bound of the answer has another name: max_output_tokens on /v1/responses, max_tokens elsewhere."
+)
 _STATELESS = "Responses are stateless here: send the whole input."
 _NOT_SERVED = "It is not supported by the models served here."
 _ENGINE_ONLY = "It is an engine setting that callers may not change."
+_STRUCTURED = "Use response_format or structured_outputs."
 
-REFUSED = {
-    "best_of": "Only 1 is supported: use n.",
+NEVER = {
     # What would let one tenant reach another, or take an engine down.
     "cache_salt": _GATEWAY_SETS,
     "chat_template": _ENGINE_ONLY,
@@ -40,43 +45,51 @@ REFUSED = {
     "truncation_side": "Shorten the prompt instead.",
     "use_beam_search": "Beam search is not served.",
     "watermarking": _ENGINE_ONLY,
+}
+
+MISSED = {
+    "best_of": "Only 1 is supported: use n.",
+    # Engines' own words for what this service takes in another form, or does not give.
+    "documents": "Put the documents into the messages.",
+    "echo": "Only completions echo.",
+    "enable_response_messages": _NOT_SERVED,
+    "guided_choice": _STRUCTURED,
+    "guided_grammar": _STRUCTURED,
+    "guided_json": _STRUCTURED,
+    "guided_regex": _STRUCTURED,
+    "return_token_ids": "Token ids are not returned: use /tokenize.",
+    "return_tokens_as_token_ids": "Token ids are not returned: use /tokenize.",
     # State that no engine keeps apart by tenant.
     "background": _STATELESS,
     "conversation": _STATELESS,
     "previous_input_messages": _STATELESS,
     "previous_response_id": _STATELESS,
     "prompt": "Stored prompts are not supported, and the input of this route has another name.",
-    "store": "Nothing is stored: send false, or leave it out.",
-    # OpenAI's features without a counterpart here.
+    # Features of OpenAI's and Anthropic's own services without a counterpart here.
     "audio": _NOT_SERVED,
+    "container": _NOT_SERVED,
     "function_call": "Use tool_choice.",
     "functions": "Use tools.",
-    "modalities": _NOT_SERVED,
+    "inference_geo": "Where a model runs cannot be chosen by a request.",
+    "mcp_servers": "Tools are not run here: run them yourself and send their results.",
+    "modalities": "Only text is produced.",
     "moderation": _NOT_SERVED,
-    "prediction": _NOT_SERVED,
-    "verbosity": _NOT_SERVED,
-    "web_search_options": _NOT_SERVED,
-    # Anthropic's words, on OpenAI's routes; some have no counterpart anywhere here.
-    "anthropic_beta": "Betas go in the anthropic-beta header.",
-    "anthropic_version": "It goes in the anthropic-version header of /v1/messages.",
-    "container": _NOT_SERVED,
-    "context_management": _NOT_SERVED,
-    "mcp_servers": _NOT_SERVED,
+    "web_search_options": "Tools are not run here: search yourself and send the results.",
+    # Anthropic's words, on OpenAI's routes.
     "output_config": _OTHER_DIALECT,
     "stop_sequences": f"{_OTHER_DIALECT} Here it is called stop.",
     "system": f"{_OTHER_DIALECT} Here it is a message with the role system.",
-    "thinking": _OTHER_DIALECT,
-    # OpenAI's words, on Anthropic's routes.
-    "frequency_penalty": _OPENAI_ONLY,
-    "logit_bias": _OPENAI_ONLY,
-    "logprobs": _OPENAI_ONLY,
-    "max_completion_tokens": f"{_OPENAI_ONLY} Here it is called max_tokens.",
-    "n": _OPENAI_ONLY,
-    "parallel_tool_calls": f"{_OPENAI_ONLY} Here it is tool_choice.disable_parallel_tool_use.",
-    "presence_penalty": _OPENAI_ONLY,
-    "response_format": f"{_OPENAI_ONLY} Here it is output_config.format.",
-    "seed": _OPENAI_ONLY,
-    "stop": f"{_OPENAI_ONLY} On /v1/messages it is called stop_sequences.",
-    "stream_options": _OPENAI_ONLY,
-    "top_logprobs": _OPENAI_ONLY,
+    # Words of one route, on another.
+    "logit_bias": _CHAT_ONLY,
+    "logprobs": _CHAT_ONLY,
+    "n": _CHAT_ONLY,
+    "response_format": "On /v1/messages it is called output_config.format, on /v1/responses text.format.",
+    "stop": "On /v1/messages it is called stop_sequences.",
+    "top_logprobs": _CHAT_ONLY,
+    # A bound that is not heeded costs its caller money.
+    "max_completion_tokens": _BOUND,
+    "max_output_tokens": _BOUND,
+    "max_tokens": _BOUND,
 }
+
+REFUSED = NEVER | MISSED

@@ -1,21 +1,23 @@
-"""OpenAI's `/v1/responses`, without state: nothing is stored, so everything that refers to something stored is refused by name."""
+"""OpenAI's `/v1/responses` and `/v1/responses/input_tokens`, without state: what refers to something stored is refused by name."""
 
 from typing import Any
 
 from gateway.protocol.fields import (
     Checker,
     anything,
-    array,
     boolean,
     check_fields,
+    hint,
     integer,
     members,
     one_of,
     only,
+    preferred,
     string,
+    strings,
 )
 from gateway.protocol.input_items import check_input
-from gateway.protocol.refused import REFUSED
+from gateway.protocol.refused import MISSED
 from gateway.protocol.sampling import (
     ACCOUNT_FIELDS,
     LOGPROBS_MAX,
@@ -28,33 +30,44 @@ from gateway.protocol.sampling import (
 from gateway.protocol.structured import check_one_constraint, check_text_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier
-from gateway.protocol.tools import check_responses_choice, check_responses_tools, tools_bytes
+from gateway.protocol.tools import check_responses_tools, responses_tools_size
 from gateway.request import Dialect, ParsedRequest, Route
 
 TOOL_CALLS_MAX = 128
-INCLUDED = one_of("message.output_text.logprobs", "reasoning.encrypted_content")
-INCLUDED_MAX = 8
+INCLUDED = preferred(one_of("message.output_text.logprobs", "reasoning.encrypted_content"))
+INCLUDED_MAX = 32
 
 
 def parse(body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
+    return _parsed(Route.RESPONSES, body, bool(body.get("stream")), samples=1)
+
+
+def parse_count(body: dict[str, Any]) -> ParsedRequest:
+    """The same input, counted and never answered."""
+    check_fields(body, FIELDS)
+    for name in ("stream", "stream_options", "max_output_tokens"):
+        body.pop(name, None)
+    return _parsed(Route.INPUT_TOKENS, body, stream=False, samples=0)
+
+
+def _parsed(route: Route, body: dict[str, Any], stream: bool, samples: int) -> ParsedRequest:
     model = model_of(body)
     size = check_input(body.get("input")) + text_bytes(body.get("instructions") or "")
     if "tools" in body or "tool_choice" in body:
-        check_responses_choice(body)
-        size += tools_bytes(body)
+        size += responses_tools_size(body)
     if (text := body.get("text")) is not None:
         check_one_constraint(body, "text.format", text.get("format"))
     return ParsedRequest(
-        route=Route.RESPONSES,
+        route=route,
         dialect=Dialect.OPENAI,
         model=model,
-        stream=bool(body.get("stream")),
-        samples=1,
+        stream=stream,
+        samples=samples,
         prompts=1,
         input_tokens_estimate=tokens_of_bytes(size) + TOKENS_PER_MESSAGE,
-        max_output_tokens=body.get("max_output_tokens"),
+        max_output_tokens=body.get("max_output_tokens") if samples else 0,
         wants_usage=True,
         wants_continuous_usage=False,
         body=body,
@@ -62,17 +75,12 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
     )
 
 
-def _check_include(param: str, value: Any) -> None:
-    for index, member in enumerate(array(param, value, INCLUDED_MAX)):
-        INCLUDED(f"{param}[{index}]", member)
-
-
 FIELDS: dict[str, Checker] = {
     **SAMPLING_FIELDS,
     **ACCOUNT_FIELDS,
-    "background": only(False, REFUSED["background"]),
+    "background": only(False, MISSED["background"]),
     "chat_template_kwargs": check_template_kwargs,
-    "include": _check_include,
+    "include": strings(INCLUDED_MAX, INCLUDED),
     "include_reasoning": boolean,
     "input": anything,
     "instructions": string(),
@@ -88,9 +96,9 @@ FIELDS: dict[str, Checker] = {
         }
     ),
     "stream_options": members({"include_obfuscation": boolean}),
-    "text": members({"format": check_text_format, "verbosity": only("medium", "Only medium is supported.")}),
+    "text": members({"format": check_text_format, "verbosity": hint("medium")}),
     "tool_choice": anything,
     "tools": check_responses_tools,
     "top_logprobs": integer(0, LOGPROBS_MAX),
-    "truncation": one_of("disabled"),
+    "truncation": hint("disabled"),
 }

@@ -7,22 +7,23 @@ from gateway.protocol.fields import (
     INT64_MAX,
     INT64_MIN,
     Checker,
+    Replaced,
     array,
     boolean,
     empty,
+    hint,
     integer,
     mapping,
     members,
     missing,
     number,
     one_of,
-    only,
     string,
     too_long,
     too_many,
+    unsent,
     wrong_type,
 )
-from gateway.protocol.refused import REFUSED
 from gateway.protocol.structured import check_structured_outputs
 from gateway.protocol.tier import check_tier
 
@@ -44,6 +45,7 @@ METADATA_CHARS_MAX = 512
 IDENTIFIER_CHARS_MAX = 512
 TEMPLATE_KEYS_MAX = 32
 MODEL_CHARS_MAX = 256
+TOP_P_LEAST = 1e-6
 
 
 def check_stop(param: str, value: Any) -> None:
@@ -109,18 +111,25 @@ def check_template_kwargs(param: str, value: Any) -> None:
             raise wrong_type(param, "an object of plain values")
 
 
+def check_top_p(param: str, value: Any) -> None:
+    """OpenAI takes 0, which leaves the likeliest token alone; vLLM wants to be told so with a small number."""
+    number(0, 1)(param, value)
+    if value == 0:
+        raise Replaced(TOP_P_LEAST)
+
+
 check_output_tokens = integer(1, OUTPUT_TOKENS_MAX)
 check_choices = integer(1, CHOICES_MAX)
 
 # Said for the record of the account; no engine sees them.
 ACCOUNT_FIELDS: dict[str, Checker] = {
     "metadata": check_metadata,
-    "prompt_cache_key": string(IDENTIFIER_CHARS_MAX),
-    "prompt_cache_retention": one_of("in_memory", "24h"),
-    "safety_identifier": string(IDENTIFIER_CHARS_MAX),
+    "prompt_cache_key": unsent(string(IDENTIFIER_CHARS_MAX)),
+    "prompt_cache_retention": unsent(one_of("in_memory", "24h")),
+    "safety_identifier": unsent(string(IDENTIFIER_CHARS_MAX)),
     "service_tier": check_tier,
-    "store": only(False, REFUSED["store"]),
-    "user": string(IDENTIFIER_CHARS_MAX),
+    "store": hint(False),
+    "user": unsent(string(IDENTIFIER_CHARS_MAX)),
 }
 
 # Obfuscation pads chunks against length guessing; taken, and not done.
@@ -146,7 +155,7 @@ SAMPLING_FIELDS: dict[str, Checker] = {
     "structured_outputs": check_structured_outputs,
     "temperature": number(0, 2),
     "top_k": integer(-1, TOKEN_ID_MAX),
-    "top_p": number(0, 1, above_low=True),
+    "top_p": check_top_p,
 }
 
 COMPLETION_FIELDS: dict[str, Checker] = {

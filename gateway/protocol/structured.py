@@ -11,7 +11,7 @@ from gateway.protocol.fields import (
     empty,
     mapping,
     one_of,
-    only,
+    refused,
     string,
     too_long,
     wrong_type,
@@ -85,11 +85,19 @@ def _check_choice(param: str, value: Any) -> None:
             raise too_long(param, CHOICE_CHARS_MAX)
 
 
+def _check_json_object(param: str, value: Any) -> None:
+    if value is not True:
+        raise UnsupportedParameter(param, "Leave it out instead.")
+
+
 _STRUCTURED: dict[str, Checker] = {
     "json": check_json_schema,
     "regex": _check_regex,
     "choice": _check_choice,
-    "json_object": only(True, "Leave it out instead."),
+    "json_object": _check_json_object,
+    "grammar": refused("Nothing bounds what a grammar costs: use json, regex or choice."),
+    "structural_tag": refused("Nothing bounds what a grammar costs: use json, regex or choice."),
+    "whitespace_pattern": refused("Use disable_any_whitespace."),
     "disable_any_whitespace": boolean,
     "disable_additional_properties": boolean,
 }

@@ -3,8 +3,9 @@
 from typing import Any
 
 from gateway.errors import InvalidRequest
+from gateway.protocol import chat, completions
 from gateway.protocol.chat import check_generation_prompt, check_messages
-from gateway.protocol.fields import Checker, anything, boolean, check_fields, missing, string
+from gateway.protocol.fields import Checker, anything, boolean, check_fields, echoed, missing, string
 from gateway.protocol.sampling import check_model, check_template_kwargs, model_of
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tools import check_chat_tools, tools_bytes
@@ -44,7 +45,9 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
     )
 
 
+# What only an answer would need may be there, and is not looked at.
 FIELDS: dict[str, Checker] = {
+    **dict.fromkeys({*chat.FIELDS, *completions.FIELDS}, echoed),
     "add_generation_prompt": boolean,
     "add_special_tokens": boolean,
     "chat_template_kwargs": check_template_kwargs,

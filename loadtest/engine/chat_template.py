@@ -7,7 +7,7 @@ import orjson
 from loadtest.engine.errors import BadRequest, Invalid
 from loadtest.engine.fields import Body, required_list
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 GENERATION_PROMPT = "<|im_start|>assistant\n"
 
 

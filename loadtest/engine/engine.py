@@ -12,7 +12,7 @@ from loadtest.engine.answer_chat import ChatAnswer
 from loadtest.engine.answer_completions import CompletionAnswer
 from loadtest.engine.answer_messages import MessagesAnswer
 from loadtest.engine.answer_responses import ResponsesAnswer
-from loadtest.engine.chat_template import render_chat, render_messages
+from loadtest.engine.chat_template import render_chat, render_messages, render_responses
 from loadtest.engine.connection import Exchange
 from loadtest.engine.control import Control
 from loadtest.engine.errors import BadRequest, EngineError, Invalid
@@ -59,6 +59,7 @@ class Engine:
         self._control = Control(self._faults, self._truths, self._received, self._cache)
         self._posts = {
             "/v1/messages/count_tokens": self._count_tokens,
+            "/v1/responses/render": self._render_responses,
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
             "/inference/v1/abort_requests": self._abort,
@@ -179,6 +180,12 @@ class Engine:
         require_model(body, self.options)
         count = len(split(render_messages(body)))
         exchange.json(200, {"input_tokens": count, "context_management": {"original_input_tokens": count}})
+
+    def _render_responses(self, exchange: Exchange) -> None:
+        body = fields.parse(exchange.body)
+        check_model(body, self.options)
+        token_ids = [token_id(piece) for piece in split(render_responses(body))]
+        exchange.json(200, {"request_id": f"resp_{uuid.uuid4().hex}", "token_ids": token_ids, "features": None})
 
     def _tokenize(self, exchange: Exchange) -> None:
         body = fields.parse(exchange.body)

@@ -1,5 +1,7 @@
 """A receipt is found wherever the request is, for its own tenant only."""
 
+from dataclasses import replace
+
 import redis
 from sqlalchemy import Engine
 
@@ -56,6 +58,22 @@ def test_a_request_is_followed_from_open_over_settled_to_recorded(database: Engi
     assert as_json["price"] == {"price_id": 1, "input": "1.00", "cached_input": "0.50", "output": "2.00"}
     for name, value in settled.facts.items():
         assert as_json[name] == value
+    assert "ignored" not in as_json
+
+
+def test_a_receipt_names_what_was_ignored_before_and_after_it_is_recorded(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    reserve(raw_redis, "a", lease_ms=60_000, tokens=(10, 4, 2))
+    told = replace(event("a", (10, 4, 5)), ignored=("tools[0]", "seed"))
+    keys = CellKeys.of("m1", request_id="a", tenant="ten_a", key_id="key_a", model="m1")
+    execute(raw_redis, settle_call(keys, cost_mu=1, event=told.to_json()))
+    settled = find(database, raw_redis, "a")
+    consume(database, raw_redis)
+    recorded = find(database, raw_redis, "a")
+    for receipt in (settled, recorded):
+        assert receipt is not None
+        assert receipt.to_json()["ignored"] == ["tools[0]", "seed"]
 
 
 def test_absorbed_tokens_come_with_their_reason_and_cost_nothing(database: Engine, raw_redis: redis.Redis) -> None:

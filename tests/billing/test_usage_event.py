@@ -62,6 +62,13 @@ def test_the_fields_are_those_of_the_contract() -> None:
     assert fields["absorbed"] == {"prompt": 10, "output": 0, "reasons": {"shared_prompt": {"prompt": 10, "output": 0}}}
 
 
+def test_names_of_ignored_fields_are_there_only_where_something_was_ignored() -> None:
+    assert b"ignored" not in event().to_json()
+    told = replace(event(), ignored=("tools[0]", "seed"))
+    assert UsageEvent.from_json(told.to_json()) == told
+    assert orjson.loads(told.will_json())["ignored"] == ["tools[0]", "seed"]
+
+
 def test_unknown_fields_are_ignored() -> None:
     fields = orjson.loads(event().to_json()) | {"added_later": {"x": 1}}
     assert UsageEvent.from_json(orjson.dumps(fields)) == event()

@@ -17,6 +17,7 @@ SMALLEST: dict[Route, dict[str, Any]] = {
     Route.EMBEDDINGS: {"model": "m", "input": "hi"},
     Route.COUNT_TOKENS: {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
     Route.TOKENIZE: {"model": "m", "prompt": "hi"},
+    Route.INPUT_TOKENS: {"model": "m", "input": "hi"},
 }
 
 

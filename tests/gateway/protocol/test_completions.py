@@ -59,9 +59,16 @@ def test_fault_11_logprobs_are_capped(logprobs: Any) -> None:
     assert refusal(Route.COMPLETIONS, logprobs=logprobs).param == "logprobs"
 
 
-@pytest.mark.parametrize("value", [0, -1, 10**12])
-def test_fault_10_max_tokens_is_positive_and_sane_with_echo_too(value: int) -> None:
+@pytest.mark.parametrize("value", [-1, 10**12])
+def test_fault_10_max_tokens_is_sane_with_echo_too(value: int) -> None:
     assert refusal(Route.COMPLETIONS, max_tokens=value, echo=True).param == "max_tokens"
+
+
+def test_a_text_is_scored_with_no_tokens_and_an_echo() -> None:
+    """The engine makes one token all the same, and that one is counted."""
+    parsed = parse(Route.COMPLETIONS, max_tokens=0, echo=True, logprobs=1)
+    assert (parsed.body["max_tokens"], parsed.max_output_tokens) == (0, 1)
+    assert refusal(Route.COMPLETIONS, max_tokens=0).param == "max_tokens"
 
 
 def test_fault_10_min_tokens_is_not_above_max_tokens() -> None:

@@ -98,11 +98,17 @@ def test_fault_13_remote_images_are_refused_in_messages_and_in_what_tools_return
         {"type": "base64", "media_type": "image/png;x", "data": "AAAA"},
         {"type": "base64", "media_type": ["image/png"], "data": "AAAA"},
         {"type": "base64", "media_type": "image/png", "data": "http://x"},
-        {"type": "base64", "media_type": "image/png", "data": "AAAA", "url": "http://x"},
     ],
 )
 def test_anthropics_inline_images_are_exact(source: dict[str, Any]) -> None:
     refusal(Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}])
+
+
+def test_an_address_beside_an_inline_image_never_reaches_an_engine() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA", "url": "http://x"}
+    parsed = parse(Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}])
+    assert "http://x" not in str(parsed.body)
+    assert parsed.ignored == ("messages[0].content[0].source.url",)
 
 
 def test_inline_media_are_taken() -> None:

@@ -14,8 +14,8 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "stri
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True), ("store", True), ("prompt", {"id": "p"}),
-        ("previous_input_messages", []), ("context_management", []), ("truncation", "auto"), ("n", 2), ("min_tokens", 1), ("max_tokens", 5),
+        ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True), ("prompt", {"id": "p"}),
+        ("previous_input_messages", [{}]), ("n", 2), ("max_tokens", 5), ("response_format", {"type": "json_object"}),
     ],
 )  # fmt: skip
 def test_what_needs_state_or_does_not_exist_is_refused_by_name(name: str, value: Any) -> None:
@@ -56,13 +56,12 @@ def test_fault_15_items_are_checked_to_the_last_member(param: str, value: Any) -
 @pytest.mark.parametrize(
     ("param", "changes"),
     [
-        ("tools[0].type", {"tools": [{"type": "web_search"}]}), ("tools[0].type", {"tools": [{"type": "mcp", "server_url": "http://x"}]}),
-        ("tools[0].name", {"tools": [{"type": "function"}]}), ("tool_choice", {"tool_choice": "auto"}),
+        ("tools[0].name", {"tools": [{"type": "function"}]}),
         ("tool_choice", {"tools": [], "tool_choice": "required"}), ("tool_choice", {"tools": [], "tool_choice": {"type": "function", "name": "f"}}),
         ("tool_choice.name", {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}),
-        ("text.format.type", {"text": {"format": {"type": "grammar"}}}), ("text.verbosity", {"text": {"verbosity": "high"}}),
+        ("text.format.type", {"text": {"format": {"type": "grammar"}}}),
         ("text.format.schema", {"text": {"format": {"type": "json_schema", "name": "x"}}}),
-        ("include[0]", {"include": ["file_search_call.results"]}), ("reasoning.effort", {"reasoning": {"effort": "huge"}}),
+        ("reasoning.effort", {"reasoning": {"effort": "huge"}}),
         ("top_logprobs", {"top_logprobs": 21}), ("stop", {"stop": ""}), ("max_tool_calls", {"max_tool_calls": 0}),
     ],
 )  # fmt: skip
@@ -77,7 +76,9 @@ def test_what_refers_to_something_stored_is_told_to_send_it_whole() -> None:
 
 @pytest.mark.parametrize("choice", ["auto", "none"])
 def test_a_choice_that_says_nothing_may_stand_beside_no_tools(choice: str) -> None:
-    assert parse(Route.RESPONSES, tools=[], tool_choice=choice).body["tools"] == []
+    body = parse(Route.RESPONSES, tools=[], tool_choice=choice).body
+    assert "tools" not in body
+    assert "tool_choice" not in body
 
 
 def test_a_conversation_sent_back_is_taken() -> None:

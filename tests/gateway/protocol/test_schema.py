@@ -70,10 +70,10 @@ def test_fault_12_a_schema_past_the_caps_is_refused_on_every_way_in(schema: dict
     assert refusal(Route.CHAT, response_format=named).code in {"invalid_schema", "invalid_regex"}
     assert refusal(Route.CHAT, structured_outputs={"json": schema}).param == "structured_outputs.json"
     refusal(Route.COMPLETIONS, response_format=named)
-    refusal(Route.CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}])
+    refusal(Route.CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}])
     refusal(Route.RESPONSES, text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
-    refusal(Route.RESPONSES, tools=[{"type": "function", "name": "f", "parameters": schema}])
-    refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema}])
+    refusal(Route.RESPONSES, tools=[{"type": "function", "name": "f", "parameters": schema, "strict": True}])
+    refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema, "strict": True}])
     refusal(Route.MESSAGES, output_config={"format": {"type": "json_schema", "schema": schema}})
 
 
@@ -97,9 +97,10 @@ def test_fault_12_refusing_a_schema_takes_no_time_itself() -> None:
 def test_fault_12_the_patterns_of_all_tools_together_are_capped() -> None:
     schema = {"properties": {f"p{i}": {"pattern": "a|" * 450} for i in range(8)}}
     tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": schema}} for i in range(100)]
-    assert refusal(Route.CHAT, tools=tools).param == "tools"
-    assert refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema}] * 100).param == "tools"
-    parse(Route.CHAT, tools=tools[:4])
+    assert refusal(Route.CHAT, tools=tools, tool_choice="required").param == "tools"
+    assert refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema, "strict": True}] * 100).param == "tools"
+    parse(Route.CHAT, tools=tools[:4], tool_choice="required")
+    parse(Route.CHAT, tools=tools)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""The record of what a request said that is taken and dropped: its names, bounded, for the answer's header, the receipt and a metric.
+
+Only names are kept, never values. A name is the path of the first place where it was met, as in `messages[1].annotations`; the same member
+of another element of that list counts as the same name.
+"""
+
+import re
+from contextvars import ContextVar, Token
+
+IGNORED_HEADER = b"x-taas-ignored"
+STRICT_HEADER = b"x-taas-strict"
+NAMES_MAX = 16
+NAME_CHARS_MAX = 64
+
+# What a metric counts by its own name; every other name is `other`. Names that clients are known to send.
+COUNTED = frozenset(
+    {
+        "allowed_callers", "annotations", "billing_policy", "cache_control", "client_metadata", "compaction", "context_management",
+        "defer_loading", "diagnostics", "eager_input_streaming", "extra_body", "fallbacks", "frequency_penalty", "id", "include",
+        "input_examples", "logprobs", "moderation", "obfuscation", "prediction", "presence_penalty", "prompt_cache_options",
+        "provider_specific_fields", "reasoning", "reasoning_details", "reasoning_summary", "seed", "speed", "store", "stream_options",
+        "summary", "thinking", "thinking_blocks", "thinking_token_budget", "tools", "truncation", "usage", "user", "verbosity",
+    }
+)  # fmt: skip
+
+_INDEX = re.compile(r"\[\d+\]")
+_NOT_IN_A_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+
+
+class IgnoredNames:
+    """What one request said in vain. At most `NAMES_MAX` names are kept; the rest is counted."""
+
+    __slots__ = ("_first_places", "_more")
+
+    def __init__(self) -> None:
+        self._first_places: dict[str, str] = {}
+        self._more = 0
+
+    def note(self, path: str) -> None:
+        """Remember the member at `path`; made safe for a header, whatever the caller has called it."""
+        place = _NOT_IN_A_HEADER.sub("_", path[:NAME_CHARS_MAX])
+        name = _INDEX.sub("", place)
+        if name in self._first_places:
+            return
+        if len(self._first_places) < NAMES_MAX:
+            self._first_places[name] = place
+        else:
+            self._more += 1
+
+    def places(self) -> tuple[str, ...]:
+        """The first place of each name, in the order in which they were met; then `+N` where N more were met."""
+        more = (f"+{self._more}",) if self._more else ()
+        return (*self._first_places.values(), *more)
+
+
+_current: ContextVar[IgnoredNames | None] = ContextVar("ignored_names", default=None)
+
+
+class Recording:
+    """While this context is open, what checkers drop is noted in the `IgnoredNames` that it gives."""
+
+    __slots__ = ("_names", "_token")
+
+    _token: "Token[IgnoredNames | None]"
+
+    def __enter__(self) -> IgnoredNames:
+        self._names = IgnoredNames()
+        self._token = _current.set(self._names)
+        return self._names
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._token)
+
+
+def note(path: str) -> None:
+    """Note in the record that is open, if one is."""
+    names = _current.get()
+    if names is not None:
+        names.note(path)
+
+
+def header_value(places: tuple[str, ...]) -> bytes:
+    """The value of the answer's header."""
+    return ", ".join(places).encode()
+
+
+def metric_name(place: str) -> str:
+    """The label under which a metric counts this name: the member's own name without its path."""
+    name = _INDEX.sub("", place.rpartition(".")[2])
+    return name if name in COUNTED else "other"
