@@ -134,7 +134,7 @@ class Model:
     chat_template_kwargs: frozenset[str]
     created: int
     active: bool
-    max_body_bytes: int | None
+    max_body_bytes: int | None = None
     for_sale_from_ms: int | None = 0
 
     def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:

@@ -206,13 +206,14 @@ def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
 ) -> None:
     gateway = start_gateway()
     with httpx.Client(base_url=gateway.url) as client:
-        for path in ("/v1/nothing", "//v1//models", "/v1/models/", "/v1/chat/completions/", "/v1/%6dodels"):
+        for path in ("/v1/nothing", "//v1//models", "/v1/models/", "/v1/%6dodels"):
             answer = client.get(path)
             assert answer.status_code in {401, 404}, path
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-        wrong_method = client.get("/v1/chat/completions")
-        assert wrong_method.status_code == 405
-        assert wrong_method.headers["allow"] == "POST"
+        for path in ("/v1/chat/completions", "/v1/chat/completions/"):
+            wrong_method = client.get(path)
+            assert wrong_method.status_code == 405
+            assert wrong_method.headers["allow"] == "POST"
         anthropic = client.get("/v1/messages")
         assert anthropic.json()["type"] == "error"
 
