@@ -157,7 +157,7 @@ def _loops(
         )  # fmt: skip
 
     reading, claiming = consumer(""), consumer("-claims")
-    reaper = Reaper(client, metrics, grace_ms=REAP_GRACE_MS, calm_s=REAP_CALM_S)
+    reaper = Reaper(client, metrics, patience_s=REAP_PATIENCE_S, calm_s=REAP_CALM_S)
 
     def consume() -> bool:
         return reading.consume_once() > 0
@@ -221,8 +221,8 @@ def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading
     return done.is_set()
 
 
-# A gateway checkpoints twice a second and drains its journal once a second, after at most a second of reconnecting.
-REAP_GRACE_MS: Final = 3_000
+# A gateway renews each lease at least every 3.5 s; it drains its journal once a second, after at most a second of reconnecting.
+REAP_PATIENCE_S: Final = 5.0
 REAP_CALM_S: Final = 15
 
 

@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 # What a checkpoint records: the exchange, its output and its head as they were sent.
 _Written: TypeAlias = tuple[Exchange, int, EventHead]
-# A lease is renewed when this share of it has passed, even when nothing new was produced.
+# A lease is renewed when this share of it has passed, even when nothing new was produced; and within these seconds, however long it is: the
+# reaper takes a request for dead that is not renewed for longer (billing/process.py).
 RENEW_SHARE: Final = 0.3
+RENEW_S: Final = 3.0
 BATCH_MAX: Final = 1000
 
 
@@ -76,9 +78,10 @@ class Checkpointer:
         """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises RedisUnavailable."""
         calls: list[Command] = []
         written: list[_Written] = []
+        renew_after_s = min(RENEW_S, self._lease_ms / 1000 * RENEW_SHARE)
         for exchange in list(self._open.values()):
             output = exchange.meter.output_tokens()
-            renew = now - exchange.checkpointed_at > self._lease_ms / 1000 * RENEW_SHARE
+            renew = now - exchange.checkpointed_at > renew_after_s
             if output == exchange.checkpointed_output and not renew and not exchange.moved:
                 continue
             written.append((exchange, output, exchange.head))

@@ -74,9 +74,10 @@ class Housekeeping:
             ]
         )
         leases = dict(zip(raw[::2], raw[1::2], strict=True))
-        self._outage.gateways_alive = max(1, sum(int(lease) >= now_ms for lease in leases.values()))
+        # A lease that ends much later than one given now was given before Redis's clock went back: who lives has beaten since, or will.
+        self._outage.heard(sum(0 <= int(lease) - now_ms <= 2 * HEARTBEAT_LEASE_MS for lease in leases.values()))
         self._outage.renew()
-        dead = [gateway for gateway, lease in leases.items() if int(lease) < now_ms - 60_000]
+        dead = [gateway for gateway, lease in leases.items() if abs(int(lease) - now_ms) > 60_000]
         if dead:
             await self._redis.execute("HDEL", redis_keys.GATEWAYS, *dead)
         self._metrics.redis_roundtrip(time.monotonic() - started_at)

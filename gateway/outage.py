@@ -4,15 +4,31 @@ The lease is of the tenant, over all gateways together: each process has its sha
 so settles through the journal. Pure but for the counting.
 """
 
+from collections import deque
+from typing import Final
+
 from gateway.catalogue_entries import Tenant
+
+# Rounds of the heartbeat: as long as the lease of one. Redis's clock may jump, as at a failover, and then for a round only those count that have
+# beaten since; a lease that was divided among too few would be given several times over.
+_REMEMBERED_ROUNDS: Final = 5
 
 
 class OutageLeases:
-    """The leases of one process. `gateways_alive` is kept up to date by the heartbeat while Redis answers."""
+    """The leases of one process. `heard` is told by the heartbeat while Redis answers."""
 
     def __init__(self) -> None:
-        self.gateways_alive = 1
+        self._alive: deque[int] = deque([1], maxlen=_REMEMBERED_ROUNDS)
         self._used: dict[str, tuple[int, int]] = {}
+
+    @property
+    def gateways_alive(self) -> int:
+        """The most of late."""
+        return max(self._alive)
+
+    def heard(self, gateways_alive: int) -> None:
+        """How many a heartbeat has counted."""
+        self._alive.append(max(1, gateways_alive))
 
     def take(self, tenant: Tenant, cost_mu: int) -> bool:
         """Admit one request against the tenant's lease, if there is one and this process's share has room."""

@@ -60,7 +60,8 @@ class Losses:
         if word is not None or not _gateways(client):
             self._since.pop(cell, None)
             return word != run.encode()
-        if now_ms - self._since.setdefault(cell, now_ms) < _RESTORED_MS:
+        # Not negative, where the clock went back: then it would wait until the clock is there again.
+        if 0 <= now_ms - self._since.setdefault(cell, now_ms) < _RESTORED_MS:
             return False
         del self._since[cell]
         return True

@@ -252,9 +252,9 @@ def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes, cancelled: bool =
     )  # fmt: skip
 
 
-def reap_call(keys: CellKeys) -> Command:
-    """End the request as its last checkpoint left it, if its lease has passed."""
-    return *_settle_keys(keys), "reap", keys.request_id
+def reap_call(keys: CellKeys, watched_lease_ms: int = 0) -> Command:
+    """End the request as its last checkpoint left it, if its lease has passed or is still the one that was watched for long enough."""
+    return *_settle_keys(keys), "reap", keys.request_id, watched_lease_ms
 
 
 def _cell_keys(name: str, cell: str) -> Command:

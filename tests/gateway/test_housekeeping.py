@@ -16,6 +16,7 @@ from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.outage import OutageLeases
 from gateway.redis_pipe import RedisPipe
+from tests.fixtures.gateway import wait_until
 
 
 class Round:
@@ -23,8 +24,9 @@ class Round:
 
     def __init__(self, pipe: RedisPipe, journal: Journal) -> None:
         self.metrics = Metrics()
+        self.outage = OutageLeases()
         catalogue = Catalogue(pipe, pipe, lambda _: None)
-        keeping = Housekeeping("gw", pipe, journal, OutageLeases(), catalogue, self.metrics, Clock())
+        keeping = Housekeeping("gw", pipe, journal, self.outage, catalogue, self.metrics, Clock())
         self.task = asyncio.create_task(keeping.run())
 
     async def await_degraded(self, state: str, on: bool) -> None:
@@ -68,3 +70,14 @@ async def test_a_journal_that_takes_no_more_is_told(valkey: redis.Redis, journal
     valkey.set(redis_keys.GATEWAYS, "no hash")  # what stands in the journal stays there
     journal.append(("EVALSHA", "a sha", "no settle"))
     await round_.await_degraded("journal", on=True)
+
+
+@pytest.mark.parametrize(("ends_in_s", "counts"), [(4, 2), (-1, 1), (3_600, 1)])
+async def test_fault_40_a_heartbeat_of_before_the_clock_went_back_is_nobody_who_lives(
+    valkey: redis.Redis, round_: Round, ends_in_s: int, counts: int
+) -> None:
+    for _ in range(7):  # as many rounds as are remembered, one that has begun, and the first
+        valkey.hset(redis_keys.GATEWAYS, "other", (valkey.time()[0] + ends_in_s) * 1000)
+        beat = valkey.hget(redis_keys.GATEWAYS, "gw")
+        await asyncio.to_thread(wait_until, lambda: valkey.hget(redis_keys.GATEWAYS, "gw") != beat, "a heartbeat")  # noqa: B023
+    assert round_.outage.gateways_alive == counts

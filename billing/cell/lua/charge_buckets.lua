@@ -2,7 +2,7 @@
 -- Second part of settle: what tenant and key are charged, and given back. A request that pauses counts again when it goes on.
 -- What is reserved is charged to its contract alone.
 -- KEYS, ARGV: those of settle.lua. Returns nothing, it defines what the next parts use.
-local final_mu = mode == 'settle' and cost_mu or mode == 'reap' and used_mu or math.max(charged_mu, cost_mu)
+local final_mu = mode == 'settle' and cost_mu or mode == 'reap' and reaped_mu or math.max(charged_mu, cost_mu)
 local paused, pausing = instance == '', mode == 'checkpoint' and ARGV[11] == '-' and instance ~= ''
 local ends = state and not paused and (mode ~= 'checkpoint' or pausing)
 local difference_mu, closed = final_mu - charged_mu, ends and 1 or 0

@@ -11,13 +11,13 @@ local CANDIDATES = 23
 local CONCURRENCY_RETRY_MS = 1000
 local NAMES = {r = 'reserved', o = 'on_demand', f = 'flex'}
 -- Redis's clock went back, as another host's after a failover may be: a level drains from now on, not only from when it was last seen.
-local function drain_again(key, at_us)
-  if at_us and tonumber(at_us) > now_us then redis.call('HSET', key, 't', now_us) end
+local function drain_again(key, field, at_us)
+  if at_us and tonumber(at_us) > now_us then redis.call('HSET', key, field, now_us) end
 end
 local function read_bucket(key, scope, first)
   local max_r, max_u, max_c = tonumber(ARGV[first]), tonumber(ARGV[first + 1]), tonumber(ARGV[first + 2])
   local v = redis.call('HMGET', key, 'r', 'u', 't', 'c', 'x', 'v')
-  drain_again(key, v[3])
+  drain_again(key, 't', v[3])
   local minutes = minutes_since(v[3])
   return {key = key, scope = scope, max_r = max_r, max_u = max_u, max_c = max_c, r = drained(v[1], max_r, minutes),
           u = drained(v[2], max_u, minutes), c = tonumber(v[4] or 0), x = drained(v[5], cancels_max, minutes), v = tonumber(v[6] or 0)}

@@ -3,7 +3,10 @@
 -- KEYS, ARGV: those of reserve.lua. Returns nothing, it defines what the next parts use.
 local contract_key = prefix .. 'q:' .. tenant_id
 local q = read_contract(contract_key)
-if q then drain_again(contract_key, q.t) end
+if q then
+  drain_again(contract_key, 't', q.t)
+  drain_again(contract_key, 'st', q.st)
+end
 if q and now_ms >= q.ends then q = nil end
 local level = q and contract_level(q) or 0
 -- It waits for its contract, and that has ended, or queues nobody any more: it begins anew.

@@ -11,7 +11,8 @@ local function names_of(field)
   end
   return names
 end
--- The first request of this tenant that is alive, and what is known of it; those before it that are not are dropped.
+-- The first request of this tenant that waits, and what is known of it. Whether its gateway lives is seen when it is told of its place, not by
+-- its lease: that says nothing when Redis's clock has jumped.
 local function first_waiting(class, tenant)
   local request_id = redis.call('ZRANGE', queue_of(class, tenant), 0, 0)[1]
   if not request_id then
@@ -19,7 +20,7 @@ local function first_waiting(class, tenant)
     return nil
   end
   local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'lease', 'seq', 'gw', 'cost', 'tb', 'qb', 'spl', 'wt', 'pmu')
-  if v[1] == 'waiting' and tonumber(v[2]) >= now_ms then return request_id, v end
+  if v[1] == 'waiting' then return request_id, v end
   if not drop(request_id) then unqueue(class, tenant, request_id) end
 end
 local function grant_place(class, tenant, counter, request_id, v, instance)

@@ -9,6 +9,8 @@ local function unread(instance)
   local rate = tonumber(redis.call('HGET', room_key, 'w:' .. instance) or 0)
   if rate <= 0 then return 0, 0 end
   local v = redis.call('HMGET', flight_key, 'pl:' .. instance, 'pt:' .. instance)
+  -- Redis's clock went back: it is read from now on, not only from when the clock is there again.
+  if v[2] and tonumber(v[2]) > now_us then redis.call('HSET', flight_key, 'pt:' .. instance, now_us) end
   return math.max(0, (v[1] or 0) - rate * math.max(0, now_us - (v[2] or now_us)) / 1000000), rate
 end
 local function start_reading(instance, prompt_mu)

@@ -5,13 +5,14 @@
 -- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open, {c:CELL}:usage
 -- ARGV: mode, request id, lease_ms, cost_mu, then cumulative tokens: prompt, cached, output, delivered,
 --   then the event (settle) or the will (checkpoint), then a new head or '' to keep it, then the instance it moved to, with its epoch
---   (checkpoint; '' = none, '-' = it gives its place up and goes on later as another), then 1 where the caller left before anything was produced (settle). `reap` needs the first two only, `leave` three: 1 for
---   one that is refused after its wait, which counts as refused of its contract.
+--   (checkpoint; '' = none, '-' = it gives its place up and goes on later as another), then 1 where the caller left before anything was produced (settle). `reap` needs three: instead of lease_ms the lease
+--   that its reaper has seen unrenewed for long enough (0 = none: only a lease that has passed); `leave` three: 1 for one that is refused after its wait, which counts as refused of its contract.
 -- Returns: {status, now_ms, entry id, ms after which room should be granted again (0 = no need)}: checkpoint: renewed | stale; settle: settled | orphan; reap: settled | leased | dropped;
 --   any: already_settled; checkpoint and reap: missing. leave: {dropped | missing | open, now_ms, tenants that wait, us between grants, ms as above}
 if state then charge(class, contract_key, spilled, tenant_bucket, tenant, difference_mu, v[14]) end
 if mode == 'checkpoint' then
-  lease = math.max(lease, now_ms + lease_ms)
+  -- Not the greater of this and the old one: after Redis's clock went back the old one would hold for as long as it went back.
+  lease = now_ms + lease_ms
   redis.call('HSET', reservation, 'charged', final_mu, 'used', cost_mu, 'p', prompt, 'c', cached, 'o', output,
     'd', delivered, 'will', text, 'lease', lease)
   if head ~= '' then redis.call('HSET', reservation, 'head', head) end

@@ -85,6 +85,10 @@ class CellModel:
             each.tenant == tenant and each.state == "open" and not each.paused for each in self.requests.values()
         )
 
+    def charged_so_far_mu(self) -> int:
+        """To what has not ended."""
+        return sum(each.charged_mu for each in self.requests.values() if each.state in ("open", "granted"))
+
     def heard(self) -> list[str]:
         """Whom the last step has woken."""
         heard, self._heard = self._heard, []
@@ -198,9 +202,7 @@ class CellModel:
         for class_ in "of":
             while line := self.waiting(class_):
                 request = self.requests[self.queue(class_, line[0])[0]]
-                if request.lapsed:
-                    self._drop(request)
-                elif not self._grant(request, asking):
+                if not self._grant(request, asking):
                     break
 
     def _grant(self, request: Request, asking: str) -> bool:

@@ -127,13 +127,13 @@ class CellRequest:
     ) -> replies.CheckpointReply:
         command = scripts.checkpoint_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, produced=usage, delivered_output=usage.output,
-            will=self.event(Ending.GATEWAY_DIED, usage, cost_mu).will_json(), head=head,
+            will=self.event(Ending.GATEWAY_DIED, usage, 0).will_json(), head=head,
             moved_to=moved_to,
         )  # fmt: skip
         return replies.parse_checkpoint(execute(self.client, command))
 
-    def reap(self) -> replies.ReapReply:
-        return replies.parse_reap(execute(self.client, scripts.reap_call(self.keys)))
+    def reap(self, watched_lease_ms: int = 0) -> replies.ReapReply:
+        return replies.parse_reap(execute(self.client, scripts.reap_call(self.keys, watched_lease_ms)))
 
     def let_lease_pass(self) -> None:
         """Age the state instead of waiting."""
@@ -156,3 +156,8 @@ def usage_events(client: redis.Redis) -> list[dict[str, Any]]:
     """What is in the usage stream, oldest first."""
     entries: list[tuple[str, dict[str, str]]] = client.xrange(redis_keys.usage_stream(CELL))  # type: ignore[assignment]
     return [json.loads(fields[redis_keys.USAGE_FIELD]) for _, fields in entries]
+
+
+def charged_by_events(client: redis.Redis) -> int:
+    """What the ledger will say was charged. An orphan had no reservation to say what it was charged to."""
+    return sum(event["units_mu"] for event in usage_events(client) if not event.get("orphan"))

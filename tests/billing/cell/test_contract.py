@@ -181,6 +181,15 @@ def test_a_spill_is_capped_at_its_own_rate(valkey: redis.Redis) -> None:
     assert how(ask(valkey, "s3")) == ("on_demand", "spilled")
 
 
+def test_fault_40_what_spilled_drains_after_redis_clock_went_back(valkey: redis.Redis) -> None:
+    open_past(valkey, 40 * RATE, "spill", RATE // 2)
+    assert how(ask(valkey, "s1", RATE)) == ("on_demand", "spilled")
+    age_contract(valkey, "acme", -3_600)
+    assert refusal(ask(valkey, "s2")) is not None
+    age_contract(valkey, "acme", 3)
+    assert how(ask(valkey, "s3")) == ("on_demand", "spilled")
+
+
 def test_what_spilled_is_trued_up_where_it_was_charged(valkey: redis.Redis) -> None:
     open_past(valkey, 4 * RATE, "spill", RATE)
     spilled = CellRequest(valkey, "s")

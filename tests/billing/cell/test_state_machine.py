@@ -1,10 +1,13 @@
 """The two scripts against a model in Python: any steps, in any order, repeated at will."""
 
+import time
+
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from billing import redis_keys
 from billing.cell.replies import (
     AlreadySettled,
     Missing,
@@ -18,12 +21,10 @@ from billing.cell.replies import (
 )
 from billing.cell.scripts import Limits
 from billing.tokens import Tokens
-from tests.billing.cell.requests import WEIGHTS, CellRequest, age_bucket, empty, usage_events
+from tests.billing.cell.requests import CELL, WEIGHTS, CellRequest, age_bucket, charged_by_events, empty, usage_events
 
 TENANT = Limits(requests=6, units_mu=600_000, concurrency=4)
 KEY = Limits(requests=-1, units_mu=300_000, concurrency=3)
-# What a bucket drains by itself while an example runs: 5 s of its minute.
-DRIFT = 5 / 60
 
 
 class Bucket:
@@ -57,11 +58,16 @@ class CellMachine(RuleBasedStateMachine):
         super().__init__()
         empty(self.client)
         self.tenant, self.key = Bucket(TENANT), Bucket(KEY)
+        self.began_at = time.monotonic()
         self.state: dict[str, str] = {}
         self.charged: dict[str, int] = {}
-        self.used: dict[str, tuple[int, int]] = {}
+        self.used: dict[str, int] = {}
         self.lapsed: set[str] = set()
         self.recorded: dict[str, int] = {}
+
+    def drift(self) -> float:
+        """What part of its limit a bucket may have drained by itself since the example began."""
+        return (time.monotonic() - self.began_at + 0.1) / 60
 
     def request(self, request_id: str) -> CellRequest:
         return CellRequest(self.client, request_id, tenant_limits=TENANT, key_limits=KEY)
@@ -93,13 +99,13 @@ class CellMachine(RuleBasedStateMachine):
             return
         if self.tenant.fits(cost_mu, 0) and self.key.fits(cost_mu, 0):
             assert isinstance(reply, Reserved)
-        elif not (self.tenant.fits(cost_mu, DRIFT) and self.key.fits(cost_mu, DRIFT)):
+        elif not (self.tenant.fits(cost_mu, self.drift()) and self.key.fits(cost_mu, self.drift())):
             assert isinstance(reply, Refused)
             assert (reply.retry_after_ms is None) == (cost_mu > KEY.units_mu)
         if isinstance(reply, Refused):
             return
         self.state[request_id] = "open"
-        self.used[request_id] = (0, 0)
+        self.used[request_id] = 0
         self.tenant.open += 1
         self.key.open += 1
         self.tenant.requests += 1
@@ -113,11 +119,11 @@ class CellMachine(RuleBasedStateMachine):
         if self.state.get(request_id) != "open":
             assert isinstance(reply, AlreadySettled if request_id in self.state else Missing)
             return
-        if output < self.used[request_id][0]:
+        if output < self.used[request_id]:
             assert isinstance(reply, Stale)
             return
         assert isinstance(reply, Renewed)
-        self.used[request_id] = (output, cost_mu)
+        self.used[request_id] = output
         self.lapsed.discard(request_id)
         self.charge(request_id, max(self.charged[request_id], cost_mu))
 
@@ -142,9 +148,8 @@ class CellMachine(RuleBasedStateMachine):
             assert isinstance(reply, StillLeased)
         else:
             assert isinstance(reply, Settled)
-            output, cost_mu = self.used[request_id]
-            self.charge(request_id, cost_mu)
-            self.close(request_id, output)
+            self.charge(request_id, 0)
+            self.close(request_id, self.used[request_id])
 
     @rule(request_id=ids)
     def lapse(self, request_id: str) -> None:
@@ -178,10 +183,15 @@ class CellMachine(RuleBasedStateMachine):
             seconds, micros = self.client.time()
             minutes = (seconds + micros / 1e6 - float(stored["t"]) / 1e6) / 60
             units_mu = max(0.0, float(stored["u"]) - bucket.limits.units_mu * minutes)
-            assert bucket.units_mu - DRIFT * bucket.limits.units_mu - 1 <= units_mu <= bucket.units_mu + 1
+            assert bucket.units_mu - self.drift() * bucket.limits.units_mu - 1 <= units_mu <= bucket.units_mu + 1
             requests = max(0.0, float(stored["r"]) - max(0, bucket.limits.requests) * minutes)
-            assert bucket.requests - DRIFT * max(0, bucket.limits.requests) - 0.01 <= requests
+            assert bucket.requests - self.drift() * max(0, bucket.limits.requests) - 0.01 <= requests
             assert requests <= bucket.requests + 0.01 or bucket.limits.requests < 0
+
+    @invariant()
+    def what_is_charged_is_what_the_events_say(self) -> None:
+        open_mu = sum(self.charged[request_id] for request_id, state in self.state.items() if state == "open")
+        assert int(self.client.hget(redis_keys.flight(CELL), "used") or 0) == charged_by_events(self.client) + open_mu
 
     @invariant()
     def every_ended_request_has_exactly_one_event(self) -> None:

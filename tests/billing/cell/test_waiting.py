@@ -3,6 +3,7 @@
 import pytest
 import redis
 
+from billing.cell.execute import execute
 from billing.cell.replies import (
     Dropped,
     LimitKind,
@@ -14,7 +15,7 @@ from billing.cell.replies import (
     StillLeased,
     Waiting,
 )
-from billing.cell.scripts import Asked, Limits
+from billing.cell.scripts import Asked, Limits, grant_call
 from billing.tokens import Tokens
 from tests.billing.cell.plan import (
     TWO,
@@ -31,7 +32,7 @@ from tests.billing.cell.plan import (
     virtual,
     waits,
 )
-from tests.billing.cell.requests import CellRequest, usage_events
+from tests.billing.cell.requests import CELL, CellRequest, usage_events
 
 
 def test_a_settle_grants_its_place_and_wakes_the_gateway(
@@ -185,12 +186,34 @@ def test_a_grant_whose_lease_passed_may_be_taken_until_it_is_reaped(
 def test_who_waits_and_is_not_heard_of_is_passed_over(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    dead = waits(valkey, "dead")
+    waits(valkey, "dead", gateway="gone")
     waits(valkey, "r")
-    dead.let_lease_pass()
     full.settle()
     assert gateway.woken() == ["r"]
     assert state_of(valkey, "dead") is None
+
+
+def test_fault_40_who_waits_keeps_its_turn_when_redis_clock_jumps_past_its_lease(
+    valkey: redis.Redis, gateway: Listener, full: CellRequest
+) -> None:
+    first, _ = waits(valkey, "first"), waits(valkey, "second")
+    first.let_lease_pass()
+    full.settle()
+    assert gateway.woken() == ["first"]
+    assert isinstance(first.reserve(1_000), Reserved)
+
+
+def test_fault_40_prompts_are_read_on_after_redis_clock_went_back(valkey: redis.Redis, gateway: Listener) -> None:
+    set_room(valkey, {"i-1": (9, 9)})
+    valkey.hset("{c:pool-1}:room", "w:i-1", 1_000)
+    hour_ahead = int((valkey.time()[0] + 3_600) * 1e6)
+    valkey.hset("{c:pool-1}:flight", mapping={"pl:i-1": 1_000_000, "pt:i-1": hour_ahead})
+    waits(valkey, "r")
+    read_since = flight_field(valkey, "pt:i-1")
+    assert read_since < hour_ahead
+    valkey.hset("{c:pool-1}:flight", "pt:i-1", int(read_since - 1_001e6))
+    execute(valkey, grant_call(CELL, room_only=True))
+    assert gateway.woken() == ["r"]
 
 
 def test_a_place_where_its_gateway_sees_no_instance_is_handed_on(valkey: redis.Redis, gateway: Listener) -> None:
@@ -249,7 +272,7 @@ def test_who_asks_when_those_before_are_gone_has_its_place_at_once(
 ) -> None:
     """A wake sent before its own answer would find nobody: there must be none to lose."""
     for n in range(3):
-        waits(valkey, f"dead{n}", tenant="dead").let_lease_pass()
+        waits(valkey, f"dead{n}", tenant="a-dead", gateway="gone")
     valkey.hset("{c:pool-1}:room", "m:i-1", 2)
     reply = CellRequest(valkey, "r", wait_max=9).reserve(1_000)
     assert instance_of(reply) == "i-1"
