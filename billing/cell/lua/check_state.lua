@@ -39,5 +39,7 @@ if mode == 'reap' then
   -- A clock that went back leaves leases that end in times to come.
   text = stored[1]:sub(1, -2) .. ',' .. stored[2]:sub(2, -2) .. ',"ended_ms":' .. string.format('%.0f', math.min(lease, now_ms)) .. '}'
 elseif not state then
+  -- Its reservation is lost, and with it the class by which it is charged.
+  class = cjson.decode(text).class == 'reserved' and 'r' or 'o'
   text = text:sub(1, -2) .. ',"orphan":true}'
 end
