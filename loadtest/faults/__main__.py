@@ -1,0 +1,150 @@
+"""`python -m loadtest.faults --seeds 5 --kills 60 [--leak event|token|reservation]`: random kills (-9) and pauses (SIGSTOP, up to 8 s) of gateways,
+billing, Valkey, PostgreSQL and engines under load; then every request is held against the engines' own count. Exit status 1 with a discrepancy;
+with `--leak`, 1 where the product's own audit does not name the leak. 2 when the installation did not start.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import redis
+
+from loadtest.children import DidNotStart, stop_children_on_sigterm
+from loadtest.faults.callers import Answers, Callers
+from loadtest.faults.check import Checked, Discrepancy, check, of_audit, table
+from loadtest.faults.leak import LEAKS, leak
+from loadtest.faults.parts import Installation
+
+_PAUSES_S: Final = (0.3, 1.0, 2.0, 4.0, 6.0, 8.0)
+_REST_S: Final = 90.0
+# Leases lapse, reapers are patient, counters are read and reconciled.
+_RECONCILED_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One seed."""
+
+    seed: int
+    faults: Counter[str]
+    answers: Answers
+    checked: Checked
+    leaked: str
+
+
+def run(seed: int, kills: int, callers: int, leaks: str) -> Outcome:
+    """One installation, from its start to what was found. Raises DidNotStart."""
+    with tempfile.TemporaryDirectory(prefix="taas-faults-", ignore_cleanup_errors=True) as folder:
+        installation = Installation(Path(folder))
+        answers = Answers()
+        try:
+            installation.start()
+            keys = list(installation.keys.values())
+            calling = Callers(installation.gateway_urls, keys, answers, seed, callers)
+            try:
+                faults = disturb(installation, random.Random(seed), kills)
+                leaked = _leak(installation, leaks) if leaks else ""
+            finally:
+                calling.stop()
+            come_to_rest(installation)
+            return Outcome(seed, faults, answers, check(installation, answers), leaked)
+        finally:
+            installation.stop()
+
+
+def disturb(installation: Installation, dice: random.Random, kills: int) -> Counter[str]:
+    """So many faults, one after the other; counted by part and kind."""
+    faults: Counter[str] = Counter()
+    for number in range(kills):
+        part = dice.choice(installation.parts)
+        kind = dice.choice(("kill", "pause"))
+        faults[f"{kind} {part.name.partition('-')[0]}"] += 1
+        if kind == "kill":
+            part.kill()
+            time.sleep(dice.uniform(0, 1))
+            part.start()
+        else:
+            part.pause(dice.choice(_PAUSES_S))
+        print(f"  {number + 1}/{kills} {kind} {part.name}", file=sys.stderr, flush=True)
+        time.sleep(dice.uniform(0.2, 1.0))
+    return faults
+
+
+def come_to_rest(installation: Installation) -> None:
+    """Until nothing is open and the audit has nothing to say, or the time for that is over: then the check says what is left."""
+    _wait(lambda: installation.unfinished() == 0, _REST_S)
+    _wait(lambda: not of_audit(installation.audit()), _RECONCILED_S)
+
+
+def _wait(done: Callable[[], bool], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            if done():
+                return
+        except (httpx.HTTPError, redis.RedisError):
+            pass
+        time.sleep(0.5)
+
+
+def _leak(installation: Installation, what: str) -> str:
+    """Billing stands still, so that an event can be taken before it is read."""
+    if what == "reservation":
+        return leak(what, installation.redis)
+    for part in installation.billings:
+        part.kill()
+    try:
+        return leak(what, installation.redis)
+    finally:
+        for part in installation.billings:
+            part.start()
+
+
+def show(outcome: Outcome) -> list[Discrepancy]:
+    """Print it; what counts as wrong."""
+    checked = outcome.checked
+    print(
+        f"seed {outcome.seed}: {sum(outcome.faults.values())} faults, {outcome.answers.asked} calls, {checked.requests} requests held one by one,"
+        f" {checked.events} events, {checked.exact} with an exact count, {len(checked.found)} discrepancies"
+    )
+    print("  " + ", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items())))
+    print(f"  answers: {dict(Counter(outcome.answers.status.values()))}, whole {len(outcome.answers.whole)}")
+    for line in table(checked.found):
+        print(line)
+    if outcome.leaked:
+        by_audit = [each for each in checked.found if each.what.startswith("audit_")]
+        print(f"  leaked on purpose: {outcome.leaked}; the audit {'names it' if by_audit else 'DOES NOT NAME IT'}")
+        return [] if by_audit else [Discrepancy("leak_not_named", outcome.leaked, "")]
+    return checked.found
+
+
+def main() -> int:
+    """Run in this process; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="how many runs (default 5)")
+    parser.add_argument("--first-seed", type=int, default=1, help="the first one's seed (default 1)")
+    parser.add_argument("--kills", type=int, default=60, help="faults in each, kills and pauses (default 60)")
+    parser.add_argument("--callers", type=int, default=12, help="callers at a time (default 12)")
+    parser.add_argument("--leak", choices=LEAKS, default="", help="leak once on purpose at the end of each run")
+    words = parser.parse_args()
+    stop_children_on_sigterm()
+    wrong: list[Discrepancy] = []
+    for seed in range(words.first_seed, words.first_seed + words.seeds):
+        try:
+            wrong += show(run(seed, words.kills, words.callers, words.leak))
+        except DidNotStart as exc:
+            print(exc, file=sys.stderr)
+            return 2
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

