@@ -51,6 +51,12 @@ class CapacityMetrics:
         self.give_way = Gauge(
             "taas_pool_give_way_sequences", "Flex in flight that is in the way of reserved work", ["pool"], registry=registry
         )  # fmt: skip
+        self.asked_again = Counter(
+            "taas_pool_give_way_repeats",
+            "Flex requests that were asked to give way, did not within three seconds, and were asked again",
+            ["pool"],
+            registry=registry,
+        )
         self.calibration_age = Gauge(
             "taas_pool_calibration_age_seconds", "Age of what the pool is divided by", ["pool"], registry=registry
         )
@@ -92,6 +98,7 @@ class CapacityMetrics:
             self.room.labels(pool, "on_demand").set(sum(share.room for share in done.shares))
             self.room.labels(pool, "flex").set(sum(share.flex for share in done.shares))
         self.give_way.labels(pool).set(sum(done.give_way.values()))
+        self.asked_again.labels(pool).inc(done.asked_again)
         for class_ in ("reserved", "on_demand", "flex"):
             flying = sum(getattr(each, class_) for each in done.in_flight.values())
             self.in_flight.labels(pool, class_).set(flying)

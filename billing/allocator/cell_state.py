@@ -13,6 +13,7 @@ from billing import redis_keys
 from billing.allocator.minutes import Account, Totals
 from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
+from billing.cell.replies import parse_asked_again
 from billing.cell.scripts import grant_call
 
 # A cell that nobody allocates any more keeps its last numbers so long.
@@ -178,9 +179,9 @@ def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> s
         return {keys[charged] for charged in read.execute() if charged in keys}
 
 
-def grant(client: redis.Redis, cell: str) -> None:
-    """Hand room that has become free to those who wait."""
-    execute(client, grant_call(cell))
+def grant(client: redis.Redis, cell: str) -> int:
+    """Ask what is in the way to give way, and hand room that has become free to those who wait. Returns how many had to be asked again."""
+    return parse_asked_again(execute(client, grant_call(cell)))
 
 
 def _numbers(numbers: Numbers) -> dict[Any, Any]:

@@ -47,7 +47,9 @@ class Came:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is."""
+    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is. `asked_again`:
+    flex requests that had been asked to give way and had not.
+    """
 
     cell: Cell
     now_ms: int
@@ -58,6 +60,7 @@ class Round:
     flex_waits: int
     contracts: tuple[Came, ...]
     cut_mu: Mapping[tuple[str, int], int]
+    asked_again: int = 0
 
     @property
     def give_way(self) -> dict[str, int]:
@@ -115,11 +118,11 @@ def allocate(
         memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending),
     )
     cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
-    cell_state.grant(client, cell.cell)
+    asked_again = cell_state.grant(client, cell.cell)
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell, now_ms, calibration, tuple(divided), in_flight, state.on_demand_waits, state.flex_waits, tuple(books.came),
-        cut_mu,
+        cut_mu, asked_again,
     )  # fmt: skip
 
 

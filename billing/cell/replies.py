@@ -232,6 +232,11 @@ def parse_grant(raw: Sequence[Any]) -> int:
     return int(raw[4])
 
 
+def parse_asked_again(raw: Sequence[Any]) -> int:
+    """Of the same reply: requests that were asked to give way, did not in the time for it, and were asked once more."""
+    return int(raw[5])
+
+
 def parse_leave(raw: Sequence[Any]) -> Left:
     """Read the reply of `leave_call`."""
     return Left(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000, raw[4])

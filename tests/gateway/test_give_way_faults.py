@@ -122,3 +122,54 @@ def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
     first, later = sorted(catalogue.await_events(2), key=lambda event: event.request_id)
     assert (first.ending, later.ending, later.produced.output) == (*[Ending.CLIENT_DISCONNECT] * 2, 0)
     assert ask(gateway, key, "chat").status == 200
+
+
+@pytest.mark.parametrize("somebody_hears", [False, True], ids=["nobody listens", "the message is lost"])
+def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+    somebody_hears: bool,
+) -> None:
+    """The gateway's subscription is cut in that moment, and it comes back; in each round of the allocator one is still in the way."""
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    fields = {"max_tokens": 1_500, "ignore_eos": True, "presence_penalty": 0.5, "service_tier": "flex"}
+    running = pool.submit(ask, gateway, key, "chat", True, **fields)
+    wait_until(lambda: delivered(slow) > 20, "tokens")
+    (channel,) = catalogue.redis.pubsub_channels(redis_keys.wake_channel("*"))
+    with catalogue.redis.pubsub() as hears:
+        catalogue.redis.client_kill_filter(_type="pubsub")
+        if somebody_hears:
+            hears.subscribe(channel)
+            wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 1)], "somebody who hears")
+        plan(catalogue, 0, 1)
+    wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 1)], "gateway that listens again")
+    rounds = 0
+    while not running.done():
+        plan(catalogue, 0, 1)
+        rounds += 1
+        wait_until(lambda: running.done() or rounds < 3, "end of the stream")  # noqa: B023
+    assert running.result().error_code() == "gave_way"
+    (event,) = catalogue.await_events(1)
+    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+    conserved()
+
+
+def test_one_that_has_ended_when_it_is_asked_is_not_asked_again(
+    slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, conserved: Callable[[], None]
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    assert ask(gateway, key, "chat", True, max_tokens=5, service_tier="flex").done
+    catalogue.await_events(1)
+    assert catalogue.redis.zcard(redis_keys.lent(MODEL, "i1")) == 0
+    plan(catalogue, 4, 1)
+    assert ask(gateway, key, "chat", True, max_tokens=5, service_tier="flex").done
+    conserved()

@@ -33,6 +33,7 @@ class Request:
     charged_mu: int = 0
     output: int = 0
     lapsed: bool = False
+    rounds_asked: int = 0
 
     @property
     def paused(self) -> bool:
@@ -184,11 +185,22 @@ class CellModel:
             else:
                 self._drop(request)
         for instance, count in give_way.items():
-            lent = self.lent[instance]
-            for request_id in sorted(lent, key=lambda name: (lent[name], name))[:count]:
-                del lent[request_id]
-                self._heard.append(f"!{request_id}")
+            lent, going = self.lent[instance], 0
+            for request_id in sorted(lent, key=lambda name: (lent[name], name)):
+                going += self._ask(self.requests[request_id])
+                if going == count:
+                    break
         self.grant_all()
+
+    def _ask(self, request: Request) -> bool:
+        """To give way, and again in every third round. Whether it may be going: not where nobody listens, who is asked in the next round."""
+        request.rounds_asked += 1
+        if request.rounds_asked % 3 == 1:
+            if request.gateway not in self.listening:
+                request.rounds_asked = 0
+                return False
+            self._heard.append(f"!{request.request_id}")
+        return True
 
     def _drop(self, request: Request) -> None:
         if request.state == "waiting":

@@ -104,7 +104,7 @@ def virtual(client: redis.Redis, tenant: str, model: str = "org/m:1") -> float:
 
 def plan_anew(client: redis.Redis) -> list[int]:
     """What an allocator calls after it has written its numbers: now_ms, tenants that wait for on-demand, for flex, requests open."""
-    return execute(client, scripts.grant_call(CELL))
+    return execute(client, scripts.grant_call(CELL))[:5]
 
 
 def waits(client: redis.Redis, request_id: str, tenant: str = "acme", **more: object) -> CellRequest:

@@ -303,7 +303,7 @@ class CapacityMachine(RuleBasedStateMachine):
         if at_us is not None:
             self.client.hset(redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - times * READ_S * 1_000_000)
         self.model.read_on(instance, times * READ_S)
-        *_, pace_ms = execute(self.client, grant_call(CELL, room_only=True))
+        *_, pace_ms, _ = execute(self.client, grant_call(CELL, room_only=True))
         self.model.grant_all()
         self.paces(pace_ms)
         self.hears()
