@@ -72,6 +72,8 @@ class CellModel:
         self.last_left = 0.0
         # What the minute's limit on work counts: all but what is reserved.
         self.units_mu = dict.fromkeys(limits, 0)
+        # Tenants of whom something was admitted.
+        self.with_bucket: set[str] = set()
         # Requests that the contract had room for, by the limit that refused them.
         self.limited = {"concurrency": 0, "units": 0, "cancels": 0}
         self.used_mu = self.contract_used_mu = self.contract_level_mu = self.borrowed_mu = 0
@@ -278,6 +280,7 @@ class CellModel:
         if request.state == "waiting":
             return "waiting"
         request.state, request.lapsed = "open", False
+        self.with_bucket.add(request.tenant)
         self._count_units(request, request.cost_mu)
         self.cancels[request.tenant] = cancels
         if request.class_ == "f":
@@ -332,7 +335,12 @@ class CellModel:
         self._start_reading(request)
         self.charge(request, request.cost_mu)
 
-    def settle(self, request_id: str, cost_mu: int, *, cancelled: bool = False) -> None:
+    def _settle_orphan(self, tenant: str, cost_mu: int) -> None:
+        """It has no place and no counter; its event says on-demand, and what it used counts where its tenant has a bucket."""
+        if tenant in self.with_bucket and self.limits[tenant].units_mu >= 0:
+            self.units_mu[tenant] += cost_mu
+
+    def settle(self, request_id: str, cost_mu: int, tenant: str, *, cancelled: bool = False) -> None:
         request = self.requests.get(request_id)
         if request is not None and request.state == "open":
             self.use(request, cost_mu)
@@ -340,9 +348,11 @@ class CellModel:
                 self.cancels[request.tenant] += cancelled and self.limits[request.tenant].cancels >= 0
                 self._land(request)
                 self.grant_all()
-        elif request is not None:
-            self._drop(request)
-            self.grant_all()
+        else:
+            self._settle_orphan(tenant, cost_mu)
+            if request is not None:
+                self._drop(request)
+                self.grant_all()
         ended = request or Request(request_id, "", "", 0, 0, 1, "")
         ended.state = "settled"
         self.requests[request_id] = ended

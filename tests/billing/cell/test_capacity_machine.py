@@ -226,7 +226,7 @@ class CapacityMachine(RuleBasedStateMachine):
         assert isinstance(reply, Settled)
         assert reply.orphan == (known is None or known.state != "open")
         self.events += 1
-        self.model.settle(request_id, cost_mu, cancelled=cancelled)
+        self.model.settle(request_id, cost_mu, self.real(request_id).tenant, cancelled=cancelled)
         self.paces(reply.pace_ms)
         self.hears()
 
@@ -264,7 +264,7 @@ class CapacityMachine(RuleBasedStateMachine):
         elif known.state == "open":
             assert isinstance(reply, Settled)
             self.events += 1
-            self.model.settle(request_id, 0)
+            self.model.settle(request_id, 0, known.tenant)
             self.paces(reply.pace_ms)
         else:
             assert isinstance(reply, Dropped)
