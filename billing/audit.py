@@ -22,6 +22,7 @@ from billing.audit_report import (
     engine_findings,
     reconciled_findings,
 )
+from billing.busy_cells import BusyCells
 from billing.clocks import check_clocks, difference_ms
 from billing.engine_counters import Absorbed, CounterPoller
 from billing.engine_instances import NO_TOKENS
@@ -36,7 +37,10 @@ _SETTLE_S: Final = 0.25
 class Auditor:
     """Audits one installation. The client must not decode responses."""
 
-    def __init__(self, engine: Engine, client: redis.Redis, poller: CounterPoller) -> None:
+    def __init__(
+        self, engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells | None = None
+    ) -> None:
+        self._busy = busy or BusyCells(client)
         self._engine = engine
         self._client = client
         self._poller = poller
@@ -48,24 +52,27 @@ class Auditor:
         """
         deadline = time.monotonic() + wait_ms / 1000
         reconciled: list[Reconciliation] = []
-        look = take_look(self._engine, self._client, self._poller)
+        look = self._look()
         absorbed = [*look.poll.absorbed]
         if absorbed:  # with it on the books
-            look = take_look(self._engine, self._client, self._poller)
+            look = self._look()
             absorbed += look.poll.absorbed
         while look.evidence or any(balance.residual != NO_TOKENS for balance in look.balances):
             if time.monotonic() + _SETTLE_S > deadline:
                 break
             self._pause.wait(_SETTLE_S)
-            before, look = look, take_look(self._engine, self._client, self._poller)
+            before, look = look, self._look()
             absorbed += look.poll.absorbed
             if before.agrees_with(look) and look.complete:
                 made = self._reconcile(look, before.idle & look.idle)
                 if made is None:
                     break  # Two looks agree and nothing explains what is left.
                 reconciled += made
-                look = take_look(self._engine, self._client, self._poller)
+                look = self._look()
         return self._report(look, reconciled, absorbed, check_facts=check_facts)
+
+    def _look(self) -> Look:
+        return take_look(self._engine, self._client, self._poller, self._busy)
 
     def _reconcile(self, look: Look, idle: frozenset[tuple[str, str]]) -> list[Reconciliation] | None:
         """Absorb, at engines that do not count their requests, what cut-off requests explain; None where nothing does."""

@@ -13,6 +13,7 @@ import redis
 from sqlalchemy import Connection, Engine, select
 
 from billing.balance import EpochBalance, Metered, Produced, WithoutEvent, balance_by_bounds, balance_by_request
+from billing.busy_cells import BusyCells
 from billing.engine_counters import CounterPoller, EngineRun, Poll, lost_tokens, read_runs
 from billing.engine_instances import NO_TOKENS, CounterPair
 from billing.engine_reading import Counters, Reading, Unreachable
@@ -59,9 +60,9 @@ class _Facts:
     poll: Poll
 
 
-def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller) -> Look:
+def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells) -> Look:
     """Look now. Raises what SQL and Redis raise."""
-    opened, streams = read_open(client), read_streams(client)
+    opened, streams = _read_open(client, busy)
     with snapshot(engine) as before:
         recorded = _read_totals(before)
         poll = poller.poll_once()
@@ -76,7 +77,7 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller) -> Loo
                 runs,
                 {_key(run): lost_tokens(now, run) for own in runs.values() for run in own if _died_counting(run)},
                 counts,
-                _without_event(before, now, client, opened, streams, counts),
+                _without_event(before, now, client, busy, opened, streams, counts),
                 events,
                 {row.name: row.context_tokens for row in now.execute(select(model.c.name, model.c.context_tokens))},
                 poll,
@@ -88,6 +89,12 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller) -> Loo
     return Look(balances, evidence, _idle(balances, facts), poll, opened, complete)
 
 
+def _read_open(client: redis.Redis, busy: BusyCells) -> tuple[OpenRequests, Streams]:
+    """First what is open: what ends meanwhile is in a stream then."""
+    cells = busy.names(fresh=True)
+    return read_open(client, cells), read_streams(client, cells)
+
+
 def snapshot(engine: Engine) -> Connection:
     """A connection that sees one moment of SQL, that of its first query."""
     return engine.connect().execution_options(isolation_level="REPEATABLE READ")
@@ -97,13 +104,14 @@ def _without_event(
     before: Connection,
     now: Connection,
     client: redis.Redis,
+    busy: BusyCells,
     opened: OpenRequests,
     streams: Streams,
     counts: Mapping[Epoch, Mapping[str, CounterPair]],
 ) -> dict[Epoch, WithoutEvent]:
     """Of the requests that engines speak of: those that had no event in the snapshot, and which of those are known to somebody else."""
     stands = {epoch: standing(before, *epoch, spoken_of) for epoch, spoken_of in counts.items()}
-    later_open, later_streams = read_open(client), read_streams(client)
+    later_open, later_streams = _read_open(client, busy)
     known = {*opened.by_id, *streams.by_id, *later_open.by_id, *later_streams.by_id}
     unknown = [name for each in stands.values() for name in each.without if name not in known]
     known |= {row["request_id"] for row in read_events(now, unknown)}

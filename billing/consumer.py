@@ -5,96 +5,115 @@ A kill at any moment leaves entries that are read again, and recording is unique
 """
 
 import logging
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final
 
 import redis
 from sqlalchemy import Engine
 from sqlalchemy.exc import DataError, IntegrityError
 
+from billing.busy_cells import BusyCells
 from billing.ledger import ReceivedEvent, Recorded, RejectedEntry, record_events, record_rejected
 from billing.metrics import BillingMetrics
 from billing.tokens import UsageEventError
-from billing.usage_stream import StreamEntry, UsageStream, read_cells
+from billing.usage_stream import StreamEntry, StreamLag, UsageStreams
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Cell:
-    """A stream and where this consumer stands in it. After a failure what was read but not recorded is read again first."""
-
-    stream: UsageStream
-    own_first: bool = False
+# Of one stream, at least so many at a time, however many streams there are.
+_LEAST: Final = 50
+# Where so many were taken at once, more of them wait.
+MORE_WAITS: Final = _LEAST
 
 
 class Consumer:
-    """One consumer of all cells' usage streams. Not for two threads at once."""
+    """One consumer of all busy cells' usage streams. Not for two threads at once."""
 
     def __init__(
-        self, engine: Engine, client: redis.Redis, *, name: str, batch: int, claim_idle_ms: int, metrics: BillingMetrics
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        *,
+        name: str,
+        batch: int,
+        claim_idle_ms: int,
+        metrics: BillingMetrics,
+        busy: BusyCells | None = None,
     ) -> None:
         self._engine = engine
-        self._client = client
-        self._name = name
+        self._busy = busy or BusyCells(client)
+        self._streams = UsageStreams(client, name)
         self._batch = batch
         self._claim_idle_ms = claim_idle_ms
         self._metrics = metrics
-        self._cells: dict[str, _Cell] = {}
+        self._grouped: set[str] = set()
+        self._nothing_to_do = threading.Event()
+        # After a failure, or at the start, what was read but not recorded is read again first.
+        self._own_first = True
 
-    def consume_once(self) -> int:
-        """One batch of each cell. Returns how many entries were taken off the streams; 0: nothing was new."""
-        self._find_cells()
-        return sum(self._consume(cell) for cell in self._cells.values())
-
-    def claim_once(self) -> int:
-        """Take over what dead consumers hold, and what no consumer was ever given."""
-        self._find_cells()
-        taken = 0
-        for cell in self._cells.values():
-            taken += self._record(cell.stream, cell.stream.claim(self._claim_idle_ms, self._batch))
-            taken += self._record(cell.stream, cell.stream.stranded(self._batch))
-        return taken
-
-    def publish_lag(self) -> int:
-        """Set the lag metrics. Returns the entries that wait in all streams."""
-        self._find_cells()
-        waiting = 0
-        for name, cell in self._cells.items():
-            lag = cell.stream.lag()
-            self._metrics.stream_lag(name, lag)
-            waiting += lag.entries
-        return waiting
-
-    def _find_cells(self) -> None:
-        for name in read_cells(self._client):
-            if name not in self._cells:
-                stream = UsageStream(self._client, name, self._name)
-                stream.ensure_group()
-                self._cells[name] = _Cell(stream)
-
-    def _consume(self, cell: _Cell) -> int:
-        stream = cell.stream
+    def consume_once(self, *, block_ms: int | None = None) -> int:
+        """What is new of each cell; with `block_ms` it waits so long for something new. Returns how many entries were taken off the streams."""
         try:
-            if cell.own_first:
-                taken = self._record(stream, stream.read_own(self._batch))
-                cell.own_first = taken > 0
-                if taken:
-                    return taken
-            entries = stream.read_new(self._batch)
-            cell.own_first = True
-            taken = self._record(stream, entries)
-            cell.own_first = False
-            return taken
+            return self._consume(self._cells(), block_ms)
         except redis.ResponseError as exc:
             if "NOGROUP" not in str(exc):
                 raise
-            stream.ensure_group()  # The stream and its group were lost (FLUSHALL, an older copy restored).
+            # A stream and its group were lost (FLUSHALL, an older copy restored): the next call makes them anew.
+            self._grouped.clear()
             return 0
 
-    def _record(self, stream: UsageStream, entries: list[StreamEntry]) -> int:
-        if not entries:
+    def claim_once(self) -> int:
+        """Take over what dead consumers hold, and what no consumer was ever given. Publishes the lag first: while SQL takes nothing, what
+        waits is what somebody must see.
+        """
+        cells = [cell for cell, lag in self._look().items() if lag.entries]
+        if not cells:
             return 0
+        taken = self._record(self._streams.claim(cells, self._claim_idle_ms, self._batch))
+        return taken + self._record(self._streams.stranded(cells, self._batch))
+
+    def publish_lag(self) -> int:
+        """Set the lag metrics. Returns the entries that wait in all streams."""
+        return sum(lag.entries for lag in self._look().values())
+
+    def _look(self) -> dict[str, StreamLag]:
+        lags = self._streams.lags(self._cells())
+        self._metrics.stream_lags(lags)
+        return lags
+
+    def _cells(self) -> list[str]:
+        """The busy cells, each with its group."""
+        cells = self._busy.names()
+        if new := [cell for cell in cells if cell not in self._grouped]:
+            self._streams.ensure_groups(new)
+        self._grouped = set(cells)
+        return cells
+
+    def _consume(self, cells: Sequence[str], block_ms: int | None) -> int:
+        if not cells:
+            if block_ms is not None:
+                self._nothing_to_do.wait(block_ms / 1000)
+            return 0
+        count = max(_LEAST, self._batch // len(cells))
+        if self._own_first:
+            taken = self._record(self._streams.read_own(cells, count))
+            self._own_first = taken > 0
+            if taken:
+                return taken
+        entries = self._streams.read_new(cells, count, block_ms=block_ms)
+        self._own_first = True
+        taken = self._record(entries)
+        self._own_first = False
+        return taken
+
+    def _record(self, entries: Sequence[StreamEntry]) -> int:
+        for start in range(0, len(entries), self._batch):
+            self._record_batch(entries[start : start + self._batch])
+        return len(entries)
+
+    def _record_batch(self, entries: Sequence[StreamEntry]) -> None:
         received: list[ReceivedEvent] = []
         origin: list[StreamEntry] = []
         rejected: list[RejectedEntry] = []
@@ -107,8 +126,7 @@ class Consumer:
             except UsageEventError as exc:
                 rejected.append(RejectedEntry(entry.cell, entry.entry_id, str(exc), entry.raw))
         self._store(received, origin, rejected)
-        stream.acknowledge(entries)
-        return len(entries)
+        self._streams.acknowledge(entries)
 
     def _store(
         self, received: Sequence[ReceivedEvent], origin: Sequence[StreamEntry], rejected: list[RejectedEntry]

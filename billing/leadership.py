@@ -39,6 +39,10 @@ class Leadership:
         self._locks[name] = lock
         return True
 
+    def holds(self, name: str) -> bool:
+        """Whether it held this lock when it last asked."""
+        return name in self._locks
+
     def release_all(self) -> None:
         """Let another process lead at once. Raises redis.RedisError; then the locks lapse by themselves."""
         while self._locks:

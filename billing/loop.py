@@ -5,6 +5,7 @@ Owns time and failure; does not know what the step does.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,12 +23,18 @@ _BACKOFF_MAX_S: Final = 5.0
 
 
 class Loop:
-    """Calls `step` every `interval_ms`, at once again when it returns true: there is more to do."""
+    """Calls `step` every `interval_ms`, from one beginning to the next; at once again when it returns true: there is more to do.
 
-    def __init__(self, name: str, step: Callable[[], bool], *, interval_ms: int, metrics: BillingMetrics) -> None:
+    After a step it rests for `rest_ms` at least, so that what comes in small pieces is taken together.
+    """
+
+    def __init__(
+        self, name: str, step: Callable[[], bool], *, interval_ms: int, metrics: BillingMetrics, rest_ms: int = 0
+    ) -> None:
         self.name = name
         self._step = step
         self._interval_s = interval_ms / 1000
+        self._rest_s = rest_ms / 1000
         self._degraded = metrics.degraded.labels(name)
         self._degraded.set(0)
 
@@ -35,6 +42,7 @@ class Loop:
         """Until stopped; a step that has begun is finished."""
         backoff_s = 0.0
         while not stop.is_set():
+            begun = time.monotonic()
             try:
                 more = self._step()
             except (redis.RedisError, SQLAlchemyError, OSError) as exc:
@@ -60,7 +68,8 @@ class Loop:
                     backoff_s = 0.0
                 if more:
                     continue
-            stop.wait(backoff_s or self._interval_s)
+            rest_s = max(self._rest_s, self._interval_s - (time.monotonic() - begun))
+            stop.wait(backoff_s or rest_s)
 
     def _failed(self, backoff_s: float) -> float:
         self._degraded.set(1)

@@ -3,6 +3,7 @@
 Label values come from catalogues only: cells, models, tenants, instances, enums.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -22,6 +23,7 @@ class BillingMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._audited: set[str] = set()
+        self._lagging: set[str] = set()
         registry = self.registry
         self.events = Counter(
             "taas_usage_events", "Usage events recorded", ["model", "ending", "pricing"], registry=registry
@@ -96,7 +98,12 @@ class BillingMetrics:
             self.residual.labels(each.instance, "prompt").set(each.residual.prompt)
             self.residual.labels(each.instance, "generation").set(each.residual.generation)
 
-    def stream_lag(self, cell: str, lag: "StreamLag") -> None:
-        """Publish what a cell's stream still holds."""
-        self.lag_entries.labels(cell).set(lag.entries)
-        self.lag_seconds.labels(cell).set(lag.oldest_age_ms / 1000)
+    def stream_lags(self, lags: Mapping[str, "StreamLag"]) -> None:
+        """Publish what the streams of the busy cells still hold. Other cells lose their series."""
+        for gone in self._lagging - lags.keys():
+            self.lag_entries.remove(gone)
+            self.lag_seconds.remove(gone)
+        self._lagging = set(lags)
+        for cell, lag in lags.items():
+            self.lag_entries.labels(cell).set(lag.entries)
+            self.lag_seconds.labels(cell).set(lag.oldest_age_ms / 1000)

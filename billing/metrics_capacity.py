@@ -3,6 +3,7 @@
 Work is in work units. A counter is this process's own: when another one leads it goes on there.
 """
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -60,14 +61,12 @@ class CapacityMetrics:
         self.calibration_age = Gauge(
             "taas_pool_calibration_age_seconds", "Age of what the pool is divided by", ["pool"], registry=registry
         )
-        self.leader = Gauge(
-            "taas_allocator_leader", "1 where this process allocates the cell", ["cell"], registry=registry
-        )
         self.allocated = Gauge(
-            "taas_allocator_working", "1 where this process has allocated the cell in its last round", ["cell"], registry=registry
+            "taas_allocator_working", "1 where this process has allocated the cell in its last round, 0 where it could not", ["cell"],
+            registry=registry,
         )  # fmt: skip
-        self.rebuilt = Counter(
-            "taas_cell_rebuilt", "Times that its levels were held against the ledger, because Redis may have lost some", ["cell"],
+        self.restored = Counter(
+            "taas_cells_restored", "Times that a cell's levels were held against the ledger, because Redis may have lost some",
             registry=registry,
         )  # fmt: skip
         self._pools: dict[str, str] = {}
@@ -76,17 +75,15 @@ class CapacityMetrics:
         self._owed: dict[tuple[Counter, tuple[str, ...]], float] = {}
         self._cuts: dict[tuple[str, int], int] = {}
 
-    def led(self, cells: dict[str, bool], allocated: set[str]) -> None:
-        """Which cells there are, and which of them this process leads and has allocated. The others' gauges go: they would say what was."""
-        for cell, leads in cells.items():
-            self.leader.labels(cell).set(int(leads))
-            self.allocated.labels(cell).set(int(cell in allocated))
-        for gone in self._cells - cells.keys():
-            self.leader.remove(gone)
+    def held(self, cells: Collection[str], failing: Collection[str]) -> None:
+        """Which cells this process allocates, and which of them it cannot. The others' gauges go: they would say what was."""
+        for cell in cells:
+            self.allocated.labels(cell).set(int(cell not in failing))
+        for gone in self._cells.difference(cells):
             self.allocated.remove(gone)
+            if gone in self._pools:
+                self._forget(self._pools.pop(gone))
         self._cells = set(cells)
-        for cell in [cell for cell in self._pools if not cells.get(cell)]:
-            self._forget(self._pools.pop(cell))
 
     def round(self, done: "Round") -> None:
         """Publish what a round found and wrote."""

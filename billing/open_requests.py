@@ -1,7 +1,7 @@
 """Where requests stand that have no event in SQL yet: open, by their last checkpoints, or ended, in a usage stream. Changes nothing in Redis."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,6 @@ from billing import redis_keys
 from billing.engine_instances import CounterPair
 from billing.tokens import UsageEventError
 from billing.usage_event import UsageEvent
-from billing.usage_stream import read_cells
 
 # Of one stream; more than that, and the figures are told to be incomplete.
 _ENTRIES_MAX: Final = 20_000
@@ -59,9 +58,8 @@ class Streams:
     complete: bool
 
 
-def read_open(client: redis.Redis) -> OpenRequests:
-    """All cells. A request that settles meanwhile is left out: its event is in the stream then."""
-    cells = read_cells(client)
+def read_open(client: redis.Redis, cells: Collection[str]) -> OpenRequests:
+    """Those of these cells. A request that settles meanwhile is left out: its event is in the stream then."""
     with client.pipeline(transaction=False) as read:
         for cell in cells:
             read.zrange(redis_keys.open_requests(cell), 0, -1)
@@ -91,9 +89,8 @@ def read_open(client: redis.Redis) -> OpenRequests:
     return OpenRequests(by_id, tuple(unreadable))
 
 
-def read_streams(client: redis.Redis) -> Streams:
-    """Every event that waits for SQL, in all cells."""
-    cells = read_cells(client)
+def read_streams(client: redis.Redis, cells: Collection[str]) -> Streams:
+    """Every event of these cells that waits for SQL."""
     with client.pipeline(transaction=False) as read:
         for cell in cells:
             read.xrange(redis_keys.usage_stream(cell), count=_ENTRIES_MAX)

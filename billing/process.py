@@ -5,6 +5,7 @@ import logging
 import secrets
 import socket
 import threading
+from dataclasses import dataclass
 from typing import Final
 
 import redis
@@ -13,9 +14,11 @@ from prometheus_client import start_http_server
 from sqlalchemy import Engine
 
 from billing.allocator.allocator import Allocator
+from billing.allocator.restore import RESTORE_INTERVAL_MS, Restorer
 from billing.api.app import build_app
 from billing.audit import Auditor
-from billing.consumer import Consumer
+from billing.busy_cells import BusyCells
+from billing.consumer import MORE_WAITS, Consumer
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
@@ -43,6 +46,10 @@ _REDIS_TIMEOUT_S: Final = 5.0
 _CLAIM_INTERVAL_MS: Final = 1_000
 # What the cells' scripts decide by is never older, and a contract begins and ends within it.
 _ALLOCATE_INTERVAL_MS: Final = 1_000
+# A round that takes longer goes on beside the next ones.
+_PATIENCE_S: Final = 0.8
+# How long the consumer waits for usage in one call; shorter than the client's timeout, and a stop is heard within it.
+_CONSUME_BLOCK_MS: Final = 1_000
 # A deadline is kept to within this.
 _RECLAIM_INTERVAL_MS: Final = 1_000
 # In the half-minutely audit; whoever asks for one waits longer.
@@ -64,16 +71,19 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
         if not _migrate(settings, metrics, stop):
             return
         engine = connect(settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW)
+        # A loop comes again when its connection has died, and asks too often to ask twice each time.
+        loops_engine = connect(settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True)
         client = redis.Redis(
             **address.client_arguments(), socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
         )
         poller = CounterPoller(engine, client, timeout_ms=settings.engine_timeout_ms)
         try:
-            _work(settings, engine, client, poller, metrics, stop, admin_socket)
+            _work(settings, _Stores(engine, loops_engine, client), poller, metrics, stop, admin_socket)
         finally:
             poller.close()
             client.close()
             engine.dispose()
+            loops_engine.dispose()
     finally:
         admin_socket.close()
         scraped.shutdown()
@@ -81,34 +91,47 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
         scraping.join()
 
 
+@dataclass(frozen=True, slots=True)
+class _Stores:
+    """PostgreSQL as requests use it and as the loops do, and Redis."""
+
+    engine: Engine
+    loops_engine: Engine
+    client: redis.Redis
+
+
 def _work(
     settings: BillingSettings,
-    engine: Engine,
-    client: redis.Redis,
+    stores: _Stores,
     poller: CounterPoller,
     metrics: BillingMetrics,
     stop: threading.Event,
     admin_socket: socket.socket,
 ) -> None:
-    auditor = Auditor(engine, client, poller)
+    engine, client = stores.engine, stores.client
+    busy = BusyCells(client)
+    auditor = Auditor(engine, client, poller, busy)
     projector = Projector(engine, client)
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
-    allocator = Allocator(engine, client, metrics, owner=name, rates_in_force=rates_in_force)
+    allocator = Allocator(
+        stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy,
+        patience_s=_PATIENCE_S,
+    )  # fmt: skip
+    restorer = Restorer(stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy)
     watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
     loops = [
-        *_loops(settings, engine, client, poller, auditor, metrics),
-        *_capacity_loops(engine, allocator, metrics),
+        *_loops(settings, stores, poller, auditor, metrics, busy),
+        *_capacity_loops(stores, projector, allocator, metrics),
+        Loop("restorer", restorer.step, interval_ms=RESTORE_INTERVAL_MS, metrics=metrics),
         Loop("engines", watch.step, interval_ms=WATCH_INTERVAL_MS, metrics=metrics),
-        Loop("reclaims", Reclaimer(engine, client, projector).step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
         Loop(
             "redis",
             RedisWatch(client, parse_redis_url(settings.redis_url)).step,
             interval_ms=REDIS_WATCH_INTERVAL_MS,
             metrics=metrics,
         ),
-        Loop("projection", projector.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
     # Not joined before the loops: a request to the admin API may take its time, a batch is never left half done.
@@ -123,6 +146,7 @@ def _work(
     watch.close()
     with contextlib.suppress(redis.RedisError):
         allocator.close()
+        restorer.close()
     server.should_exit = True
     admin.join()
 
@@ -142,29 +166,28 @@ def _serve(server: uvicorn.Server, admin_socket: socket.socket, stop: threading.
 
 def _loops(
     settings: BillingSettings,
-    engine: Engine,
-    client: redis.Redis,
+    stores: _Stores,
     poller: CounterPoller,
     auditor: Auditor,
     metrics: BillingMetrics,
+    busy: BusyCells,
 ) -> list[Loop]:
+    client = stores.client
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
 
     def consumer(suffix: str) -> Consumer:
         return Consumer(
-            engine, client, name=name + suffix, batch=settings.usage_batch_entries,
-            claim_idle_ms=settings.usage_claim_idle_ms, metrics=metrics,
+            stores.loops_engine, client, name=name + suffix, batch=settings.usage_batch_entries,
+            claim_idle_ms=settings.usage_claim_idle_ms, metrics=metrics, busy=busy,
         )  # fmt: skip
 
     reading, claiming = consumer(""), consumer("-claims")
-    reaper = Reaper(client, metrics, patience_s=REAP_PATIENCE_S, calm_s=REAP_CALM_S)
+    reaper = Reaper(client, metrics, patience_s=REAP_PATIENCE_S, calm_s=REAP_CALM_S, busy=busy)
 
     def consume() -> bool:
-        return reading.consume_once() > 0
+        return reading.consume_once(block_ms=_CONSUME_BLOCK_MS) >= MORE_WAITS
 
     def claim() -> bool:
-        # First: while SQL takes nothing, what waits is what somebody must see.
-        claiming.publish_lag()
         return claiming.claim_once() > 0
 
     def poll() -> bool:
@@ -177,7 +200,7 @@ def _loops(
         return False
 
     return [
-        Loop("consumer", consume, interval_ms=settings.usage_poll_ms, metrics=metrics),
+        Loop("consumer", consume, interval_ms=0, rest_ms=settings.usage_poll_ms, metrics=metrics),
         Loop("claims", claim, interval_ms=_CLAIM_INTERVAL_MS, metrics=metrics),
         Loop("reaper", reaper.step, interval_ms=settings.reap_interval_ms, metrics=metrics),
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
@@ -185,12 +208,21 @@ def _loops(
     ]
 
 
-def _capacity_loops(engine: Engine, allocator: Allocator, metrics: BillingMetrics) -> list[Loop]:
+def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator, metrics: BillingMetrics) -> list[Loop]:
+    engine = stores.loops_engine
+    keeping_up = Projector(engine, stores.client)
+    reclaimer = Reclaimer(engine, stores.client, projector)
+
     def allocate() -> bool:
         allocator.allocate_once()
         return False
 
+    looks = engine.execution_options(isolation_level="AUTOCOMMIT")
+
     def turn() -> bool:
+        with looks.connect() as connection:
+            if not store.any_due(connection):
+                return False
         with engine.begin() as connection:
             advance(connection, store.now_ms(connection))
         return False
@@ -198,6 +230,8 @@ def _capacity_loops(engine: Engine, allocator: Allocator, metrics: BillingMetric
     return [
         Loop("allocator", allocate, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
         Loop("contracts", turn, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
+        Loop("reclaims", reclaimer.step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
+        Loop("projection", keeping_up.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
 
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
-from sqlalchemy import Connection, Engine, select, text, update
+from sqlalchemy import Connection, Engine, exists, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing import outbox, projected, redis_keys
 from billing.outbox import Change, ChangeKind
-from billing.schema.catalogue import projection_state
+from billing.schema.catalogue import projection_outbox, projection_state
 
 _log = logging.getLogger(__name__)
 
 # How often `keep_up` should be called: Redis that was emptied is told again within this.
-KEEP_UP_INTERVAL_MS: Final = 2_000
+KEEP_UP_INTERVAL_MS: Final = 1_000
 # One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
 _CHANGES_MAX: Final = 200
 # Any number that no other program on this database uses for an advisory lock.
@@ -50,6 +50,7 @@ class Projector:
 
     def __init__(self, engine: Engine, client: redis.Redis) -> None:
         self._engine = engine
+        self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._client = client
         self._rebuilt = False
 
@@ -69,13 +70,22 @@ class Projector:
             self.rebuild()
             self._rebuilt = True
             return True
-        return self._deliver_some()
+        return self._behind() and self._deliver_some()
 
     def rebuild(self) -> None:
         """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
         with self._engine.begin() as connection:
             marker = _lock(connection)
             self._rebuild(connection, marker)
+
+    def _behind(self) -> bool:
+        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
+        row = select(
+            projection_state.c.source, projection_state.c.version, exists(select(projection_outbox))
+        ).subquery()
+        with self._looks.connect() as connection:
+            source, version, waits = connection.execute(select(row)).one()
+        return waits or self._client.get(redis_keys.PROJECTION) not in _spellings(_Marker(source, version))
 
     def _deliver_some(self) -> bool:
         """Whether there may be more. Rebuilds when the marker is not ours."""

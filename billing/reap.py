@@ -15,11 +15,11 @@ from typing import Any, Final, NamedTuple
 import redis
 
 from billing import redis_keys
+from billing.busy_cells import BusyCells
 from billing.cell.replies import Settled, parse_reap
 from billing.cell.scripts import CellKeys, Command, reap_call, scripts
 from billing.leadership import shorten
 from billing.metrics import BillingMetrics
-from billing.usage_stream import read_cells
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +76,10 @@ class Reaper:
         patience_s: float = 0,
         calm_s: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        busy: BusyCells | None = None,
     ) -> None:
         self._client = client
+        self._busy = busy or BusyCells(client)
         self._metrics = metrics
         self._patience_s = patience_s
         self._calm_s = calm_s
@@ -135,7 +137,7 @@ class Reaper:
 
     def _look(self) -> None:
         """See which leases have passed, and now and then which ones hold for too long."""
-        cells = read_cells(self._client)
+        cells = self._busy.names()
         now_s, now_us = self._client.time()
         now_ms = int(now_s) * 1000 + int(now_us) // 1000
         passed = self._leases(cells, "-inf", now_ms)

@@ -20,6 +20,13 @@ CELLS: Final = "taas:cells"
 REAPER_LOCK: Final = "taas:reaper"
 # Held by the billing process that looks at the engines added by hand.
 ENGINE_WATCH_LOCK: Final = "taas:engine-watch"
+# Held by the billing process that holds the cells' levels against the ledger after Redis has lost something.
+RESTORER_LOCK: Final = "taas:restorer"
+# The run of the server in which all cells together were last found whole.
+INTACT: Final = "taas:intact"
+# Which billing process allocates each busy cell (a hash), and which are alive (a sorted set, by the end of their lease in ms).
+ALLOCATORS: Final = "taas:allocators"
+ALLOCATORS_ALIVE: Final = "taas:allocators:alive"
 # How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost something.
 PROJECTION: Final = "taas:projection"
 
@@ -109,8 +116,3 @@ def waiting_requests(cell: str, class_letter: str, tenant_id: str) -> str:
 def intact(cell: str) -> str:
     """There while the cell's levels are: the run of the server in which they were last held against the ledger."""
     return f"{_cell(cell)}:intact"
-
-
-def allocator_lock(cell: str) -> str:
-    """Held by the process that allocates this cell; its value says which."""
-    return f"taas:allocator:{cell}"

@@ -31,6 +31,11 @@ class Registered:
 
 def read_registered(client: redis.Redis) -> list[Registered]:
     """Entries whose lease holds by Redis's clock, by id; one that a reclaim has is draining, unreadable ones are left out. Raises redis.RedisError."""
+    return read_registered_now(client)[1]
+
+
+def read_registered_now(client: redis.Redis) -> tuple[int, list[Registered]]:
+    """The same, with Redis's clock."""
     with client.pipeline(transaction=False) as read:
         read.time()
         read.hgetall(redis_keys.INSTANCES)
@@ -41,7 +46,7 @@ def read_registered(client: redis.Redis) -> list[Registered]:
     live = [entry for entry in found if entry.lease_until_ms == 0 or entry.lease_until_ms >= now_ms]
     drained = {name.decode() if isinstance(name, bytes) else name for name in away}
     seen = [replace(entry, status="draining") if _goes(entry, drained) else entry for entry in live]
-    return sorted(seen, key=lambda entry: entry.instance)
+    return now_ms, sorted(seen, key=lambda entry: entry.instance)
 
 
 def _goes(entry: Registered, drained: Collection[str]) -> bool:

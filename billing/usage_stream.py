@@ -1,8 +1,11 @@
-"""One cell's usage stream as the consumer group `billing` sees it. Owns reading, claiming and acknowledging; reads no event's content.
+"""The cells' usage streams as the consumer group `billing` sees them. Owns reading, claiming and acknowledging; reads no event's content.
 
-Every reader here may hand out an entry that another reader has too: recording is idempotent, losing one is not.
+Each method serves many cells in one round trip. Every reader here may hand out an entry that another reader has too: recording is
+idempotent, losing one is not.
 """
 
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,72 +41,101 @@ def read_cells(client: redis.Redis) -> list[str]:
     return sorted(name.decode() for name in names)
 
 
-class UsageStream:
-    """The stream of one cell, read as one consumer. The client must not decode responses."""
+class UsageStreams:
+    """The streams of any cells, read as one consumer. The client must not decode responses."""
 
-    def __init__(self, client: redis.Redis, cell: str, consumer: str) -> None:
-        self.cell = cell
+    def __init__(self, client: redis.Redis, consumer: str) -> None:
         self._client = client
         self._consumer = consumer
-        self._key = redis_keys.usage_stream(cell)
 
-    def ensure_group(self) -> None:
-        """Create stream and group where they are not there; from the beginning, so that nothing written earlier is missed."""
-        try:
-            self._client.xgroup_create(self._key, redis_keys.USAGE_GROUP, id="0", mkstream=True)
-        except redis.ResponseError as exc:
-            if "BUSYGROUP" not in str(exc):
-                raise
+    def ensure_groups(self, cells: Iterable[str]) -> None:
+        """Create streams and groups where they are not there; from the beginning, so that nothing written earlier is missed."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for cell in cells:
+                pipe.xgroup_create(redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, id="0", mkstream=True)
+            for reply in pipe.execute(raise_on_error=False):
+                if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
+                    raise reply
 
-    def read_new(self, count: int) -> list[StreamEntry]:
-        """Entries that no consumer has had yet; they are this consumer's then."""
-        return self._read(">", count)
+    def read_new(self, cells: Collection[str], count: int, *, block_ms: int | None = None) -> list[StreamEntry]:
+        """Entries that no consumer has had yet, at most `count` of each cell; they are this consumer's then.
 
-    def read_own(self, count: int) -> list[StreamEntry]:
+        With `block_ms` it waits so long for one to come.
+        """
+        return self._read(cells, ">", count, block_ms)
+
+    def read_own(self, cells: Collection[str], count: int) -> list[StreamEntry]:
         """Entries that this consumer has had and not acknowledged."""
-        return self._read("0", count)
+        return self._read(cells, "0", count, None)
 
-    def claim(self, idle_ms: int, count: int) -> list[StreamEntry]:
+    def claim(self, cells: Sequence[str], idle_ms: int, count: int) -> list[StreamEntry]:
         """Take over what another consumer has held for so long that it must be dead."""
-        reply: Any = self._client.xautoclaim(
-            self._key, redis_keys.USAGE_GROUP, self._consumer, min_idle_time=idle_ms, count=count
-        )
-        return self._entries(reply[1])
+        with self._client.pipeline(transaction=False) as pipe:
+            for cell in cells:
+                pipe.xautoclaim(
+                    redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, self._consumer, min_idle_time=idle_ms,
+                    count=count,
+                )  # fmt: skip
+            replies = pipe.execute() if cells else []
+        return [each for cell, reply in zip(cells, replies, strict=True) for each in _entries(cell, reply[1])]
 
-    def stranded(self, count: int) -> list[StreamEntry]:
+    def stranded(self, cells: Sequence[str], count: int) -> list[StreamEntry]:
         """Entries older than any consumer should leave them, whatever the group says."""
         now_s, _ = self._client.time()
-        reply: Any = self._client.xrange(self._key, "-", str(int(now_s) * 1000 - _STRANDED_MS), count=count)
-        return self._entries(reply)
+        oldest = str(int(now_s) * 1000 - _STRANDED_MS)
+        with self._client.pipeline(transaction=False) as pipe:
+            for cell in cells:
+                pipe.xrange(redis_keys.usage_stream(cell), "-", oldest, count=count)
+            replies = pipe.execute() if cells else []
+        return [each for cell, reply in zip(cells, replies, strict=True) for each in _entries(cell, reply)]
 
-    def acknowledge(self, entries: list[StreamEntry]) -> None:
+    def acknowledge(self, entries: Iterable[StreamEntry]) -> None:
         """SQL has them: acknowledge and delete in one step."""
-        if not entries:
+        ids: dict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            ids[redis_keys.usage_stream(entry.cell)].append(entry.entry_id)
+        if not ids:
             return
-        ids = [entry.entry_id for entry in entries]
         with self._client.pipeline(transaction=True) as both:
-            both.xack(self._key, redis_keys.USAGE_GROUP, *ids)
-            both.xdel(self._key, *ids)
+            for key, its in ids.items():
+                both.xack(key, redis_keys.USAGE_GROUP, *its)
+                both.xdel(key, *its)
             both.execute()
 
-    def lag(self) -> StreamLag:
-        """Read with the server's clock."""
+    def lags(self, cells: Sequence[str]) -> dict[str, StreamLag]:
+        """What each of these cells' streams still holds, by the server's clock."""
+        if not cells:
+            return {}
         with self._client.pipeline(transaction=False) as read:
-            read.time()
-            read.xlen(self._key)
-            read.xrange(self._key, "-", "+", count=1)
-            (now_s, now_us), entries, oldest = read.execute()
-        if not oldest:
-            return StreamLag(entries, 0)
-        oldest_ms = int(oldest[0][0].split(b"-")[0])
-        return StreamLag(entries, max(0, int(now_s) * 1000 + int(now_us) // 1000 - oldest_ms))
+            for cell in cells:
+                read.xlen(redis_keys.usage_stream(cell))
+            lengths = dict(zip(cells, read.execute(), strict=True))
+        lags = dict.fromkeys(cells, StreamLag(0, 0))
+        if waiting := [cell for cell, length in lengths.items() if length]:
+            with self._client.pipeline(transaction=False) as read:
+                for cell in waiting:
+                    read.xrange(redis_keys.usage_stream(cell), "-", "+", count=1)
+                read.time()
+                *oldest, (now_s, now_us) = read.execute()
+            now_ms = int(now_s) * 1000 + int(now_us) // 1000
+            for cell, first in zip(waiting, oldest, strict=True):
+                age_ms = now_ms - int(first[0][0].split(b"-")[0]) if first else 0
+                lags[cell] = StreamLag(lengths[cell], max(0, age_ms))
+        return lags
 
-    def _read(self, after: str, count: int) -> list[StreamEntry]:
-        reply: Any = self._client.xreadgroup(redis_keys.USAGE_GROUP, self._consumer, {self._key: after}, count=count)
-        return self._entries(reply[0][1]) if reply else []
+    def _read(self, cells: Collection[str], after: str, count: int, block_ms: int | None) -> list[StreamEntry]:
+        if not cells:
+            return []
+        by_key = {redis_keys.usage_stream(cell).encode(): cell for cell in cells}
+        streams: dict[Any, Any] = dict.fromkeys(by_key, after)
+        reply: Any = self._client.xreadgroup(
+            redis_keys.USAGE_GROUP, self._consumer, streams, count=count, block=block_ms
+        )
+        return [each for key, entries in reply or () for each in _entries(by_key[key], entries)]
 
-    def _entries(self, reply: list[tuple[bytes, dict[bytes, bytes]]]) -> list[StreamEntry]:
-        return [StreamEntry(self.cell, entry_id.decode(), _raw(fields)) for entry_id, fields in reply]
+
+def _entries(cell: str, reply: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[StreamEntry]:
+    return [StreamEntry(cell, entry_id.decode(), _raw(fields)) for entry_id, fields in reply]
 
 
 def _raw(fields: dict[bytes, bytes]) -> bytes | None:

@@ -1,28 +1,35 @@
-"""Allocates all cells, once a call: those that this process leads, each by itself, so that a fault in one does not stop the others.
+"""Allocates the busy cells that this process holds, once a call, side by side: a cell that is slow or broken holds up no other.
 
-Owns who is led and what failed. Without any allocator the last numbers hold.
+Owns whose turn it is and what failed. Without any allocator the last numbers hold.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final
 
 import redis
 from sqlalchemy import Engine
 
-from billing import redis_keys
-from billing.allocator import rebuild
-from billing.allocator.round import RatesInForce, Round, allocate
-from billing.allocator.supply import Calibration, Cell, read_calibrations, read_cells
-from billing.contracts.rates import rates_now
-from billing.leadership import Leadership
+from billing.allocator.leases import CellLeases
+from billing.allocator.round import Round, allocate
+from billing.allocator.supply import Cell, RatesInForce, Supply, SupplyReader, signed_alone
+from billing.busy_cells import BusyCells
 from billing.metrics import BillingMetrics
-from billing.registered import Registered, read_registered
+from billing.registered import Registered, read_registered_now
 
 _log = logging.getLogger(__name__)
 
+# Rounds wait for Redis and PostgreSQL most of their time. More at once than connections to spare would wait for these.
+_SIDE_BY_SIDE: Final = 8
+
 
 class Allocator:
-    """One a process; any number may run. `owner` names it in the locks. The client must not decode."""
+    """One a process; any number may run. `owner` names it among them. The client must not decode.
+
+    `patience_s`: how long a call waits for its rounds; None: for all of them. One that takes longer goes on beside the next call.
+    """
 
     def __init__(
         self,
@@ -31,74 +38,77 @@ class Allocator:
         metrics: BillingMetrics,
         *,
         owner: str,
-        rates_in_force: RatesInForce = rates_now,
+        rates_in_force: RatesInForce = signed_alone,
+        busy: BusyCells | None = None,
+        patience_s: float | None = None,
     ) -> None:
         self._engine = engine
+        # A look is one statement: no transaction about it.
+        self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._client = client
         self._metrics = metrics.capacity
-        self._leadership = Leadership(client, owner)
-        self._rates_in_force = rates_in_force
-        self._losses = rebuild.Losses()
+        self._busy = busy or BusyCells(client)
+        self._leases = CellLeases(client, owner)
+        self._supply = SupplyReader(rates_in_force)
+        self._patience_s = patience_s
+        self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
+        self._running: dict[str, Future[Round | None]] = {}
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
-        """A round of each cell that it leads; `now_ms` is Redis's clock unless given. Raises what all of them failed with."""
-        with self._engine.connect() as connection:
-            cells = read_cells(connection)
-            calibrations = read_calibrations(connection)
-        registered = read_registered(self._client)
-        run = rebuild.run_of(self._client)
-        rounds, failures, led = [], [], set()
-        for cell in cells:
+        """A round of each busy cell that it holds; `now_ms` is Redis's clock unless given. Raises what all of them failed with."""
+        held = self._share(now_ms)
+        rounds, failures = [], []
+        wait(self._running.values(), timeout=self._patience_s)
+        for cell in [cell for cell, future in self._running.items() if future.done()]:
             try:
-                if self._leadership.hold(redis_keys.allocator_lock(cell.cell)):
-                    led.add(cell.cell)
-                    rounds.append(self._allocate(cell, calibrations, registered, now_ms, run))
+                if (done := self._running.pop(cell).result()) is not None:
+                    rounds.append(done)
+                    self._metrics.round(done)
+                    self._works(cell)
             except Exception as exc:
                 failures.append(exc)
-                self._failed(cell.cell, exc)
-        self._metrics.led({cell.cell: cell.cell in led for cell in cells}, {each.cell.cell for each in rounds})
+                self._failed(cell, exc)
+        self._failing &= set(held)
+        self._metrics.held(held, self._failing)
         if failures and not rounds:
             # Nothing works, which is for the loop to say and to wait out.
             raise failures[0]
         return rounds
 
     def close(self) -> None:
-        """Let another process lead at once. Raises redis.RedisError."""
-        self._leadership.release_all()
+        """Let another process have the cells, once the rounds that have begun are over. Raises redis.RedisError."""
+        for future in self._running.values():
+            future.cancel()
+        wait(self._running.values())
+        self._running.clear()
+        self._leases.leave()
 
-    def _allocate(
-        self,
-        cell: Cell,
-        calibrations: dict[str, Calibration],
-        registered: Sequence[Registered],
-        now_ms: int | None,
-        run: str,
-    ) -> Round:
-        moment_ms = self._clock_ms() if now_ms is None else now_ms
-        done = allocate(
-            self._engine, self._client, cell, calibrations.get(cell.pool), registered, moment_ms, self._rates_in_force
-        )
-        if self._losses.due(self._client, cell.cell, run, moment_ms):
-            self._rebuild(cell, moment_ms, run)
-        if cell.cell in self._failing:
-            self._failing.discard(cell.cell)
-            _log.warning("cell %s is allocated again", cell.cell)
-        self._metrics.round(done)
-        return done
+    def _share(self, now_ms: int | None) -> list[str]:
+        """Renew the lease, see what there is, begin a round of each cell that has none under way; the cells that it holds."""
+        clock_ms, instances = read_registered_now(self._client)
+        with self._looks.connect() as connection:
+            supply = self._supply.read(connection, clock_ms if now_ms is None else now_ms)
+        busy = {*self._busy.names(), *supply.with_contracts(), *(each.cell for each in instances)} & supply.cells.keys()
+        held = self._leases.share(sorted(busy), self._running.keys() & busy)
+        ready: dict[str, list[Registered]] = defaultdict(list)
+        for each in instances:
+            if each.status == "ready":
+                ready[each.cell].append(each)
+        for cell in held:
+            if cell not in self._running:
+                self._running[cell] = self._threads.submit(
+                    self._round, supply.cells[cell], supply, ready.get(cell, ()), now_ms
+                )
+        return held
 
-    def _rebuild(self, cell: Cell, moment_ms: int, run: str) -> None:
-        with self._engine.connect() as connection:
-            rates = self._rates_in_force(connection, cell.pool, moment_ms)
-            levels = rebuild.rebuild(connection, self._client, cell, rates, moment_ms, run)
-        self._metrics.rebuilt.labels(cell.cell).inc()
-        _log.warning(
-            "cell %s: Redis was started, emptied or exchanged; %d levels held against the ledger", cell.cell, levels
-        )
+    def _round(self, cell: Cell, supply: Supply, ready: Sequence[Registered], now_ms: int | None) -> Round | None:
+        return allocate(self._engine, self._client, cell, supply.of(cell), ready, now_ms)
 
-    def _clock_ms(self) -> int:
-        now_s, now_us = self._client.time()
-        return int(now_s) * 1000 + int(now_us) // 1000
+    def _works(self, cell: str) -> None:
+        if cell in self._failing:
+            self._failing.discard(cell)
+            _log.warning("cell %s is allocated again", cell)
 
     def _failed(self, cell: str, exc: Exception) -> None:
         """Once, not every second: the metric shows how long it lasts."""

@@ -5,6 +5,8 @@ contracts' hashes and of `room`; decides nothing. What it must remember from rou
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -60,10 +62,12 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """A cell at one moment. `work_mu`: charged in all, of every class. `on_demand_waits`, `flex_waits`: tenants that wait; `on_demand_requests`: how many
-    requests of the first kind do.
+    """A cell at one moment, by Redis's clock. `work_mu`: charged in all, of every class. `on_demand_waits`, `flex_waits`: tenants that wait;
+    `on_demand_requests`: how many requests of the first kind do. `version`: what a write must find unchanged.
     """
 
+    read_ms: int
+    version: bytes
     contracts: Mapping[str, ContractHash]
     instances: frozenset[str]
     in_flight: Mapping[str, InFlight]
@@ -89,16 +93,19 @@ class Numbers:
 def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellState:
     """The cell, and the contracts of these tenants. Raises redis.RedisError."""
     with client.pipeline(transaction=True) as read:
+        read.time()
         read.hgetall(redis_keys.room(cell))
         read.hgetall(redis_keys.flight(cell))
         read.zcard(redis_keys.waiting_tenants(cell, "o"))
         read.zcard(redis_keys.waiting_tenants(cell, "f"))
         for tenant in tenants:
             read.hgetall(redis_keys.contract_bucket(cell, tenant))
-        room, flight, on_demand_waits, flex_waits, *hashes = read.execute()
+        (now_s, now_us), room, flight, on_demand_waits, flex_waits, *hashes = read.execute()
     found = {tenant: _contract(_text(fields)) for tenant, fields in zip(tenants, hashes, strict=True)}
     fields = _text(room)
     return CellState(
+        read_ms=int(now_s) * 1000 + int(now_us) // 1000,
+        version=room.get(_MEMORY.encode(), b""),
         contracts={tenant: hash_ for tenant, hash_ in found.items() if hash_ is not None},
         instances=frozenset(name.partition(":")[2] for name in fields if name.startswith(_PER_INSTANCE)),
         in_flight=_in_flight(_text(flight)),
@@ -125,30 +132,39 @@ def write_state(
     client: redis.Redis,
     cell: str,
     *,
+    read: CellState,
     contracts: Mapping[str, Numbers],
     accounts: Mapping[str, Account],
     shares: Iterable[Share],
     capacity_mu_s: int,
     gone: Iterable[str],
     memory: Memory,
-) -> None:
-    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone` ones have none any more."""
+) -> bool:
+    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone` ones have none any more.
+
+    False, and nothing is written, where another allocator has written since `read` was. Raises redis.RedisError.
+    """
     room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
     for share in shares:
         room |= {_ROOM + share.instance: share.room, _ON_DEMAND + share.instance: share.on_demand}
         room[_FLEX + share.instance] = share.flex
         room |= {_GIVE_WAY + share.instance: share.give_way, _READS + share.instance: capacity_mu_s}
     stale = [prefix + instance for instance in gone for prefix in _PER_INSTANCE]
-    with client.pipeline(transaction=True) as write:
-        for tenant, numbers in contracts.items():
-            key = redis_keys.contract_bucket(cell, tenant)
-            write.hset(key, mapping={**_numbers(numbers), _ACCOUNT: json.dumps(accounts[tenant].to_record())})
-            write.pexpire(key, _TTL_MS)
-        write.hset(redis_keys.room(cell), mapping=room)
-        if stale:
-            write.hdel(redis_keys.room(cell), *stale)
-        write.pexpire(redis_keys.room(cell), _TTL_MS)
-        write.execute()
+    keys = [redis_keys.room(cell)]
+    arguments: list[Any] = [read.version, _TTL_MS, *_fields(room), len(stale), *stale]
+    for tenant, numbers in contracts.items():
+        keys.append(redis_keys.contract_bucket(cell, tenant))
+        arguments += _fields({**_numbers(numbers), _ACCOUNT: json.dumps(accounts[tenant].to_record())})
+    return bool(client.register_script(_write_numbers())(keys=keys, args=arguments))
+
+
+@cache
+def _write_numbers() -> str:
+    return (Path(__file__).parent.parent / "lua" / "write_numbers.lua").read_text(encoding="utf-8")
+
+
+def _fields(fields: Mapping[Any, Any]) -> list[Any]:
+    return [len(fields), *(word for pair in fields.items() for word in pair)]
 
 
 def forget_contracts(client: redis.Redis, cell: str, tenants: Iterable[str]) -> None:

@@ -3,9 +3,9 @@
 SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the same outcome.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import Final
 
 import redis
 from sqlalchemy import Connection, Engine
@@ -15,13 +15,10 @@ from billing.allocator import cell_state, minutes, shares
 from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
 from billing.allocator.minutes import Account, Minute, Totals
 from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
-from billing.allocator.supply import Calibration, Cell, Ended, read_ended
-from billing.contracts.rates import ContractRate, rates_now
+from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
+from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
 from billing.registered import Registered
-
-# The contracts of a pool at a moment, at what each may have.
-RatesInForce: TypeAlias = Callable[[Connection, str, int], list[ContractRate]]
 
 # Cuts are recorded by another process, a moment after they happen; after a pause, those of the pause.
 _CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
@@ -82,34 +79,39 @@ def allocate(
     engine: Engine,
     client: redis.Redis,
     cell: Cell,
-    calibration: Calibration | None,
-    registered: Sequence[Registered],
-    now_ms: int,
-    rates_in_force: RatesInForce = rates_now,
-) -> Round:
-    """Do it. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold. `rates_in_force`: what is left where a reclaim cuts."""
-    ready = [each for each in registered if each.cell == cell.cell and each.status == "ready"]
+    supply: PoolSupply,
+    ready: Sequence[Registered],
+    now_ms: int | None = None,
+) -> Round | None:
+    """Do it, with the cell's ready machines; `now_ms` is Redis's clock as the cell is read, unless given. None where another allocator
+    has written meanwhile. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold.
+    """
+    calibration = supply.calibration
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
     ready_mu_s = capacity_mu_s * len(ready)
-    with engine.begin() as connection:
-        signed = {rate.tenant: rate for rate in rates_now(connection, cell.pool, now_ms)}
-        rates = {rate.tenant: rate for rate in rates_in_force(connection, cell.pool, now_ms) if rate.tenant in signed}
-        ended = _ended(connection, client, cell, rates, now_ms)
-        # Asked before the totals are read: what settles in between is in them.
-        charged = cell_state.charged_tenants(client, cell.cell, ended)
-        state = cell_state.read_state(client, cell.cell, [*rates, *ended])
-        books = _go_on(state, ended, ready_mu_s, now_ms)
-        missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, ready_mu_s)
-        _begin(connection, books, state, signed, missing, now_ms)
-        capacity_usage.write_minutes(connection, books.minutes)
-        cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
+    signed = {rate.tenant: rate for rate in supply.signed}
+    rates = {rate.tenant: rate for rate in supply.rates if rate.tenant in signed}
+    ended = _ended(client, cell, rates, supply.ended)
+    # Asked before the totals are read: what settles in between is in them.
+    charged = cell_state.charged_tenants(client, cell.cell, ended)
+    state = cell_state.read_state(client, cell.cell, [*rates, *ended])
+    now_ms = state.read_ms if now_ms is None else now_ms
+    books = _go_on(state, ended, ready_mu_s, now_ms)
+    missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, ready_mu_s)
+    cut_mu: dict[tuple[str, int], int] = {}
+    if signed or books.accounts:
+        with engine.begin() as connection:
+            _begin(connection, books, state, signed, missing, now_ms)
+            capacity_usage.write_minutes(connection, books.minutes)
+            cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
     owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
     health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
-    cell_state.write_state(
+    written = cell_state.write_state(
         client,
         cell.cell,
+        read=state,
         contracts=numbers,
         accounts={tenant: books.accounts[each.contract_id] for tenant, each in numbers.items()},
         shares=divided,
@@ -117,6 +119,8 @@ def allocate(
         gone=state.instances - {share.instance for share in divided},
         memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending),
     )
+    if not written:
+        return None
     cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
     asked_again = cell_state.grant(client, cell.cell)
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
@@ -127,13 +131,15 @@ def allocate(
 
 
 def _ended(
-    connection: Connection, client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], now_ms: int
+    client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], lately: Sequence[Ended]
 ) -> dict[str, Ended]:
     """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is not among them."""
     ended: dict[str, Ended] = {}
-    for each in read_ended(connection, cell.pool, now_ms):
+    for each in lately:
         if each.tenant not in rates:
             ended.setdefault(each.tenant, each)
+    if not ended:
+        return {}
     contracts = {tenant: each.contract_id for tenant, each in ended.items()}
     return {tenant: ended[tenant] for tenant in cell_state.left_behind(client, cell.cell, contracts)}
 

@@ -1,9 +1,10 @@
 """What each contract is worth at this moment: for the allocator, which asks every second. Reads only."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import ColumnElement, Connection, Row, select
 
 from billing.contracts.store import BINDING
 from billing.contracts.terms import BURST_MS, Overflow
@@ -23,8 +24,20 @@ class ContractRate:
     burst_ms: int = BURST_MS
 
 
+RatesByPool: TypeAlias = Mapping[str, Sequence[ContractRate]]
+
+
 def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
     """The contracts of a pool that are in force at this moment, by the clock and not by their state, which follows it."""
+    return _rates(connection, now_ms, contract.c.pool == pool).get(pool, [])
+
+
+def rates_by_pool(connection: Connection, now_ms: int) -> dict[str, list[ContractRate]]:
+    """The same of every pool that has such contracts, in one query."""
+    return _rates(connection, now_ms)
+
+
+def _rates(connection: Connection, now_ms: int, *among: ColumnElement[bool]) -> dict[str, list[ContractRate]]:
     rate = (
         select(contract_step.c.mu_s)
         .where(contract_step.c.contract_id == contract.c.contract_id, contract_step.c.from_ms <= now_ms)
@@ -35,14 +48,17 @@ def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRa
     rows = connection.execute(
         select(contract, rate.label("mu_s"))
         .where(
-            contract.c.pool == pool,
+            *among,
             contract.c.state.in_(BINDING),
             contract.c.starts_ms <= now_ms,
             contract.c.effective_end_ms > now_ms,
         )
         .order_by(contract.c.contract_id)
     )
-    return [_rate(row, now_ms) for row in rows]
+    found: dict[str, list[ContractRate]] = {}
+    for row in rows:
+        found.setdefault(row.pool, []).append(_rate(row, now_ms))
+    return found
 
 
 def _rate(row: Row[Any], now_ms: int) -> ContractRate:

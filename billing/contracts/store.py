@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from billing.contracts.terms import Clause, Contract, State, Step, Terms
@@ -16,6 +16,7 @@ from billing.schema.capacity import contract_history, contract_step
 CONTRACT_PREFIX: Final = "con_"
 # Those that hold capacity.
 BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
+_CLOCK_MS: Final = (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,7 @@ class Entry:
 
 def now_ms(connection: Connection) -> int:
     """The database's clock, which all who sign share."""
-    clock = (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger)
-    return connection.execute(select(clock)).scalar_one()
+    return connection.execute(select(_CLOCK_MS)).scalar_one()
 
 
 def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) -> Contract:
@@ -99,11 +99,20 @@ def lock(connection: Connection, contract_id: str) -> Contract:
 
 def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
     """Those whose state is behind the clock, held; what another transaction holds is left for the next time."""
-    starts = (table.c.state == "signed") & (table.c.starts_ms <= now_ms)
-    ends = table.c.state.in_(BINDING) & (table.c.effective_end_ms <= now_ms)
-    held = select(table.c.contract_id).where(starts | ends).with_for_update(skip_locked=True)
+    held = select(table.c.contract_id).where(_due(now_ms)).with_for_update(skip_locked=True)
     ids = connection.execute(held).scalars().all()
     return _read(connection, _query().where(table.c.contract_id.in_(ids)).order_by(table.c.contract_id)) if ids else []
+
+
+def any_due(connection: Connection) -> bool:
+    """Whether a state is behind the database's clock now."""
+    return bool(connection.execute(select(exists(select(table.c.contract_id).where(_due(_CLOCK_MS))))).scalar_one())
+
+
+def _due(now_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
+    starts = (table.c.state == "signed") & (table.c.starts_ms <= now_ms)
+    ends = table.c.state.in_(BINDING) & (table.c.effective_end_ms <= now_ms)
+    return starts | ends
 
 
 def history(connection: Connection, contract_id: str) -> list[Entry]:

@@ -24,12 +24,15 @@ class Reclaimer:
 
     def __init__(self, engine: Engine, client: redis.Redis, projector: Projector) -> None:
         self._engine = engine
+        self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._client = client
         self._projector = projector
 
     def step(self, now_ms: int | None = None) -> bool:
         """Bring every reclaim up to the clock. True: there is more to do at once. Raises redis.RedisError, SQLAlchemyError."""
-        with self._engine.connect() as connection:
+        with self._looks.connect() as connection:
+            if not store.any_open(connection):
+                return False
             moment_ms = clock_ms(connection) if now_ms is None else now_ms
             due = _due(connection, moment_ms)
             pools = shortfall.pools_cut(connection, moment_ms)

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from billing.contracts.commitments import read_position
 from billing.contracts.position import Holding, Position, Taken
-from billing.contracts.rates import ContractRate, rates_now
+from billing.contracts.rates import ContractRate, RatesByPool
 from billing.contracts.timeline import Timeline
 from billing.reclaims import store
 from billing.reclaims.store import Reclaim
@@ -80,14 +80,13 @@ def rates_after_cuts(rates: Sequence[ContractRate], cut_mu_s: int) -> list[Contr
     return [replace(rate, mu_s=rate.mu_s - cuts[rate.contract_id]) for rate in rates]
 
 
-def cut_now(connection: Connection, pool: str, now_ms: int) -> int:
-    """Reads by how much reclaims cut the contracts of a pool at this moment; nearly always 0, for one query."""
-    breaking = store.list_all(connection, pool=pool, states=store.TAKING, breaks=True)
-    if not any(each.by_ms <= now_ms for each in breaking):
-        return 0
-    return shortage_by_reclaims(read_position(connection, pool, now_ms), breaking).at(now_ms)
-
-
-def rates_in_force(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
-    """Reads what each contract may have at this moment: its rate, less what a reclaim cuts of it. For the allocator."""
-    return rates_after_cuts(rates_now(connection, pool, now_ms), cut_now(connection, pool, now_ms))
+def rates_in_force(connection: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
+    """Reads what each contract may have at this moment: its rate, less what a reclaim cuts of it. One query while no reclaim cuts."""
+    breaking = store.list_all(connection, states=store.TAKING, breaks=True)
+    cut = {each.pool for each in breaking if each.by_ms <= now_ms} & signed.keys()
+    left = dict(signed)
+    for pool in cut:
+        ours = [each for each in breaking if each.pool == pool]
+        shortage = shortage_by_reclaims(read_position(connection, pool, now_ms), ours)
+        left[pool] = rates_after_cuts(signed[pool], shortage.at(now_ms))
+    return left

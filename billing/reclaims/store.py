@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, exists, insert, select, update
 
 from billing import outbox
 from billing.contracts.position import Taken
@@ -113,6 +113,13 @@ def list_all(
     if breaks is not None:
         query = query.where(table.c.breaks.is_(breaks))
     return [_reclaim(row) for row in connection.execute(query)]
+
+
+def any_open(connection: Connection) -> bool:
+    """Whether there is one that takes machines, now or later."""
+    return bool(
+        connection.execute(select(exists(select(table.c.reclaim_id).where(table.c.state.in_(TAKING))))).scalar_one()
+    )
 
 
 def history(connection: Connection, reclaim_id: str) -> list[Entry]:

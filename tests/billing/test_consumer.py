@@ -15,7 +15,7 @@ from billing.metrics import BillingMetrics
 from billing.price_book import set_price
 from billing.schema.ledger import ledger_transaction, usage_conflict, usage_event, usage_rejected
 from billing.usage_event import UsageEvent
-from billing.usage_stream import UsageStream
+from billing.usage_stream import UsageStreams
 from tests.billing.events import event
 
 NewConsumer = Callable[[str], Consumer]
@@ -71,8 +71,9 @@ def test_death_between_commit_and_acknowledgement_bills_once(
     survivor.consume_once()
     publish(raw_redis, event("a"), event("b"))
     # Read and committed, never acknowledged: what a kill -9 leaves behind.
-    dead = UsageStream(raw_redis, "m1", "dead")
-    held = [ReceivedEvent.read(entry.raw) for entry in dead.read_new(10) if entry.raw is not None]
+    dead = UsageStreams(raw_redis, "dead")
+    dead.ensure_groups(["m1"])
+    held = [ReceivedEvent.read(entry.raw) for entry in dead.read_new(["m1"], 10) if entry.raw is not None]
     with database.begin() as connection:
         assert len(record_events(connection, held).events) == 2
     assert survivor.consume_once() == 0
@@ -86,7 +87,9 @@ def test_what_is_still_held_by_a_living_consumer_is_not_claimed(database: Engine
     publish(raw_redis)
     patient.consume_once()
     publish(raw_redis, event("a"))
-    UsageStream(raw_redis, "m1", "living").read_new(10)
+    living = UsageStreams(raw_redis, "living")
+    living.ensure_groups(["m1"])
+    living.read_new(["m1"], 10)
     assert patient.claim_once() == 0
 
 

@@ -204,18 +204,19 @@ def test_it_allocates_its_cells_and_turns_contracts_and_leaves_its_cells_to_othe
         draft = lifecycle.draft(connection, sold, now_ms=now_ms)
         lifecycle.sign(connection, draft.contract_id, now_ms=now_ms)
     billing.start()
-    lock, numbers = redis_keys.allocator_lock(POOL), redis_keys.contract_bucket(POOL, shop.tenants["acme"])
+    numbers = redis_keys.contract_bucket(POOL, shop.tenants["acme"])
     until(lambda: raw_redis.hget(numbers, "rate") == b"100000", billing)
-    until(lambda: billing.metric(f'taas_allocator_leader{{cell="{POOL}"}}') == 1, billing)
+    until(lambda: billing.metric(f'taas_allocator_working{{cell="{POOL}"}}') == 1, billing)
 
     def state() -> str:
         with tables.connect() as connection:
             return store.find(connection, draft.contract_id).state
 
     until(lambda: state() == "active", billing)
-    assert raw_redis.exists(lock)
+    assert raw_redis.hexists(redis_keys.ALLOCATORS, POOL)
+    assert raw_redis.zcard(redis_keys.ALLOCATORS_ALIVE) == 1
     assert billing.end(signal.SIGTERM) == 0
-    assert not raw_redis.exists(lock)
+    assert not raw_redis.exists(redis_keys.ALLOCATORS, redis_keys.ALLOCATORS_ALIVE)
 
 
 def test_what_waits_for_sql_is_told_while_sql_refuses_it(

@@ -32,7 +32,6 @@ def test_a_cells_name_cannot_break_out_of_its_hash_tag(cell: str) -> None:
 def test_keys_are_those_of_the_contract() -> None:
     assert redis_keys.key_of_api_key("ab") == "taas:key:ab"
     assert redis_keys.tenant("t1") == "taas:tenant:t1"
-    assert redis_keys.allocator_lock("pool-1") == "taas:allocator:pool-1"
     assert CELL_KEYS == [
         "{c:pool-1}:b:t:m}{x",
         "{c:pool-1}:k:k:org/m:1",

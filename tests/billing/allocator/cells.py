@@ -9,6 +9,7 @@ from sqlalchemy import Engine, select, update
 
 from billing import redis_keys
 from billing.allocator.allocator import Allocator
+from billing.allocator.restore import Restorer
 from billing.allocator.round import Round
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract
@@ -50,6 +51,17 @@ class Ground:
 
     def allocator(self, owner: str = "a", **options: Any) -> Allocator:
         return Allocator(self.engine, self.raw, self.metrics, owner=owner, **options)
+
+    def restorer(self, owner: str = "a", **options: Any) -> Restorer:
+        return Restorer(self.engine, self.raw, self.metrics, owner=owner, **options)
+
+    def forget_leases(self) -> None:
+        """As if every allocator's lease had lapsed."""
+        self.text.delete(redis_keys.ALLOCATORS, redis_keys.ALLOCATORS_ALIVE)
+
+    def holder(self, cell: str = CELL) -> str | None:
+        """The process that allocates the cell."""
+        return self.text.hget(redis_keys.ALLOCATORS, cell)  # type: ignore[return-value]
 
     def request(self, request_id: str, name: str = "acme", **fields: Any) -> CellRequest:
         tenant = self.tenant(name)

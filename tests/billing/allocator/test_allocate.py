@@ -59,6 +59,9 @@ def test_a_rate_follows_its_ramp(ground: Ground) -> None:
 def test_without_a_calibration_nothing_is_bounded(ground: Ground) -> None:
     with ground.engine.begin() as connection:
         models.create(connection, models.ModelSpec("bare", 4096))
+    # It has no machine any more, and somebody who waits there.
+    ground.text.zadd(redis_keys.waiting_tenants("bare", "o"), {ground.tenant("acme"): 1})
+    ground.text.sadd(redis_keys.CELLS, "bare")
     ground.text.hset(redis_keys.room("bare"), mapping={"m:i-1": 3, "x:i-1": 3})
     ground.allocator().allocate_once(T0)
     assert list(ground.text.hgetall(redis_keys.room("bare"))) == ["s"]  # type: ignore[arg-type]
@@ -189,6 +192,8 @@ def test_a_fault_in_one_cell_does_not_stop_the_others(ground: Ground, raw_redis:
     with ground.engine.begin() as connection:
         models.create(connection, models.ModelSpec("a-broken-one", 4096))
     raw_redis.set(redis_keys.room("a-broken-one"), "not a hash")
+    raw_redis.zadd(redis_keys.open_requests("a-broken-one"), {"r": 1})
+    raw_redis.sadd(redis_keys.CELLS, "a-broken-one")
     allocator = ground.allocator()
     for second in range(2):
         assert only(allocator.allocate_once(T0 + second * SECOND)).cell.cell == CELL

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing import redis_keys
 from billing.cell.replies import Refused, Reserved
-from billing.contracts.rates import ContractRate, rates_now
+from billing.contracts.rates import RatesByPool
 from billing.schema.capacity import contract_minute, contract_shortfall
 from tests.billing.allocator.cells import MINUTE, Ground
 from tests.billing.cell.requests import CELL
@@ -61,12 +61,12 @@ def test_a_round_that_died_between_sql_and_redis_is_neither_lost_nor_doubled(gro
     ground.allocator().allocate_once(T0)
     ground.use("acme", 700)
     before = ground.text.dump(redis_keys.contract_bucket(CELL, ground.tenant("acme")))
-    ground.text.delete(redis_keys.allocator_lock(CELL))
+    ground.forget_leases()
     ground.allocator("dies").allocate_once(T0 + 61 * SECOND)
     # As if it had not come to write to Redis.
     ground.text.restore(redis_keys.contract_bucket(CELL, ground.tenant("acme")), 0, before, replace=True)
     ground.use("acme", 300)
-    ground.text.delete(redis_keys.allocator_lock(CELL))
+    ground.forget_leases()
     ground.allocator("next").allocate_once(T0 + 62 * SECOND)
     rows = ground.minutes(signed.contract_id)
     assert sum(row.used_mu for row in rows.values()) == 1_000
@@ -175,8 +175,8 @@ def test_what_ready_machines_cannot_do_is_missing_from_every_contract_in_proport
 def test_what_a_reclaim_cuts_is_not_missing_as_well(ground: Ground) -> None:
     signed = ground.sign("acme", 1_600)
 
-    def cut(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
-        return [replace(rate, mu_s=900_000) for rate in rates_now(connection, pool, now_ms)]
+    def cut(_: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
+        return {pool: [replace(rate, mu_s=900_000) for rate in rates] for pool, rates in signed.items()}
 
     ground.register("i-2", status="draining")
     allocator = ground.allocator(rates_in_force=cut)
@@ -188,8 +188,8 @@ def test_what_a_reclaim_cuts_is_not_missing_as_well(ground: Ground) -> None:
 def test_a_contract_that_is_cut_has_less_to_use_and_is_still_assigned_what_was_signed(ground: Ground) -> None:
     signed = ground.sign("acme", 10)
 
-    def halved(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
-        return [replace(rate, mu_s=rate.mu_s // 2) for rate in rates_now(connection, pool, now_ms)]
+    def halved(_: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
+        return {pool: [replace(rate, mu_s=rate.mu_s // 2) for rate in rates] for pool, rates in signed.items()}
 
     allocator = ground.allocator(rates_in_force=halved)
     allocator.allocate_once(T0)

@@ -91,7 +91,7 @@ def test_fault_34_the_last_numbers_hold_and_it_goes_on_by_itself(
         since = begun()
         wait_until(lambda: begun() > since + 1, "a whole round")
     value = ground.metrics.registry.get_sample_value
-    assert value("taas_allocator_leader", {"cell": "pool-1"}) == 1
+    assert value("taas_allocator_working", {"cell": "pool-1"}) == 1
     rows = ground.minutes(signed.contract_id).values()
     assert [sum(getattr(row, name) for row in rows) for name in ("used_mu", "borrowed_mu", "refused")] == [1_000, 30, 2]
     labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": signed.contract_id}

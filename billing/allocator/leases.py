@@ -1,0 +1,41 @@
+"""Which cells this process allocates: the busy ones, divided evenly among the billing processes that are alive.
+
+Owns a process's lease and the cells under it. One call a second renews the lease for all cells at once. What a dead process held is
+free when its lease lapses; a process that joins is given its part by those that have more.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from billing import redis_keys
+
+# Renewed every second: a process that is gone is replaced within this.
+_LEASE_MS: Final = 3_000
+
+
+class CellLeases:
+    """One a process, named `owner`. The client must not decode responses."""
+
+    def __init__(self, client: redis.Redis, owner: str) -> None:
+        self._owner = owner
+        self._share = client.register_script((Path(__file__).parent.parent / "lua" / "share_cells.lua").read_text())
+
+    def share(self, busy: Iterable[str], pinned: Collection[str] = ()) -> list[str]:
+        """Renew, and say which of the busy cells this process holds now. `pinned` ones are kept: it works on them at this moment.
+
+        Raises redis.RedisError.
+        """
+        others = [cell for cell in busy if cell not in pinned]
+        return sorted(self._call(_LEASE_MS, [*sorted(pinned), *others], len(pinned)))
+
+    def leave(self) -> None:
+        """Let others have the cells at once. Raises redis.RedisError; then the lease lapses by itself."""
+        self._call(0, (), 0)
+
+    def _call(self, lease_ms: int, cells: Sequence[str], pinned: int) -> list[str]:
+        keys = [redis_keys.ALLOCATORS, redis_keys.ALLOCATORS_ALIVE]
+        reply: Any = self._share(keys=keys, args=[self._owner, lease_ms, pinned, *cells])
+        return [cell.decode() if isinstance(cell, bytes) else cell for cell in reply]

@@ -1,0 +1,182 @@
+"""After Redis has lost something: holds the buckets of every cell against the ledger, all cells in one pass, and calls them whole.
+
+A cell says in which run of the server its levels were last held against the ledger. Without that word (Redis was emptied, or began
+empty) nobody is admitted there until this has been done; with another run's word (a restart, an older copy, a failover) levels are
+raised within a second. What is open is not the ledger's: gateways restore it themselves.
+
+One billing process at a time does this. It looks at the cells one by one only when Redis's own word for all of them has gone;
+otherwise at those that are busy or new.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import redis
+from sqlalchemy import Engine
+
+from billing import redis_keys
+from billing.allocator.rebuild import levels_of
+from billing.allocator.supply import RatesInForce, read_cells, signed_alone
+from billing.busy_cells import BusyCells
+from billing.cell.scripts import Command, rebuild_call, script
+from billing.contracts.rates import ContractRate, rates_by_pool
+from billing.leadership import Leadership
+from billing.metrics import BillingMetrics
+
+_log = logging.getLogger(__name__)
+
+# How often `step` should be called: half of what a caller waits for after Redis was emptied.
+RESTORE_INTERVAL_MS: Final = 500
+# How often it looks at busy and new cells, at the server's run and at its own lock.
+_LOOK_S: Final = 0.95
+# By then each gateway has checkpointed what runs, and so taken its places again.
+_RESTORED_MS: Final = 900
+# Levels in one script: a few ms of Redis.
+_LEVELS_MAX: Final = 1_000
+# Commands of one pipeline.
+_COMMANDS_MAX: Final = 500
+
+
+class Restorer:
+    """One a process; the one that holds the lock works. The client must not decode."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: redis.Redis,
+        metrics: BillingMetrics,
+        *,
+        owner: str,
+        rates_in_force: RatesInForce = signed_alone,
+        busy: BusyCells | None = None,
+    ) -> None:
+        self._engine = engine
+        self._client = client
+        self._metrics = metrics.capacity
+        self._rates_in_force = rates_in_force
+        self._busy = busy or BusyCells(client)
+        self._leadership = Leadership(client, owner)
+        self._whole: set[str] = set()
+        self._pause = threading.Event()
+        self._again_s = 0.0
+        self._word: bytes | None = None
+        # Since when a cell without a word is known to have none.
+        self._since: dict[str, int] = {}
+
+    def step(self, now_ms: int | None = None) -> bool:
+        """A loop's step; between whole ones it only asks whether Redis was emptied. Raises redis.RedisError, SQLAlchemyError."""
+        now_s = time.monotonic()
+        if (
+            now_ms is None
+            and now_s < self._again_s
+            and self.leads
+            and self._client.get(redis_keys.INTACT) == self._word
+        ):
+            return False
+        self._again_s = now_s + _LOOK_S
+        if not self._leadership.hold(redis_keys.RESTORER_LOCK):
+            self._whole.clear()
+            return False
+        self.restore_once(now_ms)
+        if now_ms is None and self._since:
+            # Callers wait: go on as soon as the gateways have had their moment.
+            self._pause.wait(_RESTORED_MS / 1000 / 3)
+            return True
+        return False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that works, which then also reports what every process sees."""
+        return self._leadership.holds(redis_keys.RESTORER_LOCK)
+
+    def close(self) -> None:
+        """Let another process work at once. Raises redis.RedisError."""
+        self._leadership.release_all()
+
+    def restore_once(self, now_ms: int | None = None) -> list[str]:
+        """Restore the cells that need it and can be; which. The caller holds the lock."""
+        run, word, clock_ms, listeners = self._read_server()
+        self._word = word
+        now_ms = clock_ms if now_ms is None else now_ms
+        if word != run.encode():
+            self._whole.clear()
+        lost = self._lost(run, word != run.encode())
+        due = self._due(lost, now_ms, waits=bool(listeners))
+        done = self._restore(due, now_ms, run) if due else []
+        if done:
+            # Who waited stands in a line that is gone.
+            for channel in listeners:
+                self._client.publish(channel, "*")
+            self._metrics.restored.inc(len(done))
+            _log.warning("Redis has lost levels, or a model is new: %d cells were held against the ledger", len(done))
+        self._whole |= set(done)
+        if word != run.encode() and lost.keys() <= set(done):
+            self._client.set(redis_keys.INTACT, run)
+            self._word = run.encode()
+        return done
+
+    def _read_server(self) -> tuple[str, bytes | None, int, Sequence[bytes]]:
+        """The run of the server, which changes with every start of it; its word for all cells; its clock; the gateways that listen."""
+        with self._client.pipeline(transaction=False) as read:
+            read.info("server")
+            read.get(redis_keys.INTACT)
+            read.time()
+            read.pubsub_channels(redis_keys.wake_channel("*"))
+            server, word, (now_s, now_us), listeners = read.execute()
+        return str(server["run_id"]), word, int(now_s) * 1000 + int(now_us) // 1000, listeners
+
+    def _lost(self, run: str, all_cells: bool) -> dict[str, bytes | None]:
+        """Cells whose levels were not held against the ledger in this run, with the word that they have."""
+        if all_cells:
+            with self._engine.connect() as connection:
+                looked_at = list(read_cells(connection))
+        else:
+            busy = self._busy.names()
+            looked_at = [*busy, *(set(self._busy.all()) - self._whole - set(busy))]
+        words = _run_all(self._client, [("GET", redis_keys.intact(cell)) for cell in looked_at])
+        lost = {cell: word for cell, word in zip(looked_at, words, strict=True) if word != run.encode()}
+        self._whole |= set(looked_at) - lost.keys()
+        return lost
+
+    def _due(self, lost: Mapping[str, bytes | None], now_ms: int, *, waits: bool) -> list[str]:
+        """Those to restore now. A cell without a word is given a moment: what runs is to have its place before others come."""
+        self._since = {cell: self._since.get(cell, now_ms) for cell, word in lost.items() if word is None and waits}
+        # Also where the clock went back: else it would wait until the clock is there again.
+        return [cell for cell in lost if not 0 <= now_ms - self._since.get(cell, 0) < _RESTORED_MS]
+
+    def _restore(self, cells: Sequence[str], now_ms: int, run: str) -> list[str]:
+        with self._engine.connect() as connection:
+            pools = read_cells(connection)
+            signed = rates_by_pool(connection, now_ms)
+            rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
+            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have no place.
+            ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in cells if cell in pools})
+            levels = levels_of(connection, ready, now_ms)
+        calls: list[Command] = []
+        for cell, found in levels.items():
+            for start in range(0, max(1, len(found)), _LEVELS_MAX):
+                last = start + _LEVELS_MAX >= len(found)
+                calls.append(rebuild_call(cell, run if last else "", found[start : start + _LEVELS_MAX]))
+        self._client.script_load(script("rebuild").text)
+        _run_all(self._client, calls)
+        return list(ready)
+
+    def _numbered(self, rates: Mapping[str, Sequence[ContractRate]]) -> dict[str, Sequence[ContractRate]]:
+        """Of these cells, those whose contracts have their numbers in Redis."""
+        asked = [(cell, rate.tenant) for cell, found in rates.items() for rate in found]
+        there = _run_all(self._client, [("EXISTS", redis_keys.contract_bucket(*each)) for each in asked])
+        missing = {cell for (cell, _), exists in zip(asked, there, strict=True) if not exists}
+        return {cell: found for cell, found in rates.items() if cell not in missing}
+
+
+def _run_all(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    replies: list[Any] = []
+    for start in range(0, len(commands), _COMMANDS_MAX):
+        with client.pipeline(transaction=False) as pipe:
+            for command in commands[start : start + _COMMANDS_MAX]:
+                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+            replies += pipe.execute()
+    return replies
