@@ -72,7 +72,9 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
             return
         engine = connect(settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW)
         # A loop comes again when its connection has died, and asks too often to ask twice each time.
-        loops_engine = connect(settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True)
+        loops_engine = connect(
+            settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True
+        )
         client = redis.Redis(
             **address.client_arguments(), socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
         )

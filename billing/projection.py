@@ -32,6 +32,9 @@ _LOCK: Final = 7_461_620
 # An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
 _LOCK_TIMEOUT_MS: Final = 5_000
 _SALT_BYTES: Final = 32
+_STATE: Final = select(
+    projection_state.c.source, projection_state.c.version, exists(select(projection_outbox.c.change_id))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,8 @@ class Projector:
 
     def _behind(self) -> bool:
         """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
-        row = select(
-            projection_state.c.source, projection_state.c.version, exists(select(projection_outbox))
-        ).subquery()
         with self._looks.connect() as connection:
-            source, version, waits = connection.execute(select(row)).one()
+            source, version, waits = connection.execute(_STATE).one()
         return waits or self._client.get(redis_keys.PROJECTION) not in _spellings(_Marker(source, version))
 
     def _deliver_some(self) -> bool:

@@ -91,14 +91,14 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
 def _open_requests(control: ControlPlane, instance: Instance) -> int | None:
     """How many requests run there by the registration that is in SQL; None where Redis does not say."""
     try:
-        return read_open(control.redis).requests.get((instance.instance_id, instance.epoch), 0)
+        return read_open(control.redis, [instance.cell]).requests.get((instance.instance_id, instance.epoch), 0)
     except redis.RedisError:
         return None
 
 
 def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
     """Raises Conflict while requests run under the removed registration: what they produce belongs to its epoch."""
-    if count := read_open(control.redis).requests.get((before.instance_id, before.epoch), 0):
+    if count := read_open(control.redis, [before.cell]).requests.get((before.instance_id, before.epoch), 0):
         raise Conflict(
             f"Requests of before {before.instance_id!r} was removed still run there: {count}. Add it again when they have ended.",
             param="instance",

@@ -4,7 +4,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from billing.contracts.terms import Clause, Contract, State, Step, Terms
@@ -17,6 +30,15 @@ CONTRACT_PREFIX: Final = "con_"
 # Those that hold capacity.
 BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
 _CLOCK_MS: Final = (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger)
+
+
+def _due(now_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
+    starts = (table.c.state == "signed") & (table.c.starts_ms <= now_ms)
+    ends = or_(*(table.c.state == state for state in BINDING)) & (table.c.effective_end_ms <= now_ms)
+    return starts | ends
+
+
+_ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(_CLOCK_MS))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +128,7 @@ def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
 
 def any_due(connection: Connection) -> bool:
     """Whether a state is behind the database's clock now."""
-    return bool(connection.execute(select(exists(select(table.c.contract_id).where(_due(_CLOCK_MS))))).scalar_one())
-
-
-def _due(now_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
-    starts = (table.c.state == "signed") & (table.c.starts_ms <= now_ms)
-    ends = table.c.state.in_(BINDING) & (table.c.effective_end_ms <= now_ms)
-    return starts | ends
+    return bool(connection.execute(_ANY_DUE).scalar_one())
 
 
 def history(connection: Connection, contract_id: str) -> list[Entry]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, exists, insert, or_, select, update
 
 from billing import outbox
 from billing.contracts.position import Taken
@@ -23,6 +23,7 @@ RECLAIM_PREFIX: Final = "rec_"
 TAKING: Final[tuple[State, ...]] = ("planned", "draining", "done")
 # Those whose chosen instances are away.
 AWAY: Final[tuple[State, ...]] = ("draining", "done")
+_ANY_OPEN: Final = select(exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,7 @@ def list_all(
 
 def any_open(connection: Connection) -> bool:
     """Whether there is one that takes machines, now or later."""
-    return bool(
-        connection.execute(select(exists(select(table.c.reclaim_id).where(table.c.state.in_(TAKING))))).scalar_one()
-    )
+    return bool(connection.execute(_ANY_OPEN).scalar_one())
 
 
 def history(connection: Connection, reclaim_id: str) -> list[Entry]:

@@ -67,8 +67,6 @@ def test_death_between_commit_and_acknowledgement_bills_once(
     database: Engine, raw_redis: redis.Redis, new_consumer: NewConsumer
 ) -> None:
     survivor = new_consumer("survivor")
-    publish(raw_redis)
-    survivor.consume_once()
     publish(raw_redis, event("a"), event("b"))
     # Read and committed, never acknowledged: what a kill -9 leaves behind.
     dead = UsageStreams(raw_redis, "dead")

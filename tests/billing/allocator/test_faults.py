@@ -141,6 +141,7 @@ def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_las
     signed = ground.sign("acme", 10, until_ms=end_ms)
     allocator = ground.allocator()
     allocator.allocate_once(end_ms - 1)
+    ground.restorer().step(end_ms - 1)
     stream = ground.request("r1")
     assert isinstance(stream.reserve(cost_mu=100), Reserved)
     for after_ms in (0, 1, 60_000):
@@ -158,6 +159,7 @@ def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_las
 def test_fault_40_levels_drain_after_redis_clock_went_back_by_an_hour(ground: Ground) -> None:
     ground.sign("acme", 10)
     ground.allocator().allocate_once(T0)
+    ground.restorer().step(T0)
     limited = {"tenant_limits": Limits.per_minute(5, None, None)}
     for name, key, fields, limits in (
         ("acme", redis_keys.contract_bucket(CELL, ground.tenant("acme")), {"u": 15_000}, {}),
