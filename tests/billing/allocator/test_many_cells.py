@@ -70,7 +70,9 @@ def test_two_processes_divide_the_busy_cells_and_one_takes_all_when_the_other_is
 def test_idle_cells_cost_no_command_of_a_round(ground: Ground) -> None:
     allocator, restorer = ground.allocator(), ground.restorer()
     allocator.allocate_once(T0)
-    restorer.restore_once(T0)
+    # The first look is at all cells.
+    assert restorer.restore_once(T0)
+    assert restorer.restore_once(T0) == []
     least = commands(ground.raw, lambda: allocator.allocate_once(T0 + SECOND))
     # The commands of scripts are counted too.
     assert least < 25 * len(BUSY)
