@@ -16,7 +16,6 @@ for _, name in ipairs(lease_ms > 0 and redis.call('ZRANGEBYSCORE', alive_key, '(
 end
 if lease_ms > 0 then
   redis.call('ZADD', alive_key, now_ms + lease_ms, me)
-  -- The keys themselves go when nobody asks any more.
   redis.call('PEXPIRE', alive_key, lease_ms)
 else
   redis.call('ZREM', alive_key, me)
@@ -26,7 +25,6 @@ for _, name in ipairs(redis.call('ZRANGE', alive_key, 0, -1)) do
   alive[name] = true
   processes = processes + 1
 end
-
 local busy = {}
 for i = FIRST, #ARGV do busy[ARGV[i]] = true end
 local holder_of, listed = {}, redis.call('HGETALL', holders_key)

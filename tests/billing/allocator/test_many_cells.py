@@ -80,7 +80,8 @@ def test_idle_cells_cost_no_command_of_a_round(ground: Ground) -> None:
     with ground.engine.begin() as connection:
         for number in range(300):
             models.create(connection, models.ModelSpec(f"more-{number}", 4096))
-    assert commands(ground.raw, lambda: allocator.allocate_once(T0 + 2 * SECOND)) <= least
+    # Beside a look at busy cells, which goes by the clock.
+    assert commands(ground.raw, lambda: allocator.allocate_once(T0 + 2 * SECOND)) < least + len(BUSY)
 
 
 def test_after_a_loss_all_cells_are_whole_in_one_pass(ground: Ground) -> None:

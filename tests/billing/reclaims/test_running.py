@@ -220,6 +220,7 @@ def _furnish(operator: Operator, make_engine: EngineMaker) -> str:
 def _open_shop(operator: Operator) -> str:
     """A model that has two machines, and a tenant's key."""
     operator.post("models", name=MODEL, context_tokens=4096)
+    operator.post("prices", model=MODEL, input="1", output="1")
     assert operator.client.patch(f"/admin/v1/pools/{MODEL}", json={"instances": 2}).is_success
     operator.post("tenants", name="acme")
     return str(operator.post("keys", tenant="acme")["key"])
