@@ -80,7 +80,7 @@ def read_open(client: redis.Redis, cells: Collection[str]) -> OpenRequests:
             by_id[request_id] = OpenRequest(
                 str(fields["instance"]),
                 str(fields["epoch"]),
-                str(fields["model"]),
+                str(fields.get("model", "")),
                 CounterPair(int(prompt or 0), int(output or 0)),
                 int(fields.get("samples", 1)),
             )

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.attribution import BILLED_ENDINGS, Attribution, attribute
+from billing.attribution import BILLED_ENDINGS, Attribution, attribute, charged
 from billing.tokens import AbsorbedTokens, AbsorbReason, Tokens
 from billing.usage_event import Ending
 
 COUNTS = st.integers(0, 10**9)
 USAGE = st.builds(lambda cached, rest, output: Tokens(cached + rest, cached, output), COUNTS, COUNTS, COUNTS)
-ENDINGS = st.sampled_from([ending for ending in Ending if ending is not Ending.REFUSED_BY_ENGINE])
+ENDINGS = st.sampled_from(list(Ending))
 
 
 @given(ENDINGS, USAGE, COUNTS, st.sampled_from([None, "usage_missing", "usage_negative"]), st.booleans())
@@ -75,10 +75,15 @@ def test_a_route_without_output_bills_its_prompt() -> None:
     assert attribute(Ending.COMPLETE, Tokens(12, 0, 0), generates=False).billed == Tokens(12, 0, 0)
 
 
-def test_an_engine_that_refused_cannot_have_produced() -> None:
-    assert attribute(Ending.REFUSED_BY_ENGINE, Tokens()).produced == Tokens()
-    with pytest.raises(ValueError, match="refused"):
-        attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 0, 3))
+def test_what_an_engine_refused_after_it_had_worked_is_paid_by_nobody_and_counts_against_limits() -> None:
+    nothing = attribute(Ending.REFUSED_BY_ENGINE, Tokens())
+    assert (nothing.produced, charged(Ending.REFUSED_BY_ENGINE, nothing)) == (Tokens(), Tokens())
+    late = attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 2, 3))
+    assert (late.produced, late.billed) == (Tokens(10, 2, 3), Tokens())
+    assert late.absorbed.reasons == {AbsorbReason.REFUSED_BY_ENGINE: AbsorbedTokens(10, 3)}
+    assert charged(Ending.REFUSED_BY_ENGINE, late) == late.produced
+    left = attribute(Ending.DEADLINE, Tokens(10, 2, 3))
+    assert charged(Ending.DEADLINE, left) == left.billed == Tokens()
 
 
 @pytest.mark.parametrize("ending", sorted(BILLED_ENDINGS))

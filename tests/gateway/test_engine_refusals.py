@@ -15,6 +15,7 @@ THINKING = {"max_tokens": 1100, "thinking": {"type": "enabled", "budget_tokens":
 def test_a_model_that_does_not_think_says_so(
     stream: bool, engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
+    catalogue.model(chat_template_kwargs=["enable_thinking"])  # its entry promises more than its engine does
     catalogue.instance(engine.url, engine.key)
     limit = {"model": "*", "requests_per_minute": 5, "units_per_minute": 100_000, "concurrency": None}
     key, gateway = catalogue.key(catalogue.tenant("ten_a", limits=[limit])), start_gateway()

@@ -43,6 +43,7 @@ def test_minutes_and_their_sum_are_in_exact_units(admin: TestClient, contracts: 
     assert report["data"][1] | {"tenant": None} == {
         "contract": contracts["acme"], "tenant": None, "tenant_name": "acme", "pool": "llama", "minute": "2027-01-15T08:01:00Z",
         "assigned": "600", "used": "400.001", "lent": "0.5", "borrowed": "0", "refused": 1, "shortfall": "0.01", "missing": "0.01",
+        "limited": {"requests": 0, "concurrency": 0, "cancels": 0},
     }  # fmt: skip
     (total,) = report["total"]
     assert (total["assigned"], total["used"], total["refused"]) == ("1200", "800.002", 1)

@@ -62,6 +62,7 @@ def test_a_contract_is_signed_shown_amended_noticed_and_remembered(made: Make, a
         ramp=[{"from": day(100), "units": 750.5}], overflow="spill", spill_units="20", headroom="0.1", price_reference="PO 7",
         minimum_until=day(50), tenant_notice_days=30,
     ))  # fmt: skip
+    assert signed.pop("warnings") == []
     assert signed["state"] == "signed"
     assert signed["steps"] == [{"from": day(0), "units": "500"}, {"from": day(100), "units": "750.5"}]
     assert (signed["from"], signed["until"], signed["ends"], signed["units"]) == (day(0), day(300), day(300), "0")
@@ -101,13 +102,16 @@ def test_a_draft_is_signed_later(made: Make, admin: TestClient):
 
 def test_overflow_cap_and_notice_are_amended_from_a_moment_on(made: Make, admin: TestClient):
     signed = made("contracts", **asked(overflow="spill", spill_units=20))
+    assert signed.pop("warnings") == []
     path = f"/admin/v1/contracts/{signed['contract']}"
     changed = admin.post(f"{path}/amend", json={"spill_units": None, "tenant_notice_days": 30, "from": day(1)}).json()
     assert changed["planned"] == [{
         "from": day(1), "overflow": "spill", "spill_units": None, "tenant_notice_days": 30, "operator_notice_days": 90,
     }]  # fmt: skip
+    assert changed.pop("warnings") == []
     assert {**changed, "planned": []} == signed
     now = admin.post(f"{path}/amend", json={"overflow": "queue", "notice_days": 7}).json()
+    assert now.pop("warnings") == []
     assert (now["overflow"], now["spill_units"], now["planned"]) == ("queue", None, [])
     assert (now["tenant_notice_days"], now["operator_notice_days"]) == (7, 7)
     assert admin.get(path).json() == now
@@ -183,6 +187,7 @@ def test_bad_input_names_the_field_and_changes_nothing(admin: TestClient, databa
 
 def test_a_refused_change_of_a_contract_changes_nothing(made: Make, admin: TestClient, database: Engine):
     signed = made("contracts", **asked())
+    assert signed.pop("warnings") == []
     path = f"/admin/v1/contracts/{signed['contract']}"
     before = counts(database)
     for route, body, status, param in (

@@ -190,6 +190,7 @@ def test_a_removed_instance_is_shown_as_such_and_whether_its_engine_runs(
 def test_an_id_is_used_again_under_a_new_epoch_and_what_was_before_stays_counted(
     admin: TestClient, made: Make, engine_server, raw_redis, database
 ):
+    del engine_server.answers["/taas/request_counts?after=0"]
     first = made("instances", model="m", url=engine_server.url, instance="pod-0")
     admin.delete("/admin/v1/instances/pod-0")
     # Produced under the first registration, and read by nobody yet.

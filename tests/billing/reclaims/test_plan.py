@@ -18,7 +18,7 @@ from billing.reclaims.plan import Order, choose, draw_up, with_taken
 from billing.reclaims.shortfall import SECOND_MS, shortfalls
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict
-from tests.billing.contracts.ledger import capacity_at, moments_of, reserved_at
+from tests.billing.contracts.ledger import capacity_at, held_at, moments_of, reserved_at
 from tests.billing.contracts.selling import T0
 from tests.billing.contracts.test_position import MOMENT, positions
 
@@ -31,6 +31,11 @@ def reclaim(number: int, instances: int, by_ms: int, use: str = "research", *, b
 
 def short_at(position: Position, at_ms: int) -> int:
     return max(0, reserved_at(position, at_ms) - capacity_at(position, at_ms))
+
+
+def overheld_at(position: Position, at_ms: int) -> int:
+    """The same with the bursts that were sold: a plan takes nothing of those either."""
+    return max(0, held_at(position, at_ms) - capacity_at(position, at_ms))
 
 
 @settings(max_examples=600, deadline=None)
@@ -46,14 +51,14 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
         assert instances > position.instances - away
         return
     after = with_taken(position, Taken(instances, by_ms))
-    worse = [at for at in {*moments_of(after), by_ms} if at >= by_ms and short_at(after, at) > short_at(position, at)]
+    worse = [at for at in {*moments_of(after), by_ms} if at >= by_ms and overheld_at(after, at) > overheld_at(position, at)]
     assert (plan.refusal is not None) == bool(worse)
     # What drains before the deadline takes nothing that is signed either.
     assert now_ms <= plan.drain_from_ms <= by_ms
     draining = with_taken(position, Taken(instances, plan.drain_from_ms, by_ms))
     for at in {*moments_of(draining), plan.drain_from_ms}:
         if plan.drain_from_ms <= at < by_ms:
-            assert short_at(draining, at) <= short_at(position, at)
+            assert overheld_at(draining, at) <= overheld_at(position, at)
     for left in plan.left:
         assert (left.capacity_mu_s, left.reserved_mu_s) == (
             capacity_at(after, left.from_ms), reserved_at(after, left.from_ms),
