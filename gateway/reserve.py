@@ -58,6 +58,8 @@ BEHIND_S_MIN: Final = 1.0
 # Levels are counted anew within a second or two of their loss.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
+# A request that waits outlives an outage of Redis that is shorter than its wait.
+AWAY_POLL_S: Final = 0.5
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0.0, 0, 0)
 _LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
@@ -264,19 +266,26 @@ class Reserver:
             self._leave(exchange)
             raise
         found: ReserveReply = reply
+        away = False
         try:
             while isinstance(found, _COMES_BACK) and exchange.stop_ending is None:
                 left_s = ends_at - time.monotonic()
                 if left_s <= 0:
                     raise await self._out_of_time(exchange, found, wait_s)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(_nap_s(found), left_s)):
+                    async with asyncio.timeout(min(AWAY_POLL_S if away else _nap_s(found), left_s)):
                         await turn.wait()
                 # Before it asks: a wake that comes while it does is for the next answer.
                 turn.clear()
                 if exchange.stop_ending is None:
                     candidates = look_again()
-                    found = await self._try(exchange, ask, candidates)
+                    try:
+                        found, away = await self._try(exchange, ask, candidates), False
+                    except RedisUnavailable:
+                        # It may be back before the wait is over; who asked under this id is known to it then.
+                        if time.monotonic() >= ends_at:
+                            raise
+                        away = True
             if exchange.stop_ending is not None:
                 await self._give_up(exchange, found)
             ended = WaitEnd.ADMITTED if isinstance(found, Reserved | Replayed) else WaitEnd.REFUSED

@@ -51,7 +51,9 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
         assert instances > position.instances - away
         return
     after = with_taken(position, Taken(instances, by_ms))
-    worse = [at for at in {*moments_of(after), by_ms} if at >= by_ms and overheld_at(after, at) > overheld_at(position, at)]
+    worse = [
+        at for at in {*moments_of(after), by_ms} if at >= by_ms and overheld_at(after, at) > overheld_at(position, at)
+    ]
     assert (plan.refusal is not None) == bool(worse)
     # What drains before the deadline takes nothing that is signed either.
     assert now_ms <= plan.drain_from_ms <= by_ms
