@@ -80,9 +80,10 @@ async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
 
 
 async def test_what_queues_in_the_engine_is_not_taken_for_room(make_engine: EngineMaker) -> None:
-    # The targets alone would let any queue pass, and short answers leave a place empty now and then, so that a queue brings a little more.
+    # Slow enough to be kept busy by a machine that is busy itself. The targets alone would let any queue pass,
+    # and short answers leave a place empty now and then, so that a queue brings a little more.
     slots = 16
-    engine = make_engine("--decode-ms", "10", "--prefill-tokens-per-s", "0", "--slots", str(slots))
+    engine = make_engine("--decode-ms", "30", "--prefill-tokens-per-s", "0", "--slots", str(slots))
     told: list[str] = []
 
     def note(line: str) -> None:
