@@ -175,7 +175,8 @@ def balance_findings(look: Look) -> list[Finding]:
                 "the engine ended before its last counters were read; what was metered beyond them counts as produced"
             )
             found.append(Finding(FindingKind.COUNTER_LOST, message, balance.instance, balance.epoch, balance.lost))
-        if balance.unexplained:
+        # What the engine did before its counters became the baseline is in no residual: a worker's first probe, or others' requests.
+        if balance.unexplained and balance.residual != NO_TOKENS:
             message = "the engine produced tokens for requests that have neither a reservation nor an event"
             tokens = sum(balance.unexplained.values(), NO_TOKENS)
             names = sorted(balance.unexplained)

@@ -111,7 +111,9 @@ class Restorer:
             for channel in listeners:
                 self._client.publish(channel, "*")
             self._metrics.restored.inc(len(done))
-            _log.warning("Redis has lost levels, or a model is new: %d cells were held against the ledger", len(done))
+            _log.warning(
+                "levels were lost in Redis, or a model is new: %d cells were held against the ledger", len(done)
+            )
         self._whole |= set(done)
         if word != run.encode() and lost.keys() <= set(done):
             self._client.set(redis_keys.INTACT, run)
