@@ -15,6 +15,7 @@ _WHY = {
     "waited": "after it had waited",
     "restored": "again, after Redis had lost it",
     "unmetered": "it makes no tokens",
+    "local_lease": "by a local lease, while Redis was away",
 }
 
 

@@ -87,7 +87,7 @@ def assert_reserved(stack: Stack, sold: Sold, request_id: str, asked: str) -> No
     assert 0 <= decision["level_before_mu"] < decision["level_after_mu"]
     shown = stack.taas("request", "show", request_id)
     assert sold.contract in shown
-    assert "within_contract" in shown
+    assert "admitted: within " in shown
 
 
 @pytest.mark.parametrize("asked", ["auto", "priority"])
