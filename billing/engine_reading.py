@@ -64,7 +64,9 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class NoCounters:
-    """It answers and has none: another provider's API, or an engine that does not count."""
+    """It answers and has none: another provider's API, or an engine that does not count. `page`: it has metrics all the same."""
+
+    page: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def parse_counters(page: str) -> Reading:
             return Unreachable(f"{name} is {value[0][:40]!r}", answers=True)
         found.setdefault(name, []).append(number)
     if _PROMPT not in found or _GENERATION not in found:
-        return NoCounters()
+        return NoCounters(page=True)
     totals = {name: sum(found.get(name, ()), Decimal(0)) for name in (_PROMPT, _GENERATION, _RUNNING, _WAITING)}
     for name, total in totals.items():
         if total > _COUNT_MAX or total != int(total):

@@ -1,6 +1,7 @@
-"""Looks at the engines that were added by hand, once a second each, and keeps load and status of their entries in `taas:instances` true.
+"""Looks at the engines that were added by hand, once a second each, and keeps in `taas:instances` true what their entries say of load, status
+and metrics.
 
-A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of these two fields; what an entry says
+A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of these fields; what an entry says
 otherwise is the projection's, and a removed one is left alone. Writes no SQL: counters are `engine_counters`' and the audit's.
 """
 
@@ -106,7 +107,10 @@ class EngineWatch:
             if isinstance(reading, NoCounters):
                 watched.not_before = self._clock() + _UNCOUNTED_S
             if (shown := watched.take(reading)) is not None:
-                self._tell(name, raw, fields, *shown, getattr(reading, "reason", ""))
+                told = _told(*shown)
+                if isinstance(reading, Counters | NoCounters):
+                    told["metrics"] = isinstance(reading, Counters) or reading.page
+                self._tell(name, raw, fields, told, getattr(reading, "reason", ""))
         except redis.RedisError as exc:
             # The loop says so, loudly, with its own next call.
             _log.info("the load of %s is not shown: %s", name, type(exc).__name__)
@@ -115,20 +119,22 @@ class EngineWatch:
         finally:
             watched.looking = False
 
-    def _tell(self, name: str, raw: bytes, fields: dict[str, Any], status: str, load: Load, reason: str) -> None:
+    def _tell(self, name: str, raw: bytes, fields: dict[str, Any], told: dict[str, Any], reason: str) -> None:
         """Show what has changed. Of an entry that somebody has changed meanwhile the next look tells."""
-        before = fields["status"]
-        kv_usage = round(load.kv_usage, _KV_DIGITS)
-        shown = fields | {
-            "status": status,
-            "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage},
-        }
+        before, status = fields["status"], told["status"]
+        shown = fields | told
         if shown == fields:
             return
         text = json.dumps(shown, separators=(",", ":"), ensure_ascii=False)
         if self._show(keys=[redis_keys.INSTANCES], args=[name, raw, text]) and status != before:
             what = "answers again" if status == "ready" else f"does not answer ({reason})"
             _log.warning("instance %s %s: it is %s", name, what, status)
+
+
+def _told(status: str, load: Load) -> dict[str, Any]:
+    """The fields of an entry that say so."""
+    kv_usage = round(load.kv_usage, _KV_DIGITS)
+    return {"status": status, "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage}}
 
 
 def _by_hand(raw: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,10 @@
-"""Which process does what only one may do: a lock each, taken by whoever comes first and renewed while it lives. Owns the locks only."""
+"""Which process does what only one may do: a lock each, taken by whoever comes first and renewed while it lives.
 
+Owns the locks, and when a leader's work is due. Knows no work.
+"""
+
+import time
+from collections.abc import Callable
 from typing import Final
 
 import redis
@@ -17,17 +22,24 @@ def shorten(client: redis.Redis, name: str, lease_s: float) -> None:
 class Leadership:
     """What one process leads; it is named `owner`, or at random."""
 
-    def __init__(self, client: redis.Redis, owner: str | None = None) -> None:
+    def __init__(
+        self, client: redis.Redis, owner: str | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
+        self._clock = clock
         self._owner = owner
         self._locks: dict[str, Lock] = {}
+        # By the monotonic clock, and from before Redis was asked: never later than the lock itself lapses.
+        self._until_s: dict[str, float] = {}
 
     def hold(self, name: str) -> bool:
         """Renew the lock of this key, or take it where nobody has it. False while another process has it. Raises redis.RedisError."""
         lock = self._locks.get(name)
+        until_s = self._clock() + _LEASE_S
         if lock is not None:
             try:
                 lock.extend(_LEASE_S, replace_ttl=True)
+                self._until_s[name] = until_s
                 return True
             except redis.exceptions.LockError:
                 # It lapsed while this process stood still: whoever has it by now keeps it.
@@ -37,11 +49,12 @@ class Leadership:
             shorten(self._client, name, _LEASE_S)
             return False
         self._locks[name] = lock
+        self._until_s[name] = until_s
         return True
 
     def holds(self, name: str) -> bool:
-        """Whether it held this lock when it last asked."""
-        return name in self._locks
+        """Whether it has this lock for certain: it has asked lately, and nobody else can have come since."""
+        return name in self._locks and self._clock() < self._until_s[name]
 
     def release_all(self) -> None:
         """Let another process lead at once. Raises redis.RedisError; then the locks lapse by themselves."""
@@ -51,3 +64,30 @@ class Leadership:
                 lock.release()
             except redis.exceptions.LockError:
                 continue
+
+
+class LeadersRounds:
+    """Work that one process does for all of them: at once when it begins to lead, and then once in `interval_ms`."""
+
+    def __init__(
+        self,
+        leads: Callable[[], bool],
+        work: Callable[[], None],
+        *,
+        interval_ms: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._leads = leads
+        self._work = work
+        self._interval_s = interval_ms / 1000
+        self._due_s = 0.0
+
+    def step(self) -> bool:
+        """A loop's step, to be called more often than the work is done."""
+        if not self._leads():
+            self._due_s = 0.0
+        elif (now_s := self._clock()) >= self._due_s:
+            self._work()
+            self._due_s = now_s + self._interval_s
+        return False

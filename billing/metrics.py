@@ -1,6 +1,7 @@
 """What the billing process tells Prometheus. Owns metric names and labels; measures nothing itself.
 
-Label values come from catalogues only: cells, models, tenants, instances, enums.
+Label values come from catalogues only: cells, models, tenants, engines, enums. Kinds of tokens do not overlap: `input`, `cached_input` and
+`output`. Where it is not known which part of a prompt came from the cache (absorbed tokens, an engine's counters) it is `prompt`, all of it.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from billing.findings import FindingKind
 from billing.metrics_capacity import CapacityMetrics
+from billing.metrics_shared import InventoryMetrics, SharedFigures
 
 if TYPE_CHECKING:
     from billing.audit_report import AuditReport
@@ -24,47 +26,77 @@ class BillingMetrics:
         self.registry = CollectorRegistry()
         self._audited: set[str] = set()
         self._lagging: set[str] = set()
-        registry = self.registry
-        self.events = Counter(
-            "taas_usage_events", "Usage events recorded", ["model", "ending", "pricing"], registry=registry
-        )
-        self.tokens = Counter(
-            "taas_billed_tokens", "Tokens recorded as billed, by kind", ["tenant", "model", "kind"], registry=registry
-        )
-        self.absorbed = Counter(
-            "taas_absorbed_tokens", "Tokens that nobody is billed for", ["model", "reason", "kind"], registry=registry
-        )
-        self.unpriced = Counter(
-            "taas_unpriced_tokens",
-            "Tokens without an amount, for want of a valid price",
-            ["model", "kind"],
-            registry=registry,
-        )
-        self.usage_rejected = Counter(
-            "taas_usage_rejected", "Entries of a usage stream that are no event", registry=registry
-        )
-        self.usage_conflicts = Counter(
-            "taas_usage_conflict", "Second events of a request that differ from the first", registry=registry
-        )
-        self.usage_duplicates = Counter("taas_usage_duplicates", "Events delivered more than once", registry=registry)
-        self.lag_entries = Gauge("taas_usage_stream_lag_entries", "Events not yet in SQL", ["cell"], registry=registry)
-        self.lag_seconds = Gauge(
-            "taas_usage_stream_lag_seconds", "Age of the oldest event not yet in SQL", ["cell"], registry=registry
-        )
-        self.reaped = Counter(
-            "taas_reaped_requests", "Requests settled because their lease lapsed", ["cell"], registry=registry
-        )
-        self.residual = Gauge(
-            "taas_audit_residual_tokens",
-            "Tokens that an instance's counters have beyond billed, absorbed and open",
-            ["instance", "kind"],
-            registry=registry,
-        )
-        self.findings = Gauge("taas_audit_findings", "What the last audit found, by kind", ["kind"], registry=registry)
+        self._make_counters()
         self.degraded = Gauge(
-            "taas_degraded", "1 while a loop of this process cannot do its work", ["component"], registry=registry
+            "taas_degraded",
+            "1 while this component of the billing process does not do its work.",
+            ["component"],
+            registry=self.registry,
         )
-        self.capacity = CapacityMetrics(registry)
+        self.capacity = CapacityMetrics(self.registry)
+        self.shared = SharedFigures()
+        self.inventory = InventoryMetrics()
+        self.lag_entries = self.shared.gauge(
+            "taas_usage_stream_lag_entries", "Usage events that are not in the ledger yet.", "cell"
+        )
+        self.lag_seconds = self.shared.gauge(
+            "taas_usage_stream_lag_seconds", "Age of the oldest usage event that is not in the ledger yet.", "cell"
+        )
+        self.residual = self.shared.gauge(
+            "taas_audit_residual_tokens",
+            "Tokens that an engine counted beyond what is billed, absorbed and open, at the last audit.",
+            "engine",
+            "kind",
+        )
+        self.findings = self.shared.gauge("taas_audit_findings", "What the last audit found, by kind.", "kind")
+        self.shared.registry.register(self.inventory)
+        self.registry.register(self.shared)
+
+    def _make_counters(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        self.events = counter(
+            "taas_usage_events",
+            "Requests whose usage is in the ledger, by how they ended and were priced.",
+            "model",
+            "ending",
+            "pricing",
+        )
+        self.tokens = counter(
+            "taas_billed_tokens",
+            "Tokens in the ledger that a tenant is billed for; each token is of one kind.",
+            "tenant",
+            "model",
+            "kind",
+        )
+        self.absorbed = counter(
+            "taas_absorbed_tokens",
+            "Tokens in the ledger that nobody is billed for, by the reason; each token is of one kind.",
+            "model",
+            "reason",
+            "kind",
+        )
+        self.unpriced = counter(
+            "taas_unpriced_tokens",
+            "Billed tokens that have no amount, because no price held when their request started.",
+            "model",
+            "kind",
+        )
+        self.usage_rejected = counter(
+            "taas_usage_rejected", "Entries of usage streams that could not be read and were set aside."
+        )
+        self.usage_conflicts = counter(
+            "taas_usage_conflict", "Requests with a second usage event that differs from the first, which counts."
+        )
+        self.usage_duplicates = counter(
+            "taas_usage_duplicates", "Usage events that were delivered more than once and counted once."
+        )
+        self.reaped = counter(
+            "taas_reaped_requests",
+            "Requests that were settled at their last checkpoint because their lease had lapsed.",
+            "cell",
+        )
 
     def recorded(self, item: "RecordedEvent") -> None:
         """Count one event that is in the ledger."""
@@ -92,11 +124,11 @@ class BillingMetrics:
         instances = {each.instance for each in report.instances}
         for gone in self._audited - instances:
             self.residual.remove(gone, "prompt")
-            self.residual.remove(gone, "generation")
+            self.residual.remove(gone, "output")
         self._audited = instances
         for each in report.instances:
             self.residual.labels(each.instance, "prompt").set(each.residual.prompt)
-            self.residual.labels(each.instance, "generation").set(each.residual.generation)
+            self.residual.labels(each.instance, "output").set(each.residual.generation)
 
     def stream_lags(self, lags: Mapping[str, "StreamLag"]) -> None:
         """Publish what the streams of the busy cells still hold. Other cells lose their series."""

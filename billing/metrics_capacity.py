@@ -19,61 +19,100 @@ class CapacityMetrics:
     """All of them, in the registry of the billing process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, _CONTRACT, registry=registry)
-
-        self.assigned = Gauge(
-            "taas_contract_assigned_units_per_second", "What a contract may use now", _CONTRACT, registry=registry
-        )
-        self.used = counter("taas_contract_used_units", "Work done within a contract")
-        self.lent = counter("taas_contract_lent_units", "What its owner left idle and others used")
-        self.borrowed = counter("taas_contract_borrowed_units", "Work of its owner that spilled to on-demand")
-        self.refused = counter(
-            "taas_contract_refused_requests", "Requests refused for being over it, or for want of an instance"
-        )
-        self.limited = Counter(
-            "taas_contract_limited_requests", "Requests that a contract had room for and a limit of its tenant or key refused",
-            (*_CONTRACT, "limit"), registry=registry,
-        )  # fmt: skip
-        self.shortfall = counter("taas_contract_shortfall_units", "What a contract was short of: cut, or missing")
-        self.missing = counter("taas_contract_missing_units", "Of its shortfall, for which machines were not ready")
-        self.capacity = Gauge(
-            "taas_pool_capacity_units_per_second", "What its ready instances can do, as calibrated", ["pool"], registry=registry
-        )  # fmt: skip
-        self.room = Gauge(
-            "taas_pool_room_sequences", "What on-demand (with flex) and flex may have in flight", ["pool", "class"], registry=registry
-        )  # fmt: skip
-        self.in_flight = Gauge(
-            "taas_pool_in_flight_sequences", "Sequences at ready instances", ["pool", "class"], registry=registry
-        )
-        self.waiting = Gauge(
-            "taas_pool_waiting_tenants", "Tenants that wait for room", ["pool", "class"], registry=registry
-        )
-        self.give_way = Gauge(
-            "taas_pool_give_way_sequences", "Flex in flight that is in the way of reserved work", ["pool"], registry=registry
-        )  # fmt: skip
-        self.asked_again = Counter(
-            "taas_pool_give_way_repeats",
-            "Flex requests that were asked to give way, did not within three seconds, and were asked again",
-            ["pool"],
-            registry=registry,
-        )
-        self.calibration_age = Gauge(
-            "taas_pool_calibration_age_seconds", "Age of what the pool is divided by", ["pool"], registry=registry
-        )
-        self.allocated = Gauge(
-            "taas_allocator_working", "1 where this process has allocated the cell in its last round, 0 where it could not", ["cell"],
-            registry=registry,
-        )  # fmt: skip
-        self.restored = Counter(
-            "taas_cells_restored", "Times that a cell's levels were held against the ledger, because Redis may have lost some",
-            registry=registry,
-        )  # fmt: skip
+        self._make_of_contracts(registry)
+        self._make_of_pools(registry)
         self._pools: dict[str, str] = {}
         self._cells: set[str] = set()
         self._contracts: dict[str, set[tuple[str, ...]]] = {}
         self._owed: dict[tuple[Counter, tuple[str, ...]], float] = {}
         self._cuts: dict[tuple[str, int], int] = {}
+
+    def _make_of_contracts(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, text: str, *more: str) -> Counter:
+            return Counter(name, text, (*_CONTRACT, *more), registry=registry)
+
+        self.assigned = Gauge(
+            "taas_contract_assigned_units_per_second",
+            "Units per second that a contract may use now.",
+            _CONTRACT,
+            registry=registry,
+        )
+        self.used = counter("taas_contract_used_units", "Work that was done within a contract.")
+        self.lent = counter(
+            "taas_contract_lent_units", "Work of a contract that its holder left idle and that others used."
+        )
+        self.borrowed = counter(
+            "taas_contract_borrowed_units",
+            "Work of a contract's holder beyond its contract, which was served as on-demand.",
+        )
+        self.refused = counter(
+            "taas_contract_refused_requests",
+            "Requests that were refused because they were beyond the contract or because no engine was there.",
+        )
+        self.limited = counter(
+            "taas_contract_limited_requests",
+            "Requests that a contract had room for and that a limit of its tenant or key refused.",
+            "limit",
+        )
+        self.shortfall = counter(
+            "taas_contract_shortfall_units",
+            "Work that a contract was short of, because a reclaim cut it or engines were missing.",
+        )
+        self.missing = counter(
+            "taas_contract_missing_units", "The part of a contract's shortfall for which too few engines were ready."
+        )
+
+    def _make_of_pools(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self.capacity = gauge(
+            "taas_pool_capacity_units_per_second",
+            "Units per second that a pool's ready engines can do, as calibrated.",
+            "pool",
+        )
+        self.room = gauge(
+            "taas_pool_room_sequences",
+            "Sequences that may be in flight: of flex, and of on-demand and flex together.",
+            "pool",
+            "class",
+        )
+        self.in_flight = gauge(
+            "taas_pool_in_flight_sequences",
+            "Sequences in flight at the ready engines of a pool, by class.",
+            "pool",
+            "class",
+        )
+        self.waiting = gauge(
+            "taas_pool_waiting_tenants",
+            "Tenants of which requests wait for room in a pool, by class.",
+            "pool",
+            "class",
+        )
+        self.give_way = gauge(
+            "taas_pool_give_way_sequences",
+            "Flex sequences in flight that are asked to make way for reserved work.",
+            "pool",
+        )
+        self.asked_again = Counter(
+            "taas_pool_give_way_repeats",
+            "Flex requests that were asked to give way, did not within three seconds, and were asked again.",
+            ["pool"],
+            registry=registry,
+        )
+        self.calibration_age = gauge(
+            "taas_pool_calibration_age_seconds", "Age of the calibration by which a pool is divided.", "pool"
+        )
+        self.allocated = gauge(
+            "taas_allocator_working",
+            "1 where this process allocates the cell, 0 where it holds the cell and cannot.",
+            "cell",
+        )
+        self.restored = Counter(
+            "taas_cells_restored",
+            "Cells whose limits were counted anew from the ledger, because Redis may have lost some.",
+            registry=registry,
+        )
 
     def held(self, cells: Collection[str], failing: Collection[str]) -> None:
         """Which cells this process allocates, and which of them it cannot. The others' gauges go: they would say what was."""

@@ -10,7 +10,6 @@ from typing import Final
 
 import redis
 import uvicorn
-from prometheus_client import start_http_server
 from sqlalchemy import Engine
 
 from billing.allocator.allocator import Allocator
@@ -24,9 +23,12 @@ from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
 from billing.engine_counters import CounterPoller
 from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
+from billing.inventory import read_inventory
 from billing.lapsed_instances import forget_lapsed
+from billing.leadership import LeadersRounds
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
+from billing.metrics_page import MetricsPage
 from billing.migrate import upgrade
 from billing.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.reap import Reaper
@@ -52,6 +54,8 @@ _PATIENCE_S: Final = 0.8
 _CONSUME_BLOCK_MS: Final = 1_000
 # A deadline is kept to within this.
 _RECLAIM_INTERVAL_MS: Final = 1_000
+# A machine that has gone, and a contract that was signed, are shown within this.
+_INVENTORY_INTERVAL_MS: Final = 10_000
 # In the half-minutely audit; whoever asks for one waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -66,8 +70,9 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
     metrics = BillingMetrics()
     # Taken first: a second billing process on this machine fails here, before it has begun anything.
     admin_socket = _listen(settings.admin_host, settings.admin_port)
-    scraped, scraping = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
-    try:
+    with contextlib.closing(admin_socket), MetricsPage(
+        "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port], redis_address=address
+    ):  # fmt: skip
         if not _migrate(settings, metrics, stop):
             return
         engine = connect(settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW)
@@ -86,11 +91,6 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
             client.close()
             engine.dispose()
             loops_engine.dispose()
-    finally:
-        admin_socket.close()
-        scraped.shutdown()
-        scraped.server_close()
-        scraping.join()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ def _work(
         patience_s=_PATIENCE_S,
     )  # fmt: skip
     restorer = Restorer(stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy)
+    metrics.shared.report_while(lambda: restorer.leads)
     watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
     loops = [
         *_loops(settings, stores, poller, auditor, metrics, busy),
@@ -197,16 +198,23 @@ def _loops(
         forget_lapsed(client)
         return False
 
-    def audit() -> bool:
+    def audit() -> None:
         metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, check_facts=False))
-        return False
+
+    audits = LeadersRounds(metrics.shared.leads, audit, interval_ms=settings.audit_interval_ms)
+    inventory = LeadersRounds(
+        metrics.shared.leads,
+        lambda: metrics.inventory.show(read_inventory(stores.loops_engine, client)),
+        interval_ms=_INVENTORY_INTERVAL_MS,
+    )
 
     return [
         Loop("consumer", consume, interval_ms=0, rest_ms=settings.usage_poll_ms, metrics=metrics),
         Loop("claims", claim, interval_ms=_CLAIM_INTERVAL_MS, metrics=metrics),
         Loop("reaper", reaper.step, interval_ms=settings.reap_interval_ms, metrics=metrics),
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
-        Loop("audit", audit, interval_ms=settings.audit_interval_ms, metrics=metrics),
+        Loop("audit", audits.step, interval_ms=min(1_000, settings.audit_interval_ms), metrics=metrics),
+        Loop("inventory", inventory.step, interval_ms=1_000, metrics=metrics),
     ]
 
 

@@ -15,6 +15,8 @@ DRAINED: Final = "taas:drained"
 SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"
+# The pages of metrics that are there (a sorted set, by the end of their lease in ms).
+SCRAPE_TARGETS: Final = "taas:scrape-targets"
 CELLS: Final = "taas:cells"
 # Held by the billing process that reaps, for the length of one pass.
 REAPER_LOCK: Final = "taas:reaper"

@@ -27,6 +27,8 @@ class Registered:
     waiting: int
     kv_usage: float
     lease_until_ms: int
+    # Whether the engine has a page of metrics; not known of one that was never asked for it.
+    has_metrics: bool = True
 
 
 def read_registered(client: redis.Redis) -> list[Registered]:
@@ -36,6 +38,20 @@ def read_registered(client: redis.Redis) -> list[Registered]:
 
 def read_registered_now(client: redis.Redis) -> tuple[int, list[Registered]]:
     """The same, with Redis's clock."""
+    now_ms, found = _read_all(client)
+    return now_ms, [entry for entry in found if _is_live(entry, now_ms)]
+
+
+def read_known(client: redis.Redis) -> list[Registered]:
+    """As `read_registered`, and as `down` those whose worker was lost: their lease has lapsed before they said that they had ended. Such
+    an entry is kept for a day. Raises redis.RedisError.
+    """
+    now_ms, found = _read_all(client)
+    lost = [replace(entry, status="down") for entry in found if not _is_live(entry, now_ms) and entry.status != "down"]
+    return sorted([*(entry for entry in found if _is_live(entry, now_ms)), *lost], key=lambda entry: entry.instance)
+
+
+def _read_all(client: redis.Redis) -> tuple[int, list[Registered]]:
     with client.pipeline(transaction=False) as read:
         read.time()
         read.hgetall(redis_keys.INSTANCES)
@@ -43,10 +59,13 @@ def read_registered_now(client: redis.Redis) -> tuple[int, list[Registered]]:
         (now_s, now_us), entries, away = read.execute()
     now_ms = int(now_s) * 1000 + int(now_us) // 1000
     found = [entry for raw in entries.values() if (entry := _read(raw)) is not None]
-    live = [entry for entry in found if entry.lease_until_ms == 0 or entry.lease_until_ms >= now_ms]
     drained = {name.decode() if isinstance(name, bytes) else name for name in away}
-    seen = [replace(entry, status="draining") if _goes(entry, drained) else entry for entry in live]
+    seen = [replace(entry, status="draining") if _goes(entry, drained) else entry for entry in found]
     return now_ms, sorted(seen, key=lambda entry: entry.instance)
+
+
+def _is_live(entry: Registered, now_ms: int) -> bool:
+    return entry.lease_until_ms == 0 or entry.lease_until_ms >= now_ms
 
 
 def _goes(entry: Registered, drained: Collection[str]) -> bool:
@@ -72,6 +91,7 @@ def _read(raw: bytes | str) -> Registered | None:
             waiting=int(load.get("waiting", 0)),
             kv_usage=float(load.get("kv_usage", 0.0)),
             lease_until_ms=int(entry["lease_until_ms"]),
+            has_metrics=entry.get("metrics") is not False,
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

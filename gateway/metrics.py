@@ -14,22 +14,24 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from gateway import metric_families
+from gateway.metric_families import (
+    ADDED_BUCKETS_S,
+    DURATION_BUCKETS_S,
+    FIRST_TOKEN_BUCKETS_S,
+    PER_TOKEN_BUCKETS_S,
+    REDIS_BUCKETS_S,
+    TOKEN_KINDS,
+    WAIT_BUCKETS_S,
+)
 from gateway.metrics_snapshot import Family, Snapshot, families
 
 OTHER = "other"
-# Tenants × models that have tokens of their own; five series each.
+# Tenants × models that have tokens of their own; a series for each kind.
 TOKEN_ROWS_MAX = 4_000
-# Routes × models × classes × outcomes; a counter each. Histograms (about 15 series each) have no outcome, so they stay far below.
+# Routes × models × classes × endings; a counter each. Histograms (about 15 series each) have no ending, so they stay far below.
 REQUEST_ROWS_MAX = 4_000
 LABEL_ROWS_MAX = 1_000
-
-DURATION_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
-PER_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
-ADDED_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
-REDIS_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
-TOKEN_KINDS = ("prompt", "cached", "output", "delivered", "absorbed")
 
 Labels = tuple[str, ...]
 
@@ -95,57 +97,27 @@ class Metrics(Collector):
     """Built once a process. The methods are called in the loop's thread; `collect` and `snapshot` from any."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        counter, gauge, histogram = _Numbers, _Numbers, _Histogram
-        labels = ("route", "model", "class")
-        self._requests = counter(
-            Family("taas_requests", "counter", "Requests that ended.", (*labels, "outcome")), REQUEST_ROWS_MAX
-        )
-        self._duration = histogram(
-            Family("taas_request_duration_seconds", "histogram", "From request to end.", labels, DURATION_BUCKETS_S)
-        )
-        self._to_first_token = histogram(
-            Family(
-                "taas_time_to_first_token_seconds",
-                "histogram",
-                "To a stream's first token.",
-                labels,
-                FIRST_TOKEN_BUCKETS_S,
-            )
-        )
-        self._per_token = histogram(
-            Family(
-                "taas_time_per_output_token_seconds", "histogram", "Per token after it.", labels, PER_TOKEN_BUCKETS_S
-            )
-        )
-        self._added = histogram(
-            Family(
-                "taas_gateway_added_seconds", "histogram", "Spent in the gateway itself.", ("route",), ADDED_BUCKETS_S
-            )
-        )
-        self._tokens = counter(
-            Family("taas_tokens", "counter", "Tokens of settled requests.", ("tenant", "model", "kind")),
-            TOKEN_ROWS_MAX * len(TOKEN_KINDS),
-        )
-        self._refusals = counter(Family("taas_refusals", "counter", "Requests refused, by the limit.", ("which",)))
-        self._ignored = counter(Family("taas_ignored_fields", "counter", "Request fields dropped.", ("name",)))
-        labelled = ("instance", "kind")
-        self._upstream_errors = counter(Family("taas_upstream_errors", "counter", "Failures of instances.", labelled))
-        self._anomalies = counter(Family("taas_usage_anomalies", "counter", "Usage that cannot be right.", ("kind",)))
-        self._degraded = gauge(Family("taas_degraded", "gauge", "1 while the state holds in a process.", ("state",)))
-        self._reservations = gauge(Family("taas_reservations_open", "gauge", "Reservations that are not settled.", ()))
-        self._streams = gauge(Family("taas_streams_open", "gauge", "Streams that are being answered.", ()))
-        self._journal = gauge(Family("taas_journal_entries", "gauge", "Settles waiting for Redis.", ()))
-        self._redis = histogram(
-            Family("taas_redis_roundtrip_seconds", "histogram", "One pipeline to Redis.", (), REDIS_BUCKETS_S)
-        )
-        self._waiting = gauge(Family("taas_requests_waiting", "gauge", "Requests that wait for room.", ("asked",)))
-        self._waiting_bytes = gauge(Family("taas_waiting_bytes", "gauge", "Bodies of requests that wait for room.", ()))
-        self._wait = histogram(
-            Family("taas_wait_seconds", "histogram", "From waiting for room to its end.", ("asked",), WAIT_BUCKETS_S)
-        )
-        self._waits = counter(Family("taas_waits", "counter", "Waits for room, by how they ended.", ("asked", "end")))
+        self._requests = _Numbers(metric_families.REQUESTS, REQUEST_ROWS_MAX)
+        self._duration = _Histogram(metric_families.DURATION)
+        self._to_first_token = _Histogram(metric_families.FIRST_TOKEN)
+        self._per_token = _Histogram(metric_families.PER_TOKEN)
+        self._added = _Histogram(metric_families.ADDED)
+        self._tokens = _Numbers(metric_families.TOKENS, TOKEN_ROWS_MAX * len(TOKEN_KINDS))
+        self._delivered = _Numbers(metric_families.DELIVERED, TOKEN_ROWS_MAX)
+        self._refusals = _Numbers(metric_families.REFUSALS)
+        self._ignored = _Numbers(metric_families.IGNORED)
+        self._upstream_errors = _Numbers(metric_families.UPSTREAM_ERRORS)
+        self._anomalies = _Numbers(metric_families.ANOMALIES)
+        self._degraded = _Numbers(metric_families.DEGRADED)
+        self._reservations = _Numbers(metric_families.RESERVATIONS)
+        self._journal = _Numbers(metric_families.JOURNAL)
+        self._redis = _Histogram(metric_families.REDIS)
+        self._waiting = _Numbers(metric_families.WAITING)
+        self._waiting_bytes = _Numbers(metric_families.WAITING_BYTES)
+        self._wait = _Histogram(metric_families.WAIT)
+        self._waits = _Numbers(metric_families.WAITS)
         self._waiting_bytes_row = self._waiting_bytes.row(())
-        self._open_row, self._streams_row = self._reservations.row(()), self._streams.row(())
+        self._open_row = self._reservations.row(())
         self._journal_row, self._redis_row = self._journal.row(()), self._redis.row(())
 
         self._request_rows: dict[tuple[str, str, str, str], _RequestRow] = {}
@@ -163,16 +135,16 @@ class Metrics(Collector):
         route: str,
         model: str,
         cls: str,
-        outcome: str,
+        ending: str,
         duration_s: float,
         ttft_s: float | None,
         tpot_s: float | None,
         added_s: float,
     ) -> None:
         """One request has ended: once for each, whatever its ending. Times in seconds, None where there was no token to time."""
-        row = self._request_rows.get((route, model, cls, outcome))
+        row = self._request_rows.get((route, model, cls, ending))
         if row is None:
-            row = self._new_request_row(route, model, cls, outcome)
+            row = self._new_request_row(route, model, cls, ending)
         row.count[0] += 1
         cells = row.duration
         cells[bisect_left(DURATION_BUCKETS_S, duration_s)] += 1
@@ -189,18 +161,15 @@ class Metrics(Collector):
             cells[bisect_left(PER_TOKEN_BUCKETS_S, tpot_s)] += 1
             cells[-1] += tpot_s
 
-    def tokens(
-        self, tenant: str, model: str, prompt: int, cached: int, output: int, delivered: int, absorbed: int
-    ) -> None:
-        """The tokens of one settled request: produced prompt (cached part of it), produced output, delivered, absorbed."""
+    def tokens(self, tenant: str, model: str, prompt: int, cached: int, output: int, delivered: int) -> None:
+        """The tokens of one settled request: billed prompt (`cached` is a part of it), billed output, delivered output."""
         row = self._token_rows.get((tenant, model))
         if row is None:
             row = self._new_token_row(tenant, model)
-        row[0][0] += prompt
+        row[0][0] += prompt - cached
         row[1][0] += cached
         row[2][0] += output
         row[3][0] += delivered
-        row[4][0] += absorbed
 
     def refused(self, which: str) -> None:
         """A request was refused; `which` limit or check, out of a fixed list."""
@@ -218,17 +187,13 @@ class Metrics(Collector):
         """A usage figure was missing or wrong."""
         self._anomalies.row((kind,))[0] += 1
 
-    def set_degraded(self, state: str, on: bool) -> None:
-        """This process is, or is no longer, in a degraded state such as `redis` (it does not answer). Summed over processes."""
-        self._degraded.row((state,))[0] = float(on)
+    def set_degraded(self, component: str, on: bool) -> None:
+        """A component such as `redis` does, or does not, do its work in this process. Summed over processes."""
+        self._degraded.row((component,))[0] = float(on)
 
     def open_delta(self, n: int) -> None:
         """Reservations opened (+) or settled (−)."""
         self._open_row[0] += n
-
-    def streams_delta(self, n: int) -> None:
-        """Streams begun (+) or ended (−)."""
-        self._streams_row[0] += n
 
     def set_journal_entries(self, n: int) -> None:
         """Settles that wait on this process's disk."""
@@ -239,18 +204,18 @@ class Metrics(Collector):
         self._waiting.row((asked,))[0] += 1
         self._waiting_bytes_row[0] += body_bytes
 
-    def wait_ended(self, asked: str, end: str, seconds: float, body_bytes: int) -> None:
-        """It waits no more; `end` is a WaitEnd. Once for each `wait_begun`."""
+    def wait_ended(self, asked: str, ending: str, seconds: float, body_bytes: int) -> None:
+        """It waits no more; `ending` is a WaitEnd. Once for each `wait_begun`."""
         self._waiting.row((asked,))[0] -= 1
         self._waiting_bytes_row[0] -= body_bytes
-        self._waits.row((asked, end))[0] += 1
+        self._waits.row((asked, ending))[0] += 1
         cells = self._wait.row((asked,))
         cells[bisect_left(WAIT_BUCKETS_S, seconds)] += 1
         cells[-1] += seconds
 
-    def wait_refused(self, asked: str, end: str) -> None:
+    def wait_refused(self, asked: str, ending: str) -> None:
         """A request was not let wait, because of a bound of this process."""
-        self._waits.row((asked, end))[0] += 1
+        self._waits.row((asked, ending))[0] += 1
 
     def redis_roundtrip(self, seconds: float) -> None:
         """One pipeline's time to Redis and back."""
@@ -279,14 +244,14 @@ class Metrics(Collector):
     def _known_model(self, model: str) -> str:
         return model if self._models is None or model in self._models else OTHER
 
-    def _new_request_row(self, route: str, model: str, cls: str, outcome: str) -> _RequestRow:
-        asked = (route, model, cls, outcome)
+    def _new_request_row(self, route: str, model: str, cls: str, ending: str) -> _RequestRow:
+        asked = (route, model, cls, ending)
         known = self._known_model(model)
         if len(self._requests.rows) >= REQUEST_ROWS_MAX:
             known = OTHER
         labels = (route, known, cls)
         row = _RequestRow(
-            self._requests.row((*labels, outcome)),
+            self._requests.row((*labels, ending)),
             self._duration.row(labels),
             self._to_first_token.row(labels),
             self._per_token.row(labels),
@@ -303,6 +268,7 @@ class Metrics(Collector):
         full = len(self._token_rows) >= TOKEN_ROWS_MAX
         whose = OTHER if full else tenant
         row = [self._tokens.row((whose, known, kind)) for kind in TOKEN_KINDS]
+        row.append(self._delivered.row((whose, known)))
         if known == model and not full:
             self._token_rows[tenant, model] = row
         return row

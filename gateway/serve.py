@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from billing.metrics_page import MetricsPage
 from billing.redis_address import RedisAddressError
 from billing.redis_server import WrongRedis, require_usable
 from gateway.lifecycle import Lifecycle
@@ -28,7 +29,6 @@ from gateway.listen_cors import CrossOrigin, parse_origins
 from gateway.listen_sweep import ListenLimits
 from gateway.logs import configure_logs
 from gateway.metrics import Metrics
-from gateway.metrics_page import MetricsPage
 from gateway.settings import GatewaySettings
 from gateway.sockets import BACKLOG, listening_sockets, port_of
 from gateway.supervise import Supervisor
@@ -118,7 +118,7 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
     """Serve until told to stop; returns the exit status."""
     configure_logs(settings.log_level)
     try:
-        require_usable(settings.redis_url)
+        address = require_usable(settings.redis_url)
     except (RedisAddressError, WrongRedis) as exc:
         log.error("cannot start", extra={"setting": "TAAS_REDIS_URL", "reason": str(exc)})
         return 1
@@ -132,7 +132,15 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
             stack.callback(sock.close)
         registry = CollectorRegistry()
         try:
-            page = stack.enter_context(MetricsPage(settings.metrics_host, settings.metrics_port, registry))
+            page = stack.enter_context(
+                MetricsPage(
+                    "gateway",
+                    registry,
+                    host=settings.metrics_host,
+                    ports=[settings.metrics_port],
+                    redis_address=address,
+                )
+            )
         except OSError as exc:
             log.error("cannot listen for metrics", extra={"port": settings.metrics_port, "reason": exc.strerror})
             return 1

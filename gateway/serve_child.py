@@ -1,4 +1,4 @@
-"""One of several processes of a gateway, started by the supervisor as `python -m gateway.serve_child SOCKET_FD SNAPSHOT_FILE`.
+"""One of several processes of a gateway, started by the supervisor as `python -m gateway.serve_child SOCKET_FD FIGURES_FD`.
 
 Its settings arrive as one JSON line on standard input, which stays open: when it closes, the supervisor has gone, and the process drains and ends.
 """
@@ -8,14 +8,13 @@ import os
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from gateway.lifecycle import Lifecycle
 from gateway.logs import configure_logs
 from gateway.metrics import Metrics
-from gateway.metrics_page import SnapshotWriter
 from gateway.serve import GatewayServer, build, exit_status, make_server
 from gateway.settings import GatewaySettings
+from gateway.shared_figures import SnapshotWriter
 
 
 def _end_with_supervisor(server: GatewayServer) -> None:
@@ -33,8 +32,8 @@ def main() -> int:
     lifecycle, metrics = Lifecycle(), Metrics()
     server = make_server(build(given["factory"], settings, lifecycle, metrics), settings, lifecycle, metrics)
     threading.Thread(target=_end_with_supervisor, args=(server,), name="supervisor", daemon=True).start()
-    # The first file says that the process serves.
-    with SnapshotWriter(metrics, Path(sys.argv[2])) as writer:
+    # The first snapshot says that the process serves.
+    with SnapshotWriter(metrics, int(sys.argv[2])) as writer:
         server.on_ready = writer.start
         server.run(sockets=[sock])
     return exit_status(lifecycle)

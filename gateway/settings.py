@@ -13,7 +13,7 @@ class GatewaySettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True, populate_by_name=True)
 
-    home: Path = Field(default=Path(".taas"), description="Folder for what must outlive a process: journal, metrics.")
+    home: Path = Field(default=Path(".taas"), description="Folder for what must outlive a process: the journal.")
     redis_url: str = Field(
         default="redis://127.0.0.1:6390/0", repr=False, description="Redis or Valkey with quotas and catalogue."
     )
@@ -130,8 +130,3 @@ class GatewaySettings(BaseSettings):
     def journal_path(self) -> Path:
         """Folder of the journal of settles that Redis has not taken yet."""
         return self.home / "journal"
-
-    @property
-    def metrics_path(self) -> Path:
-        """Folder in which the processes of gateways leave their figures, a folder a port."""
-        return self.home / "metrics"

@@ -126,7 +126,6 @@ class Settler:
             self._pacer.again(cell, reply.pace_ms)
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
-        outcome = event.ending.value
         now = time.monotonic()
         first, last, output = exchange.first_token_at, exchange.last_token_at, event.delivered_output
         if not exchange.parsed.stream:
@@ -135,7 +134,7 @@ class Settler:
             exchange.parsed.route.value,
             exchange.model.name,
             event.class_.value,
-            outcome,
+            event.ending.value,
             now - exchange.started_at,
             None if first is None else first - exchange.started_at,
             (last - first) / (output - 1) if first is not None and last is not None and output > 1 else None,
@@ -150,7 +149,6 @@ class Settler:
             event.billed.cached,
             event.billed.output,
             event.delivered_output,
-            event.absorbed.prompt + event.absorbed.output,
         )
         if event.anomaly is not None:
             self._metrics.anomaly(event.anomaly)

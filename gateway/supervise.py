@@ -5,6 +5,7 @@ It holds the listening sockets: connections that arrive while a process is being
 
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -16,9 +17,8 @@ from types import FrameType
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from gateway.metrics_page import SharedFigures
 from gateway.settings import GatewaySettings
-from gateway.sockets import port_of
+from gateway.shared_figures import SharedFigures
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._given = (json.dumps({"factory": factory, "settings": _plain(settings)}) + "\n").encode()
-        self._figures = SharedFigures(settings.metrics_path / f"gateway-{port_of(sockets[0])}")
+        self._figures = SharedFigures()
         registry.register(self._figures)
         self._slots = [_Slot(index, sock) for index, sock in enumerate(sockets)]
         self._signals: list[int] = []
@@ -93,16 +93,19 @@ class Supervisor:
     def _start(self, slot: _Slot) -> None:
         slot.started_at = time.monotonic()
         slot.name = f"{slot.index}-{time.time_ns()}"
-        path = self._figures.begun(slot.name)
+        figures = self._figures.begun(slot.name)
         number = slot.socket.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.serve_child", str(number), str(path)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            pass_fds=[number],
-            # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear it once, from here.
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.serve_child", str(number), str(figures)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                pass_fds=[number, figures],
+                # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear it once, from here.
+                start_new_session=True,
+            )
+        finally:
+            os.close(figures)
         assert process.stdin is not None
         try:
             process.stdin.write(self._given)

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from billing.metrics_page import MetricsPage
+from billing.redis_address import RedisAddress
 from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
 from serving.launch import (
@@ -31,6 +33,8 @@ from serving.metrics import WorkerMetrics
 from serving.model_files import ModelFilesError
 from serving.ports import claim_port
 from serving.settings import WorkerSettings
+
+_METRICS_PORTS_TRIED = 100
 
 
 @click.command(name="worker")
@@ -127,21 +131,26 @@ async def _serve(
             plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
             previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
-            try:
-                server, metrics_port = metrics.serve(host, settings.worker_metrics_port_first)
-            except OSError as exc:
-                raise CannotStart(str(exc)) from exc
-            _note(f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{metrics_port}/metrics")
             agent = Agent(plan, redis, metrics, _note, previous)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, agent.request_stop)
-            try:
+            with _page(settings, metrics, address) as page:
+                _note(f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{page.port}/metrics")
                 await agent.run()
-            finally:
-                server.shutdown()
-                server.server_close()
         _note("stopped")
+
+
+def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: RedisAddress) -> MetricsPage:
+    """On the first free port from the one in the settings up. Raises CannotStart."""
+    first = settings.worker_metrics_port_first
+    ports = range(first, min(first + _METRICS_PORTS_TRIED, 65_536))
+    try:
+        return MetricsPage(
+            "worker", metrics.registry, host=settings.worker_host, ports=ports, redis_address=redis_address
+        )
+    except OSError as exc:
+        raise CannotStart(f"no free port from {ports[0]} to {ports[-1]} for the worker's metrics: {exc}") from exc
 
 
 @contextlib.contextmanager

@@ -1,15 +1,14 @@
-"""Every Prometheus series of a worker, and the small server that shows them. One worker serves one instance, so all have the same labels."""
+"""Every Prometheus series of a worker, but for those that each page of metrics has. One worker serves one instance, so all have the same labels."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from serving.registry import EngineLoad
 
-_PORTS_TRIED: Final = 100
-_LABELS: Final = ("instance", "model")
+# Not `instance`: that is what Prometheus calls the address that it scrapes.
+_LABELS: Final = ("engine", "model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,11 @@ class WorkerMetrics:
             "engine_up": "1 while the engine answers and takes requests.",
             "draining": "1 from SIGTERM until the engine is stopped.",
             "redis_up": "1 while the last renewal of the instance's lease reached Redis.",
-            "requests_running": "Requests in the engine.",
-            "requests_waiting": "Requests waiting inside the engine.",
-            "kv_cache_usage_ratio": "Share of the engine's KV cache in use.",
-            "epoch_started_timestamp_seconds": "When the running engine was started; changes with each restart.",
-            "engine_start_duration_seconds": "How long the running engine took to answer.",
+            "requests_running": "Requests that run in the engine.",
+            "requests_waiting": "Requests that wait inside the engine.",
+            "kv_cache_usage_ratio": "Part of the engine's KV cache that is in use, from 0 to 1.",
+            "epoch_started_timestamp_seconds": "Moment at which the running engine was started.",
+            "engine_start_duration_seconds": "Time that the running engine took from its start until it answered.",
         }
         for name, text in gauges.items():
             gauge = Gauge(f"taas_worker_{name}", text, _LABELS, registry=self.registry)
@@ -56,13 +55,3 @@ class WorkerMetrics:
         self.set("requests_running", load.running)
         self.set("requests_waiting", load.waiting)
         self.set("kv_cache_usage_ratio", load.kv_usage)
-
-    def serve(self, host: str, port_first: int) -> tuple[WSGIServer, int]:
-        """Answer `/metrics` on this address, on the first free port from `port_first` up; returns the server and its port."""
-        for port in range(port_first, port_first + _PORTS_TRIED):
-            try:
-                server, _ = start_http_server(port, addr=host, registry=self.registry)
-            except OSError:
-                continue
-            return server, port
-        raise OSError(f"no free port from {port_first} to {port_first + _PORTS_TRIED - 1} for the worker's metrics")

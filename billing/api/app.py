@@ -27,6 +27,7 @@ from billing.api import (
     projects,
     reclaims,
     requests,
+    scrape_targets,
     tenants,
     usage,
 )
@@ -41,6 +42,7 @@ from billing.settings import BillingSettings
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
     usage.router, requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
+    scrape_targets.router,
 )  # fmt: skip
 
 

@@ -90,9 +90,7 @@ class Access:
             scope.setdefault("state", {})["role"] = role
             await self._app(scope, receive, send)
         elif role is Right.SERVICE:
-            message = (
-                "The service key reads receipts and what came of contracts, nothing else; this takes the admin key."
-            )
+            message = "The service key reads receipts, what came of contracts and scrape targets, nothing else; this takes the admin key."
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         elif presented.startswith(SECRET_PREFIX.encode()):
             # Said of any such key, so that it tells nothing about this one.

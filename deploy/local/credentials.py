@@ -54,6 +54,11 @@ def write_services_env(settings: LocalSettings, keys: Credentials, redis_url: st
     write_env(settings.folder / "services.env", values)
 
 
+def write_service_key(settings: LocalSettings, keys: Credentials) -> None:
+    """`service.key`: the key alone, as Prometheus reads it from a file."""
+    write_private(settings.folder / "service.key", keys.service_key)
+
+
 def write_private(path: Path, text: str) -> None:
     """Whole or not at all, and never readable by others, not even for a moment."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ class _Up:
         with step("PostgreSQL") as now:
             stores = Stores(redis_url, self._postgres(now))
         credentials.write_services_env(settings, keys, stores.redis_url, stores.database_url)
+        credentials.write_service_key(settings, keys)
         services = Services(settings, keys, self._processes)
         with step("billing, admin API") as now:
             services.start_billing(stores, now)

@@ -82,8 +82,8 @@ def test_a_key_that_cannot_be_sent_hides_no_other_engine(
 
 
 def test_a_page_without_the_counters_has_none() -> None:
-    assert parse_counters("up 1\n") == NoCounters()
-    assert parse_counters("") == NoCounters()
+    assert parse_counters("up 1\n") == NoCounters(page=True)
+    assert parse_counters("") == NoCounters(page=True)
 
 
 def test_an_engine_that_is_starting_is_not_asked_before_its_baseline_is_known(

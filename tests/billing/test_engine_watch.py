@@ -51,6 +51,10 @@ def shown(client: redis.Redis, instance: str = "i1") -> Registered:
     return next(entry for entry in read_registered(client) if entry.instance == instance)
 
 
+def has_metrics(client: redis.Redis) -> bool:
+    return shown(client).has_metrics
+
+
 def step_until(watch: EngineWatch, condition: Callable[[], bool], timeout_s: float = 30) -> None:
     """Call it again and again, as its loop does, until the condition holds."""
     deadline = time.monotonic() + timeout_s
@@ -204,3 +208,18 @@ def test_what_a_dead_engine_had_counted_stays_and_goes_on_when_it_is_back(
     with database.connect() as connection:
         assert sum((run.produced for run in read_runs(connection)), CounterPair()) == CounterPair(40, 12)
     poller.close()
+
+
+def test_an_engine_without_a_page_of_metrics_is_shown_so_until_it_has_one(
+    watch: EngineWatch, engine: ScriptedEngine, raw_redis: redis.Redis
+) -> None:
+    engine.status = 404
+    register(raw_redis, engine)
+    assert has_metrics(raw_redis), "nobody knows yet"
+    step_until(watch, lambda: not has_metrics(raw_redis))
+    assert shown(raw_redis).status == "ready"
+    other = EngineWatch(raw_redis, timeout_ms=TIMEOUT_MS)
+    watch.close()
+    engine.status = 200
+    step_until(other, lambda: has_metrics(raw_redis))
+    other.close()

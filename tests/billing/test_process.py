@@ -33,7 +33,7 @@ class BillingProcess:
     def __init__(self, database_url: str, redis_url: str, log: Path, **environment: str) -> None:
         self.admin_port, self.metrics_port = free_port(), free_port()
         self.log = log
-        self._environment = {
+        self.environment = {
             **os.environ, "TAAS_DATABASE_URL": database_url, "TAAS_REDIS_URL": redis_url, "TAAS_ADMIN_KEY": ADMIN_KEY,
             "TAAS_ADMIN_PORT": str(self.admin_port), "TAAS_BILLING_METRICS_PORT": str(self.metrics_port),
             "TAAS_USAGE_CLAIM_IDLE_MS": "100", "TAAS_COUNTERS_INTERVAL_MS": "100", "TAAS_AUDIT_INTERVAL_MS": "200", **environment,
@@ -41,7 +41,7 @@ class BillingProcess:
         self.popen: ForkedProgram | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.popen = start_module("billing", environment=self._environment, log=self.log)
+        self.popen = start_module("billing", environment=self.environment, log=self.log)
 
     def end(self, number: signal.Signals) -> int:
         assert self.popen is not None
@@ -158,7 +158,7 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         billing.start()
         until(billing.healthy, billing)
         until(lambda: billing.metric('taas_reaped_requests_total{cell="m1"}') == 1, billing)
-        until(lambda: billing.metric('taas_audit_residual_tokens{instance="i1",kind="prompt"}') == 20, billing)
+        until(lambda: billing.metric('taas_audit_residual_tokens{engine="i1",kind="prompt"}') == 20, billing)
         until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 0, billing)
         audit = httpx.get(
             f"http://127.0.0.1:{billing.admin_port}/admin/v1/audit", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20,
@@ -271,7 +271,7 @@ def test_a_port_that_is_taken_is_said_and_ends_it(
     billing.start()
     until(billing.healthy, billing)
     second = BillingProcess(migrated_database_url, valkey_url, tmp_path / "second.log")
-    second._environment["TAAS_ADMIN_PORT"] = str(billing.admin_port)
+    second.environment["TAAS_ADMIN_PORT"] = str(billing.admin_port)
     second.start()
     assert second.popen is not None
     assert second.popen.wait(timeout=30) == 1

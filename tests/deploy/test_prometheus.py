@@ -1,18 +1,32 @@
-"""The scrape configuration knows every port on which a process shows its figures."""
+"""The scrape configuration asks the route that there is, with the key that may, from the file that `make up` writes."""
 
 import re
+import stat
+from pathlib import Path
+from urllib.parse import urlsplit
 
+from billing.api.rights import RIGHTS, Right
 from billing.settings import BillingSettings
-from gateway.settings import GatewaySettings
-from serving.settings import WorkerSettings
-from tests.source_tree import text_of
+from deploy.local import credentials
+from deploy.local.settings import LocalSettings
+from tests.source_tree import ROOT, text_of
+
+CONFIG = "deploy/prometheus/prometheus.yml"
 
 
-def test_every_default_metrics_port_is_scraped() -> None:
-    targets = set(re.findall(r'"127\.0\.0\.1:(\d+)"', text_of("deploy/prometheus/prometheus.yml")))
-    fields = (
-        (GatewaySettings, "metrics_port"), (BillingSettings, "metrics_port"),
-        (WorkerSettings, "worker_metrics_port_first"), (WorkerSettings, "engine_port_first"),
-    )  # fmt: skip
-    wanted = {str(settings.model_fields[name].default) for settings, name in fields}
-    assert wanted <= targets
+def test_targets_are_asked_of_the_admin_api() -> None:
+    (url,) = re.findall(r"- url: (\S+)", text_of(CONFIG))
+    parts = urlsplit(url)
+    assert parts.port == BillingSettings.model_fields["admin_port"].default
+    assert RIGHTS[f"GET {parts.path}"] is Right.SERVICE
+
+
+def test_the_key_is_read_from_the_file_that_up_writes(tmp_path: Path) -> None:
+    settings = LocalSettings(home=tmp_path / ".taas")
+    keys = credentials.of(settings)
+    credentials.write_service_key(settings, keys)
+    (named,) = re.findall(r"credentials_file: (\S+)", text_of(CONFIG))
+    # Prometheus reads it relative to the folder of its configuration.
+    written = settings.folder / (ROOT / CONFIG).parent.joinpath(named).resolve().relative_to(ROOT / ".taas")
+    assert written.read_text() == keys.service_key
+    assert stat.S_IMODE(written.stat().st_mode) == 0o600

@@ -40,7 +40,7 @@ class Page:
         self._url = f"http://127.0.0.1:{port}/metrics"
 
     def series(self, name: str) -> dict[str, float]:
-        """Values by labels (`asked="auto",end="left"`), without those that are 0."""
+        """Values by labels (`asked="auto",ending="left"`), without those that are 0."""
         found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", httpx.get(self._url).text, re.MULTILINE)
         return {labels: float(value) for labels, value in found if float(value)}
 
@@ -82,12 +82,12 @@ def test_who_waits_how_long_and_how_it_ended_over_all_processes(
         page.await_series("taas_requests_waiting", {'asked="auto"': 5, 'asked="default"': 1})
         assert page.series("taas_waiting_bytes")[""] >= 6 * (len(REQUEST) - 50)
         assert ask(gateway, key, "chat", service_tier="flex").status == 429
-        page.await_series("taas_waits_total", {'asked="flex",end="out_of_time"': 1})
-    ends = {'asked="flex",end="out_of_time"': 1.0, 'asked="auto",end="left"': 1.0}
+        page.await_series("taas_waits_total", {'asked="flex",ending="out_of_time"': 1})
+    ends = {'asked="flex",ending="out_of_time"': 1.0, 'asked="auto",ending="left"': 1.0}
     page.await_series("taas_waits_total", ends)
     make_room(catalogue, 9)
     assert [answer.result().status for answer in late] == [200] * 5
-    ends |= {'asked="auto",end="admitted"': 4, 'asked="default",end="admitted"': 1}
+    ends |= {'asked="auto",ending="admitted"': 4, 'asked="default",ending="admitted"': 1}
     page.await_series("taas_waits_total", ends)
     assert page.series("taas_requests_waiting") == page.series("taas_waiting_bytes") == {}
     assert page.series("taas_wait_seconds_count") == {'asked="auto"': 5, 'asked="default"': 1, 'asked="flex"': 1}
@@ -111,7 +111,7 @@ def test_who_may_not_wait_because_of_a_bound_of_the_process_is_counted_by_it(
         with gateway.client(key) as client:
             refused = client.post(PATHS["chat"], content=REQUEST, headers={"content-type": "application/json"})
         assert refused.status_code == 503
-        page.await_series("taas_waits_total", {f'asked="auto",end="{end}"': 1})
+        page.await_series("taas_waits_total", {f'asked="auto",ending="{end}"': 1})
         assert page.series("taas_requests_waiting") == {'asked="auto"': 1}
         assert page.series("taas_wait_seconds_count") == {}
 
@@ -135,14 +135,14 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     catalogue.redis.delete(bucket)
     catalogue.redis.publish(channel, "*")
     assert late.result().status == 403
-    page.await_series("taas_waits_total", {'asked="auto",end="refused"': 1})
+    page.await_series("taas_waits_total", {'asked="auto",ending="refused"': 1})
 
     other = catalogue.key(catalogue.tenant("ten_b"))
     late = pool.submit(ask, gateway, other, "chat")
     wait_until(lambda: waiting(catalogue) == 1, "waiting request")
     instance_goes(catalogue, late)
     assert late.result().status == 503
-    page.await_series("taas_waits_total", {'asked="auto",end="refused"': 1, 'asked="auto",end="no_instance"': 1})
+    page.await_series("taas_waits_total", {'asked="auto",ending="refused"': 1, 'asked="auto",ending="no_instance"': 1})
     assert page.series("taas_requests_waiting") == {}
 
 

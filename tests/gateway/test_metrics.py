@@ -1,27 +1,24 @@
 """What is counted, how processes' figures become one, and that labels cannot grow without bound."""
 
-from pathlib import Path
-
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.metrics import OTHER, REQUEST_ROWS_MAX, TOKEN_ROWS_MAX, Metrics
-from gateway.metrics_page import SharedFigures, SnapshotWriter
 from gateway.metrics_snapshot import add_up
 
 
-def finish(metrics: Metrics, model: str = "m", outcome: str = "complete", ttft_s: float | None = 0.2) -> None:
-    metrics.request_finished("chat", model, "on_demand", outcome, 1.5, ttft_s, 0.02, 0.0004)
+def finish(metrics: Metrics, model: str = "m", ending: str = "complete", ttft_s: float | None = 0.2) -> None:
+    metrics.request_finished("chat", model, "on_demand", ending, 1.5, ttft_s, 0.02, 0.0004)
 
 
 def test_a_finished_request_is_in_every_family() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     finish(metrics)
-    finish(metrics, outcome="client_disconnect", ttft_s=None)
+    finish(metrics, ending="client_disconnect", ttft_s=None)
     labels = {"route": "chat", "model": "m", "class": "on_demand"}
     value = registry.get_sample_value
-    assert value("taas_requests_total", labels | {"outcome": "complete"}) == 1
-    assert value("taas_requests_total", labels | {"outcome": "client_disconnect"}) == 1
+    assert value("taas_requests_total", labels | {"ending": "complete"}) == 1
+    assert value("taas_requests_total", labels | {"ending": "client_disconnect"}) == 1
     assert value("taas_request_duration_seconds_count", labels) == 2
     assert value("taas_request_duration_seconds_sum", labels) == 3.0
     assert value("taas_request_duration_seconds_bucket", labels | {"le": "1.0"}) == 0
@@ -46,11 +43,13 @@ def test_time_beyond_the_last_bound_counts_as_infinite_only() -> None:
 def test_tokens_are_counted_by_tenant_model_and_kind() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.tokens("t", "m", prompt=100, cached=64, output=20, delivered=19, absorbed=1)
-    metrics.tokens("t", "m", prompt=1, cached=0, output=2, delivered=2, absorbed=0)
-    kinds = ("prompt", "cached", "output", "delivered", "absorbed")
+    metrics.tokens("t", "m", prompt=100, cached=64, output=20, delivered=19)
+    metrics.tokens("t", "m", prompt=1, cached=0, output=2, delivered=2)
+    kinds = ("input", "cached_input", "output")
     found = {k: registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": "m", "kind": k}) for k in kinds}
-    assert found == {"prompt": 101, "cached": 64, "output": 22, "delivered": 21, "absorbed": 1}
+    # Disjoint: the sum counts each token once.
+    assert found == {"input": 37, "cached_input": 64, "output": 22}
+    assert registry.get_sample_value("taas_delivered_tokens_total", {"tenant": "t", "model": "m"}) == 21
 
 
 def test_gauges_and_the_rest() -> None:
@@ -58,24 +57,22 @@ def test_gauges_and_the_rest() -> None:
     metrics = Metrics(registry)
     metrics.open_delta(3)
     metrics.open_delta(-1)
-    metrics.streams_delta(1)
     metrics.set_journal_entries(7)
-    metrics.set_degraded("redis_down", on=True)
+    metrics.set_degraded("redis", on=True)
     metrics.refused("requests_per_minute")
     metrics.upstream_error("i-1", "refused")
     metrics.anomaly("usage_missing")
     metrics.redis_roundtrip(0.0003)
     value = registry.get_sample_value
     assert value("taas_reservations_open") == 2
-    assert value("taas_streams_open") == 1
     assert value("taas_journal_entries") == 7
-    assert value("taas_degraded", {"state": "redis_down"}) == 1
+    assert value("taas_degraded", {"component": "redis"}) == 1
     assert value("taas_refusals_total", {"which": "requests_per_minute"}) == 1
-    assert value("taas_upstream_errors_total", {"instance": "i-1", "kind": "refused"}) == 1
+    assert value("taas_upstream_errors_total", {"engine": "i-1", "kind": "refused"}) == 1
     assert value("taas_usage_anomalies_total", {"kind": "usage_missing"}) == 1
     assert value("taas_redis_roundtrip_seconds_count") == 1
-    metrics.set_degraded("redis_down", on=False)
-    assert value("taas_degraded", {"state": "redis_down"}) == 0
+    metrics.set_degraded("redis", on=False)
+    assert value("taas_degraded", {"component": "redis"}) == 0
 
 
 def test_families_without_labels_are_there_before_anything_happens() -> None:
@@ -96,10 +93,10 @@ def test_fault_46_model_outside_the_catalogue_is_other() -> None:
     metrics.set_models(["m"])
     for index in range(1000):
         finish(metrics, model=f"guess-{index}")
-        metrics.tokens("t", f"guess-{index}", 1, 0, 0, 0, 0)
-    labels = {"route": "chat", "model": OTHER, "class": "on_demand", "outcome": "complete"}
+        metrics.tokens("t", f"guess-{index}", 1, 0, 0, 0)
+    labels = {"route": "chat", "model": OTHER, "class": "on_demand", "ending": "complete"}
     assert registry.get_sample_value("taas_requests_total", labels) == 1000
-    assert registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": OTHER, "kind": "prompt"}) == 1000
+    assert registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": OTHER, "kind": "input"}) == 1000
     assert len(metrics.snapshot()["taas_requests"]) == 1
 
 
@@ -108,13 +105,13 @@ def test_fault_46_series_are_bounded_whatever_the_labels() -> None:
     metrics = Metrics(registry)
     for index in range(10_000):
         finish(metrics, model=f"m-{index}")
-        metrics.tokens(f"t-{index}", "m", 1, 0, 0, 0, 0)
+        metrics.tokens(f"t-{index}", "m", 1, 0, 0, 0)
         metrics.refused(f"w-{index}")
         metrics.upstream_error(f"i-{index}", "refused")
     snapshot = metrics.snapshot()
     assert len(snapshot["taas_requests"]) <= REQUEST_ROWS_MAX + 1
     assert len(snapshot["taas_request_duration_seconds"]) <= REQUEST_ROWS_MAX + 1
-    assert len(snapshot["taas_tokens"]) <= (TOKEN_ROWS_MAX + 1) * 5
+    assert len(snapshot["taas_tokens"]) <= (TOKEN_ROWS_MAX + 1) * 3
     assert len(snapshot["taas_refusals"]) <= 1001
     assert sum(row[1] for row in snapshot["taas_requests"]) == 10_000
     assert sum(row[1] for row in snapshot["taas_tokens"]) == 10_000
@@ -140,28 +137,3 @@ def test_adding_up_leaves_the_parts_as_they_were() -> None:
     before = metrics.snapshot()
     add_up(metrics.schema(), [before, before], [])
     assert before == metrics.snapshot()
-
-
-def test_figures_survive_the_way_through_a_file(tmp_path: Path) -> None:
-    (tmp_path / "left-over.json").write_text("garbage")
-    figures = SharedFigures(tmp_path)
-    registry = CollectorRegistry()
-    registry.register(figures)
-    metrics = Metrics()
-    finish(metrics)
-    metrics.open_delta(1)
-    path = figures.begun("0-1")
-    assert not figures.has_figures("0-1")
-    with SnapshotWriter(metrics, path) as writer:
-        writer.start()
-        assert figures.has_figures("0-1")
-        assert registry.get_sample_value("taas_reservations_open") == 1
-        assert registry.get_sample_value("taas_gateway_processes") == 1
-        finish(metrics)
-    labels = {"route": "chat", "model": "m", "class": "on_demand", "outcome": "complete"}
-    assert registry.get_sample_value("taas_requests_total", labels) == 2  # the last figures are written at the end
-    figures.ended("0-1")
-    assert registry.get_sample_value("taas_requests_total", labels) == 2
-    assert registry.get_sample_value("taas_reservations_open") is None
-    assert registry.get_sample_value("taas_gateway_processes") == 0
-    assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,7 @@ class Gateway:
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self._log = log
+        self.host = "127.0.0.1"
         self.port = self.metrics_port = 0
 
     def logged(self, message: str) -> list[dict[str, Any]]:
@@ -43,7 +44,7 @@ class Gateway:
 
     def get(self, path: str) -> httpx.Response:
         """On a connection of its own, so that the kernel picks a process each time."""
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=10, headers={"connection": "close"})
+        return httpx.get(f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"})
 
     def metric(self, series: str) -> float | None:
         text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
@@ -67,8 +68,10 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str) -> Iterator[Gateway]:
-    log = tmp_path / "log"
+def gateway(
+    tmp_path: Path, processes: int, factory: str = TINY, log_name: str = "log", **settings: str
+) -> Iterator[Gateway]:
+    log = tmp_path / log_name
     environment = os.environ | {
         "TAAS_HOME": str(tmp_path / "home"),
         "TAAS_GATEWAY_PORT": "0",
@@ -81,6 +84,7 @@ def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str
     with log.open("wb") as stderr:
         process = subprocess.Popen([sys.executable, "-c", START, factory], stderr=stderr, env=environment)
     running = Gateway(process, log)
+    running.host = environment.get("TAAS_GATEWAY_HOST", running.host)
     try:
         running.wait_ready(processes)
         yield running
@@ -184,12 +188,29 @@ def test_metrics_of_all_processes_are_added_up_and_do_not_fall_when_one_dies(tmp
         assert running.metric('taas_refusals_total{which="tiny"}') == requests
 
 
+def test_gateways_that_differ_by_their_address_alone_share_no_figures(tmp_path: Path) -> None:
+    with gateway(tmp_path, 2) as first:
+        for _ in range(10):
+            first.get("/count")
+        until(lambda: first.metric('taas_refusals_total{which="tiny"}') == 10, "figures of the first")
+        same = {"TAAS_GATEWAY_PORT": str(first.port), "TAAS_GATEWAY_HOST": "127.0.0.2"}
+        with gateway(tmp_path, 2, log_name="second", **same) as second:
+            for _ in range(3):
+                second.get("/count")
+            until(lambda: second.metric('taas_refusals_total{which="tiny"}') == 3, "figures of the second")
+            for running in (first, second):
+                os.kill(running.children()[0], signal.SIGKILL)
+                until(lambda r=running: r.metric("taas_gateway_process_deaths_total") == 1, "the death")  # type: ignore[misc]
+            found = [running.metric('taas_refusals_total{which="tiny"}') for running in (first, second)]
+            assert found == [10, 3]
+
+
 def test_gauges_of_a_dead_process_go(tmp_path: Path) -> None:
     with gateway(tmp_path, 2) as running, running.stream("?forever"), running.stream("?forever"):
-        until(lambda: running.metric("taas_streams_open") == 2, "both streams to be seen")
+        until(lambda: running.metric("taas_reservations_open") == 2, "both streams to be seen")
         for child in running.children():
             os.kill(child, signal.SIGKILL)
-        until(lambda: running.metric("taas_streams_open") == 0, "none to be seen")
+        until(lambda: running.metric("taas_reservations_open") == 0, "none to be seen")
 
 
 def test_fault_37_killed_process_is_replaced_and_its_port_refuses_nobody(tmp_path: Path) -> None:

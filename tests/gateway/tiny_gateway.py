@@ -25,9 +25,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
                 lifecycle.settles_lost += 1
                 await answer(send, 200, {})
             case b"/stream":
-                metrics.streams_delta(1)
+                metrics.open_delta(1)
                 await _stream(lifecycle, send, scope["query_string"] == b"forever")
-                metrics.streams_delta(-1)
+                metrics.open_delta(-1)
             case b"/readyz":
                 await answer(send, 503 if lifecycle.draining else 200, {})
             case _:

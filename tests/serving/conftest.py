@@ -98,7 +98,7 @@ class Worker:
 
     def metric(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(
-            f"taas_worker_{name}", {"instance": self.plan.instance, "model": "m"}
+            f"taas_worker_{name}", {"engine": self.plan.instance, "model": "m"}
         )
 
     async def stopped(self) -> None:

@@ -189,9 +189,10 @@ async def test_its_own_metrics_are_served_and_named_in_its_first_line(worker: Wo
     assert found is not None
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(found[1])).text
-    assert re.search(r'^taas_worker_engine_up\{instance="m-.*",model="m"\} 1\.0$', text, re.MULTILINE)
+    assert re.search(r'^taas_worker_engine_up\{engine="m-.*",model="m"\} 1\.0$', text, re.MULTILINE)
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
-    assert all(name.startswith("taas_worker_") for name in names)
+    own = {"taas_build_info", "taas_clock_ahead_of_redis_seconds"}
+    assert {name for name in names if not name.startswith("taas_worker_")} == own
 
 
 async def test_a_model_that_nobody_added_is_said_with_what_to_do(worker: WorkerProcess) -> None:

@@ -1,0 +1,52 @@
+"""The route that tells Prometheus what to scrape, in the form of its HTTP service discovery."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+
+from billing.api.control import Control
+from billing.registered import Registered, read_registered
+from billing.scrape_targets import read_targets
+
+router = APIRouter(prefix="/admin/v1/scrape-targets", tags=["metrics"])
+
+# An engine that is starting, or down, has no page to show.
+_RUNNING: Final = frozenset({"ready", "draining"})
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@router.get("")
+def list_all(control: Control) -> list[dict[str, Any]]:
+    """Every gateway, billing process, worker and engine that runs now, each with its `job`; engines with their id, model and pool.
+
+    For `http_sd_configs` of Prometheus, which wants a bare list.
+    """
+    pages = [_group(target.address, {"job": target.job}) for target in read_targets(control.redis)]
+    return [*pages, *_engines(read_registered(control.redis))]
+
+
+def _engines(entries: list[Registered]) -> Iterator[dict[str, Any]]:
+    """A server that stands under several ids is one target, as the first of them: its page would be counted twice."""
+    seen = set()
+    for entry in entries:
+        url = entry.url.rstrip("/").removesuffix("/v1")
+        if entry.status in _RUNNING and entry.has_metrics and url not in seen:
+            seen.add(url)
+            yield _engine(entry, url)
+
+
+def _engine(entry: Registered, url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    address = parts.netloc if parts.port is not None else f"{parts.netloc}:{_PORTS[parts.scheme]}"
+    labels = {"job": "engine", "engine": entry.instance, "model": entry.model, "pool": entry.pool}
+    if parts.scheme != "http":
+        labels["__scheme__"] = parts.scheme
+    if parts.path:
+        labels["__metrics_path__"] = f"{parts.path}/metrics"
+    return _group(address, labels)
+
+
+def _group(address: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {"targets": [address], "labels": labels}

@@ -1,0 +1,89 @@
+"""What the product has at a moment, for Prometheus: engines by status, instances that pools declare, names of tenants, ends of contracts.
+
+Reads only. Owns how many tenants and contracts are named, so that a page stays of bounded size however many there are.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import redis
+from sqlalchemy import Connection, Engine, select
+
+from billing import pools
+from billing.contracts.store import BINDING
+from billing.registered import Registered, read_known
+from billing.schema.capacity import contract
+from billing.schema.catalogue import tenant
+
+STATUSES: Final = ("starting", "ready", "draining", "down")
+# As many tenants as a gateway tells apart in its own figures. The oldest are named, so that a new one takes no other's place.
+TENANTS_MAX: Final = 4_000
+CONTRACTS_MAX: Final = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class ContractInfo:
+    """A contract that is signed and not over. `ends_ms`: what notice has made of its end."""
+
+    contract_id: str
+    tenant_id: str
+    tenant_name: str
+    pool: str
+    state: str
+    overflow: str
+    ends_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """`engines`: how many by pool, model and status, every status of each pool and model that has one. `declared`: instances by pool."""
+
+    engines: Mapping[tuple[str, str, str], int]
+    declared: Mapping[str, int]
+    tenants: Sequence[tuple[str, str]]
+    contracts: Sequence[ContractInfo]
+
+
+def read_inventory(engine: Engine, client: redis.Redis) -> Inventory:
+    """All of it. The client must not decode. Raises redis.RedisError, SQLAlchemyError."""
+    engines = count_engines(read_known(client))
+    with engine.connect() as connection:
+        return Inventory(engines, pools.declared(connection), _tenants(connection), _contracts(connection))
+
+
+def count_engines(entries: Sequence[Registered]) -> dict[tuple[str, str, str], int]:
+    """By pool, model and status; 0 where a pool and model has none of a status."""
+    there = Counter((entry.pool, entry.model, entry.status) for entry in entries)
+    kinds = sorted({(pool, model) for pool, model, _ in there})
+    return {(pool, model, status): there[pool, model, status] for pool, model in kinds for status in STATUSES}
+
+
+def _tenants(connection: Connection) -> list[tuple[str, str]]:
+    query = (
+        select(tenant.c.tenant_id, tenant.c.name)
+        .where(tenant.c.status != "archived")
+        .order_by(tenant.c.created_ms, tenant.c.tenant_id)
+        .limit(TENANTS_MAX)
+    )
+    return [(row.tenant_id, row.name) for row in connection.execute(query)]
+
+
+def _contracts(connection: Connection) -> list[ContractInfo]:
+    query = (
+        select(
+            contract.c.contract_id,
+            contract.c.tenant_id,
+            tenant.c.name.label("tenant_name"),
+            contract.c.pool,
+            contract.c.state,
+            contract.c.overflow,
+            contract.c.effective_end_ms.label("ends_ms"),
+        )
+        .join(tenant, tenant.c.tenant_id == contract.c.tenant_id)
+        .where(contract.c.state.in_(BINDING))
+        .order_by(contract.c.effective_end_ms, contract.c.contract_id)
+        .limit(CONTRACTS_MAX)
+    )
+    return [ContractInfo(**row._mapping) for row in connection.execute(query)]
