@@ -32,7 +32,8 @@ from billing.api import (
     usage,
 )
 from billing.api.control import ControlPlane
-from billing.api.edge import Access, BodyLimit, RequestId
+from billing.api.edge import Access, RequestId
+from billing.api.whole_body import WholeBody
 from billing.audit import Auditor
 from billing.engine_counters import CounterPoller
 from billing.engine_probe import TIMEOUT_S
@@ -83,7 +84,7 @@ def build_app(
         middleware=[
             Middleware(RequestId),
             Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key),
-            Middleware(BodyLimit),
+            Middleware(WholeBody),
         ],
     )
     app.state.control = ControlPlane(engine, redis, projector or Projector(engine, redis), http)

@@ -1,13 +1,13 @@
-"""What every request passes before a route sees it: an id of ours, a bound on its body, and whether its caller may. Pure ASGI.
+"""What every request passes before anything of its body is read: an id of ours, and whether its caller may. Pure ASGI.
 
-Knows the keys' rights, not what the routes do. Nothing of a body is read before the caller is known.
+Knows the keys' rights, not what the routes do.
 """
 
 import hmac
 import secrets
 from typing import Final
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,8 +15,6 @@ from billing.api.errors import REQUEST_ID_HEADER, error_response
 from billing.api.rights import Right, right_for
 from billing.api_keys import SECRET_PREFIX
 
-# A ramp of a thousand steps is a quarter of it, and so is a reclaim that names two thousand instances.
-BODY_BYTES_MAX: Final = 256 * 1024
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
@@ -40,34 +38,6 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
-
-
-class BodyLimit:
-    """Refuses a body as soon as it is known to be too large."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on with a `receive` that counts."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > BODY_BYTES_MAX:
-            await _too_large()(scope, receive, send)
-            return
-        received = 0
-
-        async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > BODY_BYTES_MAX:
-                raise HTTPException(413, _TOO_LARGE)
-            return message
-
-        await self._app(scope, receive_counted, send)
 
 
 class Access:
@@ -107,13 +77,6 @@ class Access:
             if hmac.compare_digest(presented, key) and key and found is Right.PUBLIC:
                 found = role
         return found
-
-
-_TOO_LARGE: Final = f"The body is larger than {BODY_BYTES_MAX} bytes."
-
-
-def _too_large() -> ASGIApp:
-    return error_response(413, _TOO_LARGE, code="body_too_large", headers={"connection": "close"})
 
 
 def _bearer(headers: Headers) -> bytes:

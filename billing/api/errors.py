@@ -84,7 +84,7 @@ def _invalid(request: Request, exc: Exception) -> JSONResponse:
     code = _CODE_OF_FINDING.get(finding["type"], "invalid_value")
     if code == "invalid_json":
         return error_response(400, "The body is not valid JSON.", code=code)
-    place = [str(step) for step in finding["loc"][1:] if isinstance(step, int) or _is_plain(step)]
+    place = [str(step) for step in finding["loc"][1:] if isinstance(step, int) or is_plain(step)]
     if finding["loc"][0] != "body" or place:
         param = ".".join(place) or None
         return error_response(400, f"{param or 'A parameter'}: {_sentence(finding)}", code=code, param=param)
@@ -98,7 +98,8 @@ def _sentence(finding: Mapping[str, Any]) -> str:
     }.get(finding["type"], str(finding["msg"]).removeprefix("Value error, "))
 
 
-def _is_plain(step: str) -> bool:
+def is_plain(step: str) -> bool:
+    """Whether a name that a caller chose may stand in an error."""
     return len(step) <= 64 and step.isascii() and step.replace("_", "").replace("-", "").isalnum()
 
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing.api.edge import BODY_BYTES_MAX
+from billing.api.whole_body import BODY_BYTES_MAX
 
 Make = Callable[..., dict[str, Any]]
 WRITES = [
@@ -162,6 +162,22 @@ def test_a_body_too_large_is_refused_by_its_length_or_as_it_grows(admin: TestCli
     refused(admin.post("/admin/v1/tenants", content=large), 413)
     parts = (part for part in [large[:-1], b"  "])
     refused(admin.post("/admin/v1/tenants", content=parts, headers={"content-type": "application/json"}), 413)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"name": "dup1", "name": "dup2"}',
+        b'{"name": "dup1", "redis_down": {"policy": "refuse", "policy": "refuse"}}',
+        b'{"name": "dup1", "\\u006eame": "dup2"}',
+        b'{"name": "dup1", "redis_down": [[{"name": 1, "name": 2}]]}',
+    ],
+)
+def test_a_key_given_twice_is_refused_at_every_depth(admin: TestClient, body: bytes):
+    answer = admin.post("/admin/v1/tenants", content=body, headers={"content-type": "application/json"})
+    error = refused(answer, 400)
+    assert (error["code"], error["param"]) == ("duplicate_key", "policy" if b"policy" in body else "name")
+    assert [tenant["name"] for tenant in admin.get("/admin/v1/tenants").json()["data"]] == ["acme"]
 
 
 def test_an_error_does_not_repeat_the_body(admin: TestClient):
