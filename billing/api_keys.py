@@ -7,13 +7,14 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, literal, select, update
 
 from billing import outbox, projects
 from billing.names import KEY_PREFIX, new_id
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import NOW_MS, api_key_use, model, quota_limit
 from billing.schema.catalogue import api_key as table
@@ -21,7 +22,14 @@ from billing.schema.catalogue import api_key as table
 SECRET_PREFIX: Final = "sk-"  # noqa: S105
 # 32 bytes are 43 characters of URL-safe base 64.
 _SECRET_BYTES: Final = 32
-_QUERY: Final = select(table, api_key_use.c.last_used_ms).outerjoin(api_key_use, api_key_use.c.key_id == table.c.key_id)
+# What is revoked stays revoked, whenever it would have expired.
+Status = Literal["active", "expired", "revoked"]
+_STATUS: Final[ColumnElement[str]] = case(
+    (table.c.revoked_ms.is_not(None), "revoked"), (table.c.expires_at_ms <= NOW_MS, "expired"), else_="active"
+)
+_QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status")).outerjoin(
+    api_key_use, api_key_use.c.key_id == table.c.key_id
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class ApiKey:
     created_ms: int
     updated_ms: int
     last_used_ms: int | None = None
+    status: Status = "active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,11 @@ class NewApiKey:
 
     key: ApiKey
     secret: str = field(repr=False)
+
+
+_OLDEST_FIRST: Final[Order[ApiKey]] = Order(
+    "keys", lambda key: (key.created_ms, key.key_id), (int, str), (table.c.created_ms, table.c.key_id)
+)
 
 
 def hash_of(secret: str) -> str:
@@ -107,12 +121,23 @@ def find(connection: Connection, key_id: str) -> ApiKey:
     return _key(row)
 
 
-def list_all(connection: Connection, tenant_id: str | None = None) -> list[ApiKey]:
-    """Of one tenant or of all, revoked ones too, oldest first."""
-    query = _QUERY.order_by(table.c.created_ms, table.c.key_id)
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    tenant_id: str | None = None,
+    name: str | None = None,
+    status: Status | None = None,
+) -> Page[ApiKey]:
+    """Of one tenant or of all, oldest first; revoked ones too, those whose name contains `name`, those in this status."""
+    query = _QUERY
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
-    return [_key(row) for row in connection.execute(query)]
+    if name is not None:
+        query = query.where(contains(table.c.name, name))
+    if status is not None:
+        query = query.where(_STATUS.in_([status]))
+    return read_page(connection, query, _OLDEST_FIRST, _key, asked)
 
 
 def revoke(connection: Connection, key_id: str) -> ApiKey:

@@ -20,6 +20,7 @@ from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_a
 from billing.engine_instances import CounterPair
 from billing.models import ModelChange, Weights
 from billing.names import new_id
+from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.capacity import calibration as table
 from billing.schema.catalogue import model_weights
@@ -58,6 +59,15 @@ class Calibration(Measured):
     calibration_id: str
     weights_version: int
     created_ms: int
+
+
+_NEWEST_FIRST: Final[Order[Calibration]] = Order(
+    "calibrations",
+    lambda calibration: (calibration.created_ms, calibration.calibration_id),
+    (int, str),
+    (table.c.created_ms, table.c.calibration_id),
+    descending=True,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +124,18 @@ def record(
     return _calibration(row, changed.weights)
 
 
-def list_all(connection: Connection, pool: str | None = None) -> list[Calibration]:
+def list_page(
+    connection: Connection, asked: Asked, *, pool: str | None = None, model: str | None = None
+) -> Page[Calibration]:
     """Newest first: the first of a pool is the one that holds."""
     same = (model_weights.c.model == table.c.model) & (model_weights.c.version == table.c.weights_version)
-    query = (
-        select(table, model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu)
-        .join(model_weights, same)
-        .order_by(table.c.created_ms.desc(), table.c.calibration_id.desc())
-    )
+    weights = (model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu)
+    query = select(table, *weights).join(model_weights, same)
     if pool is not None:
         query = query.where(table.c.pool == pool)
-    found = []
-    for row in connection.execute(query):
-        found.append(_calibration(row, Weights(row.w_in_mu, row.w_cached_mu, row.w_out_mu)))
-    return found
+    if model is not None:
+        query = query.where(table.c.model == model)
+    return read_page(connection, query, _NEWEST_FIRST, _read, asked)
 
 
 def absorb(connection: Connection, spent: SpentTokens) -> bool:
@@ -185,6 +193,10 @@ def _check(measured: Measured) -> None:
             f"A fit that is off by {measured.error_permille / 10:g} % predicts nothing; measure again, for longer, with the engine alone.",
             param="error",
         )
+
+
+def _read(row: Row[Any]) -> Calibration:
+    return _calibration(row, Weights(row.w_in_mu, row.w_cached_mu, row.w_out_mu))
 
 
 def _calibration(row: Row[Any], weights: Weights) -> Calibration:

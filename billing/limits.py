@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, ColumnElement, Connection, Row, Text, any_, delete, literal, select
+from sqlalchemy import ARRAY, ColumnElement, Connection, Row, Text, any_, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import api_keys, models, outbox, tenants
 from billing.cell.scripts import LimitFields, Limits
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.catalogue import NOW_MS
 from billing.schema.catalogue import quota_limit as table
@@ -41,6 +42,14 @@ class Limit:
     concurrency: int | None
     created_ms: int
     updated_ms: int
+
+
+_BY_SUBJECT: Final[Order[Limit]] = Order(
+    "limits",
+    lambda limit: (limit.tenant_id, limit.key_id or "", limit.model),
+    (str, str, str),
+    (table.c.tenant_id, func.coalesce(table.c.key_id, ""), table.c.model),
+)
 
 
 def find_subject(connection: Connection, tenant: str | None, key_id: str | None) -> Subject:
@@ -72,14 +81,18 @@ def put(connection: Connection, subject: Subject, model: str, given: Mapping[str
     return _limit(row)
 
 
-def list_all(connection: Connection, subject: Subject | None = None) -> list[Limit]:
-    """Every limit; or those of a tenant, its keys' among them; or those of a key."""
-    query = select(table).order_by(table.c.tenant_id, table.c.key_id.nulls_first(), table.c.model)
+def list_page(
+    connection: Connection, asked: Asked, subject: Subject | None = None, model: str | None = None
+) -> Page[Limit]:
+    """Every limit; or those of a tenant, its keys' among them; or those of a key; or those on a model."""
+    query = select(table)
+    if model is not None:
+        query = query.where(table.c.model == model)
     if subject is not None and subject.key_id is not None:
         query = query.where(table.c.key_id == subject.key_id)
     elif subject is not None:
         query = query.where(table.c.tenant_id == subject.tenant_id)
-    return [_limit(row) for row in connection.execute(query)]
+    return read_page(connection, query, _BY_SUBJECT, _limit, asked)
 
 
 @dataclass(frozen=True, slots=True)

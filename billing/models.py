@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing import outbox, tenants
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import model as table
 from billing.schema.catalogue import model_audience, model_weights
@@ -32,6 +33,10 @@ _AUDIENCE: Final = func.array(
     .order_by(model_audience.c.tenant_id)
     .scalar_subquery()
 ).label("audience")
+
+_QUERY: Final = select(
+    table, model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu, _AUDIENCE
+).join(model_weights, (model_weights.c.model == table.c.name) & (model_weights.c.version == table.c.weights_version))
 
 # `everyone`, `internal`, or the tenants named.
 Visible = Literal["everyone", "internal"] | tuple[str, ...]
@@ -105,6 +110,9 @@ class Model:
     updated_ms: int
 
 
+_BY_NAME: Final[Order[Model]] = Order("models", lambda model: (model.name,), (str,), (table.c.name,))
+
+
 def create(connection: Connection, spec: ModelSpec) -> Model:
     """A new model, active. Raises Conflict when the name is taken, Invalid, NotFound for a tenant that is not there."""
     owner, visible = _audience(connection, spec.owner, spec.visible)
@@ -153,6 +161,25 @@ def list_all(connection: Connection) -> list[Model]:
     return _read(connection, None)
 
 
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    name: str | None = None,
+    status: Status | None = None,
+    pool: str | None = None,
+) -> Page[Model]:
+    """Models by name; those whose name contains `name`, those in this status, those of a pool."""
+    query = _QUERY
+    if name is not None:
+        query = query.where(contains(table.c.name, name))
+    if status is not None:
+        query = query.where(table.c.status == status)
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    return read_page(connection, query, _BY_NAME, _model, asked)
+
+
 def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
     """Set what is given; new weights become a new version. Raises NotFound, Invalid."""
     # The row is held, so that two changes at once do not make one version of weights.
@@ -187,14 +214,7 @@ def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
 
 
 def _read(connection: Connection, name: str | None) -> list[Model]:
-    query = (
-        select(table, model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu, _AUDIENCE)
-        .join(
-            model_weights,
-            (model_weights.c.model == table.c.name) & (model_weights.c.version == table.c.weights_version),
-        )
-        .order_by(table.c.name)
-    )
+    query = _QUERY.order_by(table.c.name)
     if name is not None:
         query = query.where(table.c.name == name)
     return [_model(row) for row in connection.execute(query)]

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert,
 from billing import outbox
 from billing.money import Money, MoneyError, parse_price, price_string
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.ledger import price as price_table
 from billing.schema.ledger import price_withdrawal
@@ -50,6 +51,14 @@ class Price:
         )
 
 
+_NEWEST_OF_EACH_FIRST: Final[Order[Price]] = Order(
+    "prices",
+    lambda price: (price.model, -price.valid_from_ms, price.price_id),
+    (str, int, int),
+    (price_table.c.model, -price_table.c.valid_from_ms, price_table.c.price_id),
+)
+
+
 class PriceBook:
     """The prices of some models as one SQL transaction sees them."""
 
@@ -80,6 +89,14 @@ def list_prices(connection: Connection, model: str | None = None) -> list[Price]
     if model is not None:
         query = query.where(price_table.c.model == model)
     return [_price(row) for row in connection.execute(query).mappings()]
+
+
+def list_page(connection: Connection, asked: Asked, model: str | None = None) -> Page[Price]:
+    """The same by pages."""
+    query = select(price_table).where(_STANDS)
+    if model is not None:
+        query = query.where(price_table.c.model == model)
+    return read_page(connection, query, _NEWEST_OF_EACH_FIRST, lambda row: _price(row._mapping), asked)
 
 
 def for_sale_from(connection: Connection) -> dict[str, int]:

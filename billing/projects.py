@@ -3,15 +3,17 @@
 Knows neither HTTP nor Redis: gateways learn a project from the key.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import ARRAY, Connection, Row, Text, any_, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing import outbox
 from billing.names import PROJECT_PREFIX, new_id
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import api_key
 from billing.schema.catalogue import project as table
@@ -32,6 +34,14 @@ class Project:
     status: Status
     created_ms: int
     updated_ms: int
+
+
+_OLDEST_FIRST: Final[Order[Project]] = Order(
+    "projects",
+    lambda project: (project.created_ms, project.project_id),
+    (int, str),
+    (table.c.created_ms, table.c.project_id),
+)
 
 
 def create(connection: Connection, tenant_id: str, name: str) -> Project:
@@ -57,14 +67,23 @@ def find(connection: Connection, tenant_id: str, project: str) -> Project:
     return _project(row)
 
 
-def list_all(connection: Connection, tenant_id: str | None = None, *, archived: bool = False) -> list[Project]:
-    """Of one tenant or of all, oldest first; archived ones only if asked for."""
-    query = select(table).order_by(table.c.created_ms, table.c.project_id)
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    tenant_id: str | None = None,
+    name: str | None = None,
+    archived: bool = False,
+) -> Page[Project]:
+    """Of one tenant or of all, oldest first, those whose name contains `name`; archived ones only if asked for."""
+    query = select(table)
+    if name is not None:
+        query = query.where(contains(table.c.name, name))
     if not archived:
         query = query.where(table.c.status != "archived")
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
-    return [_project(row) for row in connection.execute(query)]
+    return read_page(connection, query, _OLDEST_FIRST, _project, asked)
 
 
 def change(
@@ -89,9 +108,12 @@ def change(
     return find(connection, tenant_id, found.project_id)
 
 
-def names(connection: Connection) -> dict[str, str]:
-    """Every project's name by its id."""
-    return {row.project_id: row.name for row in connection.execute(select(table.c.project_id, table.c.name))}
+def names(connection: Connection, project_ids: Iterable[str]) -> dict[str, str]:
+    """The names of these ids; unknown ones are left out."""
+    # As one parameter: there may be more of them than a statement can have.
+    these = any_(literal(list(set(project_ids)), ARRAY(Text)))
+    rows = connection.execute(select(table.c.project_id, table.c.name).where(table.c.project_id == these))
+    return {row.project_id: row.name for row in rows}
 
 
 def _project(row: Row[Any]) -> Project:

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing import outbox, projects
 from billing.names import TENANT_PREFIX, new_id
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import tenant as table
 
@@ -37,6 +38,9 @@ class Tenant:
     weight: int
     created_ms: int
     updated_ms: int
+
+
+_BY_NAME: Final[Order[Tenant]] = Order("tenants", lambda tenant: (tenant.name,), (str,), (table.c.name,))
 
 
 def create(
@@ -79,12 +83,26 @@ def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenan
     return _tenant(row)
 
 
-def list_all(connection: Connection, *, archived: bool = False) -> list[Tenant]:
-    """Every tenant, by name; archived ones only if asked for."""
-    query = select(table).order_by(table.c.name)
-    if not archived:
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    name: str | None = None,
+    status: Status | None = None,
+    kind: Kind | None = None,
+    archived: bool = False,
+) -> Page[Tenant]:
+    """Tenants by name, those whose name contains `name`; archived ones only if asked for."""
+    query = select(table)
+    if name is not None:
+        query = query.where(contains(table.c.name, name))
+    if kind is not None:
+        query = query.where(table.c.kind == kind)
+    if status is not None:
+        query = query.where(table.c.status == status)
+    elif not archived:
         query = query.where(table.c.status != "archived")
-    return [_tenant(row) for row in connection.execute(query)]
+    return read_page(connection, query, _BY_NAME, _tenant, asked)
 
 
 def names(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, str]:

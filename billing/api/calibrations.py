@@ -9,6 +9,7 @@ from billing import calibrations, pools
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
+from billing.api.paging import PageAsked, listing
 from billing.calibrations import Calibration, Measured, SpentTokens
 from billing.contracts.position import units
 from billing.engine_instances import read_instances
@@ -120,12 +121,15 @@ def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, A
 
 @router.get("")
 def list_all(
-    control: Control, pool: Annotated[Name | None, Query(description="Of this pool only.")] = None
+    control: Control,
+    asked: PageAsked,
+    pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
+    model: Annotated[Name | None, Query(description="Of this model only.")] = None,
 ) -> dict[str, Any]:
     """All, newest first; the first of a pool holds."""
     with control.reading() as connection:
         pools.require_named(connection, pool)
-        return {"data": [_shown(each) for each in calibrations.list_all(connection, pool)]}
+        return listing(calibrations.list_page(connection, asked, pool=pool, model=model), _shown)
 
 
 def _shown(found: Calibration) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from billing.api.contract_shapes import (
 )
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, IdPath, Label, Moment, Name, TenantQuery
+from billing.api.paging import PageAsked
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_for_sale, require_calibration
@@ -234,16 +235,20 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
 @router.get("")
 def list_all(
     control: Control,
+    asked: PageAsked,
     tenant: TenantQuery = None,
-    pool: Annotated[Name | None, Query()] = None,
+    pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     state: Annotated[State | None, Query()] = None,
+    since: Annotated[Moment | None, Query(alias="from", description="Those that end after this moment.")] = None,
+    until: Annotated[Moment | None, Query(description="Those that begin before this moment.")] = None,
 ) -> dict[str, Any]:
-    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state."""
+    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state, running within a time."""
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
         pools.require_named(connection, pool)
         states = () if state is None else (state,)
-        return {"data": _shown(connection, store.list_all(connection, tenant_id=tenant_id, pool=pool, states=states))}
+        found = store.list_page(connection, asked, tenant_id=tenant_id, pool=pool, states=states, within=(since, until))
+        return {"data": _shown(connection, found.rows), "next": found.next}
 
 
 @router.get("/{contract_id}")

@@ -2,15 +2,16 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import redis
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from billing import instances, models, refusals
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
+from billing.api.paging import PageAsked, listing
 from billing.engine_counters import close_run
 from billing.engine_instances import CounterPair, EngineInstance
 from billing.engine_probe import Probe, probe_engine, unprobed
@@ -18,10 +19,14 @@ from billing.engine_reading import Unreachable, read_engine
 from billing.engine_request_counts import read_instance
 from billing.instances import Instance, check_url
 from billing.open_requests import read_open
+from billing.page import Order, page_of
 from billing.refusals import Conflict
 from billing.registered import Registered, read_registered
 
 router = APIRouter(prefix="/admin/v1", tags=["instances"])
+
+Status = Literal["ready", "draining", "starting", "down"]
+_BY_ID: Final[Order[Registered]] = Order("instances", lambda entry: (entry.instance,), (str,))
 
 
 class NewInstance(Body):
@@ -71,11 +76,22 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
 
 
 @router.get("/instances")
-def list_all(control: Control) -> dict[str, Any]:
-    """Every instance that is there now, of workers too, with its load."""
+def list_all(
+    control: Control,
+    asked: PageAsked,
+    model: Annotated[Name | None, Query(description="Of this model only.")] = None,
+    pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
+    status: Annotated[Status | None, Query()] = None,
+) -> dict[str, Any]:
+    """The instances that are there now, by id, of workers too, with their load."""
     with control.reading() as connection:
         by_hand = instances.shown_ids(connection)
-    return {"data": [_registered(entry, by_hand) for entry in read_registered(control.redis)]}
+    found = [
+        entry
+        for entry in read_registered(control.redis)
+        if model in {None, entry.model} and pool in {None, entry.pool} and status in {None, entry.status}
+    ]
+    return listing(page_of(found, _BY_ID, asked), lambda entry: _registered(entry, by_hand))
 
 
 @router.delete("/instances/{instance:path}")

@@ -3,15 +3,16 @@
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import api_keys, projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
+from billing.api.paging import NameContains, PageAsked, listing
 from billing.api.projects import tenant_id_of
-from billing.api_keys import ApiKey, KeyChange
+from billing.api_keys import ApiKey, KeyChange, Status
 from billing.refusals import Invalid
 
 KeyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")]
@@ -73,13 +74,20 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
 
 
 @router.get("")
-def list_all(control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
-    """The keys of a tenant, or of all; revoked ones too."""
+def list_all(
+    control: Control,
+    asked: PageAsked,
+    tenant: TenantQuery = None,
+    name: NameContains = None,
+    status: Annotated[Status | None, Query()] = None,
+) -> dict[str, Any]:
+    """The keys of a tenant, or of all, oldest first; revoked ones too."""
     with control.reading() as connection:
-        found = api_keys.list_all(connection, tenant_id_of(connection, tenant))
-        tenant_names = tenants.names(connection, [key.tenant_id for key in found])
-        project_names = projects.names(connection)
-        return {"data": [_shown(key, tenant_names[key.tenant_id], project_names[key.project_id]) for key in found]}
+        tenant_id = tenant_id_of(connection, tenant)
+        found = api_keys.list_page(connection, asked, tenant_id=tenant_id, name=name, status=status)
+        tenant_names = tenants.names(connection, [key.tenant_id for key in found.rows])
+        project_names = projects.names(connection, [key.project_id for key in found.rows])
+        return listing(found, lambda key: _shown(key, tenant_names[key.tenant_id], project_names[key.project_id]))
 
 
 @router.get("/{key_id}")
@@ -132,18 +140,10 @@ def _shown(key: ApiKey, tenant_name: str, project_name: str) -> dict[str, Any]:
         "tenant_name": tenant_name,
         "project": key.project_id,
         "project_name": project_name,
-        "status": _status(key),
+        "status": key.status,
         "expires_at_ms": key.expires_at_ms,
         "revoked_ms": key.revoked_ms,
         "models": key.models,
         "last_used_ms": key.last_used_ms,
         "created_ms": key.created_ms,
     }
-
-
-def _status(key: ApiKey) -> str:
-    if key.revoked_ms is not None:
-        return "revoked"
-    if key.expires_at_ms is not None and key.expires_at_ms <= time.time() * 1000:
-        return "expired"
-    return "active"

@@ -9,6 +9,7 @@ from pydantic import Field
 from billing import limits, tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
+from billing.api.paging import PageAsked, listing
 from billing.contracts import store
 from billing.contracts.limits_beside import undercut_by_limits
 from billing.limits import ANY_MODEL, FIELDS, Limit
@@ -44,14 +45,19 @@ def put(body: LimitChange, control: Control, response: Response) -> dict[str, An
 
 @router.get("")
 def list_all(
-    control: Control, tenant: TenantQuery = None, key_id: Annotated[KeyId | None, Query()] = None
+    control: Control,
+    asked: PageAsked,
+    tenant: TenantQuery = None,
+    key_id: Annotated[KeyId | None, Query()] = None,
+    model: Annotated[ModelOrAny | None, Query(description="On this model only; `*`: those on each.")] = None,
 ) -> dict[str, Any]:
     """The limits of a tenant and its keys, of one key, or all."""
     with control.reading() as connection:
         named = tenant is not None or key_id is not None
-        found = limits.list_all(connection, limits.find_subject(connection, tenant, key_id) if named else None)
-        names = tenants.names(connection, [limit.tenant_id for limit in found])
-        return {"data": [_shown(limit, names) for limit in found]}
+        subject = limits.find_subject(connection, tenant, key_id) if named else None
+        found = limits.list_page(connection, asked, subject, model)
+        names = tenants.names(connection, [limit.tenant_id for limit in found.rows])
+        return listing(found, lambda limit: _shown(limit, names))
 
 
 @router.delete("")

@@ -3,22 +3,22 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import Field, StrictStr
 from sqlalchemy import Connection
 
 from billing import models, tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
+from billing.api.paging import NameContains, PageAsked
 from billing.contracts import store
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.reweigh import change_model
-from billing.models import Model, ModelChange, ModelSpec, Weights
+from billing.models import Model, ModelChange, ModelSpec, Route, Status, Weights
 from billing.price_book import for_sale_from
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"])
 
-Route = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize"]
 Routes = Annotated[tuple[Route, ...], Field(min_length=1, max_length=6, strict=False)]
 KwargNames = Annotated[
     tuple[Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], ...],
@@ -65,7 +65,7 @@ class ModelChangeBody(Body):
     buy something else.
     """
 
-    status: Literal["active", "retired"] | None = None
+    status: Status | None = None
     visible: Visible | None = None
     routes: Routes | None = None
     engine_model: Text | None = None
@@ -101,10 +101,17 @@ def create(body: NewModel, control: Control, response: Response) -> dict[str, An
 
 
 @router.get("")
-def list_all(control: Control) -> dict[str, Any]:
-    """Every model, by name; retired ones too."""
+def list_all(
+    control: Control,
+    asked: PageAsked,
+    name: NameContains = None,
+    status: Annotated[Status | None, Query()] = None,
+    pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
+) -> dict[str, Any]:
+    """Models by name; retired ones too."""
     with control.reading() as connection:
-        return {"data": _shown(connection, models.list_all(connection))}
+        found = models.list_page(connection, asked, name=name, status=status, pool=pool)
+        return {"data": _shown(connection, found.rows), "next": found.next}
 
 
 @router.get("/{name:path}")

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 import redis
 from fastapi import APIRouter, Response
@@ -14,12 +14,16 @@ from billing.allocator.supply import read_calibrations
 from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
+from billing.api.paging import NameContains, PageAsked, listing
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.position import shortfalls, units
+from billing.page import Order, page_of
 from billing.registered import Registered, read_registered
 
 router = APIRouter(prefix="/admin/v1/pools", tags=["pools"])
+
+_BY_NAME: Final[Order[str]] = Order("pools", lambda pool: (pool,), (str,))
 
 
 class PoolChange(Body):
@@ -31,8 +35,8 @@ class PoolChange(Body):
 
 
 @router.get("")
-def list_all(control: Control) -> dict[str, Any]:
-    """The pools, with what serves in them now."""
+def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> dict[str, Any]:
+    """The pools by name, with what serves in them now."""
     with control.reading() as connection:
         catalogue = models.list_all(connection)
         declared = pools.declared(connection)
@@ -45,11 +49,13 @@ def list_all(control: Control) -> dict[str, Any]:
     for entry in read_registered(control.redis):
         live[entry.pool].append(entry)
         cells.setdefault(entry.pool, entry.cell)
-    shown = []
-    for pool in sorted(cells):
+
+    def shown(pool: str) -> dict[str, Any]:
         instances = _instances(declared.get(pool, 0), live[pool], measured=pool in measured)
-        shown.append(_live(pool, cells[pool], members[pool], instances, live[pool]))
-    return {"data": shown}
+        return _live(pool, cells[pool], members[pool], instances, live[pool])
+
+    found = [pool for pool in cells if name is None or name.lower() in pool.lower()]
+    return listing(page_of(found, _BY_NAME, asked), shown)
 
 
 @router.get("/{pool:path}")

@@ -8,10 +8,11 @@ from pydantic import ConfigDict, Field
 from billing import models, tenants
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Body, Moment, Name
+from billing.api.paging import PageAsked, listing
 from billing.backfill import Due, Scope, backfill
 from billing.clocks import redis_now_ms
 from billing.money import ZERO, price_string
-from billing.price_book import Price, list_prices, set_price, withdraw_price
+from billing.price_book import Price, list_page, set_price, withdraw_price
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
@@ -110,12 +111,12 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
 
 
 @router.get("")
-def list_all(control: Control, model: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
+def list_all(control: Control, asked: PageAsked, model: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
     """All prices, past and to come; of one model or of all, the newest of each first."""
     with control.reading() as connection:
         if model is not None:
             models.find(connection, model)
-        return {"data": [_shown(price) for price in list_prices(connection, model)]}
+        return listing(list_page(connection, asked, model), _shown)
 
 
 def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:

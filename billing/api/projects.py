@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from billing import projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath, TenantQuery
+from billing.api.paging import NameContains, PageAsked, listing
 from billing.projects import Project
 
 router = APIRouter(prefix="/admin/v1/projects", tags=["projects"])
@@ -38,13 +39,18 @@ def create(body: NewProject, control: Control, response: Response) -> dict[str, 
 
 @router.get("")
 def list_all(
-    control: Control, tenant: TenantQuery = None, archived: Annotated[bool, Query()] = False
+    control: Control,
+    asked: PageAsked,
+    tenant: TenantQuery = None,
+    name: NameContains = None,
+    archived: Annotated[bool, Query(description="Archived ones, too.")] = False,
 ) -> dict[str, Any]:
-    """The projects of a tenant, or of all; with `archived`, those too."""
+    """The projects of a tenant, or of all, oldest first."""
     with control.reading() as connection:
-        found = projects.list_all(connection, tenant_id_of(connection, tenant), archived=archived)
-        names = tenants.names(connection, [project.tenant_id for project in found])
-        return {"data": [_shown(project, names[project.tenant_id]) for project in found]}
+        tenant_id = tenant_id_of(connection, tenant)
+        found = projects.list_page(connection, asked, tenant_id=tenant_id, name=name, archived=archived)
+        names = tenants.names(connection, [project.tenant_id for project in found.rows])
+        return listing(found, lambda project: _shown(project, names[project.tenant_id]))
 
 
 @router.patch("/{project}")

@@ -11,6 +11,7 @@ from billing import pools, tenants
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
+from billing.api.paging import PageAsked, listing
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
 from billing.contracts.terms import rate_at, utc
@@ -19,7 +20,7 @@ from billing.reclaims import orders, store
 from billing.reclaims.cuts import Cut
 from billing.reclaims.occupancy import Occupied, OpenRequest
 from billing.reclaims.plan import Left, Order, Plan
-from billing.reclaims.store import Reclaim, Use
+from billing.reclaims.store import Reclaim, State, Use
 
 router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"])
 
@@ -69,11 +70,16 @@ def create(body: NewReclaim, control: Control, response: Response) -> dict[str, 
 
 
 @router.get("")
-def list_all(control: Control, pool: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
-    """Reclaims, by deadline; of a pool."""
+def list_all(
+    control: Control,
+    asked: PageAsked,
+    pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
+    state: Annotated[State | None, Query()] = None,
+) -> dict[str, Any]:
+    """Reclaims, by deadline; of a pool, in a state."""
     with control.reading() as connection:
         pools.require_named(connection, pool)
-        return {"data": [_shown(each) for each in store.list_all(connection, pool=pool)]}
+        return listing(store.list_page(connection, asked, pool=pool, state=state), _shown)
 
 
 @router.get("/{reclaim_id}")

@@ -9,9 +9,10 @@ from sqlalchemy import Connection
 from billing import tenants
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, NamePath, TenantName
+from billing.api.paging import NameContains, PageAsked, listing
 from billing.contracts import store
 from billing.refusals import Conflict, Invalid
-from billing.tenants import Tenant
+from billing.tenants import Kind, Status, Tenant
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
 
@@ -38,7 +39,7 @@ class NewTenant(Body):
     """Who is to be billed. Without a contract, `on_demand` is the right to be served at all."""
 
     name: TenantName
-    kind: Literal["external", "internal"] = "external"
+    kind: Kind = "external"
     on_demand: bool = True
     redis_down: RedisDown = Refuse(policy="refuse")
     weight: Weight = 1
@@ -50,7 +51,7 @@ class TenantChange(Body):
     """
 
     name: TenantName | None = None
-    status: Literal["active", "suspended", "archived"] | None = None
+    status: Status | None = None
     on_demand: bool | None = None
     redis_down: RedisDown | None = None
     weight: Weight | None = None
@@ -69,10 +70,19 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
 
 
 @router.get("")
-def list_all(control: Control, archived: Annotated[bool, Query()] = False) -> dict[str, Any]:
-    """Every tenant, by name; with `archived`, those too."""
+def list_all(
+    control: Control,
+    asked: PageAsked,
+    name: NameContains = None,
+    status: Annotated[Status | None, Query()] = None,
+    kind: Annotated[Kind | None, Query()] = None,
+    archived: Annotated[bool, Query(description="Archived ones, too.")] = False,
+) -> dict[str, Any]:
+    """Tenants by name; archived ones with `archived`, or with that status."""
     with control.reading() as connection:
-        return {"data": [shown(tenant) for tenant in tenants.list_all(connection, archived=archived)]}
+        return listing(
+            tenants.list_page(connection, asked, name=name, status=status, kind=kind, archived=archived), shown
+        )
 
 
 @router.get("/{tenant:path}")

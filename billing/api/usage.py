@@ -36,7 +36,7 @@ def usage(
             names = tenants.names(connection, [line["tenant"] for line in report["lines"]])
             report["lines"] = [line | {"tenant_name": names.get(line["tenant"])} for line in report["lines"]]
         if Dimension.PROJECT in dimensions:
-            project_names = projects.names(connection)
+            project_names = projects.names(connection, [line["project"] for line in report["lines"]])
             report["lines"] = [line | {"project_name": project_names.get(line["project"])} for line in report["lines"]]
     return report | {"tenant_name": None if found is None else found.name}
 

@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from billing.contracts.terms import Clause, Contract, State, Step, Terms
 from billing.names import new_id
+from billing.page import Asked, Order, Page, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import contract as table
 from billing.schema.capacity import contract_history, contract_step
@@ -38,6 +39,12 @@ def _due(now_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
     return starts | ends
 
 
+_BY_START: Final[Order[Contract]] = Order(
+    "contracts",
+    lambda contract: (contract.terms.starts_ms, contract.contract_id),
+    (int, str),
+    (table.c.starts_ms, table.c.contract_id),
+)
 _ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(_CLOCK_MS))))
 
 
@@ -101,16 +108,40 @@ def list_all(
     ends_after_ms: int | None = None,
 ) -> list[Contract]:
     """Those that match all that is given, by start."""
-    query = _query().order_by(table.c.starts_ms, table.c.contract_id)
+    query = _those(tenant_id, pool, states)
+    if ends_after_ms is not None:
+        query = query.where(table.c.effective_end_ms > ends_after_ms)
+    return _read(connection, query.order_by(*_BY_START.columns))
+
+
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    tenant_id: str | None = None,
+    pool: str | None = None,
+    states: Sequence[State] = (),
+    within: tuple[int | None, int | None] = (None, None),
+) -> Page[Contract]:
+    """The same by pages; `within`: those that run at some moment of [from, until)."""
+    query = _those(tenant_id, pool, states)
+    from_ms, until_ms = within
+    if from_ms is not None:
+        query = query.where(table.c.effective_end_ms > from_ms)
+    if until_ms is not None:
+        query = query.where(table.c.starts_ms < until_ms)
+    return read_page(connection, query, _BY_START, _contract, asked)
+
+
+def _those(tenant_id: str | None, pool: str | None, states: Sequence[State]) -> Select[Any]:
+    query = _query()
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
     if pool is not None:
         query = query.where(table.c.pool == pool)
     if states:
         query = query.where(table.c.state.in_(states))
-    if ends_after_ms is not None:
-        query = query.where(table.c.effective_end_ms > ends_after_ms)
-    return _read(connection, query)
+    return query
 
 
 def lock(connection: Connection, contract_id: str) -> Contract:

@@ -11,6 +11,7 @@ from billing.contracts.position import Taken
 from billing.contracts.timeline import FOREVER_MS
 from billing.names import new_id
 from billing.outbox import ChangeKind
+from billing.page import Asked, Order, Page, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import reclaim as table
 from billing.schema.capacity import reclaim_history
@@ -47,6 +48,14 @@ class Reclaim:
     def taken(self) -> Taken:
         """As a pool's position counts it."""
         return Taken(self.instances, self.by_ms, FOREVER_MS if self.released_ms is None else self.released_ms)
+
+
+_BY_DEADLINE: Final[Order[Reclaim]] = Order(
+    "reclaims",
+    lambda reclaim: (reclaim.by_ms, reclaim.reclaim_id),
+    (int, str),
+    (table.c.by_ms, table.c.reclaim_id),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ def list_all(
     connection: Connection, *, pool: str | None = None, states: Collection[State] = (), breaks: bool | None = None
 ) -> list[Reclaim]:
     """Those that match all that is given, by deadline."""
-    query = select(table).order_by(table.c.by_ms, table.c.reclaim_id)
+    query = select(table).order_by(*_BY_DEADLINE.columns)
     if pool is not None:
         query = query.where(table.c.pool == pool)
     if states:
@@ -114,6 +123,18 @@ def list_all(
     if breaks is not None:
         query = query.where(table.c.breaks.is_(breaks))
     return [_reclaim(row) for row in connection.execute(query)]
+
+
+def list_page(
+    connection: Connection, asked: Asked, *, pool: str | None = None, state: State | None = None
+) -> Page[Reclaim]:
+    """By deadline; of a pool, in a state."""
+    query = select(table)
+    if pool is not None:
+        query = query.where(table.c.pool == pool)
+    if state is not None:
+        query = query.where(table.c.state == state)
+    return read_page(connection, query, _BY_DEADLINE, _reclaim, asked)
 
 
 def any_open(connection: Connection) -> bool:

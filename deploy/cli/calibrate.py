@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from deploy.cli.connection import call
+from deploy.cli.connection import call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
@@ -72,7 +72,7 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     taas calibrate --history
     """  # fmt: skip
     if history:
-        show(call("GET", "calibrations", query={"pool": pool}), as_json, _HISTORY, empty="nothing was measured yet")
+        show(call_list("calibrations", query={"pool": pool}), as_json, _HISTORY, empty="nothing was measured yet")
         return
     if pool is None:
         raise click.UsageError("which pool? `taas pool list` shows them.")
@@ -112,7 +112,7 @@ def _choose(pool: str, instance_id: str | None) -> dict[str, Any]:
 
 
 def _members(pool: str, instance_id: str | None) -> list[dict[str, Any]]:
-    members = [row for row in call("GET", "instances")["data"] if row["pool"] == pool]
+    members: list[dict[str, Any]] = call_list("instances", query={"pool": pool})["data"]
     if instance_id is not None:
         members = [row for row in members if row["instance"] == instance_id]
     if not members:

@@ -14,6 +14,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:8001"
 # An audit waits for usage on its way and may read back a whole ledger.
 _TIMEOUT_S: Final = 120.0
 _CONNECT_TIMEOUT_S: Final = 5.0
+# As many as the API gives at once.
+_PAGE_ROWS: Final = 1000
 
 
 class Refused(click.ClickException):
@@ -82,6 +84,20 @@ def call(
     if answer.headers.get("x-taas-effect") == "pending":
         click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
     return _json(answer.content, address.url)
+
+
+def call_list(*path: str, query: dict[str, Any] | None = None, limit: int | None = None) -> dict[str, Any]:
+    """A listing, all of its pages or its first `limit` rows, as `{"data": […]}`. Raises ClickException."""
+    rows: list[dict[str, Any]] = []
+    asked = dict(query or {})
+    while limit is None or len(rows) < limit:
+        asked["limit"] = _PAGE_ROWS if limit is None else min(limit - len(rows), _PAGE_ROWS)
+        page = call("GET", *path, query=asked)
+        rows += page["data"]
+        asked["after"] = page.get("next")
+        if asked["after"] is None:
+            break
+    return {"data": rows}
 
 
 def given(**fields: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from deploy.cli.asking import ask, require_answerable, yes_option
-from deploy.cli.connection import call
+from deploy.cli.connection import call, call_list
 from deploy.cli.contract_quote import quote
 from deploy.cli.contract_terms import amendment_body, amendment_options, body_of, terms_options
 from deploy.cli.contract_usage import usage
@@ -14,6 +14,7 @@ from deploy.cli.output import (
     Columns,
     at,
     json_option,
+    limit_option,
     minute,
     number,
     percent,
@@ -108,10 +109,11 @@ def withdraw(contract_id: str, as_json: bool) -> None:
     type=click.Choice(["draft", "signed", "active", "notice_given", "ended"]),
     help="In this state only.",
 )
+@limit_option
 @json_option
-def list_all(tenant: str | None, pool: str | None, state: str | None, as_json: bool) -> None:
+def list_all(tenant: str | None, pool: str | None, state: str | None, limit: int | None, as_json: bool) -> None:
     """List contracts, drafts and ended ones too."""
-    answer = call("GET", "contracts", query={"tenant": tenant, "pool": pool, "state": state})
+    answer = call_list("contracts", query={"tenant": tenant, "pool": pool, "state": state}, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no contracts; sign one with `taas contract sign`")
 
 

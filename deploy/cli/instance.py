@@ -2,8 +2,8 @@
 
 import click
 
-from deploy.cli.connection import call, given
-from deploy.cli.output import Columns, json_option, print_json, show
+from deploy.cli.connection import call, call_list, given
+from deploy.cli.output import Columns, json_option, limit_option, print_json, show
 
 _COLUMNS: Columns = {
     "INSTANCE": "instance", "MODEL": "model", "POOL": "pool",
@@ -54,11 +54,12 @@ def add(
 
 
 @instance.command("list")
+@limit_option
 @json_option
-def list_all(as_json: bool) -> None:
+def list_all(limit: int | None, as_json: bool) -> None:
     """List the instances that are there now, of workers too."""
     empty = "no instances; start one with `taas worker MODEL`, or add one with `taas instance add`"
-    show(call("GET", "instances"), as_json, _COLUMNS, empty=empty)
+    show(call_list("instances", limit=limit), as_json, _COLUMNS, empty=empty)
 
 
 @instance.command()

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
+from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import AHEAD, ahead, seconds
-from deploy.cli.output import Columns, json_option, moment, print_fields, print_json, show
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_fields, print_json, show
 
 _models = click.option(
     "--model", "models", multiple=True, metavar="MODEL", help="It may ask for this model only; repeat it for more."
@@ -52,10 +52,12 @@ def create(
 
 @key.command("list")
 @click.option("--tenant", help="Of this tenant only.")
+@click.option("--status", type=click.Choice(["active", "expired", "revoked"]), help="In this status only.")
+@limit_option
 @json_option
-def list_all(tenant: str | None, as_json: bool) -> None:
+def list_all(tenant: str | None, status: str | None, limit: int | None, as_json: bool) -> None:
     """List API keys, by their last four characters."""
-    answer = call("GET", "keys", query={"tenant": tenant})
+    answer = call_list("keys", query={"tenant": tenant, "status": status}, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no keys; create one with `taas key create --tenant NAME`")
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
-from deploy.cli.output import Columns, json_option, moment, print_json, print_table, show
+from deploy.cli.connection import call, call_list, given
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 
 _NO_LIMIT = "none"
 
@@ -80,10 +80,12 @@ def set_limit(
 @limit.command("list")
 @click.option("--tenant", help="Of this tenant and its keys only.")
 @click.option("--key", "key_id", metavar="KEY_ID", help="Of this key only.")
+@limit_option
 @json_option
-def list_all(tenant: str | None, key_id: str | None, as_json: bool) -> None:
+def list_all(tenant: str | None, key_id: str | None, limit: int | None, as_json: bool) -> None:
     """List limits."""
-    show(call("GET", "limits", query={"tenant": tenant, "key_id": key_id}), as_json, _COLUMNS, empty="no limits")
+    answer = call_list("limits", query={"tenant": tenant, "key_id": key_id}, limit=limit)
+    show(answer, as_json, _COLUMNS, empty="no limits")
 
 
 @limit.command()

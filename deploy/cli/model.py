@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
-from deploy.cli.output import Columns, Row, json_option, moment, print_fields, print_json, show
+from deploy.cli.connection import call, call_list, given
+from deploy.cli.output import Columns, Row, json_option, limit_option, moment, print_fields, print_json, show
 
 _ROUTES = ("chat", "completions", "responses", "messages", "embeddings", "tokenize")
 Command = Callable[..., None]
@@ -136,12 +136,14 @@ def add(name: str, owner: str | None, pool: str | None, as_json: bool, **fields:
 
 
 @model.command("list")
+@click.option("--name", help="Whose name has this in it.")
+@click.option("--status", type=click.Choice(["active", "retired"]), help="In this status only.")
+@limit_option
 @json_option
-def list_all(as_json: bool) -> None:
-    """List all models."""
-    show(
-        call("GET", "models"), as_json, _COLUMNS, empty="no models; add one with `taas model add NAME --context TOKENS`"
-    )
+def list_all(name: str | None, status: str | None, limit: int | None, as_json: bool) -> None:
+    """List models."""
+    answer = call_list("models", query={"name": name, "status": status}, limit=limit)
+    show(answer, as_json, _COLUMNS, empty="no models; add one with `taas model add NAME --context TOKENS`")
 
 
 @model.command("show")

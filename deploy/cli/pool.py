@@ -4,12 +4,13 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
+from deploy.cli.connection import call, call_list, given
 from deploy.cli.contract_terms import PART
 from deploy.cli.output import (
     Columns,
     at,
     json_option,
+    limit_option,
     number,
     percent,
     print_fields,
@@ -26,13 +27,14 @@ def pool() -> None:
 
 
 @pool.command("list")
+@limit_option
 @json_option
-def list_all(as_json: bool) -> None:
+def list_all(limit: int | None, as_json: bool) -> None:
     """List pools, with what serves in them now."""
     columns: Columns = {
         "POOL": "pool", "MODELS": "models", "INSTANCES": "instances", "READY": "ready", "RUNNING": "running", "WAITING": "waiting",
     }  # fmt: skip
-    show(call("GET", "pools"), as_json, columns, empty="no pools; a model brings one: `taas model add`")
+    show(call_list("pools", limit=limit), as_json, columns, empty="no pools; a model brings one: `taas model add`")
 
 
 @pool.command("show")

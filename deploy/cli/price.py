@@ -5,9 +5,9 @@ from typing import Any
 import click
 
 from deploy.cli.asking import ask, require_answerable, yes_option
-from deploy.cli.connection import Refused, call, given
+from deploy.cli.connection import Refused, call, call_list, given
 from deploy.cli.moments import AHEAD, BACK, ahead, back
-from deploy.cli.output import Columns, json_option, moment, print_json, print_table, show
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 
 _COLUMNS: Columns = {
     "PRICE": "price_id", "MODEL": "model", "INPUT": "input", "CACHED INPUT": "cached_input", "OUTPUT": "output",
@@ -78,11 +78,12 @@ def set_price(
 
 @price.command("list")
 @click.option("--model", help="Of this model only.")
+@limit_option
 @json_option
-def list_all(model: str | None, as_json: bool) -> None:
+def list_all(model: str | None, limit: int | None, as_json: bool) -> None:
     """List prices, past and to come."""
     empty = "no prices: a model without one is unknown to external tenants"
-    show(call("GET", "prices", query={"model": model}), as_json, _COLUMNS, empty=empty)
+    show(call_list("prices", query={"model": model}, limit=limit), as_json, _COLUMNS, empty=empty)
 
 
 @price.command()

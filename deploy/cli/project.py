@@ -2,8 +2,8 @@
 
 import click
 
-from deploy.cli.connection import call
-from deploy.cli.output import Columns, json_option, moment, print_json, show
+from deploy.cli.connection import call, call_list
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, show
 
 
 @click.group()
@@ -31,8 +31,9 @@ def create(name: str, tenant: str, as_json: bool) -> None:
 @project.command("list")
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--all", "archived", is_flag=True, help="Archived ones, too.")
+@limit_option
 @json_option
-def list_all(tenant: str | None, archived: bool, as_json: bool) -> None:
+def list_all(tenant: str | None, archived: bool, limit: int | None, as_json: bool) -> None:
     """List projects."""
     columns: Columns = {
         "TENANT": "tenant_name",
@@ -42,7 +43,7 @@ def list_all(tenant: str | None, archived: bool, as_json: bool) -> None:
         "CREATED (UTC)": moment("created_ms"),
     }
     query = {"tenant": tenant, "archived": archived or None}
-    show(call("GET", "projects", query=query), as_json, columns, empty="no projects")
+    show(call_list("projects", query=query, limit=limit), as_json, columns, empty="no projects")
 
 
 @project.command()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
+from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import resolve, rfc3339
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
@@ -84,7 +84,7 @@ def reclaim(
         _print_one(call("GET", "reclaims", shown), as_json)
         return
     if instances is None and use is None and by is None and not (breaks or dry_run or yes):
-        answer = call("GET", "reclaims", query={"pool": pool})
+        answer = call_list("reclaims", query={"pool": pool})
         show(answer, as_json, _COLUMNS, empty="no machines are taken")
         return
     if pool is None or instances is None or use is None or by is None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from deploy.cli.connection import call, given
-from deploy.cli.output import Columns, json_option, moment, print_fields, print_json, show
+from deploy.cli.connection import call, call_list, given
+from deploy.cli.output import Columns, json_option, limit_option, moment, print_fields, print_json, show
 
 _COLUMNS: Columns = {
     "NAME": "name", "TENANT": "tenant", "KIND": "kind", "STATUS": "status", "ON DEMAND": "on_demand",
@@ -56,11 +56,14 @@ def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None
 
 @tenant.command("list")
 @click.option("--all", "archived", is_flag=True, help="Archived ones, too.")
+@click.option("--name", help="Whose name has this in it.")
+@click.option("--status", type=click.Choice(["active", "suspended", "archived"]), help="In this status only.")
+@limit_option
 @json_option
-def list_all(archived: bool, as_json: bool) -> None:
+def list_all(archived: bool, name: str | None, status: str | None, limit: int | None, as_json: bool) -> None:
     """List tenants."""
     show(
-        call("GET", "tenants", query={"archived": archived or None}),
+        call_list("tenants", query={"archived": archived or None, "name": name, "status": status}, limit=limit),
         as_json,
         _COLUMNS,
         empty="no tenants; create one with `taas tenant create NAME`",

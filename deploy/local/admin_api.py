@@ -7,6 +7,8 @@ import httpx
 from deploy.local.progress import StepFailed
 
 _TIMEOUT_S: Final = 30.0
+# As many as the API gives at once.
+_PAGE_ROWS: Final = 1000
 
 
 class AdminApi:
@@ -26,8 +28,12 @@ class AdminApi:
         return self._answer(self._client.get(f"/admin/v1/{path}", params=query))
 
     def rows(self, path: str, **query: str) -> list[dict[str, Any]]:
-        """The `data` of a listing."""
-        rows: list[dict[str, Any]] = self.get(path, **query)["data"]
+        """The `data` of a listing, all of its pages."""
+        page = self.get(path, limit=str(_PAGE_ROWS), **query)
+        rows: list[dict[str, Any]] = page["data"]
+        while page.get("next") is not None:
+            page = self.get(path, limit=str(_PAGE_ROWS), after=page["next"], **query)
+            rows += page["data"]
         return rows
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def test_the_newest_is_listed_first_and_holds(admin: TestClient, made: Make) -> 
         "calibrations", **GOOD | {"capacity_units_per_second": 900, "weights": GOOD["weights"] | {"w_out_mu": 7}}
     )
     assert (first["weights"]["version"], second["weights"]["version"]) == (2, 3)
-    assert admin.get("/admin/v1/calibrations").json() == {"data": [second, other, first]}
-    assert admin.get("/admin/v1/calibrations", params={"pool": "m"}).json() == {"data": [second, first]}
+    assert admin.get("/admin/v1/calibrations").json()["data"] == [second, other, first]
+    assert admin.get("/admin/v1/calibrations", params={"pool": "m"}).json()["data"] == [second, first]
     assert admin.get("/admin/v1/pools/m").json()["units_per_instance"] == "900"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
 
 from tests.deploy.cli.conftest import Taas, run
 from tests.fixtures.valkey import free_port
@@ -247,3 +248,18 @@ def test_json_is_json_and_nothing_else(taas: Taas, acme):
     ):
         json.loads(taas(*args, "--json").stdout)
         assert taas(*args).stdout
+
+
+def test_a_list_of_several_pages_is_read_whole_or_as_far_as_asked(told: Told, migrated_database_url: str):
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "insert into tenant (tenant_id, name, kind, on_demand, redis_down)"
+            " select 'ten_' || n, 'tenant-' || to_char(n, 'FM00000'), 'external', true, '{\"policy\": \"refuse\"}'"
+            " from generate_series(1, 1203) n"
+        )
+    engine.dispose()
+    names = [row["name"] for row in told("tenant", "list")["data"]]
+    assert names == [f"tenant-{n:05}" for n in range(1, 1204)]
+    assert [row["name"] for row in told("tenant", "list", "--limit", "1001")["data"]] == names[:1001]
+    assert [row["name"] for row in told("tenant", "list", "--name", "NT-0120")["data"]] == names[1199:]
