@@ -22,6 +22,7 @@ from billing.schema.catalogue import api_key as table
 SECRET_PREFIX: Final = "sk-"  # noqa: S105
 # 32 bytes are 43 characters of URL-safe base 64.
 _SECRET_BYTES: Final = 32
+SECRET_FORM: Final = SECRET_PREFIX + r"[A-Za-z0-9_-]{43}"
 # What is revoked stays revoked, whenever it would have expired.
 Status = Literal["active", "expired", "revoked"]
 _STATUS: Final[ColumnElement[str]] = case(

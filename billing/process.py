@@ -23,6 +23,7 @@ from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
 from billing.engine_counters import CounterPoller
 from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
+from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.lapsed_instances import forget_lapsed
 from billing.leadership import LeadersRounds
@@ -56,6 +57,8 @@ _CONSUME_BLOCK_MS: Final = 1_000
 _RECLAIM_INTERVAL_MS: Final = 1_000
 # A machine that has gone, and a contract that was signed, are shown within this.
 _INVENTORY_INTERVAL_MS: Final = 10_000
+# Answers are kept for a day, so one more or less matters little.
+_FORGET_INTERVAL_MS: Final = 600_000
 # In the half-minutely audit; whoever asks for one waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -237,9 +240,14 @@ def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator,
             advance(connection, store.now_ms(connection))
         return False
 
+    def forget() -> bool:
+        with engine.begin() as connection:
+            return forget_old(connection) > 0
+
     return [
         Loop("allocator", allocate, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
         Loop("contracts", turn, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
+        Loop("idempotency", forget, interval_ms=_FORGET_INTERVAL_MS, metrics=metrics),
         Loop("reclaims", reclaimer.step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
         Loop("projection", keeping_up.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]

@@ -33,6 +33,7 @@ from billing.api import (
 )
 from billing.api.control import ControlPlane
 from billing.api.edge import Access, RequestId
+from billing.api.idempotency import Idempotency
 from billing.api.whole_body import WholeBody
 from billing.audit import Auditor
 from billing.engine_counters import CounterPoller
@@ -85,6 +86,7 @@ def build_app(
             Middleware(RequestId),
             Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key),
             Middleware(WholeBody),
+            Middleware(Idempotency, engine=engine),
         ],
     )
     app.state.control = ControlPlane(engine, redis, projector or Projector(engine, redis), http)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
 import httpx
@@ -10,10 +10,13 @@ import redis
 from fastapi import Depends, Request, Response
 from sqlalchemy import Connection, Engine
 
+from billing.idempotency import Claim, carry_out
 from billing.projection import Projector
 
 # `now`: gateways were told. `pending`: it is saved, and they will be told when Redis is back.
 EFFECT_HEADER: Final = "x-taas-effect"
+# Where a request's state holds its claim.
+CLAIM: Final = "claim"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class ControlPlane:
     redis: redis.Redis
     projector: Projector
     http: httpx.Client
+    # The request, where it came with an `Idempotency-Key`.
+    claim: Claim | None = None
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -39,13 +44,16 @@ class ControlPlane:
                 yield connection
             return
         with self.engine.begin() as connection:
+            if self.claim is not None:
+                carry_out(connection, self.claim)
             yield connection
         response.headers[EFFECT_HEADER] = "now" if self.projector.deliver() else "pending"
 
 
 def _control(request: Request) -> ControlPlane:
     control: ControlPlane = request.app.state.control
-    return control
+    claim: Claim | None = request.scope["state"].get(CLAIM)
+    return control if claim is None else replace(control, claim=claim)
 
 
 Control = Annotated[ControlPlane, Depends(_control)]

@@ -62,6 +62,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _bug)
 
 
+def answer_to(request: Request, exc: Exception) -> JSONResponse:
+    """The answer to a failure outside the routes. Raises it again where it is a bug."""
+    if isinstance(exc, Refused):
+        return _refused(request, exc)
+    if isinstance(exc, OperationalError):
+        return _database_down(request, exc)
+    raise exc
+
+
 def _refused(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, Refused)
     # By the branch of the tree: a noun may have kinds of its own below it.

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Computed,
     ForeignKey,
     Identity,
+    Index,
     Integer,
     Table,
     Text,
@@ -102,6 +103,7 @@ contract = Table(
     CheckConstraint("headroom_permille between 0 and 999", name="headroom"),
     CheckConstraint("spill_mu_s >= 0", name="spill"),
     CheckConstraint("burst_ms >= 1000", name="burst"),
+    Index(None, "starts_ms", "contract_id"),
 )
 
 # The ramp: from `from_ms` on this rate, until the next step or the effective end. The first step is at `starts_ms`.

@@ -1,4 +1,4 @@
-"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances. Owns columns, not how they are filled.
+"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances; and of what was answered. Owns columns, not how they are filled.
 
 Nothing is deleted that a usage event may name: keys are revoked, models retired, instances removed by a date. Times are ms since
 the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the transaction that made the change.
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     Table,
     Text,
     UniqueConstraint,
@@ -61,6 +62,7 @@ project = Table(
     *_times(),
     UniqueConstraint("tenant_id", "name"),
     CheckConstraint("status in ('active', 'archived')", name="status"),
+    Index(None, "created_ms", "project_id"),
 )
 
 # `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see of it. `models`: those that it may ask
@@ -78,6 +80,7 @@ api_key = Table(
     Column("revoked_ms", BigInteger),
     Column("models", ARRAY(Text)),
     *_times(),
+    Index(None, "created_ms", "key_id"),
 )
 
 # When a key was last used: the end of the last request that was recorded. Beside the key, because each batch of usage writes it.
@@ -184,6 +187,19 @@ projection_outbox = Table(
     Column("subject", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("kind in ('tenant', 'key', 'model', 'instance', 'drain', 'stop')", name="kind"),
+)
+
+# Requests that came with an `Idempotency-Key`. `key_hash` and `fingerprint` are SHA-256 in hex, of the key and of all that makes the request what it is.
+# The row is written with the request's change, `status` and `answer` follow; null: not known (yet). No secret is in an answer.
+idempotent_request = Table(
+    "idempotent_request",
+    metadata,
+    Column("caller", Text, primary_key=True),
+    Column("key_hash", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("status", Integer),
+    Column("answer", LargeBinary),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS, index=True),
 )
 
 # One row: which database this is, and how many times it has written to Redis. Redis holds the same as its marker.

@@ -3,17 +3,24 @@
 Exit codes of `taas`: 0 done, 1 refused or not reached, 2 wrong usage.
 """
 
+import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import click
+
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_URL: Final = "http://127.0.0.1:8001"
 # An audit waits for usage on its way and may read back a whole ledger.
 _TIMEOUT_S: Final = 120.0
 _CONNECT_TIMEOUT_S: Final = 5.0
+_REPEATS_MAX: Final = 3
+_REPEAT_AFTER_S: Final = 0.5
 # As many as the API gives at once.
 _PAGE_ROWS: Final = 1000
 
@@ -60,17 +67,15 @@ def call(
     import httpx
 
     address = find_address()
-    target = f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}"
-    timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
     try:
-        answer = httpx.request(
-            method,
-            target,
-            params={name: value for name, value in (query or {}).items() if value is not None},
-            json=body,
-            headers={"authorization": f"Bearer {address.key}"},
-            timeout=timeout,
-            trust_env=False,
+        answer = _send(
+            httpx.Request(
+                method,
+                f"{address.url.rstrip('/')}/admin/v1/{'/'.join(quote(step, safe='') for step in path)}",
+                params={name: value for name, value in (query or {}).items() if value is not None},
+                json=body,
+                headers={"authorization": f"Bearer {address.key}", **_idempotency_key(method)},
+            )
         )
     except httpx.ConnectError as exc:
         raise click.ClickException(
@@ -84,6 +89,34 @@ def call(
     if answer.headers.get("x-taas-effect") == "pending":
         click.echo("note: saved; it takes effect as soon as Redis is back.", err=True)
     return _json(answer.content, address.url)
+
+
+def _idempotency_key(method: str) -> dict[str, str]:
+    """A key of its own for each POST: it may be sent again, and is done once."""
+    return {"idempotency-key": uuid.uuid4().hex} if method == "POST" else {}
+
+
+def _send(request: "httpx.Request") -> "httpx.Response":
+    """The answer. What may be sent twice is sent again where the answer was lost, or the first one is not done yet."""
+    import httpx
+
+    timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
+    repeats_left = _REPEATS_MAX if request.method in {"GET", "POST"} else 0
+    with httpx.Client(timeout=timeout, trust_env=False) as client:
+        while True:
+            try:
+                answer = client.send(request)
+                if repeats_left == 0 or b'"idempotency_key_in_use"' not in answer.content:
+                    return answer
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                if repeats_left == 0:
+                    raise
+            except httpx.ConnectError:
+                # The first time nothing runs there. Later billing may be starting again.
+                if repeats_left in {0, _REPEATS_MAX}:
+                    raise
+            repeats_left -= 1
+            time.sleep(_REPEAT_AFTER_S)
 
 
 def call_list(*path: str, query: dict[str, Any] | None = None, limit: int | None = None) -> dict[str, Any]:

@@ -131,6 +131,11 @@ def revoke(key_id: str, as_json: bool) -> None:
 
 
 def _print_made(made: dict[str, Any], as_json: bool) -> None:
+    if made["key"] is None:
+        raise click.ClickException(
+            f"{made['key_id']} was made, but the answer that showed the key was lost on its way. It is not shown again: "
+            f"`taas key revoke {made['key_id']}`, and make another."
+        )
     if as_json:
         print_json(made)
         return

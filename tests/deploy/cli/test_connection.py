@@ -1,7 +1,12 @@
 """How `taas` finds the admin API, and what it says when it does not."""
 
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from deploy.cli.connection import find_address
@@ -66,3 +71,44 @@ def test_a_url_that_is_none_is_an_error_not_a_traceback(url: str, monkeypatch: p
     monkeypatch.setenv("TAAS_ADMIN_URL", url)
     monkeypatch.setenv("TAAS_ADMIN_KEY", "x")
     assert run("tenant", "list", exit_code=1).stderr.startswith("Error: ")
+
+
+@pytest.fixture
+def lossy_url(admin_url: str) -> Iterator[str]:
+    """A way to the admin API that loses the answer to the first POST that is carried out."""
+
+    class Lossy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            headers = {name: self.headers[name] for name in ("authorization", "content-type", "idempotency-key")}
+            answer = httpx.post(admin_url + self.path, content=body, headers=headers, trust_env=False)
+            if not answer.headers.get("idempotent-replayed"):
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            self.send_header("content-length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Lossy) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_lost_answer_is_asked_for_again_and_nothing_is_done_twice(
+    admin_url: str, lossy_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TAAS_ADMIN_URL", lossy_url)
+    monkeypatch.setenv("TAAS_ADMIN_KEY", ADMIN_KEY)
+    assert "tenant acme (external) is ten_" in run("tenant", "create", "acme").stdout
+    message = run("key", "create", "--tenant", "acme", exit_code=1).stderr
+    assert "make another" in message
+    monkeypatch.setenv("TAAS_ADMIN_URL", admin_url)
+    listed = json.loads(run("key", "list", "--json").stdout)["data"]
+    assert [key["key_id"] in message for key in listed] == [True]

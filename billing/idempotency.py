@@ -1,0 +1,119 @@
+"""What came of requests that carried an `Idempotency-Key`, so that the same request again changes nothing and gets the same answer. In SQL.
+
+That a request was carried out is written in the transaction of its change, and so holds exactly when the change does, whichever process made
+it. Its answer follows once it is known. A request that is refused changes nothing, and leaves its key free. Knows no HTTP.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.refusals import Conflict, Invalid
+from billing.schema.catalogue import idempotent_request as table
+
+PARAM: Final = "Idempotency-Key"
+KEPT_MS: Final = 24 * 3_600_000
+KEPT_MAX: Final = 200_000
+ANSWER_BYTES_MAX: Final = 64 * 1024
+# Between a commit and the writing of the answer lie milliseconds; after this its process has died in between.
+_LOST_AFTER_MS: Final = 60_000
+# The space of these advisory locks, beside the second number, which is the key's.
+_LOCKS: Final = 7_461_630
+_FORGOTTEN_AT_ONCE: Final = 10_000
+# The moment at which the transaction began: unlike the clock, it does not change under a query, which can then use the index.
+_NOW_MS: Final = (func.extract("epoch", func.now()) * 1000).cast(BigInteger)
+_COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KEPT_MAX + 1).subquery())
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request under a key. `fingerprint` tells it from others that are sent under the same key."""
+
+    caller: str
+    key_hash: str
+    fingerprint: str
+
+    @staticmethod
+    def of(caller: str, key: str, *parts: bytes) -> "Claim":
+        """The key of this caller, and all that makes the request what it is."""
+        told = hashlib.sha256()
+        for part in parts:
+            told.update(len(part).to_bytes(8, "big") + part)
+        return Claim(caller, hashlib.sha256(key.encode()).hexdigest(), told.hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """As it was given the first time."""
+
+    status: int
+    body: bytes
+
+
+def find_answer(connection: Connection, claim: Claim) -> Answer | None:
+    """The first answer; None where there has been no such request.
+
+    Raises Invalid where the key was used for another request; Conflict while the first one runs, and where its answer is not known.
+    """
+    age_ms = (_NOW_MS - table.c.created_ms).label("age_ms")
+    row = connection.execute(select(table, age_ms).where(*_same(claim))).one_or_none()
+    if row is None:
+        if connection.execute(_COUNT).scalar_one() > KEPT_MAX:
+            message = f"More than {KEPT_MAX} keys of the last day are kept. Send the request without one, or later."
+            raise Conflict(message, param=PARAM, code="too_many_idempotency_keys")
+        return None
+    if row.fingerprint != claim.fingerprint:
+        message = "This key came with another request before. A key belongs to one request: take a new one."
+        raise Invalid(message, param=PARAM, code="idempotency_key_reused")
+    if row.status is not None:
+        return Answer(row.status, bytes(row.answer))
+    if row.age_ms < _LOST_AFTER_MS:
+        raise _still_running()
+    message = "The request with this key was carried out, but its answer was not kept. Look at what is there."
+    raise Conflict(message, param=PARAM, code="idempotency_answer_lost")
+
+
+def carry_out(connection: Connection, claim: Claim) -> None:
+    """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict where another one does that or has done it."""
+    key = func.hashtext(claim.caller + claim.key_hash)
+    free = connection.execute(select(func.pg_try_advisory_xact_lock(_LOCKS, key))).scalar_one()
+    row = {"caller": claim.caller, "key_hash": claim.key_hash, "fingerprint": claim.fingerprint}
+    written = insert(table).values(row).on_conflict_do_nothing().returning(table.c.caller)
+    if not free or connection.execute(written).one_or_none() is None:
+        raise _still_running()
+
+
+def keep_answer(connection: Connection, claim: Claim, answer: Answer) -> None:
+    """Writes down what was answered, also to a request that changed nothing. One that is too large is not kept."""
+    if len(answer.body) > ANSWER_BYTES_MAX:
+        return
+    row = {"caller": claim.caller, "key_hash": claim.key_hash, "fingerprint": claim.fingerprint}
+    said = {"status": answer.status, "answer": answer.body}
+    known = insert(table).values(row | said)
+    connection.execute(
+        known.on_conflict_do_update(
+            index_elements=["caller", "key_hash"],
+            set_=said,
+            where=(table.c.fingerprint == claim.fingerprint) & table.c.status.is_(None),
+        )
+    )
+
+
+def forget_old(connection: Connection) -> int:
+    """Deletes what has been kept for long enough, so many at once; how many that were."""
+    old = select(table.c.caller, table.c.key_hash).where(table.c.created_ms < _NOW_MS - KEPT_MS)
+    some = old.order_by(table.c.created_ms).limit(_FORGOTTEN_AT_ONCE).subquery()
+    gone = delete(table).where(table.c.caller == some.c.caller, table.c.key_hash == some.c.key_hash)
+    return connection.execute(gone).rowcount
+
+
+def _same(claim: Claim) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return table.c.caller == claim.caller, table.c.key_hash == claim.key_hash
+
+
+def _still_running() -> Conflict:
+    message = "The first request with this key is not answered yet. Send it again in a moment."
+    return Conflict(message, param=PARAM, code="idempotency_key_in_use")
