@@ -63,8 +63,10 @@ class Allocator:
         for cell in [cell for cell, future in self._running.items() if future.done()]:
             try:
                 if (done := self._running.pop(cell).result()) is not None:
-                    rounds.append(done)
                     self._metrics.round(done)
+                    if done.failure is not None:
+                        raise done.failure
+                    rounds.append(done)
                     self._works(cell)
             except Exception as exc:
                 failures.append(exc)

@@ -45,7 +45,7 @@ class Came:
 @dataclass(frozen=True, slots=True)
 class Round:
     """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is. `asked_again`:
-    flex requests that had been asked to give way and had not.
+    flex requests that had been asked to give way and had not. `failure`: why room was not handed on; all the rest is written.
     """
 
     cell: Cell
@@ -58,6 +58,7 @@ class Round:
     contracts: tuple[Came, ...]
     cut_mu: Mapping[tuple[str, int], int]
     asked_again: int = 0
+    failure: redis.RedisError | None = None
 
     @property
     def give_way(self) -> dict[str, int]:
@@ -121,12 +122,16 @@ def allocate(
     )
     if not written:
         return None
-    cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
-    asked_again = cell_state.grant(client, cell.cell)
+    asked_again, failure = 0, None
+    try:
+        cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
+        asked_again = cell_state.grant(client, cell.cell)
+    except redis.RedisError as exc:
+        failure = exc  # what came is on the books: the caller counts it all the same
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell, now_ms, calibration, tuple(divided), in_flight, state.on_demand_waits, state.flex_waits, tuple(books.came),
-        cut_mu, asked_again,
+        cut_mu, asked_again, failure,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DBAPIError
 
@@ -39,6 +40,23 @@ def test_what_the_scripts_count_is_in_its_minute(ground: Ground) -> None:
     assert value("taas_contract_refused_requests_total", labels) == 1
     assert value("taas_pool_capacity_units_per_second", {"pool": "llama"}) == 2000
     assert value("taas_pool_in_flight_sequences", {"pool": "llama", "class": "reserved"}) == 0
+
+
+def test_a_round_that_fails_after_its_books_are_written_is_counted(ground: Ground, raw_redis: redis.Redis) -> None:
+    signed = ground.sign("acme", 10)
+    allocator = ground.allocator()
+    allocator.allocate_once(T0)
+    ground.use("acme", 700)
+    raw_redis.zadd(redis_keys.open_requests(CELL), {"r": T0})
+    raw_redis.set(redis_keys.reservation(CELL, "r"), "not a hash")
+    with pytest.raises(redis.ResponseError):
+        allocator.allocate_once(T0 + SECOND)
+    raw_redis.delete(redis_keys.reservation(CELL, "r"))
+    ground.use("acme", 300)
+    allocator.allocate_once(T0 + 2 * SECOND)
+    assert ground.minutes(signed.contract_id)[0].used_mu == 1_000
+    labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": signed.contract_id}
+    assert ground.metrics.registry.get_sample_value("taas_contract_used_units_total", labels) == 1
 
 
 def test_minutes_go_on_under_another_allocator_and_after_a_pause(ground: Ground) -> None:
