@@ -76,7 +76,7 @@ class Answer(ABC):
             job.output_min,
             job.ignore_eos,
             job.stops,
-            plan.stop_after,
+            self.speech.length or plan.stop_after,
             plan.slow_drip_s,
             plan.stall_after_tokens,
         )

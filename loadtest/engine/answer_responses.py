@@ -15,7 +15,7 @@ _DELTA = (
 
 
 class ResponsesAnswer(Answer):
-    """A response with one message item, which opens with the first text that may be shown."""
+    """A response with one item, a message or a function call, which opens with the first text that may be shown."""
 
     _sequence_number = 0
     _item_open = False
@@ -26,7 +26,7 @@ class ResponsesAnswer(Answer):
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(content))
 
     def _on_start(self) -> list[bytes]:
-        self._item_id = f"msg_{uuid.uuid4().hex[:16]}"
+        self._name_item()
         started = self._response("in_progress")
         return [
             self._event("response.created", {"response": started}),
@@ -34,6 +34,8 @@ class ResponsesAnswer(Answer):
         ]
 
     def _on_token(self, sequence: Sequence, text: str) -> list[bytes]:
+        if self.speech.tool is not None:
+            return self._on_call_token(self.speech.arguments(sequence, text))
         if not text:
             return []
         events = []
@@ -49,10 +51,27 @@ class ResponsesAnswer(Answer):
         self._sequence_number += 1
         return events
 
+    def _on_call_token(self, arguments: str) -> list[bytes]:
+        if not arguments:
+            return []
+        events = []
+        if not self._item_open:
+            self._item_open = True
+            added = {"item": self._call("in_progress", ""), "output_index": 0}
+            events.append(self._event("response.output_item.added", added))
+        self.texts[0].append(arguments)
+        delta = {"delta": arguments, "item_id": self._item_id, "output_index": 0}
+        return [*events, self._event("response.function_call_arguments.delta", delta)]
+
     def _on_end(self) -> list[bytes]:
         events = []
         text = "".join(self.texts[0])
-        if self._item_open:
+        if self._item_open and self.speech.tool is not None:
+            done = {"arguments": text, "item_id": self._item_id, "name": self.speech.tool, "output_index": 0}
+            events.append(self._event("response.function_call_arguments.done", done))
+            item = {"item": self._call("completed", text), "output_index": 0}
+            events.append(self._event("response.output_item.done", item))
+        elif self._item_open:
             at = {"content_index": 0, "item_id": self._item_id, "output_index": 0}
             item = self._item("completed", [self._part(text)])
             events.append(self._event("response.output_text.done", at | {"logprobs": [], "text": text}))
@@ -67,13 +86,27 @@ class ResponsesAnswer(Answer):
         response = self._response("incomplete" if cut_short else "completed")
         response["incomplete_details"] = {"reason": "max_output_tokens"} if cut_short else None
         if not self.job.stream:
-            self._item_id = f"msg_{uuid.uuid4().hex[:16]}"
+            self._name_item()
         text = "".join(self.texts[0])
-        if text or not self.job.stream:
+        if self.speech.tool is not None:
+            # Streamed, the pieces of the arguments are kept as they were sent.
+            said = text if self.job.stream else self.speech.whole_arguments(sequence, self.texts[0])
+            response["output"] = [self._call("completed", said)] if sequence.output else []
+        elif text or not self.job.stream:
             response["output"] = [self._item("completed", [self._part(text)])]
         usage = None if self._plan.end_after_tokens is not None else self.usage()
         response["usage"] = None if usage is None else usage.responses()
         return response
+
+    def _name_item(self) -> None:
+        kind = "msg" if self.speech.tool is None else "fc"
+        self._item_id = f"{kind}_{uuid.uuid4().hex[:16]}"
+
+    def _call(self, status: str, arguments: str) -> dict[str, Any]:
+        return {
+            "arguments": arguments, "call_id": self.speech.tool_id, "name": self.speech.tool, "type": "function_call",
+            "id": self._item_id, "async": None, "caller": None, "namespace": None, "status": status,
+        }  # fmt: skip
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -24,6 +24,7 @@ from loadtest.engine.prefix_cache import PrefixCache
 from loadtest.engine.request_counts import PATH as COUNTS_PATH
 from loadtest.engine.request_counts import RequestBook
 from loadtest.engine.scheduler import Scheduler
+from loadtest.engine.speech import offered_tools
 from loadtest.engine.thinking import refuse_thinking, wants_thinking
 from loadtest.engine.tokens import detokenize, split, token_id
 from loadtest.engine.truth import TruthBook
@@ -129,9 +130,8 @@ class Engine:
             exchange.json(410, {"error": {"message": "This request was closed.", "code": 410}})
             return
         job = read_job(route, fields.parse(exchange.body), self.options)
-        plan = self._faults.plan(
-            job.model, route, "\n".join(prompt.text for prompt in job.prompts if "[[fault:" in prompt.text)
-        )
+        marked = "\n".join(prompt.text for prompt in job.prompts if "[[fault:" in prompt.text)
+        plan = self._faults.plan(job.model, route, marked, offered_tools(job.body))
         if plan.refuse:
             exchange.cut(reset=True)
         elif plan.hang is not None:

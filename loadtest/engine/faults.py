@@ -1,10 +1,12 @@
 """What is to go wrong, and for whom: markers in a prompt, or orders left by an admin call.
 
 A marker is `[[fault:NAME=VALUE]]` anywhere in the prompt text; several add up. An order is `{"fault", "value", "model", "route", "count"}`:
-it hits the next `count` requests that fit (null = all until reset).
+it hits the next `count` requests that fit (null = all until reset). An order `tool_call` waits for a request that offers that tool.
 """
 
+import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +50,7 @@ class FaultPlan:
     stop_after: int | None = None
     reasoning_tokens: int = 0
     tool_call: str | None = None
+    tool_arguments: str | None = None  # JSON, said word for word; None: made up, like any text
 
     @property
     def before_engine(self) -> bool:
@@ -91,7 +94,9 @@ def apply_fault(plan: FaultPlan, name: str, value: str) -> None:
             case "reasoning":
                 plan.reasoning_tokens = int(value)
             case "tool_call":
-                plan.tool_call = value
+                plan.tool_call, _, arguments = value.partition(":")
+                plan.tool_arguments = arguments or None
+                json.loads(arguments or "{}")
             case _:
                 raise UnknownFault(f"no fault is named {name!r}")
     except ValueError as exc:
@@ -114,7 +119,10 @@ class FaultOrder:
     route: str | None
     remaining: int | None
 
-    def fits(self, model: str, route: str) -> bool:
+    def fits(self, model: str, route: str, tools: Collection[str] = ()) -> bool:
+        """Whether it is meant for such a request; `tools` are the names that the request offers."""
+        if self.name == "tool_call" and self.value.partition(":")[0] not in tools:
+            return False
         return self.remaining != 0 and self.model in (None, model) and self.route in (None, route)
 
 
@@ -141,11 +149,11 @@ class FaultBook:
             if order.name == "refuse" and order.model is None and order.fits("", route)
         )
 
-    def plan(self, model: str, route: str, prompt: str) -> FaultPlan:
+    def plan(self, model: str, route: str, prompt: str, tools: Collection[str] = ()) -> FaultPlan:
         """What happens to this request: its own markers and the orders that fit; each order is used up by one."""
         plan = FaultPlan()
         for order in self.orders:
-            if order.fits(model, route):
+            if order.fits(model, route, tools):
                 self._use(order)
                 apply_fault(plan, order.name, order.value)
         self.orders = [order for order in self.orders if order.remaining != 0]

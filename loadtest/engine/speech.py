@@ -1,6 +1,7 @@
 """What kind of speech a sequence's tokens are: reasoning first, then text or the arguments of one tool call.
 
-A tool is called where `tool_choice` demands one, or where the marker `tool_call` says so; left to itself this model answers with text.
+A tool is called where `tool_choice` demands one, or where a marker or an order `tool_call` says so; left to itself this model answers
+with text. The arguments are the words that the engine makes up, or those of the order: then the call ends when they have been said.
 """
 
 import uuid
@@ -10,6 +11,7 @@ from typing import Any
 from loadtest.engine.faults import FaultPlan
 from loadtest.engine.fields import Body
 from loadtest.engine.sequence import Sequence
+from loadtest.engine.tokens import split
 
 _OPENING = '{"text":"'
 _CLOSING = '"}'
@@ -17,12 +19,21 @@ _CLOSING = '"}'
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """`named`: the caller named the tool, which vLLM then ends with `stop` and not with `tool_calls`."""
+    """`named`: the caller named the tool, which vLLM then ends with `stop` and not with `tool_calls`.
+
+    `script`: the arguments that were ordered, token by token; empty = they are made up.
+    """
 
     reasoning_tokens: int
     tool: str | None
     tool_id: str
     named: bool
+    script: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int | None:
+        """How many tokens an ordered call has, with the one that ends it; None: nothing was ordered."""
+        return self.reasoning_tokens + len(self.script) + 1 if self.script else None
 
     def is_reasoning(self, sequence: Sequence) -> bool:
         """Whether the last token was one of thought."""
@@ -34,11 +45,16 @@ class Speech:
 
     def arguments(self, sequence: Sequence, text: str) -> str:
         """The piece of JSON that the last token added; whole only if the model stopped by itself."""
+        if self.script:
+            at = sequence.output - self.reasoning_tokens - 1
+            return "".join(self.script[at : at + 1])
         opening = _OPENING if self.opens_call(sequence) else ""
         return opening + text + (_CLOSING if sequence.finish == "stop" else "")
 
     def whole_arguments(self, sequence: Sequence, texts: list[str]) -> str:
         """All of it."""
+        if self.script:
+            return "".join(self.script[: sequence.output - self.reasoning_tokens])
         return _OPENING + "".join(texts[self.reasoning_tokens :]) + (_CLOSING if sequence.finish == "stop" else "")
 
     def finish(self, finish: str | None) -> str | None:
@@ -55,7 +71,14 @@ def speech_of(body: Body, plan: FaultPlan) -> Speech:
         tool,
         f"chatcmpl-tool-{uuid.uuid4().hex[:16]}" if tool else "",
         named and not plan.tool_call,
+        tuple(split(plan.tool_arguments or "")),
     )
+
+
+def offered_tools(body: Body) -> set[str]:
+    """The names of the tools that a request offers."""
+    tools = body.get("tools")
+    return {_name(tool) for tool in tools if isinstance(tool, dict)} if isinstance(tools, list) else set()
 
 
 def _demanded(body: Body) -> tuple[str | None, bool]:
