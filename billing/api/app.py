@@ -15,6 +15,8 @@ from billing.api import (
     calibrations,
     capacity,
     contracts,
+    docs,
+    document,
     errors,
     health,
     instances,
@@ -42,7 +44,7 @@ from billing.projection import Projector
 from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
-    health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
+    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
     usage.router, requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
     scrape_targets.router,
 )  # fmt: skip
@@ -80,6 +82,7 @@ def build_app(
         title="taas admin API",
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
         middleware=[
@@ -95,4 +98,5 @@ def build_app(
     for router in ROUTERS:
         # Flat, so that the table of rights sees every route.
         app.router.routes.extend(router.routes)
+    document.install(app)
     return app

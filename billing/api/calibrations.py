@@ -3,9 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from billing import calibrations, pools
+from billing.api.answer import Listing
+from billing.api.capacity_answers import AbsorbedAnswer, CalibrationAnswer
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
@@ -24,12 +26,18 @@ Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=MS_MAX)]
 TargetMs = Annotated[int, Field(ge=1, le=3_600_000)]
 
 
+# The rule itself is the calibration's.
+MeasuredWeight = Annotated[
+    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": calibrations.WEIGHT_MU_MAX})
+]
+
+
 class WeightsMeasured(Body):
     """Milliunits per token."""
 
-    w_in_mu: int
-    w_cached_mu: int
-    w_out_mu: int
+    w_in_mu: MeasuredWeight
+    w_cached_mu: MeasuredWeight
+    w_out_mu: MeasuredWeight
 
 
 class StepBody(Body):
@@ -83,7 +91,7 @@ class SpentBody(Body):
     started_ms: Annotated[int, Field(ge=0, le=MS_MAX)]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=CalibrationAnswer)
 def record(body: NewCalibration, control: Control, response: Response) -> dict[str, Any]:
     """Store a measurement: its weights are the model's from now on, its capacity is what an instance of the pool can do."""
     measured = Measured(
@@ -104,7 +112,7 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
         return _shown(calibrations.record(connection, measured, registered=len(there), reweigh=body.reweigh))
 
 
-@router.post("/absorbed", status_code=201)
+@router.post("/absorbed", status_code=201, response_model=AbsorbedAnswer)
 def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, Any]:
     """Account for tokens that an engine produced while it was measured: nobody is billed for them. An engine that counts its requests tells
     them itself, request by request; then nothing is recorded here.
@@ -119,7 +127,7 @@ def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, A
     return {"run": spent.run, "prompt": spent.prompt, "output": spent.output, "recorded": recorded}
 
 
-@router.get("")
+@router.get("", response_model=Listing[CalibrationAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from billing import capacity_usage, tenants
 from billing.allocator.minutes import MINUTE_MS
+from billing.api.capacity_answers import CapacityAnswer
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Moment, Name, TenantQuery
 from billing.api.rights import Right
@@ -22,7 +23,7 @@ _HOUR_MS: Final = 60 * MINUTE_MS
 _MINUTES_MAX: Final = 7 * 24 * 60
 
 
-@router.get("/capacity")
+@router.get("/capacity", response_model=CapacityAnswer)
 def capacity(
     request: Request,
     control: Control,

@@ -5,9 +5,16 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
 
-from billing.api.fields import MOMENT_FORMS, Moment
+from billing.api.fields import MOMENT_FORMS, MOMENT_SCHEMAS, Moment
 from billing.contracts.position import units
 from billing.contracts.spans import after_ms
 from billing.contracts.store import Entry
@@ -17,6 +24,7 @@ from billing.refusals import Invalid
 
 # Fewer than Decimal keeps, so that nothing is rounded on the way in.
 _DIGITS_MAX: Final = 24
+_SPAN: Final = r"^\+[0-9]{1,6}(s|min|h|d|w|mo|y)$"
 
 
 def _thousandths(given: object) -> object:
@@ -47,14 +55,35 @@ def _either(given: object, read: ValidatorFunctionWrapHandler) -> object:
 
 
 # Units per second as milliunits; a part of one in permille.
-UnitsPerSecond = Annotated[int, BeforeValidator(_thousandths)]
-Part = Annotated[int, BeforeValidator(_thousandths)]
+_DECIMAL_TEXT: Final = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,3})?$", "maxLength": _DIGITS_MAX}
+_DECIMAL: Final = {"anyOf": [{"type": "number", "minimum": 0}, _DECIMAL_TEXT]}
+_PART: Final = {"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, _DECIMAL_TEXT]}
+UnitsPerSecond = Annotated[
+    int,
+    BeforeValidator(_thousandths),
+    WithJsonSchema(_DECIMAL | {"description": "Units per second, with at most three decimals."}),
+]
+Part = Annotated[
+    int,
+    BeforeValidator(_thousandths),
+    WithJsonSchema(_PART | {"description": "A part of one, such as 0.2, with at most three decimals."}),
+]
 # As ms.
-Seconds = Annotated[int, BeforeValidator(_thousandths)]
+Seconds = Annotated[
+    int, BeforeValidator(_thousandths), WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."})
+]
 # A moment, or a span from the start of what is asked for.
 When = Annotated[
-    Moment | Annotated[str, Field(pattern=r"^\+[0-9]{1,6}(s|min|h|d|w|mo|y)$", max_length=16)],
+    Moment | Annotated[str, Field(pattern=_SPAN, max_length=16)],
     WrapValidator(_either),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                *MOMENT_SCHEMAS,
+                {"type": "string", "pattern": _SPAN, "maxLength": 16, "description": "A span from the start: +90d."},
+            ]
+        }
+    ),
 ]
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from sqlalchemy import Connection
 
 from billing import models, pools, tenants
+from billing.api.answer import Listing
+from billing.api.contract_answers import ContractAnswer, ContractHistory, ContractSigned, QuoteAnswer
 from billing.api.contract_shapes import (
     Part,
     Seconds,
@@ -30,6 +32,7 @@ from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
 from billing.contracts.terms import (
     BURST_MS,
+    NOTICE_DAYS_MAX,
     PAST_SLACK_MS,
     STEPS_MAX,
     Contract,
@@ -47,6 +50,12 @@ from billing.models import Weights
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])
+
+
+# The rule itself is the contract's.
+NoticeDays = Annotated[
+    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": NOTICE_DAYS_MAX, "description": "Whole days."})
+]
 
 
 class RampStep(Body):
@@ -73,12 +82,12 @@ class NewContract(Body):
     until: When
     ramp: Ramp = ()
     minimum_until: When | None = None
-    notice_days: int | None = None
-    tenant_notice_days: int | None = None
-    operator_notice_days: int | None = None
+    notice_days: NoticeDays | None = None
+    tenant_notice_days: NoticeDays | None = None
+    operator_notice_days: NoticeDays | None = None
     overflow: Overflow = "reject"
     spill_units: UnitsPerSecond | None = None
-    burst_seconds: Seconds = BURST_MS
+    burst_seconds: Seconds = Field(BURST_MS, json_schema_extra={"default": BURST_MS // 1000})
     headroom: Part = 0
     price_reference: Label | None = None
     draft: bool = False
@@ -130,9 +139,9 @@ class Amendment(Body):
     burst_seconds: Seconds | None = None
     overflow: Overflow | None = None
     spill_units: UnitsPerSecond | None = None
-    notice_days: int | None = None
-    tenant_notice_days: int | None = None
-    operator_notice_days: int | None = None
+    notice_days: NoticeDays | None = None
+    tenant_notice_days: NoticeDays | None = None
+    operator_notice_days: NoticeDays | None = None
     dry_run: bool = False
 
     def change(self) -> Change:
@@ -186,10 +195,10 @@ class QuoteAsked(Body):
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     until: When | None = None
     headroom: Part = 0
-    burst_seconds: Seconds = BURST_MS
+    burst_seconds: Seconds = Field(BURST_MS, json_schema_extra={"default": BURST_MS // 1000})
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=ContractSigned)
 def create(body: NewContract, control: Control, response: Response) -> dict[str, Any]:
     """Sign a contract, or write a draft. Refused, with nothing changed, unless it fits at every instant of its term."""
     with control.changing(response) as connection:
@@ -201,7 +210,7 @@ def create(body: NewContract, control: Control, response: Response) -> dict[str,
         return _with_warnings(connection, made)
 
 
-@router.post("/quote")
+@router.post("/quote", response_model=QuoteAnswer, response_model_exclude_unset=True)
 def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
     """How much, from when, until when would fit. It holds nothing."""
     with control.reading() as connection:
@@ -232,7 +241,7 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
         return _quoted(found)
 
 
-@router.get("")
+@router.get("", response_model=Listing[ContractAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -251,28 +260,28 @@ def list_all(
         return {"data": _shown(connection, found.rows), "next": found.next}
 
 
-@router.get("/{contract_id}")
+@router.get("/{contract_id}", response_model=ContractAnswer)
 def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """One contract."""
     with control.reading() as connection:
         return _shown(connection, [store.find(connection, contract_id)])[0]
 
 
-@router.post("/{contract_id}/sign")
+@router.post("/{contract_id}/sign", response_model=ContractSigned)
 def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Sign a draft."""
     with control.changing(response) as connection:
         return _with_warnings(connection, lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection)))
 
 
-@router.post("/{contract_id}/withdraw")
+@router.post("/{contract_id}/withdraw", response_model=ContractAnswer)
 def withdraw(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """End a draft without signing it."""
     with control.changing(response) as connection:
         return _shown(connection, [lifecycle.withdraw(connection, contract_id, now_ms=store.now_ms(connection))])[0]
 
 
-@router.post("/{contract_id}/notice")
+@router.post("/{contract_id}/notice", response_model=ContractAnswer)
 def notice(contract_id: IdPath, body: Notice, control: Control, response: Response) -> dict[str, Any]:
     """Give notice for one side; the answer says when it ends."""
     with control.changing(response, dry_run=body.dry_run) as connection:
@@ -280,7 +289,7 @@ def notice(contract_id: IdPath, body: Notice, control: Control, response: Respon
         return _shown(connection, [lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)])[0]
 
 
-@router.post("/{contract_id}/amend")
+@router.post("/{contract_id}/amend", response_model=ContractSigned)
 def amend(contract_id: IdPath, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
     """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has passed stays as it was."""
     with control.changing(response, dry_run=body.dry_run) as connection:
@@ -298,7 +307,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
         return _with_warnings(connection, amended)
 
 
-@router.get("/{contract_id}/history")
+@router.get("/{contract_id}/history", response_model=ContractHistory)
 def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
     """Every change, oldest first, with the whole contract as it then stood."""
     with control.reading() as connection:

@@ -4,13 +4,13 @@ Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, whic
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Path, Query
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from billing.limits import ANY_MODEL
-from billing.names import check_name, check_tenant_name
+from billing.names import NAME_CHARS_MAX, check_name, check_tenant_name
 
 MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 # 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.
@@ -44,12 +44,25 @@ def _moment(given: object) -> object:
         raise ValueError(MOMENT_FORMS) from exc
 
 
-Name = Annotated[str, AfterValidator(check_name)]
-TenantName = Annotated[str, AfterValidator(check_tenant_name)]
-ModelOrAny = Annotated[str, AfterValidator(_name_or_any)]
+_NAME_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX}
+Name = Annotated[str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})]
+TenantName = Annotated[
+    str,
+    AfterValidator(check_tenant_name),
+    WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(?!ten_|-)[A-Za-z0-9._/-]+$"}),
+]
+ModelOrAny = Annotated[
+    str, AfterValidator(_name_or_any), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(\*|[A-Za-z0-9._/-]+)$"})
+]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
-Moment = Annotated[int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX)]
+# What a moment may be on the wire.
+MOMENT_SCHEMAS: Final[list[dict[str, Any]]] = [
+    {"type": "string", "format": "date-time"},
+    {"type": "string", "format": "date", "description": "It begins, in UTC."},
+    {"type": "integer", "format": "int64", "minimum": 0, "maximum": MS_MAX, "description": "Milliseconds since 1970."},
+]
+Moment = Annotated[int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX), WithJsonSchema({"anyOf": MOMENT_SCHEMAS})]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 TenantQuery = Annotated[Name | None, Query(description="A tenant's id or name.")]

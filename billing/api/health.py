@@ -7,12 +7,13 @@ from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing import outbox
+from billing.api.capacity_answers import HealthAnswer
 from billing.api.control import Control, ControlPlane
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
 def healthz(control: Control, response: Response) -> dict[str, Any]:
     """200 when both stores answer, else 503. `projection_pending`: changes of which gateways have not been told."""
     pending = _pending(control)

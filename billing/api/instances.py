@@ -9,6 +9,8 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from billing import instances, models, refusals
+from billing.api.answer import Listing, Refusal
+from billing.api.catalogue_answers import InstanceAdded, InstanceAnswer, InstanceRemoved
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
 from billing.api.paging import PageAsked, listing
@@ -44,7 +46,7 @@ class NewInstance(Body):
     force: bool = False
 
 
-@router.post("/instances", status_code=201)
+@router.post("/instances", status_code=201, response_model=InstanceAdded, responses={424: {"model": Refusal}})
 def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
     """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become its baseline.
 
@@ -75,7 +77,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     return {**_shown(added), "warnings": probe.warnings}
 
 
-@router.get("/instances")
+@router.get("/instances", response_model=Listing[InstanceAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -94,7 +96,7 @@ def list_all(
     return listing(page_of(found, _BY_ID, asked), lambda entry: _registered(entry, by_hand))
 
 
-@router.delete("/instances/{instance:path}")
+@router.delete("/instances/{instance:path}", response_model=InstanceRemoved)
 def remove(instance: NamePath, control: Control, response: Response) -> dict[str, Any]:
     """Take an instance out: nothing new goes there, what is open may end. The engine is left as it is: `engine_answers` says whether it runs."""
     with control.changing(response) as connection:

@@ -8,6 +8,8 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import api_keys, projects, tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import KeyAnswer, KeyMade, KeyRotated
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
@@ -57,7 +59,7 @@ class Rotation(Body):
     overlap_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=KeyMade)
 def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]:
     """Create a key. `key` is shown here and never again."""
     if body.expires_at_ms is not None and body.expires_at_ms <= time.time() * 1000:
@@ -73,7 +75,7 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
     return {"key": made.secret, **_shown(made.key, tenant.name, project.name)}
 
 
-@router.get("")
+@router.get("", response_model=Listing[KeyAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -90,21 +92,21 @@ def list_all(
         return listing(found, lambda key: _shown(key, tenant_names[key.tenant_id], project_names[key.project_id]))
 
 
-@router.get("/{key_id}")
+@router.get("/{key_id}", response_model=KeyAnswer)
 def show(key_id: KeyPath, control: Control) -> dict[str, Any]:
     """One key, and when it was last used; never the key itself."""
     with control.reading() as connection:
         return _named(connection, api_keys.find(connection, key_id))
 
 
-@router.patch("/{key_id}")
+@router.patch("/{key_id}", response_model=KeyAnswer)
 def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Response) -> dict[str, Any]:
     """Change a key's name, expiry or models; every gateway knows within a second."""
     with control.changing(response) as connection:
         return _named(connection, api_keys.change(connection, key_id, body.change()))
 
 
-@router.post("/{key_id}/rotate", status_code=201)
+@router.post("/{key_id}/rotate", status_code=201, response_model=KeyRotated)
 def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response) -> dict[str, Any]:
     """Make a new key with all that this one may, and its limits; this one works for the overlap. `key` is shown here and never again."""
     response.headers["cache-control"] = "no-store"
@@ -118,7 +120,7 @@ def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response
         }
 
 
-@router.delete("/{key_id}")
+@router.delete("/{key_id}", response_model=KeyAnswer)
 def revoke(key_id: KeyPath, control: Control, response: Response) -> dict[str, Any]:
     """Revoke a key, for good; every gateway refuses it within a second."""
     with control.changing(response) as connection:

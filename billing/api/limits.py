@@ -7,6 +7,8 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from billing import limits, tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import LimitAnswer, LimitSet
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
 from billing.api.paging import PageAsked, listing
@@ -31,7 +33,7 @@ class LimitChange(Body):
     concurrency: Count | None = None
 
 
-@router.put("")
+@router.put("", response_model=LimitSet)
 def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
     """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that it could undercut."""
     given = body.model_dump(exclude_unset=True, include=set(FIELDS))
@@ -43,7 +45,7 @@ def put(body: LimitChange, control: Control, response: Response) -> dict[str, An
     return {**_shown(limit, names), "warnings": warnings}
 
 
-@router.get("")
+@router.get("", response_model=Listing[LimitAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -60,7 +62,7 @@ def list_all(
         return listing(found, lambda limit: _shown(limit, names))
 
 
-@router.delete("")
+@router.delete("", response_model=LimitAnswer)
 def remove(
     control: Control,
     response: Response,

@@ -8,6 +8,8 @@ from pydantic import Field, StrictStr
 from sqlalchemy import Connection
 
 from billing import models, tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import ModelAnswer
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
 from billing.api.paging import NameContains, PageAsked
@@ -78,7 +80,7 @@ class ModelChangeBody(Body):
     reweigh: bool = False
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=ModelAnswer)
 def create(body: NewModel, control: Control, response: Response) -> dict[str, Any]:
     """Add a model. Its instances come by `taas worker` or `taas instance add`."""
     spec = ModelSpec(
@@ -100,7 +102,7 @@ def create(body: NewModel, control: Control, response: Response) -> dict[str, An
         return _shown(connection, [models.create(connection, spec)])[0]
 
 
-@router.get("")
+@router.get("", response_model=Listing[ModelAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -114,14 +116,14 @@ def list_all(
         return {"data": _shown(connection, found.rows), "next": found.next}
 
 
-@router.get("/{name:path}")
+@router.get("/{name:path}", response_model=ModelAnswer)
 def show(name: NamePath, control: Control) -> dict[str, Any]:
     """One model."""
     with control.reading() as connection:
         return _shown(connection, [models.find(connection, name)])[0]
 
 
-@router.patch("/{name:path}")
+@router.patch("/{name:path}", response_model=ModelAnswer)
 def change(name: NamePath, body: ModelChangeBody, control: Control, response: Response) -> dict[str, Any]:
     """Change a model; requests under way keep the weights they began with."""
     wanted = ModelChange(

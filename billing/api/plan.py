@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 
 from billing import models, pools
+from billing.api.capacity_answers import PlanAnswer
 from billing.api.contract_shapes import moment
 from billing.api.control import Control
 from billing.api.fields import Name
@@ -19,7 +20,7 @@ from billing.reclaims.outlook import Period, outlook
 router = APIRouter(prefix="/admin/v1/plan", tags=["plan"])
 
 
-@router.get("")
+@router.get("", response_model=PlanAnswer)
 def show(
     control: Control,
     pool: Annotated[Name | None, Query()] = None,

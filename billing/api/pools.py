@@ -11,6 +11,8 @@ from sqlalchemy import Connection
 
 from billing import models, pools
 from billing.allocator.supply import read_calibrations
+from billing.api.answer import Listing
+from billing.api.capacity_answers import LivePool, PoolAnswer
 from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
@@ -34,7 +36,7 @@ class PoolChange(Body):
     set_aside: UnitsPerSecond | None = None
 
 
-@router.get("")
+@router.get("", response_model=Listing[LivePool])
 def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> dict[str, Any]:
     """The pools by name, with what serves in them now."""
     with control.reading() as connection:
@@ -58,7 +60,7 @@ def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> d
     return listing(page_of(found, _BY_NAME, asked), shown)
 
 
-@router.get("/{pool:path}")
+@router.get("/{pool:path}", response_model=PoolAnswer)
 def show(pool: NamePath, control: Control) -> dict[str, Any]:
     """What a pool has, owes and could sell at this moment, and where more is signed than there is."""
     there = _there(control, pool)
@@ -66,7 +68,7 @@ def show(pool: NamePath, control: Control) -> dict[str, Any]:
         return _shown(connection, pool, there)
 
 
-@router.patch("/{pool:path}")
+@router.patch("/{pool:path}", response_model=PoolAnswer)
 def change(pool: NamePath, body: PoolChange, control: Control, response: Response) -> dict[str, Any]:
     """Say how many instances it has, what of the capacity stays free, and what the operator keeps for itself."""
     there = _there(control, pool)

@@ -6,6 +6,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
 
 from billing import models, tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Body, Moment, Name
 from billing.api.paging import PageAsked, listing
@@ -58,7 +60,7 @@ class Backfill(Body):
     dry_run: bool = False
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=PriceSet)
 def create(body: NewPrice, control: Control, response: Response) -> dict[str, Any]:
     """Set a price; one that is to hold from the same moment, still to come, is replaced. What was priced stays priced; a request keeps the price that
     held when it started.
@@ -79,7 +81,7 @@ def create(body: NewPrice, control: Control, response: Response) -> dict[str, An
     return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
 
 
-@router.delete("/{price_id}")
+@router.delete("/{price_id}", response_model=PriceAnswer)
 def withdraw(
     price_id: Annotated[int, Path(ge=1, le=2**63 - 1)], control: Control, response: Response
 ) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def withdraw(
         return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_now_ms(control.redis)))
 
 
-@router.post("/backfill")
+@router.post("/backfill", response_model=BackfillAnswer)
 def price_later(body: Backfill, control: Control, response: Response) -> dict[str, Any]:
     """Price requests that were recorded before their model had a price, in new ledger transactions. Again, it finds nothing more to do."""
     with control.changing(response, dry_run=body.dry_run) as connection:
@@ -110,7 +112,7 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
     }
 
 
-@router.get("")
+@router.get("", response_model=Listing[PriceAnswer])
 def list_all(control: Control, asked: PageAsked, model: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
     """All prices, past and to come; of one model or of all, the newest of each first."""
     with control.reading() as connection:

@@ -6,6 +6,8 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy import Connection
 
 from billing import projects, tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import ProjectAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
@@ -29,7 +31,7 @@ class ProjectChange(Body):
     status: Literal["active", "archived"] | None = None
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=ProjectAnswer)
 def create(body: NewProject, control: Control, response: Response) -> dict[str, Any]:
     """Create a project of a tenant."""
     with control.changing(response) as connection:
@@ -37,7 +39,7 @@ def create(body: NewProject, control: Control, response: Response) -> dict[str, 
         return _shown(projects.create(connection, tenant.tenant_id, body.name), tenant.name)
 
 
-@router.get("")
+@router.get("", response_model=Listing[ProjectAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -53,7 +55,7 @@ def list_all(
         return listing(found, lambda project: _shown(project, names[project.tenant_id]))
 
 
-@router.patch("/{project}")
+@router.patch("/{project}", response_model=ProjectAnswer)
 def change(project: NamePath, body: ProjectChange, control: Control, response: Response) -> dict[str, Any]:
     """Rename, archive, or take out of the archive. The keys of an archived project are refused; its usage stays."""
     with control.changing(response) as connection:

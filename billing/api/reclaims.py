@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import pools, tenants
+from billing.api.answer import Listing
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
 from billing.api.paging import PageAsked, listing
+from billing.api.reclaim_answers import ReclaimAnswer, ReclaimOrdered, ReclaimPreview, ReclaimShown
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
 from billing.contracts.terms import rate_at, utc
@@ -54,22 +57,22 @@ class NewReclaim(Body):
     broken: Annotated[tuple[ShownSpan, ...] | None, Field(max_length=_CHOSEN_MAX, strict=False)] = None
 
 
-@router.post("", status_code=201)
-def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any]:
+@router.post("", status_code=201, response_model=ReclaimOrdered, responses={200: {"model": ReclaimPreview}})
+def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any] | JSONResponse:
     """Take them, or say what that would do. Refused, with nothing changed, where it would break what is signed, or is not what was shown."""
     if body.dry_run:
-        response.status_code = 200
         with control.reading() as connection:
             at_ms = now_ms(connection)
             planned = orders.plan(connection, control.redis, _order(body, at_ms), at_ms)
-            return {"reclaim": None, "plan": _shown_plan(connection, planned)}
+            preview = ReclaimPreview.model_validate({"reclaim": None, "plan": _shown_plan(connection, planned)})
+        return JSONResponse(preview.model_dump(mode="json", by_alias=True))
     with control.changing(response) as connection:
         at_ms = now_ms(connection)
         made, planned = orders.order(connection, control.redis, _order(body, at_ms), at_ms)
         return {**_shown(made), "plan": _shown_plan(connection, planned)}
 
 
-@router.get("")
+@router.get("", response_model=Listing[ReclaimAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -82,7 +85,7 @@ def list_all(
         return listing(store.list_page(connection, asked, pool=pool, state=state), _shown)
 
 
-@router.get("/{reclaim_id}")
+@router.get("/{reclaim_id}", response_model=ReclaimShown)
 def show(reclaim_id: IdPath, control: Control) -> dict[str, Any]:
     """One reclaim, with each step of it."""
     with control.reading() as connection:
@@ -92,14 +95,14 @@ def show(reclaim_id: IdPath, control: Control) -> dict[str, Any]:
     return {**_shown(found), "history": history}
 
 
-@router.post("/{reclaim_id}/release")
+@router.post("/{reclaim_id}/release", response_model=ReclaimAnswer)
 def release(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Give the machines back; one that has not begun is cancelled."""
     with control.changing(response) as connection:
         return _shown(orders.release(connection, control.redis, reclaim_id, now_ms(connection)))
 
 
-@router.post("/{reclaim_id}/cancel")
+@router.post("/{reclaim_id}/cancel", response_model=ReclaimAnswer)
 def cancel(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Call it off before its deadline."""
     with control.changing(response) as connection:

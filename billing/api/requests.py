@@ -5,9 +5,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from billing import tenants
+from billing.api.capacity_answers import StopAnswer
 from billing.api.control import Control
 from billing.api.fields import IdPath, TenantQuery
 from billing.api.rights import Right
+from billing.api.usage_answers import ReceiptAnswer
 from billing.projection import announce_stop
 from billing.receipt import find_receipt, is_waiting
 from billing.refusals import Conflict, Invalid, NotFound
@@ -15,7 +17,7 @@ from billing.refusals import Conflict, Invalid, NotFound
 router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])
 
 
-@router.get("/{request_id}")
+@router.get("/{request_id}", response_model=ReceiptAnswer, response_model_exclude_unset=True)
 def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
     """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that tenant's."""
     if tenant is None and request.state.role is not Right.ADMIN:
@@ -28,7 +30,7 @@ def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQ
     return receipt.to_json()
 
 
-@router.post("/{request_id}/stop", status_code=202)
+@router.post("/{request_id}/stop", status_code=202, response_model=StopAnswer)
 def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
     """Have the gateways end a request; its tenant is not billed for it. 404 for one that nobody knows, 409 for one that has ended."""
     with control.reading() as connection:

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 
+from billing.api.capacity_answers import ScrapeTarget
 from billing.api.control import Control
 from billing.registered import Registered, read_registered
 from billing.scrape_targets import read_targets
@@ -17,7 +18,7 @@ _RUNNING: Final = frozenset({"ready", "draining"})
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-@router.get("")
+@router.get("", response_model=list[ScrapeTarget])
 def list_all(control: Control) -> list[dict[str, Any]]:
     """Every gateway, billing process, worker and engine that runs now, each with its `job`; engines with their id, model and pool.
 

@@ -1,15 +1,18 @@
 """Routes of tenants."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
 from billing import tenants
+from billing.api.answer import Listing
+from billing.api.catalogue_answers import TenantAnswer
 from billing.api.control import Control
-from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, NamePath, TenantName
+from billing.api.fields import Body, NamePath, TenantName
 from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.tenant_shapes import RedisDown, Refuse, without_default
 from billing.contracts import store
 from billing.refusals import Conflict, Invalid
 from billing.tenants import Kind, Status, Tenant
@@ -17,31 +20,17 @@ from billing.tenants import Kind, Status, Tenant
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
 
 
-class Refuse(Body):
-    """While Redis is gone, nothing is served."""
-
-    policy: Literal["refuse"]
-
-
-class LocalLease(Body):
-    """While Redis is gone, this many requests and work units, over all gateways together."""
-
-    policy: Literal["local_lease"]
-    requests: Annotated[int, Field(ge=1, le=COUNT_MAX)]
-    units: Annotated[int, Field(ge=1, le=UNITS_MAX)]
-
-
 Weight = Annotated[int, Field(ge=1, le=1000)]
-RedisDown = Annotated[Refuse | LocalLease, Field(discriminator="policy")]
 
 
 class NewTenant(Body):
-    """Who is to be billed. Without a contract, `on_demand` is the right to be served at all."""
+    """Who is to be billed. Without a contract, `on_demand` is the right to be served at all. `redis_down`: `refuse`, unless it is said."""
 
     name: TenantName
     kind: Kind = "external"
     on_demand: bool = True
-    redis_down: RedisDown = Refuse(policy="refuse")
+    # A default that is an object is more than makers of clients understand.
+    redis_down: RedisDown = Field(Refuse(policy="refuse"), json_schema_extra=without_default)
     weight: Weight = 1
 
 
@@ -58,7 +47,7 @@ class TenantChange(Body):
     stop_streams: bool = False
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=TenantAnswer)
 def create(body: NewTenant, control: Control, response: Response) -> dict[str, Any]:
     """Create a tenant, with the project `default`."""
     with control.changing(response) as connection:
@@ -69,7 +58,7 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
     return shown(made)
 
 
-@router.get("")
+@router.get("", response_model=Listing[TenantAnswer])
 def list_all(
     control: Control,
     asked: PageAsked,
@@ -85,14 +74,14 @@ def list_all(
         )
 
 
-@router.get("/{tenant:path}")
+@router.get("/{tenant:path}", response_model=TenantAnswer)
 def show(tenant: NamePath, control: Control) -> dict[str, Any]:
     """One tenant, by id or name."""
     with control.reading() as connection:
         return shown(tenants.find(connection, tenant))
 
 
-@router.patch("/{tenant:path}")
+@router.patch("/{tenant:path}", response_model=TenantAnswer)
 def change(tenant: NamePath, body: TenantChange, control: Control, response: Response) -> dict[str, Any]:
     """Suspend, resume, archive, rename, or change what it may do. A suspended tenant is refused within a second."""
     if body.stop_streams and body.status not in {"suspended", "archived"}:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 from billing import projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Moment, TenantQuery
+from billing.api.usage_answers import AuditAnswer, UsageAnswer
 from billing.audit import Auditor
 from billing.refusals import Invalid
 from billing.usage_report import Dimension, parse_dimensions, report_usage
@@ -14,7 +15,7 @@ from billing.usage_report import Dimension, parse_dimensions, report_usage
 router = APIRouter(prefix="/admin/v1", tags=["usage"])
 
 
-@router.get("/usage")
+@router.get("/usage", response_model=UsageAnswer, response_model_exclude_unset=True)
 def usage(
     control: Control,
     tenant: TenantQuery = None,
@@ -41,7 +42,7 @@ def usage(
     return report | {"tenant_name": None if found is None else found.name}
 
 
-@router.get("/audit")
+@router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)
 def audit(request: Request) -> dict[str, Any]:
     """Per instance: what its engine counted, what is billed, absorbed and open, and what is left over."""
     auditor: Auditor = request.app.state.auditor

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import redis
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
@@ -23,10 +24,34 @@ def app(database: Engine, raw_redis: redis.Redis) -> FastAPI:
     return build_app(settings, database, raw_redis)
 
 
+class Documented(TestClient):
+    """A client that fails where an answer has a status that the API's document does not know."""
+
+    def request(self, method: str, *args: Any, **more: Any) -> Any:
+        answer = super().request(method, *args, **more)
+        operation = operation_of(self.app, answer)
+        # Whether a failure of the server itself is right is for the test to say.
+        if operation is not None and answer.status_code != 500:
+            assert str(answer.status_code) in operation["responses"], (method, answer.url, answer.text)
+        return answer
+
+
+def operation_of(app: Any, answer: Any) -> dict[str, Any] | None:
+    """What the document says of the route that answered; None where there is no such route."""
+    method, path = answer.request.method, answer.request.url.path
+    for route in app.routes:
+        if not isinstance(route, APIRoute) or not route.include_in_schema:
+            continue
+        if method in route.methods and route.path_regex.match(path):
+            operation: dict[str, Any] = app.openapi()["paths"][route.path_format][method.lower()]
+            return operation
+    return None
+
+
 @pytest.fixture
 def nobody(app: FastAPI) -> Iterator[TestClient]:
     """A client without a key. Failures of the server show as its answers."""
-    client = TestClient(app, raise_server_exceptions=False)
+    client = Documented(app, raise_server_exceptions=False)
     yield client
     client.close()
 
@@ -34,7 +59,7 @@ def nobody(app: FastAPI) -> Iterator[TestClient]:
 @pytest.fixture
 def admin(app: FastAPI) -> Iterator[TestClient]:
     """A client with the admin key."""
-    client = TestClient(app, raise_server_exceptions=False, headers={"authorization": f"Bearer {ADMIN_KEY}"})
+    client = Documented(app, raise_server_exceptions=False, headers={"authorization": f"Bearer {ADMIN_KEY}"})
     yield client
     client.close()
 

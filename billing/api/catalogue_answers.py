@@ -1,0 +1,230 @@
+"""What is answered of tenants, projects, keys, limits, models, prices and instances."""
+
+from typing import Literal
+
+from billing.api.answer import Answer, Ms, Usd
+from billing.api.tenant_shapes import RedisDown
+from billing.api_keys import Status as KeyStatus
+from billing.models import Status as ModelStatus
+from billing.projects import Status as ProjectStatus
+from billing.tenants import Kind
+from billing.tenants import Status as TenantStatus
+
+
+class TenantAnswer(Answer):
+    """`tenant` is the id, as in usage events."""
+
+    tenant: str
+    name: str
+    kind: Kind
+    status: TenantStatus
+    on_demand: bool
+    redis_down: RedisDown
+    weight: int
+    created_ms: Ms
+    updated_ms: Ms
+
+
+class ProjectAnswer(Answer):
+    """`project` is the id."""
+
+    project: str
+    name: str
+    status: ProjectStatus
+    tenant: str
+    tenant_name: str
+    created_ms: Ms
+
+
+class KeyAnswer(Answer):
+    """What is known of a key; `models` null: all that its tenant may ask for."""
+
+    key_id: str
+    display: str
+    name: str | None
+    tenant: str
+    tenant_name: str
+    project: str
+    project_name: str
+    status: KeyStatus
+    expires_at_ms: Ms | None
+    revoked_ms: Ms | None
+    models: list[str] | None
+    last_used_ms: Ms | None
+    created_ms: Ms
+
+
+class KeyMade(KeyAnswer):
+    """`key` is shown in this answer and never again: it is null where the answer is repeated for an `Idempotency-Key`."""
+
+    key: str | None
+
+
+class KeyRotated(KeyMade):
+    """The new key, and the old one as it now is."""
+
+    old: KeyAnswer
+
+
+class LimitAnswer(Answer):
+    """Of a tenant, or of one key of it; null is no limit. Units are whole work units."""
+
+    tenant: str
+    tenant_name: str
+    key_id: str | None
+    model: str
+    requests_per_minute: int | None
+    units_per_minute: int | None
+    concurrency: int | None
+    updated_ms: Ms
+
+
+class LimitSet(LimitAnswer):
+    """`warnings`: contracts that it could undercut."""
+
+    warnings: list[str]
+
+
+class WeightsAnswer(Answer):
+    """Milliunits per token; a usage event names the version."""
+
+    version: int
+    w_in_mu: int
+    w_cached_mu: int
+    w_out_mu: int
+
+
+class ModelAnswer(Answer):
+    """Tenants by id, their names in `tenant_names`. `for_sale_from_ms`: from then on it has a price; null: external tenants do not know of it."""
+
+    name: str
+    status: ModelStatus
+    pool: str
+    cell: str
+    visible: Literal["everyone", "internal"] | list[str]
+    owner: str | None
+    tenant_names: dict[str, str]
+    routes: list[str]
+    engine_model: str
+    context_tokens: int
+    vocabulary_tokens: int | None
+    default_max_tokens: int
+    weights: WeightsAnswer
+    chat_template_kwargs: list[str]
+    max_body_bytes: int | None
+    for_sale_from_ms: Ms | None
+    created_ms: Ms
+    updated_ms: Ms
+
+
+class PriceAnswer(Answer):
+    """USD per million tokens, as decimals."""
+
+    price_id: int
+    model: str
+    currency: Literal["USD"]
+    input: Usd
+    cached_input: Usd
+    output: Usd
+    from_ms: Ms
+
+
+class PriceSet(PriceAnswer):
+    """`replaces`: the price that it took the place of before that held."""
+
+    replaces: int | None
+
+
+class BilledTokens(Answer):
+    """By kind of price."""
+
+    uncached: int
+    cached: int
+    output: int
+
+
+class BackfillLine(Answer):
+    """What one tenant owes by one price."""
+
+    tenant: str
+    tenant_name: str | None
+    price_id: int
+    requests: int
+    tokens: BilledTokens
+    amount: Usd
+
+
+class BackfillAnswer(Answer):
+    """`still_unpriced`: requests from before the model's first price."""
+
+    model: str
+    dry_run: bool
+    currency: Literal["USD"]
+    data: list[BackfillLine]
+    requests: int
+    amount: Usd
+    still_unpriced: int
+
+
+class EngineLoad(Answer):
+    """As the engine says; `kv_usage` is a part of one."""
+
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+class InstanceAnswer(Answer):
+    """One that is there now. `lease_until_ms` 0: it does not lapse."""
+
+    instance: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    status: str
+    abort: bool
+    priority: bool
+    epoch: str
+    lease_until_ms: Ms
+    added: Literal["by hand", "by its worker"]
+    removed: bool
+    load: EngineLoad
+
+
+class Counters(Answer):
+    """Tokens, as an engine counts them."""
+
+    prompt: int
+    generation: int
+
+
+class RegisteredInstance(Answer):
+    """One that was added by hand."""
+
+    instance: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    status: Literal["ready", "draining"]
+    added: Literal["by hand"]
+    abort: bool
+    counts: bool
+    priority: bool
+    epoch: str
+    baseline: Counters
+    created_ms: Ms
+
+
+class InstanceAdded(RegisteredInstance):
+    """`warnings`: what it lacks."""
+
+    warnings: list[str]
+
+
+class InstanceRemoved(RegisteredInstance):
+    """`engine_answers`: whether the engine still runs; `open_requests` null: Redis does not say."""
+
+    engine_answers: bool
+    open_requests: int | None

@@ -1,0 +1,188 @@
+"""What is answered of usage, of the audit, and of one request."""
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from billing.api.answer import Answer, Ms, Usd, Utc
+from billing.api.catalogue_answers import Counters
+from billing.findings import FindingKind
+from billing.usage_report import Dimension
+
+
+class UsedTokens(Answer):
+    """`cached` is a part of `prompt`."""
+
+    prompt: int
+    cached: int
+    output: int
+
+
+class AbsorbedTokens(Answer):
+    """What nobody is billed for."""
+
+    prompt: int
+    output: int
+
+
+class Unpriced(Answer):
+    """Requests of models without a price, and the tokens of them that are billed."""
+
+    requests: int
+    tokens: int
+
+
+class Quarantined(Answer):
+    """Requests whose usage is in doubt."""
+
+    requests: int
+
+
+class UsageTotal(Answer):
+    """What requests used and cost."""
+
+    requests: int
+    tokens: UsedTokens
+    absorbed: AbsorbedTokens
+    unpriced: Unpriced
+    quarantined: Quarantined
+    amount: Usd
+
+
+class UsageLine(UsageTotal):
+    """The same of one group; the group's names are there where it was asked for by them."""
+
+    tenant: str | None = None
+    tenant_name: str | None = None
+    model: str | None = None
+    project: str | None = None
+    project_name: str | None = None
+    key: str | None = None
+    class_: str | None = Field(None, alias="class")
+    hour: Utc | None = None
+    day: str | None = Field(None, json_schema_extra={"format": "date"})
+
+
+class BillItem(Answer):
+    """Tokens of one kind: tokens × price = amount, the price being per million tokens. Without a price they have no amount."""
+
+    model: str
+    price_id: int | None
+    kind: Literal["uncached_input", "cached_input", "output"]
+    tokens: int
+    price: Usd | None
+    amount: Usd | None
+
+
+class UsageAnswer(Answer):
+    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `from`, `until` null: without that bound."""
+
+    tenant: str | None
+    tenant_name: str | None
+    by: list[Dimension]
+    from_: Utc | None = Field(alias="from")
+    until: Utc | None
+    currency: Literal["USD"]
+    lines: list[UsageLine]
+    total: UsageTotal
+    items: list[BillItem]
+
+
+class InstanceAudit(Answer):
+    """Over all epochs of an instance: produced = billed + absorbed + open + residual."""
+
+    instance: str
+    produced: Counters
+    billed: Counters
+    absorbed: Counters
+    open: Counters
+    residual: Counters
+    counters: bool
+
+
+class FindingAnswer(Answer):
+    """One thing found; what does not apply is not there. `ids` are examples, `count` says how many there are."""
+
+    kind: FindingKind
+    message: str
+    counter_lost: bool | None = None
+    instance: str | None = None
+    epoch: str | None = None
+    count: int | None = None
+    tokens: Counters | None = None
+    ids: list[str] | None = None
+
+
+class AuditAnswer(Answer):
+    """`residual_tokens`: tokens that nothing explains."""
+
+    instances: list[InstanceAudit]
+    residual_tokens: int
+    findings: list[FindingAnswer]
+
+
+class DeliveredTokens(Answer):
+    """What was passed on to the caller."""
+
+    output: int
+
+
+class AbsorbedByReason(AbsorbedTokens):
+    """What nobody is billed for, and why."""
+
+    reasons: dict[str, AbsorbedTokens]
+
+
+class ReceiptPrice(Answer):
+    """USD per million tokens."""
+
+    price_id: int
+    input: Usd
+    cached_input: Usd
+    output: Usd
+
+
+class ReceiptAnswer(Answer):
+    """All that is known of a request by now: `open` · `settled`: it has ended and is not in the ledger yet · `recorded`. What is not known is not there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    request_id: str
+    state: Literal["open", "settled", "recorded"]
+    kind: str | None = None
+    tenant: str | None
+    project: str | None
+    key_id: str | None
+    model: str
+    pool: str
+    cell: str
+    instance: str | None = None
+    epoch: str | None = None
+    route: str
+    stream: bool
+    class_: str | None = Field(None, alias="class")
+    contract: str | None = None
+    weights: dict[str, int]
+    samples: int
+    started_ms: Ms
+    first_token_ms: Ms | None = None
+    ended_ms: Ms | None = None
+    waited_ms: int | None = None
+    ending: str | None = None
+    usage_source: str | None = None
+    anomaly: str | None = None
+    produced: UsedTokens
+    delivered: DeliveredTokens
+    billed: UsedTokens | None = None
+    absorbed: AbsorbedByReason | None = None
+    units_mu: int | None = None
+    decision: dict[str, Any] | None = None
+    http_status: int | None = None
+    gateway: str
+    orphan: bool | None = None
+    ignored: list[str] | None = None
+    parts: list[str] | None = None
+    pricing: str | None
+    price: ReceiptPrice | None
+    amount: Usd | None
+    currency: Literal["USD"]

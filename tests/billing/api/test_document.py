@@ -1,0 +1,232 @@
+"""What the API says of itself is true: every route is there, and what it really answers is as the document says."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from sqlalchemy import Engine
+
+from billing.api.rights import RIGHTS, Right
+from billing.ledger import ReceivedEvent, record_events
+from tests.billing.api.conftest import operation_of
+from tests.billing.events import event
+
+Make = Callable[..., dict[str, Any]]
+WEIGHTS = {"w_in_mu": 1000, "w_cached_mu": 100, "w_out_mu": 4000}
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    return app.openapi()
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method.upper(), path, operation
+
+
+def test_it_is_a_valid_document_of_every_route(app: FastAPI, document: dict[str, Any]):
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+    routes = [route for route in app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    said = {(method, path) for method, path, _ in operations(document)}
+    assert said == {(method, route.path_format) for route in routes for method in route.methods}
+    assert {path for _, path in said} >= {"/healthz", "/admin/v1/contracts/{contract_id}/sign"}
+
+
+def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dict[str, Any]):
+    rights = {re.sub(":path", "", route): right for route, right in RIGHTS.items()}
+    schemes = {Right.PUBLIC: [], Right.SERVICE: [{"adminKey": []}, {"serviceKey": []}], Right.ADMIN: [{"adminKey": []}]}
+    ids = set()
+    for method, path, operation in operations(document):
+        assert operation["security"] == schemes[rights[f"{method} {path}"]], path
+        ids.add(operation["operationId"])
+        assert not {"422", "default"} & set(operation["responses"])
+        for status, response in operation["responses"].items():
+            schema = response["content"]["application/json"]["schema"]
+            assert schema, (path, status)
+            if status[0] in "45" and path != "/healthz":
+                assert schema == {"$ref": "#/components/schemas/Refusal"}
+        needed = {"/healthz": {"200", "503"}}.get(path, {"401", "403", "503"})
+        assert needed <= set(operation["responses"]), path
+        assert ("requestBody" in operation) <= ({"400", "413"} <= set(operation["responses"]))
+        assert ("{" in path) <= ("404" in operation["responses"])
+        keys = [each for each in operation.get("parameters", []) if each["name"] == "Idempotency-Key"]
+        assert len(keys) == (method == "POST")
+    assert len(ids) == len(list(operations(document)))
+
+
+def test_no_value_is_left_unsaid(document: dict[str, Any]):
+    """Every field has a type; only what a contract's history and a decision hold beside is free."""
+    free = []
+
+    def walk(schema: Any, place: str) -> None:
+        if schema in ({}, True):
+            free.append(place)
+        elif isinstance(schema, dict):
+            if schema.get("type") == "object" and "properties" not in schema:
+                walk(schema.get("additionalProperties", {}), f"{place}.*")
+            inner = dict(schema.get("properties", {})) | dict(
+                enumerate([*schema.get("anyOf", ()), *schema.get("oneOf", ())])
+            )
+            for name, each in inner.items():
+                walk(each, f"{place}.{name}")
+            if "items" in schema:
+                walk(schema["items"], f"{place}[]")
+
+    for name, schema in document["components"]["schemas"].items():
+        assert "-" not in name, "two models of one name"
+        walk(schema, name)
+    assert {re.sub(r"\.\d", "", place) for place in free} == {
+        "HistoryEntry.detail.*", "ReclaimEntry.detail.*", "ReceiptAnswer.decision.*",
+    }  # fmt: skip
+
+
+def test_moments_and_decimals_are_said_as_they_are_taken(document: dict[str, Any], admin: TestClient, made: Make):
+    fields = document["components"]["schemas"]["NewContract"]["properties"]
+    moments = [(each["type"], each.get("format")) for each in fields["until"]["anyOf"]]
+    assert moments == [("string", "date-time"), ("string", "date"), ("integer", "int64"), ("string", None)]
+    assert fields["burst_seconds"]["default"] == 1
+    made("tenants", name="acme")
+    made("models", name="m", context_tokens=4096)
+    for until in ("2101-01-01T00:00:00Z", "2101-01-01", 4_133_980_800_000, "+90d"):
+        for units in (1, 1.5, "1.5"):
+            body = {"tenant": "acme", "pool": "m", "units": units, "until": until, "notice_days": 1, "draft": True}
+            assert not list(validator(document, "NewContract").iter_errors(body))
+            assert made("contracts", **body)["state"] == "draft"
+    for wrong in ({"units": True}, {"units": -1}, {"notice_days": 3661}, {"until": "soon"}, {"overflow": "x"}):
+        assert list(validator(document, "NewContract").iter_errors(body | wrong)), wrong
+        assert admin.post("/admin/v1/contracts", json=body | wrong).status_code == 400, wrong
+
+
+def validator(document: dict[str, Any], name: str) -> Draft202012Validator:
+    return Draft202012Validator(
+        {"$ref": f"#/components/schemas/{name}", "components": document["components"]},
+        format_checker=Draft202012Validator.FORMAT_CHECKER,
+    )
+
+
+class Checked:
+    """Holds every answer against the document, and knows which operations have succeeded."""
+
+    def __init__(self, app: FastAPI, admin: TestClient) -> None:
+        self._app = app
+        self._admin = admin
+        self._components = app.openapi()["components"]
+        self.succeeded: set[str] = set()
+
+    def __call__(self, method: str, path: str, /, **body: Any) -> Any:
+        full = path if path.startswith("/") else f"/admin/v1/{path}"
+        answer = self._admin.request(method, full, json=body or None)
+        operation = operation_of(self._app, answer)
+        assert operation is not None, path
+        assert answer.is_success or answer.status_code == 400, answer.text
+        schema = operation["responses"][str(answer.status_code)]["content"]["application/json"]["schema"]
+        schema = {**schema, "components": self._components}
+        checker = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
+        assert [error.message for error in checker.iter_errors(answer.json())] == [], (path, answer.text)
+        if answer.is_success:
+            self.succeeded.add(operation["operationId"])
+        return answer.json()
+
+
+def ask_the_catalogue(ask: Checked, database: Engine) -> str:
+    """The id of a key."""
+    lease = {"policy": "local_lease", "requests": 1, "units": 5}
+    acme = ask("POST", "tenants", name="acme", redis_down=lease)["tenant"]
+    ask("PATCH", "tenants/acme", weight=2)
+    project = ask("POST", "projects", tenant="acme", name="side")["project"]
+    ask("PATCH", "projects/side", tenant="acme", name="aside")
+    ask("POST", "models", name="m", context_tokens=4096, visible=["acme"])
+    ask("PATCH", "models/m", visible="everyone")
+    key = ask("POST", "keys", tenant="acme", models=["m"], expires_at_ms="2999-01-01")["key_id"]
+    ask("PATCH", f"keys/{key}", name="ci")
+    ask("DELETE", f"keys/{ask('POST', f'keys/{key}/rotate', overlap_seconds=60)['key_id']}")
+    ask("PUT", "limits", tenant="acme", requests_per_minute=5)
+    ask("PUT", "limits", key_id=key, concurrency=1)
+    price = {"input": "1", "output": "2"}
+    ask("POST", "prices", model="m", **price, **{"from": 1_800_000_000_000})
+    later = ask("POST", "prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
+    ask("DELETE", f"prices/{later}")
+    ended = event("req_1", (1000, 200, 50), tenant=acme, project=project, model="m")
+    with database.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(ended.to_json())])
+    ask("POST", "prices/backfill", model="m", dry_run=True, **{"from": 0})
+    ask("POST", "instances", model="m", url="http://127.0.0.1:1", instance="i-1", force=True)
+    return str(key)
+
+
+def ask_about_capacity(ask: Checked) -> str:
+    """The id of a contract."""
+    ask("PATCH", "pools/m", instances=4, headroom="0.1", set_aside=1)
+    step = {"mix": "chat", "held_back": True, "sequences": 1, "seconds": 1.5, "uncached": 1, "cached": 0, "output": 1,
+            "tpot_ms": None, "ttft_ms": 3.5, "error": 0.01}  # fmt: skip
+    ask("POST", "calibrations", pool="m", model="m", weights=WEIGHTS, error="0.03", sequences=16, steps=[step],
+        capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="1")  # fmt: skip
+    epoch = ask("GET", "instances")["data"][0]["epoch"]
+    ask(
+        "POST",
+        "calibrations/absorbed",
+        run="0" * 12,
+        model="m",
+        instance="i-1",
+        epoch=epoch,
+        prompt=1,
+        cached=0,
+        output=1,
+        started_ms=1,
+    )
+    common = {"tenant": "acme", "pool": "m", "until": "+1y", "notice_days": 1}
+    draft = ask("POST", "contracts", **common, units="12.5", draft=True, ramp=[{"from": "+30d", "units": 20}])[
+        "contract"
+    ]
+    ask("POST", f"contracts/{draft}/sign")
+    ask("POST", f"contracts/{draft}/amend", overflow="spill", spill_units=3)
+    other = ask("POST", "contracts", **common, units=1, draft=True)["contract"]
+    ask("POST", f"contracts/{other}/withdraw")
+    ask("POST", "contracts/quote", pool="m")
+    ask("POST", "contracts/quote", pool="m", units=10_000, until="+1y")
+    ask("POST", f"contracts/{draft}/notice", by="tenant")
+    ask("POST", "reclaims", pool="m", instances=1, use="research", dry_run=True)
+    taken = ask("POST", "reclaims", pool="m", instances=1, use="idle", by="2999-01-01T00:00:00Z")["reclaim"]
+    ask("GET", f"reclaims/{taken}")
+    ask("POST", f"reclaims/{taken}/cancel")
+    released = ask("POST", "reclaims", pool="m", instances=1, use="idle")["reclaim"]
+    ask("POST", f"reclaims/{released}/release")
+    return str(draft)
+
+
+def test_what_every_operation_answers_is_what_the_document_says(
+    app: FastAPI, admin: TestClient, document: dict[str, Any], database: Engine
+):
+    ask = Checked(app, admin)
+    key = ask_the_catalogue(ask, database)
+    draft = ask_about_capacity(ask)
+    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances", "calibrations", "contracts",
+                 "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02", "scrape-targets", "audit", "usage",
+                 "usage?by=tenant,model,project,key,class,hour&from=0", "usage?by=day", "usage?by=nothing", "requests/req_1",
+                 f"contracts/{draft}", f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", "models/m", "pools/m", "/healthz"):  # fmt: skip
+        ask("GET", path)
+    ask("DELETE", f"limits?key_id={key}")
+    ask("DELETE", "instances/i-1")
+    every = {operation["operationId"] for _, _, operation in operations(document)}
+    # A request that runs needs a gateway; tests of its own stop some.
+    assert every - ask.succeeded == {"requests_stop"}
+
+
+def test_the_page_that_shows_it_needs_nothing_from_elsewhere(nobody: TestClient):
+    page = nobody.get("/docs")
+    assert page.status_code == 200
+    assert "https://" not in page.text
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        answer = nobody.get(f"/{asset}")
+        assert answer.status_code == 200, asset
+        assert len(answer.content) > 1000
+    assert nobody.get("/docs/redoc.standalone.js").status_code == 400
+    assert nobody.get("/openapi.json").json()["openapi"].startswith("3.1")
