@@ -68,18 +68,19 @@ def test_fault_24_what_is_sent_and_answered_is_in_no_log_and_on_no_metrics_page(
 
 
 def _refused_with_canary(stack: Stack) -> None:
-    """Errors of every layer that may quote what was sent: the listener, the gateway, the engine."""
+    """Errors of every layer that may quote what was sent: the listener, the gateway, the engine; and an unknown field, which is dropped."""
     messages = [{"role": "user", "content": CANARY}]
     bad_schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": CANARY}}}
     bodies = (
         {"messages": messages, "max_tokens": 10**9},
         {"messages": messages, "temperature": CANARY},
-        {"messages": messages, CANARY: CANARY},
         {"messages": messages, "response_format": bad_schema},
         {"messages": [{"role": "user", "content": f"{CANARY} " * 3000}]},
         {"messages": messages, "model": CANARY},
     )
     with stack.gateway.client(stack.key) as client:
+        unknown = client.post(CHAT, json={"model": MODEL, "messages": messages, "max_tokens": 1, CANARY: CANARY})
+        assert (unknown.status_code, unknown.headers["x-taas-ignored"]) == (200, CANARY), unknown.text
         refused = [client.post(CHAT, json={"model": MODEL} | body) for body in bodies]
         refused.append(client.post(CHAT, content=f'{{"model": "{CANARY}'.encode()))
         refused.append(client.post(f"/v1/{CANARY}", json={}))
