@@ -14,9 +14,10 @@ from sqlalchemy import Connection, Engine, select
 
 from billing.balance import EpochBalance, Metered, Produced, WithoutEvent, balance_by_bounds, balance_by_request
 from billing.busy_cells import BusyCells
-from billing.engine_counters import CounterPoller, EngineRun, Poll, lost_tokens, read_runs
+from billing.engine_counters import CounterPoller, Poll, lost_tokens
 from billing.engine_instances import NO_TOKENS, CounterPair
 from billing.engine_reading import Counters, Reading, Unreachable
+from billing.engine_runs import EngineRun, read_runs
 from billing.open_requests import OpenRequests, Streams, read_open, read_streams
 from billing.reconcile import Evidence, read_evidence
 from billing.request_check import CALIBRATION_ID, read_events, standing
@@ -75,7 +76,7 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
                 streams,
                 recorded,
                 runs,
-                {_key(run): lost_tokens(now, run) for own in runs.values() for run in own if _died_counting(run)},
+                _lost(now, runs, poll),
                 counts,
                 _without_event(before, now, client, busy, opened, streams, counts),
                 events,
@@ -143,6 +144,19 @@ def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch
                     for name in run.requests.counts:
                         spoken_of.pop(name, None)
             spoken_of.update(poll.requests[each.instance])
+    return found
+
+
+def _lost(
+    now: Connection, runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll
+) -> dict[tuple[str, str, int], CounterPair]:
+    """What engines that died, or do not answer, have produced after they were last asked, as far as requests are accounted for with it."""
+    answering = {(each.instance, each.epoch) for each in poll.registry.instances if each.instance in poll.requests}
+    found: dict[tuple[str, str, int], CounterPair] = {}
+    for epoch, own in runs.items():
+        spoken_of = poll.requests[epoch[0]] if epoch in answering else ()
+        silent = [run for run in own if not (run.state == "open" and epoch in answering)]
+        found |= {(*epoch, run): tokens for run, tokens in lost_tokens(now, silent, spoken_of).items()}
     return found
 
 
@@ -229,8 +243,3 @@ def _by_epoch(runs: Sequence[EngineRun]) -> dict[Epoch, list[EngineRun]]:
 
 def _key(run: EngineRun) -> tuple[str, str, int]:
     return run.instance, run.epoch, run.run
-
-
-def _died_counting(run: EngineRun) -> bool:
-    """Whether what it said last is all that is known of it: it has died, or does not answer now."""
-    return run.requests is not None and not run.exact

@@ -27,8 +27,8 @@ CALIBRATION_ID: Final = "calibration-"
 _IDS_A_QUERY: Final = 5_000
 _FINAL: Final = frozenset({UsageSource.ENGINE.value, UsageSource.NONE.value})
 _COLUMNS: Final = (
-    "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ending", "usage_source", "anomaly",
-    "gateway", "produced_prompt", "produced_output",
+    "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ended_ms", "ending", "usage_source",
+    "anomaly", "gateway", "produced_prompt", "produced_output",
 )  # fmt: skip
 
 
@@ -45,22 +45,22 @@ class EngineRef:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`recorded`: what is accounted for on this engine, by the requests that have an event. `absorbed`: what was absorbed just now."""
+    """`recorded`: when those requests began and ended that have an event. `absorbed`: what was absorbed just now."""
 
-    recorded: Mapping[str, CounterPair]
+    recorded: Mapping[str, tuple[int, int]]
     absorbed: Mapping[str, CounterPair]
 
 
 def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> Checked:
     """Hold requests that have ended in the engine against their events; those without an event yet are left for later."""
-    recorded: dict[str, CounterPair] = {}
+    recorded: dict[str, tuple[int, int]] = {}
     absorbed: dict[str, CounterPair] = {}
     settled: list[str] = []
     for row in read_events(connection, list(counts)):
         request_id = row["request_id"]
         here = (row["instance"], row["epoch"]) == (engine.instance, engine.epoch)
         accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
-        recorded[request_id] = accounted
+        recorded[request_id] = row["started_ms"], row["ended_ms"]
         if here and _may_miss_tokens(row, here=here):
             settled.append(request_id)
         missing = counts[request_id] - accounted
@@ -68,16 +68,15 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
             continue
         completed = read_completion(connection, engine.instance, engine.epoch, request_id)
         if completed is not None:
-            recorded[request_id] = accounted + completed
+            accounted += completed
             missing -= completed
         if missing == CounterPair():
             continue
         if completed is None and min(missing.prompt, missing.generation) >= 0 and _may_miss_tokens(row, here=here):
             _complete(connection, engine, row, missing)
-            recorded[request_id] = accounted + missing
             absorbed[request_id] = missing
         else:
-            _note_difference(connection, engine, request_id, counts[request_id], recorded[request_id])
+            _note_difference(connection, engine, request_id, counts[request_id], accounted)
     if settled:
         done = insert(reconciled_request).on_conflict_do_nothing()
         connection.execute(done, [{"request_id": request_id, "reconciliation": None} for request_id in settled])
@@ -88,7 +87,8 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
     }
     for request_id, count in measured.items():
         if _absorb_measurement(connection, engine, request_id, count):
-            recorded[request_id] = absorbed[request_id] = count
+            recorded[request_id] = 0, 0
+            absorbed[request_id] = count
     return Checked(recorded, absorbed)
 
 

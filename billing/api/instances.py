@@ -14,11 +14,11 @@ from billing.api.catalogue_answers import InstanceAdded, InstanceAnswer, Instanc
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
 from billing.api.paging import PageAsked, listing
-from billing.engine_counters import close_run
 from billing.engine_instances import CounterPair, EngineInstance
 from billing.engine_probe import Probe, probe_engine, unprobed
 from billing.engine_reading import Unreachable, read_engine
 from billing.engine_request_counts import read_instance
+from billing.engine_runs import close_run
 from billing.instances import Instance, check_url
 from billing.open_requests import read_open
 from billing.page import Order, page_of

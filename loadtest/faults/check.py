@@ -53,7 +53,8 @@ def check(installation: Installation, answers: Answers) -> Checked:
     for request_id, (prompt, output) in truth.items():
         found += _against_engine(request_id, (prompt, output), events.get(request_id), named, request_id in doubtful)
     for request_id, status in answers.status.items():
-        found += _against_caller(request_id, status, request_id in answers.whole, events.get(request_id))
+        whole = request_id in answers.whole
+        found += _against_caller(request_id, status, whole, events.get(request_id), absorbed=request_id in named)
     found += [
         Discrepancy("billed_twice", row[0], f"{row[7]} ledger transactions") for row in events.values() if row[7] > 1
     ]
@@ -98,12 +99,13 @@ def _against_engine(
     return [Discrepancy(what, request_id, f"{event[1]}: the engine counted {counted}, the event says {produced}")]
 
 
-def _against_caller(request_id: str, status: int, whole: bool, event: Any) -> list[Discrepancy]:
+def _against_caller(request_id: str, status: int, whole: bool, event: Any, *, absorbed: bool) -> list[Discrepancy]:
+    """`absorbed`: in its name, since nobody could bill it any more."""
     if status != 200:
         return []
     if event is None:
         return [Discrepancy("answer_without_event", request_id, "whole" if whole else "begun")]
-    if whole and not event[4] and not event[5]:
+    if whole and not event[4] and not event[5] and not absorbed:
         return [Discrepancy("answer_for_nothing", request_id, f"{event[1]}, anomaly {event[6]}")]
     return []
 

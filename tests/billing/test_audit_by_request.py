@@ -232,3 +232,51 @@ def test_an_engine_that_was_added_late_is_held_for_what_it_has_done_since(
     record(database, event("req_1", (10, 0, 5)))
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].produced) == (0, CounterPair(10, 5))
+
+
+def test_what_an_engine_did_unseen_before_it_died_is_told_from_what_its_next_start_does(
+    database: Engine, raw_redis: redis.Redis, poller: CounterPoller, auditor: Auditor, engine: ScriptedEngine
+) -> None:
+    def now_ms() -> int:
+        seconds, microseconds = raw_redis.time()
+        return seconds * 1000 + microseconds // 1000
+
+    def cut(name: str, tokens: tuple[int, int, int]) -> UsageEvent:
+        source = UsageSource.CHECKPOINT
+        return event(name, tokens, Ending.ENGINE_DIED, source=source, started_ms=began, ended_ms=now_ms())
+
+    def ended(name: str, tokens: tuple[int, int, int], started_ms: int | None = None) -> UsageEvent:
+        now = now_ms()
+        return event(name, tokens, started_ms=now if started_ms is None else started_ms, ended_ms=now)
+
+    began = now_ms()
+    engine.live = {"cut": (10, 5)}
+    reserve(raw_redis, "cut", lease_ms=60_000)
+    poller.poll_once()
+    raw_redis.delete(redis_keys.open_requests("m1"))
+    engine.boot, engine.live, engine.ended = "boot-2", {"moved": (6, 3)}, {"second": (20, 9)}
+    record(database, cut("cut", (10, 0, 7)), cut("unseen", (3, 0, 2)), ended("second", (20, 0, 9), began))
+    reserve(raw_redis, "moved", lease_ms=60_000)
+    poller.poll_once()
+    # `late` waited until now, and `third` began just now.
+    engine.live, engine.ended = {}, engine.ended | {"moved": (6, 6), "third": (40, 4), "late": (1, 1)}
+    record(database, ended("moved", (6, 0, 6), began), ended("third", (40, 0, 4)), ended("late", (1, 0, 1), began))
+    for _ in range(2):
+        report = auditor.audit(wait_ms=30_000)
+        assert report.residual_tokens == 0
+        (lost,) = found(report, FindingKind.COUNTER_LOST)
+        assert lost.tokens == CounterPair(3, 2 + 2)
+    engine.boot, engine.ended = "boot-3", {"fourth": (7, 7), "leaked": (1, 1)}
+    record(database, ended("fourth", (7, 0, 7)))
+    assert auditor.audit(wait_ms=30_000).residual_tokens == 2
+
+
+def test_a_request_that_ends_while_its_engine_is_asked_is_not_taken_for_one_that_came_later(
+    database: Engine, raw_redis: redis.Redis, poller: CounterPoller, auditor: Auditor, engine: ScriptedEngine
+) -> None:
+    engine.ended = {"meanwhile": (10, 5)}
+    record(database, event("meanwhile", (10, 0, 5), ended_ms=2**52))
+    poller.poll_once()
+    register(raw_redis, engine, counts=True, status="down", lease_until_ms=2**52, final=None)
+    report = auditor.audit(wait_ms=30_000)
+    assert (report.residual_tokens, report.instances[0].produced) == (0, CounterPair(10, 5))

@@ -9,9 +9,10 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from billing.engine_counters import CounterPoller, EngineRun, read_runs
+from billing.engine_counters import CounterPoller
 from billing.engine_instances import CounterPair
 from billing.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters, read_engine
+from billing.engine_runs import EngineRun, read_runs
 from tests.billing.engine_server import ScriptedEngine, register, serve
 
 

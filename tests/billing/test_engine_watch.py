@@ -9,9 +9,10 @@ import redis
 from sqlalchemy import Engine
 
 from billing import redis_keys
-from billing.engine_counters import CounterPoller, read_runs
+from billing.engine_counters import CounterPoller
 from billing.engine_instances import CounterPair
 from billing.engine_reading import Counters, Load, NoCounters, Unreachable
+from billing.engine_runs import read_runs
 from billing.engine_watch import EngineWatch, Watched
 from billing.registered import Registered, read_registered
 from tests.billing.engine_server import ScriptedEngine, register, serve

@@ -4,8 +4,9 @@ import redis
 from sqlalchemy import Engine
 
 from billing import redis_keys
-from billing.engine_counters import CounterPoller, read_runs
+from billing.engine_counters import CounterPoller
 from billing.engine_instances import CounterPair
+from billing.engine_runs import read_runs
 from billing.lapsed_instances import forget_lapsed
 from tests.billing.engine_server import ScriptedEngine, register
 

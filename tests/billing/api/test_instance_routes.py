@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from billing import redis_keys
-from billing.engine_counters import read_runs
+from billing.engine_runs import read_runs
 from serving.registry import InstanceEntry
 from tests.fixtures.valkey import free_port
 
