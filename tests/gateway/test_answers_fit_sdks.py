@@ -28,6 +28,7 @@ EVENTS: dict[str, Any] = {
 TOOL = {"name": "save", "parameters": {"type": "object", "properties": {}}}
 TOOLS: dict[str, dict[str, Any]] = {
     "chat": {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
+    "responses": {"tools": [{"type": "function", "strict": False} | TOOL], "tool_choice": "required"},
     "messages": {"tools": [{"name": "save", "input_schema": TOOL["parameters"]}], "tool_choice": {"type": "any"}},
 }
 
