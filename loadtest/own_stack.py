@@ -100,7 +100,9 @@ class OwnStack:
 
     def billed(self) -> tuple[int, int]:
         """(requests, output tokens) in the ledger so far."""
-        total = self.admin.get("/admin/v1/usage", params={"tenant": TENANT}).raise_for_status().json()["total"]
+        total = (
+            self.admin.get("/admin/v1/usage", params={"tenant": TENANT, "from": 0}).raise_for_status().json()["total"]
+        )
         return total["requests"], total["tokens"]["output"]
 
     def _start(

@@ -13,11 +13,14 @@ ROWS_MAX: Final = 1000
 T = TypeVar("T")
 
 
+After = Annotated[
+    str | None, Query(max_length=MARK_CHARS_MAX, description="`next` of the page before, for the one after it.")
+]
+
+
 def _asked(
     limit: Annotated[int, Query(ge=1, le=ROWS_MAX, description="At most so many.")] = ROWS_DEFAULT,
-    after: Annotated[
-        str | None, Query(max_length=MARK_CHARS_MAX, description="`next` of the page before, for the one after it.")
-    ] = None,
+    after: After = None,
 ) -> Asked:
     return Asked(limit, after)
 

@@ -1,18 +1,27 @@
 """Routes of what was used, and of the proof that it is all of it."""
 
-from typing import Annotated, Any
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
 from billing import projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Moment, TenantQuery
+from billing.api.paging import After
 from billing.api.usage_answers import AuditAnswer, UsageAnswer
 from billing.audit import Auditor
+from billing.contracts.store import now_ms
+from billing.page import Asked, Order, page_of
 from billing.refusals import Invalid
-from billing.usage_report import Dimension, parse_dimensions, report_usage
+from billing.usage_report import Dimension, UsageLine, parse_dimensions, report_usage
 
 router = APIRouter(prefix="/admin/v1", tags=["usage"])
+
+# Each page adds up the whole time again, so it is longer than those of other lists.
+_LINES_DEFAULT: Final = 1_000
+_LINES_MAX: Final = 10_000
 
 
 @router.get("/usage", response_model=UsageAnswer, response_model_exclude_unset=True)
@@ -20,26 +29,46 @@ def usage(
     control: Control,
     tenant: TenantQuery = None,
     by: Annotated[str, Query(max_length=200, description="Such as `model,hour`.")] = "",
-    since: Annotated[Moment | None, Query(alias="from")] = None,
-    until: Annotated[Moment | None, Query()] = None,
+    since: Annotated[
+        Moment | None,
+        Query(alias="from", description="Default: the start of the month, in UTC, of `until`. 0: from the beginning."),
+    ] = None,
+    until: Annotated[Moment | None, Query(description="Default: now, and whatever has ended by then.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_LINES_MAX, description="At most so many lines.")] = _LINES_DEFAULT,
+    after: After = None,
 ) -> dict[str, Any]:
-    """Tokens and money of the requests that ended in [from, until), of one tenant or of all."""
+    """Tokens and money of the requests that ended in [from, until), of one tenant or of all. `lines` come by pages."""
     try:
         dimensions = parse_dimensions(by)
     except ValueError as exc:
         words = ", ".join(dimension.value for dimension in Dimension)
         raise Invalid(f"Usage is grouped by some of {words}, each once, with commas between.", param="by") from exc
     with control.reading() as connection:
-        found = None if tenant is None else tenants.find(connection, tenant)
-        tenant_id = None if found is None else found.tenant_id
-        report = report_usage(connection, tenant=tenant_id, by=dimensions, from_ms=since, until_ms=until).to_json()
+        named = None if tenant is None else tenants.find(connection, tenant)
+        tenant_id = None if named is None else named.tenant_id
+        from_ms = _month_ms(now_ms(connection) if until is None else until) if since is None else since
+        found = report_usage(connection, tenant=tenant_id, by=dimensions, from_ms=from_ms, until_ms=until)
+        page = page_of(found.lines, _by(dimensions), Asked(limit, after))
+        report = replace(found, lines=tuple(page.rows)).to_json()
         if Dimension.TENANT in dimensions:
             names = tenants.names(connection, [line["tenant"] for line in report["lines"]])
             report["lines"] = [line | {"tenant_name": names.get(line["tenant"])} for line in report["lines"]]
         if Dimension.PROJECT in dimensions:
             project_names = projects.names(connection, [line["project"] for line in report["lines"]])
             report["lines"] = [line | {"project_name": project_names.get(line["project"])} for line in report["lines"]]
-    return report | {"tenant_name": None if found is None else found.name}
+    return report | {"tenant_name": None if named is None else named.name, "next": page.next}
+
+
+def _by(dimensions: tuple[Dimension, ...]) -> Order[UsageLine]:
+    """Lines in the order of their groups."""
+    name = "usage:" + ",".join(dimensions)
+    return Order(name, lambda line: tuple(line.group.values()), (str,) * len(dimensions))
+
+
+def _month_ms(moment_ms: int) -> int:
+    """The start of the month of this moment, in UTC."""
+    moment = datetime.fromtimestamp(moment_ms // 1000, UTC)
+    return int(datetime(moment.year, moment.month, 1, tzinfo=UTC).timestamp()) * 1000
 
 
 @router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)

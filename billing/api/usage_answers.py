@@ -75,17 +75,18 @@ class BillItem(Answer):
 
 
 class UsageAnswer(Answer):
-    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `from`, `until` null: without that bound."""
+    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `until` null: now."""
 
     tenant: str | None
     tenant_name: str | None
     by: list[Dimension]
-    from_: Utc | None = Field(alias="from")
+    from_: Utc = Field(alias="from")
     until: Utc | None
     currency: Literal["USD"]
     lines: list[UsageLine]
     total: UsageTotal
     items: list[BillItem]
+    next: str | None
 
 
 class InstanceAudit(Answer):

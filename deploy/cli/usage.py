@@ -9,6 +9,8 @@ from deploy.cli.connection import call
 from deploy.cli.moments import BACK, back, rfc3339
 from deploy.cli.output import Columns, json_option, minute, print_json, print_table
 
+# As many as the API gives at once.
+_LINES_MAX: Final = 10_000
 _KINDS: Final = {"uncached_input": "input", "cached_input": "cached input", "output": "output"}
 _ITEMS: Columns = {
     "MODEL": "model", "PRICE": lambda row: "unpriced" if row["price_id"] is None else f"no. {row['price_id']}",
@@ -43,7 +45,7 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         "from": back(since, "--from") or month,
         "until": back(until, "--until") or rfc3339(now),
     }
-    report = call("GET", "usage", query=query)
+    report = _read(query)
     if as_json:
         print_json(report)
         return
@@ -67,6 +69,17 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     for word in ("unpriced", "quarantined"):
         if count := report["total"][word]["requests"]:
             click.echo(f"{word}: {count} requests, not in the amount", err=True)
+
+
+def _read(query: dict[str, Any]) -> dict[str, Any]:
+    """The report with the lines of all of its pages."""
+    report = call("GET", "usage", query={**query, "limit": _LINES_MAX})
+    mark = report.pop("next", None)
+    while mark is not None:
+        page = call("GET", "usage", query={**query, "limit": _LINES_MAX, "after": mark})
+        report["lines"] += page["lines"]
+        mark = page["next"]
+    return report
 
 
 def _group(word: str) -> Any:

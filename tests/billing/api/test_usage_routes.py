@@ -30,7 +30,7 @@ def used(made: Make, database: Engine) -> dict[str, Any]:
 
 
 def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used):
-    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "tenant,project,model"}).json()
+    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "tenant,project,model", "from": 0}).json()
     (line,) = report["lines"]
     assert (line["tenant"], line["tenant_name"], line["project_name"], line["model"]) == (
         used["tenant"],
@@ -40,7 +40,7 @@ def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used
     )
     assert line["tokens"] == {"prompt": 1000, "cached": 200, "output": 50}
     assert line["amount"] == "0.00011"
-    assert admin.get("/admin/v1/usage", params={"tenant": "other"}).json()["total"]["requests"] == 0
+    assert admin.get("/admin/v1/usage", params={"tenant": "other", "from": 0}).json()["total"]["requests"] == 0
 
 
 def test_usage_is_cut_by_the_moment_a_request_ended(admin: TestClient, used):
@@ -52,6 +52,35 @@ def test_usage_is_cut_by_the_moment_a_request_ended(admin: TestClient, used):
     ):
         query = {name: value for name, value in (("from", since), ("until", until)) if value is not None}
         assert admin.get("/admin/v1/usage", params=query).json()["total"]["requests"] == count, query
+
+
+def test_without_a_start_usage_is_of_the_month_of_its_end(admin: TestClient, used):
+    for until, since, count in (
+        ("2023-11-20", "2023-11-01T00:00:00Z", 1),
+        ("2023-12-01", "2023-12-01T00:00:00Z", 0),
+        ("2023-11-01", "2023-11-01T00:00:00Z", 0),
+    ):
+        report = admin.get("/admin/v1/usage", params={"until": until}).json()
+        assert (report["from"], report["total"]["requests"]) == (since, count)
+    report = admin.get("/admin/v1/usage").json()
+    assert report["from"][8:] == "01T00:00:00Z"
+    assert report["total"]["requests"] == 0
+
+
+def test_lines_come_by_pages_and_each_page_has_the_whole_sum(admin: TestClient, database: Engine, used):
+    with database.begin() as connection:
+        later = [
+            event(f"req_{n}", (10, 0, 1), tenant=used["tenant"], model=f"m{n}", project="prj_0") for n in range(2, 6)
+        ]
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in later])
+    asked: dict[str, Any] = {"by": "model,day", "from": 0, "limit": 2}
+    pages = [admin.get("/admin/v1/usage", params=asked).json()]
+    while pages[-1]["next"] is not None:
+        pages.append(admin.get("/admin/v1/usage", params=asked | {"after": pages[-1]["next"]}).json())
+    assert [[line["model"] for line in page["lines"]] for page in pages] == [["m1", "m2"], ["m3", "m4"], ["m5"]]
+    assert [page["total"]["requests"] for page in pages] == [5, 5, 5]
+    other = admin.get("/admin/v1/usage", params={"by": "day,model", "after": pages[0]["next"]})
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "after")
 
 
 def test_a_receipt_is_for_its_tenant_and_the_admin_only(admin: TestClient, nobody: TestClient, used):
