@@ -8,7 +8,7 @@ import click
 
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import resolve, rfc3339
-from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
+from deploy.cli.output import Columns, json_option, number, print_fields, print_json, print_table, rounded, show
 
 USES = ("external", "internal", "research", "recsys", "idle")
 _COLUMNS: Columns = {
@@ -20,14 +20,15 @@ _LEAVING: Columns = {
     "RESERVED": lambda row: row["open"]["reserved"],
 }  # fmt: skip
 _LEFT: Columns = {
-    "FROM (UTC)": "from", "UNTIL (UTC)": "until", "MACHINES": "machines", "MAY BE SOLD": "capacity", "SOLD": "reserved", "FREE": "free",
-    "SHORT": "short",
+    "FROM (UTC)": "from", "UNTIL (UTC)": "until", "MACHINES": "machines", "MAY BE SOLD": number("capacity"),
+    "SOLD": number("reserved"), "FREE": number("free"), "SHORT": number("short"),
 }  # fmt: skip
 
 
 def _rate(contract: Mapping[str, Any]) -> str:
     """What it has signed then, and what it is left with where that is less."""
-    return f"{contract['units']} → {contract['units_then']}" if _is_cut(contract) else str(contract["units"])
+    signed = rounded(contract["units"])
+    return f"{signed} → {rounded(contract['units_then'])}" if _is_cut(contract) else str(signed)
 
 
 def _fate(contract: Mapping[str, Any]) -> str:
@@ -47,7 +48,7 @@ _STREAMS: Columns = {
     "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance", "STARTED (UTC)": "started",
     "MUST END BY (UTC)": lambda row: "goes on elsewhere" if row["goes_on"] else row["end_by"],
 }  # fmt: skip
-_BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": "units"}
+_BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": number("units")}
 _STREAMS_SHOWN = 20
 
 
@@ -148,7 +149,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     print_fields({
         "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"], "drain from (UTC)": plan["drain_from"],
         "run nothing now": plan["not_running"],
-        "on-demand and flex, units/s": f"{others['units_before']} before, {others['units_after']} from then on, beside what is sold",
+        "on-demand and flex, units/s": f"{rounded(others['units_before'])} before, {rounded(others['units_after'])} from then on, beside what is sold",
         "open on those that leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
     })  # fmt: skip
     leave = "leave" if plan["drains_now"] else "would leave now (chosen when they drain, by what is open then)"

@@ -149,6 +149,15 @@ def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: N
     assert told("reclaim")["data"] == []
 
 
+def a_plan(**changes: Any) -> dict[str, Any]:
+    """What a reclaim would do: nothing to anybody, but for what is said."""
+    return {
+        "pool": "p", "instances": 1, "use": "idle", "by": "noon", "drain_from": "noon", "drains_now": False, "not_running": 0,
+        "others": {"units_before": "2", "units_after": "1"}, "open": {"flex": 20, "on_demand": 3, "reserved": 0},
+        "leaving": [], "left": [], "contracts": [], "streams": [], "broken": [], **changes,
+    }  # fmt: skip
+
+
 def test_more_streams_than_are_shown_are_counted_below_them(capsys: pytest.CaptureFixture[str]) -> None:
     stream = {
         "request": "req_1",
@@ -158,16 +167,34 @@ def test_more_streams_than_are_shown_are_counted_below_them(capsys: pytest.Captu
         "started": "then",
         "end_by": "noon",
     }
-    plan = {
-        "pool": "p", "instances": 1, "use": "idle", "by": "noon", "drain_from": "noon", "drains_now": False, "not_running": 0,
-        "others": {"units_before": "2", "units_after": "1"}, "open": {"flex": 20, "on_demand": 3, "reserved": 0},
-        "leaving": [], "left": [], "contracts": [], "streams": [{**stream, "goes_on": number == 0} for number in range(23)],
-        "broken": [{"from": "noon", "until": None, "units": "1"}],
-    }  # fmt: skip
-    print_plan(plan)
+    streams = [{**stream, "goes_on": number == 0} for number in range(23)]
+    print_plan(a_plan(streams=streams, broken=[{"from": "noon", "until": None, "units": "1"}]))
     shown = capsys.readouterr().out
     assert shown.count("goes on elsewhere") == 1
     assert shown.index("and 3 more are open") < shown.index("BROKEN")
+
+
+def test_units_are_rounded_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    left = {
+        "from": "noon",
+        "until": None,
+        "machines": 1,
+        "capacity": "23043.437",
+        "reserved": "1500.125",
+        "free": "0.333",
+        "short": "0",
+    }
+    cut = {"contract": "con_1", "tenant_name": "acme", "ends": "then", "run_out": False, "holds": False, "least_from": "noon",
+           "units": "1234.567", "units_then": "12.346"}  # fmt: skip
+    others = {"units_before": "5120.763", "units_after": "0.125"}
+    print_plan(
+        a_plan(
+            left=[left], contracts=[cut], others=others, broken=[{"from": "noon", "until": None, "units": "1222.221"}]
+        )
+    )
+    shown = capsys.readouterr().out
+    for figure in ("23,043", "1,500", "0.33", "1,235 → 12.35", "5,121 before, 0.12 from then on", "1,222"):
+        assert figure in shown, shown
 
 
 @pytest.mark.parametrize(
