@@ -68,6 +68,13 @@ Part = Annotated[
     BeforeValidator(_thousandths),
     WithJsonSchema(_PART | {"description": "A part of one, such as 0.2, with at most three decimals."}),
 ]
+# A pool that keeps all of itself free has nothing to sell.
+_BELOW_ONE: Final = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, _DECIMAL_TEXT]}
+Headroom = Annotated[
+    int,
+    BeforeValidator(_thousandths),
+    WithJsonSchema(_BELOW_ONE | {"description": "A part of the capacity that stays free, such as 0.1."}),
+]
 # As ms.
 Seconds = Annotated[
     int, BeforeValidator(_thousandths), WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."})

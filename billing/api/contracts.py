@@ -11,6 +11,7 @@ from billing import models, pools, tenants
 from billing.api.answer import Listing
 from billing.api.contract_answers import ContractAnswer, ContractHistory, ContractSigned, QuoteAnswer
 from billing.api.contract_shapes import (
+    Headroom,
     Part,
     Seconds,
     UnitsPerSecond,
@@ -88,7 +89,7 @@ class NewContract(Body):
     overflow: Overflow = "reject"
     spill_units: UnitsPerSecond | None = None
     burst_seconds: Seconds = Field(BURST_MS, json_schema_extra={"default": BURST_MS // 1000})
-    headroom: Part = 0
+    headroom: Headroom = 0
     price_reference: Label | None = None
     draft: bool = False
 
@@ -194,7 +195,7 @@ class QuoteAsked(Body):
     model: Name | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     until: When | None = None
-    headroom: Part = 0
+    headroom: Headroom = 0
     burst_seconds: Seconds = Field(BURST_MS, json_schema_extra={"default": BURST_MS // 1000})
 
 

@@ -13,7 +13,7 @@ from billing import models, pools
 from billing.allocator.supply import read_calibrations
 from billing.api.answer import Listing
 from billing.api.capacity_answers import LivePool, PoolAnswer
-from billing.api.contract_shapes import Part, UnitsPerSecond, part, shown_span
+from billing.api.contract_shapes import Headroom, UnitsPerSecond, part, shown_span
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
 from billing.api.paging import NameContains, PageAsked, listing
@@ -32,7 +32,7 @@ class PoolChange(Body):
     """What is not given stays. Refused where it would break what is signed; units per second are decimals, headroom a part of one."""
 
     instances: int | None = Field(default=None, ge=0, le=1_000_000)
-    headroom: Part | None = None
+    headroom: Headroom | None = None
     set_aside: UnitsPerSecond | None = None
 
 
