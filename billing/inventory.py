@@ -46,11 +46,11 @@ class Inventory:
     contracts: Sequence[ContractInfo]
 
 
-def read_inventory(engine: Engine, client: redis.Redis) -> Inventory:
+def read_inventory(engine: Engine, client: redis.Redis, *, tenants_max: int = TENANTS_MAX) -> Inventory:
     """All of it. The client must not decode. Raises redis.RedisError, SQLAlchemyError."""
     engines = count_engines(read_known(client))
     with engine.connect() as connection:
-        return Inventory(engines, pools.declared(connection), _tenants(connection), _contracts(connection))
+        return Inventory(engines, pools.declared(connection), _tenants(connection, tenants_max), _contracts(connection))
 
 
 def count_engines(entries: Sequence[Registered]) -> dict[tuple[str, str, str], int]:
@@ -60,12 +60,12 @@ def count_engines(entries: Sequence[Registered]) -> dict[tuple[str, str, str], i
     return {(pool, model, status): there[pool, model, status] for pool, model in kinds for status in STATUSES}
 
 
-def _tenants(connection: Connection) -> list[tuple[str, str]]:
+def _tenants(connection: Connection, most: int) -> list[tuple[str, str]]:
     query = (
         select(tenant.c.tenant_id, tenant.c.name)
         .where(tenant.c.status != "archived")
         .order_by(tenant.c.created_ms, tenant.c.tenant_id)
-        .limit(TENANTS_MAX)
+        .limit(most)
     )
     return [(row.tenant_id, row.name) for row in connection.execute(query)]
 
