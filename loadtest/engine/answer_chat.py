@@ -57,11 +57,12 @@ class ChatAnswer(Answer):
             return b'{"reasoning":%b}' % orjson.dumps(text)
         if speech.tool is None:
             return b'{"content":%b}' % orjson.dumps(text)
-        function = {"arguments": speech.arguments(sequence, text)}
-        if not speech.opens_call(sequence):
-            return orjson.dumps({"tool_calls": [{"index": 0, "function": function}]})
-        call = {"id": speech.tool_id, "type": "function", "index": 0, "function": {"name": speech.tool} | function}
-        return orjson.dumps({"tool_calls": [call]})
+        arguments = speech.arguments(sequence, text)
+        call: dict[str, Any] = {"index": 0, "function": {"arguments": arguments}}
+        if speech.opens_call(sequence):
+            function = {"name": speech.tool} | ({"arguments": arguments} if arguments else {})
+            call = {"id": speech.tool_id, "type": "function", "index": 0, "function": function}
+        return orjson.dumps({"content": None, "tool_calls": [call]})
 
     def _chunk_usage(self, sequence: Sequence) -> bytes:
         if not self.job.continuous_usage:

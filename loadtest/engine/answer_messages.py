@@ -32,9 +32,11 @@ class MessagesAnswer(Answer):
         kind = self._kind(sequence)
         if kind == "tool_use":
             text = self.speech.arguments(sequence, text)
-        if not text:
+        if not text and not (kind == "tool_use" and self.speech.opens_call(sequence)):
             return []
         events = [] if self._block == kind else [*self._close_block(), self._open_block(kind)]
+        if not text:
+            return events
         if kind == "text":
             delta = b'{"type":"text_delta","text":%b}' % orjson.dumps(text)
         else:

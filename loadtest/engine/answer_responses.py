@@ -12,6 +12,8 @@ _DELTA = (
     b"event: response.output_text.delta\n"
     b'data: {"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":0,"sequence_number":%d,"type":"response.output_text.delta"}\n\n'
 )
+# What vLLM adds to each function that it was given.
+_TOOL = dict.fromkeys(("strict", "allowed_callers", "async", "defer_loading", "description", "output_schema"))
 
 
 class ResponsesAnswer(Answer):
@@ -35,7 +37,7 @@ class ResponsesAnswer(Answer):
 
     def _on_token(self, sequence: Sequence, text: str) -> list[bytes]:
         if self.speech.tool is not None:
-            return self._on_call_token(self.speech.arguments(sequence, text))
+            return self._on_call_token(self.speech.arguments(sequence, text), self.speech.opens_call(sequence))
         if not text:
             return []
         events = []
@@ -51,14 +53,14 @@ class ResponsesAnswer(Answer):
         self._sequence_number += 1
         return events
 
-    def _on_call_token(self, arguments: str) -> list[bytes]:
-        if not arguments:
-            return []
+    def _on_call_token(self, arguments: str, opens: bool) -> list[bytes]:
         events = []
-        if not self._item_open:
+        if opens:
             self._item_open = True
             added = {"item": self._call("in_progress", ""), "output_index": 0}
             events.append(self._event("response.output_item.added", added))
+        if not arguments:
+            return events
         self.texts[0].append(arguments)
         delta = {"delta": arguments, "item_id": self._item_id, "output_index": 0}
         return [*events, self._event("response.function_call_arguments.delta", delta)]
@@ -127,7 +129,8 @@ class ResponsesAnswer(Answer):
         return {
             "id": self.id, "created_at": self.created, "incomplete_details": None, "instructions": body.get("instructions"),
             "metadata": body.get("metadata"), "model": self.job.model, "object": "response", "output": [], "parallel_tool_calls": True,
-            "temperature": float(body.get("temperature") or 1.0), "tool_choice": body.get("tool_choice", "none"), "tools": body.get("tools", []),
+            "temperature": float(body.get("temperature") or 1.0), "tool_choice": body.get("tool_choice", "none"),
+            "tools": [_TOOL | tool for tool in body.get("tools") or []],
             "top_p": float(body.get("top_p") or 1.0), "background": False, "max_output_tokens": self.job.output_max, "max_tool_calls": None,
             "previous_response_id": None, "prompt": None, "reasoning": body.get("reasoning"), "service_tier": "auto", "status": status, "text": None,
             "top_logprobs": None, "truncation": "disabled", "usage": None, "user": body.get("user"), "presence_penalty": 0.0,

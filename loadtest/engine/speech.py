@@ -32,8 +32,8 @@ class Speech:
 
     @property
     def length(self) -> int | None:
-        """How many tokens an ordered call has, with the one that ends it; None: nothing was ordered."""
-        return self.reasoning_tokens + len(self.script) + 1 if self.script else None
+        """How many tokens an ordered call has, with those that open and end it; None: nothing was ordered."""
+        return self.reasoning_tokens + 1 + len(self.script) + 1 if self.script else None
 
     def is_reasoning(self, sequence: Sequence) -> bool:
         """Whether the last token was one of thought."""
@@ -44,18 +44,26 @@ class Speech:
         return self.tool is not None and sequence.output == self.reasoning_tokens + 1
 
     def arguments(self, sequence: Sequence, text: str) -> str:
-        """The piece of JSON that the last token added; whole only if the model stopped by itself."""
+        """The piece of JSON that the last token added; whole only if the model stopped by itself.
+
+        The token that opens a call stands for the tool's name.
+        """
+        first = self.reasoning_tokens + 1
+        if sequence.output == first and sequence.finish != "stop":
+            return ""
         if self.script:
-            at = sequence.output - self.reasoning_tokens - 1
+            at = sequence.output - first - 1
             return "".join(self.script[at : at + 1])
-        opening = _OPENING if self.opens_call(sequence) else ""
+        opening = _OPENING if sequence.output <= first + 1 else ""
         return opening + text + (_CLOSING if sequence.finish == "stop" else "")
 
     def whole_arguments(self, sequence: Sequence, texts: list[str]) -> str:
         """All of it."""
         if self.script:
-            return "".join(self.script[: sequence.output - self.reasoning_tokens])
-        return _OPENING + "".join(texts[self.reasoning_tokens :]) + (_CLOSING if sequence.finish == "stop" else "")
+            return "".join(self.script[: sequence.output - self.reasoning_tokens - 1])
+        if sequence.output == self.reasoning_tokens + 1 and sequence.finish != "stop":
+            return ""
+        return _OPENING + "".join(texts[self.reasoning_tokens + 1 :]) + (_CLOSING if sequence.finish == "stop" else "")
 
     def finish(self, finish: str | None) -> str | None:
         """The finish reason as chat tells it."""

@@ -32,7 +32,8 @@ def test_a_demanded_tool_is_called_with_whole_arguments(engine: SimEngine, choic
     chunks = events(engine.post("/v1/chat/completions", body | options).text)
     deltas = [choice["delta"]["tool_calls"][0] for chunk in chunks[1:-1] for choice in chunk["choices"]]
     assert deltas[0]["function"]["name"] == "look_up"
-    assert "".join(delta["function"]["arguments"] for delta in deltas) == call["arguments"]
+    assert deltas[0]["function"] == {"name": "look_up"}
+    assert "".join(delta["function"]["arguments"] for delta in deltas[1:]) == call["arguments"]
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [*range(10), 9]
 
 

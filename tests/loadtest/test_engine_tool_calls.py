@@ -44,7 +44,7 @@ def streamed_call(route: str, chunks: list[dict[str, Any]]) -> tuple[str, Any]:
     if route == "chat":
         deltas = [chunk["choices"][0]["delta"].get("tool_calls", [{}])[0] for chunk in chunks if chunk["choices"]]
         functions = [delta["function"] for delta in deltas if delta]
-        return functions[0]["name"], json.loads("".join(function["arguments"] for function in functions))
+        return functions[0]["name"], json.loads("".join(function["arguments"] for function in functions[1:]))
     if route == "responses":
         opened = next(chunk["item"] for chunk in chunks if chunk["type"] == "response.output_item.added")
         pieces = [chunk["delta"] for chunk in chunks if chunk["type"] == "response.function_call_arguments.delta"]
