@@ -1,6 +1,9 @@
 """/sim/*: what a test tells the simulated engine and asks of it. No key is needed: it listens on loopback."""
 
+import os
+import signal
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,7 +15,9 @@ from loadtest.engine.truth import TruthBook
 
 
 class Control:
-    """`POST /sim/faults`, `POST /sim/reset`, `GET /sim/requests`, `GET /sim/truth`. Reset leaves the counters: an engine's never go back."""
+    """`POST /sim/faults`, `POST /sim/reset`, `POST /sim/die`, `GET /sim/requests`, `GET /sim/truth`. Reset leaves the counters: an engine's never go
+    back.
+    """
 
     def __init__(
         self, faults: FaultBook, truths: TruthBook, received: deque[dict[str, Any]], cache: PrefixCache
@@ -34,6 +39,10 @@ class Control:
                 self._received.clear()
                 self._cache.clear()
                 exchange.json(200, {})
+            case "POST", "/sim/die":
+                # Its last truth into the file that the body names; then kill -9, before another token.
+                Path(exchange.body.decode()).write_bytes(orjson.dumps(self._truths.as_json()))
+                os.kill(os.getpid(), signal.SIGKILL)
             case "POST", "/sim/faults":
                 self._order(exchange)
             case _:

@@ -27,11 +27,13 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """All that was held against each other, and what did not agree."""
+    """All that was held against each other, and what did not agree. `cut`: requests that ran when their engine died. What it made of them in its
+    last moments reached nobody, so that their events may say less than it knew, and never more.
+    """
 
     requests: int
     events: int
-    exact: int
+    cut: int
     found: list[Discrepancy]
 
 
@@ -42,16 +44,16 @@ def check(installation: Installation, answers: Answers) -> Checked:
     for evidence, _, _ in installation.sql(_NAMED):
         named |= set((evidence or {}).get("requests", ()))
     truth: dict[str, tuple[int, int]] = {}
-    doubtful: set[str] = set()
+    cut: set[str] = set()
     for engine in installation.engines:
         engine.read_truth()
-        doubtful |= {_name(request_id) for request_id in engine.doubtful}
+        cut |= {_name(request_id) for request_id in engine.cut}
         for request_id, (prompt, output) in engine.truth().items():
             before = truth.get(_name(request_id), (0, 0))
             truth[_name(request_id)] = before[0] + prompt, before[1] + output
     found: list[Discrepancy] = []
     for request_id, (prompt, output) in truth.items():
-        found += _against_engine(request_id, (prompt, output), events.get(request_id), named, request_id in doubtful)
+        found += _against_engine(request_id, (prompt, output), events.get(request_id), named, request_id in cut)
     for request_id, status in answers.status.items():
         whole = request_id in answers.whole
         found += _against_caller(request_id, status, whole, events.get(request_id), absorbed=request_id in named)
@@ -64,15 +66,16 @@ def check(installation: Installation, answers: Answers) -> Checked:
         if (row[2] or row[3]) and row[0] not in truth
     ]
     found += of_audit(installation.audit())
-    return Checked(len(truth.keys() | answers.status.keys()), len(events), len(truth.keys() - doubtful), found)
+    return Checked(len(truth.keys() | answers.status.keys()), len(events), len(cut), found)
 
 
 def of_audit(report: Mapping[str, Any]) -> list[Discrepancy]:
     """What the product itself says is wrong."""
     found = [
-        Discrepancy(f"audit_{finding['kind']}", str(finding.get("instance", "")), str(finding))
+        Discrepancy(f"audit_{finding['kind']}", name, str(finding))
         for finding in report["findings"]
         if finding["kind"] not in {"reconciled", "counter_lost"}
+        for name in finding.get("ids") or [str(finding.get("instance", ""))]
     ]
     if report["residual_tokens"]:
         found.append(Discrepancy("audit_residual", "", f"{report['residual_tokens']} tokens"))
@@ -85,15 +88,15 @@ def _name(request_id: str) -> str:
 
 
 def _against_engine(
-    request_id: str, counted: tuple[int, int], event: Any, named: set[str], doubtful: bool
+    request_id: str, counted: tuple[int, int], event: Any, named: set[str], cut: bool
 ) -> list[Discrepancy]:
     if event is None:
         return [Discrepancy("no_event", request_id, f"the engine counted {counted}")] if any(counted) else []
     produced = (event[2], event[3])
-    if doubtful or produced == counted:
+    if produced == counted:
         return []
     short = produced[0] <= counted[0] and produced[1] <= counted[1]
-    if short and request_id in named:
+    if short and (cut or request_id in named):
         return []
     what = "tokens_missing" if short else "tokens_too_many"
     return [Discrepancy(what, request_id, f"{event[1]}: the engine counted {counted}, the event says {produced}")]

@@ -49,7 +49,7 @@ def _spoil(client: redis.Redis, key: str, what: str) -> str:
         if what == "token":
             for part in ("produced", "billed"):
                 event[part]["output"] -= 1
-            event["delivered_output"] = min(event["delivered_output"], event["billed"]["output"])
+            event["delivered"]["output"] = min(event["delivered"]["output"], event["billed"]["output"])
             client.xadd(key, {"e": json.dumps(event, separators=(",", ":"))})
         client.xdel(key, entry)
         return str(event["request_id"])

@@ -1,6 +1,7 @@
 """The parts of one installation, each of which can be killed and paused, and comes back on its port with its data."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -52,39 +53,40 @@ class Part:
 
     def _signal(self, number: int) -> None:
         assert self.child is not None
-        _signal_tree(self.child.pid, number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _signal_tree(self.child.pid, number)
 
     def stop(self) -> None:
         if self.child is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self._signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
             self.child.stop()
 
 
 @dataclass(slots=True)
 class Engine(Part):
-    """A simulated engine. What it said last of each request outlives its death; `doubtful` are those that ran when it died."""
+    """A simulated engine. What it knows of each request outlives its death; `cut` are those that ran when it died."""
 
     url: str = ""
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
-    doubtful: set[str] = field(default_factory=set)
+    cut: set[str] = field(default_factory=set)
+    _life: int = 0
 
     def read_truth(self) -> None:
         """Add what it says of its requests."""
-        answer = httpx.get(f"{self.url}/sim/truth", timeout=10, trust_env=False).raise_for_status().json()
-        for request_id, truth in answer.items():
-            self.told[f"{request_id}@{self._life}"] = truth
-
-    _life: int = 0
+        self._hear(httpx.get(f"{self.url}/sim/truth", timeout=10, trust_env=False).raise_for_status().content)
 
     def kill(self) -> None:
-        """Its word is heard a moment before, so what still runs then is in doubt."""
-        self.read_truth()
-        for key, truth in self.told.items():
-            if truth["finish"] is None:
-                self.doubtful.add(key.partition("@")[0])
+        """By its own hand, so that its last word and its death are one moment."""
+        last_word = self.folder / f"{self.name}-last-word.json"
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{self.url}/sim/die", content=str(last_word), timeout=30, trust_env=False)
         Part.kill(self)
+        self._hear(last_word.read_bytes())
+        self.cut |= {key.partition("@")[0] for key, truth in self.told.items() if truth["finish"] is None}
         self._life += 1
+
+    def _hear(self, page: bytes) -> None:
+        self.told |= {f"{request_id}@{self._life}": truth for request_id, truth in json.loads(page).items()}
 
     def truth(self) -> dict[str, tuple[int, int]]:
         """(prompt, output) by request id, over all its lives."""

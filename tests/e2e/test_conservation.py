@@ -73,7 +73,7 @@ def _ask(stack: Stack, run: Run, path: str, body: dict[str, Any], patience_s: fl
 def kill_twice(stack: Stack, run: Run) -> None:
     """In the middle of things: only where several requests are open."""
     for at in KILLS_AT:
-        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to kill", 90)  # noqa: B023
+        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to kill", 600)  # noqa: B023
         stack.gateway.kill()
         stack.gateway.start()
 
