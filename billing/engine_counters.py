@@ -158,7 +158,7 @@ def lost_tokens(
     """By run of one epoch: what requests are accounted for with beyond the last look at an engine that died. It produced that, and no counter has
     it. `spoken_of`: those that the run speaks of that answers now.
     """
-    died = [run for run in runs if run.requests is not None and run.died_counting]
+    died = [(run, run.requests) for run in runs if run.requests is not None and not run.exact]
     if not died:
         return {}
     known = {name for run in runs if run.requests is not None for name in run.requests.counts} | set(spoken_of)
@@ -166,16 +166,15 @@ def lost_tokens(
     columns = (
         usage_event.c[name] for name in ("request_id", "started_ms", "ended_ms", "produced_prompt", "produced_output")
     )
-    since = min(run.requests.at_ms for run in died if run.requests is not None)
+    since = min(requests.at_ms for _, requests in died)
     query = select(*columns).where(here, usage_event.c.kind == "request", usage_event.c.ended_ms > since)
     unspoken = [row for row in connection.execute(query) if row.request_id not in known]
     lost: dict[int, CounterPair] = {}
-    for run in died:
-        assert run.requests is not None
-        beyond = _beyond(connection, run, run.requests)
+    for run, requests in died:
+        beyond = _beyond(connection, run, requests)
         rest = []
         for row in unspoken:
-            if run.requests.may_have_run(row.request_id, row.started_ms, row.ended_ms):
+            if requests.may_have_run(row.request_id, row.started_ms, row.ended_ms):
                 beyond += CounterPair(row.produced_prompt, row.produced_output)
             else:
                 rest.append(row)
@@ -198,9 +197,8 @@ def _check_ended_runs(connection: Connection, now_ms: int) -> list[Absorbed]:
     have come, and the run is as exact as it will be.
     """
     absorbed: list[Absorbed] = []
-    for run in read_runs(connection, state="closed"):
-        if run.requests is None:
-            continue
+    for run in read_runs(connection, state="closed", with_requests=True):
+        assert run.requests is not None
         model = connection.execute(
             select(usage_event.c.model, usage_event.c.pool, usage_event.c.cell)
             .where(usage_event.c.instance == run.instance, usage_event.c.epoch == run.epoch)

@@ -78,11 +78,6 @@ class EngineRun:
     requests: RequestsAt | None = None
 
     @property
-    def died_counting(self) -> bool:
-        """Whether what it said last of its requests is all that is known of it: it has died, or does not answer now."""
-        return self.requests is not None and not self.exact
-
-    @property
     def produced(self) -> CounterPair:
         """What it has produced since its baseline."""
         return self.last - self.baseline
@@ -139,7 +134,7 @@ def note_later_run(
     """
     if latest.run == 0:
         return
-    for run in read_runs(connection, epoch=(latest.instance, latest.epoch)):
+    for run in read_runs(connection, epoch=(latest.instance, latest.epoch), with_requests=True):
         before = run.requests
         if run.run >= latest.run or before is None or run.exact:
             continue
@@ -165,14 +160,20 @@ def latest_run(connection: Connection, instance: str, epoch: str) -> EngineRun |
 
 
 def read_runs(
-    connection: Connection, *, state: str | None = None, epoch: tuple[str, str] | None = None
+    connection: Connection,
+    *,
+    state: str | None = None,
+    epoch: tuple[str, str] | None = None,
+    with_requests: bool = False,
 ) -> list[EngineRun]:
-    """All runs, or those of one instance's epoch, in the order of instance, epoch and run."""
+    """All runs, those of one instance's epoch, or those of which requests are still to be told; in the order of instance, epoch and run."""
     query = select(engine_counter).order_by(engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run)
     if state is not None:
         query = query.where(engine_counter.c.state == state)
     if epoch is not None:
         query = query.where(engine_counter.c.instance == epoch[0], engine_counter.c.epoch == epoch[1])
+    if with_requests:
+        query = query.where(engine_counter.c.requests.is_not(None))
     return [_run(row) for row in connection.execute(query).mappings()]
 
 

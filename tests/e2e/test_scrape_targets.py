@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +101,20 @@ def samples(page: str) -> dict[str, float]:
     return {series: float(value) for series, value in lines}
 
 
-@pytest.fixture
-def product(migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Product]:
-    with stopped_at_the_end(migrated_database_url, valkey_url, tmp_path) as billing:
+@contextmanager
+def billing_runs(database_url: str, valkey_url: str, folder: Path) -> Iterator[Product]:
+    """An installation, as this billing process tells of it."""
+    with stopped_at_the_end(database_url, valkey_url, folder) as billing:
         billing.environment["TAAS_SERVICE_KEY"] = SERVICE_KEY
         billing.start()
         wait_until(billing.healthy, "billing", timeout_s=60)
         yield Product(billing)
+
+
+@pytest.fixture
+def product(migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Product]:
+    with billing_runs(migrated_database_url, valkey_url, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -115,11 +122,8 @@ def second_billing(product: Product, migrated_database_url: str, valkey_url: str
     """The same installation, as its second billing process tells of it."""
     folder = tmp_path / "second"
     folder.mkdir()
-    with stopped_at_the_end(migrated_database_url, valkey_url, folder) as billing:
-        billing.environment["TAAS_SERVICE_KEY"] = SERVICE_KEY
-        billing.start()
-        wait_until(billing.healthy, "billing", timeout_s=60)
-        yield Product(billing)
+    with billing_runs(migrated_database_url, valkey_url, folder) as made:
+        yield made
 
 
 @pytest.fixture
