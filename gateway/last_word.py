@@ -7,6 +7,7 @@ Owns when to ask again and when to give up. It knows nothing of bills.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -34,12 +35,15 @@ _ASKED_S_MAX: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """As the engine's counters moved: the prompt once for each sample that has produced a token."""
+    """As the engine's counters moved: the prompt once for each sample that has produced a token. `since`: when the process that says so began,
+    by this process's monotonic clock.
+    """
 
     state: str
     prompt: int
     cached: int
     output: int
+    since: float
 
 
 class LastWords:
@@ -136,8 +140,9 @@ def wants_last_word(exchange: Exchange) -> bool:
 def produced(exchange: Exchange, count: _Count) -> Produced | None:
     """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the engine has said before."""
     said = exchange.meter.produced()
-    if count.state == "unknown" and (said.output or exchange.answered):
-        return None  # it has forgotten, or is another process than the one that answered
+    another = count.since > exchange.try_started_at
+    if count.state == "unknown" and (said.output or exchange.answered or another):
+        return None  # it has forgotten, or is another process than the one that was asked
     parsed = exchange.parsed
     per_prompt = max(1, parsed.samples // max(1, parsed.prompts))
     prompt = said.prompt or count.prompt // per_prompt
@@ -150,9 +155,11 @@ def _read(answer: bytes, request_id: str) -> _Count | None:
     try:
         fields: Any = orjson.loads(answer)
         state, prompt, cached, output = fields["requests"][request_id]
+        # An engine's process that does not tell its age may be any.
+        since = time.monotonic() - fields["age_ms"] / 1000 if "age_ms" in fields else math.inf
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
     figures = (prompt, cached, output)
     if type(state) is not str or any(type(figure) is not int or figure < 0 for figure in figures) or cached > prompt:
         return None
-    return _Count(state, *figures)
+    return _Count(state, *figures, since)

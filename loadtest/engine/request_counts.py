@@ -5,6 +5,7 @@ It must say the same as `/metrics` at the same moment. It knows neither routes n
 
 import hmac
 import secrets
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ class RequestBook:
     def __init__(self, options: EngineOptions) -> None:
         self._key = options.api_key
         self._boot = secrets.token_hex(8)
+        self._started_at = time.monotonic()
         self._sequence = 0
         self._evicted: Count = (0, 0, 0)
         self._ended: Count = (0, 0, 0)
@@ -115,7 +117,8 @@ class RequestBook:
                 found[caller_id] = ("pending", *count)
             else:
                 found[caller_id] = ("finished" if caller_id in self._finished else "unknown", *count)
-        return {"v": 1, "boot": self._boot, "requests": found}
+        age_ms = int((time.monotonic() - self._started_at) * 1000)
+        return {"v": 1, "boot": self._boot, "age_ms": age_ms, "requests": found}
 
     def _now(self) -> dict[str, Count]:
         found: dict[str, Count] = {}

@@ -33,6 +33,8 @@ _AGREE_TRIES = 20
 _AGREE_PAUSE_S = 0.005
 _COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total")
 
+_STARTED_AT = time.monotonic()
+
 _caller_id: ContextVar[str] = ContextVar("taas_caller_id", default="")
 
 Count = tuple[int, int, int]
@@ -228,7 +230,9 @@ class RequestCounts:
         }  # fmt: skip
 
     def _states(self, book: Book, ids: list[str], close: bool) -> dict[str, Any]:
-        """What is known of each. With `close`, a request that has not arrived by now never will, so `unknown` is final."""
+        """What is known of each. With `close`, a request that has not arrived by now never will, so `unknown` is final: for what was sent
+        to this process, which `age_ms` tells from the one before it.
+        """
         if close:
             for caller_id in ids:
                 self._closed[caller_id] = None
@@ -241,7 +245,8 @@ class RequestCounts:
             if state != "running" and caller_id in self._in_http:
                 state = "pending"
             found[caller_id] = [state, *count]
-        return {"v": 1, "boot": book.boot, "requests": found}
+        age_ms = int((time.monotonic() - _STARTED_AT) * 1000)
+        return {"v": 1, "boot": book.boot, "age_ms": age_ms, "requests": found}
 
 
 def count_of(state: Any) -> Count:

@@ -159,6 +159,21 @@ def test_an_engine_that_is_gone_leaves_what_was_heard_last_as_evidence(
     assert event.epoch == "e1"
 
 
+def test_an_engine_that_started_again_cannot_say_that_nothing_was_produced(
+    counting: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    """It has never heard of the request; what came before it has produced some of it, and its counters may know."""
+    gateway = start_gateway()
+    caller = Caller(gateway, catalogue.key(catalogue.tenant("ten_a")))
+    wait_until(lambda: counting.counters()["generation"] > 5, "tokens")
+    counting.kill()
+    counting.start()
+    caller.join()
+    event = the_event(catalogue)
+    assert (event.ending, event.usage_source) == (Ending.ENGINE_DIED, UsageSource.UNREAD)
+    assert event.epoch == "e1"
+
+
 def test_a_gateway_killed_while_it_waits_for_the_last_word_is_recorded_as_it_ended(
     counting: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, valkey_url: str
 ) -> None:

@@ -58,7 +58,7 @@ def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Tol
     said = "reclaim", POOL, "--instances", "1", "--for", "research", "--by", "+5min"
     asked = CliRunner().invoke(main, said, input="n\n")
     assert asked.exit_code == 1
-    for word in ("i1", "0 flex, 0 on-demand, 0 reserved", "1000", "do it?"):
+    for word in ("i1", "0 flex, 0 on-demand, 0 reserved", "1,000", "do it?"):
         assert word in asked.output
     assert told("reclaim")["data"] == []
     shown = taas(*said, "--yes").stdout
@@ -87,7 +87,7 @@ def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, t
     refused = taas(*said, "--yes", exit_code=1)
     assert "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 500 units per second" in refused.stderr
     # What it is left with is said beside the contract, and that it holds is not.
-    assert "1500 → 1000" in refused.stdout
+    assert "1,500 → 1,000" in refused.stdout
     assert "cut, most from 2199-01-01T00:00:00Z" in refused.stdout
     assert "holds" not in refused.stdout
     assert told("reclaim")["data"] == []
