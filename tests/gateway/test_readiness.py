@@ -155,6 +155,7 @@ def test_a_cluster_in_the_place_of_the_server_is_said(
     folder = tmp_path / "cluster"
     folder.mkdir()
     words = ["--port", str(own_valkey.port), "--bind", "127.0.0.1", "--dir", str(folder), "--cluster-enabled", "yes"]
+    words += ["--cluster-port", str(free_port())]
     cluster = subprocess.Popen([str(get_binary_path()), *words], stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: codes(gateway) == (["redis_refused"], []), "the reason")

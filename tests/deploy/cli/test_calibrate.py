@@ -169,6 +169,7 @@ def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
 ) -> None:
     signed = signed_by_other_weights(told, admin_url)
     said = taas("calibrate", "sim", "--yes", "--seconds-per-step", "0.2", "--hardware", "a test", exit_code=1).stderr
+    assert "nothing was stored: " in said
     assert re.search(r"output 9000 → [\d.]+, and 1 contract is signed by the old weights", said)
     assert len(told("calibrate", "--history")["data"]) == 1
     assert "reweighed" not in taas("contract", "show", signed).stdout
