@@ -53,7 +53,10 @@ def calibrate(stack: Stack, sequences: int, units: str) -> None:
         room = int(stack.redis.hget(allotted, f"m:{INSTANCE}") or 0)
         return enough <= room <= sequences
 
-    wait_until(roomy, "room as calibrated", 60)
+    def seen() -> object:
+        return stack.redis.hgetall(allotted), stack.admin("GET", f"pools/{MODEL}"), stack.admin("GET", "instances")
+
+    wait_until(roomy, "room as calibrated", 60, instead=seen)
 
 
 @pytest.fixture(scope="module")
