@@ -1,9 +1,13 @@
-"""The mixed run: every form of request on real vLLM, a third of the callers leave at some moment, the gateway is killed twice; then the books are read.
+"""The mixed run: every form of request on real vLLM, a third of the callers leave at some moment, a tenth of the requests fail when the engine has
+worked on them, the engine stands still several times, the gateway is killed twice. The audit is asked all the while; then the books are read.
+`TAAS_MIXED_REQUESTS=300` makes it longer.
 
-Σ produced by the engine = Σ billed + Σ absorbed, and one ledger entry for each request that was accepted.
+Σ produced by the engine = Σ billed + Σ absorbed, one ledger entry for each request that was accepted, and of each what its engine says of it.
 """
 
+import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -11,23 +15,41 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from billing import redis_keys
-from tests.e2e.raw_caller import ROUTES, RawCaller, body_of
+from tests.e2e.raw_caller import MESSAGES, ROUTES, RawCaller, body_of
 from tests.fixtures.gateway import wait_until
-from tests.fixtures.stack import INSTANCE, Stack
+from tests.fixtures.stack import INSTANCE, MODEL, Stack
 
 pytestmark = pytest.mark.vllm
 
-REQUESTS = 300
+REQUESTS = int(os.environ.get("TAAS_MIXED_REQUESTS", "100"))
 CALLERS = 16
 KILLS_AT = (REQUESTS // 3, 2 * REQUESTS // 3)
+PAUSES_AT = tuple(REQUESTS * share // 12 for share in ((1, 3, 5, 7, 9) if REQUESTS >= 300 else (2, 6)))
+PAUSE_S = 8.0
+# On a slow machine a request takes a quarter of a minute.
+PATIENCE_S = 600.0
 PROMPTS = ("Tell me of the sea.", "What is the wind?", "Name three colours. " * 5, "Who lives in the hills? " * 20)
+
+# vLLM makes the call, then finds that it is no object: 400, and nothing in the answer says what that took.
+LATE_FAILURE = {
+    "model": MODEL, "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": "Say hello to Bob."}],
+    "tools": [{"name": "save", "input_schema": {"anyOf": [{"type": "string", "maxLength": 8}]}}],
+    "tool_choice": {"type": "tool", "name": "save"},
+}  # fmt: skip
 
 ROWS = """
 SELECT request_id, ending, billed_prompt, billed_output, absorbed_prompt, absorbed_output
 FROM usage_event WHERE tenant = %s
+"""
+HELD = """
+SELECT e.request_id, e.produced_prompt + coalesce(sum(r.produced_prompt), 0), e.produced_output + coalesce(sum(r.produced_output), 0)
+FROM usage_event e LEFT JOIN usage_event r ON r.kind = 'reconciliation' AND r.evidence -> 'requests' = jsonb_build_array(e.request_id)
+WHERE e.tenant = %s GROUP BY e.request_id, e.produced_prompt, e.produced_output
 """
 ENTRIES = "SELECT t.request_id FROM ledger_transaction t JOIN usage_event u USING (request_id) WHERE u.tenant = %s"
 
@@ -41,12 +63,17 @@ class Run:
     started: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     seen_ids: set[str] = field(default_factory=set)
+    failed_late: set[str] = field(default_factory=set)
+    residuals: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 def call(stack: Stack, run: Run, number: int) -> None:
     """One request; where the gateway is not there, dies before it answers, or knows no engine yet, it is asked again, as an SDK would."""
     dice = random.Random(number)
+    if number % 10 == 7:
+        _call_that_fails_late(stack, run)
+        return
     path = ROUTES[number % len(ROUTES)]
     body = body_of(path, dice.choice(PROMPTS), tokens=dice.randint(4, 28), stream=dice.random() < 0.6)
     patience_s = dice.uniform(0, 1.5) if dice.random() < 1 / 3 else 60.0
@@ -54,6 +81,22 @@ def call(stack: Stack, run: Run, number: int) -> None:
         run.started += 1
     while not _ask(stack, run, path, body, patience_s):
         time.sleep(0.1)
+
+
+def _call_that_fails_late(stack: Stack, run: Run) -> None:
+    with run.lock:
+        run.started += 1
+    outcome = "cut"
+    while outcome == "cut":
+        try:
+            with RawCaller(stack, MESSAGES, LATE_FAILURE, run.key) as caller:
+                outcome = caller.read_for(PATIENCE_S)
+        except ConnectionError:
+            pass
+        time.sleep(0.1)
+    with run.lock:
+        run.outcomes["failed late" if b" 400 " in caller.seen[:20] else caller.seen[:40].decode()] += 1
+        run.failed_late.add(caller.request_id)
 
 
 def _ask(stack: Stack, run: Run, path: str, body: dict[str, Any], patience_s: float) -> bool:
@@ -73,19 +116,44 @@ def _ask(stack: Stack, run: Run, path: str, body: dict[str, Any], patience_s: fl
 def kill_twice(stack: Stack, run: Run) -> None:
     """In the middle of things: only where several requests are open."""
     for at in KILLS_AT:
-        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to kill", 600)  # noqa: B023
+        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to kill", PATIENCE_S)  # noqa: B023
         stack.gateway.kill()
         stack.gateway.start()
 
 
+def pause_engine(stack: Stack, run: Run) -> None:
+    """All processes of the engine at once, as a machine that swaps would."""
+    server = psutil.Process(stack.engine_pid())
+    for at in PAUSES_AT:
+        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to pause", PATIENCE_S)  # noqa: B023
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(PAUSE_S)
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+
+
+def audit_until(stack: Stack, run: Run, over: threading.Event) -> None:
+    """Again and again while requests come and go: whatever runs, is paused or has died, nothing is unexplained."""
+    while not over.wait(1.0):
+        run.residuals.append(stack.admin("GET", "audit")["residual_tokens"])
+
+
 def drive(stack: Stack, run: Run) -> float:
     """The run itself, to where nothing is open; how long the callers took, in seconds."""
-    began = time.monotonic()
-    with ThreadPoolExecutor(CALLERS + 1) as pool:
-        killing = pool.submit(kill_twice, stack, run)
-        for done in [pool.submit(call, stack, run, number) for number in range(REQUESTS)]:
-            done.result()
-        killing.result()
+    began, over = time.monotonic(), threading.Event()
+    with ThreadPoolExecutor(CALLERS) as pool, ThreadPoolExecutor(3) as beside:
+        disturbing = [beside.submit(kill_twice, stack, run), beside.submit(pause_engine, stack, run)]
+        auditing = beside.submit(audit_until, stack, run, over)
+        try:
+            for done in [pool.submit(call, stack, run, number) for number in range(REQUESTS)]:
+                done.result()
+            for each in disturbing:
+                each.result()
+        finally:
+            over.set()
+        auditing.result()
     took_s = time.monotonic() - began
     stack.await_rest()
     return took_s
@@ -112,14 +180,34 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
     assert run.seen_ids <= {row[0] for row in rows}
     entries = [row[0] for row in stack.sql(ENTRIES, run.tenant)]
     assert sorted(entries) == sorted(row[0] for row in rows)
-    assert len(entries) == len(set(entries)) >= 200
+    assert len(entries) == len(set(entries)) >= REQUESTS * 2 // 3
 
     assert total(moved["billed"], moved["absorbed"]) == moved["produced"]
     assert moved["billed"] == (sum(row[2] for row in rows), sum(row[3] for row in rows))
     assert moved["absorbed"] == total((sum(row[4] for row in rows), sum(row[5] for row in rows)), late)
-    assert set(endings) == {"complete", "client_disconnect", "gateway_died"}
+    assert set(endings) == {"complete", "client_disconnect", "gateway_died", "refused_by_engine"}
+    assert not any(run.residuals), run.residuals
+    assert len(run.residuals) >= 10
+
+    assert len(run.failed_late) == REQUESTS // 10
+    for name in run.failed_late:
+        (late_row,) = [row for row in rows if row[0] == name]
+        assert late_row[1] in {"refused_by_engine", "gateway_died"}
+    counted = {name: tuple(pair) for name, pair in engine_counts(stack).items() if name in {row[0] for row in rows}}
+    held = {row[0]: (row[1], row[2]) for row in stack.sql(HELD, run.tenant)}
+    assert {name: held[name] for name in counted} == counted
+    assert {name for name, tokens in held.items() if any(tokens)} <= set(counted)
+    assert len(counted) >= REQUESTS * 2 // 3
     assert endings["client_disconnect"] > REQUESTS // 10
     assert all(row[4] == row[5] == 0 for row in rows if row[1] == "complete")
+
+
+def engine_counts(stack: Stack) -> dict[str, tuple[int, int]]:
+    """(prompt, output) of each request that has ended, as vLLM itself has counted it."""
+    entry = stack.instance() or {}
+    headers = {"authorization": f"Bearer {entry['key']}"}
+    page = httpx.get(f"{entry['url']}/taas/request_counts?after=0", headers=headers, timeout=30, trust_env=False)
+    return {name: (prompt, output) for name, (prompt, _, output) in page.raise_for_status().json()["finished"].items()}
 
 
 def accepted_ids(stack: Stack) -> set[str]:
