@@ -60,15 +60,22 @@ def calibrate(stack: Stack, sequences: int, units: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sold(stack: Stack) -> Iterator[Sold]:
-    """Two sequences at once, half of what they can do under contract: so much that its owner is idle soon after its last token.
-
-    Afterwards there is room for all tests again, and nothing is sold.
-    """
+def small_pool(stack: Stack) -> Iterator[None]:
+    """Room for two sequences at once, to the last of them for sale. Whatever becomes of that, there is room for all tests again at the end."""
     stack.await_rest()
     before = stack.admin("GET", f"pools/{MODEL}")
-    calibrate(stack, 2, "20000")
-    stack.taas("pool", "set", MODEL, "--instances", "1", "--headroom", "0")
+    try:
+        calibrate(stack, 2, "20000")
+        stack.taas("pool", "set", MODEL, "--instances", "1", "--headroom", "0")
+        yield
+    finally:
+        stack.taas("pool", "set", MODEL, "--instances", str(before["instances"]), "--headroom", str(before["headroom"]))
+        calibrate(stack, 256, "1000000")
+
+
+@pytest.fixture(scope="module")
+def sold(stack: Stack, small_pool: None) -> Iterator[Sold]:
+    """Half of what the pool can do under contract: so much that its owner is idle soon after its last token."""
     tenant, key = stack.new_tenant()
     terms = ("--units", "10000", "--until", "1y", "--notice-days", "0", "--overflow", "reject")
     signed = json.loads(stack.taas("contract", "sign", "--tenant", tenant, "--pool", MODEL, *terms, "--yes", "--json"))
@@ -77,8 +84,6 @@ def sold(stack: Stack) -> Iterator[Sold]:
     yield Sold(tenant, key, signed["contract"])
     stack.taas("contract", "notice", signed["contract"], "--by", "operator", "--yes")
     wait_until(lambda: not stack.redis.exists(contract), "end of the contract", 30)
-    stack.taas("pool", "set", MODEL, "--instances", str(before["instances"]), "--headroom", str(before["headroom"]))
-    calibrate(stack, 256, "1000000")
 
 
 def assert_reserved(stack: Stack, sold: Sold, request_id: str, asked: str) -> None:
