@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from gateway.serve import run
+from gateway.process.serve import run
 from gateway.settings import GatewaySettings
 
 # Settings that have an option of their own; all can be given in the environment.

@@ -13,12 +13,12 @@ from billing.cell.scripts import CellKeys
 from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
-from gateway.body_caps import BodyCaps
-from gateway.catalogue import Catalogue
-from gateway.catalogue_entries import Model
-from gateway.client import AsgiClient, ClientConnection, new_request_id
+from gateway.catalogue.body_caps import BodyCaps
+from gateway.catalogue.entries import Model
+from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.engines import Engines
+from gateway.edge.client import AsgiClient, ClientConnection, new_request_id
+from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import (
     BodyTooLarge,
     CallerLeft,
@@ -32,16 +32,16 @@ from gateway.errors import (
 from gateway.exchange import Exchange, response_id
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
 from gateway.give_way import Continuer
-from gateway.heartbeat import Heartbeats
-from gateway.limit_headers import limit_headers
-from gateway.meter_for import meter_for
-from gateway.metrics import Metrics
+from gateway.metrics.counts import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
-from gateway.receiving import Receiving
 from gateway.request import Dialect, ParsedRequest, Route
 from gateway.reserve import Reserver, first_cost_mu
 from gateway.route import candidates
+from gateway.stream.meter_for import meter_for
+from gateway.upstream.engines import Engines
+from gateway.waiting.limit_headers import limit_headers
+from gateway.waiting.receiving import Receiving
 from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)

@@ -20,35 +20,35 @@ from starlette.exceptions import HTTPException
 
 from billing.usage_event import Ending
 from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
-from gateway.body_caps import BodyCaps
-from gateway.catalogue import Catalogue
+from gateway.catalogue.body_caps import BodyCaps
+from gateway.catalogue.feed import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
-from gateway.client import AsgiClient, id_headers, new_request_id
 from gateway.clock import Clock
-from gateway.engines import Engines
+from gateway.edge.client import AsgiClient, id_headers, new_request_id
+from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
 from gateway.give_way import Continuer, give_way
-from gateway.heartbeat import Heartbeats
 from gateway.housekeeping import Housekeeping
-from gateway.journal import Journal
 from gateway.last_word import LastWords
 from gateway.lifecycle import Lifecycle
-from gateway.line import Line
 from gateway.listing import listing_router
-from gateway.metrics import Metrics
+from gateway.metrics.counts import Metrics
 from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
-from gateway.outage import OutageLeases
-from gateway.pace import Pacer
 from gateway.readiness import Readiness
-from gateway.receiving import ReceivePolicy, Receiving
-from gateway.redis_pipe import RedisPipe
+from gateway.redis.journal import Journal
+from gateway.redis.pipe import RedisPipe
 from gateway.request import Dialect, Route
 from gateway.reserve import Reserver, WaitPolicy
 from gateway.route import route
 from gateway.settings import GatewaySettings
 from gateway.settle import Settler
+from gateway.upstream.engines import Engines
+from gateway.waiting.outage import OutageLeases
+from gateway.waiting.pace import Pacer
+from gateway.waiting.queue import Line
+from gateway.waiting.receiving import ReceivePolicy, Receiving
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gateway.catalogue import Catalogue
-from gateway.catalogue_entries import ApiKey, Model, Tenant
+from gateway.catalogue.entries import ApiKey, Model, Tenant
+from gateway.catalogue.feed import Catalogue
 from gateway.errors import AuthenticationFailed, PermissionDenied
 
 KEY_BYTES_MAX = 256

@@ -6,9 +6,9 @@ It knows neither what is in it nor what the tenant may ask for.
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from gateway.client import ClientConnection
+from gateway.edge.client import ClientConnection
 from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
-from gateway.receiving import Receiving, Share
+from gateway.waiting.receiving import Receiving, Share
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

@@ -16,7 +16,7 @@ from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending, EventHead
 from gateway.exchange import Exchange
-from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event
 
 log = logging.getLogger(__name__)

@@ -14,15 +14,15 @@ from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
 from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
-from gateway.catalogue_entries import Model
-from gateway.client import ClientConnection
-from gateway.continuation import Given, Splice, going_on
-from gateway.meter import Meter, Produced
-from gateway.meter_choices import ChoicesMeter
-from gateway.meter_for import meter_for
+from gateway.catalogue.entries import Model
+from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
 from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route
-from gateway.upstream import UpstreamConnection
+from gateway.stream.continuation import Given, Splice, going_on
+from gateway.stream.meter import Meter, Produced
+from gateway.stream.meter_choices import ChoicesMeter
+from gateway.stream.meter_for import meter_for
+from gateway.upstream.connection import UpstreamConnection
 from serving.registry import InstanceEntry
 
 

@@ -14,8 +14,6 @@ from contextlib import suppress
 from typing import Protocol
 
 from billing.usage_event import Ending
-from gateway.engine_error import translate_engine_error, translate_stream_error
-from gateway.engines import Engines
 from gateway.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -25,12 +23,14 @@ from gateway.errors import (
     UpstreamProtocolError,
 )
 from gateway.exchange import Exchange
-from gateway.meter import ProtocolViolation
-from gateway.meter_plain import PlainMeter
 from gateway.protocol import engine_headers, engine_priority, with_priority
 from gateway.request import Route
 from gateway.route import route
-from gateway.upstream import UpstreamConnection, UpstreamError, UpstreamFailure
+from gateway.stream.meter import ProtocolViolation
+from gateway.stream.meter_plain import PlainMeter
+from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
+from gateway.upstream.engine_error import translate_engine_error, translate_stream_error
+from gateway.upstream.engines import Engines
 from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from gateway.checkpoint import Checkpointer
 from gateway.errors import CallerLeft, GatewayError, RequestStopped
 from gateway.exchange import Exchange
 from gateway.forward import Client, Settle
-from gateway.redis_pipe import RedisUnavailable
+from gateway.redis.pipe import RedisUnavailable
 from gateway.reserve import Reserver, first_cost_mu
 from serving.registry import InstanceEntry
 

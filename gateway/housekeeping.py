@@ -7,12 +7,12 @@ import time
 from typing import Final
 
 from billing import redis_keys
-from gateway.catalogue import Catalogue
+from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.journal import Journal
-from gateway.metrics import Metrics
-from gateway.outage import OutageLeases
-from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.metrics.counts import Metrics
+from gateway.redis.journal import Journal
+from gateway.redis.pipe import RedisPipe, RedisUnavailable
+from gateway.waiting.outage import OutageLeases
 
 log = logging.getLogger(__name__)
 

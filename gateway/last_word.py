@@ -16,11 +16,11 @@ from typing import Any, Final
 import orjson
 
 from billing.usage_event import Ending
-from gateway.engines import Engines
 from gateway.exchange import Ended, Exchange
-from gateway.meter import COUNT_MAX, USAGE_MISSING, Produced
 from gateway.request import UNMETERED_ROUTES
-from gateway.upstream import UpstreamError
+from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced
+from gateway.upstream.connection import UpstreamError
+from gateway.upstream.engines import Engines
 from serving.registry import REQUEST_COUNTS_PATH, InstanceEntry
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway.authenticate import Caller, authenticate
 from gateway.billing_client import BillingClient
-from gateway.catalogue import Catalogue
-from gateway.catalogue_entries import Model
-from gateway.client import opaque_instance
+from gateway.catalogue.entries import Model
+from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
+from gateway.edge.client import opaque_instance
 from gateway.errors import DependencyUnavailable, InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
 from gateway.readiness import Readiness
 

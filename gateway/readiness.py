@@ -8,11 +8,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.catalogue import Catalogue
-from gateway.journal import Journal
+from gateway.catalogue.feed import Catalogue
 from gateway.lifecycle import Lifecycle
-from gateway.outage import OutageLeases
-from gateway.redis_pipe import RedisPipe
+from gateway.redis.journal import Journal
+from gateway.redis.pipe import RedisPipe
+from gateway.waiting.outage import OutageLeases
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,6 @@ from billing.cell.replies import (
 from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call, settle_call
 from billing.tokens import Tokens, Weights
 from billing.usage_event import Ending, EventHead, UsageEvent, UsageSource
-from gateway.continuation import can_go_on
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,
@@ -40,14 +39,15 @@ from gateway.errors import (
     RequestStopped,
 )
 from gateway.exchange import Exchange
-from gateway.journal import Journal
-from gateway.journal_records import Admission
-from gateway.line import Line, WaitEnd
-from gateway.outage import OutageLeases
-from gateway.pace import Pacer
-from gateway.redis_pipe import RedisPipe, RedisUnavailable
-from gateway.refusals import refusal, spread
+from gateway.redis.journal import Journal
+from gateway.redis.journal_records import Admission
+from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route, ServiceTier
+from gateway.stream.continuation import can_go_on
+from gateway.waiting.outage import OutageLeases
+from gateway.waiting.pace import Pacer
+from gateway.waiting.queue import Line, WaitEnd
+from gateway.waiting.refusals import refusal, spread
 from serving.registry import InstanceEntry
 
 # About as much as streams in the first second, until the first checkpoint.

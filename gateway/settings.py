@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gateway.listen_cors import parse_origins
+from gateway.edge.cors import parse_origins
 
 
 class GatewaySettings(BaseSettings):

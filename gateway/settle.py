@@ -15,12 +15,12 @@ from billing.cell.scripts import Command, settle_call
 from billing.tokens import Tokens
 from billing.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
-from gateway.journal import Journal
-from gateway.meter import USAGE_MISSING
-from gateway.metrics import Metrics
-from gateway.pace import Pacer
-from gateway.redis_pipe import RedisCommandError, RedisPipe, RedisUnavailable
+from gateway.metrics.counts import Metrics
+from gateway.redis.journal import Journal
+from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from gateway.request import UNMETERED_ROUTES, Route
+from gateway.stream.meter import USAGE_MISSING
+from gateway.waiting.pace import Pacer
 
 log = logging.getLogger(__name__)
 

@@ -31,12 +31,25 @@ PUBLIC_FOR_GATEWAY = (
     "billing.cell",
     "serving.registry",
 )
+# What each room of the gateway may import of the others. A room never imports a stage of the request's way; only `app` puts all together.
+GATEWAY_VALUES = ("errors", "request", "clock", "settings", "lifecycle")
+GATEWAY_ROOMS: dict[str, tuple[str, ...]] = {
+    "redis": (),
+    "metrics": (),
+    "protocol": (),
+    "edge": (),
+    "upstream": (),
+    "catalogue": ("redis",),
+    "stream": ("protocol",),
+    "waiting": ("catalogue", "redis", "metrics", "exchange"),
+    "process": ("edge", "metrics"),
+}
 # Decisions and arithmetic. They are tested without a server, and stay so.
 PURE = (
-    "gateway.route", "gateway.meter", "gateway.meter_plain", "gateway.meter_typed", "gateway.meter_choices", "gateway.protocol",
+    "gateway.route", "gateway.stream.meter", "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices", "gateway.protocol",
     "billing.money", "billing.tokens", "billing.usage_event", "billing.attribution", "billing.redis_keys",
     "serving.vllm_command", "serving.backoff", "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
-    "billing.allocator.shares", "billing.allocator.minutes", "gateway.continuation",
+    "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position", "billing.contracts.quote",
 )  # fmt: skip
 DOES_IO = {
@@ -105,6 +118,24 @@ def test_gateway_uses_only_the_public_names_of_billing_and_serving() -> None:
     assert not wrong, tell(
         wrong, f"gateway may use {', '.join(PUBLIC_FOR_GATEWAY)}; the rest is the inside of another part."
     )
+
+
+def test_rooms_of_the_gateway_import_only_what_they_may() -> None:
+    wrong, found = [], set()
+    for source in sources():
+        _, *path = source.module.split(".")
+        if source.package != "gateway" or (len(path) < 2 and not source.path.endswith("__init__.py")) or not path:
+            continue
+        room = path[0]
+        found.add(room)
+        allowed = (room, *GATEWAY_VALUES, *GATEWAY_ROOMS[room])
+        wrong += [
+            f"{source.path}:{line} imports {module}"
+            for module, line in imports_of(source)
+            if inside(module, "gateway") and not any(inside(module, f"gateway.{name}") for name in allowed)
+        ]
+    assert found == set(GATEWAY_ROOMS), "each room has its line in the table"
+    assert not wrong, tell(wrong, "Rooms import downwards only, and no stage: see GATEWAY_ROOMS.")
 
 
 @cache

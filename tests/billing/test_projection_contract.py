@@ -11,7 +11,7 @@ from billing.models import ModelSpec
 from billing.price_book import set_price
 from billing.projection import Projector
 from gateway.authenticate import Caller
-from gateway.catalogue_entries import ApiKey, LimitTable, Model, Tenant
+from gateway.catalogue.entries import ApiKey, LimitTable, Model, Tenant
 
 
 def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, raw_redis: redis.Redis):

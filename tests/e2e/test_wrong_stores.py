@@ -79,7 +79,7 @@ def test_a_gateway_tells_a_wrong_password_once_and_is_not_ready(
 
     def complaints() -> list[str]:
         lines = [json.loads(line) for line in gateway.log().splitlines()]
-        return [f"{line['message']}: {line['reason']}" for line in lines if line.get("logger") == "gateway.redis_pipe"]
+        return [f"{line['message']}: {line['reason']}" for line in lines if line.get("logger") == "gateway.redis.pipe"]
 
     wait_until(lambda: bool(complaints()), "word of the wrong password")
     assert httpx.get(gateway.url + "/readyz").status_code == 503

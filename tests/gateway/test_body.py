@@ -7,7 +7,7 @@ import pytest
 
 from gateway import body
 from gateway.errors import BodyTooLarge, CallerLeft, QuotaExceeded, UnsupportedContentEncoding
-from gateway.receiving import ReceivePolicy, Receiving
+from gateway.waiting.receiving import ReceivePolicy, Receiving
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 ROOM = Receiving(ReceivePolicy(100_000, 50_000, 0.0))

@@ -13,13 +13,13 @@ from billing.cell.scripts import CellKeys, Claim, Limits, reserve_call
 from billing.tokens import Weights
 from billing.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
-from gateway.catalogue_entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
+from gateway.catalogue.entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
 from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.exchange import Exchange
-from gateway.meter_for import meter_for
 from gateway.protocol import parse_request
-from gateway.redis_pipe import RedisPipe, RedisUnavailable
+from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
+from gateway.stream.meter_for import meter_for
 from serving.registry import InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import ValkeyProcess
 

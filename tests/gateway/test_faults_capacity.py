@@ -21,8 +21,8 @@ from billing.metrics import BillingMetrics
 from billing.reap import Reaper
 from billing.usage_event import CapacityClass, Ending
 from gateway.openapi import INFERENCE_PATHS
-from gateway.refusals import quota_exceeded
 from gateway.request import UNMETERED_ROUTES
+from gateway.waiting.refusals import quota_exceeded
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.redis_faults import Fault, full, killed, loading, readonly

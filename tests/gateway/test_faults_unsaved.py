@@ -8,7 +8,7 @@ import psutil
 import redis
 
 from billing.usage_event import Ending
-from gateway.serve import SETTLES_LOST
+from gateway.process.serve import SETTLES_LOST
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess

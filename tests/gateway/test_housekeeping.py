@@ -9,13 +9,13 @@ import pytest
 import redis
 
 from billing import redis_keys
-from gateway.catalogue import Catalogue
+from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.housekeeping import Housekeeping
-from gateway.journal import Journal
-from gateway.metrics import Metrics
-from gateway.outage import OutageLeases
-from gateway.redis_pipe import RedisPipe
+from gateway.metrics.counts import Metrics
+from gateway.redis.journal import Journal
+from gateway.redis.pipe import RedisPipe
+from gateway.waiting.outage import OutageLeases
 from tests.fixtures.gateway import wait_until
 
 

@@ -1,6 +1,6 @@
 """What a tenant is shown of its receipt."""
 
-from gateway.client import opaque_instance
+from gateway.edge.client import opaque_instance
 from gateway.listing import tenants_view
 
 

@@ -9,7 +9,7 @@ from redis import asyncio as aioredis
 
 from billing.cell.replies import Reserved, Settled, Waiting, parse_reserve, parse_settle
 from billing.cell.scripts import Limits
-from gateway.redis_pipe import RedisPipe
+from gateway.redis.pipe import RedisPipe
 from tests.billing.cell.plan import TWO, flight, set_room, tenants_waiting
 from tests.billing.cell.requests import CellRequest, usage_events
 

@@ -1,0 +1,1 @@
+"""Tenants, keys, models and instances, as Redis has them."""

@@ -1,0 +1,245 @@
+"""The gateway's view of the catalogue: models and instances whole, keys and tenants as they are asked for, all from Redis.
+
+A change takes effect within a second on every process: the change feed drops what changed from the cache, and a cache whose feed has been
+silent for a second is not believed (each look-up then goes to Redis). It reads only; billing and the workers write.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from billing import redis_keys
+from gateway.catalogue.entries import ApiKey, Model, Tenant
+from gateway.errors import DependencyUnavailable
+from gateway.redis.pipe import RedisPipe, RedisUnavailable
+from serving.registry import InstanceEntry, read_snapshot
+
+log = logging.getLogger(__name__)
+
+FEED_SILENCE_SECONDS_MAX = 1.0
+FEED_BLOCK_MS = 300
+INSTANCES_POLL_SECONDS = 0.5
+CACHE_ENTRIES_MAX = 200_000
+UNKNOWN_ENTRIES_MAX = 50_000
+
+
+class Catalogue:
+    """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that the operator stops."""
+
+    def __init__(self, redis: RedisPipe, feed: RedisPipe, on_stop: Callable[[str], None]) -> None:
+        self._redis = redis
+        self._feed = feed
+        self._on_stop = on_stop
+        self._keys: dict[str, ApiKey] = {}
+        self._unknown_keys: set[str] = set()
+        self._tenants: dict[str, Tenant] = {}
+        self.models: dict[str, Model] = {}
+        self._models_read = asyncio.Event()
+        self._instances_read = asyncio.Event()
+        # Redis answers, and holds nothing that billing wrote.
+        self.not_projected = False
+        self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
+        self.cache_salt = ""
+        self._fresh_until = 0.0
+        self._changes_seen = 0
+        self._last_change = "$"
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, wait_s: float) -> None:
+        """Load what is loaded whole and follow the changes; returns when it is loaded, or after `wait_s`: then it is still tried."""
+        self._tasks = [
+            asyncio.create_task(self._follow_changes(), name="catalogue-changes"),
+            asyncio.create_task(self._poll_instances(), name="catalogue-instances"),
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._models_read.wait()
+                await self._instances_read.wait()
+
+    async def stop(self) -> None:
+        """Stop following."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    @property
+    def loaded(self) -> bool:
+        """Whether models and instances have been read once. Until then, what is not found may well exist."""
+        return self._models_read.is_set() and self._instances_read.is_set()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the cache may be believed."""
+        return time.monotonic() < self._fresh_until
+
+    def instances(self, model: str) -> tuple[InstanceEntry, ...]:
+        """The instances of a model whose lease holds, whatever their status."""
+        return self._instances.get(model, ())
+
+    def tenants_seen(self) -> Iterable[Tenant]:
+        """Tenants that have asked of late."""
+        return self._tenants.values()
+
+    def cached_key(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
+        """A key and its tenant where both are known and fresh: the fast path."""
+        if time.monotonic() >= self._fresh_until:
+            return None
+        key = self._keys.get(key_hash)
+        if key is None:
+            return None
+        tenant = self._tenants.get(key.tenant)
+        return None if tenant is None else (key, tenant)
+
+    async def find_key(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
+        """A key and its tenant from Redis where the cache does not have them; None when there is no such key.
+
+        Raises DependencyUnavailable when Redis cannot say.
+        """
+        if self.fresh and key_hash in self._unknown_keys:
+            return None
+        changes_seen = self._changes_seen
+        try:
+            raw = await self._redis.execute("GET", redis_keys.key_of_api_key(key_hash))
+            if raw is None:
+                if not await self._redis.execute("EXISTS", redis_keys.PROJECTION):
+                    # Redis was emptied: it knows no key at all, which says nothing of this one.
+                    raise DependencyUnavailable
+                if changes_seen == self._changes_seen:
+                    self._remember_unknown(key_hash)
+                return None
+            key = ApiKey.read(raw)
+            raw_tenant = await self._redis.execute("GET", redis_keys.tenant(key.tenant))
+            if raw_tenant is None:
+                return None
+            tenant = Tenant.read(raw_tenant)
+        except RedisUnavailable as exc:
+            known = self._known_before_outage(key_hash)
+            if known is not None:
+                return known
+            raise DependencyUnavailable from exc
+        except ValueError:
+            log.error("unreadable catalogue entry", extra={"key_hash_prefix": key_hash[:8]})
+            return None
+        if changes_seen != self._changes_seen:
+            return key, tenant  # what was read may be from before the change: use it once, do not keep it
+        if len(self._keys) >= CACHE_ENTRIES_MAX:
+            self._keys.clear()
+            self._tenants.clear()
+        self._keys[key_hash] = key
+        self._tenants[key.tenant] = tenant
+        return key, tenant
+
+    def _known_before_outage(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
+        """A key as last seen, where the tenant's policy lets it work on through an outage."""
+        key = self._keys.get(key_hash)
+        tenant = None if key is None else self._tenants.get(key.tenant)
+        return None if key is None or tenant is None or tenant.outage.requests == 0 else (key, tenant)
+
+    def _remember_unknown(self, key_hash: str) -> None:
+        if len(self._unknown_keys) >= UNKNOWN_ENTRIES_MAX:
+            self._unknown_keys.clear()
+        self._unknown_keys.add(key_hash)
+
+    def _forget_all(self) -> None:
+        self._changes_seen += 1
+        self._keys.clear()
+        self._tenants.clear()
+        self._unknown_keys.clear()
+
+    async def _follow_changes(self) -> None:
+        """The change feed. After a gap everything cached is dropped: a change may have been missed."""
+        self._last_change = ""
+        while True:
+            try:
+                if not self._last_change:
+                    await self._start_over()
+                entries = await self._feed.execute(
+                    "XREAD", "BLOCK", FEED_BLOCK_MS, "STREAMS", redis_keys.CHANGES, self._last_change
+                )
+                for entry_id, fields in _stream_entries(entries):
+                    await self._apply(fields)
+                    self._last_change = entry_id
+                self._fresh_until = time.monotonic() + FEED_SILENCE_SECONDS_MAX
+            except RedisUnavailable:
+                self._last_change = ""
+                await asyncio.sleep(0.1)
+
+    async def _start_over(self) -> None:
+        """Where the feed stands now, then the state: in this order nothing can be missed."""
+        last, projected = await self._feed.execute_many(
+            [("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1), ("EXISTS", redis_keys.PROJECTION)]
+        )
+        self.not_projected = not projected
+        if not projected:
+            # Redis is new or was emptied: that it holds no models says nothing of them.
+            raise RedisUnavailable("no catalogue", unknown_outcome=False)
+        position = last[0][0].decode() if last else "0-0"
+        self._forget_all()
+        await self._load_models()
+        await self._feed.execute("HSETNX", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(32))
+        self.cache_salt = (await self._feed.execute("HGET", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD)).decode()
+        self._last_change = position
+
+    async def _load_models(self) -> None:
+        raw = await self._feed.execute("HGETALL", redis_keys.MODELS)
+        models = {}
+        for name, entry in zip(raw[::2], raw[1::2], strict=True):
+            try:
+                models[name.decode()] = Model.read(entry)
+            except ValueError:
+                log.error("unreadable model entry", extra={"model": name.decode(errors="replace")})
+        self.models = models
+        self._models_read.set()
+
+    async def _apply(self, fields: dict[bytes, bytes]) -> None:
+        self._changes_seen += 1
+        kind, subject = fields.get(b"kind", b""), fields.get(b"id", b"").decode()
+        if kind == b"key":
+            self._keys.pop(subject, None)
+            self._unknown_keys.discard(subject)
+        elif kind == b"tenant":
+            self._tenants.pop(subject, None)
+        elif kind == b"model":
+            await self._load_models()
+        elif kind == b"stop":
+            self._on_stop(subject)
+        else:
+            self._last_change = ""
+            await self._start_over()
+
+    async def _poll_instances(self) -> None:
+        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away, or emptied, the last view stays."""
+        while True:
+            with contextlib.suppress(RedisUnavailable):
+                now, raw, drained, projected = await self._redis.execute_many(
+                    [
+                        ("TIME",),
+                        ("HGETALL", redis_keys.INSTANCES),
+                        ("HKEYS", redis_keys.DRAINED),
+                        ("EXISTS", redis_keys.PROJECTION),
+                    ]
+                )
+                if projected and isinstance(raw, list) and isinstance(drained, list):
+                    now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+                    self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms, drained))
+                    self._instances_read.set()
+            await asyncio.sleep(INSTANCES_POLL_SECONDS)
+
+    def _take_instances(self, entries: list[InstanceEntry]) -> None:
+        by_model: dict[str, list[InstanceEntry]] = {}
+        for entry in entries:
+            by_model.setdefault(entry.model, []).append(entry)
+        self._instances = {model: tuple(entries) for model, entries in by_model.items()}
+
+
+def _stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
+    """Entries of an XREAD reply over one stream."""
+    if not reply:
+        return []
+    _, entries = reply[0]
+    return [(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]

@@ -1,0 +1,1 @@
+"""HTTP in: connections, heads, bodies, CORS, and what is written to a caller."""

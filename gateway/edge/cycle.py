@@ -1,0 +1,275 @@
+"""One request on a connection and its response: ASGI's receive and send, and what the gateway may know of the caller's connection.
+
+It does not know its scope: the scope knows it (`extensions["taas.connection"]`), and a pair that know each other is garbage that only the collector frees.
+"""
+
+import asyncio
+import http
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gateway.edge.client import id_headers, new_request_id
+from gateway.edge.head import dialect_of
+from gateway.edge.wire import READ_BYTES_MAX, Wire
+from gateway.errors import InternalError, error_body, error_headers
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+Scope = dict[str, Any]
+Message = dict[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+}
+
+
+class RequestCycle:
+    """From a complete head to a complete response. `lose` ends it when the caller goes first."""
+
+    __slots__ = (
+        "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue", "_is_head",
+        "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire", "complete", "disconnected", "keep_alive", "more_body", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        wire: Wire,
+        default_headers: Headers,
+        on_end: Callable[[], None],
+        *,
+        is_head: bool,
+        version_10: bool,
+        keep_alive: bool,
+        expects_continue: bool,
+    ) -> None:
+        self._wire = wire
+        self._default_headers = default_headers
+        self._on_end = on_end
+        self._is_head = is_head
+        self._version_10 = version_10
+        self._expects_continue = expects_continue
+        self.keep_alive = keep_alive
+        self._pieces: list[bytes] = []
+        self._body_bytes = 0
+        self._body_delivered = False
+        self.more_body = True
+        self._waiters: list[asyncio.Future[None]] = []
+        self._on_disconnect: Callable[[], None] | None = None
+        self.disconnected = False
+        self.started = False
+        self.complete = False
+        self._chunked = False
+        # Of a response with a length: what is still owed. None: the end of the connection is the end of the body.
+        self._bytes_left: int | None = 0
+
+    # What the gateway may know (gateway.client.ClientConnection)
+
+    def is_disconnected(self) -> bool:
+        """Whether the caller has gone before the response was complete."""
+        return self.disconnected
+
+    def on_disconnect(self, callback: Callable[[], None] | None) -> None:
+        """Call back once, synchronously, when the caller goes; at once if it has gone. None forgets the callback."""
+        self._on_disconnect = callback
+        if callback is not None and self.disconnected:
+            self._on_disconnect = None
+            callback()
+
+    def stalled_ms(self) -> float:
+        """For how long the caller has taken nothing of what waits for it."""
+        return self._wire.stalled_ms()
+
+    def was_stalled(self) -> bool:
+        """Whether the caller counts as gone because it did not read, rather than because it left."""
+        return self._wire.stalled
+
+    def abort(self) -> None:
+        """Cut the caller off, unless its response is complete: the connection may be another request's by then."""
+        if not self.complete:
+            self._wire.abort()
+
+    def body_arrived(self) -> bool:
+        """Whether the whole request body is here."""
+        return not self.more_body
+
+    def pause_body(self) -> None:
+        """Read nothing more of the body before `receive` is called again. Meanwhile the caller's time does not run."""
+        if self.more_body:
+            self._wire.pause_reading()
+
+    # What the connection tells
+
+    def feed(self, piece: bytes) -> None:
+        """A piece of the body has arrived."""
+        self._pieces.append(piece)
+        self._body_bytes += len(piece)
+        if self._body_bytes > READ_BYTES_MAX:
+            self._wire.pause_reading()
+        if self._waiters:
+            self._wake()
+
+    def end_body(self) -> None:
+        """The body is complete."""
+        self.more_body = False
+        if self._waiters:
+            self._wake()
+
+    def lose(self) -> None:
+        """The caller has gone, or its request turned out to be broken."""
+        if self.complete or self.disconnected:
+            return
+        self.disconnected = True
+        self._wake()
+        callback, self._on_disconnect = self._on_disconnect, None
+        if callback is not None:
+            callback()
+
+    # ASGI
+
+    async def run(self, app: App, scope: Scope) -> None:
+        """Run the application to its end; whatever it does, the caller gets an answer or a broken connection, never a false success."""
+        if self.disconnected:  # refused, or left, before its turn
+            return
+        try:
+            await app(scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._wire.close()
+            raise
+        except Exception:
+            log.exception("bug in the application")
+            await self._answer_bug(scope)
+        else:
+            if not (self.complete or self.disconnected or self._wire.closing):
+                log.error("the application ended without completing its response")
+                await self._answer_bug(scope)
+
+    async def receive(self) -> Message:
+        """The next piece of the body, all that is there; after the last one waits for the end of the response or of the connection."""
+        if self._expects_continue and not self._wire.closing:
+            self._expects_continue = False
+            self._wire.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.disconnected or self.complete):
+            if self._pieces or not (self.more_body or self._body_delivered):
+                pieces = self._pieces
+                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                self._pieces = []
+                self._body_bytes = 0
+                self._body_delivered = not self.more_body
+                self._wire.resume_reading()
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self._wire.resume_reading()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Write a part of the response. Waits while the caller does not read; does nothing once it has gone."""
+        if self._wire.write_paused:
+            await self._wire.drain()
+        if self.disconnected or self._wire.closing:
+            return
+        if not self.started:
+            if message["type"] != "http.response.start":
+                raise RuntimeError(f"expected http.response.start, got {message['type']}")
+            self._start(message["status"], message.get("headers", ()))
+        elif self.complete:
+            raise RuntimeError(f"{message['type']} after the response was complete")
+        elif message["type"] == "http.response.body":
+            self._write_body(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"expected http.response.body, got {message['type']}")
+
+    def _start(self, status: int, headers: Headers) -> None:
+        self._expects_continue = False
+        if self.more_body:
+            self.keep_alive = (
+                False  # the rest of the request is not wanted: nothing of it must be taken for the next one
+            )
+        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = 1
+        length: int | None = None
+        self._chunked = False
+        for group in (self._default_headers, headers):
+            for name, value in group:
+                if name == b"content-length":
+                    length = int(value)
+                elif name == b"connection":
+                    self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                    continue
+                elif name == b"transfer-encoding":
+                    continue  # framing is ours
+                parts += (name, b": ", value, b"\r\n")
+                lines += 1
+        bodiless = self._is_head or status in {204, 304}
+        if length is None and not bodiless:
+            if self._version_10:
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+                lines += 1
+        if not self.keep_alive:
+            parts.append(b"connection: close\r\n")
+            lines += 1
+        parts.append(b"\r\n")
+        head = b"".join(parts)
+        # A header that holds a line end would be a second header, or a second response.
+        if head.count(b"\n") != lines + 1 or head.count(b"\r") != lines + 1 or b"\0" in head:
+            raise RuntimeError("a response header holds a line end or NUL")
+        self._bytes_left = 0 if bodiless else length
+        self.started = True
+        self._wire.transport.write(head)
+
+    def _write_body(self, body: bytes, more_body: bool) -> None:
+        if self._is_head:
+            body = b""
+        if self._chunked:
+            if body and more_body:
+                self._wire.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            elif body:
+                self._wire.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            elif not more_body:
+                self._wire.transport.write(b"0\r\n\r\n")
+        else:
+            if self._bytes_left is not None:
+                self._bytes_left -= len(body)
+                if self._bytes_left < 0 or (self._bytes_left and not more_body):
+                    raise RuntimeError("the response is not as long as its content-length")
+            if body:
+                self._wire.transport.write(body)
+        if not more_body:
+            self.complete = True
+            self._pieces.clear()  # a body that nobody asked for
+            self._on_disconnect = None
+            if self._waiters:
+                self._wake()
+            if not self.keep_alive:
+                self._wire.close(linger=self.more_body)
+            self._on_end()
+
+    async def _answer_bug(self, scope: Scope) -> None:
+        if self.complete:
+            return  # the caller has its answer, and the connection may be another request's by then
+        if self.started:
+            self._wire.close()  # mid-body: the missing rest tells the caller
+            return
+        error, request_id, dialect = InternalError(), new_request_id(), dialect_of(scope["raw_path"])
+        body = error_body(error, dialect, request_id)
+        headers = [
+            *error_headers(error),
+            *id_headers(dialect, request_id),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        self.keep_alive = False
+        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()

@@ -1,0 +1,54 @@
+"""Keeps streams from looking dead: whoever has waited for long, in the queue or for the next token, is sent
+something that means nothing.
+
+Proxies and clients cut connections on which nothing comes. A heartbeat is no piece of an answer: it is not
+metered, it is no first token, and after it another instance may still be tried. But the head has gone out
+with it, so that what fails then is told in the stream.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from gateway.edge.client import AsgiClient
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS_MAX: Final = 1.0
+
+
+class Heartbeats:
+    """The streams of one process.
+
+    One round for all of them: a timer for each would cost every request something.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._round_s = min(ROUND_SECONDS_MAX, interval_s / 4)
+        # A round less than the interval holds, because the first one may come at once.
+        self._rounds_silent_max = int(interval_s / self._round_s) - 1 if interval_s else 0
+        self._streams: set[AsgiClient] = set()
+
+    def watch(self, client: AsgiClient) -> None:
+        """A stream was asked for."""
+        self._streams.add(client)
+
+    def forget(self, client: AsgiClient) -> None:
+        """It has ended, if it was one."""
+        self._streams.discard(client)
+
+    async def run(self) -> None:
+        """Until cancelled. Returns at once where heartbeats are off."""
+        while self._rounds_silent_max:
+            await asyncio.sleep(self._round_s)
+            for client in list(self._streams):
+                client.rounds_silent += 1
+                if client.rounds_silent >= self._rounds_silent_max:
+                    await self._beat(client)
+
+    @staticmethod
+    async def _beat(client: AsgiClient) -> None:
+        try:
+            await client.heartbeat()
+        except Exception:  # one stream must not end the heartbeats of all others
+            log.exception("bug in a heartbeat", extra={"request_id": client.request_id})

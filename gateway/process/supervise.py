@@ -1,0 +1,179 @@
+"""Keeps the processes of one gateway running, passes signals on, adds their figures up. Serves nothing itself.
+
+It holds the listening sockets: connections that arrive while a process is being replaced wait for the next one instead of being refused.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from gateway.metrics.shared_figures import SharedFigures
+from gateway.settings import GatewaySettings
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.1
+RESTART_FIRST_S = 0.1
+RESTART_MAX_S = 10.0
+# A process that lived this long had started well: its death says nothing about the next one's chances.
+HEALTHY_S = 30.0
+# Over the time that a process gives itself, before it is killed.
+KILL_AFTER_S = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """A place for a process; its socket outlives the processes in it."""
+
+    index: int
+    socket: socket.socket
+    process: subprocess.Popen[bytes] | None = None
+    name: str = ""
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    failures: int = 0
+
+
+class Supervisor:
+    """`run` returns the exit status: 0 after an orderly stop, the first process's own if none of them ever came up."""
+
+    def __init__(
+        self, settings: GatewaySettings, factory: str, sockets: list[socket.socket], registry: CollectorRegistry
+    ) -> None:
+        self._settings = settings
+        self._given = (json.dumps({"factory": factory, "settings": _plain(settings)}) + "\n").encode()
+        self._figures = SharedFigures()
+        registry.register(self._figures)
+        self._slots = [_Slot(index, sock) for index, sock in enumerate(sockets)]
+        self._signals: list[int] = []
+        self._came_up = False
+
+    def run(self) -> int:
+        """Serve until a signal."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            status = self._keep_running()
+            stopped = self._stop()
+            return status or stopped
+        finally:
+            self._kill_rest()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _keep_running(self) -> int:
+        while not self._signals:
+            now = time.monotonic()
+            for slot in self._slots:
+                if slot.process is None:
+                    if now >= slot.restart_at:
+                        self._start(slot)
+                    continue
+                self._came_up = self._came_up or self._figures.has_figures(slot.name)
+                if slot.process.poll() is not None:
+                    status = self._bury(slot, slot.process)
+                    if not self._came_up:
+                        log.error("no process came up", extra={"status": status})
+                        return status or 1
+            time.sleep(POLL_S)
+        return 0
+
+    def _start(self, slot: _Slot) -> None:
+        slot.started_at = time.monotonic()
+        slot.name = f"{slot.index}-{time.time_ns()}"
+        figures = self._figures.begun(slot.name)
+        number = slot.socket.fileno()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.process.serve_child", str(number), str(figures)],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                pass_fds=[number, figures],
+                # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear it once, from here.
+                start_new_session=True,
+            )
+        finally:
+            os.close(figures)
+        assert process.stdin is not None
+        try:
+            process.stdin.write(self._given)
+        except BrokenPipeError:
+            log.debug("process ended before it had its settings")  # `poll` will say so, too
+        slot.process = process
+        log.info("process started", extra={"slot": slot.index, "child": process.pid})
+
+    def _bury(self, slot: _Slot, process: subprocess.Popen[bytes]) -> int:
+        """A process has ended unasked: keep what it counted, and plan the next."""
+        status = process.returncode
+        now = time.monotonic()
+        slot.failures = 0 if now - slot.started_at > HEALTHY_S else slot.failures + 1
+        delay_s = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** min(slot.failures, 10))
+        slot.restart_at = now + delay_s
+        self._forget(slot, process)
+        self._figures.deaths += 1
+        log.error(
+            "process ended", extra={"slot": slot.index, "child": process.pid, "status": status, "restart_in_s": delay_s}
+        )
+        return status
+
+    def _stop(self) -> int:
+        """Tell every process once, wait for as long as they may take. A second signal ends the wait."""
+        settings = self._settings
+        heard = len(self._signals)
+        for slot in self._slots:
+            slot.socket.close()
+            if slot.process is not None:
+                slot.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + settings.stop_s + KILL_AFTER_S
+        status = 0
+        while any(slot.process is not None for slot in self._slots):
+            if len(self._signals) > heard:
+                return 128 + self._signals[-1]
+            if time.monotonic() > deadline:
+                log.error("processes did not end in time and are killed")
+                return 1
+            for slot in self._slots:
+                if slot.process is not None and slot.process.poll() is not None:
+                    if (
+                        slot.process.returncode != -signal.SIGTERM
+                    ):  # told to stop before it could hear it: nothing was open
+                        status = status or abs(slot.process.returncode)
+                    self._forget(slot, slot.process)
+            time.sleep(POLL_S)
+        return status
+
+    def _kill_rest(self) -> None:
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.wait()
+                self._forget(slot, slot.process)
+
+    def _forget(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
+        slot.process = None
+        self._figures.ended(slot.name)
+
+
+def _plain(settings: GatewaySettings) -> dict[str, str | float]:
+    """The settings as JSON, secrets included: for a pipe to a process of ours, nothing else."""
+    plain: dict[str, str | float] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        plain[name] = value if isinstance(value, int | float) else str(value)
+    return plain

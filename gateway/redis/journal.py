@@ -1,0 +1,232 @@
+"""Settles that Redis could not take, and requests admitted without it, kept on disk until it can. It owns the files, and knows neither Redis nor
+what a settle means.
+
+Each process appends to a file of its own, which it holds locked; the file of a dead process is unlocked, and whoever drains next adopts it.
+`append` hands the record to the operating system at once (kill -9 loses nothing) and to the disk in batches (a power cut loses the last one).
+Sending again is harmless: a settle is idempotent by request id. With `full`, admission has to stop before money is lost.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from billing.cell.scripts import Command
+from gateway.redis.connection import RedisCommandError
+from gateway.redis.journal_records import Admission, Record, Recovered, command_of, encode, recover
+
+log = logging.getLogger(__name__)
+
+BYTES_MAX: Final = 256 * 1024 * 1024
+_BATCH: Final = 64
+_SUFFIX: Final = ".journal"
+# Records that Redis refuses for good and damaged lines: set aside for a person to look at, never thrown away.
+_REJECTED: Final = "rejected"
+
+
+class Journal:
+    """The journal of one process, in a folder that it shares with others."""
+
+    def __init__(self, folder: Path, *, bytes_max: int = BYTES_MAX) -> None:
+        self._folder = folder
+        self._bytes_max = bytes_max
+        self._file = -1
+        self._path = folder
+        self._bytes = 0
+        self._entries = 0
+        self._dead_bytes = 0
+        self._dead_entries = 0
+        # What the disk would not take: kept here as long as the process lives.
+        self._unwritten: deque[Record] = deque()
+        self._sync: asyncio.Task[None] | None = None
+        self._dirty = False
+        self._sync_failed = False
+        self._draining = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Begin a file of this process's own. Call it in the process that appends, after any fork."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        unlocked = self._folder / f"{name}.new"
+        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._path = self._folder / f"{name}{_SUFFIX}"
+        # Visible to those who adopt only once it is locked.
+        unlocked.rename(self._path)
+        for path in self._others():
+            with contextlib.suppress(FileNotFoundError):
+                left = path.read_bytes()
+                self._dead_bytes += len(left)
+                self._dead_entries += left.count(b"\n")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of this process waits."""
+        return self._bytes == 0 and not self._unwritten
+
+    @property
+    def entries(self) -> int:
+        """How many settles wait, those of other processes as found at the start included."""
+        return self._entries + self._dead_entries + len(self._unwritten)
+
+    @property
+    def full(self) -> bool:
+        """Whether admission must stop: at its cap, or the disk takes no more."""
+        return self._bytes + self._dead_bytes >= self._bytes_max or bool(self._unwritten) or self._sync_failed
+
+    def append(self, call: Command) -> None:
+        """Keep a settle call. Never refuses: past the cap it is `full` that speaks, and a disk that fails leaves the call in memory."""
+        self._unwritten.append(call)
+        self._write()
+
+    def append_admission(self, admission: Admission) -> None:
+        """Keep the trace of a request that is admitted without Redis: killed, we leave it to whoever finds this file."""
+        self._unwritten.append(admission)
+        self._write()
+
+    @property
+    def unsaved(self) -> int:
+        """How many settles are neither in Redis nor on the disk: they end with the process."""
+        return sum(not isinstance(record, Admission) for record in self._unwritten)
+
+    def write_again(self) -> None:
+        """Try once more to put on the disk what it did not take."""
+        self._write()
+
+    async def drain(self, execute: Callable[..., Awaitable[Any]]) -> int:
+        """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable, having lost nothing."""
+        async with self._draining:
+            sent = 0
+            for path in self._others():
+                sent += await self._drain_dead(path, execute)
+            self._dead_bytes = self._dead_entries = 0
+            sent += await self._drain_own(execute)
+            self._write()
+            while self._unwritten:
+                record = self._unwritten[0]
+                sent += await self._send((command_of(record),), execute)
+                # Until it is in Redis it counts as unsaved; meanwhile the disk may have taken it.
+                if self._unwritten and self._unwritten[0] is record:
+                    self._unwritten.popleft()
+            return sent
+
+    async def synced(self) -> None:
+        """Until all that was appended is on the disk."""
+        if self._sync is not None:
+            await asyncio.shield(self._sync)
+
+    async def close(self) -> None:
+        """Give the file up: removed when empty, else left to whoever comes next."""
+        if self._file < 0:
+            return
+        self._write()
+        await self.synced()
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        if self._bytes == 0:
+            os.unlink(self._path)
+        os.close(self._file)
+        self._file = -1
+
+    def _others(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob(f"*{_SUFFIX}") if path != self._path)
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        while self._unwritten:
+            line = encode(self._unwritten[0])
+            try:
+                written = os.write(self._file, line)
+                if written < len(line):
+                    raise OSError("short write")
+            except OSError as exc:
+                log.error("the journal's disk takes no more", extra={"reason": str(exc)})
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._bytes)
+                return
+            self._bytes += len(line)
+            self._entries += 1
+            self._unwritten.popleft()
+        self._schedule_sync()
+
+    def _schedule_sync(self) -> None:
+        self._dirty = True
+        if self._sync is None or self._sync.done():
+            self._sync = asyncio.create_task(self._sync_to_disk(), name="journal-sync")
+
+    async def _sync_to_disk(self) -> None:
+        while self._dirty:
+            self._dirty = False
+            try:
+                await asyncio.to_thread(os.fsync, self._file)
+            except OSError as exc:
+                log.error("the journal is not on the disk", extra={"reason": str(exc)})
+                self._sync_failed = True
+
+    async def _drain_own(self, execute: Callable[..., Awaitable[Any]]) -> int:
+        sent = done = 0
+        while done < self._bytes:
+            unread = os.pread(self._file, self._bytes - done, done)
+            recovered = recover(unread, own=True)
+            sent += await self._send_recovered(recovered, execute)
+            done += recovered.valid_bytes
+            if recovered.valid_bytes < len(unread):
+                # We append whole lines only: the disk has damaged this one.
+                self._reject(unread[recovered.valid_bytes :], "damaged")
+                done += len(unread) - recovered.valid_bytes
+        if self._bytes:
+            # No await since the last look at the size: nothing can have been appended.
+            os.ftruncate(self._file, 0)
+            self._bytes = self._entries = 0
+            self._sync_failed = False
+        return sent
+
+    async def _drain_dead(self, path: Path, execute: Callable[..., Awaitable[Any]]) -> int:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(file)
+            if status.st_nlink == 0:
+                return 0
+            recovered = recover(os.pread(file, status.st_size, 0), own=False)
+            if recovered.valid_bytes < status.st_size:
+                log.warning("torn tail of a journal cut", extra={"bytes": status.st_size - recovered.valid_bytes})
+                os.ftruncate(file, recovered.valid_bytes)
+            sent = await self._send_recovered(recovered, execute)
+            os.unlink(path)
+        except BlockingIOError:
+            return 0
+        finally:
+            os.close(file)
+        return sent
+
+    async def _send_recovered(self, recovered: Recovered, execute: Callable[..., Awaitable[Any]]) -> int:
+        for line in recovered.damaged:
+            self._reject(line + b"\n", "damaged")
+        return await self._send(recovered.commands, execute)
+
+    async def _send(self, commands: tuple[Command, ...], execute: Callable[..., Awaitable[Any]]) -> int:
+        for start in range(0, len(commands), _BATCH):
+            batch = commands[start : start + _BATCH]
+            outcomes = await asyncio.gather(*(execute(*command) for command in batch), return_exceptions=True)
+            for command, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, RedisCommandError):
+                    self._reject(encode(command), str(outcome))
+                elif isinstance(outcome, BaseException):
+                    raise outcome
+        return len(commands)
+
+    def _reject(self, line: bytes, reason: str) -> None:
+        log.error("a journal record was set aside", extra={"reason": reason})
+        with (self._folder / _REJECTED).open("ab") as rejected:
+            rejected.write(line)

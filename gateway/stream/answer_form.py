@@ -1,0 +1,247 @@
+"""The form in which a caller gets an engine's answer: the model as it was asked for, the tier it was served
+in, and no engine's empty extras.
+
+Pure: takes what a meter has read and returns the bytes to pass on. Text that a model wrote is never searched
+or changed: names and tiers are written at places that no text can reach, or into objects that are decoded.
+Engines fill members of their own with null ("reasoning": null); clients send those back, or stumble over
+them. So of all null members only those are kept that the vendors send as null themselves.
+"""
+
+import json
+import re
+from typing import Any, Final
+
+import orjson
+
+from gateway.protocol.tier import anthropic_tier
+from gateway.request import Route
+from gateway.stream.meter import ProtocolViolation
+
+_DATA: Final = b"data: "
+_TIER: Final = "service_tier"
+_TIER_BYTES: Final = b'"service_tier"'
+
+_CHUNK: Final = b'data: {"'
+_MODEL: Final = b',"model":"'
+_CHOICES: Final = b',"choices":['
+# What vLLM's embeddings begin with, up to their numbers.
+_EMBEDDINGS: Final = re.compile(
+    rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,512}"),"data":\['
+)
+_NULL: Final = b'":null'
+_FINISH: Final = b'"finish_reason":null}]}'
+# How vLLM ends the chunks in mid-stream of chat and completions, and the first one of chat. What it has more
+# than `_FINISH` is its own.
+_VLLM_ENDS: Final = (
+    b'"finish_reason":null,"token_ids":null}]}',
+    b'"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
+    b'"finish_reason":null}],"prompt_token_ids":null,"prompt_text":null}',
+    _FINISH,
+)
+_NO_LOGPROBS: Final = b'"logprobs":null,'
+# Each with its number of nulls, and what is to be in its place.
+_ENDS: Final = tuple(
+    (before + end, (before + end).count(_NULL), before + _FINISH)
+    for before in (_NO_LOGPROBS, b"")
+    for end in _VLLM_ENDS
+)
+
+# Where OpenAI and Anthropic send null themselves.
+_NO_NULLS: Final[frozenset[str]] = frozenset()
+_CHOICE_NULLS: Final = frozenset({"logprobs", "finish_reason"})
+_MESSAGE_NULLS: Final = frozenset({"content", "refusal"})
+_TOOL_NULLS: Final = frozenset({"description", "parameters", "strict"})
+_RESPONSE_NULLS: Final = frozenset(
+    {
+        "completed_at", "conversation", "error", "incomplete_details", "instructions", "max_output_tokens", "max_tool_calls", "metadata",
+        "previous_response_id", "prompt", "prompt_cache_key", "reasoning", "safety_identifier", "temperature", "top_logprobs", "top_p",
+        "usage", "user",
+    }
+)  # fmt: skip
+# Members of an item or a part of a response that are null. In JSON a quote inside a string is escaped, so
+# this can match no text.
+_NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
+
+
+class ChunkForm:
+    """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's word.
+
+    Chunks in mid-stream differ in their text and little else, so the beginning and the end of one are remembered and replaced in the next.
+    """
+
+    __slots__ = ("_end", "_model", "_opening", "_opening_written", "_tier")
+
+    def __init__(self, model: str | None, tier: bytes | None) -> None:
+        self._model = model
+        self._tier = tier
+        self._opening = b"\n"  # in no event
+        self._opening_written = b""
+        self._end = _ENDS[0]
+
+    def write(self, event: bytes) -> bytes:
+        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation where it is
+        not a JSON object.
+        """
+        if event.startswith(self._opening) or self._learn_opening(event):
+            nulls = event.count(_NULL)  # one inside a text counts too, which costs time only
+            if nulls:
+                if (event.endswith(self._end[0]) or self._learn_end(event)) and nulls == self._end[1]:
+                    end, _, written = self._end
+                    return self._opening_written + event[len(self._opening) : -len(end)] + written
+            elif _TIER_BYTES not in event:
+                return self._opening_written + event[len(self._opening) :]
+        return self._write_decoded(event) if event.startswith(_DATA) else event
+
+    def _learn_opening(self, event: bytes) -> bool:
+        """What stands before the choices, if the model stands last in it: nothing of that was generated."""
+        model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
+        one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
+        if not one_member or not event.startswith(_CHUNK):
+            return False
+        opening = event[: choices_at + len(_CHOICES)]
+        if _TIER_BYTES in opening or _NULL in opening:
+            return False
+        model = event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
+        tier = b"" if self._tier is None else b'"service_tier":"%b",' % self._tier
+        self._opening = opening
+        self._opening_written = b"data: {%b%b%b%b" % (tier, event[len(_CHUNK) - 1 : model_at], model, _CHOICES)
+        return True
+
+    def _learn_end(self, event: bytes) -> bool:
+        for end in _ENDS:
+            if event.endswith(end[0]):
+                self._end = end
+                return True
+        return False
+
+    def _write_decoded(self, event: bytes) -> bytes:
+        return _DATA + choices_written(_object_of(event[len(_DATA) :], "chunk"), self._model, self._tier)
+
+
+def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+    """A chunk or a whole answer of chat or completions, which is used up."""
+    _drop_nulls(answer, _NO_NULLS)
+    for choice in _objects(answer.get("choices")):
+        _drop_nulls(choice, _CHOICE_NULLS)
+        said = choice.get("message") or choice.get("delta")
+        if isinstance(said, dict):
+            _drop_nulls(said, _MESSAGE_NULLS)
+            if said.get("tool_calls") == []:
+                del said["tool_calls"]
+    _drop_nulls_of_usage(answer)
+    if model is not None:
+        answer["model"] = model
+    if tier is not None:
+        answer[_TIER] = tier.decode()
+    return _dumped(answer)
+
+
+def message_written(outermost: dict[str, Any], message: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+    """`outermost` once `message`, itself or what an event of it carries, says the model and, in its
+    usage, the tier. Both are used up.
+    """
+    if model is not None and message:
+        message["model"] = model
+    if message:
+        message.setdefault("stop_reason", None)
+        message.setdefault("stop_sequence", None)
+    if tier is not None and isinstance(usage := message.get("usage"), dict):
+        usage[_TIER] = anthropic_tier(tier)
+    return _dumped(outermost)
+
+
+def response_written(
+    outermost: dict[str, Any], response: dict[str, Any], model: str | None, tier: bytes | None
+) -> bytes:
+    """`outermost` once `response`, itself or what an event of it carries, says the model and the tier.
+
+    Both are used up.
+    """
+    _drop_nulls(response, _RESPONSE_NULLS)
+    for item in _objects(response.get("output")):
+        _drop_nulls(item, _NO_NULLS)
+        for part in _objects(item.get("content")):
+            _drop_nulls(part, _NO_NULLS)
+    for tool in _objects(response.get("tools")):
+        _drop_nulls(tool, _TOOL_NULLS)
+    _drop_nulls_of_usage(response)
+    if model is not None and response:
+        response["model"] = model
+    if tier is not None and response:
+        response[_TIER] = tier.decode()
+    return _dumped(outermost)
+
+
+def item_written(text: bytes) -> bytes:
+    """The JSON of an event that carries an item of a response or a part of one."""
+    return _NULL_MEMBER.sub(b"", text) if _NULL in text else text
+
+
+def whole_written(answer: bytes, decoded: dict[str, Any], route: Route, model: str | None, tier: bytes | None) -> bytes:
+    """A whole answer. `decoded` is what `answer` says, and is used up."""
+    if model is None and tier is None:
+        return answer
+    if route is Route.MESSAGES:
+        return message_written(decoded, decoded, model, tier)
+    if route is Route.RESPONSES:
+        return response_written(decoded, decoded, model, tier)
+    if route is Route.EMBEDDINGS:
+        return _embeddings_written(answer, decoded, model, tier)
+    return choices_written(decoded, model, tier)
+
+
+def _embeddings_written(answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+    """Many numbers, which are not to be written again: only what stands before and behind them is."""
+    found = _EMBEDDINGS.match(answer)
+    if found is None or _TIER in decoded:
+        return choices_written(decoded, model, tier)
+    numbers_end = answer.rindex(b"]") + 1
+    return b'{%b%b"model":%b,"data":[%b%b' % (
+        b"" if tier is None else b'"service_tier":"%b",' % tier,
+        found[1],
+        found[2] if model is None else orjson.dumps(model),
+        answer[found.end() : numbers_end],
+        _NULL_MEMBER.sub(b"", answer[numbers_end:]),
+    )
+
+
+def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:
+    if None in holder.values():
+        for name in [name for name, value in holder.items() if value is None and name not in kept]:
+            del holder[name]
+
+
+def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:
+    """Its details too, and the lists of turns that are empty where there was one turn."""
+    usage = holder.get("usage")
+    if not isinstance(usage, dict):
+        return
+    _drop_nulls(usage, _NO_NULLS)
+    for details in usage.values():
+        if isinstance(details, dict):
+            for name in [name for name, value in details.items() if value is None or value == []]:
+                del details[name]
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def _object_of(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        decoded = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise ProtocolViolation(f"{what} is not JSON") from exc
+    if not isinstance(decoded, dict):
+        raise ProtocolViolation(f"{what} is not an object")
+    return decoded
+
+
+def _dumped(answer: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(answer)
+    except orjson.JSONEncodeError:  # nested deeper than it writes: a tool's input may be
+        try:
+            return json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode()
+        except RecursionError as exc:
+            raise ProtocolViolation("answer nested too deeply") from exc

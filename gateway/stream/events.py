@@ -1,0 +1,26 @@
+"""Cuts a byte stream into whole server-sent events. Knows nothing of what they say."""
+
+from gateway.stream.meter import ProtocolViolation
+
+EVENT_BYTES_MAX = 1024 * 1024
+
+
+class EventSplitter:
+    """Whole events out of whatever pieces arrive; holds at most one unfinished event of 1 MiB."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def split(self, chunk: bytes) -> list[bytes]:
+        """The events (without their blank line) that `chunk` completes. Raises ProtocolViolation on an endless one."""
+        if self._rest:
+            chunk = self._rest + chunk
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n")
+        events = chunk.split(b"\n\n")
+        self._rest = events.pop()
+        if len(self._rest) > EVENT_BYTES_MAX:
+            raise ProtocolViolation("event longer than 1 MiB")
+        return events

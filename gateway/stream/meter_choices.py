@@ -1,0 +1,258 @@
+"""The meter of chat and completions streams: usage is cumulative on each chunk, per sample; the last chunk says the total.
+
+A chunk in mid-stream of a single sample is read by one regular expression; only a chunk that finishes something is decoded.
+Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the member itself.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+from gateway.stream.answer_form import ChunkForm, choices_written
+from gateway.stream.events import EventSplitter
+from gateway.stream.meter import (
+    USAGE_MISSING,
+    Produced,
+    ProtocolViolation,
+    SampleCounts,
+    cached_count,
+    token_count,
+    usage_anomaly,
+)
+
+# Figures of more digits are decoded, and refused.
+_USAGE_SO_FAR = re.compile(
+    rb',"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})\b[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
+)
+_ROLE = b'"role":"assistant"'
+_DONE = b"data: [DONE]"
+_DATA = b"data: "
+
+
+class ChoicesMeter:
+    """Implements `gateway.stream.meter.Meter` for `samples` choices of `prompts` prompts.
+
+    `counts`, where it is set, is told for each event that is passed on how many output tokens there were by then. `last_chunk` is the one that said
+    it was stopped inside the engine, which is not passed on.
+    """
+
+    __slots__ = (
+        "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
+        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "failure", "finished",
+        "last_chunk", "model", "tier",
+    )  # fmt: skip
+
+    def __init__(
+        self, samples: int, prompts: int, output_tokens_max: int | None, wants_usage: bool, wants_continuous: bool
+    ) -> None:
+        self._samples = samples
+        self._sample_max = output_tokens_max
+        self._output_max = None if output_tokens_max is None else output_tokens_max * samples
+        self._wants_usage = wants_usage
+        self._wants_continuous = wants_usage and wants_continuous
+        self._splitter = EventSplitter()
+        self._counts = SampleCounts(max(1, samples // prompts), output_tokens_max)
+        self._prompt = self._output = 0  # of the only sample, the fast path's figures
+        self._chunks = 0  # with something in them, since the last figure that could be taken
+        self._finished_samples = 0
+        self._previous = b""
+        self._total: Produced | None = None
+        self.finished = self.failed = self.aborted = self.exact = False
+        self.failure = b""
+        self.anomaly: str | None = None
+        self.model: str | None = None
+        self.tier: bytes | None = None
+        self._form: ChunkForm | None = None
+        self.counts: list[int] | None = None
+        self.last_chunk: dict[str, Any] | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        passed = []
+        for event in self._splitter.split(chunk):
+            if self._samples == 1 and b'"finish_reason":null' in event and event.startswith(b'data: {"id"'):
+                kept: bytes | None = self.written(self._read_fast(event))
+            elif event == _DONE:
+                self._read_done()
+                passed.append(event)
+                if self.counts is not None:
+                    self.counts.append(self.output_tokens())
+                continue
+            elif event.startswith(b":") or not event:
+                continue
+            else:
+                kept = self._read_decoded(event)
+            if kept is not None:
+                passed.append(kept)
+                if self.counts is not None:
+                    self.counts.append(self.output_tokens())
+            if self.failed:
+                break
+        if not passed:
+            return b""
+        passed.append(b"")
+        return b"\n\n".join(passed)
+
+    def written(self, event: bytes) -> bytes:
+        """An event, without its blank line, in the form in which the caller gets it."""
+        if self._form is None:
+            if self.model is None and self.tier is None:
+                return event
+            self._form = ChunkForm(self.model, self.tier)
+        return self._form.write(event)
+
+    def produced(self) -> Produced:
+        if self._total is not None:
+            return self._total
+        if self._samples == 1:
+            output = self._output + self._chunks
+            return Produced(self._prompt, 0, output, self._prompt) if output else Produced()
+        return self._counts.produced(0)
+
+    def output_tokens(self) -> int:
+        if self._samples == 1:
+            return self._output + self._chunks
+        return self._counts.output_tokens()
+
+    def counted(self) -> bool:
+        return self._total is None and self._samples == 1 and self._chunks > 0
+
+    def _read_fast(self, event: bytes) -> bytes:
+        """A chunk in mid-stream of the only sample; returns it without what the caller did not ask for."""
+        if self.finished or self._finished_samples:
+            raise ProtocolViolation("chunk after the end")
+        found = _USAGE_SO_FAR.search(event, event.rfind(b',"usage":'))
+        if found is None:
+            if b'"usage"' in event:
+                return self._read_decoded(event) or b": \n"
+            # An engine that says no usage on chunks: count chunks with text, until its final figure comes.
+            self._chunks += _ROLE not in event
+            return event
+        output = int(found[2])
+        if output < self._output or (output and event == self._previous):
+            if output == self._output:
+                raise ProtocolViolation("chunk sent twice")
+            self.anomaly = "usage_backwards"
+        elif self._sample_max is not None and output > self._sample_max:
+            self.anomaly = "usage_above_max_tokens"
+            self._chunks += _ROLE not in event
+        else:
+            self._prompt = int(found[1])
+            self._output = output
+            self._chunks = 0
+        self._previous = event
+        return event if self._wants_continuous else event[: found.start()] + event[found.end() :]
+
+    def _read_done(self) -> None:
+        if self.finished:
+            raise ProtocolViolation("[DONE] sent twice")
+        # A bare backend may leave finish reasons out; with neither these nor its final figure nothing says that this is the end.
+        if self._finished_samples < self._samples and self._total is None:
+            raise ProtocolViolation("[DONE] without a finish reason")
+        self.finished = True
+        if self._total is None and self.anomaly is None:
+            self.anomaly = USAGE_MISSING
+
+    def _read_decoded(self, event: bytes) -> bytes | None:
+        """A chunk that ends something, or of several samples: decoded whole. What to pass on of it, in the caller's form."""
+        if self.finished:
+            raise ProtocolViolation("chunk after [DONE]")
+        if not event.startswith(_DATA):
+            raise ProtocolViolation("not a data event")
+        try:
+            chunk = orjson.loads(event[len(_DATA) :])
+        except orjson.JSONDecodeError as exc:
+            raise ProtocolViolation("chunk is not JSON") from exc
+        if not isinstance(chunk, dict):
+            raise ProtocolViolation("chunk is not an object")
+        if "error" in chunk:
+            self.failed, self.failure = True, event[len(_DATA) :]
+            return None
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            raise ProtocolViolation("chunk without choices")
+        usage = chunk.get("usage")
+        if not choices:
+            self._read_total(usage)
+            if self._total is not None and not self._total.output and not self._finished_samples:
+                self.aborted = True  # stopped before its first token: then no chunk says so
+            return self.written(event) if self._wants_usage and not self.aborted else None
+        for choice in choices:
+            self._read_choice(choice, usage)
+        if self.aborted:  # stopped inside the engine: not an ending that a caller's client knows
+            self.last_chunk = chunk
+            return None
+        if usage is None or self._wants_continuous:
+            return self._written_decoded(chunk, event)
+        del chunk["usage"]
+        return self._written_decoded(chunk, None)
+
+    def _written_decoded(self, chunk: dict[str, Any], event: bytes | None) -> bytes:
+        """A chunk in the form in which the caller gets it; `event` is its bytes, where they say the same."""
+        if event is not None and self.model is None and self.tier is None:
+            return event
+        return _DATA + choices_written(chunk, self.model, self.tier)
+
+    def _read_choice(self, choice: Any, usage: Any) -> None:
+        if (
+            not isinstance(choice, dict)
+            or type(index := choice.get("index")) is not int
+            or not 0 <= index < self._samples
+        ):
+            raise ProtocolViolation("choice without a valid index")
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            self._finished_samples += 1
+            self.aborted = self.aborted or reason == "abort"
+        if not isinstance(usage, dict):
+            self._chunks += _says_something(choice)
+            return
+        try:
+            prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+        except ValueError:
+            self.anomaly = "usage_malformed"
+            self._chunks += _says_something(choice)
+            return
+        self._counts.saw(index, prompt, output)
+        self.anomaly = self.anomaly or self._counts.anomaly
+        if self._samples > 1:
+            return
+        if self._counts.anomaly is not None:
+            self._chunks += _says_something(choice)
+        elif output < self._output:
+            self.anomaly = "usage_backwards"
+        else:
+            self._prompt, self._output, self._chunks = prompt, output, 0
+
+    def _read_total(self, usage: Any) -> None:
+        """The final figure: the engine's bill."""
+        if not isinstance(usage, dict):
+            return
+        try:
+            prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+            cached = cached_count(usage, "prompt_tokens_details")
+        except ValueError:
+            self.anomaly = "usage_malformed"
+            return
+        self.anomaly = self.anomaly or usage_anomaly(prompt, cached, output, self._output_max)
+        seen = self._output if self._samples == 1 else self._counts.output_tokens()
+        if self.anomaly is None and output < seen:
+            self.anomaly = "usage_backwards"
+        if self.anomaly is not None:
+            return
+        self.exact = True
+        so_far = self._counts.produced(cached) if self._samples > 1 else None
+        if output == 0:
+            self._total = Produced()
+        elif so_far is not None and so_far.output == output:
+            self._total = so_far
+        else:
+            self._total = Produced(prompt, cached, output, prompt)
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Whether a chunk carries output: text, reasoning or a tool call."""
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return any(delta.get(name) for name in ("content", "reasoning", "reasoning_content", "tool_calls"))

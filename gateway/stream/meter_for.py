@@ -1,0 +1,26 @@
+"""Which meter reads a request's answer. Pure."""
+
+from gateway.request import ParsedRequest, Route
+from gateway.stream.meter import Meter
+from gateway.stream.meter_choices import ChoicesMeter
+from gateway.stream.meter_plain import PlainMeter
+from gateway.stream.meter_typed import MessagesMeter, ResponsesMeter
+
+
+def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
+    """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known already."""
+    meter = _fresh(parsed)
+    meter.model, meter.tier = parsed.model, tier
+    return meter
+
+
+def _fresh(parsed: ParsedRequest) -> Meter:
+    if not parsed.stream:
+        return PlainMeter(parsed.route, parsed.samples, parsed.prompts, parsed.max_output_tokens)
+    if parsed.route is Route.MESSAGES:
+        return MessagesMeter(parsed.max_output_tokens)
+    if parsed.route is Route.RESPONSES:
+        return ResponsesMeter(parsed.max_output_tokens)
+    return ChoicesMeter(
+        parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, parsed.wants_continuous_usage
+    )

@@ -1,0 +1,118 @@
+"""The meter of answers that come whole: one JSON object with its usage. Buffers it, so that a broken answer can still become an error."""
+
+from typing import Any
+
+import orjson
+
+from gateway.request import UNMETERED_ROUTES, Route
+from gateway.stream.answer_form import whole_written
+from gateway.stream.meter import (
+    USAGE_MISSING,
+    Produced,
+    ProtocolViolation,
+    cached_count,
+    clamped,
+    token_count,
+    usage_anomaly,
+)
+from gateway.stream.meter_typed import messages_usage, responses_usage
+
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+
+
+class PlainMeter:
+    """Implements `gateway.stream.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is what to send."""
+
+    __slots__ = (
+        "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
+        "model", "tier",
+    )  # fmt: skip
+
+    def __init__(self, route: Route, samples: int, prompts: int, output_tokens_max: int | None) -> None:
+        self._route = route
+        self._samples = samples
+        self._prompts = prompts
+        self._output_max = None if output_tokens_max is None else output_tokens_max * samples
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._total: Produced | None = None
+        self.finished = self.failed = self.aborted = self.exact = False
+        self.failure = b""
+        self.anomaly: str | None = None
+        self.model: str | None = None
+        self.tier: bytes | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        self._size += len(chunk)
+        if self._size > ANSWER_BYTES_MAX:
+            raise ProtocolViolation("answer longer than 32 MiB")
+        self._pieces.append(chunk)
+        return b""
+
+    def produced(self) -> Produced:
+        return Produced() if self._total is None else self._total
+
+    def output_tokens(self) -> int:
+        return 0 if self._total is None else self._total.output
+
+    def counted(self) -> bool:
+        return False
+
+    def close(self) -> bytes:
+        """The whole answer, decoded for its usage, as the caller is to have it. Raises ProtocolViolation when it is not a JSON object."""
+        answer = b"".join(self._pieces)
+        try:
+            decoded = orjson.loads(answer)
+        except orjson.JSONDecodeError as exc:
+            raise ProtocolViolation("answer is not JSON") from exc
+        if not isinstance(decoded, dict):
+            raise ProtocolViolation("answer is not an object")
+        if self._route in UNMETERED_ROUTES:
+            self._total = Produced()
+            self.exact = self.finished = True
+            return _count_told(decoded) if self._route is Route.INPUT_TOKENS else answer
+        if "error" in decoded and decoded.get("error") is not None:
+            self.failed, self.failure = True, answer
+            return answer
+        usage = decoded.get("usage")
+        if usage is None:
+            self.anomaly = USAGE_MISSING
+        else:
+            self._read(decoded, usage)
+        self.finished = True
+        return whole_written(answer, decoded, self._route, self.model, self.tier)
+
+    def _read(self, decoded: dict[str, Any], usage: Any) -> None:
+        try:
+            if self._route is Route.MESSAGES:
+                prompt, cached, output = messages_usage(usage)
+            elif self._route is Route.RESPONSES:
+                prompt, cached, output = responses_usage(usage)
+            elif self._route is Route.EMBEDDINGS:
+                prompt, cached, output = token_count(usage, "prompt_tokens"), 0, 0
+            else:
+                prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+                cached = cached_count(usage, "prompt_tokens_details")
+        except (ValueError, AttributeError):
+            self.anomaly = "usage_malformed"
+            return
+        self.anomaly = usage_anomaly(prompt, cached, output, self._output_max)
+        choices = decoded.get("choices")
+        if isinstance(choices, list):
+            reasons = [choice.get("finish_reason") for choice in choices if isinstance(choice, dict)]
+            self.aborted = "abort" in reasons
+        self.exact = self.anomaly is None
+        if self.anomaly is not None:
+            prompt, cached, output = clamped(prompt, cached, output, self._output_max)
+        if output == 0 and self._route is not Route.EMBEDDINGS:
+            self._total = Produced()
+        else:
+            self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))
+
+
+def _count_told(rendered: dict[str, Any]) -> bytes:
+    """The answer of `/v1/responses/input_tokens`, of an engine's `/v1/responses/render`. Raises ProtocolViolation."""
+    token_ids = rendered.get("token_ids")
+    if type(token_ids) is not list:
+        raise ProtocolViolation("rendered without tokens")
+    return orjson.dumps({"object": "response.input_tokens", "input_tokens": len(token_ids)})

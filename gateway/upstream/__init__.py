@@ -1,0 +1,1 @@
+"""HTTP out: connections to engines, and what their errors mean."""

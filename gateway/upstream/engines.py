@@ -1,0 +1,141 @@
+"""The engines this process talks to: a connection pool for each instance, what is open there, and how to stop a request by its id.
+
+It knows addresses and failures, no tokens and no callers.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Protocol
+
+import orjson
+
+from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure, UpstreamPool
+from serving.registry import InstanceEntry
+
+log = logging.getLogger(__name__)
+
+ABORT_PATH = b"/inference/v1/abort_requests"
+# An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
+ABORT_SECONDS_MAX = 5.0
+_ABORT_ANSWER_BYTES_MAX = 64 * 1024
+ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
+
+
+class InEngine(Protocol):
+    """A request that an engine works on, as far as stopping it is concerned."""
+
+    @property
+    def request_id(self) -> str:
+        """By which the engine was asked."""
+
+    @property
+    def instance(self) -> InstanceEntry:
+        """Where it runs."""
+
+    @property
+    def connection(self) -> UpstreamConnection | None:
+        """Its connection, unless it has none yet, or none any more."""
+
+    @property
+    def finished(self) -> asyncio.Event:
+        """Set when its answer has ended."""
+
+    def engine_request_ids(self) -> list[str]:
+        """The ids by which the engine knows it."""
+
+
+class Engines:
+    """Pools by instance. A changed address or key of an instance makes a new pool."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
+        self.open_here: dict[str, int] = {}
+        self.failed_at: dict[str, float] = {}
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def pool(self, instance: InstanceEntry) -> UpstreamPool:
+        """The pool to this instance's present address."""
+        known = self._pools.get(instance.instance)
+        if known is not None and known[0] == instance.url and known[1] == instance.key:
+            return known[2]
+        if known is not None:
+            known[2].close()
+        pool = UpstreamPool(instance.url, instance.key, self._connect_timeout_s)
+        self._pools[instance.instance] = (instance.url, instance.key, pool)
+        return pool
+
+    def opened(self, instance: InstanceEntry) -> None:
+        """A request goes there."""
+        self.open_here[instance.instance] = self.open_here.get(instance.instance, 0) + 1
+
+    def closed(self, instance: InstanceEntry) -> None:
+        """It has ended."""
+        self.open_here[instance.instance] -= 1
+
+    def failed(self, instance: InstanceEntry) -> None:
+        """It let a request down: avoid it for a moment."""
+        self.failed_at[instance.instance] = time.monotonic()
+
+    def abort(self, request: InEngine) -> None:
+        """Make the engine stop a request: by id where it can (its answer then ends with the exact usage), else by closing the connection."""
+        if request.connection is None:
+            return
+        if not request.instance.abort:
+            request.connection.close()
+            return
+        task = asyncio.create_task(self._abort_by_id(request), name="abort")
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort_by_id(self, request: InEngine) -> None:
+        connection = request.connection
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABORT_SECONDS_MAX):
+                await self._abort_until_finished(request)
+        if request.finished.is_set():
+            return
+        log.warning("engine did not stop a request by id", extra={"request_id": request.request_id})
+        if connection is not None:
+            connection.close()
+
+    async def _abort_until_finished(self, request: InEngine) -> None:
+        body = orjson.dumps({"request_ids": request.engine_request_ids()})
+        for pause_s in ABORT_REPEAT_SECONDS:
+            with contextlib.suppress(UpstreamError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.ask(
+                        request.instance, ABORT_PATH, request.request_id, body, bytes_max=_ABORT_ANSWER_BYTES_MAX
+                    )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await request.finished.wait()
+            if request.finished.is_set():
+                return
+
+    async def ask(
+        self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes, *, bytes_max: int
+    ) -> tuple[int, bytes]:
+        """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more than `bytes_max` too."""
+        pool = self.pool(instance)
+        connection, _ = await pool.acquire()
+        answer = b""
+        try:
+            connection.send(pool.request_bytes(path, request_id.encode(), body))
+            status = await connection.head()
+            while piece := await connection.read():
+                answer += piece
+                if len(answer) > bytes_max:
+                    raise UpstreamError(UpstreamFailure.PROTOCOL)
+        except BaseException:
+            connection.close()
+            raise
+        pool.release(connection)
+        return status, answer
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for _, _, pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,143 @@
+"""How a stream goes on from its text: what can, which tokens the text carries, and that no stop string is lost where two parts meet."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.protocol import parse_request
+from gateway.request import ParsedRequest, Route
+from gateway.stream.continuation import Given, Splice, can_go_on
+
+PATHS: dict[Route, dict[str, Any]] = {
+    Route.CHAT: {"messages": [{"role": "user", "content": "x"}]},
+    Route.COMPLETIONS: {"prompt": "x"},
+}
+
+
+def asked(route: Route = Route.COMPLETIONS, **fields: Any) -> ParsedRequest:
+    body = {"model": "m", "stream": True, "max_tokens": 50, **PATHS[route], **fields}
+    return parse_request(route, json.dumps(body).encode())
+
+
+def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+    return {"id": "cmpl-a", "choices": [{"index": 0, "text": text, "finish_reason": finish, "stop_reason": None}]}
+
+
+def event(text: str) -> bytes:
+    return b"data: " + json.dumps(chunk(text)).encode() + b"\n\n"
+
+
+def passed(tokens: list[str], held_back: int) -> Given:
+    """What an engine shows of these tokens, so many characters late: an event for each."""
+    made, whole, shown = Given(), "", 0
+    for count, token in enumerate(tokens, 1):
+        whole += token
+        until = max(shown, len(whole) - held_back)
+        made.add(event(whole[shown:until]))
+        made.counts.append(count)
+        shown = until
+    return made
+
+
+@pytest.mark.parametrize("route", list(PATHS))
+@pytest.mark.parametrize(
+    ("fields", "able"),
+    [
+        ({}, True),
+        ({"stop": ["END"]}, True),
+        ({"frequency_penalty": 0, "presence_penalty": 0.0}, True),
+        ({"include_stop_str_in_output": True}, True),
+        ({"frequency_penalty": 0.5}, False),
+        ({"presence_penalty": -0.5}, False),
+        ({"stop": "END", "include_stop_str_in_output": True}, False),
+        ({"n": 2}, False),
+        ({"stream": False}, False),
+    ],
+)
+def test_only_what_a_text_carries_can_go_on(route: Route, fields: dict[str, Any], able: bool) -> None:
+    assert can_go_on(asked(route, **fields)) is able
+
+
+def test_no_log_probabilities_beside_that_of_what_was_said_are_log_probabilities() -> None:
+    assert not can_go_on(asked(logprobs=0))
+    assert not can_go_on(asked(Route.CHAT, logprobs=True, top_logprobs=0))
+
+
+def test_tokens_without_text_of_their_own_are_not_carried() -> None:
+    """Two of the three tokens of a character: the engine has counted them, and their text has not come."""
+    given_ = Given()
+    for count, text in enumerate(["🌊", " ", "", ""], 3):
+        given_.add(event(text))
+        given_.counts.append(count)
+    assert given_.text_and_tokens(asked()) == ("🌊 ", 4)
+    assert given_.close(asked(), chunk("", "abort"), 6) == b""
+    assert given_.text_and_tokens(asked()) == ("🌊 ", 4)
+
+
+@given(st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12), st.text("cd", min_size=1, max_size=9))
+def test_what_was_held_back_is_given_when_no_stop_string_has_begun(tokens: list[str], stop: str) -> None:
+    request, whole = asked(stop=stop), "".join(tokens)
+    made = passed(tokens, len(stop) - 1)
+    shown, _ = made.text_and_tokens(request)
+    last = made.close(request, chunk(whole[len(shown) :], "abort"), len(tokens))
+    assert made.text_and_tokens(request) == (whole, len(tokens))
+    if last:
+        (choice,) = json.loads(last[len(b"data: ") :])["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (whole[len(shown) :], None)
+
+
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12), st.text("ab ", min_size=1, max_size=9)
+)
+def test_what_may_become_a_stop_string_is_left_to_the_next_part(tokens: list[str], stop: str) -> None:
+    request, whole = asked(stop=stop), "".join(tokens)
+    ends = whole.find(stop)
+    if ends >= 0:  # the engine would have ended it there
+        whole = whole[: ends + len(stop) - 1]
+        tokens = [whole]
+    made = passed(tokens, len(stop) - 1)
+    shown, _ = made.text_and_tokens(request)
+    made.close(request, chunk(whole[len(shown) :], "abort"), len(tokens))
+    text, carried = made.text_and_tokens(request)
+    begun = max((size for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
+    assert whole.startswith(text)
+    assert len(shown) <= len(text) <= max(len(shown), len(whole) - begun)
+    assert 0 <= carried <= len(tokens)
+
+
+def test_a_blank_before_what_may_be_a_stop_string_is_left_to_the_token_that_it_belongs_to() -> None:
+    request = asked(stop=["blue whale"])
+    made = passed(["red", ",", " green", ",", " blue"], 9)
+    made.close(request, chunk(" green, blue"[-9:], "abort"), 5)
+    assert made.text_and_tokens(request) == ("red, green,", 4)
+    made = passed(["The", " warm", " moon"], 8)
+    made.close(asked(stop="nevermore"), chunk("arm moon", "abort"), 3)
+    assert made.text_and_tokens(asked(stop="nevermore"))[0] == "The warm"
+
+
+def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() -> None:
+    usage = {
+        "prompt_tokens": 30,
+        "completion_tokens": 5,
+        "total_tokens": 35,
+        "prompt_tokens_details": {"cached_tokens": 16},
+    }
+    closing = (
+        b"data: "
+        + json.dumps({"id": "cmpl-a-2", "choices": [], "usage": usage}, separators=(",", ":")).encode()
+        + b"\n\n"
+    )
+
+    def told(prompt: int | None) -> dict[str, Any]:
+        splice = Splice("a-2", "a", opened=True, prompt=prompt, cached=0, output=20 if prompt else 0)
+        shown: dict[str, Any] = json.loads(splice.told(closing)[len(b"data: ") :])
+        assert shown["id"] == "cmpl-a"
+        return dict(shown["usage"])
+
+    assert told(10) == {
+        "prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35, "prompt_tokens_details": {"cached_tokens": 0},
+    }  # fmt: skip
+    assert told(None) == usage
