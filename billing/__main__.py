@@ -8,9 +8,9 @@ from typing import Final
 
 from billing.database import DatabaseError
 from billing.process import run
-from billing.redis_address import RedisAddressError
-from billing.redis_server import WrongRedis
 from billing.settings import BillingSettings
+from billing.wire.redis_address import RedisAddressError
+from billing.wire.redis_server import WrongRedis
 
 _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from billing.engine_instances import CounterPair
+from billing.wire.tokens import CounterPair
 
 
 class FindingKind(StrEnum):

@@ -11,9 +11,9 @@ from typing import Final
 import redis
 from sqlalchemy import Connection, Engine, select
 
-from billing import pools
+from billing.catalogue import pools
 from billing.contracts.store import BINDING
-from billing.registered import Registered, read_known
+from billing.fleet.registered import Registered, read_known
 from billing.schema.capacity import contract
 from billing.schema.catalogue import tenant
 

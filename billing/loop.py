@@ -13,7 +13,7 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.metrics import BillingMetrics
-from billing.redis_server import login_refused
+from billing.wire.redis_server import login_refused
 
 _log = logging.getLogger(__name__)
 

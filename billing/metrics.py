@@ -14,9 +14,9 @@ from billing.metrics_capacity import CapacityMetrics
 from billing.metrics_shared import InventoryMetrics, SharedFigures
 
 if TYPE_CHECKING:
-    from billing.audit_report import AuditReport
-    from billing.ledger import RecordedEvent
-    from billing.usage_stream import StreamLag
+    from billing.audit.report import AuditReport
+    from billing.ledger.entries import RecordedEvent
+    from billing.usage.streams import StreamLag
 
 
 class BillingMetrics:

@@ -15,30 +15,30 @@ from sqlalchemy import Engine
 from billing.allocator.allocator import Allocator
 from billing.allocator.restore import RESTORE_INTERVAL_MS, Restorer
 from billing.api.app import build_app
-from billing.audit import Auditor
-from billing.busy_cells import BusyCells
-from billing.consumer import MORE_WAITS, Consumer
+from billing.audit.engine_counters import CounterPoller
+from billing.audit.run import Auditor
+from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
-from billing.engine_counters import CounterPoller
-from billing.engine_watch import WATCH_INTERVAL_MS, EngineWatch
+from billing.fleet.engine_watch import WATCH_INTERVAL_MS, EngineWatch
+from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
-from billing.lapsed_instances import forget_lapsed
 from billing.leadership import LeadersRounds
 from billing.loop import Loop
 from billing.metrics import BillingMetrics
-from billing.metrics_page import MetricsPage
 from billing.migrate import upgrade
-from billing.projection import KEEP_UP_INTERVAL_MS, Projector
-from billing.reap import Reaper
 from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.cuts import rates_in_force
-from billing.redis_address import parse_redis_url
-from billing.redis_server import require_usable
 from billing.redis_watch import REDIS_WATCH_INTERVAL_MS, RedisWatch
 from billing.settings import BillingSettings
+from billing.usage.busy_cells import BusyCells
+from billing.usage.consumer import MORE_WAITS, Consumer
+from billing.usage.reap import Reaper
+from billing.wire.metrics_page import MetricsPage
+from billing.wire.redis_address import parse_redis_url
+from billing.wire.redis_server import require_usable
 
 _log = logging.getLogger(__name__)
 

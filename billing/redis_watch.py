@@ -5,8 +5,8 @@ from typing import Final
 
 import redis
 
-from billing.redis_address import RedisAddress
-from billing.redis_server import WrongRedis, durability_warnings, examine, login_refused, trouble
+from billing.wire.redis_address import RedisAddress
+from billing.wire.redis_server import WrongRedis, durability_warnings, examine, login_refused, trouble
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from billing.cell.scripts import CellKeys
-from billing.usage_event import CapacityClass, Ending, EventHead
+from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
 from gateway.catalogue.body_caps import BodyCaps

@@ -18,7 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.feed import Catalogue

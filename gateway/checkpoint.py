@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 from billing.cell.replies import Missing, parse_checkpoint
 from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
-from billing.tokens import Tokens
-from billing.usage_event import Ending, EventHead
+from billing.wire.tokens import Tokens
+from billing.wire.usage_event import Ending, EventHead
 from gateway.exchange import Exchange
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event

@@ -12,7 +12,7 @@ from typing import Any
 
 from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
-from billing.usage_event import CapacityClass, Ending, EventHead
+from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Protocol
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from gateway.errors import (
     DeadlineExceeded,
     EngineFailed,

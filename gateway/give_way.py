@@ -7,7 +7,7 @@ nobody pays for a part of an answer that our side broke off. What cannot go on i
 import logging
 from collections.abc import Callable
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from gateway.checkpoint import Checkpointer
 from gateway.errors import CallerLeft, GatewayError, RequestStopped
 from gateway.exchange import Exchange

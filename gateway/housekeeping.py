@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Final
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.metrics.counts import Metrics

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import orjson
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from gateway.exchange import Ended, Exchange
 from gateway.request import UNMETERED_ROUTES
 from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from billing.attribution import attribute
 from billing.cell.replies import (
     Later,
     Left,
@@ -27,8 +26,9 @@ from billing.cell.replies import (
     parse_reserve,
 )
 from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call, settle_call
-from billing.tokens import Tokens, Weights
-from billing.usage_event import Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.attribution import attribute
+from billing.wire.tokens import Tokens, Weights
+from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,

@@ -9,11 +9,11 @@ import time
 from functools import partial
 from typing import Any
 
-from billing.attribution import BILLED_ENDINGS, attribute, charged
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
-from billing.tokens import Tokens
-from billing.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.attribution import BILLED_ENDINGS, attribute, charged
+from billing.wire.tokens import Tokens
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.metrics.counts import Metrics
 from gateway.redis.journal import Journal

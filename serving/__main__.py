@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from billing.metrics_page import MetricsPage
-from billing.redis_address import RedisAddress
+from billing.wire.metrics_page import MetricsPage
+from billing.wire.redis_address import RedisAddress
 from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
 from serving.launch import (

@@ -11,9 +11,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from billing import redis_keys
-from billing.redis_address import RedisAddress, RedisAddressError
-from billing.redis_server import WrongRedis, require_usable, trouble
+from billing.wire import redis_keys
+from billing.wire.redis_address import RedisAddress, RedisAddressError
+from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
 from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models

@@ -11,7 +11,7 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from billing import redis_keys
+from billing.wire import redis_clock, redis_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Reclaimed:
                 read.time()
                 read.hget(redis_keys.DRAINED, self._instance)
                 read.exists(redis_keys.PROJECTION)
-                (seconds, micros), raw, told = await read.execute()
+                clock, raw, told = await read.execute()
         except (RedisError, OSError):
             return None
         if raw is not None or told:
             self._take(None if raw is None else _read(raw))
-        return int(seconds) * 1000 + int(micros) // 1000
+        return redis_clock.milliseconds(clock)
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from billing import redis_keys
+from billing.wire import redis_clock, redis_keys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -175,8 +175,8 @@ def unreadable_instances(raw_hash: "Mapping[bytes, bytes]") -> list[str]:
 
 async def publish(redis: "Redis", entry: InstanceEntry, lease_ms: int = LEASE_MS) -> InstanceEntry:
     """Register or renew: write the entry with a lease that runs from Redis's own clock. Returns it as written. Raises redis.RedisError."""
-    seconds, micros = await redis.time()
-    leased = replace(entry, lease_until_ms=seconds * 1000 + micros // 1000 + lease_ms)
+    now_ms = redis_clock.milliseconds(await redis.time())
+    leased = replace(entry, lease_until_ms=now_ms + lease_ms)
     await redis.hset(redis_keys.INSTANCES, entry.instance, leased.to_json())
     return leased
 

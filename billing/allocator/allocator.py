@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 from billing.allocator.leases import CellLeases
 from billing.allocator.round import Round, allocate
 from billing.allocator.supply import Cell, RatesInForce, Supply, SupplyReader, signed_alone
-from billing.busy_cells import BusyCells
+from billing.fleet.registered import Registered, read_registered_now
 from billing.metrics import BillingMetrics
-from billing.registered import Registered, read_registered_now
+from billing.usage.busy_cells import BusyCells
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import redis
 
-from billing import redis_keys
 from billing.allocator.minutes import Account, Totals
 from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
 from billing.cell.replies import parse_asked_again
 from billing.cell.scripts import grant_call
+from billing.wire import redis_clock, redis_keys
 
 # A cell that nobody allocates any more keeps its last numbers so long.
 _TTL_MS: Final = 7 * 86_400_000
@@ -100,11 +100,11 @@ def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellSt
         read.zcard(redis_keys.waiting_tenants(cell, "f"))
         for tenant in tenants:
             read.hgetall(redis_keys.contract_bucket(cell, tenant))
-        (now_s, now_us), room, flight, on_demand_waits, flex_waits, *hashes = read.execute()
+        clock, room, flight, on_demand_waits, flex_waits, *hashes = read.execute()
     found = {tenant: _contract(_text(fields)) for tenant, fields in zip(tenants, hashes, strict=True)}
     fields = _text(room)
     return CellState(
-        read_ms=int(now_s) * 1000 + int(now_us) // 1000,
+        read_ms=redis_clock.milliseconds(clock),
         version=room.get(_MEMORY.encode(), b""),
         contracts={tenant: hash_ for tenant, hash_ in found.items() if hash_ is not None},
         instances=frozenset(name.partition(":")[2] for name in fields if name.startswith(_PER_INSTANCE)),
@@ -160,7 +160,7 @@ def write_state(
 
 @cache
 def _write_numbers() -> str:
-    return (Path(__file__).parent.parent / "lua" / "write_numbers.lua").read_text(encoding="utf-8")
+    return (Path(__file__).parent / "lua" / "write_numbers.lua").read_text(encoding="utf-8")
 
 
 def _fields(fields: Mapping[Any, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 
 # Renewed every second: a process that is gone is replaced within this.
 _LEASE_MS: Final = 3_000
@@ -21,7 +21,7 @@ class CellLeases:
 
     def __init__(self, client: redis.Redis, owner: str) -> None:
         self._owner = owner
-        self._share = client.register_script((Path(__file__).parent.parent / "lua" / "share_cells.lua").read_text())
+        self._share = client.register_script((Path(__file__).parent / "lua" / "share_cells.lua").read_text())
 
     def share(self, busy: Iterable[str], pinned: Collection[str] = ()) -> list[str]:
         """Renew, and say which of the busy cells this process holds now. `pinned` ones are kept: it works on them at this moment.

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 from sqlalchemy import ARRAY, Connection, Row, Text, any_, literal, select, true
 
-from billing import limits, redis_keys
+from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
 from billing.schema.catalogue import tenant
 from billing.schema.ledger import usage_event
+from billing.wire import redis_keys
 
 # A bucket drains within a minute; what is older counts only where it was in debt.
 _WINDOW_MS: Final = 120_000

@@ -17,14 +17,14 @@ from typing import Any, Final
 import redis
 from sqlalchemy import Engine
 
-from billing import redis_keys
 from billing.allocator.rebuild import levels_of
 from billing.allocator.supply import RatesInForce, read_cells, signed_alone
-from billing.busy_cells import BusyCells
 from billing.cell.scripts import Command, rebuild_call, script
 from billing.contracts.rates import ContractRate, rates_by_pool
 from billing.leadership import Leadership
 from billing.metrics import BillingMetrics
+from billing.usage.busy_cells import BusyCells
+from billing.wire import redis_clock, redis_keys
 
 _log = logging.getLogger(__name__)
 
@@ -127,8 +127,8 @@ class Restorer:
             read.get(redis_keys.INTACT)
             read.time()
             read.pubsub_channels(redis_keys.wake_channel("*"))
-            server, word, (now_s, now_us), listeners = read.execute()
-        return str(server["run_id"]), word, int(now_s) * 1000 + int(now_us) // 1000, listeners
+            server, word, clock, listeners = read.execute()
+        return str(server["run_id"]), word, redis_clock.milliseconds(clock), listeners
 
     def _lost(self, run: str, all_cells: bool) -> dict[str, bytes | None]:
         """Cells whose levels were not held against the ledger in this run, with the word that they have."""

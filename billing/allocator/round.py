@@ -10,15 +10,14 @@ from typing import Final
 import redis
 from sqlalchemy import Connection, Engine
 
-from billing import capacity_usage
-from billing.allocator import cell_state, minutes, shares
+from billing.allocator import capacity_usage, cell_state, minutes, shares
 from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
 from billing.allocator.minutes import Account, Minute, Totals
 from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
 from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
-from billing.registered import Registered
+from billing.fleet.registered import Registered
 
 # Cuts are recorded by another process, a moment after they happen; after a pause, those of the pause.
 _CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS

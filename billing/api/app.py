@@ -37,10 +37,10 @@ from billing.api.control import ControlPlane
 from billing.api.edge import Access, RequestId
 from billing.api.idempotency import Idempotency
 from billing.api.whole_body import WholeBody
-from billing.audit import Auditor
-from billing.engine_counters import CounterPoller
-from billing.engine_probe import TIMEOUT_S
-from billing.projection import Projector
+from billing.audit.engine_counters import CounterPoller
+from billing.audit.run import Auditor
+from billing.catalogue.projection import Projector
+from billing.fleet.engine_probe import TIMEOUT_S
 from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (

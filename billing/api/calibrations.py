@@ -5,18 +5,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import Field, WithJsonSchema
 
-from billing import calibrations, pools
 from billing.api.answer import Listing
 from billing.api.capacity_answers import AbsorbedAnswer, CalibrationAnswer
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
 from billing.api.paging import PageAsked, listing
-from billing.calibrations import Calibration, Measured, SpentTokens
+from billing.catalogue import pools
+from billing.catalogue.models import Weights
+from billing.contracts import calibrations
+from billing.contracts.calibrations import Calibration, Measured, SpentTokens
 from billing.contracts.position import units
-from billing.engine_instances import read_instances
-from billing.models import Weights
-from billing.registered import read_registered
+from billing.fleet.engine_instances import read_instances
+from billing.fleet.registered import read_registered
 
 router = APIRouter(prefix="/admin/v1/calibrations", tags=["calibrations"])
 

@@ -4,13 +4,14 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
-from billing import capacity_usage, tenants
+from billing.allocator import capacity_usage
+from billing.allocator.capacity_usage import Figures
 from billing.allocator.minutes import MINUTE_MS
 from billing.api.capacity_answers import CapacityAnswer
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Moment, Name, TenantQuery
 from billing.api.rights import Right
-from billing.capacity_usage import Figures
+from billing.catalogue import tenants
 from billing.contracts import store
 from billing.contracts.position import units
 from billing.contracts.terms import utc

@@ -4,11 +4,11 @@ from typing import Literal
 
 from billing.api.answer import Answer, Ms, Usd
 from billing.api.tenant_shapes import RedisDown
-from billing.api_keys import Status as KeyStatus
-from billing.models import Status as ModelStatus
-from billing.projects import Status as ProjectStatus
-from billing.tenants import Kind
-from billing.tenants import Status as TenantStatus
+from billing.catalogue.api_keys import Status as KeyStatus
+from billing.catalogue.models import Status as ModelStatus
+from billing.catalogue.projects import Status as ProjectStatus
+from billing.catalogue.tenants import Kind
+from billing.catalogue.tenants import Status as TenantStatus
 
 
 class TenantAnswer(Answer):

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, WithJsonSchema
 from sqlalchemy import Connection
 
-from billing import models, pools, tenants
 from billing.api.answer import Listing
 from billing.api.contract_answers import ContractAnswer, ContractHistory, ContractSigned, QuoteAnswer
 from billing.api.contract_shapes import (
@@ -25,6 +24,8 @@ from billing.api.contract_shapes import (
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.api.paging import PageAsked
+from billing.catalogue import models, pools, tenants
+from billing.catalogue.models import Weights
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import Change
 from billing.contracts.commitments import read_for_sale, require_calibration
@@ -47,7 +48,6 @@ from billing.contracts.terms import (
     utc,
 )
 from billing.contracts.timeline import FOREVER_MS
-from billing.models import Weights
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])

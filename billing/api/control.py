@@ -10,8 +10,8 @@ import redis
 from fastapi import Depends, Request, Response
 from sqlalchemy import Connection, Engine
 
+from billing.catalogue.projection import Projector
 from billing.idempotency import Claim, carry_out
-from billing.projection import Projector
 
 # `now`: gateways were told. `pending`: it is saved, and they will be told when Redis is back.
 EFFECT_HEADER: Final = "x-taas-effect"

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.api.errors import REQUEST_ID_HEADER, error_response
 from billing.api.rights import Right, right_for
-from billing.api_keys import SECRET_PREFIX
+from billing.catalogue.api_keys import SECRET_PREFIX
 
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from billing.limits import ANY_MODEL
-from billing.names import NAME_CHARS_MAX, check_name, check_tenant_name
+from billing.catalogue.limits import ANY_MODEL
+from billing.catalogue.names import NAME_CHARS_MAX, check_name, check_tenant_name
 
 MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 # 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.

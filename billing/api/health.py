@@ -6,9 +6,9 @@ import redis
 from fastapi import APIRouter, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from billing import outbox
 from billing.api.capacity_answers import HealthAnswer
 from billing.api.control import Control, ControlPlane
+from billing.catalogue import outbox
 
 router = APIRouter(tags=["health"])
 

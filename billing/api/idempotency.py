@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.api.control import CLAIM
 from billing.api.errors import answer_to, error_response
-from billing.api_keys import SECRET_FORM
+from billing.catalogue.api_keys import SECRET_FORM
 from billing.idempotency import PARAM, Answer, Claim, find_answer, keep_answer
 from billing.refusals import Refused
 

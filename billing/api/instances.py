@@ -8,22 +8,24 @@ import redis
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from billing import instances, models, refusals
+from billing import refusals
 from billing.api.answer import Listing, Refusal
 from billing.api.catalogue_answers import InstanceAdded, InstanceAnswer, InstanceRemoved
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
 from billing.api.paging import PageAsked, listing
-from billing.engine_instances import CounterPair, EngineInstance
-from billing.engine_probe import Probe, probe_engine, unprobed
-from billing.engine_reading import Unreachable, read_engine
-from billing.engine_request_counts import read_instance
-from billing.engine_runs import close_run
-from billing.instances import Instance, check_url
-from billing.open_requests import read_open
+from billing.audit.engine_runs import close_run
+from billing.catalogue import instances, models
+from billing.catalogue.instances import Instance, check_url
+from billing.fleet.engine_instances import EngineInstance
+from billing.fleet.engine_probe import Probe, probe_engine, unprobed
+from billing.fleet.engine_reading import Unreachable, read_engine
+from billing.fleet.engine_request_counts import read_instance
+from billing.fleet.registered import Registered, read_registered
 from billing.page import Order, page_of
 from billing.refusals import Conflict
-from billing.registered import Registered, read_registered
+from billing.usage.open_requests import read_open
+from billing.wire.tokens import CounterPair
 
 router = APIRouter(prefix="/admin/v1", tags=["instances"])
 

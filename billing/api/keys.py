@@ -7,14 +7,14 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import api_keys, projects, tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import KeyAnswer, KeyMade, KeyRotated
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
 from billing.api.projects import tenant_id_of
-from billing.api_keys import ApiKey, KeyChange, Status
+from billing.catalogue import api_keys, projects, tenants
+from billing.catalogue.api_keys import ApiKey, KeyChange, Status
 from billing.refusals import Invalid
 
 KeyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")]

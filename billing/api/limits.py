@@ -6,15 +6,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from billing import limits, tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import LimitAnswer, LimitSet
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
 from billing.api.paging import PageAsked, listing
+from billing.catalogue import limits, tenants
+from billing.catalogue.limits import ANY_MODEL, FIELDS, Limit
 from billing.contracts import store
 from billing.contracts.limits_beside import undercut_by_limits
-from billing.limits import ANY_MODEL, FIELDS, Limit
 
 router = APIRouter(prefix="/admin/v1/limits", tags=["limits"])
 

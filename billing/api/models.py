@@ -7,17 +7,17 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, StrictStr
 from sqlalchemy import Connection
 
-from billing import models, tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import ModelAnswer
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
 from billing.api.paging import NameContains, PageAsked
+from billing.catalogue import models, tenants
+from billing.catalogue.models import Model, ModelChange, ModelSpec, Route, Status, Weights
+from billing.catalogue.price_book import for_sale_from
 from billing.contracts import store
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.reweigh import change_model
-from billing.models import Model, ModelChange, ModelSpec, Route, Status, Weights
-from billing.price_book import for_sale_from
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"])
 

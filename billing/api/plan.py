@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 
-from billing import models, pools
 from billing.api.capacity_answers import PlanAnswer
 from billing.api.contract_shapes import moment
 from billing.api.control import Control
 from billing.api.fields import Name
+from billing.catalogue import models, pools
 from billing.contracts.commitments import read_position
 from billing.contracts.position import units
 from billing.contracts.store import now_ms

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import models, pools
 from billing.allocator.supply import read_calibrations
 from billing.api.answer import Listing
 from billing.api.capacity_answers import LivePool, PoolAnswer
@@ -17,11 +16,12 @@ from billing.api.contract_shapes import Headroom, UnitsPerSecond, part, shown_sp
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
 from billing.api.paging import NameContains, PageAsked, listing
+from billing.catalogue import models, pools
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.position import shortfalls, units
+from billing.fleet.registered import Registered, read_registered
 from billing.page import Order, page_of
-from billing.registered import Registered, read_registered
 
 router = APIRouter(prefix="/admin/v1/pools", tags=["pools"])
 

@@ -5,17 +5,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
 
-from billing import models, tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Body, Moment, Name
 from billing.api.paging import PageAsked, listing
-from billing.backfill import Due, Scope, backfill
-from billing.clocks import redis_now_ms
-from billing.money import ZERO, price_string
-from billing.price_book import Price, list_page, set_price, withdraw_price
+from billing.catalogue import models, tenants
+from billing.catalogue.money import ZERO, price_string
+from billing.catalogue.price_book import Price, list_page, set_price, withdraw_price
+from billing.ledger.backfill import Due, Scope, backfill
 from billing.refusals import Invalid
+from billing.wire import redis_clock
 
 router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
 
@@ -76,7 +76,7 @@ def create(body: NewPrice, control: Control, response: Response) -> dict[str, An
             output=output,
             valid_from_ms=body.from_ms,
             confirmed=body.confirmed,
-            now_ms=lambda: redis_now_ms(control.redis),
+            now_ms=lambda: redis_clock.now_ms(control.redis),
         )
     return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
 
@@ -87,7 +87,7 @@ def withdraw(
 ) -> dict[str, Any]:
     """Withdraw a price that does not hold yet. One that holds or has held stays."""
     with control.changing(response) as connection:
-        return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_now_ms(control.redis)))
+        return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
 
 
 @router.post("/backfill", response_model=BackfillAnswer)

@@ -5,13 +5,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Response
 from sqlalchemy import Connection
 
-from billing import projects, tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import ProjectAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
-from billing.projects import Project
+from billing.catalogue import projects, tenants
+from billing.catalogue.projects import Project
 
 router = APIRouter(prefix="/admin/v1/projects", tags=["projects"])
 

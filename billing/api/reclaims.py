@@ -8,13 +8,13 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import pools, tenants
 from billing.api.answer import Listing
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
 from billing.api.paging import PageAsked, listing
 from billing.api.reclaim_answers import ReclaimAnswer, ReclaimOrdered, ReclaimPreview, ReclaimShown
+from billing.catalogue import pools, tenants
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
 from billing.contracts.terms import rate_at, utc

@@ -4,14 +4,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from billing import tenants
 from billing.api.capacity_answers import StopAnswer
 from billing.api.control import Control
 from billing.api.fields import IdPath, TenantQuery
 from billing.api.rights import Right
 from billing.api.usage_answers import ReceiptAnswer
-from billing.projection import announce_stop
-from billing.receipt import find_receipt, is_waiting
+from billing.catalogue import tenants
+from billing.catalogue.projection import announce_stop
+from billing.ledger.receipt import find_receipt, is_waiting
 from billing.refusals import Conflict, Invalid, NotFound
 
 router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])

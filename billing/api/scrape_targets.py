@@ -8,8 +8,8 @@ from fastapi import APIRouter
 
 from billing.api.capacity_answers import ScrapeTarget
 from billing.api.control import Control
-from billing.registered import Registered, read_registered
-from billing.scrape_targets import read_targets
+from billing.fleet.registered import Registered, read_registered
+from billing.wire.scrape_targets import read_targets
 
 router = APIRouter(prefix="/admin/v1/scrape-targets", tags=["metrics"])
 

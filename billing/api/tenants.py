@@ -6,16 +6,16 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
-from billing import tenants
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import TenantAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, NamePath, TenantName
 from billing.api.paging import NameContains, PageAsked, listing
 from billing.api.tenant_shapes import RedisDown, Refuse, without_default
+from billing.catalogue import tenants
+from billing.catalogue.tenants import Kind, Status, Tenant
 from billing.contracts import store
 from billing.refusals import Conflict, Invalid
-from billing.tenants import Kind, Status, Tenant
 
 router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
 

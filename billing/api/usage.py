@@ -6,16 +6,16 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request
 
-from billing import projects, tenants
 from billing.api.control import Control
 from billing.api.fields import Moment, TenantQuery
 from billing.api.paging import After
 from billing.api.usage_answers import AuditAnswer, UsageAnswer
-from billing.audit import Auditor
+from billing.audit.run import Auditor
+from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
+from billing.ledger.usage_report import Dimension, UsageLine, parse_dimensions, report_usage
 from billing.page import Asked, Order, page_of
 from billing.refusals import Invalid
-from billing.usage_report import Dimension, UsageLine, parse_dimensions, report_usage
 
 router = APIRouter(prefix="/admin/v1", tags=["usage"])
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
-from billing import redis_keys
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
@@ -162,7 +162,7 @@ def text_of(sha: str) -> str:
 def reserve_call(
     keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, claim: Claim, head: bytes, will: bytes
 ) -> Command:
-    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of `billing.usage_event`."""
+    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of `billing.wire.usage_event`."""
     return (
         "EVALSHA", script("reserve").sha, 4,
         keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests,

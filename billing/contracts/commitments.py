@@ -7,11 +7,11 @@ from typing import Final
 
 from sqlalchemy import Connection, or_, select
 
-from billing import pools
+from billing.catalogue import pools
+from billing.catalogue.pools import Pool
 from billing.contracts import store
 from billing.contracts.position import Holding, Position, Taken, refuse_worse
 from billing.contracts.timeline import FOREVER_MS
-from billing.pools import Pool
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import calibration, reclaim
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from billing import pools, tenants
+from billing.catalogue import pools, tenants
 from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
 from billing.contracts.commitments import lock_for_sale, require_calibration

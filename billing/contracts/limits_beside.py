@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection
 
-from billing import limits, models
+from billing.catalogue import limits, models
 from billing.cell.scripts import Limits
 from billing.contracts.position import units
 from billing.contracts.store import list_all

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from billing import models
+from billing.catalogue import models
+from billing.catalogue.models import Model, ModelChange, Weights
 from billing.contracts import store
 from billing.contracts.commitments import lock_for_sale, lock_position, read_position
 from billing.contracts.position import Holding, Position, refuse_worse, units
 from billing.contracts.terms import Step
-from billing.models import Model, ModelChange, Weights
 from billing.refusals import Conflict
 
 CHANGE: Final = "reweighed"

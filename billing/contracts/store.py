@@ -20,8 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from billing.catalogue.names import new_id
 from billing.contracts.terms import Clause, Contract, State, Step, Terms
-from billing.names import new_id
 from billing.page import Asked, Order, Page, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import contract as table

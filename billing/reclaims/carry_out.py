@@ -8,9 +8,9 @@ import logging
 import redis
 from sqlalchemy import Connection, Engine, or_, select
 
+from billing.catalogue.projection import Projector
 from billing.contracts.commitments import lock_position
 from billing.contracts.store import now_ms as clock_ms
-from billing.projection import Projector
 from billing.reclaims import orders, shortfall, store
 from billing.reclaims.clear import ASK_LEAD_MS, clear
 from billing.reclaims.plan import DRAIN_LEAD_MS, drain_from_ms

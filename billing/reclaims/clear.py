@@ -11,11 +11,12 @@ from typing import Final
 import redis
 from sqlalchemy import Connection
 
-from billing import outbox, redis_keys
-from billing.outbox import ChangeKind
+from billing.catalogue import outbox
+from billing.catalogue.outbox import ChangeKind
 from billing.reclaims import store
 from billing.reclaims.occupancy import OpenRequest, read_cells_ready, read_open_on
 from billing.reclaims.store import Entry, Reclaim
+from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
 

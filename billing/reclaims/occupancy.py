@@ -8,8 +8,8 @@ from typing import Final
 import orjson
 import redis
 
-from billing import redis_keys
-from billing.registered import Registered, read_registered
+from billing.fleet.registered import Registered, read_registered
+from billing.wire import redis_keys
 
 _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
 # In the order in which they give way.

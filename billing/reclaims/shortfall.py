@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
-from billing import pools
-from billing.bulk_insert import insert_rows
+from billing.catalogue import pools
 from billing.contracts import store as contracts
 from billing.contracts.commitments import read_position
 from billing.contracts.position import Holding, Position
 from billing.contracts.timeline import Span, Timeline
+from billing.ledger.bulk_insert import insert_rows
 from billing.reclaims import store
 from billing.reclaims.cuts import cut_pro_rata, shortage_by_reclaims
 from billing.reclaims.store import Reclaim

@@ -6,11 +6,11 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Row, exists, insert, or_, select, update
 
-from billing import outbox
+from billing.catalogue import outbox
+from billing.catalogue.names import new_id
+from billing.catalogue.outbox import ChangeKind
 from billing.contracts.position import Taken
 from billing.contracts.timeline import FOREVER_MS
-from billing.names import new_id
-from billing.outbox import ChangeKind
 from billing.page import Asked, Order, Page, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import reclaim as table

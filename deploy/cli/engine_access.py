@@ -22,7 +22,7 @@ _LOOK_S: Final = 10.0
 
 def find_key(instance: str, given: str | None) -> str | None:
     """What was given, else what the registry says; None: the engine asks for none. Raises ClickException when that cannot be known."""
-    from billing.redis_address import RedisAddressError, parse_redis_url
+    from billing.wire.redis_address import RedisAddressError, parse_redis_url
     from deploy.cli.settings import CliSettings
     from serving import registry
     from serving.launch import connect

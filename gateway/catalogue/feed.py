@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.errors import DependencyUnavailable
 from gateway.redis.pipe import RedisPipe, RedisUnavailable

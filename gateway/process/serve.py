@@ -20,9 +20,9 @@ from typing import Any
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from billing.metrics_page import MetricsPage
-from billing.redis_address import RedisAddressError
-from billing.redis_server import WrongRedis, require_usable
+from billing.wire.metrics_page import MetricsPage
+from billing.wire.redis_address import RedisAddressError
+from billing.wire.redis_server import WrongRedis, require_usable
 from gateway.edge.connection import listening_protocol
 from gateway.edge.cors import CrossOrigin, parse_origins
 from gateway.edge.sweep import ListenLimits

@@ -5,7 +5,7 @@ Knows no engine's bytes and no quota: which class a request gets is decided else
 
 from typing import Any
 
-from billing.usage_event import CapacityClass
+from billing.wire.usage_event import CapacityClass
 from gateway.protocol.fields import one_of
 from gateway.request import ServiceTier
 

@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import hiredis
 
-from billing.redis_server import why_refused
+from billing.wire.redis_server import why_refused
 
 # Beyond this a server is not slow but gone, and memory would grow instead of callers being told.
 OUTSTANDING_MAX: Final = 100_000

@@ -15,8 +15,8 @@ import hiredis
 
 from billing.cell.scripts import Script
 from billing.cell.scripts import scripts as cell_scripts
-from billing.redis_address import parse_redis_url
-from billing.redis_server import read_hello, why_unusable
+from billing.wire.redis_address import parse_redis_url
+from billing.wire.redis_server import read_hello, why_unusable
 from gateway.redis.connection import RedisCommandError, RedisConnection, RedisUnavailable
 
 __all__ = ["RedisCommandError", "RedisPipe", "RedisUnavailable"]

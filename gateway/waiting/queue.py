@@ -13,8 +13,8 @@ from typing import Final
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from billing import redis_keys
-from billing.redis_address import parse_redis_url
+from billing.wire import redis_keys
+from billing.wire.redis_address import parse_redis_url
 from gateway.errors import CallerLeft, DependencyUnavailable, NoInstance, Overloaded, QuotaExceeded, RequestStopped
 from gateway.exchange import Exchange
 from gateway.metrics.counts import Metrics

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import orjson
 import redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from billing.attribution import attribute
-from billing.tokens import Tokens, Weights
-from billing.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.attribution import attribute
+from billing.wire.tokens import Tokens, Weights
+from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
 
 WEIGHTS = Weights(1, 1000, 100, 4000)
 

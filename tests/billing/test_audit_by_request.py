@@ -6,18 +6,18 @@ import pytest
 import redis
 from sqlalchemy import Engine, insert, text, update
 
-from billing import redis_keys
-from billing.audit import Auditor
-from billing.audit_report import AuditReport
-from billing.engine_counters import CounterPoller
-from billing.engine_instances import CounterPair
+from billing.audit.engine_counters import CounterPoller
+from billing.audit.report import AuditReport
+from billing.audit.run import Auditor
+from billing.catalogue.price_book import set_price
 from billing.findings import Finding, FindingKind
-from billing.ledger import ReceivedEvent, record_events
-from billing.price_book import set_price
+from billing.ledger.entries import ReceivedEvent, record_events
 from billing.schema.catalogue import model as model_table
 from billing.schema.catalogue import model_weights
 from billing.schema.ledger import engine_counter
-from billing.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire import redis_keys
+from billing.wire.tokens import CounterPair
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_reap import reserve

@@ -4,7 +4,7 @@ import redis
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
-from billing import tenants
+from billing.catalogue import tenants
 from billing.contracts import lifecycle, store
 from billing.inventory import read_inventory
 from billing.metrics_shared import InventoryMetrics, SharedFigures

@@ -15,8 +15,8 @@ import pytest
 import redis
 from sqlalchemy import Engine, text
 
-from billing import redis_keys
 from billing.contracts import lifecycle, store
+from billing.wire import redis_keys
 from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event

@@ -5,11 +5,12 @@ from dataclasses import replace
 import redis
 from sqlalchemy import Engine
 
-from billing import api_keys, limits, models, redis_keys, tenants
-from billing.limits import Subject
-from billing.models import ModelSpec
-from billing.price_book import set_price
-from billing.projection import Projector
+from billing.catalogue import api_keys, limits, models, tenants
+from billing.catalogue.limits import Subject
+from billing.catalogue.models import ModelSpec
+from billing.catalogue.price_book import set_price
+from billing.catalogue.projection import Projector
+from billing.wire import redis_keys
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, Tenant
 

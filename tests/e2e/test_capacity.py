@@ -10,8 +10,8 @@ import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
-from billing import redis_keys
 from billing.cell.scripts import grant_call
+from billing.wire import redis_keys
 from tests.e2e.raw_caller import CHAT, COMPLETIONS, LONG, TOKEN, RawCaller, body_of
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import INSTANCE, MODEL, Stack

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.e2e.raw_caller import MESSAGES, ROUTES, RawCaller, body_of
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import INSTANCE, MODEL, Stack

@@ -16,7 +16,7 @@ import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_process import ADMIN_KEY, BillingProcess, stopped_at_the_end

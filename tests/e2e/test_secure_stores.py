@@ -16,8 +16,8 @@ import pytest
 import redis
 from sqlalchemy import make_url
 
-from billing import redis_keys
-from billing.redis_address import parse_redis_url
+from billing.wire import redis_keys
+from billing.wire.redis_address import parse_redis_url
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.secure_stores import (

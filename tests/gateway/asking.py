@@ -6,8 +6,8 @@ from typing import Any
 
 import httpx
 
-from billing import redis_keys
-from billing.usage_event import UsageEvent
+from billing.wire import redis_keys
+from billing.wire.usage_event import UsageEvent
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, wait_until
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, wait_until
 

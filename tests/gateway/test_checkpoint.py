@@ -8,10 +8,10 @@ from contextlib import suppress
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell.scripts import CellKeys, Claim, Limits, reserve_call
-from billing.tokens import Weights
-from billing.usage_event import CapacityClass, Ending, EventHead
+from billing.wire import redis_keys
+from billing.wire.tokens import Weights
+from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
 from gateway.checkpoint import Checkpointer, Deadlines

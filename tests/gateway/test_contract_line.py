@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import ask

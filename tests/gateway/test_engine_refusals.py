@@ -3,7 +3,7 @@
 import anthropic
 import pytest
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway
 from tests.gateway.asking import ask, body, the_event

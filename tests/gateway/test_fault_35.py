@@ -8,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from loadtest.scenarios.speed import EngineSpeed
 from loadtest.scenarios.stack import MODEL, ScenarioStack, running
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until

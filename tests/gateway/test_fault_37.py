@@ -8,10 +8,10 @@ import httpx
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.metrics import BillingMetrics
-from billing.reap import Reaper
-from billing.usage_event import Ending
+from billing.usage.reap import Reaper
+from billing.wire import redis_keys
+from billing.wire.usage_event import Ending
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 

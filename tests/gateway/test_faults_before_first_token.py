@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from billing.usage_event import Ending, UsageEvent
+from billing.wire.usage_event import Ending, UsageEvent
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, GatewayProcess, StartGateway
 from tests.fixtures.valkey import free_port

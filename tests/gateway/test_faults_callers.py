@@ -8,7 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing.usage_event import Ending
+from billing.wire.usage_event import Ending
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import free_port

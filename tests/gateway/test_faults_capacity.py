@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell.execute import execute
 from billing.cell.replies import Levels, LimitKind, LimitScope, Refused
 from billing.cell.scripts import Limits, grant_call
 from billing.metrics import BillingMetrics
-from billing.reap import Reaper
-from billing.usage_event import CapacityClass, Ending
+from billing.usage.reap import Reaper
+from billing.wire import redis_keys
+from billing.wire.usage_event import CapacityClass, Ending
 from gateway.openapi import INFERENCE_PATHS
 from gateway.request import UNMETERED_ROUTES
 from gateway.waiting.refusals import quota_exceeded

@@ -3,8 +3,8 @@
 import json
 import socket
 
-from billing import redis_keys
-from billing.usage_event import Ending
+from billing.wire import redis_keys
+from billing.wire.usage_event import Ending
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import PATHS, body
 

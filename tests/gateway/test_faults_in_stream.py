@@ -7,8 +7,8 @@ import openai
 import psutil
 import pytest
 
-from billing.tokens import AbsorbReason
-from billing.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.tokens import AbsorbReason
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway
 from tests.gateway.asking import ROUTES, TEXT, TOKENS, Outcome, ask, assert_nothing_leaks, the_event

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from billing.tokens import AbsorbReason
-from billing.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.tokens import AbsorbReason
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.gateway.asking import EVERY_WAY, PATHS, ROUTES, TOKENS, ask, body, the_event

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from billing.usage_event import Ending, UsageSource
+from billing.wire.usage_event import Ending, UsageSource
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port

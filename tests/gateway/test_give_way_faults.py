@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from billing import redis_keys
-from billing.usage_event import Ending
+from billing.wire import redis_keys
+from billing.wire.usage_event import Ending
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port

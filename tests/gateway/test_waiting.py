@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
-from billing import redis_keys
 from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
-from billing.usage_event import CapacityClass, Ending
+from billing.wire import redis_keys
+from billing.wire.usage_event import CapacityClass, Ending
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import Outcome, ask

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from billing.redis_address import parse_redis_url
+from billing.wire.redis_address import parse_redis_url
 from serving import registry
 from serving.agent import Agent, WorkerPlan, WorkerTimes
 from serving.engine_watch import WatchLimits

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from billing import redis_keys
-from billing.redis_address import parse_redis_url
+from billing.wire import redis_keys
+from billing.wire.redis_address import parse_redis_url
 from serving.engine_process import EngineStartFailed
 from serving.engine_watch import WatchLimits
 from serving.launch import connect

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import redis as redis_sync
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from serving.catalogue import known_models
 from serving.registry import EngineCounters, InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import free_port

@@ -4,7 +4,7 @@ import json
 
 from redis.asyncio import Redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from serving.reclaimed import DrainOrder, Reclaimed
 from serving.registry import EngineLoad, InstanceStatus
 from tests.serving.conftest import Worker, Workers, eventually, is_running

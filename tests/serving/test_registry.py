@@ -8,7 +8,7 @@ import pytest
 import redis as redis_sync
 from redis.asyncio import Redis
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from serving import registry
 from serving.registry import (
     EngineCounters,

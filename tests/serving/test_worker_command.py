@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis as redis_sync
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from serving.registry import InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running

@@ -1,5 +1,5 @@
 -- read_clock.lua -- v1, a part
--- The cell's time and names, for all scripts. Names of keys are those of billing/redis_keys.py, all in this cell's slot.
+-- The cell's time and names, for all scripts. Names of keys are those of billing/wire/redis_keys.py, all in this cell's slot.
 -- KEYS, ARGV: the fourth key is the cell's `open`. Returns nothing, it defines what the next parts use.
 local open = KEYS[4]
 local prefix = open:sub(1, -5)

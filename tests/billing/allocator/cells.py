@@ -7,7 +7,6 @@ from typing import Any
 import redis
 from sqlalchemy import Engine, select, update
 
-from billing import redis_keys
 from billing.allocator.allocator import Allocator
 from billing.allocator.restore import Restorer
 from billing.allocator.round import Round
@@ -16,6 +15,7 @@ from billing.contracts.terms import Contract
 from billing.metrics import BillingMetrics
 from billing.schema.capacity import contract_minute
 from billing.schema.catalogue import model
+from billing.wire import redis_keys
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms
 

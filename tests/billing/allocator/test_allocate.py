@@ -5,10 +5,11 @@ import json
 import redis
 from sqlalchemy import update
 
-from billing import models, redis_keys
+from billing.catalogue import models
 from billing.cell.replies import Refused, Reserved, Waiting
 from billing.cell.scripts import Asked
 from billing.schema.capacity import contract
+from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, only
 from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import T0

@@ -8,10 +8,10 @@ import redis
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DBAPIError
 
-from billing import redis_keys
 from billing.cell.replies import Refused, Reserved
 from billing.contracts.rates import RatesByPool
 from billing.schema.capacity import contract_minute, contract_shortfall
+from billing.wire import redis_keys
 from tests.billing.allocator.cells import MINUTE, Ground
 from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import T0, take

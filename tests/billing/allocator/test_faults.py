@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing import redis_keys
 from billing.cell.replies import Refused, Reserved
 from billing.cell.scripts import Limits
 from billing.loop import Loop
+from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, open_ground
 from tests.billing.cell.requests import CELL, age_bucket
 from tests.billing.contracts.selling import DAY, T0

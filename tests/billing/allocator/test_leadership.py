@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, only
 from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import T0

@@ -5,9 +5,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from billing import redis_keys
 from billing.allocator.cell_state import Memory, read_state, write_state
 from billing.allocator.leases import CellLeases
+from billing.wire import redis_keys
 
 PROCESSES = ("p1", "p2", "p3")
 CELLS = tuple(f"c{number}" for number in range(7))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from billing import models, redis_keys
 from billing.allocator.allocator import Allocator
 from billing.allocator.restore import Restorer
+from billing.catalogue import models
 from billing.metrics import BillingMetrics
+from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground
 from tests.billing.contracts.selling import T0
 

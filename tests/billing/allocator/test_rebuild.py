@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing import limits, redis_keys, tenants
 from billing.allocator import rebuild
+from billing.catalogue import limits, tenants
+from billing.catalogue.limits import Subject
 from billing.cell.replies import Rebuilding, Refused, Reserved
 from billing.cell.scripts import Asked, Limits
-from billing.consumer import Consumer
-from billing.limits import Subject
-from billing.usage_event import CapacityClass, Ending
+from billing.usage.consumer import Consumer
+from billing.wire import redis_keys
+from billing.wire.usage_event import CapacityClass, Ending
 from tests.billing.allocator.cells import Ground
 from tests.billing.cell.plan import Listener
 from tests.billing.cell.requests import CELL

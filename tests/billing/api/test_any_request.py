@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, text
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from tests.billing.api.conftest import ADMIN_KEY
 
 ROUTES = ("/pools", "/calibrations", "/contracts", "/reclaims", "/plan", "/capacity")

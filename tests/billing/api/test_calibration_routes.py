@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
-from billing import redis_keys
-from billing.ledger_check import check_ledger
+from billing.ledger.check import check_ledger
+from billing.wire import redis_keys
 
 Make = Callable[..., dict[str, Any]]
 GOOD: dict[str, Any] = {

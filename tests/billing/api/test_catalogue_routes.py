@@ -9,9 +9,9 @@ import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from billing import redis_keys
-from billing.api_keys import hash_of
+from billing.catalogue.api_keys import hash_of
 from billing.contracts import lifecycle
+from billing.wire import redis_keys
 from tests.billing.contracts.selling import POOL, T0, furnish, terms
 
 Make = Callable[..., dict[str, Any]]

@@ -13,7 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from sqlalchemy import Engine
 
 from billing.api.rights import RIGHTS, Right
-from billing.ledger import ReceivedEvent, record_events
+from billing.ledger.entries import ReceivedEvent, record_events
 from tests.billing.api.conftest import operation_of
 from tests.billing.events import event
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from billing import redis_keys
-from billing.engine_runs import read_runs
+from billing.audit.engine_runs import read_runs
+from billing.wire import redis_keys
 from serving.registry import InstanceEntry
 from tests.fixtures.valkey import free_port
 

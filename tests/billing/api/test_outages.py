@@ -8,9 +8,9 @@ import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, create_engine
 
-from billing import redis_keys
 from billing.api.app import build_app
 from billing.settings import BillingSettings
+from billing.wire import redis_keys
 from tests.billing.api.conftest import ADMIN_KEY
 from tests.fixtures.valkey import ValkeyProcess, free_port
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from billing import redis_keys
+from billing.wire import redis_keys
 
 Make = Callable[..., dict[str, Any]]
 # Each list, and what tells its rows apart.

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from billing.ledger import ReceivedEvent, record_events
+from billing.ledger.entries import ReceivedEvent, record_events
 from tests.billing.api.conftest import SERVICE_KEY
 from tests.billing.events import event
 

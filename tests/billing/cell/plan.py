@@ -6,10 +6,10 @@ from typing import Any, Self
 
 import redis
 
-from billing import redis_keys
 from billing.cell import scripts
 from billing.cell.execute import execute
 from billing.cell.replies import Reserved, ReserveReply, Waiting
+from billing.wire import redis_keys
 from tests.billing.cell.requests import CELL, CellRequest
 
 NUMBERS_TTL_MS = 7 * 86_400_000

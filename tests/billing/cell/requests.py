@@ -6,12 +6,12 @@ from typing import Any
 
 import redis
 
-from billing import redis_keys
-from billing.attribution import attribute
 from billing.cell import replies, scripts
 from billing.cell.execute import execute
-from billing.tokens import Tokens, Weights
-from billing.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+from billing.wire import redis_keys
+from billing.wire.attribution import attribute
+from billing.wire.tokens import Tokens, Weights
+from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
 
 CELL = "pool-1"
 LEASE_MS = 10_000

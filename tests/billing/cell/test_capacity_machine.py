@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from billing import redis_keys
 from billing.cell.execute import execute
 from billing.cell.replies import (
     AlreadySettled,
@@ -23,7 +22,8 @@ from billing.cell.replies import (
     Waiting,
 )
 from billing.cell.scripts import NO_PLACE, Asked, grant_call
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
 from tests.billing.cell.capacity_requests import KINDS, LIMITS, MachineRequest, gateway_of, next_part, request_of

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell.replies import Later, LimitKind, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
 from billing.cell.scripts import Asked, Limits
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     Listener,
     age_contract,

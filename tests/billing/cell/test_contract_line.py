@@ -3,9 +3,9 @@
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell.replies import Dropped, Later, LimitKind, Refused, Reserved
 from billing.cell.scripts import Asked
+from billing.wire import redis_keys
 from tests.billing.cell.plan import Listener, age_contract, contract_field, queue, sign, state_of
 from tests.billing.cell.requests import CELL, CellRequest
 

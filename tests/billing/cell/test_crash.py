@@ -7,7 +7,7 @@ import redis
 from billing.cell.execute import execute, execute_async
 from billing.cell.replies import AlreadySettled, Replayed, Reserved, Settled, parse_reserve, parse_settle
 from billing.cell.scripts import Limits, scripts
-from billing.tokens import Tokens
+from billing.wire.tokens import Tokens
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from tests.billing.cell.requests import CellRequest, empty, usage_events
 from tests.fixtures.valkey import ValkeyProcess

@@ -7,7 +7,7 @@ import redis
 
 from billing.cell.replies import Reserved, Waiting
 from billing.cell.scripts import Asked
-from billing.tokens import Tokens
+from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     Listener,
     flight_field,

@@ -3,10 +3,10 @@
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell.replies import AlreadySettled, Missing, Renewed, Replayed, Reserved, Settled, Stale, Waiting
 from billing.cell.scripts import Asked
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     TWO,
     Listener,

@@ -2,9 +2,9 @@
 
 import redis
 
-from billing import redis_keys
 from billing.cell.replies import Reserved, Waiting
 from billing.cell.scripts import Asked
+from billing.wire import redis_keys
 from tests.billing.cell.plan import Listener, flight_field, plan_anew, set_room, waits
 from tests.billing.cell.requests import CELL, CellRequest
 

@@ -3,12 +3,12 @@
 import pytest
 import redis
 
-from billing import redis_keys
 from billing.cell import scripts
 from billing.cell.execute import execute
 from billing.cell.replies import Missing, Rebuilding, Refused, Replayed, Reserved, Settled, parse_reserve
 from billing.cell.scripts import Asked, BucketLevel, ContractLevel, Limits
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import contract_field, flight, queue, set_room, sign, waits
 from tests.billing.cell.requests import CELL, CellRequest
 

@@ -5,8 +5,8 @@ import redis
 
 from billing.cell.replies import AlreadySettled, Missing, Refused, Renewed, Reserved, Settled, Stale, StillLeased
 from billing.cell.scripts import Limits
-from billing.tokens import Tokens
-from billing.usage_event import UsageEvent
+from billing.wire.tokens import Tokens
+from billing.wire.usage_event import UsageEvent
 from tests.billing.cell.requests import CellRequest, age_bucket, usage_events
 
 LIMITS = Limits(requests=10, units_mu=100_000, concurrency=10)

@@ -7,7 +7,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from billing import redis_keys
 from billing.cell.replies import (
     AlreadySettled,
     Missing,
@@ -20,7 +19,8 @@ from billing.cell.replies import (
     StillLeased,
 )
 from billing.cell.scripts import Limits
-from billing.tokens import Tokens
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
 from tests.billing.cell.requests import CELL, WEIGHTS, CellRequest, age_bucket, charged_by_events, empty, usage_events
 
 TENANT = Limits(requests=6, units_mu=600_000, concurrency=4)

@@ -16,7 +16,7 @@ from billing.cell.replies import (
     Waiting,
 )
 from billing.cell.scripts import Asked, Limits, grant_call
-from billing.tokens import Tokens
+from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     TWO,
     Listener,

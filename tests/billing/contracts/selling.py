@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert
 
-from billing import models, tenants
+from billing.catalogue import models, tenants
 from billing.contracts import position
 from billing.contracts.commitments import read_position
 from billing.contracts.terms import Step, Terms

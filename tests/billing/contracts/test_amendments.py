@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, select, update
 
-from billing import redis_keys
 from billing.allocator.allocator import Allocator
 from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
@@ -21,6 +20,7 @@ from billing.contracts.timeline import FOREVER_MS, Span
 from billing.metrics import BillingMetrics
 from billing.refusals import Conflict, Invalid
 from billing.schema.capacity import contract, contract_history, contract_step
+from billing.wire import redis_keys
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, reserved_over_time, terms
 
 DAYS = 20

@@ -152,7 +152,7 @@ def test_fault_40_what_counts_time_asks_the_stores_for_it() -> None:
     asking = {
         f"{source.path}:{node.lineno}"
         for source in sources()
-        if source.path.startswith((*COUNTING, "billing/capacity_usage", "billing/reap"))
+        if source.path.startswith((*COUNTING, "billing/allocator/capacity_usage", "billing/usage/reap"))
         for node in source.walk((ast.Attribute,))
         if isinstance(node, ast.Attribute)
         and node.attr in {"time", "time_ns", "now", "utcnow", "today"}

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from billing import models
+from billing.catalogue import models
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool

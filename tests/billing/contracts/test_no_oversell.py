@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, func, select
 
-from billing import models, tenants
-from billing.calibrations import Measured, record
+from billing.catalogue import models, tenants
 from billing.contracts import store
+from billing.contracts.calibrations import Measured, record
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool, lock_position
 from billing.contracts.lifecycle import amend, draft, give_notice, sign

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
-from billing import models
-from billing.calibrations import Calibration, Measured, record
+from billing.catalogue import models
+from billing.catalogue.models import ModelChange, Weights
 from billing.contracts import store
+from billing.contracts.calibrations import Calibration, Measured, record
 from billing.contracts.lifecycle import draft, give_notice, sign, withdraw
 from billing.contracts.reweigh import change_model
-from billing.models import ModelChange, Weights
 from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract_history
 from billing.schema.catalogue import model_weights

@@ -10,20 +10,20 @@ import pytest
 import redis
 from sqlalchemy import Engine, select
 
-from billing import redis_keys
+from billing.catalogue.projection import Projector
 from billing.cell.execute import execute
 from billing.cell.replies import Reserved, parse_reserve
 from billing.cell.scripts import Asked, reserve_call
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract, Side
-from billing.projection import Projector
 from billing.reclaims import orders, store
 from billing.reclaims.carry_out import Reclaimer
 from billing.reclaims.plan import Order, Plan
 from billing.reclaims.store import Reclaim
 from billing.schema.capacity import contract_shortfall
-from billing.tokens import Tokens
-from billing.usage_event import Ending
+from billing.wire import redis_keys
+from billing.wire.tokens import Tokens
+from billing.wire.usage_event import Ending
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms
 

@@ -5,13 +5,14 @@ import json
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from billing import pools, redis_keys
 from billing.allocator.allocator import Allocator
+from billing.catalogue import pools
 from billing.cell.scripts import Asked
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.quote import quote
 from billing.contracts.terms import utc
+from billing.fleet.registered import read_registered
 from billing.metrics import BillingMetrics
 from billing.reclaims import orders
 from billing.reclaims.clear import SETTLE_MS
@@ -19,8 +20,8 @@ from billing.reclaims.cuts import rates_in_force
 from billing.reclaims.plan import DRAIN_LEAD_MS
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid, NotFound
-from billing.registered import read_registered
 from billing.schema.capacity import pool_past
+from billing.wire import redis_keys
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT
 from tests.billing.reclaims.conftest import MINUTE, Ground
 

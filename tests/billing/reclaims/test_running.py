@@ -14,14 +14,14 @@ import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from billing import redis_keys
 from billing.api.app import build_app
-from billing.consumer import Consumer
+from billing.catalogue.projection import Projector
 from billing.metrics import BillingMetrics
-from billing.projection import Projector
 from billing.reclaims.carry_out import Reclaimer
 from billing.settings import BillingSettings
-from billing.usage_event import Ending, UsageEvent
+from billing.usage.consumer import Consumer
+from billing.wire import redis_keys
+from billing.wire.usage_event import Ending, UsageEvent
 from tests.fixtures.engine import EngineMaker
 from tests.fixtures.gateway import GatewayProcess, StartGateway, wait_until
 

@@ -16,7 +16,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from billing import redis_keys
+from billing.wire import redis_keys
 from deploy.cli.engine_access import find_hardware
 from deploy.cli.main import main
 from tests.deploy.cli.conftest import ADMIN_KEY, Taas, run

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from billing.ledger import ReceivedEvent, record_events
-from billing.usage_event import CapacityClass
+from billing.ledger.entries import ReceivedEvent, record_events
+from billing.wire.usage_event import CapacityClass
 from tests.billing.events import event
 from tests.deploy.cli.conftest import Taas
 

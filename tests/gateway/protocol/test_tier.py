@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from billing.usage_event import CapacityClass
+from billing.wire.usage_event import CapacityClass
 from gateway.errors import error_body
 from gateway.protocol import engine_body, engine_priority, used_tier
 from gateway.protocol.tier import anthropic_tier

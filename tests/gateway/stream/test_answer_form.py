@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.usage_event import CapacityClass
+from billing.wire.usage_event import CapacityClass
 from gateway.protocol import used_tier
 from gateway.request import Route
 from gateway.stream.answer_form import ChunkForm, whole_written

@@ -10,9 +10,9 @@ from contextlib import closing, contextmanager
 import httpx
 import pytest
 
-from billing import redis_keys
 from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
+from billing.wire import redis_keys
 from gateway.errors import (
     CallerLeft,
     DependencyUnavailable,

@@ -1,0 +1,32 @@
+"""The two clocks of the installation: Redis's, by which requests and prices go, and PostgreSQL's, by which the rest of the catalogue goes."""
+
+import time
+from typing import Final
+
+import redis
+from sqlalchemy import Connection
+
+from billing.catalogue.price_book import database_now_ms
+from billing.findings import Finding, FindingKind
+from billing.wire import redis_clock
+
+# More than asking both takes, and less than anybody notices on a bill.
+DIFFERENCE_MS_MAX: Final = 1_000
+
+
+def difference_ms(connection: Connection, client: redis.Redis) -> int:
+    """How far PostgreSQL's clock is ahead of Redis's, at least; the time that asking takes is in nobody's favour. Raises redis.RedisError."""
+    began = time.monotonic()
+    database_ms = database_now_ms(connection)
+    ahead_ms = database_ms - redis_clock.now_ms(client)
+    asked_ms = int((time.monotonic() - began) * 1000) + 1
+    return max(0, ahead_ms) if ahead_ms >= 0 else min(0, ahead_ms + asked_ms)
+
+
+def check_clocks(ahead_ms: int) -> list[Finding]:
+    """A finding where they are too far apart."""
+    if abs(ahead_ms) <= DIFFERENCE_MS_MAX:
+        return []
+    word = "ahead of" if ahead_ms > 0 else "behind"
+    message = f"PostgreSQL's clock is {abs(ahead_ms) / 1000:.1f} s {word} Redis's; set the clocks of both machines"
+    return [Finding(FindingKind.CLOCKS_DIFFER, message)]

@@ -1,0 +1,270 @@
+"""What every run of every engine has counted, remembered in SQL. Owns the table and when a run begins and ends.
+
+A *run* is one life of an engine process. The catalogue names it by the instance's epoch; an engine that restarted without telling
+(added by hand) shows by counters that went back, and starts a further run of the same epoch from zero. The last counters of an
+ended run are what was polled, or, better, what its worker left in its entry.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.fleet.engine_instances import EndedEpoch, EngineInstance
+from billing.fleet.engine_reading import Counters, NoCounters, Reading
+from billing.schema.ledger import engine_counter
+from billing.wire.tokens import CounterPair
+
+# Two processes that poll at once could write an older reading over a newer one, which looks like a restart: one at a time.
+_LOCK: Final = 7_461_616
+_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsAt:
+    """What an engine said of its requests, of those that ran and of those whose event had not come or ended later; when that was by Redis's
+    clock, and what it had counted in all in that moment. Of an engine that died its worker may have read later counters: of those no request can
+    be told.
+
+    Once a later run of the same epoch has answered: `until_ms`, after which no request began on this run, and `later`, those that began before
+    and that a later run speaks of.
+    """
+
+    at_ms: int
+    counted: CounterPair
+    counts: Mapping[str, CounterPair]
+    until_ms: int | None = None
+    later: frozenset[str] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """The column `requests`."""
+        counts = {name: [each.prompt, each.generation] for name, each in self.counts.items()}
+        fields = {"at_ms": self.at_ms, "counted": [self.counted.prompt, self.counted.generation], "counts": counts}
+        if self.until_ms is not None:
+            fields |= {"until_ms": self.until_ms, "later": sorted(self.later)}
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any] | None) -> "RequestsAt | None":
+        """Read the column."""
+        if fields is None:
+            return None
+        counts = {name: CounterPair(*pair) for name, pair in fields["counts"].items()}
+        later = frozenset(fields.get("later", ()))
+        return cls(int(fields["at_ms"]), CounterPair(*fields["counted"]), counts, fields.get("until_ms"), later)
+
+    def may_have_run(self, request_id: str, started_ms: int, ended_ms: int) -> bool:
+        """Whether a request of this epoch that the run had not spoken of may have run here, after it was last asked."""
+        if ended_ms <= self.at_ms or request_id in self.later:
+            return False
+        return self.until_ms is None or started_ms <= self.until_ms
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """One run and the last that is known of its counters. `state`: `open` · `closed` · `no_counters`. `requests`: what it said of its requests in
+    the same moment, where it counts them.
+    """
+
+    instance: str
+    epoch: str
+    run: int
+    started: str | None
+    baseline: CounterPair
+    last: CounterPair
+    state: str
+    exact: bool
+    requests: RequestsAt | None = None
+
+    @property
+    def produced(self) -> CounterPair:
+        """What it has produced since its baseline."""
+        return self.last - self.baseline
+
+
+def hold_off_polls(connection: Connection) -> None:
+    """Until the transaction ends, whatever process polls."""
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+
+
+def store_poll(connection: Connection, instances: Sequence[EngineInstance], readings: Mapping[str, Reading]) -> None:
+    """Close the runs that are no more, take over the counters that workers left, and store the new readings."""
+    current = {each.instance: each.epoch for each in instances if each.alive}
+    for run in read_runs(connection, state="open"):
+        if current.get(run.instance) != run.epoch:
+            _set(connection, run, state="closed")
+    for each in instances:
+        for ended in each.ended:
+            _store_ended(connection, each, ended)
+        reading = readings.get(each.instance)
+        if isinstance(reading, NoCounters):
+            _store_no_counters(connection, each)
+        elif isinstance(reading, Counters):
+            _store_counters(connection, each, reading)
+
+
+def close_run(connection: Connection, each: EngineInstance, reading: Reading) -> None:
+    """The last counters of an instance whose id is about to be used anew. Holds off every poll until the transaction ends."""
+    hold_off_polls(connection)
+    if isinstance(reading, Counters):
+        _store_counters(connection, each, reading)
+    for run in read_runs(connection, state="open"):
+        if (run.instance, run.epoch) == (each.instance, each.epoch):
+            _set(connection, run, state="closed")
+
+
+def store_requests(connection: Connection, run: EngineRun, requests: RequestsAt | None) -> None:
+    """What a run says of its requests; None once nothing more can be learnt of them."""
+    values = None if requests is None else requests.to_json()
+    connection.execute(update(engine_counter).where(_same(run)).values(requests=values))
+
+
+def end_run(connection: Connection, run: EngineRun, last: CounterPair) -> None:
+    """What a closed run has produced is as exact as it will be: its requests are no longer needed."""
+    _put(connection, run, state="closed", exact=True, last=last)
+    store_requests(connection, run, None)
+
+
+def note_later_run(
+    connection: Connection, latest: EngineRun, until_ms: int, spoken_of: Iterable[str], began_ms: Mapping[str, int]
+) -> None:
+    """Tell the requests of earlier runs of its epoch from those of the latest run, which has just spoken of some. `until_ms`: by when it had
+    answered; `began_ms`: when those of them began that have an event.
+    """
+    if latest.run == 0:
+        return
+    for run in read_runs(connection, epoch=(latest.instance, latest.epoch), with_requests=True):
+        before = run.requests
+        if run.run >= latest.run or before is None or run.exact:
+            continue
+        if before.until_ms is None:
+            after = replace(before, until_ms=until_ms, later=frozenset(spoken_of))
+        else:
+            late = (name for name, began in began_ms.items() if began <= before.until_ms)
+            after = replace(before, later=before.later.union(late))
+        if after != before:
+            store_requests(connection, run, after)
+
+
+def latest_run(connection: Connection, instance: str, epoch: str) -> EngineRun | None:
+    """The newest run of an epoch."""
+    query = (
+        select(engine_counter)
+        .where(engine_counter.c.instance == instance, engine_counter.c.epoch == epoch)
+        .order_by(engine_counter.c.run.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else _run(row)
+
+
+def read_runs(
+    connection: Connection,
+    *,
+    state: str | None = None,
+    epoch: tuple[str, str] | None = None,
+    with_requests: bool = False,
+) -> list[EngineRun]:
+    """All runs, those of one instance's epoch, or those of which requests are still to be told; in the order of instance, epoch and run."""
+    query = select(engine_counter).order_by(engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run)
+    if state is not None:
+        query = query.where(engine_counter.c.state == state)
+    if epoch is not None:
+        query = query.where(engine_counter.c.instance == epoch[0], engine_counter.c.epoch == epoch[1])
+    if with_requests:
+        query = query.where(engine_counter.c.requests.is_not(None))
+    return [_run(row) for row in connection.execute(query).mappings()]
+
+
+def _store_counters(connection: Connection, each: EngineInstance, reading: Counters) -> None:
+    latest = latest_run(connection, each.instance, each.epoch)
+    if latest is None or latest.state == "no_counters":
+        latest = EngineRun(each.instance, each.epoch, 0, None, each.baseline, each.baseline, "open", exact=False)
+    if _restarted(latest, reading):
+        _put(connection, latest, state="closed")
+        zero = CounterPair(0, 0)
+        latest = EngineRun(each.instance, each.epoch, latest.run + 1, None, zero, zero, "open", exact=False)
+    _put(connection, latest, state="open", last=reading.tokens, started=reading.started)
+
+
+def _restarted(latest: EngineRun, reading: Counters) -> bool:
+    if latest.started is not None and reading.started is not None and latest.started != reading.started:
+        return True
+    return reading.tokens.prompt < latest.last.prompt or reading.tokens.generation < latest.last.generation
+
+
+def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
+    if latest_run(connection, each.instance, each.epoch) is None:
+        zero = CounterPair(0, 0)
+        _put(
+            connection,
+            EngineRun(each.instance, each.epoch, 0, None, zero, zero, "no_counters", exact=False),
+            state="no_counters",
+        )
+
+
+def _store_ended(connection: Connection, each: EngineInstance, ended: EndedEpoch) -> None:
+    latest = latest_run(connection, each.instance, ended.epoch)
+    if latest is None:
+        baseline = ended.baseline
+        if baseline is None and ended.epoch == each.epoch:
+            baseline = each.baseline
+        if baseline is None:
+            return  # Never polled, and where it began is not known: the audit reports it.
+        latest = EngineRun(each.instance, ended.epoch, 0, None, baseline, baseline, "closed", exact=False)
+    elif latest.exact or latest.state == "no_counters":
+        return
+    _put(connection, latest, state="closed", last=latest.last.at_least(ended.last), exact=ended.exact)
+
+
+def _put(
+    connection: Connection,
+    run: EngineRun,
+    *,
+    state: str,
+    last: CounterPair | None = None,
+    started: str | None = None,
+    exact: bool = False,
+) -> None:
+    last = run.last if last is None else last
+    values: dict[str, Any] = {
+        "started": started or run.started,
+        "baseline_prompt": run.baseline.prompt,
+        "baseline_generation": run.baseline.generation,
+        "last_prompt": last.prompt,
+        "last_generation": last.generation,
+        "state": state,
+        "exact": exact,
+        "polled_ms": _NOW_MS,
+    }
+    statement = insert(engine_counter).values(
+        instance=run.instance,
+        epoch=run.epoch,
+        run=run.run,
+        **values,
+    )
+    keys = ["instance", "epoch", "run"]
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values))
+
+
+def _set(connection: Connection, run: EngineRun, *, state: str) -> None:
+    connection.execute(update(engine_counter).where(_same(run)).values(state=state))
+
+
+def _same(run: EngineRun) -> ColumnElement[bool]:
+    return (
+        (engine_counter.c.instance == run.instance)
+        & (engine_counter.c.epoch == run.epoch)
+        & (engine_counter.c.run == run.run)
+    )
+
+
+def _run(row: Mapping[Any, Any]) -> EngineRun:
+    return EngineRun(
+        row["instance"], row["epoch"], row["run"], row["started"],
+        CounterPair(row["baseline_prompt"], row["baseline_generation"]),
+        CounterPair(row["last_prompt"], row["last_generation"]),
+        row["state"], row["exact"], RequestsAt.from_json(row["requests"]),
+    )  # fmt: skip

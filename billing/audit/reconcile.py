@@ -1,0 +1,124 @@
+"""Of engines that do not count their requests: tokens produced beyond the last that was heard of requests that were cut off.
+
+No request's event can name them; the engine's counters do, once it is idle and everything metered has arrived. They are absorbed,
+never billed, with the requests that were cut off as evidence, and bounded by what those requests could still have produced. Where
+there is no such request, or the bound is passed, the residual stays: it is not explained. An engine that counts its requests needs none
+of this: `request_check` holds each of them against its event.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+from sqlalchemy import Connection, RowMapping, func, insert, or_, select
+
+from billing.audit.balance import EpochBalance
+from billing.ledger.absorbed_event import NAMED, AbsorbedEvent, absorb
+from billing.schema.catalogue import model as model_table
+from billing.schema.ledger import reconciled_request, usage_event
+from billing.wire.tokens import NO_TOKENS, AbsorbReason, CounterPair
+from billing.wire.usage_event import Ending, UsageSource
+
+_LOCK: Final = 7_461_617
+# As in the index `ix_usage_event_not_final`.
+_NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A request whose event does not have the engine's final word, however it ended, and whose engine has not been found in balance since.
+    `room`: what it can still have produced.
+    """
+
+    request_id: str
+    instance: str
+    epoch: str
+    room: CounterPair
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """The event that absorbed a residual."""
+
+    request_id: str
+    instance: str
+    epoch: str
+    tokens: CounterPair
+    evidence: tuple[str, ...]
+
+
+def read_evidence(connection: Connection) -> list[Evidence]:
+    """Requests without a final word, not reconciled yet, in the order of their ids."""
+    not_final = or_(usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL))
+    done = select(reconciled_request.c.request_id).where(reconciled_request.c.request_id == usage_event.c.request_id)
+    query = (
+        select(usage_event, model_table.c.context_tokens)
+        .outerjoin(model_table, model_table.c.name == usage_event.c.model)
+        .where(usage_event.c.kind == "request", not_final, ~done.exists())
+        .order_by(usage_event.c.request_id)
+    )
+    return [
+        Evidence(row["request_id"], row["instance"], row["epoch"], _room(row), Ending(row["ending"]))
+        for row in connection.execute(query).mappings()
+    ]
+
+
+def _room(row: RowMapping) -> CounterPair:
+    """Each sample can fill the model's context, prompt and output together; without a known context nothing is taken for granted."""
+    whole = (row["context_tokens"] or 0) * row["samples"]
+    return CounterPair(max(0, whole - row["produced_prompt"]), max(0, whole - row["produced_output"]))
+
+
+def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[Evidence]) -> Reconciliation | None:
+    """Absorb the residual of an idle epoch, or note that there is none. The caller has made sure that nothing is under way.
+
+    Returns None where nothing was absorbed: a negative residual is left for all to see, and so are the requests it may belong to.
+    """
+    residual = balance.residual
+    if not evidence or residual.prompt < 0 or residual.generation < 0:
+        return None
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    here = [
+        each for each in read_evidence(connection) if (each.instance, each.epoch) == (balance.instance, balance.epoch)
+    ]
+    if [each.request_id for each in here] != [each.request_id for each in evidence]:
+        return None  # Another process was here meanwhile, or another request has come to light: look again.
+    room = sum((each.room for each in evidence), NO_TOKENS)
+    tokens = CounterPair(min(residual.prompt, room.prompt), min(residual.generation, room.generation))
+    if residual != NO_TOKENS and tokens == NO_TOKENS:
+        return None
+    ids = tuple(each.request_id for each in evidence)
+    gateway_died = any(each.ending is Ending.GATEWAY_DIED for each in evidence)
+    ending = Ending.GATEWAY_DIED if gateway_died else evidence[0].ending
+    made = _absorb(connection, balance, tokens, ids, ending) if tokens != NO_TOKENS else None
+    rows = [{"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids]
+    connection.execute(insert(reconciled_request), rows)
+    return made
+
+
+def _absorb(
+    connection: Connection, balance: EpochBalance, tokens: CounterPair, ids: tuple[str, ...], ending: Ending
+) -> Reconciliation:
+    named = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
+    first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
+    event = AbsorbedEvent(
+        request_id=f"rec_{named[:32]}",
+        model=first["model"],
+        pool=first["pool"],
+        cell=first["cell"],
+        instance=balance.instance,
+        epoch=balance.epoch,
+        tokens=tokens,
+        reason=NAMED.get(ending, AbsorbReason.UNREAD),
+        ending=ending,
+        weights=first["weights"],
+        started_ms=first["started_ms"],
+        class_=first["class"],
+        gateway=first["gateway"],
+        evidence=ids,
+    )
+    absorb(connection, event)
+    return Reconciliation(event.request_id, balance.instance, balance.epoch, tokens, ids)

@@ -1,0 +1,197 @@
+"""What an audit found out, as a report: figures by instance, and findings. Owns how they are told; looks at nothing itself but at the
+differences that were written down.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, select
+
+from billing.audit.balance import EpochBalance, Metered
+from billing.audit.engine_counters import Absorbed
+from billing.audit.look import Look
+from billing.audit.reconcile import Reconciliation
+from billing.audit.request_check import CALIBRATION_ID
+from billing.findings import Finding, FindingKind, pair_json
+from billing.fleet.engine_reading import NoCounters, Unreachable
+from billing.schema.ledger import request_difference
+from billing.wire.tokens import NO_TOKENS, CounterPair
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceAudit:
+    """One instance over all its epochs."""
+
+    instance: str
+    produced: CounterPair
+    metered: Metered
+    residual: CounterPair
+    has_counters: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The names of the outside."""
+        return {
+            "instance": self.instance,
+            "produced": pair_json(self.produced),
+            "billed": pair_json(self.metered.billed),
+            "absorbed": pair_json(self.metered.absorbed),
+            "open": pair_json(self.metered.open),
+            "residual": pair_json(self.residual),
+            "counters": self.has_counters,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What an audit found out."""
+
+    instances: tuple[InstanceAudit, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def residual_tokens(self) -> int:
+        """Σ |residual| over all instances and both kinds."""
+        return sum(abs(each.residual.prompt) + abs(each.residual.generation) for each in self.instances)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `taas audit --json` prints it."""
+        return {
+            "instances": [each.to_json() for each in self.instances],
+            "residual_tokens": self.residual_tokens,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def by_instance(balances: Sequence[EpochBalance]) -> tuple[InstanceAudit, ...]:
+    """The epochs of each instance together."""
+    epochs_of: dict[str, list[EpochBalance]] = defaultdict(list)
+    for balance in balances:
+        epochs_of[balance.instance].append(balance)
+    return tuple(
+        InstanceAudit(
+            instance,
+            sum((each.produced for each in epochs), NO_TOKENS),
+            Metered(
+                sum((each.metered.billed for each in epochs), NO_TOKENS),
+                sum((each.metered.absorbed for each in epochs), NO_TOKENS),
+                sum((each.metered.open for each in epochs), NO_TOKENS),
+            ),
+            sum((each.residual for each in epochs), NO_TOKENS),
+            any(each.has_counters for each in epochs),
+        )
+        for instance, epochs in sorted(epochs_of.items())
+    )
+
+
+def reconciled_findings(reconciled: Sequence[Reconciliation]) -> list[Finding]:
+    """What was absorbed for engines that do not count their requests."""
+    return [
+        Finding(
+            FindingKind.RECONCILED,
+            f"tokens produced after the last that was heard of requests whose gateway or engine died, absorbed as {each.request_id}",
+            each.instance, each.epoch, each.tokens, len(each.evidence), each.evidence[:20],
+        )
+        for each in reconciled
+    ]  # fmt: skip
+
+
+def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
+    """What was absorbed request by request."""
+    by_epoch: dict[tuple[str, str], list[Absorbed]] = defaultdict(list)
+    for each in absorbed:
+        if each.request_id.startswith(CALIBRATION_ID):
+            continue  # what measuring costs is nothing to look at
+        by_epoch[each.instance, each.epoch].append(each)
+    return [
+        Finding(
+            FindingKind.RECONCILED,
+            "tokens that the engine counted for these requests beyond the last that was heard of them, absorbed",
+            *engine, sum((each.tokens for each in found), NO_TOKENS), len(found), [each.request_id for each in found[:20]],
+        )
+        for engine, found in sorted(by_epoch.items())
+    ]  # fmt: skip
+
+
+def difference_findings(connection: Connection) -> list[Finding]:
+    """Requests of which an engine says something else than their events."""
+    rows = connection.execute(
+        select(request_difference).order_by(request_difference.c.found_ms, request_difference.c.request_id)
+    ).mappings()
+    by_epoch: dict[tuple[str, str], list[RowMapping]] = defaultdict(list)
+    for row in rows:
+        by_epoch[row["instance"], row["epoch"]].append(row)
+    return [
+        Finding(
+            FindingKind.REQUEST_DIFFERS,
+            "the engine counted something else for these requests than their events say",
+            *engine,
+            sum(
+                (
+                    CounterPair(
+                        row["counted_prompt"] - row["recorded_prompt"],
+                        row["counted_generation"] - row["recorded_generation"],
+                    )
+                    for row in found
+                ),
+                NO_TOKENS,
+            ),
+            len(found),
+            [row["request_id"] for row in found[:20]],
+        )
+        for engine, found in sorted(by_epoch.items())
+    ]
+
+
+def engine_findings(look: Look) -> list[Finding]:
+    """What could not be read."""
+    found = [
+        Finding(FindingKind.UNREADABLE, f"the entry of instance {name} cannot be read", name)
+        for name in look.poll.registry.unreadable
+    ]
+    for each in look.poll.registry.instances:
+        reading = look.poll.readings.get(each.instance)
+        if isinstance(reading, Unreachable):
+            message = f"the engine does not tell its counters: {reading.reason}"
+            found.append(Finding(FindingKind.UNREACHABLE, message, each.instance, each.epoch))
+        elif isinstance(reading, NoCounters):
+            message = "the engine has no counters: its usage cannot be audited"
+            found.append(Finding(FindingKind.NO_COUNTERS, message, each.instance, each.epoch))
+    if look.open.unreadable:
+        message = "open reservations that cannot be read"
+        found.append(
+            Finding(FindingKind.UNREADABLE, message, count=len(look.open.unreadable), ids=look.open.unreadable[:20])
+        )
+    return found
+
+
+def balance_findings(look: Look) -> list[Finding]:
+    """What does not balance."""
+    found: list[Finding] = []
+    for balance in look.balances:
+        if balance.lost != NO_TOKENS:
+            message = (
+                "the engine ended before its last counters were read; what was metered beyond them counts as produced"
+            )
+            found.append(Finding(FindingKind.COUNTER_LOST, message, balance.instance, balance.epoch, balance.lost))
+        # What the engine did before its counters became the baseline is in no residual: a worker's first probe, or others' requests.
+        if balance.unexplained and balance.residual != NO_TOKENS:
+            message = "the engine produced tokens for requests that have neither a reservation nor an event"
+            tokens = sum(balance.unexplained.values(), NO_TOKENS)
+            names = sorted(balance.unexplained)
+            found.append(
+                Finding(
+                    FindingKind.REQUEST_UNKNOWN,
+                    message,
+                    balance.instance,
+                    balance.epoch,
+                    tokens,
+                    len(names),
+                    names[:20],
+                )
+            )
+        if balance.residual != NO_TOKENS:
+            message = "produced is not billed + absorbed + open"
+            found.append(Finding(FindingKind.RESIDUAL, message, balance.instance, balance.epoch, balance.residual))
+    return found

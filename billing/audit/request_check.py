@@ -1,0 +1,222 @@
+"""Each request's event held against what its engine says that the request produced, one by one.
+
+An event that does not have the engine's final word (its gateway died, the answer broke off) is completed: exactly what that request produced
+beyond it is absorbed, with the request's id as evidence. Any other difference is a finding, kept by name, and stays in the residual.
+It runs while requests come and go: what an engine says of a request that has ended there does not change any more.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, RowMapping, bindparam, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.catalogue import models
+from billing.ledger.absorbed_event import NAMED, AbsorbedEvent, absorb
+from billing.refusals import NotFound
+from billing.schema.ledger import reconciled_request, request_difference, usage_event
+from billing.wire.tokens import AbsorbReason, CounterPair
+from billing.wire.usage_event import Ending, UsageSource
+
+# Tokens that measuring an instance costs are sent under ids of this form: nobody is to pay for them.
+CALIBRATION_ID: Final = "calibration-"
+_IDS_A_QUERY: Final = 5_000
+_FINAL: Final = frozenset({UsageSource.ENGINE.value, UsageSource.NONE.value})
+_COLUMNS: Final = (
+    "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ended_ms", "ending", "usage_source",
+    "anomaly", "gateway", "produced_prompt", "produced_output",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRef:
+    """One start of one instance, and what it serves."""
+
+    instance: str
+    epoch: str
+    model: str
+    pool: str
+    cell: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """`recorded`: when those requests began and ended that have an event. `absorbed`: what was absorbed just now."""
+
+    recorded: Mapping[str, tuple[int, int]]
+    absorbed: Mapping[str, CounterPair]
+
+
+def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> Checked:
+    """Hold requests that have ended in the engine against their events; those without an event yet are left for later."""
+    recorded: dict[str, tuple[int, int]] = {}
+    absorbed: dict[str, CounterPair] = {}
+    settled: list[str] = []
+    for row in read_events(connection, list(counts)):
+        request_id = row["request_id"]
+        here = (row["instance"], row["epoch"]) == (engine.instance, engine.epoch)
+        accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
+        recorded[request_id] = row["started_ms"], row["ended_ms"]
+        if here and _may_miss_tokens(row, here=here):
+            settled.append(request_id)
+        missing = counts[request_id] - accounted
+        if missing == CounterPair():
+            continue
+        completed = read_completion(connection, engine.instance, engine.epoch, request_id)
+        if completed is not None:
+            accounted += completed
+            missing -= completed
+        if missing == CounterPair():
+            continue
+        if completed is None and min(missing.prompt, missing.generation) >= 0 and _may_miss_tokens(row, here=here):
+            _complete(connection, engine, row, missing)
+            absorbed[request_id] = missing
+        else:
+            _note_difference(connection, engine, request_id, counts[request_id], accounted)
+    if settled:
+        done = insert(reconciled_request).on_conflict_do_nothing()
+        connection.execute(done, [{"request_id": request_id, "reconciliation": None} for request_id in settled])
+    measured = {
+        request_id: count
+        for request_id, count in counts.items()
+        if request_id.startswith(CALIBRATION_ID) and request_id not in recorded
+    }
+    for request_id, count in measured.items():
+        if _absorb_measurement(connection, engine, request_id, count):
+            recorded[request_id] = 0, 0
+            absorbed[request_id] = count
+    return Checked(recorded, absorbed)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of requests that an engine speaks of: those without an event, and what it counted beyond the events that do not claim to be complete."""
+
+    recorded: frozenset[str]
+    without: Mapping[str, CounterPair]
+    to_complete: CounterPair
+
+
+def standing(connection: Connection, instance: str, epoch: str, counts: Mapping[str, CounterPair]) -> Standing:
+    """Where they stand in SQL; changes nothing."""
+    events = {row["request_id"]: row for row in read_events(connection, list(counts))}
+    to_complete = CounterPair()
+    for request_id, row in events.items():
+        here = (row["instance"], row["epoch"]) == (instance, epoch)
+        accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
+        missing = counts[request_id] - accounted
+        if missing != CounterPair() and _may_miss_tokens(row, here=here):
+            missing -= read_completion(connection, instance, epoch, request_id) or CounterPair()
+            to_complete += missing.at_least(CounterPair())
+    without = {name: count for name, count in counts.items() if name not in events}
+    return Standing(frozenset(events), without, to_complete)
+
+
+def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
+    """The events of these requests, wherever they ran; without the completions of this module."""
+    query = select(*(usage_event.c[name] for name in _COLUMNS)).where(
+        usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")), usage_event.c.kind == "request"
+    )
+    found: list[RowMapping] = []
+    for start in range(0, len(ids), _IDS_A_QUERY):
+        found += connection.execute(query, {"ids": list(ids[start : start + _IDS_A_QUERY])}).mappings()
+    return found
+
+
+def completion_id(instance: str, epoch: str, request_id: str) -> str:
+    """The id of the event that completes a request's on one engine."""
+    named = hashlib.sha256(orjson.dumps([instance, epoch, request_id])).hexdigest()
+    return f"rec_{named[:32]}"
+
+
+def read_completion(connection: Connection, instance: str, epoch: str, request_id: str) -> CounterPair | None:
+    """What was absorbed on this engine to complete a request's event."""
+    query = select(usage_event.c.produced_prompt, usage_event.c.produced_output).where(
+        usage_event.c.request_id == completion_id(instance, epoch, request_id)
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else CounterPair(row.produced_prompt, row.produced_output)
+
+
+def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:
+    """Whether the event does not claim to be complete: the engine's last word is not in it, or it is about another try elsewhere."""
+    return (
+        not here
+        or row["usage_source"] not in _FINAL
+        or row["ending"] == Ending.GATEWAY_DIED.value
+        or row["anomaly"] is not None
+    )
+
+
+def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missing: CounterPair) -> None:
+    ending = Ending(row["ending"])
+    absorb(
+        connection,
+        AbsorbedEvent(
+            request_id=completion_id(engine.instance, engine.epoch, row["request_id"]),
+            model=row["model"],
+            pool=row["pool"],
+            cell=row["cell"],
+            instance=engine.instance,
+            epoch=engine.epoch,
+            tokens=missing,
+            reason=NAMED.get(ending, AbsorbReason.UNREAD),
+            ending=ending,
+            weights=row["weights"],
+            started_ms=row["started_ms"],
+            class_=row["class"],
+            gateway=row["gateway"],
+            evidence=(row["request_id"],),
+        ),
+    )
+
+
+def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: str, count: CounterPair) -> bool:
+    """Whether it could be: the model must be known."""
+    try:
+        model = models.find(connection, engine.model)
+    except NotFound:
+        return False
+    weights: dict[str, Any] = {
+        "version": model.weights_version, "w_in_mu": model.weights.w_in_mu, "w_cached_mu": model.weights.w_cached_mu,
+        "w_out_mu": model.weights.w_out_mu,
+    }  # fmt: skip
+    absorb(
+        connection,
+        AbsorbedEvent(
+            request_id=completion_id(engine.instance, engine.epoch, request_id),
+            model=engine.model,
+            pool=engine.pool,
+            cell=engine.cell,
+            instance=engine.instance,
+            epoch=engine.epoch,
+            tokens=count,
+            reason=AbsorbReason.CALIBRATION,
+            ending=Ending.COMPLETE,
+            weights=weights,
+            started_ms=0,
+            route=AbsorbReason.CALIBRATION.value,
+            evidence=(request_id,),
+        ),
+    )
+    return True
+
+
+def _note_difference(
+    connection: Connection, engine: EngineRef, request_id: str, counted: CounterPair, recorded: CounterPair
+) -> None:
+    """Keep it: the engine forgets its requests, and a difference that nobody has explained must not be forgotten with them."""
+    values = {
+        "counted_prompt": counted.prompt,
+        "counted_generation": counted.generation,
+        "recorded_prompt": recorded.prompt,
+        "recorded_generation": recorded.generation,
+    }
+    statement = insert(request_difference).values(
+        instance=engine.instance, epoch=engine.epoch, request_id=request_id, **values
+    )
+    keys = ["instance", "epoch", "request_id"]
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=values))

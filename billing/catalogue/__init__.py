@@ -1,0 +1,1 @@
+"""Tenants, keys, models, prices and pools in SQL, and how they get to Redis."""

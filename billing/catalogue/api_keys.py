@@ -1,0 +1,201 @@
+"""API keys in SQL: made once, shown once, kept as a hash. Knows neither HTTP nor Redis.
+
+A key is `sk-` and 256 random bits; nothing here can give it back. Revoked keys stay as rows, because usage events name them.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, literal, select, update
+
+from billing.catalogue import outbox, projects
+from billing.catalogue.names import KEY_PREFIX, new_id
+from billing.catalogue.outbox import ChangeKind
+from billing.page import Asked, Order, Page, contains, read_page
+from billing.refusals import Conflict, NotFound
+from billing.schema.catalogue import NOW_MS, api_key_use, model, quota_limit
+from billing.schema.catalogue import api_key as table
+
+SECRET_PREFIX: Final = "sk-"  # noqa: S105
+# 32 bytes are 43 characters of URL-safe base 64.
+_SECRET_BYTES: Final = 32
+SECRET_FORM: Final = SECRET_PREFIX + r"[A-Za-z0-9_-]{43}"
+# What is revoked stays revoked, whenever it would have expired.
+Status = Literal["active", "expired", "revoked"]
+_STATUS: Final[ColumnElement[str]] = case(
+    (table.c.revoked_ms.is_not(None), "revoked"), (table.c.expires_at_ms <= NOW_MS, "expired"), else_="active"
+)
+_QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status")).outerjoin(
+    api_key_use, api_key_use.c.key_id == table.c.key_id
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key. `display` is its beginning and its last four characters; `models` those that it may ask for, None for all that its tenant
+    may; `last_used_ms` the end of the last request that was recorded.
+    """
+
+    key_id: str
+    hash: str = field(repr=False)
+    display: str
+    name: str | None
+    tenant_id: str
+    project_id: str
+    expires_at_ms: int | None
+    revoked_ms: int | None
+    models: tuple[str, ...] | None
+    created_ms: int
+    updated_ms: int
+    last_used_ms: int | None = None
+    status: Status = "active"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What is to be set; None leaves as it is. `for_good`: it does not expire any more; `any_model`: all that its tenant may ask for."""
+
+    name: str | None = None
+    expires_at_ms: int | None = None
+    for_good: bool = False
+    models: Sequence[str] | None = None
+    any_model: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A key at its making: the only moment at which `secret` is known."""
+
+    key: ApiKey
+    secret: str = field(repr=False)
+
+
+_OLDEST_FIRST: Final[Order[ApiKey]] = Order(
+    "keys", lambda key: (key.created_ms, key.key_id), (int, str), (table.c.created_ms, table.c.key_id)
+)
+
+
+def hash_of(secret: str) -> str:
+    """The SHA-256 in hex by which gateways look a key up."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def create(
+    connection: Connection,
+    tenant_id: str,
+    *,
+    project: str = projects.DEFAULT,
+    name: str | None = None,
+    expires_at_ms: int | None = None,
+    allowed_models: Sequence[str] | None = None,
+) -> NewApiKey:
+    """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not there."""
+    _require_models(connection, allowed_models)
+    project_id = projects.find(connection, tenant_id, project).project_id
+    secret = SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+    row = connection.execute(
+        insert(table)
+        .values(
+            key_id=new_id(KEY_PREFIX),
+            hash=hash_of(secret),
+            display=f"{SECRET_PREFIX}…{secret[-4:]}",
+            name=name,
+            tenant_id=tenant_id,
+            project_id=project_id,
+            expires_at_ms=expires_at_ms,
+            models=None if allowed_models is None else sorted(set(allowed_models)),
+        )
+        .returning(table)
+    ).one()
+    outbox.record(connection, ChangeKind.KEY, row.key_id)
+    return NewApiKey(_key(row), secret)
+
+
+def find(connection: Connection, key_id: str) -> ApiKey:
+    """By id, revoked or not. Raises NotFound."""
+    row = connection.execute(_QUERY.where(table.c.key_id == key_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no key {key_id!r}; `taas key list` shows those that are.", param="key_id")
+    return _key(row)
+
+
+def list_page(
+    connection: Connection,
+    asked: Asked,
+    *,
+    tenant_id: str | None = None,
+    name: str | None = None,
+    status: Status | None = None,
+) -> Page[ApiKey]:
+    """Of one tenant or of all, oldest first; revoked ones too, those whose name contains `name`, those in this status."""
+    query = _QUERY
+    if tenant_id is not None:
+        query = query.where(table.c.tenant_id == tenant_id)
+    if name is not None:
+        query = query.where(contains(table.c.name, name))
+    if status is not None:
+        query = query.where(_STATUS.in_([status]))
+    return read_page(connection, query, _OLDEST_FIRST, _key, asked)
+
+
+def revoke(connection: Connection, key_id: str) -> ApiKey:
+    """It ceases to work, for good; again is a no-op that keeps the first time. Raises NotFound."""
+    find(connection, key_id)
+    revoked_ms = func.coalesce(table.c.revoked_ms, NOW_MS)
+    connection.execute(update(table).where(table.c.key_id == key_id).values(revoked_ms=revoked_ms))
+    outbox.record(connection, ChangeKind.KEY, key_id)
+    return find(connection, key_id)
+
+
+def change(connection: Connection, key_id: str, wanted: KeyChange) -> ApiKey:
+    """Set what is given. Raises NotFound; Conflict for a revoked key, which is over."""
+    if find(connection, key_id).revoked_ms is not None:
+        raise Conflict(f"Key {key_id} is revoked, for good.", param="key_id", code="key_revoked")
+    _require_models(connection, wanted.models)
+    columns: dict[str, Any] = {}
+    if wanted.name is not None:
+        columns["name"] = wanted.name
+    if wanted.expires_at_ms is not None or wanted.for_good:
+        columns["expires_at_ms"] = wanted.expires_at_ms
+    if wanted.models is not None or wanted.any_model:
+        columns["models"] = None if wanted.models is None else sorted(set(wanted.models))
+    if columns:
+        connection.execute(update(table).where(table.c.key_id == key_id).values(columns))
+        outbox.record(connection, ChangeKind.KEY, key_id)
+    return find(connection, key_id)
+
+
+def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
+    """A new key with all that this one may and its limits; this one ends then, or when it ends anyway. Raises NotFound, Conflict."""
+    old = find(connection, key_id)
+    until_ms = ends_ms if old.expires_at_ms is None else min(ends_ms, old.expires_at_ms)
+    change(connection, key_id, KeyChange(expires_at_ms=until_ms))
+    made = create(
+        connection,
+        old.tenant_id,
+        project=old.project_id,
+        name=old.name,
+        expires_at_ms=old.expires_at_ms,
+        allowed_models=old.models,
+    )
+    kept = [column for column in quota_limit.c if column.name not in {"limit_id", "key_id", "created_ms", "updated_ms"}]
+    copied = select(literal(made.key.key_id), *kept).where(quota_limit.c.key_id == key_id)
+    connection.execute(insert(quota_limit).from_select(["key_id", *(column.name for column in kept)], copied))
+    return made
+
+
+def _require_models(connection: Connection, names: Sequence[str] | None) -> None:
+    if names is None:
+        return
+    known = set(connection.execute(select(model.c.name).where(model.c.name.in_(names))).scalars())
+    for name in names:
+        if name not in known:
+            raise NotFound(f"There is no model {name!r}; `taas model list` shows those that are.", param="models")
+
+
+def _key(row: Row[Any]) -> ApiKey:
+    fields = dict(row._mapping)
+    return ApiKey(**{**fields, "models": None if fields["models"] is None else tuple(fields["models"])})

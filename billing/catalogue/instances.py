@@ -1,0 +1,202 @@
+"""Instances added by hand, in SQL: engines that somebody else starts. Knows neither HTTP nor Redis.
+
+Those of `taas worker` are not here: they stand in Redis while their lease holds. A removed id can be used again: each time under a new epoch, by
+which the audit and every usage event tell the times apart. One engine stands under one id, because its counters would be read twice.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sqlalchemy import Connection, Row, Text, cast, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError, NoResultFound
+
+from billing.catalogue import models, outbox
+from billing.catalogue.names import INSTANCE_PREFIX, new_id
+from billing.catalogue.outbox import ChangeKind
+from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.catalogue import NOW_MS
+from billing.schema.catalogue import instance as table
+
+# A removed instance gets nothing new; what it has open may end, and its counters are read until then.
+DRAIN_MS: Final = 600_000
+_URL_CHARS_MAX: Final = 2048
+# No user, query, fragment or escape: what is not plain would be read differently by somebody.
+_URL: Final = re.compile(
+    r"(?P<scheme>https?)://(?P<address>[a-z0-9._-]+(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?)(?P<path>(/[a-z0-9._~-]*)*)",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What is known of a running engine at the moment it is added: which start of it, and where its counters stand."""
+
+    epoch: str
+    abort: bool
+    baseline_prompt: int
+    baseline_generation: int
+    has_counters: bool = True
+    counts_requests: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it schedules by priority."""
+
+    instance_id: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    engine_key: str | None = field(repr=False)
+    epoch: str
+    abort: bool
+    counts: bool
+    priority: bool
+    baseline_prompt: int
+    baseline_generation: int
+    removed_ms: int | None
+    created_ms: int
+    updated_ms: int
+
+
+def check_url(url: str) -> str:
+    """The base URL of an engine without its trailing `/` or `/v1`. Raises Invalid."""
+    match = _URL.fullmatch(url) if len(url) <= _URL_CHARS_MAX else None
+    if match is None or not _is_address(match["address"]):
+        raise Invalid(
+            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, perhaps with a path, and nothing else.",
+            param="url",
+        )
+    base = f"{match['scheme'].lower()}://{match['address'].lower()}{match['path']}"
+    return base.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def add(
+    connection: Connection,
+    model: str,
+    url: str,
+    facts: EngineFacts,
+    *,
+    engine_key: str | None = None,
+    instance_id: str | None = None,
+    priority: bool = False,
+) -> Instance:
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use.
+
+    An engine without token counters may serve several models from one URL. Of a removed id the caller has closed the last run of its counters.
+    """
+    entry = models.find(connection, model)
+    check_free(connection, entry.name, url, instance_id)
+    if facts.has_counters:
+        _check_counted_once(connection, url)
+    values = {
+        "instance_id": instance_id or new_id(INSTANCE_PREFIX),
+        "model": entry.name,
+        "pool": entry.pool,
+        "cell": entry.cell,
+        "url": url,
+        "engine_key": engine_key,
+        "epoch": facts.epoch,
+        "abort": facts.abort,
+        "counts": facts.counts_requests,
+        "priority": priority,
+        "baseline_prompt": facts.baseline_prompt,
+        "baseline_generation": facts.baseline_generation,
+    }
+    # The engine may be the one of before, not started anew: the mark makes its epoch another one all the same.
+    epoch_again = literal(f"{facts.epoch}+") + cast(NOW_MS, Text)
+    again = {"epoch": epoch_again, "removed_ms": None, "created_ms": NOW_MS, "updated_ms": NOW_MS}
+    statement = (
+        insert(table)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=["instance_id"], set_=values | again, where=table.c.removed_ms.is_not(None)
+        )
+    )
+    try:
+        with connection.begin_nested():
+            row = connection.execute(statement.returning(table)).one()
+    except (IntegrityError, NoResultFound) as exc:
+        check_free(connection, entry.name, url, instance_id)
+        raise Conflict("The same instance is being added by somebody else.") from exc
+    outbox.record(connection, ChangeKind.INSTANCE, row.instance_id)
+    return _instance(row)
+
+
+def check_free(connection: Connection, model: str, url: str, instance_id: str | None) -> None:
+    """Raises Conflict when the URL serves this model already or the id is in use."""
+    in_use = select(table.c.instance_id).where(table.c.url == url, table.c.removed_ms.is_(None))
+    used = connection.execute(in_use.where(table.c.model == model)).scalar()
+    if used is not None:
+        raise Conflict(f"{url} is instance {used!r} already; remove that first.", param="url")
+    if instance_id is not None:
+        id_in_use = select(table.c.instance_id).where(table.c.instance_id == instance_id, table.c.removed_ms.is_(None))
+        if connection.execute(id_in_use).scalar() is not None:
+            raise Conflict(f"There is an instance {instance_id!r}; remove that first.", param="instance")
+
+
+def _check_counted_once(connection: Connection, url: str) -> None:
+    """Raises Conflict when another model has this engine: its counters would be held against two instances."""
+    in_use = select(table.c.instance_id, table.c.model).where(table.c.url == url, table.c.removed_ms.is_(None))
+    other = connection.execute(in_use).first()
+    if other is not None:
+        raise Conflict(
+            f"{url} is instance {other.instance_id!r} of {other.model!r} already, and the audit reads its token counters once.",
+            param="url",
+        )
+
+
+def find(connection: Connection, instance_id: str) -> Instance:
+    """By id, removed or not. Raises NotFound."""
+    row = connection.execute(select(table).where(table.c.instance_id == instance_id)).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"No instance {instance_id!r} was added by hand; one of `taas worker` goes when its worker stops.",
+            param="instance",
+        )
+    return _instance(row)
+
+
+def list_all(connection: Connection) -> list[Instance]:
+    """Those in use, oldest first."""
+    query = select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
+    return [_instance(row) for row in connection.execute(query)]
+
+
+def shown_ids(connection: Connection) -> dict[str, bool]:
+    """Those added by hand that Redis may show, and whether they are removed: what they had open may still end."""
+    not_long = table.c.removed_ms.is_(None) | (table.c.removed_ms + DRAIN_MS > NOW_MS)
+    found = connection.execute(select(table.c.instance_id, table.c.removed_ms).where(not_long))
+    return {row.instance_id: row.removed_ms is not None for row in found}
+
+
+def find_removed(connection: Connection, instance_id: str) -> Instance | None:
+    """A removed one by id."""
+    query = select(table).where(table.c.instance_id == instance_id, table.c.removed_ms.is_not(None))
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _instance(row)
+
+
+def remove(connection: Connection, instance_id: str) -> Instance:
+    """It gets nothing new from now on; what it has open may end. Again is a no-op. Raises NotFound."""
+    found = find(connection, instance_id)
+    if found.removed_ms is None:
+        connection.execute(update(table).where(table.c.instance_id == instance_id).values(removed_ms=NOW_MS))
+        outbox.record(connection, ChangeKind.INSTANCE, instance_id)
+    return find(connection, instance_id)
+
+
+def _is_address(address: str) -> bool:
+    try:
+        parts = urlsplit(f"//{address}")
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _instance(row: Row[Any]) -> Instance:
+    return Instance(**row._mapping)

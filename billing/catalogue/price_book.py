@@ -1,0 +1,213 @@
+"""Prices per model with validity dates, append-only. Owns which price holds at a moment; knows no event and no ledger.
+
+A price holds from its `valid_from_ms` until the next one of its model. What was priced stays priced: a new price never starts at a
+moment in the past that already has one, and only a price that does not hold yet can be withdrawn or replaced. Requests recorded before their
+model had a price stay `unpriced` until `backfill` prices them. Moments are by Redis's clock, as the requests' are.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert, select
+
+from billing.catalogue import outbox
+from billing.catalogue.money import Money, MoneyError, parse_price, price_string
+from billing.catalogue.outbox import ChangeKind
+from billing.page import Asked, Order, Page, read_page
+from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.ledger import price as price_table
+from billing.schema.ledger import price_withdrawal
+from billing.wire.tokens import Tokens
+
+# Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table: reports need not wait.
+_LOCK: Final = 7_461_618
+# A greater change is more likely a slip than meant.
+_FACTOR_UNASKED: Final = 10
+_STANDS: Final = price_table.c.price_id.not_in(select(price_withdrawal.c.price_id))
+_NOW_MS: Final = select(
+    (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger).label("now_ms"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One price of a model, in whole pico-dollars per token."""
+
+    price_id: int
+    model: str
+    valid_from_ms: int
+    input_picousd: int
+    cached_input_picousd: int
+    output_picousd: int
+
+    def amount(self, tokens: Tokens) -> Money:
+        """What these tokens cost; `cached` is a part of `prompt` and has its own price."""
+        uncached = tokens.prompt - tokens.cached
+        return Money(
+            uncached * self.input_picousd
+            + tokens.cached * self.cached_input_picousd
+            + tokens.output * self.output_picousd
+        )
+
+
+_NEWEST_OF_EACH_FIRST: Final[Order[Price]] = Order(
+    "prices",
+    lambda price: (price.model, -price.valid_from_ms, price.price_id),
+    (str, int, int),
+    (price_table.c.model, -price_table.c.valid_from_ms, price_table.c.price_id),
+)
+
+
+class PriceBook:
+    """The prices of some models as one SQL transaction sees them."""
+
+    def __init__(self, prices: Iterable[Price]) -> None:
+        self._newest_first: dict[str, list[Price]] = {}
+        for price in sorted(prices, key=lambda price: -price.valid_from_ms):
+            self._newest_first.setdefault(price.model, []).append(price)
+
+    def at(self, model: str, moment_ms: int) -> Price | None:
+        """The price that holds for a request of this model that starts now, or None: it is then unpriced, never guessed."""
+        for price in self._newest_first.get(model, ()):
+            if price.valid_from_ms <= moment_ms:
+                return price
+        return None
+
+
+def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
+    """The prices of these models. Until the transaction ends no price can be set, so none is missed by what it records."""
+    connection.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
+    named = price_table.c.model.in_(sorted(set(models)))
+    rows = connection.execute(select(price_table).where(named, _STANDS)).mappings()
+    return PriceBook(_price(row) for row in rows)
+
+
+def list_prices(connection: Connection, model: str | None = None) -> list[Price]:
+    """All prices that stand, of one model or of all, the newest of each first."""
+    query = select(price_table).where(_STANDS).order_by(price_table.c.model, price_table.c.valid_from_ms.desc())
+    if model is not None:
+        query = query.where(price_table.c.model == model)
+    return [_price(row) for row in connection.execute(query).mappings()]
+
+
+def list_page(connection: Connection, asked: Asked, model: str | None = None) -> Page[Price]:
+    """The same by pages."""
+    query = select(price_table).where(_STANDS)
+    if model is not None:
+        query = query.where(price_table.c.model == model)
+    return read_page(connection, query, _NEWEST_OF_EACH_FIRST, lambda row: _price(row._mapping), asked)
+
+
+def for_sale_from(connection: Connection) -> dict[str, int]:
+    """From when on each model has a price; one without a price is not in it."""
+    query = select(price_table.c.model, func.min(price_table.c.valid_from_ms)).where(_STANDS)
+    return {row[0]: row[1] for row in connection.execute(query.group_by(price_table.c.model))}
+
+
+def database_now_ms(connection: Connection) -> int:
+    """PostgreSQL's clock, for whoever has no Redis to ask."""
+    now_ms: int = connection.execute(_NOW_MS).scalar_one()
+    return now_ms
+
+
+def hold_prices(connection: Connection) -> None:
+    """Waits for the batches being recorded and holds the next ones back until the transaction ends: no price changes, and nothing is priced."""
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+
+
+@dataclass(frozen=True, slots=True)
+class SetPrice:
+    """A price that was set, and the one that it took the place of, before that held."""
+
+    price: Price
+    replaces: Price | None = None
+
+
+def set_price(
+    connection: Connection,
+    model: str,
+    *,
+    input: str,
+    cached_input: str,
+    output: str,
+    valid_from_ms: int | None = None,
+    confirmed: bool = True,
+    now_ms: Callable[[], int] | None = None,
+) -> SetPrice:
+    """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The caller commits. `now_ms` asks Redis's clock.
+
+    One that was to hold from the same moment, still to come, is replaced. Raises `Invalid` for a text that is no price; `Conflict` where it would
+    change what a moment in the past costs, and, unless `confirmed`, where a token would cost over ten times more or less.
+    """
+    amounts: dict[str, int] = {}
+    for name, given in (("input", input), ("cached_input", cached_input), ("output", output)):
+        try:
+            amounts[f"{name}_picousd"] = parse_price(given)
+        except MoneyError as exc:
+            raise Invalid(str(exc), param=name) from exc
+    hold_prices(connection)
+    # Asked under the lock: "from now on" is then true to the millisecond.
+    now = database_now_ms(connection) if now_ms is None else now_ms()
+    start_ms = now if valid_from_ms is None else valid_from_ms
+    known = list_prices(connection, model)
+    same = next((price for price in known if price.valid_from_ms == start_ms), None)
+    before = PriceBook(price for price in known if price is not same).at(model, start_ms)
+    if same is not None and start_ms <= now:
+        raise Conflict(f"model {model!r} already has a price from that moment", param="from", code="already_priced")
+    if start_ms < now and before is not None:
+        raise Conflict(
+            f"model {model!r} already has a price at that moment, and what was priced stays priced",
+            param="from",
+            code="already_priced",
+        )
+    if not confirmed:
+        _refuse_unasked(before or same, amounts)
+    if same is not None:
+        connection.execute(insert(price_withdrawal).values(price_id=same.price_id))
+    row = connection.execute(
+        insert(price_table).values(model=model, valid_from_ms=start_ms, **amounts).returning(*price_table.c)
+    )
+    outbox.record(connection, ChangeKind.MODEL, model)
+    return SetPrice(_price(row.mappings().one()), same)
+
+
+def withdraw_price(connection: Connection, price_id: int, *, now_ms: Callable[[], int] | None = None) -> Price:
+    """Take a price back that does not hold yet. Raises NotFound; Conflict for one that holds or has held."""
+    hold_prices(connection)
+    found = next((price for price in list_prices(connection) if price.price_id == price_id), None)
+    if found is None:
+        raise NotFound(f"There is no price {price_id}, or it has been withdrawn.", param="price_id")
+    if found.valid_from_ms <= (database_now_ms(connection) if now_ms is None else now_ms()):
+        message = "This price holds or has held: what was priced stays priced. Set another one, from now on."
+        raise Conflict(message, param="price_id", code="already_priced")
+    connection.execute(insert(price_withdrawal).values(price_id=price_id))
+    outbox.record(connection, ChangeKind.MODEL, found.model)
+    return found
+
+
+def _refuse_unasked(before: Price | None, amounts: dict[str, int]) -> None:
+    if before is None:
+        return
+    for name, now in amounts.items():
+        was: int = getattr(before, name)
+        if max(was, now) > _FACTOR_UNASKED * min(was, now):
+            what = name.removesuffix("_picousd").replace("_", " ")
+            raise Conflict(
+                f"The price of {what} would change from {price_string(was)} to {price_string(now)}, by more than {_FACTOR_UNASKED} times.",
+                param="confirmed",
+                code="price_changes_much",
+            )
+
+
+def _price(row: RowMapping) -> Price:
+    return Price(
+        row["price_id"], row["model"], row["valid_from_ms"],
+        row["input_picousd"], row["cached_input_picousd"], row["output_picousd"],
+    )  # fmt: skip
+
+
+def prices_by_id(connection: Connection, price_ids: Sequence[int]) -> dict[int, Price]:
+    """These prices, whatever their dates: what a recorded transaction names."""
+    rows = connection.execute(select(price_table).where(column("price_id").in_(price_ids))).mappings()
+    return {row["price_id"]: _price(row) for row in rows}

@@ -1,0 +1,197 @@
+"""The catalogue as Redis shows it: JSON entries (docs/interfaces.md §3) read from SQL. Reads only; does not know Redis.
+
+Each function takes the ids it is asked for, or None for all, so that a single change and a rebuild write the very same.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
+
+from billing.catalogue import models
+from billing.catalogue.instances import DRAIN_MS
+from billing.catalogue.price_book import for_sale_from
+from billing.schema.capacity import reclaim
+from billing.schema.catalogue import NOW_MS, api_key, instance, project, quota_limit, tenant
+
+Entries = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntries:
+    """Projections of keys by hash, and the hashes of those asked for that must not be there."""
+
+    live: Entries
+    revoked: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntries:
+    """Projections of models by name, and the cells they live in."""
+
+    entries: Entries
+    cells: frozenset[str]
+
+
+def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> Entries:
+    """Projections of tenants by id."""
+    limits = _limits(connection, quota_limit.c.tenant_id, quota_limit.c.key_id.is_(None), tenant_ids)
+    return {
+        row.tenant_id: _json(
+            {
+                "tenant": row.tenant_id,
+                "name": row.name,
+                "kind": row.kind,
+                "status": row.status,
+                "on_demand": row.on_demand,
+                "redis_down": row.redis_down,
+                "weight": row.weight,
+                "limits": limits[row.tenant_id],
+            }
+        )
+        for row in connection.execute(_among(select(tenant), tenant.c.tenant_id, tenant_ids))
+    }
+
+
+def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEntries:
+    """Projections of keys by hash. Expired ones are among the live: gateways look at the clock themselves."""
+    limits = _limits(connection, quota_limit.c.key_id, quota_limit.c.key_id.is_not(None), key_ids)
+    live: dict[str, str] = {}
+    revoked = set()
+    query = select(api_key, project.c.status.label("project_status")).join(
+        project, project.c.project_id == api_key.c.project_id
+    )
+    for row in connection.execute(_among(query, api_key.c.key_id, key_ids)):
+        if row.revoked_ms is not None:
+            revoked.add(row.hash)
+            continue
+        live[row.hash] = _json(
+            {
+                "key_id": row.key_id,
+                "tenant": row.tenant_id,
+                "project": row.project_id,
+                "expires_at_ms": row.expires_at_ms,
+                "models": row.models,
+                "archived": row.project_status == "archived",
+                "hash": row.hash,
+                "limits": limits[row.key_id],
+            }
+        )
+    return KeyEntries(live, frozenset(revoked))
+
+
+def read_models(connection: Connection, names: Collection[str] | None) -> ModelEntries:
+    """Projections of models by name, retired ones too."""
+    found = [model for model in models.list_all(connection) if names is None or model.name in names]
+    for_sale = for_sale_from(connection)
+    return ModelEntries(
+        {model.name: _model(model, for_sale.get(model.name)) for model in found},
+        frozenset(model.cell for model in found),
+    )
+
+
+def read_instances(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
+    """Projections of instances added by hand; a removed one is shown draining while what it has open may end.
+
+    Ready until proved otherwise, with nothing to do until it has been looked at: SQL knows neither, `engine_watch` tells both.
+    """
+    removed_not_long = (instance.c.removed_ms.is_(None)) | (instance.c.removed_ms + DRAIN_MS > NOW_MS)
+    query = select(instance).where(removed_not_long)
+    return {
+        row.instance_id: _json(
+            {
+                "instance": row.instance_id,
+                "model": row.model,
+                "pool": row.pool,
+                "cell": row.cell,
+                "url": row.url,
+                "key": row.engine_key,
+                "epoch": row.epoch,
+                "status": "ready" if row.removed_ms is None else "draining",
+                "lease_until_ms": 0 if row.removed_ms is None else row.removed_ms + DRAIN_MS,
+                "abort": row.abort,
+                "priority": row.priority,
+                "counts": row.counts,
+                "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
+                "baseline": {"prompt": row.baseline_prompt, "generation": row.baseline_generation},
+                "final": None,
+                "earlier": [],
+            }
+        )
+        for row in connection.execute(_among(query, instance.c.instance_id, instance_ids))
+    }
+
+
+def read_drained(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
+    """Instances that a reclaim has, by id."""
+    query = select(reclaim).where(reclaim.c.state.in_(("draining", "done"))).order_by(reclaim.c.by_ms)
+    return {
+        instance_id: _json({"use": row.use, "by_ms": row.by_ms, "reclaim": row.reclaim_id})
+        for row in connection.execute(query)
+        for instance_id in row.chosen
+        if instance_ids is None or instance_id in instance_ids
+    }
+
+
+def _model(model: models.Model, for_sale_from_ms: int | None) -> str:
+    return _json(
+        {
+            "name": model.name,
+            "pool": model.pool,
+            "cell": model.cell,
+            "visible": model.visible,
+            "owner": model.owner,
+            "routes": model.routes,
+            "engine_model": model.engine_model,
+            "context_tokens": model.context_tokens,
+            "vocabulary_tokens": model.vocabulary_tokens,
+            "default_max_tokens": model.default_max_tokens,
+            "weights": {
+                "version": model.weights_version,
+                "w_in_mu": model.weights.w_in_mu,
+                "w_cached_mu": model.weights.w_cached_mu,
+                "w_out_mu": model.weights.w_out_mu,
+            },
+            "chat_template_kwargs": model.chat_template_kwargs,
+            "created": model.created_ms // 1000,
+            "status": model.status,
+            "max_body_bytes": model.max_body_bytes,
+            "for_sale_from_ms": for_sale_from_ms,
+        }
+    )
+
+
+def _limits(
+    connection: Connection, subject: Column[Any], which: ColumnElement[bool], ids: Collection[str] | None
+) -> defaultdict[str, list[dict[str, Any]]]:
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    query = select(quota_limit, subject.label("subject")).where(which).order_by(quota_limit.c.model)
+    for row in connection.execute(_among(query, subject, ids)):
+        found[row.subject].append(
+            {
+                "model": row.model,
+                "requests_per_minute": row.requests_per_minute,
+                "units_per_minute": row.units_per_minute,
+                "concurrency": row.concurrency,
+            }
+        )
+    return found
+
+
+def _among(query: Select[Any], column: Column[Any], ids: Collection[str] | None) -> Select[Any]:
+    return query.where(true() if ids is None else column.in_(ids))
+
+
+def _json(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+
+
+def is_by_hand(entry: str | bytes) -> bool:
+    """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew it either."""
+    try:
+        return bool(json.loads(entry)["lease_until_ms"] == 0)
+    except (ValueError, KeyError, TypeError):
+        return True

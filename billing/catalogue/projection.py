@@ -1,0 +1,260 @@
+"""From SQL to Redis: tells gateways what the catalogue says, at once and, after an outage, surely.
+
+Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes` and, in `taas:instances`, the entries
+without a lease (their load and status are then kept true by `engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI
+together with its entry in `taas:changes` and a new marker. Writers take turns by a lock in SQL, so that nobody writes what it read before
+another's change. A marker that is not the one SQL expects means that Redis was emptied, restored or exchanged: then everything is written
+again, and what is not in SQL removed.
+"""
+
+import logging
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+from sqlalchemy import Connection, Engine, exists, select, text, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing.catalogue import outbox, projected
+from billing.catalogue.outbox import Change, ChangeKind
+from billing.schema.catalogue import projection_outbox, projection_state
+from billing.wire import redis_keys
+
+_log = logging.getLogger(__name__)
+
+# How often `keep_up` should be called: Redis that was emptied is told again within this.
+KEEP_UP_INTERVAL_MS: Final = 1_000
+# One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
+_CHANGES_MAX: Final = 200
+# Any number that no other program on this database uses for an advisory lock.
+_LOCK: Final = 7_461_620
+# An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
+_LOCK_TIMEOUT_MS: Final = 5_000
+_SALT_BYTES: Final = 32
+_STATE: Final = select(
+    projection_state.c.source, projection_state.c.version, exists(select(projection_outbox.c.change_id))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """Which database wrote to Redis, and how many times."""
+
+    source: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.version}"
+
+
+class Projector:
+    """Keeps Redis as SQL says. Safe to call from any thread, and in several processes at once."""
+
+    def __init__(self, engine: Engine, client: redis.Redis) -> None:
+        self._engine = engine
+        self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._client = client
+        self._rebuilt = False
+
+    def deliver(self) -> bool:
+        """Tell Redis what it has not been told. False when that was not possible: `keep_up` will, later."""
+        try:
+            while self._deliver_some():
+                pass
+        except (redis.RedisError, SQLAlchemyError) as exc:
+            _log.warning("what changed waits in the outbox: %s", type(exc).__name__)
+            return False
+        return True
+
+    def keep_up(self) -> bool:
+        """A loop's step: write everything once, then whatever is due. True: there may be more. Raises redis.RedisError, SQLAlchemyError."""
+        if not self._rebuilt:
+            self.rebuild()
+            self._rebuilt = True
+            return True
+        return self._behind() and self._deliver_some()
+
+    def rebuild(self) -> None:
+        """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
+        with self._engine.begin() as connection:
+            marker = _lock(connection)
+            self._rebuild(connection, marker)
+
+    def _behind(self) -> bool:
+        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
+        with self._looks.connect() as connection:
+            source, version, waits = connection.execute(_STATE).one()
+        return waits or self._client.get(redis_keys.PROJECTION) not in _spellings(_Marker(source, version))
+
+    def _deliver_some(self) -> bool:
+        """Whether there may be more. Rebuilds when the marker is not ours."""
+        with self._engine.begin() as connection:
+            marker = _lock(connection)
+            changes = outbox.pending(connection, _CHANGES_MAX)
+            with self._client.pipeline(transaction=True) as pipe:
+                # Redis may be emptied between this look and the write: the write then fails, and its caller comes again.
+                _watch(pipe)
+                if pipe.get(redis_keys.PROJECTION) not in _spellings(marker):
+                    pipe.unwatch()
+                    _log.warning("Redis does not hold the projection as written last; writing all of it")
+                    self._rebuild(connection, marker)
+                    return True
+                if not changes:
+                    return False
+                pipe.multi()
+                _write_changes(pipe, connection, changes)
+                _advance(pipe, marker)
+                try:
+                    pipe.execute()
+                except redis.WatchError:
+                    return True
+            _told(connection, marker, changes)
+        return True
+
+    def _rebuild(self, connection: Connection, marker: _Marker) -> None:
+        # Read before everything else: what is committed meanwhile stays in the outbox and is written again.
+        changes = outbox.pending(connection, 10**9)
+        tenants = projected.read_tenants(connection, None)
+        keys = projected.read_keys(connection, None)
+        models = projected.read_models(connection, None)
+        instances = projected.read_instances(connection, None)
+        drained = projected.read_drained(connection, None)
+        with self._client.pipeline(transaction=True) as pipe:
+            _watch(pipe)
+            stale = [
+                *self._stale_keys(
+                    redis_keys.key_of_api_key("*"), {redis_keys.key_of_api_key(key) for key in keys.live}
+                ),
+                *self._stale_keys(redis_keys.tenant("*"), {redis_keys.tenant(tenant) for tenant in tenants}),
+            ]
+            stale_models = [
+                name for name in map(_text, self._client.hkeys(redis_keys.MODELS)) if name not in models.entries
+            ]
+            stale_instances = self._added_by_hand() - set(instances)
+            pipe.multi()
+            for key in stale:
+                pipe.delete(key)
+            _delete_fields(pipe, redis_keys.MODELS, stale_models)
+            _delete_fields(pipe, redis_keys.INSTANCES, stale_instances)
+            for tenant_id, entry in tenants.items():
+                pipe.set(redis_keys.tenant(tenant_id), entry)
+            for key_hash, entry in keys.live.items():
+                pipe.set(redis_keys.key_of_api_key(key_hash), entry)
+            _write_fields(pipe, redis_keys.MODELS, models.entries)
+            _write_fields(pipe, redis_keys.INSTANCES, instances)
+            pipe.delete(redis_keys.DRAINED)
+            _write_fields(pipe, redis_keys.DRAINED, drained)
+            if models.cells:
+                pipe.sadd(redis_keys.CELLS, *models.cells)
+            pipe.hsetnx(redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(_SALT_BYTES))
+            _announce(pipe, "all", "*")
+            for change in changes:
+                if change.kind is ChangeKind.STOP:
+                    _announce(pipe, change.kind, change.subject)
+            _advance(pipe, marker)
+            pipe.execute()
+        _told(connection, marker, changes)
+
+    def _stale_keys(self, pattern: str, wanted: set[str]) -> list[str]:
+        return [key for key in map(_text, self._client.scan_iter(match=pattern, count=1000)) if key not in wanted]
+
+    def _added_by_hand(self) -> set[str]:
+        """The instances in Redis that no worker renews."""
+        found = self._client.hgetall(redis_keys.INSTANCES)
+        return {_text(instance) for instance, entry in found.items() if projected.is_by_hand(entry)}
+
+
+def _lock(connection: Connection) -> _Marker:
+    """Wait for one's turn; it ends with the transaction. Returns the marker that Redis should hold."""
+    connection.execute(text(f"set local lock_timeout = {_LOCK_TIMEOUT_MS}"))
+    connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    row = connection.execute(select(projection_state.c.source, projection_state.c.version)).one()
+    return _Marker(row.source, row.version)
+
+
+def _advance(pipe: "redis.client.Pipeline", marker: _Marker) -> None:
+    pipe.set(redis_keys.PROJECTION, str(_Marker(marker.source, marker.version + 1)))
+
+
+def _told(connection: Connection, marker: _Marker, changes: list[Change]) -> None:
+    """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written again."""
+    connection.execute(update(projection_state).values(version=marker.version + 1))
+    outbox.done(connection, changes)
+
+
+def _write_changes(pipe: "redis.client.Pipeline", connection: Connection, changes: list[Change]) -> None:
+    def subjects(kind: ChangeKind) -> list[str]:
+        return list(dict.fromkeys(change.subject for change in changes if change.kind is kind))
+
+    if tenant_ids := subjects(ChangeKind.TENANT):
+        for tenant_id, entry in projected.read_tenants(connection, tenant_ids).items():
+            pipe.set(redis_keys.tenant(tenant_id), entry)
+            _announce(pipe, ChangeKind.TENANT, tenant_id)
+    if key_ids := subjects(ChangeKind.KEY):
+        keys = projected.read_keys(connection, key_ids)
+        for key_hash in keys.revoked:
+            pipe.delete(redis_keys.key_of_api_key(key_hash))
+            _announce(pipe, ChangeKind.KEY, key_hash)
+        for key_hash, entry in keys.live.items():
+            pipe.set(redis_keys.key_of_api_key(key_hash), entry)
+            _announce(pipe, ChangeKind.KEY, key_hash)
+    if names := subjects(ChangeKind.MODEL):
+        models = projected.read_models(connection, names)
+        _write_fields(pipe, redis_keys.MODELS, models.entries)
+        pipe.sadd(redis_keys.CELLS, *models.cells)
+        for name in models.entries:
+            _announce(pipe, ChangeKind.MODEL, name)
+    if drained_ids := subjects(ChangeKind.DRAIN):
+        drained = projected.read_drained(connection, drained_ids)
+        _write_fields(pipe, redis_keys.DRAINED, drained)
+        _delete_fields(pipe, redis_keys.DRAINED, set(drained_ids) - set(drained))
+    if instance_ids := subjects(ChangeKind.INSTANCE):
+        instances = projected.read_instances(connection, instance_ids)
+        _write_fields(pipe, redis_keys.INSTANCES, instances)
+        _delete_fields(pipe, redis_keys.INSTANCES, set(instance_ids) - set(instances))
+    for subject in subjects(ChangeKind.STOP):
+        _announce(pipe, ChangeKind.STOP, subject)
+
+
+def announce_stop(client: redis.Redis, request_id: str) -> None:
+    """Have the gateways end one request. Raises redis.RedisError: what cannot be said now is not worth saying later."""
+    fields: dict[Any, Any] = {"kind": ChangeKind.STOP.value, "id": request_id}
+    client.xadd(redis_keys.CHANGES, fields, maxlen=redis_keys.CHANGES_MAXLEN, approximate=True)
+
+
+def _announce(pipe: "redis.client.Pipeline", kind: str, subject: str) -> None:
+    pipe.xadd(
+        redis_keys.CHANGES, {"kind": str(kind), "id": subject}, maxlen=redis_keys.CHANGES_MAXLEN, approximate=True
+    )
+
+
+def _write_fields(pipe: "redis.client.Pipeline", key: str, entries: projected.Entries) -> None:
+    if entries:
+        mapping: dict[Any, Any] = dict(entries)
+        pipe.hset(key, mapping=mapping)
+
+
+def _delete_fields(pipe: "redis.client.Pipeline", key: str, fields: Iterable[str]) -> None:
+    if gone := list(fields):
+        pipe.hdel(key, *gone)
+
+
+def _watch(pipe: "redis.client.Pipeline") -> None:
+    pipe.watch(redis_keys.PROJECTION)  # type: ignore[no-untyped-call]
+
+
+def _spellings(marker: _Marker) -> tuple[str, bytes]:
+    """As clients that decode, and those that do not, read it."""
+    return str(marker), str(marker).encode()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def read_cells(client: redis.Redis) -> list[str]:
+    """The names of all cells."""
+    names: Any = client.smembers(redis_keys.CELLS)
+    return sorted(name.decode() for name in names)

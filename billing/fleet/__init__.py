@@ -1,0 +1,1 @@
+"""The engines that there are, and what they say of themselves."""

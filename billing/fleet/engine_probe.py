@@ -1,0 +1,126 @@
+"""Look at an engine that somebody wants to add: does it answer, what does it serve, what can it do, where do its counters stand?
+
+Owns the questions asked over HTTP and their bounds; knows no table and no Redis. It follows no redirect and uses no proxy.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from billing.catalogue.instances import EngineFacts
+from billing.fleet.engine_reading import Counters, Unreachable, read_engine
+from billing.fleet.engine_request_counts import read_request_counts
+from billing.refusals import Unreachable as EngineUnreachable
+
+TIMEOUT_S: Final = 5.0
+_BYTES_MAX: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was seen, and what an operator should know of it."""
+
+    facts: EngineFacts
+    warnings: tuple[str, ...]
+
+
+def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: str, context_tokens: int) -> Probe:
+    """Ask the engine at this base URL. Raises `refusals.Unreachable` when it does not answer as an OpenAI-compatible one."""
+    warnings = _check_models(_ask(client, "GET", f"{url}/v1/models", key), url, engine_model, context_tokens)
+    abort = _can_abort(_ask(client, "POST", f"{url}/inference/v1/abort_requests", key, {"request_ids": []}))
+    if not abort:
+        warnings.append(
+            "It cannot stop a request by id (for vLLM: start it with --enable-scale-out); a disconnect closes the connection instead."
+        )
+    reading = read_engine(client, url, key)
+    if isinstance(reading, Counters):
+        epoch = reading.started or _epoch_now()
+        counts = isinstance(read_request_counts(client, url, key), Counters)
+        if not counts:
+            warnings.append(
+                "It does not tell what each request has produced (for vLLM: start it with --middleware "
+                "taas_request_counts.RequestCounts, see the README); after a crash the audit can only bound that."
+            )
+        facts = EngineFacts(epoch, abort, reading.tokens.prompt, reading.tokens.generation, counts_requests=counts)
+        return Probe(facts, tuple(warnings))
+    why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
+    warnings.append(f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed.")
+    return Probe(EngineFacts(_epoch_now(), abort, 0, 0, has_counters=False), tuple(warnings))
+
+
+def unprobed() -> EngineFacts:
+    """Of an engine that did not answer and is added all the same."""
+    return EngineFacts(_epoch_now(), False, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    body: bytes
+
+
+def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any = None) -> _Answer:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    content = bytearray()
+    try:
+        with client.stream(method, url, headers=headers, json=body, timeout=TIMEOUT_S) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > _BYTES_MAX:
+                    raise EngineUnreachable(f"{url} answers with more than {_BYTES_MAX} bytes.", param="url")
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
+        reason = str(exc) or type(exc).__name__
+        raise EngineUnreachable(
+            f"{url} does not answer ({reason}). Is the engine up? `--force` adds it all the same.", param="url"
+        ) from exc
+    return _Answer(response.status_code, bytes(content))
+
+
+def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: int) -> list[str]:
+    """Warnings about what the engine lists. Raises when it refuses us, or answers with no list of models."""
+    if answer.status in {401, 403}:
+        raise EngineUnreachable(
+            f"{url} refuses the key given (HTTP {answer.status}).", param="key", code="engine_refused"
+        )
+    if answer.status == 404:
+        return ["It has no /v1/models, so it is not known whether it serves the model."]
+    if answer.status != 200:
+        raise EngineUnreachable(f"{url}/v1/models answers HTTP {answer.status}.", param="url", code="engine_refused")
+    listed = _listed(answer.body)
+    if listed is None:
+        raise EngineUnreachable(f"{url}/v1/models is not a list of models.", param="url", code="engine_refused")
+    if engine_model not in listed:
+        # A backend may serve more than it lists, so this is for the operator to judge.
+        names = ", ".join(sorted(listed))[:300] or "none"
+        return [
+            f"It does not list {engine_model!r} but: {names}. If it knows the model by another name: "
+            "`taas model set NAME --engine-model …`."
+        ]
+    length = listed[engine_model]
+    if length is not None and length < context_tokens:
+        return [f"Its context is {length} tokens, the model's entry says {context_tokens}: longer requests will fail."]
+    return []
+
+
+def _can_abort(answer: _Answer) -> bool:
+    """vLLM answers with nothing at all; a backend that answers every path alike does not."""
+    return answer.status == 200 and answer.body.strip() in {b"", b"{}", b"null"}
+
+
+def _listed(body: bytes) -> dict[str, int | None] | None:
+    """Context length (where told) by model id; None when the body is no list of models."""
+    try:
+        models = json.loads(body)["data"]
+        found = {model["id"]: model.get("max_model_len") for model in models}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not all(isinstance(name, str) for name in found):
+        return None
+    return {name: length if type(length) is int else None for name, length in found.items()}
+
+
+def _epoch_now() -> str:
+    return f"added-{time.time_ns() // 1_000_000}"

@@ -1,0 +1,151 @@
+"""Looks at the engines that were added by hand, once a second each, and keeps in `taas:instances` true what their entries say of load, status
+and metrics.
+
+A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of these fields; what an entry says
+otherwise is the projection's, and a removed one is left alone. Writes no SQL: counters are `engine_counters`' and the audit's.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import redis
+
+from billing.fleet.engine_reading import Counters, Load, NoCounters, Reading, read_engine
+from billing.leadership import Leadership
+from billing.wire import redis_keys
+
+_log = logging.getLogger(__name__)
+
+# How often `step` should be called: as often as a worker publishes its load.
+WATCH_INTERVAL_MS: Final = 1_000
+# Nobody listens on the port: no busy engine says that. Twice, because one that is started again at once has hardly been away.
+_REFUSED_MOST: Final = 2
+# A busy engine may be slow to answer: as many looks in a row as a worker gives its own, each of some seconds.
+_SILENT_MOST: Final = 5
+# What tells no load is looked at for its life only, and it may be somebody else's service.
+_UNCOUNTED_S: Final = 10.0
+# More engines than hang at once, so that one of them never delays those that answer.
+_READERS_MOST: Final = 64
+_KV_DIGITS: Final = 4
+
+
+@dataclass(slots=True)
+class Watched:
+    """What is known of one engine. `silent` and `refused`: looks in a row to which it has not answered."""
+
+    looking: bool = False
+    not_before: float = 0.0
+    silent: int = 0
+    refused: int = 0
+
+    def take(self, reading: Reading) -> tuple[str, Load] | None:
+        """The status and the load that it should be shown with; None to leave both as they are until there is proof."""
+        if isinstance(reading, Counters | NoCounters) or reading.answers:
+            self.silent = self.refused = 0
+            return "ready", reading.load if isinstance(reading, Counters) else Load()
+        self.silent += 1
+        self.refused = self.refused + 1 if reading.refused else 0
+        down = self.refused >= _REFUSED_MOST or self.silent >= _SILENT_MOST
+        return ("down", Load()) if down else None
+
+
+class EngineWatch:
+    """Any number of processes may have one: whoever holds the lock looks. `step` never waits for an engine."""
+
+    def __init__(self, client: redis.Redis, *, timeout_ms: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._http = httpx.Client(
+            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )  # fmt: skip
+        self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
+        self._show = client.register_script(_script())
+        self._watched: dict[str, Watched] = {}
+        self._leadership = Leadership(client)
+        self._closed = threading.Event()
+
+    def step(self) -> bool:
+        """A loop's step: begin a look at every engine that is due and not being looked at. Raises redis.RedisError."""
+        if not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
+            self._watched.clear()
+            return False
+        entries: dict[bytes, bytes] = self._client.hgetall(redis_keys.INSTANCES)  # type: ignore[assignment]
+        by_hand = {name.decode(): (raw, fields) for name, raw in entries.items() if (fields := _by_hand(raw))}
+        self._watched = {name: self._watched.get(name) or Watched() for name in by_hand}
+        now = self._clock()
+        for name, (raw, fields) in by_hand.items():
+            watched = self._watched[name]
+            if not watched.looking and now >= watched.not_before:
+                watched.looking = True
+                self._readers.submit(self._look, watched, name, raw, fields)
+        return False
+
+    def close(self) -> None:
+        """End the looks that have begun, and let another process look. What Redis cannot hear lapses by itself."""
+        self._closed.set()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._http.close()
+        try:
+            self._leadership.release_all()
+        except redis.RedisError:
+            _log.info("the lock of the engine watch lapses by itself")
+
+    def _look(self, watched: Watched, name: str, raw: bytes, fields: dict[str, Any]) -> None:
+        try:
+            reading = read_engine(self._http, str(fields["url"]), fields.get("key"))
+            if self._closed.is_set():
+                return
+            if isinstance(reading, NoCounters):
+                watched.not_before = self._clock() + _UNCOUNTED_S
+            if (shown := watched.take(reading)) is not None:
+                told = _told(*shown)
+                if isinstance(reading, Counters | NoCounters):
+                    told["metrics"] = isinstance(reading, Counters) or reading.page
+                self._tell(name, raw, fields, told, getattr(reading, "reason", ""))
+        except redis.RedisError as exc:
+            # The loop says so, loudly, with its own next call.
+            _log.info("the load of %s is not shown: %s", name, type(exc).__name__)
+        except Exception:
+            _log.exception("instance %s cannot be looked at", name)
+        finally:
+            watched.looking = False
+
+    def _tell(self, name: str, raw: bytes, fields: dict[str, Any], told: dict[str, Any], reason: str) -> None:
+        """Show what has changed. Of an entry that somebody has changed meanwhile the next look tells."""
+        before, status = fields["status"], told["status"]
+        shown = fields | told
+        if shown == fields:
+            return
+        text = json.dumps(shown, separators=(",", ":"), ensure_ascii=False)
+        if self._show(keys=[redis_keys.INSTANCES], args=[name, raw, text]) and status != before:
+            what = "answers again" if status == "ready" else f"does not answer ({reason})"
+            _log.warning("instance %s %s: it is %s", name, what, status)
+
+
+def _told(status: str, load: Load) -> dict[str, Any]:
+    """The fields of an entry that say so."""
+    kv_usage = round(load.kv_usage, _KV_DIGITS)
+    return {"status": status, "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage}}
+
+
+def _by_hand(raw: bytes) -> dict[str, Any] | None:
+    """The fields of an entry that nobody renews and nobody has removed. One that is not there yet, or goes, is not judged."""
+    try:
+        fields = json.loads(raw)
+        mine = fields["lease_until_ms"] == 0 and fields["status"] in {"ready", "down"} and fields["url"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return fields if mine else None
+
+
+def _script() -> str:
+    return (Path(__file__).parent / "lua" / "show_instance.lua").read_text(encoding="utf-8")

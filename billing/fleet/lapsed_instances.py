@@ -1,0 +1,43 @@
+"""Takes entries out of `taas:instances` that nobody renews any more, so that every reader's list does not grow with each worker there ever was.
+
+Owns which entries are forgotten. It knows no engine and no table: whoever calls it has stored what their entries said of counters.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import redis
+
+from billing.wire import redis_clock, redis_keys
+
+# A worker that comes back by then finds its own entry, and people what became of an instance.
+_KEPT_MS: Final = 86_400_000
+
+
+def forget_lapsed(client: redis.Redis) -> int:
+    """Forget what lapsed a day ago, by Redis's clock; how many. One added by hand has no lease, what cannot be read is left for somebody to see.
+
+    Raises redis.RedisError.
+    """
+    with client.pipeline(transaction=False) as read:
+        read.time()
+        read.hgetall(redis_keys.INSTANCES)
+        clock, entries = read.execute()
+    now_ms = redis_clock.milliseconds(clock)
+    lapsed = {name: raw for name, raw in entries.items() if 0 < _lease_until_ms(raw) < now_ms - _KEPT_MS}
+    if not lapsed:
+        return 0
+    forget = client.register_script(_script())
+    return sum(int(forget(keys=[redis_keys.INSTANCES], args=[name, raw])) for name, raw in lapsed.items())
+
+
+def _lease_until_ms(raw: bytes) -> int:
+    try:
+        return int(json.loads(raw)["lease_until_ms"])
+    except (ValueError, KeyError, TypeError):
+        return 0
+
+
+def _script() -> str:
+    return (Path(__file__).parent / "lua" / "forget_instance.lua").read_text(encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Pricing what was recorded before its model had a price: new transactions beside the unpriced ones, which stay as they are.
+
+All of it in one SQL transaction of the caller's, with prices held: what a preview says is what is done. Doing it again finds nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from billing.catalogue.money import Money
+from billing.catalogue.price_book import hold_prices
+
+# What is unpriced of a model, with the price that the price list has for its moment by now.
+_DUE: Final = """
+select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached, e.billed_output, p.price_id,
+  (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd + e.billed_cached::numeric * p.cached_input_picousd
+    + e.billed_output::numeric * p.output_picousd as amount
+from ledger_transaction t
+join usage_event e using (request_id)
+left join lateral (
+  select * from price held
+  where held.model = e.model and held.valid_from_ms <= e.started_ms
+    and not exists (select from price_withdrawal w where w.price_id = held.price_id)
+  order by held.valid_from_ms desc limit 1
+) p on true
+where t.pricing = 'unpriced' and e.model = :model and e.started_ms >= :from_ms and e.started_ms < :until_ms
+  and (cast(:tenant as text) is null or e.tenant = :tenant)
+  and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
+"""
+_PREVIEW: Final = f"""
+select tenant, price_id, count(*) as requests, sum(billed_prompt - billed_cached) as uncached, sum(billed_cached) as cached,
+  sum(billed_output) as output, sum(amount) as amount
+from ({_DUE}) due group by tenant, price_id order by tenant, price_id
+"""  # noqa: S608 (constants)
+_PRICE: Final = f"""
+with due as ({_DUE}), made as (
+  insert into ledger_transaction (request_id, pricing, price_id, corrects)
+  select request_id, 'priced', price_id, transaction_id from due where price_id is not null
+  order by request_id
+  returning transaction_id, corrects
+)
+insert into ledger_posting (transaction_id, line, account, holder, amount_picousd)
+select made.transaction_id, line.number, line.account,
+  case line.account when 'receivable' then due.tenant else due.model end, line.sign * due.amount
+from made join due on due.transaction_id = made.corrects
+cross join (values (0, 'receivable', 1), (1, 'revenue', -1)) as line (number, account, sign)
+where due.amount <> 0
+"""  # noqa: S608 (constants)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Unpriced requests of a model that started in [from, until), of one tenant or of all."""
+
+    model: str
+    from_ms: int
+    until_ms: int
+    tenant_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What one tenant used at one price. `price_id` None: no price holds for it, and it stays unpriced."""
+
+    tenant_id: str
+    price_id: int | None
+    requests: int
+    uncached: int
+    cached: int
+    output: int
+    amount: Money | None
+
+
+def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence[Due]:
+    """Price what is in the scope; with `dry_run` only say what that would be."""
+    hold_prices(connection)
+    values: dict[str, Any] = {
+        "model": scope.model, "from_ms": scope.from_ms, "until_ms": scope.until_ms, "tenant": scope.tenant_id,
+    }  # fmt: skip
+    found = [
+        Due(
+            row.tenant, row.price_id, row.requests, int(row.uncached), int(row.cached), int(row.output),
+            None if row.price_id is None else Money.from_sql(row.amount),
+        )
+        for row in connection.execute(text(_PREVIEW), values)
+    ]  # fmt: skip
+    if not dry_run and found:
+        connection.execute(text(_PRICE), values)
+    return found

@@ -1,0 +1,298 @@
+"""Recording usage: events, and for each one balanced money transaction, exactly once by request id. Owns SQL of the ledger's facts.
+
+It knows nothing of Redis. All functions work inside the caller's SQL transaction: an event, its transaction, its postings and the
+running totals appear together or not at all.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, exists, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
+
+from billing.catalogue.money import ZERO, Money
+from billing.catalogue.price_book import Price, PriceBook, read_price_book
+from billing.ledger.bulk_insert import insert_rows
+from billing.schema.catalogue import api_key_use
+from billing.schema.ledger import (
+    TOTAL_COLUMNS,
+    ledger_posting,
+    ledger_transaction,
+    usage_conflict,
+    usage_event,
+    usage_rejected,
+    usage_total,
+)
+from billing.wire.tokens import Tokens, UsageEventError
+from billing.wire.usage_event import EVENT_VERSION, UsageEvent
+
+# A rejected or conflicting text is kept as evidence; an event is about 1 kB.
+RAW_BYTES_MAX: Final = 65_536
+
+
+# Of a request's transactions the one that counts: an unpriced one may have been corrected since.
+_correction = ledger_transaction.alias("correction")
+STANDS: Final = or_(
+    ledger_transaction.c.pricing != "unpriced",
+    ~exists(select(1).where(_correction.c.corrects == ledger_transaction.c.transaction_id)),
+)
+
+
+class Pricing(StrEnum):
+    """How a request's transaction got its amount."""
+
+    PRICED = "priced"
+    UNPRICED = "unpriced"
+    QUARANTINED = "quarantined"
+    NOTHING_BILLED = "nothing_billed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedEvent:
+    """An event and the text it came as. Two texts that say the same in another order have one digest."""
+
+    event: UsageEvent
+    raw: bytes
+    digest: str
+
+    @classmethod
+    def read(cls, raw: bytes) -> "ReceivedEvent":
+        """Parse; raises `UsageEventError`."""
+        event = UsageEvent.from_json(raw)
+        try:
+            canonical = orjson.dumps(orjson.loads(event.to_json()), option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError as exc:
+            raise UsageEventError(f"an event that cannot be written again: {exc}") from exc
+        return cls(event, raw, hashlib.sha256(canonical).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """One line of a transaction; debits are positive."""
+
+    account: str
+    holder: str
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedEvent:
+    """An event that is in the ledger since this call."""
+
+    event: UsageEvent
+    pricing: Pricing
+    price: Price | None
+    amount: Money
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What one batch added. `duplicates` were known already; `conflicts` were too and say something else than the first."""
+
+    events: tuple[RecordedEvent, ...]
+    duplicates: int
+    conflicts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedEntry:
+    """A stream entry that is not an event."""
+
+    cell: str
+    entry_id: str
+    reason: str
+    raw: bytes
+
+
+class UnbalancedError(AssertionError):
+    """Postings that do not sum to zero: a bug, never written."""
+
+
+def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
+    """Price a request by what held when it started. Usage in doubt has no amount; neither has what no price covers."""
+    if event.anomaly is not None:
+        return RecordedEvent(event, Pricing.QUARANTINED, None, ZERO)
+    if event.billed == Tokens():
+        return RecordedEvent(event, Pricing.NOTHING_BILLED, None, ZERO)
+    price = book.at(event.model, event.started_ms)
+    if price is None:
+        return RecordedEvent(event, Pricing.UNPRICED, None, ZERO)
+    return RecordedEvent(event, Pricing.PRICED, price, price.amount(event.billed))
+
+
+def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
+    """The tenant owes, the model has earned. An amount of zero needs no lines."""
+    if recorded.amount == ZERO:
+        return ()
+    lines = (
+        Posting("receivable", recorded.event.tenant, recorded.amount),
+        Posting("revenue", recorded.event.model, -recorded.amount),
+    )
+    check_balanced(lines)
+    return lines
+
+
+def check_balanced(lines: Sequence[Posting]) -> None:
+    """Raises `UnbalancedError` unless the lines sum to zero."""
+    total = sum((line.amount for line in lines), ZERO)
+    if total != ZERO:
+        raise UnbalancedError(f"postings sum to {total} USD")
+
+
+def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> Recorded:
+    """Record what is new of a batch; the first event of a request counts, in whatever order and however often they come."""
+    if not received:
+        return Recorded((), 0, ())
+    firsts: dict[str, ReceivedEvent] = {}
+    for item in received:
+        firsts.setdefault(item.event.request_id, item)
+    # In one order everywhere, so that two consumers that hold the same entries cannot wait for each other in a circle.
+    rows = [event_row(firsts[request_id]) for request_id in sorted(firsts)]
+    inserted = set(insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars())
+    again = [
+        item for item in received if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
+    ]
+    conflicts = _record_conflicts(connection, again)
+    new = [firsts[request_id].event for request_id in sorted(inserted)]
+    book = read_price_book(connection, (event.model for event in new))
+    priced = tuple(price_event(event, book) for event in new)
+    _write_transactions(connection, priced)
+    add_totals(connection, new)
+    _note_use(connection, new)
+    return Recorded(priced, len(again) - len(conflicts), tuple(item.event.request_id for item in conflicts))
+
+
+def _record_conflicts(connection: Connection, again: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
+    if not again:
+        return []
+    ids = sorted({item.event.request_id for item in again})
+    stored = select(usage_event.c.request_id, usage_event.c.digest).where(usage_event.c.request_id.in_(ids))
+    digests: dict[str, str] = {row.request_id: row.digest for row in connection.execute(stored)}
+    conflicts = [item for item in again if digests[item.event.request_id] != item.digest]
+    if conflicts:
+        rows = [
+            {"request_id": item.event.request_id, "digest": item.digest, "raw": item.raw[:RAW_BYTES_MAX]}
+            for item in sorted(conflicts, key=lambda item: (item.event.request_id, item.digest))
+        ]
+        connection.execute(insert(usage_conflict).on_conflict_do_nothing(), rows)
+    return conflicts
+
+
+def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent]) -> None:
+    if not priced:
+        return
+    rows = [
+        {
+            "request_id": item.event.request_id,
+            "pricing": item.pricing.value,
+            "price_id": item.price.price_id if item.price else None,
+        }
+        for item in priced
+    ]
+    written = insert_rows(connection, ledger_transaction, rows, returning=["request_id", "transaction_id"])
+    ids: dict[str, int] = {row.request_id: row.transaction_id for row in written}
+    lines = [
+        {
+            "transaction_id": ids[item.event.request_id],
+            "line": number,
+            "account": line.account,
+            "holder": line.holder,
+            "amount_picousd": str(line.amount.picousd),
+        }
+        for item in priced
+        for number, line in enumerate(postings(item))
+    ]
+    if lines:
+        insert_rows(connection, ledger_posting, lines)
+
+
+def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
+    """When keys were last used."""
+    latest: dict[str, int] = {}
+    for event in events:
+        latest[event.key_id] = max(event.ended_ms, latest.get(event.key_id, 0))
+    if latest:
+        # In one order everywhere, so that two consumers cannot wait for each other in a circle.
+        rows = [{"key_id": key_id, "last_used_ms": latest[key_id]} for key_id in sorted(latest)]
+        statement = insert(api_key_use).values(rows)
+        newest = func.greatest(api_key_use.c.last_used_ms, statement.excluded.last_used_ms)
+        connection.execute(statement.on_conflict_do_update(index_elements=["key_id"], set_={"last_used_ms": newest}))
+
+
+def add_totals(connection: Connection, events: Iterable[UsageEvent]) -> None:
+    """Add new events to the running totals of their instances."""
+    sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for event in events:
+        add = (event.billed.prompt, event.billed.output, event.absorbed.prompt, event.absorbed.output)
+        total = sums[event.instance, event.epoch]
+        total[:] = [before + more for before, more in zip(total, add, strict=True)]
+    for (instance, epoch), total in sorted(sums.items()):
+        add_total(connection, instance, epoch, dict(zip(TOTAL_COLUMNS, total, strict=True)))
+
+
+def add_total(connection: Connection, instance: str, epoch: str, tokens: dict[str, int]) -> None:
+    """Add tokens (by the names of `TOTAL_COLUMNS`) to what one run of an engine was metered for."""
+    statement = insert(usage_total).values(instance=instance, epoch=epoch, **tokens)
+    sums = {name: usage_total.c[name] + statement.excluded[name] for name in TOTAL_COLUMNS}
+    connection.execute(statement.on_conflict_do_update(index_elements=["instance", "epoch"], set_=sums))
+
+
+def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -> int:
+    """Keep what could not be read, once for each entry. Returns how many are new."""
+    if not rejected:
+        return 0
+    rows = [
+        {
+            "cell": item.cell,
+            "entry_id": item.entry_id,
+            "digest": hashlib.sha256(item.raw).hexdigest(),
+            "reason": item.reason.replace("\x00", "�")[:500],
+            "raw": item.raw[:RAW_BYTES_MAX],
+        }
+        for item in rejected
+    ]
+    statement = insert(usage_rejected).on_conflict_do_nothing().returning(usage_rejected.c.rejected_id)
+    return len(connection.execute(statement, rows).all())
+
+
+def event_row(item: ReceivedEvent) -> dict[str, Any]:
+    """The columns of `usage_event`."""
+    event = item.event
+    return {
+        "request_id": event.request_id, "version": EVENT_VERSION,
+        "tenant": event.tenant, "project": event.project, "key_id": event.key_id,
+        "model": event.model, "pool": event.pool, "cell": event.cell, "instance": event.instance, "epoch": event.epoch,
+        "route": event.route, "stream": event.stream, "class": event.class_.value, "contract": event.contract,
+        "weights": {
+            "version": event.weights.version, "w_in_mu": event.weights.w_in_mu,
+            "w_cached_mu": event.weights.w_cached_mu, "w_out_mu": event.weights.w_out_mu,
+        },
+        "samples": event.samples,
+        "started_ms": event.started_ms, "first_token_ms": event.first_token_ms,
+        "ended_ms": event.ended_ms, "waited_ms": event.waited_ms,
+        "ending": event.ending.value, "usage_source": event.usage_source.value, "anomaly": event.anomaly,
+        "produced_prompt": event.produced.prompt, "produced_cached": event.produced.cached,
+        "produced_output": event.produced.output, "delivered_output": event.delivered_output,
+        "billed_prompt": event.billed.prompt, "billed_cached": event.billed.cached, "billed_output": event.billed.output,
+        "absorbed_prompt": event.absorbed.prompt, "absorbed_output": event.absorbed.output,
+        "absorbed_reasons": {
+            reason.value: {"prompt": part.prompt, "output": part.output} for reason, part in event.absorbed.reasons.items()
+        },
+        "units_mu": event.units_mu, "decision": None if event.decision is None else dict(event.decision),
+        "http_status": event.http_status, "gateway": event.gateway,
+        "ignored": list(event.ignored) or None,
+        "orphan": event.orphan, "digest": item.digest,
+    }  # fmt: skip
+
+
+def account_balance(connection: Connection, account: str, holder: str) -> Money:
+    """What an account holds; a tenant's `receivable` is what it owes for its usage."""
+    query = select(func.coalesce(func.sum(ledger_posting.c.amount_picousd), 0)).where(
+        ledger_posting.c.account == account, ledger_posting.c.holder == holder
+    )
+    return Money.from_sql(connection.execute(query).scalar_one())

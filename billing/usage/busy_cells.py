@@ -1,0 +1,136 @@
+"""Which cells have something to do, so that the loops of billing look at these and leave the others alone.
+
+A cell is busy while it has a live instance, an open or waiting request, or usage that is not in SQL, and for a minute after that.
+Requests reach a cell only through an instance, so a cell that becomes busy shows in `taas:instances`. All other cells are looked at
+once at the start and then a few a second, so that nothing is ever left behind in one of them.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, Final
+
+import orjson
+import redis
+
+from billing.wire import redis_clock, redis_keys
+
+# Several loops ask every second; they share one look at Redis.
+_FRESH_S: Final = 0.9
+# A cell that falls idle stays in the set for this long, so that one whose instance restarts does not come and go.
+_LINGER_S: Final = 60.0
+# In this time every idle cell is looked at once.
+_SWEEP_S: Final = 60.0
+# Commands of one pipeline.
+_LOOKS_MAX: Final = 1_000
+
+
+class BusyCells:
+    """One a process, for all its threads. The client must not decode responses."""
+
+    def __init__(self, client: redis.Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._turn = threading.Lock()
+        self._refreshed: float | None = None
+        self._busy_until: dict[str, float] = {}
+        self._catalogue: tuple[object, int] | None = None
+        self._all: list[str] = []
+        self._swept = 0
+
+    def names(self, *, fresh: bool = False) -> list[str]:
+        """Their names, sorted, at most a second old; `fresh`: as of now. Raises redis.RedisError."""
+        with self._turn:
+            now = self._clock()
+            if fresh or self._refreshed is None or now - self._refreshed >= _FRESH_S:
+                self._refresh(now)
+            return sorted(self._busy_until)
+
+    def all(self) -> list[str]:
+        """The names of all cells, as of the last look. Raises redis.RedisError."""
+        self.names()
+        return self._all
+
+    def _refresh(self, now: float) -> None:
+        instances = self._read_catalogue()
+        first = self._refreshed is None
+        # The reading before this one says how many are due: the sweep goes by time, not by how often somebody asks.
+        passed_s = _SWEEP_S if self._refreshed is None else now - self._refreshed
+        self._busy_until |= dict.fromkeys(instances, now + _LINGER_S)
+        lapsed = [cell for cell, until in self._busy_until.items() if until < now]
+        looked_at = dict.fromkeys([*lapsed, *self._next_idle(passed_s)])
+        found = _with_work(self._client, looked_at)
+        for cell in looked_at:
+            if cell in found:
+                self._busy_until[cell] = now + _LINGER_S
+            else:
+                self._busy_until.pop(cell, None)
+        if first:
+            self._swept = 0
+        self._refreshed = now
+
+    def _read_catalogue(self) -> set[str]:
+        """Cells of live instances; on the way, the names of all cells where they have changed."""
+        with self._client.pipeline(transaction=False) as read:
+            read.time()
+            read.hvals(redis_keys.INSTANCES)
+            read.get(redis_keys.PROJECTION)
+            read.scard(redis_keys.CELLS)
+            clock, entries, marker, count = read.execute()
+        if self._catalogue != (marker, count):
+            names: Any = self._client.smembers(redis_keys.CELLS)
+            self._all = sorted(name.decode() for name in names)
+            self._catalogue = (marker, count)
+        now_ms = redis_clock.milliseconds(clock)
+        live = (_cell_of_live(entry, now_ms) for entry in entries)
+        return {cell for cell in live if cell is not None}
+
+    def _next_idle(self, passed_s: float) -> list[str]:
+        """The part of all cells that is due in the sweep, without those that are known to be busy."""
+        count = min(len(self._all), math.ceil(len(self._all) * passed_s / _SWEEP_S))
+        begin = self._swept if self._swept < len(self._all) else 0
+        part = [*self._all[begin:], *self._all[:begin]][:count]
+        self._swept = begin + count
+        return [cell for cell in part if cell not in self._busy_until]
+
+
+def _cell_of_live(entry: bytes, now_ms: int) -> str | None:
+    """The cell of an instance whose lease holds or that has none; one that cannot be read is for the audit to tell."""
+    try:
+        fields = orjson.loads(entry)
+        lease_until_ms = int(fields["lease_until_ms"])
+        return str(fields["cell"]) if lease_until_ms == 0 or lease_until_ms >= now_ms else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _with_work(client: redis.Redis, cells: Iterable[str]) -> set[str]:
+    """Those that have open or waiting requests, or usage that is not in SQL."""
+    rest, found = list(cells), set()
+    while rest:
+        part, rest = rest[:_LOOKS_MAX], rest[_LOOKS_MAX:]
+        there = _ask(client, part, lambda pipe, cell: pipe.exists(*_waits(cell), redis_keys.usage_stream(cell)))
+        # A stream outlives its entries.
+        maybe = [cell for cell, count in zip(part, there, strict=True) if count]
+        waiting = _ask(client, maybe, lambda pipe, cell: pipe.exists(*_waits(cell)))
+        unread = _ask(client, maybe, lambda pipe, cell: pipe.xlen(redis_keys.usage_stream(cell)))
+        found |= {cell for cell, a, b in zip(maybe, waiting, unread, strict=True) if a or b}
+    return found
+
+
+def _waits(cell: str) -> tuple[str, str, str]:
+    return (
+        redis_keys.open_requests(cell),
+        redis_keys.waiting_tenants(cell, "o"),
+        redis_keys.waiting_tenants(cell, "f"),
+    )
+
+
+def _ask(client: redis.Redis, cells: Collection[str], ask: Callable[[Any, str], object]) -> list[Any]:
+    if not cells:
+        return []
+    with client.pipeline(transaction=False) as read:
+        for cell in cells:
+            ask(read, cell)
+        return read.execute()

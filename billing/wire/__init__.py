@@ -1,0 +1,1 @@
+"""What crosses from one process or language to another, each with one owner: keys, events, tokens, addresses. Importable without SQL."""

@@ -1,0 +1,71 @@
+"""Who pays: one rule for every ending, used by each settle and by each will. Pure.
+
+The engine's usage names a prompt once, its counters name it once for each sample (`n` > 1): the surplus is `shared_prompt`, which the
+caller passes and nobody pays. A request that stopped before its first token has moved no counter, though its usage names the prompt.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens
+from billing.wire.usage_event import Ending
+
+BILLED_ENDINGS: Final = frozenset(
+    {Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED, Ending.TENANT_SUSPENDED}
+)
+_NOTHING: Final = Tokens()
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """produced = billed + absorbed, for the prompt and for the output."""
+
+    produced: Tokens
+    billed: Tokens
+    absorbed: Absorbed
+
+
+def attribute(
+    ending: Ending,
+    usage: Tokens,
+    *,
+    shared_prompt: int = 0,
+    anomaly: str | None = None,
+    generates: bool = True,
+    continued: bool = False,
+    discarded_output: int = 0,
+) -> Attribution:
+    """Divide `usage`, the engine's cumulative figures, into billed and absorbed.
+
+    `generates` is false on routes without output (embeddings): there the prompt alone is the product. `continued`: a later part of a request, whose
+    prompt is the first part's and its text: read again for our sake, and billed to nobody. Nor is `discarded_output`: the output of a part that gave
+    way which its caller was not given, and which the next part produces again.
+    """
+    if not 0 <= discarded_output <= usage.output:
+        raise ValueError(f"{discarded_output} tokens discarded of {usage.output}")
+    if shared_prompt < 0:
+        raise ValueError(f"a negative shared prompt: {shared_prompt}")
+    if generates and usage.output == 0:
+        return Attribution(_NOTHING, _NOTHING, Absorbed())
+    produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
+    billed, reasons = usage, dict[AbsorbReason, AbsorbedTokens]()
+    if anomaly is not None or ending not in BILLED_ENDINGS:
+        reason = AbsorbReason.USAGE_ANOMALY if anomaly is not None else AbsorbReason(ending.value)
+        billed = _NOTHING
+        if usage.prompt or usage.output:
+            reasons[reason] = AbsorbedTokens(usage.prompt, usage.output)
+    elif discarded_output or (continued and usage.prompt):
+        prompt, cached = (0, 0) if continued else (usage.prompt, usage.cached)
+        billed = Tokens(prompt, cached, usage.output - discarded_output)
+        reasons[AbsorbReason.CONTINUED] = AbsorbedTokens(usage.prompt - prompt, discarded_output)
+    if shared_prompt:
+        reasons[AbsorbReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
+    absorbed = Absorbed(produced.prompt - billed.prompt, produced.output - billed.output, reasons)
+    return Attribution(produced, billed, absorbed)
+
+
+def charged(ending: Ending, attribution: Attribution) -> Tokens:
+    """The tokens that count against the tenant's limits: those it pays for, and those of a request that the engine refused after it had
+    worked. Its caller got nothing for them and pays nothing; a limit that did not count them would let it ask for free work for ever.
+    """
+    return attribution.produced if ending is Ending.REFUSED_BY_ENGINE else attribution.billed

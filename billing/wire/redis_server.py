@@ -1,0 +1,121 @@
+"""What a Redis server must be for the product, and how to say in one line why it cannot be used or may lose what it has acknowledged.
+
+It owns the requirements: the oldest versions, one server and no cluster, and persistence. It knows no key of the product.
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from billing.wire.redis_address import NO_CLUSTER, RedisAddress, parse_redis_url
+
+# By the name that the server gives itself. Scripts read the clock and then write, and streams are claimed with XAUTOCLAIM.
+_OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
+OLDEST_TEXT: Final = "Redis 7.0 or Valkey 7.2"
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
+# What "acknowledged usage is never lost" stands on, and what each other value costs.
+_DURABLE: Final = {
+    "appendonly": ("yes", "a restart of Redis loses usage that is not billed yet, and every limit's level"),
+    "appendfsync": ("always", "a crash of its machine loses the last second or more of acknowledged usage"),
+    "maxmemory-policy": ("noeviction", "Redis may throw away usage, keys and reservations when its memory is full"),
+}  # fmt: skip
+_WANTED_TEXT: Final = ", ".join(f"{name} {wanted}" for name, (wanted, _) in _DURABLE.items())
+_START_TIMEOUT_S: Final = 2.0
+_LOGIN_CODES: Final = {
+    "WRONGPASS": "refuses the login: wrong user or password in TAAS_REDIS_URL",
+    "NOAUTH": "asks for a password: give it in TAAS_REDIS_URL",
+    "NOPERM": "does not permit the user of TAAS_REDIS_URL what it needs (deploy/redis/users.acl has the rules)",
+}
+
+
+class WrongRedis(Exception):
+    """A server that cannot be used, however long one waits. The text says what it is and what to do."""
+
+
+def read_hello(reply: Any) -> dict[str, str]:
+    """The fields of HELLO's reply, as RESP2 or RESP3 gives it; empty where there is nothing to be read."""
+    pairs = reply.items() if isinstance(reply, Mapping) else zip(reply[::2], reply[1::2], strict=False)
+    return {_text(name): _text(value) for name, value in pairs if isinstance(value, bytes | str)}
+
+
+def why_unusable(hello: Mapping[str, str]) -> str | None:
+    """Why the server that gave this reply cannot be used; None where it can. What does not tell its version is believed."""
+    if hello.get("mode") in {"cluster", "sentinel"}:
+        return f"is a {'Redis Cluster' if hello['mode'] == 'cluster' else 'Sentinel'}. {NO_CLUSTER}"
+    oldest = _OLDEST.get(hello.get("server", ""))
+    found = _VERSION.match(hello.get("version", ""))
+    if oldest is not None and found is not None and (int(found[1]), int(found[2])) < oldest:
+        return f"is version {hello['version']}; {OLDEST_TEXT} or newer is needed"
+    return None
+
+
+def require_usable(url: str) -> RedisAddress:
+    """For the start of a process: the address, once the server there, if it answers now, has said that it can be used.
+
+    Raises RedisAddressError or WrongRedis. A server that is away, or refuses the login, may yet come right: that is not told here.
+    """
+    address = parse_redis_url(url)
+    with redis.Redis(
+        **address.client_arguments(), socket_timeout=_START_TIMEOUT_S, socket_connect_timeout=_START_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+    ) as client, contextlib.suppress(redis.RedisError, OSError):  # fmt: skip
+        examine(client, address)
+    return address
+
+
+def examine(client: redis.Redis, address: RedisAddress) -> None:
+    """Ask the server what it is. Needs no permission. Raises WrongRedis, or redis.RedisError when it does not answer."""
+    untyped: Any = client
+    try:
+        reply = untyped.execute_command("HELLO")
+    except redis.exceptions.ResponseError as exc:
+        if isinstance(exc, redis.exceptions.NoPermissionError) or login_refused(exc):
+            raise
+        return  # a proxy that does not know the command: what stands behind it cannot be told
+    if why := why_unusable(read_hello(reply)):
+        raise WrongRedis(f"Redis at {address} {why}.")
+
+
+def durability_warnings(client: redis.Redis) -> list[str]:
+    """In which ways the server may lose what it has acknowledged, a sentence each. Raises redis.RedisError."""
+    try:
+        found = {_text(name): _text(value) for name, value in client.config_get(*_DURABLE).items()}
+    except redis.exceptions.ResponseError:
+        return [
+            f"Whether Redis keeps what it has acknowledged cannot be checked: it does not permit CONFIG GET. It should have {_WANTED_TEXT}."
+        ]
+    return [
+        f"Redis has {name} {found[name]}, not {wanted}: {cost}."
+        for name, (wanted, cost) in _DURABLE.items()
+        # Without an append-only file it does not matter how the file is written.
+        if found.get(name, wanted) != wanted and not (name == "appendfsync" and found.get("appendonly") == "no")
+    ]
+
+
+def login_refused(exc: Exception) -> bool:
+    """Whether the server did not take the user or password."""
+    return isinstance(exc, redis.exceptions.AuthenticationError)
+
+
+def why_refused(message: str) -> str | None:
+    """What an error reply says of the login or its permissions, with the server's own words where they help; None for any other reply."""
+    code = message.partition(" ")[0]
+    said = _LOGIN_CODES.get(code)
+    return f"{said}: {message.partition(' ')[2][:200]}" if said is not None and code == "NOPERM" else said
+
+
+def trouble(address: RedisAddress, exc: Exception) -> str:
+    """In one line why a call to this server failed, without its password."""
+    if login_refused(exc):
+        return f"Redis at {address} {_LOGIN_CODES['NOAUTH' if address.password is None else 'WRONGPASS']}"
+    if isinstance(exc, redis.exceptions.NoPermissionError):
+        return f"Redis at {address} {why_refused(f'NOPERM {exc}')}"
+    return f"Redis at {address} does not answer: {' '.join(str(exc).split()) or type(exc).__name__}"
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,117 @@
+"""Tokens and their weights: what is counted, what is absorbed and why. Pure; counts are integers and never negative."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+
+class UsageEventError(ValueError):
+    """An event that is not one: a field is missing, of another type, negative, or the tokens do not balance."""
+
+
+class AbsorbReason(StrEnum):
+    """Why nobody is billed for tokens that were produced: our failure, by its ending, an answer that the engine refused after it had
+    produced it, or one of the others."""
+
+    DEADLINE = "deadline"
+    OPERATOR_STOP = "operator_stop"
+    GAVE_WAY = "gave_way"
+    ENGINE_DIED = "engine_died"
+    ENGINE_ERROR = "engine_error"
+    GATEWAY_DIED = "gateway_died"
+    GATEWAY_STOPPED = "gateway_stopped"
+    PROTOCOL_ERROR = "protocol_error"
+    REFUSED_BY_ENGINE = "refused_by_engine"
+    UNREAD = "unread"
+    SHARED_PROMPT = "shared_prompt"
+    CONTINUED = "continued"
+    USAGE_ANOMALY = "usage_anomaly"
+    CALIBRATION = "calibration"
+
+
+def check_counts(*values: int) -> None:
+    """Raise unless each is an integer of at least 0."""
+    for value in values:
+        if type(value) is not int or value < 0:
+            raise UsageEventError(f"not a count of tokens: {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class CounterPair:
+    """Tokens as an engine's own counters tell them apart. A difference may be negative."""
+
+    prompt: int = 0
+    generation: int = 0
+
+    def __add__(self, other: "CounterPair") -> "CounterPair":
+        return CounterPair(self.prompt + other.prompt, self.generation + other.generation)
+
+    def __sub__(self, other: "CounterPair") -> "CounterPair":
+        return CounterPair(self.prompt - other.prompt, self.generation - other.generation)
+
+    def at_least(self, other: "CounterPair") -> "CounterPair":
+        """The greater of each."""
+        return CounterPair(max(self.prompt, other.prompt), max(self.generation, other.generation))
+
+
+NO_TOKENS: Final = CounterPair()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one request; `cached` is the part of `prompt` that came from the prefix cache."""
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self.prompt, self.cached, self.output)
+        if self.cached > self.prompt:
+            raise UsageEventError(f"{self.cached} cached tokens of a prompt of {self.prompt}")
+
+
+@dataclass(frozen=True, slots=True)
+class AbsorbedTokens:
+    """Tokens absorbed for one reason."""
+
+    prompt: int = 0
+    output: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self.prompt, self.output)
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """Tokens that nobody is billed for; the reasons add up to the totals."""
+
+    prompt: int = 0
+    output: int = 0
+    reasons: Mapping[AbsorbReason, AbsorbedTokens] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_counts(self.prompt, self.output)
+        prompt = sum(part.prompt for part in self.reasons.values())
+        output = sum(part.output for part in self.reasons.values())
+        if (prompt, output) != (self.prompt, self.output):
+            raise UsageEventError(f"reasons add up to {prompt}+{output}, absorbed are {self.prompt}+{self.output}")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Work units a token, in milliunits (mu)."""
+
+    version: int
+    w_in_mu: int
+    w_cached_mu: int
+    w_out_mu: int
+
+    def __post_init__(self) -> None:
+        check_counts(self.version, self.w_in_mu, self.w_cached_mu, self.w_out_mu)
+
+    def cost_mu(self, tokens: Tokens) -> int:
+        """The work of these tokens in milliunits."""
+        uncached = tokens.prompt - tokens.cached
+        return uncached * self.w_in_mu + tokens.cached * self.w_cached_mu + tokens.output * self.w_out_mu

@@ -1,0 +1,298 @@
+"""The usage event: the immutable fact of one request. It owns the fields, their balance and their JSON; it knows neither Redis nor SQL.
+
+An event has a head, known when the request is reserved, and a tail, known when it has ended. A reservation stores the head and a *will*:
+the tail to be recorded if its gateway is never heard of again. The reaper's script joins the two texts, so `EventHead.to_json` and
+`UsageEvent.will_json` are JSON objects that can be joined at their braces. Tokens are integers, times are ms since the epoch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens, UsageEventError, Weights, check_counts
+
+EVENT_VERSION: Final = 1
+
+
+class Ending(StrEnum):
+    """How a request ended. `billing.wire.attribution` says who pays for each."""
+
+    COMPLETE = "complete"
+    CLIENT_DISCONNECT = "client_disconnect"
+    CLIENT_STALLED = "client_stalled"
+    TENANT_SUSPENDED = "tenant_suspended"
+    DEADLINE = "deadline"
+    OPERATOR_STOP = "operator_stop"
+    GAVE_WAY = "gave_way"
+    ENGINE_DIED = "engine_died"
+    ENGINE_ERROR = "engine_error"
+    GATEWAY_DIED = "gateway_died"
+    GATEWAY_STOPPED = "gateway_stopped"
+    PROTOCOL_ERROR = "protocol_error"
+    REFUSED_BY_ENGINE = "refused_by_engine"
+
+
+class UsageSource(StrEnum):
+    """Who counted the tokens. `engine`: it is the engine's final word. Of `checkpoint`, `counted` and `unread` it is not: the engine may have
+    produced more. `checkpoint`: the engine's figure so far; `counted`: our count of chunks; `unread`: it was sent, and nothing was heard.
+    `none`: nothing was produced.
+    """
+
+    ENGINE = "engine"
+    CHECKPOINT = "checkpoint"
+    COUNTED = "counted"
+    UNREAD = "unread"
+    NONE = "none"
+
+
+class CapacityClass(StrEnum):
+    """On whose capacity the request ran."""
+
+    RESERVED = "reserved"
+    ON_DEMAND = "on_demand"
+    FLEX = "flex"
+
+
+@dataclass(frozen=True, slots=True)
+class EventHead:
+    """What is known of a request when it is reserved. A failover to another instance makes a new head."""
+
+    request_id: str
+    tenant: str
+    project: str
+    key_id: str
+    model: str
+    pool: str
+    cell: str
+    instance: str
+    epoch: str
+    route: str
+    stream: bool
+    class_: CapacityClass
+    contract: str | None
+    weights: Weights
+    samples: int
+    started_ms: int
+    gateway: str
+
+    def to_json(self) -> bytes:
+        """The head as a JSON object."""
+        return orjson.dumps(_head_object(self))
+
+    def admission_json(self) -> bytes:
+        """The head without class, contract, instance and epoch: the script that decides them adds them."""
+        parts = _head_object(self)
+        for decided in ("class", "contract", "instance", "epoch"):
+            del parts[decided]
+        return orjson.dumps(parts)
+
+    def ended(
+        self,
+        *,
+        ending: Ending,
+        usage_source: UsageSource,
+        produced: Tokens,
+        billed: Tokens,
+        absorbed: Absorbed,
+        units_mu: int,
+        http_status: int,
+        ended_ms: int,
+        first_token_ms: int | None = None,
+        waited_ms: int = 0,
+        delivered_output: int = 0,
+        anomaly: str | None = None,
+        decision: Mapping[str, Any] | None = None,
+        ignored: tuple[str, ...] = (),
+    ) -> "UsageEvent":
+        """The event of this request, ended so."""
+        return UsageEvent(
+            self.request_id, self.tenant, self.project, self.key_id, self.model, self.pool, self.cell, self.instance, self.epoch,
+            self.route, self.stream, self.class_, self.contract, self.weights, self.samples, self.started_ms, self.gateway,
+            first_token_ms, ended_ms, waited_ms, ending, usage_source, anomaly, produced, delivered_output, billed, absorbed,
+            units_mu, http_status, decision=decision, ignored=ignored,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class UsageEvent(EventHead):
+    """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the output."""
+
+    first_token_ms: int | None
+    ended_ms: int
+    waited_ms: int
+    ending: Ending
+    usage_source: UsageSource
+    anomaly: str | None
+    produced: Tokens
+    delivered_output: int
+    billed: Tokens
+    absorbed: Absorbed
+    units_mu: int
+    http_status: int
+    # The reservation was gone when it settled: its quota state had been lost, the tokens were not.
+    orphan: bool = False
+    # Why it was admitted as it was (docs/interfaces.md §7).
+    decision: Mapping[str, Any] | None = None
+    # Names of what the request said in vain (docs/fields.md); bounded by whoever writes them.
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_counts(self.delivered_output, self.units_mu, self.waited_ms)
+        if self.produced.prompt != self.billed.prompt + self.absorbed.prompt:
+            raise UsageEventError(f"prompt tokens do not balance: {self.produced} {self.billed} {self.absorbed}")
+        if self.produced.output != self.billed.output + self.absorbed.output:
+            raise UsageEventError(f"output tokens do not balance: {self.produced} {self.billed} {self.absorbed}")
+        if self.billed.cached > self.produced.cached:
+            raise UsageEventError(f"more cached tokens billed than produced: {self.produced} {self.billed}")
+
+    def to_json(self) -> bytes:
+        """The whole event as stored in the usage stream."""
+        parts = _head_object(self) | _tail_object(self)
+        parts["ended_ms"] = self.ended_ms
+        if self.orphan:
+            parts["orphan"] = True
+        return orjson.dumps(parts)
+
+    def will_json(self) -> bytes:
+        """The tail without `ended_ms`, which the reaper's script adds."""
+        return orjson.dumps(_tail_object(self))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> "UsageEvent":
+        """Read an event. Unknown fields are ignored; anything else that is not as written here raises `UsageEventError`."""
+        try:
+            fields = orjson.loads(text)
+            if fields["v"] != EVENT_VERSION:
+                raise UsageEventError(f"an event of version {fields['v']!r}")
+            return _read(fields)
+        except UsageEventError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise UsageEventError(f"not a usage event: {type(exc).__name__}: {exc}") from exc
+
+
+def _head_object(head: EventHead) -> dict[str, Any]:
+    return {
+        "v": EVENT_VERSION,
+        "request_id": head.request_id,
+        "tenant": head.tenant,
+        "project": head.project,
+        "key_id": head.key_id,
+        "model": head.model,
+        "pool": head.pool,
+        "cell": head.cell,
+        "instance": head.instance,
+        "epoch": head.epoch,
+        "route": head.route,
+        "stream": head.stream,
+        "class": head.class_,
+        "contract": head.contract,
+        "weights": head.weights,
+        "samples": head.samples,
+        "started_ms": head.started_ms,
+        "gateway": head.gateway,
+    }
+
+
+def _tail_object(event: UsageEvent) -> dict[str, Any]:
+    tail: dict[str, Any] = {
+        "first_token_ms": event.first_token_ms,
+        "waited_ms": event.waited_ms,
+        "ending": event.ending,
+        "usage_source": event.usage_source,
+        "anomaly": event.anomaly,
+        "produced": event.produced,
+        "delivered": {"output": event.delivered_output},
+        "billed": event.billed,
+        "absorbed": {
+            "prompt": event.absorbed.prompt,
+            "output": event.absorbed.output,
+            "reasons": {reason.value: tokens for reason, tokens in event.absorbed.reasons.items()},
+        },
+        "units_mu": event.units_mu,
+        "http_status": event.http_status,
+        "decision": event.decision,
+    }
+    if event.ignored:
+        tail["ignored"] = event.ignored
+    return tail
+
+
+def _str(value: Any) -> str:
+    if type(value) is not str:
+        raise UsageEventError(f"not a string: {value!r}")
+    return value
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int:
+        raise UsageEventError(f"not an integer: {value!r}")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise UsageEventError(f"not true or false: {value!r}")
+    return value
+
+
+def _tokens(fields: Mapping[str, Any]) -> Tokens:
+    return Tokens(fields["prompt"], fields["cached"], fields["output"])
+
+
+def _absorbed(fields: Mapping[str, Any]) -> Absorbed:
+    reasons = {
+        AbsorbReason(reason): AbsorbedTokens(part["prompt"], part["output"])
+        for reason, part in fields["reasons"].items()
+    }
+    return Absorbed(fields["prompt"], fields["output"], reasons)
+
+
+def _weights(fields: Mapping[str, Any]) -> Weights:
+    return Weights(fields["version"], fields["w_in_mu"], fields["w_cached_mu"], fields["w_out_mu"])
+
+
+def _decision(value: Any) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise UsageEventError(f"not a decision: {value!r}")
+    return value
+
+
+def _read(fields: Mapping[str, Any]) -> UsageEvent:
+    return UsageEvent(
+        request_id=_str(fields["request_id"]),
+        tenant=_str(fields["tenant"]),
+        project=_str(fields["project"]),
+        key_id=_str(fields["key_id"]),
+        model=_str(fields["model"]),
+        pool=_str(fields["pool"]),
+        cell=_str(fields["cell"]),
+        instance=_str(fields["instance"]),
+        epoch=_str(fields["epoch"]),
+        route=_str(fields["route"]),
+        stream=_bool(fields["stream"]),
+        class_=CapacityClass(fields["class"]),
+        contract=None if fields["contract"] is None else _str(fields["contract"]),
+        weights=_weights(fields["weights"]),
+        samples=_int(fields["samples"]),
+        started_ms=_int(fields["started_ms"]),
+        gateway=_str(fields["gateway"]),
+        first_token_ms=None if fields["first_token_ms"] is None else _int(fields["first_token_ms"]),
+        ended_ms=_int(fields["ended_ms"]),
+        waited_ms=_int(fields["waited_ms"]),
+        ending=Ending(fields["ending"]),
+        usage_source=UsageSource(fields["usage_source"]),
+        anomaly=None if fields["anomaly"] is None else _str(fields["anomaly"]),
+        produced=_tokens(fields["produced"]),
+        delivered_output=_int(fields["delivered"]["output"]),
+        billed=_tokens(fields["billed"]),
+        absorbed=_absorbed(fields["absorbed"]),
+        units_mu=_int(fields["units_mu"]),
+        http_status=_int(fields["http_status"]),
+        decision=_decision(fields.get("decision")),
+        orphan=_bool(fields.get("orphan", False)),
+        ignored=tuple(_str(name) for name in fields.get("ignored") or ()),
+    )
