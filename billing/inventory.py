@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Engine, select
 
 from billing.catalogue import pools
 from billing.contracts.store import BINDING
-from billing.fleet.registered import Registered, read_known
+from billing.fleet.registered import read_known
 from billing.schema.capacity import contract
 from billing.schema.catalogue import tenant
+from billing.wire.instance_entry import InstanceEntry
 
 STATUSES: Final = ("starting", "ready", "draining", "down")
 # As many tenants as a gateway tells apart in its own figures. The oldest are named, so that a new one takes no other's place.
@@ -53,9 +54,9 @@ def read_inventory(engine: Engine, client: redis.Redis, *, tenants_max: int = TE
         return Inventory(engines, pools.declared(connection), _tenants(connection, tenants_max), _contracts(connection))
 
 
-def count_engines(entries: Sequence[Registered]) -> dict[tuple[str, str, str], int]:
+def count_engines(entries: Sequence[InstanceEntry]) -> dict[tuple[str, str, str], int]:
     """By pool, model and status; 0 where a pool and model has none of a status."""
-    there = Counter((entry.pool, entry.model, entry.status) for entry in entries)
+    there = Counter((entry.pool, entry.model, entry.status.value) for entry in entries)
     kinds = sorted({(pool, model) for pool, model, _ in there})
     return {(pool, model, status): there[pool, model, status] for pool, model in kinds for status in STATUSES}
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from billing.cell.scripts import CellKeys
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
@@ -42,7 +43,6 @@ from gateway.stream.meter_for import meter_for
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
 from gateway.waiting.receiving import Receiving
-from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
@@ -23,7 +24,6 @@ from gateway.stream.meter import Meter, Produced
 from gateway.stream.meter_choices import ChoicesMeter
 from gateway.stream.meter_for import meter_for
 from gateway.upstream.connection import UpstreamConnection
-from serving.registry import InstanceEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Protocol
 
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.errors import (
     DeadlineExceeded,
@@ -31,7 +32,6 @@ from gateway.stream.meter_plain import PlainMeter
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
 from gateway.upstream.engine_error import translate_engine_error, translate_stream_error
 from gateway.upstream.engines import Engines
-from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ nobody pays for a part of an answer that our side broke off. What cannot go on i
 import logging
 from collections.abc import Callable
 
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.checkpoint import Checkpointer
 from gateway.errors import CallerLeft, GatewayError, RequestStopped
@@ -14,7 +15,6 @@ from gateway.exchange import Exchange
 from gateway.forward import Client, Settle
 from gateway.redis.pipe import RedisUnavailable
 from gateway.reserve import Reserver, first_cost_mu
-from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from typing import Any, Final
 
 import orjson
 
+from billing.wire.instance_entry import REQUEST_COUNTS_PATH, InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.exchange import Ended, Exchange
 from gateway.request import UNMETERED_ROUTES
 from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced
 from gateway.upstream.connection import UpstreamError
 from gateway.upstream.engines import Engines
-from serving.registry import REQUEST_COUNTS_PATH, InstanceEntry
 
 log = logging.getLogger(__name__)
 

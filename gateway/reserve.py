@@ -27,6 +27,7 @@ from billing.cell.replies import (
 )
 from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call, settle_call
 from billing.wire.attribution import attribute
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
 from gateway.errors import (
@@ -48,7 +49,6 @@ from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
 from gateway.waiting.queue import Line, WaitEnd
 from gateway.waiting.refusals import refusal, spread
-from serving.registry import InstanceEntry
 
 # About as much as streams in the first second, until the first checkpoint.
 FIRST_OUTPUT_TOKENS: Final = 64

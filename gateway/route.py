@@ -6,7 +6,7 @@ The choice: of the ready instances, not in `excluded`, the one with the least wo
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from serving.registry import InstanceEntry, InstanceStatus
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 
 # An engine that just failed is avoided for so long, unless nothing else is left.
 FAILURE_AVOIDED_SECONDS: Final = 2.0

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
+from billing.wire.tokens import CounterPair
 from serving.backoff import Backoff
 from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
@@ -24,15 +26,7 @@ from serving.engine_watch import WatchLimits, until_idle, watch
 from serving.metrics import WorkerMetrics
 from serving.presence import RENEW_S, Presence
 from serving.reclaimed import Reclaimed
-from serving.registry import (
-    FINAL_LEASE_MS,
-    LEASE_MS,
-    EngineCounters,
-    EngineLoad,
-    FinalCounters,
-    InstanceEntry,
-    InstanceStatus,
-)
+from serving.registry import FINAL_LEASE_MS, LEASE_MS
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
@@ -100,7 +94,7 @@ class Agent:
         self._reclaimed = Reclaimed(redis, plan.instance, plan.times.renew_s, note)
 
     @property
-    def last_counters(self) -> EngineCounters | None:
+    def last_counters(self) -> CounterPair | None:
         """The running engine's counters as last read; None before it answers."""
         return None if self._last is None else self._last.counters
 
@@ -181,7 +175,7 @@ class Agent:
                 epoch=_new_epoch(),
                 status=InstanceStatus.STARTING,
                 load=EngineLoad(),
-                baseline=EngineCounters(),
+                baseline=CounterPair(),
                 counts=False,
                 final=None,
                 earlier=_ended_epochs(entry),
@@ -268,7 +262,7 @@ class Agent:
         self._note("this engine does not tell what each request has produced (taas_request_counts did not load)")
         return False
 
-    async def _show_ready(self, baseline: EngineCounters, took_s: float, *, counts: bool) -> None:
+    async def _show_ready(self, baseline: CounterPair, took_s: float, *, counts: bool) -> None:
         self._last = EngineReading(EngineLoad(), baseline)
         self._metrics.set("engine_up", 1)
         self._metrics.set("draining", 0)
@@ -300,7 +294,7 @@ class Agent:
         self._metrics.show_load(reading.load)
         self._presence.show_soon(replace(self._presence.entry, load=reading.load))
 
-    async def _unless_called_off(self, coming: Coroutine[Any, Any, EngineCounters]) -> EngineCounters | None:
+    async def _unless_called_off(self, coming: Coroutine[Any, Any, CounterPair]) -> CounterPair | None:
         """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has anything here yet."""
         task = asyncio.create_task(coming)
         calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaimed.taken)]

@@ -5,8 +5,9 @@ from typing import Final
 
 import httpx
 
+from billing.wire.instance_entry import REQUEST_COUNTS_PATH
+from billing.wire.tokens import CounterPair
 from serving.engine_metrics import EngineReading, parse_metrics
-from serving.registry import REQUEST_COUNTS_PATH, EngineCounters
 from serving.served_model import ServedModel
 
 # An engine under full load on a small CPU answers /metrics in up to a second or two.
@@ -52,7 +53,7 @@ class EngineClient:
         """Whether it tells what each request has produced. Raises EngineUnanswering."""
         return (await self._get(REQUEST_COUNTS_PATH)).status_code == 200
 
-    async def probe(self, model: ServedModel) -> EngineCounters:
+    async def probe(self, model: ServedModel) -> CounterPair:
         """Have the model produce one token (or one embedding); returns what that cost. Raises EngineUnanswering when nothing comes out."""
         if model.generates:
             path, extra = "/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
@@ -68,9 +69,7 @@ class EngineClient:
             raise EngineUnanswering(f"{path} answered {response.status_code}: {response.text[:300]}")
         try:
             usage = response.json()["usage"]
-            cost = EngineCounters(
-                prompt=int(usage["prompt_tokens"]), generation=int(usage.get("completion_tokens") or 0)
-            )
+            cost = CounterPair(prompt=int(usage["prompt_tokens"]), generation=int(usage.get("completion_tokens") or 0))
         except (ValueError, KeyError, TypeError) as exc:
             raise EngineUnanswering(f"{path} answered without usage: {exc!r}") from exc
         if model.generates and cost.generation < 1:

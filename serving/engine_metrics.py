@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from serving.registry import EngineCounters, EngineLoad
+from billing.wire.instance_entry import EngineLoad
+from billing.wire.tokens import CounterPair
 
 _RUNNING: Final = "vllm:num_requests_running"
 _WAITING: Final = "vllm:num_requests_waiting"
@@ -19,7 +20,7 @@ class EngineReading:
     """One look at an engine."""
 
     load: EngineLoad
-    counters: EngineCounters
+    counters: CounterPair
 
     @property
     def idle(self) -> bool:
@@ -51,5 +52,5 @@ def parse_metrics(text: str) -> EngineReading:
             waiting=int(sum(values[_WAITING])),
             kv_usage=max(values[_KV_USAGE]),
         ),
-        counters=EngineCounters(prompt=int(sum(values[_PROMPT])), generation=int(sum(values[_GENERATION]))),
+        counters=CounterPair(prompt=int(sum(values[_PROMPT])), generation=int(sum(values[_GENERATION]))),
     )

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from billing.wire.tokens import CounterPair
 from serving import engine_log
 from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
-from serving.registry import EngineCounters
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
@@ -69,7 +69,7 @@ class EngineProcess:
 
     async def wait_until_answering(
         self, client: EngineClient, model: ServedModel, timeout_s: float, progress: Progress
-    ) -> EngineCounters:
+    ) -> CounterPair:
         """Returns the baseline: what the counters say once the probe's tokens are in them. EngineStartFailed when it ends or takes too long."""
         started = time.monotonic()
         answering = asyncio.create_task(self._answer(client, model, started, progress))
@@ -111,7 +111,7 @@ class EngineProcess:
 
     async def _answer(
         self, client: EngineClient, model: ServedModel, started: float, progress: Progress
-    ) -> EngineCounters:
+    ) -> CounterPair:
         told = started
         while not await _is_up(client):
             if time.monotonic() - told >= _PROGRESS_S:

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.redis_address import RedisAddress, RedisAddressError
 from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
@@ -19,7 +20,6 @@ from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models
 from serving.model_files import ensure_model
 from serving.ports import family_of
-from serving.registry import InstanceEntry
 from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
 from serving.vllm_command import EngineOptions, build_command

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from serving.registry import EngineLoad
+from billing.wire.instance_entry import EngineLoad
 
 # Not `instance`: that is what Prometheus calls the address that it scrapes.
 _LABELS: Final = ("engine", "model")

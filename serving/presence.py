@@ -10,9 +10,10 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from billing.wire.instance_entry import InstanceEntry
 from serving import registry
 from serving.metrics import WorkerMetrics
-from serving.registry import LEASE_MS, InstanceEntry
+from serving.registry import LEASE_MS
 
 RENEW_S: Final = 1.0
 

@@ -15,9 +15,10 @@ from sqlalchemy import Engine
 from billing.allocator.leases import CellLeases
 from billing.allocator.round import Round, allocate
 from billing.allocator.supply import Cell, RatesInForce, Supply, SupplyReader, signed_alone
-from billing.fleet.registered import Registered, read_registered_now
+from billing.fleet.registered import read_registered_now
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
+from billing.wire.instance_entry import InstanceEntry
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Allocator:
             supply = self._supply.read(connection, clock_ms if now_ms is None else now_ms)
         busy = {*self._busy.names(), *supply.with_contracts(), *(each.cell for each in instances)} & supply.cells.keys()
         held = self._leases.share(sorted(busy), self._running.keys() & busy)
-        ready: dict[str, list[Registered]] = defaultdict(list)
+        ready: dict[str, list[InstanceEntry]] = defaultdict(list)
         for each in instances:
             if each.status == "ready":
                 ready[each.cell].append(each)
@@ -104,7 +105,7 @@ class Allocator:
                 )
         return held
 
-    def _round(self, cell: Cell, supply: Supply, ready: Sequence[Registered], now_ms: int | None) -> Round | None:
+    def _round(self, cell: Cell, supply: Supply, ready: Sequence[InstanceEntry], now_ms: int | None) -> Round | None:
         return allocate(self._engine, self._client, cell, supply.of(cell), ready, now_ms)
 
     def _works(self, cell: str) -> None:

@@ -17,7 +17,7 @@ from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Sha
 from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
-from billing.fleet.registered import Registered
+from billing.wire.instance_entry import InstanceEntry
 
 # Cuts are recorded by another process, a moment after they happen; after a pause, those of the pause.
 _CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
@@ -80,7 +80,7 @@ def allocate(
     client: redis.Redis,
     cell: Cell,
     supply: PoolSupply,
-    ready: Sequence[Registered],
+    ready: Sequence[InstanceEntry],
     now_ms: int | None = None,
 ) -> Round | None:
     """Do it, with the cell's ready machines; `now_ms` is Redis's clock as the cell is read, unless given. None where another allocator
@@ -233,14 +233,14 @@ def _cuts_since(state: CellState, now_ms: int) -> int:
 
 
 def _divide(
-    state: CellState, ready: Sequence[Registered], calibration: Calibration | None, owners: Sequence[Owner]
+    state: CellState, ready: Sequence[InstanceEntry], calibration: Calibration | None, owners: Sequence[Owner]
 ) -> tuple[dict[str, Health], list[Share], float]:
     """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing is bounded."""
     if calibration is None:
         return {}, [], 0.0
     health = {
         each.instance: shares.corrected(
-            state.memory.health.get(each.instance), calibration.sequences, Load(each.waiting, each.kv_usage)
+            state.memory.health.get(each.instance), calibration.sequences, Load(each.load.waiting, each.load.kv_usage)
         )
         for each in ready
     }

@@ -21,16 +21,17 @@ from billing.fleet.engine_instances import EngineInstance
 from billing.fleet.engine_probe import Probe, probe_engine, unprobed
 from billing.fleet.engine_reading import Unreachable, read_engine
 from billing.fleet.engine_request_counts import read_instance
-from billing.fleet.registered import Registered, read_registered
+from billing.fleet.registered import read_registered
 from billing.page import Order, page_of
 from billing.refusals import Conflict
 from billing.usage.open_requests import read_open
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import CounterPair
 
 router = APIRouter(prefix="/admin/v1", tags=["instances"])
 
 Status = Literal["ready", "draining", "starting", "down"]
-_BY_ID: Final[Order[Registered]] = Order("instances", lambda entry: (entry.instance,), (str,))
+_BY_ID: Final[Order[InstanceEntry]] = Order("instances", lambda entry: (entry.instance,), (str,))
 
 
 class NewInstance(Body):
@@ -171,7 +172,7 @@ def _shown(instance: Instance) -> dict[str, Any]:
     }
 
 
-def _registered(entry: Registered, by_hand: Mapping[str, bool]) -> dict[str, Any]:
+def _registered(entry: InstanceEntry, by_hand: Mapping[str, bool]) -> dict[str, Any]:
     fields = asdict(entry)
     load = {name: fields.pop(name) for name in ("running", "waiting", "kv_usage")}
     added = "by hand" if entry.instance in by_hand else "by its worker"

@@ -20,8 +20,9 @@ from billing.catalogue import models, pools
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.position import shortfalls, units
-from billing.fleet.registered import Registered, read_registered
+from billing.fleet.registered import read_registered
 from billing.page import Order, page_of
+from billing.wire.instance_entry import InstanceEntry
 
 router = APIRouter(prefix="/admin/v1/pools", tags=["pools"])
 
@@ -47,7 +48,7 @@ def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> d
     cells = {model.pool: model.cell for model in catalogue}
     for model in catalogue:
         members[model.pool].append(model.name)
-    live: defaultdict[str, list[Registered]] = defaultdict(list)
+    live: defaultdict[str, list[InstanceEntry]] = defaultdict(list)
     for entry in read_registered(control.redis):
         live[entry.pool].append(entry)
         cells.setdefault(entry.pool, entry.cell)
@@ -84,7 +85,7 @@ def change(pool: NamePath, body: PoolChange, control: Control, response: Respons
         return _shown(connection, pool, there)
 
 
-def _there(control: ControlPlane, pool: str) -> list[Registered] | None:
+def _there(control: ControlPlane, pool: str) -> list[InstanceEntry] | None:
     """What stands in the registry; None while Redis cannot say, because what a pool has and owes is in SQL."""
     try:
         return [entry for entry in read_registered(control.redis) if entry.pool == pool]
@@ -92,12 +93,12 @@ def _there(control: ControlPlane, pool: str) -> list[Registered] | None:
         return None
 
 
-def _instances(declared: int, there: Collection[Registered], *, measured: bool) -> int:
+def _instances(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
     """How many it has: as said, or, as long as nothing was said or measured, those that are registered."""
     return declared if declared or measured else len(there)
 
 
-def _shown(connection: Connection, pool: str, there: Collection[Registered] | None) -> dict[str, Any]:
+def _shown(connection: Connection, pool: str, there: Collection[InstanceEntry] | None) -> dict[str, Any]:
     now_ms = store.now_ms(connection)
     position = read_for_sale(connection, pool, now_ms)
     measured = position.capacity_mu_s
@@ -118,8 +119,8 @@ def _shown(connection: Connection, pool: str, there: Collection[Registered] | No
     }
 
 
-def _live(pool: str, cell: str, names: list[str], instances: int, entries: list[Registered]) -> dict[str, Any]:
-    statuses = Counter(entry.status for entry in entries)
+def _live(pool: str, cell: str, names: list[str], instances: int, entries: list[InstanceEntry]) -> dict[str, Any]:
+    statuses = Counter(entry.status.value for entry in entries)
     return {
         "pool": pool,
         "cell": cell,
@@ -128,6 +129,6 @@ def _live(pool: str, cell: str, names: list[str], instances: int, entries: list[
         "registered": len(entries),
         "ready": statuses["ready"],
         "statuses": dict(statuses),
-        "running": sum(entry.running for entry in entries),
-        "waiting": sum(entry.waiting for entry in entries),
+        "running": sum(entry.load.running for entry in entries),
+        "waiting": sum(entry.load.waiting for entry in entries),
     }

@@ -8,7 +8,8 @@ from fastapi import APIRouter
 
 from billing.api.capacity_answers import ScrapeTarget
 from billing.api.control import Control
-from billing.fleet.registered import Registered, read_registered
+from billing.fleet.registered import read_registered
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.scrape_targets import read_targets
 
 router = APIRouter(prefix="/admin/v1/scrape-targets", tags=["metrics"])
@@ -28,7 +29,7 @@ def list_all(control: Control) -> list[dict[str, Any]]:
     return [*pages, *_engines(read_registered(control.redis))]
 
 
-def _engines(entries: list[Registered]) -> Iterator[dict[str, Any]]:
+def _engines(entries: list[InstanceEntry]) -> Iterator[dict[str, Any]]:
     """A server that stands under several ids is one target, as the first of them: its page would be counted twice."""
     seen = set()
     for entry in entries:
@@ -38,7 +39,7 @@ def _engines(entries: list[Registered]) -> Iterator[dict[str, Any]]:
             yield _engine(entry, url)
 
 
-def _engine(entry: Registered, url: str) -> dict[str, Any]:
+def _engine(entry: InstanceEntry, url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     address = parts.netloc if parts.port is not None else f"{parts.netloc}:{_PORTS[parts.scheme]}"
     labels = {"job": "engine", "engine": entry.instance, "model": entry.model, "pool": entry.pool}

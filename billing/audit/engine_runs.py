@@ -12,9 +12,10 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.fleet.engine_instances import EndedEpoch, EngineInstance
+from billing.fleet.engine_instances import EngineInstance
 from billing.fleet.engine_reading import Counters, NoCounters, Reading
 from billing.schema.ledger import engine_counter
+from billing.wire.instance_entry import FinalCounters
 from billing.wire.tokens import CounterPair
 
 # Two processes that poll at once could write an older reading over a newer one, which looks like a restart: one at a time.
@@ -205,18 +206,13 @@ def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
         )
 
 
-def _store_ended(connection: Connection, each: EngineInstance, ended: EndedEpoch) -> None:
+def _store_ended(connection: Connection, each: EngineInstance, ended: FinalCounters) -> None:
     latest = latest_run(connection, each.instance, ended.epoch)
     if latest is None:
-        baseline = ended.baseline
-        if baseline is None and ended.epoch == each.epoch:
-            baseline = each.baseline
-        if baseline is None:
-            return  # Never polled, and where it began is not known: the audit reports it.
-        latest = EngineRun(each.instance, ended.epoch, 0, None, baseline, baseline, "closed", exact=False)
+        latest = EngineRun(each.instance, ended.epoch, 0, None, ended.baseline, ended.baseline, "closed", exact=False)
     elif latest.exact or latest.state == "no_counters":
         return
-    _put(connection, latest, state="closed", last=latest.last.at_least(ended.last), exact=ended.exact)
+    _put(connection, latest, state="closed", last=latest.last.at_least(ended.counters), exact=ended.exact)
 
 
 def _put(

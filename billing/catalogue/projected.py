@@ -16,6 +16,8 @@ from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
 from billing.schema.capacity import reclaim
 from billing.schema.catalogue import NOW_MS, api_key, instance, project, quota_limit, tenant
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from billing.wire.tokens import CounterPair
 
 Entries = Mapping[str, str]
 
@@ -101,26 +103,23 @@ def read_instances(connection: Connection, instance_ids: Collection[str] | None)
     removed_not_long = (instance.c.removed_ms.is_(None)) | (instance.c.removed_ms + DRAIN_MS > NOW_MS)
     query = select(instance).where(removed_not_long)
     return {
-        row.instance_id: _json(
-            {
-                "instance": row.instance_id,
-                "model": row.model,
-                "pool": row.pool,
-                "cell": row.cell,
-                "url": row.url,
-                "key": row.engine_key,
-                "epoch": row.epoch,
-                "status": "ready" if row.removed_ms is None else "draining",
-                "lease_until_ms": 0 if row.removed_ms is None else row.removed_ms + DRAIN_MS,
-                "abort": row.abort,
-                "priority": row.priority,
-                "counts": row.counts,
-                "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
-                "baseline": {"prompt": row.baseline_prompt, "generation": row.baseline_generation},
-                "final": None,
-                "earlier": [],
-            }
+        row.instance_id: InstanceEntry(
+            instance=row.instance_id,
+            model=row.model,
+            pool=row.pool,
+            cell=row.cell,
+            url=row.url,
+            key=row.engine_key,
+            epoch=row.epoch,
+            status=InstanceStatus.READY if row.removed_ms is None else InstanceStatus.DRAINING,
+            lease_until_ms=0 if row.removed_ms is None else row.removed_ms + DRAIN_MS,
+            abort=row.abort,
+            priority=row.priority,
+            counts=row.counts,
+            baseline=CounterPair(row.baseline_prompt, row.baseline_generation),
         )
+        .to_json()
+        .decode()
         for row in connection.execute(_among(query, instance.c.instance_id, instance_ids))
     }
 
@@ -192,6 +191,6 @@ def _json(entry: dict[str, Any]) -> str:
 def is_by_hand(entry: str | bytes) -> bool:
     """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew it either."""
     try:
-        return bool(json.loads(entry)["lease_until_ms"] == 0)
-    except (ValueError, KeyError, TypeError):
+        return InstanceEntry.from_json(entry).lease_until_ms == 0
+    except ValueError:
         return True

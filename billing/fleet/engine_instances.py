@@ -1,26 +1,15 @@
 """The instances of `taas:instances` as the audit needs them. Owns reading their entries; knows no engine and no table."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-import orjson
 import redis
 
 from billing.wire import redis_clock, redis_keys
+from billing.wire.instance_entry import FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 
-_NOT_RUNNING: Final = frozenset({"starting", "down"})
-
-
-@dataclass(frozen=True, slots=True)
-class EndedEpoch:
-    """The last counters of a run of an engine that has ended. Not `exact`: it may have produced more."""
-
-    epoch: str
-    last: CounterPair
-    baseline: CounterPair | None
-    exact: bool
+_NOT_RUNNING: Final = frozenset({InstanceStatus.STARTING, InstanceStatus.DOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +30,7 @@ class EngineInstance:
     alive: bool
     counts: bool
     baseline: CounterPair
-    ended: tuple[EndedEpoch, ...]
+    ended: tuple[FinalCounters, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +52,25 @@ def read_instances(client: redis.Redis) -> Registry:
     instances, unreadable = [], []
     for name, text in sorted(entries.items()):
         try:
-            instances.append(_instance(orjson.loads(text), now_ms))
-        except (ValueError, KeyError, TypeError):
+            instances.append(_instance(InstanceEntry.from_json(text), now_ms))
+        except ValueError:
             unreadable.append(name.decode(errors="replace"))
     return Registry(tuple(instances), tuple(unreadable), now_ms)
 
 
-def _instance(fields: Mapping[str, Any], now_ms: int) -> EngineInstance:
-    lease_until_ms = int(fields.get("lease_until_ms", 0))
-    ended = [_ended(each) for each in [fields.get("final"), *(fields.get("earlier") or ())] if each]
-    unanswering = lease_until_ms == 0 and fields.get("status") == "down"
+def _instance(entry: InstanceEntry, now_ms: int) -> EngineInstance:
+    unanswering = entry.lease_until_ms == 0 and entry.status is InstanceStatus.DOWN
+    ended = entry.earlier if entry.final is None else (entry.final, *entry.earlier)
     return EngineInstance(
-        instance=str(fields["instance"]),
-        model=str(fields["model"]),
-        pool=str(fields["pool"]),
-        cell=str(fields["cell"]),
-        url=str(fields["url"]),
-        key=fields.get("key"),
-        epoch=str(fields["epoch"]),
-        alive=(lease_until_ms == 0 or lease_until_ms >= now_ms)
-        and (unanswering or fields.get("status") not in _NOT_RUNNING),
-        counts=fields.get("counts") is True,
-        baseline=_pair(fields.get("baseline") or {}),
-        ended=tuple(ended),
+        instance=entry.instance,
+        model=entry.model,
+        pool=entry.pool,
+        cell=entry.cell,
+        url=entry.url,
+        key=entry.key,
+        epoch=entry.epoch,
+        alive=entry.is_live(now_ms) and (unanswering or entry.status not in _NOT_RUNNING),
+        counts=entry.counts,
+        baseline=entry.baseline,
+        ended=ended,
     )
-
-
-def _ended(fields: Mapping[str, Any]) -> EndedEpoch:
-    baseline = fields.get("baseline")
-    return EndedEpoch(
-        str(fields["epoch"]),
-        _pair(fields),
-        _pair(baseline) if baseline is not None else None,
-        fields.get("exact") is True,
-    )
-
-
-def _pair(fields: Mapping[str, Any]) -> CounterPair:
-    return CounterPair(int(fields.get("prompt", 0)), int(fields.get("generation", 0)))

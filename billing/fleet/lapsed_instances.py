@@ -3,13 +3,13 @@
 Owns which entries are forgotten. It knows no engine and no table: whoever calls it has stored what their entries said of counters.
 """
 
-import json
 from pathlib import Path
 from typing import Final
 
 import redis
 
 from billing.wire import redis_clock, redis_keys
+from billing.wire.instance_entry import InstanceEntry
 
 # A worker that comes back by then finds its own entry, and people what became of an instance.
 _KEPT_MS: Final = 86_400_000
@@ -34,8 +34,8 @@ def forget_lapsed(client: redis.Redis) -> int:
 
 def _lease_until_ms(raw: bytes) -> int:
     try:
-        return int(json.loads(raw)["lease_until_ms"])
-    except (ValueError, KeyError, TypeError):
+        return InstanceEntry.from_json(raw).lease_until_ms
+    except ValueError:
         return 0
 
 

@@ -8,8 +8,9 @@ from typing import Final
 import orjson
 import redis
 
-from billing.fleet.registered import Registered, read_registered
+from billing.fleet.registered import read_registered
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry
 
 _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
 # In the order in which they give way.
@@ -85,8 +86,8 @@ def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> li
     return sorted(found, key=lambda each: (GIVE_WAY.index(each.class_), each.started_ms, each.request_id))
 
 
-def _occupied(entry: Registered, requests: list[OpenRequest]) -> Occupied:
-    load = max(len(requests), entry.running + entry.waiting)
+def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
+    load = max(len(requests), entry.load.running + entry.load.waiting)
     return Occupied(entry.instance, entry.status == "ready", load, tuple(requests))
 
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
-import orjson
 import redis
 
 from billing.wire import redis_clock, redis_keys
+from billing.wire.instance_entry import InstanceEntry
 
 # Several loops ask every second; they share one look at Redis.
 _FRESH_S: Final = 0.9
@@ -98,11 +98,10 @@ class BusyCells:
 def _cell_of_live(entry: bytes, now_ms: int) -> str | None:
     """The cell of an instance whose lease holds or that has none; one that cannot be read is for the audit to tell."""
     try:
-        fields = orjson.loads(entry)
-        lease_until_ms = int(fields["lease_until_ms"])
-        return str(fields["cell"]) if lease_until_ms == 0 or lease_until_ms >= now_ms else None
-    except (ValueError, KeyError, TypeError):
+        instance = InstanceEntry.from_json(entry)
+    except ValueError:
         return None
+    return instance.cell if instance.is_live(now_ms) else None
 
 
 def _with_work(client: redis.Redis, cells: Iterable[str]) -> set[str]:

@@ -22,6 +22,7 @@ _LOOK_S: Final = 10.0
 
 def find_key(instance: str, given: str | None) -> str | None:
     """What was given, else what the registry says; None: the engine asks for none. Raises ClickException when that cannot be known."""
+    from billing.wire.instance_entry import InstanceEntry
     from billing.wire.redis_address import RedisAddressError, parse_redis_url
     from deploy.cli.settings import CliSettings
     from serving import registry
@@ -36,7 +37,7 @@ def find_key(instance: str, given: str | None) -> str | None:
             f"the engine's key is needed: give it in TAAS_ENGINE_KEY, or set TAAS_REDIS_URL, where {instance} is registered with it."
         )
 
-    async def read() -> registry.InstanceEntry | None:
+    async def read() -> InstanceEntry | None:
         async with connect(parse_redis_url(url)) as client:
             return await registry.find(client, instance)
 

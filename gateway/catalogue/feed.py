@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry, read_snapshot
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.errors import DependencyUnavailable
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
-from serving.registry import InstanceEntry, read_snapshot
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import orjson
 
+from billing.wire.instance_entry import InstanceEntry
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure, UpstreamPool
-from serving.registry import InstanceEntry
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from billing.wire.tokens import CounterPair
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
-from tests.billing.test_reap import reserve
+from tests.billing.usage.test_reap import reserve
 
 
 @pytest.fixture

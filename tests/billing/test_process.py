@@ -20,7 +20,7 @@ from billing.wire import redis_keys
 from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
-from tests.billing.test_reap import lapse, reserve
+from tests.billing.usage.test_reap import lapse, reserve
 from tests.fixtures.forked import ForkedProgram, start_module
 from tests.fixtures.valkey import ValkeyProcess, free_port
 

@@ -10,6 +10,7 @@ import redis
 
 from billing.cell.scripts import CellKeys, Claim, Limits, reserve_call
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.tokens import Weights
 from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
@@ -20,7 +21,6 @@ from gateway.protocol import parse_request
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
 from gateway.stream.meter_for import meter_for
-from serving.registry import InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import ValkeyProcess
 
 CELL = "sim"

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.redis_address import parse_redis_url
 from serving import registry
 from serving.agent import Agent, WorkerPlan, WorkerTimes
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from serving.metrics import WorkerMetrics
-from serving.registry import InstanceEntry, InstanceStatus
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 from tests.fixtures.valkey import free_port

@@ -8,11 +8,12 @@ import pytest
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.redis_address import parse_redis_url
+from billing.wire.tokens import CounterPair
 from serving.engine_process import EngineStartFailed
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
-from serving.registry import EngineCounters, EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from tests.fixtures.valkey import ValkeyProcess
 from tests.serving.conftest import Workers, eventually, fast_times, is_running
 
@@ -37,9 +38,9 @@ async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_i
     worker = workers.make("--start-seconds", "0.3")
     worker.start()
     starting = await worker.entry_with(STARTING)
-    assert starting.baseline == EngineCounters()
+    assert starting.baseline == CounterPair()
     ready = await worker.entry_with(READY)
-    assert ready.baseline == EngineCounters(prompt=2, generation=1)
+    assert ready.baseline == CounterPair(prompt=2, generation=1)
     assert (ready.model, ready.pool, ready.cell, ready.url, ready.key) == (
         "m",
         "pool-m",
@@ -77,14 +78,14 @@ async def test_a_dead_engine_is_shown_down_and_started_again_as_a_new_epoch(work
     first = await worker.entry_with(READY)
     first_pids = worker.pids()
     await worker.tell(tokens=40)
-    await eventually(lambda: worker.agent.last_counters == EngineCounters(2, 41))
+    await eventually(lambda: worker.agent.last_counters == CounterPair(2, 41))
     await worker.tell(do="die")
     down = await worker.entry_with(DOWN)
     assert down.final is not None
-    assert (down.final.epoch, down.final.counters, down.final.exact) == (first.epoch, EngineCounters(2, 41), False)
+    assert (down.final.epoch, down.final.counters, down.final.exact) == (first.epoch, CounterPair(2, 41), False)
     again = await worker.entry_with(READY)
     assert again.epoch != first.epoch
-    assert again.baseline == EngineCounters(2, 1)
+    assert again.baseline == CounterPair(2, 1)
     assert again.final is None
     assert again.earlier == (down.final,)
     assert worker.metric("engine_restarts_total") == 1
@@ -131,8 +132,8 @@ async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(worke
     assert left.final is not None
     assert (left.final.epoch, left.final.counters, left.final.baseline) == (
         ready.epoch,
-        EngineCounters(2, 10),
-        EngineCounters(2, 1),
+        CounterPair(2, 10),
+        CounterPair(2, 1),
     )
     assert left.final.exact
     assert before_ms + 60_000 <= left.lease_until_ms <= await _now_ms(redis) + 60_000

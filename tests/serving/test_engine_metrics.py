@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from billing.wire.instance_entry import EngineLoad
+from billing.wire.tokens import CounterPair
 from serving.engine_metrics import parse_metrics
-from serving.registry import EngineCounters, EngineLoad
 
 # Captured from vLLM 0.32, less the series that nobody could mistake for ours.
 REAL = (Path(__file__).parent / "vllm_metrics.txt").read_text()
@@ -14,7 +15,7 @@ REAL = (Path(__file__).parent / "vllm_metrics.txt").read_text()
 def test_real_metrics_are_read() -> None:
     reading = parse_metrics(REAL)
     assert reading.load == EngineLoad(running=2, waiting=1, kv_usage=0.03296703296703296)
-    assert reading.counters == EngineCounters(prompt=396, generation=69)
+    assert reading.counters == CounterPair(prompt=396, generation=69)
     assert not reading.idle
 
 
@@ -29,7 +30,7 @@ def test_several_engine_cores_are_added_up() -> None:
         line.replace('engine="0"', 'engine="1"') for line in REAL.splitlines() if not line.startswith("#")
     )
     both = parse_metrics(REAL + "\n" + second)
-    assert both.counters == EngineCounters(prompt=792, generation=138)
+    assert both.counters == CounterPair(prompt=792, generation=138)
     assert both.load.running == 4
     assert both.load.kv_usage == parse_metrics(REAL).load.kv_usage
 

@@ -15,8 +15,9 @@ import pytest
 import redis as redis_sync
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from billing.wire.tokens import CounterPair
 from serving.catalogue import known_models
-from serving.registry import EngineCounters, InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import eventually, is_running
 
@@ -73,7 +74,7 @@ def _load_running(valkey: redis_sync.Redis) -> int:
     return InstanceEntry.from_json(str(valkey.hget(redis_keys.INSTANCES, "test-real-vllm"))).load.running
 
 
-async def _stream(http: httpx.AsyncClient, prompt: str, tokens: int) -> EngineCounters:
+async def _stream(http: httpx.AsyncClient, prompt: str, tokens: int) -> CounterPair:
     """One streamed chat to its end; what it cost by its own usage."""
     body = {
         "model": NAME, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "ignore_eos": True,
@@ -87,7 +88,7 @@ async def _stream(http: httpx.AsyncClient, prompt: str, tokens: int) -> EngineCo
                 last = line
         assert line in {"", "data: [DONE]"}
     usage = json.loads(last.removeprefix("data: "))["usage"]
-    return EngineCounters(usage["prompt_tokens"], usage["completion_tokens"])
+    return CounterPair(usage["prompt_tokens"], usage["completion_tokens"])
 
 
 async def _refused_with_canary(http: httpx.AsyncClient) -> None:
@@ -130,7 +131,7 @@ async def test_real_vllm_is_registered_audited_and_drained(
             json={"model": NAME, "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4, **tools},
         )
         assert chat.status_code == 200, chat.text
-        costs.append(EngineCounters(chat.json()["usage"]["prompt_tokens"], chat.json()["usage"]["completion_tokens"]))
+        costs.append(CounterPair(chat.json()["usage"]["prompt_tokens"], chat.json()["usage"]["completion_tokens"]))
         await _refused_with_canary(http)
         running = asyncio.create_task(_stream(http, CANARY, 150))
         await eventually(lambda: _load_running(valkey) > 0)
@@ -143,10 +144,10 @@ async def test_real_vllm_is_registered_audited_and_drained(
     left = InstanceEntry.from_json(str(valkey.hget(redis_keys.INSTANCES, "test-real-vllm")))
     assert left.final is not None
     assert left.final.exact
-    produced = EngineCounters(
+    produced = CounterPair(
         left.final.counters.prompt - ready.baseline.prompt, left.final.counters.generation - ready.baseline.generation
     )
-    assert produced == EngineCounters(sum(cost.prompt for cost in costs), sum(cost.generation for cost in costs))
+    assert produced == CounterPair(sum(cost.prompt for cost in costs), sum(cost.generation for cost in costs))
     log = (ROOT / ".taas" / "logs" / "engine-test-real-vllm.log").read_text(errors="replace")
     assert CANARY not in log
     assert str(ready.key) not in log

@@ -5,8 +5,8 @@ import json
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import EngineLoad, InstanceStatus
 from serving.reclaimed import DrainOrder, Reclaimed
-from serving.registry import EngineLoad, InstanceStatus
 from tests.serving.conftest import Worker, Workers, eventually, is_running
 
 READY, DOWN, DRAINING = InstanceStatus.READY, InstanceStatus.DOWN, InstanceStatus.DRAINING

@@ -9,9 +9,7 @@ import redis as redis_sync
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
-from serving import registry
-from serving.registry import (
-    EngineCounters,
+from billing.wire.instance_entry import (
     EngineLoad,
     FinalCounters,
     InstanceEntry,
@@ -19,6 +17,8 @@ from serving.registry import (
     read_snapshot,
     unreadable_instances,
 )
+from billing.wire.tokens import CounterPair
+from serving import registry
 
 ENTRY = InstanceEntry(
     instance="m-host-8100",
@@ -33,11 +33,9 @@ ENTRY = InstanceEntry(
     abort=True,
     priority=True,
     load=EngineLoad(running=3, waiting=1, kv_usage=0.25),
-    baseline=EngineCounters(prompt=2, generation=1),
+    baseline=CounterPair(prompt=2, generation=1),
     earlier=(
-        FinalCounters(
-            epoch="1", counters=EngineCounters(prompt=5, generation=7), baseline=EngineCounters(1, 1), exact=False
-        ),
+        FinalCounters(epoch="1", counters=CounterPair(prompt=5, generation=7), baseline=CounterPair(1, 1), exact=False),
     ),
 )
 
@@ -52,7 +50,7 @@ def test_an_entry_survives_its_own_json() -> None:
     ended = replace(
         ENTRY,
         status=InstanceStatus.DOWN,
-        final=FinalCounters(ENTRY.epoch, EngineCounters(9, 8), ENTRY.baseline, exact=True),
+        final=FinalCounters(ENTRY.epoch, CounterPair(9, 8), ENTRY.baseline, exact=True),
     )
     assert InstanceEntry.from_json(ENTRY.to_json()) == ENTRY
     assert InstanceEntry.from_json(ended.to_json()) == ended

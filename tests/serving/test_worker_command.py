@@ -17,7 +17,7 @@ import pytest
 import redis as redis_sync
 
 from billing.wire import redis_keys
-from serving.registry import InstanceEntry, InstanceStatus
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running
 

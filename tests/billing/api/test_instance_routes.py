@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from billing.audit.engine_runs import read_runs
 from billing.wire import redis_keys
-from serving.registry import InstanceEntry
+from billing.wire.instance_entry import InstanceEntry
 from tests.fixtures.valkey import free_port
 
 Make = Callable[..., dict[str, Any]]

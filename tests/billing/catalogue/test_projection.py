@@ -15,7 +15,7 @@ from billing.catalogue.limits import Subject
 from billing.catalogue.models import ModelChange, ModelSpec, Weights
 from billing.catalogue.projection import Projector, announce_stop
 from billing.wire import redis_keys
-from serving.registry import InstanceEntry, InstanceStatus, read_snapshot
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus, read_snapshot
 from tests.fixtures.valkey import ValkeyProcess
 
 FACTS = EngineFacts(epoch="17", abort=True, baseline_prompt=5, baseline_generation=7)

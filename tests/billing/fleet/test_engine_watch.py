@@ -12,8 +12,9 @@ from billing.audit.engine_counters import CounterPoller
 from billing.audit.engine_runs import read_runs
 from billing.fleet.engine_reading import Counters, Load, NoCounters, Unreachable
 from billing.fleet.engine_watch import EngineWatch, Watched
-from billing.fleet.registered import Registered, read_registered
+from billing.fleet.registered import read_registered
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import CounterPair
 from tests.billing.engine_server import ScriptedEngine, register, serve
 
@@ -48,7 +49,7 @@ def gone() -> Iterator[ScriptedEngine]:
         yield ScriptedEngine(url=f"http://127.0.0.1:{taken.getsockname()[1]}")
 
 
-def shown(client: redis.Redis, instance: str = "i1") -> Registered:
+def shown(client: redis.Redis, instance: str = "i1") -> InstanceEntry:
     return next(entry for entry in read_registered(client) if entry.instance == instance)
 
 
@@ -72,13 +73,13 @@ def test_the_load_of_an_engine_added_by_hand_is_shown_and_nothing_else_changes(
     register(raw_redis, engine, epoch="e7", later_field=[1])
     before = shown(raw_redis)
     engine.running, engine.waiting, engine.kv_usage = 4, 3, 0.5
-    step_until(watch, lambda: shown(raw_redis).running == 4)
+    step_until(watch, lambda: shown(raw_redis).load.running == 4)
     after = shown(raw_redis)
-    assert (after.waiting, after.kv_usage, after.status, after.epoch) == (3, 0.5, "ready", before.epoch)
+    assert (after.load.waiting, after.load.kv_usage, after.status, after.epoch) == (3, 0.5, "ready", before.epoch)
     assert b'"later_field":[1]' in (raw_redis.hget(redis_keys.INSTANCES, "i1") or b"")
     assert set(engine.asked) == {"Bearer ek"}
     engine.running = engine.waiting = 0
-    step_until(watch, lambda: shown(raw_redis).running == 0)
+    step_until(watch, lambda: shown(raw_redis).load.running == 0)
 
 
 def test_one_that_refuses_is_down_until_it_answers_again(
@@ -90,7 +91,7 @@ def test_one_that_refuses_is_down_until_it_answers_again(
     with serve(ScriptedEngine(running=1)) as back:
         register(raw_redis, back, status="down")
         step_until(watch, lambda: shown(raw_redis).status == "ready")
-        assert shown(raw_redis).running == 1
+        assert shown(raw_redis).load.running == 1
 
 
 def test_an_engine_that_hangs_does_not_delay_others(
@@ -106,7 +107,7 @@ def test_one_that_hangs_is_down_after_several_looks(raw_redis: redis.Redis, hang
     watch = EngineWatch(raw_redis, timeout_ms=10)
     register(raw_redis, ScriptedEngine(url=hanging), load={"running": 2, "waiting": 0, "kv_usage": 0.0})
     step_until(watch, lambda: shown(raw_redis).status == "down")
-    assert shown(raw_redis).running == 0
+    assert shown(raw_redis).load.running == 0
     watch.close()
 
 
@@ -156,7 +157,7 @@ def test_entries_of_workers_removed_ones_and_broken_ones_are_left_alone(
     register(raw_redis, engine)
     before = raw_redis.hgetall(redis_keys.INSTANCES)
     engine.running = 1
-    step_until(watch, lambda: len(engine.asked) >= 5 and shown(raw_redis).running == 1)
+    step_until(watch, lambda: len(engine.asked) >= 5 and shown(raw_redis).load.running == 1)
     after = raw_redis.hgetall(redis_keys.INSTANCES)
     assert {name for name in before if before[name] != after[name]} == {b"i1"}
 

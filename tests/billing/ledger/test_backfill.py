@@ -11,7 +11,7 @@ from billing.ledger.entries import account_balance, record_events
 from billing.ledger.usage_report import report_usage
 from billing.schema.ledger import ledger_transaction
 from tests.billing.events import event
-from tests.billing.test_ledger import received
+from tests.billing.ledger.test_entries import received
 
 EVER = Scope("m1", 0, 10**15)
 

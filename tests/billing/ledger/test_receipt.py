@@ -15,7 +15,7 @@ from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
 from billing.wire.usage_event import CapacityClass, Ending
 from tests.billing.events import event
-from tests.billing.test_reap import reserve
+from tests.billing.usage.test_reap import reserve
 
 
 def find(database: Engine, client: redis.Redis, request_id: str, tenant: str | None = "ten_a") -> Receipt | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.gateway.listening import Listening, listening, responses_of
-from tests.gateway.test_listen import CHUNKED, POISON, check_error
+from tests.gateway.edge.test_connection import CHUNKED, POISON, check_error
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from gateway.metrics.counts import Metrics
 from gateway.metrics.shared_figures import SharedFigures, SnapshotWriter
 from tests.gateway.listening import until
-from tests.gateway.test_metrics import finish
+from tests.gateway.metrics.test_counts import finish
 
 LABELS = {"route": "chat", "model": "m", "class": "on_demand", "ending": "complete"}
 

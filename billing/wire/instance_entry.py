@@ -1,0 +1,204 @@
+"""An entry of `taas:instances`: an engine that can be sent requests, as its worker or the catalogue shows it. Owns the entry's form.
+
+It must not know how an engine runs or how a gateway chooses. Pure: the reader brings the hash and the time (Redis's clock, ms). An entry is
+renewed by writing it again; what a dead worker left counts no more once its lease has lapsed, and billing takes it out a day later.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import orjson
+
+from billing.wire.tokens import NO_TOKENS, CounterPair
+
+# Where an engine tells what each request has produced, if it does: `serving/vllm_middleware`.
+REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
+
+
+class InstanceStatus(StrEnum):
+    """Only `ready` instances get new requests; `draining` ones finish what they have."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What the engine says of itself: requests running and waiting, and the share of its KV cache in use (0 to 1)."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FinalCounters:
+    """The last counters of an engine that runs no more, as read (its baseline is not taken off). Not `exact`: it died or was cut off, and may have
+    produced more than was read.
+    """
+
+    epoch: str
+    counters: CounterPair
+    baseline: CounterPair
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceEntry:
+    """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
+    tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `counts`: it tells what each
+    request has produced, by its id; `final` is set once this epoch has ended; `earlier` are ended epochs of the same instance, newest first;
+    `has_metrics`: its engine has a page of them, or was never asked for it.
+    """
+
+    instance: str
+    model: str
+    pool: str
+    cell: str
+    url: str
+    key: str | None = field(repr=False)
+    epoch: str
+    status: InstanceStatus
+    lease_until_ms: int = 0
+    abort: bool = False
+    priority: bool = False
+    counts: bool = False
+    load: EngineLoad = EngineLoad()
+    baseline: CounterPair = NO_TOKENS
+    final: FinalCounters | None = None
+    earlier: tuple[FinalCounters, ...] = ()
+    has_metrics: bool = True
+
+    def is_live(self, now_ms: int) -> bool:
+        """Whether the lease holds. A lease of 0 never lapses: the instance was added by hand."""
+        return self.lease_until_ms == 0 or self.lease_until_ms >= now_ms
+
+    def to_json(self) -> bytes:
+        """The compact JSON of docs/interfaces.md §3."""
+        return orjson.dumps(
+            {
+                "instance": self.instance,
+                "model": self.model,
+                "pool": self.pool,
+                "cell": self.cell,
+                "url": self.url,
+                "key": self.key,
+                "epoch": self.epoch,
+                "status": self.status.value,
+                "lease_until_ms": self.lease_until_ms,
+                "abort": self.abort,
+                "priority": self.priority,
+                "counts": self.counts,
+                "metrics": self.has_metrics,
+                "load": {"running": self.load.running, "waiting": self.load.waiting, "kv_usage": self.load.kv_usage},
+                "baseline": _counters_json(self.baseline),
+                "final": None if self.final is None else _final_json(self.final),
+                "earlier": [_final_json(ended) for ended in self.earlier],
+            }
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes | str) -> "InstanceEntry":
+        """Read an entry; unknown fields are ignored, so that old and new processes run side by side. ValueError when it is not one."""
+        try:
+            fields = orjson.loads(raw)
+            final = fields.get("final")
+            return cls(
+                instance=_text(fields["instance"]),
+                model=_text(fields["model"]),
+                pool=_text(fields["pool"]),
+                cell=_text(fields["cell"]),
+                url=_text(fields["url"]),
+                key=None if fields.get("key") is None else _text(fields["key"]),
+                epoch=str(fields["epoch"]),
+                status=InstanceStatus(fields["status"]),
+                lease_until_ms=_count(fields["lease_until_ms"]),
+                abort=fields.get("abort") is True,
+                priority=fields.get("priority") is True,
+                counts=fields.get("counts") is True,
+                load=_read_load(fields.get("load") or {}),
+                baseline=_read_counters(fields.get("baseline") or {"prompt": 0, "generation": 0}),
+                final=None if final is None else _read_final(final),
+                earlier=tuple(_read_final(ended) for ended in fields.get("earlier") or ()),
+                has_metrics=fields.get("metrics") is not False,
+            )
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ValueError(f"not an instance entry: {exc!r}") from exc
+
+
+def read_snapshot(raw_hash: Mapping[bytes, bytes], now_ms: int, drained: Collection[bytes] = ()) -> list[InstanceEntry]:
+    """The entries whose lease holds, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
+    must not take the others away; `unreadable_instances` names such. Those in `drained`, which a reclaim has, are draining.
+    """
+    live = []
+    for name, raw in sorted(raw_hash.items()):
+        try:
+            entry = InstanceEntry.from_json(raw)
+        except ValueError:
+            continue
+        if name in drained and entry.status is InstanceStatus.READY:
+            entry = replace(entry, status=InstanceStatus.DRAINING)
+        if entry.is_live(now_ms):
+            live.append(entry)
+    return live
+
+
+def unreadable_instances(raw_hash: Mapping[bytes, bytes]) -> list[str]:
+    """The ids whose entries cannot be read, for whoever reports them."""
+    bad = []
+    for instance, raw in sorted(raw_hash.items()):
+        try:
+            InstanceEntry.from_json(raw)
+        except ValueError:
+            bad.append(instance.decode(errors="replace"))
+    return bad
+
+
+def _counters_json(counters: CounterPair) -> dict[str, int]:
+    return {"prompt": counters.prompt, "generation": counters.generation}
+
+
+def _final_json(final: FinalCounters) -> dict[str, Any]:
+    return {
+        "epoch": final.epoch,
+        **_counters_json(final.counters),
+        "baseline": _counters_json(final.baseline),
+        "exact": final.exact,
+    }
+
+
+def _read_counters(fields: dict[str, Any]) -> CounterPair:
+    return CounterPair(prompt=_count(fields["prompt"]), generation=_count(fields["generation"]))
+
+
+def _read_final(fields: dict[str, Any]) -> FinalCounters:
+    return FinalCounters(
+        epoch=_text(fields["epoch"]),
+        counters=_read_counters(fields),
+        baseline=_read_counters(fields["baseline"]),
+        exact=fields.get("exact") is True,
+    )
+
+
+def _read_load(fields: dict[str, Any]) -> EngineLoad:
+    return EngineLoad(
+        running=_count(fields.get("running", 0)),
+        waiting=_count(fields.get("waiting", 0)),
+        kv_usage=float(fields.get("kv_usage", 0.0)),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"expected text, got {value!r}")
+    return value
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"expected a count, got {value!r}")
+    return value
