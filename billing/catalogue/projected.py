@@ -16,7 +16,7 @@ from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
 from billing.schema.capacity import reclaim
 from billing.schema.catalogue import NOW_MS, api_key, instance, project, quota_limit, tenant
-from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus, lease_of
 from billing.wire.tokens import CounterPair
 
 Entries = Mapping[str, str]
@@ -190,7 +190,4 @@ def _json(entry: dict[str, Any]) -> str:
 
 def is_by_hand(entry: str | bytes) -> bool:
     """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew it either."""
-    try:
-        return InstanceEntry.from_json(entry).lease_until_ms == 0
-    except ValueError:
-        return True
+    return not lease_of(entry)

@@ -9,7 +9,7 @@ from typing import Final
 import redis
 
 from billing.wire import redis_clock, redis_keys
-from billing.wire.instance_entry import InstanceEntry
+from billing.wire.instance_entry import lease_of
 
 # A worker that comes back by then finds its own entry, and people what became of an instance.
 _KEPT_MS: Final = 86_400_000
@@ -25,18 +25,11 @@ def forget_lapsed(client: redis.Redis) -> int:
         read.hgetall(redis_keys.INSTANCES)
         clock, entries = read.execute()
     now_ms = redis_clock.milliseconds(clock)
-    lapsed = {name: raw for name, raw in entries.items() if 0 < _lease_until_ms(raw) < now_ms - _KEPT_MS}
+    lapsed = {name: raw for name, raw in entries.items() if 0 < (lease_of(raw) or 0) < now_ms - _KEPT_MS}
     if not lapsed:
         return 0
     forget = client.register_script(_script())
     return sum(int(forget(keys=[redis_keys.INSTANCES], args=[name, raw])) for name, raw in lapsed.items())
-
-
-def _lease_until_ms(raw: bytes) -> int:
-    try:
-        return InstanceEntry.from_json(raw).lease_until_ms
-    except ValueError:
-        return 0
 
 
 def _script() -> str:

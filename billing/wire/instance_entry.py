@@ -158,6 +158,14 @@ def unreadable_instances(raw_hash: Mapping[bytes, bytes]) -> list[str]:
     return bad
 
 
+def lease_of(raw: bytes | str) -> int | None:
+    """Until when an entry's lease holds, also where another version has written the rest of it; None where there is nothing to read."""
+    try:
+        return _count(orjson.loads(raw)["lease_until_ms"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _counters_json(counters: CounterPair) -> dict[str, int]:
     return {"prompt": counters.prompt, "generation": counters.generation}
 

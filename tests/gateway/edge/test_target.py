@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.listening import Listening, listening, responses_of
 from tests.gateway.edge.test_connection import CHUNKED, POISON, check_error
+from tests.gateway.listening import Listening, listening, responses_of
 
 
 @pytest.fixture(scope="module")
