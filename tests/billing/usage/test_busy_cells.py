@@ -1,12 +1,11 @@
 """Which cells have something to do: those are found, and the others cost nothing."""
 
-import json
-
 import pytest
 import redis
 
 from billing.usage.busy_cells import BusyCells
 from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 
 FAR_MS = 4_000_000_000_000
 
@@ -29,8 +28,9 @@ def know(client: redis.Redis, *cells: str) -> None:
 
 
 def register(client: redis.Redis, cell: str, lease_until_ms: int = FAR_MS) -> None:
-    entry = {"instance": f"i-{cell}", "cell": cell, "lease_until_ms": lease_until_ms}
-    client.hset(redis_keys.INSTANCES, f"i-{cell}", json.dumps(entry))
+    name, url = f"i-{cell}", "http://127.0.0.1:1"
+    entry = InstanceEntry(name, cell, cell, cell, url, None, "e1", InstanceStatus.READY, lease_until_ms)
+    client.hset(redis_keys.INSTANCES, name, entry.to_json())
 
 
 def test_a_cell_with_an_instance_is_busy_at_once_and_a_minute_after_it_has_gone(
