@@ -8,11 +8,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, delete, func, select
+from sqlalchemy import ColumnElement, Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.refusals import Conflict, Invalid
 from billing.schema.catalogue import idempotent_request as table
+from billing.schema.clock import NOW_MS
+from billing.schema.locks import AdvisoryLock
 
 PARAM: Final = "Idempotency-Key"
 KEPT_MS: Final = 24 * 3_600_000
@@ -20,11 +22,8 @@ KEPT_MAX: Final = 200_000
 ANSWER_BYTES_MAX: Final = 64 * 1024
 # Between a commit and the writing of the answer lie milliseconds; after this its process has died in between.
 _LOST_AFTER_MS: Final = 60_000
-# The space of these advisory locks, beside the second number, which is the key's.
-_LOCKS: Final = 7_461_630
 _FORGOTTEN_AT_ONCE: Final = 10_000
 # The moment at which the transaction began: unlike the clock, it does not change under a query, which can then use the index.
-_NOW_MS: Final = (func.extract("epoch", func.now()) * 1000).cast(BigInteger)
 _COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KEPT_MAX + 1).subquery())
 
 
@@ -58,7 +57,7 @@ def find_answer(connection: Connection, claim: Claim) -> Answer | None:
 
     Raises Invalid where the key was used for another request; Conflict while the first one runs, and where its answer is not known.
     """
-    age_ms = (_NOW_MS - table.c.created_ms).label("age_ms")
+    age_ms = (NOW_MS - table.c.created_ms).label("age_ms")
     row = connection.execute(select(table, age_ms).where(*_same(claim))).one_or_none()
     if row is None:
         if connection.execute(_COUNT).scalar_one() > KEPT_MAX:
@@ -79,7 +78,7 @@ def find_answer(connection: Connection, claim: Claim) -> Answer | None:
 def carry_out(connection: Connection, claim: Claim) -> None:
     """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict where another one does that or has done it."""
     key = func.hashtext(claim.caller + claim.key_hash)
-    free = connection.execute(select(func.pg_try_advisory_xact_lock(_LOCKS, key))).scalar_one()
+    free = connection.execute(select(func.pg_try_advisory_xact_lock(AdvisoryLock.IDEMPOTENCY, key))).scalar_one()
     row = {"caller": claim.caller, "key_hash": claim.key_hash, "fingerprint": claim.fingerprint}
     written = insert(table).values(row).on_conflict_do_nothing().returning(table.c.caller)
     if not free or connection.execute(written).one_or_none() is None:
@@ -104,7 +103,7 @@ def keep_answer(connection: Connection, claim: Claim, answer: Answer) -> None:
 
 def forget_old(connection: Connection) -> int:
     """Deletes what has been kept for long enough, so many at once; how many that were."""
-    old = select(table.c.caller, table.c.key_hash).where(table.c.created_ms < _NOW_MS - KEPT_MS)
+    old = select(table.c.caller, table.c.key_hash).where(table.c.created_ms < NOW_MS - KEPT_MS)
     some = old.order_by(table.c.created_ms).limit(_FORGOTTEN_AT_ONCE).subquery()
     gone = delete(table).where(table.c.caller == some.c.caller, table.c.key_hash == some.c.key_hash)
     return connection.execute(gone).rowcount

@@ -1,16 +1,13 @@
 """Bring a database to the newest schema. Owns that only one process does it at a time; knows no table."""
 
 from pathlib import Path
-from typing import Final
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import NullPool, text
 
 from billing.database import connect, require_version
-
-# Any number that no other program on this database uses for `pg_advisory_lock`.
-_LOCK: Final = 7_461_615
+from billing.schema.locks import AdvisoryLock
 
 
 def alembic_config() -> Config:
@@ -29,7 +26,7 @@ def upgrade(database_url: str) -> None:
     with engine.connect() as connection:
         require_version(connection)
         # The transaction's own lock: freed with it, whether it commits, fails or its process is killed.
-        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.MIGRATIONS})
         config = alembic_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

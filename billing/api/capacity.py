@@ -14,7 +14,7 @@ from billing.api.rights import Right
 from billing.catalogue import tenants
 from billing.contracts import store
 from billing.contracts.position import units
-from billing.contracts.terms import utc
+from billing.moments import utc
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1", tags=["capacity"])

@@ -18,8 +18,9 @@ from billing.api.fields import MOMENT_FORMS, MOMENT_SCHEMAS, Moment
 from billing.contracts.position import units
 from billing.contracts.spans import after_ms
 from billing.contracts.store import Entry
-from billing.contracts.terms import Clause, Contract, burst_mu, utc
+from billing.contracts.terms import Clause, Contract, burst_mu
 from billing.contracts.timeline import FOREVER_MS, Span
+from billing.moments import utc
 from billing.refusals import Invalid
 
 # Fewer than Decimal keeps, so that nothing is rounded on the way in.

@@ -45,9 +45,9 @@ from billing.contracts.terms import (
     Terms,
     burst_mu,
     check_burst,
-    utc,
 )
 from billing.contracts.timeline import FOREVER_MS
+from billing.moments import utc
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])

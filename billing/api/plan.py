@@ -13,7 +13,7 @@ from billing.catalogue import models, pools
 from billing.contracts.commitments import read_position
 from billing.contracts.position import units
 from billing.contracts.store import now_ms
-from billing.contracts.terms import utc
+from billing.moments import utc
 from billing.reclaims import store
 from billing.reclaims.outlook import Period, outlook
 

@@ -17,8 +17,9 @@ from billing.api.reclaim_answers import ReclaimAnswer, ReclaimOrdered, ReclaimPr
 from billing.catalogue import pools, tenants
 from billing.contracts.position import Holding, units
 from billing.contracts.store import now_ms
-from billing.contracts.terms import rate_at, utc
+from billing.contracts.terms import rate_at
 from billing.contracts.timeline import FOREVER_MS, Span
+from billing.moments import utc
 from billing.reclaims import orders, store
 from billing.reclaims.cuts import Cut
 from billing.reclaims.occupancy import Occupied, OpenRequest

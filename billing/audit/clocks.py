@@ -6,8 +6,8 @@ from typing import Final
 import redis
 from sqlalchemy import Connection
 
-from billing.catalogue.price_book import database_now_ms
 from billing.findings import Finding, FindingKind
+from billing.schema.clock import database_now_ms
 from billing.wire import redis_clock
 
 # More than asking both takes, and less than anybody notices on a bill.

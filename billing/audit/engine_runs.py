@@ -7,20 +7,18 @@ ended run are what was polled, or, better, what its worker left in its entry.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.fleet.engine_instances import EngineInstance
 from billing.fleet.engine_reading import Counters, NoCounters, Reading
+from billing.schema.clock import NOW_MS
 from billing.schema.ledger import engine_counter
+from billing.schema.locks import AdvisoryLock
 from billing.wire.instance_entry import FinalCounters
 from billing.wire.tokens import CounterPair
-
-# Two processes that poll at once could write an older reading over a newer one, which looks like a restart: one at a time.
-_LOCK: Final = 7_461_616
-_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class EngineRun:
 
 def hold_off_polls(connection: Connection) -> None:
     """Until the transaction ends, whatever process polls."""
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.ENGINE_RUNS)))
 
 
 def store_poll(connection: Connection, instances: Sequence[EngineInstance], readings: Mapping[str, Reading]) -> None:
@@ -233,7 +231,7 @@ def _put(
         "last_generation": last.generation,
         "state": state,
         "exact": exact,
-        "polled_ms": _NOW_MS,
+        "polled_ms": NOW_MS,
     }
     statement = insert(engine_counter).values(
         instance=run.instance,

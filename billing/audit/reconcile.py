@@ -18,10 +18,10 @@ from billing.audit.balance import EpochBalance
 from billing.ledger.absorbed_event import NAMED, AbsorbedEvent, absorb
 from billing.schema.catalogue import model as model_table
 from billing.schema.ledger import reconciled_request, usage_event
+from billing.schema.locks import AdvisoryLock
 from billing.wire.tokens import NO_TOKENS, AbsorbReason, CounterPair
 from billing.wire.usage_event import Ending, UsageSource
 
-_LOCK: Final = 7_461_617
 # As in the index `ix_usage_event_not_final`.
 _NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)
 
@@ -80,7 +80,7 @@ def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[
     residual = balance.residual
     if not evidence or residual.prompt < 0 or residual.generation < 0:
         return None
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.RECONCILIATION)))
     here = [
         each for each in read_evidence(connection) if (each.instance, each.epoch) == (balance.instance, balance.epoch)
     ]

@@ -16,8 +16,9 @@ from billing.catalogue.names import KEY_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, NotFound
-from billing.schema.catalogue import NOW_MS, api_key_use, model, quota_limit
 from billing.schema.catalogue import api_key as table
+from billing.schema.catalogue import api_key_use, model, quota_limit
+from billing.schema.clock import NOW_MS
 
 SECRET_PREFIX: Final = "sk-"  # noqa: S105
 # 32 bytes are 43 characters of URL-safe base 64.

@@ -17,8 +17,8 @@ from billing.catalogue import models, outbox
 from billing.catalogue.names import INSTANCE_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.refusals import Conflict, Invalid, NotFound
-from billing.schema.catalogue import NOW_MS
 from billing.schema.catalogue import instance as table
+from billing.schema.clock import NOW_MS
 
 # A removed instance gets nothing new; what it has open may end, and its counters are read until then.
 DRAIN_MS: Final = 600_000

@@ -15,8 +15,8 @@ from billing.catalogue.outbox import ChangeKind
 from billing.cell.scripts import LimitFields, Limits
 from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Invalid, NotFound
-from billing.schema.catalogue import NOW_MS
 from billing.schema.catalogue import quota_limit as table
+from billing.schema.clock import NOW_MS
 
 ANY_MODEL: Final = "*"
 FIELDS: Final = ("requests_per_minute", "units_per_minute", "concurrency")

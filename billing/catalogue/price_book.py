@@ -9,25 +9,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import BigInteger, Connection, RowMapping, column, func, insert, select
+from sqlalchemy import Connection, RowMapping, column, func, insert, select
 
 from billing.catalogue import outbox
 from billing.catalogue.money import Money, MoneyError, parse_price, price_string
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Conflict, Invalid, NotFound
+from billing.schema.clock import database_now_ms
 from billing.schema.ledger import price as price_table
 from billing.schema.ledger import price_withdrawal
+from billing.schema.locks import AdvisoryLock
 from billing.wire.tokens import Tokens
 
-# Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table: reports need not wait.
-_LOCK: Final = 7_461_618
 # A greater change is more likely a slip than meant.
 _FACTOR_UNASKED: Final = 10
 _STANDS: Final = price_table.c.price_id.not_in(select(price_withdrawal.c.price_id))
-_NOW_MS: Final = select(
-    (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger).label("now_ms"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +74,7 @@ class PriceBook:
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
     """The prices of these models. Until the transaction ends no price can be set, so none is missed by what it records."""
-    connection.execute(select(func.pg_advisory_xact_lock_shared(_LOCK)))
+    connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
     named = price_table.c.model.in_(sorted(set(models)))
     rows = connection.execute(select(price_table).where(named, _STANDS)).mappings()
     return PriceBook(_price(row) for row in rows)
@@ -105,15 +102,9 @@ def for_sale_from(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(query.group_by(price_table.c.model))}
 
 
-def database_now_ms(connection: Connection) -> int:
-    """PostgreSQL's clock, for whoever has no Redis to ask."""
-    now_ms: int = connection.execute(_NOW_MS).scalar_one()
-    return now_ms
-
-
 def hold_prices(connection: Connection) -> None:
     """Waits for the batches being recorded and holds the next ones back until the transaction ends: no price changes, and nothing is priced."""
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.PRICES)))
 
 
 @dataclass(frozen=True, slots=True)

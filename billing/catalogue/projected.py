@@ -15,7 +15,8 @@ from billing.catalogue import models
 from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
 from billing.schema.capacity import reclaim
-from billing.schema.catalogue import NOW_MS, api_key, instance, project, quota_limit, tenant
+from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
+from billing.schema.clock import NOW_MS
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, lease_of
 from billing.wire.tokens import CounterPair
 

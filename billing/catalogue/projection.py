@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from billing.catalogue import outbox, projected
 from billing.catalogue.outbox import Change, ChangeKind
 from billing.schema.catalogue import projection_outbox, projection_state
+from billing.schema.locks import AdvisoryLock
 from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ _log = logging.getLogger(__name__)
 KEEP_UP_INTERVAL_MS: Final = 1_000
 # One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
 _CHANGES_MAX: Final = 200
-# Any number that no other program on this database uses for an advisory lock.
-_LOCK: Final = 7_461_620
 # An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
 _LOCK_TIMEOUT_MS: Final = 5_000
 _SALT_BYTES: Final = 32
@@ -169,7 +168,7 @@ class Projector:
 def _lock(connection: Connection) -> _Marker:
     """Wait for one's turn; it ends with the transaction. Returns the marker that Redis should hold."""
     connection.execute(text(f"set local lock_timeout = {_LOCK_TIMEOUT_MS}"))
-    connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.PROJECTION})
     row = connection.execute(select(projection_state.c.source, projection_state.c.version)).one()
     return _Marker(row.source, row.version)
 

@@ -5,7 +5,8 @@ Pure: what holds from when on is worked out here; who may amend, and that it is 
 
 from dataclasses import dataclass, replace
 
-from billing.contracts.terms import PAST_SLACK_MS, Clause, Contract, Overflow, check, utc
+from billing.contracts.terms import PAST_SLACK_MS, Clause, Contract, Overflow, check
+from billing.moments import utc
 from billing.refusals import Conflict, Invalid
 
 

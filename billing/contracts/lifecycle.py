@@ -14,7 +14,8 @@ from billing.contracts import store
 from billing.contracts.clauses import Change, with_change
 from billing.contracts.commitments import lock_for_sale, require_calibration
 from billing.contracts.position import Holding, Position, overlapping, refuse_worse
-from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now, utc
+from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now
+from billing.moments import utc
 from billing.refusals import Conflict, Invalid
 
 OPERATOR: Final = "operator"

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from billing.contracts.terms import BURST_MS, Contract, Step, burst_mu, utc
+from billing.contracts.terms import BURST_MS, Contract, Step, burst_mu
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
+from billing.moments import utc
 from billing.refusals import Conflict
 
 # More than a few lines nobody reads.

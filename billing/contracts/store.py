@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -26,11 +25,11 @@ from billing.page import Asked, Order, Page, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import contract as table
 from billing.schema.capacity import contract_history, contract_step
+from billing.schema.clock import NOW_MS, database_now_ms
 
 CONTRACT_PREFIX: Final = "con_"
 # Those that hold capacity.
 BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
-_CLOCK_MS: Final = (func.extract("epoch", func.clock_timestamp()) * 1000).cast(BigInteger)
 
 
 def _due(now_ms: int | ColumnElement[int]) -> ColumnElement[bool]:
@@ -45,7 +44,7 @@ _BY_START: Final[Order[Contract]] = Order(
     (int, str),
     (table.c.starts_ms, table.c.contract_id),
 )
-_ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(_CLOCK_MS))))
+_ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(NOW_MS))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Entry:
 
 def now_ms(connection: Connection) -> int:
     """The database's clock, which all who sign share."""
-    return connection.execute(select(_CLOCK_MS)).scalar_one()
+    return database_now_ms(connection)
 
 
 def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) -> Contract:

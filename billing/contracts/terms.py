@@ -6,10 +6,10 @@ Rates are milliunits per second (mu_s), times ms since the epoch; a span include
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, Literal, Self
 
+from billing.moments import utc
 from billing.refusals import Conflict, Invalid
 
 State = Literal["draft", "signed", "active", "notice_given", "ended"]
@@ -254,13 +254,3 @@ def _spliced(terms: Terms, steps: Sequence[Step], effective_end_ms: int, now_ms:
     from_ms = max(steps[0].from_ms, now_ms, terms.starts_ms)
     new = (Step(from_ms, rate_at(steps, from_ms)), *(step for step in steps if step.from_ms > from_ms))
     return (*(step for step in terms.steps if step.from_ms < from_ms), *new)
-
-
-def utc(moment_ms: int) -> str:
-    """RFC 3339 in UTC, to the second where it is whole; a moment that no calendar has, as the number it is."""
-    whole, ms = divmod(moment_ms, 1000)
-    try:
-        shown = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        return f"{moment_ms} ms"
-    return shown + (f".{ms:03d}Z" if ms else "Z")

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.ledger.entries import Pricing, add_total
+from billing.schema.clock import NOW_MS
 from billing.schema.ledger import ledger_transaction, usage_event
 from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
@@ -20,7 +21,6 @@ from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, Usage
 KIND: Final = "reconciliation"
 # Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the last word.
 NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
-_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
         "instance": absorbed.instance, "epoch": absorbed.epoch,
         "route": absorbed.route, "stream": absorbed.stream, "class": absorbed.class_, "contract": None,
         "weights": absorbed.weights, "samples": 0,
-        "started_ms": absorbed.started_ms, "first_token_ms": None, "ended_ms": _NOW_MS, "waited_ms": 0,
+        "started_ms": absorbed.started_ms, "first_token_ms": None, "ended_ms": NOW_MS, "waited_ms": 0,
         "ending": absorbed.ending.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
         "produced_prompt": tokens.prompt, "produced_cached": absorbed.cached, "produced_output": tokens.generation,
         "delivered_output": 0, "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,

@@ -5,7 +5,6 @@ A request belongs to the moment it ended, in UTC: to exactly one hour and one da
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, lite
 from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import prices_by_id
 from billing.ledger.entries import STANDS, Pricing
+from billing.moments import utc
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 
 _MS_PER_HOUR: Final = 3_600_000
@@ -116,8 +116,8 @@ class UsageReport:
         return {
             "tenant": self.tenant,
             "by": [dimension.value for dimension in self.by],
-            "from": None if self.from_ms is None else utc_string(self.from_ms),
-            "until": None if self.until_ms is None else utc_string(self.until_ms),
+            "from": None if self.from_ms is None else utc(self.from_ms),
+            "until": None if self.until_ms is None else utc(self.until_ms),
             "currency": "USD",
             "lines": [line.to_json() for line in self.lines],
             "total": self.total.to_json(),
@@ -222,13 +222,6 @@ def _items(
 _SUMMED: Final = ("billed_prompt", "billed_cached", "billed_output", "absorbed_prompt", "absorbed_output")
 
 
-def utc_string(moment_ms: int) -> str:
-    """ISO 8601 in UTC, to the second where it is whole."""
-    whole, ms = divmod(moment_ms, 1000)
-    moment = datetime.fromtimestamp(whole, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S") + (f".{ms:03d}Z" if ms else "Z")
-
-
 def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.coalesce(func.sum(column), 0)
 
@@ -251,9 +244,9 @@ def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
 
 def _group_value(dimension: Dimension, value: Any) -> str:
     if dimension is Dimension.HOUR:
-        return utc_string(value * _MS_PER_HOUR)
+        return utc(value * _MS_PER_HOUR)
     if dimension is Dimension.DAY:
-        return utc_string(value * _MS_PER_DAY)[:10]
+        return utc(value * _MS_PER_DAY)[:10]
     return str(value)
 
 

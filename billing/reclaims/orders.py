@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from billing.contracts.commitments import lock_position, read_position
 from billing.contracts.position import Position
-from billing.contracts.terms import PAST_SLACK_MS, utc
+from billing.contracts.terms import PAST_SLACK_MS
+from billing.moments import utc
 from billing.reclaims import shortfall, store
 from billing.reclaims.occupancy import Occupied, count_classes, read_occupied, read_open_on
 from billing.reclaims.plan import Order, Plan, choose, draw_up

@@ -21,7 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from billing.schema.catalogue import NOW_MS, model, tenant
+from billing.schema.catalogue import model, tenant
+from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
 
 HEADROOM_PERMILLE: Final = 100

@@ -4,8 +4,6 @@ Nothing is deleted that a usage event may name: keys are revoked, models retired
 the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the transaction that made the change.
 """
 
-from typing import Final
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -23,9 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
-
-NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 
 def _times() -> tuple[Column[int], Column[int]]:

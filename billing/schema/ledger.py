@@ -26,9 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
-
-_NOW_MS: Final = text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 
 TOKEN_COLUMNS: Final = (
     "produced_prompt", "produced_cached", "produced_output", "delivered_output",
@@ -77,7 +76,7 @@ usage_event = Table(
     Column("orphan", Boolean, nullable=False, server_default=text("false")),
     Column("digest", Text, nullable=False),
     Column("evidence", JSONB),
-    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("kind in ('request', 'reconciliation')", name="kind"),
     CheckConstraint(
         "kind = 'reconciliation' or (tenant is not null and project is not null and key_id is not null)", name="payer"
@@ -120,7 +119,7 @@ price = Table(
     Column("input_picousd", BigInteger, nullable=False),
     Column("cached_input_picousd", BigInteger, nullable=False),
     Column("output_picousd", BigInteger, nullable=False),
-    Column("created_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
     Index(None, "model", "valid_from_ms"),
     CheckConstraint("least(input_picousd, cached_input_picousd, output_picousd) >= 0", name="not_negative"),
 )
@@ -130,7 +129,7 @@ price_withdrawal = Table(
     "price_withdrawal",
     metadata,
     Column("price_id", BigInteger, ForeignKey(price.c.price_id), primary_key=True, autoincrement=False),
-    Column("withdrawn_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("withdrawn_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
 # `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is in doubt) ·
@@ -143,7 +142,7 @@ ledger_transaction = Table(
     Column("pricing", Text, nullable=False),
     Column("price_id", BigInteger, ForeignKey(price.c.price_id)),
     Column("corrects", BigInteger, ForeignKey("ledger_transaction.transaction_id"), unique=True),
-    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')", name="pricing"),
     CheckConstraint("(pricing = 'priced') = (price_id is not null)", name="priced_by"),
     CheckConstraint("corrects is null or pricing = 'priced'", name="corrected_by"),
@@ -186,7 +185,7 @@ usage_rejected = Table(
     Column("digest", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("raw", LargeBinary, nullable=False),
-    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     UniqueConstraint("cell", "entry_id", "digest"),
 )
 
@@ -197,7 +196,7 @@ usage_conflict = Table(
     Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
     Column("digest", Text, primary_key=True),
     Column("raw", LargeBinary, nullable=False),
-    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
 # One row for each run of an engine process. `run` counts the restarts seen within one epoch of the catalogue; `started` is when
@@ -234,7 +233,7 @@ request_difference = Table(
     Column("counted_generation", BigInteger, nullable=False),
     Column("recorded_prompt", BigInteger, nullable=False),
     Column("recorded_generation", BigInteger, nullable=False),
-    Column("found_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("found_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
 # Requests whose event does not have the engine's final word, and whose engine has since been found in balance, or has told it. `reconciliation`
@@ -244,7 +243,7 @@ reconciled_request = Table(
     metadata,
     Column("request_id", Text, ForeignKey(usage_event.c.request_id), primary_key=True),
     Column("reconciliation", Text, ForeignKey(usage_event.c.request_id)),
-    Column("recorded_ms", BigInteger, nullable=False, server_default=_NOW_MS),
+    Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
 APPEND_ONLY: Final = (

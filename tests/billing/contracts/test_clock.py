@@ -17,7 +17,8 @@ from billing.api.fields import Moment
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.contracts.rates import ContractRate, rates_now
-from billing.contracts.terms import MS_MAX, Contract, utc
+from billing.contracts.terms import MS_MAX, Contract
+from billing.moments import utc
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, terms
 from tests.source_tree import sources
 

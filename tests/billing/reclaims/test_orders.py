@@ -11,9 +11,9 @@ from billing.cell.scripts import Asked
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.quote import quote
-from billing.contracts.terms import utc
 from billing.fleet.registered import read_registered
 from billing.metrics import BillingMetrics
+from billing.moments import utc
 from billing.reclaims import orders
 from billing.reclaims.clear import SETTLE_MS
 from billing.reclaims.cuts import rates_in_force

@@ -1,0 +1,13 @@
+"""Moments as people and JSON have them: RFC 3339 in UTC."""
+
+from datetime import UTC, datetime
+
+
+def utc(moment_ms: int) -> str:
+    """RFC 3339 in UTC, to the second where it is whole; a moment that no calendar has, as the number it is."""
+    whole, ms = divmod(moment_ms, 1000)
+    try:
+        shown = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{moment_ms} ms"
+    return shown + (f".{ms:03d}Z" if ms else "Z")
