@@ -95,9 +95,9 @@ class SupplyReader:
         if self._models != (changed.models, changed.model_changed_ms):
             self._cells = read_cells(connection)
             self._models = changed.models, changed.model_changed_ms
-        if self._calibrated != changed.calibrated:
+        if self._calibrated != changed.calibrations:
             self._calibrations = read_calibrations(connection)
-            self._calibrated = changed.calibrated
+            self._calibrated = changed.calibrations
         signed = rates_by_pool(connection, now_ms) if changed.contracts else {}
         rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
         ended = _read_ended(connection, now_ms) if changed.contracts else {}
@@ -110,11 +110,11 @@ class SupplyReader:
         return Supply(self._cells, pools)
 
 
-# Models are only ever added, calibrations too.
+# Models and calibrations are only ever added. Their ids are random: none of them says that another one is new.
 _CHANGED: Final = select(
     select(func.count()).select_from(model).scalar_subquery().label("models"),
     select(func.max(model.c.updated_ms)).scalar_subquery().label("model_changed_ms"),
-    select(func.max(calibration.c.calibration_id)).scalar_subquery().label("calibrated"),
+    select(func.count()).select_from(calibration).scalar_subquery().label("calibrations"),
     exists(select(contract.c.contract_id).where(contract.c.effective_end_ms > bindparam("ended_after_ms"))).label(
         "contracts"
     ),

@@ -173,7 +173,20 @@ def _shown(instance: Instance) -> dict[str, Any]:
 
 
 def _registered(entry: InstanceEntry, by_hand: Mapping[str, bool]) -> dict[str, Any]:
-    fields = asdict(entry)
-    load = {name: fields.pop(name) for name in ("running", "waiting", "kv_usage")}
-    added = "by hand" if entry.instance in by_hand else "by its worker"
-    return {**fields, "added": added, "removed": by_hand.get(entry.instance, False), "load": load}
+    """Without the engine's key, which is nobody's to see."""
+    return {
+        "instance": entry.instance,
+        "model": entry.model,
+        "pool": entry.pool,
+        "cell": entry.cell,
+        "url": entry.url,
+        "status": entry.status.value,
+        "abort": entry.abort,
+        "priority": entry.priority,
+        "epoch": entry.epoch,
+        "lease_until_ms": entry.lease_until_ms,
+        "has_metrics": entry.has_metrics,
+        "added": "by hand" if entry.instance in by_hand else "by its worker",
+        "removed": by_hand.get(entry.instance, False),
+        "load": asdict(entry.load),
+    }

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 import redis
 from sqlalchemy import update
 
+from billing.allocator.supply import Calibration
 from billing.catalogue import models
 from billing.cell.replies import Refused, Reserved, Waiting
 from billing.cell.scripts import Asked
@@ -12,7 +14,7 @@ from billing.schema.capacity import contract
 from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, only
 from tests.billing.cell.requests import CELL
-from tests.billing.contracts.selling import T0
+from tests.billing.contracts.selling import T0, calibrate
 
 SECOND = 1000
 FAR_MS = 4_000_000_000_000
@@ -66,6 +68,16 @@ def test_without_a_calibration_nothing_is_bounded(ground: Ground) -> None:
     ground.text.hset(redis_keys.room("bare"), mapping={"m:i-1": 3, "x:i-1": 3})
     ground.allocator().allocate_once(T0)
     assert list(ground.text.hgetall(redis_keys.room("bare"))) == ["s"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("later_id", ["cal_0", "cal_z"])
+def test_a_later_calibration_holds_whatever_its_id(ground: Ground, later_id: str) -> None:
+    """Ids are random: the later one may come before the earlier one."""
+    allocator = ground.allocator()
+    assert only(allocator.allocate_once(T0)).calibration == Calibration(1_000_000, 16, T0)
+    with ground.engine.begin() as connection:
+        calibrate(connection, 700, at_ms=T0 + 1, calibration_id=later_id)
+    assert only(allocator.allocate_once(T0 + SECOND)).calibration == Calibration(700_000, 16, T0 + 1)
 
 
 def test_machines_that_are_gone_or_drain_have_no_room(ground: Ground) -> None:

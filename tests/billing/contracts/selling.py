@@ -33,11 +33,13 @@ def furnish(connection: Connection, *, instances: int = 2, capacity: int = 1000,
     return Shop({name: tenants.create(connection, name).tenant_id for name in ("acme", "bolt", "core")})
 
 
-def calibrate(connection: Connection, capacity: int, *, at_ms: int = T0, number: int = 0) -> None:
+def calibrate(
+    connection: Connection, capacity: int, *, at_ms: int = T0, number: int = 0, calibration_id: str | None = None
+) -> None:
     """A measurement of so many units per second an instance."""
     connection.execute(
         insert(calibration).values(
-            calibration_id=f"cal_{at_ms}_{number}", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=capacity * UNIT,
+            calibration_id=calibration_id or f"cal_{at_ms}_{number}", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=capacity * UNIT,
             sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30,
             report={}, created_ms=at_ms,
         )
