@@ -19,7 +19,7 @@ import pytest
 from gateway.process.serve import SETTLES_LOST
 from tests.gateway.listening import read_all, until
 
-START = "import sys; from gateway.serve import run; from gateway.settings import GatewaySettings; sys.exit(run(GatewaySettings(), sys.argv[1]))"
+START = "import sys; from gateway.process.serve import run; from gateway.settings import GatewaySettings; sys.exit(run(GatewaySettings(), sys.argv[1]))"
 TINY = "tests.gateway.tiny_gateway:build_app"
 
 

@@ -132,7 +132,7 @@ async def test_records_reach_the_disk_in_the_background(journal: Journal, tmp_pa
 
 async def test_a_dead_process_journal_is_sent_by_the_next(pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path) -> None:
     code = (
-        "import asyncio, os, signal, sys; from pathlib import Path; from gateway.journal import Journal;"
+        "import asyncio, os, signal, sys; from pathlib import Path; from gateway.redis.journal import Journal;"
         "from tests.gateway.redis.test_journal import settle\n"
         "async def main():\n"
         "    j = Journal(Path(sys.argv[1])); await j.open(); j.append(settle(1)); j.append(settle(2))\n"
