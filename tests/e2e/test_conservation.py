@@ -180,7 +180,7 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
     assert run.seen_ids <= {row[0] for row in rows}
     entries = [row[0] for row in stack.sql(ENTRIES, run.tenant)]
     assert sorted(entries) == sorted(row[0] for row in rows)
-    assert len(entries) == len(set(entries)) >= REQUESTS * 2 // 3
+    assert len(entries) == len(set(entries)) >= REQUESTS // 2
 
     assert total(moved["billed"], moved["absorbed"]) == moved["produced"]
     assert moved["billed"] == (sum(row[2] for row in rows), sum(row[3] for row in rows))
@@ -197,7 +197,7 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
     held = {row[0]: (row[1], row[2]) for row in stack.sql(HELD, run.tenant)}
     assert {name: held[name] for name in counted} == counted
     assert {name for name, tokens in held.items() if any(tokens)} <= set(counted)
-    assert len(counted) >= REQUESTS * 2 // 3
+    assert len(counted) >= REQUESTS // 2
     assert endings["client_disconnect"] > REQUESTS // 10
     assert all(row[4] == row[5] == 0 for row in rows if row[1] == "complete")
 
