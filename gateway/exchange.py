@@ -235,7 +235,7 @@ class Exchange:
         self.try_timed_out = False
 
     def engine_request_ids(self) -> list[str]:
-        """The ids by which the engine knows this request (DESIGN §7)."""
+        """The ids by which the engine knows this request (docs/design.md)."""
         match self.parsed.route:
             case Route.COMPLETIONS:
                 return [f"cmpl-{self.request_id}-{index}" for index in range(self.parsed.prompts)]

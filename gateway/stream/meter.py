@@ -1,6 +1,6 @@
 """What an engine has produced for one request, as figures. Pure: no bytes of a stream and no I/O; the meters that read streams stand on it.
 
-Figures are the engine's own, cumulative, counted as its counters count (DESIGN §7): a prompt counts once for each sample that has
+Figures are the engine's own, cumulative, counted as its counters count (docs/design.md): a prompt counts once for each sample that has
 produced a token, and costs nothing before that.
 """
 

@@ -1,4 +1,4 @@
-"""Every noun of `taas`, through a live admin API: the words that DESIGN fixes, JSON for programs, tables for people."""
+"""Every noun of `taas`, through a live admin API: the words of the glossary, JSON for programs, tables for people."""
 
 import json
 import re
