@@ -1,4 +1,4 @@
-"""The two scripts against a model in Python: any steps, in any order, repeated at will."""
+"""Reserve and settle against a model in Python: any steps, in any order, repeated at will."""
 
 import time
 
