@@ -37,10 +37,11 @@ test: environments ## every test, those on real vLLM included; ARGS="-k name" fo
 test-fast: environment ## the tests that need no vLLM
 	@exec $(RUN) $(PYTEST) -m "not vllm" $(ARGS)
 
-check: environment ## lint, format and types
+check: environment ## lint, format, types and unused names
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m vulture
 
 bench: environment ## CPU per request and per streamed token, beside a naive proxy; writes $TAAS_HOME/bench.json
 	@exec $(RUN) -m loadtest.bench $(ARGS)

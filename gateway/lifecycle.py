@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class Lifecycle:
-    """Two turning points of a shutdown, for whoever must act at them.
+    """Two turning points of a shutdown.
 
     `begin_drain` (SIGTERM): readiness goes, streams run on. `end_streams` (the drain's deadline): whatever still runs ends now with an
     error of its own and settles. Both happen once and in the loop's thread; later calls do nothing. A callback must not block or raise.
@@ -15,17 +15,8 @@ class Lifecycle:
         self.draining = False
         # Settles that neither Redis nor the journal took before the process had to end.
         self.settles_lost = 0
-        self.drain_started = asyncio.Event()
         self.deadline_passed = asyncio.Event()
-        self._on_drain: list[Callable[[], None]] = []
         self._on_deadline: list[Callable[[], None]] = []
-
-    def on_drain(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when the drain begins; at once if it has."""
-        if self.draining:
-            callback()
-        else:
-            self._on_drain.append(callback)
 
     def on_deadline(self, callback: Callable[[], None]) -> None:
         """Call `callback` when streams must end; at once if that time has come."""
@@ -36,12 +27,7 @@ class Lifecycle:
 
     def begin_drain(self) -> None:
         """Take no new work; what runs, runs on."""
-        if self.draining:
-            return
         self.draining = True
-        self.drain_started.set()
-        for callback in self._on_drain:
-            callback()
 
     def end_streams(self) -> None:
         """The drain's deadline: what still runs must end."""

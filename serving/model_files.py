@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from serving.catalogue import GgufWheel, KnownModel, known_models
 from serving.settings import inherited_environment
@@ -72,16 +72,6 @@ def is_complete(folder: Path, known: KnownModel) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def damaged_files(folder: Path) -> list[str]:
-    """The files whose contents are not what the manifest says: a full check, for when an engine does not load them."""
-    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    return [
-        file
-        for file, said in manifest["files"].items()
-        if not (folder / file).exists() or _sha256(folder / file) != said["sha256"]
-    ]
 
 
 def _fetch(source: GgufWheel, cache: Path, vllm_python: Path, progress: Progress) -> Path:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from billing.cell.scripts import Command, text_of
 
@@ -16,15 +15,4 @@ def execute(client: redis.Redis, command: Command) -> list[Any]:
     except redis.exceptions.NoScriptError:
         client.script_load(text_of(str(command[1])))
         reply = untyped.execute_command(*command)
-    return reply
-
-
-async def execute_async(client: redis.asyncio.Redis, command: Command) -> list[Any]:
-    """The same for the asyncio client."""
-    untyped: Any = client
-    try:
-        reply: list[Any] = await untyped.execute_command(*command)
-    except redis.exceptions.NoScriptError:
-        await untyped.script_load(text_of(str(command[1])))
-        reply = await untyped.execute_command(*command)
     return reply

@@ -245,7 +245,3 @@ reconciled_request = Table(
     Column("reconciliation", Text, ForeignKey(usage_event.c.request_id)),
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
-
-APPEND_ONLY: Final = (
-    "usage_event", "price", "price_withdrawal", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict", "reconciled_request",
-)  # fmt: skip

@@ -74,10 +74,6 @@ class Consumer:
         taken = self._record(self._streams.claim(cells, self._claim_idle_ms, self._batch))
         return taken + self._record(self._streams.stranded(cells, self._batch))
 
-    def publish_lag(self) -> int:
-        """Set the lag metrics. Returns the entries that wait in all streams."""
-        return sum(lag.entries for lag in self._look().values())
-
     def _look(self) -> dict[str, StreamLag]:
         lags = self._streams.lags(self._cells())
         self._metrics.stream_lags(lags)

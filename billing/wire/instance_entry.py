@@ -132,7 +132,7 @@ class InstanceEntry:
 
 def read_snapshot(raw_hash: Mapping[bytes, bytes], now_ms: int, drained: Collection[bytes] = ()) -> list[InstanceEntry]:
     """The entries whose lease holds, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
-    must not take the others away; `unreadable_instances` names such. Those in `drained`, which a reclaim has, are draining.
+    must not take the others away. Those in `drained`, which a reclaim has, are draining.
     """
     live = []
     for name, raw in sorted(raw_hash.items()):
@@ -145,17 +145,6 @@ def read_snapshot(raw_hash: Mapping[bytes, bytes], now_ms: int, drained: Collect
         if entry.is_live(now_ms):
             live.append(entry)
     return live
-
-
-def unreadable_instances(raw_hash: Mapping[bytes, bytes]) -> list[str]:
-    """The ids whose entries cannot be read, for whoever reports them."""
-    bad = []
-    for instance, raw in sorted(raw_hash.items()):
-        try:
-            InstanceEntry.from_json(raw)
-        except ValueError:
-            bad.append(instance.decode(errors="replace"))
-    return bad
 
 
 def lease_of(raw: bytes | str) -> int | None:

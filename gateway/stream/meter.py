@@ -27,9 +27,6 @@ class Produced:
     prompt_counted: int = 0
 
 
-NOTHING = Produced()
-
-
 class Meter(Protocol):
     """Reads usage off an answer while it passes through.
 

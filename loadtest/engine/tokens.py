@@ -15,7 +15,6 @@ _WORDS_TEXT = (
     "warm calm wild slow fast deep wide long low high far near and the of by"
 )
 WORDS = tuple(" " + word for word in _WORDS_TEXT.split())
-WORDS_BYTES = tuple(word.encode() for word in WORDS)
 # Pieces seen, so that /detokenize can say them again; bounded, as a server's memory must be.
 _PIECES_REMEMBERED_MAX = 100_000
 _remembered: dict[int, str] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.catalogue import GgufWheel, KnownModel, known_models
-from serving.model_files import ModelFilesError, damaged_files, ensure_model, is_complete, make_folder
+from serving.model_files import ModelFilesError, ensure_model, is_complete, make_folder
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
 # Called as `python convert_gguf.py GGUF FOLDER`.
@@ -67,7 +67,6 @@ def test_the_model_is_fetched_and_converted_once(known: KnownModel, python: Path
     folder = make_folder(known, tmp_path / "home", python, said.append)
     assert folder == tmp_path / "home" / "models" / "tiny"
     assert (folder / "model.safetensors").read_text() == "weights"
-    assert damaged_files(folder) == []
     assert any("fetching" in line for line in said)
     assert any("reading the GGUF file" in line for line in said)
     said.clear()
@@ -155,12 +154,6 @@ def test_a_missing_vllm_environment_is_said(known: KnownModel, wheels: Path, tmp
 def test_a_model_nobody_knows_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelFilesError, match="--path"):
         ensure_model(tmp_path, "llama-of-tomorrow", Path("/nowhere"))
-
-
-def test_damage_of_the_same_size_is_found_by_the_full_check(known: KnownModel, python: Path, tmp_path: Path) -> None:
-    folder = make_folder(known, tmp_path / "home", python)
-    (folder / "model.safetensors").write_text("WEIGHTS")
-    assert damaged_files(folder) == ["model.safetensors"]
 
 
 def test_every_model_of_the_catalogue_is_whole() -> None:

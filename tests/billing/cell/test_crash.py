@@ -4,7 +4,7 @@ import asyncio
 
 import redis
 
-from billing.cell.execute import execute, execute_async
+from billing.cell.execute import execute
 from billing.cell.replies import AlreadySettled, Replayed, Reserved, Settled, parse_reserve, parse_settle
 from billing.cell.scripts import Limits, scripts
 from billing.wire.tokens import Tokens
@@ -65,11 +65,10 @@ async def test_fault_36_calls_of_unknown_outcome_are_repeated_without_harm(own_v
     await pipe.close()
 
 
-async def test_a_server_without_the_scripts_is_given_them(valkey: redis.Redis, valkey_url: str) -> None:
+def test_a_server_without_the_scripts_is_given_them(valkey: redis.Redis) -> None:
     one = request(valkey, "one")
     valkey.script_flush()
     assert isinstance(parse_reserve(execute(valkey, one.reserve_command())), Reserved)
     valkey.script_flush()
-    async with redis.asyncio.Redis.from_url(valkey_url) as client:
-        assert isinstance(parse_settle(await execute_async(client, one.settle_command())), Settled)
+    assert isinstance(parse_settle(execute(valkey, one.settle_command())), Settled)
     assert len(scripts()) == 4
