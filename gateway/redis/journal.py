@@ -13,18 +13,20 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from billing.cell.scripts import Command
 from gateway.redis.connection import RedisCommandError
-from gateway.redis.journal_records import Admission, Record, Recovered, command_of, encode, recover
+from gateway.redis.journal_records import Admission, Record, command_of, encode, recover
 
 log = logging.getLogger(__name__)
 
 BYTES_MAX: Final = 256 * 1024 * 1024
 _BATCH: Final = 64
+# Read at once: some thousand records, and a few ms.
+_PIECE_BYTES: Final = 1024 * 1024
 _SUFFIX: Final = ".journal"
 # Records that Redis refuses for good and damaged lines: set aside for a person to look at, never thrown away.
 _REJECTED: Final = "rejected"
@@ -171,18 +173,12 @@ class Journal:
                 self._sync_failed = True
 
     async def _drain_own(self, execute: Callable[..., Awaitable[Any]]) -> int:
-        sent = done = 0
-        while done < self._bytes:
-            unread = os.pread(self._file, self._bytes - done, done)
-            recovered = recover(unread, own=True)
-            sent += await self._send_recovered(recovered, execute)
-            done += recovered.valid_bytes
-            if recovered.valid_bytes < len(unread):
-                # We append whole lines only: the disk has damaged this one.
-                self._reject(unread[recovered.valid_bytes :], "damaged")
-                done += len(unread) - recovered.valid_bytes
+        sent, done = await self._drain_file(self._file, lambda: self._bytes, execute, own=True)
+        # No await since the last look at the size: nothing can have been appended.
+        if done < self._bytes:
+            # We append whole lines only: the disk has damaged these.
+            self._reject(os.pread(self._file, self._bytes - done, done), "damaged")
         if self._bytes:
-            # No await since the last look at the size: nothing can have been appended.
             os.ftruncate(self._file, 0)
             self._bytes = self._entries = 0
             self._sync_failed = False
@@ -198,11 +194,9 @@ class Journal:
             status = os.fstat(file)
             if status.st_nlink == 0:
                 return 0
-            recovered = recover(os.pread(file, status.st_size, 0), own=False)
-            if recovered.valid_bytes < status.st_size:
-                log.warning("torn tail of a journal cut", extra={"bytes": status.st_size - recovered.valid_bytes})
-                os.ftruncate(file, recovered.valid_bytes)
-            sent = await self._send_recovered(recovered, execute)
+            sent, done = await self._drain_file(file, lambda: status.st_size, execute, own=False)
+            if done < status.st_size:
+                log.warning("torn tail of a journal cut", extra={"bytes": status.st_size - done})
             os.unlink(path)
         except BlockingIOError:
             return 0
@@ -210,12 +204,30 @@ class Journal:
             os.close(file)
         return sent
 
-    async def _send_recovered(self, recovered: Recovered, execute: Callable[..., Awaitable[Any]]) -> int:
-        for line in recovered.damaged:
-            self._reject(line + b"\n", "damaged")
-        return await self._send(recovered.commands, execute)
+    async def _drain_file(
+        self, file: int, size: Callable[[], int], execute: Callable[..., Awaitable[Any]], *, own: bool
+    ) -> tuple[int, int]:
+        """Send what a file holds, in pieces, so that others have their turn; how many were sent, and up to where its records are whole."""
+        sent = done = 0
+        piece = _PIECE_BYTES
+        died: list[Command] = []
+        while (left := size() - done) > 0:
+            unread = os.pread(file, min(piece, left), done)
+            recovered = recover(unread, own=own)
+            for line in recovered.damaged:
+                self._reject(line + b"\n", "damaged")
+            sent += await self._send(recovered.commands, execute)
+            died += recovered.died
+            done += recovered.valid_bytes
+            if recovered.valid_bytes:
+                piece = _PIECE_BYTES
+            elif len(unread) < left:
+                piece *= 2  # not one whole record in it
+            else:
+                break
+        return sent + await self._send(died, execute), done
 
-    async def _send(self, commands: tuple[Command, ...], execute: Callable[..., Awaitable[Any]]) -> int:
+    async def _send(self, commands: Sequence[Command], execute: Callable[..., Awaitable[Any]]) -> int:
         for start in range(0, len(commands), _BATCH):
             batch = commands[start : start + _BATCH]
             outcomes = await asyncio.gather(*(execute(*command) for command in batch), return_exceptions=True)

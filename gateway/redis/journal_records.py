@@ -27,9 +27,13 @@ Record: TypeAlias = Command | Admission
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a journal holds: its commands in order, the bytes up to the end of the last whole record, and damaged lines before that."""
+    """What a journal holds: its commands in order, the bytes up to the end of the last whole record, and damaged lines before that.
+
+    `died`: what settles the requests that a dead process had admitted. It goes after everything else: what a settle says of them counts.
+    """
 
     commands: tuple[Command, ...]
+    died: tuple[Command, ...]
     valid_bytes: int
     damaged: tuple[bytes, ...]
 
@@ -51,6 +55,7 @@ def command_of(record: Record) -> Command:
 def recover(journal: bytes, *, own: bool) -> Recovered:
     """Read a journal, whatever state a crash has left it in. `own`: the process that wrote it lives, and goes on with what it admitted."""
     commands: list[Command] = []
+    died: list[Command] = []
     damaged: list[bytes] = []
     suspects: list[bytes] = []
     valid_bytes = position = 0
@@ -61,19 +66,17 @@ def recover(journal: bytes, *, own: bool) -> Recovered:
         if text is None:
             suspects.append(line)
             continue
-        commands.append(_command(orjson.loads(text), own=own))
+        record = orjson.loads(text)
+        if isinstance(record, list):
+            commands.append(("EVALSHA", script("settle").sha, *record))
+        elif own:
+            commands.append(("EVALSHA", script("reserve").sha, *record["reserve"]))
+        else:
+            died.append(("EVALSHA", script("settle").sha, *record["died"]))
         damaged += suspects
         suspects.clear()
         valid_bytes = position
-    return Recovered(tuple(commands), valid_bytes, tuple(damaged))
-
-
-def _command(record: list[Any] | dict[str, Any], *, own: bool) -> Command:
-    if isinstance(record, list):
-        return ("EVALSHA", script("settle").sha, *record)
-    if own:
-        return ("EVALSHA", script("reserve").sha, *record["reserve"])
-    return ("EVALSHA", script("settle").sha, *record["died"])
+    return Recovered(tuple(commands), tuple(died), valid_bytes, tuple(damaged))
 
 
 def _arguments(call: Command) -> list[Any]:

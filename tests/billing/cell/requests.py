@@ -108,9 +108,14 @@ class CellRequest:
         )  # fmt: skip
 
     def settle_command(
-        self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False
+        self,
+        cost_mu: int = 0,
+        usage: Tokens | None = None,
+        *,
+        cancelled: bool = False,
+        ending: Ending = Ending.COMPLETE,
     ) -> scripts.Command:
-        event = self.event(Ending.COMPLETE, usage or Tokens(3, 0, 2), cost_mu)
+        event = self.event(ending, usage or Tokens(3, 0, 2), cost_mu)
         return scripts.settle_call(self.keys, cost_mu=cost_mu, event=event.to_json(), cancelled=cancelled)
 
     def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:
