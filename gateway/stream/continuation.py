@@ -14,11 +14,17 @@ import orjson
 
 from gateway.request import ParsedRequest, Route
 
-# Parameters whose state a text does not carry.
-_STATEFUL: Final = frozenset(
+# Parameters that the text so far carries, or that only the caller's answer shows. Any other has state inside the engine (a seed's random numbers, a
+# grammar, log probabilities), or nobody has thought of it yet.
+_CARRIED: Final = frozenset(
     {
-        "allowed_token_ids", "echo", "functions", "guided_choice", "guided_json", "guided_regex", "logprobs", "prompt_logprobs",
-        "response_format", "structured_outputs", "suffix", "tools",
+        "model", "messages", "prompt", "stream", "stream_options", "n", "best_of", "modalities",
+        "max_tokens", "max_completion_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
+        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias",
+        "add_special_tokens", "skip_special_tokens", "spaces_between_special_tokens",
+        "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "include_reasoning",
+        "tool_choice", "function_call", "parallel_tool_calls", "top_logprobs", "verbosity",
+        "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
     }
 )  # fmt: skip
 # Of these 0 is none.
@@ -32,7 +38,7 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     if not parsed.stream or parsed.samples != 1 or parsed.wants_continuous_usage or parsed.max_output_tokens is None:
         return False
     body = parsed.body
-    if any(_is_asked(body.get(name)) for name in _STATEFUL) or any(body.get(name) for name in _PENALTIES_ON_OUTPUT):
+    if not all(name in _CARRIED or _is_none(name, value) for name, value in body.items()):
         return False
     if body.get("stop") and body.get("include_stop_str_in_output"):
         return False  # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the whole of it
@@ -43,9 +49,9 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     return parsed.route is Route.COMPLETIONS and isinstance(body["prompt"], str)
 
 
-def _is_asked(value: Any) -> bool:
-    """0 log probabilities are those of what was said, and asked for."""
-    return value is not None and value is not False and value != []
+def _is_none(name: str, value: Any) -> bool:
+    """Whether that is as good as not said. 0 log probabilities are those of what was said, and asked for."""
+    return value is None or value is False or value == [] or (name in _PENALTIES_ON_OUTPUT and value == 0)
 
 
 class Given:

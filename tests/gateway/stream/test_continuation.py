@@ -50,6 +50,30 @@ def passed(tokens: list[str], held_back: int) -> Given:
         ({"stop": ["END"]}, True),
         ({"frequency_penalty": 0, "presence_penalty": 0.0}, True),
         ({"include_stop_str_in_output": True}, True),
+        (
+            {
+                "temperature": 0.7,
+                "top_p": 0.9,
+                "top_k": 5,
+                "min_p": 0.1,
+                "repetition_penalty": 1.1,
+                "logit_bias": {"5": 1},
+            },
+            True,
+        ),
+        (
+            {
+                "user": "u",
+                "service_tier": "flex",
+                "metadata": {"a": "b"},
+                "stop_token_ids": [5],
+                "min_tokens": 3,
+                "ignore_eos": True,
+            },
+            True,
+        ),
+        ({"seed": 5}, False),
+        ({"seed": 0}, False),
         ({"frequency_penalty": 0.5}, False),
         ({"presence_penalty": -0.5}, False),
         ({"stop": "END", "include_stop_str_in_output": True}, False),
@@ -59,6 +83,13 @@ def passed(tokens: list[str], held_back: int) -> Given:
 )
 def test_only_what_a_text_carries_can_go_on(route: Route, fields: dict[str, Any], able: bool) -> None:
     assert can_go_on(asked(route, **fields)) is able
+
+
+@pytest.mark.parametrize("route", list(PATHS))
+def test_a_parameter_that_nobody_has_thought_of_cannot_go_on(route: Route) -> None:
+    parsed = asked(route)
+    parsed.body["new_parameter"] = 1
+    assert not can_go_on(parsed)
 
 
 def test_no_log_probabilities_beside_that_of_what_was_said_are_log_probabilities() -> None:
