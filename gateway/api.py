@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from gateway.errors import (
     UnsupportedParameter,
 )
 from gateway.exchange import Exchange, response_id
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay, Settle
 from gateway.give_way import Continuer
 from gateway.metrics.counts import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
@@ -62,6 +63,7 @@ class InferenceApi:
     engines: Engines
     reserver: Reserver
     forwarder: Forwarder
+    settle: Settle
     continuer: Continuer
     heartbeats: Heartbeats
     metrics: Metrics
@@ -123,19 +125,33 @@ class InferenceApi:
         try:
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(exchange, cost_mu, found, lambda: self._candidates(model))
-            client.instance = lambda: exchange.instance.instance
-            self.open_exchanges[client.request_id] = exchange
-            self.metrics.open_delta(1)
-            client.headers += limit_headers(
-                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
-                parsed.dialect, self.clock.at_ms(time.monotonic()),
-            )  # fmt: skip
-            client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
-            await self._forward(exchange, client)
+            with self._admitted(exchange):
+                client.instance = lambda: exchange.instance.instance
+                client.headers += limit_headers(
+                    reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
+                    parsed.dialect, self.clock.at_ms(time.monotonic()),
+                )  # fmt: skip
+                client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+                await self._forward(exchange, client)
         finally:
             self.heartbeats.forget(client)
             if connection is not None:
                 connection.on_disconnect(None)
+
+    @contextmanager
+    def _admitted(self, exchange: Exchange) -> Iterator[None]:
+        """Settled, whatever happens inside: a request that nobody settles is open for as long as this process lives."""
+        self._open(exchange)
+        try:
+            yield
+        except BaseException:
+            if not exchange.is_over:
+                self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
+            raise
+
+    def _open(self, exchange: Exchange) -> None:
+        self.open_exchanges[exchange.request_id] = exchange
+        self.metrics.open_delta(1)
 
     async def _forward(self, exchange: Exchange, client: AsgiClient) -> None:
         """To its end, in as many parts as it takes; settles, once, on every ending."""
@@ -147,8 +163,7 @@ class InferenceApi:
             except GaveWay:
                 part = await self.continuer.go_on(part, client, partial(self._candidates, part.model))
                 if part is not None:
-                    self.open_exchanges[part.request_id] = part
-                    self.metrics.open_delta(1)
+                    self._open(part)
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
         """The model, if this caller may know of it: unknown, not yours and not for sale are answered alike."""

@@ -53,6 +53,11 @@ from gateway.waiting.receiving import ReceivePolicy, Receiving
 log = logging.getLogger(__name__)
 
 
+def _receiving(settings: GatewaySettings) -> Receiving:
+    policy = ReceivePolicy(settings.receive_bytes, settings.receive_bytes_per_tenant, settings.receive_wait_s)
+    return Receiving(policy)
+
+
 class Stages:
     """Everything of one process that lives as long as it does."""
 
@@ -97,9 +102,7 @@ class Stages:
         self._heartbeats = Heartbeats(settings.heartbeat_s)
         self._last_words = LastWords(self._engines, self.catalogue.instances, self._settler.settle)
         settle = self._last_words.settle
-        receiving = Receiving(
-            ReceivePolicy(settings.receive_bytes, settings.receive_bytes_per_tenant, settings.receive_wait_s)
-        )
+        receiving = _receiving(settings)
         self.inference = InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
@@ -107,6 +110,7 @@ class Stages:
             reserver=reserver,
             continuer=Continuer(reserver, self._checkpointer, settle),
             forwarder=Forwarder(self._engines, self.catalogue.instances, settle, metrics.upstream_error),
+            settle=settle,
             heartbeats=self._heartbeats,
             metrics=metrics,
             clock=self.clock,

@@ -112,9 +112,9 @@ class Forwarder:
 
     async def forward(self, exchange: Exchange, make_body: Callable[[], bytes], client: Client) -> None:
         """From the engine to the caller, and settled. Raises GatewayError while nothing of this exchange has been sent."""
-        exchange.on_stop = self._engines.abort
         self._engines.opened(exchange.instance)
         try:
+            exchange.on_stop = self._engines.abort
             await self._try_instances(exchange, make_body(), client)
         except GatewayError as error:
             if isinstance(error, UpstreamProtocolError):

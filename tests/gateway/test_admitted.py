@@ -1,0 +1,58 @@
+"""A request that was admitted is settled, also where a mistake of ours comes before it is sent anywhere."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from billing.wire.usage_event import Ending
+from gateway.app import Stages
+from gateway.clock import Clock
+from gateway.lifecycle import Lifecycle
+from gateway.metrics.counts import Metrics
+from gateway.request import Route
+from gateway.settings import GatewaySettings
+from tests.fixtures.engine import SimEngine
+from tests.fixtures.gateway import Catalogue
+from tests.gateway.asking import body
+
+
+class BrokenOnceAdmitted(Clock):
+    """Fails when it is asked for the time that limits are told with: the request holds its reservation by then."""
+
+    def __init__(self, open_exchanges: dict[str, Any]) -> None:
+        super().__init__()
+        self._open = open_exchanges
+
+    def at_ms(self, monotonic_s: float) -> int:
+        if self._open:
+            raise ZeroDivisionError
+        return super().at_ms(monotonic_s)
+
+
+async def test_a_mistake_between_admission_and_sending_leaves_nothing_open(
+    catalogue: Catalogue, engine: SimEngine, valkey_url: str, tmp_path: Path
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    stages = Stages(GatewaySettings(redis_url=valkey_url, home=tmp_path), Lifecycle(), Metrics())
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": json.dumps(body("chat")).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with stages.running():
+        stages.inference.clock = BrokenOnceAdmitted(stages.open_exchanges)
+        scope = {"headers": [(b"authorization", f"Bearer {key}".encode())], "extensions": {}}
+        await stages.inference(Route.CHAT, scope, receive, send)
+        left = dict(stages.open_exchanges)
+        stages.open_exchanges.clear()  # what is left open would hold up the end
+    assert left == {}
+    assert sent[0]["status"] == 500
+    (event,) = catalogue.await_events(1)
+    assert event.ending is Ending.GATEWAY_STOPPED
+    assert event.produced.output == 0
+    assert event.ended_ms >= event.started_ms > time.time() * 1000 - 600_000
