@@ -11,6 +11,7 @@ from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
 from billing.api.paging import PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import pools
 from billing.catalogue.models import Weights
 from billing.contracts import calibrations
@@ -19,7 +20,7 @@ from billing.contracts.position import units
 from billing.fleet.engine_instances import read_instances
 from billing.fleet.registered import read_registered
 
-router = APIRouter(prefix="/admin/v1/calibrations", tags=["calibrations"])
+router = APIRouter(prefix="/admin/v1/calibrations", tags=["calibrations"], dependencies=[KNOWN_QUERY])
 
 Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 Share = Annotated[float, Field(allow_inf_nan=False, ge=-1000, le=1000)]

@@ -10,6 +10,7 @@ from billing.allocator.minutes import MINUTE_MS
 from billing.api.capacity_answers import CapacityAnswer
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Moment, Name, TenantQuery
+from billing.api.query import KNOWN_QUERY
 from billing.api.rights import Right
 from billing.catalogue import tenants
 from billing.contracts import store
@@ -17,7 +18,7 @@ from billing.contracts.position import units
 from billing.moments import utc
 from billing.refusals import Invalid
 
-router = APIRouter(prefix="/admin/v1", tags=["capacity"])
+router = APIRouter(prefix="/admin/v1", tags=["capacity"], dependencies=[KNOWN_QUERY])
 
 _HOUR_MS: Final = 60 * MINUTE_MS
 # A week of one contract.

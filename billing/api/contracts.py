@@ -24,6 +24,7 @@ from billing.api.contract_shapes import (
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, IdPath, Label, Moment, Name, TenantQuery
 from billing.api.paging import PageAsked
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools, tenants
 from billing.catalogue.models import Weights
 from billing.contracts import lifecycle, store
@@ -50,7 +51,7 @@ from billing.contracts.timeline import FOREVER_MS
 from billing.moments import utc
 from billing.refusals import Invalid
 
-router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"])
+router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"], dependencies=[KNOWN_QUERY])
 
 
 # The rule itself is the contract's.

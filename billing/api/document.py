@@ -23,7 +23,8 @@ _ABOUT: Final = f"""Tenants, keys, prices, capacity and contracts of a taas inst
 **Moments** are taken as RFC 3339, as a date, or as milliseconds since 1970. Fields that end in `_ms` answer milliseconds, others RFC 3339 in UTC.
 **Decimals** (units per second, money, parts of one) are answered as strings, because they are exact.
 **Lists** come by pages: `limit` rows, and `next`, to be given as `after`.
-**Errors** have one form, and what is wrong with a request is 400. A key that stands twice in one JSON object is refused; so are fields that are not known.
+**Errors** have one form, and what is wrong with a request is 400. A key that stands twice in one JSON object is refused; so are fields that are not
+known, and names in a query.
 **`{PARAM}`** on a POST: the same request again gets the first answer, with `{REPLAYED_HEADER}: true`, and does nothing; for 24 hours.
 A request that is refused changes nothing and leaves its key free. 400 `idempotency_key_reused`: the key came with another request;
 409 `idempotency_key_in_use`: the first one is not answered yet; 409 `idempotency_answer_lost`: it was carried out, and its answer is not known.
@@ -121,10 +122,8 @@ def _refusals(operation: Mapping[str, Any], method: str, right: Right, schemas: 
         reference = body["content"]["application/json"]["schema"]["$ref"]
         named |= set(schemas[reference.rpartition("/")[2]]["properties"])
         yield 413
-    if parameters or body is not None or method == "post":
-        yield 400
     if right is not Right.PUBLIC:
-        yield from (401, 403, 503)
+        yield from (400, 401, 403, 503)
     if named & _NAMING or any(parameter["in"] == "path" for parameter in parameters):
         yield 404
     if method in _CHANGES:

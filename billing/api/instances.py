@@ -14,6 +14,7 @@ from billing.api.catalogue_answers import InstanceAdded, InstanceAnswer, Instanc
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
 from billing.api.paging import PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.audit.engine_runs import close_run
 from billing.catalogue import instances, models
 from billing.catalogue.instances import Instance, check_url
@@ -28,7 +29,7 @@ from billing.usage.open_requests import read_open
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import CounterPair
 
-router = APIRouter(prefix="/admin/v1", tags=["instances"])
+router = APIRouter(prefix="/admin/v1", tags=["instances"], dependencies=[KNOWN_QUERY])
 
 Status = Literal["ready", "draining", "starting", "down"]
 _BY_ID: Final[Order[InstanceEntry]] = Order("instances", lambda entry: (entry.instance,), (str,))

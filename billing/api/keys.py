@@ -13,6 +13,7 @@ from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
 from billing.api.projects import tenant_id_of
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import api_keys, projects, tenants
 from billing.catalogue.api_keys import ApiKey, KeyChange, Status
 from billing.refusals import Invalid
@@ -20,7 +21,7 @@ from billing.refusals import Invalid
 KeyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")]
 AllowedModels = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000, strict=False)]
 
-router = APIRouter(prefix="/admin/v1/keys", tags=["keys"])
+router = APIRouter(prefix="/admin/v1/keys", tags=["keys"], dependencies=[KNOWN_QUERY])
 
 
 class NewKey(Body):

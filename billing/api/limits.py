@@ -11,12 +11,13 @@ from billing.api.catalogue_answers import LimitAnswer, LimitSet
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
 from billing.api.paging import PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import limits, tenants
 from billing.catalogue.limits import ANY_MODEL, FIELDS, Limit
 from billing.contracts import store
 from billing.contracts.limits_beside import undercut_by_limits
 
-router = APIRouter(prefix="/admin/v1/limits", tags=["limits"])
+router = APIRouter(prefix="/admin/v1/limits", tags=["limits"], dependencies=[KNOWN_QUERY])
 
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
 Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]

@@ -12,6 +12,7 @@ from billing.api.catalogue_answers import ModelAnswer
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
 from billing.api.paging import NameContains, PageAsked
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
 from billing.catalogue.models import Model, ModelChange, ModelSpec, Route, Status, Weights
 from billing.catalogue.price_book import for_sale_from
@@ -19,7 +20,7 @@ from billing.contracts import store
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.reweigh import change_model
 
-router = APIRouter(prefix="/admin/v1/models", tags=["models"])
+router = APIRouter(prefix="/admin/v1/models", tags=["models"], dependencies=[KNOWN_QUERY])
 
 Routes = Annotated[tuple[Route, ...], Field(min_length=1, max_length=6, strict=False)]
 KwargNames = Annotated[

@@ -9,6 +9,7 @@ from billing.api.capacity_answers import PlanAnswer
 from billing.api.contract_shapes import moment
 from billing.api.control import Control
 from billing.api.fields import Name
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools
 from billing.contracts.commitments import read_position
 from billing.contracts.position import units
@@ -17,7 +18,7 @@ from billing.moments import utc
 from billing.reclaims import store
 from billing.reclaims.outlook import Period, outlook
 
-router = APIRouter(prefix="/admin/v1/plan", tags=["plan"])
+router = APIRouter(prefix="/admin/v1/plan", tags=["plan"], dependencies=[KNOWN_QUERY])
 
 
 @router.get("", response_model=PlanAnswer)

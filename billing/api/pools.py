@@ -16,6 +16,7 @@ from billing.api.contract_shapes import Headroom, UnitsPerSecond, part, shown_sp
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
 from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_for_sale
@@ -24,7 +25,7 @@ from billing.fleet.registered import read_registered
 from billing.page import Order, page_of
 from billing.wire.instance_entry import InstanceEntry
 
-router = APIRouter(prefix="/admin/v1/pools", tags=["pools"])
+router = APIRouter(prefix="/admin/v1/pools", tags=["pools"], dependencies=[KNOWN_QUERY])
 
 _BY_NAME: Final[Order[str]] = Order("pools", lambda pool: (pool,), (str,))
 

@@ -10,6 +10,7 @@ from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Body, Moment, Name
 from billing.api.paging import PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
 from billing.catalogue.money import ZERO, price_string
 from billing.catalogue.price_book import Price, list_page, set_price, withdraw_price
@@ -17,7 +18,7 @@ from billing.ledger.backfill import Due, Scope, backfill
 from billing.refusals import Invalid
 from billing.wire import redis_clock
 
-router = APIRouter(prefix="/admin/v1/prices", tags=["prices"])
+router = APIRouter(prefix="/admin/v1/prices", tags=["prices"], dependencies=[KNOWN_QUERY])
 
 PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 

@@ -10,10 +10,11 @@ from billing.api.catalogue_answers import ProjectAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath, TenantQuery
 from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.catalogue import projects, tenants
 from billing.catalogue.projects import Project
 
-router = APIRouter(prefix="/admin/v1/projects", tags=["projects"])
+router = APIRouter(prefix="/admin/v1/projects", tags=["projects"], dependencies=[KNOWN_QUERY])
 
 
 class NewProject(Body):

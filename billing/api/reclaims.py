@@ -13,6 +13,7 @@ from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
 from billing.api.paging import PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.api.reclaim_answers import ReclaimAnswer, ReclaimOrdered, ReclaimPreview, ReclaimShown
 from billing.catalogue import pools, tenants
 from billing.contracts.position import Holding, units
@@ -26,7 +27,7 @@ from billing.reclaims.occupancy import Occupied, OpenRequest
 from billing.reclaims.plan import Left, Order, Plan
 from billing.reclaims.store import Reclaim, State, Use
 
-router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"])
+router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"], dependencies=[KNOWN_QUERY])
 
 # A plan names at most so many open requests and steps of what is left; its counts say them all.
 _SHOWN_MAX: Final = 500

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from billing.api.capacity_answers import StopAnswer
 from billing.api.control import Control
 from billing.api.fields import IdPath, TenantQuery
+from billing.api.query import KNOWN_QUERY
 from billing.api.rights import Right
 from billing.api.usage_answers import ReceiptAnswer
 from billing.catalogue import tenants
@@ -14,7 +15,7 @@ from billing.catalogue.projection import announce_stop
 from billing.ledger.receipt import find_receipt, is_waiting
 from billing.refusals import Conflict, Invalid, NotFound
 
-router = APIRouter(prefix="/admin/v1/requests", tags=["requests"])
+router = APIRouter(prefix="/admin/v1/requests", tags=["requests"], dependencies=[KNOWN_QUERY])
 
 
 @router.get("/{request_id}", response_model=ReceiptAnswer, response_model_exclude_unset=True)

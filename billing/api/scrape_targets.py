@@ -8,11 +8,12 @@ from fastapi import APIRouter
 
 from billing.api.capacity_answers import ScrapeTarget
 from billing.api.control import Control
+from billing.api.query import KNOWN_QUERY
 from billing.fleet.registered import read_registered
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.scrape_targets import read_targets
 
-router = APIRouter(prefix="/admin/v1/scrape-targets", tags=["metrics"])
+router = APIRouter(prefix="/admin/v1/scrape-targets", tags=["metrics"], dependencies=[KNOWN_QUERY])
 
 # An engine that is starting, or down, has no page to show.
 _RUNNING: Final = frozenset({"ready", "draining"})

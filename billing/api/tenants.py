@@ -11,13 +11,14 @@ from billing.api.catalogue_answers import TenantAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, NamePath, TenantName
 from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.query import KNOWN_QUERY
 from billing.api.tenant_shapes import RedisDown, Refuse, without_default
 from billing.catalogue import tenants
 from billing.catalogue.tenants import Kind, Status, Tenant
 from billing.contracts import store
 from billing.refusals import Conflict, Invalid
 
-router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"])
+router = APIRouter(prefix="/admin/v1/tenants", tags=["tenants"], dependencies=[KNOWN_QUERY])
 
 
 Weight = Annotated[int, Field(ge=1, le=1000)]

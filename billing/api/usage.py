@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from billing.api.control import Control
 from billing.api.fields import Moment, TenantQuery
 from billing.api.paging import After
+from billing.api.query import KNOWN_QUERY
 from billing.api.usage_answers import AuditAnswer, UsageAnswer
 from billing.audit.run import Auditor
 from billing.catalogue import projects, tenants
@@ -17,7 +18,7 @@ from billing.ledger.usage_report import Dimension, UsageLine, parse_dimensions, 
 from billing.page import Asked, Order, page_of
 from billing.refusals import Invalid
 
-router = APIRouter(prefix="/admin/v1", tags=["usage"])
+router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY])
 
 # Each page adds up the whole time again, so it is longer than those of other lists.
 _LINES_DEFAULT: Final = 1_000
