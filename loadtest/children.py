@@ -20,6 +20,7 @@ from loadtest.settings import child_environment
 
 _READY_S = 120.0
 _STOP_S = 30.0
+_AGAIN_S = 0.05
 # Below Linux's and macOS's ephemeral ports, which outgoing connections take without asking.
 _PORTS = range(10_240, 32_768)
 _BLOCK_PORTS = 64
@@ -40,11 +41,19 @@ def cores() -> tuple[int, int]:
 def stop_children_on_sigterm() -> None:
     """From now on SIGTERM ends this process as Ctrl-C does, by its `finally`s, so that no child outlives it; with the usual status."""
 
-    def end(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough: the clean-up is not to be cut short
-        sys.exit(128 + number)
+    def end(_: int, frame: FrameType | None) -> None:
+        # Python drops what is raised while an object is finalized: try again when that is over.
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+                return
+            frame = frame.f_back
+        for number in (signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)  # once is enough: the clean-up is not to be cut short
+        sys.exit(128 + signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, end)
 
 
 class _Ports:

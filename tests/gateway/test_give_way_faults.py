@@ -142,11 +142,13 @@ def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
     running = pool.submit(ask, gateway, key, "chat", True, **fields)
     wait_until(lambda: delivered(slow) > 20, "tokens")
     (channel,) = catalogue.redis.pubsub_channels(redis_keys.wake_channel("*"))
+    listeners = [client["id"] for client in catalogue.redis.client_list(_type="pubsub")]
     with catalogue.redis.pubsub() as hears:
-        catalogue.redis.client_kill_filter(_type="pubsub")
         if somebody_hears:
             hears.subscribe(channel)
-            wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 1)], "somebody who hears")
+            wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 2)], "somebody else who hears")
+        for listener in listeners:
+            catalogue.redis.client_kill_filter(_id=listener)
         plan(catalogue, 0, 1)
     wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 1)], "gateway that listens again")
     rounds = 0

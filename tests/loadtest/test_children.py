@@ -56,3 +56,20 @@ def test_nobody_is_given_the_port_of_another() -> None:
         other.communicate("\n", timeout=60)
     assert len(given) == 1_500
     assert len(set(given)) == len(given)
+
+
+def test_sigterm_in_a_finalizer_ends_the_process_too() -> None:
+    """What is raised there is dropped by Python, so it has to be raised again."""
+    program = """
+import os, signal, time
+from loadtest.children import stop_children_on_sigterm
+class Ended:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+stop_children_on_sigterm()
+Ended()
+time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
