@@ -14,6 +14,7 @@ _models = click.option(
 
 _COLUMNS: Columns = {
     "KEY ID": "key_id", "KEY": "display", "NAME": "name", "TENANT": "tenant_name", "PROJECT": "project_name", "STATUS": "status",
+    "MODELS": lambda row: ", ".join(row["models"]) if row["models"] else "all",
     "EXPIRES (UTC)": moment("expires_at_ms"), "LAST USED (UTC)": moment("last_used_ms"), "CREATED (UTC)": moment("created_ms"),
 }  # fmt: skip
 

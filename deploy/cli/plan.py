@@ -41,7 +41,8 @@ def plan(pool: str | None, quarters: int, as_json: bool) -> None:
 def _print_pool(pool: Mapping[str, Any]) -> None:
     measured = pool["units_per_instance"]
     of_each = "not measured" if measured is None else f"{rounded(measured)} units/s each"
-    click.echo(f"{pool['pool']}: {pool['instances']} machines, {of_each}")
+    count = pool["instances"]
+    click.echo(f"{pool['pool']}: {count} machine{'' if count == 1 else 's'}, {of_each}")
     periods = pool["periods"]
     uses = sorted({use for period in periods for use in period["machines"]}, key=_USES.index)
     columns: Columns = {
