@@ -1,14 +1,13 @@
 """What a query may say: a name that a route does not know is refused, not passed over. A filter that is mistyped would show everything."""
 
 from collections.abc import Iterator
-from typing import Annotated, Final, get_args, get_origin
+from typing import Final
 
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
 
 
 async def _refuse_unknown(request: Request) -> None:
@@ -29,11 +28,6 @@ KNOWN_QUERY: Final[Dependency] = Depends(_refuse_unknown)
 
 def _names_of(dependant: Dependant) -> Iterator[str]:
     for param in dependant.query_params:
-        type_ = param.field_info.annotation
-        type_ = get_args(type_)[0] if get_origin(type_) is Annotated else type_
-        if isinstance(type_, type) and issubclass(type_, BaseModel):
-            yield from (field.alias or name for name, field in type_.model_fields.items())
-        else:
-            yield param.alias
+        yield param.alias
     for inner in dependant.dependencies:
         yield from _names_of(inner)

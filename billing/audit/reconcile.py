@@ -15,11 +15,11 @@ import orjson
 from sqlalchemy import Connection, RowMapping, func, insert, or_, select
 
 from billing.audit.balance import EpochBalance
-from billing.ledger.absorbed_event import NAMED, AbsorbedEvent, absorb
+from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.schema.catalogue import model as model_table
 from billing.schema.ledger import reconciled_request, usage_event
 from billing.schema.locks import AdvisoryLock
-from billing.wire.tokens import NO_TOKENS, AbsorbReason, CounterPair
+from billing.wire.tokens import NO_TOKENS, CounterPair
 from billing.wire.usage_event import Ending, UsageSource
 
 # As in the index `ix_usage_event_not_final`.
@@ -104,21 +104,9 @@ def _absorb(
 ) -> Reconciliation:
     named = hashlib.sha256(orjson.dumps([balance.instance, balance.epoch, ids])).hexdigest()
     first = connection.execute(select(usage_event).where(usage_event.c.request_id == ids[0])).mappings().one()
-    event = AbsorbedEvent(
-        request_id=f"rec_{named[:32]}",
-        model=first["model"],
-        pool=first["pool"],
-        cell=first["cell"],
-        instance=balance.instance,
-        epoch=balance.epoch,
-        tokens=tokens,
-        reason=NAMED.get(ending, AbsorbReason.UNREAD),
-        ending=ending,
-        weights=first["weights"],
-        started_ms=first["started_ms"],
-        class_=first["class"],
-        gateway=first["gateway"],
-        evidence=ids,
+    engine = balance.instance, balance.epoch
+    event = AbsorbedEvent.beyond(
+        first, request_id=f"rec_{named[:32]}", engine=engine, tokens=tokens, evidence=ids, ending=ending
     )
     absorb(connection, event)
     return Reconciliation(event.request_id, balance.instance, balance.epoch, tokens, ids)

@@ -8,14 +8,14 @@ It runs while requests come and go: what an engine says of a request that has en
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import orjson
 from sqlalchemy import Connection, RowMapping, bindparam, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import models
-from billing.ledger.absorbed_event import NAMED, AbsorbedEvent, absorb
+from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.refusals import NotFound
 from billing.schema.ledger import reconciled_request, request_difference, usage_event
 from billing.wire.tokens import AbsorbReason, CounterPair
@@ -152,26 +152,16 @@ def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:
 
 
 def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missing: CounterPair) -> None:
-    ending = Ending(row["ending"])
-    absorb(
-        connection,
-        AbsorbedEvent(
-            request_id=completion_id(engine.instance, engine.epoch, row["request_id"]),
-            model=row["model"],
-            pool=row["pool"],
-            cell=row["cell"],
-            instance=engine.instance,
-            epoch=engine.epoch,
-            tokens=missing,
-            reason=NAMED.get(ending, AbsorbReason.UNREAD),
-            ending=ending,
-            weights=row["weights"],
-            started_ms=row["started_ms"],
-            class_=row["class"],
-            gateway=row["gateway"],
-            evidence=(row["request_id"],),
-        ),
+    request_id = row["request_id"]
+    event = AbsorbedEvent.beyond(
+        row,
+        request_id=completion_id(engine.instance, engine.epoch, request_id),
+        engine=(engine.instance, engine.epoch),
+        tokens=missing,
+        evidence=(request_id,),
+        ending=Ending(row["ending"]),
     )
+    absorb(connection, event)
 
 
 def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: str, count: CounterPair) -> bool:
@@ -180,10 +170,6 @@ def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: s
         model = models.find(connection, engine.model)
     except NotFound:
         return False
-    weights: dict[str, Any] = {
-        "version": model.weights_version, "w_in_mu": model.weights.w_in_mu, "w_cached_mu": model.weights.w_cached_mu,
-        "w_out_mu": model.weights.w_out_mu,
-    }  # fmt: skip
     absorb(
         connection,
         AbsorbedEvent(
@@ -196,7 +182,7 @@ def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: s
             tokens=count,
             reason=AbsorbReason.CALIBRATION,
             ending=Ending.COMPLETE,
-            weights=weights,
+            weights=model.versioned_weights(),
             started_ms=0,
             route=AbsorbReason.CALIBRATION.value,
             evidence=(request_id,),

@@ -109,6 +109,10 @@ class Model:
     created_ms: int
     updated_ms: int
 
+    def versioned_weights(self) -> dict[str, int]:
+        """Its weights and their version, as JSON has them."""
+        return {"version": self.weights_version, **asdict(self.weights)}
+
 
 _BY_NAME: Final[Order[Model]] = Order("models", lambda model: (model.name,), (str,), (table.c.name,))
 

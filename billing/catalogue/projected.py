@@ -149,12 +149,7 @@ def _model(model: models.Model, for_sale_from_ms: int | None) -> str:
             "context_tokens": model.context_tokens,
             "vocabulary_tokens": model.vocabulary_tokens,
             "default_max_tokens": model.default_max_tokens,
-            "weights": {
-                "version": model.weights_version,
-                "w_in_mu": model.weights.w_in_mu,
-                "w_cached_mu": model.weights.w_cached_mu,
-                "w_out_mu": model.weights.w_out_mu,
-            },
+            "weights": model.versioned_weights(),
             "chat_template_kwargs": model.chat_template_kwargs,
             "created": model.created_ms // 1000,
             "status": model.status,

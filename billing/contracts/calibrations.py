@@ -155,7 +155,7 @@ def absorb(connection: Connection, spent: SpentTokens) -> bool:
         cached=spent.cached,
         reason=AbsorbReason.CALIBRATION,
         ending=Ending.COMPLETE,
-        weights={"version": model.weights_version, **asdict(model.weights)},
+        weights=model.versioned_weights(),
         started_ms=spent.started_ms,
         route=AbsorbReason.CALIBRATION.value,
         stream=True,

@@ -3,9 +3,9 @@
 Owns when that must be said aloud, what a signed unit may be worth afterwards, and that each contract's history says it. Decides nothing of capacity.
 """
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -106,7 +106,7 @@ def write_down(
     connection: Connection, position: Position, before: Model, after: Model, *, by: str, now_ms: int
 ) -> None:
     """An entry in the history of each contract that holds; the caller holds the pool."""
-    detail = {"model": after.name, "from": _version(before), "to": _version(after)}
+    detail = {"model": after.name, "from": before.versioned_weights(), "to": after.versioned_weights()}
     for held in sorted(position.holdings, key=lambda each: each.contract_id):
         contract = store.lock(connection, held.contract_id)
         if not contract.over(now_ms):
@@ -120,7 +120,3 @@ def _pairs(old: Weights, new: Weights) -> list[tuple[str, int, int]]:
 def _scaled(held: Holding, worth: Fraction) -> Holding:
     steps = tuple(Step(step.from_ms, -(-step.mu_s * worth.numerator // worth.denominator)) for step in held.steps)
     return replace(held, steps=steps)
-
-
-def _version(model: Model) -> dict[str, Any]:
-    return {"version": model.weights_version, **asdict(model.weights)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.ledger.entries import Pricing, add_total
@@ -20,7 +20,7 @@ from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, Usage
 
 KIND: Final = "reconciliation"
 # Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the last word.
-NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
+_NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,35 @@ class AbsorbedEvent:
     class_: str = CapacityClass.ON_DEMAND.value
     gateway: str = ""
     evidence: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def beyond(
+        cls,
+        row: RowMapping,
+        *,
+        request_id: str,
+        engine: tuple[str, str],
+        tokens: CounterPair,
+        evidence: tuple[str, ...],
+        ending: Ending,
+    ) -> "AbsorbedEvent":
+        """What an engine (instance, epoch) produced beyond the event in `row`, or beyond several that are like it."""
+        return cls(
+            request_id=request_id,
+            model=row["model"],
+            pool=row["pool"],
+            cell=row["cell"],
+            instance=engine[0],
+            epoch=engine[1],
+            tokens=tokens,
+            reason=_NAMED.get(ending, AbsorbReason.UNREAD),
+            ending=ending,
+            weights=row["weights"],
+            started_ms=row["started_ms"],
+            class_=row["class"],
+            gateway=row["gateway"],
+            evidence=evidence,
+        )
 
     def digest(self) -> str:
         """What it says, as one word."""
