@@ -49,7 +49,11 @@ class RawCaller:
             f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or stack.key}\r\nconnection: close\r\n"
             f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         )
-        self._socket.sendall(head.encode() + content)
+        try:
+            self._socket.sendall(head.encode() + content)
+        except OSError:
+            self._socket.close()
+            raise
 
     def __enter__(self) -> "RawCaller":
         return self
