@@ -37,7 +37,7 @@ from gateway.give_way import Continuer
 from gateway.metrics.counts import Metrics
 from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, Route, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
 from gateway.route import candidates
 from gateway.stream.meter_for import meter_for
@@ -50,8 +50,6 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
-ANTHROPIC_ROUTES = frozenset({Route.MESSAGES, Route.COUNT_TOKENS})
 
 
 @dataclass(slots=True)
@@ -73,14 +71,13 @@ class InferenceApi:
     receiving: Receiving
     _salts: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    async def __call__(self, inference_route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every error reaches the caller in its dialect, with the request id."""
         started_at = time.monotonic()
-        dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
         request_id = new_request_id()
-        client = AsgiClient(send, inference_route, dialect, request_id, started_at)
+        client = AsgiClient(send, route, request_id, started_at)
         try:
-            await self._serve(inference_route, scope, receive, client, started_at)
+            await self._serve(route, scope, receive, client, started_at)
         except GatewayError as error:
             self._count(error)
             if client.started:  # a later part failed before it began: the stream says so
@@ -95,12 +92,12 @@ class InferenceApi:
                 await client.refuse(GatewayError())
 
     async def _serve(
-        self, inference_route: Route, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
+        self, route: RouteSpec, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
     ) -> None:
         caller = await authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
         tenant = caller.tenant
         raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
-        parsed = parse_request(inference_route, raw)
+        parsed = parse_request(route, raw)
         model = self._model(parsed, caller, self.clock.at_ms(started_at))
         body_bytes = len(raw)
         del raw  # it would be held for as long as the answer takes
@@ -129,7 +126,7 @@ class InferenceApi:
                 client.instance = lambda: exchange.instance.instance
                 client.headers += limit_headers(
                     reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
-                    parsed.dialect, self.clock.at_ms(time.monotonic()),
+                    route.dialect, self.clock.at_ms(time.monotonic()),
                 )  # fmt: skip
                 client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
                 await self._forward(exchange, client)
@@ -200,7 +197,7 @@ class InferenceApi:
 
     def _engine_body(self, exchange: Exchange) -> bytes:
         parsed, request_id = exchange.parsed, exchange.request_id
-        engine_id = response_id(request_id) if parsed.route is Route.RESPONSES else request_id
+        engine_id = response_id(request_id) if parsed.route.name is Route.RESPONSES else request_id
         return engine_body(
             parsed,
             engine_model=exchange.model.engine_model,
@@ -233,7 +230,7 @@ class InferenceApi:
         key, tenant = caller.key, caller.tenant.tenant
         head = EventHead(
             request_id, tenant, key.project, key.key_id, model.name, model.pool, model.cell, instance.instance,
-            instance.epoch, parsed.route.value, parsed.stream, CapacityClass.ON_DEMAND, None, model.weights,
+            instance.epoch, parsed.route.name.value, parsed.stream, CapacityClass.ON_DEMAND, None, model.weights,
             parsed.samples, self.clock.at_ms(started_at), self.gateway_id,
         )  # fmt: skip
         keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)

@@ -18,8 +18,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from billing.wire.routes import dialect_of_path
 from billing.wire.usage_event import Ending
-from gateway.api import ANTHROPIC_ROUTES, InferenceApi, Receive, Scope, Send
+from gateway.api import InferenceApi, Receive, Scope, Send
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.feed import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
@@ -35,13 +36,14 @@ from gateway.last_word import LastWords
 from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics.counts import Metrics
-from gateway.openapi import INFERENCE_PATHS, SECURITY_SCHEMES, inference_paths
+from gateway.openapi import SECURITY_SCHEMES, inference_paths
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
-from gateway.request import Dialect, Route
+from gateway.request import Dialect, RouteSpec
 from gateway.reserve import Reserver, WaitPolicy
 from gateway.route import route
+from gateway.routes import ROUTES_BY_PATH
 from gateway.settings import GatewaySettings
 from gateway.settle import Settler
 from gateway.upstream.engines import Engines
@@ -200,9 +202,9 @@ class GatewayApp(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            inference_route = INFERENCE_PATHS.get(scope["raw_path"])
+            inference_route = ROUTES_BY_PATH.get(scope["raw_path"])
             if inference_route is None and _without_trailing_slash(scope):
-                inference_route = INFERENCE_PATHS.get(scope["raw_path"])
+                inference_route = ROUTES_BY_PATH.get(scope["raw_path"])
             if inference_route is not None:
                 if scope["method"] == "POST":
                     await self.stages.inference(inference_route, scope, receive, send)
@@ -262,15 +264,14 @@ def _without_trailing_slash(scope: Scope) -> bool:
     return True
 
 
-async def _refuse(inference_route: Route, error: GatewayError, send: Send) -> None:
-    dialect = Dialect.ANTHROPIC if inference_route in ANTHROPIC_ROUTES else Dialect.OPENAI
-    await AsgiClient(send, inference_route, dialect, new_request_id(), time.monotonic()).refuse(error)
+async def _refuse(inference_route: RouteSpec, error: GatewayError, send: Send) -> None:
+    await AsgiClient(send, inference_route, new_request_id(), time.monotonic()).refuse(error)
 
 
 def _spoken(scope: Scope) -> Dialect:
     """The dialect that a caller outside inference seems to speak."""
     told = any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return Dialect.ANTHROPIC if told or scope["path"].startswith("/v1/messages") else Dialect.OPENAI
+    return Dialect.ANTHROPIC if told else dialect_of_path(scope["path"])
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:

@@ -39,7 +39,7 @@ from typing import Any
 
 import orjson
 
-from gateway.request import Dialect, Route
+from gateway.request import AnswerForm, Dialect, Route, RouteSpec
 
 # SDKs wait at most this long when told to; a longer wait would only be three requests in place of one.
 RETRY_AFTER_MS_MAX = 120_000
@@ -372,15 +372,15 @@ def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-def error_event(err: GatewayError, dialect: Dialect, route: Route, request_id: str, sequence_number: int = 0) -> bytes:
+def error_event(err: GatewayError, route: RouteSpec, request_id: str, sequence_number: int = 0) -> bytes:
     """The error as the last event of a stream that has begun. No `[DONE]` and no finish follow it.
 
     OpenAI's SDK raises only for an object with `error` in it; its Responses stream has an event of its own without one, so that event carries both.
     """
-    body = _error_object(err, dialect, request_id)
-    if dialect is Dialect.ANTHROPIC:
+    body = _error_object(err, route.dialect, request_id)
+    if route.dialect is Dialect.ANTHROPIC:
         return b"event: error\ndata: " + orjson.dumps(body) + b"\n\n"
-    if route is Route.RESPONSES:
+    if route.answer is AnswerForm.RESPONSE:
         event = {
             "type": "error",
             "code": err.code,

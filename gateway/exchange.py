@@ -18,7 +18,7 @@ from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
-from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route
+from gateway.request import ParsedRequest, Route
 from gateway.stream.continuation import Given, Splice, going_on
 from gateway.stream.meter import Meter, Produced
 from gateway.stream.meter_choices import ChoicesMeter
@@ -215,7 +215,7 @@ class Exchange:
                 instance=grant.instance,
                 epoch=grant.epoch,
             )
-        if self.parsed.route not in UNMETERED_ROUTES:
+        if self.parsed.route.metered:
             self.meter.tier = used_tier(self.head.class_)
         self.decision = {
             "asked": asked.value,
@@ -236,7 +236,7 @@ class Exchange:
 
     def engine_request_ids(self) -> list[str]:
         """The ids by which the engine knows this request (docs/design.md)."""
-        match self.parsed.route:
+        match self.parsed.route.name:
             case Route.COMPLETIONS:
                 return [f"cmpl-{self.request_id}-{index}" for index in range(self.parsed.prompts)]
             case Route.RESPONSES:

@@ -225,7 +225,7 @@ class Forwarder:
         if exchange.instance.priority:
             priority = engine_priority(exchange.head.class_)
             body, headers = with_priority(parsed, body, priority), engine_headers(parsed, priority=priority)
-        return pool.request_bytes(PATHS[parsed.route], exchange.request_id.encode(), body, headers)
+        return pool.request_bytes(PATHS[parsed.route.name], exchange.request_id.encode(), body, headers)
 
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:

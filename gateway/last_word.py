@@ -18,7 +18,6 @@ import orjson
 from billing.wire.instance_entry import REQUEST_COUNTS_PATH, InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.exchange import Ended, Exchange
-from gateway.request import UNMETERED_ROUTES
 from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced
 from gateway.upstream.connection import UpstreamError
 from gateway.upstream.engines import Engines
@@ -131,7 +130,7 @@ def wants_last_word(exchange: Exchange) -> bool:
     return (
         exchange.in_engine
         and exchange.instance.counts
-        and exchange.parsed.route not in UNMETERED_ROUTES
+        and exchange.parsed.route.metered
         and not exchange.meter.exact
         and exchange.meter.anomaly in {None, USAGE_MISSING}
     )

@@ -2,38 +2,9 @@
 
 from typing import Any
 
-from gateway.request import UNMETERED_ROUTES, Route, ServiceTier
+from gateway.request import AnswerForm, RouteSpec, ServiceTier
+from gateway.routes import ROUTES
 
-INFERENCE_PATHS: dict[bytes, Route] = {
-    b"/v1/chat/completions": Route.CHAT,
-    b"/v1/completions": Route.COMPLETIONS,
-    b"/v1/responses": Route.RESPONSES,
-    b"/v1/embeddings": Route.EMBEDDINGS,
-    b"/v1/messages": Route.MESSAGES,
-    b"/v1/messages/count_tokens": Route.COUNT_TOKENS,
-    b"/tokenize": Route.TOKENIZE,
-    b"/v1/responses/input_tokens": Route.INPUT_TOKENS,
-}
-_SUMMARY = {
-    Route.CHAT: "Chat completion (OpenAI)",
-    Route.COMPLETIONS: "Text completion (OpenAI)",
-    Route.RESPONSES: "Stateless response (OpenAI)",
-    Route.EMBEDDINGS: "Embeddings (OpenAI)",
-    Route.MESSAGES: "Message (Anthropic)",
-    Route.COUNT_TOKENS: "Count the tokens of a message (Anthropic)",
-    Route.TOKENIZE: "Tokens of a text (vLLM)",
-    Route.INPUT_TOKENS: "Count the input tokens of a response (OpenAI)",
-}
-_REQUIRED = {
-    Route.CHAT: ["model", "messages"],
-    Route.COMPLETIONS: ["model", "prompt"],
-    Route.RESPONSES: ["model", "input"],
-    Route.EMBEDDINGS: ["model", "input"],
-    Route.MESSAGES: ["model", "messages", "max_tokens"],
-    Route.COUNT_TOKENS: ["model", "messages"],
-    Route.TOKENIZE: ["model"],
-    Route.INPUT_TOKENS: ["model", "input"],
-}
 _ERRORS = {
     "400": "Not accepted; `error.param` names the parameter",
     "401": "No valid key",
@@ -47,21 +18,26 @@ _ERRORS = {
 
 def inference_paths() -> dict[str, Any]:
     """Path items of all inference routes."""
-    return {path.decode(): {"post": _operation(route)} for path, route in INFERENCE_PATHS.items()}
+    return {route.facts.path: {"post": _operation(route)} for route in ROUTES.values()}
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: RouteSpec) -> dict[str, Any]:
     properties: dict[str, Any] = {"model": {"type": "string"}}
-    if route is not Route.EMBEDDINGS and route not in UNMETERED_ROUTES:
+    if route.generates:
         properties["stream"] = {"type": "boolean", "default": False}
-    if route not in UNMETERED_ROUTES:
+    if route.metered:
         properties["service_tier"] = _tier(route)
-    body = {"type": "object", "required": _REQUIRED[route], "properties": properties, "additionalProperties": True}
+    body = {
+        "type": "object",
+        "required": ["model", *route.required],
+        "properties": properties,
+        "additionalProperties": True,
+    }
     responses: dict[str, Any] = {"200": {"description": "The answer, whole or as server-sent events"}}
     responses |= {status: {"description": text} for status, text in _ERRORS.items()}
     return {
-        "summary": _SUMMARY[route],
-        "operationId": route.value,
+        "summary": route.summary,
+        "operationId": route.name.value,
         "tags": ["inference"],
         "security": [{"bearer": []}, {"x-api-key": []}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
@@ -69,8 +45,10 @@ def _operation(route: Route) -> dict[str, Any]:
     }
 
 
-def _tier(route: Route) -> dict[str, Any]:
-    own, said = (["standard_only"], "usage.service_tier") if route is Route.MESSAGES else ([], "service_tier")
+def _tier(route: RouteSpec) -> dict[str, Any]:
+    own, said = (
+        (["standard_only"], "usage.service_tier") if route.answer is AnswerForm.MESSAGE else ([], "service_tier")
+    )
     return {
         "type": "string",
         "enum": [*ServiceTier, *own],

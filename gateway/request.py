@@ -1,32 +1,27 @@
 """What a checked request is, between parsing and forwarding. Knows no HTTP and no Redis."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from billing.wire.routes import Dialect, Route, RouteFacts
 
-class Dialect(StrEnum):
-    """Whose words a route speaks: decides the form of errors and of streams."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
+__all__ = ["AnswerForm", "Dialect", "ParsedRequest", "Route", "RouteSpec", "ServiceTier"]
 
 
-class Route(StrEnum):
-    """An inference route, by the name that a model's entry lists and events carry."""
+class AnswerForm(StrEnum):
+    """What an answer looks like: which meter reads it, and how it is written for its caller."""
 
     CHAT = "chat"
-    COMPLETIONS = "completions"
-    RESPONSES = "responses"
-    MESSAGES = "messages"
+    COMPLETION = "completion"
+    RESPONSE = "response"
+    MESSAGE = "message"
     EMBEDDINGS = "embeddings"
-    COUNT_TOKENS = "count_tokens"
-    TOKENIZE = "tokenize"
-    INPUT_TOKENS = "input_tokens"
-
-
-# They make no tokens: answered beside what is metered.
-UNMETERED_ROUTES = frozenset({Route.COUNT_TOKENS, Route.TOKENIZE, Route.INPUT_TOKENS})
+    # As the engine says it.
+    UNREAD = "unread"
+    # The tokens of a rendered prompt, of which only the number is passed on.
+    RENDERED = "rendered"
 
 
 class ServiceTier(StrEnum):
@@ -36,6 +31,47 @@ class ServiceTier(StrEnum):
     DEFAULT = "default"
     FLEX = "flex"
     PRIORITY = "priority"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RouteSpec:
+    """One route as a gateway serves it.
+
+    `facts`: what everybody knows of it. `parser`: its allow-list and caps. `prompt_param`: the parameter that holds the prompt, in its caller's words;
+    `takes_token_ids`: it may hold token ids, so that its length is known here. `output_params`: those that bound the answer,
+    the engine's own first. `continued`: the parameters with which a stream can be stopped and go on elsewhere; with any
+    other it cannot. `summary` and `required` are for the API's document.
+    """
+
+    facts: RouteFacts
+    parser: Callable[["RouteSpec", dict[str, Any]], "ParsedRequest"]
+    answer: AnswerForm
+    summary: str
+    prompt_param: str
+    takes_token_ids: bool = False
+    output_params: tuple[str, ...] = ()
+    continued: frozenset[str] = frozenset()
+    required: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> Route:
+        """As models' entries and events call it."""
+        return self.facts.name
+
+    @property
+    def dialect(self) -> Dialect:
+        """Whose words its callers speak."""
+        return self.facts.dialect
+
+    @property
+    def metered(self) -> bool:
+        """Whether it costs anything."""
+        return self.facts.metered
+
+    @property
+    def generates(self) -> bool:
+        """Whether its answers are written by the model."""
+        return self.facts.generates
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +85,7 @@ class ParsedRequest:
     `asked` is its `service_tier`, in OpenAI's words on every route.
     """
 
-    route: Route
-    dialect: Dialect
+    route: RouteSpec
     model: str
     stream: bool
     samples: int

@@ -43,7 +43,7 @@ from gateway.exchange import Exchange
 from gateway.redis.journal import Journal
 from gateway.redis.journal_records import Admission
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
-from gateway.request import UNMETERED_ROUTES, ParsedRequest, Route, ServiceTier
+from gateway.request import ParsedRequest, ServiceTier
 from gateway.stream.continuation import can_go_on
 from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
@@ -94,10 +94,10 @@ class Reservation:
 
 def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weights) -> int:
     """Milliunits to hold at first: each prompt once, `samples` times the first output tokens."""
-    if parsed.route in UNMETERED_ROUTES:
+    if not parsed.route.metered:
         return 0
     output_tokens = min(FIRST_OUTPUT_TOKENS, parsed.max_output_tokens or default_max_tokens)
-    if parsed.route is Route.EMBEDDINGS:
+    if not parsed.route.generates:
         output_tokens = 0
     return weights.w_in_mu * parsed.input_tokens_estimate + weights.w_out_mu * output_tokens * parsed.samples
 
@@ -170,7 +170,7 @@ class Reserver:
             exchange.admitted(reply.grant, candidates, ask.asked)
             return Reservation(ask.tenant_limits, ask.key_limits, reply.tenant, reply.key)
         now_ms = exchange.at_ms(time.monotonic())
-        raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.dialect, now_ms)
+        raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.route.dialect, now_ms)
 
     def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
         """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever finds the journal that it ran."""
@@ -198,7 +198,7 @@ class Reserver:
         return _Ask(
             asked,
             cost_mu,
-            0 if exchange.parsed.route in UNMETERED_ROUTES else exchange.parsed.samples,
+            exchange.parsed.samples if exchange.parsed.route.metered else 0,
             caller.tenant.limits.for_model(model),
             caller.key.limits.for_model(model),
             exchange.head.admission_json(),

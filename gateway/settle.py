@@ -18,7 +18,6 @@ from gateway.exchange import Exchange
 from gateway.metrics.counts import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
-from gateway.request import UNMETERED_ROUTES, Route
 from gateway.stream.meter import USAGE_MISSING
 from gateway.waiting.pace import Pacer
 
@@ -41,7 +40,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
     elif produced.output:
         source = UsageSource.CHECKPOINT
     else:
-        metered = exchange.in_engine and exchange.parsed.route not in UNMETERED_ROUTES
+        metered = exchange.in_engine and exchange.parsed.route.metered
         source = UsageSource.UNREAD if metered else UsageSource.NONE
     usage = Tokens(produced.prompt, produced.cached, produced.output)
     shared_prompt = produced.prompt_counted - produced.prompt
@@ -50,7 +49,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         usage,
         shared_prompt=shared_prompt,
         anomaly=anomaly,
-        generates=exchange.parsed.route is not Route.EMBEDDINGS,
+        generates=exchange.parsed.route.generates,
         continued=exchange.prompt_read() is not None,
         discarded_output=exchange.discarded_output,
     )
@@ -131,7 +130,7 @@ class Settler:
         if not exchange.parsed.stream:
             first = None  # a whole answer comes at once: when its tokens came, only the engine knows
         self._metrics.request_finished(
-            exchange.parsed.route.value,
+            exchange.parsed.route.name,
             exchange.model.name,
             event.class_.value,
             event.ending.value,

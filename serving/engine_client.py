@@ -6,6 +6,7 @@ from typing import Final
 import httpx
 
 from billing.wire.instance_entry import REQUEST_COUNTS_PATH
+from billing.wire.routes import smallest_request
 from billing.wire.tokens import CounterPair
 from serving.engine_metrics import EngineReading, parse_metrics
 from serving.served_model import ServedModel
@@ -55,10 +56,9 @@ class EngineClient:
 
     async def probe(self, model: ServedModel) -> CounterPair:
         """Have the model produce one token (or one embedding); returns what that cost. Raises EngineUnanswering when nothing comes out."""
-        if model.generates:
-            path, extra = "/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0, "ignore_eos": True}
-        else:
-            path, extra = "/v1/embeddings", {"input": "1"}
+        route = smallest_request(model.routes)
+        path, extra = route.path, route.smallest
+        assert extra is not None
         try:
             response = await self._http.post(
                 path, json={"model": model.engine_model, **extra}, timeout=_PROBE_TIMEOUT_S

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import orjson
 
+from billing.wire.routes import generates
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -19,7 +21,7 @@ class ServedModel:
     @property
     def generates(self) -> bool:
         """Whether it writes text; a model that only embeds does not."""
-        return not self.routes or self.routes != frozenset({"embeddings"})
+        return not self.routes or generates(self.routes)
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> "ServedModel":

@@ -1,7 +1,7 @@
 """Routes of models."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import Field, StrictStr
@@ -14,15 +14,21 @@ from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
 from billing.api.paging import NameContains, PageAsked
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
-from billing.catalogue.models import Model, ModelChange, ModelSpec, Route, Status, Weights
+from billing.catalogue.models import Model, ModelChange, ModelSpec, Status, Weights
 from billing.catalogue.price_book import for_sale_from
 from billing.contracts import store
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.reweigh import change_model
+from billing.wire.routes import OFFERED_ROUTES, TEXT_ROUTES
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"], dependencies=[KNOWN_QUERY])
 
-Routes = Annotated[tuple[Route, ...], Field(min_length=1, max_length=6, strict=False)]
+# A type checker cannot know the names of a table.
+if TYPE_CHECKING:
+    RouteName = str
+else:
+    RouteName = Literal[OFFERED_ROUTES]
+Routes = Annotated[tuple[RouteName, ...], Field(min_length=1, max_length=len(OFFERED_ROUTES), strict=False)]
 KwargNames = Annotated[
     tuple[Annotated[StrictStr, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")], ...],
     Field(max_length=32, strict=False),
@@ -53,7 +59,7 @@ class NewModel(Body):
     context_tokens: Tokens
     visible: Visible = "everyone"
     owner: Name | None = None
-    routes: Routes = models.TEXT_ROUTES
+    routes: Routes = TEXT_ROUTES
     engine_model: Text | None = None
     vocabulary_tokens: Tokens | None = None
     default_max_tokens: Tokens | None = None

@@ -16,11 +16,9 @@ from billing.page import Asked, Order, Page, contains, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import model as table
 from billing.schema.catalogue import model_audience, model_weights
+from billing.wire.routes import TEXT_ROUTES
 
 Status = Literal["active", "retired"]
-Route = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize"]
-# What a model that generates text offers.
-TEXT_ROUTES: Final[tuple[Route, ...]] = ("chat", "completions", "responses", "messages", "tokenize")
 # What a request may produce that does not say; half the context where that is less.
 _DEFAULT_MAX_TOKENS: Final = 1024
 # Columns that a change sets as they are given.
@@ -59,7 +57,7 @@ class ModelSpec:
     context_tokens: int
     visible: Visible = "everyone"
     owner: str | None = None
-    routes: tuple[Route, ...] = TEXT_ROUTES
+    routes: tuple[str, ...] = TEXT_ROUTES
     engine_model: str | None = None
     vocabulary_tokens: int | None = None
     default_max_tokens: int | None = None
@@ -76,7 +74,7 @@ class ModelChange:
 
     status: Status | None = None
     visible: Visible | None = None
-    routes: tuple[Route, ...] | None = None
+    routes: tuple[str, ...] | None = None
     engine_model: str | None = None
     context_tokens: int | None = None
     vocabulary_tokens: int | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from billing.wire.routes import generates
 from deploy.cli.connection import Refused, call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
@@ -136,7 +137,7 @@ def _plan(instance: dict[str, Any], options: dict[str, Any]) -> "Plan":
     from serving.calibration.probe import EngineAddress
 
     model = call("GET", "models", instance["model"])
-    if not set(model["routes"]) - {"embeddings", "tokenize"}:
+    if not generates(model["routes"]):
         raise click.ClickException(f"{model['name']} writes no text: this measures only what does.")
     key = find_key(instance["instance"], options["engine_key"])
     address = EngineAddress(instance["url"], key, model["engine_model"], instance["abort"])

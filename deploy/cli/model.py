@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from billing.wire.routes import OFFERED_ROUTES
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.output import Columns, Row, json_option, limit_option, moment, print_fields, print_json, show
 
-_ROUTES = ("chat", "completions", "responses", "messages", "embeddings", "tokenize")
 Command = Callable[..., None]
 
 
@@ -76,7 +76,7 @@ def _shared(command: Command) -> Command:
             "--route",
             "routes",
             multiple=True,
-            type=click.Choice(_ROUTES),
+            type=click.Choice(OFFERED_ROUTES),
             help="Offered on this route; repeat it for more.",
         ),
         click.option("--engine-model", metavar="NAME", help="The name under which its engines serve it."),

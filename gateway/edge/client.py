@@ -13,7 +13,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from gateway.errors import GatewayError, error_body, error_event, error_headers
-from gateway.request import Dialect, Route
+from gateway.request import AnswerForm, Dialect, RouteSpec
 
 Headers = list[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -73,17 +73,16 @@ class AsgiClient:
     """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""
 
     __slots__ = (
-        "_dialect", "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance", "request_id",
+        "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance", "request_id",
         "rounds_silent", "started",
     )  # fmt: skip
 
-    def __init__(self, send: Send, route: Route, dialect: Dialect, request_id: str, started_at: float) -> None:
+    def __init__(self, send: Send, route: RouteSpec, request_id: str, started_at: float) -> None:
         self._send = send
         self._route = route
-        self._dialect = dialect
         self._started_at = started_at
         self.request_id = request_id
-        self.headers: Headers = id_headers(dialect, request_id)
+        self.headers: Headers = id_headers(route.dialect, request_id)
         # Which instance answers is known when it does: another may have been tried before.
         self.instance: Callable[[], str] | None = None
         self.connection: ClientConnection | None = None
@@ -122,7 +121,7 @@ class AsgiClient:
         self.rounds_silent = 0
         if not self.started:
             await self._start(200, _STREAM_HEADERS, names_instance=False)
-        await self._send({"type": "http.response.body", "body": _HEARTBEATS[self._dialect], "more_body": True})
+        await self._send({"type": "http.response.body", "body": _HEARTBEATS[self._route.dialect], "more_body": True})
 
     async def whole(self, answer: bytes) -> None:
         """A whole JSON answer."""
@@ -133,15 +132,17 @@ class AsgiClient:
     async def break_off(self, error: GatewayError) -> None:
         """One error object in a stream that has begun, and its end: never an end that looks like success."""
         number = 0
-        if self._route is Route.RESPONSES:  # its events are numbered: this one comes after the last that the caller has
+        if (
+            self._route.answer is AnswerForm.RESPONSE
+        ):  # its events are numbered: this one comes after the last that the caller has
             numbers = _NUMBER.findall(self._last)
             number = int(numbers[-1]) + 1 if numbers else 0
-        await self.end(error_event(error, self._dialect, self._route, self.request_id, number))
+        await self.end(error_event(error, self._route, self.request_id, number))
 
     async def refuse(self, error: GatewayError) -> None:
         """An error instead of an answer."""
         self._ended = True
-        body = error_body(error, self._dialect, self.request_id)
+        body = error_body(error, self._route.dialect, self.request_id)
         await self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from billing.wire.routes import dialect_of_path
 from gateway.edge.client import id_headers, new_request_id
-from gateway.edge.head import dialect_of
 from gateway.edge.wire import READ_BYTES_MAX, Wire
 from gateway.errors import InternalError, error_body, error_headers
 
@@ -257,7 +257,7 @@ class RequestCycle:
         if self.started:
             self._wire.close()  # mid-body: the missing rest tells the caller
             return
-        error, request_id, dialect = InternalError(), new_request_id(), dialect_of(scope["raw_path"])
+        error, request_id, dialect = InternalError(), new_request_id(), dialect_of_path(scope["path"])
         body = error_body(error, dialect, request_id)
         headers = [
             *error_headers(error),

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 
 import httptools
 
+from billing.wire.routes import dialect_of_path
 from gateway.edge.client import id_headers, new_request_id
 from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, error_body, error_headers
-from gateway.request import Dialect
 
 HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100
@@ -95,7 +95,7 @@ def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayErro
 def refusal_bytes(error: GatewayError, target: bytes, more_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
     """A whole response, in the dialect of the path if that much is known; it announces the end of the connection."""
     request_id = new_request_id()
-    dialect = dialect_of(target)
+    dialect = dialect_of_path(target.decode("latin-1"))
     body = error_body(error, dialect, request_id)
     headers = [*error_headers(error), *id_headers(dialect, request_id), *more_headers]
     headers.append((b"content-length", b"%d" % len(body)))
@@ -103,11 +103,6 @@ def refusal_bytes(error: GatewayError, target: bytes, more_headers: Iterable[tup
         headers.append((b"connection", b"close"))
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, _PHRASES.get(error.status, b"Error"), lines, body)
-
-
-def dialect_of(target: bytes) -> Dialect:
-    """Whose form an error takes, from the path alone."""
-    return Dialect.ANTHROPIC if target.startswith(b"/v1/messages") else Dialect.OPENAI
 
 
 _PHRASES = {400: b"Bad Request", 405: b"Method Not Allowed", 408: b"Request Timeout", 500: b"Internal Server Error"}

@@ -40,7 +40,7 @@ from gateway.protocol.structured import check_one_constraint, check_response_for
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier
 from gateway.protocol.tools import chat_tools_size, check_chat_tools, check_tool_name
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 MESSAGES_MAX = 2048
 TOOL_CALLS_MAX = 128
@@ -51,7 +51,7 @@ INSTEAD_OF_CONTENT = ("reasoning", "reasoning_content", "refusal")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     model = model_of(body)
@@ -67,8 +67,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         check_one_constraint(body, "response_format", answer_format)
     usage, continuous = wants_usage(body)
     return ParsedRequest(
-        route=Route.CHAT,
-        dialect=Dialect.OPENAI,
+        route=route,
         model=model,
         stream=bool(body.get("stream")),
         samples=body.get("n") or 1,

@@ -20,12 +20,12 @@ from gateway.protocol.sampling import (
 from gateway.protocol.structured import check_one_constraint, check_response_format
 from gateway.protocol.text_size import text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 PROMPTS_MAX = 64
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     model = model_of(body)
@@ -41,8 +41,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         check_one_constraint(body, "response_format", answer_format)
     usage, continuous = wants_usage(body)
     return ParsedRequest(
-        route=Route.COMPLETIONS,
-        dialect=Dialect.OPENAI,
+        route=route,
         model=model,
         stream=bool(body.get("stream")),
         samples=samples,

@@ -6,14 +6,14 @@ from gateway.protocol.fields import Checker, anything, check_fields, integer, mi
 from gateway.protocol.prompt import check_prompt
 from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_of
 from gateway.protocol.tier import asked_tier, check_tier
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 # OpenAI's own cap, which its clients fill; the caps on the body bound what is in them.
 INPUTS_MAX = 2048
 DIMENSIONS_MAX = 65_536
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     model = model_of(body)
@@ -21,8 +21,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         raise missing("input")
     prompts, tokens = check_prompt("input", body["input"], INPUTS_MAX)
     return ParsedRequest(
-        route=Route.EMBEDDINGS,
-        dialect=Dialect.OPENAI,
+        route=route,
         model=model,
         stream=False,
         samples=prompts,

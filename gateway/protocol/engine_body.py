@@ -18,11 +18,6 @@ _DROPPED = dict.fromkeys(Route, frozenset({"metadata", "service_tier", "stream_o
 # An answer repeats what it was sent of these.
 _DROPPED[Route.RESPONSES] -= {"metadata"}
 
-_OUTPUT_PARAM = {
-    Route.CHAT: "max_tokens",
-    Route.COMPLETIONS: "max_tokens",
-    Route.RESPONSES: "max_output_tokens",
-}
 _SALTED = frozenset({Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES, Route.EMBEDDINGS})
 _PRIORITY_IN_BODY = _SALTED - {Route.MESSAGES}
 
@@ -41,7 +36,7 @@ def engine_body(
     `cache_salt`: hex; vLLM takes at most 128 characters without `@ / \\`. `default_max_tokens` None: the engine's own default. vLLM
     refuses what is more than the context, which no default is, and cuts what is more than the prompt leaves of it.
     """
-    route = parsed.route
+    route = parsed.route.name
     dropped = _DROPPED[route]
     body: dict[str, Any] = {
         name: value for name, value in parsed.body.items() if value is not None and name not in dropped
@@ -60,20 +55,20 @@ def engine_body(
         assert request_id.startswith("resp_"), "the id of a response"
         body["request_id"] = request_id
         body["store"] = False
-    if parsed.max_output_tokens is None and default_max_tokens is not None and route in _OUTPUT_PARAM:
-        body[_OUTPUT_PARAM[route]] = max(default_max_tokens, body.get("min_tokens", 0))
+    if parsed.max_output_tokens is None and default_max_tokens is not None and parsed.route.output_params:
+        body[parsed.route.output_params[0]] = max(default_max_tokens, body.get("min_tokens", 0))
     return orjson.dumps(body)
 
 
 def with_priority(parsed: ParsedRequest, body: bytes, priority: int) -> bytes:
     """What `engine_body` made without one, with a priority: for each try, because of two instances only one may take it. Cheap."""
-    if parsed.route not in _PRIORITY_IN_BODY:
+    if parsed.route.name not in _PRIORITY_IN_BODY:
         return body
     return b'{"priority":%d,%b' % (priority, body[1:])
 
 
 def engine_headers(parsed: ParsedRequest, *, priority: int | None) -> list[tuple[bytes, bytes]]:
     """What the engine must be told in headers because this route's body cannot say it."""
-    if priority is not None and parsed.route is Route.MESSAGES:
+    if priority is not None and parsed.route.name is Route.MESSAGES:
         return [(b"x-vllm-priority", b"%d" % priority)]
     return []

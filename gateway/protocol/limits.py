@@ -6,13 +6,10 @@ from typing import Any
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids
 from gateway.protocol.refused import NEVER
-from gateway.request import ParsedRequest, Route
+from gateway.request import ParsedRequest
 
-# A route that needs another one's engine support.
-_SERVED_AS = {Route.COUNT_TOKENS: Route.MESSAGES, Route.INPUT_TOKENS: Route.RESPONSES}
 # The template variables by which models are told to think; an operator lists those that a model takes.
 THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
-_PROMPTS = {Route.COMPLETIONS: "prompt", Route.EMBEDDINGS: "input"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +24,12 @@ class ModelLimits:
 
 def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> ParsedRequest:
     """The request as this model takes it. Raises ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest."""
-    if _SERVED_AS.get(parsed.route, parsed.route) not in model_limits.routes:
-        raise ModelRouteUnsupported(parsed.model, parsed.route)
+    if parsed.route.facts.offered_as not in model_limits.routes:
+        raise ModelRouteUnsupported(parsed.model, parsed.route.name)
     body = parsed.body
     _check_context(parsed, body, model_limits.context_tokens)
     if model_limits.vocabulary_tokens is not None:
-        _check_vocabulary(parsed.route, body, model_limits.vocabulary_tokens)
+        _check_vocabulary(parsed, body, model_limits.vocabulary_tokens)
     for name in body.get("chat_template_kwargs") or ():
         if name not in model_limits.chat_template_kwargs:
             if not model_limits.chat_template_kwargs:
@@ -61,25 +58,26 @@ def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: 
     output_tokens = parsed.max_output_tokens or 0
     if output_tokens > context_tokens:
         raise ContextLengthExceeded(context_tokens, output_tokens, _output_param(parsed, body), "output tokens")
-    prompt_param = _PROMPTS.get(parsed.route)
-    if prompt_param is None:
+    route = parsed.route
+    if not route.takes_token_ids:
         return
+    prompt_param = route.prompt_param
     prompt_tokens = longest_ids(body[prompt_param])
     # A prompt that fills the context leaves no room for an answer.
-    asked = prompt_tokens + (output_tokens or int(parsed.route is Route.COMPLETIONS))
+    asked = prompt_tokens + (output_tokens or int(route.generates))
     if prompt_tokens and asked > context_tokens:
         raise ContextLengthExceeded(context_tokens, asked, prompt_param, f"tokens ({prompt_tokens} in the prompt)")
 
 
 def _output_param(parsed: ParsedRequest, body: dict[str, Any]) -> str:
-    if parsed.route is Route.RESPONSES:
-        return "max_output_tokens"
-    return "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    first, *others = parsed.route.output_params
+    return next((name for name in others if body.get(name) is not None), first)
 
 
-def _check_vocabulary(route: Route, body: dict[str, Any], vocabulary_tokens: int) -> None:
+def _check_vocabulary(parsed: ParsedRequest, body: dict[str, Any], vocabulary_tokens: int) -> None:
     greatest: dict[str, int] = {}
-    if (prompt_param := _PROMPTS.get(route)) is not None:
+    if parsed.route.takes_token_ids:
+        prompt_param = parsed.route.prompt_param
         greatest[prompt_param] = greatest_id(body[prompt_param])
     for param in ("stop_token_ids", "allowed_token_ids"):
         if body.get(param):

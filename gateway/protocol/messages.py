@@ -41,14 +41,14 @@ from gateway.protocol.structured import check_json_schema
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier, check_anthropic_tier
 from gateway.protocol.tools import anthropic_tools_size, check_anthropic_tools
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 MESSAGES_MAX = 2048
 THINKING_TOKENS_MIN = 1024
 ROLES = {"user": USER_BLOCKS, "assistant": ASSISTANT_BLOCKS, "system": SYSTEM_BLOCKS}
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     if body.get("max_tokens") is None:
@@ -58,16 +58,16 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         raise InvalidRequest(
             "Invalid 'thinking.budget_tokens': must be less than max_tokens.", "thinking.budget_tokens"
         )
-    return _parsed(Route.MESSAGES, body, samples=1, max_output_tokens=body["max_tokens"])
+    return _parsed(route, body, samples=1, max_output_tokens=body["max_tokens"])
 
 
-def parse_count(body: dict[str, Any]) -> ParsedRequest:
+def parse_count(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """The same messages, counted and never answered: what only an answer would need may be there, and is not looked at."""
     check_fields(body, COUNT_FIELDS)
-    return _parsed(Route.COUNT_TOKENS, body, samples=0, max_output_tokens=0)
+    return _parsed(route, body, samples=0, max_output_tokens=0)
 
 
-def _parsed(route: Route, body: dict[str, Any], *, samples: int, max_output_tokens: int) -> ParsedRequest:
+def _parsed(route: RouteSpec, body: dict[str, Any], *, samples: int, max_output_tokens: int) -> ParsedRequest:
     model = model_of(body)
     size = _check_messages(body.get("messages"))
     if (system := body.get("system")) is not None:
@@ -76,7 +76,6 @@ def _parsed(route: Route, body: dict[str, Any], *, samples: int, max_output_toke
         size += anthropic_tools_size(body)
     return ParsedRequest(
         route=route,
-        dialect=Dialect.ANTHROPIC,
         model=model,
         stream=bool(body.get("stream")),
         samples=samples,

@@ -31,28 +31,28 @@ from gateway.protocol.structured import check_one_constraint, check_text_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tier import asked_tier
 from gateway.protocol.tools import check_responses_tools, responses_tools_size
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 TOOL_CALLS_MAX = 128
 INCLUDED = preferred(one_of("message.output_text.logprobs", "reasoning.encrypted_content"))
 INCLUDED_MAX = 32
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
-    return _parsed(Route.RESPONSES, body, bool(body.get("stream")), samples=1)
+    return _parsed(route, body, bool(body.get("stream")), samples=1)
 
 
-def parse_count(body: dict[str, Any]) -> ParsedRequest:
+def parse_count(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """The same input, counted and never answered."""
     check_fields(body, FIELDS)
     for name in ("stream", "stream_options", "max_output_tokens"):
         body.pop(name, None)
-    return _parsed(Route.INPUT_TOKENS, body, stream=False, samples=0)
+    return _parsed(route, body, stream=False, samples=0)
 
 
-def _parsed(route: Route, body: dict[str, Any], stream: bool, samples: int) -> ParsedRequest:
+def _parsed(route: RouteSpec, body: dict[str, Any], stream: bool, samples: int) -> ParsedRequest:
     model = model_of(body)
     size = check_input(body.get("input")) + text_bytes(body.get("instructions") or "")
     if "tools" in body or "tool_choice" in body:
@@ -61,7 +61,6 @@ def _parsed(route: Route, body: dict[str, Any], stream: bool, samples: int) -> P
         check_one_constraint(body, "text.format", text.get("format"))
     return ParsedRequest(
         route=route,
-        dialect=Dialect.OPENAI,
         model=model,
         stream=stream,
         samples=samples,

@@ -9,12 +9,12 @@ from gateway.protocol.fields import Checker, anything, boolean, check_fields, ec
 from gateway.protocol.sampling import check_model, check_template_kwargs, model_of
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
 from gateway.protocol.tools import check_chat_tools, tools_bytes
-from gateway.request import Dialect, ParsedRequest, Route
+from gateway.request import ParsedRequest, RouteSpec
 
 CHAT_ONLY = frozenset({"add_generation_prompt", "chat_template_kwargs", "continue_final_message", "tools"})
 
 
-def parse(body: dict[str, Any]) -> ParsedRequest:
+def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     """Raises InvalidRequest for the first thing that does not fit."""
     check_fields(body, FIELDS)
     model = model_of(body)
@@ -31,8 +31,7 @@ def parse(body: dict[str, Any]) -> ParsedRequest:
         size = check_messages(body["messages"]) + tools_bytes(body)
         tokens = tokens_of_bytes(size) + TOKENS_PER_MESSAGE * len(body["messages"])
     return ParsedRequest(
-        route=Route.TOKENIZE,
-        dialect=Dialect.OPENAI,
+        route=route,
         model=model,
         stream=False,
         samples=0,

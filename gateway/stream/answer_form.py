@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.protocol.tier import anthropic_tier
-from gateway.request import Route
+from gateway.request import AnswerForm
 from gateway.stream.meter import ProtocolViolation
 
 _DATA: Final = b"data: "
@@ -177,15 +177,17 @@ def item_written(text: bytes) -> bytes:
     return _NULL_MEMBER.sub(b"", text) if _NULL in text else text
 
 
-def whole_written(answer: bytes, decoded: dict[str, Any], route: Route, model: str | None, tier: bytes | None) -> bytes:
+def whole_written(
+    answer: bytes, decoded: dict[str, Any], form: AnswerForm, model: str | None, tier: bytes | None
+) -> bytes:
     """A whole answer. `decoded` is what `answer` says, and is used up."""
     if model is None and tier is None:
         return answer
-    if route is Route.MESSAGES:
+    if form is AnswerForm.MESSAGE:
         return message_written(decoded, decoded, model, tier)
-    if route is Route.RESPONSES:
+    if form is AnswerForm.RESPONSE:
         return response_written(decoded, decoded, model, tier)
-    if route is Route.EMBEDDINGS:
+    if form is AnswerForm.EMBEDDINGS:
         return _embeddings_written(answer, decoded, model, tier)
     return choices_written(decoded, model, tier)
 

@@ -12,24 +12,10 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.request import ParsedRequest, Route
+from gateway.request import AnswerForm, ParsedRequest, RouteSpec
 
-# Parameters that the text so far carries, or that only the caller's answer shows. Any other has state inside the engine (a seed's random numbers, a
-# grammar, log probabilities), or nobody has thought of it yet.
-_CARRIED: Final = frozenset(
-    {
-        "model", "messages", "prompt", "stream", "stream_options", "n", "best_of", "modalities",
-        "max_tokens", "max_completion_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output",
-        "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias",
-        "add_special_tokens", "skip_special_tokens", "spaces_between_special_tokens",
-        "add_generation_prompt", "continue_final_message", "chat_template_kwargs", "reasoning_effort", "include_reasoning",
-        "tool_choice", "function_call", "parallel_tool_calls", "top_logprobs", "verbosity",
-        "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
-    }
-)  # fmt: skip
 # Of these 0 is none.
 _PENALTIES_ON_OUTPUT: Final = ("frequency_penalty", "presence_penalty")
-_OUTPUT_PARAMS: Final = ("max_tokens", "max_completion_tokens")
 _DATA: Final = b"data: "
 
 
@@ -38,15 +24,17 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     if not parsed.stream or parsed.samples != 1 or parsed.wants_continuous_usage or parsed.max_output_tokens is None:
         return False
     body = parsed.body
-    if not all(name in _CARRIED or _is_none(name, value) for name, value in body.items()):
+    if not parsed.route.continued:
+        return False
+    if not all(name in parsed.route.continued or _is_none(name, value) for name, value in body.items()):
         return False
     if body.get("stop") and body.get("include_stop_str_in_output"):
         return False  # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the whole of it
-    if parsed.route is Route.CHAT:
+    if parsed.route.answer is AnswerForm.CHAT:
         last = body["messages"][-1]
         goes_on_already = body.get("continue_final_message") is True and isinstance(last.get("content"), str)
         return bool(last["role"] != "assistant") or goes_on_already
-    return parsed.route is Route.COMPLETIONS and isinstance(body["prompt"], str)
+    return isinstance(body["prompt"], str)
 
 
 def _is_none(name: str, value: Any) -> bool:
@@ -79,7 +67,7 @@ class Given:
         """
         so_far, _ = self.text_and_tokens(parsed)
         choice = chunk["choices"][0]
-        where, name = (choice, "text") if parsed.route is Route.COMPLETIONS else (choice["delta"], "content")
+        where, name = (choice, "text") if parsed.route.answer is AnswerForm.COMPLETION else (choice["delta"], "content")
         came = where.get(name) or ""
         if not came:
             return b""
@@ -120,13 +108,13 @@ def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
     return below[1] + (above[1] - below[1]) * (chars - below[0]) // max(1, above[0] - below[0])
 
 
-def _said(route: Route, event: bytes) -> str:
-    pieces = []
+def _said(route: RouteSpec, event: bytes) -> str:
+    pieces, plain = [], route.answer is AnswerForm.COMPLETION
     for choice in orjson.loads(event[len(_DATA) :])["choices"]:
-        said = choice if route is Route.COMPLETIONS else choice["delta"]
+        said = choice if plain else choice["delta"]
         if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
             raise ValueError("more than text")
-        pieces.append(said.get("text" if route is Route.COMPLETIONS else "content") or "")
+        pieces.append(said.get("text" if plain else "content") or "")
     return "".join(pieces)
 
 
@@ -157,12 +145,12 @@ def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequ
     if not text:
         return parsed
     body: dict[str, Any] = dict(parsed.body)
-    for name in _OUTPUT_PARAMS:
+    for name in parsed.route.output_params:
         if body.get(name) is not None:
             body[name] = left
     if body.get("min_tokens"):
         body["min_tokens"] = max(0, body["min_tokens"] - output_tokens)
-    if parsed.route is Route.CHAT:
+    if parsed.route.answer is AnswerForm.CHAT:
         before, last = body["messages"][:-1], body["messages"][-1]
         if last["role"] == "assistant":
             body["messages"] = [*before, last | {"content": last["content"] + text}]

@@ -1,6 +1,6 @@
 """Which meter reads a request's answer. Pure."""
 
-from gateway.request import ParsedRequest, Route
+from gateway.request import AnswerForm, ParsedRequest
 from gateway.stream.meter import Meter
 from gateway.stream.meter_choices import ChoicesMeter
 from gateway.stream.meter_plain import PlainMeter
@@ -16,10 +16,10 @@ def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
 
 def _fresh(parsed: ParsedRequest) -> Meter:
     if not parsed.stream:
-        return PlainMeter(parsed.route, parsed.samples, parsed.prompts, parsed.max_output_tokens)
-    if parsed.route is Route.MESSAGES:
+        return PlainMeter(parsed.route.answer, parsed.samples, parsed.prompts, parsed.max_output_tokens)
+    if parsed.route.answer is AnswerForm.MESSAGE:
         return MessagesMeter(parsed.max_output_tokens)
-    if parsed.route is Route.RESPONSES:
+    if parsed.route.answer is AnswerForm.RESPONSE:
         return ResponsesMeter(parsed.max_output_tokens)
     return ChoicesMeter(
         parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, parsed.wants_continuous_usage

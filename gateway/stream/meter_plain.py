@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from gateway.request import UNMETERED_ROUTES, Route
+from gateway.request import AnswerForm
 from gateway.stream.answer_form import whole_written
 from gateway.stream.meter import (
     USAGE_MISSING,
@@ -24,12 +24,12 @@ class PlainMeter:
     """Implements `gateway.stream.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is what to send."""
 
     __slots__ = (
-        "_output_max", "_pieces", "_prompts", "_route", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
+        "_form", "_output_max", "_pieces", "_prompts", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
         "model", "tier",
     )  # fmt: skip
 
-    def __init__(self, route: Route, samples: int, prompts: int, output_tokens_max: int | None) -> None:
-        self._route = route
+    def __init__(self, form: AnswerForm, samples: int, prompts: int, output_tokens_max: int | None) -> None:
+        self._form = form
         self._samples = samples
         self._prompts = prompts
         self._output_max = None if output_tokens_max is None else output_tokens_max * samples
@@ -67,10 +67,10 @@ class PlainMeter:
             raise ProtocolViolation("answer is not JSON") from exc
         if not isinstance(decoded, dict):
             raise ProtocolViolation("answer is not an object")
-        if self._route in UNMETERED_ROUTES:
+        if self._form is AnswerForm.UNREAD or self._form is AnswerForm.RENDERED:
             self._total = Produced()
             self.exact = self.finished = True
-            return _count_told(decoded) if self._route is Route.INPUT_TOKENS else answer
+            return _count_told(decoded) if self._form is AnswerForm.RENDERED else answer
         if "error" in decoded and decoded.get("error") is not None:
             self.failed, self.failure = True, answer
             return answer
@@ -80,15 +80,15 @@ class PlainMeter:
         else:
             self._read(decoded, usage)
         self.finished = True
-        return whole_written(answer, decoded, self._route, self.model, self.tier)
+        return whole_written(answer, decoded, self._form, self.model, self.tier)
 
     def _read(self, decoded: dict[str, Any], usage: Any) -> None:
         try:
-            if self._route is Route.MESSAGES:
+            if self._form is AnswerForm.MESSAGE:
                 prompt, cached, output = messages_usage(usage)
-            elif self._route is Route.RESPONSES:
+            elif self._form is AnswerForm.RESPONSE:
                 prompt, cached, output = responses_usage(usage)
-            elif self._route is Route.EMBEDDINGS:
+            elif self._form is AnswerForm.EMBEDDINGS:
                 prompt, cached, output = token_count(usage, "prompt_tokens"), 0, 0
             else:
                 prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
@@ -104,7 +104,7 @@ class PlainMeter:
         self.exact = self.anomaly is None
         if self.anomaly is not None:
             prompt, cached, output = clamped(prompt, cached, output, self._output_max)
-        if output == 0 and self._route is not Route.EMBEDDINGS:
+        if output == 0 and self._form is not AnswerForm.EMBEDDINGS:
             self._total = Produced()
         else:
             self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))

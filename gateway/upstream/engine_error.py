@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded
-from gateway.request import Route
+from gateway.request import AnswerForm, RouteSpec
 
 RETRY_AFTER_MS = 1000
 MESSAGE_CHARS_MAX = 4096
@@ -21,7 +21,6 @@ _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(?:\.[A-Za-z0-9_]{1,64}){0,8}")
 # Names of vLLM's own for what the caller called otherwise.
 _INPUT = frozenset({"input_tokens", "input_text", "prompt_token_ids", "max_model_len"})
-_INPUT_PARAM = {Route.COMPLETIONS: "prompt", Route.RESPONSES: "input", Route.EMBEDDINGS: "input"}
 
 _PROMPT_TOO_LONG = re.compile(
     r"maximum context length is (\d+) tokens.*contains (at least )?(\d+) (input tokens|characters)", re.DOTALL
@@ -49,7 +48,7 @@ _LEAK = re.compile(
 )
 
 
-def translate_engine_error(status: int, body: bytes, route: Route, engine_model: str) -> GatewayError:
+def translate_engine_error(status: int, body: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
     """The error that a caller on `route` gets for an engine's `status` and `body`, which may be anything.
 
     Never raises. `engine_model` is the engine's own name for the model; nothing that names it is passed on.
@@ -57,7 +56,7 @@ def translate_engine_error(status: int, body: bytes, route: Route, engine_model:
     return _translated(status, *_read(body), route, engine_model)
 
 
-def translate_stream_error(event: bytes, route: Route, engine_model: str) -> GatewayError:
+def translate_stream_error(event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
     """The same for the JSON of an error event: the engine began a stream before it looked at the request."""
     error = _error_of(event)
     message, param = _said(error)
@@ -70,7 +69,7 @@ def translate_stream_error(event: bytes, route: Route, engine_model: str) -> Gat
     return EngineFailed()
 
 
-def _translated(status: int, message: str, param: str | None, route: Route, engine_model: str) -> GatewayError:
+def _translated(status: int, message: str, param: str | None, route: RouteSpec, engine_model: str) -> GatewayError:
     if status == 429:
         return Overloaded(RETRY_AFTER_MS)
     if status not in _OF_THE_REQUEST:
@@ -99,8 +98,8 @@ def _said(error: dict[str, Any]) -> tuple[str, str | None]:
     return message[:MESSAGE_CHARS_MAX] if type(message) is str else "", param if type(param) is str else None
 
 
-def _known_sentence(message: str, route: Route) -> GatewayError | None:
-    input_param = _INPUT_PARAM.get(route, "messages")
+def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
+    input_param = route.prompt_param
     if found := _PROMPT_TOO_LONG.search(message):
         return ContextLengthExceeded(int(found[1]), int(found[3]), input_param, found[4], at_least=found[2] is not None)
     if found := _INPUT_TOO_LONG.search(message):
@@ -118,11 +117,11 @@ def _known_sentence(message: str, route: Route) -> GatewayError | None:
     if "tool" in message and ("requires --" in message or "--tool-call-parser" in message):
         return EngineRefused("This model does not support tool calls.", "tools", "unsupported_value")
     if message.startswith(_THINKING):
-        param = "thinking" if route is Route.MESSAGES else "thinking_token_budget"
+        param = "thinking" if route.answer is AnswerForm.MESSAGE else "thinking_token_budget"
         return EngineRefused("This model does not think.", param, "unsupported_value")
     if _TOOL_INPUT_NO_OBJECT.match(message):
         return EngineRefused("The model's tool call was not an object.", "tools", "invalid_tool_call")
-    if route is Route.MESSAGES and _TOOL_INPUT_NO_JSON.match(message):
+    if route.answer is AnswerForm.MESSAGE and _TOOL_INPUT_NO_JSON.match(message):
         return EngineRefused("The model's tool call was not valid JSON.", "tools", "invalid_tool_call")
     if "not a multimodal model" in message:
         return EngineRefused("This model accepts only text.", input_param, "unsupported_value")
@@ -152,13 +151,13 @@ def _general(message: str, param: str | None, engine_model: str) -> EngineRefuse
     return EngineRefused(f"Invalid '{param}': {reason}.", param)
 
 
-def _caller_param(param: str | None, route: Route) -> str | None:
+def _caller_param(param: str | None, route: RouteSpec) -> str | None:
     """The parameter as the caller knows it, or None when it is no name of a caller's."""
     if param is None:
         return None
     param = param.removeprefix("body.")
     if param in _INPUT:
-        return _INPUT_PARAM.get(route, "messages")
-    if param == "max_completion_tokens" and route is Route.MESSAGES:
+        return route.prompt_param
+    if param == "max_completion_tokens" and route.answer is AnswerForm.MESSAGE:
         return "max_tokens"
     return param if _PARAM.fullmatch(param) else None

@@ -11,6 +11,7 @@ from gateway.clock import Clock
 from gateway.lifecycle import Lifecycle
 from gateway.metrics.counts import Metrics
 from gateway.request import Route
+from gateway.routes import ROUTES
 from gateway.settings import GatewaySettings
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import Catalogue
@@ -47,7 +48,7 @@ async def test_a_mistake_between_admission_and_sending_leaves_nothing_open(
     async with stages.running():
         stages.inference.clock = BrokenOnceAdmitted(stages.open_exchanges)
         scope = {"headers": [(b"authorization", f"Bearer {key}".encode())], "extensions": {}}
-        await stages.inference(Route.CHAT, scope, receive, send)
+        await stages.inference(ROUTES[Route.CHAT], scope, receive, send)
         left = dict(stages.open_exchanges)
         stages.open_exchanges.clear()  # what is left open would hold up the end
     assert left == {}

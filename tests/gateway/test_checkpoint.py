@@ -20,6 +20,7 @@ from gateway.exchange import Exchange
 from gateway.protocol import parse_request
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
+from gateway.routes import ROUTES
 from gateway.stream.meter_for import meter_for
 from tests.fixtures.valkey import ValkeyProcess
 
@@ -41,7 +42,7 @@ def instance(name: str) -> InstanceEntry:
 
 def exchange_of(request_id: str) -> Exchange:
     """A flex stream on `i1` that has just been sent there."""
-    parsed, now = parse_request(Route.CHAT, BODY), time.monotonic()
+    parsed, now = parse_request(ROUTES[Route.CHAT], BODY), time.monotonic()
     head = EventHead(
         request_id, "ten_a", "default", "key_a", CELL, CELL, CELL, "i1", "epoch of i1", "chat", True, CapacityClass.FLEX, None,
         WEIGHTS, 1, 1, "gw",

@@ -47,6 +47,7 @@ from gateway.errors import (
     error_headers,
 )
 from gateway.request import Dialect, Route
+from gateway.routes import ROUTES
 
 EVERY: list[tuple[GatewayError, int, str]] = [
     (InternalError(), 500, "internal_error"),
@@ -187,7 +188,7 @@ PING = b'event: content_block_delta\ndata: {"type":"content_block_delta","index"
 
 
 def test_openais_sdk_raises_the_error_of_a_chat_stream_after_what_came_before() -> None:
-    event = error_event(EngineFailed(), Dialect.OPENAI, Route.CHAT, "req_1")
+    event = error_event(EngineFailed(), ROUTES[Route.CHAT], "req_1")
     assert event.startswith(b'data: {"error":')
     with answering(lambda: stream_of(CHUNK, event)) as transport:
         client = openai.OpenAI(base_url="http://x", api_key="k", http_client=transport)
@@ -199,7 +200,7 @@ def test_openais_sdk_raises_the_error_of_a_chat_stream_after_what_came_before() 
 
 
 def test_openais_sdk_raises_the_error_of_a_responses_stream_which_is_an_error_event_too() -> None:
-    event = error_event(EngineFailed(), Dialect.OPENAI, Route.RESPONSES, "req_1", sequence_number=5)
+    event = error_event(EngineFailed(), ROUTES[Route.RESPONSES], "req_1", sequence_number=5)
     name, _, line = event.partition(b"\n")
     body = orjson.loads(line.removeprefix(b"data: "))
     assert name == b"event: error"
@@ -220,7 +221,7 @@ def test_openais_sdk_raises_the_error_of_a_responses_stream_which_is_an_error_ev
 
 
 def test_anthropics_sdk_raises_the_error_of_a_messages_stream() -> None:
-    event = error_event(Overloaded(), Dialect.ANTHROPIC, Route.MESSAGES, "req_1")
+    event = error_event(Overloaded(), ROUTES[Route.MESSAGES], "req_1")
     with answering(lambda: stream_of(PING, event)) as transport:
         client = anthropic.Anthropic(base_url="http://x", api_key="k", http_client=transport)
         stream = iter(client.messages.create(model="m", messages=M, max_tokens=5, stream=True))
@@ -231,12 +232,8 @@ def test_anthropics_sdk_raises_the_error_of_a_messages_stream() -> None:
 
 
 def test_an_error_event_is_one_event_without_an_end_of_stream() -> None:
-    for dialect, route in (
-        (Dialect.OPENAI, Route.CHAT),
-        (Dialect.OPENAI, Route.RESPONSES),
-        (Dialect.ANTHROPIC, Route.MESSAGES),
-    ):
-        event = error_event(InvalidRequest("two\nlines\n\n"), dialect, route, "req_1")
+    for route in (Route.CHAT, Route.RESPONSES, Route.MESSAGES):
+        event = error_event(InvalidRequest("two\nlines\n\n"), ROUTES[route], "req_1")
         assert event.endswith(b"\n\n")
         assert event.count(b"\n\n") == 1
         assert b"[DONE]" not in event

@@ -20,8 +20,7 @@ from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
 from billing.wire.usage_event import CapacityClass, Ending
-from gateway.openapi import INFERENCE_PATHS
-from gateway.request import UNMETERED_ROUTES
+from gateway.routes import ROUTES
 from gateway.waiting.refusals import quota_exceeded
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
@@ -309,13 +308,13 @@ def test_fault_16_a_tier_of_any_type_is_refused_in_form_on_each_route(
         10**400,
     ]
     with gateway.client(catalogue.key(catalogue.tenant("ten_a"))) as client:
-        for path, route in INFERENCE_PATHS.items():
-            if route in UNMETERED_ROUTES:
+        for name, route in ROUTES.items():
+            if not route.metered:
                 continue  # it has no meaning there, and is dropped
             for tier in tiers:
-                body = json.dumps(SMALLEST[route] | {"model": MODEL, "service_tier": tier})
-                answer = client.post(path.decode(), content=body, headers={"content-type": "application/json"})
-                assert answer.status_code == 400, (path, tier, answer.text)
+                body = json.dumps(SMALLEST[name] | {"model": MODEL, "service_tier": tier})
+                answer = client.post(route.facts.path, content=body, headers={"content-type": "application/json"})
+                assert answer.status_code == 400, (name, tier, answer.text)
                 assert answer.headers["x-request-id"].startswith("req_")
                 assert set(answer.json()) in ({"error"}, {"type", "error", "request_id"})
     assert engine.requests() == []

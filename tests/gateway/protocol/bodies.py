@@ -8,6 +8,7 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
+from gateway.routes import ROUTES
 
 SMALLEST: dict[Route, dict[str, Any]] = {
     Route.CHAT: {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
@@ -23,7 +24,7 @@ SMALLEST: dict[Route, dict[str, Any]] = {
 
 def parse(route: Route, **changes: Any) -> ParsedRequest:
     """The smallest body of `route` with `changes` in it, parsed."""
-    return parse_request(route, json.dumps({**SMALLEST[route], **changes}).encode())
+    return parse_request(ROUTES[route], json.dumps({**SMALLEST[route], **changes}).encode())
 
 
 def refusal(route: Route, **changes: Any) -> GatewayError:

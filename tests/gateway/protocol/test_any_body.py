@@ -21,6 +21,7 @@ from gateway.protocol import (
 )
 from gateway.protocol.refused import REFUSED
 from gateway.request import Dialect, Route
+from gateway.routes import ROUTES
 from tests.gateway.protocol.bodies import SMALLEST
 
 NAMES = sorted(
@@ -55,7 +56,7 @@ LIMITS = ModelLimits(2048, 1000, frozenset({"a"}), frozenset(route.value for rou
 def refused(route: Route, raw: bytes) -> GatewayError | None:
     """Why, or None for a body that went all the way to an engine's."""
     try:
-        parsed = parse_request(route, raw)
+        parsed = parse_request(ROUTES[route], raw)
         check_against_model(parsed, LIMITS)
     except GatewayError as error:
         return error

@@ -31,7 +31,7 @@ def test_what_the_parsed_request_says() -> None:
         stream=True,
         stream_options={"include_usage": True, "continuous_usage_stats": False},
     )
-    assert (parsed.route, parsed.dialect, parsed.model, parsed.stream) == (Route.CHAT, Dialect.OPENAI, "m", True)
+    assert (parsed.route.name, parsed.model, parsed.stream) == (Route.CHAT, "m", True)
     assert (parsed.samples, parsed.prompts, parsed.max_output_tokens) == (3, 1, 7)
     assert (parsed.wants_usage, parsed.wants_continuous_usage) == (True, False)
     smallest = parse(Route.CHAT)

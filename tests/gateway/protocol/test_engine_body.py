@@ -15,7 +15,7 @@ SALT = "ab" * 32
 def for_engine(
     parsed: ParsedRequest, *, priority: int | None = None, default_max_tokens: int | None = None
 ) -> dict[str, Any]:
-    request_id = "resp_1" if parsed.route is Route.RESPONSES else "req_1"
+    request_id = "resp_1" if parsed.route.name is Route.RESPONSES else "req_1"
     raw = engine_body(
         parsed,
         engine_model="engine-m",

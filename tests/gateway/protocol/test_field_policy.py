@@ -13,11 +13,12 @@ from gateway.protocol import ModelLimits, check_against_model, engine_body, pars
 from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, metric_name
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
 from gateway.request import ParsedRequest, Route
+from gateway.routes import ROUTES
 from tests.gateway.protocol.bodies import SMALLEST, parse, refusal
 
 HELLO = {"role": "user", "content": "hi"}
 OBJECT = {"type": "object", "properties": {"s": {"type": "string"}}}
-ROUTES = frozenset(route.value for route in Route)
+OFFERED = frozenset(route.value for route in Route)
 # A body of each route with every kind of object in it that a table describes.
 FULL: dict[Route, dict[str, Any]] = {
     Route.CHAT: {
@@ -80,8 +81,8 @@ VALUES = st.recursive(
 
 def to_engine(route: Route, body: dict[str, Any]) -> tuple[bytes, ParsedRequest]:
     """What an engine is sent for this body."""
-    parsed = parse_request(route, json.dumps(body).encode())
-    parsed = check_against_model(parsed, ModelLimits(8192, None, frozenset({"enable_thinking"}), ROUTES))
+    parsed = parse_request(ROUTES[route], json.dumps(body).encode())
+    parsed = check_against_model(parsed, ModelLimits(8192, None, frozenset({"enable_thinking"}), OFFERED))
     sent = engine_body(
         parsed, engine_model="e", request_id="resp_1", cache_salt="s", priority=None, default_max_tokens=None
     )
@@ -326,7 +327,7 @@ def test_top_p_of_zero_leaves_the_likeliest_token(route: Route) -> None:
 
 
 def test_a_budget_of_thought_is_dropped_where_the_model_does_not_think() -> None:
-    plain = ModelLimits(8192, None, frozenset(), ROUTES)
+    plain = ModelLimits(8192, None, frozenset(), OFFERED)
     thinking = {"type": "enabled", "budget_tokens": 1024}
     parsed = check_against_model(parse(Route.MESSAGES, max_tokens=2000, thinking=thinking), plain)
     assert (parsed.ignored, "thinking" in parsed.body) == (("thinking",), False)
@@ -334,7 +335,7 @@ def test_a_budget_of_thought_is_dropped_where_the_model_does_not_think() -> None
     assert (parsed.ignored, "thinking_token_budget" in parsed.body) == (("thinking_token_budget",), False)
     for kept in ({"type": "disabled"}, {"type": "adaptive"}):
         assert check_against_model(parse(Route.MESSAGES, thinking=kept), plain).body["thinking"] == kept
-    thinks = ModelLimits(8192, None, frozenset({"enable_thinking"}), ROUTES)
+    thinks = ModelLimits(8192, None, frozenset({"enable_thinking"}), OFFERED)
     assert check_against_model(parse(Route.MESSAGES, max_tokens=2000, thinking=thinking), thinks).body["thinking"]
 
 

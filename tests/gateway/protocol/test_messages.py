@@ -23,16 +23,15 @@ def test_what_the_parsed_request_says() -> None:
         stream=True,
         system=[{"type": "text", "text": "x" * 400, "cache_control": {"type": "ephemeral"}}],
     )
-    assert (parsed.route, parsed.dialect, parsed.samples, parsed.max_output_tokens, parsed.stream) == (
+    assert (parsed.route.name, parsed.samples, parsed.max_output_tokens, parsed.stream) == (
         Route.MESSAGES,
-        Dialect.ANTHROPIC,
         1,
         5,
         True,
     )
     assert parsed.input_tokens_estimate > 100
     counted = parse(Route.COUNT_TOKENS)
-    assert (counted.route, counted.samples, counted.max_output_tokens, counted.stream) == (
+    assert (counted.route.name, counted.samples, counted.max_output_tokens, counted.stream) == (
         Route.COUNT_TOKENS,
         0,
         0,

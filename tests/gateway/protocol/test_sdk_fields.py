@@ -17,7 +17,8 @@ from gateway.errors import InvalidRequest
 from gateway.protocol import messages, parse_request, responses
 from gateway.protocol.blocks import ASSISTANT_BLOCKS, RESULT_BLOCKS, USER_BLOCKS
 from gateway.protocol.refused import MISSED, NEVER
-from gateway.request import UNMETERED_ROUTES, Route
+from gateway.request import Route
+from gateway.routes import ROUTES
 from tests.gateway.protocol.bodies import SMALLEST
 from tests.gateway.protocol.sdk_types import members_of, samples
 
@@ -65,7 +66,7 @@ def kinds() -> list[tuple[Route, str, Any]]:
 def test_every_field_is_taken_or_ignored_or_refused_as_the_document_says(route: Route, name: str, hint: Any) -> None:
     seen, undocumented = 0, []
     without_effect = _words("Without effect")
-    if route in UNMETERED_ROUTES:  # whatever only an answer would need
+    if not ROUTES[route].metered:  # whatever only an answer would need
         without_effect |= {*messages.FIELDS, *responses.FIELDS}
     for value in samples(hint, name):
         seen += 1
@@ -73,7 +74,7 @@ def test_every_field_is_taken_or_ignored_or_refused_as_the_document_says(route: 
         if route is Route.MESSAGES:
             body["max_tokens"] = 4000
         try:
-            parsed = parse_request(route, json.dumps(body).encode())
+            parsed = parse_request(ROUTES[route], json.dumps(body).encode())
         except InvalidRequest as error:
             if not _is_told(error):
                 undocumented.append(f"{value}: {error.message}")

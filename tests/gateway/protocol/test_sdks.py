@@ -10,6 +10,7 @@ import pytest
 
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
+from gateway.routes import ROUTES
 
 M: Any = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
@@ -30,7 +31,7 @@ def parsed_call(call: Callable[[openai.OpenAI, anthropic.Anthropic], Any]) -> Pa
     seen: list[ParsedRequest] = []
 
     def handle(request: httpx2.Request) -> httpx2.Response:
-        seen.append(parse_request(PATHS[request.url.path], request.read()))
+        seen.append(parse_request(ROUTES[PATHS[request.url.path]], request.read()))
         return httpx2.Response(400, json={"error": {"message": "seen"}})
 
     transport = httpx2.Client(transport=httpx2.MockTransport(handle))
@@ -103,8 +104,8 @@ def test_anthropic_messages_and_counting() -> None:
             output_config={"effort": "low"}, stream=True, extra_body={"temperature": 0.5, "top_p": 0.9, "top_k": 4},
         )
     )  # fmt: skip
-    assert (parsed.route, parsed.max_output_tokens, parsed.stream) == (Route.MESSAGES, 2000, True)
+    assert (parsed.route.name, parsed.max_output_tokens, parsed.stream) == (Route.MESSAGES, 2000, True)
     counted = parsed_call(
         lambda _, client: client.messages.count_tokens(model="m", messages=M, system=system, tools=[tool])
     )
-    assert (counted.route, counted.samples) == (Route.COUNT_TOKENS, 0)
+    assert (counted.route.name, counted.samples) == (Route.COUNT_TOKENS, 0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from billing.wire.usage_event import CapacityClass
 from gateway.protocol import used_tier
 from gateway.request import Route
+from gateway.routes import ROUTES
 from gateway.stream.answer_form import ChunkForm, whole_written
 from gateway.stream.meter import Meter, ProtocolViolation
 from gateway.stream.meter_for import meter_for
@@ -333,7 +334,7 @@ EMBEDDINGS = {"id": "embd-1", "object": "list", "created": 1, "model": SERVED, "
 def test_the_numbers_of_an_embedding_are_not_written_again() -> None:
     usage = {"prompt_tokens": 5, "total_tokens": 5}
     answer = compact(EMBEDDINGS | {"usage": usage | {"prompt_tokens_details": None}}).replace(b"0.1", b"1.0e-1")
-    written = whole_written(answer, json.loads(answer), Route.EMBEDDINGS, ASKED, b"flex")
+    written = whole_written(answer, json.loads(answer), ROUTES[Route.EMBEDDINGS].answer, ASKED, b"flex")
     assert read(written) == {**EMBEDDINGS, "model": ASKED, "usage": usage, "service_tier": "flex"}
     assert b"1.0e-1" in written
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
+from gateway.routes import ROUTES
 from gateway.stream.continuation import Given, Splice, can_go_on
 
 PATHS: dict[Route, dict[str, Any]] = {
@@ -19,7 +20,7 @@ PATHS: dict[Route, dict[str, Any]] = {
 
 def asked(route: Route = Route.COMPLETIONS, **fields: Any) -> ParsedRequest:
     body = {"model": "m", "stream": True, "max_tokens": 50, **PATHS[route], **fields}
-    return parse_request(route, json.dumps(body).encode())
+    return parse_request(ROUTES[route], json.dumps(body).encode())
 
 
 def chunk(text: str, finish: str | None = None) -> dict[str, Any]:

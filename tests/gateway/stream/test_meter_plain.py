@@ -5,12 +5,13 @@ import json
 import pytest
 
 from gateway.request import Route
+from gateway.routes import ROUTES
 from gateway.stream.meter import Produced, ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
 
 
 def read(route: Route, answer: object, samples: int = 1, prompts: int = 1, most: int | None = None) -> PlainMeter:
-    reader = PlainMeter(route, samples, prompts, most)
+    reader = PlainMeter(ROUTES[route].answer, samples, prompts, most)
     raw = json.dumps(answer).encode()
     assert reader.feed(raw[:7]) == b""
     assert reader.feed(raw[7:]) == b""
@@ -81,14 +82,14 @@ def test_fault_30_wrong_usage_is_named_clamped_and_never_exact(answer: object, a
 
 @pytest.mark.parametrize("raw", [b"<html></html>", b"[1]", b"", b'{"a":'])
 def test_fault_29_an_answer_that_is_no_object_is_a_violation(raw: bytes) -> None:
-    reader = PlainMeter(Route.CHAT, 1, 1, None)
+    reader = PlainMeter(ROUTES[Route.CHAT].answer, 1, 1, None)
     reader.feed(raw)
     with pytest.raises(ProtocolViolation):
         reader.close()
 
 
 def test_fault_29_an_endless_answer_is_a_violation() -> None:
-    reader = PlainMeter(Route.CHAT, 1, 1, None)
+    reader = PlainMeter(ROUTES[Route.CHAT].answer, 1, 1, None)
     for _ in range(32):
         reader.feed(b"x" * (1 << 20))
     with pytest.raises(ProtocolViolation):

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded, error_body
 from gateway.request import Dialect, Route
+from gateway.routes import ROUTES
 from gateway.upstream.engine_error import translate_engine_error, translate_stream_error
 
 ENGINE_MODEL = "smollm2-135m"
@@ -30,7 +31,7 @@ def translated(message: str, param: str | None = None, *, route: Route = Route.C
     body = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": status}}
     if route is Route.MESSAGES:
         body = {"type": "error", "error": {"type": "BadRequestError", "message": message}}  # type: ignore[dict-item]
-    return translate_engine_error(status, orjson.dumps(body), route, ENGINE_MODEL)
+    return translate_engine_error(status, orjson.dumps(body), ROUTES[route], ENGINE_MODEL)
 
 
 PROMPT_TOO_LONG = (
@@ -143,13 +144,13 @@ def test_fault_31_a_sentence_that_is_not_known_gives_nothing_away(message: str, 
     ],
 )  # fmt: skip
 def test_fault_31_an_error_body_may_be_anything(body: bytes) -> None:
-    error = translate_engine_error(400, body, Route.CHAT, ENGINE_MODEL)
+    error = translate_engine_error(400, body, ROUTES[Route.CHAT], ENGINE_MODEL)
     assert (error.status, error.code, error.param) == (400, "engine_refused", None)
     assert_clean(error)
 
 
 def test_fault_31_a_busy_engine_is_our_overload() -> None:
-    error = translate_engine_error(429, b"{}", Route.CHAT, ENGINE_MODEL)
+    error = translate_engine_error(429, b"{}", ROUTES[Route.CHAT], ENGINE_MODEL)
     assert isinstance(error, Overloaded)
     assert error.retry_after_ms
 
@@ -218,7 +219,7 @@ IN_A_STREAM = (
 
 
 def stream_error(event: object, route: Route) -> GatewayError:
-    return translate_stream_error(orjson.dumps(event), route, ENGINE_MODEL)
+    return translate_stream_error(orjson.dumps(event), ROUTES[route], ENGINE_MODEL)
 
 
 def test_a_refusal_that_comes_as_an_event_is_told_too() -> None:
