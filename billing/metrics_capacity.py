@@ -73,7 +73,8 @@ class CapacityMetrics:
         )
         self.room = gauge(
             "taas_pool_room_sequences",
-            "Sequences that may be in flight: of flex, and of on-demand and flex together.",
+            "Sequences that a pool's ready engines are trusted with: kept for reserved, open to on-demand"
+            " (flex may use what of it is idle), and for flex alone. Their sum is all of them.",
             "pool",
             "class",
         )
@@ -131,8 +132,9 @@ class CapacityMetrics:
         if done.calibration is not None:
             self.capacity.labels(pool).set(done.calibration.capacity_mu_s * len(done.in_flight) / _MU)
             self.calibration_age.labels(pool).set((done.now_ms - done.calibration.created_ms) / 1000)
-            self.room.labels(pool, "on_demand").set(sum(share.room for share in done.shares))
-            self.room.labels(pool, "flex").set(sum(share.flex for share in done.shares))
+            self.room.labels(pool, "reserved").set(sum(share.held for share in done.shares))
+            self.room.labels(pool, "on_demand").set(sum(share.on_demand for share in done.shares))
+            self.room.labels(pool, "flex").set(sum(share.room - share.on_demand for share in done.shares))
         self.give_way.labels(pool).set(sum(done.give_way.values()))
         self.asked_again.labels(pool).inc(done.asked_again)
         for class_ in ("reserved", "on_demand", "flex"):

@@ -70,7 +70,7 @@ class NewModel(Body):
 
 
 class ModelChangeBody(Body):
-    """What is not given stays. New weights become a new version; a retired model is asked for in vain. `reweigh`: what is signed may count in units that
+    """What is not given stays. New weights become a new version; requests for a retired model get 404. `reweigh`: what is signed may count in units that
     buy something else.
     """
 

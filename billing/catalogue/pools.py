@@ -15,7 +15,7 @@ from billing.schema.catalogue import model
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`instances`: machines it has, whatever they do now. `set_aside_mu_s`: what the operator keeps for itself."""
+    """`instances`: all of its machines, including those in other use. `set_aside_mu_s`: what the operator keeps for itself."""
 
     pool: str
     instances: int = 0

@@ -89,7 +89,8 @@ def reclaim(
         show(answer, as_json, _COLUMNS, empty="no machines are taken")
         return
     if pool is None or instances is None or use is None or by is None:
-        raise click.UsageError("which, how many, for what, by when? Give POOL, --instances, --for and --by.")
+        needed = {"POOL": pool, "--instances": instances, "--for": use, "--by": by}
+        raise click.UsageError(f"missing: {', '.join(name for name, value in needed.items() if value is None)}.")
     now = datetime.now(UTC)
     moment = None if by == "now" else rfc3339(resolve(by, now=now, anchor=now, option="--by"))
     body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
@@ -148,8 +149,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     others, count = plan["others"], plan["open"]
     print_fields({
         "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"], "drain from (UTC)": plan["drain_from"],
-        "run nothing now": plan["not_running"],
-        "on-demand and flex, units/s": f"{rounded(others['units_before'])} before, {rounded(others['units_after'])} from then on, beside what is sold",
+        "machines with no engine": plan["not_running"],
+        "left for on-demand and flex, units/s": f"{rounded(others['units_before'])} → {rounded(others['units_after'])}",
         "open on those that leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
     })  # fmt: skip
     leave = "leave" if plan["drains_now"] else "would leave now (chosen when they drain, by what is open then)"

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from deploy.local import credentials, postgres, valkey
 from deploy.local.admin_api import AdminApi
@@ -27,15 +28,21 @@ class Part:
 def status(*, as_json: bool = False) -> int:
     """Print it, as a table or as JSON. 0 when everything answers, else 1."""
     try:
-        parts = look(read_settings())
+        settings = read_settings()
+        parts, unsold = look(settings), not_for_sale(settings)
     except StepFailed as exc:
         tell_failure(exc, sys.stderr)
         return 1
     if as_json:
-        print(json.dumps({"parts": [asdict(part) for part in parts]}))
+        print(json.dumps({"parts": [asdict(part) for part in parts], "not_for_sale": unsold}))
     else:
         for part in parts:
             print(f"{part.name:<11} {part.state:<9} {part.pid or '-':>8}  {part.where}")
+        if unsold:
+            print(
+                f"warning: no price, so external tenants do not know of it: {', '.join(unsold)}."
+                " `taas price set --model …` sells it, `--free` gives it away"
+            )
     return 0 if all(part.state == UP for part in parts) else 1
 
 
@@ -80,23 +87,36 @@ def _postgres(settings: LocalSettings) -> Part:
     return Part("PostgreSQL", "down" if pid is None else UP, pid, f"socket in {settings.folder / 'postgres'}")
 
 
+def not_for_sale(settings: LocalSettings) -> list[str]:
+    """Models that external tenants would know of if they had a price. None where billing does not answer."""
+    return [
+        row["name"]
+        for row in _rows(settings, "models")
+        if row["status"] == "active" and row["visible"] != "internal" and row["for_sale_from_ms"] is None
+    ]
+
+
+def _rows(settings: LocalSettings, path: str) -> list[dict[str, Any]]:
+    """A listing of the admin API; empty where billing does not answer."""
+    if not get_ok(f"{settings.admin_url}/healthz"):
+        return []
+    admin = AdminApi(settings.admin_url, credentials.of(settings).admin_key)
+    try:
+        return admin.rows(path)
+    except StepFailed:
+        return []
+    finally:
+        admin.close()
+
+
 def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
     """The worker, and every instance that the registry has now."""
-    found = []
-    if get_ok(f"{settings.admin_url}/healthz"):
-        admin = AdminApi(settings.admin_url, credentials.of(settings).admin_key)
-        try:
-            rows = admin.rows("instances")
-        except StepFailed:
-            rows = []
-        finally:
-            admin.close()
-        found = [
-            Part("instance", UP if row["status"] == "ready" else row["status"], None, f"{row['instance']} of {row['model']}, {row['url']}")
-            for row in rows
-            # A removed one is nobody's concern any more, whether its engine runs or not.
-            if not row["removed"]
-        ]  # fmt: skip
+    found = [
+        Part("instance", UP if row["status"] == "ready" else row["status"], None, f"{row['instance']} of {row['model']}, {row['url']}")
+        for row in _rows(settings, "instances")
+        # A removed one is nobody's concern any more, whether its engine runs or not.
+        if not row["removed"]
+    ]  # fmt: skip
     if settings.engine_url is not None:
         return found
     ready = any(part.state == UP for part in found)

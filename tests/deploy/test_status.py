@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from deploy.local.settings import LocalSettings
-from deploy.local.status import look
+from deploy.local.status import look, not_for_sale
 from tests.deploy.conftest import Home
 from tests.fixtures.valkey import ValkeyProcess
 
@@ -20,11 +20,19 @@ ROWS = [
     {**ROW, "instance": "gone", "status": "draining", "removed": True},
     {**ROW, "instance": "reclaimed", "status": "draining", "removed": False},
 ]
+MODELS = [
+    {"name": "sold", "status": "active", "visible": "everyone", "for_sale_from_ms": 1},
+    {"name": "unpriced", "status": "active", "visible": "everyone", "for_sale_from_ms": None},
+    {"name": "fine-tune", "status": "active", "visible": ["ten_1"], "for_sale_from_ms": None},
+    {"name": "own", "status": "active", "visible": "internal", "for_sale_from_ms": None},
+    {"name": "retired", "status": "retired", "visible": "everyone", "for_sale_from_ms": None},
+]
 
 
 class AdminApi(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = json.dumps({"data": ROWS} if self.path.startswith("/admin") else {}).encode()
+        rows = MODELS if self.path.startswith("/admin/v1/models") else ROWS
+        body = json.dumps({"data": rows} if self.path.startswith("/admin") else {}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -48,6 +56,10 @@ def settings(home: Home) -> Iterator[LocalSettings]:
 def test_a_removed_instance_is_not_shown(settings: LocalSettings) -> None:
     shown = [(part.where.split()[0], part.state) for part in look(settings) if part.name == "instance"]
     assert shown == [("serves", "up"), ("reclaimed", "draining")]
+
+
+def test_models_that_would_be_sold_but_have_no_price_are_named(settings: LocalSettings) -> None:
+    assert not_for_sale(settings) == ["unpriced", "fine-tune"]
 
 
 def test_a_given_redis_is_shown_with_what_it_may_lose_or_why_it_cannot_be_used(

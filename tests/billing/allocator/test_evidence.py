@@ -42,6 +42,21 @@ def test_what_the_scripts_count_is_in_its_minute(ground: Ground) -> None:
     assert value("taas_pool_in_flight_sequences", {"pool": "llama", "class": "reserved"}) == 0
 
 
+def test_room_by_class_adds_up_to_what_the_engines_are_trusted_with(ground: Ground) -> None:
+    ground.sign("acme", 500)
+    allocator = ground.allocator()
+    allocator.allocate_once(T0)
+    ground.use("acme", 400_000)
+    allocator.allocate_once(T0 + SECOND)
+    room = {
+        class_: ground.metrics.registry.get_sample_value("taas_pool_room_sequences", {"pool": "llama", "class": class_})
+        for class_ in ("reserved", "on_demand", "flex")
+    }
+    assert room["reserved"], room
+    shares = allocator.allocate_once(T0 + 2 * SECOND)[0].shares
+    assert sum(value or 0 for value in room.values()) == sum(share.sequences for share in shares)
+
+
 def test_a_round_that_fails_after_its_books_are_written_is_counted(ground: Ground, raw_redis: redis.Redis) -> None:
     signed = ground.sign("acme", 10)
     allocator = ground.allocator()

@@ -193,16 +193,16 @@ def test_units_are_rounded_for_people(capsys: pytest.CaptureFixture[str]) -> Non
         )
     )
     shown = capsys.readouterr().out
-    for figure in ("23,043", "1,500", "0.33", "1,235 → 12.35", "5,121 before, 0.12 from then on", "1,222"):
+    for figure in ("23,043", "1,500", "0.33", "1,235 → 12.35", "5,121 → 0.12", "1,222"):
         assert figure in shown, shown
 
 
 @pytest.mark.parametrize(
     ("args", "word"),
     [
-        ((POOL, "--instances", "1"), "by when"),
-        ((POOL, "--break"), "by when"),
-        ((POOL, "--dry-run"), "by when"),
+        ((POOL, "--instances", "1"), "missing: --for, --by."),
+        ((POOL, "--break"), "missing: --instances, --for, --by."),
+        (("--by", "now", "--for", "idle"), "missing: POOL, --instances."),
         ((POOL, "--instances", "0", "--for", "idle", "--by", "now"), "instances"),
         ((POOL, "--instances", "1", "--for", "games", "--by", "now"), "games"),
         ((POOL, "--instances", "1", "--for", "idle", "--by", "soon"), "no moment"),
