@@ -1,12 +1,10 @@
 """The life of an inference request, in the order in which it meets the stages. Plain ASGI: no request object, no model per chunk."""
 
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,16 +29,16 @@ from gateway.errors import (
     QuotaExceeded,
     UnsupportedParameter,
 )
-from gateway.exchange import Exchange, response_id
+from gateway.exchange import Exchange
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay, Settle
 from gateway.give_way import Continuer
 from gateway.metrics.counts import Metrics
-from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
+from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
-from gateway.request import ParsedRequest, Route, RouteSpec
+from gateway.request import ParsedRequest, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
 from gateway.route import candidates
-from gateway.stream.meter_for import meter_for
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
 from gateway.waiting.receiving import Receiving
@@ -69,7 +67,6 @@ class InferenceApi:
     open_exchanges: dict[str, Exchange]
     body_caps: BodyCaps
     receiving: Receiving
-    _salts: dict[tuple[str, str], str] = field(default_factory=dict)
 
     async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every error reaches the caller in its dialect, with the request id."""
@@ -155,7 +152,7 @@ class InferenceApi:
         part: Exchange | None = exchange
         while part is not None:
             try:
-                await self.forwarder.forward(part, partial(self._engine_body, part), client)
+                await self.forwarder.forward(part, client)
                 return
             except GaveWay:
                 part = await self.continuer.go_on(part, client, partial(self._candidates, part.model))
@@ -195,29 +192,6 @@ class InferenceApi:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found
 
-    def _engine_body(self, exchange: Exchange) -> bytes:
-        parsed, request_id = exchange.parsed, exchange.request_id
-        engine_id = response_id(request_id) if parsed.route.name is Route.RESPONSES else request_id
-        return engine_body(
-            parsed,
-            engine_model=exchange.model.engine_model,
-            request_id=engine_id,
-            cache_salt=self._salt(exchange.caller.tenant.tenant),
-            priority=None,
-            default_max_tokens=exchange.model.default_max_tokens,
-        )
-
-    def _salt(self, tenant: str) -> str:
-        """The tenant's salt of the prefix cache: nobody can tell from timing what another tenant has sent."""
-        secret = self.catalogue.cache_salt
-        salt = self._salts.get((secret, tenant))
-        if salt is None:
-            salt = hmac.digest(secret.encode(), tenant.encode(), hashlib.sha256).hex()
-            if len(self._salts) > 100_000:
-                self._salts.clear()
-            self._salts[secret, tenant] = salt
-        return salt
-
     def _exchange(
         self,
         parsed: ParsedRequest,
@@ -234,7 +208,17 @@ class InferenceApi:
             parsed.samples, self.clock.at_ms(started_at), self.gateway_id,
         )  # fmt: skip
         keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)
-        return Exchange(request_id, parsed, caller, model, instance, meter_for(parsed), head, keys, started_at)
+        return Exchange(
+            request_id,
+            parsed,
+            caller,
+            model,
+            instance,
+            adapter_of(instance).meter(parsed, None),
+            head,
+            keys,
+            started_at,
+        )
 
     def _count(self, error: GatewayError) -> None:
         """Whoever left was not refused."""

@@ -22,6 +22,7 @@ from billing.wire.routes import dialect_of_path
 from billing.wire.usage_event import Ending
 from gateway.api import InferenceApi, Receive, Scope, Send
 from gateway.catalogue.body_caps import BodyCaps
+from gateway.catalogue.cache_salts import CacheSalts
 from gateway.catalogue.feed import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.clock import Clock
@@ -60,6 +61,15 @@ def _receiving(settings: GatewaySettings) -> Receiving:
     return Receiving(policy)
 
 
+def _waiting(settings: GatewaySettings) -> WaitPolicy:
+    return WaitPolicy(
+        settings.wait_on_demand_s,
+        settings.wait_flex_s,
+        settings.wait_requests_per_tenant,
+        settings.cancels_per_minute,
+    )
+
+
 class Stages:
     """Everything of one process that lives as long as it does."""
 
@@ -76,12 +86,6 @@ class Stages:
         self._line = Line(
             self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way, metrics
         )
-        policy = WaitPolicy(
-            settings.wait_on_demand_s,
-            settings.wait_flex_s,
-            settings.wait_requests_per_tenant,
-            settings.cancels_per_minute,
-        )
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._pacer = Pacer(self._redis)
@@ -91,7 +95,9 @@ class Stages:
         self._housekeeping = Housekeeping(
             self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, self.clock
         )
-        reserver = Reserver(self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, policy)
+        reserver = Reserver(
+            self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, _waiting(settings)
+        )
         self._checkpointer = Checkpointer(
             self._redis,
             self.open_exchanges,
@@ -111,7 +117,9 @@ class Stages:
             engines=self._engines,
             reserver=reserver,
             continuer=Continuer(reserver, self._checkpointer, settle),
-            forwarder=Forwarder(self._engines, self.catalogue.instances, settle, metrics.upstream_error),
+            forwarder=Forwarder(
+                self._engines, self.catalogue.instances, CacheSalts(self.catalogue).of, settle, metrics.upstream_error
+            ),
             settle=settle,
             heartbeats=self._heartbeats,
             metrics=metrics,

@@ -18,11 +18,11 @@ from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
-from gateway.request import ParsedRequest, Route
+from gateway.request import ParsedRequest
 from gateway.stream.continuation import Given, Splice, going_on
 from gateway.stream.meter import Meter, Produced
 from gateway.stream.meter_choices import ChoicesMeter
-from gateway.stream.meter_for import meter_for
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection
 
 
@@ -84,6 +84,11 @@ class Exchange:
     on_stop: Callable[["Exchange"], None] | None = None
     # The task that forwards; the only one that may settle.
     finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def engine_model(self) -> str:
+        """Its model, as its present instance calls it."""
+        return self.instance.engine_model or self.model.engine_model
 
     @property
     def is_over(self) -> bool:
@@ -159,7 +164,7 @@ class Exchange:
         request_id = f"{first.request_id}-{number}"
         head = self.head
         following = Exchange(
-            request_id, parsed, self.caller, self.model, self.instance, meter_for(parsed, self.meter.tier),
+            request_id, parsed, self.caller, self.model, self.instance, adapter_of(self.instance).meter(parsed, self.meter.tier),
             replace(head, request_id=request_id),
             CellKeys.of(head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model),
             self.started_at, self.body_bytes, client_connection=self.client_connection, sent_at=self.sent_at,
@@ -206,7 +211,10 @@ class Exchange:
         """The cell has decided: class, contract and instance."""
         head = self.head
         # Also where the id is that of before: while it waited, the engine may have started anew, at another address and with another key.
-        self.instance = next(entry for entry in candidates if entry.instance == grant.instance)
+        instance = next(entry for entry in candidates if entry.instance == grant.instance)
+        if instance.engine != self.instance.engine:
+            self.meter = adapter_of(instance).meter(self.parsed, None)
+        self.instance = instance
         if grant.class_ != head.class_ or grant.instance != head.instance or grant.epoch != head.epoch:
             self.head = replace(
                 head,
@@ -229,24 +237,7 @@ class Exchange:
         """Try again on another instance: same reservation, nothing produced yet."""
         self.instance = instance
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)
-        self.meter = meter_for(self.parsed, self.meter.tier)
+        self.meter = adapter_of(instance).meter(self.parsed, self.meter.tier)
         self.moved = True
         self.in_engine = self.answered = False
         self.try_timed_out = False
-
-    def engine_request_ids(self) -> list[str]:
-        """The ids by which the engine knows this request (docs/design.md)."""
-        match self.parsed.route.name:
-            case Route.COMPLETIONS:
-                return [f"cmpl-{self.request_id}-{index}" for index in range(self.parsed.prompts)]
-            case Route.RESPONSES:
-                return [f"{response_id(self.request_id)}_0"]
-            case Route.EMBEDDINGS:
-                return [f"embd-{self.request_id}-{index}" for index in range(self.parsed.prompts)]
-            case _:
-                return [f"chatcmpl-{self.request_id}"]
-
-
-def response_id(request_id: str) -> str:
-    """The id of a response object, which is also the engine's id of the request: `resp_…` for `req_…`."""
-    return "resp_" + request_id.removeprefix("req_")

@@ -24,13 +24,12 @@ from gateway.errors import (
     UpstreamProtocolError,
 )
 from gateway.exchange import Exchange
-from gateway.protocol import engine_headers, engine_priority, with_priority
-from gateway.request import Route
 from gateway.route import route
 from gateway.stream.meter import ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
-from gateway.upstream.engine_error import translate_engine_error, translate_stream_error
+from gateway.upstream.engine_adapter import EngineRequest
 from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
@@ -41,17 +40,6 @@ NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine has nothing left to say but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
-PATHS = {
-    Route.CHAT: b"/v1/chat/completions",
-    Route.COMPLETIONS: b"/v1/completions",
-    Route.RESPONSES: b"/v1/responses",
-    Route.MESSAGES: b"/v1/messages",
-    Route.EMBEDDINGS: b"/v1/embeddings",
-    Route.COUNT_TOKENS: b"/v1/messages/count_tokens",
-    Route.TOKENIZE: b"/tokenize",
-    # vLLM has no such route; this one says the tokens that it would answer to.
-    Route.INPUT_TOKENS: b"/v1/responses/render",
-}
 
 
 class Client(Protocol):
@@ -102,20 +90,22 @@ class Forwarder:
         self,
         engines: Engines,
         instances: Callable[[str], Collection[InstanceEntry]],
+        cache_salt: Callable[[str], str],
         settle: Settle,
         upstream_failed: Callable[[str, str], None],
     ) -> None:
         self._engines = engines
         self._instances = instances
+        self._cache_salt = cache_salt
         self._settle = settle
         self._upstream_failed = upstream_failed
 
-    async def forward(self, exchange: Exchange, make_body: Callable[[], bytes], client: Client) -> None:
+    async def forward(self, exchange: Exchange, client: Client) -> None:
         """From the engine to the caller, and settled. Raises GatewayError while nothing of this exchange has been sent."""
         self._engines.opened(exchange.instance)
         try:
             exchange.on_stop = self._engines.abort
-            await self._try_instances(exchange, make_body(), client)
+            await self._try_instances(exchange, client)
         except GatewayError as error:
             if isinstance(error, UpstreamProtocolError):
                 self._let_down(exchange, "protocol")
@@ -133,10 +123,10 @@ class Forwarder:
             exchange.finished.set()
             self._leave(exchange)
 
-    async def _try_instances(self, exchange: Exchange, body: bytes, client: Client) -> None:
+    async def _try_instances(self, exchange: Exchange, client: Client) -> None:
         while True:
             try:
-                connection = await self._open(exchange, body)
+                connection = await self._open(exchange)
                 if exchange.parsed.stream:
                     await self._pass_stream(exchange, connection, client)
                 else:
@@ -183,10 +173,10 @@ class Forwarder:
             self._engines.pool(exchange.instance).release(exchange.connection)
             exchange.connection = None
 
-    async def _open(self, exchange: Exchange, body: bytes) -> UpstreamConnection:
+    async def _open(self, exchange: Exchange) -> UpstreamConnection:
         """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
         pool = self._engines.pool(exchange.instance)
-        request = self._request_bytes(exchange, body)
+        request = self._request_bytes(exchange)
         exchange.try_started_at = time.monotonic()
         exchange.sent_at = exchange.sent_at or exchange.try_started_at
         while True:
@@ -218,14 +208,19 @@ class Forwarder:
                 return connection
             await self._raise_refusal(exchange, connection, status)
 
-    def _request_bytes(self, exchange: Exchange, body: bytes) -> bytes:
-        """For this instance: only an engine that schedules by priority takes one."""
-        parsed, pool = exchange.parsed, self._engines.pool(exchange.instance)
-        headers: list[tuple[bytes, bytes]] = []
-        if exchange.instance.priority:
-            priority = engine_priority(exchange.head.class_)
-            body, headers = with_priority(parsed, body, priority), engine_headers(parsed, priority=priority)
-        return pool.request_bytes(PATHS[parsed.route.name], exchange.request_id.encode(), body, headers)
+    def _request_bytes(self, exchange: Exchange) -> bytes:
+        """For this instance: another one may be another engine, or know the model by another name."""
+        instance = exchange.instance
+        asked = EngineRequest(
+            parsed=exchange.parsed,
+            request_id=exchange.request_id,
+            engine_model=exchange.engine_model,
+            cache_salt=self._cache_salt(exchange.caller.tenant.tenant),
+            default_max_tokens=exchange.model.default_max_tokens,
+            class_=exchange.head.class_,
+        )
+        call = adapter_of(instance).request(asked, instance)
+        return self._engines.pool(instance).request_bytes(call.path, call.headers, call.body)
 
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:
@@ -242,7 +237,9 @@ class Forwarder:
                 pieces.append(piece)
         except UpstreamError:
             connection.close()
-        error = translate_engine_error(status, b"".join(pieces), exchange.parsed.route, exchange.model.engine_model)
+        error = adapter_of(exchange.instance).refusal(
+            status, b"".join(pieces), exchange.parsed.route, exchange.engine_model
+        )
         if status == 429 or status >= 500:
             raise TryFailed(error, f"status_{status // 100}xx")
         raise error
@@ -373,7 +370,7 @@ def failure_of(exchange: Exchange) -> GatewayError:
     meter = exchange.meter
     if not meter.failed or meter.output_tokens():
         return EngineFailed()
-    return translate_stream_error(meter.failure, exchange.parsed.route, exchange.model.engine_model)
+    return adapter_of(exchange.instance).failure(meter.failure, exchange.parsed.route, exchange.engine_model)
 
 
 def stop_error(ending: Ending) -> GatewayError:

@@ -7,42 +7,26 @@ Owns when to ask again and when to give up. It knows nothing of bills.
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import orjson
-
-from billing.wire.instance_entry import REQUEST_COUNTS_PATH, InstanceEntry
+from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.exchange import Ended, Exchange
 from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamError
+from gateway.upstream.engine_adapter import RequestCount
 from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
 
-_PATH: Final = REQUEST_COUNTS_PATH.encode()
 _ASK_S: Final = 2.0
 _PAUSES_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ANSWER_BYTES_MAX: Final = 64 * 1024
 # An engine that never answers and is never declared gone: then billing goes on asking, by the id in the event.
 _ASKED_S_MAX: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Count:
-    """As the engine's counters moved: the prompt once for each sample that has produced a token. `since`: when the process that says so began,
-    by this process's monotonic clock.
-    """
-
-    state: str
-    prompt: int
-    cached: int
-    output: int
-    since: float
 
 
 class LastWords:
@@ -89,7 +73,7 @@ class LastWords:
         tries = 0
         while True:
             count = await self._ask(exchange)
-            if count is not None and count.state in {"finished", "unknown"}:
+            if count is not None and count.finished:
                 return produced(exchange, count)
             if self._is_gone(exchange) or self._giving_up.is_set() or time.monotonic() > until:
                 log.warning(
@@ -112,17 +96,16 @@ class LastWords:
         ]
         return exchange.instance.epoch not in there
 
-    async def _ask(self, exchange: Exchange) -> _Count | None:
+    async def _ask(self, exchange: Exchange) -> RequestCount | None:
         """What the engine says now; None where it does not answer, or not so that it can be believed."""
-        question = orjson.dumps({"ids": [exchange.request_id], "close": True})
+        adapter = adapter_of(exchange.instance)
+        question = adapter.count(exchange.request_id)
         try:
             async with asyncio.timeout(_ASK_S):
-                status, answer = await self._engines.ask(
-                    exchange.instance, _PATH, exchange.request_id, question, bytes_max=_ANSWER_BYTES_MAX
-                )
+                status, answer = await self._engines.ask(exchange.instance, question, bytes_max=_ANSWER_BYTES_MAX)
         except (UpstreamError, TimeoutError):
             return None
-        return _read(answer, exchange.request_id) if status == 200 else None
+        return adapter.read_count(answer, exchange.request_id) if status == 200 else None
 
 
 def wants_last_word(exchange: Exchange) -> bool:
@@ -136,11 +119,11 @@ def wants_last_word(exchange: Exchange) -> bool:
     )
 
 
-def produced(exchange: Exchange, count: _Count) -> Produced | None:
+def produced(exchange: Exchange, count: RequestCount) -> Produced | None:
     """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the engine has said before."""
     said = exchange.meter.produced()
     another = count.since > exchange.try_started_at
-    if count.state == "unknown" and (said.output or exchange.answered or another):
+    if not count.known and (said.output or exchange.answered or another):
         return None  # it has forgotten, or is another process than the one that was asked
     parsed = exchange.parsed
     per_prompt = max(1, parsed.samples // max(1, parsed.prompts))
@@ -148,17 +131,3 @@ def produced(exchange: Exchange, count: _Count) -> Produced | None:
     if count.output < said.output or count.prompt < prompt or count.prompt > COUNT_MAX or count.output > COUNT_MAX:
         return None
     return Produced(prompt, min(count.cached // per_prompt, prompt), count.output, count.prompt)
-
-
-def _read(answer: bytes, request_id: str) -> _Count | None:
-    try:
-        fields: Any = orjson.loads(answer)
-        state, prompt, cached, output = fields["requests"][request_id]
-        # An engine's process that does not tell its age may be any.
-        since = time.monotonic() - fields["age_ms"] / 1000 if "age_ms" in fields else math.inf
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
-        return None
-    figures = (prompt, cached, output)
-    if type(state) is not str or any(type(figure) is not int or figure < 0 for figure in figures) or cached > prompt:
-        return None
-    return _Count(state, *figures, since)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from gateway.upstream.adapters import ADAPTERS
 
 # An engine that just failed is avoided for so long, unless nothing else is left.
 FAILURE_AVOIDED_SECONDS: Final = 2.0
@@ -21,7 +22,7 @@ def candidates(
     now: float,
 ) -> list[InstanceEntry]:
     """All that could serve it, best first: the cell takes the first with room. As `route` ranks them."""
-    ready = [entry for entry in instances if entry.status is InstanceStatus.READY]
+    ready = [entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS]
     if len(ready) > 1:
         ready.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
     return ready[:CANDIDATES_MAX]

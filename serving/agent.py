@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
+from billing.wire.instance_entry import VLLM, EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 from serving.backoff import Backoff
 from serving.cancellation import end_tasks
@@ -88,6 +88,8 @@ class Agent:
             status=InstanceStatus.DOWN,
             abort=True,
             priority=True,
+            engine=VLLM,
+            engine_model=plan.model.engine_model,
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)

@@ -32,9 +32,9 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "metrics": (),
         "protocol": (),
         "edge": (),
-        "upstream": (),
         "catalogue": ("redis",),
         "stream": ("protocol",),
+        "upstream": ("stream",),
         "waiting": ("catalogue", "redis", "metrics", "exchange"),
         "process": ("edge", "metrics"),
     },
@@ -56,7 +56,8 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Decisions and arithmetic. They are tested without a server, and stay so.
 PURE = (
-    "gateway.route", "gateway.stream.meter", "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices", "gateway.protocol",
+    "gateway.route", "gateway.routes", "gateway.upstream.adapters",
+    "gateway.stream.meter", "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices", "gateway.protocol",
     "billing.catalogue.money", "billing.wire.tokens", "billing.wire.usage_event", "billing.wire.attribution", "billing.wire.redis_keys",
     "serving.vllm_command", "serving.backoff", "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",

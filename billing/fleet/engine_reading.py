@@ -1,28 +1,19 @@
-"""Ask an engine for its counters and its load over HTTP. Owns the exposition text and its limits; knows no table and no Redis."""
+"""Ask an engine for its counters and its load over HTTP. Owns the page's limits; knows no table and no Redis."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Final, TypeAlias
 
 import httpx
 
+from billing.wire import vllm_metrics
 from billing.wire.tokens import CounterPair
 
 # vLLM's page is about 100 kB; one of this size is not a metrics page.
 _BYTES_MAX: Final = 4 * 1024 * 1024
 # The client's time-out is between two parts of an answer: one that drips would otherwise hold up whoever waits for all engines.
 _WHOLE_WITHIN_S: Final = 5.0
-# What the ledger's columns hold; no engine counts so far.
-_COUNT_MAX: Final = 2**63 - 1
-_PROMPT: Final = "vllm:prompt_tokens_total"
-_GENERATION: Final = "vllm:generation_tokens_total"
-_RUNNING: Final = "vllm:num_requests_running"
-_WAITING: Final = "vllm:num_requests_waiting"
-_KV_USAGE: Final = "vllm:kv_cache_usage_perc"
-_STARTED: Final = "process_start_time_seconds"
-_WANTED: Final = frozenset({_PROMPT, _GENERATION, _RUNNING, _WAITING, _KV_USAGE, _STARTED})
 # What a proxy says of an engine that is not there: the engine itself has not answered.
 _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
 
@@ -107,39 +98,13 @@ def read_engine(client: httpx.Client, url: str, key: str | None, *, within_s: fl
 
 def parse_counters(page: str) -> Reading:
     """Read them off a Prometheus page, summed over their label sets (one for each data-parallel engine)."""
-    found: dict[str, list[Decimal]] = {}
-    started: str | None = None
-    for line in page.splitlines():
-        if not line.startswith(("vllm:", _STARTED)):
-            continue
-        name = line[: min(i for i in (line.find("{"), line.find(" "), len(line)) if i >= 0)]
-        if name not in _WANTED:
-            continue
-        value = line[line.rfind("}") + 1 :].split() if "{" in line else line.split()[1:]
-        if not value:
-            return Unreachable(f"{name} without a value", answers=True)
-        if name == _STARTED:
-            started = value[0]
-            continue
-        try:
-            number = Decimal(value[0])
-        except InvalidOperation:
-            number = Decimal("NaN")
-        if name != _KV_USAGE and not (number.is_finite() and 0 <= number <= _COUNT_MAX):
-            return Unreachable(f"{name} is {value[0][:40]!r}", answers=True)
-        found.setdefault(name, []).append(number)
-    if _PROMPT not in found or _GENERATION not in found:
+    try:
+        said = vllm_metrics.read_page(page)
+    except ValueError as exc:
+        return Unreachable(str(exc), answers=True)
+    if said.counters is None:
         return NoCounters(page=True)
-    totals = {name: sum(found.get(name, ()), Decimal(0)) for name in (_PROMPT, _GENERATION, _RUNNING, _WAITING)}
-    for name, total in totals.items():
-        if total > _COUNT_MAX or total != int(total):
-            return Unreachable(f"{name} is {total}", answers=True)
-    load = Load(int(totals[_RUNNING]), int(totals[_WAITING]), _fullest(found.get(_KV_USAGE, ())))
-    return Counters(CounterPair(int(totals[_PROMPT]), int(totals[_GENERATION])), load, started)
-
-
-def _fullest(values: Sequence[Decimal]) -> float:
-    return max((float(value) for value in values if value.is_finite() and value > 0), default=0.0)
+    return Counters(said.counters, Load(said.running, said.waiting, said.kv_usage), said.started)
 
 
 def _refused(exc: BaseException) -> bool:

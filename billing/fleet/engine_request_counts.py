@@ -13,9 +13,9 @@ import orjson
 
 from billing.fleet.engine_instances import EngineInstance
 from billing.fleet.engine_reading import Counters, Load, NoCounters, Reading, RequestCounts, Unreachable, read_engine
+from billing.wire.instance_entry import REQUEST_COUNTS_PATH as PATH
 from billing.wire.tokens import CounterPair
 
-PATH: Final = "/taas/request_counts"
 _VERSION: Final = 1
 _BYTES_MAX: Final = 16 * 1024 * 1024
 _WHOLE_WITHIN_S: Final = 5.0

@@ -15,6 +15,8 @@ from billing.wire.tokens import NO_TOKENS, CounterPair
 
 # Where an engine tells what each request has produced, if it does: `serving/vllm_middleware`.
 REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
+# A kind of engine: how requests are put to it (`gateway/upstream/`), and how its counters are read. An entry that says none is of this kind.
+VLLM: Final = "vllm"
 
 
 class InstanceStatus(StrEnum):
@@ -52,7 +54,8 @@ class InstanceEntry:
     """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
     tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `counts`: it tells what each
     request has produced, by its id; `final` is set once this epoch has ended; `earlier` are ended epochs of the same instance, newest first;
-    `has_metrics`: its engine has a page of them, or was never asked for it.
+    `has_metrics`: its engine has a page of them, or was never asked for it; `engine`: what kind of engine it is; `engine_model`: what it
+    calls its model, None where that is what the model's entry says.
     """
 
     instance: str
@@ -72,6 +75,8 @@ class InstanceEntry:
     final: FinalCounters | None = None
     earlier: tuple[FinalCounters, ...] = ()
     has_metrics: bool = True
+    engine: str = VLLM
+    engine_model: str | None = None
 
     def is_live(self, now_ms: int) -> bool:
         """Whether the lease holds. A lease of 0 never lapses: the instance was added by hand."""
@@ -87,6 +92,8 @@ class InstanceEntry:
                 "cell": self.cell,
                 "url": self.url,
                 "key": self.key,
+                "engine": self.engine,
+                "engine_model": self.engine_model,
                 "epoch": self.epoch,
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
@@ -125,6 +132,8 @@ class InstanceEntry:
                 final=None if final is None else _read_final(final),
                 earlier=tuple(_read_final(ended) for ended in fields.get("earlier") or ()),
                 has_metrics=fields.get("metrics") is not False,
+                engine=_text(fields.get("engine", VLLM)),
+                engine_model=None if fields.get("engine_model") is None else _text(fields["engine_model"]),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc

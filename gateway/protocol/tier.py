@@ -1,4 +1,4 @@
-"""The words of classes on the wire: what a caller may ask for, what an answer calls the class used, and its priority inside an engine.
+"""The words of classes on the wire: what a caller may ask for, and what an answer calls the class used.
 
 Knows no engine's bytes and no quota: which class a request gets is decided elsewhere, `gateway.stream.answer_form` writes the words into answers.
 """
@@ -22,8 +22,6 @@ _USED = {
 }
 # Anthropic has no flex: who sees that word has asked for it.
 _ANTHROPIC_USED = {b"priority": "priority", b"default": "standard", b"flex": "flex"}
-# Lower is served first. Apart, so that something can be put between them.
-_ENGINE_PRIORITY = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
 
 
 def asked_tier(body: dict[str, Any]) -> ServiceTier:
@@ -40,8 +38,3 @@ def used_tier(class_: CapacityClass) -> bytes:
 def anthropic_tier(tier: bytes) -> str:
     """What `used_tier` said, as Anthropic's usage object calls it."""
     return _ANTHROPIC_USED[tier]
-
-
-def engine_priority(class_: CapacityClass) -> int:
-    """The priority of a class inside an engine that schedules by priority."""
-    return _ENGINE_PRIORITY[class_]

@@ -6,7 +6,6 @@ no metering, no JSON. Limits: response head 64 KiB, 256 KiB buffered before the 
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import cast
 from urllib.parse import urlsplit
@@ -211,19 +210,9 @@ class UpstreamPool:
             + b"content-type: application/json\r\ncontent-length: "
         )
 
-    def request_bytes(
-        self, path: bytes, request_id: bytes, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()
-    ) -> bytes:
-        """A whole POST request: our own headers only, nothing of the caller's."""
-        return b"POST %b%b%b%d\r\nx-request-id: %b\r\n%b\r\n%b" % (
-            self._prefix,
-            path,
-            self._fixed_head,
-            len(body),
-            request_id,
-            b"".join([b"%b: %b\r\n" % header for header in headers]),
-            body,
-        )
+    def request_bytes(self, path: bytes, headers: bytes, body: bytes) -> bytes:
+        """A whole POST request: our own headers only, nothing of the caller's. `headers` are whole lines."""
+        return b"POST %b%b%b%d\r\n%b\r\n%b" % (self._prefix, path, self._fixed_head, len(body), headers, body)
 
     async def acquire(self) -> tuple[UpstreamConnection, bool]:
         """A connection, and whether it has been used before (then a failure before the head may be its age, not the engine)."""

@@ -9,14 +9,14 @@ import logging
 import time
 from typing import Protocol
 
-import orjson
-
 from billing.wire.instance_entry import InstanceEntry
+from gateway.request import ParsedRequest
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure, UpstreamPool
+from gateway.upstream.engine_adapter import EngineCall
 
 log = logging.getLogger(__name__)
 
-ABORT_PATH = b"/inference/v1/abort_requests"
 # An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
 ABORT_SECONDS_MAX = 5.0
 _ABORT_ANSWER_BYTES_MAX = 64 * 1024
@@ -42,8 +42,9 @@ class InEngine(Protocol):
     def finished(self) -> asyncio.Event:
         """Set when its answer has ended."""
 
-    def engine_request_ids(self) -> list[str]:
-        """The ids by which the engine knows it."""
+    @property
+    def parsed(self) -> ParsedRequest:
+        """What was asked."""
 
 
 class Engines:
@@ -102,28 +103,24 @@ class Engines:
             connection.close()
 
     async def _abort_until_finished(self, request: InEngine) -> None:
-        body = orjson.dumps({"request_ids": request.engine_request_ids()})
+        call = adapter_of(request.instance).abort(request.parsed, request.request_id)
         for pause_s in ABORT_REPEAT_SECONDS:
             with contextlib.suppress(UpstreamError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self.ask(
-                        request.instance, ABORT_PATH, request.request_id, body, bytes_max=_ABORT_ANSWER_BYTES_MAX
-                    )
+                    await self.ask(request.instance, call, bytes_max=_ABORT_ANSWER_BYTES_MAX)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await request.finished.wait()
             if request.finished.is_set():
                 return
 
-    async def ask(
-        self, instance: InstanceEntry, path: bytes, request_id: str, body: bytes, *, bytes_max: int
-    ) -> tuple[int, bytes]:
+    async def ask(self, instance: InstanceEntry, call: EngineCall, *, bytes_max: int) -> tuple[int, bytes]:
         """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more than `bytes_max` too."""
         pool = self.pool(instance)
         connection, _ = await pool.acquire()
         answer = b""
         try:
-            connection.send(pool.request_bytes(path, request_id.encode(), body))
+            connection.send(pool.request_bytes(call.path, call.headers, call.body))
             status = await connection.head()
             while piece := await connection.read():
                 answer += piece

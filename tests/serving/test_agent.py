@@ -8,14 +8,14 @@ import pytest
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
-from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
+from billing.wire.instance_entry import VLLM, EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.tokens import CounterPair
 from serving.engine_process import EngineStartFailed
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from tests.fixtures.valkey import ValkeyProcess
-from tests.serving.conftest import Workers, eventually, fast_times, is_running
+from tests.serving.conftest import MODEL, Workers, eventually, fast_times, is_running
 
 READY, DOWN, DRAINING, STARTING = (
     InstanceStatus.READY,
@@ -50,6 +50,7 @@ async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_i
     )
     assert ready.abort
     assert ready.priority
+    assert (ready.engine, ready.engine_model) == (VLLM, MODEL.engine_model)
     assert ready.epoch == starting.epoch
     assert worker.metric("engine_up") == 1
 

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from billing.wire import redis_keys
 from billing.wire.instance_entry import (
+    VLLM,
     EngineLoad,
     FinalCounters,
     InstanceEntry,
@@ -53,6 +54,16 @@ def test_an_entry_survives_its_own_json() -> None:
     )
     assert InstanceEntry.from_json(ENTRY.to_json()) == ENTRY
     assert InstanceEntry.from_json(ended.to_json()) == ended
+    named = replace(ENTRY, engine="another", engine_model="its own name")
+    assert InstanceEntry.from_json(named.to_json()) == named
+
+
+def test_an_entry_of_before_engines_had_kinds_and_names_is_read() -> None:
+    fields = orjson.loads(ENTRY.to_json())
+    del fields["engine"], fields["engine_model"]
+    entry = InstanceEntry.from_json(orjson.dumps(fields))
+    assert entry == ENTRY
+    assert (entry.engine, entry.engine_model) == (VLLM, None)
 
 
 def test_the_engine_key_is_in_no_repr() -> None:

@@ -13,7 +13,6 @@ from gateway.protocol import (
     check_against_model,
     completions,
     embeddings,
-    engine_body,
     messages,
     parse_request,
     responses,
@@ -23,6 +22,7 @@ from gateway.protocol.refused import REFUSED
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
 from tests.gateway.protocol.bodies import SMALLEST
+from tests.gateway.upstream.asked import body_for
 
 NAMES = sorted(
     {
@@ -62,12 +62,7 @@ def refused(route: Route, raw: bytes) -> GatewayError | None:
         return error
     assert 0 <= parsed.samples <= 2048
     assert parsed.input_tokens_estimate >= 0
-    request_id = "resp_1" if route is Route.RESPONSES else "req_1"
-    orjson.loads(
-        engine_body(
-            parsed, engine_model="m", request_id=request_id, cache_salt="x", priority=None, default_max_tokens=5
-        )
-    )
+    body_for(parsed, default_max_tokens=5)
     return None
 
 

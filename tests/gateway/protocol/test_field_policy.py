@@ -9,12 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.protocol import ModelLimits, check_against_model, engine_body, parse_request
+from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, metric_name
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
 from tests.gateway.protocol.bodies import SMALLEST, parse, refusal
+from tests.gateway.upstream.asked import call_for
 
 HELLO = {"role": "user", "content": "hi"}
 OBJECT = {"type": "object", "properties": {"s": {"type": "string"}}}
@@ -83,10 +84,7 @@ def to_engine(route: Route, body: dict[str, Any]) -> tuple[bytes, ParsedRequest]
     """What an engine is sent for this body."""
     parsed = parse_request(ROUTES[route], json.dumps(body).encode())
     parsed = check_against_model(parsed, ModelLimits(8192, None, frozenset({"enable_thinking"}), OFFERED))
-    sent = engine_body(
-        parsed, engine_model="e", request_id="resp_1", cache_salt="s", priority=None, default_max_tokens=None
-    )
-    return sent, parsed
+    return call_for(parsed).body, parsed
 
 
 def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -354,4 +352,4 @@ def test_what_comes_back_of_an_answer_of_responses_is_taken() -> None:
 def test_the_counting_routes_take_what_the_answering_routes_take() -> None:
     assert to_engine(Route.COUNT_TOKENS, FULL[Route.MESSAGES])[1].ignored == ()
     body, parsed = to_engine(Route.INPUT_TOKENS, SMALLEST[Route.RESPONSES] | {"stream": True, "max_output_tokens": 5})
-    assert (json.loads(body), parsed.stream) == ({"model": "e", "input": "hi", "mm_payload": "none"}, False)
+    assert (json.loads(body), parsed.stream) == ({"model": "engine-m", "input": "hi", "mm_payload": "none"}, False)

@@ -7,10 +7,11 @@ import pytest
 
 from billing.wire.usage_event import CapacityClass
 from gateway.errors import error_body
-from gateway.protocol import engine_body, engine_priority, used_tier
+from gateway.protocol import used_tier
 from gateway.protocol.tier import anthropic_tier
 from gateway.request import Dialect, Route, ServiceTier
 from tests.gateway.protocol.bodies import parse, refusal
+from tests.gateway.upstream.asked import body_for
 
 TIERED = (Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES, Route.EMBEDDINGS)
 UNTIERED = (Route.COUNT_TOKENS, Route.TOKENIZE)
@@ -21,11 +22,7 @@ UNTIERED = (Route.COUNT_TOKENS, Route.TOKENIZE)
 def test_every_tier_may_be_asked_for_and_no_engine_hears_of_it(route: Route, tier: ServiceTier) -> None:
     parsed = parse(route, service_tier=tier.value)
     assert parsed.asked is tier
-    request_id = "resp_1" if route is Route.RESPONSES else "req_1"
-    body = engine_body(
-        parsed, engine_model="m", request_id=request_id, cache_salt="x", priority=None, default_max_tokens=None
-    )
-    assert "service_tier" not in orjson.loads(body)
+    assert "service_tier" not in body_for(parsed)
 
 
 @pytest.mark.parametrize("route", TIERED)
@@ -63,4 +60,3 @@ def test_each_class_has_a_name_on_the_wire_and_a_priority() -> None:
         CapacityClass.FLEX: b"flex",
     }
     assert [anthropic_tier(used_tier(class_)) for class_ in CapacityClass] == ["priority", "standard", "flex"]
-    assert [engine_priority(class_) for class_ in CapacityClass] == [0, 10, 20]

@@ -44,7 +44,7 @@ async def server(script: Script) -> AsyncIterator[UpstreamPool]:
 
 async def fetch(pool: UpstreamPool) -> tuple[int, bytes]:
     connection, _ = await pool.acquire()
-    connection.send(pool.request_bytes(b"/v1/x", b"req_1", b'{"a":1}'))
+    connection.send(pool.request_bytes(b"/v1/x", b"x-request-id: req_1\r\n", b'{"a":1}'))
     status = await connection.head()
     body = b""
     while piece := await connection.read():
@@ -84,7 +84,7 @@ async def test_a_header_of_our_own_is_sent_beside_the_others() -> None:
 
     async with server(script) as pool:
         connection, _ = await pool.acquire()
-        connection.send(pool.request_bytes(b"/v1/x", b"req_1", b"{}", [(b"x-vllm-priority", b"20")]))
+        connection.send(pool.request_bytes(b"/v1/x", b"x-request-id: req_1\r\nx-vllm-priority: 20\r\n", b"{}"))
         assert await connection.head() == 200
     head, body = seen[0]
     assert b"\r\nx-request-id: req_1\r\nx-vllm-priority: 20\r\n" in head
@@ -102,7 +102,7 @@ async def test_pieces_come_as_they_arrive() -> None:
 
     async with server(script) as pool:
         connection, _ = await pool.acquire()
-        connection.send(pool.request_bytes(b"/", b"r", b""))
+        connection.send(pool.request_bytes(b"/", b"", b""))
         await connection.head()
         assert await connection.read() == b"abc"
         go_on.set()
@@ -189,7 +189,7 @@ async def test_an_engine_faster_than_its_reader_is_paused() -> None:
 
     async with server(script) as pool:
         connection, _ = await pool.acquire()
-        connection.send(pool.request_bytes(b"/", b"r", b""))
+        connection.send(pool.request_bytes(b"/", b"", b""))
         await connection.head()
         last = -1
         while last != sent:  # until the sockets' buffers are full

@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded, error_body
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
-from gateway.upstream.engine_error import translate_engine_error, translate_stream_error
+from gateway.upstream.vllm_errors import translate_engine_error, translate_stream_error
 
 ENGINE_MODEL = "smollm2-135m"
 SECRETS = (

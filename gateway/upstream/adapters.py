@@ -1,0 +1,16 @@
+"""Which adapter speaks with an instance."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from billing.wire.instance_entry import VLLM, InstanceEntry
+from gateway.upstream import vllm
+from gateway.upstream.engine_adapter import EngineAdapter
+
+# By the kind of engine that an instance's entry names.
+ADAPTERS: Final[Mapping[str, EngineAdapter]] = {VLLM: vllm}
+
+
+def adapter_of(instance: InstanceEntry) -> EngineAdapter:
+    """For an instance of a kind that this process knows; `gateway.route` chooses no other."""
+    return ADAPTERS[instance.engine]

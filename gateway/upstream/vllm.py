@@ -1,0 +1,141 @@
+"""How vLLM 0.32 is spoken with: requests, ids, stopping, counts and what its answers mean. Implements `engine_adapter.EngineAdapter`. Pure.
+
+The engine sees nothing of the account (metadata, tier), no null (to vLLM some are errors), and only our salt, priority and ids.
+Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages among them; `priority` in the body of all of these but
+messages, where only the header `X-Vllm-Priority` sets it; the request id from `X-Request-Id`, on responses from the body.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from billing.wire.instance_entry import REQUEST_COUNTS_PATH, InstanceEntry
+from billing.wire.usage_event import CapacityClass
+from gateway.request import ParsedRequest, Route
+from gateway.stream.meter_for import meter_for as meter
+from gateway.upstream.engine_adapter import EngineCall, EngineRequest, RequestCount
+from gateway.upstream.vllm_errors import translate_engine_error as refusal
+from gateway.upstream.vllm_errors import translate_stream_error as failure
+
+__all__ = ["abort", "count", "failure", "meter", "read_count", "refusal", "request"]
+
+_ABORT_PATH: Final = b"/inference/v1/abort_requests"
+_COUNTS_PATH: Final = REQUEST_COUNTS_PATH.encode()
+_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
+# What the gateway itself acts on. What nobody acts on is no longer in a checked body (`gateway.protocol.fields`).
+_NOT_THE_ENGINES: Final = frozenset({"metadata", "service_tier", "stream_options"})
+# Lower is served first. Apart, so that something can be put between them.
+_PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Served:
+    """One route. `salted`: it uses the prefix cache, and schedules by priority. `id_prefix`: of the engine's own id for a request;
+    `id_for_each_prompt`: it has one for each. `streams_usage`: it has to be asked for usage in streams. `names_response`: its answer is an
+    object that bears our id and says again what it was sent.
+    """
+
+    path: bytes
+    salted: bool = True
+    priority_in_body: bool = True
+    id_prefix: str = "chatcmpl-"
+    id_for_each_prompt: bool = False
+    streams_usage: bool = False
+    names_response: bool = False
+    added: Mapping[str, Any] | None = None
+
+
+_SERVED: Final = {
+    Route.CHAT: _Served(path=b"/v1/chat/completions", streams_usage=True),
+    Route.COMPLETIONS: _Served(path=b"/v1/completions", id_prefix="cmpl-", id_for_each_prompt=True, streams_usage=True),
+    Route.RESPONSES: _Served(path=b"/v1/responses", names_response=True),
+    Route.MESSAGES: _Served(path=b"/v1/messages", priority_in_body=False),
+    Route.EMBEDDINGS: _Served(path=b"/v1/embeddings", id_prefix="embd-", id_for_each_prompt=True),
+    Route.COUNT_TOKENS: _Served(path=b"/v1/messages/count_tokens", salted=False),
+    Route.TOKENIZE: _Served(path=b"/tokenize", salted=False),
+    # vLLM has no such route; this one says the tokens that it would answer to. The images themselves need not come back.
+    Route.INPUT_TOKENS: _Served(path=b"/v1/responses/render", salted=False, added={"mm_payload": "none"}),
+}
+
+
+def request(asked: EngineRequest, instance: InstanceEntry) -> EngineCall:
+    """Only an engine that schedules by priority is sent one."""
+    served = _SERVED[asked.parsed.route.name]
+    priority = _PRIORITY[asked.class_] if instance.priority and served.salted else None
+    headers = b"x-request-id: %b\r\n" % asked.request_id.encode()
+    if priority is not None and not served.priority_in_body:
+        headers += b"x-vllm-priority: %d\r\n" % priority
+    return EngineCall(served.path, headers, _body(asked, served, priority))
+
+
+def _body(asked: EngineRequest, served: _Served, priority: int | None) -> bytes:
+    """vLLM refuses a `max_tokens` that is more than the context, which no default is, and cuts what is more than the prompt leaves of it."""
+    parsed = asked.parsed
+    body: dict[str, Any] = {
+        name: value for name, value in parsed.body.items() if value is not None and name not in _NOT_THE_ENGINES
+    }
+    body["model"] = asked.engine_model
+    if served.salted:
+        # At most 128 characters without `@ / \`.
+        assert asked.cache_salt, "an engine's prefix cache is never shared between tenants"
+        body["cache_salt"] = asked.cache_salt
+        if priority is not None and served.priority_in_body:
+            body["priority"] = priority
+    if parsed.stream and served.streams_usage:
+        body["stream_options"] = _USAGE
+    if served.added is not None:
+        body |= served.added
+    if served.names_response:
+        if parsed.body.get("metadata") is not None:
+            body["metadata"] = parsed.body["metadata"]
+        body["request_id"] = _response_id(asked.request_id)
+        body["store"] = False
+    if parsed.max_output_tokens is None and asked.default_max_tokens is not None and parsed.route.output_params:
+        body[parsed.route.output_params[0]] = max(asked.default_max_tokens, body.get("min_tokens", 0))
+    return orjson.dumps(body)
+
+
+def _response_id(request_id: str) -> str:
+    """The id of a response object: `resp_…` for `req_…`."""
+    return "resp_" + request_id.removeprefix("req_")
+
+
+def request_ids(parsed: ParsedRequest, request_id: str) -> list[str]:
+    """The ids by which the engine knows a request."""
+    served = _SERVED[parsed.route.name]
+    if served.names_response:
+        return [f"{_response_id(request_id)}_0"]
+    if served.id_for_each_prompt:
+        return [f"{served.id_prefix}{request_id}-{index}" for index in range(parsed.prompts)]
+    return [f"{served.id_prefix}{request_id}"]
+
+
+def abort(parsed: ParsedRequest, request_id: str) -> EngineCall:
+    """By all of its ids."""
+    body = orjson.dumps({"request_ids": request_ids(parsed, request_id)})
+    return EngineCall(_ABORT_PATH, b"x-request-id: %b\r\n" % request_id.encode(), body)
+
+
+def count(request_id: str) -> EngineCall:
+    """The engine forgets what it has told of a request that has ended."""
+    body = orjson.dumps({"ids": [request_id], "close": True})
+    return EngineCall(_COUNTS_PATH, b"x-request-id: %b\r\n" % request_id.encode(), body)
+
+
+def read_count(answer: bytes, request_id: str) -> RequestCount | None:
+    """As `serving/vllm_middleware/taas_request_counts.py` answers."""
+    try:
+        fields: Any = orjson.loads(answer)
+        state, prompt, cached, output = fields["requests"][request_id]
+        # An engine's process that does not tell its age may be any.
+        since = time.monotonic() - fields["age_ms"] / 1000 if "age_ms" in fields else math.inf
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+    figures = (prompt, cached, output)
+    if type(state) is not str or any(type(figure) is not int or figure < 0 for figure in figures) or cached > prompt:
+        return None
+    return RequestCount(state in {"finished", "unknown"}, state != "unknown", *figures, since)
