@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,16 +29,16 @@ from gateway.errors import (
     QuotaExceeded,
     UnsupportedParameter,
 )
-from gateway.exchange import Exchange
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay, Settle
+from gateway.exchange import Exchange, Request, Resumable
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay, Settle, ending_of
 from gateway.give_way import Continuer
 from gateway.metrics.counts import Metrics
 from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
-from gateway.reserve import Reserver, first_cost_mu
+from gateway.reserve import Reservation, Reserver, first_cost_mu
 from gateway.route import candidates
-from gateway.upstream.adapters import adapter_of
+from gateway.upstream.attempt import Attempt
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
 from gateway.waiting.receiving import Receiving
@@ -108,56 +108,75 @@ class InferenceApi:
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.asked)
             raise
-        exchange = self._exchange(parsed, caller, model, found[0], client.request_id, started_at)
-        exchange.body_bytes = body_bytes
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
-        exchange.client_connection = client.connection = connection
-        if parsed.stream:
-            self.heartbeats.watch(client)
-        if connection is not None:
-            connection.on_disconnect(exchange.client_left)
+        client.connection = connection
+        request = Request(
+            request_id=client.request_id,
+            parsed=parsed,
+            caller=caller,
+            model=model,
+            keys=CellKeys.of(
+                model.cell,
+                request_id=client.request_id,
+                tenant=tenant.tenant,
+                key_id=caller.key.key_id,
+                model=model.name,
+            ),
+            started_at=started_at,
+            body_bytes=body_bytes,
+            client_connection=connection,
+        )
+        exchange = self._exchange(request, found[0])
+        async with self._admitted(exchange, client, found) as reservation:
+            client.instance = lambda: exchange.attempt.instance.instance
+            client.headers += limit_headers(
+                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
+                route.dialect, self.clock.at_ms(time.monotonic()),
+            )  # fmt: skip
+            client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+            await self._forward(exchange, client)
+
+    @asynccontextmanager
+    async def _admitted(
+        self, exchange: Exchange, client: AsgiClient, found: list[InstanceEntry]
+    ) -> AsyncIterator[Reservation]:
+        """Admitted, or refused; and from the cell's word on settled once, whatever happens inside: a request that nobody settles is open
+        for as long as this process lives.
+        """
+        parsed, model, connection = exchange.parsed, exchange.request.model, exchange.request.client_connection
         try:
+            if parsed.stream:
+                self.heartbeats.watch(client)
+            if connection is not None:
+                connection.on_disconnect(exchange.client_left)
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
-            reservation = await self.reserver.reserve(exchange, cost_mu, found, lambda: self._candidates(model))
-            with self._admitted(exchange):
-                client.instance = lambda: exchange.instance.instance
-                client.headers += limit_headers(
-                    reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
-                    route.dialect, self.clock.at_ms(time.monotonic()),
-                )  # fmt: skip
-                client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
-                await self._forward(exchange, client)
+            yield await self.reserver.reserve(exchange, cost_mu, found, lambda: self._candidates(model))
+        except BaseException as error:
+            self._settle_failed(exchange.last_part, error, client)
+            raise
         finally:
             self.heartbeats.forget(client)
             if connection is not None:
                 connection.on_disconnect(None)
 
-    @contextmanager
-    def _admitted(self, exchange: Exchange) -> Iterator[None]:
-        """Settled, whatever happens inside: a request that nobody settles is open for as long as this process lives."""
-        self._open(exchange)
-        try:
-            yield
-        except BaseException:
-            if not exchange.is_over:
-                self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
-            raise
-
-    def _open(self, exchange: Exchange) -> None:
-        self.open_exchanges[exchange.request_id] = exchange
-        self.metrics.open_delta(1)
+    def _settle_failed(self, exchange: Exchange, error: BaseException, client: AsgiClient) -> None:
+        """Unless it was not admitted, or has been settled where it ended."""
+        if exchange.is_over or exchange.request_id not in self.open_exchanges:
+            return
+        if isinstance(error, GatewayError):
+            self.settle(exchange, ending_of(exchange, error), 200 if client.started else error.status)
+        else:
+            self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
 
     async def _forward(self, exchange: Exchange, client: AsgiClient) -> None:
-        """To its end, in as many parts as it takes; settles, once, on every ending."""
+        """To its end, in as many parts as it takes."""
         part: Exchange | None = exchange
         while part is not None:
             try:
                 await self.forwarder.forward(part, client)
                 return
             except GaveWay:
-                part = await self.continuer.go_on(part, client, partial(self._candidates, part.model))
-                if part is not None:
-                    self._open(part)
+                part = await self.continuer.go_on(part, client, partial(self._candidates, part.request.model))
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
         """The model, if this caller may know of it: unknown, not yours and not for sale are answered alike."""
@@ -192,33 +211,29 @@ class InferenceApi:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found
 
-    def _exchange(
-        self,
-        parsed: ParsedRequest,
-        caller: Caller,
-        model: Model,
-        instance: InstanceEntry,
-        request_id: str,
-        started_at: float,
-    ) -> Exchange:
-        key, tenant = caller.key, caller.tenant.tenant
+    def _exchange(self, request: Request, instance: InstanceEntry) -> Exchange:
+        parsed, model, key = request.parsed, request.model, request.caller.key
         head = EventHead(
-            request_id, tenant, key.project, key.key_id, model.name, model.pool, model.cell, instance.instance,
-            instance.epoch, parsed.route.name.value, parsed.stream, CapacityClass.ON_DEMAND, None, model.weights,
-            parsed.samples, self.clock.at_ms(started_at), self.gateway_id,
-        )  # fmt: skip
-        keys = CellKeys.of(model.cell, request_id=request_id, tenant=tenant, key_id=key.key_id, model=model.name)
-        return Exchange(
-            request_id,
-            parsed,
-            caller,
-            model,
-            instance,
-            adapter_of(instance).meter(parsed, None),
-            head,
-            keys,
-            started_at,
+            request_id=request.request_id,
+            tenant=request.caller.tenant.tenant,
+            project=key.project,
+            key_id=key.key_id,
+            model=model.name,
+            pool=model.pool,
+            cell=model.cell,
+            instance=instance.instance,
+            epoch=instance.epoch,
+            route=parsed.route.name.value,
+            stream=parsed.stream,
+            class_=CapacityClass.ON_DEMAND,
+            contract=None,
+            weights=model.weights,
+            samples=parsed.samples,
+            started_ms=self.clock.at_ms(request.started_at),
+            gateway=self.gateway_id,
         )
+        attempt = Attempt.on(instance, parsed, request.request_id)
+        return Exchange(request=request, head=head, attempt=attempt, resumable=Resumable.of(parsed))
 
     def _count(self, error: GatewayError) -> None:
         """Whoever left was not refused."""

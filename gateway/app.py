@@ -76,6 +76,7 @@ class Stages:
     def __init__(self, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self.gateway_id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
         self._settings = settings
+        self._metrics = metrics
         timeout_s = settings.redis_timeout_ms / 1000
         self._redis = RedisPipe(settings.redis_url, timeout_s=timeout_s, log_outages=True)
         self._feed = RedisPipe(settings.redis_url, timeout_s=timeout_s + 1.0)
@@ -96,39 +97,54 @@ class Stages:
             self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, self.clock
         )
         reserver = Reserver(
-            self._redis, settings.lease_ms, outage, self._journal, self._line, self._pacer, _waiting(settings)
+            redis=self._redis,
+            lease_ms=settings.lease_ms,
+            outage=outage,
+            journal=self._journal,
+            line=self._line,
+            pacer=self._pacer,
+            policy=_waiting(settings),
+            opened=self._opened,
         )
         self._checkpointer = Checkpointer(
-            self._redis,
-            self.open_exchanges,
-            Deadlines(settings.request_deadline_s, settings.first_token_deadline_s, settings.write_stall_s),
-            settings.lease_ms,
-            settings.checkpoint_ms / 1000,
-            self._others_ready,
-            reserver.restore,
+            redis=self._redis,
+            open_exchanges=self.open_exchanges,
+            deadlines=Deadlines(settings.request_deadline_s, settings.first_token_deadline_s, settings.write_stall_s),
+            lease_ms=settings.lease_ms,
+            interval_s=settings.checkpoint_ms / 1000,
+            others_ready=self._others_ready,
+            restore=reserver.restore,
         )
         self._heartbeats = Heartbeats(settings.heartbeat_s)
         self._last_words = LastWords(self._engines, self.catalogue.instances, self._settler.settle)
+        self.inference = self._inference(settings, reserver)
+        lifecycle.on_deadline(self._stop_all)
+
+    def _inference(self, settings: GatewaySettings, reserver: Reserver) -> InferenceApi:
         settle = self._last_words.settle
         receiving = _receiving(settings)
-        self.inference = InferenceApi(
+        forwarder = Forwarder(
+            self._engines,
+            self.catalogue.instances,
+            CacheSalts(self.catalogue).of,
+            settle,
+            self._metrics.upstream_error,
+        )
+        return InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
             reserver=reserver,
             continuer=Continuer(reserver, self._checkpointer, settle),
-            forwarder=Forwarder(
-                self._engines, self.catalogue.instances, CacheSalts(self.catalogue).of, settle, metrics.upstream_error
-            ),
+            forwarder=forwarder,
             settle=settle,
             heartbeats=self._heartbeats,
-            metrics=metrics,
+            metrics=self._metrics,
             clock=self.clock,
             open_exchanges=self.open_exchanges,
             body_caps=BodyCaps(self.catalogue, settings.max_body_bytes, receiving.body_bytes_max),
             receiving=receiving,
         )
-        lifecycle.on_deadline(self._stop_all)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -177,6 +193,11 @@ class Stages:
         if journal.unsaved:
             log.error("settles are lost", extra={"settles": journal.unsaved})
 
+    def _opened(self, exchange: Exchange) -> None:
+        """It is admitted: from now on it is checkpointed, and has to be settled."""
+        self.open_exchanges[exchange.request_id] = exchange
+        self._metrics.open_delta(1)
+
     def _give_way(self, request_id: str) -> None:
         """The cell wants the place of a flex request."""
         if (found := self.open_exchanges.get(request_id)) is not None:
@@ -187,7 +208,7 @@ class Stages:
         if subject.startswith("tenant:"):
             tenant = subject.removeprefix("tenant:")
             for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
-                if exchange.caller.tenant.tenant == tenant:
+                if exchange.request.caller.tenant.tenant == tenant:
                     exchange.stop(Ending.TENANT_SUSPENDED)
         elif (found := self.open_exchanges.get(subject) or self._line.exchanges.get(subject)) is not None:
             found.stop(Ending.OPERATOR_STOP)
@@ -198,8 +219,8 @@ class Stages:
             exchange.stop(Ending.GATEWAY_STOPPED)
 
     def _others_ready(self, exchange: Exchange) -> bool:
-        instances = self.catalogue.instances(exchange.model.name)
-        tried = {*exchange.tried, exchange.instance.instance}
+        instances = self.catalogue.instances(exchange.request.model.name)
+        tried = {*exchange.tried, exchange.attempt.instance.instance}
         return route(instances, {}, {}, 0.0, tried) is not None
 
 

@@ -80,9 +80,9 @@ class Checkpointer:
         written: list[_Written] = []
         renew_after_s = min(RENEW_S, self._lease_ms / 1000 * RENEW_SHARE)
         for exchange in list(self._open.values()):
-            output = exchange.meter.output_tokens()
-            renew = now - exchange.checkpointed_at > renew_after_s
-            if output == exchange.checkpointed_output and not renew and not exchange.moved:
+            output = exchange.attempt.meter.output_tokens()
+            renew = now - exchange.recorded.at > renew_after_s
+            if output == exchange.recorded.output and not renew and not exchange.recorded.moved:
                 continue
             written.append((exchange, output, exchange.head))
             calls.append(self._call(exchange))
@@ -98,8 +98,8 @@ class Checkpointer:
             if isinstance(outcome, RedisUnavailable):
                 away = outcome
                 continue
-            exchange.checkpointed_at, exchange.checkpointed_output = now, output
-            exchange.moved = exchange.moved and exchange.head is not head
+            exchange.recorded.at, exchange.recorded.output = now, output
+            exchange.recorded.moved = exchange.recorded.moved and exchange.head is not head
             if isinstance(outcome, BaseException):
                 log.error("checkpoint refused", extra={"request_id": exchange.request_id, "reason": str(outcome)})
             elif isinstance(parse_checkpoint(outcome), Missing):
@@ -115,9 +115,9 @@ class Checkpointer:
 
     async def pause(self, exchange: Exchange) -> None:
         """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""
-        exchange.checkpointed_at, exchange.checkpointed_output = time.monotonic(), exchange.meter.output_tokens()
-        calls = [self._call(exchange)] if exchange.moved else []  # its place is where it has moved to
-        exchange.moved = False
+        exchange.recorded.at, exchange.recorded.output = time.monotonic(), exchange.attempt.meter.output_tokens()
+        calls = [self._call(exchange)] if exchange.recorded.moved else []  # its place is where it has moved to
+        exchange.recorded.moved = False
         await self._redis.execute_many([*calls, self._call(exchange, NO_PLACE)])
 
     def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
@@ -126,38 +126,42 @@ class Checkpointer:
         else:
             will = usage_event(exchange, exchange.ended.ending, exchange.ended.http_status, 0)
         return checkpoint_call(
-            exchange.keys,
+            exchange.request.keys,
             lease_ms=self._lease_ms,
             cost_mu=self._cost_mu(exchange),
             produced=will.produced,
-            delivered_output=exchange.delivered_output,
+            delivered_output=exchange.delivery.output,
             will=will.will_json(),
-            head=exchange.head.to_json() if exchange.moved else b"",
-            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.moved else moved_to,
+            head=exchange.head.to_json() if exchange.recorded.moved else b"",
+            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.recorded.moved else moved_to,
         )
 
     def _cost_mu(self, exchange: Exchange) -> int:
-        used = exchange.meter.produced()
-        return exchange.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
+        used = exchange.attempt.meter.produced()
+        return exchange.request.model.weights.cost_mu(Tokens(used.prompt, used.cached, used.output))
 
     def _check_deadlines(self, exchange: Exchange, now: float) -> None:
-        if exchange.stop_ending is not None or exchange.is_over or not exchange.try_started_at:
+        if exchange.stop_ending is not None or exchange.is_over or not exchange.attempt.started_at:
             return
-        if now - exchange.started_at > self._deadlines.request_s:
+        if now - exchange.request.started_at > self._deadlines.request_s:
             exchange.stop(Ending.DEADLINE)
-        elif exchange.first_token_at is None and exchange.meter.output_tokens() == 0 and exchange.parsed.stream:
+        elif (
+            exchange.delivery.first_token_at is None
+            and exchange.attempt.meter.output_tokens() == 0
+            and exchange.parsed.stream
+        ):
             self._check_first_token(exchange, now)
-        client = exchange.client_connection
+        client = exchange.request.client_connection
         if client is not None and client.stalled_ms() > self._deadlines.stall_s * 1000:
             exchange.stop(Ending.CLIENT_STALLED)
             client.abort()
 
     def _check_first_token(self, exchange: Exchange, now: float) -> None:
         """Half of the time for one instance where another could take over, all of it where none can. Waiting for room is no engine's time."""
-        waited_s = now - exchange.try_started_at
+        waited_s = now - exchange.attempt.started_at
         if waited_s > self._deadlines.first_token_s / 2 and not exchange.tried and self._others_ready(exchange):
-            exchange.try_timed_out = True
-            if exchange.connection is not None:
-                exchange.connection.close()
-        elif now - exchange.sent_at > self._deadlines.first_token_s:
+            exchange.attempt.timed_out = True
+            if exchange.attempt.connection is not None:
+                exchange.attempt.connection.close()
+        elif now - exchange.delivery.sent_at > self._deadlines.first_token_s:
             exchange.stop(Ending.DEADLINE)

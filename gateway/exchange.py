@@ -1,10 +1,9 @@
 """One request in flight: what its stages, the checkpoint and a stop share. It owns the state, and decides nothing.
 
 An exchange ends once. Whoever wants it to end early calls `stop` with the reason; the forwarding task then reads the engine's answer to its
-end, because only the end says what was produced.
+end, because only the end says what was produced. Times ending in `_at` are monotonic seconds, `_ms` are milliseconds since the epoch.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -18,12 +17,74 @@ from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
-from gateway.request import ParsedRequest
-from gateway.stream.continuation import Given, Splice, going_on
-from gateway.stream.meter import Meter, Produced
+from gateway.request import ParsedRequest, ServiceTier
+from gateway.stream.continuation import Given, Splice, can_go_on, going_on
+from gateway.stream.meter import Produced
 from gateway.stream.meter_choices import ChoicesMeter
-from gateway.upstream.adapters import adapter_of
-from gateway.upstream.connection import UpstreamConnection
+from gateway.upstream.attempt import Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """What was asked, by whom. `keys` are those of its cell in Redis."""
+
+    request_id: str
+    parsed: ParsedRequest
+    caller: Caller
+    model: Model
+    keys: CellKeys
+    started_at: float
+    body_bytes: int = 0
+    client_connection: ClientConnection | None = None
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Delivery:
+    """What has come to the caller, and when. `sent_at`: when the request first went to an engine; before that the time is the gateway's own."""
+
+    sent_at: float = 0.0
+    first_token_ms: int | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    output: int = 0
+
+    def of_next_part(self) -> "Delivery":
+        """Times count from the first part, tokens for each."""
+        return Delivery(sent_at=self.sent_at, first_token_ms=self.first_token_ms, first_token_at=self.first_token_at)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Resumable:
+    """Of a flex stream that can be stopped and go on elsewhere. `given`: what its caller has of the present try. `gives_way`: it is asked
+    to. `following`: the part that goes on from here, which produces `discarded_output` again.
+    """
+
+    given: Given | None = None
+    gives_way: bool = False
+    following: "Exchange | None" = None
+    discarded_output: int = 0
+
+    @classmethod
+    def of(cls, parsed: ParsedRequest) -> "Resumable | None":
+        """None for what cannot."""
+        return cls() if parsed.asked is ServiceTier.FLEX and can_go_on(parsed) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Continued:
+    """Of a later part: the part before it, and how its chunks are made to look like those of the first."""
+
+    previous: "Exchange"
+    splice: Splice
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Recorded:
+    """What the last checkpoint has put down; `moved`: it is on another instance since."""
+
+    at: float = 0.0
+    output: int = 0
+    moved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,61 +95,69 @@ class Ended:
     http_status: int
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Exchange:
-    """A request from reserve to settle. Times ending in `_at` are monotonic seconds, `_ms` are milliseconds since the epoch."""
+    """A request from reserve to settle: the request, the present attempt, what came to its caller, and how it can go on.
 
-    request_id: str
-    parsed: ParsedRequest
-    caller: Caller
-    model: Model
-    instance: InstanceEntry
-    meter: Meter
+    `decision`: why it was admitted as it was, for its receipt. `tried`: instances that failed. `on_stop` is called when it is to end early.
+    """
+
+    request: Request
     head: EventHead
-    keys: CellKeys
-    started_at: float
-    body_bytes: int = 0
-    connection: UpstreamConnection | None = None
-    client_connection: ClientConnection | None = None
-    # When it first went to an engine: what comes before is the gateway's own time.
-    sent_at: float = 0.0
-    try_started_at: float = 0.0
+    attempt: Attempt
+    resumable: Resumable | None = None
+    continued: Continued | None = None
+    delivery: Delivery = field(default_factory=Delivery)
+    recorded: Recorded = field(default_factory=Recorded)
     tried: list[str] = field(default_factory=list)
-    try_timed_out: bool = False
-    first_token_ms: int | None = None
-    first_token_at: float | None = None
-    last_token_at: float | None = None
-    delivered_output: int = 0
-    checkpointed_at: float = 0.0
-    checkpointed_output: int = 0
-    moved: bool = False
     waited_ms: int = 0
-    # Why it was admitted as it was, for its receipt.
     decision: dict[str, Any] | None = None
-    # Of a flex stream that can give way and go on: what its caller has been given. Of a part that another follows: what that one produces again.
-    # Of a later part: the one before, and how its chunks are told.
-    can_go_on: bool = False
-    gives_way: bool = False
-    given: Given | None = None
-    discarded_output: int = 0
-    previous: "Exchange | None" = None
-    following: "Exchange | None" = None
-    splice: Splice | None = None
+    on_stop: Callable[[], None] | None = None
     stop_ending: Ending | None = None
-    # Whether its present instance may have it: it was sent there; and whether that instance has begun to answer.
-    in_engine: bool = False
-    answered: bool = False
     ended: Ended | None = None
     last_word: Produced | None = None
     settled: bool = False
-    on_stop: Callable[["Exchange"], None] | None = None
-    # The task that forwards; the only one that may settle.
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def parsed(self) -> ParsedRequest:
+        return self.request.parsed
+
+    @property
+    def previous(self) -> "Exchange | None":
+        """The part before this one."""
+        return None if self.continued is None else self.continued.previous
+
+    @property
+    def following(self) -> "Exchange | None":
+        """The part that goes on from this one."""
+        return None if self.resumable is None else self.resumable.following
+
+    @property
+    def last_part(self) -> "Exchange":
+        """The one that is present, of a request that has gone on."""
+        part = self
+        while (following := part.following) is not None:
+            part = following
+        return part
+
+    @property
+    def gives_way(self) -> bool:
+        """Whether it is asked to stop and go on elsewhere."""
+        return self.resumable is not None and self.resumable.gives_way
+
+    @property
+    def discarded_output(self) -> int:
+        """What it has produced and the next part produces again."""
+        return 0 if self.resumable is None else self.resumable.discarded_output
 
     @property
     def engine_model(self) -> str:
         """Its model, as its present instance calls it."""
-        return self.instance.engine_model or self.model.engine_model
+        return self.attempt.instance.engine_model or self.request.model.engine_model
 
     @property
     def is_over(self) -> bool:
@@ -97,50 +166,51 @@ class Exchange:
 
     def produced(self) -> Produced:
         """What the engine has produced for it, as far as is known."""
-        return self.meter.produced() if self.last_word is None else self.last_word
+        return self.attempt.meter.produced() if self.last_word is None else self.last_word
 
     def stop(self, ending: Ending) -> None:
         """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as another ends there."""
-        if self.following is not None:
-            self.following.stop(ending)
-            return
-        if self.stop_ending is None and not self.is_over:
-            self.stop_ending = ending
-            if self.on_stop is not None:
-                self.on_stop(self)
+        part = self.last_part
+        if part.stop_ending is None and not part.is_over:
+            part.stop_ending = ending
+            if part.on_stop is not None:
+                part.on_stop()
 
     def give_way(self) -> None:
         """Stop inside the engine, to go on elsewhere."""
-        if self.stop_ending is None and not self.is_over and not self.gives_way:
-            self.gives_way = True
+        assert self.resumable is not None
+        if self.stop_ending is None and not self.is_over and not self.resumable.gives_way:
+            self.resumable.gives_way = True
             if self.on_stop is not None:
-                self.on_stop(self)
+                self.on_stop()
 
     def begin_stream(self) -> bool:
         """A stream begins to come from this instance. Whether what its caller is given has to go through `told`."""
-        if self.can_go_on:
-            assert isinstance(self.meter, ChoicesMeter)
-            self.given = Given()
-            self.meter.counts = self.given.counts
-        return self.can_go_on or self.splice is not None
+        if self.resumable is not None:
+            meter = self.attempt.meter
+            assert isinstance(meter, ChoicesMeter)
+            self.resumable.given = Given()
+            meter.counts = self.resumable.given.counts
+        return self.resumable is not None or self.continued is not None
 
     def told(self, passed: bytes) -> bytes:
         """A piece of the answer as the caller is to have it."""
-        if self.given is not None:
-            self.given.add(passed)
-        return passed if self.splice is None else self.splice.told(passed)
+        if self.resumable is not None and self.resumable.given is not None:
+            self.resumable.given.add(passed)
+        return passed if self.continued is None else self.continued.splice.told(passed)
 
     def last_words(self) -> bytes:
         """What came with its stop, as the caller is to have it; raises ValueError where that is more than text."""
-        meter = self.meter
-        assert self.given is not None
+        meter = self.attempt.meter
+        assert self.resumable is not None
+        assert self.resumable.given is not None
         assert isinstance(meter, ChoicesMeter)
         if meter.last_chunk is None:
             return b""
-        said = self.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
+        said = self.resumable.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
         if said:
             said = meter.written(said.removesuffix(b"\n\n")) + b"\n\n"
-        return said if self.splice is None else self.splice.told(said)
+        return said if self.continued is None else self.continued.splice.told(said)
 
     def prompt_read(self) -> Produced | None:
         """The figures of the first part before this one that has produced something: its prompt is the request's."""
@@ -152,43 +222,55 @@ class Exchange:
 
     def next_part(self) -> "Exchange":
         """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can, or by figures that are wrong."""
-        if self.meter.anomaly is not None:
-            raise ValueError(self.meter.anomaly)
+        meter, resumable = self.attempt.meter, self.resumable
+        if meter.anomaly is not None:
+            raise ValueError(meter.anomaly)
         first = self
         while first.previous is not None:
             first = first.previous
-        assert self.given is not None
-        text, carried = self.given.text_and_tokens(self.parsed)
+        assert resumable is not None
+        assert resumable.given is not None
+        text, carried = resumable.given.text_and_tokens(self.parsed)
         parsed = going_on(self.parsed, text, carried)
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
         head = self.head
-        following = Exchange(
-            request_id, parsed, self.caller, self.model, self.instance, adapter_of(self.instance).meter(parsed, self.meter.tier),
-            replace(head, request_id=request_id),
-            CellKeys.of(head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model),
-            self.started_at, self.body_bytes, client_connection=self.client_connection, sent_at=self.sent_at,
-            first_token_ms=self.first_token_ms, first_token_at=self.first_token_at, previous=self,
-        )  # fmt: skip
-        base = following.prompt_read()
-        following.splice = Splice(
+        keys = CellKeys.of(head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model)
+        base = self._prompt_of_next()
+        before = None if self.continued is None else self.continued.splice
+        splice = Splice(
             request_id,
             first.request_id,
-            opened=self.given.begun or (self.splice is not None and self.splice.opened),
+            opened=resumable.given.begun or (before is not None and before.opened),
             prompt=None if base is None else base.prompt,
             cached=0 if base is None else base.cached,
-            output=carried + (0 if self.splice is None else self.splice.output),
+            output=carried + (0 if before is None else before.output),
         )
-        self.discarded_output = self.meter.produced().output - carried
-        self.following = following
+        following = Exchange(
+            request=replace(self.request, request_id=request_id, parsed=parsed, keys=keys),
+            head=replace(head, request_id=request_id),
+            attempt=Attempt.on(self.attempt.instance, parsed, request_id, tier=meter.tier),
+            resumable=Resumable.of(parsed),
+            continued=Continued(previous=self, splice=splice),
+            delivery=self.delivery.of_next_part(),
+        )
+        resumable.discarded_output = meter.produced().output - carried
+        resumable.following = following
         return following
+
+    def _prompt_of_next(self) -> Produced | None:
+        """`prompt_read` of the part after this one."""
+        produced = self.produced()
+        return self.prompt_read() or (produced if produced.output else None)
 
     def end_before_it_began(self) -> None:
         """It found no place: the part before it is the last."""
-        assert self.previous is not None
-        if self.stop_ending is not None and self.previous.stop_ending is None:
-            self.previous.stop_ending = self.stop_ending
-        self.previous.following = None
+        previous = self.previous
+        assert previous is not None
+        assert previous.resumable is not None
+        if self.stop_ending is not None and previous.stop_ending is None:
+            previous.stop_ending = self.stop_ending
+        previous.resumable.following = None
 
     def client_left(self) -> None:
         """The caller's connection has gone."""
@@ -196,25 +278,26 @@ class Exchange:
 
     def at_ms(self, monotonic_s: float) -> int:
         """A moment of this request, by the clock that says when it began: its times never contradict each other."""
-        return self.head.started_ms + int((monotonic_s - self.started_at) * 1000)
+        return self.head.started_ms + int((monotonic_s - self.request.started_at) * 1000)
 
     def passed_on(self) -> None:
         """A piece of the answer has been handed to the caller's connection."""
-        now = time.monotonic()
-        if self.first_token_at is None:
-            self.first_token_at = now
-            self.first_token_ms = self.at_ms(now)
-        self.last_token_at = now
-        self.delivered_output = self.meter.output_tokens()
+        now, delivery = time.monotonic(), self.delivery
+        if delivery.first_token_at is None:
+            delivery.first_token_at = now
+            delivery.first_token_ms = self.at_ms(now)
+        delivery.last_token_at = now
+        delivery.output = self.attempt.meter.output_tokens()
 
     def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Asked) -> None:
         """The cell has decided: class, contract and instance."""
-        head = self.head
+        head, attempt = self.head, self.attempt
         # Also where the id is that of before: while it waited, the engine may have started anew, at another address and with another key.
         instance = next(entry for entry in candidates if entry.instance == grant.instance)
-        if instance.engine != self.instance.engine:
-            self.meter = adapter_of(instance).meter(self.parsed, None)
-        self.instance = instance
+        if instance.engine == attempt.instance.engine:
+            attempt.instance = instance
+        else:
+            attempt = self.attempt = Attempt.on(instance, self.parsed, self.request_id)
         if grant.class_ != head.class_ or grant.instance != head.instance or grant.epoch != head.epoch:
             self.head = replace(
                 head,
@@ -224,7 +307,7 @@ class Exchange:
                 epoch=grant.epoch,
             )
         if self.parsed.route.metered:
-            self.meter.tier = used_tier(self.head.class_)
+            attempt.meter.tier = used_tier(self.head.class_)
         self.decision = {
             "asked": asked.value,
             "why": grant.why,
@@ -235,9 +318,7 @@ class Exchange:
 
     def move_to(self, instance: InstanceEntry) -> None:
         """Try again on another instance: same reservation, nothing produced yet."""
-        self.instance = instance
+        tier = self.attempt.meter.tier
+        self.attempt = Attempt.on(instance, self.parsed, self.request_id, tier=tier)
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)
-        self.meter = adapter_of(instance).meter(self.parsed, self.meter.tier)
-        self.moved = True
-        self.in_engine = self.answered = False
-        self.try_timed_out = False
+        self.recorded.moved = True

@@ -101,26 +101,17 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
-        """From the engine to the caller, and settled. Raises GatewayError while nothing of this exchange has been sent."""
-        self._engines.opened(exchange.instance)
+        """From the engine to the caller, and settled. What it raises, GaveWay excepted, is to be settled by whoever admitted it: a GatewayError
+        while nothing of this exchange has been sent.
+        """
+        self._engines.opened(exchange.attempt.instance)
         try:
-            exchange.on_stop = self._engines.abort
+            exchange.on_stop = lambda: self._engines.abort(exchange.attempt)
             await self._try_instances(exchange, client)
-        except GatewayError as error:
-            if isinstance(error, UpstreamProtocolError):
-                self._let_down(exchange, "protocol")
-            if not exchange.is_over:
-                status = 200 if client.started else error.status
-                self._settle(exchange, ending_of(exchange, error), status)
-            raise
-        except GaveWay:
-            raise
-        except BaseException:
-            if not exchange.is_over:
-                self._settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
+        except UpstreamProtocolError:
+            self._let_down(exchange, "protocol")
             raise
         finally:
-            exchange.finished.set()
             self._leave(exchange)
 
     async def _try_instances(self, exchange: Exchange, client: Client) -> None:
@@ -133,13 +124,13 @@ class Forwarder:
                     await self._pass_whole(exchange, connection, client)
                 return
             except TryFailed as failed:
-                exchange.tried.append(exchange.instance.instance)
+                exchange.tried.append(exchange.attempt.instance.instance)
                 self._let_down(exchange, failed.kind)
                 log.warning(
                     "engine failed before its first token",
                     extra={
                         "request_id": exchange.request_id,
-                        "instance": exchange.instance.instance,
+                        "instance": exchange.attempt.instance.instance,
                         "kind": failed.kind,
                     },
                 )
@@ -152,7 +143,7 @@ class Forwarder:
         """To another instance on the same reservation, if one is left."""
         if len(exchange.tried) >= TRIES_MAX:
             return False
-        instances = self._instances(exchange.model.name)
+        instances = self._instances(exchange.request.model.name)
         chosen = route(instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried)
         if chosen is None:
             return False
@@ -163,60 +154,63 @@ class Forwarder:
 
     def _let_down(self, exchange: Exchange, kind: str) -> None:
         """Counted, and avoided for a moment."""
-        self._engines.failed(exchange.instance)
-        self._upstream_failed(exchange.instance.instance, kind)
+        self._engines.failed(exchange.attempt.instance)
+        self._upstream_failed(exchange.attempt.instance.instance, kind)
 
     def _leave(self, exchange: Exchange) -> None:
         """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
-        self._engines.closed(exchange.instance)
-        if exchange.connection is not None:
-            self._engines.pool(exchange.instance).release(exchange.connection)
-            exchange.connection = None
+        attempt = exchange.attempt
+        attempt.finished.set()
+        self._engines.closed(attempt.instance)
+        if attempt.connection is not None:
+            self._engines.pool(attempt.instance).release(attempt.connection)
+            attempt.connection = None
 
     async def _open(self, exchange: Exchange) -> UpstreamConnection:
         """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
-        pool = self._engines.pool(exchange.instance)
+        attempt = exchange.attempt
+        pool = self._engines.pool(attempt.instance)
         request = self._request_bytes(exchange)
-        exchange.try_started_at = time.monotonic()
-        exchange.sent_at = exchange.sent_at or exchange.try_started_at
+        attempt.started_at = time.monotonic()
+        exchange.delivery.sent_at = exchange.delivery.sent_at or attempt.started_at
         while True:
             reused = False
-            exchange.connection = None
+            attempt.connection = None
             try:
                 connection, reused = await pool.acquire()
-                exchange.connection = connection
+                attempt.connection = connection
                 if exchange.stop_ending is not None:  # nothing was sent, so there is nothing to abort
                     raise stop_error(exchange.stop_ending)
-                exchange.in_engine = True
+                attempt.in_engine = True
                 connection.send(request)
-                if exchange.gives_way and exchange.instance.abort:  # asked while there was no engine to tell
-                    self._engines.abort(exchange)
+                if exchange.gives_way and attempt.instance.abort:  # asked while there was no engine to tell
+                    self._engines.abort(attempt)
                 status = await connection.head()
             except UpstreamError as exc:
-                if exchange.connection is not None:
-                    exchange.connection.close()
+                if attempt.connection is not None:
+                    attempt.connection.close()
                 aged = reused and exc.kind is UpstreamFailure.CLOSED_BEFORE_HEAD
-                if aged and not exchange.try_timed_out and exchange.stop_ending is None:
+                if aged and not attempt.timed_out and exchange.stop_ending is None:
                     continue
-                kind = "timeout" if exchange.try_timed_out else exc.kind.value
+                kind = "timeout" if attempt.timed_out else exc.kind.value
                 if exc.kind is UpstreamFailure.PROTOCOL:
                     raise UpstreamProtocolError from exc
                 raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
-                exchange.answered = True
+                attempt.answered = True
                 self._check_head(exchange, connection)
                 return connection
             await self._raise_refusal(exchange, connection, status)
 
     def _request_bytes(self, exchange: Exchange) -> bytes:
         """For this instance: another one may be another engine, or know the model by another name."""
-        instance = exchange.instance
+        instance = exchange.attempt.instance
         asked = EngineRequest(
             parsed=exchange.parsed,
             request_id=exchange.request_id,
             engine_model=exchange.engine_model,
-            cache_salt=self._cache_salt(exchange.caller.tenant.tenant),
-            default_max_tokens=exchange.model.default_max_tokens,
+            cache_salt=self._cache_salt(exchange.request.caller.tenant.tenant),
+            default_max_tokens=exchange.request.model.default_max_tokens,
             class_=exchange.head.class_,
         )
         call = adapter_of(instance).request(asked, instance)
@@ -237,7 +231,7 @@ class Forwarder:
                 pieces.append(piece)
         except UpstreamError:
             connection.close()
-        error = adapter_of(exchange.instance).refusal(
+        error = adapter_of(exchange.attempt.instance).refusal(
             status, b"".join(pieces), exchange.parsed.route, exchange.engine_model
         )
         if status == 429 or status >= 500:
@@ -245,7 +239,7 @@ class Forwarder:
         raise error
 
     async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
-        meter = exchange.meter
+        meter = exchange.attempt.meter
         shapes = exchange.begin_stream()
         last = b""
         try:
@@ -271,7 +265,7 @@ class Forwarder:
     async def _finish_stream(
         self, exchange: Exchange, connection: UpstreamConnection, client: Client, last: bytes
     ) -> None:
-        meter = exchange.meter
+        meter = exchange.attempt.meter
         gave_way = False
         if exchange.stop_ending is not None:
             await self._end_stopped(exchange, client)
@@ -328,7 +322,7 @@ class Forwarder:
             if broken_protocol:
                 log.error("engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)})
                 raise UpstreamProtocolError from cause
-            kind = "timeout" if exchange.try_timed_out else str(cause)
+            kind = "timeout" if exchange.attempt.timed_out else str(cause)
             raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
         self._let_down(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
@@ -345,7 +339,7 @@ class Forwarder:
         await client.break_off(error)
 
     async def _pass_whole(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
-        meter = exchange.meter
+        meter = exchange.attempt.meter
         assert isinstance(meter, PlainMeter)
         try:
             while chunk := await connection.read():
@@ -367,10 +361,10 @@ class Forwarder:
 
 def failure_of(exchange: Exchange) -> GatewayError:
     """What an engine meant that ended its stream with an error: it may have refused the request, unless it had produced something of it."""
-    meter = exchange.meter
+    meter = exchange.attempt.meter
     if not meter.failed or meter.output_tokens():
         return EngineFailed()
-    return adapter_of(exchange.instance).failure(meter.failure, exchange.parsed.route, exchange.engine_model)
+    return adapter_of(exchange.attempt.instance).failure(meter.failure, exchange.parsed.route, exchange.engine_model)
 
 
 def stop_error(ending: Ending) -> GatewayError:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def give_way(exchange: Exchange) -> None:
     """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`. Where no id stops it, it ends."""
-    if exchange.can_go_on and exchange.instance.abort:
+    if exchange.resumable is not None and exchange.attempt.instance.abort:
         exchange.give_way()
     else:
         exchange.stop(Ending.GAVE_WAY)
@@ -44,11 +44,11 @@ class Continuer:
         except ValueError:
             await self._end(exchange, client, RequestStopped(Ending.GAVE_WAY.value))
             return None
-        if exchange.client_connection is not None:
-            exchange.client_connection.on_disconnect(following.client_left)
+        if exchange.request.client_connection is not None:
+            exchange.request.client_connection.on_disconnect(following.client_left)
         try:
             await self._checkpointer.pause(exchange)
-            model = following.model
+            model = following.request.model
             cost_mu = first_cost_mu(following.parsed, model.default_max_tokens, model.weights)
             await self._reserver.reserve(following, cost_mu, look(), look)
         except (GatewayError, RedisUnavailable) as error:

@@ -50,7 +50,7 @@ class LastWords:
             self._settle(exchange, ending, http_status)
             return
         exchange.ended = Ended(ending, http_status)
-        exchange.checkpointed_at = 0.0  # so that the next round records how it ended
+        exchange.recorded.at = 0.0  # so that the next round records how it ended
         task = asyncio.create_task(self._find_out(exchange, ending, http_status), name="last-word")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -68,7 +68,7 @@ class LastWords:
             self._settle(exchange, ending, http_status)
 
     async def _ask_until_told(self, exchange: Exchange) -> Produced | None:
-        await exchange.finished.wait()
+        await exchange.attempt.finished.wait()
         until = time.monotonic() + _ASKED_S_MAX
         tries = 0
         while True:
@@ -78,7 +78,7 @@ class LastWords:
             if self._is_gone(exchange) or self._giving_up.is_set() or time.monotonic() > until:
                 log.warning(
                     "the engine's last word was not heard",
-                    extra={"request_id": exchange.request_id, "instance": exchange.instance.instance},
+                    extra={"request_id": exchange.request_id, "instance": exchange.attempt.instance.instance},
                 )
                 return None
             try:
@@ -91,18 +91,20 @@ class LastWords:
         """Whether this start of the engine is no more, or nobody knows of it any more."""
         there = [
             entry.epoch
-            for entry in self._instances(exchange.model.name)
-            if entry.instance == exchange.instance.instance
+            for entry in self._instances(exchange.request.model.name)
+            if entry.instance == exchange.attempt.instance.instance
         ]
-        return exchange.instance.epoch not in there
+        return exchange.attempt.instance.epoch not in there
 
     async def _ask(self, exchange: Exchange) -> RequestCount | None:
         """What the engine says now; None where it does not answer, or not so that it can be believed."""
-        adapter = adapter_of(exchange.instance)
+        adapter = adapter_of(exchange.attempt.instance)
         question = adapter.count(exchange.request_id)
         try:
             async with asyncio.timeout(_ASK_S):
-                status, answer = await self._engines.ask(exchange.instance, question, bytes_max=_ANSWER_BYTES_MAX)
+                status, answer = await self._engines.ask(
+                    exchange.attempt.instance, question, bytes_max=_ANSWER_BYTES_MAX
+                )
         except (UpstreamError, TimeoutError):
             return None
         return adapter.read_count(answer, exchange.request_id) if status == 200 else None
@@ -111,19 +113,19 @@ class LastWords:
 def wants_last_word(exchange: Exchange) -> bool:
     """Whether the engine knows more of this request than its answer has told. Figures that are wrong stay in doubt: nobody overrules them."""
     return (
-        exchange.in_engine
-        and exchange.instance.counts
+        exchange.attempt.in_engine
+        and exchange.attempt.instance.counts
         and exchange.parsed.route.metered
-        and not exchange.meter.exact
-        and exchange.meter.anomaly in {None, USAGE_MISSING}
+        and not exchange.attempt.meter.exact
+        and exchange.attempt.meter.anomaly in {None, USAGE_MISSING}
     )
 
 
 def produced(exchange: Exchange, count: RequestCount) -> Produced | None:
     """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the engine has said before."""
-    said = exchange.meter.produced()
-    another = count.since > exchange.try_started_at
-    if not count.known and (said.output or exchange.answered or another):
+    said = exchange.attempt.meter.produced()
+    another = count.since > exchange.attempt.started_at
+    if not count.known and (said.output or exchange.attempt.answered or another):
         return None  # it has forgotten, or is another process than the one that was asked
     parsed = exchange.parsed
     per_prompt = max(1, parsed.samples // max(1, parsed.prompts))

@@ -44,7 +44,6 @@ from gateway.redis.journal import Journal
 from gateway.redis.journal_records import Admission
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import ParsedRequest, ServiceTier
-from gateway.stream.continuation import can_go_on
 from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
 from gateway.waiting.queue import Line, WaitEnd
@@ -129,6 +128,7 @@ class Reserver:
         line: Line,
         pacer: Pacer,
         policy: WaitPolicy,
+        opened: Callable[[Exchange], None],
     ) -> None:
         self._redis = redis
         self._outage = outage
@@ -136,6 +136,7 @@ class Reserver:
         self._line = line
         self._pacer = pacer
         self._policy = policy
+        self._opened = opened
         self._lease_ms = lease_ms
         self._will = b""
 
@@ -162,7 +163,7 @@ class Reserver:
         except RedisUnavailable as exc:
             if exc.unknown_outcome:
                 self._leave(exchange)  # it may stand in line, and nobody comes back for it
-            if self._outage.take(exchange.caller.tenant, cost_mu):
+            if self._outage.take(exchange.request.caller.tenant, cost_mu):
                 self._admit_by_lease(exchange, ask)
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
@@ -174,13 +175,14 @@ class Reserver:
 
     def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
         """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever finds the journal that it ran."""
+        self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
         died = died_event(exchange.head, exchange.at_ms(time.monotonic()))
         self._journal.append_admission(
             Admission(
-                reserve=self._call(exchange, ask, [exchange.instance], restored=True),
-                died=settle_call(exchange.keys, cost_mu=0, event=died.to_json()),
+                reserve=self._call(exchange, ask, [exchange.attempt.instance], restored=True),
+                died=settle_call(exchange.request.keys, cost_mu=0, event=died.to_json()),
             )
         )
 
@@ -190,11 +192,10 @@ class Reserver:
             self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_heard)
 
     def _ask(self, exchange: Exchange, cost_mu: int) -> "_Ask":
-        model, caller = exchange.head.model, exchange.caller
+        model, caller = exchange.head.model, exchange.request.caller
         if not self._will:
             self._will = died_event(exchange.head, 0).will_json()
         asked = _ASKED[exchange.parsed.asked]
-        exchange.can_go_on = asked is Asked.FLEX and can_go_on(exchange.parsed)
         return _Ask(
             asked,
             cost_mu,
@@ -208,12 +209,14 @@ class Reserver:
         """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises RedisUnavailable."""
         ask = self._ask(exchange, cost_mu)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
-        await self._try(exchange, ask, [exchange.instance], restored=True)
+        await self._try(exchange, ask, [exchange.attempt.instance], restored=True)
 
     async def _try(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> ReserveReply:
         reply = parse_reserve(await self._redis.execute(*self._call(exchange, ask, candidates, restored=restored)))
+        if isinstance(reply, Reserved | Replayed) and not restored:
+            self._opened(exchange)  # before anything else can fail: from here on it is settled
         if isinstance(reply, Waiting):
             self._pacer.again(exchange.head.cell, reply.pace_ms)
         return reply
@@ -221,7 +224,7 @@ class Reserver:
     def _call(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> Command:
-        tenant = exchange.caller.tenant
+        tenant = exchange.request.caller.tenant
         claim = Claim(
             tenant.tenant,
             [(entry.instance, entry.epoch) for entry in candidates],
@@ -233,12 +236,12 @@ class Reserver:
             self._policy.requests_per_tenant if self._line.listening else 0,
             self._policy.cancels_per_minute,
             exchange.previous is not None,
-            exchange.can_go_on,
-            exchange.parsed.input_tokens_estimate * exchange.model.weights.w_in_mu if ask.sequences else 0,
+            exchange.resumable is not None,
+            exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu if ask.sequences else 0,
             restored,
         )
         return reserve_call(
-            exchange.keys,
+            exchange.request.keys,
             lease_ms=self._lease_ms,
             cost_mu=ask.cost_mu,
             tenant=ask.tenant_limits,
@@ -291,8 +294,9 @@ class Reserver:
             ended = WaitEnd.ADMITTED if isinstance(found, Reserved | Replayed) else WaitEnd.REFUSED
         except BaseException as error:
             ended = WaitEnd.of(error)
-            # Cancelled, or Redis has gone: it must not keep a place that it was granted.
-            self._leave(exchange, refused=isinstance(error, NoInstance))
+            if not isinstance(found, Reserved | Replayed):
+                # Cancelled, or Redis has gone: it must not keep a place that it was granted.
+                self._leave(exchange, refused=isinstance(error, NoInstance))
             raise
         finally:
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
@@ -303,7 +307,7 @@ class Reserver:
         """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it is back, as a settle: else whoever
         gave up would stand before others, and hold places that nobody comes for.
         """
-        call = leave_call(exchange.keys, refused=refused)
+        call = leave_call(exchange.request.keys, refused=refused)
         self._redis.submit(*call).add_done_callback(partial(self._left, call, exchange.head.cell))
 
     def _left(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
@@ -315,7 +319,7 @@ class Reserver:
             self._journal.append(call)
 
     async def _leave_now(self, exchange: Exchange, *, refused: bool = False) -> Left:
-        left = parse_leave(await self._redis.execute(*leave_call(exchange.keys, refused=refused)))
+        left = parse_leave(await self._redis.execute(*leave_call(exchange.request.keys, refused=refused)))
         self._pacer.again(exchange.head.cell, left.pace_ms)
         return left
 

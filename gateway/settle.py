@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: int) -> UsageEvent:
     """The fact of a request as its exchange stands now; also the will of a checkpoint. Pure."""
-    meter = exchange.meter
+    meter = exchange.attempt.meter
     produced = exchange.produced()
     anomaly = meter.anomaly
     if meter.exact or exchange.last_word is not None:
@@ -40,7 +40,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
     elif produced.output:
         source = UsageSource.CHECKPOINT
     else:
-        metered = exchange.in_engine and exchange.parsed.route.metered
+        metered = exchange.attempt.in_engine and exchange.parsed.route.metered
         source = UsageSource.UNREAD if metered else UsageSource.NONE
     usage = Tokens(produced.prompt, produced.cached, produced.output)
     shared_prompt = produced.prompt_counted - produced.prompt
@@ -59,11 +59,11 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         produced=attribution.produced,
         billed=attribution.billed,
         absorbed=attribution.absorbed,
-        units_mu=exchange.model.weights.cost_mu(charged(ending, attribution)),
+        units_mu=exchange.request.model.weights.cost_mu(charged(ending, attribution)),
         http_status=http_status,
         ended_ms=ended_ms,
-        first_token_ms=exchange.first_token_ms,
-        delivered_output=min(exchange.delivered_output, produced.output - exchange.discarded_output),
+        first_token_ms=exchange.delivery.first_token_ms,
+        delivered_output=min(exchange.delivery.output, produced.output - exchange.discarded_output),
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
@@ -101,7 +101,7 @@ class Settler:
         event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
         left = ending is Ending.CLIENT_DISCONNECT
         cancelled = left and not event.produced.output and exchange.prompt_read() is None
-        call = settle_call(exchange.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
+        call = settle_call(exchange.request.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
         self._on_the_way += 1
         self._metrics.open_delta(-1)
         self._redis.submit(*call).add_done_callback(partial(self._landed, call, exchange.head.cell))
@@ -126,18 +126,18 @@ class Settler:
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         now = time.monotonic()
-        first, last, output = exchange.first_token_at, exchange.last_token_at, event.delivered_output
+        first, last, output = exchange.delivery.first_token_at, exchange.delivery.last_token_at, event.delivered_output
         if not exchange.parsed.stream:
             first = None  # a whole answer comes at once: when its tokens came, only the engine knows
         self._metrics.request_finished(
             exchange.parsed.route.name,
-            exchange.model.name,
+            exchange.request.model.name,
             event.class_.value,
             event.ending.value,
-            now - exchange.started_at,
-            None if first is None else first - exchange.started_at,
+            now - exchange.request.started_at,
+            None if first is None else first - exchange.request.started_at,
             (last - first) / (output - 1) if first is not None and last is not None and output > 1 else None,
-            exchange.sent_at - exchange.started_at if exchange.sent_at else 0.0,
+            exchange.delivery.sent_at - exchange.request.started_at if exchange.delivery.sent_at else 0.0,
         )
 
     def _record_tokens(self, event: UsageEvent) -> None:

@@ -7,12 +7,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Protocol
 
 from billing.wire.instance_entry import InstanceEntry
-from gateway.request import ParsedRequest
 from gateway.upstream.adapters import adapter_of
-from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure, UpstreamPool
+from gateway.upstream.attempt import Attempt
+from gateway.upstream.connection import UpstreamError, UpstreamFailure, UpstreamPool
 from gateway.upstream.engine_adapter import EngineCall
 
 log = logging.getLogger(__name__)
@@ -21,30 +20,6 @@ log = logging.getLogger(__name__)
 ABORT_SECONDS_MAX = 5.0
 _ABORT_ANSWER_BYTES_MAX = 64 * 1024
 ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
-
-
-class InEngine(Protocol):
-    """A request that an engine works on, as far as stopping it is concerned."""
-
-    @property
-    def request_id(self) -> str:
-        """By which the engine was asked."""
-
-    @property
-    def instance(self) -> InstanceEntry:
-        """Where it runs."""
-
-    @property
-    def connection(self) -> UpstreamConnection | None:
-        """Its connection, unless it has none yet, or none any more."""
-
-    @property
-    def finished(self) -> asyncio.Event:
-        """Set when its answer has ended."""
-
-    @property
-    def parsed(self) -> ParsedRequest:
-        """What was asked."""
 
 
 class Engines:
@@ -80,38 +55,38 @@ class Engines:
         """It let a request down: avoid it for a moment."""
         self.failed_at[instance.instance] = time.monotonic()
 
-    def abort(self, request: InEngine) -> None:
+    def abort(self, attempt: Attempt) -> None:
         """Make the engine stop a request: by id where it can (its answer then ends with the exact usage), else by closing the connection."""
-        if request.connection is None:
+        if attempt.connection is None:
             return
-        if not request.instance.abort:
-            request.connection.close()
+        if not attempt.instance.abort:
+            attempt.connection.close()
             return
-        task = asyncio.create_task(self._abort_by_id(request), name="abort")
+        task = asyncio.create_task(self._abort_by_id(attempt), name="abort")
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
 
-    async def _abort_by_id(self, request: InEngine) -> None:
-        connection = request.connection
+    async def _abort_by_id(self, attempt: Attempt) -> None:
+        connection = attempt.connection
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_SECONDS_MAX):
-                await self._abort_until_finished(request)
-        if request.finished.is_set():
+                await self._abort_until_finished(attempt)
+        if attempt.finished.is_set():
             return
-        log.warning("engine did not stop a request by id", extra={"request_id": request.request_id})
+        log.warning("engine did not stop a request by id", extra={"request_id": attempt.request_id})
         if connection is not None:
             connection.close()
 
-    async def _abort_until_finished(self, request: InEngine) -> None:
-        call = adapter_of(request.instance).abort(request.parsed, request.request_id)
+    async def _abort_until_finished(self, attempt: Attempt) -> None:
+        call = adapter_of(attempt.instance).abort(attempt.parsed, attempt.request_id)
         for pause_s in ABORT_REPEAT_SECONDS:
             with contextlib.suppress(UpstreamError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self.ask(request.instance, call, bytes_max=_ABORT_ANSWER_BYTES_MAX)
+                    await self.ask(attempt.instance, call, bytes_max=_ABORT_ANSWER_BYTES_MAX)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await request.finished.wait()
-            if request.finished.is_set():
+                    await attempt.finished.wait()
+            if attempt.finished.is_set():
                 return
 
     async def ask(self, instance: InstanceEntry, call: EngineCall, *, bytes_max: int) -> tuple[int, bytes]:

@@ -130,7 +130,7 @@ class Line:
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
         """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""
-        size, asked = exchange.body_bytes, exchange.parsed.asked.value
+        size, asked = exchange.request.body_bytes, exchange.parsed.asked.value
         many = len(self._turns) >= self._requests_max
         if many or self._bytes + size > self._bytes_max:
             self._metrics.wait_refused(asked, WaitEnd.TOO_MANY if many else WaitEnd.TOO_LARGE)
@@ -143,16 +143,18 @@ class Line:
         self._bytes += size
         self.exchanges[exchange.request_id] = exchange
         self._metrics.wait_begun(asked, size)
-        exchange.on_stop = lambda _: turn.set()
+        exchange.on_stop = turn.set
         return turn
 
     def leave(self, exchange: Exchange, end: WaitEnd) -> None:
         """Out of line, served or not, after its `waited_ms`."""
         if self._turns.pop(exchange.request_id, None) is not None:
-            self._bytes -= exchange.body_bytes
+            self._bytes -= exchange.request.body_bytes
             del self.exchanges[exchange.request_id]
             exchange.on_stop = None
-            self._metrics.wait_ended(exchange.parsed.asked.value, end, exchange.waited_ms / 1000, exchange.body_bytes)
+            self._metrics.wait_ended(
+                exchange.parsed.asked.value, end, exchange.waited_ms / 1000, exchange.request.body_bytes
+            )
 
     def __len__(self) -> int:
         return len(self._turns)

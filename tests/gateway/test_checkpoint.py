@@ -16,12 +16,12 @@ from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
 from gateway.checkpoint import Checkpointer, Deadlines
-from gateway.exchange import Exchange
+from gateway.exchange import Exchange, Request
 from gateway.protocol import parse_request
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
 from gateway.routes import ROUTES
-from gateway.stream.meter_for import meter_for
+from gateway.upstream.attempt import Attempt
 from tests.fixtures.valkey import ValkeyProcess
 
 CELL = "sim"
@@ -40,16 +40,19 @@ def instance(name: str) -> InstanceEntry:
     return InstanceEntry(name, CELL, CELL, CELL, "http://127.0.0.1:9", None, f"epoch of {name}", InstanceStatus.READY)
 
 
-def exchange_of(request_id: str) -> Exchange:
-    """A flex stream on `i1` that has just been sent there."""
+def exchange_of(request_id: str, *, waited_s: float = 0.0) -> Exchange:
+    """A flex stream on `i1` that has just been sent there, after it waited for so long."""
     parsed, now = parse_request(ROUTES[Route.CHAT], BODY), time.monotonic()
     head = EventHead(
         request_id, "ten_a", "default", "key_a", CELL, CELL, CELL, "i1", "epoch of i1", "chat", True, CapacityClass.FLEX, None,
         WEIGHTS, 1, 1, "gw",
     )  # fmt: skip
     keys = CellKeys.of(CELL, request_id=request_id, tenant="ten_a", key_id="key_a", model=CELL)
-    made = Exchange(request_id, parsed, CALLER, MODEL, instance("i1"), meter_for(parsed), head, keys, now)
-    made.sent_at = made.try_started_at = now
+    request = Request(
+        request_id=request_id, parsed=parsed, caller=CALLER, model=MODEL, keys=keys, started_at=now - waited_s
+    )
+    made = Exchange(request=request, head=head, attempt=Attempt.on(instance("i1"), parsed, request_id))
+    made.delivery.sent_at = made.attempt.started_at = now
     return made
 
 
@@ -71,7 +74,7 @@ async def reserved(pipe: RedisPipe, request_id: str) -> Exchange:
     made = exchange_of(request_id)
     claim = Claim("ten_a", [("i1", "epoch of i1")])
     call = reserve_call(
-        made.keys, lease_ms=10_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
+        made.request.keys, lease_ms=10_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
         head=made.head.admission_json(), will=b"{}",
     )  # fmt: skip
     await pipe.execute(*call)
@@ -99,7 +102,7 @@ async def test_a_move_that_could_not_be_written_is_written_when_redis_is_back(
     own_valkey.start()
     await pipe.wait_healthy()
     assert await written.write(time.monotonic()) == 1
-    assert stored.hget(moved.keys.reservation, "inst") == "i2"
+    assert stored.hget(moved.request.keys.reservation, "inst") == "i2"
     assert stored.hgetall(redis_keys.flight(CELL)).items() >= {("o:i1", "0"), ("o:i2", "1")}
     assert await written.write(time.monotonic()) == 0
 
@@ -108,32 +111,31 @@ async def test_one_that_has_moved_gives_up_the_place_it_moved_to(pipe: RedisPipe
     moved = await reserved(pipe, "req_1")
     moved.move_to(instance("i2"))
     await checkpointer(pipe, moved).pause(moved)
-    reservation = stored.hgetall(moved.keys.reservation)
+    reservation = stored.hgetall(moved.request.keys.reservation)
     assert reservation["inst"] == ""
     assert '"instance":"i2"' in reservation["head"]
     assert stored.hmget(redis_keys.flight(CELL), "o:i1", "o:i2") == ["0", "0"]
-    assert stored.hget(moved.keys.tenant_bucket, "c") == "0"
+    assert stored.hget(moved.request.keys.tenant_bucket, "c") == "0"
 
 
 async def test_a_reservation_that_redis_cannot_read_costs_no_other_its_lease(
     pipe: RedisPipe, stored: redis.Redis
 ) -> None:
     unread, well = await reserved(pipe, "req_1"), await reserved(pipe, "req_2")
-    stored.set(unread.keys.reservation, "no hash")
+    stored.set(unread.request.keys.reservation, "no hash")
     written = checkpointer(pipe, unread, well)
     for _ in range(2):
-        stored.hset(well.keys.reservation, "lease", 0)
-        well.checkpointed_at = 0.0
+        stored.hset(well.request.keys.reservation, "lease", 0)
+        well.recorded.at = 0.0
         await written.write(time.monotonic())
-        assert int(str(stored.hget(well.keys.reservation, "lease"))) > 0
+        assert int(str(stored.hget(well.request.keys.reservation, "lease"))) > 0
 
 
 async def test_what_waited_for_room_has_all_of_its_time_for_the_first_token(pipe: RedisPipe) -> None:
-    waited, silent = exchange_of("req_1"), exchange_of("req_2")
-    waited.started_at -= 100
-    silent.started_at = silent.sent_at = silent.try_started_at = silent.started_at - 100
+    waited, silent = exchange_of("req_1", waited_s=100), exchange_of("req_2", waited_s=100)
+    silent.delivery.sent_at = silent.attempt.started_at = silent.request.started_at
     stopped = asyncio.Event()
-    silent.on_stop = lambda _: stopped.set()
+    silent.on_stop = stopped.set
     rounds = asyncio.create_task(checkpointer(pipe, waited, silent, first_token_s=90).run())
     async with asyncio.timeout(10):
         await stopped.wait()

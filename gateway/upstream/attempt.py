@@ -1,0 +1,36 @@
+"""One try of a request on one instance: what was sent there, and what has come back."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from billing.wire.instance_entry import InstanceEntry
+from gateway.request import ParsedRequest
+from gateway.stream.meter import Meter
+from gateway.upstream.adapters import adapter_of
+from gateway.upstream.connection import UpstreamConnection
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Attempt:
+    """`in_engine`: the instance may have it, it was sent there; `answered`: it has begun to answer; `timed_out`: it was given up as too slow.
+    `finished` is set when no more of its answer is read. `started_at`: monotonic seconds, 0 before.
+    """
+
+    request_id: str
+    parsed: ParsedRequest
+    instance: InstanceEntry
+    meter: Meter
+    connection: UpstreamConnection | None = None
+    started_at: float = 0.0
+    in_engine: bool = False
+    answered: bool = False
+    timed_out: bool = False
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def on(
+        cls, instance: InstanceEntry, parsed: ParsedRequest, request_id: str, *, tier: bytes | None = None
+    ) -> "Attempt":
+        """A try that has not begun. `tier`: the class it is served in, where that is known already."""
+        meter = adapter_of(instance).meter(parsed, tier)
+        return cls(request_id=request_id, parsed=parsed, instance=instance, meter=meter)
