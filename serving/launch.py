@@ -18,6 +18,7 @@ from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
 from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models
+from serving.cpu_dtype import cpu_dtype
 from serving.model_files import ensure_model
 from serving.ports import family_of
 from serving.served_model import ServedModel
@@ -148,6 +149,7 @@ def plan_worker(
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_gib=settings.kv_cache_gib,
         shutdown_timeout_s=settings.engine_shutdown_timeout_s,
+        dtype=None if settings.vllm == "gpu" else cpu_dtype(),
         engine_args=engine_args or (known.engine_args if known is not None else ()),
     )
     try:

@@ -40,6 +40,7 @@ class EngineOptions:
     gpu_memory_utilization: float
     kv_cache_gib: int
     shutdown_timeout_s: int
+    dtype: str | None = None
     engine_args: tuple[str, ...] = ()
 
 
@@ -76,6 +77,8 @@ def build_command(model: ServedModel, options: EngineOptions, key: str, inherite
         argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     else:
         argv += ["--enforce-eager"]
+    if options.dtype is not None:
+        argv += ["--dtype", options.dtype]
     argv += options.engine_args
     return EngineCommand(tuple(argv), _environment(options, key, inherited))
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,13 +21,15 @@ import redis
 from loadtest.children import DidNotStart, stop_children_on_sigterm
 from loadtest.faults.callers import Answers, Callers
 from loadtest.faults.check import Checked, Discrepancy, check, of_audit, table
-from loadtest.faults.leak import LEAKS, leak
-from loadtest.faults.parts import Installation, Part
+from loadtest.faults.leak import LEAKS, lose_reservation, spoil_event
+from loadtest.faults.parts import Installation
 
 _PAUSES_S: Final = (0.3, 1.0, 2.0, 4.0, 6.0, 8.0)
 _REST_S: Final = 90.0
 # Leases lapse, reapers are patient, counters are read and reconciled.
 _RECONCILED_S: Final = 60.0
+# Within this Redis has carried out what a gateway had sent when it was stopped.
+_IN_FLIGHT_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +108,36 @@ def _wait(done: Callable[[], bool], limit_s: float) -> None:
 
 
 def _leak(installation: Installation, what: str) -> str:
-    """Billing stands still, so that an event can be taken before it is read; who knew of a lost reservation dies at once."""
+    """Billing stands still, so that an event can be taken before it is read."""
     if what == "reservation":
-        try:
-            return leak(what, installation.redis)
-        finally:
-            _kill(installation.gateways)
+        return _leak_reservation(installation)
     for part in installation.billings:
         part.kill()
     try:
-        return leak(what, installation.redis)
+        return spoil_event(installation.redis, what)
     finally:
         for part in installation.billings:
             part.start()
 
 
-def _kill(parts: Sequence[Part]) -> None:
-    for part in parts:
-        part.kill()
-    for part in parts:
-        part.start()
+def _leak_reservation(installation: Installation) -> str:
+    """The gateways stand still before and die after it: one that lived on would settle the request all the same."""
+    deadline = time.monotonic() + _REST_S
+    while time.monotonic() < deadline:
+        with ExitStack() as still:
+            for part in installation.gateways:
+                still.enter_context(part.standing_still())
+            time.sleep(_IN_FLIGHT_S)
+            request_id = lose_reservation(installation.redis)
+            if request_id:
+                for part in installation.gateways:
+                    part.kill()
+        if request_id:
+            for part in installation.gateways:
+                part.start()
+            return request_id
+        time.sleep(_IN_FLIGHT_S)
+    raise TimeoutError("no open request whose reservation could be lost")
 
 
 def show(outcome: Outcome) -> list[Discrepancy]:

@@ -10,32 +10,33 @@ LEAKS: Final = ("event", "token", "reservation")
 _WAIT_S: Final = 60.0
 
 
-def leak(what: str, client: redis.Redis) -> str:
-    """Leak once, of whatever request comes by; its id. Billing must not read meanwhile (an event), or a request must be open (a reservation).
+def spoil_event(client: redis.Redis, what: str) -> str:
+    """Drop the event of whatever request comes by, or take a token off it; the request's id. Billing must not read meanwhile.
 
     Raises TimeoutError when none comes.
     """
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
-        pattern = "{c:*}:open" if what == "reservation" else "{c:*}:usage"
-        for key in client.scan_iter(pattern, count=1000):
-            request_id = _lose_reservation(client, key) if what == "reservation" else _spoil(client, key, what)
+        for key in client.scan_iter("{c:*}:usage", count=1000):
+            request_id = _spoil(client, key, what)
             if request_id:
                 return request_id
         time.sleep(0.02)
     raise TimeoutError(f"nothing to leak of: {what}")
 
 
-def _lose_reservation(client: redis.Redis, key: str) -> str:
-    opened: Any = client.zrange(key, 0, -1)
-    for request_id in opened:
-        reservation = key.removesuffix("open") + f"r:{request_id}"
-        if int(client.hget(reservation, "o") or 0) > 0:
-            with client.pipeline(transaction=True) as both:
-                both.delete(reservation)
-                both.zrem(key, request_id)
-                both.execute()
-            return str(request_id)
+def lose_reservation(client: redis.Redis) -> str:
+    """Lose the reservation of an open request that has output, and its open entry; its id, or "" where there is none now."""
+    for key in client.scan_iter("{c:*}:open", count=1000):
+        opened: Any = client.zrange(key, 0, -1)
+        for request_id in opened:
+            reservation = key.removesuffix("open") + f"r:{request_id}"
+            if int(client.hget(reservation, "o") or 0) > 0:
+                with client.pipeline(transaction=True) as both:
+                    both.delete(reservation)
+                    both.zrem(key, request_id)
+                    both.execute()
+                return str(request_id)
     return ""
 
 

@@ -7,7 +7,7 @@ import secrets
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -47,9 +47,17 @@ class Part:
 
     def pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after so long."""
+        with self.standing_still():
+            time.sleep(seconds)
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """SIGSTOP, and SIGCONT at the end."""
         self._signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        self._signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         assert self.child is not None

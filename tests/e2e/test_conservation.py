@@ -26,7 +26,7 @@ from tests.fixtures.stack import INSTANCE, MODEL, Stack
 
 pytestmark = pytest.mark.vllm
 
-REQUESTS = int(os.environ.get("TAAS_MIXED_REQUESTS", "100"))
+REQUESTS = int(os.environ.get("TAAS_MIXED_REQUESTS", "60"))
 CALLERS = 16
 KILLS_AT = (REQUESTS // 3, 2 * REQUESTS // 3)
 PAUSES_AT = tuple(REQUESTS * share // 12 for share in ((1, 3, 5, 7, 9) if REQUESTS >= 300 else (2, 6)))

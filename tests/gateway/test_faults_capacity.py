@@ -241,7 +241,8 @@ def test_fault_44_a_storm_against_a_contract_that_rejects_is_spread_and_takes_al
         """What it was told, and its last status: three tries, each when it was told to. Two retries, as it does."""
         told: list[int] = []
         while True:
-            answer = ask(gateways[number % 2], key, "chat", max_tokens=4, ignore_eos=True)
+            # So much that the contract cannot have it all, however slowly the callers come.
+            answer = ask(gateways[number % 2], key, "chat", max_tokens=64, ignore_eos=True)
             if answer.status != 429 or len(told) == TRIES:
                 return told, answer.status
             assert answer.headers.get("x-should-retry") != "false"

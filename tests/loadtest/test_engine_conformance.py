@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.cpu_dtype import cpu_dtype
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import MODEL, VLLM_PYTHON, model_folder
@@ -148,7 +149,7 @@ def plain_vllm(log: Path, key: str) -> Iterator[str]:
     command = [
         VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model_folder(), "--served-model-name", MODEL,
         "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--enable-scale-out", "--scheduling-policy", "priority",
-        "--enable-prompt-tokens-details", "--max-model-len", "2048",
+        "--enable-prompt-tokens-details", "--max-model-len", "2048", "--dtype", cpu_dtype() or "auto",
     ]  # fmt: skip
     environment = {
         **os.environ,

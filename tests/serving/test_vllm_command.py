@@ -46,6 +46,13 @@ def test_what_metering_relies_on_is_always_on() -> None:
     assert "--disable-log-stats" not in argv, "without statistics there are no counters"
 
 
+def test_the_number_format_is_the_models_unless_it_is_given_and_the_operators_word_is_the_last() -> None:
+    assert "--dtype" not in build_command(MODEL, OPTIONS, KEY, {}).argv
+    options = replace(OPTIONS, dtype="float32", engine_args=("--dtype", "half"))
+    argv = build_command(MODEL, options, KEY, {}).argv
+    assert [argv[at + 1] for at, word in enumerate(argv) if word == "--dtype"] == ["float32", "half"]
+
+
 def test_the_key_is_in_the_environment_and_nowhere_that_ps_or_a_repr_shows() -> None:
     command = build_command(MODEL, OPTIONS, KEY, {})
     assert command.env["VLLM_API_KEY"] == KEY
