@@ -32,7 +32,7 @@ class FindingKind(StrEnum):
     CLOCKS_DIFFER = "clocks_differ"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing found. `ids` are examples, 20 at most; `count` says how many there are."""
 

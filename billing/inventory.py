@@ -24,7 +24,7 @@ TENANTS_MAX: Final = 4_000
 CONTRACTS_MAX: Final = 4_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContractInfo:
     """A contract that is signed and not over. `ends_ms`: what notice has made of its end."""
 

@@ -85,7 +85,12 @@ class Stages:
         outage = OutageLeases()
         self.clock = Clock()
         self._line = Line(
-            self.gateway_id, settings.redis_url, settings.wait_requests, settings.wait_bytes, self._give_way, metrics
+            gateway_id=self.gateway_id,
+            redis_url=settings.redis_url,
+            requests_max=settings.wait_requests,
+            bytes_max=settings.wait_bytes,
+            give_way=self._give_way,
+            metrics=metrics,
         )
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
@@ -94,7 +99,13 @@ class Stages:
         self._lifecycle = lifecycle
         self.readiness = Readiness(lifecycle, self.catalogue, self._redis, self._journal, outage)
         self._housekeeping = Housekeeping(
-            self.gateway_id, self._redis, self._journal, outage, self.catalogue, metrics, self.clock
+            gateway_id=self.gateway_id,
+            redis=self._redis,
+            journal=self._journal,
+            outage=outage,
+            catalogue=self.catalogue,
+            metrics=metrics,
+            clock=self.clock,
         )
         reserver = Reserver(
             redis=self._redis,

@@ -44,6 +44,7 @@ class Checkpointer:
 
     def __init__(
         self,
+        *,
         redis: RedisPipe,
         open_exchanges: dict[str, Exchange],
         deadlines: Deadlines,

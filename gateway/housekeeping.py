@@ -25,6 +25,7 @@ class Housekeeping:
 
     def __init__(
         self,
+        *,
         gateway_id: str,
         redis: RedisPipe,
         journal: Journal,

@@ -74,7 +74,7 @@ class RouteSpec:
         return self.facts.generates
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
 

@@ -121,6 +121,7 @@ class Reserver:
 
     def __init__(
         self,
+        *,
         redis: RedisPipe,
         lease_ms: int,
         outage: OutageLeases,
@@ -197,12 +198,12 @@ class Reserver:
             self._will = died_event(exchange.head, 0).will_json()
         asked = _ASKED[exchange.parsed.asked]
         return _Ask(
-            asked,
-            cost_mu,
-            exchange.parsed.samples if exchange.parsed.route.metered else 0,
-            caller.tenant.limits.for_model(model),
-            caller.key.limits.for_model(model),
-            exchange.head.admission_json(),
+            asked=asked,
+            cost_mu=cost_mu,
+            sequences=exchange.parsed.samples if exchange.parsed.route.metered else 0,
+            tenant_limits=caller.tenant.limits.for_model(model),
+            key_limits=caller.key.limits.for_model(model),
+            head=exchange.head.admission_json(),
         )
 
     async def restore(self, exchange: Exchange, cost_mu: int) -> None:
@@ -226,19 +227,21 @@ class Reserver:
     ) -> Command:
         tenant = exchange.request.caller.tenant
         claim = Claim(
-            tenant.tenant,
-            [(entry.instance, entry.epoch) for entry in candidates],
-            ask.asked,
-            tenant.on_demand,
-            tenant.weight,
-            ask.sequences,
-            exchange.head.gateway,
-            self._policy.requests_per_tenant if self._line.listening else 0,
-            self._policy.cancels_per_minute,
-            exchange.previous is not None,
-            exchange.resumable is not None,
-            exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu if ask.sequences else 0,
-            restored,
+            tenant=tenant.tenant,
+            candidates=[(entry.instance, entry.epoch) for entry in candidates],
+            asked=ask.asked,
+            on_demand=tenant.on_demand,
+            weight=tenant.weight,
+            sequences=ask.sequences,
+            gateway=exchange.head.gateway,
+            wait_max=self._policy.requests_per_tenant if self._line.listening else 0,
+            cancels_per_minute=self._policy.cancels_per_minute,
+            resumed=exchange.previous is not None,
+            goes_on=exchange.resumable is not None,
+            prompt_mu=exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu
+            if ask.sequences
+            else 0,
+            restored=restored,
         )
         return reserve_call(
             exchange.request.keys,
@@ -357,7 +360,7 @@ def _nap_s(found: Waiting | Later | Rebuilding) -> float:
     return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Ask:
     """What one request asks its cell for, however often it has to ask."""
 

@@ -17,7 +17,7 @@ class Ending(StrEnum):
     BROKEN = "broken"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """Times in seconds from the moment the call was due. `text_events` is at most the number of output tokens received."""
 

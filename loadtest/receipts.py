@@ -16,7 +16,7 @@ _POLL_S = 0.2
 _CALLERS = 8
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Comparison:
     """Sums over all receipts, and each disagreement in words."""
 

@@ -86,17 +86,20 @@ def run(arguments: argparse.Namespace) -> int:
     from loadtest.users import Plan, make_user
 
     mix = Mix(
-        arguments.model, arguments.long, arguments.shared, arguments.disconnects,
+        model=arguments.model,
+        long_share=arguments.long,
+        shared_share=arguments.shared,
+        disconnect_share=arguments.disconnects,
         output_tokens=(max(1, arguments.max_tokens // 8), arguments.max_tokens),
-    )  # fmt: skip
+    )
     plan = Plan(
-        arguments.base_url,
-        arguments.api_key,
-        mix,
-        arguments.rate,
-        arguments.duration,
-        arguments.streams,
-        arguments.seed,
+        base_url=arguments.base_url,
+        api_key=arguments.api_key,
+        mix=mix,
+        rate_per_s=arguments.rate,
+        duration_s=arguments.duration,
+        streams_max=arguments.streams,
+        seed=arguments.seed,
     )
     environment = Environment(user_classes=[])
     runner = environment.create_local_runner()

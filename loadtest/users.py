@@ -25,7 +25,7 @@ _CONNECT_S = 10.0
 _SILENCE_S_MAX = 300.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Plan:
     """What is to be done, and what came of it."""
 
@@ -104,7 +104,15 @@ def stream(base_url: str, api_key: str, call: Call, due: float) -> Outcome:
         client.close()
     first, last = (times[0], times[-1]) if times else (None, None)
     return Outcome(
-        call, ending, request_id, code, first, last, time.monotonic() - due, reading.text_events, reading.usage
+        call=call,
+        ending=ending,
+        request_id=request_id,
+        code=code,
+        first_text_s=first,
+        last_text_s=last,
+        took_s=time.monotonic() - due,
+        text_events=reading.text_events,
+        usage=reading.usage,
     )
 
 

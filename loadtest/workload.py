@@ -15,7 +15,7 @@ _SHARED_PREFIXES = 4
 _SHARED_PREFIX_WORDS = 300
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
     """Shares are of all calls; words are of prompts, tokens of answers."""
 
@@ -28,7 +28,7 @@ class Mix:
     output_tokens: tuple[int, int] = (8, 64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     """One streamed request. `leave_after_events`: the caller goes away after so many pieces of text; None: it stays."""
 
@@ -59,7 +59,7 @@ def calls(mix: Mix, seed: int) -> Iterator[Call]:
         output_max = chance.randint(*mix.output_tokens)
         leave = chance.randrange(output_max) if chance.random() < mix.disconnect_share else None
         path, body = _request(mix.model, route, prompt, output_max)
-        yield Call(kind, route, path, body, output_max, leave)
+        yield Call(kind=kind, route=route, path=path, body=body, output_tokens_max=output_max, leave_after_events=leave)
 
 
 def _prompt(mix: Mix, chance: random.Random, prefixes: list[str]) -> tuple[str, str]:

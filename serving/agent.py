@@ -35,7 +35,7 @@ EARLIER_EPOCHS_MOST: Final = 8
 _STOP_SLACK_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTimes:
     """Seconds, all of them. `notice_s`: how long gateways may take to see that an instance is draining."""
 
@@ -47,7 +47,7 @@ class WorkerTimes:
     watch: WatchLimits = field(default_factory=WatchLimits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlan:
     """Everything a worker has decided before it starts."""
 

@@ -162,7 +162,15 @@ def plan_worker(
         engine_shutdown_timeout_s=settings.engine_shutdown_timeout_s,
     )
     log_path = (settings.home / "logs" / f"engine-{instance}.log").absolute()
-    return WorkerPlan(instance, model, f"http://{in_url(settings.worker_host)}:{port}", key, command, log_path, times)
+    return WorkerPlan(
+        instance=instance,
+        model=model,
+        url=f"http://{in_url(settings.worker_host)}:{port}",
+        key=key,
+        command=command,
+        log_path=log_path,
+        times=times,
+    )
 
 
 def _no_redis(address: RedisAddress, exc: Exception) -> CannotStart:

@@ -28,7 +28,7 @@ OWNED_FLAGS: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
     """What the worker decides about its engine."""
 

@@ -11,6 +11,7 @@ LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
 LUA_LINES_MAX = 60
 DECISION_LINES_MAX = 40
+POSITIONAL_MAX = 5
 # A migration says what was once done: it is never split.
 NOT_SPLIT = ("billing/migrations/versions/",)
 VAGUE = re.compile(r"(^|_)(utils?|helpers?|common|managers?)(_|$)")
@@ -35,6 +36,41 @@ def test_no_module_holds_two_rooms() -> None:
         if len(source.text.splitlines()) > LINES_MAX and not source.path.startswith(NOT_SPLIT)
     ]
     assert not long, tell(long, f"A module has at most {LINES_MAX} lines; split it by what it owns.")
+
+
+def test_no_constructor_takes_many_arguments_by_their_place() -> None:
+    """Of six values in a row nobody sees, and no type checker says, that two have changed places."""
+    wrong = []
+    for source in sources():
+        for node in source.walk(ast.ClassDef):
+            assert isinstance(node, ast.ClassDef)
+            if (count := _by_place(node)) > POSITIONAL_MAX:
+                wrong.append(f"{source.path}:{node.lineno} {node.name}: {count}")
+    assert not wrong, tell(
+        wrong, f"A constructor takes at most {POSITIONAL_MAX} arguments by place: kw_only=True, or `*`."
+    )
+
+
+def _by_place(node: ast.ClassDef) -> int:
+    """How many arguments its constructor takes by place."""
+    for made in node.decorator_list:
+        if "dataclass" in ast.unparse(made):
+            if isinstance(made, ast.Call) and any(word.arg == "kw_only" for word in made.keywords):
+                return 0
+            return sum(isinstance(line, ast.AnnAssign) and _is_argument(line) for line in node.body)
+    for line in node.body:
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
+            return len(line.args.posonlyargs) + len(line.args.args) - 1
+    return 0
+
+
+def _is_argument(line: ast.AnnAssign) -> bool:
+    if "ClassVar" in ast.unparse(line.annotation):
+        return False
+    words = line.value.keywords if isinstance(line.value, ast.Call) else []
+    return not any(
+        word.arg == "kw_only" or (word.arg == "init" and ast.unparse(word.value) == "False") for word in words
+    )
 
 
 def test_no_function_is_too_long() -> None:

@@ -18,7 +18,7 @@ _NOT_CUT: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused"
 _FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
     """What came of a contract over some time; mu, and requests: `refused` over the contract, `limited_…` by that limit of its tenant or key while
     the contract had room. `shortfall_mu` is what was cut and what was missing.
@@ -97,9 +97,17 @@ def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Min
     if row is None:
         return None
     return Minute(
-        minute_ms, row.assigned_mu * 1000, row.used_mu, row.lent_mu, row.borrowed_mu, row.refused, row.missing_mu * 1000,
-        *(getattr(row, name) for name in _LIMITED),
-    )  # fmt: skip
+        minute_ms=minute_ms,
+        assigned_mu_ms=row.assigned_mu * 1000,
+        used_mu=row.used_mu,
+        lent_mu=row.lent_mu,
+        borrowed_mu=row.borrowed_mu,
+        refused=row.refused,
+        missing_mu_ms=row.missing_mu * 1000,
+        limited_requests=row.limited_requests,
+        limited_concurrency=row.limited_concurrency,
+        limited_cancels=row.limited_cancels,
+    )
 
 
 def list_minutes(

@@ -60,7 +60,7 @@ class Memory:
     lending: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
     """A cell at one moment, by Redis's clock. `work_mu`: charged in all, of every class. `on_demand_waits`, `flex_waits`: tenants that wait;
     `on_demand_requests`: how many requests of the first kind do. `version`: what a write must find unchanged.
@@ -78,7 +78,7 @@ class CellState:
     memory: Memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
     """What the scripts decide a tenant's contract by; `spill_mu_s` None: no cap."""
 
@@ -214,7 +214,7 @@ def _numbers(numbers: Numbers) -> dict[Any, Any]:
 def _contract(fields: Mapping[str, str]) -> ContractHash | None:
     if "id" not in fields:
         return None
-    totals = Totals(*(int(float(fields.get(name, 0))) for name in _TOTALS))
+    totals = Totals.of([int(float(fields.get(name, 0))) for name in _TOTALS])
     return ContractHash(
         fields["id"], int(float(fields["rate"])), int(fields["end"]), totals, _account(fields.get(_ACCOUNT))
     )

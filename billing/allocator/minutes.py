@@ -4,14 +4,14 @@ The state is what was read last and the minute so far, never a difference still 
 again, or another allocator's going on from an older state, changes nothing that is not then written anew. Σ of the minutes is the total.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any, Final, Self
 
 MINUTE_MS: Final = 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """What the scripts have counted for a contract since its hash was made: mu, and refused requests. `limited_…`: those that a limit of the tenant
     or its key refused while the contract had room.
@@ -26,10 +26,15 @@ class Totals:
 
     def since(self, before: "Totals") -> "Totals":
         """The difference; below 0 where a request gave back what it had been charged."""
-        return Totals(*(now - was for now, was in zip(astuple(self), astuple(before), strict=True)))
+        return Totals.of([now - was for now, was in zip(astuple(self), astuple(before), strict=True)])
+
+    @classmethod
+    def of(cls, counted: Iterable[int]) -> "Totals":
+        """From figures in the order of the fields."""
+        return cls(**dict(zip((each.name for each in fields(cls)), counted, strict=True)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Minute:
     """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is rounded between two readings;
     `missing_mu_ms`: so much of it the ready machines could not have done.
@@ -59,10 +64,10 @@ class Minute:
     @property
     def empty(self) -> bool:
         """Nothing was assigned and nothing happened."""
-        return self == Minute(self.minute_ms)
+        return self == Minute(minute_ms=self.minute_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """Where the evidence of a contract stands: what was read, when, and the minute it was read in. `rate_mu_s`, as signed, holds since, and so
     does `missing_mu_s`, for which machines are not ready.
@@ -92,7 +97,13 @@ def minute_of(moment_ms: int) -> int:
 
 def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | None = None) -> Account:
     """The first reading of a contract, at no rate yet, which may have a row for this minute already; `totals` are not its own."""
-    return Account(contract_id, now_ms, 0, minute or Minute(minute_of(now_ms)), totals)
+    return Account(
+        contract_id=contract_id,
+        at_ms=now_ms,
+        rate_mu_s=0,
+        minute=minute or Minute(minute_ms=minute_of(now_ms)),
+        totals=totals,
+    )
 
 
 def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int) -> tuple[list[Minute], Account]:
@@ -106,22 +117,22 @@ def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu
     parts = zip(*(_divided(amount, spans) for amount in (lent_mu, *astuple(change))), strict=True)
     current, minutes = account.minute, []
     for (start_ms, until_ms), (lent_part, *counted) in zip(spans, parts, strict=True):
-        more = Totals(*counted)
+        more = Totals.of(counted)
         if minute_of(start_ms) != current.minute_ms:
             minutes.append(current)
-            current = Minute(minute_of(start_ms))
+            current = Minute(minute_ms=minute_of(start_ms))
         held_ms = max(0, min(until_ms, end_ms) - start_ms)
         current = Minute(
-            current.minute_ms,
-            current.assigned_mu_ms + account.rate_mu_s * held_ms,
-            current.used_mu + more.used_mu,
-            current.lent_mu + lent_part,
-            current.borrowed_mu + more.borrowed_mu,
-            current.refused + more.refused,
-            current.missing_mu_ms + account.missing_mu_s * held_ms,
-            current.limited_requests + more.limited_requests,
-            current.limited_concurrency + more.limited_concurrency,
-            current.limited_cancels + more.limited_cancels,
+            minute_ms=current.minute_ms,
+            assigned_mu_ms=current.assigned_mu_ms + account.rate_mu_s * held_ms,
+            used_mu=current.used_mu + more.used_mu,
+            lent_mu=current.lent_mu + lent_part,
+            borrowed_mu=current.borrowed_mu + more.borrowed_mu,
+            refused=current.refused + more.refused,
+            missing_mu_ms=current.missing_mu_ms + account.missing_mu_s * held_ms,
+            limited_requests=current.limited_requests + more.limited_requests,
+            limited_concurrency=current.limited_concurrency + more.limited_concurrency,
+            limited_cancels=current.limited_cancels + more.limited_cancels,
         )
     return [*minutes, current], replace(account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals)
 

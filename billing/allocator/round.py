@@ -24,7 +24,7 @@ _CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
 _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Came:
     """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back; `missing_mu`: its
     ready machines could not have done it; `limited`: requests that it had room for and a limit of its tenant or key refused, by the limit.
@@ -41,7 +41,7 @@ class Came:
     limited: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is. `asked_again`:
     flex requests that had been asked to give way and had not. `failure`: why room was not handed on; all the rest is written.
@@ -129,8 +129,9 @@ def allocate(
         failure = exc  # what came is on the books: the caller counts it all the same
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
-        cell, now_ms, calibration, tuple(divided), in_flight, state.on_demand_waits, state.flex_waits, tuple(books.came),
-        cut_mu, asked_again, failure,
+        cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
+        on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came), cut_mu=cut_mu,
+        asked_again=asked_again, failure=failure,
     )  # fmt: skip
 
 
@@ -172,14 +173,21 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
         books.accounts[contract_id] = after
         books.came.append(
             Came(
-                contract_id, tenant, hash_.rate_mu_s, change.used_mu, lent[tenant], change.borrowed_mu, change.refused, missing[tenant],
-                {
+                contract_id=contract_id,
+                tenant=tenant,
+                assigned_mu_s=hash_.rate_mu_s,
+                used_mu=change.used_mu,
+                lent_mu=lent[tenant],
+                borrowed_mu=change.borrowed_mu,
+                refused=change.refused,
+                missing_mu=missing[tenant],
+                limited={
                     "requests": change.limited_requests,
                     "concurrency": change.limited_concurrency,
                     "cancels": change.limited_cancels,
                 },
             )
-        )  # fmt: skip
+        )
         before_mu_s = state.memory.recent_mu_s.get(contract_id, 0.0)
         books.recent_mu_s[contract_id] = shares.recent(
             before_mu_s, change.used_mu, now_ms - account.at_ms, hash_.rate_mu_s
@@ -254,9 +262,14 @@ def _divide(
 
 def _in_force(rate: ContractRate) -> Numbers:
     return Numbers(
-        rate.contract_id, rate.mu_s, rate.overflow, rate.spill_mu_s, rate.end_ms, burst_mu(rate.mu_s, rate.burst_ms)
+        contract_id=rate.contract_id,
+        rate_mu_s=rate.mu_s,
+        overflow=rate.overflow,
+        spill_mu_s=rate.spill_mu_s,
+        end_ms=rate.end_ms,
+        burst_mu=burst_mu(rate.mu_s, rate.burst_ms),
     )
 
 
 def _over(ended: Ended) -> Numbers:
-    return Numbers(ended.contract_id, 0, "reject", None, ended.end_ms)
+    return Numbers(contract_id=ended.contract_id, rate_mu_s=0, overflow="reject", spill_mu_s=None, end_ms=ended.end_ms)

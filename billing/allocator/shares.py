@@ -83,7 +83,7 @@ class Owner:
         return self.recent_mu_s <= self.rate_mu_s * _IDLE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and `flex` of it for each at most.
 
@@ -224,7 +224,15 @@ def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
         flex = max(0, min(room, flight.flex - over))
         if wanted:
             give_way = max(give_way, min(flight.flex, over))
-    return Share(parts.machine.instance, sequences, parts.held, room, parts.on_demand, flex, give_way)
+    return Share(
+        instance=parts.machine.instance,
+        sequences=sequences,
+        held=parts.held,
+        room=room,
+        on_demand=parts.on_demand,
+        flex=flex,
+        give_way=give_way,
+    )
 
 
 def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:

@@ -99,19 +99,21 @@ class NewContract(Body):
         starts_ms = now_ms if self.from_ms is None else self.from_ms
         minimum = self.minimum_until
         return Terms(
-            tenant_id,
-            self.pool,
-            _steps(starts_ms, self.units, self.ramp),
-            starts_ms,
-            resolved(self.until, starts_ms, "until"),
-            starts_ms if minimum is None else max(starts_ms, resolved(minimum, starts_ms, "minimum_until")),
-            self._notice_days("tenant", self.tenant_notice_days),
-            self._notice_days("operator", self.operator_notice_days),
-            self.overflow,
-            self.spill_units,
-            self.headroom,
-            self.price_reference,
-            self.burst_seconds,
+            tenant_id=tenant_id,
+            pool=self.pool,
+            steps=_steps(starts_ms, self.units, self.ramp),
+            starts_ms=starts_ms,
+            ends_ms=resolved(self.until, starts_ms, "until"),
+            minimum_until_ms=starts_ms
+            if minimum is None
+            else max(starts_ms, resolved(minimum, starts_ms, "minimum_until")),
+            tenant_notice_days=self._notice_days("tenant", self.tenant_notice_days),
+            operator_notice_days=self._notice_days("operator", self.operator_notice_days),
+            overflow=self.overflow,
+            spill_mu_s=self.spill_units,
+            headroom_permille=self.headroom,
+            price_reference=self.price_reference,
+            burst_ms=self.burst_seconds,
         )
 
     def _notice_days(self, side: Side, own: int | None) -> int:

@@ -130,9 +130,18 @@ def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
 def _as_counted(instance: Instance) -> EngineInstance:
     baseline = CounterPair(instance.baseline_prompt, instance.baseline_generation)
     return EngineInstance(
-        instance.instance_id, instance.model, instance.pool, instance.cell, instance.url, instance.engine_key, instance.epoch,
-        alive=True, baseline=baseline, ended=(), counts=instance.counts,
-    )  # fmt: skip
+        instance=instance.instance_id,
+        model=instance.model,
+        pool=instance.pool,
+        cell=instance.cell,
+        url=instance.url,
+        key=instance.engine_key,
+        epoch=instance.epoch,
+        alive=True,
+        baseline=baseline,
+        ended=(),
+        counts=instance.counts,
+    )
 
 
 def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Model) -> Probe:

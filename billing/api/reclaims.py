@@ -118,7 +118,15 @@ def _order(body: NewReclaim, at_ms: int) -> Order:
             Span(each.from_ms, FOREVER_MS if each.until is None else each.until, each.units) for each in body.broken
         )
     by_ms = at_ms if body.by is None else body.by
-    return Order(body.pool, body.instances, body.use, by_ms, body.breaks, body.chosen, broken)
+    return Order(
+        pool=body.pool,
+        instances=body.instances,
+        use=body.use,
+        by_ms=by_ms,
+        breaks=body.breaks,
+        chosen=body.chosen,
+        broken=broken,
+    )
 
 
 def _shown(reclaim: Reclaim) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Metered:
         return self.billed + self.absorbed + self.open
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochBalance:
     """One epoch of one instance. `has_counters` is false where there is nothing to compare with; the residual is 0 there. `unexplained`:
     requests of which the engine speaks and nobody else does.
@@ -79,7 +79,12 @@ def balance_by_request(
     }
     full = Metered(recorded.billed, recorded.absorbed, known)
     return EpochBalance(
-        instance, epoch, produced.counted + produced.lost, full, lost=produced.lost, unexplained=unexplained
+        instance=instance,
+        epoch=epoch,
+        produced=produced.counted + produced.lost,
+        metered=full,
+        lost=produced.lost,
+        unexplained=unexplained,
     )
 
 
@@ -90,12 +95,12 @@ def balance_by_bounds(
     they can have produced since.
     """
     if produced.uncounted:
-        return EpochBalance(instance, epoch, metered.total, metered, has_counters=False)
+        return EpochBalance(instance=instance, epoch=epoch, produced=metered.total, metered=metered, has_counters=False)
     counted = produced.counted.at_least(metered.total) if produced.cut_off else produced.counted
     left = counted - metered.total
     since = CounterPair(_within(left.prompt, room.prompt), _within(left.generation, room.generation))
     full = Metered(metered.billed, metered.absorbed, metered.open + since)
-    return EpochBalance(instance, epoch, counted, full, lost=counted - produced.counted)
+    return EpochBalance(instance=instance, epoch=epoch, produced=counted, metered=full, lost=counted - produced.counted)
 
 
 def _within(left: int, room: int) -> int:

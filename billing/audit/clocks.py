@@ -29,4 +29,4 @@ def check_clocks(ahead_ms: int) -> list[Finding]:
         return []
     word = "ahead of" if ahead_ms > 0 else "behind"
     message = f"PostgreSQL's clock is {abs(ahead_ms) / 1000:.1f} s {word} Redis's; set the clocks of both machines"
-    return [Finding(FindingKind.CLOCKS_DIFFER, message)]
+    return [Finding(kind=FindingKind.CLOCKS_DIFFER, message=message)]

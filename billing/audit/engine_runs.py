@@ -61,7 +61,7 @@ class RequestsAt:
         return self.until_ms is None or started_ms <= self.until_ms
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRun:
     """One run and the last that is known of its counters. `state`: `open` · `closed` · `no_counters`. `requests`: what it said of its requests in
     the same moment, where it counts them.
@@ -180,11 +180,29 @@ def read_runs(
 def _store_counters(connection: Connection, each: EngineInstance, reading: Counters) -> None:
     latest = latest_run(connection, each.instance, each.epoch)
     if latest is None or latest.state == "no_counters":
-        latest = EngineRun(each.instance, each.epoch, 0, None, each.baseline, each.baseline, "open", exact=False)
+        latest = EngineRun(
+            instance=each.instance,
+            epoch=each.epoch,
+            run=0,
+            started=None,
+            baseline=each.baseline,
+            last=each.baseline,
+            state="open",
+            exact=False,
+        )
     if _restarted(latest, reading):
         _put(connection, latest, state="closed")
         zero = CounterPair(0, 0)
-        latest = EngineRun(each.instance, each.epoch, latest.run + 1, None, zero, zero, "open", exact=False)
+        latest = EngineRun(
+            instance=each.instance,
+            epoch=each.epoch,
+            run=latest.run + 1,
+            started=None,
+            baseline=zero,
+            last=zero,
+            state="open",
+            exact=False,
+        )
     _put(connection, latest, state="open", last=reading.tokens, started=reading.started)
 
 
@@ -199,7 +217,16 @@ def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
         zero = CounterPair(0, 0)
         _put(
             connection,
-            EngineRun(each.instance, each.epoch, 0, None, zero, zero, "no_counters", exact=False),
+            EngineRun(
+                instance=each.instance,
+                epoch=each.epoch,
+                run=0,
+                started=None,
+                baseline=zero,
+                last=zero,
+                state="no_counters",
+                exact=False,
+            ),
             state="no_counters",
         )
 
@@ -207,7 +234,16 @@ def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
 def _store_ended(connection: Connection, each: EngineInstance, ended: FinalCounters) -> None:
     latest = latest_run(connection, each.instance, ended.epoch)
     if latest is None:
-        latest = EngineRun(each.instance, ended.epoch, 0, None, ended.baseline, ended.baseline, "closed", exact=False)
+        latest = EngineRun(
+            instance=each.instance,
+            epoch=ended.epoch,
+            run=0,
+            started=None,
+            baseline=ended.baseline,
+            last=ended.baseline,
+            state="closed",
+            exact=False,
+        )
     elif latest.exact or latest.state == "no_counters":
         return
     _put(connection, latest, state="closed", last=latest.last.at_least(ended.counters), exact=ended.exact)
@@ -257,8 +293,13 @@ def _same(run: EngineRun) -> ColumnElement[bool]:
 
 def _run(row: Mapping[Any, Any]) -> EngineRun:
     return EngineRun(
-        row["instance"], row["epoch"], row["run"], row["started"],
-        CounterPair(row["baseline_prompt"], row["baseline_generation"]),
-        CounterPair(row["last_prompt"], row["last_generation"]),
-        row["state"], row["exact"], RequestsAt.from_json(row["requests"]),
-    )  # fmt: skip
+        instance=row["instance"],
+        epoch=row["epoch"],
+        run=row["run"],
+        started=row["started"],
+        baseline=CounterPair(row["baseline_prompt"], row["baseline_generation"]),
+        last=CounterPair(row["last_prompt"], row["last_generation"]),
+        state=row["state"],
+        exact=row["exact"],
+        requests=RequestsAt.from_json(row["requests"]),
+    )

@@ -28,7 +28,7 @@ Epoch = tuple[str, str]
 """Instance and epoch."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """`idle`: epochs for which nothing is under way anywhere. Not `complete`: there is more than could be read."""
 
@@ -45,7 +45,7 @@ class Look:
         return residuals[0] == residuals[1] and self.evidence == other.evidence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
     """What was read, before it is put together. `recorded`, `without` and `events` are of one moment of SQL, before the engines were asked."""
 
@@ -72,22 +72,26 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
             counts = _counts(runs, poll)
             events = frozenset(row["request_id"] for row in read_events(before, [*opened.by_id, *streams.by_id]))
             facts = _Facts(
-                opened,
-                streams,
-                recorded,
-                runs,
-                _lost(now, runs, poll),
-                counts,
-                _without_event(before, now, client, busy, opened, streams, counts),
-                events,
-                {row.name: row.context_tokens for row in now.execute(select(model.c.name, model.c.context_tokens))},
-                poll,
+                open=opened,
+                streams=streams,
+                recorded=recorded,
+                runs=runs,
+                lost=_lost(now, runs, poll),
+                counts=counts,
+                without=_without_event(before, now, client, busy, opened, streams, counts),
+                events=events,
+                contexts={
+                    row.name: row.context_tokens for row in now.execute(select(model.c.name, model.c.context_tokens))
+                },
+                poll=poll,
             )
             # Where an engine counts its requests, each is held against its event: nothing has to be concluded.
             evidence = tuple(each for each in read_evidence(now) if (each.instance, each.epoch) not in counts)
     balances = _balances(facts)
     complete = streams.complete and not opened.unreadable
-    return Look(balances, evidence, _idle(balances, facts), poll, opened, complete)
+    return Look(
+        balances=balances, evidence=evidence, idle=_idle(balances, facts), poll=poll, open=opened, complete=complete
+    )
 
 
 def _read_open(client: redis.Redis, busy: BusyCells) -> tuple[OpenRequests, Streams]:

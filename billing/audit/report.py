@@ -89,12 +89,16 @@ def reconciled_findings(reconciled: Sequence[Reconciliation]) -> list[Finding]:
     """What was absorbed for engines that do not count their requests."""
     return [
         Finding(
-            FindingKind.RECONCILED,
-            f"tokens produced after the last that was heard of requests whose gateway or engine died, absorbed as {each.request_id}",
-            each.instance, each.epoch, each.tokens, len(each.evidence), each.evidence[:20],
+            kind=FindingKind.RECONCILED,
+            message=f"tokens produced after the last that was heard of requests whose gateway or engine died, absorbed as {each.request_id}",
+            instance=each.instance,
+            epoch=each.epoch,
+            tokens=each.tokens,
+            count=len(each.evidence),
+            ids=each.evidence[:20],
         )
         for each in reconciled
-    ]  # fmt: skip
+    ]
 
 
 def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
@@ -106,12 +110,16 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
         by_epoch[each.instance, each.epoch].append(each)
     return [
         Finding(
-            FindingKind.RECONCILED,
-            "tokens that the engine counted for these requests beyond the last that was heard of them, absorbed",
-            *engine, sum((each.tokens for each in found), NO_TOKENS), len(found), [each.request_id for each in found[:20]],
+            kind=FindingKind.RECONCILED,
+            message="tokens that the engine counted for these requests beyond the last that was heard of them, absorbed",
+            instance=engine[0],
+            epoch=engine[1],
+            tokens=sum((each.tokens for each in found), NO_TOKENS),
+            count=len(found),
+            ids=[each.request_id for each in found[:20]],
         )
         for engine, found in sorted(by_epoch.items())
-    ]  # fmt: skip
+    ]
 
 
 def difference_findings(connection: Connection) -> list[Finding]:
@@ -124,10 +132,11 @@ def difference_findings(connection: Connection) -> list[Finding]:
         by_epoch[row["instance"], row["epoch"]].append(row)
     return [
         Finding(
-            FindingKind.REQUEST_DIFFERS,
-            "the engine counted something else for these requests than their events say",
-            *engine,
-            sum(
+            kind=FindingKind.REQUEST_DIFFERS,
+            message="the engine counted something else for these requests than their events say",
+            instance=engine[0],
+            epoch=engine[1],
+            tokens=sum(
                 (
                     CounterPair(
                         row["counted_prompt"] - row["recorded_prompt"],
@@ -137,8 +146,8 @@ def difference_findings(connection: Connection) -> list[Finding]:
                 ),
                 NO_TOKENS,
             ),
-            len(found),
-            [row["request_id"] for row in found[:20]],
+            count=len(found),
+            ids=[row["request_id"] for row in found[:20]],
         )
         for engine, found in sorted(by_epoch.items())
     ]
@@ -147,21 +156,30 @@ def difference_findings(connection: Connection) -> list[Finding]:
 def engine_findings(look: Look) -> list[Finding]:
     """What could not be read."""
     found = [
-        Finding(FindingKind.UNREADABLE, f"the entry of instance {name} cannot be read", name)
+        Finding(kind=FindingKind.UNREADABLE, message=f"the entry of instance {name} cannot be read", instance=name)
         for name in look.poll.registry.unreadable
     ]
     for each in look.poll.registry.instances:
         reading = look.poll.readings.get(each.instance)
         if isinstance(reading, Unreachable):
             message = f"the engine does not tell its counters: {reading.reason}"
-            found.append(Finding(FindingKind.UNREACHABLE, message, each.instance, each.epoch))
+            found.append(
+                Finding(kind=FindingKind.UNREACHABLE, message=message, instance=each.instance, epoch=each.epoch)
+            )
         elif isinstance(reading, NoCounters):
             message = "the engine has no counters: its usage cannot be audited"
-            found.append(Finding(FindingKind.NO_COUNTERS, message, each.instance, each.epoch))
+            found.append(
+                Finding(kind=FindingKind.NO_COUNTERS, message=message, instance=each.instance, epoch=each.epoch)
+            )
     if look.open.unreadable:
         message = "open reservations that cannot be read"
         found.append(
-            Finding(FindingKind.UNREADABLE, message, count=len(look.open.unreadable), ids=look.open.unreadable[:20])
+            Finding(
+                kind=FindingKind.UNREADABLE,
+                message=message,
+                count=len(look.open.unreadable),
+                ids=look.open.unreadable[:20],
+            )
         )
     return found
 
@@ -174,7 +192,15 @@ def balance_findings(look: Look) -> list[Finding]:
             message = (
                 "the engine ended before its last counters were read; what was metered beyond them counts as produced"
             )
-            found.append(Finding(FindingKind.COUNTER_LOST, message, balance.instance, balance.epoch, balance.lost))
+            found.append(
+                Finding(
+                    kind=FindingKind.COUNTER_LOST,
+                    message=message,
+                    instance=balance.instance,
+                    epoch=balance.epoch,
+                    tokens=balance.lost,
+                )
+            )
         # What the engine did before its counters became the baseline is in no residual: a worker's first probe, or others' requests.
         if balance.unexplained and balance.residual != NO_TOKENS:
             message = "the engine produced tokens for requests that have neither a reservation nor an event"
@@ -182,16 +208,24 @@ def balance_findings(look: Look) -> list[Finding]:
             names = sorted(balance.unexplained)
             found.append(
                 Finding(
-                    FindingKind.REQUEST_UNKNOWN,
-                    message,
-                    balance.instance,
-                    balance.epoch,
-                    tokens,
-                    len(names),
-                    names[:20],
+                    kind=FindingKind.REQUEST_UNKNOWN,
+                    message=message,
+                    instance=balance.instance,
+                    epoch=balance.epoch,
+                    tokens=tokens,
+                    count=len(names),
+                    ids=names[:20],
                 )
             )
         if balance.residual != NO_TOKENS:
             message = "produced is not billed + absorbed + open"
-            found.append(Finding(FindingKind.RESIDUAL, message, balance.instance, balance.epoch, balance.residual))
+            found.append(
+                Finding(
+                    kind=FindingKind.RESIDUAL,
+                    message=message,
+                    instance=balance.instance,
+                    epoch=balance.epoch,
+                    tokens=balance.residual,
+                )
+            )
     return found

@@ -99,7 +99,7 @@ class Auditor:
         ]  # fmt: skip
         if not look.complete:
             message = "more usage is on its way to SQL than can be looked through: the figures are not final"
-            findings.append(Finding(FindingKind.NOT_DRAINED, message))
+            findings.append(Finding(kind=FindingKind.NOT_DRAINED, message=message))
         with snapshot(self._engine) as connection:
             findings += difference_findings(connection)
             findings += set_aside(connection)

@@ -34,7 +34,7 @@ _QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status"
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     """What is known of a key. `display` is its beginning and its last four characters; `models` those that it may ask for, None for all that its tenant
     may; `last_used_ms` the end of the last request that was recorded.

@@ -30,7 +30,7 @@ _URL: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
     """What is known of a running engine at the moment it is added: which start of it, and where its counters stand."""
 
@@ -42,7 +42,7 @@ class EngineFacts:
     counts_requests: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it schedules by priority."""
 

@@ -30,7 +30,7 @@ class Subject:
     key_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """One entry; None is no limit. Units are whole work units."""
 

@@ -49,7 +49,7 @@ class Weights:
     w_out_mu: int = 4000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """What an operator says of a model. `visible` and `owner` name tenants by id or name."""
 
@@ -68,7 +68,7 @@ class ModelSpec:
     max_body_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChange:
     """What an operator changes of a model; None leaves it."""
 
@@ -85,7 +85,7 @@ class ModelChange:
     max_body_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model as it stands; tenants by id."""
 

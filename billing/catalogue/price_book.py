@@ -27,7 +27,7 @@ _FACTOR_UNASKED: Final = 10
 _STANDS: Final = price_table.c.price_id.not_in(select(price_withdrawal.c.price_id))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """One price of a model, in whole pico-dollars per token."""
 
@@ -193,9 +193,13 @@ def _refuse_unasked(before: Price | None, amounts: dict[str, int]) -> None:
 
 def _price(row: RowMapping) -> Price:
     return Price(
-        row["price_id"], row["model"], row["valid_from_ms"],
-        row["input_picousd"], row["cached_input_picousd"], row["output_picousd"],
-    )  # fmt: skip
+        price_id=row["price_id"],
+        model=row["model"],
+        valid_from_ms=row["valid_from_ms"],
+        input_picousd=row["input_picousd"],
+        cached_input_picousd=row["cached_input_picousd"],
+        output_picousd=row["output_picousd"],
+    )
 
 
 def prices_by_id(connection: Connection, price_ids: Sequence[int]) -> dict[int, Price]:

@@ -24,7 +24,7 @@ Status = Literal["active", "archived"]
 DEFAULT: Final = "default"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Project:
     """One project of one tenant."""
 

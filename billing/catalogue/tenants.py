@@ -25,7 +25,7 @@ Status = Literal["active", "suspended", "archived"]
 REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3); `weight` is its share of what is divided fairly."""
 

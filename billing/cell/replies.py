@@ -44,7 +44,7 @@ class Reserved:
     grant: "Grant"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the contract's, in mu; its rate in mu per second."""
 
@@ -132,7 +132,7 @@ class Replayed:
     grant: "Grant"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
     """Not admitted, nothing consumed. `retry_after_ms` is None where no waiting helps: the cost alone exceeds the limit."""
 
@@ -209,7 +209,14 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
         return Reserved(now_ms, tenant, key, _grant(raw))
     if status == "refused":
         retry_after_ms = raw[10] if raw[10] >= 0 else None
-        return Refused(now_ms, tenant, key, LimitScope(_text(raw[8])), LimitKind(_text(raw[9])), retry_after_ms)
+        return Refused(
+            now_ms=now_ms,
+            tenant=tenant,
+            key=key,
+            scope=LimitScope(_text(raw[8])),
+            limit=LimitKind(_text(raw[9])),
+            retry_after_ms=retry_after_ms,
+        )
     if status == "replayed":
         return Replayed(now_ms, tenant, key, _grant(raw))
     if status == "later":
@@ -223,7 +230,14 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
 
 def _grant(raw: Sequence[Any]) -> Grant:
     return Grant(
-        _text(raw[8]), _text(raw[9]) or None, _text(raw[10]), _text(raw[11]), _text(raw[12]), raw[13], raw[14], raw[15]
+        class_=_text(raw[8]),
+        contract=_text(raw[9]) or None,
+        instance=_text(raw[10]),
+        epoch=_text(raw[11]),
+        why=_text(raw[12]),
+        level_before_mu=raw[13],
+        level_after_mu=raw[14],
+        rate_mu_s=raw[15],
     )
 
 

@@ -79,7 +79,7 @@ class Asked(StrEnum):
     FLEX = "flex"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Who asks a cell for what, beside limits: by the tenant's contract there, or for a share of the rest.
 
@@ -105,7 +105,7 @@ class Claim:
     restored: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellKeys:
     """The keys that one request touches."""
 
@@ -120,24 +120,24 @@ class CellKeys:
     def of(cls, cell: str, *, request_id: str, tenant: str, key_id: str, model: str) -> Self:
         """The keys of a request of this tenant and API key for this model."""
         return cls(
-            request_id,
-            redis_keys.reservation(cell, request_id),
-            redis_keys.tenant_bucket(cell, tenant, model),
-            redis_keys.key_bucket(cell, key_id, model),
-            redis_keys.open_requests(cell),
-            redis_keys.usage_stream(cell),
+            request_id=request_id,
+            reservation=redis_keys.reservation(cell, request_id),
+            tenant_bucket=redis_keys.tenant_bucket(cell, tenant, model),
+            key_bucket=redis_keys.key_bucket(cell, key_id, model),
+            open_requests=redis_keys.open_requests(cell),
+            usage_stream=redis_keys.usage_stream(cell),
         )
 
     @classmethod
     def of_reservation(cls, cell: str, request_id: str, tenant_bucket: str, key_bucket: str) -> Self:
         """The same from a reservation's fields `tb` and `kb`, for the reaper."""
         return cls(
-            request_id,
-            redis_keys.reservation(cell, request_id),
-            tenant_bucket,
-            key_bucket,
-            redis_keys.open_requests(cell),
-            redis_keys.usage_stream(cell),
+            request_id=request_id,
+            reservation=redis_keys.reservation(cell, request_id),
+            tenant_bucket=tenant_bucket,
+            key_bucket=key_bucket,
+            open_requests=redis_keys.open_requests(cell),
+            usage_stream=redis_keys.usage_stream(cell),
         )
 
 

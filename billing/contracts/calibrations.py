@@ -34,7 +34,7 @@ WEIGHT_MU_MAX: Final = 10**7
 ERROR_PERMILLE_MAX: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """What was found out about one instance. `error_permille`: by how much the held-back mix was predicted wrongly."""
 
@@ -51,7 +51,7 @@ class Measured:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration(Measured):
     """As it stands in SQL."""
 
@@ -69,7 +69,7 @@ _NEWEST_FIRST: Final[Order[Calibration]] = Order(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpentTokens:
     """What one run of a measurement made an engine produce, by the engine's counters. `run` names it, so that it is absorbed once."""
 

@@ -85,13 +85,13 @@ def _position(connection: Connection, pool: Pool, from_ms: int) -> Position:
     newest = newest.order_by(calibration.c.created_ms.desc(), calibration.c.calibration_id.desc()).limit(1)
     holding = store.list_all(connection, pool=pool.pool, states=store.BINDING, ends_after_ms=from_ms)
     return Position(
-        pool.pool,
-        pool.instances,
-        pool.headroom_permille,
-        pool.set_aside_mu_s,
-        connection.execute(newest).scalar_one_or_none(),
-        tuple(Holding.of(contract) for contract in holding),
-        _taken(connection, pool.pool, from_ms),
+        pool=pool.pool,
+        instances=pool.instances,
+        headroom_permille=pool.headroom_permille,
+        set_aside_mu_s=pool.set_aside_mu_s,
+        capacity_mu_s=connection.execute(newest).scalar_one_or_none(),
+        holdings=tuple(Holding.of(contract) for contract in holding),
+        taken=_taken(connection, pool.pool, from_ms),
     )
 
 

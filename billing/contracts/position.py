@@ -19,7 +19,7 @@ from billing.refusals import Conflict
 _DESCRIBED_MAX: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
     """What one signed contract holds, until its effective end."""
 
@@ -36,13 +36,13 @@ class Holding:
         """As the contract stands."""
         terms = contract.terms
         return cls(
-            contract.contract_id,
-            terms.tenant_id,
-            terms.steps,
-            terms.starts_ms,
-            contract.effective_end_ms,
-            terms.headroom_permille,
-            terms.burst_ms,
+            contract_id=contract.contract_id,
+            tenant_id=terms.tenant_id,
+            steps=terms.steps,
+            starts_ms=terms.starts_ms,
+            ends_ms=contract.effective_end_ms,
+            headroom_permille=terms.headroom_permille,
+            burst_ms=terms.burst_ms,
         )
 
     def held(self) -> list[Span]:
@@ -68,7 +68,7 @@ class Taken:
     drains: bool = field(default=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
     """One pool. `capacity_mu_s`: of one instance, by the newest calibration; None before the first."""
 

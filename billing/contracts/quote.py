@@ -7,7 +7,7 @@ from billing.contracts.terms import BURST_MS, Step
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
     """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. Of the rate that was asked about, if one was: `fits` over the whole period;
     `fits_from_ms`, the first start from which it fits for as long as the period (None: never); `fits_until_ms`, up to when it fits from
@@ -42,22 +42,37 @@ def quote(
     found = tuple(free.spans(from_ms, until_ms))
     at_most_mu_s = min(span.value for span in found)
     if mu_s is None:
-        return Quote(position.pool, from_ms, until_ms, found, at_most_mu_s, burst_ms)
+        return Quote(
+            pool=position.pool,
+            from_ms=from_ms,
+            until_ms=until_ms,
+            free=found,
+            at_most_mu_s=at_most_mu_s,
+            burst_ms=burst_ms,
+        )
     onwards = list(free.spans(from_ms))
     lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
-    wanted = Holding("", "", (Step(from_ms, mu_s),), from_ms, until_ms, headroom_permille, burst_ms)
+    wanted = Holding(
+        contract_id="",
+        tenant_id="",
+        steps=(Step(from_ms, mu_s),),
+        starts_ms=from_ms,
+        ends_ms=until_ms,
+        headroom_permille=headroom_permille,
+        burst_ms=burst_ms,
+    )
     return Quote(
-        position.pool,
-        from_ms,
-        until_ms,
-        found,
-        at_most_mu_s,
-        burst_ms,
-        mu_s,
-        mu_s <= at_most_mu_s,
-        _first_start(onwards, mu_s, lasts_ms),
-        next((span.from_ms for span in onwards if span.value < mu_s), FOREVER_MS),
-        tuple(worsened(position, position.with_holding(wanted), from_ms, until_ms)),
+        pool=position.pool,
+        from_ms=from_ms,
+        until_ms=until_ms,
+        free=found,
+        at_most_mu_s=at_most_mu_s,
+        burst_ms=burst_ms,
+        mu_s=mu_s,
+        fits=mu_s <= at_most_mu_s,
+        fits_from_ms=_first_start(onwards, mu_s, lasts_ms),
+        fits_until_ms=next((span.from_ms for span in onwards if span.value < mu_s), FOREVER_MS),
+        short=tuple(worsened(position, position.with_holding(wanted), from_ms, until_ms)),
     )
 
 

@@ -11,7 +11,7 @@ from billing.contracts.terms import BURST_MS, Overflow
 from billing.schema.capacity import contract, contract_step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContractRate:
     """One contract in force. `spill_mu_s` None: what spills has no cap of its own."""
 
@@ -65,6 +65,11 @@ def _rate(row: Row[Any], now_ms: int) -> ContractRate:
     begun = [clause for clause in row.later if clause["from_ms"] <= now_ms]
     now = begun[-1] if begun else {"overflow": row.overflow, "spill_mu_s": row.spill_mu_s}
     return ContractRate(
-        row.contract_id, row.tenant_id, row.mu_s, now["overflow"], now["spill_mu_s"], row.effective_end_ms,
-        row.burst_ms,
-    )  # fmt: skip
+        contract_id=row.contract_id,
+        tenant=row.tenant_id,
+        mu_s=row.mu_s,
+        overflow=now["overflow"],
+        spill_mu_s=now["spill_mu_s"],
+        end_ms=row.effective_end_ms,
+        burst_ms=row.burst_ms,
+    )

@@ -47,7 +47,7 @@ _BY_START: Final[Order[Contract]] = Order(
 _ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(NOW_MS))))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if there is something."""
 
@@ -66,7 +66,15 @@ def now_ms(connection: Connection) -> int:
 
 def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) -> Contract:
     """A new draft; it holds nothing yet."""
-    contract = Contract(new_id(CONTRACT_PREFIX), terms, "draft", None, None, terms.ends_ms, now_ms)
+    contract = Contract(
+        contract_id=new_id(CONTRACT_PREFIX),
+        terms=terms,
+        state="draft",
+        notice_by=None,
+        notice_given_ms=None,
+        effective_end_ms=terms.ends_ms,
+        created_ms=now_ms,
+    )
     connection.execute(insert(table).values(_columns(contract)))
     _write_steps(connection, contract)
     _append(connection, contract, "draft", by, now_ms)
@@ -168,7 +176,15 @@ def history(connection: Connection, contract_id: str) -> list[Entry]:
         select(contract_history).where(contract_history.c.contract_id == contract_id).order_by(contract_history.c.entry)
     )
     return [
-        Entry(row.entry, row.at_ms, row.change, row.by, Contract.from_record(row.after), row.detail) for row in rows
+        Entry(
+            entry=row.entry,
+            at_ms=row.at_ms,
+            change=row.change,
+            by=row.by,
+            after=Contract.from_record(row.after),
+            detail=row.detail,
+        )
+        for row in rows
     ]
 
 

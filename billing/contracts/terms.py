@@ -50,7 +50,7 @@ class Clause:
     operator_notice_days: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
     """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's; `spill_mu_s` None: no cap.
     `burst_ms`: as much work as the rate does in this time may come at once. `later`: what amendments have made of overflow, cap and notice, by time.
@@ -81,7 +81,7 @@ class Terms:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
     """A contract as it stands."""
 

@@ -12,7 +12,7 @@ from billing.wire.tokens import CounterPair
 _NOT_RUNNING: Final = frozenset({InstanceStatus.STARTING, InstanceStatus.DOWN})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInstance:
     """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for.
 

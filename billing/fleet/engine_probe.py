@@ -44,16 +44,25 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
                 "It does not tell what each request has produced (for vLLM: start it with --middleware "
                 "taas_request_counts.RequestCounts, see the README); after a crash the audit can only bound that."
             )
-        facts = EngineFacts(epoch, abort, reading.tokens.prompt, reading.tokens.generation, counts_requests=counts)
+        facts = EngineFacts(
+            epoch=epoch,
+            abort=abort,
+            baseline_prompt=reading.tokens.prompt,
+            baseline_generation=reading.tokens.generation,
+            counts_requests=counts,
+        )
         return Probe(facts, tuple(warnings))
     why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
     warnings.append(f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed.")
-    return Probe(EngineFacts(_epoch_now(), abort, 0, 0, has_counters=False), tuple(warnings))
+    return Probe(
+        EngineFacts(epoch=_epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False),
+        tuple(warnings),
+    )
 
 
 def unprobed() -> EngineFacts:
     """Of an engine that did not answer and is added all the same."""
-    return EngineFacts(_epoch_now(), False, 0, 0)
+    return EngineFacts(epoch=_epoch_now(), abort=False, baseline_prompt=0, baseline_generation=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Scope:
     tenant_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
     """What one tenant used at one price. `price_id` None: no price holds for it, and it stays unpriced."""
 
@@ -81,11 +81,16 @@ def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence
     }  # fmt: skip
     found = [
         Due(
-            row.tenant, row.price_id, row.requests, int(row.uncached), int(row.cached), int(row.output),
-            None if row.price_id is None else Money.from_sql(row.amount),
+            tenant_id=row.tenant,
+            price_id=row.price_id,
+            requests=row.requests,
+            uncached=int(row.uncached),
+            cached=int(row.cached),
+            output=int(row.output),
+            amount=None if row.price_id is None else Money.from_sql(row.amount),
         )
         for row in connection.execute(text(_PREVIEW), values)
-    ]  # fmt: skip
+    ]
     if not dry_run and found:
         connection.execute(text(_PRICE), values)
     return found

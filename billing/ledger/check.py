@@ -102,4 +102,4 @@ def _found(connection: Connection, kind: FindingKind, message: str, query: str) 
     ).all()
     if not rows:
         return ()
-    return (Finding(kind, message, count=rows[0].total, ids=tuple(row.id for row in rows)),)
+    return (Finding(kind=kind, message=message, count=rows[0].total, ids=tuple(row.id for row in rows)),)

@@ -43,7 +43,7 @@ _COLUMNS: Final[dict[Dimension, ColumnElement[Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageLine:
     """One group. `cached` is a part of `prompt`. What has no amount is counted apart: `unpriced` for want of a price (its tokens are
     among the billed), `quarantined` for doubt about its usage (its tokens are not).
@@ -99,7 +99,7 @@ class BillItem:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageReport:
     """Lines in the order of their groups, and their sum; and the items whose amounts add up to it."""
 
@@ -172,7 +172,9 @@ def report_usage(
     query = _among(query, tenant, from_ms, until_ms)
     lines = tuple(_line(row, by) for row in connection.execute(query).mappings() if row["requests"])
     items = _items(connection, tenant, from_ms, until_ms)
-    return UsageReport(tenant, tuple(by), from_ms, until_ms, lines, _total(lines), items)
+    return UsageReport(
+        tenant=tenant, by=tuple(by), from_ms=from_ms, until_ms=until_ms, lines=lines, total=_total(lines), items=items
+    )
 
 
 def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms: int | None) -> Select[Any]:
@@ -228,7 +230,7 @@ def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
 
 def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
     return UsageLine(
-        {dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
+        group={dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
         requests=row["requests"],
         prompt=int(row["billed_prompt"]),
         cached=int(row["billed_cached"]),
@@ -252,15 +254,15 @@ def _group_value(dimension: Dimension, value: Any) -> str:
 
 def _total(lines: Sequence[UsageLine]) -> UsageLine:
     return UsageLine(
-        {},
-        sum(line.requests for line in lines),
-        sum(line.prompt for line in lines),
-        sum(line.cached for line in lines),
-        sum(line.output for line in lines),
-        sum(line.absorbed_prompt for line in lines),
-        sum(line.absorbed_output for line in lines),
-        sum(line.unpriced_requests for line in lines),
-        sum(line.unpriced_tokens for line in lines),
-        sum(line.quarantined_requests for line in lines),
-        sum((line.amount for line in lines), ZERO),
+        group={},
+        requests=sum(line.requests for line in lines),
+        prompt=sum(line.prompt for line in lines),
+        cached=sum(line.cached for line in lines),
+        output=sum(line.output for line in lines),
+        absorbed_prompt=sum(line.absorbed_prompt for line in lines),
+        absorbed_output=sum(line.absorbed_output for line in lines),
+        unpriced_requests=sum(line.unpriced_requests for line in lines),
+        unpriced_tokens=sum(line.unpriced_tokens for line in lines),
+        quarantined_requests=sum(line.quarantined_requests for line in lines),
+        amount=sum((line.amount for line in lines), ZERO),
     )

@@ -17,7 +17,7 @@ _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
 GIVE_WAY: Final = ("flex", "on_demand", "reserved")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRequest:
     """One request in flight. `can_go_on`: it can give its place up and go on elsewhere from its text; only flex can."""
 
@@ -130,6 +130,12 @@ def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequ
     except (ValueError, AttributeError, TypeError):
         started_ms = 0
     return OpenRequest(
-        request_id, tenant.decode(), _CLASSES.get((class_ or b"o").decode(), "on_demand"),
-        contract.decode() if contract else None, instance.decode(), started_ms, cell, (gateway or b"").decode(),
-    )  # fmt: skip
+        request_id=request_id,
+        tenant=tenant.decode(),
+        class_=_CLASSES.get((class_ or b"o").decode(), "on_demand"),
+        contract=contract.decode() if contract else None,
+        instance=instance.decode(),
+        started_ms=started_ms,
+        cell=cell,
+        gateway=(gateway or b"").decode(),
+    )

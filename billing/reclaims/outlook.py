@@ -11,7 +11,7 @@ from billing.reclaims.plan import left_over_time
 from billing.reclaims.store import Reclaim
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
     """A time within one quarter in which nothing changes. `machines` by use; mu per second."""
 
@@ -49,10 +49,16 @@ def outlook(position: Position, reclaims: Sequence[Reclaim], own_use: str, now_m
                         machines[use] = machines.get(use, 0) + count
                 periods.append(
                     Period(
-                        quarter_of(from_ms), from_ms, until_ms, machines, part.capacity_mu_s, part.reserved_mu_s, part.free_mu_s,
-                        part.short_mu_s,
+                        quarter=quarter_of(from_ms),
+                        from_ms=from_ms,
+                        until_ms=until_ms,
+                        machines=machines,
+                        capacity_mu_s=part.capacity_mu_s,
+                        signed_mu_s=part.reserved_mu_s,
+                        free_mu_s=part.free_mu_s,
+                        short_mu_s=part.short_mu_s,
                     )
-                )  # fmt: skip
+                )
     return periods
 
 

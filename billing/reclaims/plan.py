@@ -20,7 +20,7 @@ from billing.refusals import Conflict, Invalid
 DRAIN_LEAD_MS: Final = 600_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances, and no more broken than this."""
 
@@ -33,7 +33,7 @@ class Order:
     broken: tuple[Span, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
     """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is what is sold, with its bursts."""
 
@@ -55,7 +55,7 @@ class Left:
         return max(0, self.held_mu_s - self.capacity_mu_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then unless they were asked for by name.
     `ready` instances take new requests now, `not_running` machines run nothing and just go. `broken`: when, and by how much at most, contracts would
@@ -126,19 +126,19 @@ def draw_up(
     before_mu_s, after_mu_s = (max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines)
     from_ms = drain_from_ms(position, order.instances, order.by_ms, now_ms)
     return Plan(
-        order,
-        from_ms,
-        leaving,
-        frozenset(each.instance for each in occupied if each.ready),
-        not_running,
-        tuple(left_over_time(after, order.by_ms)),
-        tuple(held for held in position.holdings if held.ends_ms > order.by_ms),
-        tuple(held for held in position.holdings if held.ends_ms <= order.by_ms),
-        tuple(worsened(position, after, order.by_ms)),
-        worst_cuts(position.holdings, shortage_by(after, [*breaking, taken]), order.by_ms),
-        before_mu_s,
-        after_mu_s,
-        from_ms <= now_ms,
+        order=order,
+        drain_from_ms=from_ms,
+        leaving=leaving,
+        ready=frozenset(each.instance for each in occupied if each.ready),
+        not_running=not_running,
+        left=tuple(left_over_time(after, order.by_ms)),
+        holding=tuple(held for held in position.holdings if held.ends_ms > order.by_ms),
+        run_out=tuple(held for held in position.holdings if held.ends_ms <= order.by_ms),
+        broken=tuple(worsened(position, after, order.by_ms)),
+        cuts=worst_cuts(position.holdings, shortage_by(after, [*breaking, taken]), order.by_ms),
+        others_before_mu_s=before_mu_s,
+        others_after_mu_s=after_mu_s,
+        drains_now=from_ms <= now_ms,
     )
 
 
@@ -198,6 +198,13 @@ def left_over_time(position: Position, from_ms: int, until_ms: int = FOREVER_MS)
     edges = [from_ms, *sorted(moments), until_ms]
     machines, capacity, reserved, held = lines
     return [
-        Left(start_ms, end_ms, machines.at(start_ms), capacity.at(start_ms), reserved.at(start_ms), held.at(start_ms))
+        Left(
+            from_ms=start_ms,
+            until_ms=end_ms,
+            machines=machines.at(start_ms),
+            capacity_mu_s=capacity.at(start_ms),
+            reserved_mu_s=reserved.at(start_ms),
+            held_mu_s=held.at(start_ms),
+        )
         for start_ms, end_ms in pairwise(edges)
     ]

@@ -27,7 +27,7 @@ AWAY: Final[tuple[State, ...]] = ("draining", "done")
 _ANY_OPEN: Final = select(exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING)))))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaim:
     """`instances` machines of a pool for another use, from `by_ms` until they are released. `chosen` is empty until they drain, and shorter
     than `instances` where some of the machines ran nothing.
@@ -71,7 +71,18 @@ def add(
     connection: Connection, pool: str, instances: int, use: Use, by_ms: int, *, breaks: bool, now_ms: int
 ) -> Reclaim:
     """A new one, planned; its history begins with whoever plans it."""
-    made = Reclaim(new_id(RECLAIM_PREFIX), pool, instances, use, "planned", breaks, (), by_ms, None, now_ms)
+    made = Reclaim(
+        reclaim_id=new_id(RECLAIM_PREFIX),
+        pool=pool,
+        instances=instances,
+        use=use,
+        state="planned",
+        breaks=breaks,
+        chosen=(),
+        by_ms=by_ms,
+        released_ms=None,
+        created_ms=now_ms,
+    )
     connection.execute(insert(table).values(_columns(made)))
     return made
 

@@ -49,7 +49,7 @@ class FinalCounters:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceEntry:
     """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
     tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `counts`: it tells what each

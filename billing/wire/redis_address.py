@@ -49,7 +49,7 @@ class RedisTls:
         return context
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
     """One Redis server and how to log in. Its text is safe to log."""
 

@@ -56,7 +56,7 @@ class CapacityClass(StrEnum):
     FLEX = "flex"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventHead:
     """What is known of a request when it is reserved. A failover to another instance makes a new head."""
 
@@ -109,14 +109,17 @@ class EventHead:
     ) -> "UsageEvent":
         """The event of this request, ended so."""
         return UsageEvent(
-            self.request_id, self.tenant, self.project, self.key_id, self.model, self.pool, self.cell, self.instance, self.epoch,
-            self.route, self.stream, self.class_, self.contract, self.weights, self.samples, self.started_ms, self.gateway,
-            first_token_ms, ended_ms, waited_ms, ending, usage_source, anomaly, produced, delivered_output, billed, absorbed,
-            units_mu, http_status, decision=decision, ignored=ignored,
+            request_id=self.request_id, tenant=self.tenant, project=self.project, key_id=self.key_id, model=self.model,
+            pool=self.pool, cell=self.cell, instance=self.instance, epoch=self.epoch, route=self.route, stream=self.stream,
+            class_=self.class_, contract=self.contract, weights=self.weights, samples=self.samples,
+            started_ms=self.started_ms, gateway=self.gateway, first_token_ms=first_token_ms, ended_ms=ended_ms,
+            waited_ms=waited_ms, ending=ending, usage_source=usage_source, anomaly=anomaly, produced=produced,
+            delivered_output=delivered_output, billed=billed, absorbed=absorbed, units_mu=units_mu,
+            http_status=http_status, decision=decision, ignored=ignored,
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UsageEvent(EventHead):
     """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the output."""
 

@@ -50,7 +50,7 @@ class OutagePolicy:
     milliunits: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """Who is billed."""
 
@@ -70,19 +70,21 @@ class Tenant:
             policy = entry.get("redis_down") or {}
             lease = policy.get("policy") == "local_lease"
             return cls(
-                entry["tenant"],
-                entry["kind"],
-                entry["status"] == "active",
-                bool(entry.get("on_demand", True)),
-                OutagePolicy(int(policy["requests"]), int(policy["units"]) * MILLIUNITS) if lease else OutagePolicy(),
-                max(1, int(entry.get("weight", 1))),
-                LimitTable.read(entry.get("limits") or []),
+                tenant=entry["tenant"],
+                kind=entry["kind"],
+                active=entry["status"] == "active",
+                on_demand=bool(entry.get("on_demand", True)),
+                outage=OutagePolicy(int(policy["requests"]), int(policy["units"]) * MILLIUNITS)
+                if lease
+                else OutagePolicy(),
+                weight=max(1, int(entry.get("weight", 1))),
+                limits=LimitTable.read(entry.get("limits") or []),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("tenant entry") from exc
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
     """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for, None for all that its tenant may.
     `archived`: its project is, and it is refused.
@@ -103,20 +105,20 @@ class ApiKey:
         entry = _object(raw)
         try:
             return cls(
-                entry["key_id"],
-                entry["hash"],
-                entry["tenant"],
-                entry["project"],
-                entry.get("expires_at_ms"),
-                LimitTable.read(entry.get("limits") or []),
-                None if entry.get("models") is None else frozenset(entry["models"]),
-                bool(entry.get("archived", False)),
+                key_id=entry["key_id"],
+                key_hash=entry["hash"],
+                tenant=entry["tenant"],
+                project=entry["project"],
+                expires_at_ms=entry.get("expires_at_ms"),
+                limits=LimitTable.read(entry.get("limits") or []),
+                models=None if entry.get("models") is None else frozenset(entry["models"]),
+                archived=bool(entry.get("archived", False)),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("key entry") from exc
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A name that callers ask for. `for_sale_from_ms`: from then on it has a price, None for never; an entry that says nothing of it is for sale."""
 
@@ -156,27 +158,27 @@ class Model:
         try:
             visible, weights = entry["visible"], entry["weights"]
             return cls(
-                entry["name"],
-                entry["pool"],
-                entry["cell"],
-                frozenset(visible) if isinstance(visible, list) else str(visible),
-                entry.get("owner"),
-                frozenset(entry["routes"]),
-                entry["engine_model"],
-                int(entry["context_tokens"]),
-                entry.get("vocabulary_tokens"),
-                int(entry["default_max_tokens"]),
-                Weights(
+                name=entry["name"],
+                pool=entry["pool"],
+                cell=entry["cell"],
+                visible=frozenset(visible) if isinstance(visible, list) else str(visible),
+                owner=entry.get("owner"),
+                routes=frozenset(entry["routes"]),
+                engine_model=entry["engine_model"],
+                context_tokens=int(entry["context_tokens"]),
+                vocabulary_tokens=entry.get("vocabulary_tokens"),
+                default_max_tokens=int(entry["default_max_tokens"]),
+                weights=Weights(
                     int(weights["version"]),
                     int(weights["w_in_mu"]),
                     int(weights["w_cached_mu"]),
                     int(weights["w_out_mu"]),
                 ),
-                frozenset(entry.get("chat_template_kwargs") or ()),
-                int(entry.get("created", 0)),
-                entry.get("status", "active") == "active",
-                _limit(entry.get("max_body_bytes")),
-                entry.get("for_sale_from_ms", 0),
+                chat_template_kwargs=frozenset(entry.get("chat_template_kwargs") or ()),
+                created=int(entry.get("created", 0)),
+                active=entry.get("status", "active") == "active",
+                max_body_bytes=_limit(entry.get("max_body_bytes")),
+                for_sale_from_ms=entry.get("for_sale_from_ms", 0),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("model entry") from exc

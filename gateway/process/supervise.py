@@ -31,7 +31,7 @@ HEALTHY_S = 30.0
 KILL_AFTER_S = 5.0
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class _Slot:
     """A place for a process; its socket outlives the processes in it."""
 
@@ -54,7 +54,7 @@ class Supervisor:
         self._given = (json.dumps({"factory": factory, "settings": _plain(settings)}) + "\n").encode()
         self._figures = SharedFigures()
         registry.register(self._figures)
-        self._slots = [_Slot(index, sock) for index, sock in enumerate(sockets)]
+        self._slots = [_Slot(index=index, socket=sock) for index, sock in enumerate(sockets)]
         self._signals: list[int] = []
         self._came_up = False
 

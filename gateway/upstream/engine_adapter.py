@@ -34,7 +34,7 @@ class EngineCall:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCount:
     """What an engine says that one request has produced, as its counters moved: the prompt once for each sample that has produced a token.
 

@@ -138,4 +138,11 @@ def read_count(answer: bytes, request_id: str) -> RequestCount | None:
     figures = (prompt, cached, output)
     if type(state) is not str or any(type(figure) is not int or figure < 0 for figure in figures) or cached > prompt:
         return None
-    return RequestCount(state in {"finished", "unknown"}, state != "unknown", *figures, since)
+    return RequestCount(
+        finished=state in {"finished", "unknown"},
+        known=state != "unknown",
+        prompt=prompt,
+        cached=cached,
+        output=output,
+        since=since,
+    )

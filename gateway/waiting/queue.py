@@ -60,6 +60,7 @@ class Line:
 
     def __init__(
         self,
+        *,
         gateway_id: str,
         redis_url: str,
         requests_max: int,

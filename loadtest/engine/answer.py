@@ -40,6 +40,7 @@ class Answer(ABC):
 
     def __init__(
         self,
+        *,
         job: Job,
         identity: Identity,
         exchange: Exchange,
@@ -72,23 +73,29 @@ class Answer(ABC):
     def _make_sequences(self, identity: Identity) -> list[Sequence]:
         job, plan = self.job, self._plan
         limits = Limits(
-            job.output_max,
-            job.output_min,
-            job.ignore_eos,
-            job.stops,
-            self.speech.length or plan.stop_after,
-            plan.slow_drip_s,
-            plan.stall_after_tokens,
+            output_max=job.output_max,
+            output_min=job.output_min,
+            ignore_eos=job.ignore_eos,
+            stops=job.stops,
+            stop_after=self.speech.length or plan.stop_after,
+            drip_s=plan.slow_drip_s,
+            stall_after=plan.stall_after_tokens,
         )
         seed = job.body.get("seed") or 0
         return [
             Sequence(
-                self, identity.engine_ids[at], at * job.samples + sample, len(prompt.tokens), (prompt.seed + int(seed) * 7919 + sample * 104_729),
-                prompt.first_position, limits, job.priority,
+                answer=self,
+                engine_id=identity.engine_ids[at],
+                index=at * job.samples + sample,
+                prompt_tokens=len(prompt.tokens),
+                seed=prompt.seed + int(seed) * 7919 + sample * 104_729,
+                first_position=prompt.first_position,
+                limits=limits,
+                priority=job.priority,
             )
             for at, prompt in enumerate(job.prompts)
             for sample in range(job.samples)
-        ]  # fmt: skip
+        ]
 
     def start(self) -> None:
         """Hand the sequences to the engine; a stream's head goes out at once."""

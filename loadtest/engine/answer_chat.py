@@ -20,7 +20,15 @@ class ChatAnswer(Answer):
             orjson.dumps(self.id), self.created, orjson.dumps(self.job.model),
         )  # fmt: skip
         usage = self._chunk_usage(
-            Sequence(self, "", 0, self.sequences[0].prompt_tokens, 0, 0, self.sequences[0].limits)
+            Sequence(
+                answer=self,
+                engine_id="",
+                index=0,
+                prompt_tokens=self.sequences[0].prompt_tokens,
+                seed=0,
+                first_position=0,
+                limits=self.sequences[0].limits,
+            )
         )
         return [
             b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b'

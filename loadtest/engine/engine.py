@@ -148,7 +148,15 @@ class Engine:
         else:
             request_id, identity = self._identify(job, exchange)
             truth = self._truths.open(request_id, route, identity.answer_id, job.model)
-            answer = _ANSWERS[route](job, identity, exchange, truth, plan, self.scheduler, self._cache)
+            answer = _ANSWERS[route](
+                job=job,
+                identity=identity,
+                exchange=exchange,
+                truth=truth,
+                plan=plan,
+                scheduler=self.scheduler,
+                cache=self._cache,
+            )
             self._book.begun(caller_id, answer)
             answer.start()
 

@@ -31,7 +31,7 @@ class UnknownFault(ValueError):
     """No such fault, or a value that it cannot have."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class FaultPlan:
     """How one request goes wrong. `die_after_tokens` 0 is before the first token; counts are output tokens of the whole request."""
 

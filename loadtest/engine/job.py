@@ -23,7 +23,7 @@ class Prompt:
     first_position: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One request, checked. `output_max` is never more than the context leaves."""
 

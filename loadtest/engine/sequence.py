@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from loadtest.engine.answer import Answer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """When a sequence ends; the same for all samples of a request. `hold_back` = characters that may turn out to be part of a stop string."""
 
@@ -26,7 +26,7 @@ class Limits:
         return max((len(stop) for stop in self.stops), default=1) - 1
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
     """`seed` stands for prompt and sample; `first_position` is where the text goes on when a message is continued."""
 

@@ -8,7 +8,7 @@ from typing import Any
 _REQUESTS_REMEMBERED_MAX = 50_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class RequestTruth:
     """`prompt`, `cached`, `output`: what the counters moved by (n samples count the prompt n times; no first token, no prompt)."""
 
@@ -42,7 +42,7 @@ class TruthBook:
         if truth is not None:
             truth.attempts += 1
             return truth
-        truth = self._truths[request_id] = RequestTruth(route, engine_id, model)
+        truth = self._truths[request_id] = RequestTruth(route=route, engine_id=engine_id, model=model)
         if len(self._truths) > _REQUESTS_REMEMBERED_MAX:
             self._truths.popitem(last=False)
         return truth

@@ -25,7 +25,7 @@ ROUTES: Final = ("chat", "completions", "responses", "messages")
 _ENGINE_WORDS: Final = ("--model", MODEL, "--api-key", ENGINE_KEY, "--decode-ms", "15", "--slots", "64")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Part:
     """One process that may be killed, and is started again by the same command."""
 
@@ -70,7 +70,7 @@ class Part:
             self.child.stop()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Engine(Part):
     """A simulated engine. What it knows of each request outlives its death; `cut` are those that ran when it died."""
 
@@ -223,7 +223,14 @@ class Installation:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         command = python("-m", "loadtest.engine", "--port", str(port), *_ENGINE_WORDS)
-        return Engine(f"engine-{number}", self.folder, command, {}, answers(f"{url}/health"), url=url)
+        return Engine(
+            name=f"engine-{number}",
+            folder=self.folder,
+            command=command,
+            environment={},
+            ready=answers(f"{url}/health"),
+            url=url,
+        )
 
     def _valkey(self) -> Part:
         folder = self.folder / "valkey"
@@ -232,7 +239,7 @@ class Installation:
             str(get_binary_path()), "--port", str(self.valkey_port), "--bind", "127.0.0.1", "--dir", str(folder),
             "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning",
         ]  # fmt: skip
-        return Part("valkey", self.folder, command, {}, self._valkey_answers)
+        return Part(name="valkey", folder=self.folder, command=command, environment={}, ready=self._valkey_answers)
 
     def _valkey_answers(self) -> bool:
         try:
@@ -255,7 +262,13 @@ class Installation:
             "TAAS_BILLING_METRICS_PORT": str(free_port()),
         }  # fmt: skip
         command = python("-m", "billing")
-        return Part(f"billing-{number}", self.folder, command, self._environment() | own, answers(f"{url}/healthz"))
+        return Part(
+            name=f"billing-{number}",
+            folder=self.folder,
+            command=command,
+            environment=self._environment() | own,
+            ready=answers(f"{url}/healthz"),
+        )
 
     def _gateway(self, number: int) -> Part:
         url = self.gateway_urls[number]
@@ -264,4 +277,10 @@ class Installation:
             "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1", "TAAS_LEASE_MS": "3000",
         }  # fmt: skip
         command = python("-m", "gateway")
-        return Part(f"gateway-{number}", self.folder, command, self._environment() | own, answers(f"{url}/healthz"))
+        return Part(
+            name=f"gateway-{number}",
+            folder=self.folder,
+            command=command,
+            environment=self._environment() | own,
+            ready=answers(f"{url}/healthz"),
+        )

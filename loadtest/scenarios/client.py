@@ -35,7 +35,7 @@ class Load:
     """One run of a schedule. `records` are in the order of the arrivals and may be read while it runs."""
 
     def __init__(self, targets: Targets, arrivals: Sequence[Arrival], number: int = 0) -> None:
-        self.records = [Record(arrival) for arrival in arrivals]
+        self.records = [Record(arrival=arrival) for arrival in arrivals]
         self._targets = targets
         self._first_prompt = number * _NUMBERS_PER_LOAD
         self._began = 0.0

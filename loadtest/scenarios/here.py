@@ -35,7 +35,7 @@ class MeasuredSpeed:
         return (self.weights["w_in_mu"] * input_tokens + self.weights["w_out_mu"] * output_tokens) / 1000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Here:
     """A running installation, as callers and as its operator see it."""
 
@@ -114,7 +114,7 @@ def here() -> Iterator[Here]:
         raise DidNotStart("nothing runs here: make up")
     headers = {"authorization": f"Bearer {admin.key.get_secret_value()}"}
     with httpx.Client(base_url=admin.url, headers=headers, timeout=30, trust_env=False) as client:
-        found = Here(client, target.base_url, target.model)
+        found = Here(admin=client, base_url=target.base_url, model=target.model)
         try:
             yield found
         finally:

@@ -20,7 +20,7 @@ class Ended(StrEnum):
     OPEN = "open"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Record:
     """Times in seconds after the load's start; token counts as the answer's usage told, or as they were seen to arrive.
 

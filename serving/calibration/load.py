@@ -43,7 +43,7 @@ class Targets:
     ttft_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of a core that we took ourselves.
     `queued`: the engine let requests wait in most of the looks at it, so fewer were in work than in flight.
@@ -133,13 +133,13 @@ def together(steps: Sequence[Step]) -> Step:
         sum(step.done.output for step in steps),
     )
     return Step(
-        steps[0].sequences,
-        done,
-        _worst([step.tpot_ms for step in steps]),
-        _worst([step.ttft_ms for step in steps]),
-        max(step.client_busy for step in steps),
-        all(step.cached_told for step in steps),
-        any(step.queued for step in steps),
+        sequences=steps[0].sequences,
+        done=done,
+        tpot_ms=_worst([step.tpot_ms for step in steps]),
+        ttft_ms=_worst([step.ttft_ms for step in steps]),
+        client_busy=max(step.client_busy for step in steps),
+        cached_told=all(step.cached_told for step in steps),
+        queued=any(step.queued for step in steps),
     )
 
 
@@ -209,9 +209,13 @@ def _step(mix: Mix, sequences: int, streams: Sequence[Stream], opens: float, clo
             paces.append((inside[-1][0] - inside[0][0]) / (inside[-1][1] - inside[0][1]))
     done = Measurement(mix.name, closes - opens, uncached, cached, output)
     return Step(
-        sequences, done, 1000 * _high(paces), 1000 * _high(waits), cpu_s / done.seconds,
+        sequences=sequences,
+        done=done,
+        tpot_ms=1000 * _high(paces),
+        ttft_ms=1000 * _high(waits),
+        client_busy=cpu_s / done.seconds,
         cached_told=all(each.cached is not None for each in streams if each.marks),
-    )  # fmt: skip
+    )
 
 
 def _high(values: list[float]) -> float:

@@ -49,7 +49,7 @@ class Plan:
     seconds_per_step: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix was predicted wrongly. `long`: prompts
     longer than any that was fitted; None where the context has none, or the time was too short for them.
@@ -129,7 +129,15 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
     if long is not None:
         note(_told(long, plan.targets))
     remarks = (*_remarks((*fitted, held_back), result, told=told), *remarks_on_long(plan.context_tokens, result, long))
-    return Calibration(result, sequences, tuple(fitted), held_back, long, version, remarks)
+    return Calibration(
+        fit=result,
+        sequences=sequences,
+        steps=tuple(fitted),
+        held_back=held_back,
+        long=long,
+        engine_version=version,
+        remarks=remarks,
+    )
 
 
 async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:

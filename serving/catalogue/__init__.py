@@ -16,7 +16,7 @@ class GgufWheel:
     gguf: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
     """A model's entry as it should be created, with where its files come from and what its engine needs beside the usual flags."""
 

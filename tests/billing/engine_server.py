@@ -12,7 +12,7 @@ import redis
 from billing.wire import redis_keys
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ScriptedEngine:
     """What `GET /metrics` says. `status` other than 200 answers with nothing."""
 

@@ -19,7 +19,7 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     lease = {"policy": "local_lease", "requests": 7, "units": 3}
     with database.begin() as connection:
         made = tenants.create(connection, "acme", "internal", on_demand=False, redis_down=lease)
-        models.create(connection, ModelSpec("m", 100))
+        models.create(connection, ModelSpec(name="m", context_tokens=100))
         limits.put(connection, Subject(made.tenant_id, None), "*", {"requests_per_minute": 60, "concurrency": 9})
         limits.put(connection, Subject(made.tenant_id, None), "m", {"units_per_minute": 5, "concurrency": 2})
         new = api_keys.create(connection, made.tenant_id, expires_at_ms=5)
@@ -48,13 +48,13 @@ def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: re
             name: tenants.create(connection, name, "internal" if name == "team" else "external").tenant_id
             for name in ("acme", "other", "team")
         }
-        models.create(connection, ModelSpec("open", 100))
-        models.create(connection, ModelSpec("inside", 100, visible="internal"))
-        models.create(connection, ModelSpec("shared", 100, visible=("acme", "team")))
-        models.create(connection, ModelSpec("private", 100, owner="acme"))
-        models.create(connection, ModelSpec("gone", 100))
+        models.create(connection, ModelSpec(name="open", context_tokens=100))
+        models.create(connection, ModelSpec(name="inside", context_tokens=100, visible="internal"))
+        models.create(connection, ModelSpec(name="shared", context_tokens=100, visible=("acme", "team")))
+        models.create(connection, ModelSpec(name="private", context_tokens=100, owner="acme"))
+        models.create(connection, ModelSpec(name="gone", context_tokens=100))
         models.change(connection, "gone", models.ModelChange(status="retired"))
-        models.create(connection, ModelSpec("unpriced", 100))
+        models.create(connection, ModelSpec(name="unpriced", context_tokens=100))
         for name, since_ms in (
             ("open", 1),
             ("shared", 1),
@@ -64,14 +64,16 @@ def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: re
             ("soon", NOW_MS + 1),
         ):
             if name == "soon":
-                models.create(connection, ModelSpec(name, 100))
+                models.create(connection, ModelSpec(name=name, context_tokens=100))
             set_price(
                 connection, name, input="0", cached_input="0", output="0", valid_from_ms=since_ms, now_ms=lambda: NOW_MS
             )
     Projector(database, raw_redis).rebuild()
     callers = {name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()}
     entries = [Model.read(raw) for raw in raw_redis.hgetall(redis_keys.MODELS).values()]
-    key = ApiKey("key_1", "hash", "ten_1", "prj_1", None, LimitTable({}))
+    key = ApiKey(
+        key_id="key_1", key_hash="hash", tenant="ten_1", project="prj_1", expires_at_ms=None, limits=LimitTable({})
+    )
     seen = {
         name: {model.name for model in entries if Caller(key, caller).may_see(model, NOW_MS)}
         for name, caller in callers.items()

@@ -54,7 +54,7 @@ WHERE e.tenant = %s GROUP BY e.request_id, e.produced_prompt, e.produced_output
 ENTRIES = "SELECT t.request_id FROM ledger_transaction t JOIN usage_event u USING (request_id) WHERE u.tenant = %s"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
     """What the callers saw."""
 
@@ -167,7 +167,8 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
         reconciled(stack),
         accepted_ids(stack),
     )
-    run = Run(*stack.new_tenant())
+    tenant, key = stack.new_tenant()
+    run = Run(tenant=tenant, key=key)
     took_s = drive(stack, run)
     report = stack.assert_conserved()
     moved = {name: difference(figures(stack, name), before[name]) for name in names}

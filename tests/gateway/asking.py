@@ -30,7 +30,7 @@ _BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a caller got: `events` are the decoded data lines of a stream, `done` whether it ended as a success ends."""
 
@@ -78,7 +78,9 @@ def ask(gateway: GatewayProcess, key: str, route: str, stream: bool = False, **f
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     last = events[-1].get("type") if events else None
     done = "data: [DONE]" in lines or last in {"message_stop", "response.completed", "response.incomplete"}
-    return Outcome(route, answer.status_code, answer.headers, answer.text, events, done)
+    return Outcome(
+        route=route, status=answer.status_code, headers=answer.headers, text=answer.text, events=events, done=done
+    )
 
 
 def the_event(catalogue: Catalogue, outcome: Outcome) -> UsageEvent:

@@ -27,26 +27,71 @@ from tests.fixtures.valkey import ValkeyProcess
 CELL = "sim"
 WEIGHTS = Weights(1, 1000, 100, 4000)
 MODEL = Model(
-    CELL, CELL, CELL, "everyone", None, frozenset({"chat"}), CELL, 4096, None, 256, WEIGHTS, frozenset(), 0, True
+    name=CELL,
+    pool=CELL,
+    cell=CELL,
+    visible="everyone",
+    owner=None,
+    routes=frozenset({"chat"}),
+    engine_model=CELL,
+    context_tokens=4096,
+    vocabulary_tokens=None,
+    default_max_tokens=256,
+    weights=WEIGHTS,
+    chat_template_kwargs=frozenset(),
+    created=0,
+    active=True,
 )
 CALLER = Caller(
-    ApiKey("key_a", "", "ten_a", "default", None, LimitTable({})),
-    Tenant("ten_a", "external", True, True, OutagePolicy(), 1, LimitTable({})),
+    ApiKey(key_id="key_a", key_hash="", tenant="ten_a", project="default", expires_at_ms=None, limits=LimitTable({})),
+    Tenant(
+        tenant="ten_a",
+        kind="external",
+        active=True,
+        on_demand=True,
+        outage=OutagePolicy(),
+        weight=1,
+        limits=LimitTable({}),
+    ),
 )
 BODY = b'{"model":"sim","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":9,"service_tier":"flex"}'
 
 
 def instance(name: str) -> InstanceEntry:
-    return InstanceEntry(name, CELL, CELL, CELL, "http://127.0.0.1:9", None, f"epoch of {name}", InstanceStatus.READY)
+    return InstanceEntry(
+        instance=name,
+        model=CELL,
+        pool=CELL,
+        cell=CELL,
+        url="http://127.0.0.1:9",
+        key=None,
+        epoch=f"epoch of {name}",
+        status=InstanceStatus.READY,
+    )
 
 
 def exchange_of(request_id: str, *, waited_s: float = 0.0) -> Exchange:
     """A flex stream on `i1` that has just been sent there, after it waited for so long."""
     parsed, now = parse_request(ROUTES[Route.CHAT], BODY), time.monotonic()
     head = EventHead(
-        request_id, "ten_a", "default", "key_a", CELL, CELL, CELL, "i1", "epoch of i1", "chat", True, CapacityClass.FLEX, None,
-        WEIGHTS, 1, 1, "gw",
-    )  # fmt: skip
+        request_id=request_id,
+        tenant="ten_a",
+        project="default",
+        key_id="key_a",
+        model=CELL,
+        pool=CELL,
+        cell=CELL,
+        instance="i1",
+        epoch="epoch of i1",
+        route="chat",
+        stream=True,
+        class_=CapacityClass.FLEX,
+        contract=None,
+        weights=WEIGHTS,
+        samples=1,
+        started_ms=1,
+        gateway="gw",
+    )
     keys = CellKeys.of(CELL, request_id=request_id, tenant="ten_a", key_id="key_a", model=CELL)
     request = Request(
         request_id=request_id, parsed=parsed, caller=CALLER, model=MODEL, keys=keys, started_at=now - waited_s
@@ -72,7 +117,7 @@ def stored(own_valkey: ValkeyProcess) -> redis.Redis:
 async def reserved(pipe: RedisPipe, request_id: str) -> Exchange:
     """One that holds its place."""
     made = exchange_of(request_id)
-    claim = Claim("ten_a", [("i1", "epoch of i1")])
+    claim = Claim(tenant="ten_a", candidates=[("i1", "epoch of i1")])
     call = reserve_call(
         made.request.keys, lease_ms=10_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
         head=made.head.admission_json(), will=b"{}",
@@ -86,7 +131,15 @@ def checkpointer(pipe: RedisPipe, *exchanges: Exchange, first_token_s: float = 6
         raise AssertionError("nothing was lost")
 
     found = {exchange.request_id: exchange for exchange in exchanges}
-    return Checkpointer(pipe, found, Deadlines(600, first_token_s, 30), 10_000, 0.01, lambda _: False, restore)
+    return Checkpointer(
+        redis=pipe,
+        open_exchanges=found,
+        deadlines=Deadlines(600, first_token_s, 30),
+        lease_ms=10_000,
+        interval_s=0.01,
+        others_ready=lambda _: False,
+        restore=restore,
+    )
 
 
 async def test_a_move_that_could_not_be_written_is_written_when_redis_is_back(

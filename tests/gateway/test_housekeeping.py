@@ -26,7 +26,15 @@ class Round:
         self.metrics = Metrics()
         self.outage = OutageLeases()
         catalogue = Catalogue(pipe, pipe, lambda _: None)
-        keeping = Housekeeping("gw", pipe, journal, self.outage, catalogue, self.metrics, Clock())
+        keeping = Housekeeping(
+            gateway_id="gw",
+            redis=pipe,
+            journal=journal,
+            outage=self.outage,
+            catalogue=catalogue,
+            metrics=self.metrics,
+            clock=Clock(),
+        )
         self.task = asyncio.create_task(keeping.run())
 
     async def await_degraded(self, state: str, on: bool) -> None:

@@ -8,11 +8,23 @@ from loadtest.outcome import Ending, Outcome
 from loadtest.receipts import disagreement
 from loadtest.workload import Call
 
-CALL = Call("short", "chat", "/v1/chat/completions", {}, 20, None)
+CALL = Call(
+    kind="short", route="chat", path="/v1/chat/completions", body={}, output_tokens_max=20, leave_after_events=None
+)
 
 
 def outcome(ending: Ending, usage: tuple[int, int] | None = None, text_events: int = 0) -> Outcome:
-    return Outcome(CALL, ending, "req_1", None, 0.1, 0.2, 0.3, text_events, usage)
+    return Outcome(
+        call=CALL,
+        ending=ending,
+        request_id="req_1",
+        code=None,
+        first_text_s=0.1,
+        last_text_s=0.2,
+        took_s=0.3,
+        text_events=text_events,
+        usage=usage,
+    )
 
 
 def receipt(prompt: int, output: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ SPEED = EngineSpeed(slots=10, decode_ms=10, prefill_tokens_per_s=1000)  # one ou
 def streamed(
     first_s: float, tokens: int, *, gap_s: float = 0.1, prompt: int = 0, cached: int = 0, at_s: float = 0.0
 ) -> Record:
-    record = Record(Arrival(at_s, "a", Shape(prompt, tokens)), sent_s=at_s, ended=Ended.COMPLETE, status=200)
+    record = Record(arrival=Arrival(at_s, "a", Shape(prompt, tokens)), sent_s=at_s, ended=Ended.COMPLETE, status=200)
     for number in range(tokens):
         record.see(first_s + number * gap_s, 1)
     record.prompt, record.cached, record.end_s = prompt, cached, first_s + (tokens - 1) * gap_s
@@ -43,7 +43,12 @@ def streamed(
 
 def refused(at_s: float, end_s: float) -> Record:
     return Record(
-        Arrival(at_s, "a", Shape(1, 1)), sent_s=at_s, end_s=end_s, ended=Ended.REFUSED, status=429, code="queue_timeout"
+        arrival=Arrival(at_s, "a", Shape(1, 1)),
+        sent_s=at_s,
+        end_s=end_s,
+        ended=Ended.REFUSED,
+        status=429,
+        code="queue_timeout",
     )
 
 
@@ -77,7 +82,11 @@ def test_accumulated_work_is_told_at_each_time_of_the_grid() -> None:
 
 def test_backlogged_is_who_waits_for_longer_than_an_idle_engine_takes() -> None:
     grid = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    quick, slow, never = streamed(0.2, 1), streamed(2.5, 1, at_s=0.5), Record(Arrival(4, "a", Shape(1, 1)), sent_s=4.0)
+    quick, slow, never = (
+        streamed(0.2, 1),
+        streamed(2.5, 1, at_s=0.5),
+        Record(arrival=Arrival(4, "a", Shape(1, 1)), sent_s=4.0),
+    )
     assert backlogged([quick], grid, 0.3) == [False] * 6
     assert backlogged([quick, slow], grid, 0.3) == [False, True, True, False, False, False]
     assert backlogged([slow, never], grid, 0.3) == [False, True, True, False, False, True]
@@ -133,7 +142,7 @@ def test_time_to_first_token_counts_from_when_it_was_due() -> None:
 
 
 def test_what_was_not_served_is_told_by_kind() -> None:
-    records = [refused(0, 1), refused(5, 6), streamed(0, 1), Record(Arrival(0, "a", Shape(1, 1)))]
+    records = [refused(0, 1), refused(5, 6), streamed(0, 1), Record(arrival=Arrival(0, "a", Shape(1, 1)))]
     assert codes(records) == {"refused 429 queue_timeout": 2, "open": 1}
     assert refusals(records) == 2
     assert due(records, 5, 6) == [records[1]]
@@ -158,7 +167,9 @@ def test_the_first_window_at_a_rate_is_found() -> None:
 
 def test_a_cut_stream_is_judged_by_the_pace_that_it_had() -> None:
     def cut(first_s: float, tokens: int, end_s: float) -> Record:
-        record = Record(Arrival(0, "a", LONG), sent_s=0, first_s=first_s, output=tokens, end_s=end_s, ended=Ended.CUT)
+        record = Record(
+            arrival=Arrival(0, "a", LONG), sent_s=0, first_s=first_s, output=tokens, end_s=end_s, ended=Ended.CUT
+        )
         record.marks = [(first_s, 1), (end_s, tokens)]
         return record
 
@@ -167,7 +178,7 @@ def test_a_cut_stream_is_judged_by_the_pace_that_it_had() -> None:
     assert not could_have_finished(cut(0, 1000, 10.0), deadline_s=19.5)
     assert not could_have_finished(streamed(0, 5), deadline_s=100)
     # Cut before its first token and before the deadline: nobody can say that it could not.
-    assert could_have_finished(Record(Arrival(0, "a", LONG), end_s=1.0, ended=Ended.CUT), deadline_s=2)
+    assert could_have_finished(Record(arrival=Arrival(0, "a", LONG), end_s=1.0, ended=Ended.CUT), deadline_s=2)
 
 
 def test_a_stream_is_complete_only_with_its_end() -> None:
@@ -178,7 +189,7 @@ def test_a_stream_is_complete_only_with_its_end() -> None:
         (b'data: {"error":{"code":"engine_died"}}\n\n', Ended.CUT),
         (b"", Ended.CUT),
     ):
-        record = Record(Arrival(0, "a", Shape(1, 1)))
+        record = Record(arrival=Arrival(0, "a", Shape(1, 1)))
         record.see(1.0, 3)
         read_end(record, b'lf a line"}}]}\n\n' + tail)
         assert record.ended is ended

@@ -23,13 +23,13 @@ def test_arrivals_are_poisson() -> None:
 
 
 def test_same_seed_same_calls_at_the_same_times() -> None:
-    mix = Mix("m")
+    mix = Mix(model="m")
     assert some(mix, 3, 50) == some(mix, 3, 50) != some(mix, 4, 50)
     assert list(arrival_times(5, 10, 3)) == list(arrival_times(5, 10, 3)) != list(arrival_times(5, 10, 4))
 
 
 def test_shares_are_as_asked() -> None:
-    made = some(Mix("m", long_share=0.2, shared_share=0.3, disconnect_share=0.25))
+    made = some(Mix(model="m", long_share=0.2, shared_share=0.3, disconnect_share=0.25))
     share = {kind: sum(call.kind == kind for call in made) / len(made) for kind in ("short", "long", "shared")}
     assert share == {
         "short": pytest.approx(0.5, abs=0.05),
@@ -41,12 +41,12 @@ def test_shares_are_as_asked() -> None:
 
 
 def test_shared_prompts_share_long_prefixes() -> None:
-    prompts = [str(call.body) for call in some(Mix("m", shared_share=1)) if call.route == "chat"]
+    prompts = [str(call.body) for call in some(Mix(model="m", shared_share=1)) if call.route == "chat"]
     assert len({prompt[:1000] for prompt in prompts}) == 4
     assert len(set(prompts)) == len(prompts)
 
 
 def test_nobody_leaves_after_more_than_was_asked_for() -> None:
-    for call in some(Mix("m", disconnect_share=1, output_tokens=(1, 5))):
+    for call in some(Mix(model="m", disconnect_share=1, output_tokens=(1, 5))):
         assert call.leave_after_events is not None
         assert 0 <= call.leave_after_events < call.output_tokens_max <= 5

@@ -26,7 +26,9 @@ from serving.vllm_command import EngineCommand
 from tests.fixtures.valkey import free_port
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
-MODEL = ServedModel("m", "pool-m", "cell-m", "m-engine", 2048, frozenset({"chat"}))
+MODEL = ServedModel(
+    name="m", pool="pool-m", cell="cell-m", engine_model="m-engine", context_tokens=2048, routes=frozenset({"chat"})
+)
 PATIENCE_S = 30.0
 
 
@@ -50,7 +52,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Worker:
     """An agent and what a test may ask or do to its engine."""
 
@@ -133,7 +135,12 @@ class Workers:
         metrics = WorkerMetrics(instance=plan.instance, model="m")
         notes: list[str] = []
         worker = Worker(
-            Agent(plan, self.redis, metrics, notes.append, previous), plan, self.redis, metrics, pids_file, notes
+            agent=Agent(plan, self.redis, metrics, notes.append, previous),
+            plan=plan,
+            redis=self.redis,
+            metrics=metrics,
+            pids_file=pids_file,
+            notes=notes,
         )
         self.made.append(worker)
         return worker

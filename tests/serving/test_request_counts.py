@@ -29,7 +29,7 @@ def _module() -> ModuleType:
     return module
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
     """The part of vLLM's RequestState that is read."""
 
@@ -111,7 +111,7 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 async def test_a_request_counts_from_its_first_token_on_and_is_remembered_after_its_end(engine: Engine) -> None:
     before = (await engine.page())["counted"]
     at_work, may_end = asyncio.Event(), asyncio.Event()
-    state = State("chatcmpl-req_1", 7, num_cached_tokens=2)
+    state = State(external_req_id="chatcmpl-req_1", prompt_len=7, num_cached_tokens=2)
 
     async def work() -> None:
         engine.processor.request_states["inner-1"] = state
@@ -142,7 +142,7 @@ async def test_samples_of_one_request_and_a_request_sent_again_add_up(engine: En
 
     async def work() -> None:
         for index in range(3):
-            states[f"{index}_inner"] = State("ignored", 5, parent_req=parent)
+            states[f"{index}_inner"] = State(external_req_id="ignored", prompt_len=5, parent_req=parent)
         for state in list(states.values())[:2]:
             state.token()
         del states["0_inner"]

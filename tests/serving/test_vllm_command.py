@@ -8,7 +8,9 @@ import pytest
 from serving.served_model import ServedModel
 from serving.vllm_command import LOGGING_CONFIG, EngineOptions, build_command
 
-MODEL = ServedModel("m", "m", "m", "m-engine", 4096, frozenset({"chat"}))
+MODEL = ServedModel(
+    name="m", pool="m", cell="m", engine_model="m-engine", context_tokens=4096, routes=frozenset({"chat"})
+)
 OPTIONS = EngineOptions(
     python=Path("/env/bin/python"),
     model_path=Path("/models/m"),

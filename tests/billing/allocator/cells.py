@@ -65,7 +65,7 @@ class Ground:
 
     def request(self, request_id: str, name: str = "acme", **fields: Any) -> CellRequest:
         tenant = self.tenant(name)
-        return CellRequest(self.text, request_id, tenant=tenant, model=POOL, **fields)
+        return CellRequest(client=self.text, request_id=request_id, tenant=tenant, model=POOL, **fields)
 
     def room(self) -> dict[str, str]:
         return self.text.hgetall(redis_keys.room(CELL))  # type: ignore[return-value]

@@ -61,7 +61,7 @@ def test_a_rate_follows_its_ramp(ground: Ground) -> None:
 
 def test_without_a_calibration_nothing_is_bounded(ground: Ground) -> None:
     with ground.engine.begin() as connection:
-        models.create(connection, models.ModelSpec("bare", 4096))
+        models.create(connection, models.ModelSpec(name="bare", context_tokens=4096))
     # It has no machine any more, and somebody who waits there.
     ground.text.zadd(redis_keys.waiting_tenants("bare", "o"), {ground.tenant("acme"): 1})
     ground.text.sadd(redis_keys.CELLS, "bare")
@@ -203,7 +203,7 @@ def test_one_contract_follows_another_at_once(ground: Ground) -> None:
 
 def test_a_fault_in_one_cell_does_not_stop_the_others(ground: Ground, raw_redis: redis.Redis) -> None:
     with ground.engine.begin() as connection:
-        models.create(connection, models.ModelSpec("a-broken-one", 4096))
+        models.create(connection, models.ModelSpec(name="a-broken-one", context_tokens=4096))
     raw_redis.set(redis_keys.room("a-broken-one"), "not a hash")
     raw_redis.zadd(redis_keys.open_requests("a-broken-one"), {"r": 1})
     raw_redis.sadd(redis_keys.CELLS, "a-broken-one")

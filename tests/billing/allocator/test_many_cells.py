@@ -26,7 +26,7 @@ def ground(ground: Ground) -> Ground:
     ground.text.delete(redis_keys.INSTANCES)
     with ground.engine.begin() as connection:
         for name in (*IDLE, *BUSY):
-            models.create(connection, models.ModelSpec(name, 4096))
+            models.create(connection, models.ModelSpec(name=name, context_tokens=4096))
     furnish(ground)
     return ground
 
@@ -80,7 +80,7 @@ def test_idle_cells_cost_no_command_of_a_round(ground: Ground) -> None:
     assert commands(ground.raw, lambda: restorer.restore_once(T0 + SECOND)) < 3 * len(BUSY)
     with ground.engine.begin() as connection:
         for number in range(300):
-            models.create(connection, models.ModelSpec(f"more-{number}", 4096))
+            models.create(connection, models.ModelSpec(name=f"more-{number}", context_tokens=4096))
     # Beside a look at busy cells, which goes by the clock.
     assert commands(ground.raw, lambda: allocator.allocate_once(T0 + 2 * SECOND)) < least + len(BUSY)
 

@@ -25,7 +25,11 @@ def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, 
     total = Totals()
     for after_ms, more in steps:
         now_ms += after_ms
-        total = Totals(total.used_mu + more.used_mu, total.borrowed_mu + more.borrowed_mu, total.refused + more.refused)
+        total = Totals(
+            used_mu=total.used_mu + more.used_mu,
+            borrowed_mu=total.borrowed_mu + more.borrowed_mu,
+            refused=total.refused + more.refused,
+        )
         for _ in range(2 if again else 1):
             touched, new = go_on(account, now_ms, total, end_ms=FOREVER, lent_mu=7)
             rows |= {each.minute_ms: each for each in touched}
@@ -47,22 +51,25 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
 
 def test_a_reading_across_a_minute_is_divided_by_time() -> None:
     account = replace(opened("c", T0 + 59_000, Totals()), rate_mu_s=1000)
-    touched, _ = go_on(account, T0 + 63_000, Totals(400, 40, 4), end_ms=FOREVER, lent_mu=0)
-    assert touched == [Minute(T0, 1_000_000, 100, 0, 10, 1), Minute(T0 + MINUTE_MS, 3_000_000, 300, 0, 30, 3)]
+    touched, _ = go_on(account, T0 + 63_000, Totals(used_mu=400, borrowed_mu=40, refused=4), end_ms=FOREVER, lent_mu=0)
+    assert touched == [
+        Minute(minute_ms=T0, assigned_mu_ms=1_000_000, used_mu=100, lent_mu=0, borrowed_mu=10, refused=1),
+        Minute(minute_ms=T0 + MINUTE_MS, assigned_mu_ms=3_000_000, used_mu=300, lent_mu=0, borrowed_mu=30, refused=3),
+    ]
 
 
 def test_nothing_is_assigned_past_the_end() -> None:
     account = replace(opened("c", T0, Totals()), rate_mu_s=1000, missing_mu_s=400)
-    touched, after = go_on(account, T0 + 3_000, Totals(5), end_ms=T0 + 2_000, lent_mu=0)
-    assert touched == [Minute(T0, 2_000_000, 5, missing_mu_ms=800_000)]
-    late, _ = go_on(after, T0 + 4_000, Totals(6), end_ms=T0 + 2_000, lent_mu=0)
-    assert late == [Minute(T0, 2_000_000, 6, missing_mu_ms=800_000)]
+    touched, after = go_on(account, T0 + 3_000, Totals(used_mu=5), end_ms=T0 + 2_000, lent_mu=0)
+    assert touched == [Minute(minute_ms=T0, assigned_mu_ms=2_000_000, used_mu=5, missing_mu_ms=800_000)]
+    late, _ = go_on(after, T0 + 4_000, Totals(used_mu=6), end_ms=T0 + 2_000, lent_mu=0)
+    assert late == [Minute(minute_ms=T0, assigned_mu_ms=2_000_000, used_mu=6, missing_mu_ms=800_000)]
 
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:
     _, account = go_on(
-        replace(opened("c", T0, Totals()), rate_mu_s=1000), T0 + 1_000, Totals(1), end_ms=FOREVER, lent_mu=0
+        replace(opened("c", T0, Totals()), rate_mu_s=1000), T0 + 1_000, Totals(used_mu=1), end_ms=FOREVER, lent_mu=0
     )
-    touched, after = go_on(account, T0 - 5_000, Totals(3), end_ms=FOREVER, lent_mu=0)
-    assert touched == [Minute(T0, 1_000_000, 3)]
+    touched, after = go_on(account, T0 - 5_000, Totals(used_mu=3), end_ms=FOREVER, lent_mu=0)
+    assert touched == [Minute(minute_ms=T0, assigned_mu_ms=1_000_000, used_mu=3)]
     assert after.at_ms == T0 + 1_000

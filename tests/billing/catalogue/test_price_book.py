@@ -10,7 +10,10 @@ FUTURE_MS = 4_000_000_000_000
 
 
 def test_a_price_holds_from_its_first_millisecond_until_the_next_one() -> None:
-    first, second = Price(1, "m", 1000, 1, 1, 1), Price(2, "m", 2000, 2, 2, 2)
+    first, second = (
+        Price(price_id=1, model="m", valid_from_ms=1000, input_picousd=1, cached_input_picousd=1, output_picousd=1),
+        Price(price_id=2, model="m", valid_from_ms=2000, input_picousd=2, cached_input_picousd=2, output_picousd=2),
+    )
     book = PriceBook([second, first])
     assert [book.at("m", moment) for moment in (999, 1000, 1999, 2000)] == [None, first, first, second]
     assert book.at("other", 5000) is None

@@ -96,7 +96,7 @@ def test_a_revoked_key_is_gone_from_redis_and_announced(projector, commit, raw_r
 def test_limits_are_in_the_entry_of_whom_they_bind(projector, commit, raw_redis):
     tenant = commit(lambda c: tenants.create(c, "acme"))
     new = commit(lambda c: api_keys.create(c, tenant.tenant_id))
-    commit(lambda c: models.create(c, ModelSpec("m", 100)))
+    commit(lambda c: models.create(c, ModelSpec(name="m", context_tokens=100)))
     of_tenant, of_key = Subject(tenant.tenant_id, None), Subject(tenant.tenant_id, new.key.key_id)
     commit(lambda c: limits.put(c, of_tenant, "*", {"requests_per_minute": 5}))
     commit(lambda c: limits.put(c, of_tenant, "m", {"concurrency": 2}))
@@ -116,10 +116,17 @@ def test_limits_are_in_the_entry_of_whom_they_bind(projector, commit, raw_redis)
 def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, commit, raw_redis):
     acme = commit(lambda c: tenants.create(c, "acme"))
     spec = ModelSpec(
-        "org/m-1", 4096, visible=("acme",), routes=("chat",), engine_model="served", default_max_tokens=64,
-        weights=Weights(1, 2, 3), chat_template_kwargs=("enable_thinking",), vocabulary_tokens=50_000,
+        name="org/m-1",
+        context_tokens=4096,
+        visible=("acme",),
+        routes=("chat",),
+        engine_model="served",
+        default_max_tokens=64,
+        weights=Weights(1, 2, 3),
+        chat_template_kwargs=("enable_thinking",),
+        vocabulary_tokens=50_000,
         max_body_bytes=8_000_000,
-    )  # fmt: skip
+    )
     model = commit(lambda c: models.create(c, spec))
     projector.deliver()
     assert field_of(raw_redis, redis_keys.MODELS, "org/m-1") == {
@@ -137,7 +144,7 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
 
 
 def test_an_instance_added_by_hand_reads_as_ready_and_once_removed_as_draining(projector, commit, raw_redis):
-    commit(lambda c: models.create(c, ModelSpec("m", 100)))
+    commit(lambda c: models.create(c, ModelSpec(name="m", context_tokens=100)))
     added = commit(lambda c: instances.add(c, "m", "http://10.0.0.1:8100", FACTS, engine_key="ek"))
     projector.deliver()
     (entry,) = read_snapshot(raw_redis.hgetall(redis_keys.INSTANCES), now_ms=10**15)
@@ -177,7 +184,7 @@ def test_a_change_made_while_redis_is_down_takes_effect_when_it_is_back(database
 
 
 def test_after_flushall_the_whole_projection_is_written_again(projector, commit, raw_redis):
-    commit(lambda c: models.create(c, ModelSpec("m", 100)))
+    commit(lambda c: models.create(c, ModelSpec(name="m", context_tokens=100)))
     tenant = commit(lambda c: tenants.create(c, "acme"))
     commit(lambda c: api_keys.create(c, tenant.tenant_id))
     commit(lambda c: instances.add(c, "m", "http://10.0.0.1:8100", FACTS))

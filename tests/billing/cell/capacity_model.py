@@ -12,7 +12,7 @@ INSTANCES = ("i-1", "i-2")
 CANNOT_GO_ON = 1e15
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Request:
     """One request. `cost_mu`: what it asks for; `charged_mu`: what it is charged now. An open one without an instance has given its place up."""
 
@@ -353,7 +353,9 @@ class CellModel:
             if request is not None:
                 self._drop(request)
                 self.grant_all()
-        ended = request or Request(request_id, "", "", 0, 0, 1, "")
+        ended = request or Request(
+            request_id=request_id, tenant="", asked="", cost_mu=0, sequences=0, weight=1, gateway=""
+        )
         ended.state = "settled"
         self.requests[request_id] = ended
 

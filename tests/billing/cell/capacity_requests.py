@@ -66,7 +66,7 @@ def request_of(
     tenant = "abc"[number % 3]
     limits = LIMITS[tenant]
     return MachineRequest(
-        client, request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
+        client=client, request_id=request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
         wait_max=wait_max, tenant_limits=Limits(units_mu=limits.units_mu, concurrency=limits.concurrency), candidates=plan.TWO,
         gateway=gateway_of(request_id), cancels_per_minute=limits.cancels, resumed="-" in request_id,
         goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0, prompt_mu=prompt_mu,

@@ -21,6 +21,6 @@ def gateway(valkey: redis.Redis) -> Iterator[Listener]:
 def full(valkey: redis.Redis, gateway: Listener) -> CellRequest:
     """Room for one sequence, which this request has; `gw-1` listens."""
     set_room(valkey, {"i-1": (1, 1)})
-    holder = CellRequest(valkey, "holder", tenant="holder")
+    holder = CellRequest(client=valkey, request_id="holder", tenant="holder")
     assert isinstance(holder.reserve(), Reserved)
     return holder

@@ -24,7 +24,7 @@ def empty(client: redis.Redis) -> None:
     client.set(redis_keys.intact(CELL), "a test")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CellRequest:
     """A request of a tenant and key for a model; every step runs against real Redis."""
 
@@ -47,9 +47,16 @@ class CellRequest:
     @property
     def claim(self) -> scripts.Claim:
         return scripts.Claim(
-            self.tenant, self.candidates, self.asked, self.on_demand, self.weight, self.sequences, self.gateway,
-            self.wait_max, self.cancels_per_minute,
-        )  # fmt: skip
+            tenant=self.tenant,
+            candidates=self.candidates,
+            asked=self.asked,
+            on_demand=self.on_demand,
+            weight=self.weight,
+            sequences=self.sequences,
+            gateway=self.gateway,
+            wait_max=self.wait_max,
+            cancels_per_minute=self.cancels_per_minute,
+        )
 
     @property
     def keys(self) -> scripts.CellKeys:

@@ -12,7 +12,7 @@ CANCELS = 3
 
 
 def request(client: redis.Redis, request_id: str, cancels: int = CANCELS) -> CellRequest:
-    return CellRequest(client, request_id, cancels_per_minute=cancels)
+    return CellRequest(client=client, request_id=request_id, cancels_per_minute=cancels)
 
 
 def cancel(client: redis.Redis, count: int, cancels: int = CANCELS) -> None:
@@ -59,18 +59,20 @@ def test_a_cancel_of_a_lost_reservation_counts_nothing(valkey: redis.Redis) -> N
 def test_leaving_the_line_is_no_cancel(valkey: redis.Redis, full: CellRequest) -> None:
     """It cost nothing: nobody had begun on it."""
     for n in range(2 * CANCELS):
-        one = CellRequest(valkey, f"w{n}", cancels_per_minute=CANCELS, wait_max=9)
+        one = CellRequest(client=valkey, request_id=f"w{n}", cancels_per_minute=CANCELS, wait_max=9)
         assert isinstance(one.reserve(), Waiting)
         one.leave()
-    assert isinstance(CellRequest(valkey, "again", cancels_per_minute=CANCELS, wait_max=9).reserve(), Waiting)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="again", cancels_per_minute=CANCELS, wait_max=9).reserve(), Waiting
+    )
 
 
 def test_who_waits_when_its_cancels_are_used_up_is_out_of_line(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    waiting = CellRequest(valkey, "w", cancels_per_minute=1, wait_max=9)
+    waiting = CellRequest(client=valkey, request_id="w", cancels_per_minute=1, wait_max=9)
     assert isinstance(waiting.reserve(), Waiting)
-    other = CellRequest(valkey, "z", cancels_per_minute=1, sequences=0)
+    other = CellRequest(client=valkey, request_id="z", cancels_per_minute=1, sequences=0)
     other.reserve()
     other.settle(cancelled=True)
     assert isinstance(waiting.reserve(), Refused)
@@ -81,7 +83,7 @@ def test_who_waits_when_its_cancels_are_used_up_is_out_of_line(
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(requests=100, units_mu=10**6, concurrency=10)])
 def test_cancels_outlive_the_bucket_of_an_idle_tenant(valkey: redis.Redis, limits: Limits) -> None:
-    one = CellRequest(valkey, "r", cancels_per_minute=1, tenant_limits=limits, key_limits=limits)
+    one = CellRequest(client=valkey, request_id="r", cancels_per_minute=1, tenant_limits=limits, key_limits=limits)
     one.reserve()
     one.settle(cancelled=True)
     assert valkey.pttl(one.keys.tenant_bucket) > 59_000

@@ -148,8 +148,8 @@ class CapacityMachine(RuleBasedStateMachine):
         real = self.real(request_id, asked, sequences, wait_max, prompt_mu)
         reply = real.reserve(cost_mu)
         request = known or Request(
-            request_id, real.tenant, asked.value, cost_mu, sequences, real.weight, real.gateway, real.goes_on,
-            real.resumed, prompt_mu,
+            request_id=request_id, tenant=real.tenant, asked=asked.value, cost_mu=cost_mu, sequences=sequences,
+            weight=real.weight, gateway=real.gateway, goes_on=real.goes_on, resumed=real.resumed, prompt_mu=prompt_mu,
         )  # fmt: skip
         expected = self.model.reserve(request, wait_max, reply.now_ms, drained_cancels)
         assert isinstance(reply, KINDS[expected]), (reply, expected)

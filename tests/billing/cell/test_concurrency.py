@@ -27,18 +27,23 @@ async def test_fault_39_two_gateways_admit_exactly_the_limit(
     valkey: redis.Redis, valkey_url: str, callers: int, limits: Limits
 ) -> None:
     pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
-    commands = [CellRequest(valkey, f"r{n}", tenant_limits=limits).reserve_command(1_000) for n in range(callers)]
+    commands = [
+        CellRequest(client=valkey, request_id=f"r{n}", tenant_limits=limits).reserve_command(1_000)
+        for n in range(callers)
+    ]
     replies = await asyncio.gather(*(pipes[n % 2].execute(*commands[n]) for n in range(callers)))
     outcomes = Counter(type(parse_reserve(reply)).__name__ for reply in replies)
     assert outcomes == {"Reserved": LIMIT, "Refused": callers - LIMIT}
-    assert CellRequest(valkey, "r0").tenant_level("c") == LIMIT
+    assert CellRequest(client=valkey, request_id="r0").tenant_level("c") == LIMIT
     for pipe in pipes:
         await pipe.close()
 
 
 async def test_the_same_id_from_many_callers_is_charged_and_settled_once(valkey: redis.Redis, valkey_url: str) -> None:
     pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
-    request = CellRequest(valkey, "r", tenant_limits=Limits(requests=100, units_mu=10**6, concurrency=100))
+    request = CellRequest(
+        client=valkey, request_id="r", tenant_limits=Limits(requests=100, units_mu=10**6, concurrency=100)
+    )
     reserved = await asyncio.gather(*(pipes[n % 2].execute(*request.reserve_command(5_000)) for n in range(100)))
     assert Counter(type(parse_reserve(reply)).__name__ for reply in reserved) == {"Reserved": 1, "Replayed": 99}
     settled = await asyncio.gather(*(pipes[n % 2].execute(*request.settle_command(4_000)) for n in range(100)))
@@ -74,7 +79,12 @@ async def test_five_hundred_callers_share_room_for_twenty_and_each_is_woken(
         nonlocal waited, served
         pipe = pipes[number % 2]
         request = CellRequest(
-            valkey, f"r{number}", tenant=f"t{number % 7}", gateway=f"gw-{number % 2}", wait_max=500, candidates=TWO
+            client=valkey,
+            request_id=f"r{number}",
+            tenant=f"t{number % 7}",
+            gateway=f"gw-{number % 2}",
+            wait_max=500,
+            candidates=TWO,
         )
         reply = parse_reserve(await pipe.execute(*request.reserve_command(1_000)))
         if isinstance(reply, Waiting):

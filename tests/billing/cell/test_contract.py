@@ -29,7 +29,7 @@ DRIFT = 0.05 * RATE
 
 
 def ask(client: redis.Redis, request_id: str, cost_mu: int = 0, asked: Asked = Asked.AUTO) -> ReserveReply:
-    return CellRequest(client, request_id, asked=asked).reserve(cost_mu)
+    return CellRequest(client=client, request_id=request_id, asked=asked).reserve(cost_mu)
 
 
 def how(reply: ReserveReply) -> tuple[str, str]:
@@ -66,7 +66,7 @@ def test_three_times_the_contract_gets_its_rate_and_no_more_than_a_burst_beside(
             greatest = max(greatest, used_mu)
             due_mu += used_mu
             number += 1
-            request = CellRequest(valkey, f"r{number}")
+            request = CellRequest(client=valkey, request_id=f"r{number}")
             if isinstance(request.reserve(cost_mu), Reserved):
                 request.settle(used_mu)
                 work_mu += used_mu
@@ -83,7 +83,7 @@ def test_three_times_the_contract_gets_its_rate_and_no_more_than_a_burst_beside(
 
 def test_debt_delays_the_next_by_exactly_what_it_takes_to_drain(valkey: redis.Redis) -> None:
     sign(valkey, "acme", RATE)
-    request = CellRequest(valkey, "long")
+    request = CellRequest(client=valkey, request_id="long")
     request.reserve(1_000)
     request.settle(10 * RATE)
     after_ms = refusal(ask(valkey, "next")) or 0
@@ -98,7 +98,7 @@ def test_debt_delays_the_next_by_exactly_what_it_takes_to_drain(valkey: redis.Re
 
 def test_output_is_charged_as_it_streams_and_a_settle_gives_back(valkey: redis.Redis) -> None:
     sign(valkey, "acme", RATE)
-    request = CellRequest(valkey, "r")
+    request = CellRequest(client=valkey, request_id="r")
     request.reserve(100_000)
     request.checkpoint(Tokens(5, 0, 100), 400_000)
     assert contract_field(valkey, "acme", "u") == pytest.approx(400_000, abs=DRIFT)
@@ -125,14 +125,14 @@ def test_an_ended_contract_takes_nothing(valkey: redis.Redis) -> None:
     sign(valkey, "acme", RATE, ends_in_s=-2)
     assert how(ask(valkey, "a", 1_000)) == ("on_demand", "room")
     assert isinstance(ask(valkey, "b", asked=Asked.RESERVED), NoContract)
-    assert isinstance(CellRequest(valkey, "c", on_demand=False).reserve(), NoRight)
+    assert isinstance(CellRequest(client=valkey, request_id="c", on_demand=False).reserve(), NoRight)
     assert contract_field(valkey, "acme", "used") == contract_field(valkey, "acme", "u") == 0
 
 
 @pytest.mark.parametrize("overflow", ["reject", "queue"])
 def test_a_rate_of_nothing_refuses_for_good(valkey: redis.Redis, overflow: str) -> None:
     sign(valkey, "acme", 0, overflow)
-    assert refusal(CellRequest(valkey, "r", wait_max=5).reserve(1_000)) is None
+    assert refusal(CellRequest(client=valkey, request_id="r", wait_max=5).reserve(1_000)) is None
 
 
 def test_a_rate_of_nothing_spills(valkey: redis.Redis) -> None:
@@ -142,7 +142,7 @@ def test_a_rate_of_nothing_spills(valkey: redis.Redis) -> None:
 
 def test_a_contract_that_queues_says_when_it_will_have_drained(valkey: redis.Redis) -> None:
     open_past(valkey, 3 * RATE, "queue")
-    late = CellRequest(valkey, "late", wait_max=1)
+    late = CellRequest(client=valkey, request_id="late", wait_max=1)
     reply = late.reserve(1_000)
     assert isinstance(reply, Later)
     assert (reply.after_ms, reply.before) == (pytest.approx(2_000, abs=50), 0)
@@ -158,7 +158,7 @@ def test_a_contract_that_queues_refuses_who_will_not_wait(valkey: redis.Redis) -
     open_past(valkey, 3 * RATE, "queue")
     assert refusal(ask(valkey, "hasty")) == pytest.approx(2_000, abs=50)
     assert contract_field(valkey, "acme", "refused") == 1
-    insists = CellRequest(valkey, "insists", wait_max=5, asked=Asked.RESERVED)
+    insists = CellRequest(client=valkey, request_id="insists", wait_max=5, asked=Asked.RESERVED)
     assert isinstance(insists.reserve(), Later)
 
 
@@ -192,7 +192,7 @@ def test_fault_40_what_spilled_drains_after_redis_clock_went_back(valkey: redis.
 
 def test_what_spilled_is_trued_up_where_it_was_charged(valkey: redis.Redis) -> None:
     open_past(valkey, 4 * RATE, "spill", RATE)
-    spilled = CellRequest(valkey, "s")
+    spilled = CellRequest(client=valkey, request_id="s")
     spilled.reserve(RATE)
     spilled.checkpoint(Tokens(5, 0, 9), 2 * RATE)
     spilled.settle(RATE // 10)
@@ -204,13 +204,15 @@ def test_what_spilled_is_trued_up_where_it_was_charged(valkey: redis.Redis) -> N
 def test_who_insists_on_reserved_never_spills(valkey: redis.Redis) -> None:
     open_past(valkey, 2 * RATE, "spill")
     assert refusal(ask(valkey, "r", asked=Asked.RESERVED)) == pytest.approx(1_000, abs=50)
-    assert isinstance(CellRequest(valkey, "x", tenant="other", asked=Asked.RESERVED).reserve(), NoContract)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="x", tenant="other", asked=Asked.RESERVED).reserve(), NoContract
+    )
 
 
 @pytest.mark.parametrize("asked", [Asked.ON_DEMAND, Asked.FLEX])
 def test_what_a_tenant_asks_for_beside_its_contract_is_not_charged_to_it(valkey: redis.Redis, asked: Asked) -> None:
     sign(valkey, "acme", RATE, "spill")
-    request = CellRequest(valkey, "r", asked=asked)
+    request = CellRequest(client=valkey, request_id="r", asked=asked)
     assert how(request.reserve(5 * RATE)) == (asked.value, "room")
     request.checkpoint(Tokens(5, 0, 9), 6 * RATE)
     request.settle(7 * RATE)
@@ -221,16 +223,21 @@ def test_what_a_tenant_asks_for_beside_its_contract_is_not_charged_to_it(valkey:
 
 def test_a_tenant_without_on_demand_is_served_by_its_contract_only(valkey: redis.Redis) -> None:
     sign(valkey, "acme", RATE, "reject")
-    assert how(CellRequest(valkey, "a", on_demand=False).reserve(2 * RATE)) == ("reserved", "within_contract")
-    assert isinstance(CellRequest(valkey, "b", on_demand=False, asked=Asked.ON_DEMAND).reserve(), NoRight)
-    assert isinstance(CellRequest(valkey, "c", on_demand=False, asked=Asked.FLEX).reserve(), NoRight)
+    assert how(CellRequest(client=valkey, request_id="a", on_demand=False).reserve(2 * RATE)) == (
+        "reserved",
+        "within_contract",
+    )
+    assert isinstance(
+        CellRequest(client=valkey, request_id="b", on_demand=False, asked=Asked.ON_DEMAND).reserve(), NoRight
+    )
+    assert isinstance(CellRequest(client=valkey, request_id="c", on_demand=False, asked=Asked.FLEX).reserve(), NoRight)
 
 
 def test_within_its_contract_nothing_makes_a_tenant_wait(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (1, 1)})
     for n in range(5):
-        CellRequest(valkey, f"o{n}", tenant="crowd", wait_max=9).reserve(1_000)
-        CellRequest(valkey, f"f{n}", tenant="crowd", wait_max=9, asked=Asked.FLEX).reserve(1_000)
+        CellRequest(client=valkey, request_id=f"o{n}", tenant="crowd", wait_max=9).reserve(1_000)
+        CellRequest(client=valkey, request_id=f"f{n}", tenant="crowd", wait_max=9, asked=Asked.FLEX).reserve(1_000)
     sign(valkey, "acme", RATE)
     assert how(ask(valkey, "mine", 1_000)) == ("reserved", "within_contract")
     assert flight(valkey) == {"o:i-1": 1, "r:i-1": 1}
@@ -245,7 +252,7 @@ def test_a_new_rate_keeps_the_level(valkey: redis.Redis) -> None:
 def test_a_refusal_by_the_contract_consumes_nothing_else(valkey: redis.Redis) -> None:
     open_past(valkey, 4 * RATE, "reject")
     refusal(ask(valkey, "r", 1_000))
-    assert CellRequest(valkey, "r").tenant_level("c") == 1
+    assert CellRequest(client=valkey, request_id="r").tenant_level("c") == 1
     assert flight(valkey) == {"r:i-1": 1}
     assert contract_field(valkey, "acme", "refused") == 1
 
@@ -254,11 +261,11 @@ def test_what_spilled_while_it_waited_is_trued_up_after_the_contract_ended(
     valkey: redis.Redis, gateway: Listener
 ) -> None:
     set_room(valkey, {"i-1": (1, 1)})
-    CellRequest(valkey, "other", tenant="other").reserve()
+    CellRequest(client=valkey, request_id="other", tenant="other").reserve()
     open_past(valkey, 4 * RATE, "spill")
-    spilled = CellRequest(valkey, "s", wait_max=1)
+    spilled = CellRequest(client=valkey, request_id="s", wait_max=1)
     assert isinstance(spilled.reserve(50_000), Waiting)
-    CellRequest(valkey, "other", tenant="other").settle()
+    CellRequest(client=valkey, request_id="other", tenant="other").settle()
     assert gateway.woken() == ["s"]
     sign(valkey, "acme", RATE, "spill", ends_in_s=-2)
     assert how(spilled.reserve(50_000)) == ("on_demand", "spilled")
@@ -270,13 +277,13 @@ def test_what_spilled_while_it_waited_is_trued_up_after_the_contract_ended(
 def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whose: str) -> None:
     sign(valkey, "acme", RATE)
     limits: dict[str, Any] = {whose: Limits(units_mu=10_000)}
-    reserved = CellRequest(valkey, "r", **limits)
+    reserved = CellRequest(client=valkey, request_id="r", **limits)
     assert how(reserved.reserve(20_000)) == ("reserved", "within_contract")
     reserved.checkpoint(Tokens(5, 0, 100), 40_000)
     reserved.settle(60_000)
     assert contract_field(valkey, "acme", "used") == 60_000
     assert reserved.tenant_level("u") == reserved.key_level("u") == 0
-    beside = CellRequest(valkey, "o", asked=Asked.ON_DEMAND, **limits).reserve(20_000)
+    beside = CellRequest(client=valkey, request_id="o", asked=Asked.ON_DEMAND, **limits).reserve(20_000)
     assert isinstance(beside, Refused)
     assert (beside.limit, beside.retry_after_ms) == (LimitKind.UNITS, None)
 
@@ -284,8 +291,11 @@ def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whos
 def test_what_spills_is_counted_by_a_units_limit(valkey: redis.Redis) -> None:
     open_past(valkey, 4 * RATE, "spill")
     limits = Limits(units_mu=10_000)
-    assert how(CellRequest(valkey, "s1", tenant_limits=limits).reserve(8_000)) == ("on_demand", "spilled")
-    over = CellRequest(valkey, "s2", tenant_limits=limits).reserve(8_000)
+    assert how(CellRequest(client=valkey, request_id="s1", tenant_limits=limits).reserve(8_000)) == (
+        "on_demand",
+        "spilled",
+    )
+    over = CellRequest(client=valkey, request_id="s2", tenant_limits=limits).reserve(8_000)
     assert isinstance(over, Refused)
     assert over.limit is LimitKind.UNITS
     # The contract had no room: what it says of limits is about what it would have taken.
@@ -301,12 +311,12 @@ def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_c
 ) -> None:
     sign(valkey, "acme", RATE)
     of: dict[str, Any] = {whose: limits}
-    assert how(CellRequest(valkey, "a", **of).reserve(1_000)) == ("reserved", "within_contract")
+    assert how(CellRequest(client=valkey, request_id="a", **of).reserve(1_000)) == ("reserved", "within_contract")
     for n in range(2):
-        refused = CellRequest(valkey, f"b{n}", **of).reserve(1_000)
+        refused = CellRequest(client=valkey, request_id=f"b{n}", **of).reserve(1_000)
         assert isinstance(refused, Refused)
         assert refused.limit == limit
-    assert isinstance(CellRequest(valkey, "c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused)
+    assert isinstance(CellRequest(client=valkey, request_id="c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused)
     assert contract_field(valkey, "acme", f"limited:{limit}") == 2
     assert contract_field(valkey, "acme", "refused") == 0
 

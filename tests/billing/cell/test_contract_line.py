@@ -15,12 +15,12 @@ RATE = 1_000_000
 def full(client: redis.Redis, level_mu: int = 3 * RATE) -> None:
     """A contract that queues, and is used up for a while."""
     sign(client, "acme", RATE, "queue")
-    assert isinstance(CellRequest(client, "first").reserve(level_mu), Reserved)
+    assert isinstance(CellRequest(client=client, request_id="first").reserve(level_mu), Reserved)
 
 
 def in_line(client: redis.Redis, request_id: str, gateway: str = "gw-1", asked: Asked = Asked.AUTO) -> CellRequest:
     """One that stands in the contract's line."""
-    request = CellRequest(client, request_id, gateway=gateway, wait_max=3, asked=asked)
+    request = CellRequest(client=client, request_id=request_id, gateway=gateway, wait_max=3, asked=asked)
     assert isinstance(request.reserve(RATE // 2), Later)
     return request
 
@@ -43,7 +43,7 @@ def test_who_comes_first_is_served_first_and_wakes_the_next(valkey: redis.Redis)
         assert gateways.woken() == []
         age_contract(valkey, "acme", 2.1)
         # Not even when there is room for one: it is that of the first.
-        late = CellRequest(valkey, "late", gateway="gw-2", wait_max=4)
+        late = CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=4)
         assert isinstance(late.reserve(RATE // 2), Later)
         assert isinstance(three.reserve(RATE // 2), Later)
         assert gateways.woken() == ["one", "one"]
@@ -64,7 +64,7 @@ def test_those_whose_gateway_is_gone_hold_up_nobody(valkey: redis.Redis) -> None
         in_line(valkey, "dead too")
         alive = in_line(valkey, "alive", "gw-2")
         age_contract(valkey, "acme", 2.1)
-        assert isinstance(CellRequest(valkey, "late", gateway="gw-2", wait_max=3).reserve(), Later)
+        assert isinstance(CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=3).reserve(), Later)
         assert gateways.woken() == ["alive"]
         assert state_of(valkey, "dead") is state_of(valkey, "dead too") is None
         assert why(alive) == ("reserved", "waited")
@@ -75,7 +75,7 @@ def test_where_all_before_it_are_gone_it_is_served_at_once(valkey: redis.Redis) 
     full(valkey)
     in_line(valkey, "dead")
     age_contract(valkey, "acme", 2.1)
-    assert why(CellRequest(valkey, "r", wait_max=3)) == ("reserved", "within_contract")
+    assert why(CellRequest(client=valkey, request_id="r", wait_max=3)) == ("reserved", "within_contract")
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -104,7 +104,7 @@ def test_a_line_is_only_so_long(valkey: redis.Redis) -> None:
     full(valkey)
     for number in range(3):
         in_line(valkey, f"r-{number}")
-    reply = CellRequest(valkey, "one too many", wait_max=3).reserve(RATE // 2)
+    reply = CellRequest(client=valkey, request_id="one too many", wait_max=3).reserve(RATE // 2)
     assert isinstance(reply, Refused)
     assert (reply.limit, reply.retry_after_ms) == (LimitKind.CONTRACT, pytest.approx(3_500, abs=50))
     assert contract_field(valkey, "acme", "refused") == 1
@@ -146,15 +146,15 @@ def test_a_rate_that_becomes_nothing_refuses_who_waits_for_it(valkey: redis.Redi
 def test_what_spilled_and_found_no_room_counts_as_refused(valkey: redis.Redis) -> None:
     valkey.hset(redis_keys.room(CELL), mapping={"m:i-1": 0, "x:i-1": 0})
     sign(valkey, "acme", RATE, "spill")
-    assert isinstance(CellRequest(valkey, "first").reserve(3 * RATE), Reserved)
-    hasty = CellRequest(valkey, "hasty").reserve(1_000)
+    assert isinstance(CellRequest(client=valkey, request_id="first").reserve(3 * RATE), Reserved)
+    hasty = CellRequest(client=valkey, request_id="hasty").reserve(1_000)
     assert isinstance(hasty, Refused)
     assert contract_field(valkey, "acme", "refused") == 1
-    patient = CellRequest(valkey, "patient", wait_max=3)
+    patient = CellRequest(client=valkey, request_id="patient", wait_max=3)
     patient.reserve(1_000)
     patient.leave(refused=True)
     assert contract_field(valkey, "acme", "refused") == 2
-    asked = CellRequest(valkey, "asked", wait_max=3, asked=Asked.ON_DEMAND)
+    asked = CellRequest(client=valkey, request_id="asked", wait_max=3, asked=Asked.ON_DEMAND)
     asked.reserve(1_000)
     asked.leave(refused=True)
     assert contract_field(valkey, "acme", "refused") == 2

@@ -16,7 +16,7 @@ LIMITS = Limits(requests=1_000, units_mu=10**9, concurrency=1_000)
 
 
 def request(client: redis.Redis, request_id: str) -> CellRequest:
-    return CellRequest(client, request_id, tenant_limits=LIMITS, key_limits=LIMITS)
+    return CellRequest(client=client, request_id=request_id, tenant_limits=LIMITS, key_limits=LIMITS)
 
 
 def test_nothing_acknowledged_is_lost_in_a_kill(own_valkey: ValkeyProcess) -> None:

@@ -42,7 +42,12 @@ class Crowd:
         self.number += 1
         request_id = f"{tenant}-{self.number}"
         request = CellRequest(
-            self.client, request_id, tenant=tenant, key_id=tenant, weight=self.weights[tenant], wait_max=100
+            client=self.client,
+            request_id=request_id,
+            tenant=tenant,
+            key_id=tenant,
+            weight=self.weights[tenant],
+            wait_max=100,
         )
         self.mine[request_id] = request
         if isinstance(request.reserve(FIRST_MU), Reserved):
@@ -103,7 +108,7 @@ def test_a_tenant_that_idled_has_no_credit_when_it_comes_back(valkey: redis.Redi
 def test_many_small_requests_get_as_much_as_few_large_ones(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (1, 1)})
     small, large = 0, 0
-    holder = CellRequest(valkey, "holder", tenant="holder")
+    holder = CellRequest(client=valkey, request_id="holder", tenant="holder")
     holder.reserve()
     mine = {f"s{n}": waits(valkey, f"s{n}", "small") for n in range(60)}
     mine |= {f"l{n}": waits(valkey, f"l{n}", "large") for n in range(10)}
@@ -122,7 +127,7 @@ def test_a_newcomer_is_lifted_to_the_least_of_those_who_wait(valkey: redis.Redis
     for tenant in ("a", "b"):
         waits(valkey, f"{tenant}-w", tenant)
     for tenant, work_mu in (("a", 700_000), ("b", 500_000)):
-        CellRequest(valkey, tenant, tenant=tenant, sequences=0).reserve(work_mu)
+        CellRequest(client=valkey, request_id=tenant, tenant=tenant, sequences=0).reserve(work_mu)
     assert tenants_waiting(valkey) == {"b": 500_000, "a": 700_000}
     waits(valkey, "n", "new")
     assert tenants_waiting(valkey) == {"b": 500_000, "new": 500_000, "a": 700_000}
@@ -132,19 +137,19 @@ def test_a_newcomer_is_lifted_to_the_least_of_those_who_wait(valkey: redis.Redis
 def test_a_newcomer_when_nobody_waits_is_lifted_to_who_left_last(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (2, 2)})
     for n in range(5):
-        request = CellRequest(valkey, f"a{n}", tenant="a")
+        request = CellRequest(client=valkey, request_id=f"a{n}", tenant="a")
         request.reserve(100_000)
         request.settle(100_000)
     assert flight_field(valkey, "vl") == 400_000
-    CellRequest(valkey, "b0", tenant="b").reserve(0)
+    CellRequest(client=valkey, request_id="b0", tenant="b").reserve(0)
     assert virtual(valkey, "b") == 400_000
 
 
 def test_what_needs_no_room_does_not_lower_what_newcomers_are_lifted_to(valkey: redis.Redis) -> None:
     for n in range(5):
-        CellRequest(valkey, f"a{n}", tenant="a").reserve(100_000)
-    CellRequest(valkey, "count", tenant="b", sequences=0).reserve()
-    CellRequest(valkey, "b", tenant="b").reserve()
+        CellRequest(client=valkey, request_id=f"a{n}", tenant="a").reserve(100_000)
+    CellRequest(client=valkey, request_id="count", tenant="b", sequences=0).reserve()
+    CellRequest(client=valkey, request_id="b", tenant="b").reserve()
     assert virtual(valkey, "b") == 400_000
     assert flight_field(valkey, "vl") == 400_000
 
@@ -153,12 +158,12 @@ def test_flex_that_waited_long_gives_no_credit_to_on_demand(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
     waits(valkey, "f", "flexible", asked=Asked.FLEX)
-    busy = CellRequest(valkey, "busy", tenant="busy", sequences=0)
+    busy = CellRequest(client=valkey, request_id="busy", tenant="busy", sequences=0)
     busy.reserve(900_000)
     waits(valkey, "busy-w", "busy")
     full.settle()
-    CellRequest(valkey, "busy-w", tenant="busy").reserve(1_000)
-    CellRequest(valkey, "busy-w", tenant="busy").settle(1_000)
+    CellRequest(client=valkey, request_id="busy-w", tenant="busy").reserve(1_000)
+    CellRequest(client=valkey, request_id="busy-w", tenant="busy").settle(1_000)
     assert gateway.woken() == ["busy-w", "f"]
     waits(valkey, "n", "new")
     assert virtual(valkey, "new") >= virtual(valkey, "busy") - 1_000
@@ -168,7 +173,7 @@ def test_on_demand_and_flex_are_one_account(valkey: redis.Redis, full: CellReque
     """Work of one class counts in the line of the other, at once."""
     waits(valkey, "f", asked=Asked.FLEX)
     waits(valkey, "o")
-    request = CellRequest(valkey, "z", sequences=0)
+    request = CellRequest(client=valkey, request_id="z", sequences=0)
     request.reserve(50_000)
     request.checkpoint(Tokens(0, 0, 20), 80_000)
     assert tenants_waiting(valkey, "o") == tenants_waiting(valkey, "f") == {"acme": virtual(valkey, "acme")}
@@ -177,7 +182,7 @@ def test_on_demand_and_flex_are_one_account(valkey: redis.Redis, full: CellReque
 
 
 def test_what_was_charged_too_much_comes_back_to_the_counter(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r", weight=4)
+    request = CellRequest(client=valkey, request_id="r", weight=4)
     request.reserve(40_000)
     assert virtual(valkey, "acme") == 10_000
     request.checkpoint(Tokens(0, 0, 40), 160_000)
@@ -191,15 +196,15 @@ def test_reserved_work_is_no_debt_in_the_line(valkey: redis.Redis) -> None:
         "{c:pool-1}:q:acme",
         mapping={"id": "c", "rate": 1, "burst": 10**9, "of": "reject", "spill": -1, "end": 10**14},
     )
-    CellRequest(valkey, "r").reserve(50_000)
+    CellRequest(client=valkey, request_id="r").reserve(50_000)
     assert virtual(valkey, "acme") == 0
 
 
 def test_a_new_weight_counts_from_the_next_request_on(valkey: redis.Redis, gateway: Listener) -> None:
-    first = CellRequest(valkey, "a", weight=1)
+    first = CellRequest(client=valkey, request_id="a", weight=1)
     first.reserve(10_000)
     first.settle(10_000)
-    second = CellRequest(valkey, "b", weight=10)
+    second = CellRequest(client=valkey, request_id="b", weight=10)
     second.reserve(10_000)
     assert virtual(valkey, "acme") == 11_000
     second.settle(0)
@@ -207,16 +212,16 @@ def test_a_new_weight_counts_from_the_next_request_on(valkey: redis.Redis, gatew
 
 
 def test_a_weight_that_changes_while_a_request_is_open_gives_back_what_was_charged(valkey: redis.Redis) -> None:
-    heavy = CellRequest(valkey, "heavy", weight=100)
+    heavy = CellRequest(client=valkey, request_id="heavy", weight=100)
     heavy.reserve(1_000_000)
-    CellRequest(valkey, "next", weight=1).reserve(0)
+    CellRequest(client=valkey, request_id="next", weight=1).reserve(0)
     heavy.settle(0)
     assert virtual(valkey, "acme") == 0
 
 
 def test_a_counter_lasts_while_its_tenant_waits(valkey: redis.Redis, full: CellRequest) -> None:
     """The bucket of a tenant with nothing open lives a minute; who waits renews it as it renews its lease."""
-    busy = CellRequest(valkey, "busy", sequences=0)
+    busy = CellRequest(client=valkey, request_id="busy", sequences=0)
     busy.reserve(70_000)
     waits(valkey, "f", asked=Asked.FLEX)
     busy.settle(70_000)
@@ -228,19 +233,19 @@ def test_a_counter_lasts_while_its_tenant_waits(valkey: redis.Redis, full: CellR
 def test_a_lost_bucket_comes_back_with_the_counter_of_the_line(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    CellRequest(valkey, "z", sequences=0).reserve(70_000)
+    CellRequest(client=valkey, request_id="z", sequences=0).reserve(70_000)
     waits(valkey, "r")
-    valkey.delete(full.keys.tenant_bucket, CellRequest(valkey, "r").keys.tenant_bucket)
+    valkey.delete(full.keys.tenant_bucket, CellRequest(client=valkey, request_id="r").keys.tenant_bucket)
     full.settle()
-    CellRequest(valkey, "r").leave()
+    CellRequest(client=valkey, request_id="r").leave()
     # Given back to a bucket that is not there: it must not come to be, without an end.
     assert valkey.keys("*:b:*") == []
 
 
 def test_a_tenant_whose_bucket_was_lost_keeps_its_place_in_the_line(valkey: redis.Redis, full: CellRequest) -> None:
-    CellRequest(valkey, "z", sequences=0).reserve(70_000)
+    CellRequest(client=valkey, request_id="z", sequences=0).reserve(70_000)
     waits(valkey, "r1")
-    valkey.delete(CellRequest(valkey, "r1").keys.tenant_bucket)
+    valkey.delete(CellRequest(client=valkey, request_id="r1").keys.tenant_bucket)
     waits(valkey, "r2")
     assert tenants_waiting(valkey) == {"acme": 70_000}
     assert virtual(valkey, "acme") == 70_000

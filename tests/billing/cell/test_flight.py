@@ -31,10 +31,10 @@ def fly_all_classes(client: redis.Redis) -> list[CellRequest]:
     """One of each class and one without tokens, open at the first instance."""
     sign(client, "acme", 10**9)
     requests = [
-        CellRequest(client, "r", sequences=2),
-        CellRequest(client, "o", asked=Asked.ON_DEMAND, sequences=3),
-        CellRequest(client, "f", asked=Asked.FLEX),
-        CellRequest(client, "z", sequences=0),
+        CellRequest(client=client, request_id="r", sequences=2),
+        CellRequest(client=client, request_id="o", asked=Asked.ON_DEMAND, sequences=3),
+        CellRequest(client=client, request_id="f", asked=Asked.FLEX),
+        CellRequest(client=client, request_id="z", sequences=0),
     ]
     for request in requests:
         assert isinstance(request.reserve(1_000), Reserved)
@@ -75,7 +75,7 @@ def test_who_moves_is_counted_where_it_goes(valkey: redis.Redis) -> None:
 
 
 def test_flex_that_moved_may_be_told_to_give_way_where_it_is(valkey: redis.Redis, gateway: Listener) -> None:
-    flex = CellRequest(valkey, "f", asked=Asked.FLEX)
+    flex = CellRequest(client=valkey, request_id="f", asked=Asked.FLEX)
     flex.reserve()
     flex.checkpoint(Tokens(5, 0, 1), 5_000, moved_to=("i-2", "e-2"))
     set_room(valkey, {"i-1": (1, 1), "i-2": (1, 0)})
@@ -86,9 +86,9 @@ def test_flex_that_moved_may_be_told_to_give_way_where_it_is(valkey: redis.Redis
 
 def test_every_step_may_be_told_twice(valkey: redis.Redis, gateway: Listener, full: CellRequest) -> None:
     sign(valkey, "acme", 10**6, "spill")
-    owner = CellRequest(valkey, "owner")
+    owner = CellRequest(client=valkey, request_id="owner")
     owner.reserve(2_000_000)
-    spilled = CellRequest(valkey, "s", wait_max=5)
+    spilled = CellRequest(client=valkey, request_id="s", wait_max=5)
 
     def twice(first: object, second: object, expected: tuple[type, type]) -> None:
         assert (type(first), type(second)) == expected
@@ -103,7 +103,7 @@ def test_every_step_may_be_told_twice(valkey: redis.Redis, gateway: Listener, fu
     assert contract_field(valkey, "acme", "borrowed") == virtual(valkey, "acme") == 29_000
     twice(spilled.settle(20_000), spilled.settle(20_000), (Settled, AlreadySettled))
     twice(owner.settle(1_000), owner.settle(1_000), (Settled, AlreadySettled))
-    leaver = CellRequest(valkey, "l", tenant="l")
+    leaver = CellRequest(client=valkey, request_id="l", tenant="l")
     assert not leaver.leave().dropped
     assert not leaver.leave().dropped
     twice(leaver.reap(), leaver.reap(), (Missing, Missing))
@@ -118,9 +118,11 @@ def usec_per_call(client: redis.Redis, name: str, rounds: int = 150) -> float:
     """Of reserve and settle, by the server's own count, in the cell as it is: full, with a line that grows and shrinks by one."""
     client.config_resetstat()
     for n in range(rounds):
-        holder = CellRequest(client, f"{name}-probe-{n}", tenant="probe", sequences=0, candidates=TWO)
+        holder = CellRequest(client=client, request_id=f"{name}-probe-{n}", tenant="probe", sequences=0, candidates=TWO)
         assert isinstance(holder.reserve(1), Reserved)
-        waiting = CellRequest(client, f"{name}-wait-{n}", tenant="probe", wait_max=10**6, candidates=TWO)
+        waiting = CellRequest(
+            client=client, request_id=f"{name}-wait-{n}", tenant="probe", wait_max=10**6, candidates=TWO
+        )
         assert isinstance(waiting.reserve(1), Waiting)
         holder.settle(1)
         waiting.leave()
@@ -133,14 +135,14 @@ def test_a_step_costs_the_same_with_ten_and_with_ten_thousand_in_line(
 ) -> None:
     set_room(valkey, {"i-1": (1, 1), "i-2": (1, 1)})
     for n in range(2):
-        CellRequest(valkey, f"h{n}", tenant="h", candidates=TWO).reserve()
+        CellRequest(client=valkey, request_id=f"h{n}", tenant="h", candidates=TWO).reserve()
     for n in range(10):
         waits(valkey, f"w{n}", f"t{n}")
     few = usec_per_call(valkey, "few")
     with valkey.pipeline(transaction=False) as crowd:
         for n in range(10, 10_000):
             tenant = f"t{n}" if shape == "tenants" else "crowd"
-            one = CellRequest(valkey, f"w{n}", tenant=tenant, key_id=tenant, wait_max=10**6)
+            one = CellRequest(client=valkey, request_id=f"w{n}", tenant=tenant, key_id=tenant, wait_max=10**6)
             crowd.execute_command(*one.reserve_command(1_000))  # type: ignore[no-untyped-call]
         crowd.execute()
     assert len(tenants_waiting(valkey)) == (10_000 if shape == "tenants" else 11)
@@ -153,7 +155,7 @@ def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are
 ) -> None:
     set_room(valkey, {"i-1": (16, 16)})
     for name in ("f1", "f2", "f3"):
-        CellRequest(valkey, name, asked=Asked.FLEX, sequences=4).reserve()
+        CellRequest(client=valkey, request_id=name, asked=Asked.FLEX, sequences=4).reserve()
     valkey.hset(redis_keys.room(CELL), "g:i-1", 3)
     plan_anew(valkey)
     assert len(gateway.woken()) == 1
@@ -161,8 +163,8 @@ def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are
 
 def test_what_has_no_sequence_is_not_asked_to_give_way(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (16, 16)})
-    CellRequest(valkey, "f1", asked=Asked.FLEX).reserve()
-    CellRequest(valkey, "f0", asked=Asked.FLEX, sequences=0).reserve()
+    CellRequest(client=valkey, request_id="f1", asked=Asked.FLEX).reserve()
+    CellRequest(client=valkey, request_id="f0", asked=Asked.FLEX, sequences=0).reserve()
     valkey.hset(redis_keys.room(CELL), "g:i-1", 2)
     plan_anew(valkey)
     assert gateway.woken() == ["!f1"]
@@ -172,7 +174,7 @@ def test_who_leaves_with_a_place_says_when_the_next_prompt_may_start_there(
     valkey: redis.Redis, gateway: Listener
 ) -> None:
     set_room(valkey, {"i-1": (1, 1)})
-    holder = CellRequest(valkey, "holder", tenant="holder")
+    holder = CellRequest(client=valkey, request_id="holder", tenant="holder")
     holder.reserve()
     granted, behind = waits(valkey, "granted"), waits(valkey, "behind")
     # Two seconds of reading are before whoever comes.

@@ -16,12 +16,12 @@ def keep(client: redis.Redis, most: int, on_demand: int) -> None:
 
 
 def flex(client: redis.Redis, request_id: str) -> CellRequest:
-    return CellRequest(client, request_id, tenant="flexible", asked=Asked.FLEX, wait_max=10)
+    return CellRequest(client=client, request_id=request_id, tenant="flexible", asked=Asked.FLEX, wait_max=10)
 
 
 def test_flex_has_what_on_demand_may_not(valkey: redis.Redis, gateway: Listener) -> None:
     keep(valkey, 3, 1)
-    assert isinstance(CellRequest(valkey, "first").reserve(), Reserved)
+    assert isinstance(CellRequest(client=valkey, request_id="first").reserve(), Reserved)
     waits(valkey, "second")
     assert isinstance(flex(valkey, "f1").reserve(), Reserved)
     assert isinstance(flex(valkey, "f2").reserve(), Reserved)
@@ -30,7 +30,7 @@ def test_flex_has_what_on_demand_may_not(valkey: redis.Redis, gateway: Listener)
 
 def test_on_demand_comes_first_where_it_may_have_the_place(valkey: redis.Redis, gateway: Listener) -> None:
     keep(valkey, 2, 1)
-    first = CellRequest(valkey, "first")
+    first = CellRequest(client=valkey, request_id="first")
     first.reserve()
     waits(valkey, "second")
     assert isinstance(flex(valkey, "f1").reserve(), Reserved)
@@ -41,7 +41,7 @@ def test_on_demand_comes_first_where_it_may_have_the_place(valkey: redis.Redis, 
 
 def test_flex_that_waits_is_given_what_is_kept_while_on_demand_waits(valkey: redis.Redis, gateway: Listener) -> None:
     keep(valkey, 2, 1)
-    CellRequest(valkey, "first").reserve()
+    CellRequest(client=valkey, request_id="first").reserve()
     running = flex(valkey, "f1")
     running.reserve()
     waits(valkey, "second")
@@ -52,7 +52,7 @@ def test_flex_that_waits_is_given_what_is_kept_while_on_demand_waits(valkey: red
 
 def test_more_is_lent_as_soon_as_the_plan_says_so(valkey: redis.Redis, gateway: Listener) -> None:
     keep(valkey, 2, 1)
-    CellRequest(valkey, "first").reserve()
+    CellRequest(client=valkey, request_id="first").reserve()
     waits(valkey, "second")
     valkey.hset(redis_keys.room(CELL), "d:i-1", 2)
     plan_anew(valkey)
@@ -62,13 +62,13 @@ def test_more_is_lent_as_soon_as_the_plan_says_so(valkey: redis.Redis, gateway: 
 def test_how_many_have_run_for_long_is_counted_with_each_plan(valkey: redis.Redis) -> None:
     set_room(valkey, {"i-1": (9, 9)})
     for name, asked in (("o1", Asked.ON_DEMAND), ("o2", Asked.ON_DEMAND), ("f1", Asked.FLEX)):
-        CellRequest(valkey, name, asked=asked, sequences=2).reserve()
+        CellRequest(client=valkey, request_id=name, asked=asked, sequences=2).reserve()
     plan_anew(valkey)
     assert flight_field(valkey, "l:i-1") == 0
     for name in ("o1", "f1"):
         valkey.hincrby(redis_keys.reservation(CELL, name), "at", -3_000)
     plan_anew(valkey)
     assert flight_field(valkey, "l:i-1") == 2
-    CellRequest(valkey, "o1", sequences=2).settle()
+    CellRequest(client=valkey, request_id="o1", sequences=2).settle()
     plan_anew(valkey)
     assert flight_field(valkey, "l:i-1") == 0

@@ -23,7 +23,7 @@ def rebuild(client: redis.Redis, *levels: BucketLevel | ContractLevel, run: str 
 def test_fault_35_nobody_is_admitted_before_levels_are_counted(valkey: redis.Redis, asked: Asked) -> None:
     sign(valkey, "acme", 1_000_000)
     valkey.delete(redis_keys.intact(CELL))
-    request = CellRequest(valkey, "r", asked=asked, wait_max=10)
+    request = CellRequest(client=valkey, request_id="r", asked=asked, wait_max=10)
     before = valkey.keys("*")
     assert isinstance(request.reserve(1_000), Rebuilding)
     assert sorted(valkey.keys("*")) == sorted(before)
@@ -32,7 +32,7 @@ def test_fault_35_nobody_is_admitted_before_levels_are_counted(valkey: redis.Red
 
 
 def test_fault_35_what_is_open_is_still_known(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r")
+    request = CellRequest(client=valkey, request_id="r")
     request.reserve(1_000)
     valkey.delete(redis_keys.intact(CELL))
     assert isinstance(request.reserve(1_000), Replayed)
@@ -40,7 +40,7 @@ def test_fault_35_what_is_open_is_still_known(valkey: redis.Redis) -> None:
 
 
 def test_fault_35_a_bucket_is_raised_to_what_the_ledger_says(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r", tenant_limits=LIMITS)
+    request = CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS)
     rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 60, 0, LIMITS))
     refused = request.reserve(1_000)
     assert isinstance(refused, Refused)
@@ -50,7 +50,7 @@ def test_fault_35_a_bucket_is_raised_to_what_the_ledger_says(valkey: redis.Redis
 
 
 def test_what_is_higher_stays(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r", tenant_limits=LIMITS)
+    request = CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS)
     request.reserve(50_000)
     rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 0.5, 1_000, LIMITS))
     assert request.tenant_level("u") == pytest.approx(50_000, abs=2_000)
@@ -65,7 +65,7 @@ def test_a_contract_is_raised_and_one_without_numbers_is_not_made(valkey: redis.
     assert contract_field(valkey, "acme", "u") == 900_000
     assert contract_field(valkey, "acme", "sp") == 700_000
     assert not valkey.exists(nobodys)
-    assert isinstance(CellRequest(valkey, "r", asked=Asked.RESERVED).reserve(1), Refused)
+    assert isinstance(CellRequest(client=valkey, request_id="r", asked=Asked.RESERVED).reserve(1), Refused)
 
 
 def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> None:
@@ -83,7 +83,7 @@ def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     limits = Limits(requests=1, units_mu=60_000, concurrency=1)
     set_room(valkey, {"i-1": (1, 1)})
     sign(valkey, "acme", 1_000)
-    request = CellRequest(valkey, "r", asked=asked, tenant_limits=limits)
+    request = CellRequest(client=valkey, request_id="r", asked=asked, tenant_limits=limits)
     request.reserve(5_000)
     valkey.flushdb()
     assert isinstance(request.checkpoint(Tokens(5, 0, 9), 9_000), Missing)

@@ -10,7 +10,9 @@ from tests.billing.cell.requests import CELL, CellRequest, age_bucket
 
 def admit(client: redis.Redis, count: int, cost_mu: int, tenant: Limits, key: Limits | None = None) -> list[object]:
     return [
-        CellRequest(client, f"r{n}", tenant_limits=tenant, key_limits=key or Limits()).reserve(cost_mu)
+        CellRequest(client=client, request_id=f"r{n}", tenant_limits=tenant, key_limits=key or Limits()).reserve(
+            cost_mu
+        )
         for n in range(count)
     ]
 
@@ -37,16 +39,18 @@ def test_each_limit_admits_up_to_it_and_not_one_past_it(
 def test_a_refusal_by_the_key_consumes_nothing_of_the_tenant(valkey: redis.Redis) -> None:
     tenant, key = Limits(requests=10, units_mu=10_000, concurrency=10), Limits(requests=1)
     admit(valkey, 5, 1_000, tenant, key)
-    request = CellRequest(valkey, "r0")
+    request = CellRequest(client=valkey, request_id="r0")
     assert request.tenant_level("r") == request.key_level("r") == 1
     assert request.tenant_level("u") == 1_000
     assert request.tenant_level("c") == request.key_level("c") == 1
     assert valkey.zcard(request.keys.open_requests) == 1
-    assert not valkey.exists(CellRequest(valkey, "r1").keys.reservation)
+    assert not valkey.exists(CellRequest(client=valkey, request_id="r1").keys.reservation)
 
 
 def test_a_replay_charges_nothing_and_says_so(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r", tenant_limits=Limits(requests=2, units_mu=5_000, concurrency=1))
+    request = CellRequest(
+        client=valkey, request_id="r", tenant_limits=Limits(requests=2, units_mu=5_000, concurrency=1)
+    )
     assert isinstance(request.reserve(3_000), Reserved)
     replay = request.reserve(3_000)
     assert isinstance(replay, Replayed)
@@ -55,7 +59,7 @@ def test_a_replay_charges_nothing_and_says_so(valkey: redis.Redis) -> None:
 
 
 def test_a_settled_id_cannot_be_reserved_again(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r")
+    request = CellRequest(client=valkey, request_id="r")
     request.reserve()
     request.settle()
     assert isinstance(request.reserve(), AlreadySettled)
@@ -64,8 +68,8 @@ def test_a_settled_id_cannot_be_reserved_again(valkey: redis.Redis) -> None:
 
 def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis.Redis) -> None:
     limits = Limits(requests=60, units_mu=600_000)
-    assert isinstance(CellRequest(valkey, "a", tenant_limits=limits).reserve(600_000), Reserved)
-    late = CellRequest(valkey, "b", tenant_limits=limits)
+    assert isinstance(CellRequest(client=valkey, request_id="a", tenant_limits=limits).reserve(600_000), Reserved)
+    late = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     refused = late.reserve(300_000)
     assert isinstance(refused, Refused)
     assert refused.limit is LimitKind.UNITS
@@ -84,7 +88,7 @@ def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis
     "limits", [Limits(units_mu=999), Limits(requests=0), Limits(concurrency=0), Limits(units_mu=0)]
 )
 def test_what_can_never_fit_is_refused_without_a_retry_time(valkey: redis.Redis, limits: Limits) -> None:
-    refused = CellRequest(valkey, "r", tenant_limits=limits).reserve(1_000)
+    refused = CellRequest(client=valkey, request_id="r", tenant_limits=limits).reserve(1_000)
     assert isinstance(refused, Refused)
     assert refused.retry_after_ms is None
 
@@ -92,12 +96,18 @@ def test_what_can_never_fit_is_refused_without_a_retry_time(valkey: redis.Redis,
 def test_the_longest_wait_of_all_limits_is_told(valkey: redis.Redis) -> None:
     admit(valkey, 1, 60_000, Limits(requests=1, concurrency=1), Limits(units_mu=60_000))
     refused = CellRequest(
-        valkey, "late", tenant_limits=Limits(requests=1, concurrency=1), key_limits=Limits(units_mu=60_000)
+        client=valkey,
+        request_id="late",
+        tenant_limits=Limits(requests=1, concurrency=1),
+        key_limits=Limits(units_mu=60_000),
     ).reserve(100)
     assert isinstance(refused, Refused)
     assert (refused.scope, refused.limit) == (LimitScope.TENANT, LimitKind.REQUESTS)
     never = CellRequest(
-        valkey, "late", tenant_limits=Limits(requests=1, concurrency=1), key_limits=Limits(units_mu=60_000)
+        client=valkey,
+        request_id="late",
+        tenant_limits=Limits(requests=1, concurrency=1),
+        key_limits=Limits(units_mu=60_000),
     ).reserve(60_001)
     assert isinstance(never, Refused)
     assert (never.scope, never.limit, never.retry_after_ms) == (LimitScope.KEY, LimitKind.UNITS, None)
@@ -115,42 +125,46 @@ def test_no_limit_admits_any_cost(valkey: redis.Redis) -> None:
 
 def test_changing_a_limit_keeps_the_level(valkey: redis.Redis) -> None:
     admit(valkey, 3, 2_000, Limits(requests=3, units_mu=6_000))
-    raised = CellRequest(valkey, "raised", tenant_limits=Limits(requests=4, units_mu=8_000)).reserve(1_000)
+    raised = CellRequest(client=valkey, request_id="raised", tenant_limits=Limits(requests=4, units_mu=8_000)).reserve(
+        1_000
+    )
     assert isinstance(raised, Reserved)
     assert 3.9 < raised.tenant.requests <= 4
-    lowered = CellRequest(valkey, "lowered", tenant_limits=Limits(requests=2)).reserve(0)
+    lowered = CellRequest(client=valkey, request_id="lowered", tenant_limits=Limits(requests=2)).reserve(0)
     assert isinstance(lowered, Refused)
 
 
 def test_levels_drain_to_nothing_in_a_minute(valkey: redis.Redis) -> None:
     limits = Limits(requests=5, units_mu=50_000)
     admit(valkey, 5, 10_000, limits)
-    age_bucket(valkey, CellRequest(valkey, "x").keys.tenant_bucket, 60)
-    reply = CellRequest(valkey, "later", tenant_limits=limits).reserve(50_000)
+    age_bucket(valkey, CellRequest(client=valkey, request_id="x").keys.tenant_bucket, 60)
+    reply = CellRequest(client=valkey, request_id="later", tenant_limits=limits).reserve(50_000)
     assert isinstance(reply, Reserved)
     assert reply.tenant.requests == 1
 
 
 def test_a_clock_that_jumped_back_neither_drains_nor_sticks(valkey: redis.Redis) -> None:
     limits = Limits(requests=2)
-    request = CellRequest(valkey, "r0", tenant_limits=limits)
+    request = CellRequest(client=valkey, request_id="r0", tenant_limits=limits)
     request.reserve()
     age_bucket(valkey, request.keys.tenant_bucket, -3600)
-    assert isinstance(CellRequest(valkey, "r1", tenant_limits=limits).reserve(), Reserved)
-    assert isinstance(CellRequest(valkey, "r2", tenant_limits=limits).reserve(), Refused)
+    assert isinstance(CellRequest(client=valkey, request_id="r1", tenant_limits=limits).reserve(), Reserved)
+    assert isinstance(CellRequest(client=valkey, request_id="r2", tenant_limits=limits).reserve(), Refused)
     age_bucket(valkey, request.keys.tenant_bucket, 31)
-    assert isinstance(CellRequest(valkey, "r2", tenant_limits=limits).reserve(), Reserved)
+    assert isinstance(CellRequest(client=valkey, request_id="r2", tenant_limits=limits).reserve(), Reserved)
 
 
 def test_models_and_tenants_do_not_share_a_bucket(valkey: redis.Redis) -> None:
     limits = Limits(requests=1)
     for n, (tenant, model) in enumerate([("a", "m"), ("b", "m"), ("a", "n")]):
-        reply = CellRequest(valkey, f"r{n}", tenant=tenant, model=model, tenant_limits=limits).reserve()
+        reply = CellRequest(
+            client=valkey, request_id=f"r{n}", tenant=tenant, model=model, tenant_limits=limits
+        ).reserve()
         assert isinstance(reply, Reserved)
 
 
 def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.Redis) -> None:
-    request = CellRequest(valkey, "r", tenant_limits=Limits(requests=10))
+    request = CellRequest(client=valkey, request_id="r", tenant_limits=Limits(requests=10))
     request.reserve()
     keys = [key for key in valkey.keys("*") if not key.endswith(":intact")]
     assert len(keys) == 5
@@ -163,7 +177,7 @@ def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.R
 
 def test_big_amounts_are_stored_without_loss(valkey: redis.Redis) -> None:
     cost_mu = 1_000_000_000_001
-    request = CellRequest(valkey, "r", tenant_limits=Limits(units_mu=10 * cost_mu))
+    request = CellRequest(client=valkey, request_id="r", tenant_limits=Limits(units_mu=10 * cost_mu))
     reply = request.reserve(cost_mu)
     assert isinstance(reply, Reserved)
     assert reply.tenant.units_mu == cost_mu

@@ -24,7 +24,7 @@ def test_flex_waits_behind_on_demand(valkey: redis.Redis, gateway: Listener, ful
     waits(valkey, "o", tenant="b")
     full.settle()
     assert gateway.woken() == ["o"]
-    CellRequest(valkey, "o", tenant="b").leave()
+    CellRequest(client=valkey, request_id="o", tenant="b").leave()
     assert gateway.woken() == ["f"]
     assert flight(valkey) == {"f:i-1": 1}
 
@@ -32,14 +32,16 @@ def test_flex_waits_behind_on_demand(valkey: redis.Redis, gateway: Listener, ful
 def test_flex_has_only_its_part(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (4, 2)})
     for n in range(2):
-        assert isinstance(CellRequest(valkey, f"f{n}", asked=Asked.FLEX, wait_max=1).reserve(), Reserved)
+        assert isinstance(
+            CellRequest(client=valkey, request_id=f"f{n}", asked=Asked.FLEX, wait_max=1).reserve(), Reserved
+        )
     flex = waits(valkey, "f2", asked=Asked.FLEX)
     for n in range(2):
-        assert isinstance(CellRequest(valkey, f"o{n}", tenant="b", wait_max=1).reserve(), Reserved)
+        assert isinstance(CellRequest(client=valkey, request_id=f"o{n}", tenant="b", wait_max=1).reserve(), Reserved)
     waits(valkey, "o2", tenant="b")
-    CellRequest(valkey, "f0").settle()
+    CellRequest(client=valkey, request_id="f0").settle()
     assert gateway.woken() == ["o2"]
-    CellRequest(valkey, "o0", tenant="b").settle()
+    CellRequest(client=valkey, request_id="o0", tenant="b").settle()
     assert gateway.woken() == ["f2"]
     assert instance_of(flex.reserve(1_000)) == "i-1"
     assert flight(valkey) == {"o:i-1": 2, "f:i-1": 2}
@@ -50,13 +52,13 @@ def test_many_sequences_wait_for_an_idle_instance_and_others_behind_them(
 ) -> None:
     set_room(valkey, {"i-1": (2, 2), "i-2": (2, 2)})
     for n in range(4):
-        CellRequest(valkey, f"h{n}", tenant="h", candidates=(TWO[n % 2],)).reserve()
+        CellRequest(client=valkey, request_id=f"h{n}", tenant="h", candidates=(TWO[n % 2],)).reserve()
     waits(valkey, "big", tenant="a", sequences=16, candidates=TWO)
     waits(valkey, "small", tenant="b", candidates=TWO)
-    CellRequest(valkey, "h0", tenant="h").settle()
-    CellRequest(valkey, "h1", tenant="h").settle()
+    CellRequest(client=valkey, request_id="h0", tenant="h").settle()
+    CellRequest(client=valkey, request_id="h1", tenant="h").settle()
     assert gateway.woken() == []
-    CellRequest(valkey, "h3", tenant="h").settle()
+    CellRequest(client=valkey, request_id="h3", tenant="h").settle()
     assert gateway.woken() == ["big", "small"]
     assert flight(valkey) == {"o:i-1": 2, "o:i-2": 16}
 
@@ -72,7 +74,9 @@ def test_an_instance_that_nothing_bounds_is_a_place_beside_a_full_one(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
     for n in range(30):
-        assert instance_of(CellRequest(valkey, f"r{n}", candidates=TWO, wait_max=1).reserve()) == "i-2"
+        assert (
+            instance_of(CellRequest(client=valkey, request_id=f"r{n}", candidates=TWO, wait_max=1).reserve()) == "i-2"
+        )
     assert flight(valkey) == {"o:i-1": 1, "o:i-2": 30}
 
 
@@ -86,10 +90,10 @@ def test_room_taken_away_while_requests_wait_moves_them_to_what_there_is(
         plan_anew(valkey)
         assert gateway.woken() == ["r"]
         assert granted_at(valkey, "r") == "i-2"
-        request = CellRequest(valkey, "r", candidates=TWO, wait_max=9)
+        request = CellRequest(client=valkey, request_id="r", candidates=TWO, wait_max=9)
     else:
         # Nothing bounds anything any more: a line that only settles shorten would never end.
         set_room(valkey, {})
-        assert isinstance(CellRequest(valkey, "new", tenant="new", wait_max=9).reserve(), Reserved)
+        assert isinstance(CellRequest(client=valkey, request_id="new", tenant="new", wait_max=9).reserve(), Reserved)
     assert isinstance(request.reserve(1_000), Reserved)
     assert tenants_waiting(valkey) == {}

@@ -14,7 +14,7 @@ LIMITS = Limits(requests=10, units_mu=100_000, concurrency=10)
 
 @pytest.fixture
 def request_(valkey: redis.Redis) -> CellRequest:
-    return CellRequest(valkey, "r", tenant_limits=LIMITS, key_limits=LIMITS)
+    return CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS, key_limits=LIMITS)
 
 
 def test_settle_gives_back_what_was_reserved_too_much(request_: CellRequest) -> None:
@@ -29,7 +29,7 @@ def test_settle_charges_what_was_reserved_too_little_as_debt(valkey: redis.Redis
     request_.reserve(50_000)
     request_.settle(150_000)
     assert request_.tenant_level("u") == pytest.approx(150_000, abs=200)
-    refused = CellRequest(valkey, "next", tenant_limits=LIMITS).reserve(10_000)
+    refused = CellRequest(client=valkey, request_id="next", tenant_limits=LIMITS).reserve(10_000)
     assert isinstance(refused, Refused)
     assert refused.retry_after_ms == pytest.approx(36_000, abs=500)
 
@@ -47,7 +47,7 @@ def test_the_event_is_written_in_the_step_that_settles(valkey: redis.Redis, requ
 
 
 def test_settle_twice_charges_and_records_once(valkey: redis.Redis, request_: CellRequest) -> None:
-    CellRequest(valkey, "other", tenant_limits=LIMITS, key_limits=LIMITS).reserve(0)
+    CellRequest(client=valkey, request_id="other", tenant_limits=LIMITS, key_limits=LIMITS).reserve(0)
     request_.reserve(50_000)
     request_.settle(20_000)
     assert isinstance(request_.settle(90_000), AlreadySettled)
@@ -176,7 +176,7 @@ def test_what_was_produced_is_recorded_even_when_its_reservation_is_lost(
 def test_an_orphan_is_charged_but_lowers_no_count_that_it_did_not_raise(
     valkey: redis.Redis, request_: CellRequest
 ) -> None:
-    CellRequest(valkey, "other", tenant_limits=LIMITS, key_limits=LIMITS).reserve(0)
+    CellRequest(client=valkey, request_id="other", tenant_limits=LIMITS, key_limits=LIMITS).reserve(0)
     request_.settle(20_000)
     assert request_.tenant_level("u") == pytest.approx(20_000, abs=200)
     assert request_.tenant_level("c") == 1
@@ -187,14 +187,14 @@ def test_debt_outlives_the_bucket_of_an_idle_tenant(valkey: redis.Redis, request
     request_.settle(1_000_000)
     ttl_ms = valkey.pttl(request_.keys.tenant_bucket)
     assert ttl_ms == pytest.approx(600_000, abs=2_000)
-    small = CellRequest(valkey, "small", tenant="other", tenant_limits=LIMITS)
+    small = CellRequest(client=valkey, request_id="small", tenant="other", tenant_limits=LIMITS)
     small.reserve(0)
     small.settle(0)
     assert valkey.pttl(small.keys.tenant_bucket) == pytest.approx(60_000, abs=1_000)
 
 
 def test_a_bucket_with_another_request_open_keeps_its_long_ttl(valkey: redis.Redis, request_: CellRequest) -> None:
-    CellRequest(valkey, "other", tenant_limits=LIMITS).reserve(0)
+    CellRequest(client=valkey, request_id="other", tenant_limits=LIMITS).reserve(0)
     request_.reserve(0)
     request_.settle(0)
     assert valkey.pttl(request_.keys.tenant_bucket) > 6 * 86_400_000
@@ -209,8 +209,8 @@ def test_time_drains_before_a_late_charge_is_added(valkey: redis.Redis, request_
 
 def test_concurrency_freed_by_a_settle_admits_the_next(valkey: redis.Redis) -> None:
     limits = Limits(concurrency=1)
-    first = CellRequest(valkey, "a", tenant_limits=limits)
-    second = CellRequest(valkey, "b", tenant_limits=limits)
+    first = CellRequest(client=valkey, request_id="a", tenant_limits=limits)
+    second = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     first.reserve()
     assert isinstance(second.reserve(), Refused)
     first.settle()

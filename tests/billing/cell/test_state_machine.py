@@ -70,7 +70,7 @@ class CellMachine(RuleBasedStateMachine):
         return (time.monotonic() - self.began_at + 0.1) / 60
 
     def request(self, request_id: str) -> CellRequest:
-        return CellRequest(self.client, request_id, tenant_limits=TENANT, key_limits=KEY)
+        return CellRequest(client=self.client, request_id=request_id, tenant_limits=TENANT, key_limits=KEY)
 
     def charge(self, request_id: str, cost_mu: int) -> None:
         difference = cost_mu - self.charged.get(request_id, 0)

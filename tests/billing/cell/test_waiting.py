@@ -75,15 +75,15 @@ def test_asking_again_while_it_waits_renews_and_keeps_its_turn(
 
 def test_a_line_is_bounded_for_each_tenant(valkey: redis.Redis, full: CellRequest) -> None:
     for n in range(3):
-        assert isinstance(CellRequest(valkey, f"r{n}", wait_max=3).reserve(), Waiting)
-    refused = CellRequest(valkey, "r3", wait_max=3).reserve()
+        assert isinstance(CellRequest(client=valkey, request_id=f"r{n}", wait_max=3).reserve(), Waiting)
+    refused = CellRequest(client=valkey, request_id="r3", wait_max=3).reserve()
     assert isinstance(refused, Refused)
     assert refused.limit is LimitKind.ROOM
     assert (refused.retry_after_ms or 0) >= 1_000
     assert state_of(valkey, "r3") is None
-    assert isinstance(CellRequest(valkey, "o", tenant="other", wait_max=3).reserve(), Waiting)
+    assert isinstance(CellRequest(client=valkey, request_id="o", tenant="other", wait_max=3).reserve(), Waiting)
     # A line of each class.
-    assert isinstance(CellRequest(valkey, "f", wait_max=3, asked=Asked.FLEX).reserve(), Waiting)
+    assert isinstance(CellRequest(client=valkey, request_id="f", wait_max=3, asked=Asked.FLEX).reserve(), Waiting)
 
 
 def test_a_grant_nobody_hears_goes_to_the_next(valkey: redis.Redis, gateway: Listener, full: CellRequest) -> None:
@@ -121,13 +121,13 @@ def test_who_leaves_gives_back_what_it_had(
 def test_leaving_ends_no_open_request_and_makes_none(valkey: redis.Redis, full: CellRequest) -> None:
     assert not full.leave().dropped
     assert state_of(valkey, "holder") == "open"
-    assert not CellRequest(valkey, "never").leave().dropped
+    assert not CellRequest(client=valkey, request_id="never").leave().dropped
     assert state_of(valkey, "never") is None
 
 
 def test_a_place_too_small_for_who_left_goes_to_who_stood_behind(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (4, 4)})
-    CellRequest(valkey, "holder", tenant="holder", sequences=2).reserve()
+    CellRequest(client=valkey, request_id="holder", tenant="holder", sequences=2).reserve()
     big = waits(valkey, "big", tenant="big", sequences=4)
     waits(valkey, "small", tenant="small")
     assert gateway.woken() == []
@@ -141,7 +141,7 @@ def test_a_granted_request_refused_by_its_own_limits_hands_its_place_on(
     limited = waits(valkey, "limited", tenant_limits=Limits(concurrency=1))
     waits(valkey, "r", tenant="next")
     # Another request of the tenant, of zero sequences, takes its only slot meanwhile.
-    CellRequest(valkey, "count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
+    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
     full.settle()
     assert gateway.woken() == ["limited"]
     refused = limited.reserve(1_000)
@@ -156,7 +156,7 @@ def test_a_waiting_request_refused_by_its_own_limits_is_out_of_line(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
     limited = waits(valkey, "limited", tenant_limits=Limits(concurrency=1))
-    CellRequest(valkey, "count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
+    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
     assert isinstance(limited.reserve(1_000), Refused)
     assert tenants_waiting(valkey) == {}
     full.settle()
@@ -240,7 +240,7 @@ def test_who_asks_gets_no_place_that_it_cannot_see(valkey: redis.Redis, gateway:
 
 def test_a_place_it_cannot_see_and_no_line_to_go_back_to_is_handed_on(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (0, 0), "i-2": (0, 0)})
-    blind = CellRequest(valkey, "blind", tenant="a", wait_max=1)
+    blind = CellRequest(client=valkey, request_id="blind", tenant="a", wait_max=1)
     assert isinstance(blind.reserve(1_000), Waiting)
     set_room(valkey, {"i-1": (0, 0), "i-2": (1, 1)})
     plan_anew(valkey)
@@ -257,11 +257,11 @@ def test_a_place_it_cannot_see_and_no_line_to_go_back_to_is_handed_on(valkey: re
 def test_it_may_have_another_place_than_the_one_granted(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (1, 1), "i-2": (1, 1)})
     for n in (1, 2):
-        CellRequest(valkey, f"h{n}", tenant="h", candidates=((f"i-{n}", "e"),)).reserve()
+        CellRequest(client=valkey, request_id=f"h{n}", tenant="h", candidates=((f"i-{n}", "e"),)).reserve()
     request = waits(valkey, "r")
-    CellRequest(valkey, "h2", tenant="h").settle()
+    CellRequest(client=valkey, request_id="h2", tenant="h").settle()
     assert granted_at(valkey, "r") == "i-2"
-    CellRequest(valkey, "h1", tenant="h").settle()
+    CellRequest(client=valkey, request_id="h1", tenant="h").settle()
     assert instance_of(request.reserve(1_000)) == "i-1"
     assert flight(valkey) == {"o:i-1": 1}
     assert virtual(valkey, "acme") == 1_000
@@ -274,7 +274,7 @@ def test_who_asks_when_those_before_are_gone_has_its_place_at_once(
     for n in range(3):
         waits(valkey, f"dead{n}", tenant="a-dead", gateway="gone")
     valkey.hset("{c:pool-1}:room", "m:i-1", 2)
-    reply = CellRequest(valkey, "r", wait_max=9).reserve(1_000)
+    reply = CellRequest(client=valkey, request_id="r", wait_max=9).reserve(1_000)
     assert instance_of(reply) == "i-1"
     assert tenants_waiting(valkey) == {}
     assert gateway.woken() == []
@@ -328,12 +328,12 @@ def test_the_time_between_grants_does_not_count_when_nobody_waited(
 ) -> None:
     waits(valkey, "a")
     full.settle()
-    CellRequest(valkey, "a").reserve(1_000)
+    CellRequest(client=valkey, request_id="a").reserve(1_000)
     valkey.hset("{c:pool-1}:flight", "gt", int(flight_field(valkey, "gt") - 3_600e6))
     waits(valkey, "b")
-    CellRequest(valkey, "a").settle(1_000)
+    CellRequest(client=valkey, request_id="a").settle(1_000)
     waits(valkey, "c")
-    left = CellRequest(valkey, "c").leave()
+    left = CellRequest(client=valkey, request_id="c").leave()
     assert left.tenants_waiting == 1
     assert left.between_grants_ms < 60_000
 

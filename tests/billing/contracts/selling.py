@@ -27,7 +27,7 @@ class Shop:
 
 def furnish(connection: Connection, *, instances: int = 2, capacity: int = 1000, headroom_permille: int = 0) -> Shop:
     """A model with its pool, calibrated, and the tenants acme, bolt and core."""
-    models.create(connection, models.ModelSpec(POOL, 4096))
+    models.create(connection, models.ModelSpec(name=POOL, context_tokens=4096))
     connection.execute(insert(pool).values(pool=POOL, instances=instances, headroom_permille=headroom_permille))
     calibrate(connection, capacity)
     return Shop({name: tenants.create(connection, name).tenant_id for name in ("acme", "bolt", "core")})
@@ -62,11 +62,11 @@ def terms(
     steps = [(from_ms, units)] if isinstance(units, int) else units
     base: dict[str, Any] = {"minimum_until_ms": from_ms, "tenant_notice_days": 30, "operator_notice_days": 30}
     return Terms(
-        tenant_id,
-        POOL,
-        tuple(Step(at_ms, rate * UNIT) for at_ms, rate in steps),
-        from_ms,
-        until_ms,
+        tenant_id=tenant_id,
+        pool=POOL,
+        steps=tuple(Step(at_ms, rate * UNIT) for at_ms, rate in steps),
+        starts_ms=from_ms,
+        ends_ms=until_ms,
         **{**base, **fields},
     )
 

@@ -48,7 +48,15 @@ def everything(connection: Connection) -> list[Any]:
 def test_each_field_is_what_was_agreed_last_for_that_moment(acts: list[tuple[int, Change]]) -> None:
     """Beside it the slow and plain way: a value for each day and field."""
     base = terms("ten_1", 10, until_ms=T0 + DAYS * DAY)
-    now = Contract("con_1", base, "active", None, None, base.ends_ms, T0)
+    now = Contract(
+        contract_id="con_1",
+        terms=base,
+        state="active",
+        notice_by=None,
+        notice_given_ms=None,
+        effective_end_ms=base.ends_ms,
+        created_ms=T0,
+    )
     days: list[dict[str, Any]] = [
         {"overflow": "reject", "cap": None, "tenant": 30, "operator": 30} for _ in range(DAYS)
     ]
@@ -183,7 +191,15 @@ def test_bad_amendments_name_the_field_and_change_nothing(connection: Connection
 def test_agreeing_on_something_again_and_again_ends_somewhere() -> None:
     later = tuple(Clause(T0 + index, "reject", None, 1 + index % 2, 30) for index in range(1000))
     base = replace(terms("ten_1", 10), later=later)
-    now = Contract("con_1", base, "active", None, None, base.ends_ms, T0)
+    now = Contract(
+        contract_id="con_1",
+        terms=base,
+        state="active",
+        notice_by=None,
+        notice_given_ms=None,
+        effective_end_ms=base.ends_ms,
+        created_ms=T0,
+    )
     with_change(now, Change(tenant_notice_days=3), T0 + 999, T0)
     with pytest.raises(Invalid, match="at most 1000 times"):
         with_change(now, Change(tenant_notice_days=3), T0 + 2000, T0)

@@ -76,7 +76,14 @@ def test_rates_follow_the_ramp_and_the_clock_whatever_the_state_says(connection:
     assert rate(end_ms - 1) == [5, 3]
     assert rate(end_ms) == []
     assert rates_now(connection, POOL, T0) == [
-        ContractRate(made.contract_id, shop.tenants["acme"], 10 * UNIT, "spill", 7, end_ms)
+        ContractRate(
+            contract_id=made.contract_id,
+            tenant=shop.tenants["acme"],
+            mu_s=10 * UNIT,
+            overflow="spill",
+            spill_mu_s=7,
+            end_ms=end_ms,
+        )
     ]
     assert rates_now(connection, "other", T0) == []
 

@@ -60,7 +60,19 @@ def test_signing_checks_every_instant_and_says_when_and_by_how_much(connection: 
         ),
         connection.begin_nested(),
     ):
-        signed(connection, Terms(shop.tenants["acme"], POOL, (Step(T0, 500_500),), T0, T0 + 30 * DAY, T0, 30, 30))
+        signed(
+            connection,
+            Terms(
+                tenant_id=shop.tenants["acme"],
+                pool=POOL,
+                steps=(Step(T0, 500_500),),
+                starts_ms=T0,
+                ends_ms=T0 + 30 * DAY,
+                minimum_until_ms=T0,
+                tenant_notice_days=30,
+                operator_notice_days=30,
+            ),
+        )
     assert everything(connection) == before
     signed(connection, terms(shop.tenants["acme"], 400, until_ms=T0 + 30 * DAY))
     assert reserved_over_time(connection, POOL, T0, T0 + 40 * DAY) == [
@@ -74,9 +86,22 @@ def test_signing_checks_every_instant_and_says_when_and_by_how_much(connection: 
 
 
 def test_without_a_calibration_nothing_is_sold(connection: Connection, shop: Shop):
-    models.create(connection, models.ModelSpec("other", 10))
+    models.create(connection, models.ModelSpec(name="other", context_tokens=10))
     change_pool(connection, "other", now_ms=T0, instances=9)
-    made = draft(connection, Terms(shop.tenants["acme"], "other", (Step(T0, 1),), T0, T0 + DAY, T0, 1, 1), now_ms=T0)
+    made = draft(
+        connection,
+        Terms(
+            tenant_id=shop.tenants["acme"],
+            pool="other",
+            steps=(Step(T0, 1),),
+            starts_ms=T0,
+            ends_ms=T0 + DAY,
+            minimum_until_ms=T0,
+            tenant_notice_days=1,
+            operator_notice_days=1,
+        ),
+        now_ms=T0,
+    )
     with pytest.raises(Conflict, match="calibrate first") as refused:
         sign(connection, made.contract_id, now_ms=T0)
     assert refused.value.code == "not_calibrated"
@@ -290,7 +315,16 @@ def test_a_start_in_the_past_is_refused_but_for_the_slack_of_now(connection: Con
 
 
 def test_names_of_nothing_are_not_found(connection: Connection, shop: Shop):
-    nowhere = Terms(shop.tenants["acme"], "nothing", (Step(T0, 1),), T0, T0 + DAY, T0, 1, 1)
+    nowhere = Terms(
+        tenant_id=shop.tenants["acme"],
+        pool="nothing",
+        steps=(Step(T0, 1),),
+        starts_ms=T0,
+        ends_ms=T0 + DAY,
+        minimum_until_ms=T0,
+        tenant_notice_days=1,
+        operator_notice_days=1,
+    )
     acts = (
         lambda: draft(connection, nowhere, now_ms=T0),
         lambda: sign(connection, "con_0", now_ms=T0),

@@ -118,9 +118,18 @@ class Operator:
         old = models.find(self.connection, POOL).weights
         new = models.Weights(old.w_in_mu, cached, output)
         measured = Measured(
-            POOL, POOL, new, capacity * UNIT, sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32",
-            error_permille=30, report={},
-        )  # fmt: skip
+            pool=POOL,
+            model=POOL,
+            weights=new,
+            capacity_mu_s=capacity * UNIT,
+            sequences=16,
+            tpot_target_ms=50,
+            ttft_target_ms=1000,
+            hardware="cpu",
+            engine_version="0.32",
+            error_permille=30,
+            report={},
+        )
         # A moment apart, so that the newest is the last.
         record(self.connection, measured, registered=0, reweigh=reweigh, at_ms=self.now_ms + self.count)
         moved = [(old.w_out_mu, output), *([(old.w_cached_mu, cached)] if old.w_cached_mu else [])]

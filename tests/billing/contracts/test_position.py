@@ -25,7 +25,15 @@ def holdings(draw: st.DrawFn, contract_id: str = "new") -> Holding:
     ends_ms = draw(st.sampled_from([ends_ms, max(moments[0], ends_ms - draw(MOMENT))]))
     steps = tuple(Step(moment, draw(st.integers(1, 900))) for moment in moments)
     headroom, burst_ms = draw(st.sampled_from([0, 0, 100, 333, 999])), draw(BURST)
-    return Holding(contract_id, contract_id, steps, moments[0], ends_ms, headroom, burst_ms)
+    return Holding(
+        contract_id=contract_id,
+        tenant_id=contract_id,
+        steps=steps,
+        starts_ms=moments[0],
+        ends_ms=ends_ms,
+        headroom_permille=headroom,
+        burst_ms=burst_ms,
+    )
 
 
 @st.composite
@@ -37,7 +45,15 @@ def positions(draw: st.DrawFn) -> Position:
     )
     capacity = draw(st.one_of(st.none(), st.integers(1, 700)))
     headroom = draw(st.sampled_from([0, 1, 100, 500]))
-    return Position("p", draw(st.integers(0, 6)), headroom, draw(st.sampled_from([0, 50, 2000])), capacity, held, taken)
+    return Position(
+        pool="p",
+        instances=draw(st.integers(0, 6)),
+        headroom_permille=headroom,
+        set_aside_mu_s=draw(st.sampled_from([0, 50, 2000])),
+        capacity_mu_s=capacity,
+        holdings=held,
+        taken=taken,
+    )
 
 
 @settings(max_examples=600, deadline=None)
@@ -91,7 +107,15 @@ def test_a_quote_is_what_signing_would_say(
     position: Position, from_ms: int, lasts: int, mu_s: int, headroom: int, burst_ms: int
 ):
     def fits(rate: int, starts_ms: int, ends_ms: int) -> bool:
-        wanted = Holding("new", "new", (Step(starts_ms, rate),), starts_ms, ends_ms, headroom, burst_ms)
+        wanted = Holding(
+            contract_id="new",
+            tenant_id="new",
+            steps=(Step(starts_ms, rate),),
+            starts_ms=starts_ms,
+            ends_ms=ends_ms,
+            headroom_permille=headroom,
+            burst_ms=burst_ms,
+        )
         return not worsened(position, position.with_holding(wanted), 0)
 
     found = quote(position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom, burst_ms=burst_ms)
@@ -108,7 +132,14 @@ def test_a_quote_is_what_signing_would_say(
 
 
 def test_a_quote_says_when_and_by_how_much_it_is_short():
-    position = Position("p", 2, 0, 0, 1000, taken=(Taken(1, 10, 20), Taken(2, 30, FOREVER_MS)))
+    position = Position(
+        pool="p",
+        instances=2,
+        headroom_permille=0,
+        set_aside_mu_s=0,
+        capacity_mu_s=1000,
+        taken=(Taken(1, 10, 20), Taken(2, 30, FOREVER_MS)),
+    )
     found = quote(position, 0, 40, mu_s=1500)
     assert found.short == (Span(10, 20, 500), Span(30, 40, 1500))
     assert quote(position, 0, 10, mu_s=1500).short == ()
@@ -116,8 +147,22 @@ def test_a_quote_says_when_and_by_how_much_it_is_short():
 
 
 def test_an_exact_fit_fits_and_one_more_says_when_and_by_how_much():
-    position = Position("p", 2, 100, 0, 1000_000, taken=(Taken(1, 1_800_000_000_000, 1_800_000_600_000),))
-    exact = Holding("c", "t", (Step(0, 900_000),), 0, 1_900_000_000_000, 0)
+    position = Position(
+        pool="p",
+        instances=2,
+        headroom_permille=100,
+        set_aside_mu_s=0,
+        capacity_mu_s=1000_000,
+        taken=(Taken(1, 1_800_000_000_000, 1_800_000_600_000),),
+    )
+    exact = Holding(
+        contract_id="c",
+        tenant_id="t",
+        steps=(Step(0, 900_000),),
+        starts_ms=0,
+        ends_ms=1_900_000_000_000,
+        headroom_permille=0,
+    )
     refuse_worse(position, position.with_holding(exact), 0, what="It")
     one_more = replace(exact, steps=(Step(0, 900_001),))
     with pytest.raises(Conflict) as refused:
@@ -128,8 +173,22 @@ def test_an_exact_fit_fits_and_one_more_says_when_and_by_how_much():
 
 
 def test_a_refusal_names_each_time_with_its_own_amount():
-    position = Position("p", 2, 0, 0, 1000, taken=(Taken(1, 10, 20), Taken(2, 30, 40)))
-    wanted = Holding("c", "t", (Step(0, 1500), Step(35, 1700)), 0, 50, 0)
+    position = Position(
+        pool="p",
+        instances=2,
+        headroom_permille=0,
+        set_aside_mu_s=0,
+        capacity_mu_s=1000,
+        taken=(Taken(1, 10, 20), Taken(2, 30, 40)),
+    )
+    wanted = Holding(
+        contract_id="c",
+        tenant_id="t",
+        steps=(Step(0, 1500), Step(35, 1700)),
+        starts_ms=0,
+        ends_ms=50,
+        headroom_permille=0,
+    )
     with pytest.raises(Conflict) as refused:
         refuse_worse(position, position.with_holding(wanted), 0, what="It")
     assert refused.value.message == (
@@ -143,8 +202,15 @@ def test_a_refusal_names_each_time_with_its_own_amount():
     ("steps", "more"), [(5, ""), (6, "and 1 more, the worst of all"), (40, "and 35 more, the worst of all")]
 )
 def test_of_many_times_a_refusal_names_five_and_the_worst(steps: int, more: str):
-    position = Position("p", 0, 0, 0, 1000)
-    wanted = Holding("c", "t", tuple(Step(at_ms, 1 + at_ms) for at_ms in range(steps)), 0, steps, 0)
+    position = Position(pool="p", instances=0, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=1000)
+    wanted = Holding(
+        contract_id="c",
+        tenant_id="t",
+        steps=tuple(Step(at_ms, 1 + at_ms) for at_ms in range(steps)),
+        starts_ms=0,
+        ends_ms=steps,
+        headroom_permille=0,
+    )
     with pytest.raises(Conflict) as refused:
         refuse_worse(position, position.with_holding(wanted), 0, what="It")
     assert refused.value.message.count("units per second") == 5 + bool(more)
@@ -153,8 +219,12 @@ def test_of_many_times_a_refusal_names_five_and_the_worst(steps: int, more: str)
 
 
 def test_a_contracts_headroom_counts_for_all_while_it_is_in_force():
-    careful = Holding("a", "a", (Step(10, 1),), 10, 20, 500)
-    position = Position("p", 1, 0, 0, 1000, (careful,))
+    careful = Holding(
+        contract_id="a", tenant_id="a", steps=(Step(10, 1),), starts_ms=10, ends_ms=20, headroom_permille=500
+    )
+    position = Position(
+        pool="p", instances=1, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=1000, holdings=(careful,)
+    )
     assert list(position.capacity().spans(0)) == [Span(0, 10, 1000), Span(10, 20, 500), Span(20, FOREVER_MS, 1000)]
 
 

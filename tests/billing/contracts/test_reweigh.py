@@ -23,7 +23,19 @@ OLD = Weights()
 
 
 def measure(connection: Connection, weights: Weights, *, capacity: int = 1000, **said: Any) -> Calibration:
-    measured = Measured(POOL, POOL, weights, capacity * UNIT, 16, 50, 1000, "cpu", "0.32", 30, {})
+    measured = Measured(
+        pool=POOL,
+        model=POOL,
+        weights=weights,
+        capacity_mu_s=capacity * UNIT,
+        sequences=16,
+        tpot_target_ms=50,
+        ttft_target_ms=1000,
+        hardware="cpu",
+        engine_version="0.32",
+        error_permille=30,
+        report={},
+    )
     return record(connection, measured, registered=0, at_ms=T0 + DAY, **said)
 
 
@@ -83,7 +95,25 @@ def test_what_is_signed_must_fit_at_what_it_may_be_worth(connection: Connection,
     signed(connection, shop, units=1000)
     twice = Weights(1000, 100, 8000)
     with pytest.raises(Conflict, match=r"up to 2 times as many of the new units.* by 0\.002 units") as refused:
-        record(connection, Measured(POOL, POOL, twice, 999_999, 16, 50, 1000, "cpu", "0.32", 30, {}), registered=0, reweigh=True, at_ms=T0)  # fmt: skip
+        record(
+            connection,
+            Measured(
+                pool=POOL,
+                model=POOL,
+                weights=twice,
+                capacity_mu_s=999_999,
+                sequences=16,
+                tpot_target_ms=50,
+                ttft_target_ms=1000,
+                hardware="cpu",
+                engine_version="0.32",
+                error_permille=30,
+                report={},
+            ),
+            registered=0,
+            reweigh=True,
+            at_ms=T0,
+        )
     assert refused.value.code == "capacity_short"
     assert measure(connection, twice, reweigh=True).capacity_mu_s == 1000 * UNIT
     # Cheaper: the number that is signed stays, and is what there must be.
@@ -102,7 +132,7 @@ def test_what_weighed_nothing_and_now_does_is_said_and_has_no_multiple(connectio
 
 def test_each_contract_remembers_which_weights_were_before_and_are_now(connection: Connection, shop: Shop) -> None:
     ids = [signed(connection, shop, "acme", 100), signed(connection, shop, "bolt", 100)]
-    models.create(connection, models.ModelSpec("other", 100))
+    models.create(connection, models.ModelSpec(name="other", context_tokens=100))
     measure(connection, OLD)
     measure(connection, Weights(1000, 100, 4100))
     measure(connection, Weights(1000, 100, 8200), reweigh=True)

@@ -27,7 +27,9 @@ from billing.schema.ledger import ledger_posting, ledger_transaction, usage_conf
 from billing.wire.usage_event import Ending, UsageEvent
 from tests.billing.events import event
 
-PRICE = Price(1, "m1", 0, 100_000, 10_000, 400_000)
+PRICE = Price(
+    price_id=1, model="m1", valid_from_ms=0, input_picousd=100_000, cached_input_picousd=10_000, output_picousd=400_000
+)
 
 
 def received(*events: UsageEvent) -> list[ReceivedEvent]:
@@ -47,7 +49,21 @@ def priced_database(database: Engine) -> Engine:
     st.tuples(*[st.integers(0, 10**12)] * 3),
 )
 def test_postings_of_any_request_sum_to_zero(tokens: tuple[int, int, int], prices: tuple[int, int, int]) -> None:
-    recorded = price_event(event(tokens=tokens), PriceBook([Price(1, "m1", 0, *prices)]))
+    recorded = price_event(
+        event(tokens=tokens),
+        PriceBook(
+            [
+                Price(
+                    price_id=1,
+                    model="m1",
+                    valid_from_ms=0,
+                    input_picousd=prices[0],
+                    cached_input_picousd=prices[1],
+                    output_picousd=prices[2],
+                )
+            ]
+        ),
+    )
     lines = postings(recorded)
     assert sum(line.amount.picousd for line in lines) == 0
     prompt, cached, output = tokens

@@ -61,7 +61,12 @@ class Ground:
     def request(self, request_id: str, instance: str, name: str = "acme", **fields: Any) -> CellRequest:
         candidates = ((instance, "e"),)
         return CellRequest(
-            self.text, request_id, tenant=self.shop.tenants[name], model=POOL, candidates=candidates, **fields
+            client=self.text,
+            request_id=request_id,
+            tenant=self.shop.tenants[name],
+            model=POOL,
+            candidates=candidates,
+            **fields,
         )
 
     def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
@@ -96,11 +101,21 @@ class Ground:
 
     def plan(self, now_ms: int, instances: int = 1, by_ms: int = T0, **fields: Any) -> Plan:
         with self.engine.connect() as connection:
-            return orders.plan(connection, self.raw, Order(POOL, instances, "research", by_ms, **fields), now_ms)
+            return orders.plan(
+                connection,
+                self.raw,
+                Order(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
+                now_ms,
+            )
 
     def order(self, now_ms: int, instances: int = 1, by_ms: int = T0, **fields: Any) -> Reclaim:
         with self.engine.begin() as connection:
-            made, _ = orders.order(connection, self.raw, Order(POOL, instances, "research", by_ms, **fields), now_ms)
+            made, _ = orders.order(
+                connection,
+                self.raw,
+                Order(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
+                now_ms,
+            )
         self.projector.deliver()
         return made
 

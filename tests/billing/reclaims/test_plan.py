@@ -26,7 +26,18 @@ RATES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 10**6))
 
 
 def reclaim(number: int, instances: int, by_ms: int, use: str = "research", *, breaks: bool = True) -> Reclaim:
-    return Reclaim(f"rec_{number}", "p", instances, use, "done", breaks, (), by_ms, None, 0)  # type: ignore[arg-type]
+    return Reclaim(
+        reclaim_id=f"rec_{number}",
+        pool="p",
+        instances=instances,
+        use=use,
+        state="done",
+        breaks=breaks,
+        chosen=(),
+        by_ms=by_ms,
+        released_ms=None,
+        created_ms=0,
+    )  # type: ignore[arg-type]
 
 
 def short_at(position: Position, at_ms: int) -> int:
@@ -45,7 +56,7 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
 ) -> None:
     by_ms = max(by_ms, now_ms)
     try:
-        plan = draw_up(Order("p", instances, "research", by_ms), position, [], 0, now_ms)
+        plan = draw_up(Order(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms)
     except Conflict:
         away = sum(each.instances for each in position.taken)
         assert instances > position.instances - away
@@ -78,7 +89,10 @@ def test_cuts_are_pro_rata_and_sum_exactly(rates: dict[str, int], cut: int) -> N
 
 
 def test_rates_after_cuts_are_what_is_left() -> None:
-    rates = [ContractRate(name, name, rate, "reject", None, 9) for name, rate in (("a", 300), ("b", 100), ("c", 0))]
+    rates = [
+        ContractRate(contract_id=name, tenant=name, mu_s=rate, overflow="reject", spill_mu_s=None, end_ms=9)
+        for name, rate in (("a", 300), ("b", 100), ("c", 0))
+    ]
     assert [each.mu_s for each in rates_after_cuts(rates, 101)] == [224, 75, 0]
     assert rates_after_cuts(rates, 0) == rates
 
@@ -102,7 +116,11 @@ def schedules(draw: st.DrawFn) -> tuple[list[Holding], list[Span]]:
     for name in "abc"[: draw(st.integers(1, 3))]:
         *starts, ends_ms = moments(4)
         steps = tuple(Step(at, draw(st.integers(1, 5000))) for at in starts)
-        holdings.append(Holding(name, name, steps, starts[0], ends_ms, 0))
+        holdings.append(
+            Holding(
+                contract_id=name, tenant_id=name, steps=steps, starts_ms=starts[0], ends_ms=ends_ms, headroom_permille=0
+            )
+        )
     edges = [0, *moments(4), 4000]
     values = [draw(st.sampled_from([0, 0, 1, 700, 9999])) for _ in edges[1:]]
     return holdings, [Span(a, b, v) for a, b, v in zip(edges, edges[1:], values, strict=False) if a < b]
@@ -142,7 +160,15 @@ def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None
 def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> Occupied:
     """With a request open of each class named; `able` is flex that can go on elsewhere."""
     requests = tuple(
-        OpenRequest(f"{name}{n}", "t", "flex" if each == "able" else each, None, name, 0, can_go_on=each == "able")
+        OpenRequest(
+            request_id=f"{name}{n}",
+            tenant="t",
+            class_="flex" if each == "able" else each,
+            contract=None,
+            instance=name,
+            started_ms=0,
+            can_go_on=each == "able",
+        )
         for n, each in enumerate(classes)
     )
     return Occupied(name, ready, len(requests) + besides, requests)
@@ -175,7 +201,9 @@ def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     breaking = [Taken(count, from_ms) for count, from_ms in taken]
     more = instances + sum(each.instances for each in (*base.taken, *breaking))
     position = replace(base, instances=max(base.instances, more), taken=(*base.taken, *breaking))
-    plan = draw_up(Order("p", instances, "research", by_ms, breaks=True), position, [], 0, by_ms, breaking)
+    plan = draw_up(
+        Order(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True), position, [], 0, by_ms, breaking
+    )
     after = with_taken(position, Taken(instances, by_ms))
     without = replace(position, taken=base.taken)
     least: dict[str, tuple[Fraction, int, int, int]] = {}
@@ -222,6 +250,20 @@ def test_an_outlook_has_no_gap_and_every_machine_has_one_use(base: Position, tak
 
 def test_machines_that_are_not_there_are_refused() -> None:
     with pytest.raises(Conflict, match="no machines on record"):
-        draw_up(Order("p", 1, "idle", 5), Position("p", 0, 0, 0, None), [], 0, 0)
+        draw_up(
+            Order(pool="p", instances=1, use="idle", by_ms=5),
+            Position(pool="p", instances=0, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=None),
+            [],
+            0,
+            0,
+        )
     with pytest.raises(Conflict, match="has 2 machines, and from then on 1 of them"):
-        draw_up(Order("p", 2, "idle", 5), Position("p", 2, 0, 0, None, taken=(Taken(1, 9),)), [], 0, 0)
+        draw_up(
+            Order(pool="p", instances=2, use="idle", by_ms=5),
+            Position(
+                pool="p", instances=2, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=None, taken=(Taken(1, 9),)
+            ),
+            [],
+            0,
+            0,
+        )

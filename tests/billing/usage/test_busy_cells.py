@@ -29,7 +29,17 @@ def know(client: redis.Redis, *cells: str) -> None:
 
 def register(client: redis.Redis, cell: str, lease_until_ms: int = FAR_MS) -> None:
     name, url = f"i-{cell}", "http://127.0.0.1:1"
-    entry = InstanceEntry(name, cell, cell, cell, url, None, "e1", InstanceStatus.READY, lease_until_ms)
+    entry = InstanceEntry(
+        instance=name,
+        model=cell,
+        pool=cell,
+        cell=cell,
+        url=url,
+        key=None,
+        epoch="e1",
+        status=InstanceStatus.READY,
+        lease_until_ms=lease_until_ms,
+    )
     client.hset(redis_keys.INSTANCES, name, entry.to_json())
 
 

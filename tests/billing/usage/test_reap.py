@@ -25,10 +25,16 @@ def reserve(
     execute(
         client,
         reserve_call(
-            keys, lease_ms=lease_ms, cost_mu=1000, tenant=Limits(), key=Limits(),
-            claim=Claim("ten_a", [("i1", "e1")]), head=head(request_id, cell=cell).admission_json(), will=will,
+            keys,
+            lease_ms=lease_ms,
+            cost_mu=1000,
+            tenant=Limits(),
+            key=Limits(),
+            claim=Claim(tenant="ten_a", candidates=[("i1", "e1")]),
+            head=head(request_id, cell=cell).admission_json(),
+            will=will,
         ),
-    )  # fmt: skip
+    )
     if tokens is not None:
         checkpoint(client, request_id, lease_ms=lease_ms, cell=cell, tokens=tokens)
 
@@ -51,7 +57,7 @@ def waits(client: redis.Redis, request_id: str, gateway: str = "") -> None:
     """Ask for a place, where there is none."""
     keys = CellKeys.of("m1", request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
     will = event(request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell="m1").will_json()
-    claim = Claim("ten_a", [("i1", "e1")], wait_max=5, gateway=gateway)
+    claim = Claim(tenant="ten_a", candidates=[("i1", "e1")], wait_max=5, gateway=gateway)
     execute(
         client,
         reserve_call(

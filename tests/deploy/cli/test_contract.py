@@ -183,7 +183,16 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
     with engine.begin() as connection:
         then_ms = store.now_ms(connection) - 60_000
         steps = (Step(then_ms, 5000), Step(then_ms + 30_000, 6000), Step(then_ms + 9_000_000_000, 7000))
-        terms = Terms(tenant["tenant"], "org/llama", steps, then_ms, then_ms + 30_000_000_000, then_ms, 7, 7)
+        terms = Terms(
+            tenant_id=tenant["tenant"],
+            pool="org/llama",
+            steps=steps,
+            starts_ms=then_ms,
+            ends_ms=then_ms + 30_000_000_000,
+            minimum_until_ms=then_ms,
+            tenant_notice_days=7,
+            operator_notice_days=7,
+        )
         drafted = lifecycle.draft(connection, terms, now_ms=then_ms).contract_id
     before = told("contract", "show", drafted)
     result = taas("contract", "sign", "--yes", drafted)

@@ -26,7 +26,7 @@ from tests.billing.cell.requests import CellRequest, usage_events
 
 
 def settle(number: int) -> Command:
-    return CellRequest(None, f"r{number}").settle_command(number)  # type: ignore[arg-type]
+    return CellRequest(client=None, request_id=f"r{number}").settle_command(number)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_a_dead_process_settle_counts_before_what_its_admission_says(
 ) -> None:
     """It admitted two requests without Redis, one of them ended and was settled, and then it was killed."""
     for number in (1, 2):
-        request = CellRequest(None, f"r{number}")  # type: ignore[arg-type]
+        request = CellRequest(client=None, request_id=f"r{number}")  # type: ignore[arg-type]
         died = request.settle_command(ending=Ending.GATEWAY_DIED)
         journal.append_admission(Admission(request.reserve_command(), died))
     journal.append(settle(1))
@@ -235,7 +235,7 @@ async def test_a_damaged_line_in_the_middle_is_set_aside_and_costs_no_other(
 async def test_a_record_that_redis_refuses_for_good_does_not_block_the_rest(
     journal: Journal, pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path
 ) -> None:
-    valkey.set(CellRequest(valkey, "r1").keys.reservation, "not a hash")
+    valkey.set(CellRequest(client=valkey, request_id="r1").keys.reservation, "not a hash")
     for number in range(3):
         journal.append(settle(number))
     await journal.drain(pipe.execute)

@@ -23,7 +23,7 @@ def fit_of(tokens_per_s: int) -> Fit:
 
 def ten_prompts(seconds: float) -> Step:
     done = Measurement("prompts of 4096", seconds, 40_960, 0, 0)
-    return Step(2, done, math.nan, math.nan, 0.1, cached_told=True)
+    return Step(sequences=2, done=done, tpot_ms=math.nan, ttft_ms=math.nan, client_busy=0.1, cached_told=True)
 
 
 @given(st.integers(128, 200_000), st.integers(0, 10**7))
