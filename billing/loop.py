@@ -23,9 +23,11 @@ _BACKOFF_MAX_S: Final = 5.0
 
 
 class Loop:
-    """Calls `step` every `interval_ms`, from one beginning to the next; at once again when it returns true: there is more to do.
+    """Calls `step` once in `interval_ms`; at once again when it returns true: there is more to do.
 
-    After a step it rests for `rest_ms` at least, so that what comes in small pieces is taken together.
+    Steps begin where the clock is a multiple of the interval, so that loops wake together: one look at a store serves several, and
+    a processor that has just run one runs the next for less. After a step it rests for `rest_ms` at least, so that what comes in
+    small pieces is taken together.
     """
 
     def __init__(
@@ -42,7 +44,6 @@ class Loop:
         """Until stopped; a step that has begun is finished."""
         backoff_s = 0.0
         while not stop.is_set():
-            begun = time.monotonic()
             try:
                 more = self._step()
             except (redis.RedisError, SQLAlchemyError, OSError) as exc:
@@ -68,8 +69,10 @@ class Loop:
                     backoff_s = 0.0
                 if more:
                     continue
-            rest_s = max(self._rest_s, self._interval_s - (time.monotonic() - begun))
-            stop.wait(backoff_s or rest_s)
+            stop.wait(backoff_s or max(self._rest_s, self._until_next_s()))
+
+    def _until_next_s(self) -> float:
+        return self._interval_s - time.monotonic() % self._interval_s if self._interval_s else 0.0
 
     def _failed(self, backoff_s: float) -> float:
         self._degraded.set(1)

@@ -4,26 +4,31 @@ Owns whose turn it is and what failed. Without any allocator the last numbers ho
 """
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Final
+from typing import Final, TypeAlias
 
 import redis
 from sqlalchemy import Engine
 
 from billing.allocator.leases import CellLeases
 from billing.allocator.round import Round, allocate
-from billing.allocator.supply import Cell, RatesInForce, Supply, SupplyReader, signed_alone
+from billing.allocator.supply import Cell, PoolSupply, RatesInForce, Supply, SupplyReader, signed_alone
 from billing.fleet.registered import read_registered_now
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
-from billing.wire.instance_entry import InstanceEntry
+from billing.wire.instance_entry import EngineLoad, InstanceEntry
 
 _log = logging.getLogger(__name__)
 
 # Rounds wait for Redis and PostgreSQL most of their time. More at once than connections to spare would wait for these.
 _SIDE_BY_SIDE: Final = 8
+# A quiet cell is allocated so often all the same: whatever nobody has thought of is put right by then.
+_STILL_S: Final = 10.0
+# What a pool has, what says that Redis has lost something, and the machines with their load.
+_Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, EngineLoad]]]
 
 
 class Allocator:
@@ -42,7 +47,9 @@ class Allocator:
         rates_in_force: RatesInForce = signed_alone,
         busy: BusyCells | None = None,
         patience_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._engine = engine
         # A look is one statement: no transaction about it.
         self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -54,6 +61,8 @@ class Allocator:
         self._patience_s = patience_s
         self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
         self._running: dict[str, Future[Round | None]] = {}
+        # On what the last round of a cell went by that would find the same again, and until when that is believed.
+        self._still: dict[str, tuple[_Basis, float]] = {}
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
@@ -68,9 +77,12 @@ class Allocator:
                     if done.failure is not None:
                         raise done.failure
                     rounds.append(done)
+                    if not done.is_still:
+                        self._still.pop(cell, None)
                     self._works(cell)
             except Exception as exc:
                 failures.append(exc)
+                self._still.pop(cell, None)
                 self._failed(cell, exc)
         self._failing &= set(held)
         self._metrics.held(held, self._failing)
@@ -98,12 +110,25 @@ class Allocator:
         for each in instances:
             if each.status == "ready":
                 ready[each.cell].append(each)
+        quiet, marks = self._busy.quiet(), self._busy.marks()
+        self._still = {cell: self._still[cell] for cell in held if cell in self._still}
         for cell in held:
-            if cell not in self._running:
-                self._running[cell] = self._threads.submit(
-                    self._round, supply.cells[cell], supply, ready.get(cell, ()), now_ms
-                )
+            machines = ready.get(cell, ())
+            basis = (
+                supply.of(cell_ := supply.cells[cell]),
+                marks,
+                [(each.instance, each.epoch, each.load) for each in machines],
+            )
+            if cell in self._running or (cell in quiet and self._is_still(cell, basis)):
+                continue
+            self._still[cell] = basis, self._clock() + _STILL_S
+            self._running[cell] = self._threads.submit(self._round, cell_, supply, machines, now_ms)
         return held
+
+    def _is_still(self, cell: str, basis: "_Basis") -> bool:
+        """Whether a round of a cell in which nothing runs would only write again what the last one has written."""
+        before, until_s = self._still.get(cell, (None, 0.0))
+        return before == basis and self._clock() < until_s
 
     def _round(self, cell: Cell, supply: Supply, ready: Sequence[InstanceEntry], now_ms: int | None) -> Round | None:
         return allocate(self._engine, self._client, cell, supply.of(cell), ready, now_ms)

@@ -45,6 +45,7 @@ class Came:
 class Round:
     """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is. `asked_again`:
     flex requests that had been asked to give way and had not. `failure`: why room was not handed on; all the rest is written.
+    `is_still`: nothing is sold or runs here, and a next round would find the same unless something comes.
     """
 
     cell: Cell
@@ -58,6 +59,7 @@ class Round:
     cut_mu: Mapping[tuple[str, int], int]
     asked_again: int = 0
     failure: redis.RedisError | None = None
+    is_still: bool = False
 
     @property
     def give_way(self) -> dict[str, int]:
@@ -108,6 +110,7 @@ def allocate(
     health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
+    memory = Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending)
     written = cell_state.write_state(
         client,
         cell.cell,
@@ -117,7 +120,7 @@ def allocate(
         shares=divided,
         capacity_mu_s=capacity_mu_s,
         gone=state.instances - {share.instance for share in divided},
-        memory=Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending),
+        memory=memory,
     )
     if not written:
         return None
@@ -131,8 +134,17 @@ def allocate(
     return Round(
         cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
         on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came), cut_mu=cut_mu,
-        asked_again=asked_again, failure=failure,
+        asked_again=asked_again, failure=failure, is_still=_is_still(supply, state, memory),
     )  # fmt: skip
+
+
+def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
+    """Also every machine is trusted with all that was calibrated, and nothing that was lent is called back."""
+    sold = supply.signed or supply.ended or state.contracts
+    runs = state.on_demand_waits or state.flex_waits or any(each.all for each in state.in_flight.values())
+    calibrated = supply.calibration.sequences if supply.calibration else 0
+    whole = all(health.sequences >= calibrated for health in memory.health.values())
+    return whole and not sold and not runs and memory.lending == state.memory.lending
 
 
 def _ended(

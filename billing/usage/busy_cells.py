@@ -8,7 +8,7 @@ once at the start and then a few a second, so that nothing is ever left behind i
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 import redis
@@ -38,6 +38,8 @@ class BusyCells:
         self._catalogue: tuple[object, int] | None = None
         self._all: list[str] = []
         self._swept = 0
+        self._quiet: frozenset[str] = frozenset()
+        self._marks: tuple[object, ...] = ()
 
     def names(self, *, fresh: bool = False) -> list[str]:
         """Their names, sorted, at most a second old; `fresh`: as of now. Raises redis.RedisError."""
@@ -52,8 +54,26 @@ class BusyCells:
         self.names()
         return self._all
 
+    def quiet(self) -> frozenset[str]:
+        """Busy cells in which nothing was open, waiting or unread at the last look: they have an instance and nothing else.
+
+        Raises redis.RedisError.
+        """
+        self.names()
+        return self._quiet
+
+    def marks(self) -> tuple[object, ...]:
+        """Compares unequal with what it was before Redis was emptied, restored or exchanged, or the catalogue changed.
+
+        Raises redis.RedisError.
+        """
+        self.names()
+        return self._marks
+
     def _refresh(self, now: float) -> None:
-        instances = self._read_catalogue()
+        known = list(self._busy_until)
+        instances, has_work = self._read_catalogue(known)
+        self._quiet = frozenset(cell for cell, work in zip(known, has_work, strict=True) if not work)
         first = self._refreshed is None
         # The reading before this one says how many are due: the sweep goes by time, not by how often somebody asks.
         passed_s = _SWEEP_S if self._refreshed is None else now - self._refreshed
@@ -70,21 +90,29 @@ class BusyCells:
             self._swept = 0
         self._refreshed = now
 
-    def _read_catalogue(self) -> set[str]:
-        """Cells of live instances; on the way, the names of all cells where they have changed."""
+    def _read_catalogue(self, known: Sequence[str]) -> tuple[set[str], list[bool]]:
+        """Cells of live instances, and whether each of the known ones has something to do; on the way, the names of all cells
+        where they have changed.
+        """
         with self._client.pipeline(transaction=False) as read:
             read.time()
             read.hvals(redis_keys.INSTANCES)
             read.get(redis_keys.PROJECTION)
             read.scard(redis_keys.CELLS)
-            clock, entries, marker, count = read.execute()
+            read.get(redis_keys.INTACT)
+            for cell in known:
+                read.exists(*_waits(cell))
+                read.xlen(redis_keys.usage_stream(cell))
+            clock, entries, marker, count, whole, *found = read.execute()
+        self._marks = marker, whole
         if self._catalogue != (marker, count):
             names: Any = self._client.smembers(redis_keys.CELLS)
             self._all = sorted(name.decode() for name in names)
             self._catalogue = (marker, count)
         now_ms = redis_clock.milliseconds(clock)
         live = (_cell_of_live(entry, now_ms) for entry in entries)
-        return {cell for cell in live if cell is not None}
+        has_work = [bool(waits or unread) for waits, unread in zip(found[::2], found[1::2], strict=True)]
+        return {cell for cell in live if cell is not None}, has_work
 
     def _next_idle(self, passed_s: float) -> list[str]:
         """The part of all cells that is due in the sweep, without those that are known to be busy."""

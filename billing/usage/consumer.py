@@ -16,7 +16,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from billing.ledger.entries import ReceivedEvent, Recorded, RejectedEntry, record_events, record_rejected
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
-from billing.usage.streams import StreamEntry, StreamLag, UsageStreams
+from billing.usage.streams import NO_LAG, StreamEntry, StreamLag, UsageStreams
 from billing.wire.tokens import UsageEventError
 
 _log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ class Consumer:
         return taken + self._record(self._streams.stranded(cells, self._batch))
 
     def _look(self) -> dict[str, StreamLag]:
-        lags = self._streams.lags(self._cells())
+        cells, quiet = self._cells(), self._busy.quiet()
+        lags = dict.fromkeys(cells, NO_LAG) | self._streams.lags([cell for cell in cells if cell not in quiet])
         self._metrics.stream_lags(lags)
         return lags
 

@@ -96,28 +96,32 @@ class Reaper:
 
     def reap_once(self) -> int:
         """End what has lapsed in every cell. Returns how many requests ended; 0 too while another process reaps."""
+        self._look()
+        leases = self._unchanged()
+        if not leases or self._just_started():
+            return 0
         lock = self._client.lock(redis_keys.REAPER_LOCK, timeout=_LOCK_S, blocking=False)
         if not lock.acquire():
             shorten(self._client, redis_keys.REAPER_LOCK, _LOCK_S)
             return 0
         try:
-            return self._reap()
+            return self._reap(leases)
         finally:
             try:
                 lock.release()
             except redis.exceptions.LockError:
                 _log.warning("reaping took longer than the lock was held for")
 
-    def _reap(self) -> int:
-        self._look()
+    def _unchanged(self) -> list[Lease]:
+        """What is to be ended now, as many as one pass takes."""
         unchanged = [
             lease
             for watch in (self._passed, self._ahead)
             for lease in watch.unchanged(self._watched_s, self._patience_s)
         ]
-        leases = unchanged[:_BATCH]
-        if not leases or self._just_started():
-            return 0
+        return unchanged[:_BATCH]
+
+    def _reap(self, leases: Sequence[Lease]) -> int:
         with self._client.pipeline(transaction=False) as read:
             for lease in leases:
                 read.hmget(redis_keys.reservation(lease.cell, lease.request_id), ["tb", "kb"])
@@ -137,8 +141,9 @@ class Reaper:
 
     def _look(self) -> None:
         """See which leases have passed, and now and then which ones hold for too long."""
-        cells = self._busy.names()
-        now_ms = redis_clock.now_ms(self._client)
+        quiet = self._busy.quiet()
+        cells = [cell for cell in self._busy.names() if cell not in quiet]
+        now_ms = redis_clock.now_ms(self._client) if cells else 0
         passed = self._leases(cells, "-inf", now_ms)
         looks_ahead = self._passes % _AHEAD_EVERY == 0
         ahead = self._leases(cells, now_ms + _LONGEST_LEASE_MS, "+inf") if looks_ahead else []

@@ -35,6 +35,9 @@ class StreamLag:
     oldest_age_ms: int
 
 
+NO_LAG: Final = StreamLag(0, 0)
+
+
 class UsageStreams:
     """The streams of any cells, read as one consumer. The client must not decode responses."""
 
@@ -103,7 +106,7 @@ class UsageStreams:
             for cell in cells:
                 read.xlen(redis_keys.usage_stream(cell))
             lengths = dict(zip(cells, read.execute(), strict=True))
-        lags = dict.fromkeys(cells, StreamLag(0, 0))
+        lags = dict.fromkeys(cells, NO_LAG)
         if waiting := [cell for cell, length in lengths.items() if length]:
             with self._client.pipeline(transaction=False) as read:
                 for cell in waiting:

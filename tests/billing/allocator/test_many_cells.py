@@ -11,8 +11,9 @@ from billing.allocator.allocator import Allocator
 from billing.allocator.restore import Restorer
 from billing.catalogue import models
 from billing.metrics import BillingMetrics
+from billing.usage.busy_cells import BusyCells
 from billing.wire import redis_keys
-from tests.billing.allocator.cells import Ground
+from tests.billing.allocator.cells import CELL, Ground
 from tests.billing.contracts.selling import T0
 
 SECOND = 1_000
@@ -35,11 +36,15 @@ def furnish(ground: Ground) -> None:
     """What the projection and workers write."""
     ground.text.sadd(redis_keys.CELLS, *IDLE, *BUSY)
     for name in BUSY:
-        entry = {
-            "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
-            "status": "ready", "lease_until_ms": 0, "load": {},
-        }  # fmt: skip
-        ground.text.hset(redis_keys.INSTANCES, f"i-{name}", json.dumps(entry))
+        register(ground, name)
+
+
+def register(ground: Ground, name: str, *, waiting: int = 0) -> None:
+    entry = {
+        "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
+        "status": "ready", "lease_until_ms": 0, "load": {"waiting": waiting},
+    }  # fmt: skip
+    ground.text.hset(redis_keys.INSTANCES, f"i-{name}", json.dumps(entry))
 
 
 def commands(client: redis.Redis, work: Callable[[], object]) -> int:
@@ -55,6 +60,8 @@ def cells_of(allocator: Allocator, now_ms: int) -> list[str]:
 
 
 def test_two_processes_divide_the_busy_cells_and_one_takes_all_when_the_other_is_gone(ground: Ground) -> None:
+    for name in BUSY:
+        ground.text.zadd(redis_keys.open_requests(name), {"r": 1})
     first, second = ground.allocator("first"), ground.allocator("second")
     assert sorted(cells_of(first, T0)) == BUSY
     assert cells_of(second, T0) == []
@@ -82,7 +89,63 @@ def test_idle_cells_cost_no_command_of_a_round(ground: Ground) -> None:
         for number in range(300):
             models.create(connection, models.ModelSpec(name=f"more-{number}", context_tokens=4096))
     # Beside a look at busy cells, which goes by the clock.
-    assert commands(ground.raw, lambda: allocator.allocate_once(T0 + 2 * SECOND)) < least + len(BUSY)
+    assert commands(ground.raw, lambda: allocator.allocate_once(T0 + 2 * SECOND)) < least + 3 * len(BUSY)
+
+
+class Clock:
+    """One that a test moves, for the allocator and for its looks."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_quiet_cell_is_left_alone_until_something_comes_or_is_lost(ground: Ground) -> None:
+    clock = Clock()
+    allocator = ground.allocator(busy=BusyCells(ground.raw, clock=clock), clock=clock)
+
+    def cells_a_second_later(seconds: int = 1) -> list[str]:
+        clock.now_s += seconds
+        return sorted(cells_of(allocator, T0))
+
+    assert cells_a_second_later() == BUSY
+    assert cells_a_second_later(2) == []
+    ground.text.zadd(redis_keys.open_requests(BUSY[3]), {"r": 1})
+    assert [cells_a_second_later() for _ in range(2)] == [[BUSY[3]], [BUSY[3]]]
+    ground.text.delete(redis_keys.open_requests(BUSY[3]))
+    register(ground, BUSY[5], waiting=1)
+    assert cells_a_second_later() == [BUSY[5]]
+    assert cells_a_second_later() == []
+    ground.text.delete(redis_keys.PROJECTION, *(redis_keys.room(cell) for cell in BUSY))
+    ground.text.set(redis_keys.PROJECTION, "a:2")
+    assert cells_a_second_later() == BUSY
+    assert all(ground.text.exists(redis_keys.room(cell)) for cell in BUSY)
+    assert cells_a_second_later() == []
+    assert cells_a_second_later(10) == BUSY, "whatever was not thought of"
+
+
+def test_a_cell_in_which_something_is_sold_or_recovers_is_never_still(ground: Ground) -> None:
+    clock = Clock()
+    allocator = ground.allocator(busy=BusyCells(ground.raw, clock=clock), clock=clock)
+    ground.register("i-1", kv_usage=0.99)
+    ground.register("i-2")
+
+    def sequences() -> float | None:
+        clock.now_s += 1
+        done = {each.cell.cell: each for each in allocator.allocate_once(T0)}
+        return sum(share.sequences for share in done[CELL].shares) if CELL in done else None
+
+    strained = [sequences() for _ in range(3)]
+    ground.register("i-1")
+    recovers = []
+    while (now := sequences()) is not None:
+        recovers.append(now)
+    assert strained[-1] is not None
+    assert recovers[-1] == 32 > strained[-1]
+    ground.sign("acme", 10)
+    assert [sequences() for _ in range(3)] == [32, 32, 32]
 
 
 def test_after_a_loss_all_cells_are_whole_in_one_pass(ground: Ground) -> None:

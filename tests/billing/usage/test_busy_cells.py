@@ -94,14 +94,49 @@ def test_every_idle_cell_is_looked_at_within_a_minute_and_few_of_them_at_once(
     before = raw_redis.info("commandstats")["cmdstat_exists"]["calls"]
     looked = []
     for _ in range(60):
+        known = len(busy.names())
         clock.now_s += 1
         busy.names()
         now = raw_redis.info("commandstats")["cmdstat_exists"]["calls"]
-        looked.append(now - before)
+        looked.append(now - before - known)
         before = now
     assert busy.names() == cells[::7]
     # Ten a second, and one more for each that it then finds.
     assert max(looked) <= 10 + 2
+
+
+@pytest.mark.parametrize("sign", ["open", "waiting", "usage"])
+def test_a_busy_cell_with_nothing_but_an_instance_is_quiet_until_something_comes(
+    raw_redis: redis.Redis, clock: Clock, sign: str
+) -> None:
+    know(raw_redis, "a", "b")
+    register(raw_redis, "a")
+    register(raw_redis, "b")
+    busy = BusyCells(raw_redis, clock=clock)
+    # At the first look nothing is known of them.
+    assert busy.quiet() == frozenset()
+    clock.now_s += 1
+    assert busy.quiet() == {"a", "b"}
+    if sign == "open":
+        raw_redis.zadd(redis_keys.open_requests("a"), {"r": 1})
+    elif sign == "waiting":
+        raw_redis.zadd(redis_keys.waiting_tenants("a", "f"), {"t": 1})
+    else:
+        raw_redis.xadd(redis_keys.usage_stream("a"), {redis_keys.USAGE_FIELD: "x"})
+    clock.now_s += 1
+    assert busy.quiet() == {"b"}
+
+
+@pytest.mark.parametrize("mark", [redis_keys.PROJECTION, redis_keys.INTACT])
+def test_a_redis_that_was_emptied_or_restored_has_other_marks(raw_redis: redis.Redis, clock: Clock, mark: str) -> None:
+    raw_redis.set(mark, "a:1")
+    busy = BusyCells(raw_redis, clock=clock)
+    before = busy.marks()
+    clock.now_s += 1
+    assert busy.marks() == before
+    raw_redis.set(mark, "a:2")
+    clock.now_s += 1
+    assert busy.marks() != before
 
 
 def test_all_cells_are_known_and_a_new_one_at_once(raw_redis: redis.Redis, clock: Clock) -> None:
