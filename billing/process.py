@@ -1,5 +1,6 @@
 """The billing process: which loops run beside the admin API, and in which order they start and stop. Owns no work of its own."""
 
+import asyncio
 import contextlib
 import logging
 import secrets
@@ -21,6 +22,7 @@ from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
+from billing.due import DueLook
 from billing.fleet.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
@@ -118,7 +120,7 @@ def _work(
     auditor = Auditor(engine, client, poller, busy)
     projector = Projector(engine, client)
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    server = _AdminServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     allocator = Allocator(
         stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy,
@@ -155,6 +157,14 @@ def _work(
         restorer.close()
     server.should_exit = True
     admin.join()
+
+
+class _AdminServer(uvicorn.Server):
+    """Looks once a second whether it is to end, not ten times: an idle installation pays for each look."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # noqa: ASYNC110 (another thread ends it, by `should_exit`)
+            await asyncio.sleep(1)
 
 
 def _serve(server: uvicorn.Server, admin_socket: socket.socket, stop: threading.Event, metrics: BillingMetrics) -> None:
@@ -225,20 +235,24 @@ def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator,
     engine = stores.loops_engine
     keeping_up = Projector(engine, stores.client)
     reclaimer = Reclaimer(engine, stores.client, projector)
+    look = DueLook(engine)
 
     def allocate() -> bool:
         allocator.allocate_once()
         return False
 
-    looks = engine.execution_options(isolation_level="AUTOCOMMIT")
-
     def turn() -> bool:
-        with looks.connect() as connection:
-            if not store.any_due(connection):
-                return False
+        if not look.read().contracts:
+            return False
         with engine.begin() as connection:
             advance(connection, store.now_ms(connection))
         return False
+
+    def reclaim() -> bool:
+        return look.read().reclaims and reclaimer.step()
+
+    def keep_up() -> bool:
+        return keeping_up.keep_up(lambda: look.read().projection)
 
     def forget() -> bool:
         with engine.begin() as connection:
@@ -248,8 +262,8 @@ def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator,
         Loop("allocator", allocate, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
         Loop("contracts", turn, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
         Loop("idempotency", forget, interval_ms=_FORGET_INTERVAL_MS, metrics=metrics),
-        Loop("reclaims", reclaimer.step, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
-        Loop("projection", keeping_up.keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
+        Loop("reclaims", reclaim, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
+        Loop("projection", keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
 
 

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
@@ -38,6 +39,19 @@ _RESTORED_MS: Final = 900
 _LEVELS_MAX: Final = 1_000
 # Commands of one pipeline.
 _COMMANDS_MAX: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """The run of the server, which changes with every start of it; its word for all cells, and that of some; its clock; the gateways
+    that listen.
+    """
+
+    run: str
+    word: bytes | None
+    clock_ms: int
+    listeners: Sequence[bytes]
+    words: Mapping[str, bytes | None]
 
 
 class Restorer:
@@ -98,12 +112,18 @@ class Restorer:
 
     def restore_once(self, now_ms: int | None = None) -> list[str]:
         """Restore the cells that need it and can be; which. The caller holds the lock."""
-        run, word, clock_ms, listeners = self._read_server()
+        busy = self._busy.names()
+        looked_at = [*busy, *(set(self._busy.all()) - self._whole - set(busy))]
+        server = self._read_server(looked_at[:_COMMANDS_MAX])
+        run, word, listeners = server.run, server.word, server.listeners
         self._word = word
-        now_ms = clock_ms if now_ms is None else now_ms
+        now_ms = server.clock_ms if now_ms is None else now_ms
+        words = server.words
         if word != run.encode():
             self._whole.clear()
-        lost = self._lost(run, word != run.encode())
+            with self._engine.connect() as connection:
+                looked_at, words = list(read_cells(connection)), {}
+        lost = self._lost(run, looked_at, words)
         due = self._due(lost, now_ms, waits=bool(listeners))
         done = self._restore(due, now_ms, run) if due else []
         if done:
@@ -120,26 +140,25 @@ class Restorer:
             self._word = run.encode()
         return done
 
-    def _read_server(self) -> tuple[str, bytes | None, int, Sequence[bytes]]:
-        """The run of the server, which changes with every start of it; its word for all cells; its clock; the gateways that listen."""
+    def _read_server(self, cells: Sequence[str]) -> _Server:
+        """All that there is to know while nothing is lost, in one call."""
         with self._client.pipeline(transaction=False) as read:
             read.info("server")
             read.get(redis_keys.INTACT)
             read.time()
             read.pubsub_channels(redis_keys.wake_channel("*"))
-            server, word, clock, listeners = read.execute()
-        return str(server["run_id"]), word, redis_clock.milliseconds(clock), listeners
+            for cell in cells:
+                read.get(redis_keys.intact(cell))
+            server, word, clock, listeners, *words = read.execute()
+        found = dict(zip(cells, words, strict=True))
+        return _Server(str(server["run_id"]), word, redis_clock.milliseconds(clock), listeners, found)
 
-    def _lost(self, run: str, all_cells: bool) -> dict[str, bytes | None]:
-        """Cells whose levels were not held against the ledger in this run, with the word that they have."""
-        if all_cells:
-            with self._engine.connect() as connection:
-                looked_at = list(read_cells(connection))
-        else:
-            busy = self._busy.names()
-            looked_at = [*busy, *(set(self._busy.all()) - self._whole - set(busy))]
-        words = _run_all(self._client, [("GET", redis_keys.intact(cell)) for cell in looked_at])
-        lost = {cell: word for cell, word in zip(looked_at, words, strict=True) if word != run.encode()}
+    def _lost(self, run: str, looked_at: Sequence[str], known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+        """Those of these cells whose levels were not held against the ledger in this run, with the word that they have."""
+        rest = [cell for cell in looked_at if cell not in known]
+        asked = zip(rest, _run_all(self._client, [("GET", redis_keys.intact(cell)) for cell in rest]), strict=True)
+        words = {**known, **dict(asked)}
+        lost = {cell: words[cell] for cell in looked_at if words[cell] != run.encode()}
         self._whole |= set(looked_at) - lost.keys()
         return lost
 

@@ -9,12 +9,12 @@ again, and what is not in SQL removed.
 
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
-from sqlalchemy import Connection, Engine, exists, select, text, update
+from sqlalchemy import Connection, Engine, Select, exists, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.catalogue import outbox, projected
@@ -32,9 +32,6 @@ _CHANGES_MAX: Final = 200
 # An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
 _LOCK_TIMEOUT_MS: Final = 5_000
 _SALT_BYTES: Final = 32
-_STATE: Final = select(
-    projection_state.c.source, projection_state.c.version, exists(select(projection_outbox.c.change_id))
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +43,21 @@ class _Marker:
 
     def __str__(self) -> str:
         return f"{self.source}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionState:
+    """What Redis should hold, and whether something waits to be told."""
+
+    source: str
+    version: int
+    waits: bool
+
+
+def select_state() -> Select[str, int, bool]:
+    """A row of these, for whoever asks for more at once."""
+    waits = exists(select(projection_outbox.c.change_id)).label("waits")
+    return select(projection_state.c.source, projection_state.c.version, waits)
 
 
 class Projector:
@@ -67,13 +79,15 @@ class Projector:
             return False
         return True
 
-    def keep_up(self) -> bool:
-        """A loop's step: write everything once, then whatever is due. True: there may be more. Raises redis.RedisError, SQLAlchemyError."""
+    def keep_up(self, look: Callable[[], ProjectionState] | None = None) -> bool:
+        """A loop's step: write everything once, then whatever is due. `look` says what SQL has, as `select_state` asks for it. True: there
+        may be more. Raises redis.RedisError, SQLAlchemyError.
+        """
         if not self._rebuilt:
             self.rebuild()
             self._rebuilt = True
             return True
-        return self._behind() and self._deliver_some()
+        return self._behind((look or self._look)()) and self._deliver_some()
 
     def rebuild(self) -> None:
         """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
@@ -81,11 +95,14 @@ class Projector:
             marker = _lock(connection)
             self._rebuild(connection, marker)
 
-    def _behind(self) -> bool:
-        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
+    def _look(self) -> ProjectionState:
         with self._looks.connect() as connection:
-            source, version, waits = connection.execute(_STATE).one()
-        return waits or self._client.get(redis_keys.PROJECTION) not in _spellings(_Marker(source, version))
+            return ProjectionState(*connection.execute(select_state()).one())
+
+    def _behind(self, state: ProjectionState) -> bool:
+        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
+        marker = _Marker(state.source, state.version)
+        return state.waits or self._client.get(redis_keys.PROJECTION) not in _spellings(marker)
 
     def _deliver_some(self) -> bool:
         """Whether there may be more. Rebuilds when the marker is not ours."""

@@ -44,7 +44,6 @@ _BY_START: Final[Order[Contract]] = Order(
     (int, str),
     (table.c.starts_ms, table.c.contract_id),
 )
-_ANY_DUE: Final = select(exists(select(table.c.contract_id).where(_due(NOW_MS))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +163,9 @@ def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
     return _read(connection, _query().where(table.c.contract_id.in_(ids)).order_by(table.c.contract_id)) if ids else []
 
 
-def any_due(connection: Connection) -> bool:
+def select_any_due() -> Select[bool]:
     """Whether a state is behind the database's clock now."""
-    return bool(connection.execute(_ANY_DUE).scalar_one())
+    return select(exists(select(table.c.contract_id).where(_due(NOW_MS))))
 
 
 def history(connection: Connection, contract_id: str) -> list[Entry]:

@@ -31,8 +31,6 @@ class Reclaimer:
     def step(self, now_ms: int | None = None) -> bool:
         """Bring every reclaim up to the clock. True: there is more to do at once. Raises redis.RedisError, SQLAlchemyError."""
         with self._looks.connect() as connection:
-            if not store.any_open(connection):
-                return False
             moment_ms = clock_ms(connection) if now_ms is None else now_ms
             due = _due(connection, moment_ms)
             pools = shortfall.pools_cut(connection, moment_ms)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Row, exists, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, exists, insert, or_, select, update
 
 from billing.catalogue import outbox
 from billing.catalogue.names import new_id
@@ -24,7 +24,6 @@ RECLAIM_PREFIX: Final = "rec_"
 TAKING: Final[tuple[State, ...]] = ("planned", "draining", "done")
 # Those whose chosen instances are away.
 AWAY: Final[tuple[State, ...]] = ("draining", "done")
-_ANY_OPEN: Final = select(exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING)))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,9 +147,9 @@ def list_page(
     return read_page(connection, query, _BY_DEADLINE, _reclaim, asked)
 
 
-def any_open(connection: Connection) -> bool:
+def select_any_open() -> Select[bool]:
     """Whether there is one that takes machines, now or later."""
-    return bool(connection.execute(_ANY_OPEN).scalar_one())
+    return select(exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING)))))
 
 
 def history(connection: Connection, reclaim_id: str) -> list[Entry]:
