@@ -1,22 +1,29 @@
 """The route of the plan: what each pool's machines are for over coming quarters."""
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any
 
+import redis
 from fastapi import APIRouter, Query
 from sqlalchemy import Connection
 
 from billing.api.capacity_answers import PlanAnswer
 from billing.api.contract_shapes import moment
-from billing.api.control import Control
+from billing.api.control import Control, ControlPlane
 from billing.api.fields import Name
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools
 from billing.contracts.commitments import read_position
-from billing.contracts.position import units
+from billing.contracts.position import Position, units
 from billing.contracts.store import now_ms
+from billing.fleet.registered import machines_of, read_registered
 from billing.moments import utc
 from billing.reclaims import store
 from billing.reclaims.outlook import Period, outlook
+from billing.wire.instance_entry import InstanceEntry
 
 router = APIRouter(prefix="/admin/v1/plan", tags=["plan"], dependencies=[KNOWN_QUERY])
 
@@ -28,11 +35,13 @@ def show(
     quarters: Annotated[int, Query(ge=1, le=40)] = 4,
 ) -> dict[str, Any]:
     """Per pool and time in which nothing changes: machines by use, units signed and free; from ramps, notices and reclaims."""
+    there = _there(control)
     with control.reading() as connection:
         at_ms = now_ms(connection)
         catalogue = models.list_all(connection)
         names = [pool] if pool is not None else _pools(connection, catalogue)
-        shown = [_shown_pool(connection, name, _own_use(name, catalogue), at_ms, quarters) for name in names]
+        positions = [_position(connection, name, at_ms, there.get(name, ())) for name in names]
+        shown = [_shown_pool(connection, each, _own_use(each.pool, catalogue), at_ms, quarters) for each in positions]
     return {"from": utc(at_ms), "quarters": quarters, "data": shown}
 
 
@@ -46,11 +55,26 @@ def _own_use(pool: str, catalogue: list[models.Model]) -> str:
     return "internal" if visible == {"internal"} else "external"
 
 
-def _shown_pool(connection: Connection, pool: str, own_use: str, at_ms: int, quarters: int) -> dict[str, Any]:
+def _there(control: ControlPlane) -> Mapping[str, Sequence[InstanceEntry]]:
+    """What stands in the registry, by pool; nothing while Redis cannot say, because what is planned is in SQL."""
+    found: defaultdict[str, list[InstanceEntry]] = defaultdict(list)
+    with suppress(redis.RedisError):
+        for entry in read_registered(control.redis):
+            found[entry.pool].append(entry)
+    return found
+
+
+def _position(connection: Connection, pool: str, at_ms: int, there: Sequence[InstanceEntry]) -> Position:
+    """With as many machines as `taas pool` shows."""
     position = read_position(connection, pool, at_ms)
-    taking = store.list_all(connection, pool=pool, states=store.TAKING)
+    measured = position.capacity_mu_s is not None
+    return replace(position, instances=machines_of(position.instances, there, measured=measured))
+
+
+def _shown_pool(connection: Connection, position: Position, own_use: str, at_ms: int, quarters: int) -> dict[str, Any]:
+    taking = store.list_all(connection, pool=position.pool, states=store.TAKING)
     return {
-        "pool": pool,
+        "pool": position.pool,
         "own_use": own_use,
         "instances": position.instances,
         "units_per_instance": None if position.capacity_mu_s is None else units(position.capacity_mu_s),

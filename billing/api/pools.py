@@ -21,7 +21,7 @@ from billing.catalogue import models, pools
 from billing.contracts import store
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.position import shortfalls, units
-from billing.fleet.registered import read_registered
+from billing.fleet.registered import machines_of, read_registered
 from billing.page import Order, page_of
 from billing.wire.instance_entry import InstanceEntry
 
@@ -55,7 +55,7 @@ def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> d
         cells.setdefault(entry.pool, entry.cell)
 
     def shown(pool: str) -> dict[str, Any]:
-        instances = _instances(declared.get(pool, 0), live[pool], measured=pool in measured)
+        instances = machines_of(declared.get(pool, 0), live[pool], measured=pool in measured)
         return _live(pool, cells[pool], members[pool], instances, live[pool])
 
     found = [pool for pool in cells if name is None or name.lower() in pool.lower()]
@@ -94,18 +94,13 @@ def _there(control: ControlPlane, pool: str) -> list[InstanceEntry] | None:
         return None
 
 
-def _instances(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
-    """How many it has: as said, or, as long as nothing was said or measured, those that are registered."""
-    return declared if declared or measured else len(there)
-
-
 def _shown(connection: Connection, pool: str, there: Collection[InstanceEntry] | None) -> dict[str, Any]:
     now_ms = store.now_ms(connection)
     position = read_for_sale(connection, pool, now_ms)
     measured = position.capacity_mu_s
     return {
         "pool": pool,
-        "instances": _instances(position.instances, there or (), measured=measured is not None),
+        "instances": machines_of(position.instances, there or (), measured=measured is not None),
         "registered": None if there is None else len(there),
         "ready": None if there is None else sum(1 for entry in there if entry.status == "ready"),
         "taken": sum(taken.instances for taken in position.taken if taken.from_ms <= now_ms < taken.until_ms),

@@ -20,6 +20,11 @@ def read_registered_now(client: redis.Redis) -> tuple[int, list[InstanceEntry]]:
     return now_ms, [entry for entry in found if entry.is_live(now_ms)]
 
 
+def machines_of(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
+    """How many machines a pool has: as declared, or, as long as nothing was declared or measured, those that are registered."""
+    return declared if declared or measured else len(there)
+
+
 def read_known(client: redis.Redis) -> list[InstanceEntry]:
     """As `read_registered`, and as `down` those whose worker was lost: their lease has lapsed before they said that they had ended. Such
     an entry is kept for a day. Raises redis.RedisError.

@@ -5,10 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, func, insert, select
 
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool
+from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 
 Make = Callable[..., dict[str, Any]]
 POOL = "org/llama"
@@ -282,6 +285,21 @@ def test_a_pool_that_nobody_set_or_measured_has_the_defaults_and_sells_nothing(
     error_of(admin.post("/admin/v1/contracts/quote", json={"pool": "new"}), 409)
     with database.connect() as connection:
         assert "new" not in connection.execute(select(pool.c.pool)).scalars().all()
+
+
+def test_the_plan_has_the_machines_that_the_pool_shows(made: Make, admin: TestClient, raw_redis: redis.Redis):
+    made("models", name="new", context_tokens=100)
+    entry = InstanceEntry("i1", "new", "new", "new", "http://127.0.0.1:1", None, "e1", InstanceStatus.READY)
+    raw_redis.hset(redis_keys.INSTANCES, "i1", entry.to_json())
+
+    def machines() -> tuple[int, int, dict[str, int]]:
+        (planned,) = admin.get("/admin/v1/plan", params={"pool": "new"}).json()["data"]
+        shown = admin.get("/admin/v1/pools/new").json()["instances"]
+        return shown, planned["instances"], planned["periods"][0]["machines"]
+
+    assert machines() == (1, 1, {"external": 1})
+    admin.patch("/admin/v1/pools/new", json={"instances": 3})
+    assert machines() == (3, 3, {"external": 3})
 
 
 @pytest.mark.parametrize("minimum", ["+0d", day(0), day(-10), "2001-01-01T00:00:00Z"])
