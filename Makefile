@@ -38,6 +38,8 @@ test-fast: environment ## the tests that need no vLLM
 	@exec $(RUN) $(PYTEST) -m "not vllm" $(ARGS)
 
 check: environment ## lint, format, types and unused names
+	@command -v luacheck >/dev/null || { echo "luacheck is needed to check the scripts of Redis: apt-get install lua-check" >&2; exit 1; }
+	luacheck -q billing
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy

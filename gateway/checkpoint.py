@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from billing.cell.replies import Missing, parse_checkpoint
-from billing.cell.scripts import NO_PLACE, Command, checkpoint_call
+from billing.cell.scripts import Command, checkpoint_call
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import Ending, EventHead
 from gateway.exchange import Exchange
@@ -119,9 +119,9 @@ class Checkpointer:
         exchange.recorded.at, exchange.recorded.output = time.monotonic(), exchange.attempt.meter.output_tokens()
         calls = [self._call(exchange)] if exchange.recorded.moved else []  # its place is where it has moved to
         exchange.recorded.moved = False
-        await self._redis.execute_many([*calls, self._call(exchange, NO_PLACE)])
+        await self._redis.execute_many([*calls, self._call(exchange, pauses=True)])
 
-    def _call(self, exchange: Exchange, moved_to: tuple[str, str] = ("", "")) -> Command:
+    def _call(self, exchange: Exchange, *, pauses: bool = False) -> Command:
         if exchange.ended is None:
             will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
         else:
@@ -134,7 +134,8 @@ class Checkpointer:
             delivered_output=exchange.delivery.output,
             will=will.will_json(),
             head=exchange.head.to_json() if exchange.recorded.moved else b"",
-            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.recorded.moved else moved_to,
+            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.recorded.moved else ("", ""),
+            pauses=pauses,
         )
 
     def _cost_mu(self, exchange: Exchange) -> int:

@@ -25,9 +25,10 @@ from billing.cell.replies import (
     parse_leave,
     parse_reserve,
 )
-from billing.cell.scripts import Asked, Claim, Command, Limits, leave_call, refuse_call, reserve_call, settle_call
+from billing.cell.scripts import Asked, Claim, Command, leave_call, refuse_call, reserve_call, settle_call
 from billing.wire.attribution import attribute
 from billing.wire.instance_entry import InstanceEntry
+from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
 from gateway.errors import (
@@ -60,7 +61,7 @@ RETRY_MS_MIN: Final = 1_000
 # A request that waits outlives an outage of Redis that is shorter than its wait.
 AWAY_POLL_S: Final = 0.5
 _COMES_BACK: Final = (Waiting, Later, Rebuilding)
-_UNKNOWN: Final = Levels(0.0, 0, 0)
+_UNKNOWN: Final = Levels(0)
 _LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
 _ASKED: Final = {

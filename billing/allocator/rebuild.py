@@ -14,12 +14,12 @@ from billing.contracts.rates import ContractRate
 from billing.schema.catalogue import tenant
 from billing.schema.ledger import usage_event
 from billing.wire import redis_keys
+from billing.wire.limits import LimitKind
 
 # A bucket drains within a minute; what is older counts only where it was in debt.
 _WINDOW_MS: Final = 120_000
 # How finely the output of a stream is spread over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
-_MINUTE_MS: Final = 60_000
 
 Charge = tuple[float, float]
 Levels = list[BucketLevel | ContractLevel]
@@ -31,6 +31,9 @@ class _Charges:
 
     requests: list[Charge] = field(default_factory=list)
     units_mu: list[Charge] = field(default_factory=list)
+
+    def of(self, kind: LimitKind) -> Sequence[Charge]:
+        return {LimitKind.REQUESTS: self.requests, LimitKind.UNITS: self.units_mu}[kind]
 
 
 @dataclass(slots=True)
@@ -74,13 +77,16 @@ def levels_of(
 def _bucket_levels(cell: str, charged: _CellCharges, table: limits.Table, now_ms: int) -> Iterator[BucketLevel]:
     for (who, key_id, model), charges in charged.buckets.items():
         limit = table.for_model(who, key_id, model)
-        if limit.requests < 0 and limit.units_mu < 0:
-            continue
         key = (
             redis_keys.tenant_bucket(cell, who, model) if key_id is None else redis_keys.key_bucket(cell, key_id, model)
         )
-        requests = level(charges.requests, limit.requests / _MINUTE_MS, now_ms)
-        yield BucketLevel(key, requests, level(charges.units_mu, limit.units_mu / _MINUTE_MS, now_ms), limit)
+        levels = [
+            (each, level(charges.of(each.kind), each.amount / (each.window_s * 1000), now_ms))
+            for each in limit.all
+            if each.window_s > 0
+        ]
+        if levels:
+            yield BucketLevel(key, levels)
 
 
 def _contract_levels(
@@ -96,9 +102,7 @@ def _contract_levels(
 
 
 def level(charges: Sequence[Charge], drains_per_ms: float, now_ms: int) -> float:
-    """A leaky bucket now, after these charges; 0 where nothing limits it."""
-    if drains_per_ms < 0:
-        return 0.0
+    """A leaky bucket now, after these charges."""
     held, before = 0.0, 0.0
     for at, amount in sorted(charges):
         held = max(0.0, held - drains_per_ms * (at - before)) + amount

@@ -20,7 +20,8 @@ from sqlalchemy import Engine
 
 from billing.allocator.rebuild import levels_of
 from billing.allocator.supply import RatesInForce, read_cells, signed_alone
-from billing.cell.scripts import Command, rebuild_call, script
+from billing.cell.execute import load
+from billing.cell.scripts import Command, rebuild_call
 from billing.contracts.rates import ContractRate, rates_by_pool
 from billing.leadership import Leadership
 from billing.metrics import BillingMetrics
@@ -181,7 +182,7 @@ class Restorer:
             for start in range(0, max(1, len(found)), _LEVELS_MAX):
                 last = start + _LEVELS_MAX >= len(found)
                 calls.append(rebuild_call(cell, run if last else "", found[start : start + _LEVELS_MAX]))
-        self._client.script_load(script("rebuild").text)
+        load(self._client)
         _run_all(self._client, calls)
         return list(ready)
 

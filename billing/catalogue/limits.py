@@ -12,14 +12,15 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import api_keys, models, outbox, tenants
 from billing.catalogue.outbox import ChangeKind
-from billing.cell.scripts import LimitFields, Limits
 from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.catalogue import quota_limit as table
 from billing.schema.clock import NOW_MS
+from billing.wire import limits as wire
+from billing.wire.limits import LimitEntry, Limits
 
 ANY_MODEL: Final = "*"
-FIELDS: Final = ("requests_per_minute", "units_per_minute", "concurrency")
+FIELDS: Final = tuple(field.name for field in wire.FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def list_page(
 class Table:
     """What holds for tenants (None) and for their keys, by model."""
 
-    entries: Mapping[tuple[str, str | None, str], LimitFields]
+    entries: Mapping[tuple[str, str | None, str], LimitEntry]
 
     def for_model(self, tenant_id: str, key_id: str | None, model: str) -> Limits:
         """What the scripts are given of it."""
@@ -113,10 +114,7 @@ def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     these = any_(literal(list(tenant_ids), ARRAY(Text)))
     rows = connection.execute(select(table).where(table.c.tenant_id == these))
     return Table(
-        {
-            (row.tenant_id, row.key_id, row.model): (row.requests_per_minute, row.units_per_minute, row.concurrency)
-            for row in rows
-        }
+        {(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in FIELDS} for row in rows}
     )
 
 

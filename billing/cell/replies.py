@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
+from billing.wire.limits import LimitKind
+
 
 class LimitScope(StrEnum):
     """Whose limit refused."""
@@ -14,24 +16,14 @@ class LimitScope(StrEnum):
     CELL = "cell"
 
 
-class LimitKind(StrEnum):
-    """Which limit refused."""
-
-    REQUESTS = "requests"
-    UNITS = "units"
-    CONCURRENCY = "concurrency"
-    CANCELS = "cancels"
-    CONTRACT = "contract"
-    ROOM = "room"
-
-
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """How full a bucket is. A level without a limit is 0. Units may exceed the limit: what was produced is charged, as debt."""
+    """How full a bucket is: a level for each limit that was asked with, in its order. A level may exceed its limit: what
+    was produced is charged, as debt.
+    """
 
-    requests: float
-    units_mu: int
     open_requests: int
+    levels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +133,7 @@ class Refused:
     key: Levels
     scope: LimitScope
     limit: LimitKind
+    window_s: int = 0
     retry_after_ms: int | None
 
 
@@ -204,41 +197,48 @@ class ReplyError(ValueError):
 def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
     """Read the reply of `reserve_call`."""
     status, now_ms = _text(raw[0]), raw[1]
-    tenant, key = Levels(raw[2] / 1000, raw[3], raw[4]), Levels(raw[5] / 1000, raw[6], raw[7])
+    tenant, key = _levels(raw[2]), _levels(raw[3])
     if status == "reserved":
         return Reserved(now_ms, tenant, key, _grant(raw))
     if status == "refused":
-        retry_after_ms = raw[10] if raw[10] >= 0 else None
+        scope, limit, window_s, retry_after_ms = raw[4:8]
         return Refused(
             now_ms=now_ms,
             tenant=tenant,
             key=key,
-            scope=LimitScope(_text(raw[8])),
-            limit=LimitKind(_text(raw[9])),
-            retry_after_ms=retry_after_ms,
+            scope=LimitScope(_text(scope)),
+            limit=LimitKind(_text(limit)),
+            window_s=window_s,
+            retry_after_ms=retry_after_ms if retry_after_ms >= 0 else None,
         )
     if status == "replayed":
         return Replayed(now_ms, tenant, key, _grant(raw))
     if status == "later":
-        return Later(now_ms, raw[8], raw[9])
+        return Later(now_ms, raw[4], raw[5])
     if status == "waiting":
-        return Waiting(now_ms, raw[8])
+        return Waiting(now_ms, raw[4])
     if status in _RESERVE:
         return _RESERVE[status](now_ms)
     raise ReplyError(f"reserve answered {status!r}")
 
 
 def _grant(raw: Sequence[Any]) -> Grant:
+    class_, contract, instance, epoch, why = map(_text, raw[4:9])
+    before_mu, after_mu, rate_mu_s = raw[9:12]
     return Grant(
-        class_=_text(raw[8]),
-        contract=_text(raw[9]) or None,
-        instance=_text(raw[10]),
-        epoch=_text(raw[11]),
-        why=_text(raw[12]),
-        level_before_mu=raw[13],
-        level_after_mu=raw[14],
-        rate_mu_s=raw[15],
+        class_=class_,
+        contract=contract or None,
+        instance=instance,
+        epoch=epoch,
+        why=why,
+        level_before_mu=before_mu,
+        level_after_mu=after_mu,
+        rate_mu_s=rate_mu_s,
     )
+
+
+def _levels(raw: Sequence[int]) -> Levels:
+    return Levels(raw[0], tuple(level / 1000 for level in raw[1:]))
 
 
 def parse_grant(raw: Sequence[Any]) -> int:
@@ -305,5 +305,5 @@ def _text(value: bytes | str) -> str:
 def _known(raw: Sequence[Any], statuses: dict[str, Any]) -> str:
     status = _text(raw[0])
     if status not in statuses:
-        raise ReplyError(f"settle answered {status!r}")
+        raise ReplyError(f"the script answered {status!r}")
     return status

@@ -1,10 +1,12 @@
-"""The scripts of a cell as Redis commands. It owns their texts and the order of their arguments; it opens no connection.
+"""The scripts of a cell as Redis commands. It owns how their texts are put together; it opens no connection.
 
-A command is a whole `EVALSHA …`, good for any client; `text_of(sha)` serves the client that is told NOSCRIPT.
-`billing.cell.replies` reads what comes back.
+They are the functions of one library. A command is a whole `FCALL …`, good for any client; whoever is told that the server
+does not know the function loads `library().text` and calls again.
+`billing.cell.asks` names what a script is asked, `billing.cell.replies` reads what comes back.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,62 +14,35 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
-from billing.wire import redis_keys
+import orjson
+
+from billing.cell.asks import (
+    BucketRaise,
+    CheckpointAsk,
+    ContractRaise,
+    GrantAsk,
+    LeaveAsk,
+    ReapAsk,
+    RebuildAsk,
+    RefuseAsk,
+    ReserveAsk,
+    SettleAsk,
+)
+from billing.wire import redis_keys, reservation
+from billing.wire.limits import Limit, Limits
 from billing.wire.tokens import Tokens
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
-_UNLIMITED: Final = -1
-# Where a checkpoint moves a request to that gives its place up.
-NO_PLACE: Final = ("-", "")
-_MU_PER_UNIT: Final = 1000
-# A script is sent as one text: what all share, its own parts, itself.
-_SHARED: Final = ("read_clock", "charge_contract", "pace_reading", "find_room", "leave_line", "grant_room")
-_PARTS: Final = {
-    "reserve": ("check_limits", "contract_line", "choose_class", "find_place", "stand_in_line"),
-    "settle": ("check_state", "charge_buckets"),
-    "grant": (),
-    "refuse": (),
-    "rebuild": (),
-}
-
-
-# Of a LIMIT: requests a minute, whole work units a minute, concurrency; None where it says nothing.
-LimitFields: TypeAlias = tuple[int | None, int | None, int | None]
-_NOTHING_SAID: Final[LimitFields] = (None, None, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua text and the SHA by which Redis knows it."""
-
-    text: str
-    sha: str
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a bucket may hold: a minute's requests, a minute's work in milliunits, open requests. -1 means no limit."""
-
-    requests: int = _UNLIMITED
-    units_mu: int = _UNLIMITED
-    concurrency: int = _UNLIMITED
-
-    @classmethod
-    def per_minute(cls, requests: int | None, units: int | None, concurrency: int | None) -> Self:
-        """From a LIMIT of the projection: whole work units, None for no limit."""
-        return cls(
-            _UNLIMITED if requests is None else requests,
-            _UNLIMITED if units is None else units * _MU_PER_UNIT,
-            _UNLIMITED if concurrency is None else concurrency,
-        )
-
-    @classmethod
-    def of_entries(cls, own: LimitFields | None, rest: LimitFields | None) -> Self:
-        """What a model's own entry and the one for all models make together: the own one wins, field by field."""
-        pairs = zip(own or _NOTHING_SAID, rest or _NOTHING_SAID, strict=True)
-        requests, units, concurrency = (a if a is not None else b for a, b in pairs)
-        return cls.per_minute(requests, units, concurrency)
+UNLIMITED: Final = -1
+_FOLDER: Final = Path(__file__).parent / "lua"
+# A file is a complete program; its first statement names the tables of functions that it is given.
+_NEEDS: Final = re.compile(r"^local ([\w, ]+) = \.\.\.$", re.MULTILINE)
+SCRIPTS: Final = ("reserve", "settle", "checkpoint", "leave", "grant", "refuse", "reap", "rebuild")
+# What a script is called with.
+_ARGUMENTS: Final = ("keys", "args")
+# A table that is made here and not in a file.
+_FIELDS: Final = "fields"
 
 
 class Asked(StrEnum):
@@ -98,7 +73,7 @@ class Claim:
     sequences: int = 1
     gateway: str = ""
     wait_max: int = 0
-    cancels_per_minute: int = _UNLIMITED
+    cancels_per_minute: int = UNLIMITED
     resumed: bool = False
     goes_on: bool = False
     prompt_mu: int = 0
@@ -128,76 +103,119 @@ class CellKeys:
             usage_stream=redis_keys.usage_stream(cell),
         )
 
-    @classmethod
-    def of_reservation(cls, cell: str, request_id: str, tenant_bucket: str, key_bucket: str) -> Self:
-        """The same from a reservation's fields `tb` and `kb`, for the reaper."""
-        return cls(
-            request_id=request_id,
-            reservation=redis_keys.reservation(cell, request_id),
-            tenant_bucket=tenant_bucket,
-            key_bucket=key_bucket,
-            open_requests=redis_keys.open_requests(cell),
-            usage_stream=redis_keys.usage_stream(cell),
-        )
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """All scripts as Redis functions: the text to load, and the name of each function. A changed text has other names, so that
+    processes of two versions call their own.
+    """
+
+    text: str
+    functions: dict[str, str]
 
 
 @cache
-def script(name: str) -> Script:
-    """A script by its name, behind its parts; read once."""
-    folder = Path(__file__).parent / "lua"
-    text = "".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in (*_SHARED, *_PARTS[name], name))
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+def library() -> Library:
+    """Each file becomes a function of the tables that it needs; those of scripts run at each call, the others once."""
+    parts: dict[str, str] = {}
+    for name in SCRIPTS:
+        _add(name, parts)
+    body = "\n".join(f"local {name} = {text}" for name, text in parts.items())
+    version = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()[:16]
+    functions = {name: f"taas_{version}_{name}" for name in SCRIPTS}
+    registered = "\n".join(
+        f"redis.register_function('{functions[name]}', function(keys, args)\n"
+        f"  cell.enter(keys[1])\n  return {name}({', '.join(_needs(_source(name)))})\nend)"
+        for name in SCRIPTS
+    )
+    return Library(f"#!lua name=taas_{version}\n{body}\n{registered}\n", functions)
 
 
-def scripts() -> tuple[Script, ...]:
-    """Those that a gateway calls, for it to load when it connects."""
-    return script("reserve"), script("settle"), script("grant"), script("refuse")
+def _source(name: str) -> str:
+    return (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
 
 
-def text_of(sha: str) -> str:
-    """The text behind a SHA; KeyError for one that is not ours."""
-    return {each.sha: each.text for each in (*scripts(), script("rebuild"))}[sha]
+def _needs(source: str) -> list[str]:
+    found = _NEEDS.search(source)
+    return found[1].split(", ") if found else []
+
+
+def _add(name: str, parts: dict[str, str]) -> None:
+    if name in parts or name in _ARGUMENTS:
+        return
+    if name == _FIELDS:
+        pairs = (f"['{field}'] = '{stored}'" for field, stored in reservation.FIELDS.items())
+        parts[name] = "{" + ", ".join(pairs) + "}"
+        return
+    source = _source(name)
+    needs = _needs(source)
+    for need in needs:
+        _add(need, parts)
+    made = f"function(...)\n{source}end"
+    parts[name] = made if name in SCRIPTS else f"({made})({', '.join(needs)})"
+
+
+def script_of(function: str) -> str:
+    """The name of the script behind a function; KeyError for one that is not ours."""
+    return {made: name for name, made in library().functions.items()}[function]
+
+
+def call(script: str, keys: Sequence[str], *arguments: str | bytes) -> Command:
+    """A script by its name, with its keys and arguments."""
+    return "FCALL", library().functions[script], len(keys), *keys, *arguments
 
 
 def reserve_call(
     keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, claim: Claim, head: bytes, will: bytes
 ) -> Command:
     """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of `billing.wire.usage_event`."""
-    return (
-        "EVALSHA", script("reserve").sha, 4,
-        keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests,
-        keys.request_id, lease_ms, cost_mu,
-        tenant.requests, tenant.units_mu, tenant.concurrency,
-        key.requests, key.units_mu, key.concurrency,
-        head, will, claim.tenant, claim.asked.value, int(claim.on_demand), claim.weight, claim.sequences, claim.gateway,
-        claim.wait_max, claim.cancels_per_minute, 2 if claim.restored else int(claim.resumed), int(claim.goes_on), claim.prompt_mu,
-        *(word for candidate in claim.candidates for word in candidate),
-    )  # fmt: skip
+    ask = ReserveAsk(
+        request_id=keys.request_id,
+        lease_ms=lease_ms,
+        cost_mu=cost_mu,
+        prompt_mu=claim.prompt_mu,
+        tenant=claim.tenant,
+        tenant_limits=tenant.encoded,
+        key_limits=key.encoded,
+        cancels_per_minute=claim.cancels_per_minute,
+        asked=claim.asked,
+        may_on_demand=claim.on_demand,
+        weight=claim.weight,
+        sequences=claim.sequences,
+        gateway=claim.gateway,
+        wait_max=claim.wait_max,
+        candidates=claim.candidates,
+        resumed=claim.resumed,
+        restored=claim.restored,
+        can_resume=claim.goes_on,
+    )
+    return call("reserve", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), head, will)
 
 
 def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
     """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its time was over, and its contract counts it."""
-    return *_settle_keys(keys), "leave", keys.request_id, int(refused), 0
+    ask = LeaveAsk(request_id=keys.request_id, refused=refused)
+    return call("leave", (keys.open_requests,), orjson.dumps(ask))
 
 
 def refuse_call(cell: str, tenant: str) -> Command:
     """Count a request that found no instance as refused of its tenant's contract, if it has one."""
-    return *_cell_keys("refuse", cell), tenant
+    ask = RefuseAsk(tenant=tenant)
+    return call("refuse", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:
     """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in flight, as a plan wants it."""
-    return *_cell_keys("grant", cell), "room" if room_only else "all"
+    ask = GrantAsk(recount=not room_only)
+    return call("grant", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 
 @dataclass(frozen=True, slots=True)
 class BucketLevel:
-    """What a bucket must hold at least: requests, work in mu; and the limits by which it drains."""
+    """What a bucket must hold at least: a level for each limit by which it drains."""
 
     key: str
-    requests: float
-    units_mu: float
-    limits: Limits
+    levels: Sequence[tuple[Limit, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,20 +229,23 @@ class ContractLevel:
 
 def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLevel]) -> Command:
     """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is whole in this run of the server."""
-    words: list[str | int] = []
-    for each in levels:
-        if isinstance(each, BucketLevel):
-            words += (
-                "b",
-                each.key,
-                repr(each.requests),
-                repr(each.units_mu),
-                each.limits.requests,
-                each.limits.units_mu,
+    ask = RebuildAsk(
+        run=run,
+        buckets=[
+            BucketRaise(
+                key=each.key,
+                levels=[(limit.kind, limit.window_s, limit.amount, level) for limit, level in each.levels],
             )
-        else:
-            words += ("q", each.key, repr(each.used_mu), repr(each.spilled_mu), 0, 0)
-    return *_cell_keys("rebuild", cell), run, *words
+            for each in levels
+            if isinstance(each, BucketLevel)
+        ],
+        contracts=[
+            ContractRaise(key=each.key, used_mu=each.used_mu, spilled_mu=each.spilled_mu)
+            for each in levels
+            if isinstance(each, ContractLevel)
+        ],
+    )
+    return call("rebuild", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 
 def checkpoint_call(
@@ -237,33 +258,33 @@ def checkpoint_call(
     will: bytes,
     head: bytes = b"",
     moved_to: tuple[str, str] = ("", ""),
+    pauses: bool = False,
 ) -> Command:
-    """Record usage so far and renew the lease. A new `head` follows a failover to another instance: `moved_to` it, in its epoch."""
-    return (
-        *_settle_keys(keys), "checkpoint", keys.request_id, lease_ms, cost_mu,
-        produced.prompt, produced.cached, produced.output, delivered_output, will, head, *moved_to, 0,
-    )  # fmt: skip
+    """Record usage so far and renew the lease. A new `head` follows a failover to another instance: `moved_to` it, in its epoch.
+    `pauses`: it gives its place up.
+    """
+    ask = CheckpointAsk(
+        request_id=keys.request_id,
+        lease_ms=lease_ms,
+        cost_mu=cost_mu,
+        prompt=produced.prompt,
+        cached=produced.cached,
+        output=produced.output,
+        delivered=delivered_output,
+        instance=moved_to[0],
+        epoch=moved_to[1],
+        pauses=pauses,
+    )
+    return call("checkpoint", (keys.open_requests,), orjson.dumps(ask), will, head)
 
 
 def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes, cancelled: bool = False) -> Command:
     """End the request with its final cost and its whole event. `cancelled`: its caller left before anything was produced."""
-    return (
-        *_settle_keys(keys), "settle", keys.request_id, 0, cost_mu, 0, 0, 0, 0, event, b"", "", "", int(cancelled),
-    )  # fmt: skip
+    ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, cancelled=cancelled)
+    return call("settle", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), event)
 
 
-def reap_call(keys: CellKeys, watched_lease_ms: int = 0) -> Command:
+def reap_call(cell: str, request_id: str, watched_lease_ms: int = 0) -> Command:
     """End the request as its last checkpoint left it, if its lease has passed or is still the one that was watched for long enough."""
-    return *_settle_keys(keys), "reap", keys.request_id, watched_lease_ms
-
-
-def _cell_keys(name: str, cell: str) -> Command:
-    """A script of the whole cell: the shared parts look for its `open` in the fourth place."""
-    return "EVALSHA", script(name).sha, 4, *((redis_keys.open_requests(cell),) * 4)
-
-
-def _settle_keys(keys: CellKeys) -> Command:
-    return (
-        "EVALSHA", script("settle").sha, 5,
-        keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, keys.usage_stream,
-    )  # fmt: skip
+    ask = ReapAsk(request_id=request_id, watched_lease_ms=watched_lease_ms)
+    return call("reap", (redis_keys.open_requests(cell),), orjson.dumps(ask))

@@ -3,9 +3,9 @@
 from sqlalchemy import Connection
 
 from billing.catalogue import limits, models
-from billing.cell.scripts import Limits
 from billing.contracts.position import units
 from billing.contracts.store import list_all
+from billing.wire.limits import MINUTE_S, WHILE_OPEN, LimitKind, Limits
 
 # A contract that takes requests as small as this to be used up by is not undercut.
 _UNITS_A_REQUEST_MIN_MU = 100_000
@@ -37,21 +37,23 @@ def undercut_by_limits(connection: Connection, tenant_id: str, now_ms: int) -> l
     return said
 
 
-def _of_model(model: str, limit: Limits, mu_s: int) -> list[str]:
+def _of_model(model: str, limits_: Limits, mu_s: int) -> list[str]:
     said = []
     rate = f"{units(mu_s)} units a second"
-    if limit.requests == 0 or (limit.requests > 0 and mu_s * 60 > limit.requests * _UNITS_A_REQUEST_MIN_MU):
+    requests = limits_.amount(LimitKind.REQUESTS, MINUTE_S)
+    concurrency = limits_.amount(LimitKind.CONCURRENCY, WHILE_OPEN)
+    if requests == 0 or (requests is not None and mu_s * 60 > requests * _UNITS_A_REQUEST_MIN_MU):
         least = (
             "none is served"
-            if not limit.requests
-            else f"each must take {mu_s * 60 // limit.requests // 1000} units on average to use it up"
+            if not requests
+            else f"each must take {mu_s * 60 // requests // 1000} units on average to use it up"
         )
-        said.append(f"{model} is limited to {limit.requests} requests a minute beside {rate}: {least}")
-    if limit.concurrency == 0 or (limit.concurrency > 0 and mu_s > limit.concurrency * _UNITS_A_STREAM_MIN_MU_S):
+        said.append(f"{model} is limited to {requests} requests a minute beside {rate}: {least}")
+    if concurrency == 0 or (concurrency is not None and mu_s > concurrency * _UNITS_A_STREAM_MIN_MU_S):
         least = (
             "none is served"
-            if not limit.concurrency
-            else f"each must do {mu_s // limit.concurrency // 1000} units a second on average to use it up"
+            if not concurrency
+            else f"each must do {mu_s // concurrency // 1000} units a second on average to use it up"
         )
-        said.append(f"{model} is limited to {limit.concurrency} requests at once beside {rate}: {least}")
+        said.append(f"{model} is limited to {concurrency} requests at once beside {rate}: {least}")
     return said

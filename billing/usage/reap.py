@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import redis
 
+from billing.cell.execute import load
 from billing.cell.replies import Settled, parse_reap
-from billing.cell.scripts import CellKeys, Command, reap_call, scripts
+from billing.cell.scripts import Command, reap_call
 from billing.leadership import shorten
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
@@ -122,18 +123,7 @@ class Reaper:
         return unchanged[:_BATCH]
 
     def _reap(self, leases: Sequence[Lease]) -> int:
-        with self._client.pipeline(transaction=False) as read:
-            for lease in leases:
-                read.hmget(redis_keys.reservation(lease.cell, lease.request_id), ["tb", "kb"])
-            buckets = read.execute()
-        calls = []
-        for lease, (tenant_bucket, key_bucket) in zip(leases, buckets, strict=True):
-            # A reservation that is gone has no buckets to settle: any key of its slot stands in, and the script drops its id.
-            stand_in = redis_keys.reservation(lease.cell, lease.request_id)
-            tenant_key = tenant_bucket.decode() if tenant_bucket else stand_in
-            key_key = key_bucket.decode() if key_bucket else stand_in
-            keys = CellKeys.of_reservation(lease.cell, lease.request_id, tenant_key, key_key)
-            calls.append(reap_call(keys, lease.until_ms))
+        calls = [reap_call(lease.cell, lease.request_id, lease.until_ms) for lease in leases]
         return self._count(leases, self._run(calls))
 
     def _just_started(self) -> bool:
@@ -184,9 +174,8 @@ class Reaper:
             wake.execute()
 
     def _run(self, calls: Sequence[Command]) -> list[Any]:
-        for script in scripts():
-            # After a restart of Redis the scripts are gone; loading is idempotent and a pass with work is rare.
-            self._client.script_load(script.text)
+        # An emptied server has no scripts; a pass with work is rare.
+        load(self._client)
         with self._client.pipeline(transaction=False) as run:
             for call in calls:
                 run.execute_command(*call)  # type: ignore[no-untyped-call]

@@ -3,12 +3,12 @@
 Frozen values, checked once when they are read; an entry that cannot be read raises ValueError and its request is refused.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
-from billing.cell.scripts import LimitFields, Limits
+from billing.wire.limits import FIELDS, LimitEntry, Limits
 from billing.wire.tokens import Weights
 
 MILLIUNITS = 1000
@@ -17,21 +17,24 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class LimitTable:
-    """Limits by model; the model's own entry wins over `*`, field by field."""
+    """Limits by model; the model's own entry wins over `*`, field by field. What holds for a model is put together once."""
 
-    by_model: dict[str, LimitFields]
+    by_model: dict[str, LimitEntry]
+    _made: dict[str, Limits] = field(default_factory=dict, repr=False, compare=False)
 
     def for_model(self, model: str) -> Limits:
         """The limits that hold for one model."""
         if not self.by_model:
             return NO_LIMITS
-        return Limits.of_entries(self.by_model.get(model), self.by_model.get("*"))
+        made = self._made.get(model)
+        if made is None:
+            made = self._made[model] = Limits.of_entries(self.by_model.get(model), self.by_model.get("*"))
+        return made
 
     @classmethod
     def read(cls, entries: list[dict[str, Any]]) -> "LimitTable":
         """From a list of LIMIT objects."""
-        names = ("requests_per_minute", "units_per_minute", "concurrency")
-        return cls({entry["model"]: tuple(_limit(entry.get(name)) for name in names) for entry in entries})  # type: ignore[misc]
+        return cls({entry["model"]: {each.name: _limit(entry.get(each.name)) for each in FIELDS} for entry in entries})
 
 
 def _limit(value: Any) -> int | None:

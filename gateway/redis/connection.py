@@ -5,7 +5,7 @@ It knows RESP and time, not what commands mean; it does not reconnect. Whoever i
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
@@ -22,6 +22,9 @@ _UNAVAILABLE_CODES: Final = frozenset(
     }
 )  # fmt: skip
 _INCOMPLETE: Final = object()
+_NO_FUNCTION: Final = "ERR Function not found"
+# Before the text. A server that has the scripts already refuses, which is as good.
+LOAD_SCRIPTS: Final = ("FUNCTION", "LOAD")
 
 
 class RedisUnavailable(Exception):
@@ -38,15 +41,15 @@ class RedisCommandError(Exception):
 
 
 class RedisConnection(asyncio.Protocol):
-    """The protocol. `script_texts` (by SHA) are given again to a server that answers NOSCRIPT."""
+    """The protocol. `scripts`: the library that a server is given which does not know the function that is called."""
 
-    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_script_texts", "_timeout_s", "_timer", "_transport", "closed",
+    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_scripts", "_timeout_s", "_timer", "_transport", "closed",
                  "on_denied", "readonly_seen")  # fmt: skip
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, script_texts: Mapping[str, str]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, scripts: str | None) -> None:
         self._loop = loop
         self._timeout_s = timeout_s
-        self._script_texts = script_texts
+        self._scripts = scripts
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
@@ -64,7 +67,7 @@ class RedisConnection(asyncio.Protocol):
         if len(self._outstanding) >= OUTSTANDING_MAX:
             future.set_exception(RedisUnavailable("overloaded", unknown_outcome=False))
             return
-        self._enqueue(future, command, command if command[0] == "EVALSHA" else None)
+        self._enqueue(future, command, command if command[0] == "FCALL" else None)
 
     @property
     def open(self) -> bool:
@@ -125,8 +128,8 @@ class RedisConnection(asyncio.Protocol):
 
     def _refused(self, future: asyncio.Future[Any] | None, command: tuple[Any, ...] | None, message: str) -> None:
         code = message.partition(" ")[0]
-        if code == "NOSCRIPT" and command is not None and command[1] in self._script_texts:
-            self._enqueue(None, ("SCRIPT", "LOAD", self._script_texts[command[1]]), None)
+        if message == _NO_FUNCTION and command is not None and self._scripts is not None:
+            self._enqueue(None, (*LOAD_SCRIPTS, self._scripts), None)
             self._enqueue(future, command, None)
             return
         if code == "READONLY":

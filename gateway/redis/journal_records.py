@@ -1,6 +1,6 @@
 """The text of a journal: one line a record, `length crc32 JSON`, so that a torn or damaged line is told from a whole one. Pure.
 
-A record is a settle's arguments without the script's SHA: a gateway of a later version sends it through its own script. Or it is the
+A record is a script's name, its keys and its arguments: a gateway of a later version sends it through its own script. Or it is the
 admission of a request while Redis was away: what reserves it, for the process that serves it, and what settles it, for whoever finds the
 file of that process after its death.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from billing.cell.scripts import Command, script
+from billing.cell.scripts import CellKeys, Command, call, leave_call, script_of, settle_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,11 @@ class Recovered:
 
 def encode(record: Record) -> bytes:
     """A record as a line."""
-    if isinstance(record, Admission):
-        text = orjson.dumps({"reserve": _arguments(record.reserve), "died": _arguments(record.died)})
-    else:
-        text = orjson.dumps(_arguments(record))
+    text = orjson.dumps(
+        {"reserve": _named(record.reserve), "died": _named(record.died)}
+        if isinstance(record, Admission)
+        else _named(record)
+    )
     return b"%d %08x %b\n" % (len(text), zlib.crc32(text), text)
 
 
@@ -68,19 +69,40 @@ def recover(journal: bytes, *, own: bool) -> Recovered:
             continue
         record = orjson.loads(text)
         if isinstance(record, list):
-            commands.append(("EVALSHA", script("settle").sha, *record))
+            commands.append(_command(record))
         elif own:
-            commands.append(("EVALSHA", script("reserve").sha, *record["reserve"]))
+            commands.append(_command(record["reserve"]))
         else:
-            died.append(("EVALSHA", script("settle").sha, *record["died"]))
+            died.append(_command(record["died"]))
         damaged += suspects
         suspects.clear()
         valid_bytes = position
     return Recovered(tuple(commands), tuple(died), valid_bytes, tuple(damaged))
 
 
-def _arguments(call: Command) -> list[Any]:
-    return [part.decode() if isinstance(part, bytes) else part for part in call[2:]]
+def _named(command: Command) -> list[Any]:
+    _, function, count, *words = command
+    texts = [part.decode() if isinstance(part, bytes) else part for part in words]
+    return [script_of(str(function)), texts[: int(count)], *texts[int(count) :]]
+
+
+def _command(record: list[Any]) -> Command:
+    if isinstance(record[0], str):
+        name, keys, *arguments = record
+        return call(name, keys, *arguments)
+    # As an earlier version wrote it: five keys, then what to do and for whom, all in one script's arguments.
+    _, reservation, tenant_bucket, key_bucket, open_requests, usage_stream, verb, request_id, flag, *rest = record
+    cell_keys = CellKeys(
+        request_id=request_id,
+        reservation=reservation,
+        tenant_bucket=tenant_bucket,
+        key_bucket=key_bucket,
+        open_requests=open_requests,
+        usage_stream=usage_stream,
+    )
+    if verb == "leave":
+        return leave_call(cell_keys, refused=bool(flag))
+    return settle_call(cell_keys, cost_mu=rest[0], event=rest[5].encode(), cancelled=bool(rest[9]))
 
 
 def _text_of(line: bytes) -> bytes | None:

@@ -8,16 +8,15 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import hiredis
 
-from billing.cell.scripts import Script
-from billing.cell.scripts import scripts as cell_scripts
+from billing.cell.scripts import library
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.redis_server import read_hello, why_unusable
-from gateway.redis.connection import RedisCommandError, RedisConnection, RedisUnavailable
+from gateway.redis.connection import LOAD_SCRIPTS, RedisCommandError, RedisConnection, RedisUnavailable
 
 __all__ = ["RedisCommandError", "RedisPipe", "RedisUnavailable"]
 
@@ -43,7 +42,7 @@ class RedisPipe:
         url: str,
         *,
         timeout_s: float = 1.0,
-        scripts: Iterable[Script] | None = None,
+        scripts: bool = True,
         log_outages: bool = False,
     ) -> None:
         self._address = parse_redis_url(url)
@@ -52,7 +51,7 @@ class RedisPipe:
         self._outage_logged: str | None = None
         self._denials_logged: set[str] = set()
         self._timeout_s = timeout_s
-        self._script_texts = {each.sha: each.text for each in (cell_scripts() if scripts is None else scripts)}
+        self._scripts = library().text if scripts else None
         self._connection: RedisConnection | None = None
         self._connector: asyncio.Task[None] | None = None
         self._waiting: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
@@ -155,7 +154,7 @@ class RedisPipe:
 
     async def _connect(self) -> RedisConnection:
         loop, address = asyncio.get_running_loop(), self._address
-        connection = RedisConnection(loop, self._timeout_s, self._script_texts)
+        connection = RedisConnection(loop, self._timeout_s, self._scripts)
         connection.on_denied = self._log_denial
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -180,7 +179,8 @@ class RedisPipe:
             greeting.insert(0, ("AUTH", *login))
         if address.database:
             greeting.append(("SELECT", str(address.database)))
-        greeting += [("SCRIPT", "LOAD", text) for text in self._script_texts.values()]
+        if self._scripts is not None:
+            greeting.append((*LOAD_SCRIPTS, self._scripts))
         loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in greeting]
         for future, command in zip(futures, greeting, strict=True):
@@ -189,6 +189,8 @@ class RedisPipe:
         for command, outcome in zip(greeting, outcomes, strict=True):
             if command is _HELLO and isinstance(outcome, RedisCommandError):
                 continue  # a proxy that does not know it
+            if command[:2] == LOAD_SCRIPTS:
+                continue  # it has them, or takes none now; a call that misses them loads them
             if isinstance(outcome, BaseException):
                 raise outcome
             if command is _HELLO and (why := why_unusable(read_hello(outcome))):

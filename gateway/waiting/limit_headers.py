@@ -7,11 +7,18 @@ On Anthropic's routes `anthropic-ratelimit-*` stand beside them.
 
 import math
 from datetime import UTC, datetime
+from typing import Final
 
 from billing.cell.replies import Levels
-from billing.cell.scripts import Limits
-from gateway.catalogue.entries import MILLIUNITS
+from billing.wire.limits import FIELDS, MINUTE_S, LimitKind, Limits
 from gateway.request import Dialect
+
+_SHOWN: Final = tuple(
+    (name, field)
+    for name, kind in ((b"requests", LimitKind.REQUESTS), (b"tokens", LimitKind.UNITS))
+    for field in FIELDS
+    if (field.kind, field.window_s) == (kind, MINUTE_S)
+)
 
 
 def limit_headers(
@@ -19,17 +26,16 @@ def limit_headers(
 ) -> list[tuple[bytes, bytes]]:
     """Limit, remaining and when the bucket is full again; of tenant and key whichever has less left."""
     headers: list[tuple[bytes, bytes]] = []
-    buckets_of = ((tenant, tenant_levels), (key, key_levels))
-    requests = [(limits.requests, levels.requests) for limits, levels in buckets_of if limits.requests >= 0]
-    units = [
-        (limits.units_mu / MILLIUNITS, levels.units_mu / MILLIUNITS)
-        for limits, levels in buckets_of
-        if limits.units_mu >= 0
-    ]
-    for name, buckets in ((b"requests", requests), (b"tokens", units)):
+    for name, field in _SHOWN:
+        buckets = [
+            (limit.amount / field.scale, level / field.scale)
+            for limits, levels in ((tenant, tenant_levels), (key, key_levels))
+            for limit, level in zip(limits.all, levels.levels, strict=False)
+            if (limit.kind, limit.window_s) == (field.kind, field.window_s)
+        ]
         if buckets:
             limit, level = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
-            reset_s = 60 * level / limit if limit else 60.0
+            reset_s = field.window_s * level / limit if limit else field.window_s
             reset_ms = math.ceil(reset_s * 1000)
             allowed, left = b"%d" % limit, b"%d" % max(0, math.floor(limit - level + 1e-6))
             headers += [

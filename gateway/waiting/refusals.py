@@ -3,15 +3,19 @@
 from secrets import randbelow
 from typing import Final
 
-from billing.cell.replies import LimitKind, LimitScope, NoContract, NoRight, Refused, ReserveReply
-from billing.cell.scripts import Limits
-from gateway.catalogue.entries import MILLIUNITS
+from billing.cell.replies import LimitScope, NoContract, NoRight, Refused, ReserveReply
+from billing.wire.limits import FIELDS, LimitKind, Limits
 from gateway.errors import GatewayError, NoContractHere, PermissionDenied, QuotaExceeded
 from gateway.request import Dialect
 from gateway.waiting.limit_headers import limit_headers
 
 # All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
 SPREAD_MS_MIN: Final = 250
+_MESSAGES: Final = {
+    LimitKind.CANCELS: "Too many requests were left before their first token.",
+    LimitKind.CONTRACT: "The contract's capacity is in use.",
+    LimitKind.ROOM: "There is no room now, and too many requests wait already.",
+}
 _CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 
 
@@ -33,18 +37,17 @@ def refusal(
 
 def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
     """Which limit, and when it has room again."""
-    message = {
-        LimitKind.REQUESTS: f"Limit of this {reply.scope.value} reached: {limits.requests} requests per minute.",
-        LimitKind.UNITS: f"Limit of this {reply.scope.value} reached: {limits.units_mu // MILLIUNITS} work units per minute.",
-        LimitKind.CONCURRENCY: f"Limit of this {reply.scope.value} reached: {limits.concurrency} concurrent requests.",
-        LimitKind.CANCELS: "Too many requests were left before their first token.",
-        LimitKind.CONTRACT: "The contract's capacity is in use.",
-        LimitKind.ROOM: "There is no room now, and too many requests wait already.",
-    }[reply.limit]
+    message = _MESSAGES.get(reply.limit) or _limit_reached(reply, limits)
     retry_ms = reply.retry_after_ms
     if retry_ms is not None and reply.limit in _CROWDS:
         retry_ms = spread(retry_ms)
     return QuotaExceeded(reply.limit.value, message, retry_ms)
+
+
+def _limit_reached(reply: Refused, limits: Limits) -> str:
+    limit = next(each for each in FIELDS if (each.kind, each.window_s) == (reply.limit, reply.window_s))
+    amount = (limits.amount(limit.kind, limit.window_s) or 0) // limit.scale
+    return f"Limit of this {reply.scope.value} reached: {amount} {limit.words}."
 
 
 def spread(retry_ms: int) -> int:

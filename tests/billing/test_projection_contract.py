@@ -11,6 +11,7 @@ from billing.catalogue.models import ModelSpec
 from billing.catalogue.price_book import set_price
 from billing.catalogue.projection import Projector
 from billing.wire import redis_keys
+from billing.wire.limits import Limits
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, Tenant
 
@@ -28,8 +29,8 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     assert (tenant.kind, tenant.active, tenant.on_demand) == ("internal", True, False)
     assert (tenant.outage.requests, tenant.outage.milliunits) == (7, 3000)
     on_m, on_any = tenant.limits.for_model("m"), tenant.limits.for_model("x")
-    assert (on_m.requests, on_m.units_mu, on_m.concurrency) == (60, 5000, 2)
-    assert (on_any.units_mu, on_any.concurrency) == (-1, 9)
+    assert on_m == Limits.of(requests_per_minute=60, units_per_minute=5, concurrency=2)
+    assert on_any == Limits.of(requests_per_minute=60, concurrency=9)
     key = ApiKey.read(raw_redis.get(redis_keys.key_of_api_key(new.key.hash)))
     assert (key.key_id, key.key_hash, key.tenant, key.expires_at_ms) == (
         new.key.key_id,

@@ -8,9 +8,10 @@ from contextlib import suppress
 import pytest
 import redis
 
-from billing.cell.scripts import CellKeys, Claim, Limits, reserve_call
+from billing.cell.scripts import CellKeys, Claim, reserve_call
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from billing.wire.limits import Limits
 from billing.wire.tokens import Weights
 from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller

@@ -16,6 +16,7 @@ from gateway.metrics.counts import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
 from gateway.waiting.outage import OutageLeases
+from tests.billing.cell.requests import CellRequest
 from tests.fixtures.gateway import wait_until
 
 
@@ -76,7 +77,7 @@ async def test_a_journal_that_takes_no_more_is_told(valkey: redis.Redis, journal
     await round_.await_degraded("journal", on=False)
     valkey.delete(redis_keys.GATEWAYS)
     valkey.set(redis_keys.GATEWAYS, "no hash")  # what stands in the journal stays there
-    journal.append(("EVALSHA", "a sha", "no settle"))
+    journal.append(CellRequest(client=valkey, request_id="r").settle_command())
     await round_.await_degraded("journal", on=True)
 
 

@@ -1,56 +1,86 @@
--- grant.lua -- v1
--- After a new plan, and against wake-ups that were lost: counts what is in flight anew from what is open, tells lent work that is in the way
--- to give way (its gateway, by `!<request id>`), then grants the room there is.
--- KEYS: {c:CELL}:open, four times. ARGV: `room` to grant room and do nothing else, or `all`.
--- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which room should be granted again (0 = no need),
---   requests asked to give way again}
+-- grant.lua -- v2
+-- Grants the slots that there are to those who wait. After a new plan (`recount`), and against wake-ups that were lost,
+-- it first counts anew what is in flight, and asks preemptible work that is in the way to give its slot up: its gateway
+-- hears `!<request id>`.
+-- KEYS: {c:CELL}:open
+-- ARGV: `GrantAsk` of billing/cell/asks.py (JSON)
+-- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which slots should be
+--   granted again (0 = no need), requests that were asked again to give their slot up}
+local args, cell, reservations, slots, queue, grants = ...
+local ask = cjson.decode(args[1])
 local LONG_MS = 2000
--- Rounds, of a second each, in which a request that was asked to give way may stop; then it is asked again, as the message may be lost.
-local ROUNDS_TO_GO, repeats = 3, 0
-local counted, names = {}, ARGV[1] == 'all' and redis.call('ZRANGE', open, 0, -1) or {}
-for _, request_id in ipairs(names) do
-  local v = redis.call('HMGET', prefix .. 'r:' .. request_id, 'state', 'cls', 'inst', 'seq', 'gw', 'at')
-  -- A wake may have been lost, or its gateway since.
-  if v[1] == 'granted' and redis.call('PUBLISH', 'taas:wake:' .. v[5], request_id) == 0 then
-    drop(request_id)
-  elseif v[3] and v[3] ~= '' and (v[1] == 'open' or v[1] == 'granted') then
-    local field = v[2] .. ':' .. v[3]
-    counted[field] = (counted[field] or 0) + tonumber(v[4])
-    -- A place that has been had for so long does not come back soon.
-    if v[2] == 'o' and now_ms - (v[6] or now_ms) > LONG_MS then
-      field = 'l:' .. v[3]
-      counted[field] = (counted[field] or 0) + tonumber(v[4])
-    end
+-- Rounds, of a second each, in which a request that was asked to give its slot up may stop. Then it is asked again,
+-- as the message may be lost.
+local ROUNDS_TO_STOP = 3
+
+-- Sequences in flight by class and instance, and those of on-demand that run for long already (`l`): their slot does
+-- not come free soon.
+local function count(open)
+  local counted = {}
+  local function add(class, instance, sequences)
+    local field = class .. ':' .. instance
+    counted[field] = (counted[field] or 0) + tonumber(sequences)
   end
-end
-for _, field in ipairs(ARGV[1] == 'all' and redis.call('HKEYS', flight_key) or {}) do
-  if field:sub(2, 2) == ':' and not counted[field] then redis.call('HDEL', flight_key, field) end
-end
-for field, sequences in pairs(counted) do redis.call('HSET', flight_key, field, sequences) end
-for _, instance in ipairs(ARGV[1] == 'all' and names_of('g:') or {}) do
-  local excess = tonumber(redis.call('HGET', room_key, 'g:' .. instance))
-  for _, request_id in ipairs(excess > 0 and redis.call('ZRANGE', lent_at(instance), 0, -1) or {}) do
-    local name = prefix .. 'r:' .. request_id
-    local v = redis.call('HMGET', name, 'gw', 'seq')
-    local sequences = tonumber(v[2] or 0)
-    if not v[2] then
-      -- Redis has lost it, and there is nobody to ask.
-      redis.call('ZREM', lent_at(instance), request_id)
-    elseif sequences > 0 then
-      -- It stays in the list until its place is free: who was asked in an earlier round is on its way, or has not heard.
-      local rounds = redis.call('HINCRBY', name, 'asked', 1)
-      local asks = rounds % ROUNDS_TO_GO == 1
-      if not asks or redis.call('PUBLISH', 'taas:wake:' .. (v[1] or ''), '!' .. request_id) > 0 then
-        excess = excess - sequences
-        if asks and rounds > 1 then repeats = repeats + 1 end
-      else
-        -- Nobody listens there now: the next round asks, and meanwhile another may go.
-        redis.call('HSET', name, 'asked', 0)
+  for _, id in ipairs(open) do
+    local held = reservations.read(id, {'state', 'class', 'instance', 'sequences', 'gateway', 'admitted_ms'})
+    -- A wake-up may have been lost, or its gateway since.
+    if held.state == 'granted' and not cell.wake(held.gateway, id) then
+      queue.drop(id)
+    elseif (held.state == 'open' or held.state == 'granted') and (held.instance or '') ~= '' then
+      add(held.class, held.instance, held.sequences)
+      if held.class == 'o' and cell.now_ms - (held.admitted_ms or cell.now_ms) > LONG_MS then
+        add('l', held.instance, held.sequences)
       end
     end
-    if excess <= 0 then break end
   end
-  redis.call('HSET', room_key, 'g:' .. instance, 0)
+  return counted
 end
-grant_all()
-return {now_ms, redis.call('ZCARD', prefix .. 'w:o'), redis.call('ZCARD', prefix .. 'w:f'), #names, pace_ms, repeats}
+
+local function recount(open)
+  local counted = count(open)
+  for _, field in ipairs(redis.call('HKEYS', cell.flight)) do
+    if field:sub(2, 2) == ':' and not counted[field] then redis.call('HDEL', cell.flight, field) end
+  end
+  for field, sequences in pairs(counted) do redis.call('HSET', cell.flight, field, sequences) end
+end
+
+-- Ask one request to give its slot up. Returns whether it will, and whether it was asked again for that. It keeps its
+-- turn until its slot is free: who was asked in an earlier round is about to stop, or has not heard.
+local function preempt(id, gateway)
+  local name = cell.reservation(id)
+  local rounds = redis.call('HINCRBY', name, 'asked', 1)
+  local asks = rounds % ROUNDS_TO_STOP == 1
+  if not asks or cell.wake(gateway or '', '!' .. id) then return true, asks and rounds > 1 end
+  -- Nobody listens there now: the next round asks, and meanwhile another may stop.
+  redis.call('HSET', name, 'asked', 0)
+  return false, false
+end
+
+-- As many as are over what the plan leaves to flex there. Returns how many were asked again.
+local function preempt_at(instance)
+  local over, repeats = tonumber(redis.call('HGET', cell.room, 'g:' .. instance)), 0
+  for _, id in ipairs(over > 0 and redis.call('ZRANGE', cell.borrowed(instance), 0, -1) or {}) do
+    local held = reservations.read(id, {'gateway', 'sequences'})
+    if not held.sequences then
+      -- Redis has lost its reservation, and there is nobody to ask.
+      redis.call('ZREM', cell.borrowed(instance), id)
+    elseif tonumber(held.sequences) > 0 then
+      local stops, again = preempt(id, held.gateway)
+      if stops then over = over - held.sequences end
+      if again then repeats = repeats + 1 end
+    end
+    if over <= 0 then break end
+  end
+  redis.call('HSET', cell.room, 'g:' .. instance, 0)
+  return repeats
+end
+
+local open, repeats = {}, 0
+if ask.recount then
+  open = redis.call('ZRANGE', cell.open, 0, -1)
+  recount(open)
+  for _, instance in ipairs(slots.instances_with('g:')) do repeats = repeats + preempt_at(instance) end
+end
+grants.grant_all()
+return {cell.now_ms, redis.call('ZCARD', cell.waiting_tenants('o')), redis.call('ZCARD', cell.waiting_tenants('f')),
+  #open, cell.held_up_ms, repeats}

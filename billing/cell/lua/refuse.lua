@@ -1,6 +1,9 @@
--- refuse.lua -- v1
--- A request that was never asked for a place, because no instance is there to have one: the contract that it would have come under counts it.
--- KEYS: {c:CELL}:open, four times. ARGV: tenant. Returns: {now_ms}
-local q = read_contract(prefix .. 'q:' .. ARGV[1])
-if q and now_ms < q.ends then redis.call('HINCRBY', q.key, 'refused', 1) end
-return {now_ms}
+-- refuse.lua -- v2
+-- A request found no instance and never asked for a slot: the contract under which it would have come counts it.
+-- KEYS: {c:CELL}:open
+-- ARGV: `RefuseAsk` of billing/cell/asks.py (JSON)
+-- Returns: {now_ms}
+local args, cell, contracts = ...
+local contract = contracts.read(cell.contract(cjson.decode(args[1]).tenant))
+if contract and cell.now_ms < contract.ends then contracts.count(contract, 'refused') end
+return {cell.now_ms}

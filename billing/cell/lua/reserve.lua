@@ -1,54 +1,190 @@
--- reserve.lua -- v3
--- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the room there is.
--- Idempotent by request id; a refusal consumes nothing, and neither does waiting.
--- Parts before it: those of every script, then check_limits, choose_class, find_place, stand_in_line.
--- KEYS: {c:CELL}:r:<request id>, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>, {c:CELL}:open
--- ARGV: request id, lease_ms, cost_mu, the tenant's limits (requests a minute, mu a minute, concurrency; -1 = none),
---   the key's limits (the same three), head (JSON, without class, contract, instance and epoch; whole where it was lost), will (JSON), tenant,
---   asked (auto | reserved | on_demand | flex), on_demand (1 = may), weight, sequences, gateway, how many of this tenant may wait (0 = not),
---   cancelled requests a minute (-1 = no limit), 1 where it goes on with an admitted one (2: it is that one, and its reservation was lost), 1 where it could go on elsewhere,
---   mu of its prompt, then instance, epoch of each candidate, best first
--- Returns: {status, now_ms, tenant's levels, key's levels, …}, a level being requests * 1000, mu, open requests; then
+-- reserve.lua -- v4
+-- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the
+-- slots there are. Idempotent by request id; a refusal consumes nothing, and neither does waiting.
+-- KEYS: {c:CELL}:open, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>
+-- ARGV: `ReserveAsk` of billing/cell/asks.py (JSON), the head of the event (JSON; where it is restored the whole one,
+--   else without class, contract, instance and epoch, which are decided here), the crash event (JSON)
+-- Returns: {status, now_ms, levels of the tenant, levels of the key, …}, levels being {open requests, then each limit's
+--   in its order, in thousandths}; then
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
---   refused: scope, limit, retry_after_ms (-1 = never); later: ms until its contract has drained;
---   waiting: ms after which room should be granted again (0 = no need); already_settled | no_contract | no_right | rebuilding
--- What it used before its reservation was lost has drained for the most part: only what comes is charged.
-local new_mu, new_requests = restored and 0 or cost_mu, restored and 0 or 1
-local counted_mu = class == 'r' and 0 or new_mu
-for _, b in ipairs({tenant, key}) do
-  b.r, b.u, b.c = b.max_r < 0 and 0 or b.r + new_requests, b.max_u < 0 and 0 or b.u + counted_mu, b.c + 1
-  redis.call('HSET', b.key, 'r', b.r, 'u', b.u, 't', now_us, 'c', b.c, 'lr', b.max_r, 'lu', b.max_u)
-  redis.call('PEXPIRE', b.key, OPEN_TTL_MS)
+--   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
+--   later: ms until its contract takes it, requests in the queue before it
+--   waiting: ms after which slots should be granted again (0 = no need)
+--   already_settled | no_contract | no_right | rebuilding
+local keys, args, cell, buckets, reservations, contracts, shares, pace, slots, queue, grants, classes, places = ...
+local ask, head, crash_event = cjson.decode(args[1]), args[2], args[3]
+local id = ask.request_id
+-- One request of a tenant that waits may come for its slot in a second.
+local RETRY_MS_MIN = 1000
+
+if ask.cancels_per_minute >= 0 then table.insert(ask.tenant_limits, {'cancels', 60, ask.cancels_per_minute}) end
+local tenant, key = buckets.read(keys[2], 'tenant', ask.tenant_limits), buckets.read(keys[3], 'key', ask.key_limits)
+local costs = {requests = 1, units = ask.cost_mu, concurrency = 1, cancels = 1}
+
+local function held_now()
+  return reservations.read(id, {'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch', 'cost_mu',
+    'weight'})
 end
-if cancels_max >= 0 then redis.call('HSET', tenant.key, 'x', tenant.x, 'lx', cancels_max) end
-local spilled = why == 'spilled'
--- What was granted is charged already, as it was when it began to wait: to a contract that may have ended since, by the weight of then.
-local granted_mu, charged_by = 0, weight
-if state == 'granted' then granted_mu, charged_by = tonumber(held[8]), tonumber(held[9] or weight) end
--- The numbers of its contract may be lost as well, and come back.
-local charged_to = state == 'granted' and held[5] or (q or restored) and (class == 'r' or spilled) and contract_key or ''
-if state ~= 'granted' then
-  if class ~= 'r' then
-    set_counter(tenant.key, tenant_id, tenant.v, weight)
-    redis.call('HSET', flight_key, 'vl', math.max(vl, tenant.v))
+
+local function reply(status, ...)
+  return {status, cell.now_ms, buckets.levels(tenant), buckets.levels(key), ...}
+end
+
+-- What stays out, as an answer; nil for what may have a slot.
+local function kept_out(choice, held, contract)
+  local refusal = not ask.resumed and not ask.restored and buckets.refusal({tenant, key}, choice.class, costs)
+  if refusal then
+    -- The contract would have taken it: its evidence says which limit did not.
+    if choice.class == 'r' and (choice.why == 'within_contract' or choice.why == 'waited') then
+      contracts.count(contract, 'limited:' .. refusal.kind)
+    end
+    if held.state and queue.drop(id) then grants.grant_all() end
+    return reply('refused', refusal.scope, refusal.kind, refusal.window_s, refusal.after_ms)
+  elseif choice.why == 'later' then
+    queue.stand(id, {
+      state = 'waiting', class = 'r', why = 'waited', tenant = ask.tenant, sequences = ask.sequences,
+      gateway = ask.gateway, cost_mu = ask.cost_mu, tenant_bucket = tenant.key, key_bucket = key.key,
+      contract_key = cell.contract(ask.tenant), spilled = 0, weight = ask.weight,
+    }, held.state)
+    return reply('later', choice.until_ms, choice.before)
+  elseif choice.why == 'over' then
+    if held.state then queue.drop(id) end
+    contracts.count(contract, 'refused')
+    return reply('refused', 'tenant', 'contract', 0, choice.until_ms)
+  elseif choice.why == 'no_contract' or choice.why == 'no_right' then
+    return reply(choice.why)
   end
-  fly(class, instance, sequences)
-  if not restored then start_reading(instance, prompt_mu) end
 end
-charge(class, charged_to, spilled, tenant.key, tenant_id, new_mu - granted_mu, charged_by)
-if class == 'f' then
-  redis.call('ZADD', lent_at(instance), (goes_on and 0 or 1e15) - now_ms, request_id)
-  redis.call('PEXPIRE', lent_at(instance), OPEN_TTL_MS)
+
+-- It has no slot: it joins its queue, or is refused where that is full. `blocked`: others waited already.
+local function join_queue(choice, contract, blocked)
+  local waiting, spilled = cell.waiting_tenants(choice.class), choice.why == 'spilled'
+  if redis.call('ZCARD', cell.queue(choice.class, ask.tenant)) >= ask.wait_max then
+    if spilled then contracts.count(contract, 'refused') end
+    local between_us = tonumber(redis.call('HGET', cell.flight, 'gi') or 0)
+    local after_ms = math.ceil(redis.call('ZCARD', waiting) * between_us / 1000)
+    return reply('refused', 'cell', 'room', 0, math.max(RETRY_MS_MIN, after_ms))
+  end
+  redis.call('ZADD', waiting, tenant.virtual, ask.tenant)
+  shares.set(tenant.key, ask.tenant, tenant.virtual, ask.weight)
+  queue.stand(id, {
+    state = 'waiting', class = choice.class, why = spilled and 'spilled' or 'waited', tenant = ask.tenant,
+    sequences = ask.sequences, gateway = ask.gateway, cost_mu = ask.cost_mu, tenant_bucket = tenant.key,
+    key_bucket = key.key, contract_key = contract and contract.key or '', spilled = spilled and 1 or 0,
+    weight = ask.weight, prompt_mu = ask.prompt_mu,
+  })
+  -- The time between grants runs while somebody waits.
+  if not blocked then redis.call('HSET', cell.flight, 'gt', cell.now_us) end
 end
-local contract = q and class == 'r' and q.id or ''
-local lease = now_ms + lease_ms
-local facts = ',"class":"' .. NAMES[class] .. '","contract":' .. (contract == '' and 'null' or '"' .. contract .. '"')
-  .. ',"instance":' .. cjson.encode(instance) .. ',"epoch":' .. cjson.encode(epoch) .. '}'
-redis.call('HSET', reservation, 'state', 'open', 'head', restored and head or head:sub(1, -2) .. facts, 'will', will, 'charged', cost_mu, 'used', 0,
-  'p', 0, 'c', 0, 'o', 0, 'd', 0, 'lease', lease, 'tb', tenant.key, 'kb', key.key, 'cls', class, 'inst', instance, 'epoch', epoch,
-  'seq', sequences, 'gw', gateway, 'ten', tenant_id, 'qb', charged_to, 'spl', spilled and 1 or 0, 'why', why, 'cid', contract,
-  'wt', charged_by, 'at', now_ms)
-redis.call('ZADD', open, lease, request_id)
-for _, name in ipairs({reservation, open, flight_key}) do redis.call('PEXPIRE', name, OPEN_TTL_MS) end
-local after = class == 'r' and level + cost_mu or level
-return reply('reserved', NAMES[class], contract, instance, epoch, why, math.ceil(level), math.ceil(after), q and q.rate or 0)
+
+-- What a granted request was charged when it began to wait it is not charged again, and what it was charged by then
+-- holds: its contract may have ended since.
+local function charge(choice, held, contract, place, floor)
+  local class, granted = choice.class, held.state == 'granted'
+  local contract_key, spilled = '', choice.why == 'spilled'
+  if granted then
+    contract_key = held.contract_key
+  elseif (contract or ask.restored) and (class == 'r' or spilled) then
+    contract_key = cell.contract(ask.tenant)
+  end
+  local request = {
+    class = class, contract_key = contract_key, spilled = spilled and '1' or '0', tenant_bucket = tenant.key,
+    tenant = ask.tenant, weight = granted and held.weight or ask.weight,
+  }
+  if granted then
+    shares.charge(request, ask.cost_mu - tonumber(held.cost_mu))
+  else
+    -- What a restored one used before its reservation was lost has drained for the most part.
+    local change_mu = ask.restored and 0 or ask.cost_mu
+    shares.charge_contract(request, change_mu)
+    if class ~= 'r' then
+      shares.raise_floor(tenant.virtual, floor)
+      tenant.virtual, tenant.weight = tenant.virtual + change_mu / ask.weight, ask.weight
+      shares.keep_turn(ask.tenant, tenant.virtual)
+    end
+    slots.take(class, place[1], ask.sequences)
+    if not ask.restored then pace.start_reading(place[1], ask.prompt_mu) end
+  end
+  if class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
+  return request
+end
+
+local function open_reservation(request, choice, place, contract_id)
+  local lease = cell.now_ms + ask.lease_ms
+  local decided = ',"class":"' .. classes.NAMES[choice.class] .. '","contract":'
+    .. (contract_id == '' and 'null' or '"' .. contract_id .. '"')
+    .. ',"instance":' .. cjson.encode(place[1]) .. ',"epoch":' .. cjson.encode(place[2]) .. '}'
+  reservations.write(id, {
+    state = 'open', head = ask.restored and head or head:sub(1, -2) .. decided, crash_event = crash_event,
+    charged_mu = ask.cost_mu, used_mu = 0, prompt = 0, cached = 0, output = 0, delivered = 0, lease = lease,
+    tenant_bucket = tenant.key, key_bucket = key.key, class = choice.class, instance = place[1], epoch = place[2],
+    sequences = ask.sequences, gateway = ask.gateway, tenant = ask.tenant, contract_key = request.contract_key,
+    spilled = request.spilled, why = choice.why, contract = contract_id, weight = request.weight,
+    admitted_ms = cell.now_ms,
+  })
+  reservations.lease(id, lease)
+  reservations.keep(id)
+  cell.keep(cell.flight)
+end
+
+local held = held_now()
+if held.state == 'settled' then return reply('already_settled') end
+if held.state == 'open' then
+  return reply('replayed', classes.NAMES[held.class], held.contract or '', held.instance, held.epoch or '', held.why,
+    0, 0, 0)
+end
+-- Levels were lost and nobody has counted them anew: whoever came now would have all of its limits once more.
+if not ask.restored and redis.call('EXISTS', cell.intact()) == 0 then return reply('rebuilding') end
+
+local contract = contracts.in_force(ask.tenant)
+local level = contract and contracts.level(contract) or 0
+-- It waits for its contract, and that has ended or queues nobody any more: it begins anew.
+if held.state == 'waiting' and held.class == 'r' and not (contract and contract.overflow == 'queue') then
+  queue.drop(id)
+  held = {}
+end
+local choice = classes.choose(ask, held, contract)
+local answer = kept_out(choice, held, contract)
+if answer then return answer end
+local class, by_share = choice.class, choice.class ~= 'r'
+if not by_share and held.state == 'waiting' then
+  -- Its turn in its contract's queue has come, and may be the next one's as well.
+  queue.remove('r', ask.tenant, id)
+  queue.wake_first_of_contract(ask.tenant)
+end
+
+local place = places.own(ask, class, held)
+if held.state and not place and (held.state == 'granted' or places.unbounded(ask, class)) then
+  -- The slot is where this gateway sees no instance, or none is needed any more: it begins anew.
+  queue.drop(id)
+  grants.grant_all()
+  held, tenant.virtual = {}, tonumber(redis.call('HGET', tenant.key, 'v') or 0)
+end
+local blocked = by_share and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
+local floor = by_share and not held.state and shares.floor() or 0
+if by_share and not held.state then
+  if not place and (not blocked or places.unbounded(ask, class)) then place = places.free(ask, class) end
+  tenant.virtual = shares.joined(class, ask.tenant, tenant.virtual, blocked, floor)
+end
+if by_share and not place then
+  if not held.state then
+    answer = join_queue(choice, contract, blocked)
+    if answer then return answer end
+  else
+    queue.stand(id, {class = class, tenant = ask.tenant}, true)
+  end
+  cell.keep(cell.waiting_tenants(class), tenant.key)
+  grants.grant_all(id, places.names(ask))
+  held = held_now()
+  if held.state ~= 'granted' then return reply('waiting', cell.held_up_ms) end
+  place = places.named(ask, held.instance)
+end
+
+local request = charge(choice, held, contract, place, floor)
+buckets.admit(tenant, class, costs, ask.restored)
+buckets.admit(key, class, costs, ask.restored)
+local contract_id = contract and class == 'r' and contract.id or ''
+open_reservation(request, choice, place, contract_id)
+local after = class == 'r' and level + ask.cost_mu or level
+return reply('reserved', classes.NAMES[class], contract_id, place[1], place[2], choice.why, math.ceil(level),
+  math.ceil(after), contract and contract.rate or 0)

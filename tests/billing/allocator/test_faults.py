@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from billing.cell.replies import Refused, Reserved
-from billing.cell.scripts import Limits
 from billing.loop import Loop
 from billing.wire import redis_keys
+from billing.wire.limits import Limits
 from tests.billing.allocator.cells import Ground, open_ground
 from tests.billing.cell.requests import CELL, age_bucket
 from tests.billing.contracts.selling import DAY, T0
@@ -160,7 +160,7 @@ def test_fault_40_levels_drain_after_redis_clock_went_back_by_an_hour(ground: Gr
     ground.sign("acme", 10)
     ground.allocator().allocate_once(T0)
     ground.restorer().step(T0)
-    limited = {"tenant_limits": Limits.per_minute(5, None, None)}
+    limited = {"tenant_limits": Limits.of(requests_per_minute=5)}
     for name, key, fields, limits in (
         ("acme", redis_keys.contract_bucket(CELL, ground.tenant("acme")), {"u": 15_000}, {}),
         ("bolt", ground.request("r", "bolt").keys.tenant_bucket, {"r": 5, "u": 0, "c": 0}, limited),

@@ -7,10 +7,10 @@ from typing import Any
 import redis
 
 from billing.cell.replies import AlreadySettled, Refused, Replayed, Reserved, Waiting
-from billing.cell.scripts import Asked, Claim, Limits
+from billing.cell.scripts import Asked, Claim
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import TenantLimits
-from tests.billing.cell.requests import CellRequest
+from tests.billing.cell.requests import CellRequest, limits_of
 
 # The third has a contract: less work a minute than the contract alone may take in a burst.
 LIMITS = {
@@ -67,7 +67,7 @@ def request_of(
     limits = LIMITS[tenant]
     return MachineRequest(
         client=client, request_id=request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
-        wait_max=wait_max, tenant_limits=Limits(units_mu=limits.units_mu, concurrency=limits.concurrency), candidates=plan.TWO,
+        wait_max=wait_max, tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency), candidates=plan.TWO,
         gateway=gateway_of(request_id), cancels_per_minute=limits.cancels, resumed="-" in request_id,
         goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0, prompt_mu=prompt_mu,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from billing.cell import replies, scripts
 from billing.cell.execute import execute
 from billing.wire import redis_keys
 from billing.wire.attribution import attribute
+from billing.wire.limits import MINUTE_S, WHILE_OPEN, Limit, LimitKind, Limits
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
 
@@ -24,6 +25,18 @@ def empty(client: redis.Redis) -> None:
     client.set(redis_keys.intact(CELL), "a test")
 
 
+def limits_of(requests: int | None = None, units_mu: int | None = None, concurrency: int | None = None) -> Limits:
+    """Limits of a minute, and of what is open at once; None or less than 0 for no limit."""
+    given = (
+        (LimitKind.REQUESTS, MINUTE_S, requests),
+        (LimitKind.UNITS, MINUTE_S, units_mu),
+        (LimitKind.CONCURRENCY, WHILE_OPEN, concurrency),
+    )
+    return Limits(
+        tuple(Limit(kind, window_s, amount) for kind, window_s, amount in given if amount is not None and amount >= 0)
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRequest:
     """A request of a tenant and key for a model; every step runs against real Redis."""
@@ -33,8 +46,8 @@ class CellRequest:
     tenant: str = "acme"
     key_id: str = "key-1"
     model: str = "org/m:1"
-    tenant_limits: scripts.Limits = field(default_factory=scripts.Limits)
-    key_limits: scripts.Limits = field(default_factory=scripts.Limits)
+    tenant_limits: Limits = field(default_factory=Limits)
+    key_limits: Limits = field(default_factory=Limits)
     asked: scripts.Asked = scripts.Asked.AUTO
     on_demand: bool = True
     weight: int = 1
@@ -135,17 +148,23 @@ class CellRequest:
         return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys, refused=refused)))
 
     def checkpoint(
-        self, usage: Tokens, cost_mu: int, head: bytes = b"", moved_to: tuple[str, str] = ("", "")
+        self,
+        usage: Tokens,
+        cost_mu: int,
+        head: bytes = b"",
+        moved_to: tuple[str, str] = ("", ""),
+        *,
+        pauses: bool = False,
     ) -> replies.CheckpointReply:
         command = scripts.checkpoint_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, produced=usage, delivered_output=usage.output,
             will=self.event(Ending.GATEWAY_DIED, usage, 0).will_json(), head=head,
-            moved_to=moved_to,
+            moved_to=moved_to, pauses=pauses,
         )  # fmt: skip
         return replies.parse_checkpoint(execute(self.client, command))
 
     def reap(self, watched_lease_ms: int = 0) -> replies.ReapReply:
-        return replies.parse_reap(execute(self.client, scripts.reap_call(self.keys, watched_lease_ms)))
+        return replies.parse_reap(execute(self.client, scripts.reap_call(CELL, self.request_id, watched_lease_ms)))
 
     def let_lease_pass(self) -> None:
         """Age the state instead of waiting."""

@@ -3,10 +3,10 @@
 import pytest
 import redis
 
-from billing.cell.replies import LimitKind, LimitScope, Refused, Reserved, Settled, Waiting
-from billing.cell.scripts import Limits
+from billing.cell.replies import LimitScope, Refused, Reserved, Settled, Waiting
+from billing.wire.limits import LimitKind, Limits
 from tests.billing.cell.plan import Listener, set_room, tenants_waiting
-from tests.billing.cell.requests import CellRequest, age_bucket
+from tests.billing.cell.requests import CellRequest, age_bucket, limits_of
 
 CANCELS = 3
 
@@ -81,7 +81,7 @@ def test_who_waits_when_its_cancels_are_used_up_is_out_of_line(
     assert gateway.woken() == []
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(requests=100, units_mu=10**6, concurrency=10)])
+@pytest.mark.parametrize("limits", [Limits(), limits_of(requests=100, units_mu=10**6, concurrency=10)])
 def test_cancels_outlive_the_bucket_of_an_idle_tenant(valkey: redis.Redis, limits: Limits) -> None:
     one = CellRequest(client=valkey, request_id="r", cancels_per_minute=1, tenant_limits=limits, key_limits=limits)
     one.reserve()

@@ -12,7 +12,6 @@ from billing.cell.execute import execute
 from billing.cell.replies import (
     AlreadySettled,
     Dropped,
-    LimitKind,
     Missing,
     Refused,
     Renewed,
@@ -21,8 +20,9 @@ from billing.cell.replies import (
     StillLeased,
     Waiting,
 )
-from billing.cell.scripts import NO_PLACE, Asked, grant_call
+from billing.cell.scripts import Asked, grant_call
 from billing.wire import redis_keys
+from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
@@ -182,14 +182,14 @@ class CapacityMachine(RuleBasedStateMachine):
         flex = [each for each in self.model.requests.values() if each.state == "open" and each.class_ == "f"]
         asked = [each for each in flex if each.request_id in self.told and not each.paused] or flex
         if asked:
-            self.record(asked[index % len(asked)].request_id, output, NO_PLACE)
+            self.record(asked[index % len(asked)].request_id, output, pauses=True)
 
-    def record(self, request_id: str, output: int, moved_to: tuple[str, str]) -> None:
+    def record(self, request_id: str, output: int, moved_to: tuple[str, str] = ("", ""), pauses: bool = False) -> None:
         known = self.model.requests.get(request_id)
         if known is not None:
             output = max(output, known.output)
         usage = Tokens(0, 0, output)
-        reply = self.real(request_id).checkpoint(usage, 4_000 * output, moved_to=moved_to)
+        reply = self.real(request_id).checkpoint(usage, 4_000 * output, moved_to=moved_to, pauses=pauses)
         if known is None or known.state in ("waiting", "granted"):
             assert isinstance(reply, Missing)
         elif known.state == "settled":
@@ -198,7 +198,7 @@ class CapacityMachine(RuleBasedStateMachine):
             assert isinstance(reply, Renewed)
             known.output, known.lapsed = output, False
             self.model.use(known, max(known.charged_mu, 4_000 * output))
-            if moved_to == NO_PLACE:
+            if pauses:
                 self.model.pause(known)
             else:
                 self.model.move(known, moved_to[0])

@@ -8,10 +8,10 @@ import redis
 from redis import asyncio as aioredis
 
 from billing.cell.replies import Reserved, Settled, Waiting, parse_reserve, parse_settle
-from billing.cell.scripts import Limits
+from billing.wire.limits import Limits
 from gateway.redis.pipe import RedisPipe
 from tests.billing.cell.plan import TWO, flight, set_room, tenants_waiting
-from tests.billing.cell.requests import CellRequest, usage_events
+from tests.billing.cell.requests import CellRequest, limits_of, usage_events
 
 # A minute's burst of 40 drains 0.7 a second: the test takes far less than the second and a half in which one more would fit.
 LIMIT = 40
@@ -20,7 +20,7 @@ LIMIT = 40
 @pytest.mark.parametrize("callers", [100, 500])
 @pytest.mark.parametrize(
     "limits",
-    [Limits(requests=LIMIT), Limits(units_mu=LIMIT * 1_000), Limits(concurrency=LIMIT)],
+    [limits_of(requests=LIMIT), limits_of(units_mu=LIMIT * 1_000), limits_of(concurrency=LIMIT)],
     ids=["requests", "units", "concurrency"],
 )
 async def test_fault_39_two_gateways_admit_exactly_the_limit(
@@ -42,7 +42,7 @@ async def test_fault_39_two_gateways_admit_exactly_the_limit(
 async def test_the_same_id_from_many_callers_is_charged_and_settled_once(valkey: redis.Redis, valkey_url: str) -> None:
     pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
     request = CellRequest(
-        client=valkey, request_id="r", tenant_limits=Limits(requests=100, units_mu=10**6, concurrency=100)
+        client=valkey, request_id="r", tenant_limits=limits_of(requests=100, units_mu=10**6, concurrency=100)
     )
     reserved = await asyncio.gather(*(pipes[n % 2].execute(*request.reserve_command(5_000)) for n in range(100)))
     assert Counter(type(parse_reserve(reply)).__name__ for reply in reserved) == {"Reserved": 1, "Replayed": 99}

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import redis
 
-from billing.cell.replies import Later, LimitKind, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
-from billing.cell.scripts import Asked, Limits
+from billing.cell.replies import Later, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
+from billing.cell.scripts import Asked
 from billing.wire import redis_keys
+from billing.wire.limits import LimitKind, Limits
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     Listener,
@@ -21,7 +22,7 @@ from tests.billing.cell.plan import (
     tenants_waiting,
     virtual,
 )
-from tests.billing.cell.requests import CELL, CellRequest
+from tests.billing.cell.requests import CELL, CellRequest, limits_of
 
 RATE = 1_000_000
 # What the clock itself drains while a test runs: a few ms of the rate.
@@ -276,7 +277,7 @@ def test_what_spilled_while_it_waited_is_trued_up_after_the_contract_ended(
 @pytest.mark.parametrize("whose", ["tenant_limits", "key_limits"])
 def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whose: str) -> None:
     sign(valkey, "acme", RATE)
-    limits: dict[str, Any] = {whose: Limits(units_mu=10_000)}
+    limits: dict[str, Any] = {whose: limits_of(units_mu=10_000)}
     reserved = CellRequest(client=valkey, request_id="r", **limits)
     assert how(reserved.reserve(20_000)) == ("reserved", "within_contract")
     reserved.checkpoint(Tokens(5, 0, 100), 40_000)
@@ -290,7 +291,7 @@ def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whos
 
 def test_what_spills_is_counted_by_a_units_limit(valkey: redis.Redis) -> None:
     open_past(valkey, 4 * RATE, "spill")
-    limits = Limits(units_mu=10_000)
+    limits = limits_of(units_mu=10_000)
     assert how(CellRequest(client=valkey, request_id="s1", tenant_limits=limits).reserve(8_000)) == (
         "on_demand",
         "spilled",
@@ -303,7 +304,7 @@ def test_what_spills_is_counted_by_a_units_limit(valkey: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "limit"), [(Limits(requests=1), "requests"), (Limits(concurrency=1), "concurrency")]
+    ("limits", "limit"), [(limits_of(requests=1), "requests"), (limits_of(concurrency=1), "concurrency")]
 )
 @pytest.mark.parametrize("whose", ["tenant_limits", "key_limits"])
 def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_cause(

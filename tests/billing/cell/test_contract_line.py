@@ -3,9 +3,10 @@
 import pytest
 import redis
 
-from billing.cell.replies import Dropped, Later, LimitKind, Refused, Reserved
+from billing.cell.replies import Dropped, Later, Refused, Reserved
 from billing.cell.scripts import Asked
 from billing.wire import redis_keys
+from billing.wire.limits import LimitKind
 from tests.billing.cell.plan import Listener, age_contract, contract_field, queue, sign, state_of
 from tests.billing.cell.requests import CELL, CellRequest
 

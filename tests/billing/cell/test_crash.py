@@ -6,13 +6,12 @@ import redis
 
 from billing.cell.execute import execute
 from billing.cell.replies import AlreadySettled, Replayed, Reserved, Settled, parse_reserve, parse_settle
-from billing.cell.scripts import Limits, scripts
 from billing.wire.tokens import Tokens
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
-from tests.billing.cell.requests import CellRequest, empty, usage_events
+from tests.billing.cell.requests import CellRequest, empty, limits_of, usage_events
 from tests.fixtures.valkey import ValkeyProcess
 
-LIMITS = Limits(requests=1_000, units_mu=10**9, concurrency=1_000)
+LIMITS = limits_of(requests=1_000, units_mu=10**9, concurrency=1_000)
 
 
 def request(client: redis.Redis, request_id: str) -> CellRequest:
@@ -67,8 +66,8 @@ async def test_fault_36_calls_of_unknown_outcome_are_repeated_without_harm(own_v
 
 def test_a_server_without_the_scripts_is_given_them(valkey: redis.Redis) -> None:
     one = request(valkey, "one")
-    valkey.script_flush()
+    valkey.function_flush()
     assert isinstance(parse_reserve(execute(valkey, one.reserve_command())), Reserved)
-    valkey.script_flush()
+    valkey.function_flush()
     assert isinstance(parse_settle(execute(valkey, one.settle_command())), Settled)
-    assert len(scripts()) == 4
+    assert len(valkey.function_list()) == 1

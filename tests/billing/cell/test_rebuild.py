@@ -6,13 +6,20 @@ import redis
 from billing.cell import scripts
 from billing.cell.execute import execute
 from billing.cell.replies import Missing, Rebuilding, Refused, Replayed, Reserved, Settled, parse_reserve
-from billing.cell.scripts import Asked, BucketLevel, ContractLevel, Limits
+from billing.cell.scripts import Asked, BucketLevel, ContractLevel
 from billing.wire import redis_keys
+from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import contract_field, flight, queue, set_room, sign, waits
-from tests.billing.cell.requests import CELL, CellRequest
+from tests.billing.cell.requests import CELL, CellRequest, limits_of
 
-LIMITS = Limits(requests=60, units_mu=60_000)
+LIMITS = limits_of(requests=60, units_mu=60_000)
+
+
+def bucket(request: CellRequest, requests: float, units_mu: float, limits: Limits) -> BucketLevel:
+    """The bucket of the request's tenant at these levels."""
+    levels = [limit for limit in limits.all if limit.window_s > 0]
+    return BucketLevel(request.keys.tenant_bucket, list(zip(levels, (requests, units_mu), strict=True)))
 
 
 def rebuild(client: redis.Redis, *levels: BucketLevel | ContractLevel, run: str = "run-1") -> None:
@@ -41,18 +48,18 @@ def test_fault_35_what_is_open_is_still_known(valkey: redis.Redis) -> None:
 
 def test_fault_35_a_bucket_is_raised_to_what_the_ledger_says(valkey: redis.Redis) -> None:
     request = CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS)
-    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 60, 0, LIMITS))
+    rebuild(valkey, bucket(request, 60, 0, LIMITS))
     refused = request.reserve(1_000)
     assert isinstance(refused, Refused)
     assert refused.limit == "requests"
-    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 0, 59_990, LIMITS))
+    rebuild(valkey, bucket(request, 0, 59_990, LIMITS))
     assert request.tenant_level("u") == pytest.approx(59_990, abs=1_000)
 
 
 def test_what_is_higher_stays(valkey: redis.Redis) -> None:
     request = CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS)
     request.reserve(50_000)
-    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 0.5, 1_000, LIMITS))
+    rebuild(valkey, bucket(request, 0.5, 1_000, LIMITS))
     assert request.tenant_level("u") == pytest.approx(50_000, abs=2_000)
     assert request.tenant_level("r") == pytest.approx(1, abs=0.9)
     assert request.tenant_level("c") == 1
@@ -80,7 +87,7 @@ def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> N
 def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     valkey: redis.Redis, asked: Asked, class_letter: str
 ) -> None:
-    limits = Limits(requests=1, units_mu=60_000, concurrency=1)
+    limits = limits_of(requests=1, units_mu=60_000, concurrency=1)
     set_room(valkey, {"i-1": (1, 1)})
     sign(valkey, "acme", 1_000)
     request = CellRequest(client=valkey, request_id="r", asked=asked, tenant_limits=limits)
@@ -91,7 +98,7 @@ def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     # Before anything else is there.
     assert isinstance(parse_reserve(execute(valkey, request.restore_command(9_000))), Reserved)
     sign(valkey, "acme", 1_000)
-    rebuild(valkey, BucketLevel(request.keys.tenant_bucket, 1, 50_000, limits))
+    rebuild(valkey, bucket(request, 1, 50_000, limits))
     assert flight(valkey) == {f"{class_letter}:i-1": 1}
     assert request.tenant_level("c") == 1
     assert request.tenant_level("u") <= 50_000

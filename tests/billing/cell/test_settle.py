@@ -4,12 +4,11 @@ import pytest
 import redis
 
 from billing.cell.replies import AlreadySettled, Missing, Refused, Renewed, Reserved, Settled, Stale, StillLeased
-from billing.cell.scripts import Limits
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import UsageEvent
-from tests.billing.cell.requests import CellRequest, age_bucket, usage_events
+from tests.billing.cell.requests import CellRequest, age_bucket, limits_of, usage_events
 
-LIMITS = Limits(requests=10, units_mu=100_000, concurrency=10)
+LIMITS = limits_of(requests=10, units_mu=100_000, concurrency=10)
 
 
 @pytest.fixture
@@ -208,7 +207,7 @@ def test_time_drains_before_a_late_charge_is_added(valkey: redis.Redis, request_
 
 
 def test_concurrency_freed_by_a_settle_admits_the_next(valkey: redis.Redis) -> None:
-    limits = Limits(concurrency=1)
+    limits = limits_of(concurrency=1)
     first = CellRequest(client=valkey, request_id="a", tenant_limits=limits)
     second = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     first.reserve()

@@ -18,33 +18,44 @@ from billing.cell.replies import (
     Stale,
     StillLeased,
 )
-from billing.cell.scripts import Limits
 from billing.wire import redis_keys
+from billing.wire.limits import MINUTE_S, WHILE_OPEN, LimitKind, Limits
 from billing.wire.tokens import Tokens
-from tests.billing.cell.requests import CELL, WEIGHTS, CellRequest, age_bucket, charged_by_events, empty, usage_events
+from tests.billing.cell.requests import (
+    CELL,
+    WEIGHTS,
+    CellRequest,
+    age_bucket,
+    charged_by_events,
+    empty,
+    limits_of,
+    usage_events,
+)
 
-TENANT = Limits(requests=6, units_mu=600_000, concurrency=4)
-KEY = Limits(requests=-1, units_mu=300_000, concurrency=3)
+TENANT = limits_of(requests=6, units_mu=600_000, concurrency=4)
+KEY = limits_of(units_mu=300_000, concurrency=3)
 
 
 class Bucket:
     """A leaky bucket that only `age` drains; the real one has drained a little more by the clock."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.max_requests = limits.amount(LimitKind.REQUESTS, MINUTE_S)
+        self.max_mu = limits.amount(LimitKind.UNITS, MINUTE_S) or 0
+        self.max_open = limits.amount(LimitKind.CONCURRENCY, WHILE_OPEN) or 0
         self.requests = self.units_mu = 0.0
         self.open = 0
 
     def age(self, seconds: float) -> None:
-        self.requests = max(0.0, self.requests - max(0, self.limits.requests) * seconds / 60)
-        self.units_mu = max(0.0, self.units_mu - self.limits.units_mu * seconds / 60)
+        self.requests = max(0.0, self.requests - (self.max_requests or 0) * seconds / 60)
+        self.units_mu = max(0.0, self.units_mu - self.max_mu * seconds / 60)
 
     def fits(self, cost_mu: int, slack: float) -> bool:
         """Whether the request fits when the levels are lower by `slack`, a share of the limits."""
         return (
-            self.open + 1 <= self.limits.concurrency
-            and self.units_mu - slack * self.limits.units_mu + cost_mu <= self.limits.units_mu
-            and (self.limits.requests < 0 or self.requests - slack * self.limits.requests + 1 <= self.limits.requests)
+            self.open + 1 <= self.max_open
+            and self.units_mu - slack * self.max_mu + cost_mu <= self.max_mu
+            and (self.max_requests is None or self.requests - slack * self.max_requests + 1 <= self.max_requests)
         )
 
 
@@ -101,7 +112,7 @@ class CellMachine(RuleBasedStateMachine):
             assert isinstance(reply, Reserved)
         elif not (self.tenant.fits(cost_mu, self.drift()) and self.key.fits(cost_mu, self.drift())):
             assert isinstance(reply, Refused)
-            assert (reply.retry_after_ms is None) == (cost_mu > KEY.units_mu)
+            assert (reply.retry_after_ms is None) == (cost_mu > self.key.max_mu)
         if isinstance(reply, Refused):
             return
         self.state[request_id] = "open"
@@ -182,11 +193,11 @@ class CellMachine(RuleBasedStateMachine):
             # The stored level is as of its last write: drain it by what `age` has moved its clock since.
             seconds, micros = self.client.time()
             minutes = (seconds + micros / 1e6 - float(stored["t"]) / 1e6) / 60
-            units_mu = max(0.0, float(stored["u"]) - bucket.limits.units_mu * minutes)
-            assert bucket.units_mu - self.drift() * bucket.limits.units_mu - 1 <= units_mu <= bucket.units_mu + 1
-            requests = max(0.0, float(stored["r"]) - max(0, bucket.limits.requests) * minutes)
-            assert bucket.requests - self.drift() * max(0, bucket.limits.requests) - 0.01 <= requests
-            assert requests <= bucket.requests + 0.01 or bucket.limits.requests < 0
+            units_mu = max(0.0, float(stored["u"]) - bucket.max_mu * minutes)
+            assert bucket.units_mu - self.drift() * bucket.max_mu - 1 <= units_mu <= bucket.units_mu + 1
+            requests = max(0.0, float(stored["r"]) - (bucket.max_requests or 0) * minutes)
+            assert bucket.requests - self.drift() * (bucket.max_requests or 0) - 0.01 <= requests
+            assert requests <= bucket.requests + 0.01 or bucket.max_requests is None
 
     @invariant()
     def what_is_charged_is_what_the_events_say(self) -> None:

@@ -4,18 +4,9 @@ import pytest
 import redis
 
 from billing.cell.execute import execute
-from billing.cell.replies import (
-    Dropped,
-    LimitKind,
-    Missing,
-    Refused,
-    Replayed,
-    Reserved,
-    Settled,
-    StillLeased,
-    Waiting,
-)
-from billing.cell.scripts import Asked, Limits, grant_call
+from billing.cell.replies import Dropped, Missing, Refused, Replayed, Reserved, Settled, StillLeased, Waiting
+from billing.cell.scripts import Asked, grant_call
+from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     TWO,
@@ -32,7 +23,7 @@ from tests.billing.cell.plan import (
     virtual,
     waits,
 )
-from tests.billing.cell.requests import CELL, CellRequest, usage_events
+from tests.billing.cell.requests import CELL, CellRequest, limits_of, usage_events
 
 
 def test_a_settle_grants_its_place_and_wakes_the_gateway(
@@ -53,7 +44,7 @@ def test_a_settle_grants_its_place_and_wakes_the_gateway(
 
 
 def test_waiting_consumes_nothing(valkey: redis.Redis, full: CellRequest) -> None:
-    request = waits(valkey, "r", tenant_limits=Limits(requests=5, units_mu=9_000, concurrency=1))
+    request = waits(valkey, "r", tenant_limits=limits_of(requests=5, units_mu=9_000, concurrency=1))
     assert request.tenant_level("c") == request.tenant_level("r") == request.tenant_level("u") == 0
     assert virtual(valkey, "acme") == flight_field(valkey, "used") == 0
     assert flight(valkey) == {"o:i-1": 1}
@@ -138,13 +129,13 @@ def test_a_place_too_small_for_who_left_goes_to_who_stood_behind(valkey: redis.R
 def test_a_granted_request_refused_by_its_own_limits_hands_its_place_on(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    limited = waits(valkey, "limited", tenant_limits=Limits(concurrency=1))
+    one = waits(valkey, "limited", tenant_limits=limits_of(concurrency=1))
     waits(valkey, "r", tenant="next")
     # Another request of the tenant, of zero sequences, takes its only slot meanwhile.
-    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
+    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)).reserve()
     full.settle()
     assert gateway.woken() == ["limited"]
-    refused = limited.reserve(1_000)
+    refused = one.reserve(1_000)
     assert isinstance(refused, Refused)
     assert refused.limit is LimitKind.CONCURRENCY
     assert gateway.woken() == ["r"]
@@ -155,9 +146,9 @@ def test_a_granted_request_refused_by_its_own_limits_hands_its_place_on(
 def test_a_waiting_request_refused_by_its_own_limits_is_out_of_line(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    limited = waits(valkey, "limited", tenant_limits=Limits(concurrency=1))
-    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=Limits(concurrency=1)).reserve()
-    assert isinstance(limited.reserve(1_000), Refused)
+    one = waits(valkey, "limited", tenant_limits=limits_of(concurrency=1))
+    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)).reserve()
+    assert isinstance(one.reserve(1_000), Refused)
     assert tenants_waiting(valkey) == {}
     full.settle()
     assert gateway.woken() == []
@@ -347,7 +338,7 @@ def test_a_dead_gateways_crowd_does_not_stop_the_cell(
     waits(valkey, "r", tenant="z")
     valkey.config_resetstat()
     full.settle()
-    stats = valkey.info("commandstats")["cmdstat_evalsha"]
+    stats = valkey.info("commandstats")["cmdstat_fcall"]
     assert stats["usec"] < 50_000
     for _ in range(30):
         plan_anew(valkey)

@@ -6,10 +6,11 @@ import pytest
 import redis
 
 from billing.cell.execute import execute
-from billing.cell.scripts import CellKeys, Claim, Limits, checkpoint_call, reserve_call
+from billing.cell.scripts import CellKeys, Claim, checkpoint_call, reserve_call
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
+from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.billing.events import WEIGHTS, event, head

@@ -11,8 +11,8 @@ import pytest
 import redis
 import uvloop
 
-from billing.cell.scripts import script
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
+from tests.billing.cell.requests import CellRequest, usage_events
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -88,7 +88,7 @@ async def test_commands_of_one_tick_leave_in_one_write() -> None:
             writer.write(b"+OK\r\n" * chunk.count(b"INCR"))
 
     async with fake_redis(handler) as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         await pipe.wait_healthy()
         await asyncio.gather(*(pipe.execute("INCR", "n") for _ in range(64)))
         assert [chunk.count(b"INCR") for chunk in reads] == [64]
@@ -132,19 +132,17 @@ async def test_a_cancelled_caller_does_not_shift_the_replies_of_others(pipe: Red
 
 async def test_a_lost_script_is_loaded_again_and_run_once(pipe: RedisPipe, valkey: redis.Redis) -> None:
     await pipe.wait_healthy()
-    assert valkey.script_exists(script("reserve").sha, script("settle").sha) == [True, True]
-    valkey.script_flush()
-    sha = script("settle").sha
-    keys = ["{c}:r", "{c}:b", "{c}:k", "{c}:open", "{c}:usage"]
-    settle = ("EVALSHA", sha, 5, *keys, "settle", "id", 0, 0, 0, 0, 0, 0, b'{"a":1}', b"")
+    assert len(valkey.function_list()) == 1
+    valkey.function_flush()
+    settle = CellRequest(client=valkey, request_id="r").settle_command()
     replies = await asyncio.gather(*(pipe.execute(*settle) for _ in range(5)))
     assert sorted(reply[0] for reply in replies) == [b"already_settled"] * 4 + [b"orphan"]
-    assert valkey.xlen("{c}:usage") == 1
+    assert len(usage_events(valkey)) == 1
 
 
 async def test_a_script_that_is_not_ours_is_the_callers_error(pipe: RedisPipe) -> None:
-    with pytest.raises(RedisCommandError, match="NOSCRIPT"):
-        await pipe.execute("EVALSHA", "0" * 40, 0)
+    with pytest.raises(RedisCommandError, match="Function not found"):
+        await pipe.execute("FCALL", "no_such_function", 0)
 
 
 async def test_with_redis_away_calls_fail_at_once_and_work_again_when_it_is_back(own_valkey: ValkeyProcess) -> None:
@@ -176,7 +174,7 @@ async def test_calls_on_a_connection_that_breaks_have_an_unknown_outcome() -> No
         await reader.readuntil(b"INCR\r\n")
 
     async with fake_redis(handler) as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         outcomes = await asyncio.gather(*(pipe.execute("INCR", "n") for _ in range(3)), return_exceptions=True)
         assert [outcome.unknown_outcome for outcome in outcomes if isinstance(outcome, RedisUnavailable)] == [True] * 3
         await pipe.close()
@@ -208,7 +206,7 @@ async def test_a_server_that_cannot_serve_now_is_unavailable_with_its_reason(cod
         await reader.read()
 
     async with fake_redis(handler) as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         with pytest.raises(RedisUnavailable) as failure:
             await pipe.execute("INCR", "n")
         assert failure.value.reason == code.split(maxsplit=1)[0].lower()
@@ -234,7 +232,7 @@ async def test_a_server_that_speaks_something_else_is_unavailable(garbage: bytes
         await reader.read()
 
     async with fake_redis(handler) as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         with pytest.raises(RedisUnavailable, match="protocol") as failure:
             await pipe.execute("INCR", "n")
         assert failure.value.unknown_outcome
@@ -250,7 +248,7 @@ async def test_a_reply_that_nobody_asked_for_never_reaches_the_next_caller() -> 
         await reader.read()
 
     async with fake_redis(handler) as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         assert await pipe.execute("INCR", "n") == 1
         assert await pipe.execute("INCR", "n") == 2
         await pipe.close()
@@ -293,6 +291,6 @@ async def test_a_unix_socket_serves(tmp_path: Path) -> None:
         await reader.read()
 
     async with fake_redis(handler, unix_path=tmp_path / "redis.sock") as url:
-        pipe = RedisPipe(url, scripts=(), timeout_s=0.3)
+        pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
         assert await pipe.execute("INCR", "n") == 1
         await pipe.close()

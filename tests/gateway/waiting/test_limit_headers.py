@@ -1,14 +1,15 @@
 """What callers are told of their limits, in OpenAI's names and, on Anthropic's routes, in its own beside them."""
 
 from billing.cell.replies import Levels
-from billing.cell.scripts import Limits
+from billing.wire.limits import Limits
 from gateway.request import Dialect
 from gateway.waiting.limit_headers import limit_headers
+from tests.billing.cell.requests import limits_of
 
 # 2026-11-28T12:00:00.001Z: the next whole second is a moment later.
 NOW_MS = 1_795_867_200_001
-TENANT, TENANT_LEVELS = Limits(requests=60, units_mu=1_000_000), Levels(15.0, 250_500, 0)
-NONE, EMPTY = Limits(), Levels(0.0, 0, 0)
+TENANT, TENANT_LEVELS = limits_of(requests=60, units_mu=1_000_000), Levels(0, (15.0, 250_500))
+NONE, EMPTY = Limits(), Levels(0)
 OPENAI = {
     b"x-ratelimit-limit-requests": b"60",
     b"x-ratelimit-remaining-requests": b"45",
@@ -38,7 +39,7 @@ def test_anthropics_routes_have_both() -> None:
 
 
 def test_the_tighter_of_tenant_and_key_is_told() -> None:
-    key, levels = Limits(requests=10), Levels(9.0, 0, 0)
+    key, levels = limits_of(requests=10), Levels(0, (9.0,))
     told = dict(limit_headers(TENANT, key, TENANT_LEVELS, levels, Dialect.ANTHROPIC, NOW_MS))
     assert told[b"anthropic-ratelimit-requests-limit"] == b"10"
     assert told[b"anthropic-ratelimit-requests-remaining"] == b"1"

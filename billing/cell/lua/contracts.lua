@@ -1,0 +1,63 @@
+-- A tenant's contract in the cell: its numbers, its level in mu, and what of its tenant's use spilled over it.
+local cell = ...
+
+-- nil where there is none. The allocator writes the numbers, and leaves `ends` to be compared with the clock.
+local function read(key)
+  local v = redis.call('HMGET', key, 'id', 'rate', 'burst', 'of', 'spill', 'end', 'u', 't', 'sp', 'st')
+  if not v[1] then return nil end
+  return {
+    key = key, id = v[1], rate = tonumber(v[2]), burst = tonumber(v[3]), overflow = v[4], spill = tonumber(v[5]),
+    ends = tonumber(v[6]), used = tonumber(v[7] or 0), used_at = tonumber(v[8] or cell.now_us),
+    spilled = tonumber(v[9] or 0), spilled_at = tonumber(v[10] or cell.now_us),
+  }
+end
+
+-- The contract if it is in force. Where the clock of Redis went back, its levels drain from now on.
+local function in_force(tenant)
+  local contract = read(cell.contract(tenant))
+  if not contract then return nil end
+  if contract.used_at > cell.now_us then redis.call('HSET', contract.key, 't', cell.now_us) end
+  if contract.spilled_at > cell.now_us then redis.call('HSET', contract.key, 'st', cell.now_us) end
+  return cell.now_ms < contract.ends and contract or nil
+end
+
+local function level(contract)
+  return math.max(0, contract.used - (contract.rate or 0) * cell.seconds_since(contract.used_at))
+end
+
+local function spill_level(contract)
+  if contract.spill < 0 then return 0 end
+  return math.max(0, contract.spilled - contract.spill * cell.seconds_since(contract.spilled_at))
+end
+
+local function may_spill(contract)
+  return contract.overflow == 'spill'
+    and spill_level(contract) < (contract.spill < 0 and 1 or contract.spill)
+end
+
+-- Its evidence: `refused`, or `limited:<kind>` where a limit refused what it would have taken.
+local function count(contract, what) redis.call('HINCRBY', contract.key, what, 1) end
+
+-- What its tenant has used more (or less) of it, or beside it where that spilled.
+local function charge(key, class, spilled, change_mu)
+  local contract = read(key)
+  if contract and class == 'r' then
+    redis.call('HSET', key, 'u', math.max(0, level(contract) + change_mu), 't', cell.now_us)
+    redis.call('HINCRBY', key, 'used', math.floor(change_mu))
+  elseif contract and spilled then
+    redis.call('HSET', key, 'sp', math.max(0, spill_level(contract) + change_mu), 'st', cell.now_us)
+    redis.call('HINCRBY', key, 'borrowed', math.floor(change_mu))
+  end
+end
+
+local function raise(key, used_mu, spilled_mu)
+  local contract = read(key)
+  if not contract then return end
+  redis.call('HSET', key, 'u', math.max(level(contract), used_mu), 't', cell.now_us,
+    'sp', math.max(spill_level(contract), spilled_mu), 'st', cell.now_us)
+end
+
+return {
+  read = read, in_force = in_force, level = level, spill_level = spill_level, may_spill = may_spill,
+  count = count, charge = charge, raise = raise,
+}

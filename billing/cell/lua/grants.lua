@@ -1,0 +1,68 @@
+-- Slots that came free go to those who wait.
+local cell, reservations, shares, pace, slots, queue = ...
+-- A gateway takes a slot that it was granted within this time.
+local GRANT_MS = 3000
+-- Requests at which one run looks: a crowd whose gateway died must not hold up the cell. The next run goes on.
+local LOOKS_MAX = 200
+
+-- The first request of this tenant that waits, and its reservation. Whether its gateway lives is seen when it is
+-- woken and not by its lease, which says nothing after the clock of Redis has jumped.
+local function first_waiting(class, tenant)
+  local request_id = redis.call('ZRANGE', cell.queue(class, tenant), 0, 0)[1]
+  if not request_id then
+    redis.call('ZREM', cell.waiting_tenants(class), tenant)
+    return nil
+  end
+  local held = reservations.read(request_id, {'state', 'class', 'tenant', 'sequences', 'gateway', 'cost_mu',
+    'tenant_bucket', 'contract_key', 'spilled', 'weight', 'prompt_mu'})
+  if held.state == 'waiting' then return request_id, held end
+  if not queue.drop(request_id) then queue.remove(class, tenant, request_id) end
+end
+
+-- The mean time between grants, from which those who are refused are told when to come back.
+local function time_grant(virtual)
+  local last = redis.call('HMGET', cell.flight, 'gt', 'gi', 'vl')
+  local since = math.max(0, cell.now_us - (last[1] or cell.now_us))
+  redis.call('HSET', cell.flight, 'vl', math.max(virtual, last[3] or 0), 'gt', cell.now_us,
+    'gi', math.floor((last[2] or since) * 0.9 + since * 0.1))
+end
+
+local function grant(request_id, held, virtual, instance)
+  queue.remove(held.class, held.tenant, request_id)
+  slots.take(held.class, instance, tonumber(held.sequences))
+  pace.start_reading(instance, tonumber(held.prompt_mu or 0))
+  shares.charge(held, tonumber(held.cost_mu))
+  local lease = cell.now_ms + GRANT_MS
+  reservations.write(request_id, {state = 'granted', instance = instance, lease = lease})
+  reservations.lease(request_id, lease)
+  time_grant(virtual)
+end
+
+-- Hand out the slots that there are: always to the tenant with the least counter, on-demand before flex.
+-- `asking`: a request that asks now has its answer in hand and needs no wake, and of all instances only those
+-- that its gateway sees (`seen`) are a place for it.
+local function grant_all(asking, seen)
+  local instances, looks = nil, 0
+  for _, class in ipairs({'o', 'f'}) do
+    while true do
+      local tenant, virtual = unpack(redis.call('ZRANGE', cell.waiting_tenants(class), 0, 0, 'WITHSCORES'))
+      if not tenant then break end
+      looks = looks + 1
+      if looks > LOOKS_MAX then return end
+      local request_id, held = first_waiting(class, tenant)
+      if request_id then
+        instances = instances or slots.instances_with('m:')
+        local among = request_id == asking and seen or instances
+        local instance = slots.roomiest(among, class, tonumber(held.sequences))
+        if not instance then break end
+        if request_id == asking or cell.wake(held.gateway, request_id) then
+          grant(request_id, held, virtual, instance)
+        else
+          queue.drop(request_id)
+        end
+      end
+    end
+  end
+end
+
+return {grant_all = grant_all}

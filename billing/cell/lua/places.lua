@@ -1,0 +1,36 @@
+-- The instance on which a request runs: one of its candidates, {instance, epoch} each, best first.
+local slots = ...
+
+local function first(ask, wanted)
+  for _, candidate in ipairs(ask.candidates) do
+    if wanted(candidate[1]) then return candidate end
+  end
+end
+
+local function named(ask, instance)
+  return first(ask, function(name) return name == instance end)
+end
+
+-- Where it needs no free slot: what is reserved, what makes no tokens, what runs already, what was granted its slot.
+local function own(ask, class, held)
+  if class == 'r' or ask.sequences == 0 or ask.restored and not held.state then return ask.candidates[1] end
+  return held.state == 'granted' and named(ask, held.instance) or nil
+end
+
+local function free(ask, class)
+  return first(ask, function(name) return slots.fits(name, class, ask.sequences) end)
+end
+
+-- Whether no candidate has a bound: then there is no reason to queue, as nothing would wake the request.
+local function unbounded(ask, class)
+  if #ask.candidates == 0 then return false end
+  return not first(ask, function(name) return slots.free(name, class) end)
+end
+
+local function names(ask)
+  local found = {}
+  for i, candidate in ipairs(ask.candidates) do found[i] = candidate[1] end
+  return found
+end
+
+return {named = named, own = own, free = free, unbounded = unbounded, names = names}

@@ -1,0 +1,67 @@
+-- Queues of requests that wait: one for each tenant and class, served tenant by tenant; in class r those over the
+-- rate of a contract that queues, first come, first served.
+local cell, reservations, shares, slots = ...
+-- A gateway comes back for a request that waits before this has passed; sooner, it is woken.
+local WAIT_MS = 45000
+
+local function remove(class, tenant, request_id)
+  local key = cell.queue(class, tenant)
+  redis.call('ZREM', key, request_id)
+  if redis.call('ZCARD', key) == 0 then redis.call('ZREM', cell.waiting_tenants(class), tenant) end
+end
+
+-- Wake the first request in the queue of a tenant's contract; those before it whose gateway is gone are dropped.
+local function wake_first_of_contract(tenant)
+  while true do
+    local first = redis.call('ZRANGE', cell.queue('r', tenant), 0, 0)[1]
+    if not first then return end
+    local gateway = reservations.read(first, {'gateway'}).gateway
+    if gateway and cell.wake(gateway, first) then return end
+    remove('r', tenant, first)
+    reservations.forget(first)
+  end
+end
+
+-- How many requests of its tenant's contract are before this one. Whoever comes while the first of them could be
+-- admitted (`could_be`) wakes that one.
+local function before_in_contract(tenant, request_id, is_in, could_be)
+  local key = cell.queue('r', tenant)
+  local function before() return is_in and redis.call('ZRANK', key, request_id) or redis.call('ZCARD', key) end
+  if could_be and before() > 0 then wake_first_of_contract(tenant) end
+  return before()
+end
+
+-- The request waits, at the end of its queue if it is new there, and its gateway comes back in time.
+local function stand(request_id, record, is_in)
+  local key = cell.queue(record.class, record.tenant)
+  if not is_in then
+    redis.call('ZADD', key, redis.call('HINCRBY', cell.flight, 'n', 1), request_id)
+    reservations.write(request_id, record)
+  end
+  reservations.write(request_id, {lease = cell.now_ms + WAIT_MS})
+  reservations.lease(request_id, cell.now_ms + WAIT_MS)
+  reservations.keep(request_id)
+  cell.keep(key, cell.flight)
+end
+
+-- Forget a request that waits, or that was granted a slot and will not use it. Returns whether there was one.
+local function drop(request_id)
+  local held = reservations.read(request_id, {'state', 'class', 'tenant', 'instance', 'sequences', 'cost_mu',
+    'tenant_bucket', 'contract_key', 'spilled', 'weight'})
+  if held.state == 'waiting' then
+    remove(held.class, held.tenant, request_id)
+  elseif held.state == 'granted' then
+    slots.take(held.class, held.instance, -held.sequences)
+    shares.charge(held, -held.cost_mu)
+  else
+    return false
+  end
+  reservations.forget(request_id)
+  if held.class == 'r' then wake_first_of_contract(held.tenant) end
+  return true
+end
+
+return {
+  remove = remove, wake_first_of_contract = wake_first_of_contract, before_in_contract = before_in_contract,
+  stand = stand, drop = drop,
+}

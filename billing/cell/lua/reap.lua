@@ -1,0 +1,31 @@
+-- reap.lua -- v1
+-- Ends a request whose gateway no longer renews its lease, as its last checkpoint left it.
+-- KEYS: {c:CELL}:open
+-- ARGV: `ReapAsk` of billing/cell/asks.py (JSON). `watched_lease_ms`: the lease that its reaper has seen unrenewed for
+--   long enough, whatever the clock of Redis says by now; 0 = none: only a lease that has passed
+-- Returns: {settled, now_ms, entry id, ms after which slots should be granted again (0 = no need)}, or
+--   {leased | dropped | missing | already_settled, now_ms}; dropped: it waited, and there is no event
+local args, cell, reservations, queue, grants, usage = ...
+local ask = cjson.decode(args[1])
+local id = ask.request_id
+
+local held = usage.read(id)
+if held.state == 'settled' then return {'already_settled', cell.now_ms} end
+if not held.state then
+  redis.call('ZREM', cell.open, id)
+  return {'missing', cell.now_ms}
+end
+local lease = tonumber(held.lease)
+if lease > cell.now_ms and lease ~= ask.watched_lease_ms then return {'leased', cell.now_ms} end
+if held.state ~= 'open' then
+  queue.drop(id)
+  grants.grant_all()
+  return {'dropped', cell.now_ms}
+end
+
+local stored = reservations.read(id, {'head', 'crash_event'})
+usage.charge(held, cjson.decode(stored.crash_event).units_mu, {}, not held.paused)
+-- A clock that went back leaves leases that end in times to come.
+local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
+local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'
+return {'settled', cell.now_ms, usage.record(id, held, event, 'reap')}

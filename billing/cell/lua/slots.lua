@@ -1,0 +1,80 @@
+-- Slots: sequences in flight at each instance by class, and how many more may start. Classes are r (reserved),
+-- o (on-demand), f (flex).
+local cell, pace = ...
+
+local function take(class, instance, sequences)
+  redis.call('HINCRBY', cell.flight, class .. ':' .. instance, sequences)
+end
+
+-- Flex requests stand in the order in which they are preempted: those that can resume elsewhere first, of these
+-- the youngest.
+local function may_be_preempted(request_id, instance, can_resume)
+  local key = cell.borrowed(instance)
+  redis.call('ZADD', key, (can_resume and 0 or 1e15) - cell.now_ms, request_id)
+  cell.keep(key)
+end
+
+local function give_back(request_id, class, instance, sequences)
+  take(class, instance, -sequences)
+  if class == 'f' then redis.call('ZREM', cell.borrowed(instance), request_id) end
+end
+
+local function move(request_id, class, from, to, sequences)
+  local turn = redis.call('ZSCORE', cell.borrowed(from), request_id)
+  give_back(request_id, class, from, sequences)
+  take(class, to, sequences)
+  if turn then
+    redis.call('ZADD', cell.borrowed(to), turn, request_id)
+    cell.keep(cell.borrowed(to))
+  end
+end
+
+-- How many sequences may still start there, nil where nothing bounds them; and whether the instance is idle: then
+-- one request of any size may start. On-demand comes before flex wherever it may have the slot; what is kept for
+-- contract holders, flex alone may borrow.
+local function room_at(instance, class)
+  local most = redis.call('HMGET', cell.room, 'm:' .. instance, 'x:' .. instance, 'd:' .. instance, 'w:' .. instance)
+  cell.reading_rates[instance] = most[4] or 0
+  if not most[1] then return nil end
+  local flight = redis.call('HMGET', cell.flight, 'o:' .. instance, 'f:' .. instance)
+  local on_demand, flex = tonumber(flight[1] or 0), tonumber(flight[2] or 0)
+  local free = tonumber(most[1]) - on_demand - flex
+  local for_on_demand = tonumber(most[3] or most[1]) - on_demand
+  if class == 'f' then
+    free = math.min(free, tonumber(most[2] or most[1]) - flex)
+    if free > 0 and for_on_demand > 0 and redis.call('ZCARD', cell.waiting_tenants('o')) > 0 then free = 0 end
+  else
+    free = math.min(free, for_on_demand)
+  end
+  if free > 0 and not pace.may_read(instance) then return 0, false end
+  return free, on_demand + flex == 0 and free > 0
+end
+
+local function fits(instance, class, sequences)
+  local free, idle = room_at(instance, class)
+  return not free or free >= sequences or idle
+end
+
+-- The instance with the most free slots of those where so many sequences may start.
+local function roomiest(instances, class, sequences)
+  local best, most
+  for _, instance in ipairs(instances) do
+    local free, idle = room_at(instance, class)
+    if free and (free >= sequences or idle) and (not most or free > most) then best, most = instance, free end
+  end
+  return best
+end
+
+-- The instances for which `room` has such a field.
+local function instances_with(field)
+  local names = {}
+  for _, name in ipairs(redis.call('HKEYS', cell.room)) do
+    if name:sub(1, 2) == field then names[#names + 1] = name:sub(3) end
+  end
+  return names
+end
+
+return {
+  take = take, may_be_preempted = may_be_preempted, give_back = give_back, move = move, free = room_at,
+  fits = fits, roomiest = roomiest, instances_with = instances_with,
+}

@@ -1,0 +1,40 @@
+-- What an open request has used: charged while it runs, put right when it ends, and recorded then.
+local cell, buckets, reservations, shares, slots, grants = ...
+-- A settle that is sent again within this time is known for one.
+local TOMBSTONE_TTL_MS = 900 * 1000
+
+-- The reservation; `paused`: it has given its slot up.
+local function read(request_id)
+  local held = reservations.read(request_id, {'state', 'charged_mu', 'prompt', 'output', 'delivered', 'lease', 'class',
+    'instance', 'sequences', 'tenant', 'contract_key', 'spilled', 'weight', 'tenant_bucket', 'key_bucket'})
+  held.charged_mu, held.sequences = tonumber(held.charged_mu or 0), tonumber(held.sequences or 0)
+  held.paused = held.instance == ''
+  return held
+end
+
+-- Its charge becomes `final_mu`. `changes`: what else it has used more, by kind; `closed`: it is open no more.
+local function charge(held, final_mu, changes, closed)
+  local change_mu = final_mu - held.charged_mu
+  changes.units = change_mu
+  local share = held.state and held.class ~= 'r' and {mu = change_mu, weight = held.weight} or nil
+  local virtual = buckets.correct(held.tenant_bucket, held.key_bucket, held.class, changes, closed, share)
+  if virtual then shares.keep_turn(held.tenant, virtual) end
+  if held.state then shares.charge_contract(held, change_mu) end
+end
+
+-- Its event goes to the usage stream, its slot to whoever waits. Returns the entry's id and the ms after which slots
+-- should be granted again.
+local function record(request_id, held, event, by)
+  redis.call('ZREM', cell.open, request_id)
+  local entry_id = redis.call('XADD', cell.usage(), '*', 'e', event)
+  redis.call('DEL', cell.reservation(request_id))
+  reservations.write(request_id, {state = 'settled', event = entry_id, ended_by = by})
+  redis.call('PEXPIRE', cell.reservation(request_id), TOMBSTONE_TTL_MS)
+  if held.state and not held.paused then
+    slots.give_back(request_id, held.class, held.instance, held.sequences)
+    grants.grant_all()
+  end
+  return entry_id, cell.held_up_ms
+end
+
+return {read = read, charge = charge, record = record}

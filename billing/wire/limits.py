@@ -1,0 +1,90 @@
+"""Limits: what they count, over which window, and how each is named where people set them. Pure.
+
+A limit is a kind, a window and an amount. `FIELDS` is the one table of those that can be set; the catalogue, the admin API,
+the CLI, the gateway and the cell's scripts go by it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self, TypeAlias
+
+import orjson
+
+MINUTE_S: Final = 60
+# Of a concurrency limit: it counts what is open, and nothing of that passes with time.
+WHILE_OPEN: Final = 0
+MU_PER_UNIT: Final = 1000
+
+
+class LimitKind(StrEnum):
+    """What refused a request: a limit of this kind, the contract, or that there was no room."""
+
+    REQUESTS = "requests"
+    UNITS = "units"
+    CONCURRENCY = "concurrency"
+    CANCELS = "cancels"
+    CONTRACT = "contract"
+    ROOM = "room"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """So much of this kind in a window of so many seconds. Work is in milliunits."""
+
+    kind: LimitKind
+    window_s: int
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitField:
+    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one of it is."""
+
+    name: str
+    words: str
+    kind: LimitKind
+    window_s: int
+    scale: int = 1
+
+
+FIELDS: Final = (
+    LimitField("requests_per_minute", "requests per minute", LimitKind.REQUESTS, MINUTE_S),
+    LimitField("units_per_minute", "work units per minute", LimitKind.UNITS, MINUTE_S, MU_PER_UNIT),
+    LimitField("concurrency", "concurrent requests", LimitKind.CONCURRENCY, WHILE_OPEN),
+)
+
+# What one entry says, by the names of `FIELDS`; None or nothing where it says nothing.
+LimitEntry: TypeAlias = Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's scripts read them."""
+
+    all: tuple[Limit, ...] = ()
+    encoded: orjson.Fragment = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = orjson.dumps([(limit.kind, limit.window_s, limit.amount) for limit in self.all])
+        object.__setattr__(self, "encoded", orjson.Fragment(text))
+
+    @classmethod
+    def of(cls, **amounts: int | None) -> Self:
+        """By the names of `FIELDS`; None for no limit."""
+        return cls.of_entries(amounts, None)
+
+    @classmethod
+    def of_entries(cls, own: LimitEntry | None, rest: LimitEntry | None) -> Self:
+        """What a model's own entry and the one for all models make together: the own one wins, field by field."""
+        limits = []
+        for each in FIELDS:
+            amounts = (entry.get(each.name) for entry in (own, rest) if entry)
+            amount = next((amount for amount in amounts if amount is not None), None)
+            if amount is not None:
+                limits.append(Limit(each.kind, each.window_s, amount * each.scale))
+        return cls(tuple(limits))
+
+    def amount(self, kind: LimitKind, window_s: int) -> int | None:
+        """Of one limit, None where there is none."""
+        return next((each.amount for each in self.all if (each.kind, each.window_s) == (kind, window_s)), None)

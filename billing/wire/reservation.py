@@ -1,0 +1,48 @@
+"""The fields of a reservation in Redis: their names in code, and those under which they are stored. It owns names only.
+
+The cell's scripts are given this table, so that each field is spelled once. A stored name must not change: processes of
+two versions work on the same reservations during an upgrade.
+"""
+
+from typing import Final
+
+FIELDS: Final = {
+    # waiting | granted | open | settled. What has settled keeps `event` and `ended_by` alone.
+    "state": "state",
+    # JSON, without its closing part: what the event says from the start, and what it says if the gateway dies now.
+    "head": "head",
+    "crash_event": "will",
+    # Milliunits: held while it waits, charged and used so far while it is open, for reading its prompt.
+    "cost_mu": "cost",
+    "charged_mu": "charged",
+    "used_mu": "used",
+    "prompt_mu": "pmu",
+    # Tokens at the last checkpoint.
+    "prompt": "p",
+    "cached": "c",
+    "output": "o",
+    "delivered": "d",
+    # The ms until which its gateway has it, and when it was admitted.
+    "lease": "lease",
+    "admitted_ms": "at",
+    # Whose it is, and the buckets of its limits.
+    "tenant": "ten",
+    "gateway": "gw",
+    "tenant_bucket": "tb",
+    "key_bucket": "kb",
+    # r (reserved) | o (on-demand) | f (flex), and why so.
+    "class": "cls",
+    "why": "why",
+    # The contract's id ('' = none), the key that is charged for it, whether it spilled over it ('1'), its tenant's weight.
+    "contract": "cid",
+    "contract_key": "qb",
+    "spilled": "spl",
+    "weight": "wt",
+    # Where it runs ('' = it has given its slot up), and how many sequences it has there.
+    "instance": "inst",
+    "epoch": "epoch",
+    "sequences": "seq",
+    # The id of its entry in the usage stream, and the script that ended it.
+    "event": "event",
+    "ended_by": "by",
+}

@@ -1,0 +1,41 @@
+"""The library of scripts: what they are asked has the same names in Python and in Lua, and a change of it has new names."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from billing.cell import asks, scripts
+from billing.wire import reservation
+
+LUA = Path(inspect.getfile(scripts)).parent / "lua"
+TEXTS = {path.stem: path.read_text() for path in LUA.glob("*.lua")}
+ASKS = {name: getattr(asks, f"{name.capitalize()}Ask") for name in scripts.SCRIPTS}
+# What a script hands its `ask` to.
+HANDED = {"reserve": ("classes", "places")}
+
+
+@pytest.mark.parametrize("name", scripts.SCRIPTS)
+def test_a_script_reads_what_it_is_asked_and_nothing_else(name: str) -> None:
+    text = TEXTS[name] + "".join(TEXTS[other] for other in HANDED.get(name, ()))
+    read = set(re.findall(r"\bask\.(\w+)", text)) | set(re.findall(r"cjson\.decode\(args\[1\]\)\.(\w+)", text))
+    assert read == set(ASKS[name].__annotations__)
+
+
+def test_each_field_of_a_reservation_has_its_own_name_in_redis() -> None:
+    assert len(set(reservation.FIELDS.values())) == len(reservation.FIELDS)
+
+
+def test_every_file_is_part_of_the_library() -> None:
+    text = scripts.library().text
+    assert [name for name in TEXTS if f"\nlocal {name} = " not in text] == []
+
+
+def test_functions_are_named_after_the_whole_text() -> None:
+    """So that gateways of two versions each call their own."""
+    names = scripts.library().functions
+    assert set(names) == set(scripts.SCRIPTS)
+    versions = {name.removesuffix(f"_{script}") for script, name in names.items()}
+    [version] = versions
+    assert scripts.library().text.startswith(f"#!lua name={version}\n")
