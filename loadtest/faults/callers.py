@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import httpx
 
+from loadtest.children import NO_CERTIFICATES
 from loadtest.faults.parts import MODEL, ROUTES
 
 _PATHS: Final = {name: f"/v1/{name}" for name in ROUTES} | {"chat": "/v1/chat/completions"}
@@ -63,7 +64,9 @@ class Callers:
         patience_s = dice.uniform(0, 1.5) if dice.random() < 0.3 else _LONGEST_S
         headers = {"authorization": f"Bearer {dice.choice(self._keys)}"}
         with (
-            httpx.Client(base_url=dice.choice(self._urls), timeout=patience_s, trust_env=False) as client,
+            httpx.Client(
+                base_url=dice.choice(self._urls), timeout=patience_s, trust_env=False, verify=NO_CERTIFICATES
+            ) as client,
             client.stream("POST", _PATHS[route], json=_body(route, stream, dice), headers=headers) as answer,
         ):
             request_id = answer.headers.get("x-request-id", "")

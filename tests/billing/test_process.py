@@ -21,6 +21,7 @@ from tests.billing.contracts.selling import DAY, POOL, furnish, terms
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.usage.test_reap import lapse, reserve
+from tests.fixtures import plain_http
 from tests.fixtures.forked import ForkedProgram, start_module
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
@@ -51,7 +52,7 @@ class BillingProcess:
     def metric(self, name: str) -> float | None:
         """The value of one series as it is written on the page; None while it is not there."""
         try:
-            page = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=2, trust_env=False).text
+            page = plain_http.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=2).text
         except httpx.HTTPError:
             return None
         values = [line.rsplit(" ", 1)[1] for line in page.splitlines() if line.startswith(name + " ")]
@@ -59,9 +60,7 @@ class BillingProcess:
 
     def healthy(self) -> bool:
         try:
-            return (
-                httpx.get(f"http://127.0.0.1:{self.admin_port}/healthz", timeout=2, trust_env=False).status_code == 200
-            )
+            return plain_http.get(f"http://127.0.0.1:{self.admin_port}/healthz", timeout=2).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -160,7 +159,7 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         until(lambda: billing.metric('taas_reaped_requests_total{cell="m1"}') == 1, billing)
         until(lambda: billing.metric('taas_audit_residual_tokens{engine="i1",kind="prompt"}') == 20, billing)
         until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 0, billing)
-        audit = httpx.get(
+        audit = plain_http.get(
             f"http://127.0.0.1:{billing.admin_port}/admin/v1/audit", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20,
             trust_env=False,
         )  # fmt: skip
@@ -171,7 +170,7 @@ def test_it_migrates_answers_reaps_polls_and_audits(
 
 def test_it_keeps_load_and_life_of_engines_added_by_hand_true(billing: BillingProcess, raw_redis: redis.Redis) -> None:
     def ask(method: str, path: str, body: object = None) -> Any:
-        answer = httpx.request(
+        answer = plain_http.request(
             method, f"http://127.0.0.1:{billing.admin_port}/admin/v1/{path}", json=body, timeout=20, trust_env=False,
             headers={"authorization": f"Bearer {ADMIN_KEY}"},
         )  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 from deploy.local.credentials import read_env
 from tests.deploy.conftest import Home
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.valkey import free_port
 
@@ -86,7 +87,7 @@ def test_the_env_file_is_private_and_holds_what_sdks_need(on_sim: Home) -> None:
     logs = "".join(log.read_text() for log in (on_sim.folder / "logs").iterdir())
     for name in ("OPENAI_API_KEY", "TAAS_ADMIN_KEY"):
         assert values[name] not in logs
-    models = httpx.get(
+    models = plain_http.get(
         f"{values['OPENAI_BASE_URL']}/models", headers={"authorization": f"Bearer {values['OPENAI_API_KEY']}"}
     )
     assert [model["id"] for model in models.json()["data"]] == [values["TAAS_MODEL"]]
@@ -109,7 +110,7 @@ def test_up_with_another_port_moves_the_process(on_sim: Home) -> None:
     assert moved.returncode == 0, moved.stdout
     assert read_env(on_sim.folder / "demo.env")["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{on_sim.ports['GATEWAY_PORT']}/healthz")
+        plain_http.get(f"http://127.0.0.1:{on_sim.ports['GATEWAY_PORT']}/healthz")
 
 
 def test_up_uses_the_stores_that_are_there(on_sim: Home, valkey_url: str, database_url: str) -> None:

@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 from billing.wire import redis_keys
 from tests.e2e.raw_caller import MESSAGES, ROUTES, RawCaller, body_of
+from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import INSTANCE, MODEL, Stack
 
@@ -207,7 +207,7 @@ def engine_counts(stack: Stack) -> dict[str, tuple[int, int]]:
     """(prompt, output) of each request that has ended, as vLLM itself has counted it."""
     entry = stack.instance() or {}
     headers = {"authorization": f"Bearer {entry['key']}"}
-    page = httpx.get(f"{entry['url']}/taas/request_counts?after=0", headers=headers, timeout=30, trust_env=False)
+    page = plain_http.get(f"{entry['url']}/taas/request_counts?after=0", headers=headers, timeout=30)
     return {name: (prompt, output) for name, (prompt, _, output) in page.raise_for_status().json()["finished"].items()}
 
 

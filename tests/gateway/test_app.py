@@ -2,9 +2,9 @@
 
 import json
 
-import httpx
 import pytest
 
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
 from tests.gateway.asking import PATHS, body
@@ -31,7 +31,7 @@ def test_head_is_taken_wherever_get_is(start_gateway: StartGateway, catalogue: C
 def test_health_has_two_names(start_gateway: StartGateway, catalogue: Catalogue) -> None:
     gateway = start_gateway()
     for path in ("/health", "/healthz"):
-        answer = httpx.get(gateway.url + path, trust_env=False)
+        answer = plain_http.get(gateway.url + path)
         assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
@@ -61,7 +61,7 @@ def test_an_absolute_form_target_is_served_by_its_path(
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
     # As a client sends it that takes the gateway for a proxy.
-    with httpx.Client(proxy=gateway.url, trust_env=False, headers={"authorization": f"Bearer {key}"}) as client:
+    with plain_http.Client(proxy=gateway.url, headers={"authorization": f"Bearer {key}"}) as client:
         answer = client.get(f"http://api.example.com{path}")
     assert answer.status_code == (200 if path == "/v1/models/" else 405)
     assert answer.headers["x-request-id"].startswith("req_")

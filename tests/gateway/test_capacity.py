@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 
-import httpx
 import pytest
 import redis
 import uvicorn
@@ -14,6 +13,7 @@ from billing.contracts import lifecycle
 from billing.schema.capacity import contract_minute
 from billing.settings import BillingSettings
 from tests.billing.contracts.selling import T0, furnish, terms
+from tests.fixtures import plain_http
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 
@@ -82,7 +82,7 @@ def test_a_tenant_reads_what_came_of_its_own_contract(
         assert client.get("/v1/capacity", params={"contract": "c" * 129}).status_code == 400
     with gateway.client(keys["core"]) as client:
         assert client.get("/v1/capacity", params=SPAN).json()["data"] == []
-    assert httpx.get(gateway.url + "/v1/capacity").status_code == 401
+    assert plain_http.get(gateway.url + "/v1/capacity").status_code == 401
 
 
 def test_without_the_admin_api_it_says_try_later(catalogue: Catalogue, start_gateway: StartGateway) -> None:

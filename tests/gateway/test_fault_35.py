@@ -11,6 +11,7 @@ import redis
 from billing.wire import redis_keys
 from loadtest.scenarios.speed import EngineSpeed
 from loadtest.scenarios.stack import MODEL, ScenarioStack, running
+from tests.fixtures import plain_http
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 
 TOKENS = 300
@@ -30,7 +31,7 @@ def stack() -> Iterator[ScenarioStack]:
 
 def ask(stack: ScenarioStack, tenant: str, tokens: int, gateway: int = 0) -> httpx.Response:
     """One streamed chat, read to its end."""
-    return httpx.post(
+    return plain_http.post(
         f"http://127.0.0.1:{stack.ports[gateway]}/v1/chat/completions", timeout=60, trust_env=False,
         headers={"authorization": f"Bearer {stack.keys[tenant]}"},
         json={"model": MODEL, "messages": [{"role": "user", "content": "sea"}], "max_tokens": tokens, "stream": True, "ignore_eos": True},

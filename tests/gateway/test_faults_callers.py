@@ -4,11 +4,11 @@ import json
 import socket
 from collections.abc import Callable
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing.wire.usage_event import Ending
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
@@ -41,7 +41,7 @@ def test_fault_17_every_bad_key_gets_the_same_answer(
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
     sent = [(name, value.format(key=key) if isinstance(value, str) else value) for name, value in headers]
-    answer = httpx.post(gateway.url + "/v1/chat/completions", json=CHAT, headers=sent)  # type: ignore[arg-type]
+    answer = plain_http.post(gateway.url + "/v1/chat/completions", json=CHAT, headers=sent)  # type: ignore[arg-type]
     assert answer.status_code == 401
     assert answer.json()["error"]["code"] == "invalid_api_key"
     assert answer.json()["error"]["message"] == "Incorrect API key provided."
@@ -224,7 +224,7 @@ def test_whoever_leaves_is_no_refusal_and_whoever_is_late_is_one(
     gateway = start_gateway(TAAS_GATEWAY_METRICS_PORT=str(metrics_port), TAAS_BODY_DEADLINE_S="1")
 
     def refused() -> dict[str, float]:
-        page = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        page = plain_http.get(f"http://127.0.0.1:{metrics_port}/metrics").text
         return {
             sample.labels["which"]: sample.value
             for metric in text_string_to_metric_families(page)

@@ -14,6 +14,7 @@ from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
 from billing.wire.usage_event import Ending
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess
@@ -202,7 +203,7 @@ def test_fault_41_sigterm_lets_streams_finish(
     gateway = start_gateway(TAAS_DRAIN_S="60")
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(
-            httpx.Client(
+            plain_http.Client(
                 base_url=gateway.url,
                 headers={"authorization": f"Bearer {key}"},
                 timeout=60,

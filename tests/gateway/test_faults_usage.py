@@ -10,6 +10,7 @@ import pytest
 
 from billing.wire.tokens import AbsorbReason
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.gateway.asking import EVERY_WAY, PATHS, ROUTES, TOKENS, ask, body, the_event
@@ -159,7 +160,7 @@ def test_fault_43_leaving_at_the_first_token_is_billed_to_what_was_produced(
 
     async def leave() -> None:
         headers = {"authorization": f"Bearer {key}"}
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
+        async with plain_http.AsyncClient(base_url=gateway.url, headers=headers, timeout=30) as client:
             for route in ROUTES:
                 await leave_after_the_first_piece(client, route, **output_limit(route, 500))
 
@@ -197,7 +198,7 @@ def test_fault_43_a_hundred_requests_cancelled_at_once_are_all_billed_exactly(
         headers = {"authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=200)
         async with (
-            httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=60, limits=limits) as client,
+            plain_http.AsyncClient(base_url=gateway.url, headers=headers, timeout=60, limits=limits) as client,
             asyncio.TaskGroup() as group,
         ):
             for at in range(100):

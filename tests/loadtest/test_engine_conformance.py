@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from serving.cpu_dtype import cpu_dtype
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import MODEL, VLLM_PYTHON, model_folder
@@ -139,7 +140,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     key = os.environ.get("TAAS_TEST_VLLM_KEY", "") if given else "sk-engine-key"
     with ExitStack() as ending:
         url = given or ending.enter_context(plain_vllm(tmp_path_factory.mktemp("vllm") / "log", key))
-        yield ending.enter_context(httpx.Client(base_url=url, timeout=120, headers={"authorization": f"Bearer {key}"}))
+        yield ending.enter_context(
+            plain_http.Client(base_url=url, timeout=120, headers={"authorization": f"Bearer {key}"})
+        )
 
 
 @contextmanager
@@ -172,7 +175,7 @@ def plain_vllm(log: Path, key: str) -> Iterator[str]:
 
 def healthy(url: str) -> bool:
     try:
-        return httpx.get(url + "/health", timeout=5).status_code == 200
+        return plain_http.get(url + "/health", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -180,7 +183,7 @@ def healthy(url: str) -> bool:
 @pytest.fixture
 def simulated(engine: SimEngine) -> Iterator[httpx.Client]:
     """A client of the simulated engine."""
-    with httpx.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}) as client:
+    with plain_http.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}) as client:
         yield client
 
 
@@ -250,7 +253,7 @@ async def test_an_abort_ends_a_stream_in_the_shape_of_vllms(
 ) -> None:
     path, body, engine_id = ABORTS[route]
     slow = make_engine("--decode-ms", "5")
-    with httpx.Client(base_url=slow.url, headers={"authorization": f"Bearer {slow.key}"}) as simulated:
+    with plain_http.Client(base_url=slow.url, headers={"authorization": f"Bearer {slow.key}"}) as simulated:
         shapes = []
         for client in (simulated, real):
             request_id = f"resp_{uuid.uuid4().hex}"

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.loadtest.test_engine_answers import events, usage_of
 
@@ -36,7 +37,7 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float 
 
 
 def client(engine: SimEngine) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}, timeout=20)
+    return plain_http.AsyncClient(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}, timeout=20)
 
 
 def produced(engine: SimEngine, request_id: str) -> int:

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from loadtest.engine.fault_answers import LEAK
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.loadtest.test_engine_answers import events
@@ -80,7 +81,7 @@ def test_refuse_closes_at_once_and_only_as_often_as_ordered(engine: SimEngine) -
 def test_hang_answers_nothing(engine: SimEngine, how: str) -> None:
     headers = {"authorization": f"Bearer {engine.key}"}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
+        plain_http.post(
             f"{engine.url}/v1/chat/completions",
             json=chat(f"[[fault:hang={how}]]", **STREAM),
             headers=headers,

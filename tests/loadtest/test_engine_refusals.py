@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 
 CHAT = {"model": "sim", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -120,18 +120,18 @@ def test_what_is_asked_beyond_the_context_is_cut_to_what_is_left(engine: SimEngi
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/inference/v1/abort_requests", "/v1/zz"])
 def test_without_the_key_nothing_guarded_is_reached(engine: SimEngine, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": engine.key}):
-        answer = httpx.post(engine.url + path, json=CHAT, headers=headers)
+        answer = plain_http.post(engine.url + path, json=CHAT, headers=headers)
         assert (answer.status_code, answer.json()) == (401, {"error": "Unauthorized"})
 
 
 @pytest.mark.parametrize("path", ["/health", "/load", "/version", "/metrics"])
 def test_what_vllm_leaves_open_is_open(engine: SimEngine, path: str) -> None:
-    assert httpx.get(engine.url + path).status_code == 200
+    assert plain_http.get(engine.url + path).status_code == 200
 
 
 def test_unknown_paths_and_methods(engine: SimEngine) -> None:
     assert engine.post("/v1/embeddings", {"input": "a"}).json() == {"detail": "Not Found"}
-    with httpx.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}) as client:
+    with plain_http.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}) as client:
         answer = client.get("/v1/chat/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
@@ -139,5 +139,5 @@ def test_unknown_paths_and_methods(engine: SimEngine) -> None:
 @pytest.mark.parametrize("raw", [b"", b"{bad", b"[]", b'{"messages": 1}'])
 def test_bodies_that_are_no_requests_are_400(engine: SimEngine, raw: bytes) -> None:
     headers = {"authorization": f"Bearer {engine.key}"}
-    answer = httpx.post(f"{engine.url}/v1/chat/completions", content=raw, headers=headers)
+    answer = plain_http.post(f"{engine.url}/v1/chat/completions", content=raw, headers=headers)
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "Bad Request")

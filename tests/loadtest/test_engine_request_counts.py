@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 
@@ -15,7 +16,7 @@ PATH = "/taas/request_counts"
 
 def page(engine: SimEngine, after: int = 0) -> dict[str, Any]:
     """The whole page."""
-    answer = httpx.get(
+    answer = plain_http.get(
         f"{engine.url}{PATH}?after={after}", headers={"authorization": f"Bearer {engine.key}"}, trust_env=False
     )
     answer.raise_for_status()
@@ -78,7 +79,7 @@ def test_a_request_that_the_engine_refuses_late_has_counted(make_engine: EngineM
 def test_a_closed_request_is_refused_and_one_that_hangs_is_pending(make_engine: EngineMaker) -> None:
     engine = make_engine()
     engine.faults("hang")
-    client = httpx.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}, trust_env=False)
+    client = plain_http.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"})
 
     def hang() -> None:
         with pytest.raises(httpx.TransportError):

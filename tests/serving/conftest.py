@@ -23,6 +23,7 @@ from serving.launch import connect
 from serving.metrics import WorkerMetrics
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
+from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
@@ -90,7 +91,7 @@ class Worker:
 
     async def tell(self, **what: Any) -> None:
         """An admin call to the fake engine; dying is an answer."""
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with plain_http.AsyncClient() as http:
             with contextlib.suppress(httpx.HTTPError):
                 await http.post(f"{self.plan.url}/fake", json=what)
 

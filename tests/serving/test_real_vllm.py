@@ -18,6 +18,7 @@ from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 from serving.catalogue import known_models
+from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import eventually, is_running
 
@@ -119,7 +120,7 @@ async def test_real_vllm_is_registered_audited_and_drained(
     assert ready.baseline.generation == 1
     family = _family(worker)
     assert len(family) >= 3, "guard, server, engine core"
-    async with httpx.AsyncClient(base_url=ready.url, trust_env=False, timeout=120) as http:
+    async with plain_http.AsyncClient(base_url=ready.url, timeout=120) as http:
         assert (await http.post("/v1/completions", json={"model": NAME, "prompt": "x"})).status_code == 401
         http.headers["Authorization"] = f"Bearer {ready.key}"
         abort = await http.post("/inference/v1/abort_requests", json={"request_ids": ["none"]})

@@ -18,6 +18,7 @@ import redis as redis_sync
 
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
+from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running
 
@@ -187,7 +188,7 @@ async def test_its_own_metrics_are_served_and_named_in_its_first_line(worker: Wo
     await worker.ready()
     found = re.search(r"metrics on (http://127\.0\.0\.1:\d+/metrics)", worker.said())
     assert found is not None
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with plain_http.AsyncClient() as http:
         text = (await http.get(found[1])).text
     assert re.search(r'^taas_worker_engine_up\{engine="m-.*",model="m"\} 1\.0$', text, re.MULTILINE)
     names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
@@ -262,7 +263,7 @@ async def test_a_worker_on_another_address_listens_there_alone_and_is_advertised
     metrics = re.search(r"metrics on (http://\S+:\d+)/metrics", worker.said())
     assert metrics is not None
     assert metrics[1].startswith(f"http://{host}:")
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with plain_http.AsyncClient() as client:
         assert (await client.get(f"{entry.url}/health")).status_code == 200
         assert "taas_worker_engine_up" in (await client.get(f"{metrics[1]}/metrics")).text
         for listening in (port, int(metrics[1].rpartition(":")[2])):

@@ -18,6 +18,7 @@ from billing.wire.limits import Limits
 from tests.billing.allocator.cells import Ground, open_ground
 from tests.billing.cell.requests import CELL, age_bucket
 from tests.billing.contracts.selling import DAY, T0
+from tests.examples import examples
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.redis_faults import FAULTS, READABLE, Fault
 from tests.fixtures.valkey import ValkeyProcess
@@ -116,7 +117,7 @@ def test_fault_40_each_unit_is_in_exactly_one_minute_whatever_the_clock_does(
     now_ms = T0 + 2 * 3_600_000 - 1
     allocators[0].allocate_once(now_ms)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=examples(40), deadline=None)
     @given(rounds_of_use)
     def check(rounds: list[tuple[int, int, int, int, bool]]) -> None:
         nonlocal now_ms

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from billing.allocator.cell_state import Memory, read_state, write_state
 from billing.allocator.leases import CellLeases
 from billing.wire import redis_keys
+from tests.examples import examples
 
 PROCESSES = ("p1", "p2", "p3")
 CELLS = tuple(f"c{number}" for number in range(7))
@@ -81,7 +82,7 @@ def test_no_cell_has_two_allocators_and_none_is_forgotten(raw_redis: redis.Redis
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None,
+            max_examples=examples(60), stateful_step_count=30, deadline=None,
             suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         ),
     )  # fmt: skip

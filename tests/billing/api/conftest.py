@@ -21,7 +21,7 @@ SETTINGS = BillingSettings(admin_key=ADMIN_KEY, service_key=SERVICE_KEY)
 
 
 @pytest.fixture(scope="session")
-def document() -> dict[str, Any]:
+def api_document() -> dict[str, Any]:
     """The API's document: the same for every app, and most of a second's work."""
     nowhere = create_engine("postgresql+psycopg://")
     made: dict[str, Any] = build_app(SETTINGS, nowhere, redis.Redis()).openapi()
@@ -29,10 +29,10 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture
-def app(database: Engine, raw_redis: redis.Redis, document: dict[str, Any]) -> FastAPI:
+def app(database: Engine, raw_redis: redis.Redis, api_document: dict[str, Any]) -> FastAPI:
     """The app; its projector's loop does not run, so that what a test sees is what the call itself did."""
     app = build_app(SETTINGS, database, raw_redis)
-    app.openapi_schema = document
+    app.openapi_schema = api_document
     return app
 
 

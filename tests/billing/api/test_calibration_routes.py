@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from billing.ledger.check import check_ledger
 from billing.wire import redis_keys
+from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]
 GOOD: dict[str, Any] = {
@@ -134,7 +135,7 @@ def test_figures_that_cannot_be_are_refused_and_change_nothing(admin: TestClient
     assert stored(database) == before
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(GOOD)),
     st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4),

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing.api.whole_body import BODY_BYTES_MAX
+from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]
 WRITES = [
@@ -202,7 +203,7 @@ PLAUSIBLE = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(WRITES), st.dictionaries(st.sampled_from(FIELDS), JSON | PLAUSIBLE, max_size=6))
 def test_no_body_makes_the_server_fail(admin: TestClient, write: tuple[str, str], body: dict[str, Any]):
     method, path = write
@@ -212,7 +213,7 @@ def test_no_body_makes_the_server_fail(admin: TestClient, write: tuple[str, str]
         refused(answer, 400, 404, 409, 424)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["tenants/{}", "models/{}", "keys?tenant={}", "limits?tenant={}", "limits?key_id={}", "usage?by={}", "usage?from={}",
                      "prices?model={}", "requests/{}"]),

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import redis
 from sqlalchemy import Engine
@@ -14,6 +13,7 @@ from billing.audit.engine_runs import EngineRun, read_runs
 from billing.fleet.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters, read_engine
 from billing.wire.tokens import CounterPair
 from tests.billing.engine_server import ScriptedEngine, register, serve
+from tests.fixtures import plain_http
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_counter_that_cannot_be_is_no_reading(value: str) -> None:
 def test_an_engine_whose_page_never_ends_is_given_up_in_time(engine: ScriptedEngine) -> None:
     engine.drips = threading.Event()
     try:
-        with httpx.Client(timeout=30, trust_env=False) as client:
+        with plain_http.Client(timeout=30) as client:
             reading = read_engine(client, engine.url, None, within_s=0.3)
     finally:
         engine.drips.set()

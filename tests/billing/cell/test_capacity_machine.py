@@ -28,6 +28,7 @@ from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
 from tests.billing.cell.capacity_requests import KINDS, LIMITS, MachineRequest, gateway_of, next_part, request_of
 from tests.billing.cell.requests import CELL, charged_by_events, empty, usage_events
+from tests.examples import examples
 from tests.fixtures.gateway import wait_until
 
 BURST_MU = 50_500
@@ -392,9 +393,6 @@ class CapacityMachine(RuleBasedStateMachine):
 def test_any_order_of_steps_keeps_room_line_and_counters_right(valkey: redis.Redis, gateway: plan.Listener) -> None:
     CapacityMachine.client = valkey
     CapacityMachine.gateway = gateway
-    run_state_machine_as_test(
-        CapacityMachine,
-        settings=settings(
-            max_examples=40, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    checks: Any = list(HealthCheck)
+    chosen = settings(max_examples=examples(40), stateful_step_count=50, deadline=None, suppress_health_check=checks)
+    run_state_machine_as_test(CapacityMachine, settings=chosen)

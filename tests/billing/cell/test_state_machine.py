@@ -31,6 +31,7 @@ from tests.billing.cell.requests import (
     limits_of,
     usage_events,
 )
+from tests.examples import examples
 
 TENANT = limits_of(requests=6, units_mu=600_000, concurrency=4)
 KEY = limits_of(units_mu=300_000, concurrency=3)
@@ -216,6 +217,6 @@ def test_any_order_of_calls_keeps_quota_and_events_right(valkey: redis.Redis) ->
     run_state_machine_as_test(
         CellMachine,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

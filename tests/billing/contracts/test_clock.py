@@ -20,6 +20,7 @@ from billing.contracts.rates import ContractRate, rates_now
 from billing.contracts.terms import MS_MAX, Contract
 from billing.moments import utc
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, terms
+from tests.examples import examples
 from tests.source_tree import sources
 
 
@@ -133,7 +134,7 @@ def test_fault_40_a_moment_that_was_written_is_read_as_it_was(at_ms: int) -> Non
     assert TypeAdapter(Moment).validate_python(utc(at_ms)) == at_ms
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 50)), min_size=1, max_size=6), st.integers(1, 100))
 def test_fault_40_the_database_and_the_contract_agree_on_every_edge(
     connection: Connection, shop: Shop, ramp: list[tuple[int, int]], last_ms: int

@@ -25,6 +25,7 @@ from billing.contracts.terms import Step, burst_mu
 from billing.refusals import Conflict, Refused
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, shortfalls, take, terms
+from tests.examples import examples
 
 RATE = st.integers(1, 2400)
 DAYS = st.integers(0, 50)
@@ -204,7 +205,9 @@ def check(operator: Operator, moments: list[int]) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
     st.lists(SIGN, min_size=1, max_size=3),

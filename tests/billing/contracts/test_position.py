@@ -12,6 +12,7 @@ from billing.contracts.terms import Step
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.refusals import Conflict
 from tests.billing.contracts.ledger import capacity_at, held_at, moments_of, reserved_at
+from tests.examples import examples
 
 MOMENT = st.integers(0, 60)
 BURST = st.sampled_from([1_000, 1_000, 1_001, 2_500, 10_000])
@@ -56,7 +57,7 @@ def positions(draw: st.DrawFn) -> Position:
     )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(positions(), MOMENT)
 def test_over_time_is_what_each_instant_says(position: Position, moment: int):
     capacity, reserved, shortage = position.capacity(), position.reserved(), position.shortage()
@@ -72,7 +73,7 @@ def test_over_time_is_what_each_instant_says(position: Position, moment: int):
         assert position.free().at(at_ms) == max(0, has - held)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(st.lists(holdings(), max_size=12), positions())
 def test_whatever_is_admitted_one_by_one_never_oversells(wanted: list[Holding], base: Position):
     position = replace(base, holdings=())
@@ -88,7 +89,7 @@ def test_whatever_is_admitted_one_by_one_never_oversells(wanted: list[Holding], 
             position = after
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(positions(), holdings(), MOMENT)
 def test_only_what_a_change_makes_worse_is_its_fault(before: Position, changed: Holding, from_ms: int):
     after = before.with_holding(changed)
@@ -101,7 +102,7 @@ def test_only_what_a_change_makes_worse_is_its_fault(before: Position, changed: 
         assert all(span.value == now for span in told)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(positions(), MOMENT, st.integers(1, 40), st.integers(1, 1500), st.sampled_from([0, 250]), BURST)
 def test_a_quote_is_what_signing_would_say(
     position: Position, from_ms: int, lasts: int, mu_s: int, headroom: int, burst_ms: int

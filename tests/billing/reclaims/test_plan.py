@@ -21,6 +21,7 @@ from billing.refusals import Conflict
 from tests.billing.contracts.ledger import capacity_at, held_at, moments_of, reserved_at
 from tests.billing.contracts.selling import T0
 from tests.billing.contracts.test_position import MOMENT, positions
+from tests.examples import examples
 
 RATES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 10**6))
 
@@ -49,7 +50,7 @@ def overheld_at(position: Position, at_ms: int) -> int:
     return max(0, held_at(position, at_ms) - capacity_at(position, at_ms))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(positions(), st.integers(1, 3), MOMENT, MOMENT)
 def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
     position: Position, instances: int, by_ms: int, now_ms: int
@@ -97,7 +98,7 @@ def test_rates_after_cuts_are_what_is_left() -> None:
     assert rates_after_cuts(rates, 0) == rates
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(positions(), st.lists(st.tuples(st.integers(1, 3), MOMENT), max_size=3))
 def test_only_what_reclaims_are_to_blame_for_is_cut(position: Position, taken: list[tuple[int, int]]) -> None:
     breaking = [reclaim(number, instances, by_ms) for number, (instances, by_ms) in enumerate(taken)]
@@ -126,7 +127,7 @@ def schedules(draw: st.DrawFn) -> tuple[list[Holding], list[Span]]:
     return holdings, [Span(a, b, v) for a, b, v in zip(edges, edges[1:], values, strict=False) if a < b]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(schedules())
 def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Holding], list[Span]]) -> None:
     holdings, cut = schedule
@@ -193,7 +194,7 @@ def test_those_leave_whose_leaving_harms_least(first: Occupied, second: Occupied
         assert choose(both, 1, 2) == ((first,), 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(positions(), st.integers(1, 3), st.lists(st.tuples(st.integers(1, 3), MOMENT), max_size=2), MOMENT)
 def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     base: Position, instances: int, taken: list[tuple[int, int]], by_ms: int
@@ -231,7 +232,7 @@ def test_quarters_follow_the_calendar() -> None:
     assert quarter_of(starts[1] - 1) == "2027-Q1"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(positions(), st.lists(st.tuples(st.sampled_from(["research", "recsys", "external"]), MOMENT), max_size=4))
 def test_an_outlook_has_no_gap_and_every_machine_has_one_use(base: Position, taken: list[tuple[str, int]]) -> None:
     reclaims = [reclaim(number, 1, T0 + by_ms, use) for number, (use, by_ms) in enumerate(taken)]

@@ -2,7 +2,6 @@
 
 import socket
 
-import httpx
 import pytest
 import redis
 from prometheus_client import CollectorRegistry
@@ -11,6 +10,7 @@ from billing.wire import redis_keys
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.scrape_targets import LEASE_MS, ScrapeTarget, address_of, read_targets, renew, withdraw
+from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.valkey import ValkeyProcess
 
@@ -79,7 +79,7 @@ def test_a_page_is_there_while_redis_is_not_and_listed_when_it_comes(own_valkey:
     own_valkey.kill()
     where = {"host": "127.0.0.1", "ports": [0], "redis_address": parse_redis_url(own_valkey.url)}
     with MetricsPage("worker", CollectorRegistry(), **where) as page:  # type: ignore[arg-type]
-        assert "taas_build_info{" in httpx.get(f"http://127.0.0.1:{page.port}/metrics").text
+        assert "taas_build_info{" in plain_http.get(f"http://127.0.0.1:{page.port}/metrics").text
         own_valkey.start()
         with redis.Redis.from_url(own_valkey.url) as client:
             wait_until(lambda: len(read_targets(client)) == 1, "target")

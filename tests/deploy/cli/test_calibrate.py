@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import httpx
 import pytest
 import redis
 from click.testing import CliRunner
@@ -20,6 +19,7 @@ from billing.wire import redis_keys
 from deploy.cli.engine_access import find_hardware
 from deploy.cli.main import main
 from tests.deploy.cli.conftest import ADMIN_KEY, Taas, run
+from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import wait_until
 
@@ -225,6 +225,6 @@ def signed_by_other_weights(told: Told, admin_url: str) -> str:
         "sequences": 2, "tpot_target_ms": 100, "ttft_target_ms": 2000, "hardware": "another", "engine_version": "1", "error": "0.01",
     }  # fmt: skip
     key = {"authorization": f"Bearer {ADMIN_KEY}"}
-    assert httpx.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
+    assert plain_http.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
     terms = ["--tenant", "acme", "--pool", "sim", "--units", "1", "--until", "1y", "--notice-days", "7"]
     return str(told("contract", "sign", "--yes", *terms)["contract"])

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 
 from deploy.cli.connection import find_address
 from tests.deploy.cli.conftest import ADMIN_KEY, run
+from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 
 
@@ -81,7 +81,7 @@ def lossy_url(admin_url: str) -> Iterator[str]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             headers = {name: self.headers[name] for name in ("authorization", "content-type", "idempotency-key")}
-            answer = httpx.post(admin_url + self.path, content=body, headers=headers, trust_env=False)
+            answer = plain_http.post(admin_url + self.path, content=body, headers=headers)
             if not answer.headers.get("idempotent-replayed"):
                 self.close_connection = True
                 return

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from gateway.process.serve import SETTLES_LOST
+from tests.fixtures import plain_http
 from tests.gateway.listening import read_all, until
 
 START = "import sys; from gateway.process.serve import run; from gateway.settings import GatewaySettings; sys.exit(run(GatewaySettings(), sys.argv[1]))"
@@ -44,10 +45,10 @@ class Gateway:
 
     def get(self, path: str) -> httpx.Response:
         """On a connection of its own, so that the kernel picks a process each time."""
-        return httpx.get(f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"})
+        return plain_http.get(f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"})
 
     def metric(self, series: str) -> float | None:
-        text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
+        text = plain_http.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
         found = re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
         return None if found is None else float(found[1])
 

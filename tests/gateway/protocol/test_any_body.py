@@ -21,6 +21,7 @@ from gateway.protocol import (
 from gateway.protocol.refused import REFUSED
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
+from tests.examples import examples
 from tests.gateway.protocol.bodies import SMALLEST
 from tests.gateway.upstream.asked import body_for
 
@@ -66,7 +67,7 @@ def refused(route: Route, raw: bytes) -> GatewayError | None:
     return None
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(st.sampled_from(list(Route)), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3))
 def test_fault_16_any_body_is_parsed_or_refused_with_a_400(route: Route, changes: dict[str, Any]) -> None:
     error = refused(route, orjson.dumps({**SMALLEST[route], **changes}))
@@ -78,7 +79,7 @@ def test_fault_16_any_body_is_parsed_or_refused_with_a_400(route: Route, changes
         error_headers(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.binary(max_size=64) | st.text(max_size=64).map(str.encode))
 def test_any_bytes_are_refused(raw: bytes) -> None:
     error = refused(Route.CHAT, raw)

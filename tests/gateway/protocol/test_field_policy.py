@@ -14,6 +14,7 @@ from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, me
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
+from tests.examples import examples
 from tests.gateway.protocol.bodies import SMALLEST, parse, refusal
 from tests.gateway.upstream.asked import call_for
 
@@ -102,7 +103,7 @@ def objects(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 PLACES = [(route, path) for route in Route for path in objects(FULL[route])]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(st.sampled_from(PLACES), st.text(max_size=80), VALUES, st.integers(0, 5))
 def test_an_unknown_field_anywhere_changes_nothing_but_what_the_caller_is_told(
     place: tuple[Route, tuple[Any, ...]], name: str, value: Any, position: int

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
-import httpx
 import pytest
 
 from billing.cell.execute import execute
@@ -23,6 +22,7 @@ from gateway.errors import (
 )
 from gateway.redis.connection import RedisUnavailable
 from gateway.waiting.queue import WaitEnd
+from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import PATHS, Outcome, ask, body
@@ -41,7 +41,7 @@ class Page:
 
     def series(self, name: str) -> dict[str, float]:
         """Values by labels (`asked="auto",ending="left"`), without those that are 0."""
-        found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", httpx.get(self._url).text, re.MULTILINE)
+        found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", plain_http.get(self._url).text, re.MULTILINE)
         return {labels: float(value) for labels, value in found if float(value)}
 
     def await_series(self, name: str, expected: dict[str, float]) -> None:
