@@ -6,7 +6,7 @@ It runs while requests come and go: what an engine says of a request that has en
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue import models
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.refusals import NotFound
-from billing.schema.ledger import reconciled_request, request_difference, usage_event
+from billing.schema.ledger import engine_counter, reconciled_request, request_difference, usage_event
 from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import Ending, UsageSource
 
@@ -52,12 +52,15 @@ class Checked:
 
 def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> Checked:
     """Hold requests that have ended in the engine against their events; those without an event yet are left for later."""
+    if not counts:
+        return Checked({}, {})
+    places = places_of(connection, engine.instance, engine.epoch)
     recorded: dict[str, tuple[int, int]] = {}
     absorbed: dict[str, CounterPair] = {}
     settled: list[str] = []
     for row in read_events(connection, list(counts)):
         request_id = row["request_id"]
-        here = (row["instance"], row["epoch"]) == (engine.instance, engine.epoch)
+        here = (row["instance"], row["epoch"]) in places
         accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
         recorded[request_id] = row["started_ms"], row["ended_ms"]
         if here and _may_miss_tokens(row, here=here):
@@ -65,7 +68,7 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
         missing = counts[request_id] - accounted
         if missing == CounterPair():
             continue
-        completed = read_completion(connection, engine.instance, engine.epoch, request_id)
+        completed = read_completion(connection, places, request_id)
         if completed is not None:
             accounted += completed
             missing -= completed
@@ -85,7 +88,9 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
         if request_id.startswith(CALIBRATION_ID) and request_id not in recorded
     }
     for request_id, count in measured.items():
-        if _absorb_measurement(connection, engine, request_id, count):
+        if read_completion(connection, places, request_id) is not None:
+            recorded[request_id] = 0, 0
+        elif _absorb_measurement(connection, engine, request_id, count):
             recorded[request_id] = 0, 0
             absorbed[request_id] = count
     return Checked(recorded, absorbed)
@@ -103,13 +108,14 @@ class Standing:
 def standing(connection: Connection, instance: str, epoch: str, counts: Mapping[str, CounterPair]) -> Standing:
     """Where they stand in SQL; changes nothing."""
     events = {row["request_id"]: row for row in read_events(connection, list(counts))}
+    places = places_of(connection, instance, epoch) if counts else frozenset()
     to_complete = CounterPair()
     for request_id, row in events.items():
-        here = (row["instance"], row["epoch"]) == (instance, epoch)
+        here = (row["instance"], row["epoch"]) in places
         accounted = CounterPair(row["produced_prompt"], row["produced_output"]) if here else CounterPair()
         missing = counts[request_id] - accounted
         if missing != CounterPair() and _may_miss_tokens(row, here=here):
-            missing -= read_completion(connection, instance, epoch, request_id) or CounterPair()
+            missing -= read_completion(connection, places, request_id) or CounterPair()
             to_complete += missing.at_least(CounterPair())
     without = {name: count for name, count in counts.items() if name not in events}
     return Standing(frozenset(events), without, to_complete)
@@ -132,13 +138,23 @@ def completion_id(instance: str, epoch: str, request_id: str) -> str:
     return f"rec_{named[:32]}"
 
 
-def read_completion(connection: Connection, instance: str, epoch: str, request_id: str) -> CounterPair | None:
-    """What was absorbed on this engine to complete a request's event."""
-    query = select(usage_event.c.produced_prompt, usage_event.c.produced_output).where(
-        usage_event.c.request_id == completion_id(instance, epoch, request_id)
+def places_of(connection: Connection, instance: str, epoch: str) -> frozenset[tuple[str, str]]:
+    """Instances and epochs under which one process of an engine has been known. One that was removed and added again was not started
+    anew, and goes on speaking of what it did before.
+    """
+    ours = select(engine_counter.c.started).where(
+        engine_counter.c.instance == instance, engine_counter.c.epoch == epoch
     )
-    row = connection.execute(query).one_or_none()
-    return None if row is None else CounterPair(row.produced_prompt, row.produced_output)
+    query = select(engine_counter.c.instance, engine_counter.c.epoch).where(engine_counter.c.started.in_(ours))
+    return frozenset({(instance, epoch), *((row.instance, row.epoch) for row in connection.execute(query))})
+
+
+def read_completion(connection: Connection, places: Collection[tuple[str, str]], request_id: str) -> CounterPair | None:
+    """What was absorbed on this engine to complete a request's event."""
+    ids = [completion_id(instance, epoch, request_id) for instance, epoch in places]
+    query = select(usage_event.c.produced_prompt, usage_event.c.produced_output)
+    rows = connection.execute(query.where(usage_event.c.request_id.in_(ids))).all()
+    return sum((CounterPair(*row) for row in rows), CounterPair()) if rows else None
 
 
 def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import Engine, insert, text, update
 
 from billing.audit.engine_counters import CounterPoller
+from billing.audit.engine_runs import close_run
 from billing.audit.report import AuditReport
 from billing.audit.run import Auditor
 from billing.catalogue.price_book import set_price
 from billing.findings import Finding, FindingKind
+from billing.fleet.engine_request_counts import read_instance
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.schema.catalogue import model as model_table
 from billing.schema.catalogue import model_weights
@@ -232,6 +235,33 @@ def test_an_engine_that_was_added_late_is_held_for_what_it_has_done_since(
     record(database, event("req_1", (10, 0, 5)))
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].produced) == (0, CounterPair(10, 5))
+
+
+@pytest.mark.parametrize("instance", ["i1", "i2"])
+def test_what_an_engine_had_done_before_it_was_added_again_is_accounted_once(
+    database: Engine,
+    raw_redis: redis.Redis,
+    poller: CounterPoller,
+    auditor: Auditor,
+    engine: ScriptedEngine,
+    instance: str,
+) -> None:
+    """It was not started anew, so it still speaks of what it did under its last epoch, or under another name."""
+    done, died = event("done", (10, 0, 5)), event("died", (3, 0, 1), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT)
+    engine.ended = {"done": (10, 5), "died": (4, 9), "calibration-1": (20, 7)}
+    record(database, done, died)
+    assert auditor.audit(wait_ms=0).residual_tokens == 0
+    before = next(each for each in poller.poll_once().registry.instances if each.instance == "i1")
+    with database.begin() as connection:
+        close_run(connection, before, read_instance(httpx.Client(), before))
+    raw_redis.delete(redis_keys.INSTANCES)
+    register(raw_redis, engine, instance, epoch="e1+1", counts=True, baseline={"prompt": 34, "generation": 21})
+    engine.ended |= {"after": (5, 6), "calibration-2": (1, 1)}
+    record(database, event("after", (5, 0, 6), instance=instance, epoch="e1+1"))
+    report = auditor.audit(wait_ms=0)
+    assert (report.residual_tokens, report.findings) == (0, ())
+    metered = [each.metered for each in report.instances]
+    assert sum(each.absorbed.generation for each in metered) == 9 + 7 + 1
 
 
 def test_what_an_engine_did_unseen_before_it_died_is_told_from_what_its_next_start_does(
