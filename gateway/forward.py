@@ -29,7 +29,6 @@ from gateway.stream.meter import ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
-from gateway.upstream.engine_adapter import EngineRequest
 from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
@@ -205,15 +204,15 @@ class Forwarder:
     def _request_bytes(self, exchange: Exchange) -> bytes:
         """For this instance: another one may be another engine, or know the model by another name."""
         instance = exchange.attempt.instance
-        asked = EngineRequest(
-            parsed=exchange.parsed,
+        call = adapter_of(instance).request(
+            exchange.parsed,
+            instance,
             request_id=exchange.request_id,
             engine_model=exchange.engine_model,
             cache_salt=self._cache_salt(exchange.request.caller.tenant.tenant),
             default_max_tokens=exchange.request.model.default_max_tokens,
             class_=exchange.head.class_,
         )
-        call = adapter_of(instance).request(asked, instance)
         return self._engines.pool(instance).request_bytes(call.path, call.headers, call.body)
 
     @staticmethod

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass
@@ -13,20 +13,7 @@ from gateway.request import ParsedRequest, RouteSpec
 from gateway.stream.meter import Meter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
-    """One try of a request. `engine_model`: its model, as the engine calls it. `cache_salt` is the tenant's, hex."""
-
-    parsed: ParsedRequest
-    request_id: str
-    engine_model: str
-    cache_salt: str
-    default_max_tokens: int | None
-    class_: CapacityClass
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCall:
+class EngineCall(NamedTuple):
     """A POST. `headers` are whole lines, each with its end; address, key and length are the connection's to add."""
 
     path: bytes
@@ -52,8 +39,18 @@ class RequestCount:
 class EngineAdapter(Protocol):
     """Implemented by modules."""
 
-    def request(self, asked: EngineRequest, instance: InstanceEntry) -> EngineCall:
-        """The request as this instance takes it."""
+    def request(
+        self,
+        parsed: ParsedRequest,
+        instance: InstanceEntry,
+        *,
+        request_id: str,
+        engine_model: str,
+        cache_salt: str,
+        default_max_tokens: int | None,
+        class_: CapacityClass,
+    ) -> EngineCall:
+        """One try, as this instance takes it. `engine_model`: its model, as the engine calls it. `cache_salt` is the tenant's, hex."""
 
     def abort(self, parsed: ParsedRequest, request_id: str) -> EngineCall:
         """Ends a request, whose answer then finishes with its usage; only for an instance that can `abort`."""

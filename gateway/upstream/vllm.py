@@ -17,7 +17,7 @@ from billing.wire.instance_entry import REQUEST_COUNTS_PATH, InstanceEntry
 from billing.wire.usage_event import CapacityClass
 from gateway.request import ParsedRequest, Route
 from gateway.stream.meter_for import meter_for as meter
-from gateway.upstream.engine_adapter import EngineCall, EngineRequest, RequestCount
+from gateway.upstream.engine_adapter import EngineCall, RequestCount
 from gateway.upstream.vllm_errors import translate_engine_error as refusal
 from gateway.upstream.vllm_errors import translate_stream_error as failure
 
@@ -62,41 +62,50 @@ _SERVED: Final = {
 }
 
 
-def request(asked: EngineRequest, instance: InstanceEntry) -> EngineCall:
-    """Only an engine that schedules by priority is sent one."""
-    served = _SERVED[asked.parsed.route.name]
-    priority = _PRIORITY[asked.class_] if instance.priority and served.salted else None
-    headers = b"x-request-id: %b\r\n" % asked.request_id.encode()
-    if priority is not None and not served.priority_in_body:
-        headers += b"x-vllm-priority: %d\r\n" % priority
-    return EngineCall(served.path, headers, _body(asked, served, priority))
-
-
-def _body(asked: EngineRequest, served: _Served, priority: int | None) -> bytes:
-    """vLLM refuses a `max_tokens` that is more than the context, which no default is, and cuts what is more than the prompt leaves of it."""
-    parsed = asked.parsed
+def request(
+    parsed: ParsedRequest,
+    instance: InstanceEntry,
+    *,
+    request_id: str,
+    engine_model: str,
+    cache_salt: str,
+    default_max_tokens: int | None,
+    class_: CapacityClass,
+) -> EngineCall:
+    """Only an engine that schedules by priority is sent one. vLLM refuses a `max_tokens` that is more than the context, which no default is,
+    and cuts what is more than the prompt leaves of it.
+    """
+    served = _SERVED[parsed.route.name]
+    headers = b"x-request-id: %b\r\n" % request_id.encode()
     body: dict[str, Any] = {
         name: value for name, value in parsed.body.items() if value is not None and name not in _NOT_THE_ENGINES
     }
-    body["model"] = asked.engine_model
+    body["model"] = engine_model
     if served.salted:
         # At most 128 characters without `@ / \`.
-        assert asked.cache_salt, "an engine's prefix cache is never shared between tenants"
-        body["cache_salt"] = asked.cache_salt
-        if priority is not None and served.priority_in_body:
-            body["priority"] = priority
+        assert cache_salt, "an engine's prefix cache is never shared between tenants"
+        body["cache_salt"] = cache_salt
+        if instance.priority and served.priority_in_body:
+            body["priority"] = _PRIORITY[class_]
+        elif instance.priority:
+            headers += b"x-vllm-priority: %d\r\n" % _PRIORITY[class_]
     if parsed.stream and served.streams_usage:
         body["stream_options"] = _USAGE
     if served.added is not None:
         body |= served.added
     if served.names_response:
-        if parsed.body.get("metadata") is not None:
-            body["metadata"] = parsed.body["metadata"]
-        body["request_id"] = _response_id(asked.request_id)
-        body["store"] = False
-    if parsed.max_output_tokens is None and asked.default_max_tokens is not None and parsed.route.output_params:
-        body[parsed.route.output_params[0]] = max(asked.default_max_tokens, body.get("min_tokens", 0))
-    return orjson.dumps(body)
+        _name_response(body, parsed, request_id)
+    output_params = parsed.route.output_params
+    if parsed.max_output_tokens is None and default_max_tokens is not None and output_params:
+        body[output_params[0]] = max(default_max_tokens, body.get("min_tokens", 0))
+    return EngineCall(served.path, headers, orjson.dumps(body))
+
+
+def _name_response(body: dict[str, Any], parsed: ParsedRequest, request_id: str) -> None:
+    if parsed.body.get("metadata") is not None:
+        body["metadata"] = parsed.body["metadata"]
+    body["request_id"] = _response_id(request_id)
+    body["store"] = False
 
 
 def _response_id(request_id: str) -> str:

@@ -9,7 +9,7 @@ from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.usage_event import CapacityClass
 from gateway.request import ParsedRequest
 from gateway.upstream import vllm
-from gateway.upstream.engine_adapter import EngineCall, EngineRequest
+from gateway.upstream.engine_adapter import EngineCall
 
 SALT = "ab" * 32
 INSTANCE = InstanceEntry(
@@ -33,15 +33,15 @@ def call_for(
     cache_salt: str = SALT,
 ) -> EngineCall:
     """The whole request."""
-    asked = EngineRequest(
-        parsed=parsed,
+    return vllm.request(
+        parsed,
+        replace(INSTANCE, priority=by_priority),
         request_id="req_1",
         engine_model="engine-m",
         cache_salt=cache_salt,
         default_max_tokens=default_max_tokens,
         class_=class_,
     )
-    return vllm.request(asked, replace(INSTANCE, priority=by_priority))
 
 
 def body_for(
