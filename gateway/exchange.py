@@ -7,7 +7,7 @@ end, because only the end says what was produced. Times ending in `_at` are mono
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from billing.cell.replies import Grant
 from billing.cell.scripts import Asked, CellKeys
@@ -24,8 +24,7 @@ from gateway.stream.meter_choices import ChoicesMeter
 from gateway.upstream.attempt import Attempt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request:
+class Request(NamedTuple):
     """What was asked, by whom. `keys` are those of its cell in Redis."""
 
     request_id: str
@@ -247,7 +246,7 @@ class Exchange:
             output=carried + (0 if before is None else before.output),
         )
         following = Exchange(
-            request=replace(self.request, request_id=request_id, parsed=parsed, keys=keys),
+            request=self.request._replace(request_id=request_id, parsed=parsed, keys=keys),
             head=replace(head, request_id=request_id),
             attempt=Attempt.on(self.attempt.instance, parsed, request_id, tier=meter.tier),
             resumable=Resumable.of(parsed),

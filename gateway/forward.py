@@ -111,6 +111,7 @@ class Forwarder:
             self._let_down(exchange, "protocol")
             raise
         finally:
+            exchange.on_stop = None  # it leads back to the exchange, which would wait for the garbage collector
             self._leave(exchange)
 
     async def _try_instances(self, exchange: Exchange, client: Client) -> None:

@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: int) -> UsageEvent:
     """The fact of a request as its exchange stands now; also the will of a checkpoint. Pure."""
-    meter = exchange.attempt.meter
-    produced = exchange.produced()
+    attempt, request, delivery = exchange.attempt, exchange.request, exchange.delivery
+    meter, route = attempt.meter, request.parsed.route
+    produced, discarded = exchange.produced(), exchange.discarded_output
     anomaly = meter.anomaly
     if meter.exact or exchange.last_word is not None:
         source = UsageSource.ENGINE
@@ -40,7 +41,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
     elif produced.output:
         source = UsageSource.CHECKPOINT
     else:
-        metered = exchange.attempt.in_engine and exchange.parsed.route.metered
+        metered = attempt.in_engine and route.metered
         source = UsageSource.UNREAD if metered else UsageSource.NONE
     usage = Tokens(produced.prompt, produced.cached, produced.output)
     shared_prompt = produced.prompt_counted - produced.prompt
@@ -49,9 +50,9 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         usage,
         shared_prompt=shared_prompt,
         anomaly=anomaly,
-        generates=exchange.parsed.route.generates,
+        generates=route.generates,
         continued=exchange.prompt_read() is not None,
-        discarded_output=exchange.discarded_output,
+        discarded_output=discarded,
     )
     return exchange.head.ended(
         ending=ending,
@@ -59,15 +60,15 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         produced=attribution.produced,
         billed=attribution.billed,
         absorbed=attribution.absorbed,
-        units_mu=exchange.request.model.weights.cost_mu(charged(ending, attribution)),
+        units_mu=request.model.weights.cost_mu(charged(ending, attribution)),
         http_status=http_status,
         ended_ms=ended_ms,
-        first_token_ms=exchange.delivery.first_token_ms,
-        delivered_output=min(exchange.delivery.output, produced.output - exchange.discarded_output),
+        first_token_ms=delivery.first_token_ms,
+        delivered_output=min(delivery.output, produced.output - discarded),
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
-        ignored=exchange.parsed.ignored,
+        ignored=request.parsed.ignored,
     )
 
 
