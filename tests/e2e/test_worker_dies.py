@@ -1,7 +1,10 @@
-"""vLLM killed under its streams: each ends with one error, none is billed, and the worker brings it back. The last of the modules: it takes a start."""
+"""vLLM killed under its streams: each ends with one error, none is billed, and the worker brings it back. Then the
+worker itself is killed. The last of the modules: it takes a start, and leaves the stack without an engine.
+"""
 
 import json
 
+import psutil
 import pytest
 
 from tests.e2e.raw_caller import CHAT, LONG, ROUTES, TOKEN, RawCaller, body_of, callers_of
@@ -46,3 +49,18 @@ def test_fault_26_and_27_killed_engine_ends_streams_with_one_error_and_comes_bac
     assert stack.receipt(caller.request_id)["billed"]["output"] == 4
     # What died with the engine's counters is said as lost, not as a residual.
     stack.assert_conserved()
+
+
+def test_kill_9_of_the_worker_leaves_no_vllm(stack: Stack) -> None:
+    worker = psutil.Process(stack.processes["worker"].pid)
+    family = worker.children(recursive=True)
+    assert len(family) >= 3, "guard, server, engine core"
+    worker.kill()
+    wait_until(lambda: not any(map(runs, family)), "end of vLLM", instead=lambda: list(filter(runs, family)))
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

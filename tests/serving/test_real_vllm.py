@@ -152,11 +152,3 @@ async def test_real_vllm_is_registered_audited_and_drained(
     log = (ROOT / ".taas" / "logs" / "engine-test-real-vllm.log").read_text(errors="replace")
     assert CANARY not in log
     assert str(ready.key) not in log
-
-
-async def test_kill_9_of_the_worker_leaves_no_vllm(worker: subprocess.Popen[bytes], valkey: redis_sync.Redis) -> None:
-    await _entry_with(valkey, worker, InstanceStatus.READY)
-    family = _family(worker)
-    worker.kill()
-    worker.wait()
-    await _gone(family)
