@@ -6,11 +6,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from deploy.local.processes import Processes
+from tests.fixtures.engine import SimEngine
 from tests.fixtures.valkey import free_port
 from tests.source_tree import ROOT
 
@@ -53,9 +55,9 @@ class Home:
         return {name: running.pid for name, running in found.items() if running is not None}
 
 
-@pytest.fixture
-def home() -> Iterator[Home]:
-    """Under /tmp itself, since the path of a Unix socket is short."""
+@contextmanager
+def new_home() -> Iterator[Home]:
+    """Under /tmp itself, since the path of a Unix socket is short. In the end nothing of it runs."""
     folder = Path(tempfile.mkdtemp(prefix="taas-", dir="/tmp")).resolve()
     made = Home(folder)
     yield made
@@ -63,3 +65,20 @@ def home() -> Iterator[Home]:
     left = Processes(folder).leftovers()
     shutil.rmtree(folder, ignore_errors=True)
     assert not left
+
+
+@pytest.fixture
+def home() -> Iterator[Home]:
+    """A home of the test's own; nothing runs in it yet."""
+    with new_home() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running(engine_server: SimEngine) -> Iterator[Home]:
+    """A home in which all of it runs, on the simulated engine. A test leaves it running."""
+    with new_home() as made:
+        made.environment |= {"TAAS_ENGINE_URL": engine_server.url, "TAAS_ENGINE_KEY": engine_server.key}
+        run = made.run("up")
+        assert run.returncode == 0, run.stdout + run.stderr
+        yield made

@@ -75,16 +75,15 @@ def test_up_serves_and_bills_one_request_and_can_be_repeated(on_sim: Home) -> No
     assert read_env(on_sim.folder / "demo.env")["OPENAI_API_KEY"] == key, "what was stored is there again"
 
 
-def test_the_env_file_is_private_and_holds_what_sdks_need(on_sim: Home) -> None:
-    assert on_sim.run("up").returncode == 0
-    path = on_sim.folder / "demo.env"
+def test_the_env_file_is_private_and_holds_what_sdks_need(running: Home) -> None:
+    path = running.folder / "demo.env"
     values = read_env(path)
     assert set(values) == {
         "OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "TAAS_ADMIN_URL", "TAAS_ADMIN_KEY", "TAAS_MODEL",
     }  # fmt: skip
-    for private in (path, on_sim.folder / "services.env", on_sim.folder / "secrets.json"):
+    for private in (path, running.folder / "services.env", running.folder / "secrets.json"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o600
-    logs = "".join(log.read_text() for log in (on_sim.folder / "logs").iterdir())
+    logs = "".join(log.read_text() for log in (running.folder / "logs").iterdir())
     for name in ("OPENAI_API_KEY", "TAAS_ADMIN_KEY"):
         assert values[name] not in logs
     models = plain_http.get(
@@ -93,24 +92,22 @@ def test_the_env_file_is_private_and_holds_what_sdks_need(on_sim: Home) -> None:
     assert [model["id"] for model in models.json()["data"]] == [values["TAAS_MODEL"]]
 
 
-def test_up_starts_again_what_died(on_sim: Home) -> None:
-    assert on_sim.run("up").returncode == 0
-    before = on_sim.pids()
+def test_up_starts_again_what_died(running: Home) -> None:
+    before = running.pids()
     os.kill(before["gateway"], 9)
-    assert on_sim.run("up").returncode == 0
-    after = on_sim.pids()
+    assert running.run("up").returncode == 0
+    after = running.pids()
     assert after["gateway"] != before["gateway"]
     assert after["billing"] == before["billing"]
 
 
-def test_up_with_another_port_moves_the_process(on_sim: Home) -> None:
-    assert on_sim.run("up").returncode == 0
+def test_up_with_another_port_moves_the_process(running: Home) -> None:
     port = free_port()
-    moved = on_sim.run("up", TAAS_GATEWAY_PORT=str(port))
+    moved = running.run("up", TAAS_GATEWAY_PORT=str(port))
     assert moved.returncode == 0, moved.stdout
-    assert read_env(on_sim.folder / "demo.env")["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"
+    assert read_env(running.folder / "demo.env")["OPENAI_BASE_URL"] == f"http://127.0.0.1:{port}/v1"
     with pytest.raises(httpx.ConnectError):
-        plain_http.get(f"http://127.0.0.1:{on_sim.ports['GATEWAY_PORT']}/healthz")
+        plain_http.get(f"http://127.0.0.1:{running.ports['GATEWAY_PORT']}/healthz")
 
 
 def test_up_uses_the_stores_that_are_there(on_sim: Home, valkey_url: str, database_url: str) -> None:
