@@ -102,6 +102,14 @@ def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weigh
     return weights.w_in_mu * parsed.input_tokens_estimate + weights.w_out_mu * output_tokens * parsed.samples
 
 
+def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
+    """Tokens to hold at first: the prompt and all that may be produced, as a limit of tokens must not be passed by it."""
+    if not parsed.route.metered:
+        return 0
+    output_tokens = (parsed.max_output_tokens or default_max_tokens) * parsed.samples if parsed.route.generates else 0
+    return parsed.input_tokens_estimate + output_tokens
+
+
 def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
     """What is recorded of a request whose gateway dies before its first checkpoint: nothing was produced that anybody knows of."""
     nothing = attribute(Ending.GATEWAY_DIED, Tokens())
@@ -157,7 +165,7 @@ class Reserver:
         """
         if self._journal.full:
             raise DependencyUnavailable
-        ask = self._ask(exchange, cost_mu)
+        ask = self._ask(exchange, cost_mu, most_tokens(exchange.parsed, exchange.request.model.default_max_tokens))
         try:
             reply = await self._try(exchange, ask, candidates)
             if isinstance(reply, _COMES_BACK):
@@ -179,7 +187,7 @@ class Reserver:
         """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever finds the journal that it ran."""
         self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
-        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
+        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json(), tokens=0)
         died = died_event(exchange.head, exchange.at_ms(time.monotonic()))
         self._journal.append_admission(
             Admission(
@@ -193,7 +201,7 @@ class Reserver:
         if asked in _CONTRACTS_FIRST:
             self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_heard)
 
-    def _ask(self, exchange: Exchange, cost_mu: int) -> "_Ask":
+    def _ask(self, exchange: Exchange, cost_mu: int, tokens: int) -> "_Ask":
         model, caller = exchange.head.model, exchange.request.caller
         if not self._will:
             self._will = died_event(exchange.head, 0).will_json()
@@ -201,6 +209,7 @@ class Reserver:
         return _Ask(
             asked=asked,
             cost_mu=cost_mu,
+            tokens=tokens,
             sequences=exchange.parsed.samples if exchange.parsed.route.metered else 0,
             tenant_limits=caller.tenant.limits.for_model(model),
             key_limits=caller.key.limits.for_model(model),
@@ -209,7 +218,8 @@ class Reserver:
 
     async def restore(self, exchange: Exchange, cost_mu: int) -> None:
         """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises RedisUnavailable."""
-        ask = self._ask(exchange, cost_mu)
+        used = exchange.attempt.meter.produced()
+        ask = self._ask(exchange, cost_mu, used.prompt + used.output)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
         await self._try(exchange, ask, [exchange.attempt.instance], restored=True)
 
@@ -242,6 +252,7 @@ class Reserver:
             prompt_mu=exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu
             if ask.sequences
             else 0,
+            tokens=ask.tokens,
             restored=restored,
         )
         return reserve_call(
@@ -367,6 +378,7 @@ class _Ask:
 
     asked: Asked
     cost_mu: int
+    tokens: int
     sequences: int
     tenant_limits: Limits
     key_limits: Limits

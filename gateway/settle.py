@@ -11,7 +11,7 @@ from typing import Any
 
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
-from billing.wire.attribution import BILLED_ENDINGS, attribute, charged
+from billing.wire.attribution import BILLED_ENDINGS, Attribution, attribute, charged
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
@@ -102,7 +102,14 @@ class Settler:
         event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
         left = ending is Ending.CLIENT_DISCONNECT
         cancelled = left and not event.produced.output and exchange.prompt_read() is None
-        call = settle_call(exchange.request.keys, cost_mu=event.units_mu, event=event.to_json(), cancelled=cancelled)
+        counted = charged(ending, Attribution(event.produced, event.billed, event.absorbed))
+        call = settle_call(
+            exchange.request.keys,
+            cost_mu=event.units_mu,
+            tokens=counted.prompt + counted.output,
+            event=event.to_json(),
+            cancelled=cancelled,
+        )
         self._on_the_way += 1
         self._metrics.open_delta(-1)
         self._redis.submit(*call).add_done_callback(partial(self._landed, call, exchange.head.cell))

@@ -6,20 +6,29 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Row, Text, any_, literal, select, true
+from sqlalchemy import ARRAY, Connection, Row, Text, any_, case, func, literal, or_, select, true
 
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
-from billing.schema.catalogue import tenant
+from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import usage_event
 from billing.wire import redis_keys
-from billing.wire.limits import LimitKind
+from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, LimitKind
+from billing.wire.usage_event import Ending
 
 # A bucket drains within a minute; what is older counts only where it was in debt.
 _WINDOW_MS: Final = 120_000
 # How finely the output of a stream is spread over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
+_OF_DAYS: Final = tuple(each.name for each in FIELDS if each.window_s > MINUTE_S)
+_TOKENS: Final = case(
+    (
+        usage_event.c.ending == Ending.REFUSED_BY_ENGINE.value,
+        usage_event.c.produced_prompt + usage_event.c.produced_output,
+    ),
+    else_=usage_event.c.billed_prompt + usage_event.c.billed_output,
+)
 
 Charge = tuple[float, float]
 Levels = list[BucketLevel | ContractLevel]
@@ -31,9 +40,10 @@ class _Charges:
 
     requests: list[Charge] = field(default_factory=list)
     units_mu: list[Charge] = field(default_factory=list)
+    tokens: list[Charge] = field(default_factory=list)
 
     def of(self, kind: LimitKind) -> Sequence[Charge]:
-        return {LimitKind.REQUESTS: self.requests, LimitKind.UNITS: self.units_mu}[kind]
+        return {LimitKind.REQUESTS: self.requests, LimitKind.UNITS: self.units_mu, LimitKind.TOKENS: self.tokens}[kind]
 
 
 @dataclass(slots=True)
@@ -41,8 +51,17 @@ class _CellCharges:
     """What one cell was charged: limits by tenant, key and model, contracts by id, and what spilled by tenant."""
 
     buckets: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
+    # The same over a day, of tenants that have such a limit.
+    days: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
     used: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
     spilled: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
+
+    def add_minute(self, row: Row[Any]) -> None:
+        for key_id in (None, row.key_id):
+            charges = self.days[row.tenant, key_id, row.model]
+            charges.requests.append((row.minute_ms, row.requests))
+            charges.units_mu.append((row.minute_ms, float(row.units_mu)))
+            charges.tokens.append((row.minute_ms, float(row.tokens)))
 
     def add(self, row: Row[Any]) -> None:
         work = list(_work(row))
@@ -51,6 +70,7 @@ class _CellCharges:
             charges.requests.append((row.started_ms + row.waited_ms, 1))
             # What a contract took is on its own level alone.
             charges.units_mu += work if row.contract is None else ()
+            charges.tokens += [(row.ended_ms, _tokens(row))] if row.contract is None else ()
         if row.contract is not None:
             self.used[row.contract] += work
         elif (row.decision or {}).get("why") == "spilled":
@@ -60,11 +80,14 @@ class _CellCharges:
 def levels_of(
     connection: Connection, rates_by_cell: Mapping[str, Sequence[ContractRate]], now_ms: int
 ) -> dict[str, Levels]:
-    """Of each of these cells, each bucket that has limits and each contract in force, as what has ended left them. Three queries for all."""
+    """Of each of these cells, each bucket that has limits and each contract in force, as what has ended left them. Four queries for all."""
     charged: dict[str, _CellCharges] = defaultdict(_CellCharges)
     for row in _ended_lately(connection, list(rates_by_cell), now_ms):
         charged[row.cell].add(row)
-    table = limits.table_of(connection, {who for each in charged.values() for who, _, _ in each.buckets})
+    for row in _ended_in_a_day(connection, list(rates_by_cell), now_ms):
+        charged[row.cell].add_minute(row)
+    found = {who for each in charged.values() for who, _, _ in (*each.buckets, *each.days)}
+    table = limits.table_of(connection, found)
     return {
         cell: [
             *_bucket_levels(cell, charged.get(cell, _CellCharges()), table, now_ms),
@@ -75,13 +98,21 @@ def levels_of(
 
 
 def _bucket_levels(cell: str, charged: _CellCharges, table: limits.Table, now_ms: int) -> Iterator[BucketLevel]:
-    for (who, key_id, model), charges in charged.buckets.items():
+    for who, key_id, model in dict.fromkeys((*charged.buckets, *charged.days)):
+        of_minute, of_day = (each.get((who, key_id, model), _Charges()) for each in (charged.buckets, charged.days))
         limit = table.for_model(who, key_id, model)
         key = (
             redis_keys.tenant_bucket(cell, who, model) if key_id is None else redis_keys.key_bucket(cell, key_id, model)
         )
         levels = [
-            (each, level(charges.of(each.kind), each.amount / (each.window_s * 1000), now_ms))
+            (
+                each,
+                level(
+                    (of_day if each.window_s > MINUTE_S else of_minute).of(each.kind),
+                    each.amount / (each.window_s * 1000),
+                    now_ms,
+                ),
+            )
             for each in limit.all
             if each.window_s > 0
         ]
@@ -120,6 +151,37 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
     these = any_(literal(cells, ARRAY(Text)))
     query = select(theirs).select_from(tenant.join(theirs, true())).where(theirs.c.cell == these)
     return iter(connection.execute(query))
+
+
+def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
+    """What ended within a day, summed by minute, of tenants with a limit of a day."""
+    limited = select(quota_limit.c.tenant_id).where(or_(*(quota_limit.c[name].is_not(None) for name in _OF_DAYS)))
+    of = usage_event.c
+    minute_ms = (of.ended_ms // 60_000 * 60_000).label("minute_ms")
+    outside = of.contract.is_(None)
+    query = (
+        select(
+            of.cell,
+            of.tenant,
+            of.key_id,
+            of.model,
+            minute_ms,
+            func.count().label("requests"),
+            func.coalesce(func.sum(of.units_mu).filter(outside), 0).label("units_mu"),
+            func.coalesce(func.sum(_TOKENS).filter(outside), 0).label("tokens"),
+        )
+        .where(of.tenant.in_(limited), of.ended_ms > now_ms - DAY_S * 1000)
+        .where(of.cell == any_(literal(cells, ARRAY(Text))))
+        .group_by(of.cell, of.tenant, of.key_id, of.model, minute_ms)
+    )
+    return iter(connection.execute(query))
+
+
+def _tokens(row: Row[Any]) -> int:
+    """Those that count against limits, as `billing.wire.attribution.charged` says."""
+    if row.ending == Ending.REFUSED_BY_ENGINE:
+        return int(row.produced_prompt + row.produced_output)
+    return int(row.billed_prompt + row.billed_output)
 
 
 def _work(row: Row[Any]) -> Iterator[Charge]:

@@ -1,6 +1,8 @@
 """What is answered of tenants, projects, keys, limits, models, prices and instances."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field, create_model
 
 from billing.api.answer import Answer, Ms, Usd
 from billing.api.tenant_shapes import RedisDown
@@ -9,6 +11,7 @@ from billing.catalogue.models import Status as ModelStatus
 from billing.catalogue.projects import Status as ProjectStatus
 from billing.catalogue.tenants import Kind
 from billing.catalogue.tenants import Status as TenantStatus
+from billing.wire.limits import FIELDS
 
 
 class TenantAnswer(Answer):
@@ -66,16 +69,19 @@ class KeyRotated(KeyMade):
     old: KeyAnswer
 
 
-class LimitAnswer(Answer):
-    """Of a tenant, or of one key of it; null is no limit. Units are whole work units."""
-
+class _LimitOf(Answer):
     tenant: str
     tenant_name: str
     key_id: str | None
     model: str
-    requests_per_minute: int | None
-    units_per_minute: int | None
-    concurrency: int | None
+
+
+_AMOUNTS: Any = {each.name: (int | None, Field(description=each.words)) for each in FIELDS}
+
+
+class LimitAnswer(create_model("_LimitAmounts", __base__=_LimitOf, **_AMOUNTS)):  # type: ignore[misc]
+    """Of a tenant, or of one key of it; null is no limit. Units are whole work units."""
+
     updated_ms: Ms
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import Field, create_model
 
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import LimitAnswer, LimitSet
@@ -13,31 +13,39 @@ from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, Ten
 from billing.api.paging import PageAsked, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import limits, tenants
-from billing.catalogue.limits import ANY_MODEL, FIELDS, Limit
+from billing.catalogue.limits import ANY_MODEL, Limit
 from billing.contracts import store
 from billing.contracts.limits_beside import undercut_by_limits
+from billing.wire.limits import FIELDS, NAMES, LimitKind
 
 router = APIRouter(prefix="/admin/v1/limits", tags=["limits"], dependencies=[KNOWN_QUERY])
 
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]{1,64}$")]
 Count = Annotated[int, Field(ge=0, le=COUNT_MAX)]
+Amount = Annotated[int, Field(ge=0, le=UNITS_MAX)]
+_LARGE = (LimitKind.UNITS, LimitKind.TOKENS)
 
 
-class LimitChange(Body):
-    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0 admits nothing."""
-
+class _Whose(Body):
     tenant: Name | None = None
     key_id: KeyId | None = None
     model: ModelOrAny = ANY_MODEL
-    requests_per_minute: Count | None = None
-    units_per_minute: Annotated[int, Field(ge=0, le=UNITS_MAX)] | None = None
-    concurrency: Count | None = None
+
+
+_AMOUNTS: Any = {
+    each.name: (Amount | None if each.kind in _LARGE else Count | None, Field(None, description=each.words))
+    for each in FIELDS
+}
+
+
+class LimitChange(create_model("_Amounts", __base__=_Whose, **_AMOUNTS)):  # type: ignore[misc]
+    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0 admits nothing."""
 
 
 @router.put("", response_model=LimitSet)
 def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
     """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that it could undercut."""
-    given = body.model_dump(exclude_unset=True, include=set(FIELDS))
+    given = body.model_dump(exclude_unset=True, include=set(NAMES))
     with control.changing(response) as connection:
         subject = limits.find_subject(connection, body.tenant, body.key_id)
         limit = limits.put(connection, subject, body.model, given)
@@ -84,8 +92,6 @@ def _shown(limit: Limit, tenant_names: Mapping[str, str]) -> dict[str, Any]:
         "tenant_name": tenant_names[limit.tenant_id],
         "key_id": limit.key_id,
         "model": limit.model,
-        "requests_per_minute": limit.requests_per_minute,
-        "units_per_minute": limit.units_per_minute,
-        "concurrency": limit.concurrency,
+        **limit.amounts,
         "updated_ms": limit.updated_ms,
     }

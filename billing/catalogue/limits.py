@@ -1,4 +1,4 @@
-"""Limits in SQL: what a tenant, or one key of it, may ask for in a minute and have open at once. Knows neither HTTP nor Redis.
+"""Limits in SQL: what a tenant, or one key of it, may ask for in a minute or a day and have open at once. Knows neither HTTP nor Redis.
 
 A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). What is not limited is null.
 """
@@ -16,11 +16,9 @@ from billing.page import Asked, Order, Page, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.catalogue import quota_limit as table
 from billing.schema.clock import NOW_MS
-from billing.wire import limits as wire
-from billing.wire.limits import LimitEntry, Limits
+from billing.wire.limits import NAMES, LimitEntry, Limits
 
 ANY_MODEL: Final = "*"
-FIELDS: Final = tuple(field.name for field in wire.FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +36,7 @@ class Limit:
     tenant_id: str
     key_id: str | None
     model: str
-    requests_per_minute: int | None
-    units_per_minute: int | None
-    concurrency: int | None
+    amounts: LimitEntry
     created_ms: int
     updated_ms: int
 
@@ -68,10 +64,10 @@ def find_subject(connection: Connection, tenant: str | None, key_id: str | None)
 def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> Limit:
     """Set the fields given, and only these: None lifts one, and one not named stays. Raises NotFound, Invalid."""
     if not given:
-        raise Invalid(f"Give at least one of {', '.join(FIELDS)}.", param=FIELDS[0])
+        raise Invalid(f"Give at least one of {', '.join(NAMES)}.", param=NAMES[0])
     if model != ANY_MODEL:
         models.find(connection, model)
-    values = {name: given[name] for name in FIELDS if name in given}
+    values = {name: given[name] for name in NAMES if name in given}
     row = connection.execute(
         insert(table)
         .values(tenant_id=subject.tenant_id, key_id=subject.key_id, model=model, **values)
@@ -113,9 +109,7 @@ def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     # As one parameter: there may be more of them than a statement can have.
     these = any_(literal(list(tenant_ids), ARRAY(Text)))
     rows = connection.execute(select(table).where(table.c.tenant_id == these))
-    return Table(
-        {(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in FIELDS} for row in rows}
-    )
+    return Table({(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in NAMES} for row in rows})
 
 
 def remove(connection: Connection, subject: Subject, model: str) -> Limit:
@@ -139,6 +133,11 @@ def _changed(connection: Connection, subject: Subject) -> None:
 
 
 def _limit(row: Row[Any]) -> Limit:
-    fields = dict(row._mapping)
-    del fields["limit_id"]
-    return Limit(**fields)
+    return Limit(
+        tenant_id=row.tenant_id,
+        key_id=row.key_id,
+        model=row.model,
+        amounts={name: row._mapping[name] for name in NAMES},
+        created_ms=row.created_ms,
+        updated_ms=row.updated_ms,
+    )

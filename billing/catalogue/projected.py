@@ -18,6 +18,7 @@ from billing.schema.capacity import reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
 from billing.schema.clock import NOW_MS
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, lease_of
+from billing.wire.limits import NAMES
 from billing.wire.tokens import CounterPair
 
 Entries = Mapping[str, str]
@@ -165,14 +166,7 @@ def _limits(
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     query = select(quota_limit, subject.label("subject")).where(which).order_by(quota_limit.c.model)
     for row in connection.execute(_among(query, subject, ids)):
-        found[row.subject].append(
-            {
-                "model": row.model,
-                "requests_per_minute": row.requests_per_minute,
-                "units_per_minute": row.units_per_minute,
-                "concurrency": row.concurrency,
-            }
-        )
+        found[row.subject].append({"model": row.model} | {name: row._mapping[name] for name in NAMES})
     return found
 
 

@@ -17,6 +17,7 @@ class ReserveAsk(TypedDict):
     lease_ms: int
     cost_mu: int
     prompt_mu: int
+    tokens: int
     tenant: str
     tenant_limits: orjson.Fragment
     key_limits: orjson.Fragment
@@ -49,10 +50,11 @@ class CheckpointAsk(TypedDict):
 
 
 class SettleAsk(TypedDict):
-    """What the request has cost. `cancelled`: its caller left before anything was produced."""
+    """What the request has cost, in work and in tokens. `cancelled`: its caller left before anything was produced."""
 
     request_id: str
     cost_mu: int
+    tokens: int
     cancelled: bool
 
 

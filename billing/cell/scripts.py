@@ -62,7 +62,7 @@ class Claim:
     in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
     `resumed`: it goes on with a request that was admitted, and no limit refuses it. `restored`: it is one that was admitted and runs on its only
     candidate, and Redis has lost its reservation. `goes_on`: as flex it could be stopped and go on elsewhere.
-    `prompt_mu`: what reading its prompt costs.
+    `prompt_mu`: what reading its prompt costs. `tokens`: its prompt and all that it may produce; of a restored one, what it has used.
     """
 
     tenant: str
@@ -77,6 +77,7 @@ class Claim:
     resumed: bool = False
     goes_on: bool = False
     prompt_mu: int = 0
+    tokens: int = 0
     restored: bool = False
 
 
@@ -174,6 +175,7 @@ def reserve_call(
         lease_ms=lease_ms,
         cost_mu=cost_mu,
         prompt_mu=claim.prompt_mu,
+        tokens=claim.tokens,
         tenant=claim.tenant,
         tenant_limits=tenant.encoded,
         key_limits=key.encoded,
@@ -278,9 +280,9 @@ def checkpoint_call(
     return call("checkpoint", (keys.open_requests,), orjson.dumps(ask), will, head)
 
 
-def settle_call(keys: CellKeys, *, cost_mu: int, event: bytes, cancelled: bool = False) -> Command:
+def settle_call(keys: CellKeys, *, cost_mu: int, tokens: int = 0, event: bytes, cancelled: bool = False) -> Command:
     """End the request with its final cost and its whole event. `cancelled`: its caller left before anything was produced."""
-    ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, cancelled=cancelled)
+    ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, tokens=tokens, cancelled=cancelled)
     return call("settle", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), event)
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
+from billing.wire import limits
 
 
 def _times() -> tuple[Column[int], Column[int]]:
@@ -143,12 +144,10 @@ quota_limit = Table(
     Column("tenant_id", Text, ForeignKey(tenant.c.tenant_id), nullable=False),
     Column("key_id", Text, ForeignKey(api_key.c.key_id)),
     Column("model", Text, nullable=False),
-    Column("requests_per_minute", BigInteger),
-    Column("units_per_minute", BigInteger),
-    Column("concurrency", BigInteger),
+    *(Column(name, BigInteger) for name in limits.NAMES),
     *_times(),
     UniqueConstraint("tenant_id", "key_id", "model", postgresql_nulls_not_distinct=True),
-    CheckConstraint("least(requests_per_minute, units_per_minute, concurrency) >= 0", name="not_negative"),
+    CheckConstraint(f"least({', '.join(limits.NAMES)}) >= 0", name="not_negative"),
 )
 
 # Added by hand; those of `taas worker` stand in Redis only. `engine_key` is what the engine asks of us, so it cannot be hashed.

@@ -12,6 +12,7 @@ from typing import Final, Self, TypeAlias
 import orjson
 
 MINUTE_S: Final = 60
+DAY_S: Final = 86_400
 # Of a concurrency limit: it counts what is open, and nothing of that passes with time.
 WHILE_OPEN: Final = 0
 MU_PER_UNIT: Final = 1000
@@ -22,6 +23,7 @@ class LimitKind(StrEnum):
 
     REQUESTS = "requests"
     UNITS = "units"
+    TOKENS = "tokens"
     CONCURRENCY = "concurrency"
     CANCELS = "cancels"
     CONTRACT = "contract"
@@ -39,20 +41,32 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class LimitField:
-    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one of it is."""
+    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one of it is;
+    `column`: its head in a table.
+    """
 
     name: str
     words: str
+    column: str
     kind: LimitKind
     window_s: int
-    scale: int = 1
+
+    @property
+    def scale(self) -> int:
+        """Work is set in whole units and counted in milliunits."""
+        return MU_PER_UNIT if self.kind is LimitKind.UNITS else 1
 
 
 FIELDS: Final = (
-    LimitField("requests_per_minute", "requests per minute", LimitKind.REQUESTS, MINUTE_S),
-    LimitField("units_per_minute", "work units per minute", LimitKind.UNITS, MINUTE_S, MU_PER_UNIT),
-    LimitField("concurrency", "concurrent requests", LimitKind.CONCURRENCY, WHILE_OPEN),
+    LimitField("requests_per_minute", "requests per minute", "REQUESTS/MIN", LimitKind.REQUESTS, MINUTE_S),
+    LimitField("units_per_minute", "work units per minute", "UNITS/MIN", LimitKind.UNITS, MINUTE_S),
+    LimitField("tokens_per_minute", "tokens per minute", "TOKENS/MIN", LimitKind.TOKENS, MINUTE_S),
+    LimitField("requests_per_day", "requests per day", "REQUESTS/DAY", LimitKind.REQUESTS, DAY_S),
+    LimitField("units_per_day", "work units per day", "UNITS/DAY", LimitKind.UNITS, DAY_S),
+    LimitField("tokens_per_day", "tokens per day", "TOKENS/DAY", LimitKind.TOKENS, DAY_S),
+    LimitField("concurrency", "concurrent requests", "CONCURRENCY", LimitKind.CONCURRENCY, WHILE_OPEN),
 )
+NAMES: Final = tuple(each.name for each in FIELDS)
 
 # What one entry says, by the names of `FIELDS`; None or nothing where it says nothing.
 LimitEntry: TypeAlias = Mapping[str, int | None]

@@ -16,6 +16,8 @@ FIELDS: Final = {
     "cost_mu": "cost",
     "charged_mu": "charged",
     "used_mu": "used",
+    # Tokens charged: the prompt and all that it may produce, until it ends.
+    "charged_tokens": "tok",
     "prompt_mu": "pmu",
     # Tokens at the last checkpoint.
     "prompt": "p",

@@ -1,9 +1,11 @@
-"""`taas limit`: what a tenant, or one key, may ask for in a minute and have open at once."""
+"""`taas limit`: what a tenant, or one key, may ask for in a minute or a day and have open at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from billing.wire.limits import FIELDS, NAMES
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 
@@ -15,8 +17,8 @@ def _limit(field: str) -> Any:
 
 
 _COLUMNS: Columns = {
-    "TENANT": "tenant_name", "KEY ID": "key_id", "MODEL": "model", "REQUESTS/MIN": _limit("requests_per_minute"),
-    "UNITS/MIN": _limit("units_per_minute"), "CONCURRENCY": _limit("concurrency"), "CHANGED (UTC)": moment("updated_ms"),
+    "TENANT": "tenant_name", "KEY ID": "key_id", "MODEL": "model",
+    **{each.column: _limit(each.name) for each in FIELDS}, "CHANGED (UTC)": moment("updated_ms"),
 }  # fmt: skip
 
 
@@ -33,6 +35,18 @@ class _Count(click.ParamType[int | str]):
         raise click.BadParameter(f"{value!r} is neither a count nor `{_NO_LIMIT}`", ctx, param)
 
 
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _amounts(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for each limit that there is."""
+    for each in reversed(FIELDS):
+        words = each.words[0].upper() + each.words[1:]
+        command = click.option(_option(each.name), type=_Count(), metavar="N", help=f"{words}: N, or none.")(command)
+    return command
+
+
 @click.group()
 def limit() -> None:
     """Limits: set, list, remove."""
@@ -42,33 +56,31 @@ def limit() -> None:
 @click.option("--tenant", help="Name or id of the tenant.")
 @click.option("--key", "key_id", metavar="KEY_ID", help="The limit of this key, not of its tenant.")
 @click.option("--model", help="On this model. Default: on each model (`*`).")
-@click.option("--requests-per-minute", type=_Count(), metavar="N", help="N, or none.")
-@click.option("--units-per-minute", type=_Count(), metavar="N", help="Work units: N, or none.")
-@click.option("--concurrency", type=_Count(), metavar="N", help="Open requests at once: N, or none.")
+@_amounts
 @json_option
 def set_limit(
     tenant: str | None,
     key_id: str | None,
     model: str | None,
-    requests_per_minute: int | str | None,
-    units_per_minute: int | str | None,
-    concurrency: int | str | None,
     as_json: bool,
+    **amounts: int | str | None,
 ) -> None:
-    """Set limits; what is not given stays. A tenant may use up to one minute's allowance at once.
+    """Set limits; what is not given stays. A tenant may use up to the whole allowance of a minute or a day at once; it comes
+    back evenly over that time.
 
-    What a contract takes does not count for --units-per-minute: the contract is its own limit. Requests and concurrency count it.
+    What a contract takes counts for no limit of units or tokens: the contract is its own limit. Requests and concurrency
+    count it. Tokens are prompt and output, cached ones included.
 
     \b
     taas limit set --tenant acme --requests-per-minute 60 --units-per-minute 100000
-    taas limit set --tenant acme --model llama-70b --concurrency 8
+    taas limit set --tenant acme --model llama-70b --concurrency 8 --tokens-per-day 2000000
     taas limit set --tenant acme --concurrency none
     """
     if tenant is None and key_id is None:
         raise click.UsageError("whose limit? Give --tenant or --key.")
-    limits = given(requests_per_minute=requests_per_minute, units_per_minute=units_per_minute, concurrency=concurrency)
+    limits = given(**amounts)
     if not limits:
-        raise click.UsageError("which limit? Give --requests-per-minute, --units-per-minute or --concurrency.")
+        raise click.UsageError(f"which limit? Give one of {', '.join(map(_option, NAMES))}.")
     body = given(tenant=tenant, key_id=key_id, model=model)
     body |= {name: None if value == _NO_LIMIT else value for name, value in limits.items()}
     changed = call("PUT", "limits", body=body)

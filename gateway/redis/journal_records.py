@@ -102,7 +102,9 @@ def _command(record: list[Any]) -> Command:
     )
     if verb == "leave":
         return leave_call(cell_keys, refused=bool(flag))
-    return settle_call(cell_keys, cost_mu=rest[0], event=rest[5].encode(), cancelled=bool(rest[9]))
+    billed = orjson.loads(rest[5]).get("billed") or {"prompt": 0, "output": 0}
+    tokens = billed["prompt"] + billed["output"]
+    return settle_call(cell_keys, cost_mu=rest[0], tokens=tokens, event=rest[5].encode(), cancelled=bool(rest[9]))
 
 
 def _text_of(line: bytes) -> bytes | None:

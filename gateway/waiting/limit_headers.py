@@ -2,7 +2,7 @@
 
 On Anthropic's routes `anthropic-ratelimit-*` stand beside them.
 
-`requests` counts requests a minute, `tokens` work units a minute. A bucket without a limit has no headers.
+`requests`, `tokens` and `units` (work units) each count what their name says. What is not limited has no headers.
 """
 
 import math
@@ -10,32 +10,24 @@ from datetime import UTC, datetime
 from typing import Final
 
 from billing.cell.replies import Levels
-from billing.wire.limits import FIELDS, MINUTE_S, LimitKind, Limits
+from billing.wire.limits import MU_PER_UNIT, LimitKind, Limits
 from gateway.request import Dialect
 
-_SHOWN: Final = tuple(
-    (name, field)
-    for name, kind in ((b"requests", LimitKind.REQUESTS), (b"tokens", LimitKind.UNITS))
-    for field in FIELDS
-    if (field.kind, field.window_s) == (kind, MINUTE_S)
-)
+_SHOWN: Final = tuple((kind.value.encode(), kind) for kind in (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.UNITS))
 
 
 def limit_headers(
     tenant: Limits, key: Limits, tenant_levels: Levels, key_levels: Levels, dialect: Dialect, now_ms: int
 ) -> list[tuple[bytes, bytes]]:
-    """Limit, remaining and when the bucket is full again; of tenant and key whichever has less left."""
+    """Limit, remaining and when the bucket is full again; of tenant and key, minute and day, whichever has least left."""
     headers: list[tuple[bytes, bytes]] = []
-    for name, field in _SHOWN:
-        buckets = [
-            (limit.amount / field.scale, level / field.scale)
-            for limits, levels in ((tenant, tenant_levels), (key, key_levels))
-            for limit, level in zip(limits.all, levels.levels, strict=False)
-            if (limit.kind, limit.window_s) == (field.kind, field.window_s)
-        ]
+    found = [*zip(tenant.all, tenant_levels.levels, strict=False), *zip(key.all, key_levels.levels, strict=False)]
+    for name, kind in _SHOWN:
+        scale = MU_PER_UNIT if kind is LimitKind.UNITS else 1
+        buckets = [(each.amount / scale, level / scale, each.window_s) for each, level in found if each.kind is kind]
         if buckets:
-            limit, level = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
-            reset_s = field.window_s * level / limit if limit else field.window_s
+            limit, level, window_s = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
+            reset_s = window_s * level / limit if limit else window_s
             reset_ms = math.ceil(reset_s * 1000)
             allowed, left = b"%d" % limit, b"%d" % max(0, math.floor(limit - level + 1e-6))
             headers += [

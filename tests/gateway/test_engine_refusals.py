@@ -26,8 +26,8 @@ def test_a_model_that_does_not_think_says_so(
     assert outcome.json["error"]["message"] == "This model does not think."
     assert outcome.json["error"]["type"] == "invalid_request_error"
     assert outcome.headers["anthropic-ratelimit-requests-remaining"] == "4"
-    assert outcome.headers["anthropic-ratelimit-tokens-limit"] == "100000"
-    assert outcome.headers["anthropic-ratelimit-tokens-reset"].endswith("Z")
+    assert outcome.headers["anthropic-ratelimit-units-limit"] == "100000"
+    assert outcome.headers["anthropic-ratelimit-units-reset"].endswith("Z")
     event = the_event(catalogue, outcome)
     assert event.ending is Ending.REFUSED_BY_ENGINE
     assert event.produced.output == event.billed.prompt == event.units_mu == 0

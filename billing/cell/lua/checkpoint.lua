@@ -21,12 +21,15 @@ local pauses = ask.pauses and not held.paused
 local moves = ask.instance ~= '' and ask.instance ~= held.instance and not held.paused
 -- A lower use than was charged stays charged until it ends. What pauses counts as a request again when it resumes.
 local charged_mu = math.max(held.charged_mu, ask.cost_mu)
-usage.charge(held, charged_mu, {requests = pauses and -1 or 0}, pauses)
+-- Tokens are held from the start, for as much as it may produce.
+local tokens = pauses and ask.prompt + ask.output or math.max(held.charged_tokens, ask.prompt + ask.output)
+usage.charge(held, charged_mu, tokens, {requests = pauses and -1 or 0}, pauses)
 
 -- Not the later of this and the old lease: after the clock of Redis went back the old one would hold for as long.
 local lease = cell.now_ms + ask.lease_ms
 local record = {
-  charged_mu = charged_mu, used_mu = ask.cost_mu, prompt = ask.prompt, cached = ask.cached, output = ask.output,
+  charged_mu = charged_mu, charged_tokens = tokens,
+  used_mu = ask.cost_mu, prompt = ask.prompt, cached = ask.cached, output = ask.output,
   delivered = ask.delivered, crash_event = crash_event, lease = lease,
 }
 if head ~= '' then record.head = head end

@@ -24,7 +24,9 @@ if held.state ~= 'open' then
 end
 
 local stored = reservations.read(id, {'head', 'crash_event'})
-usage.charge(held, cjson.decode(stored.crash_event).units_mu, {}, not held.paused)
+local left = cjson.decode(stored.crash_event)
+local billed = left.billed or {prompt = 0, output = 0}
+usage.charge(held, left.units_mu, billed.prompt + billed.output, {}, not held.paused)
 -- A clock that went back leaves leases that end in times to come.
 local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
 local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'

@@ -19,7 +19,7 @@ local RETRY_MS_MIN = 1000
 
 if ask.cancels_per_minute >= 0 then table.insert(ask.tenant_limits, {'cancels', 60, ask.cancels_per_minute}) end
 local tenant, key = buckets.read(keys[2], 'tenant', ask.tenant_limits), buckets.read(keys[3], 'key', ask.key_limits)
-local costs = {requests = 1, units = ask.cost_mu, concurrency = 1, cancels = 1}
+local costs = {requests = 1, units = ask.cost_mu, tokens = ask.tokens, concurrency = 1, cancels = 1}
 
 local function held_now()
   return reservations.read(id, {'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch', 'cost_mu',
@@ -116,7 +116,8 @@ local function open_reservation(request, choice, place, contract_id)
     .. ',"instance":' .. cjson.encode(place[1]) .. ',"epoch":' .. cjson.encode(place[2]) .. '}'
   reservations.write(id, {
     state = 'open', head = ask.restored and head or head:sub(1, -2) .. decided, crash_event = crash_event,
-    charged_mu = ask.cost_mu, used_mu = 0, prompt = 0, cached = 0, output = 0, delivered = 0, lease = lease,
+    charged_mu = ask.cost_mu, charged_tokens = ask.tokens,
+    used_mu = 0, prompt = 0, cached = 0, output = 0, delivered = 0, lease = lease,
     tenant_bucket = tenant.key, key_bucket = key.key, class = choice.class, instance = place[1], epoch = place[2],
     sequences = ask.sequences, gateway = ask.gateway, tenant = ask.tenant, contract_key = request.contract_key,
     spilled = request.spilled, why = choice.why, contract = contract_id, weight = request.weight,

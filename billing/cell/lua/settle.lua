@@ -16,12 +16,14 @@ if held.state == 'waiting' or held.state == 'granted' then
   held.state = nil
 end
 if not held.state then
-  held.charged_mu, held.tenant_bucket, held.key_bucket = 0, keys[2], keys[3]
+  held.charged_mu, held.charged_tokens, held.tenant_bucket, held.key_bucket = 0, 0, keys[2], keys[3]
   -- With the reservation the class is lost by which it is charged.
   held.class = cjson.decode(event).class == 'reserved' and 'r' or 'o'
   event = event:sub(1, -2) .. ',"orphan":true}'
 end
 local closed = held.state and not held.paused or false
-usage.charge(held, ask.cost_mu, {cancels = ask.cancelled and closed and 1 or 0}, closed)
+-- A journal of an earlier version knows no tokens.
+local tokens = ask.tokens or held.charged_tokens
+usage.charge(held, ask.cost_mu, tokens, {cancels = ask.cancelled and closed and 1 or 0}, closed)
 local status = held.state and 'settled' or 'orphan'
 return {status, cell.now_ms, usage.record(ask.request_id, held, event, 'settle')}

@@ -5,17 +5,20 @@ local TOMBSTONE_TTL_MS = 900 * 1000
 
 -- The reservation; `paused`: it has given its slot up.
 local function read(request_id)
-  local held = reservations.read(request_id, {'state', 'charged_mu', 'prompt', 'output', 'delivered', 'lease', 'class',
-    'instance', 'sequences', 'tenant', 'contract_key', 'spilled', 'weight', 'tenant_bucket', 'key_bucket'})
-  held.charged_mu, held.sequences = tonumber(held.charged_mu or 0), tonumber(held.sequences or 0)
+  local held = reservations.read(request_id, {'state', 'charged_mu', 'charged_tokens', 'prompt', 'output',
+    'delivered', 'lease', 'class', 'instance', 'sequences', 'tenant', 'contract_key', 'spilled', 'weight',
+    'tenant_bucket', 'key_bucket'})
+  held.charged_mu, held.charged_tokens = tonumber(held.charged_mu or 0), tonumber(held.charged_tokens or 0)
+  held.sequences = tonumber(held.sequences or 0)
   held.paused = held.instance == ''
   return held
 end
 
--- Its charge becomes `final_mu`. `changes`: what else it has used more, by kind; `closed`: it is open no more.
-local function charge(held, final_mu, changes, closed)
+-- Its charge becomes `final_mu` and `final_tokens`. `changes`: what else it has used more, by kind; `closed`: it is
+-- open no more.
+local function charge(held, final_mu, final_tokens, changes, closed)
   local change_mu = final_mu - held.charged_mu
-  changes.units = change_mu
+  changes.units, changes.tokens = change_mu, final_tokens - held.charged_tokens
   local share = held.state and held.class ~= 'r' and {mu = change_mu, weight = held.weight} or nil
   local virtual = buckets.correct(held.tenant_bucket, held.key_bucket, held.class, changes, closed, share)
   if virtual then shares.keep_turn(held.tenant, virtual) end

@@ -55,6 +55,7 @@ class CellRequest:
     gateway: str = "gw-1"
     wait_max: int = 0
     cancels_per_minute: int = -1
+    tokens: int = 0
     candidates: tuple[tuple[str, str], ...] = (("i-1", "e-1"),)
 
     @property
@@ -69,6 +70,7 @@ class CellRequest:
             gateway=self.gateway,
             wait_max=self.wait_max,
             cancels_per_minute=self.cancels_per_minute,
+            tokens=self.tokens,
         )
 
     @property
@@ -136,7 +138,10 @@ class CellRequest:
         ending: Ending = Ending.COMPLETE,
     ) -> scripts.Command:
         event = self.event(ending, usage or Tokens(3, 0, 2), cost_mu)
-        return scripts.settle_call(self.keys, cost_mu=cost_mu, event=event.to_json(), cancelled=cancelled)
+        tokens = event.billed.prompt + event.billed.output
+        return scripts.settle_call(
+            self.keys, cost_mu=cost_mu, tokens=tokens, event=event.to_json(), cancelled=cancelled
+        )
 
     def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:
         return replies.parse_reserve(execute(self.client, self.reserve_command(cost_mu)))
