@@ -114,6 +114,28 @@ def test_the_engine_sees_only_what_the_gateway_decides(
     assert len(seen["body"]["cache_salt"]) == 64
 
 
+def test_tokens_are_held_for_all_that_is_asked_for_and_given_back(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a", limits=[{"model": "*", "tokens_per_day": 1_000}]))
+    gateway = start_gateway()
+    with gateway.client(key) as client:
+        first = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 600})
+        catalogue.await_events(1)
+        second = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 600})
+        never = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 1_001})
+    assert [answer.status_code for answer in (first, second, never)] == [200, 200, 429]
+    assert first.headers["x-ratelimit-limit-tokens"] == "1000"
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) < 400
+    used = first.json()["usage"]["total_tokens"]
+    held = int(first.headers["x-ratelimit-remaining-tokens"]) - int(second.headers["x-ratelimit-remaining-tokens"])
+    # What was not produced has been given back, and next to nothing of a day has passed.
+    assert used - 2 <= held <= used
+    assert "1000 tokens per day" in never.json()["error"]["message"]
+    assert never.headers["x-should-retry"] == "false"
+
+
 def test_limits_are_told_and_refusals_say_when(
     engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:

@@ -15,7 +15,7 @@ from billing.cell.replies import Rebuilding, Refused, Reserved
 from billing.cell.scripts import Asked
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
-from billing.wire.limits import Limits
+from billing.wire.limits import DAY_S, Limits
 from billing.wire.usage_event import CapacityClass, Ending
 from tests.billing.allocator.cells import Ground
 from tests.billing.cell.plan import Listener
@@ -88,6 +88,20 @@ def test_fault_35_a_minutes_requests_that_were_used_stay_used(ground: Ground) ->
     assert isinstance(refused, Refused)
     assert refused.limit == "requests"
     assert isinstance(ground.request("s", "bolt", tenant_limits=limits_of(requests=3)).reserve(), Reserved)
+
+
+@pytest.mark.parametrize("limit", [{"requests_per_day": 3}, {"tokens_per_day": 36}, {"units_per_day": 1}])
+def test_fault_35_a_days_use_stays_used(ground: Ground, limit: dict[str, int]) -> None:
+    """Also what ended long before the minute that the others look back."""
+    limited(ground, **limit)
+    for number in range(3):
+        used(ground, f"r{number}", T0 - 600 * SECOND, (10, 0, 2))
+    lose_everything(ground)
+    ground.restorer().step(T0)
+    refused = ground.request("r", tenant_limits=Limits.of(**limit), tokens=10).reserve(100)
+    assert isinstance(refused, Refused)
+    assert refused.window_s == DAY_S
+    assert isinstance(ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved)
 
 
 def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Ground) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from billing.catalogue.api_keys import hash_of
 from billing.contracts import lifecycle
 from billing.wire import redis_keys
+from billing.wire.limits import NAMES
 from tests.billing.contracts.selling import POOL, T0, furnish, terms
 
 Make = Callable[..., dict[str, Any]]
@@ -114,7 +115,7 @@ def test_a_limit_set_in_two_steps_keeps_both(admin: TestClient, made: Make, raw_
     assert (answer.json()["requests_per_minute"], answer.json()["concurrency"]) == (60, 4)
     admin.put("/admin/v1/limits", json={"tenant": "acme", "requests_per_minute": None})
     assert entry_of(raw_redis, redis_keys.tenant(tenant))["limits"] == [
-        {"model": "*", "requests_per_minute": None, "units_per_minute": None, "concurrency": 4}
+        {"model": "*"} | dict.fromkeys(NAMES) | {"concurrency": 4}
     ]
 
 

@@ -16,6 +16,7 @@ from billing.catalogue.models import ModelChange, ModelSpec, Weights
 from billing.catalogue.projection import Projector, announce_stop
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, read_snapshot
+from billing.wire.limits import NAMES
 from tests.fixtures.valkey import ValkeyProcess
 
 FACTS = EngineFacts(epoch="17", abort=True, baseline_prompt=5, baseline_generation=7)
@@ -102,7 +103,7 @@ def test_limits_are_in_the_entry_of_whom_they_bind(projector, commit, raw_redis)
     commit(lambda c: limits.put(c, of_tenant, "m", {"concurrency": 2}))
     commit(lambda c: limits.put(c, of_key, "m", {"units_per_minute": 0}))
     projector.deliver()
-    nothing = {"requests_per_minute": None, "units_per_minute": None, "concurrency": None}
+    nothing = dict.fromkeys(NAMES)
     assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id))["limits"] == [
         {**nothing, "model": "*", "requests_per_minute": 5}, {**nothing, "model": "m", "concurrency": 2},
     ]  # fmt: skip
