@@ -20,6 +20,7 @@ from billing.fleet.registered import read_registered_now
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
 from billing.wire.instance_entry import EngineLoad, InstanceEntry
+from billing.wire.lease_watch import LeaseWatch
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Allocator:
         self._metrics = metrics.capacity
         self._busy = busy or BusyCells(client)
         self._leases = CellLeases(client, owner)
+        self._instance_leases = LeaseWatch()
         self._supply = SupplyReader(rates_in_force)
         self._patience_s = patience_s
         self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
@@ -101,7 +103,7 @@ class Allocator:
 
     def _share(self, now_ms: int | None) -> list[str]:
         """Renew the lease, see what there is, begin a round of each cell that has none under way; the cells that it holds."""
-        clock_ms, instances = read_registered_now(self._client)
+        clock_ms, instances = read_registered_now(self._client, self._instance_leases.holds)
         with self._looks.connect() as connection:
             supply = self._supply.read(connection, clock_ms if now_ms is None else now_ms)
         busy = {*self._busy.names(), *supply.with_contracts(), *(each.cell for each in instances)} & supply.cells.keys()

@@ -1,6 +1,6 @@
 """What stands in `taas:instances` now, added by hand or by workers, for people to see and for the allocator. Reads only."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import redis
@@ -14,10 +14,12 @@ def read_registered(client: redis.Redis) -> list[InstanceEntry]:
     return read_registered_now(client)[1]
 
 
-def read_registered_now(client: redis.Redis) -> tuple[int, list[InstanceEntry]]:
-    """The same, with Redis's clock."""
+def read_registered_now(
+    client: redis.Redis, holds: Callable[[InstanceEntry, int], bool] = InstanceEntry.is_live
+) -> tuple[int, list[InstanceEntry]]:
+    """The same, with Redis's clock; `holds` says whether an entry's lease does."""
     now_ms, found = _read_all(client)
-    return now_ms, [entry for entry in found if entry.is_live(now_ms)]
+    return now_ms, [entry for entry in found if holds(entry, now_ms)]
 
 
 def machines_of(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:

@@ -4,7 +4,7 @@ It must not know how an engine runs or how a gateway chooses. Pure: the reader b
 renewed by writing it again; what a dead worker left counts no more once its lease has lapsed, and billing takes it out a day later.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -139,8 +139,13 @@ class InstanceEntry:
             raise ValueError(f"not an instance entry: {exc!r}") from exc
 
 
-def read_snapshot(raw_hash: Mapping[bytes, bytes], now_ms: int, drained: Collection[bytes] = ()) -> list[InstanceEntry]:
-    """The entries whose lease holds, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
+def read_snapshot(
+    raw_hash: Mapping[bytes, bytes],
+    now_ms: int,
+    drained: Collection[bytes] = (),
+    holds: Callable[[InstanceEntry, int], bool] = InstanceEntry.is_live,
+) -> list[InstanceEntry]:
+    """The entries whose lease holds, as `holds` says, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
     must not take the others away. Those in `drained`, which a reclaim has, are draining.
     """
     live = []
@@ -151,7 +156,7 @@ def read_snapshot(raw_hash: Mapping[bytes, bytes], now_ms: int, drained: Collect
             continue
         if name in drained and entry.status is InstanceStatus.READY:
             entry = replace(entry, status=InstanceStatus.DRAINING)
-        if entry.is_live(now_ms):
+        if holds(entry, now_ms):
             live.append(entry)
     return live
 

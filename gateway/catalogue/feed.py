@@ -14,6 +14,7 @@ from typing import Any
 
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, read_snapshot
+from billing.wire.lease_watch import LeaseWatch
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.errors import DependencyUnavailable
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
@@ -43,6 +44,7 @@ class Catalogue:
         # Redis answers, and holds nothing that billing wrote.
         self.not_projected = False
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
+        self._leases = LeaseWatch()
         self.cache_salt = ""
         self._fresh_until = 0.0
         self._changes_seen = 0
@@ -226,7 +228,8 @@ class Catalogue:
                 )
                 if projected and isinstance(raw, list) and isinstance(drained, list):
                     now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-                    self._take_instances(read_snapshot(dict(zip(raw[::2], raw[1::2], strict=True)), now_ms, drained))
+                    entries = dict(zip(raw[::2], raw[1::2], strict=True))
+                    self._take_instances(read_snapshot(entries, now_ms, drained, self._leases.holds))
                     self._instances_read.set()
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
 
