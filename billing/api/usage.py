@@ -47,7 +47,10 @@ def usage(
     with control.reading() as connection:
         named = None if tenant is None else tenants.find(connection, tenant)
         tenant_id = None if named is None else named.tenant_id
-        from_ms = _month_ms(now_ms(connection) if until is None else until) if since is None else since
+        until_ms = now_ms(connection) if until is None else until
+        from_ms = _month_ms(until_ms) if since is None else since
+        if from_ms > until_ms:
+            raise Invalid("The period begins after it ends.", param="from")
         found = report_usage(connection, tenant=tenant_id, by=dimensions, from_ms=from_ms, until_ms=until)
         page = page_of(found.lines, _by(dimensions), Asked(limit, after))
         report = replace(found, lines=tuple(page.rows)).to_json()

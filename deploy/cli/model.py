@@ -23,6 +23,8 @@ def _visible(row: Row) -> str:
 def _for_sale(row: Row) -> str:
     if row["visible"] == "internal":
         return "internal"
+    if row["status"] == "retired":
+        return "no: retired"
     if row["for_sale_from_ms"] is None:
         return "no: no price"
     since = moment("for_sale_from_ms")(row)
@@ -30,7 +32,7 @@ def _for_sale(row: Row) -> str:
 
 
 def _warn_unpriced(entry: Row) -> None:
-    if _for_sale(entry).startswith("no"):
+    if _for_sale(entry) == "no: no price":
         click.echo(
             f"warning: {entry['name']} has no price: external tenants do not know of it. `taas price set --model {entry['name']} …` sells it, "
             "`--free` gives it away",

@@ -67,6 +67,12 @@ def test_without_a_start_usage_is_of_the_month_of_its_end(admin: TestClient, use
     assert report["total"]["requests"] == 0
 
 
+@pytest.mark.parametrize("query", [{"from": 4_000_000_000_000}, {"from": 2_000, "until": 1_000}])
+def test_a_period_that_begins_after_its_end_is_refused(admin: TestClient, query: dict[str, int]):
+    refused = admin.get("/admin/v1/usage", params=query)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "from")
+
+
 def test_lines_come_by_pages_and_each_page_has_the_whole_sum(admin: TestClient, database: Engine, used):
     with database.begin() as connection:
         later = [
