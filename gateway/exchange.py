@@ -107,8 +107,7 @@ class Exchange:
     resumable: Resumable | None = None
     continued: Continued | None = None
     delivery: Delivery = field(default_factory=Delivery)
-    recorded: Recorded = field(default_factory=Recorded)
-    tried: list[str] = field(default_factory=list)
+    tried: tuple[str, ...] = ()
     waited_ms: int = 0
     decision: dict[str, Any] | None = None
     on_stop: Callable[[], None] | None = None
@@ -116,6 +115,14 @@ class Exchange:
     ended: Ended | None = None
     last_word: Produced | None = None
     settled: bool = False
+    _recorded: Recorded | None = None
+
+    @property
+    def recorded(self) -> Recorded:
+        """What checkpoints have put down of it; most requests end before the first."""
+        if self._recorded is None:
+            self._recorded = Recorded()
+        return self._recorded
 
     @property
     def request_id(self) -> str:

@@ -124,7 +124,7 @@ class Forwarder:
                     await self._pass_whole(exchange, connection, client)
                 return
             except TryFailed as failed:
-                exchange.tried.append(exchange.attempt.instance.instance)
+                exchange.tried = (*exchange.tried, exchange.attempt.instance.instance)
                 self._let_down(exchange, failed.kind)
                 log.warning(
                     "engine failed before its first token",
@@ -160,7 +160,7 @@ class Forwarder:
     def _leave(self, exchange: Exchange) -> None:
         """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
         attempt = exchange.attempt
-        attempt.finished.set()
+        attempt.end()
         self._engines.closed(attempt.instance)
         if attempt.connection is not None:
             self._engines.pool(attempt.instance).release(attempt.connection)

@@ -68,7 +68,7 @@ class LastWords:
             self._settle(exchange, ending, http_status)
 
     async def _ask_until_told(self, exchange: Exchange) -> Produced | None:
-        await exchange.attempt.finished.wait()
+        await exchange.attempt.until_over()
         until = time.monotonic() + _ASKED_S_MAX
         tries = 0
         while True:

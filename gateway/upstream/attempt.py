@@ -1,7 +1,7 @@
 """One try of a request on one instance: what was sent there, and what has come back."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from billing.wire.instance_entry import InstanceEntry
 from gateway.request import ParsedRequest
@@ -13,7 +13,7 @@ from gateway.upstream.connection import UpstreamConnection
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attempt:
     """`in_engine`: the instance may have it, it was sent there; `answered`: it has begun to answer; `timed_out`: it was given up as too slow.
-    `finished` is set when no more of its answer is read. `started_at`: monotonic seconds, 0 before.
+    `over`: no more of its answer is read. `started_at`: monotonic seconds, 0 before.
     """
 
     request_id: str
@@ -25,7 +25,8 @@ class Attempt:
     in_engine: bool = False
     answered: bool = False
     timed_out: bool = False
-    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    over: bool = False
+    _over: asyncio.Event | None = None  # made for the few that are waited for
 
     @classmethod
     def on(
@@ -34,3 +35,15 @@ class Attempt:
         """A try that has not begun. `tier`: the class it is served in, where that is known already."""
         meter = adapter_of(instance).meter(parsed, tier)
         return cls(request_id=request_id, parsed=parsed, instance=instance, meter=meter)
+
+    def end(self) -> None:
+        """No more of its answer is read."""
+        self.over = True
+        if self._over is not None:
+            self._over.set()
+
+    async def until_over(self) -> None:
+        """Wait for that."""
+        if not self.over:
+            self._over = self._over or asyncio.Event()
+            await self._over.wait()

@@ -71,7 +71,7 @@ class Engines:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABORT_SECONDS_MAX):
                 await self._abort_until_finished(attempt)
-        if attempt.finished.is_set():
+        if attempt.over:
             return
         log.warning("engine did not stop a request by id", extra={"request_id": attempt.request_id})
         if connection is not None:
@@ -85,8 +85,8 @@ class Engines:
                     await self.ask(attempt.instance, call, bytes_max=_ABORT_ANSWER_BYTES_MAX)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await attempt.finished.wait()
-            if attempt.finished.is_set():
+                    await attempt.until_over()
+            if attempt.over:
                 return
 
     async def ask(self, instance: InstanceEntry, call: EngineCall, *, bytes_max: int) -> tuple[int, bytes]:
