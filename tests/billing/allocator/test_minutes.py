@@ -12,7 +12,12 @@ T0 = 1_800_000_000_000
 FOREVER = T0 * 2
 
 readings = st.lists(
-    st.tuples(st.integers(0, 200_000), st.builds(Totals, st.integers(-500, 5000), st.integers(0, 50), st.integers(0, 3))),
+    st.tuples(
+        st.integers(0, 200_000),
+        st.builds(
+            Totals, used_mu=st.integers(-500, 5000), borrowed_mu=st.integers(0, 50), refused=st.integers(0, 3)
+        ),
+    ),
     min_size=1,
     max_size=20,
 )  # fmt: skip
