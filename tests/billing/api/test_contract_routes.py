@@ -289,7 +289,10 @@ def test_a_pool_that_nobody_set_or_measured_has_the_defaults_and_sells_nothing(
 
 def test_the_plan_has_the_machines_that_the_pool_shows(made: Make, admin: TestClient, raw_redis: redis.Redis):
     made("models", name="new", context_tokens=100)
-    entry = InstanceEntry("i1", "new", "new", "new", "http://127.0.0.1:1", None, "e1", InstanceStatus.READY)
+    entry = InstanceEntry(
+        instance="i1", model="new", pool="new", cell="new", url="http://127.0.0.1:1", key=None, epoch="e1",
+        status=InstanceStatus.READY,
+    )  # fmt: skip
     raw_redis.hset(redis_keys.INSTANCES, "i1", entry.to_json())
 
     def machines() -> tuple[int, int, dict[str, int]]:
