@@ -15,7 +15,7 @@ from billing.allocator.minutes import Account, Totals
 from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
 from billing.cell.replies import parse_asked_again
-from billing.cell.scripts import grant_call
+from billing.cell.scripts import Command, grant_call
 from billing.wire import redis_clock, redis_keys
 
 # A cell that nobody allocates any more keeps its last numbers so long.
@@ -88,6 +88,11 @@ class Numbers:
     spill_mu_s: int | None
     end_ms: int
     burst_mu: int = 0
+
+
+def room_of(cell: str, instance: str) -> Command:
+    """Asks how many sequences this machine has room for; nil until a round has written it."""
+    return "HGET", redis_keys.room(cell), _ROOM + instance
 
 
 def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellState:

@@ -11,22 +11,25 @@ otherwise at those that are busy or new.
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import redis
 from sqlalchemy import Engine
 
+from billing.allocator.cell_state import room_of
 from billing.allocator.rebuild import levels_of
-from billing.allocator.supply import RatesInForce, read_cells, signed_alone
+from billing.allocator.supply import RatesInForce, read_calibrations, read_cells, signed_alone
 from billing.cell.execute import load
 from billing.cell.scripts import Command, rebuild_call
 from billing.contracts.rates import ContractRate, rates_by_pool
+from billing.fleet.registered import read_registered
 from billing.leadership import Leadership
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
 from billing.wire import redis_clock, redis_keys
+from billing.wire.instance_entry import InstanceStatus
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +129,8 @@ class Restorer:
                 looked_at, words = list(read_cells(connection)), {}
         lost = self._lost(run, looked_at, words)
         due = self._due(lost, now_ms, waits=bool(listeners))
-        done = self._restore(due, now_ms, run) if due else []
+        emptied = {cell for cell, word in lost.items() if word is None}
+        done = self._restore(due, emptied, now_ms, run) if due else []
         if done:
             # Who waited stands in a line that is gone.
             for channel in listeners:
@@ -169,13 +173,17 @@ class Restorer:
         # Also where the clock went back: else it would wait until the clock is there again.
         return [cell for cell in lost if not 0 <= now_ms - self._since.get(cell, 0) < _RESTORED_MS]
 
-    def _restore(self, cells: Sequence[str], now_ms: int, run: str) -> list[str]:
+    def _restore(self, cells: Sequence[str], emptied: Collection[str], now_ms: int, run: str) -> list[str]:
         with self._engine.connect() as connection:
             pools = read_cells(connection)
             signed = rates_by_pool(connection, now_ms)
             rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
-            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have no place.
-            ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in cells if cell in pools})
+            calibrated = read_calibrations(connection)
+            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have no place,
+            # and whoever waits for room would find no bound.
+            bounded = {cell for cell in emptied if cell in pools and pools[cell].pool in calibrated}
+            roomy = self._with_room([cell for cell in cells if cell in pools], bounded)
+            ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in roomy})
             levels = levels_of(connection, ready, now_ms)
         calls: list[Command] = []
         for cell, found in levels.items():
@@ -185,6 +193,14 @@ class Restorer:
         load(self._client)
         _run_all(self._client, calls)
         return list(ready)
+
+    def _with_room(self, cells: Sequence[str], emptied: Collection[str]) -> list[str]:
+        """Of these cells, those each of whose ready machines has its room in Redis, and those whose room was not lost."""
+        ready = [each for each in read_registered(self._client) if each.status == InstanceStatus.READY]
+        machines = [(each.cell, each.instance) for each in ready if each.cell in emptied]
+        there = _run_all(self._client, [room_of(*each) for each in machines])
+        missing = {cell for (cell, _), room in zip(machines, there, strict=True) if room is None}
+        return [cell for cell in cells if cell not in missing]
 
     def _numbered(self, rates: Mapping[str, Sequence[ContractRate]]) -> dict[str, Sequence[ContractRate]]:
         """Of these cells, those whose contracts have their numbers in Redis."""

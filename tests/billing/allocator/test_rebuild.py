@@ -53,8 +53,23 @@ def limited(ground: Ground, name: str = "acme", **given_: int | None) -> None:
 
 
 def lose_everything(ground: Ground) -> None:
+    """All but what workers and allocator have written again by the time that levels are counted."""
     ground.text.flushall()
     ground.register("i-1")
+    ground.allocator().allocate_once(T0)
+
+
+def test_fault_35_nobody_is_admitted_before_a_calibrated_cell_has_its_room_again(ground: Ground) -> None:
+    ground.text.flushall()
+    # A round may come before the machines are known again.
+    ground.allocator().allocate_once(T0)
+    ground.register("i-1")
+    restorer = ground.restorer()
+    assert restorer.restore_once(T0 + SECOND) == []
+    assert isinstance(ground.request("r").reserve(), Rebuilding)
+    ground.allocator().allocate_once(T0 + SECOND)
+    assert restorer.restore_once(T0 + 2 * SECOND) == [CELL]
+    assert isinstance(ground.request("r").reserve(), Reserved)
 
 
 def test_fault_35_emptied_redis_admits_nobody_until_the_ledger_has_been_asked(ground: Ground) -> None:
@@ -109,7 +124,8 @@ def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Groun
     # Two seconds of its rate within the last tenth of a second, and what another class used beside it.
     used(ground, "r", T0 - 100, (0, 0, 50), lasted_ms=100, class_=CapacityClass.RESERVED, contract=signed.contract_id)
     used(ground, "o", T0 - 100, (0, 0, 500), lasted_ms=100, class_=CapacityClass.ON_DEMAND)
-    lose_everything(ground)
+    ground.text.flushall()
+    ground.register("i-1")
     restorer = ground.restorer()
     # Its numbers come first, or there is nothing to raise.
     assert restorer.restore_once(T0) == []
