@@ -1,7 +1,9 @@
-"""How the product reaches PostgreSQL: the form of its URL, what every connection is set to, and the oldest version that is taken.
+"""How the product reaches PostgreSQL: the form of its URL, what every connection is set to, and the oldest
+version that is taken.
 
-It owns connections, not tables. They work through PgBouncer in transaction mode: nothing outlives a transaction, neither prepared statements nor
-session settings nor session locks. No error that it raises shows a password.
+It owns connections, not tables. They work through PgBouncer in transaction mode: nothing outlives a
+transaction, neither prepared statements nor session settings nor session locks. No error that it raises shows
+a password.
 """
 
 from typing import Any, Final
@@ -22,7 +24,9 @@ class DatabaseError(ValueError):
 
 
 def read_database_url(url: str) -> URL:
-    """`postgres://`, `postgresql://` or `postgresql+psycopg://`, with libpq's options after `?`. Raises DatabaseError."""
+    """`postgres://`, `postgresql://` or `postgresql+psycopg://`, with libpq's options after `?`. Raises
+    DatabaseError.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise DatabaseError("a PostgreSQL URL begins with postgresql:// (or postgres://)")
@@ -30,13 +34,15 @@ def read_database_url(url: str) -> URL:
         raise DatabaseError("a PostgreSQL URL has no spaces and no control characters; percent-encode them")
     if rest.partition("?")[0].count("@") > 1:
         raise DatabaseError(
-            "the user or password has special characters: percent-encode these: / is %2F, # is %23, ? is %3F, @ is %40, % is %25"
+            "the user or password has special characters: percent-encode these: / is %2F, # is %23, ? is "
+            "%3F, @ is %40, % is %25"
         )
     try:
         parsed = make_url(f"{_DRIVER}://{rest}")
     except (ArgumentError, ValueError):
         raise DatabaseError(
-            "it cannot be read: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…, special characters of the password percent-encoded"
+            "it cannot be read: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=…, special "
+            "characters of the password percent-encoded"
         ) from None
     known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
     if unknown := sorted(name for name in parsed.query if name not in known):

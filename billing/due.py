@@ -1,4 +1,6 @@
-"""What SQL has for the loops to do: one statement that several of them share, because each asks every second and nearly always in vain."""
+"""What SQL has for the loops to do: one statement that several of them share, because each asks every
+second and nearly always in vain.
+"""
 
 import threading
 import time
@@ -49,5 +51,6 @@ class DueLook:
 
 
 _DUE: Final = select_state().add_columns(
-    select_any_due().scalar_subquery().label("contracts"), select_any_open().scalar_subquery().label("reclaims")
+    select_any_due().scalar_subquery().label("contracts"),
+    select_any_open().scalar_subquery().label("reclaims"),
 )

@@ -1,7 +1,9 @@
-"""What came of requests that carried an `Idempotency-Key`, so that the same request again changes nothing and gets the same answer. In SQL.
+"""What came of requests that carried an `Idempotency-Key`, so that the same request again changes nothing and
+gets the same answer. In SQL.
 
-That a request was carried out is written in the transaction of its change, and so holds exactly when the change does, whichever process made
-it. Its answer follows once it is known. A request that is refused changes nothing, and leaves its key free. Knows no HTTP.
+That a request was carried out is written in the transaction of its change, and so holds exactly when the
+change does, whichever process made it. Its answer follows once it is known. A request that is refused changes
+nothing, and leaves its key free. Knows no HTTP.
 """
 
 import hashlib
@@ -23,7 +25,8 @@ ANSWER_BYTES_MAX: Final = 64 * 1024
 # Between a commit and the writing of the answer lie milliseconds; after this its process has died in between.
 _LOST_AFTER_MS: Final = 60_000
 _FORGOTTEN_AT_ONCE: Final = 10_000
-# The moment at which the transaction began: unlike the clock, it does not change under a query, which can then use the index.
+# The moment at which the transaction began: unlike the clock, it does not change under a query, which can
+# then use the index.
 _COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KEPT_MAX + 1).subquery())
 
 
@@ -55,13 +58,16 @@ class Answer:
 def find_answer(connection: Connection, claim: Claim) -> Answer | None:
     """The first answer; None where there has been no such request.
 
-    Raises Invalid where the key was used for another request; Conflict while the first one runs, and where its answer is not known.
+    Raises Invalid where the key was used for another request; Conflict while the first one runs, and where
+    its answer is not known.
     """
     age_ms = (NOW_MS - table.c.created_ms).label("age_ms")
     row = connection.execute(select(table, age_ms).where(*_same(claim))).one_or_none()
     if row is None:
         if connection.execute(_COUNT).scalar_one() > KEPT_MAX:
-            message = f"More than {KEPT_MAX} keys of the last day are kept. Send the request without one, or later."
+            message = (
+                f"More than {KEPT_MAX} keys of the last day are kept. Send the request without one, or later."
+            )
             raise Conflict(message, param=PARAM, code="too_many_idempotency_keys")
         return None
     if row.fingerprint != claim.fingerprint:
@@ -76,9 +82,13 @@ def find_answer(connection: Connection, claim: Claim) -> Answer | None:
 
 
 def carry_out(connection: Connection, claim: Claim) -> None:
-    """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict where another one does that or has done it."""
+    """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict
+    where another one does that or has done it.
+    """
     key = func.hashtext(claim.caller + claim.key_hash)
-    free = connection.execute(select(func.pg_try_advisory_xact_lock(AdvisoryLock.IDEMPOTENCY, key))).scalar_one()
+    free = connection.execute(
+        select(func.pg_try_advisory_xact_lock(AdvisoryLock.IDEMPOTENCY, key))
+    ).scalar_one()
     row = {"caller": claim.caller, "key_hash": claim.key_hash, "fingerprint": claim.fingerprint}
     written = insert(table).values(row).on_conflict_do_nothing().returning(table.c.caller)
     if not free or connection.execute(written).one_or_none() is None:
@@ -86,7 +96,9 @@ def carry_out(connection: Connection, claim: Claim) -> None:
 
 
 def keep_answer(connection: Connection, claim: Claim, answer: Answer) -> None:
-    """Writes down what was answered, also to a request that changed nothing. One that is too large is not kept."""
+    """Writes down what was answered, also to a request that changed nothing. One that is too large is not
+    kept.
+    """
     if len(answer.body) > ANSWER_BYTES_MAX:
         return
     row = {"caller": claim.caller, "key_hash": claim.key_hash, "fingerprint": claim.fingerprint}

@@ -1,6 +1,8 @@
-"""What the product has at a moment, for Prometheus: engines by status, instances that pools declare, names of tenants, ends of contracts.
+"""What the product has at a moment, for Prometheus: engines by status, instances that pools declare, names of
+tenants, ends of contracts.
 
-Reads only. Owns how many tenants and contracts are named, so that a page stays of bounded size however many there are.
+Reads only. Owns how many tenants and contracts are named, so that a page stays of bounded size however many
+there are.
 """
 
 from collections import Counter
@@ -19,7 +21,8 @@ from billing.schema.catalogue import tenant
 from billing.wire.instance_entry import InstanceEntry
 
 STATUSES: Final = ("starting", "ready", "draining", "down")
-# As many tenants as a gateway tells apart in its own figures. The oldest are named, so that a new one takes no other's place.
+# As many tenants as a gateway tells apart in its own figures. The oldest are named, so that a new one takes
+# no other's place.
 TENANTS_MAX: Final = 4_000
 CONTRACTS_MAX: Final = 4_000
 
@@ -39,7 +42,9 @@ class ContractInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`engines`: how many by pool, model and status, every status of each pool and model that has one. `declared`: instances by pool."""
+    """`engines`: how many by pool, model and status, every status of each pool and model that has one.
+    `declared`: instances by pool.
+    """
 
     engines: Mapping[tuple[str, str, str], int]
     declared: Mapping[str, int]
@@ -51,7 +56,9 @@ def read_inventory(engine: Engine, client: redis.Redis, *, tenants_max: int = TE
     """All of it. The client must not decode. Raises redis.RedisError, SQLAlchemyError."""
     engines = count_engines(read_known(client))
     with engine.connect() as connection:
-        return Inventory(engines, pools.declared(connection), _tenants(connection, tenants_max), _contracts(connection))
+        return Inventory(
+            engines, pools.declared(connection), _tenants(connection, tenants_max), _contracts(connection)
+        )
 
 
 def count_engines(entries: Sequence[InstanceEntry]) -> dict[tuple[str, str, str], int]:

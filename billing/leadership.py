@@ -1,4 +1,5 @@
-"""Which process does what only one may do: a lock each, taken by whoever comes first and renewed while it lives.
+"""Which process does what only one may do: a lock each, taken by whoever comes first and renewed while it
+lives.
 
 Owns the locks, and when a leader's work is due. Knows no work.
 """
@@ -15,7 +16,9 @@ _LEASE_S: Final = 3.0
 
 
 def shorten(client: redis.Redis, name: str, lease_s: float) -> None:
-    """Let another process's lock lapse within its lease, where it would hold for longer because Redis's clock went back. Raises redis.RedisError."""
+    """Let another process's lock lapse within its lease, where it would hold for longer because Redis's
+    clock went back. Raises redis.RedisError.
+    """
     client.pexpire(name, int(lease_s * 1000), lt=True)
 
 
@@ -33,7 +36,9 @@ class Leadership:
         self._until_s: dict[str, float] = {}
 
     def hold(self, name: str) -> bool:
-        """Renew the lock of this key, or take it where nobody has it. False while another process has it. Raises redis.RedisError."""
+        """Renew the lock of this key, or take it where nobody has it. False while another process has it.
+        Raises redis.RedisError.
+        """
         lock = self._locks.get(name)
         until_s = self._clock() + _LEASE_S
         if lock is not None:
@@ -67,7 +72,9 @@ class Leadership:
 
 
 class LeadersRounds:
-    """Work that one process does for all of them: at once when it begins to lead, and then once in `interval_ms`."""
+    """Work that one process does for all of them: at once when it begins to lead, and then once in
+    `interval_ms`.
+    """
 
     def __init__(
         self,

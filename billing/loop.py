@@ -1,4 +1,5 @@
-"""A loop that outlives what it depends on: repeats a step, backs off while it fails, says so loudly, and stops when told.
+"""A loop that outlives what it depends on: repeats a step, backs off while it fails, says so loudly, and
+stops when told.
 
 Owns time and failure; does not know what the step does.
 """
@@ -25,13 +26,19 @@ _BACKOFF_MAX_S: Final = 5.0
 class Loop:
     """Calls `step` once in `interval_ms`; at once again when it returns true: there is more to do.
 
-    Steps begin where the clock is a multiple of the interval, so that loops wake together: one look at a store serves several, and
-    a processor that has just run one runs the next for less. After a step it rests for `rest_ms` at least, so that what comes in
-    small pieces is taken together.
+    Steps begin where the clock is a multiple of the interval, so that loops wake together: one look at a
+    store serves several, and a processor that has just run one runs the next for less. After a step it rests
+    for `rest_ms` at least, so that what comes in small pieces is taken together.
     """
 
     def __init__(
-        self, name: str, step: Callable[[], bool], *, interval_ms: int, metrics: BillingMetrics, rest_ms: int = 0
+        self,
+        name: str,
+        step: Callable[[], bool],
+        *,
+        interval_ms: int,
+        metrics: BillingMetrics,
+        rest_ms: int = 0,
     ) -> None:
         self.name = name
         self._step = step
@@ -58,8 +65,8 @@ class Loop:
                     _first_line(exc),
                 )
             except Exception:
-                # A bug, or something that was foreseen nowhere. The other loops go on, and so does this one: billing that stands
-                # still silently would be worse.
+                # A bug, or something that was foreseen nowhere. The other loops go on, and so does this one:
+                # billing that stands still silently would be worse.
                 backoff_s = self._failed(backoff_s)
                 _log.exception("%s failed, again in %.1f s", self.name, backoff_s)
             else:

@@ -1,7 +1,8 @@
 """What the billing process tells Prometheus. Owns metric names and labels; measures nothing itself.
 
-Label values come from catalogues only: cells, models, tenants, engines, enums. Kinds of tokens do not overlap: `input`, `cached_input` and
-`output`. Where it is not known which part of a prompt came from the cache (absorbed tokens, an engine's counters) it is `prompt`, all of it.
+Label values come from catalogues only: cells, models, tenants, engines, enums. Kinds of tokens do not
+overlap: `input`, `cached_input` and `output`. Where it is not known which part of a prompt came from the
+cache (absorbed tokens, an engine's counters) it is `prompt`, all of it.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,9 @@ class BillingMetrics:
             "taas_usage_stream_lag_entries", "Usage events that are not in the ledger yet.", "cell"
         )
         self.lag_seconds = self.shared.gauge(
-            "taas_usage_stream_lag_seconds", "Age of the oldest usage event that is not in the ledger yet.", "cell"
+            "taas_usage_stream_lag_seconds",
+            "Age of the oldest usage event that is not in the ledger yet.",
+            "cell",
         )
         self.residual = self.shared.gauge(
             "taas_audit_residual_tokens",
@@ -48,7 +51,9 @@ class BillingMetrics:
             "engine",
             "kind",
         )
-        self.findings = self.shared.gauge("taas_audit_findings", "What the last audit found, by kind.", "kind")
+        self.findings = self.shared.gauge(
+            "taas_audit_findings", "What the last audit found, by kind.", "kind"
+        )
         self.shared.registry.register(self.inventory)
         self.registry.register(self.shared)
 
@@ -87,7 +92,8 @@ class BillingMetrics:
             "taas_usage_rejected", "Entries of usage streams that could not be read and were set aside."
         )
         self.usage_conflicts = counter(
-            "taas_usage_conflict", "Requests with a second usage event that differs from the first, which counts."
+            "taas_usage_conflict",
+            "Requests with a second usage event that differs from the first, which counts.",
         )
         self.usage_duplicates = counter(
             "taas_usage_duplicates", "Usage events that were delivered more than once and counted once."

@@ -1,4 +1,5 @@
-"""What the allocator tells Prometheus: of each contract and each pool that this process allocates. Owns metric names and labels; measures nothing.
+"""What the allocator tells Prometheus: of each contract and each pool that this process allocates. Owns
+metric names and labels; measures nothing.
 
 Work is in work units. A counter is this process's own: when another one leads it goes on there.
 """
@@ -47,7 +48,8 @@ class CapacityMetrics:
         )
         self.refused = counter(
             "taas_contract_refused_requests",
-            "Requests that were refused because they were beyond the contract or because no engine was there.",
+            "Requests that were refused because they were beyond the contract or because no engine was "
+            "there.",
         )
         self.limited = counter(
             "taas_contract_limited_requests",
@@ -59,7 +61,8 @@ class CapacityMetrics:
             "Work that a contract was short of, because a reclaim cut it or engines were missing.",
         )
         self.missing = counter(
-            "taas_contract_missing_units", "The part of a contract's shortfall for which too few engines were ready."
+            "taas_contract_missing_units",
+            "The part of a contract's shortfall for which too few engines were ready.",
         )
 
     def _make_of_pools(self, registry: CollectorRegistry) -> None:
@@ -116,7 +119,9 @@ class CapacityMetrics:
         )
 
     def held(self, cells: Collection[str], failing: Collection[str]) -> None:
-        """Which cells this process allocates, and which of them it cannot. The others' gauges go: they would say what was."""
+        """Which cells this process allocates, and which of them it cannot. The others' gauges go: they
+        would say what was.
+        """
         for cell in cells:
             self.allocated.labels(cell).set(int(cell not in failing))
         for gone in self._cells.difference(cells):
@@ -185,5 +190,12 @@ class CapacityMetrics:
         """The gauges of a pool that another process allocates now."""
         for labels in self._contracts.pop(pool, set()):
             self.assigned.remove(*labels)
-        for gauge in (self.capacity, self.room, self.in_flight, self.waiting, self.give_way, self.calibration_age):
+        for gauge in (
+            self.capacity,
+            self.room,
+            self.in_flight,
+            self.waiting,
+            self.give_way,
+            self.calibration_age,
+        ):
             gauge.remove_by_labels({"pool": pool})

@@ -1,6 +1,8 @@
-"""What all billing processes see alike, as Prometheus gets it: from one of them, so that a sum over all is right. Measures nothing itself.
+"""What all billing processes see alike, as Prometheus gets it: from one of them, so that a sum over all is
+right. Measures nothing itself.
 
-Each process keeps these figures; the one that leads exports them. When it dies, another one leads within seconds.
+Each process keeps these figures; the one that leads exports them. When it dies, another one leads within
+seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +15,9 @@ from billing.inventory import Inventory
 
 
 class SharedFigures(Collector):
-    """The figures of a registry of its own, shown for as long as this process leads; else their families are empty."""
+    """The figures of a registry of its own, shown for as long as this process leads; else their families
+    are empty.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -83,7 +87,9 @@ class InventoryMetrics(Collector):
             labels=[*ids, "tenant_name", "state", "overflow"],
         )
         ends = GaugeMetricFamily(
-            "taas_contract_end_timestamp_seconds", "Moment at which a contract ends, by term or by notice.", labels=ids
+            "taas_contract_end_timestamp_seconds",
+            "Moment at which a contract ends, by term or by notice.",
+            labels=ids,
         )
         for each in seen.contracts:
             key = (each.tenant_id, each.pool, each.contract_id)

@@ -4,7 +4,9 @@ from datetime import UTC, datetime
 
 
 def utc(moment_ms: int) -> str:
-    """RFC 3339 in UTC, to the second where it is whole; a moment that no calendar has, as the number it is."""
+    """RFC 3339 in UTC, to the second where it is whole; a moment that no calendar has, as the number it
+    is.
+    """
     whole, ms = divmod(moment_ms, 1000)
     try:
         shown = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")

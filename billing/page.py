@@ -1,7 +1,7 @@
 """One page of a list: how long it is, where it begins, and the mark by which the next one goes on.
 
-A mark holds the values of the order's columns in the last row that was shown. So a page costs the same wherever it is, and rows that come or go
-meanwhile shift nothing. Knows neither HTTP nor a noun.
+A mark holds the values of the order's columns in the last row that was shown. So a page costs the same
+wherever it is, and rows that come or go meanwhile shift nothing. Knows neither HTTP nor a noun.
 """
 
 import base64
@@ -41,8 +41,9 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Order(Generic[T]):
-    """How a list is sorted: by `place`, whose values are of these types and together unique. `columns` say the same in SQL, and are never null;
-    a list that is not read by SQL has none. `name` keeps marks of other lists out.
+    """How a list is sorted: by `place`, whose values are of these types and together unique. `columns` say
+    the same in SQL, and are never null; a list that is not read by SQL has none. `name` keeps marks of other
+    lists out.
     """
 
     name: str
@@ -55,7 +56,9 @@ class Order(Generic[T]):
 def read_page(
     connection: Connection, query: Select[Any], order: Order[T], read: Callable[[Row[Any]], T], asked: Asked
 ) -> Page[T]:
-    """The rows of this query that come after the mark. Raises Invalid for a mark that is not one of this list."""
+    """The rows of this query that come after the mark. Raises Invalid for a mark that is not one of this
+    list.
+    """
     if asked.after is not None:
         place, begins = tuple_(*order.columns), tuple_(*_place_of(asked.after, order))
         query = query.where(place < begins if order.descending else place > begins)

@@ -1,4 +1,6 @@
-"""The billing process: which loops run beside the admin API, and in which order they start and stop. Owns no work of its own."""
+"""The billing process: which loops run beside the admin API, and in which order they start and stop. Owns
+no work of its own.
+"""
 
 import asyncio
 import contextlib
@@ -53,7 +55,8 @@ _CLAIM_INTERVAL_MS: Final = 1_000
 _ALLOCATE_INTERVAL_MS: Final = 1_000
 # A round that takes longer goes on beside the next ones.
 _PATIENCE_S: Final = 0.8
-# How long the consumer waits for usage in one call; shorter than the client's timeout, and a stop is heard within it.
+# How long the consumer waits for usage in one call; shorter than the client's timeout, and a stop is heard
+# within it.
 _CONSUME_BLOCK_MS: Final = 1_000
 # A deadline is kept to within this.
 _RECLAIM_INTERVAL_MS: Final = 1_000
@@ -68,7 +71,8 @@ _AUDIT_WAIT_MS: Final = 2_000
 def run(settings: BillingSettings, stop: threading.Event) -> None:
     """Work until stopped. Outages of Redis and PostgreSQL are waited out.
 
-    Raises OSError when a port is taken; RedisAddressError, WrongRedis or DatabaseError for stores that cannot be used.
+    Raises OSError when a port is taken; RedisAddressError, WrongRedis or DatabaseError for stores that cannot
+    be used.
     """
     read_database_url(settings.database_url)
     address = require_usable(settings.redis_url)
@@ -76,17 +80,22 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
     # Taken first: a second billing process on this machine fails here, before it has begun anything.
     admin_socket = _listen(settings.admin_host, settings.admin_port)
     with contextlib.closing(admin_socket), MetricsPage(
-        "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port], redis_address=address
+        "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
+        redis_address=address
     ):  # fmt: skip
         if not _migrate(settings, metrics, stop):
             return
-        engine = connect(settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW)
+        engine = connect(
+            settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW
+        )
         # A loop comes again when its connection has died, and asks too often to ask twice each time.
         loops_engine = connect(
             settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True
         )
         client = redis.Redis(
-            **address.client_arguments(), socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S
+            **address.client_arguments(),
+            socket_timeout=_REDIS_TIMEOUT_S,
+            socket_connect_timeout=_REDIS_TIMEOUT_S,
         )
         poller = CounterPoller(engine, client, timeout_ms=settings.engine_timeout_ms)
         try:
@@ -126,7 +135,9 @@ def _work(
         stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy,
         patience_s=_PATIENCE_S,
     )  # fmt: skip
-    restorer = Restorer(stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy)
+    restorer = Restorer(
+        stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy
+    )
     metrics.shared.report_while(lambda: restorer.leads)
     watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
     loops = [
@@ -142,8 +153,11 @@ def _work(
         ),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
-    # Not joined before the loops: a request to the admin API may take its time, a batch is never left half done.
-    admin = threading.Thread(target=_serve, args=(server, admin_socket, stop, metrics), name="admin-api", daemon=True)
+    # Not joined before the loops: a request to the admin API may take its time, a batch is never left half
+    # done.
+    admin = threading.Thread(
+        target=_serve, args=(server, admin_socket, stop, metrics), name="admin-api", daemon=True
+    )
     for thread in [*threads, admin]:
         thread.start()
     _log.info("billing works; admin API on %s:%d", *admin_socket.getsockname()[:2])
@@ -167,7 +181,9 @@ class _AdminServer(uvicorn.Server):
             await asyncio.sleep(1)
 
 
-def _serve(server: uvicorn.Server, admin_socket: socket.socket, stop: threading.Event, metrics: BillingMetrics) -> None:
+def _serve(
+    server: uvicorn.Server, admin_socket: socket.socket, stop: threading.Event, metrics: BillingMetrics
+) -> None:
     degraded = metrics.degraded.labels("admin-api")
     degraded.set(0)
     try:
@@ -231,7 +247,9 @@ def _loops(
     ]
 
 
-def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator, metrics: BillingMetrics) -> list[Loop]:
+def _capacity_loops(
+    stores: _Stores, projector: Projector, allocator: Allocator, metrics: BillingMetrics
+) -> list[Loop]:
     engine = stores.loops_engine
     keeping_up = Projector(engine, stores.client)
     reclaimer = Reclaimer(engine, stores.client, projector)
@@ -268,7 +286,9 @@ def _capacity_loops(stores: _Stores, projector: Projector, allocator: Allocator,
 
 
 def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading.Event) -> bool:
-    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before. Raises DatabaseError."""
+    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before.
+    Raises DatabaseError.
+    """
     done = threading.Event()
     refused: list[DatabaseError] = []
 
@@ -287,7 +307,8 @@ def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading
     return done.is_set()
 
 
-# A gateway renews each lease at least every 3.5 s; it drains its journal once a second, after at most a second of reconnecting.
+# A gateway renews each lease at least every 3.5 s; it drains its journal once a second, after at most a
+# second of reconnecting.
 REAP_PATIENCE_S: Final = 5.0
 REAP_CALM_S: Final = 15
 

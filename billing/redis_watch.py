@@ -1,4 +1,6 @@
-"""Tells the operator, in the log of billing, when Redis refuses the login or may lose what it has acknowledged. It mends nothing."""
+"""Tells the operator, in the log of billing, when Redis refuses the login or may lose what it has
+acknowledged. It mends nothing.
+"""
 
 import logging
 from typing import Final

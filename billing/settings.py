@@ -21,9 +21,11 @@ class BillingSettings(BaseSettings):
     metrics_host: str = Field(default="127.0.0.1", alias="TAAS_BILLING_METRICS_HOST")
     metrics_port: int = Field(default=9102, ge=0, le=65535, alias="TAAS_BILLING_METRICS_PORT")
 
-    # One SQL transaction: large enough to amortise a commit, small enough to be redone after a crash in well under a second.
+    # One SQL transaction: large enough to amortise a commit, small enough to be redone after a crash in well
+    # under a second.
     usage_batch_entries: int = Field(default=500, ge=1, le=5000)
-    # How long an entry may stay with a consumer before another takes it. Taking one early is harmless: SQL is unique by id.
+    # How long an entry may stay with a consumer before another takes it. Taking one early is harmless: SQL is
+    # unique by id.
     usage_claim_idle_ms: int = Field(default=5_000, ge=0)
     usage_poll_ms: int = Field(default=50, ge=1)
     reap_interval_ms: int = Field(default=1_000, ge=10)

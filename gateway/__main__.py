@@ -1,4 +1,6 @@
-"""The command line of one gateway: `python -m gateway`, and what `taas gateway` calls. Options win over the environment."""
+"""The command line of one gateway: `python -m gateway`, and what `taas gateway` calls. Options win over
+the environment.
+"""
 
 import sys
 from typing import Any
@@ -36,7 +38,10 @@ def _command() -> click.Command:
         kind = field.annotation if field.annotation in {int, float, str} else str
         options.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=field.description))
     return _Command(
-        "gateway", callback=start, params=list(options), help="Serve the API: OpenAI's and Anthropic's dialects."
+        "gateway",
+        callback=start,
+        params=list(options),
+        help="Serve the API: OpenAI's and Anthropic's dialects.",
     )
 
 

@@ -1,4 +1,6 @@
-"""The life of an inference request, in the order in which it meets the stages. Plain ASGI: no request object, no model per chunk."""
+"""The life of an inference request, in the order in which it meets the stages. Plain ASGI: no request
+object, no model per chunk.
+"""
 
 import logging
 import time
@@ -130,8 +132,8 @@ class InferenceApi:
         async with self._admitted(exchange, client, found) as reservation:
             client.instance = lambda: exchange.attempt.instance.instance
             client.headers += limit_headers(
-                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels, reservation.key_levels,
-                route.dialect, self.clock.at_ms(time.monotonic()),
+                reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels,
+                reservation.key_levels, route.dialect, self.clock.at_ms(time.monotonic()),
             )  # fmt: skip
             client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
             await self._forward(exchange, client)
@@ -140,10 +142,14 @@ class InferenceApi:
     async def _admitted(
         self, exchange: Exchange, client: AsgiClient, found: list[InstanceEntry]
     ) -> AsyncIterator[Reservation]:
-        """Admitted, or refused; and from the cell's word on settled once, whatever happens inside: a request that nobody settles is open
-        for as long as this process lives.
+        """Admitted, or refused; and from the cell's word on settled once, whatever happens inside: a request
+        that nobody settles is open for as long as this process lives.
         """
-        parsed, model, connection = exchange.parsed, exchange.request.model, exchange.request.client_connection
+        parsed, model, connection = (
+            exchange.parsed,
+            exchange.request.model,
+            exchange.request.client_connection,
+        )
         try:
             if parsed.stream:
                 self.heartbeats.watch(client)
@@ -179,7 +185,9 @@ class InferenceApi:
                 part = await self.continuer.go_on(part, client, partial(self._candidates, part.request.model))
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
-        """The model, if this caller may know of it: unknown, not yours and not for sale are answered alike."""
+        """The model, if this caller may know of it: unknown, not yours and not for sale are answered
+        alike.
+        """
         model = self.catalogue.models.get(parsed.model)
         if model is None and not self.catalogue.loaded:
             raise DependencyUnavailable
@@ -206,7 +214,9 @@ class InferenceApi:
 
     def _candidates(self, model: Model) -> list[InstanceEntry]:
         engines = self.engines
-        found = candidates(self.catalogue.instances(model.name), engines.open_here, engines.failed_at, time.monotonic())
+        found = candidates(
+            self.catalogue.instances(model.name), engines.open_here, engines.failed_at, time.monotonic()
+        )
         if not found:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found

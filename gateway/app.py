@@ -1,6 +1,8 @@
-"""Builds the app of one process: the stages, wired once, under a FastAPI app whose inference routes are plain ASGI.
+"""Builds the app of one process: the stages, wired once, under a FastAPI app whose inference routes are plain
+ASGI.
 
-What is started in the lifespan is stopped there in the reverse order; a process does not end before every settle is in Redis or in the journal.
+What is started in the lifespan is stopped there in the reverse order; a process does not end before every
+settle is in Redis or in the journal.
 """
 
 import asyncio
@@ -120,7 +122,9 @@ class Stages:
         self._checkpointer = Checkpointer(
             redis=self._redis,
             open_exchanges=self.open_exchanges,
-            deadlines=Deadlines(settings.request_deadline_s, settings.first_token_deadline_s, settings.write_stall_s),
+            deadlines=Deadlines(
+                settings.request_deadline_s, settings.first_token_deadline_s, settings.write_stall_s
+            ),
             lease_ms=settings.lease_ms,
             interval_s=settings.checkpoint_ms / 1000,
             others_ready=self._others_ready,
@@ -189,7 +193,9 @@ class Stages:
             await self._journal.close()
 
     async def _save_settles(self) -> None:
-        """Wait until the disk, or Redis by way of the housekeeping, has taken every settle; count those that nothing took in time."""
+        """Wait until the disk, or Redis by way of the housekeeping, has taken every settle; count those
+        that nothing took in time.
+        """
         wait_s, journal = self._settings.unsaved_wait_s, self._journal
         deadline = time.monotonic() + wait_s
         if journal.unsaved:
@@ -296,7 +302,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
 
 
 def _without_trailing_slash(scope: Scope) -> bool:
-    """Take `/v1/models/` for `/v1/models`, before anything is decided by the path; whether there was a slash to take off."""
+    """Take `/v1/models/` for `/v1/models`, before anything is decided by the path; whether there was a
+    slash to take off.
+    """
     raw_path: bytes = scope["raw_path"]
     if len(raw_path) < 2 or raw_path[-1:] != b"/":
         return False

@@ -1,7 +1,9 @@
-"""Who is calling: an API key from the raw headers to a key and its tenant. Fails closed, and says the same whatever was wrong.
+"""Who is calling: an API key from the raw headers to a key and its tenant. Fails closed, and says the same
+whatever was wrong.
 
-The key is hashed before any look-up, so a look-up can leak nothing of it; what comes back is compared in constant time. A key is never
-logged. `Authorization: Bearer` and `x-api-key` are both understood on every route; two that disagree are refused.
+The key is hashed before any look-up, so a look-up can leak nothing of it; what comes back is compared in
+constant time. A key is never logged. `Authorization: Bearer` and `x-api-key` are both understood on every
+route; two that disagree are refused.
 """
 
 import hashlib
@@ -32,7 +34,9 @@ class Caller:
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The one key that the headers present. Raises AuthenticationFailed when there is none, more than one, or not a key at all."""
+    """The one key that the headers present. Raises AuthenticationFailed when there is none, more than one,
+    or not a key at all.
+    """
     bearer: bytes | None = None
     api_key: bytes | None = None
     for name, value in headers:
@@ -47,7 +51,12 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     if bearer is not None and api_key is not None and bearer != api_key:
         raise AuthenticationFailed
     found = bearer or api_key
-    if not found or len(found) > KEY_BYTES_MAX or not found.isascii() or not found.decode("ascii").isprintable():
+    if (
+        not found
+        or len(found) > KEY_BYTES_MAX
+        or not found.isascii()
+        or not found.decode("ascii").isprintable()
+    ):
         raise AuthenticationFailed
     return found
 
@@ -55,8 +64,9 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int) -> Caller:
     """The caller behind the headers; `now_ms` by the clock that all gateways share.
 
-    Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a suspended or archived tenant or project,
-    DependencyUnavailable when the key is not cached and Redis does not answer.
+    Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a
+    suspended or archived tenant or project, DependencyUnavailable when the key is not cached and Redis does
+    not answer.
     """
     key_hash = hashlib.sha256(presented_key(headers)).hexdigest()
     known = catalogue.cached_key(key_hash) or await catalogue.find_key(key_hash)

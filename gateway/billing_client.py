@@ -1,4 +1,6 @@
-"""Asks billing on a caller's behalf. It owns which billing process is asked; it knows no route and no answer."""
+"""Asks billing on a caller's behalf. It owns which billing process is asked; it knows no route and no
+answer.
+"""
 
 from collections.abc import Mapping
 from typing import Final

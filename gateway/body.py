@@ -1,4 +1,5 @@
-"""Reads a request's body, whole and bounded, within the memory that its tenant and the process have for bodies that arrive.
+"""Reads a request's body, whole and bounded, within the memory that its tenant and the process have for
+bodies that arrive.
 
 It knows neither what is in it nor what the tenant may ask for.
 """
@@ -21,9 +22,10 @@ async def read_body(
 ) -> bytes:
     """The body, at most `max_bytes` long; one that arrives in one piece is not copied.
 
-    Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is declared or passed (the rest is not read),
-    QuotaExceeded or ReceivingFull when there is no memory for it, and CallerLeft when the sender left or was cut off before its end (the
-    listener has answered by then): there is nothing to run.
+    Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is
+    declared or passed (the rest is not read), QuotaExceeded or ReceivingFull when there is no memory for it,
+    and CallerLeft when the sender left or was cut off before its end (the listener has answered by then):
+    there is nothing to run.
     """
     declared_bytes = _check_headers(scope, max_bytes)
     connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
@@ -50,7 +52,9 @@ async def read_body(
 
 
 async def _read_arrived(receive: Receive, max_bytes: int) -> bytes:
-    """It is here already, in one piece: ordinary requests come so, and take nothing of what arriving bodies have."""
+    """It is here already, in one piece: ordinary requests come so, and take nothing of what arriving
+    bodies have.
+    """
     message = await receive()
     if message["type"] != "http.request":
         raise CallerLeft

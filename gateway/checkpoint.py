@@ -1,7 +1,8 @@
 """Every half second, over all open exchanges of the process: checkpoints in one batch, and deadlines.
 
-A checkpoint records what was produced so far, tops the reservation up and renews its lease; what it records is what a request is settled with
-if this process dies. It decides no quota: a bucket that runs dry in mid-stream only goes into debt.
+A checkpoint records what was produced so far, tops the reservation up and renews its lease; what it records
+is what a request is settled with if this process dies. It decides no quota: a bucket that runs dry in
+mid-stream only goes into debt.
 """
 
 import asyncio
@@ -23,8 +24,9 @@ log = logging.getLogger(__name__)
 
 # What a checkpoint records: the exchange, its output and its head as they were sent.
 _Written: TypeAlias = tuple[Exchange, int, EventHead]
-# A lease is renewed when this share of it has passed, even when nothing new was produced; and within these seconds, however long it is: the
-# reaper takes a request for dead that is not renewed for longer (billing/process.py).
+# A lease is renewed when this share of it has passed, even when nothing new was produced; and within these
+# seconds, however long it is: the reaper takes a request for dead that is not renewed for longer
+# (billing/process.py).
 RENEW_SHARE: Final = 0.3
 RENEW_S: Final = 3.0
 BATCH_MAX: Final = 1000
@@ -76,7 +78,9 @@ class Checkpointer:
                 log.exception("bug in a checkpoint round")
 
     async def write(self, now: float) -> int:
-        """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises RedisUnavailable."""
+        """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises
+        RedisUnavailable.
+        """
         calls: list[Command] = []
         written: list[_Written] = []
         renew_after_s = min(RENEW_S, self._lease_ms / 1000 * RENEW_SHARE)
@@ -93,7 +97,9 @@ class Checkpointer:
 
     async def _write_batch(self, now: float, written: list[_Written], calls: list[Command]) -> None:
         """What Redis did not take is left as it was: the next round writes it again."""
-        outcomes = await asyncio.gather(*(self._redis.submit(*call) for call in calls), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(self._redis.submit(*call) for call in calls), return_exceptions=True
+        )
         away: RedisUnavailable | None = None
         for (exchange, output, head), outcome in zip(written, outcomes, strict=True):
             if isinstance(outcome, RedisUnavailable):
@@ -102,22 +108,32 @@ class Checkpointer:
             exchange.recorded.at, exchange.recorded.output = now, output
             exchange.recorded.moved = exchange.recorded.moved and exchange.head is not head
             if isinstance(outcome, BaseException):
-                log.error("checkpoint refused", extra={"request_id": exchange.request_id, "reason": str(outcome)})
+                log.error(
+                    "checkpoint refused", extra={"request_id": exchange.request_id, "reason": str(outcome)}
+                )
             elif isinstance(parse_checkpoint(outcome), Missing):
                 await self._restore_lost(exchange)
         if away is not None:
             raise away
 
     async def _restore_lost(self, exchange: Exchange) -> None:
-        """Redis has no reservation of it: it was lost, or the request was admitted by a local lease. What gave its place up has none to hold."""
+        """Redis has no reservation of it: it was lost, or the request was admitted by a local lease. What
+        gave its place up has none to hold.
+        """
         if exchange.settled or exchange.following is not None:
             return
         await self._restore(exchange, self._cost_mu(exchange))
 
     async def pause(self, exchange: Exchange) -> None:
-        """Record usage so far and give the place up; the lease is renewed as before. Raises RedisUnavailable."""
-        exchange.recorded.at, exchange.recorded.output = time.monotonic(), exchange.attempt.meter.output_tokens()
-        calls = [self._call(exchange)] if exchange.recorded.moved else []  # its place is where it has moved to
+        """Record usage so far and give the place up; the lease is renewed as before. Raises
+        RedisUnavailable.
+        """
+        exchange.recorded.at, exchange.recorded.output = (
+            time.monotonic(),
+            exchange.attempt.meter.output_tokens(),
+        )
+        # its place is where it has moved to
+        calls = [self._call(exchange)] if exchange.recorded.moved else []
         exchange.recorded.moved = False
         await self._redis.execute_many([*calls, self._call(exchange, pauses=True)])
 
@@ -159,9 +175,15 @@ class Checkpointer:
             client.abort()
 
     def _check_first_token(self, exchange: Exchange, now: float) -> None:
-        """Half of the time for one instance where another could take over, all of it where none can. Waiting for room is no engine's time."""
+        """Half of the time for one instance where another could take over, all of it where none can.
+        Waiting for room is no engine's time.
+        """
         waited_s = now - exchange.attempt.started_at
-        if waited_s > self._deadlines.first_token_s / 2 and not exchange.tried and self._others_ready(exchange):
+        if (
+            waited_s > self._deadlines.first_token_s / 2
+            and not exchange.tried
+            and self._others_ready(exchange)
+        ):
             exchange.attempt.timed_out = True
             if exchange.attempt.connection is not None:
                 exchange.attempt.connection.close()

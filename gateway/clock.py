@@ -1,7 +1,8 @@
-"""The time that this process writes into records: Redis's, as it was last heard, going on by the monotonic clock. Pure but for reading that.
+"""The time that this process writes into records: Redis's, as it was last heard, going on by the monotonic
+clock. Pure but for reading that.
 
-A machine whose own clock is wrong, or jumps, puts no request at another price or into another month. Until Redis has been heard it is this
-machine's clock, read once.
+A machine whose own clock is wrong, or jumps, puts no request at another price or into another month. Until
+Redis has been heard it is this machine's clock, read once.
 """
 
 import time

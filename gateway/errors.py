@@ -1,4 +1,5 @@
-"""What goes wrong with a request, each kind with its status, reason code and whether a retry can help. Written out in either dialect.
+"""What goes wrong with a request, each kind with its status, reason code and whether a retry can help.
+Written out in either dialect.
 
     GatewayError
     ├── InternalError                     500 internal_error: a bug of ours
@@ -28,11 +29,12 @@
     │   └── UsageUnavailable              503 usage_unavailable
     ├── UpstreamProtocolError             502 upstream_protocol_error
     ├── EngineFailed                      502 engine_failed
-    ├── RequestStopped                    503 operator_stop, tenant_suspended, gateway_stopped …: by its ending
+    ├── RequestStopped                    503 operator_stop, tenant_suspended …: by its ending
     └── DeadlineExceeded                  504 deadline_exceeded
 
-Messages may name parameters, limits and numbers; never a prompt, a key, a host or a path. They are for the caller, not for logs: log `code`.
-Knows no HTTP server: headers are pairs of bytes. Statuses that SDKs retry by themselves: 408, 409, 429 and ≥ 500.
+Messages may name parameters, limits and numbers; never a prompt, a key, a host or a path. They are for the
+caller, not for logs: log `code`. Knows no HTTP server: headers are pairs of bytes. Statuses that SDKs retry
+by themselves: 408, 409, 429 and ≥ 500.
 """
 
 from typing import Any
@@ -69,7 +71,9 @@ class InternalError(GatewayError):
 
 
 class InvalidRequest(GatewayError):
-    """The body says something that this route does not take. `param` is the path of the culprit, as in `messages[0].role`."""
+    """The body says something that this route does not take. `param` is the path of the culprit, as in
+    `messages[0].role`.
+    """
 
     status = 400
     type = "invalid_request_error"
@@ -104,7 +108,9 @@ class RemoteMediaDisabled(InvalidRequest):
     code = "remote_media_disabled"
 
     def __init__(self, param: str) -> None:
-        super().__init__(f"'{param}' must be inline base64 data: media is not fetched from URLs or file ids.", param)
+        super().__init__(
+            f"'{param}' must be inline base64 data: media is not fetched from URLs or file ids.", param
+        )
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -116,11 +122,19 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
     def __init__(
-        self, context_tokens: int, requested: int, param: str, counted: str = "tokens", *, at_least: bool = False
+        self,
+        context_tokens: int,
+        requested: int,
+        param: str,
+        counted: str = "tokens",
+        *,
+        at_least: bool = False,
     ) -> None:
         asked = f"{'at least ' if at_least else ''}{requested} {counted}"
         super().__init__(
-            f"This model's maximum context length is {context_tokens} tokens. However, you requested {asked}.", param
+            f"This model's maximum context length is {context_tokens} tokens. However, you requested "
+            f"{asked}.",
+            param,
         )
         self.context_tokens = context_tokens
         self.requested = requested
@@ -182,7 +196,9 @@ class AuthenticationFailed(GatewayError):
 
 
 class CallerLeft(GatewayError):
-    """The caller went while it still sent its request, or while that waited: nothing was produced, and nobody reads this."""
+    """The caller went while it still sent its request, or while that waited: nothing was produced, and
+    nobody reads this.
+    """
 
     status = 499
     code = "caller_left"
@@ -215,7 +231,9 @@ class ModelRouteUnsupported(ModelNotFound):
     code = "model_route_unsupported"
 
     def __init__(self, model: str, route: Route) -> None:
-        GatewayError.__init__(self, f"The model '{_quotable(model)}' is not served on the {route.value} route.")
+        GatewayError.__init__(
+            self, f"The model '{_quotable(model)}' is not served on the {route.value} route."
+        )
 
 
 class RouteNotFound(GatewayError):
@@ -238,8 +256,8 @@ class MethodNotAllowed(GatewayError):
 
 
 class QuotaExceeded(GatewayError):
-    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting does not help.
-    `limit_headers`: how full the buckets are, as on any answer, where that is known.
+    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting
+    does not help. `limit_headers`: how full the buckets are, as on any answer, where that is known.
     """
 
     status = 429
@@ -293,7 +311,9 @@ class NoInstance(TryLater):
 
 
 class DependencyUnavailable(TryLater):
-    """Redis is gone and the tenant's policy is to refuse, its answer cannot be trusted, or the catalogue is not read yet."""
+    """Redis is gone and the tenant's policy is to refuse, its answer cannot be trusted, or the catalogue
+    is not read yet.
+    """
 
     code = "dependency_unavailable"
     text = "The service is degraded and cannot admit requests now. Try again later."
@@ -324,7 +344,9 @@ class EngineFailed(GatewayError):
 
 
 class RequestStopped(GatewayError):
-    """Stopped from our side before its end; `code` is the ending of its usage event. Only a stopped gateway is worth another try."""
+    """Stopped from our side before its end; `code` is the ending of its usage event. Only a stopped
+    gateway is worth another try.
+    """
 
     status = 503
     anthropic_type = "overloaded_error"
@@ -350,7 +372,9 @@ def _quotable(name: str) -> str:
 
 
 def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """The JSON body. Anthropic's form has no place for `code` but `details.error_code`, which its SDK reads."""
+    """The JSON body. Anthropic's form has no place for `code` but `details.error_code`, which its SDK
+    reads.
+    """
     return orjson.dumps(_error_object(err, dialect, request_id))
 
 
@@ -375,7 +399,8 @@ def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
 def error_event(err: GatewayError, route: RouteSpec, request_id: str, sequence_number: int = 0) -> bytes:
     """The error as the last event of a stream that has begun. No `[DONE]` and no finish follow it.
 
-    OpenAI's SDK raises only for an object with `error` in it; its Responses stream has an event of its own without one, so that event carries both.
+    OpenAI's SDK raises only for an object with `error` in it; its Responses stream has an event of its own
+    without one, so that event carries both.
     """
     body = _error_object(err, route.dialect, request_id)
     if route.dialect is Dialect.ANTHROPIC:

@@ -1,7 +1,9 @@
-"""One request in flight: what its stages, the checkpoint and a stop share. It owns the state, and decides nothing.
+"""One request in flight: what its stages, the checkpoint and a stop share. It owns the state, and decides
+nothing.
 
-An exchange ends once. Whoever wants it to end early calls `stop` with the reason; the forwarding task then reads the engine's answer to its
-end, because only the end says what was produced. Times ending in `_at` are monotonic seconds, `_ms` are milliseconds since the epoch.
+An exchange ends once. Whoever wants it to end early calls `stop` with the reason; the forwarding task then
+reads the engine's answer to its end, because only the end says what was produced. Times ending in `_at` are
+monotonic seconds, `_ms` are milliseconds since the epoch.
 """
 
 import time
@@ -39,7 +41,9 @@ class Request(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Delivery:
-    """What has come to the caller, and when. `sent_at`: when the request first went to an engine; before that the time is the gateway's own."""
+    """What has come to the caller, and when. `sent_at`: when the request first went to an engine; before
+    that the time is the gateway's own.
+    """
 
     sent_at: float = 0.0
     first_token_ms: int | None = None
@@ -49,13 +53,16 @@ class Delivery:
 
     def of_next_part(self) -> "Delivery":
         """Times count from the first part, tokens for each."""
-        return Delivery(sent_at=self.sent_at, first_token_ms=self.first_token_ms, first_token_at=self.first_token_at)
+        return Delivery(
+            sent_at=self.sent_at, first_token_ms=self.first_token_ms, first_token_at=self.first_token_at
+        )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Resumable:
-    """Of a flex stream that can be stopped and go on elsewhere. `given`: what its caller has of the present try. `gives_way`: it is asked
-    to. `following`: the part that goes on from here, which produces `discarded_output` again.
+    """Of a flex stream that can be stopped and go on elsewhere. `given`: what its caller has of the present
+    try. `gives_way`: it is asked to. `following`: the part that goes on from here, which produces
+    `discarded_output` again.
     """
 
     given: Given | None = None
@@ -96,9 +103,11 @@ class Ended:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Exchange:
-    """A request from reserve to settle: the request, the present attempt, what came to its caller, and how it can go on.
+    """A request from reserve to settle: the request, the present attempt, what came to its caller, and how it
+    can go on.
 
-    `decision`: why it was admitted as it was, for its receipt. `tried`: instances that failed. `on_stop` is called when it is to end early.
+    `decision`: why it was admitted as it was, for its receipt. `tried`: instances that failed. `on_stop` is
+    called when it is to end early.
     """
 
     request: Request
@@ -175,7 +184,9 @@ class Exchange:
         return self.attempt.meter.produced() if self.last_word is None else self.last_word
 
     def stop(self, ending: Ending) -> None:
-        """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as another ends there."""
+        """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as
+        another ends there.
+        """
         part = self.last_part
         if part.stop_ending is None and not part.is_over:
             part.stop_ending = ending
@@ -191,7 +202,9 @@ class Exchange:
                 self.on_stop()
 
     def begin_stream(self) -> bool:
-        """A stream begins to come from this instance. Whether what its caller is given has to go through `told`."""
+        """A stream begins to come from this instance. Whether what its caller is given has to go through
+        `told`.
+        """
         if self.resumable is not None:
             meter = self.attempt.meter
             assert isinstance(meter, ChoicesMeter)
@@ -206,7 +219,9 @@ class Exchange:
         return passed if self.continued is None else self.continued.splice.told(passed)
 
     def last_words(self) -> bytes:
-        """What came with its stop, as the caller is to have it; raises ValueError where that is more than text."""
+        """What came with its stop, as the caller is to have it; raises ValueError where that is more than
+        text.
+        """
         meter = self.attempt.meter
         assert self.resumable is not None
         assert self.resumable.given is not None
@@ -219,7 +234,9 @@ class Exchange:
         return said if self.continued is None else self.continued.splice.told(said)
 
     def prompt_read(self) -> Produced | None:
-        """The figures of the first part before this one that has produced something: its prompt is the request's."""
+        """The figures of the first part before this one that has produced something: its prompt is the
+        request's.
+        """
         found, part = None, self.previous
         while part is not None:
             produced = part.produced()
@@ -227,7 +244,9 @@ class Exchange:
         return found
 
     def next_part(self) -> "Exchange":
-        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can, or by figures that are wrong."""
+        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can,
+        or by figures that are wrong.
+        """
         meter, resumable = self.attempt.meter, self.resumable
         if meter.anomaly is not None:
             raise ValueError(meter.anomaly)
@@ -241,7 +260,9 @@ class Exchange:
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
         head = self.head
-        keys = CellKeys.of(head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model)
+        keys = CellKeys.of(
+            head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model
+        )
         base = self._prompt_of_next()
         before = None if self.continued is None else self.continued.splice
         splice = Splice(
@@ -283,7 +304,9 @@ class Exchange:
         self.stop(Ending.CLIENT_DISCONNECT)
 
     def at_ms(self, monotonic_s: float) -> int:
-        """A moment of this request, by the clock that says when it began: its times never contradict each other."""
+        """A moment of this request, by the clock that says when it began: its times never contradict each
+        other.
+        """
         return self.head.started_ms + int((monotonic_s - self.request.started_at) * 1000)
 
     def passed_on(self) -> None:
@@ -298,7 +321,8 @@ class Exchange:
     def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Asked) -> None:
         """The cell has decided: class, contract and instance."""
         head, attempt = self.head, self.attempt
-        # Also where the id is that of before: while it waited, the engine may have started anew, at another address and with another key.
+        # Also where the id is that of before: while it waited, the engine may have started anew, at another
+        # address and with another key.
         instance = next(entry for entry in candidates if entry.instance == grant.instance)
         if instance.engine == attempt.instance.engine:
             attempt.instance = instance

@@ -1,8 +1,10 @@
-"""Sends a reserved request to an engine and passes the answer on, until it has ended in one of the known ways; then settles it, once.
+"""Sends a reserved request to an engine and passes the answer on, until it has ended in one of the known
+ways; then settles it, once.
 
-Nothing is sent to the caller before the engine has answered, so that a request whose engine fails before its first token can be tried on another
-instance (once), on the same reservation. After the first byte a failure becomes one error object in the stream. How it ended is recorded
-where it ended. Raises GatewayError only while nothing of this exchange has been sent (of the parts before it, if it goes on, something has); it is
+Nothing is sent to the caller before the engine has answered, so that a request whose engine fails before its
+first token can be tried on another instance (once), on the same reservation. After the first byte a failure
+becomes one error object in the stream. How it ended is recorded where it ended. Raises GatewayError only
+while nothing of this exchange has been sent (of the parts before it, if it goes on, something has); it is
 settled by then.
 """
 
@@ -70,7 +72,9 @@ Settle = Callable[[Exchange, Ending, int], None]
 
 
 class TryFailed(Exception):
-    """This instance failed before its first token: another may be tried. `error` is what the caller gets when none is left."""
+    """This instance failed before its first token: another may be tried. `error` is what the caller gets
+    when none is left.
+    """
 
     def __init__(self, error: GatewayError, kind: str) -> None:
         super().__init__(kind)
@@ -100,8 +104,8 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
-        """From the engine to the caller, and settled. What it raises, GaveWay excepted, is to be settled by whoever admitted it: a GatewayError
-        while nothing of this exchange has been sent.
+        """From the engine to the caller, and settled. What it raises, GaveWay excepted, is to be settled by
+        whoever admitted it: a GatewayError while nothing of this exchange has been sent.
         """
         self._engines.opened(exchange.attempt.instance)
         try:
@@ -111,7 +115,8 @@ class Forwarder:
             self._let_down(exchange, "protocol")
             raise
         finally:
-            exchange.on_stop = None  # it leads back to the exchange, which would wait for the garbage collector
+            # it leads back to the exchange, which would wait for the garbage collector
+            exchange.on_stop = None
             self._leave(exchange)
 
     async def _try_instances(self, exchange: Exchange, client: Client) -> None:
@@ -144,7 +149,9 @@ class Forwarder:
         if len(exchange.tried) >= TRIES_MAX:
             return False
         instances = self._instances(exchange.request.model.name)
-        chosen = route(instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried)
+        chosen = route(
+            instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried
+        )
         if chosen is None:
             return False
         self._leave(exchange)
@@ -167,7 +174,9 @@ class Forwarder:
             attempt.connection = None
 
     async def _open(self, exchange: Exchange) -> UpstreamConnection:
-        """Send the request and wait for a good head. A connection that was idle may have died of age: that is not the engine's failure."""
+        """Send the request and wait for a good head. A connection that was idle may have died of age: that
+        is not the engine's failure.
+        """
         attempt = exchange.attempt
         pool = self._engines.pool(attempt.instance)
         request = self._request_bytes(exchange)
@@ -219,7 +228,10 @@ class Forwarder:
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:
         wanted = b"text/event-stream" if exchange.parsed.stream else b"application/json"
-        if not connection.content_type.startswith(wanted) or connection.content_encoding not in {b"", b"identity"}:
+        if not connection.content_type.startswith(wanted) or connection.content_encoding not in {
+            b"",
+            b"identity",
+        }:
             connection.close()
             raise UpstreamProtocolError
 
@@ -246,7 +258,8 @@ class Forwarder:
             while not meter.finished and not meter.failed:
                 chunk = await connection.read()
                 if not chunk:
-                    meter.feed(b"\n\n")  # what is left unfinished may be garbage rather than a stream cut short
+                    # what is left unfinished may be garbage rather than a stream cut short
+                    meter.feed(b"\n\n")
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
                 if passed and shapes:
@@ -290,7 +303,9 @@ class Forwarder:
 
     @staticmethod
     async def _pass_last_words(exchange: Exchange, client: Client, last: bytes) -> None:
-        """Of a stream that gives way: what it goes on from is what its caller has. More than text it finds out when it is to go on."""
+        """Of a stream that gives way: what it goes on from is what its caller has. More than text it finds
+        out when it is to go on.
+        """
         with suppress(ValueError):
             last = last.removesuffix(DONE) + exchange.last_words()
             if last:
@@ -310,8 +325,12 @@ class Forwarder:
         except (UpstreamError, TimeoutError):
             connection.close()
 
-    async def _broke(self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation) -> None:
-        """The answer broke off. Before the first byte another instance may be tried; after it the stream says so."""
+    async def _broke(
+        self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation
+    ) -> None:
+        """The answer broke off. Before the first byte another instance may be tried; after it the stream
+        says so.
+        """
         if exchange.stop_ending is not None:
             if exchange.stop_ending is Ending.DEADLINE:  # nor did it answer when told to stop
                 self._let_down(exchange, "timeout")
@@ -320,7 +339,9 @@ class Forwarder:
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
         if not client.answering:
             if broken_protocol:
-                log.error("engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)})
+                log.error(
+                    "engine broke its protocol", extra={"request_id": exchange.request_id, "rule": str(cause)}
+                )
                 raise UpstreamProtocolError from cause
             kind = "timeout" if exchange.attempt.timed_out else str(cause)
             raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
@@ -360,11 +381,15 @@ class Forwarder:
 
 
 def failure_of(exchange: Exchange) -> GatewayError:
-    """What an engine meant that ended its stream with an error: it may have refused the request, unless it had produced something of it."""
+    """What an engine meant that ended its stream with an error: it may have refused the request, unless it
+    had produced something of it.
+    """
     meter = exchange.attempt.meter
     if not meter.failed or meter.output_tokens():
         return EngineFailed()
-    return adapter_of(exchange.attempt.instance).failure(meter.failure, exchange.parsed.route, exchange.engine_model)
+    return adapter_of(exchange.attempt.instance).failure(
+        meter.failure, exchange.parsed.route, exchange.engine_model
+    )
 
 
 def stop_error(ending: Ending) -> GatewayError:

@@ -1,7 +1,9 @@
-"""Lent work gives way: a flex stream that stands where an owner or on-demand wants to be gives its place up, waits, and goes on from its text.
+"""Lent work gives way: a flex stream that stands where an owner or on-demand wants to be gives its place up,
+waits, and goes on from its text.
 
-What it has produced stays open, on a reservation without a place, until the whole request ends: then all its parts are settled alike, so that
-nobody pays for a part of an answer that our side broke off. What cannot go on is stopped, with an error object, unbilled.
+What it has produced stays open, on a reservation without a place, until the whole request ends: then all its
+parts are settled alike, so that nobody pays for a part of an answer that our side broke off. What cannot go
+on is stopped, with an error object, unbilled.
 """
 
 import logging
@@ -20,7 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def give_way(exchange: Exchange) -> None:
-    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`. Where no id stops it, it ends."""
+    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`. Where no id
+    stops it, it ends.
+    """
     if exchange.resumable is not None and exchange.attempt.instance.abort:
         exchange.give_way()
     else:
@@ -38,7 +42,9 @@ class Continuer:
     async def go_on(
         self, exchange: Exchange, client: Client, look: Callable[[], list[InstanceEntry]]
     ) -> Exchange | None:
-        """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room in time and the stream says so."""
+        """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room
+        in time and the stream says so.
+        """
         try:
             following = exchange.next_part()
         except ValueError:

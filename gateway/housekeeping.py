@@ -1,4 +1,6 @@
-"""Once a second, beside the requests: this process's heartbeat, its journal on the way to Redis, and what is degraded."""
+"""Once a second, beside the requests: this process's heartbeat, its journal on the way to Redis, and what
+is degraded.
+"""
 
 import asyncio
 import contextlib
@@ -43,7 +45,9 @@ class Housekeeping:
         self._clock = clock
 
     async def run(self) -> None:
-        """Until cancelled; an outage of Redis makes it degraded, not dead, and so does what was foreseen nowhere."""
+        """Until cancelled; an outage of Redis makes it degraded, not dead, and so does what was foreseen
+        nowhere.
+        """
         while True:
             away = failed = False
             try:
@@ -51,7 +55,9 @@ class Housekeeping:
                 await self._journal.drain(self._redis.execute)
             except RedisUnavailable:
                 away = True
-            except Exception:  # a disk that is full, or a bug: without this round no journal would ever reach Redis
+            except (
+                Exception
+            ):  # a disk that is full, or a bug: without this round no journal would ever reach Redis
                 log.exception("housekeeping failed")
                 failed = True
             self._metrics.set_degraded("redis", away)
@@ -75,8 +81,11 @@ class Housekeeping:
             ]
         )
         leases = dict(zip(raw[::2], raw[1::2], strict=True))
-        # A lease that ends much later than one given now was given before Redis's clock went back: who lives has beaten since, or will.
-        self._outage.heard(sum(0 <= int(lease) - now_ms <= 2 * HEARTBEAT_LEASE_MS for lease in leases.values()))
+        # A lease that ends much later than one given now was given before Redis's clock went back: who lives
+        # has beaten since, or will.
+        self._outage.heard(
+            sum(0 <= int(lease) - now_ms <= 2 * HEARTBEAT_LEASE_MS for lease in leases.values())
+        )
         self._outage.renew()
         dead = [gateway for gateway, lease in leases.items() if abs(int(lease) - now_ms) > 60_000]
         if dead:

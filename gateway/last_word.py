@@ -1,8 +1,10 @@
-"""The last word of an engine on a request whose answer did not say what it had produced: asked for by id, off the request's path.
+"""The last word of an engine on a request whose answer did not say what it had produced: asked for by id, off
+the request's path.
 
-An answer that was refused late, cut off, or left while the engine stood still ends without a usage figure. Its caller hears of the end at
-once; the request stays open, with its reservation, until the engine has told what it produced, or is gone. Then it is settled, once.
-Owns when to ask again and when to give up. It knows nothing of bills.
+An answer that was refused late, cut off, or left while the engine stood still ends without a usage figure.
+Its caller hears of the end at once; the request stays open, with its reservation, until the engine has told
+what it produced, or is gone. Then it is settled, once. Owns when to ask again and when to give up. It knows
+nothing of bills.
 """
 
 import asyncio
@@ -25,7 +27,8 @@ log = logging.getLogger(__name__)
 _ASK_S: Final = 2.0
 _PAUSES_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ANSWER_BYTES_MAX: Final = 64 * 1024
-# An engine that never answers and is never declared gone: then billing goes on asking, by the id in the event.
+# An engine that never answers and is never declared gone: then billing goes on asking, by the id in the
+# event.
 _ASKED_S_MAX: Final = 600.0
 
 
@@ -45,7 +48,9 @@ class LastWords:
         self._giving_up = asyncio.Event()
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
-        """Settle now where the figures are known; else as soon as the engine has told them. No cancellation can come between."""
+        """Settle now where the figures are known; else as soon as the engine has told them. No
+        cancellation can come between.
+        """
         if not wants_last_word(exchange):
             self._settle(exchange, ending, http_status)
             return
@@ -63,7 +68,9 @@ class LastWords:
         try:
             exchange.last_word = await self._ask_until_told(exchange)
         except Exception:
-            log.exception("bug while asking an engine for its last word", extra={"request_id": exchange.request_id})
+            log.exception(
+                "bug while asking an engine for its last word", extra={"request_id": exchange.request_id}
+            )
         finally:
             self._settle(exchange, ending, http_status)
 
@@ -111,7 +118,9 @@ class LastWords:
 
 
 def wants_last_word(exchange: Exchange) -> bool:
-    """Whether the engine knows more of this request than its answer has told. Figures that are wrong stay in doubt: nobody overrules them."""
+    """Whether the engine knows more of this request than its answer has told. Figures that are wrong stay
+    in doubt: nobody overrules them.
+    """
     return (
         exchange.attempt.in_engine
         and exchange.attempt.instance.counts
@@ -122,7 +131,9 @@ def wants_last_word(exchange: Exchange) -> bool:
 
 
 def produced(exchange: Exchange, count: RequestCount) -> Produced | None:
-    """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the engine has said before."""
+    """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the
+    engine has said before.
+    """
     said = exchange.attempt.meter.produced()
     another = count.since > exchange.attempt.started_at
     if not count.known and (said.output or exchange.attempt.answered or another):
@@ -130,6 +141,11 @@ def produced(exchange: Exchange, count: RequestCount) -> Produced | None:
     parsed = exchange.parsed
     per_prompt = max(1, parsed.samples // max(1, parsed.prompts))
     prompt = said.prompt or count.prompt // per_prompt
-    if count.output < said.output or count.prompt < prompt or count.prompt > COUNT_MAX or count.output > COUNT_MAX:
+    if (
+        count.output < said.output
+        or count.prompt < prompt
+        or count.prompt > COUNT_MAX
+        or count.output > COUNT_MAX
+    ):
         return None
     return Produced(prompt, min(count.cached // per_prompt, prompt), count.output, count.prompt)

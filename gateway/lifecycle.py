@@ -7,8 +7,9 @@ from collections.abc import Callable
 class Lifecycle:
     """Two turning points of a shutdown.
 
-    `begin_drain` (SIGTERM): readiness goes, streams run on. `end_streams` (the drain's deadline): whatever still runs ends now with an
-    error of its own and settles. Both happen once and in the loop's thread; later calls do nothing. A callback must not block or raise.
+    `begin_drain` (SIGTERM): readiness goes, streams run on. `end_streams` (the drain's deadline): whatever
+    still runs ends now with an error of its own and settles. Both happen once and in the loop's thread; later
+    calls do nothing. A callback must not block or raise.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""The routes beside inference: models that a key may see, the receipt of a request, what came of the tenant's contracts, readiness.
+"""The routes beside inference: models that a key may see, the receipt of a request, what came of the tenant's
+contracts, readiness.
 
 Off the hot path, so FastAPI serves them.
 """
@@ -19,14 +20,30 @@ from gateway.catalogue.entries import Model
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.edge.client import opaque_instance
-from gateway.errors import DependencyUnavailable, InvalidRequest, ModelNotFound, RouteNotFound, UsageUnavailable
+from gateway.errors import (
+    DependencyUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    RouteNotFound,
+    UsageUnavailable,
+)
 from gateway.readiness import Readiness
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 # What a tenant may narrow its capacity by, and how long each may be.
 CAPACITY_WORDS = ("contract", "from", "until")
 CAPACITY_CHARS_MAX = 128
-CAPACITY_FIELDS = ("contract", "minute", "assigned", "used", "lent", "borrowed", "refused", "shortfall", "missing")
+CAPACITY_FIELDS = (
+    "contract",
+    "minute",
+    "assigned",
+    "used",
+    "lent",
+    "borrowed",
+    "refused",
+    "shortfall",
+    "missing",
+)
 OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
 
 
@@ -67,7 +84,9 @@ def listing_router(
 
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
     async def no_stored_response(rest: str) -> None:
-        raise RouteNotFound("Responses are stateless here: none is kept, and only POST /v1/responses is served.")
+        raise RouteNotFound(
+            "Responses are stateless here: none is kept, and only POST /v1/responses is served."
+        )
 
     _add_usage_routes(router, billing, caller_of)
 
@@ -89,7 +108,9 @@ def _add_usage_routes(
 ) -> None:
     """What billing is asked for on the caller's behalf, and of nobody else."""
 
-    @router.get("/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"])
+    @router.get(
+        "/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"]
+    )
     async def show_usage(request_id: str, request: Request) -> Response:
         caller = await caller_of(request)
         if not REQUEST_ID.fullmatch(request_id):

@@ -47,15 +47,19 @@ def _operation(route: RouteSpec) -> dict[str, Any]:
 
 def _tier(route: RouteSpec) -> dict[str, Any]:
     own, said = (
-        (["standard_only"], "usage.service_tier") if route.answer is AnswerForm.MESSAGE else ([], "service_tier")
+        (["standard_only"], "usage.service_tier")
+        if route.answer is AnswerForm.MESSAGE
+        else ([], "service_tier")
     )
     return {
         "type": "string",
         "enum": [*ServiceTier, *own],
         "default": "auto",
         "description": (
-            "priority: the capacity of your contract only; default: shared fairly; flex: what is idle, first to give way; "
-            f"auto: your contract's capacity where you have one, else default. The answer's {said} says what was used, as x-taas-class does."
+            "priority: the capacity of your contract only; default: shared fairly; flex: what is idle, "
+            "first to give way; "
+            f"auto: your contract's capacity where you have one, else default. The answer's {said} says "
+            "what was used, as x-taas-class does."
         ),
     }
 

@@ -1,6 +1,8 @@
-"""Whether this process may be sent requests, and why not: what `/readyz` answers and the log says when it changes.
+"""Whether this process may be sent requests, and why not: what `/readyz` answers and the log says when it
+changes.
 
-It owns the reasons and their words. They are read without a key, so they name settings and states, never an address or a tenant.
+It owns the reasons and their words. They are read without a key, so they name settings and states, never an
+address or a tenant.
 """
 
 import asyncio
@@ -19,8 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 0.5
 # How a server that may come back by itself fails us. Any other failure is for an operator to mend.
 _AWAY: Final = (
-    "busy", "cannot connect", "closed", "clusterdown", "connection lost", "loading", "masterdown", "misconf", "noreplicas", "oom",
-    "protocol", "readonly", "timeout", "tryagain",
+    "busy", "cannot connect", "closed", "clusterdown", "connection lost", "loading", "masterdown", "misconf",
+    "noreplicas", "oom", "protocol", "readonly", "timeout", "tryagain",
 )  # fmt: skip
 
 
@@ -43,7 +45,8 @@ REDIS_REFUSES: Final = Reason(
     "redis_refused", "Redis cannot be used as TAAS_REDIS_URL says: the gateway's log has the reason."
 )
 JOURNAL_FULL: Final = Reason(
-    "journal_full", "The journal takes no more settles (its disk may be full), so that nothing may be admitted."
+    "journal_full",
+    "The journal takes no more settles (its disk may be full), so that nothing may be admitted.",
 )
 
 

@@ -37,10 +37,11 @@ class ServiceTier(StrEnum):
 class RouteSpec:
     """One route as a gateway serves it.
 
-    `facts`: what everybody knows of it. `parser`: its allow-list and caps. `prompt_param`: the parameter that holds the prompt, in its caller's words;
-    `takes_token_ids`: it may hold token ids, so that its length is known here. `output_params`: those that bound the answer,
-    the engine's own first. `continued`: the parameters with which a stream can be stopped and go on elsewhere; with any
-    other it cannot. `summary` and `required` are for the API's document.
+    `facts`: what everybody knows of it. `parser`: its allow-list and caps. `prompt_param`: the parameter that
+    holds the prompt, in its caller's words; `takes_token_ids`: it may hold token ids, so that its length is
+    known here. `output_params`: those that bound the answer, the engine's own first. `continued`: the
+    parameters with which a stream can be stopped and go on elsewhere; with any other it cannot. `summary` and
+    `required` are for the API's document.
     """
 
     facts: RouteFacts
@@ -78,11 +79,12 @@ class RouteSpec:
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
 
-    `body` is the caller's JSON object without what was dropped; `ignored` names that (`gateway.protocol.ignored`).
-    `samples` = n × `prompts`, which is how many prompts there are (1 except on completions and
-    embeddings). `input_tokens_estimate` is for the reservation only, the engine's count replaces it. `max_output_tokens` is per sample, None
-    where the caller set none. `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out.
-    `asked` is its `service_tier`, in OpenAI's words on every route.
+    `body` is the caller's JSON object without what was dropped; `ignored` names that
+    (`gateway.protocol.ignored`). `samples` = n × `prompts`, which is how many prompts there are (1 except on
+    completions and embeddings). `input_tokens_estimate` is for the reservation only, the engine's count
+    replaces it. `max_output_tokens` is per sample, None where the caller set none. `wants_usage` and
+    `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out. `asked` is its
+    `service_tier`, in OpenAI's words on every route.
     """
 
     route: RouteSpec

@@ -1,7 +1,8 @@
 """What a request may cost before it is sent, and whether it may be sent: the policy over the reserve script.
 
-A reservation starts small (the prompt by estimate and the first output tokens): checkpoints top it up as the output streams, and settling puts it
-right. So a large `max_tokens` costs nothing that is not used. Where there is no room, on-demand and flex wait before they are refused.
+A reservation starts small (the prompt by estimate and the first output tokens): checkpoints top it up as the
+output streams, and settling puts it right. So a large `max_tokens` costs nothing that is not used. Where
+there is no room, on-demand and flex wait before they are refused.
 """
 
 import asyncio
@@ -52,7 +53,8 @@ from gateway.waiting.refusals import refusal, spread
 
 # About as much as streams in the first second, until the first checkpoint.
 FIRST_OUTPUT_TOKENS: Final = 64
-# Less than half of what the script grants to those who wait: coming back is all that waiting costs, and on-demand need not.
+# Less than half of what the script grants to those who wait: coming back is all that waiting costs, and
+# on-demand need not.
 WAIT_RENEW_S: Final = 20.0
 BEHIND_S_MIN: Final = 1.0
 # Levels are counted anew within a second or two of their loss.
@@ -74,7 +76,9 @@ _ASKED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class WaitPolicy:
-    """How long a request may wait for room, by class; how many of a tenant may; and how many may be left before their first token, a minute."""
+    """How long a request may wait for room, by class; how many of a tenant may; and how many may be left
+    before their first token, a minute.
+    """
 
     on_demand_s: float
     flex_s: float
@@ -103,15 +107,21 @@ def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weigh
 
 
 def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
-    """Tokens to hold at first: the prompt and all that may be produced, as a limit of tokens must not be passed by it."""
+    """Tokens to hold at first: the prompt and all that may be produced, as a limit of tokens must not be
+    passed by it.
+    """
     if not parsed.route.metered:
         return 0
-    output_tokens = (parsed.max_output_tokens or default_max_tokens) * parsed.samples if parsed.route.generates else 0
+    output_tokens = (
+        (parsed.max_output_tokens or default_max_tokens) * parsed.samples if parsed.route.generates else 0
+    )
     return parsed.input_tokens_estimate + output_tokens
 
 
 def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
-    """What is recorded of a request whose gateway dies before its first checkpoint: nothing was produced that anybody knows of."""
+    """What is recorded of a request whose gateway dies before its first checkpoint: nothing was produced
+    that anybody knows of.
+    """
     nothing = attribute(Ending.GATEWAY_DIED, Tokens())
     return head.ended(
         ending=Ending.GATEWAY_DIED,
@@ -157,15 +167,19 @@ class Reserver:
         candidates: list[InstanceEntry],
         look_again: Callable[[], list[InstanceEntry]],
     ) -> Reservation:
-        """Hold `cost_mu` and a place on an instance, waiting for one where that may help; the exchange learns its class and instance.
+        """Hold `cost_mu` and a place on an instance, waiting for one where that may help; the exchange learns
+        its class and instance.
 
-        `candidates`, best first, are looked up again after a wait. Raises QuotaExceeded, NoContractHere, PermissionDenied; DependencyUnavailable
-        when Redis does not answer and the tenant has no lease, or when the journal takes no more: admission stops before money is lost;
-        RequestStopped or CallerLeft when it was told to end while it waited.
+        `candidates`, best first, are looked up again after a wait. Raises QuotaExceeded, NoContractHere,
+        PermissionDenied; DependencyUnavailable when Redis does not answer and the tenant has no lease, or
+        when the journal takes no more: admission stops before money is lost; RequestStopped or CallerLeft
+        when it was told to end while it waited.
         """
         if self._journal.full:
             raise DependencyUnavailable
-        ask = self._ask(exchange, cost_mu, most_tokens(exchange.parsed, exchange.request.model.default_max_tokens))
+        ask = self._ask(
+            exchange, cost_mu, most_tokens(exchange.parsed, exchange.request.model.default_max_tokens)
+        )
         try:
             reply = await self._try(exchange, ask, candidates)
             if isinstance(reply, _COMES_BACK):
@@ -184,7 +198,9 @@ class Reserver:
         raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.route.dialect, now_ms)
 
     def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
-        """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever finds the journal that it ran."""
+        """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever
+        finds the journal that it ran.
+        """
         self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json(), tokens=0)
@@ -197,7 +213,9 @@ class Reserver:
         )
 
     def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
-        """A request could not even ask: its contract, if it would have come under one, counts it as refused. Best effort, nobody waits for it."""
+        """A request could not even ask: its contract, if it would have come under one, counts it as
+        refused. Best effort, nobody waits for it.
+        """
         if asked in _CONTRACTS_FIRST:
             self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_heard)
 
@@ -217,7 +235,9 @@ class Reserver:
         )
 
     async def restore(self, exchange: Exchange, cost_mu: int) -> None:
-        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises RedisUnavailable."""
+        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises
+        RedisUnavailable.
+        """
         used = exchange.attempt.meter.produced()
         ask = self._ask(exchange, cost_mu, used.prompt + used.output)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
@@ -226,7 +246,9 @@ class Reserver:
     async def _try(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> ReserveReply:
-        reply = parse_reserve(await self._redis.execute(*self._call(exchange, ask, candidates, restored=restored)))
+        reply = parse_reserve(
+            await self._redis.execute(*self._call(exchange, ask, candidates, restored=restored))
+        )
         if isinstance(reply, Reserved | Replayed) and not restored:
             self._opened(exchange)  # before anything else can fail: from here on it is settled
         if isinstance(reply, Waiting):
@@ -273,7 +295,9 @@ class Reserver:
         look_again: Callable[[], list[InstanceEntry]],
         reply: Waiting | Later | Rebuilding,
     ) -> tuple[ReserveReply, list[InstanceEntry]]:
-        """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time to come back."""
+        """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time
+        to come back.
+        """
         wait_s = self._policy.flex_s if ask.asked is Asked.FLEX else self._policy.on_demand_s
         candidates: list[InstanceEntry] = []
         began_at = time.monotonic()
@@ -319,8 +343,9 @@ class Reserver:
         return found, candidates
 
     def _leave(self, exchange: Exchange, *, refused: bool = False) -> None:
-        """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it is back, as a settle: else whoever
-        gave up would stand before others, and hold places that nobody comes for.
+        """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it
+        is back, as a settle: else whoever gave up would stand before others, and hold places that nobody
+        comes for.
         """
         call = leave_call(exchange.request.keys, refused=refused)
         self._redis.submit(*call).add_done_callback(partial(self._left, call, exchange.head.cell))
@@ -367,7 +392,8 @@ def _heard(outcome: "asyncio.Future[Any]") -> None:
 
 def _nap_s(found: Waiting | Later | Rebuilding) -> float:
     if isinstance(found, Later):
-        # Behind others it is woken; what it was told is a guess, and by then there may be nobody left to wake it.
+        # Behind others it is woken; what it was told is a guess, and by then there may be nobody left to wake
+        # it.
         return min(WAIT_RENEW_S, max(found.after_ms / 1000, BEHIND_S_MIN if found.before else 0.0))
     return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 

@@ -1,6 +1,8 @@
-"""Which instance serves a request. Pure: holds nothing, so that failing here leaks nothing; called again after a wait or a failed try.
+"""Which instance serves a request. Pure: holds nothing, so that failing here leaks nothing; called again
+after a wait or a failed try.
 
-The choice: of the ready instances, not in `excluded`, the one with the least work that this process and the engine know of.
+The choice: of the ready instances, not in `excluded`, the one with the least work that this process and the
+engine know of.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,7 +24,9 @@ def candidates(
     now: float,
 ) -> list[InstanceEntry]:
     """All that could serve it, best first: the cell takes the first with room. As `route` ranks them."""
-    ready = [entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS]
+    ready = [
+        entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS
+    ]
     if len(ready) > 1:
         ready.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
     return ready[:CANDIDATES_MAX]
@@ -32,8 +36,11 @@ def _rank(
     entry: InstanceEntry, open_here: Mapping[str, int], failed_at: Mapping[str, float], now: float
 ) -> tuple[bool, float]:
     avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
-    # The engine's own figure is up to a second old and includes ours; the greater of the two is the better guess.
-    return avoided, max(float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting))
+    # The engine's own figure is up to a second old and includes ours; the greater of the two is the better
+    # guess.
+    return avoided, max(
+        float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting)
+    )
 
 
 def route(
@@ -45,7 +52,8 @@ def route(
 ) -> InstanceEntry | None:
     """The instance to try, None when there is none.
 
-    `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an instance's last failure.
+    `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an
+    instance's last failure.
     """
     left = [entry for entry in instances if entry.instance not in excluded]
     return next(iter(candidates(left, open_here, failed_at, now)), None)

@@ -7,15 +7,16 @@ from billing.wire.routes import ROUTE_FACTS, Route
 from gateway.protocol import chat, completions, embeddings, messages, responses, tokenize
 from gateway.request import AnswerForm, RouteSpec
 
-# Of a stream that stops and goes on elsewhere: what its text carries, or what only its caller's answer shows. Any other
-# parameter has state inside the engine (a seed's random numbers, a grammar, log probabilities), or nobody has thought of
-# it yet.
+# Of a stream that stops and goes on elsewhere: what its text carries, or what only its caller's answer shows.
+# Any other parameter has state inside the engine (a seed's random numbers, a grammar, log probabilities), or
+# nobody has thought of it yet.
 _CONTINUED: Final = frozenset(
     {
-        "model", "stream", "stream_options", "n", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos",
-        "include_stop_str_in_output", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias",
-        "add_special_tokens", "skip_special_tokens", "spaces_between_special_tokens", "metadata", "prompt_cache_key",
-        "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
+        "model", "stream", "stream_options", "n", "max_tokens", "min_tokens", "stop", "stop_token_ids",
+        "ignore_eos", "include_stop_str_in_output", "temperature", "top_p", "top_k", "min_p",
+        "repetition_penalty", "logit_bias", "add_special_tokens", "skip_special_tokens",
+        "spaces_between_special_tokens", "metadata", "prompt_cache_key", "prompt_cache_retention",
+        "safety_identifier", "service_tier", "store", "user",
     }
 )  # fmt: skip
 _CONTINUED_CHAT: Final = _CONTINUED | {

@@ -1,4 +1,6 @@
-"""What a gateway process reads from its environment, once, at start (names begin with `TAAS_`). Knows no other part."""
+"""What a gateway process reads from its environment, once, at start (names begin with `TAAS_`). Knows no
+other part.
+"""
 
 from pathlib import Path
 
@@ -9,17 +11,25 @@ from gateway.edge.cors import parse_origins
 
 
 class GatewaySettings(BaseSettings):
-    """Settings of one gateway; all its processes share them. Descriptions are what `taas gateway --help` prints."""
+    """Settings of one gateway; all its processes share them. Descriptions are what `taas gateway --help`
+    prints.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TAAS_", extra="ignore", frozen=True, populate_by_name=True)
 
-    home: Path = Field(default=Path(".taas"), description="Folder for what must outlive a process: the journal.")
+    home: Path = Field(
+        default=Path(".taas"), description="Folder for what must outlive a process: the journal."
+    )
     redis_url: str = Field(
-        default="redis://127.0.0.1:6390/0", repr=False, description="Redis or Valkey with quotas and catalogue."
+        default="redis://127.0.0.1:6390/0",
+        repr=False,
+        description="Redis or Valkey with quotas and catalogue.",
     )
     redis_timeout_ms: int = Field(default=1_000, ge=10, description="How long one Redis call may take.")
     log_level: str = Field(
-        default="info", pattern="^(?i:debug|info|warning|error)$", description="Least severity that is logged."
+        default="info",
+        pattern="^(?i:debug|info|warning|error)$",
+        description="Least severity that is logged.",
     )
 
     host: str = Field(
@@ -28,26 +38,39 @@ class GatewaySettings(BaseSettings):
         description="Address to listen on; 0.0.0.0 to be reached from elsewhere.",
     )
     port: int = Field(
-        default=8000, ge=0, le=65535, alias="TAAS_GATEWAY_PORT", description="Port of the API; 0 picks a free one."
+        default=8000,
+        ge=0,
+        le=65535,
+        alias="TAAS_GATEWAY_PORT",
+        description="Port of the API; 0 picks a free one.",
     )
     processes: int = Field(
         default=1, ge=1, le=256, alias="TAAS_GATEWAY_PROCESSES", description="Processes that share the port."
     )
     metrics_host: str = Field(
-        default="127.0.0.1", alias="TAAS_GATEWAY_METRICS_HOST", description="Address of /metrics; keep it private."
+        default="127.0.0.1",
+        alias="TAAS_GATEWAY_METRICS_HOST",
+        description="Address of /metrics; keep it private.",
     )
     metrics_port: int = Field(
-        default=9101, ge=0, le=65535, alias="TAAS_GATEWAY_METRICS_PORT", description="Port of /metrics; 0 picks one."
+        default=9101,
+        ge=0,
+        le=65535,
+        alias="TAAS_GATEWAY_METRICS_PORT",
+        description="Port of /metrics; 0 picks one.",
     )
 
     admin_url: str = Field(
         default="http://127.0.0.1:8001",
-        description="Billing's API, asked for receipts and capacity; of several processes, with commas between them.",
+        description="Billing's API, asked for receipts and capacity; of several processes, with commas "
+        "between them.",
     )
     service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
 
     max_body_bytes: int = Field(
-        default=4 * 1024 * 1024, ge=1024, description="Largest request body, for models whose entry names no other."
+        default=4 * 1024 * 1024,
+        ge=1024,
+        description="Largest request body, for models whose entry names no other.",
     )
     receive_bytes: int = Field(
         default=256 * 1024 * 1024,
@@ -60,59 +83,90 @@ class GatewaySettings(BaseSettings):
         description="Those of one tenant. No body may be larger, whatever its model says.",
     )
     receive_wait_s: float = Field(
-        default=2.0, ge=0, description="How long a body waits to be received before it is refused (429 or 503)."
+        default=2.0,
+        ge=0,
+        description="How long a body waits to be received before it is refused (429 or 503).",
     )
-    head_deadline_s: float = Field(default=10.0, gt=0, description="How long a request's head may take to arrive.")
-    body_deadline_s: float = Field(default=30.0, gt=0, description="How long a request's body may take to arrive.")
-    # Longer than the idle time of common load balancers and clients (nginx and AWS 60 s, Go 90 s), so that they close first and no
-    # request meets a closing connection. Google's keep connections for 600 s: behind them, 620.
+    head_deadline_s: float = Field(
+        default=10.0, gt=0, description="How long a request's head may take to arrive."
+    )
+    body_deadline_s: float = Field(
+        default=30.0, gt=0, description="How long a request's body may take to arrive."
+    )
+    # Longer than the idle time of common load balancers and clients (nginx and AWS 60 s, Go 90 s), so that
+    # they close first and no request meets a closing connection. Google's keep connections for 600 s: behind
+    # them, 620.
     keep_alive_s: float = Field(default=120.0, gt=0, description="How long a connection may be idle.")
     heartbeat_s: float = Field(
-        default=15.0, ge=0, description="A stream that is silent for so long is sent a comment or ping; 0: never."
+        default=15.0,
+        ge=0,
+        description="A stream that is silent for so long is sent a comment or ping; 0: never.",
     )
-    write_stall_s: float = Field(default=30.0, gt=0, description="How long a client may read nothing of its answer.")
+    write_stall_s: float = Field(
+        default=30.0, gt=0, description="How long a client may read nothing of its answer."
+    )
 
     cors_origins: str = Field(
         default="",
-        description="Origins whose web pages may call the API, with commas: https://app.example.com, or * for all.",
+        description="Origins whose web pages may call the API, with commas: https://app.example.com, or * "
+        "for all.",
     )
 
-    request_deadline_s: float = Field(default=600.0, gt=0, description="How long a request may take as a whole.")
-    first_token_deadline_s: float = Field(default=120.0, gt=0, description="How long an engine may take to begin.")
-    connect_timeout_s: float = Field(default=2.0, gt=0, description="How long connecting to an engine may take.")
+    request_deadline_s: float = Field(
+        default=600.0, gt=0, description="How long a request may take as a whole."
+    )
+    first_token_deadline_s: float = Field(
+        default=120.0, gt=0, description="How long an engine may take to begin."
+    )
+    connect_timeout_s: float = Field(
+        default=2.0, gt=0, description="How long connecting to an engine may take."
+    )
 
-    wait_on_demand_s: float = Field(default=10.0, ge=0, description="How long an on-demand request may wait for room.")
+    wait_on_demand_s: float = Field(
+        default=10.0, ge=0, description="How long an on-demand request may wait for room."
+    )
     wait_flex_s: float = Field(default=60.0, ge=0, description="How long a flex request may wait for room.")
     wait_requests_per_tenant: int = Field(
         default=1_000, ge=0, description="Requests of one tenant that may wait in a class; 0: none waits."
     )
     wait_requests: int = Field(default=10_000, ge=0, description="Requests that may wait in one process.")
-    wait_bytes: int = Field(default=256 * 1024 * 1024, ge=0, description="Request bodies that may wait in one process.")
+    wait_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=0, description="Request bodies that may wait in one process."
+    )
     cancels_per_minute: int = Field(
         default=6_000,
         ge=-1,
         description="Requests a minute that a tenant may leave before their first token; -1: any number.",
     )
 
-    lease_ms: int = Field(default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint.")
-    checkpoint_ms: int = Field(default=500, ge=50, le=1_000, description="How often open streams are checkpointed.")
+    lease_ms: int = Field(
+        default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint."
+    )
+    checkpoint_ms: int = Field(
+        default=500, ge=50, le=1_000, description="How often open streams are checkpointed."
+    )
 
     start_wait_s: float = Field(
         default=3.0,
         ge=0,
-        description="How long a starting process waits for the catalogue before it takes connections all the same.",
+        description="How long a starting process waits for the catalogue before it takes connections all "
+        "the same.",
     )
     unready_s: float = Field(
         default=5.0,
         ge=0,
-        description="How long connections are still taken after SIGTERM, while /readyz already says 503, so that load balancers notice.",
+        description="How long connections are still taken after SIGTERM, while /readyz already says 503, so "
+        "that load balancers notice.",
     )
     drain_s: float = Field(default=30.0, ge=0, description="How long streams may run on after that.")
-    settle_s: float = Field(default=5.0, gt=0, description="Time after that to end the rest with an error and settle.")
+    settle_s: float = Field(
+        default=5.0, gt=0, description="Time after that to end the rest with an error and settle."
+    )
     unsaved_wait_s: float = Field(
         default=60.0,
         ge=0,
-        description="How long a stopping process waits for Redis or its disk to take the settles that neither takes.",
+        description="How long a stopping process waits for Redis or its disk to take the settles that "
+        "neither takes.",
     )
 
     @property

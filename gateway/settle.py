@@ -1,6 +1,8 @@
-"""Settles a request, once, however it ended: the event of what was used, the difference given back, in one script.
+"""Settles a request, once, however it ended: the event of what was used, the difference given back, in one
+script.
 
-With Redis away the settle goes to the local journal and is sent later; it is idempotent by request id, so an unknown outcome is sent again.
+With Redis away the settle goes to the local journal and is sent later; it is idempotent by request id, so an
+unknown outcome is sent again.
 """
 
 import asyncio
@@ -76,7 +78,12 @@ class Settler:
     """Settles on behalf of one process, and forgets the exchange."""
 
     def __init__(
-        self, redis: RedisPipe, journal: Journal, metrics: Metrics, open_exchanges: dict[str, Exchange], pacer: Pacer
+        self,
+        redis: RedisPipe,
+        journal: Journal,
+        metrics: Metrics,
+        open_exchanges: dict[str, Exchange],
+        pacer: Pacer,
     ) -> None:
         self._redis = redis
         self._journal = journal
@@ -86,7 +93,9 @@ class Settler:
         self._on_the_way = 0
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
-        """Settle now. When this returns the command is on its way, and safe from cancellation: it arrives, or goes to the journal."""
+        """Settle now. When this returns the command is on its way, and safe from cancellation: it arrives,
+        or goes to the journal.
+        """
         event = self._settle_part(exchange, ending, http_status)
         # Earlier parts of a request that gave way and went on end as it ended.
         previous = exchange.previous
@@ -118,7 +127,9 @@ class Settler:
 
     @property
     def on_the_way(self) -> int:
-        """Settles that are neither in Redis nor in the journal yet; a process does not exit before it is 0."""
+        """Settles that are neither in Redis nor in the journal yet; a process does not exit before it is
+        0.
+        """
         return self._on_the_way
 
     def _landed(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
@@ -134,7 +145,11 @@ class Settler:
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         now = time.monotonic()
-        first, last, output = exchange.delivery.first_token_at, exchange.delivery.last_token_at, event.delivered_output
+        first, last, output = (
+            exchange.delivery.first_token_at,
+            exchange.delivery.last_token_at,
+            event.delivered_output,
+        )
         if not exchange.parsed.stream:
             first = None  # a whole answer comes at once: when its tokens came, only the engine knows
         self._metrics.request_finished(

@@ -40,7 +40,9 @@ def cores() -> tuple[int, int]:
 
 
 def stop_children_on_sigterm() -> None:
-    """From now on SIGTERM ends this process as Ctrl-C does, by its `finally`s, so that no child outlives it; with the usual status."""
+    """From now on SIGTERM ends this process as Ctrl-C does, by its `finally`s, so that no child outlives
+    it; with the usual status.
+    """
 
     def end(_: int, frame: FrameType | None) -> None:
         # Python drops what is raised while an object is finalized: try again when that is over.
@@ -60,8 +62,8 @@ def stop_children_on_sigterm() -> None:
 class _Ports:
     """Ports for this process alone, though whoever is given one may listen on it only seconds later.
 
-    They come in blocks. To bind the first port of a block claims it from every other process that asks here; the
-    kernel gives the claim back however this process ends.
+    They come in blocks. To bind the first port of a block claims it from every other process that asks here;
+    the kernel gives the claim back however this process ends.
     """
 
     def __init__(self) -> None:
@@ -102,7 +104,9 @@ _ports = _Ports()
 
 
 def free_port() -> int:
-    """A TCP port on loopback that is free, and that no other caller of this function is given, in any process."""
+    """A TCP port on loopback that is free, and that no other caller of this function is given, in any
+    process.
+    """
     return _ports.next()
 
 
@@ -110,7 +114,12 @@ class Child:
     """One process and its log. Without a core it runs wherever the system puts it."""
 
     def __init__(
-        self, name: str, command: list[str], core: int | None, folder: Path, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        command: list[str],
+        core: int | None,
+        folder: Path,
+        environment: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
@@ -118,7 +127,7 @@ class Child:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,
                 env=child_environment(environment or {}),
-                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509 - there are no threads here
+                preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509
             )  # fmt: skip
         self.pid = self._process.pid
 
@@ -169,7 +178,8 @@ class Child:
         return found
 
 
-# For what speaks HTTP without TLS: httpx would otherwise read the machine's certificates for each client, 50 ms of CPU.
+# For what speaks HTTP without TLS: httpx would otherwise read the machine's certificates for each client, 50
+# ms of CPU.
 NO_CERTIFICATES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -179,7 +189,10 @@ def answers(url: str, headers: dict[str, str] | None = None) -> Callable[[], boo
     def ask() -> bool:
         try:
             return (
-                httpx.get(url, headers=headers, timeout=2, trust_env=False, verify=NO_CERTIFICATES).status_code == 200
+                httpx.get(
+                    url, headers=headers, timeout=2, trust_env=False, verify=NO_CERTIFICATES
+                ).status_code
+                == 200
             )
         except httpx.TransportError:
             return False

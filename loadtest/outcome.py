@@ -7,8 +7,10 @@ from loadtest.workload import Call
 
 
 class Ending(StrEnum):
-    """`complete`: to its proper end. `left`: the caller went away on purpose. `refused`: an HTTP error. `error`: an error object in the
-    stream. `broken`: the transport failed, or the stream ended without its end."""
+    """`complete`: to its proper end. `left`: the caller went away on purpose. `refused`: an HTTP error.
+    `error`: an error object in the stream. `broken`: the transport failed, or the stream ended without its
+    end.
+    """
 
     COMPLETE = "complete"
     LEFT = "left"
@@ -19,7 +21,9 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Times in seconds from the moment the call was due. `text_events` is at most the number of output tokens received."""
+    """Times in seconds from the moment the call was due. `text_events` is at most the number of output
+    tokens received.
+    """
 
     call: Call
     ending: Ending

@@ -1,4 +1,5 @@
-"""A whole TAAS of its own, on free ports and in a folder of its own: Valkey, PostgreSQL, billing and gateways, beside whatever else runs.
+"""A whole TAAS of its own, on free ports and in a folder of its own: Valkey, PostgreSQL, billing and
+gateways, beside whatever else runs.
 
 It starts them as processes and sets them up through the admin API; it imports nothing of them.
 """
@@ -33,7 +34,9 @@ class Served:
 
 
 class OwnStack:
-    """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves and the rest is on the other."""
+    """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves
+    and the rest is on the other.
+    """
 
     def __init__(self, folder: Path, models: list[Served], *, gateways: int = 1, pinned: bool = True) -> None:
         self.ports = [free_port() for _ in range(gateways)]
@@ -48,7 +51,10 @@ class OwnStack:
         self._children: list[Child] = []
         self._postgres: Any = None
         self.admin = httpx.Client(
-            base_url=self.admin_url, headers={"authorization": f"Bearer {self.admin_key}"}, timeout=30, trust_env=False
+            base_url=self.admin_url,
+            headers={"authorization": f"Bearer {self.admin_key}"},
+            timeout=30,
+            trust_env=False,
         )
 
     @property
@@ -75,16 +81,20 @@ class OwnStack:
         """Start all and wait until the gateways serve every model. Raises DidNotStart."""
         self.redis_url = self._start_valkey()
         environment = {
-            "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self.redis_url, "TAAS_DATABASE_URL": self._start_postgres(),
-            "TAAS_ADMIN_URL": self.admin_url, "TAAS_ADMIN_PORT": self.admin_url.rsplit(":", 1)[1], "TAAS_ADMIN_KEY": self.admin_key,
-            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_LOG_LEVEL": "warning", "TAAS_UNREADY_S": "0",
+            "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self.redis_url,
+            "TAAS_DATABASE_URL": self._start_postgres(), "TAAS_ADMIN_URL": self.admin_url,
+            "TAAS_ADMIN_PORT": self.admin_url.rsplit(":", 1)[1], "TAAS_ADMIN_KEY": self.admin_key,
+            "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()),
+            "TAAS_LOG_LEVEL": "warning", "TAAS_UNREADY_S": "0",
         }  # fmt: skip
-        self._start("billing", python("-m", "billing"), environment).wait_until(answers(f"{self.admin_url}/healthz"))
+        self._start("billing", python("-m", "billing"), environment).wait_until(
+            answers(f"{self.admin_url}/healthz")
+        )
         self._set_up()
         for number, port in enumerate(self.ports):
             own = {
-                "TAAS_HOME": str(self._folder / f"gateway-{number}"), "TAAS_GATEWAY_PORT": str(port), "TAAS_GATEWAY_PROCESSES": "1",
-                "TAAS_GATEWAY_METRICS_PORT": str(free_port()),
+                "TAAS_HOME": str(self._folder / f"gateway-{number}"), "TAAS_GATEWAY_PORT": str(port),
+                "TAAS_GATEWAY_PROCESSES": "1", "TAAS_GATEWAY_METRICS_PORT": str(free_port()),
             }  # fmt: skip
             self._start(f"gateway-{number}", python("-m", "gateway"), environment | own, core=cores()[1])
         for port, child in zip(self.ports, self.gateways, strict=True):
@@ -101,12 +111,19 @@ class OwnStack:
     def billed(self) -> tuple[int, int]:
         """(requests, output tokens) in the ledger so far."""
         total = (
-            self.admin.get("/admin/v1/usage", params={"tenant": TENANT, "from": 0}).raise_for_status().json()["total"]
+            self.admin.get("/admin/v1/usage", params={"tenant": TENANT, "from": 0})
+            .raise_for_status()
+            .json()["total"]
         )
         return total["requests"], total["tokens"]["output"]
 
     def _start(
-        self, name: str, command: list[str], environment: dict[str, str] | None = None, *, core: int | None = None
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str] | None = None,
+        *,
+        core: int | None = None,
     ) -> Child:
         pinned = (cores()[0] if core is None else core) if self._pinned else None
         child = Child(name, command, pinned, self._folder, environment)
@@ -118,8 +135,8 @@ class OwnStack:
         folder = self._folder / "valkey"
         folder.mkdir()
         command = [
-            str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes",
-            "--appendfsync", "always", "--save", "", "--loglevel", "warning",
+            str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
+            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning",
         ]  # fmt: skip
 
         def ready() -> bool:
@@ -147,7 +164,8 @@ class OwnStack:
         self.key = self.post("keys", {"tenant": TENANT})["key"]
         for served in self._models:
             self.post(
-                "models", {"name": served.model, "context_tokens": served.context_tokens, "routes": served.routes}
+                "models",
+                {"name": served.model, "context_tokens": served.context_tokens, "routes": served.routes},
             )
             self.post("prices", {"model": served.model, "input": "0.10", "output": "0.40"})
             self.post("instances", {"model": served.model, "url": served.url, "key": served.engine_key})

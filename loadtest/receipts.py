@@ -69,16 +69,22 @@ def _judge(outcome: Outcome, receipt: dict[str, Any] | None, comparison: Compari
         comparison.billed_prompt += receipt["billed"]["prompt"]
         comparison.absorbed_output += receipt["absorbed"]["output"]
     if (wrong := disagreement(outcome, receipt)) is not None:
-        comparison.disagreements.append(f"{outcome.request_id} ({outcome.call.route}, {outcome.ending}): {wrong}")
+        comparison.disagreements.append(
+            f"{outcome.request_id} ({outcome.call.route}, {outcome.ending}): {wrong}"
+        )
 
 
 def received_tokens(outcome: Outcome) -> int:
-    """Output tokens that the caller knows of: as the stream told, else at least one for each piece of text."""
+    """Output tokens that the caller knows of: as the stream told, else at least one for each piece of
+    text.
+    """
     return outcome.usage[1] if outcome.usage is not None else outcome.text_events
 
 
 def disagreement(outcome: Outcome, receipt: dict[str, Any] | None) -> str | None:
-    """What is wrong with a bill, in words. Of a caller who left the engine may have produced more than arrived, never less."""
+    """What is wrong with a bill, in words. Of a caller who left the engine may have produced more than
+    arrived, never less.
+    """
     if outcome.ending is Ending.REFUSED:
         billed = receipt["billed"] if receipt else {"prompt": 0, "output": 0}
         return f"refused, yet billed {billed}" if billed["prompt"] or billed["output"] else None
@@ -97,6 +103,9 @@ def disagreement(outcome: Outcome, receipt: dict[str, Any] | None) -> str | None
         case Ending.LEFT:
             if outcome.text_events <= output <= outcome.call.output_tokens_max:
                 return None
-            return f"billed {output} output tokens, received {outcome.text_events}, asked for at most {outcome.call.output_tokens_max}"
+            return (
+                f"billed {output} output tokens, received {outcome.text_events}, asked for at most "
+                f"{outcome.call.output_tokens_max}"
+            )
         case _:
             return f"failed, yet billed {prompt} + {output}" if prompt or output else None

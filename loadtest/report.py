@@ -16,7 +16,9 @@ _SHARES = (0.5, 0.9, 0.99)
 _DISAGREEMENTS_SHOWN = 10
 
 
-def summarize(outcomes: list[Outcome], not_sent: int, seconds: float, comparison: Comparison | None) -> dict[str, Any]:
+def summarize(
+    outcomes: list[Outcome], not_sent: int, seconds: float, comparison: Comparison | None
+) -> dict[str, Any]:
     """All figures; times in ms."""
     first = [outcome.first_text_s for outcome in outcomes if outcome.first_text_s is not None]
     gaps = [outcome.seconds_per_token for outcome in outcomes if outcome.seconds_per_token is not None]
@@ -27,17 +29,22 @@ def summarize(outcomes: list[Outcome], not_sent: int, seconds: float, comparison
         "calls_per_s": round(len(outcomes) / seconds, 2),
         "text_events_per_s": round(sum(outcome.text_events for outcome in outcomes) / seconds, 1),
         "endings": {ending.value: endings.get(ending.value, 0) for ending in Ending},
-        "refusals": dict(Counter(str(outcome.code) for outcome in outcomes if outcome.ending is Ending.REFUSED)),
+        "refusals": dict(
+            Counter(str(outcome.code) for outcome in outcomes if outcome.ending is Ending.REFUSED)
+        ),
         "failures": dict(
-            Counter(str(outcome.code) for outcome in outcomes if outcome.ending in (Ending.ERROR, Ending.BROKEN))
+            Counter(
+                str(outcome.code) for outcome in outcomes if outcome.ending in (Ending.ERROR, Ending.BROKEN)
+            )
         ),
         "ttft_ms": {f"p{share * 100:g}": quantile_ms(first, share) for share in _SHARES},
         "ms_per_token": {f"p{share * 100:g}": quantile_ms(gaps, share) for share in _SHARES},
     }
     if comparison is not None:
         summary["tokens"] = {
-            "receipts": comparison.receipts, "received_output": comparison.received_output, "billed_output": comparison.billed_output,
-            "billed_prompt": comparison.billed_prompt, "absorbed_output": comparison.absorbed_output, "disagreements": comparison.disagreements,
+            "receipts": comparison.receipts, "received_output": comparison.received_output,
+            "billed_output": comparison.billed_output, "billed_prompt": comparison.billed_prompt,
+            "absorbed_output": comparison.absorbed_output, "disagreements": comparison.disagreements,
         }  # fmt: skip
     return summary
 
@@ -46,7 +53,8 @@ def show(summary: dict[str, Any]) -> None:
     """Print it."""
     console = Console()
     console.print(
-        f"{summary['calls']} streams, {summary['calls_per_s']} a second, {summary['text_events_per_s']} pieces of text a second"
+        f"{summary['calls']} streams, {summary['calls_per_s']} a second, {summary['text_events_per_s']} "
+        "pieces of text a second"
     )
     table = Table()
     table.add_column("")
@@ -58,7 +66,9 @@ def show(summary: dict[str, Any]) -> None:
     console.print("ended: " + ", ".join(f"{ending} {count}" for ending, count in summary["endings"].items()))
     for title in ("refusals", "failures"):
         if summary[title]:
-            console.print(f"{title}: " + ", ".join(f"{code} {count}" for code, count in summary[title].items()))
+            console.print(
+                f"{title}: " + ", ".join(f"{code} {count}" for code, count in summary[title].items())
+            )
     if summary["not_sent"]:
         console.print(f"not sent, because --streams were open already: {summary['not_sent']}")
     if tokens := summary.get("tokens"):
@@ -67,7 +77,8 @@ def show(summary: dict[str, Any]) -> None:
 
 def _show_tokens(console: Console, tokens: dict[str, Any]) -> None:
     console.print(
-        f"output tokens: received {tokens['received_output']:,}, billed {tokens['billed_output']:,}, absorbed {tokens['absorbed_output']:,}; "
+        f"output tokens: received {tokens['received_output']:,}, billed {tokens['billed_output']:,}, "
+        f"absorbed {tokens['absorbed_output']:,}; "
         f"prompt tokens billed {tokens['billed_prompt']:,}; {tokens['receipts']} receipts"
     )
     wrong = tokens["disagreements"]

@@ -1,6 +1,7 @@
 """`make loadtest`: drive streams at an open arrival rate, then hold every bill against what was received.
 
-Exit status: 0 all bills agree, 1 some do not or nothing was served, 2 the target is not there or not ours to load.
+Exit status: 0 all bills agree, 1 some do not or nothing was served, 2 the target is not there or not ours to
+load.
 """
 
 import argparse
@@ -22,19 +23,30 @@ class Refused(Exception):
 def parse(target: TargetSettings, arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; what is not given comes from the environment or `.taas/demo.env`."""
     parser = argparse.ArgumentParser(
-        prog="make loadtest ARGS=…", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog="make loadtest ARGS=…",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     load = parser.add_argument_group("load")
     load.add_argument("--rate", type=float, default=2.0, help="calls a second, as a Poisson process")
     load.add_argument("--duration", type=float, default=30.0, help="seconds during which calls are made")
     load.add_argument(
-        "--streams", type=int, default=2000, help="streams open at once; calls beyond are counted and not made"
+        "--streams",
+        type=int,
+        default=2000,
+        help="streams open at once; calls beyond are counted and not made",
     )
-    load.add_argument("--seed", type=int, default=1, help="the same seed makes the same calls at the same times")
+    load.add_argument(
+        "--seed", type=int, default=1, help="the same seed makes the same calls at the same times"
+    )
     mix = parser.add_argument_group("mix")
     mix.add_argument("--long", type=float, default=0.15, help="share of calls with long prompts")
-    mix.add_argument("--shared", type=float, default=0.25, help="share of calls that share a long prefix with others")
-    mix.add_argument("--disconnects", type=float, default=0.10, help="share of callers who go away in the middle")
+    mix.add_argument(
+        "--shared", type=float, default=0.25, help="share of calls that share a long prefix with others"
+    )
+    mix.add_argument(
+        "--disconnects", type=float, default=0.10, help="share of callers who go away in the middle"
+    )
     mix.add_argument(
         "--max-tokens",
         type=int,
@@ -45,8 +57,12 @@ def parse(target: TargetSettings, arguments: list[str] | None = None) -> argpars
     where.add_argument("--base-url", default=target.base_url, help="as OPENAI_BASE_URL")
     where.add_argument("--api-key", default=target.api_key.get_secret_value(), help=argparse.SUPPRESS)
     where.add_argument("--model", default=target.model, help="as TAAS_MODEL")
-    where.add_argument("--no-receipts", action="store_true", help="do not compare bills: for servers that write none")
-    where.add_argument("--i-own-this-host", action="store_true", help="allow a target that is not on this machine")
+    where.add_argument(
+        "--no-receipts", action="store_true", help="do not compare bills: for servers that write none"
+    )
+    where.add_argument(
+        "--i-own-this-host", action="store_true", help="allow a target that is not on this machine"
+    )
     parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args(arguments)
 
@@ -59,12 +75,16 @@ def check_target(arguments: argparse.Namespace) -> None:
         ("TAAS_MODEL", arguments.model),
     ):
         if not value:
-            raise Refused(f"{name} is not set, and .taas/demo.env does not say it either. Run `make up` first.")
+            raise Refused(
+                f"{name} is not set, and .taas/demo.env does not say it either. Run `make up` first."
+            )
     host = urlsplit(arguments.base_url).hostname
     if host is None:
         raise Refused(f"{arguments.base_url!r} is no URL.")
     if not arguments.i_own_this_host and not _is_loopback(host):
-        raise Refused(f"{host} is not this machine. A load test may be sent elsewhere with --i-own-this-host only.")
+        raise Refused(
+            f"{host} is not this machine. A load test may be sent elsewhere with --i-own-this-host only."
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -106,7 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
     environment.user_classes = [make_user(plan, runner.quit)]
     began = time.monotonic()
     print(
-        f"{arguments.rate:g} calls a second for {arguments.duration:g} s to {arguments.base_url}, model {arguments.model}",
+        f"{arguments.rate:g} calls a second for {arguments.duration:g} s to {arguments.base_url}, model "
+        f"{arguments.model}",
         file=sys.stderr,
     )
     runner.start(1, spawn_rate=1)

@@ -1,4 +1,6 @@
-"""What load tests and the benchmark read from their environment, and what they hand on to the processes they start."""
+"""What load tests and the benchmark read from their environment, and what they hand on to the processes
+they start.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +18,9 @@ class HomeSettings(BaseSettings):
 
 
 class TargetSettings(BaseSettings):
-    """What is loaded, as an SDK finds it. Unset names are looked up in `demo.env` of the home, which `make up` writes."""
+    """What is loaded, as an SDK finds it. Unset names are looked up in `demo.env` of the home, which `make
+    up` writes.
+    """
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 

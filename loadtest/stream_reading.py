@@ -1,4 +1,6 @@
-"""What a caller sees of one stream, whichever dialect it is in: pieces of text, usage, errors, whether it ended as it should. No I/O."""
+"""What a caller sees of one stream, whichever dialect it is in: pieces of text, usage, errors, whether it
+ended as it should. No I/O.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +39,9 @@ class StreamReading:
     def _openai(self, event: dict[str, Any]) -> bool:
         if usage := event.get("usage"):
             self.usage = usage["prompt_tokens"], usage["completion_tokens"]
-        return any(choice.get("text") or choice.get("delta", {}).get("content") for choice in event["choices"])
+        return any(
+            choice.get("text") or choice.get("delta", {}).get("content") for choice in event["choices"]
+        )
 
     def _typed(self, kind: str | None, event: dict[str, Any]) -> bool:
         match kind:
@@ -45,7 +49,9 @@ class StreamReading:
                 return bool(event["delta"].get("text"))
             case "message_delta":
                 usage = event["usage"]
-                cached = (usage.get("cache_creation_input_tokens") or 0) + (usage.get("cache_read_input_tokens") or 0)
+                cached = (usage.get("cache_creation_input_tokens") or 0) + (
+                    usage.get("cache_read_input_tokens") or 0
+                )
                 self.usage = usage["input_tokens"] + cached, usage["output_tokens"]
             case "message_stop":
                 self.ended = True

@@ -1,6 +1,8 @@
-"""The callers, under locust: one user whose task makes every call at its time, and a greenlet for each stream.
+"""The callers, under locust: one user whose task makes every call at its time, and a greenlet for each
+stream.
 
-Locust's own users wait for their answers before they ask again; these do not. Every stream is reported to locust's statistics, too.
+Locust's own users wait for their answers before they ask again; these do not. Every stream is reported to
+locust's statistics, too.
 """
 
 import time
@@ -43,7 +45,8 @@ class Plan:
 def make_user(plan: Plan, finished: Callable[[], None]) -> "type[User]":
     """The user class of one plan; `finished` is called when the last stream has ended."""
 
-    # Here, not above: importing locust replaces the standard library's blocking calls, and opens a socket to try IPv6.
+    # Here, not above: importing locust replaces the standard library's blocking calls, and opens a socket to
+    # try IPv6.
     from locust import User, task
 
     class Caller(User):
@@ -69,7 +72,8 @@ def make_user(plan: Plan, finished: Callable[[], None]) -> "type[User]":
             plan.outcomes.append(outcome)
             bad = outcome.ending not in (Ending.COMPLETE, Ending.LEFT)
             self.environment.events.request.fire(
-                request_type=call.route, name=call.kind, response_time=1000 * outcome.took_s, response_length=outcome.text_events,
+                request_type=call.route, name=call.kind, response_time=1000 * outcome.took_s,
+                response_length=outcome.text_events,
                 exception=RuntimeError(f"{outcome.ending}: {outcome.code}") if bad else None, context={},
             )  # fmt: skip
 
@@ -92,7 +96,9 @@ def stream(base_url: str, api_key: str, call: Call, due: float) -> Outcome:
     code: str | None = None
     try:
         headers = {"content-type": "application/json", "authorization": f"Bearer {api_key}"}
-        answer = client.request("POST", url.path.removesuffix("/v1") + call.path, orjson.dumps(call.body), headers)
+        answer = client.request(
+            "POST", url.path.removesuffix("/v1") + call.path, orjson.dumps(call.body), headers
+        )
         request_id = str(answer.get("x-request-id") or "") or None
         if answer.get_code() != 200:
             ending, code = Ending.REFUSED, f"{answer.get_code()} {_error_code(answer.read())}"

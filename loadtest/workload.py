@@ -1,6 +1,7 @@
 """What is asked for and when: a mix of calls and their arrival times, the same for the same seed. No I/O.
 
-Arrivals are a Poisson process: they do not wait for anybody, as callers do not, so a slow server gets a longer queue and not a lighter load.
+Arrivals are a Poisson process: they do not wait for anybody, as callers do not, so a slow server gets a
+longer queue and not a lighter load.
 """
 
 import random
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 ROUTES = {"chat": 0.70, "messages": 0.14, "completions": 0.08, "responses": 0.08}
-_TEXT = "tide wind salt foam gull reef wave sand dune cove surf mist rain bell mast sail keel rope port pier buoy fish net oar isle bay cape rock moon star"
+_TEXT = (
+    "tide wind salt foam gull reef wave sand dune cove surf mist rain bell mast sail keel rope port "
+    "pier buoy fish net oar isle bay cape rock moon star"
+)
 _WORDS = tuple(_TEXT.split(" "))
 _SHARED_PREFIXES = 4
 _SHARED_PREFIX_WORDS = 300
@@ -30,7 +34,9 @@ class Mix:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One streamed request. `leave_after_events`: the caller goes away after so many pieces of text; None: it stays."""
+    """One streamed request. `leave_after_events`: the caller goes away after so many pieces of text; None:
+    it stays.
+    """
 
     kind: str
     route: str
@@ -59,7 +65,14 @@ def calls(mix: Mix, seed: int) -> Iterator[Call]:
         output_max = chance.randint(*mix.output_tokens)
         leave = chance.randrange(output_max) if chance.random() < mix.disconnect_share else None
         path, body = _request(mix.model, route, prompt, output_max)
-        yield Call(kind=kind, route=route, path=path, body=body, output_tokens_max=output_max, leave_after_events=leave)
+        yield Call(
+            kind=kind,
+            route=route,
+            path=path,
+            body=body,
+            output_tokens_max=output_max,
+            leave_after_events=leave,
+        )
 
 
 def _prompt(mix: Mix, chance: random.Random, prefixes: list[str]) -> tuple[str, str]:
@@ -95,6 +108,16 @@ def _request(model: str, route: str, prompt: str, output_max: int) -> tuple[str,
                 "stream": True,
             } | usage
         case "messages":
-            return "/v1/messages", {"model": model, "messages": messages, "max_tokens": output_max, "stream": True}
+            return "/v1/messages", {
+                "model": model,
+                "messages": messages,
+                "max_tokens": output_max,
+                "stream": True,
+            }
         case _:
-            return "/v1/responses", {"model": model, "input": prompt, "max_output_tokens": output_max, "stream": True}
+            return "/v1/responses", {
+                "model": model,
+                "input": prompt,
+                "max_output_tokens": output_max,
+                "stream": True,
+            }

@@ -1,4 +1,6 @@
-"""`taas worker MODEL`: one process, one instance of a model. It owns the command line and puts the parts together."""
+"""`taas worker MODEL`: one process, one instance of a model. It owns the command line and puts the parts
+together.
+"""
 
 import asyncio
 import contextlib
@@ -51,16 +53,20 @@ _METRICS_PORTS_TRIED = 100
 )
 @click.option(
     "--host",
-    help="Private address of this machine on which engine and metrics listen, and by which gateways and billing on other "
+    help="Private address of this machine on which engine and metrics listen, and by which gateways and "
+    "billing on other "
     "machines reach them (TAAS_WORKER_HOST). Default: 127.0.0.1, for one machine.",
 )
 @click.option(
-    "--instance", "instance", help="Name of this instance. Default: MODEL-HOSTNAME-PORT, the same after a restart."
+    "--instance",
+    "instance",
+    help="Name of this instance. Default: MODEL-HOSTNAME-PORT, the same after a restart.",
 )
 @click.option(
     "--vllm-python",
     type=click.Path(path_type=Path),
-    help="Python of the environment that vLLM is installed in (TAAS_VLLM_PYTHON). Default: .venv-vllm/bin/python.",
+    help="Python of the environment that vLLM is installed in (TAAS_VLLM_PYTHON). Default: .venv-vllm/bin/"
+    "python.",
 )
 @click.option(
     "--vllm", type=click.Choice(["cpu", "gpu"]), help="Which build of vLLM that is (TAAS_VLLM). Default: cpu."
@@ -79,7 +85,9 @@ _METRICS_PORTS_TRIED = 100
     help="On SIGTERM, how long requests in flight may take to end (TAAS_DRAIN_S). Default: 60.",
 )
 @click.option(
-    "--home", type=click.Path(path_type=Path), help="Folder of models, cache and logs (TAAS_HOME). Default: .taas."
+    "--home",
+    type=click.Path(path_type=Path),
+    help="Folder of models, cache and logs (TAAS_HOME). Default: .taas.",
 )
 def main(
     model: str,
@@ -95,13 +103,22 @@ def main(
 ) -> None:
     """Serve MODEL: start vLLM from the model's entry, register it, keep it running.
 
-    The entry is made with `taas model add`. The worker registers its engine once it has produced a token, renews it every second,
-    starts it again with growing pauses when it dies, and on SIGTERM or Ctrl-C lets running requests end first (twice: at once).
-    Its log lines go to standard output, the engine's to HOME/logs.
+    The entry is made with `taas model add`. The worker registers its engine once it has produced a token,
+    renews it every second, starts it again with growing pauses when it dies, and on SIGTERM or Ctrl-C lets
+    running requests end first (twice: at once). Its log lines go to standard output, the engine's to
+    HOME/logs.
     """
     try:
-        given = {"vllm_python": vllm_python, "vllm": vllm, "drain_s": drain_s, "home": home, "worker_host": host}
-        settings = WorkerSettings.model_validate({name: value for name, value in given.items() if value is not None})
+        given = {
+            "vllm_python": vllm_python,
+            "vllm": vllm,
+            "drain_s": drain_s,
+            "home": home,
+            "worker_host": host,
+        }
+        settings = WorkerSettings.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        )
         asyncio.run(_serve(settings, model, path, port, instance, engine_args))
     except ValidationError as exc:
         wrong = "; ".join(f"TAAS_{str(error['loc'][0]).upper()}: {error['msg']}" for error in exc.errors())
@@ -127,7 +144,9 @@ async def _serve(
         python = find_python(settings)
         model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
         with _engine_port(settings, port) as engine_port:
-            instance = instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
+            instance = (
+                instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
+            )
             plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
             previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
@@ -136,7 +155,10 @@ async def _serve(
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, agent.request_stop)
             with _page(settings, metrics, address) as page:
-                _note(f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{page.port}/metrics")
+                _note(
+                    f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{page.port}/"
+                    "metrics"
+                )
                 await agent.run()
         _note("stopped")
 
@@ -150,7 +172,9 @@ def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: Redis
             "worker", metrics.registry, host=settings.worker_host, ports=ports, redis_address=redis_address
         )
     except OSError as exc:
-        raise CannotStart(f"no free port from {ports[0]} to {ports[-1]} for the worker's metrics: {exc}") from exc
+        raise CannotStart(
+            f"no free port from {ports[0]} to {ports[-1]} for the worker's metrics: {exc}"
+        ) from exc
 
 
 @contextlib.contextmanager

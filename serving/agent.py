@@ -1,7 +1,9 @@
-"""The life of one instance: start the engine, register it, keep its entry true, start it again when it dies, drain it when told to stop.
+"""The life of one instance: start the engine, register it, keep its entry true, start it again when it dies,
+drain it when told to stop.
 
-It decides when the status changes. How an engine is run (`engine_process`), watched (`engine_watch`) and shown (`presence`) is theirs.
-One start of the engine is an *epoch*: its counters begin anew, so its entry gets a new epoch and a new baseline.
+It decides when the status changes. How an engine is run (`engine_process`), watched (`engine_watch`) and
+shown (`presence`) is theirs. One start of the engine is an *epoch*: its counters begin anew, so its entry
+gets a new epoch and a new baseline.
 """
 
 import asyncio
@@ -61,7 +63,9 @@ class WorkerPlan:
 
 
 class Agent:
-    """One worker's loop. `note` gets a line for people at each turn of events; it is never told anything of a request."""
+    """One worker's loop. `note` gets a line for people at each turn of events; it is never told anything
+    of a request.
+    """
 
     def __init__(
         self,
@@ -107,8 +111,8 @@ class Agent:
         self._stop_asked.set()
 
     async def run(self) -> None:
-        """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this instance yet, and whoever started the
-        worker should see why. Later starts are tried again for ever.
+        """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this
+        instance yet, and whoever started the worker should see why. Later starts are tried again for ever.
         """
         following = asyncio.create_task(self._reclaimed.follow())
         try:
@@ -150,7 +154,9 @@ class Agent:
         if not self._reclaimed.taken.is_set():
             return False
         self._note("no engine runs here until the machine is given back")
-        free, stopping = (asyncio.create_task(event.wait()) for event in (self._reclaimed.free, self._stop_asked))
+        free, stopping = (
+            asyncio.create_task(event.wait()) for event in (self._reclaimed.free, self._stop_asked)
+        )
         try:
             await asyncio.wait({free, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -158,7 +164,9 @@ class Agent:
         return True
 
     async def _until_machine_is_due(self) -> None:
-        """Draining while a reclaim has the machine, ready again if it is given back in time; returns when it must be given."""
+        """Draining while a reclaim has the machine, ready again if it is given back in time; returns when
+        it must be given.
+        """
         while True:
             await self._reclaimed.taken.wait()
             await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
@@ -185,14 +193,15 @@ class Agent:
         )
 
     async def _live_one_epoch(self) -> float:
-        """Start the engine and see it to its end. Returns for how long it was healthy; a stop that was asked for has then been carried out.
-        Raises EngineStartFailed.
+        """Start the engine and see it to its end. Returns for how long it was healthy; a stop that was asked
+        for has then been carried out. Raises EngineStartFailed.
         """
         times = self._plan.times
         started = time.monotonic()
         engine = await EngineProcess.start(self._plan.command, self._plan.log_path)
         self._note(f"engine starting, its log is {self._plan.log_path}")
-        # Before it has come up it gets a short time to clear away its shared memory; one that hangs gets none.
+        # Before it has come up it gets a short time to clear away its shared memory; one that hangs gets
+        # none.
         grace_s = _STOP_SLACK_S / 2
         try:
             async with EngineClient(self._plan.url, self._plan.key, times.watch.answer_timeout_s) as client:
@@ -208,7 +217,11 @@ class Agent:
                 why = await self._serve(engine, client)
                 if why is None:
                     await self._drain(client)
-                    grace_s = 0.0 if self._stop_at_once.is_set() else times.engine_shutdown_timeout_s + _STOP_SLACK_S
+                    grace_s = (
+                        0.0
+                        if self._stop_at_once.is_set()
+                        else times.engine_shutdown_timeout_s + _STOP_SLACK_S
+                    )
                 else:
                     grace_s = 0.0
                     await self._show_down()
@@ -232,7 +245,9 @@ class Agent:
             await end_tasks(watching, stopping, due)
 
     async def _drain(self, client: EngineClient) -> None:
-        """Take no new requests, let the running ones end, and leave the last counters where the audit finds them."""
+        """Take no new requests, let the running ones end, and leave the last counters where the audit
+        finds them.
+        """
         times = self._plan.times
         self._note("draining: no new requests, waiting for those in flight")
         self._metrics.set("draining", 1)
@@ -240,7 +255,11 @@ class Agent:
         idle = False
         waiting = asyncio.create_task(
             until_idle(
-                client, times.notice_s, times.drain_s, self._take_reading, unanswered_most=times.watch.unanswered_most
+                client,
+                times.notice_s,
+                times.drain_s,
+                self._take_reading,
+                unanswered_most=times.watch.unanswered_most,
             )
         )
         at_once = asyncio.create_task(self._stop_at_once.wait())
@@ -257,11 +276,15 @@ class Agent:
         await self._show_down(exact=idle)
 
     async def _counts_requests(self, client: EngineClient) -> bool:
-        """Whether this engine tells what each request has produced; without that, what a late failure cost is only bounded."""
+        """Whether this engine tells what each request has produced; without that, what a late failure cost
+        is only bounded.
+        """
         with contextlib.suppress(EngineUnanswering):
             if await client.counts_requests():
                 return True
-        self._note("this engine does not tell what each request has produced (taas_request_counts did not load)")
+        self._note(
+            "this engine does not tell what each request has produced (taas_request_counts did not load)"
+        )
         return False
 
     async def _show_ready(self, baseline: CounterPair, took_s: float, *, counts: bool) -> None:
@@ -271,20 +294,29 @@ class Agent:
         entry = replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline, counts=counts)
         await self._presence.show(entry)
         self._note(
-            f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on {self._plan.url}"
+            f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on "
+            f"{self._plan.url}"
         )
 
     async def _show_down(self, *, exact: bool = False) -> None:
         entry = self._presence.entry
-        final = None if self._last is None else FinalCounters(entry.epoch, self._last.counters, entry.baseline, exact)
+        final = (
+            None
+            if self._last is None
+            else FinalCounters(entry.epoch, self._last.counters, entry.baseline, exact)
+        )
         self._metrics.set("engine_up", 0)
         self._metrics.show_load(EngineLoad())
         # When it is over, nobody renews: the lease must reach to where the audit has read it.
         lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else LEASE_MS
-        await self._presence.show(replace(entry, status=InstanceStatus.DOWN, load=EngineLoad(), final=final), lease_ms)
+        await self._presence.show(
+            replace(entry, status=InstanceStatus.DOWN, load=EngineLoad(), final=final), lease_ms
+        )
 
     async def _leave(self) -> None:
-        """Out of the registry, unless there are last counters that somebody still has to read: then `down` until the lease lapses."""
+        """Out of the registry, unless there are last counters that somebody still has to read: then `down`
+        until the lease lapses.
+        """
         entry = self._presence.entry
         if entry.final is None and not entry.earlier:
             await self._presence.remove()
@@ -297,7 +329,9 @@ class Agent:
         self._presence.show_soon(replace(self._presence.entry, load=reading.load))
 
     async def _unless_called_off(self, coming: Coroutine[Any, Any, CounterPair]) -> CounterPair | None:
-        """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has anything here yet."""
+        """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has
+        anything here yet.
+        """
         task = asyncio.create_task(coming)
         calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaimed.taken)]
         try:

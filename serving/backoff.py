@@ -1,4 +1,6 @@
-"""How long to wait before an engine that died is started again. Pure: it is told how long the engine had been healthy."""
+"""How long to wait before an engine that died is started again. Pure: it is told how long the engine had
+been healthy.
+"""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,9 @@
-"""Run inside the vLLM environment: turn a GGUF file into a folder of safetensors that vLLM loads. `convert_gguf.py GGUF FOLDER`; a line a step.
+"""Run inside the vLLM environment: turn a GGUF file into a folder of safetensors that vLLM loads.
+`convert_gguf.py GGUF FOLDER`; a line a step.
 
-vLLM reads GGUF only by way of another library; a plain bfloat16 model it reads everywhere. Needs `accelerate` and `gguf` beside transformers, and no
-torchvision (its builds for other devices fail at import). Knows nothing of the rest of the product, which is not installed here.
+vLLM reads GGUF only by way of another library; a plain bfloat16 model it reads everywhere. Needs `accelerate`
+and `gguf` beside transformers, and no torchvision (its builds for other devices fail at import). Knows
+nothing of the rest of the product, which is not installed here.
 """
 
 import sys
@@ -16,7 +18,9 @@ def convert(gguf: Path, folder: Path) -> None:
     print("reading the GGUF file", flush=True)
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, quantization_config=GgufConfig(dequantize=True))
+    model = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=name, quantization_config=GgufConfig(dequantize=True)
+    )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

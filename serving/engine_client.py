@@ -1,4 +1,6 @@
-"""What the worker asks its own engine over HTTP: health, metrics, and one tiny generation. Knows no process and no registry."""
+"""What the worker asks its own engine over HTTP: health, metrics, and one tiny generation. Knows no
+process and no registry.
+"""
 
 from types import TracebackType
 from typing import Final
@@ -25,7 +27,10 @@ class EngineClient:
 
     def __init__(self, url: str, key: str, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._http = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=answer_timeout_s, trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=answer_timeout_s,
+            trust_env=False,
         )
 
     async def __aenter__(self) -> "EngineClient":
@@ -37,7 +42,9 @@ class EngineClient:
         await self._http.aclose()
 
     async def is_healthy(self) -> bool:
-        """False when it answers that it is not (vLLM: its engine core is dead). Raises EngineUnanswering when it does not answer."""
+        """False when it answers that it is not (vLLM: its engine core is dead). Raises EngineUnanswering
+        when it does not answer.
+        """
         return (await self._get("/health")).status_code == 200
 
     async def reading(self) -> EngineReading:
@@ -55,7 +62,9 @@ class EngineClient:
         return (await self._get(REQUEST_COUNTS_PATH)).status_code == 200
 
     async def probe(self, model: ServedModel) -> CounterPair:
-        """Have the model produce one token (or one embedding); returns what that cost. Raises EngineUnanswering when nothing comes out."""
+        """Have the model produce one token (or one embedding); returns what that cost. Raises
+        EngineUnanswering when nothing comes out.
+        """
         route = smallest_request(model.routes)
         path, extra = route.path, route.smallest
         assert extra is not None
@@ -69,7 +78,9 @@ class EngineClient:
             raise EngineUnanswering(f"{path} answered {response.status_code}: {response.text[:300]}")
         try:
             usage = response.json()["usage"]
-            cost = CounterPair(prompt=int(usage["prompt_tokens"]), generation=int(usage.get("completion_tokens") or 0))
+            cost = CounterPair(
+                prompt=int(usage["prompt_tokens"]), generation=int(usage.get("completion_tokens") or 0)
+            )
         except (ValueError, KeyError, TypeError) as exc:
             raise EngineUnanswering(f"{path} answered without usage: {exc!r}") from exc
         if model.generates and cost.generation < 1:

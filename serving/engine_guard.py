@@ -1,10 +1,12 @@
-"""A small process between worker and engine, so that no engine outlives its worker, not even after kill -9. Standard library only, run as a script.
+"""A small process between worker and engine, so that no engine outlives its worker, not even after kill -9.
+Standard library only, run as a script.
 
-The worker holds the other end of our stdin: when it closes, by intent or because the worker is gone, the engine's whole process group is killed.
-SIGTERM is passed on to the engine's first process alone, which stops its own children in order. When that process ends, whatever it left is killed.
+The worker holds the other end of our stdin: when it closes, by intent or because the worker is gone, the
+engine's whole process group is killed. SIGTERM is passed on to the engine's first process alone, which stops
+its own children in order. When that process ends, whatever it left is killed.
 
-Usage: engine_guard.py -- ARGV…   stdout: one line, the engine's pid, which is its process group; stderr: what the engine writes.
-Exit status: the engine's; 128 + signal when a signal ended it.
+Usage: engine_guard.py -- ARGV…   stdout: one line, the engine's pid, which is its process group; stderr: what
+the engine writes. Exit status: the engine's; 128 + signal when a signal ended it.
 """
 
 import contextlib
@@ -30,7 +32,9 @@ def _die_with_guard() -> None:
 
 
 def _end_group(engine: "subprocess.Popen[bytes]") -> int:
-    """Kill what is left of the engine, take in every child (its orphans come to us), and return the engine's status."""
+    """Kill what is left of the engine, take in every child (its orphans come to us), and return the
+    engine's status.
+    """
     with contextlib.suppress(ProcessLookupError):
         # Not reaped yet, so the group's number cannot belong to anybody else.
         os.killpg(engine.pid, signal.SIGKILL)
@@ -49,7 +53,10 @@ def _children() -> list[int]:
     found = []
     for name in os.listdir("/proc") if sys.platform == "linux" else ():
         if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat:
+            with (
+                contextlib.suppress(OSError),
+                open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as stat,
+            ):
                 # After the command's name, which may hold anything: state, then the parent.
                 if int(stat.read().rpartition(")")[2].split()[1]) == os.getpid():
                     found.append(int(name))

@@ -1,4 +1,6 @@
-"""The log of an engine: where it goes, how long it may get, and which of its lines tell why a start failed. Knows no process."""
+"""The log of an engine: where it goes, how long it may get, and which of its lines tell why a start
+failed. Knows no process.
+"""
 
 import itertools
 import re
@@ -10,7 +12,8 @@ _TAIL_BYTES: Final = 128 * 1024
 _TELLING_LINES_MAX: Final = 8
 _LINE_CHARS_MAX: Final = 400
 _PREFIX: Final = re.compile(
-    r"^(\([\w:]+ pid=\d+\) )?((INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]*\] ?|(INFO|WARNING|ERROR|CRITICAL): +)?"
+    r"^(\([\w:]+ pid=\d+\) )?((INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[[^\]]*\] "
+    r"?|(INFO|WARNING|ERROR|CRITICAL): +)?"
 )
 # The last line of a traceback ("package.SomeError: why"), and what argparse and the kernel say.
 _TELLING: Final = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b(: ?\S|$)|: error: |^Killed")
@@ -26,7 +29,9 @@ def rotate(path: Path) -> None:
 
 
 def read_since(path: Path, offset: int) -> str:
-    """What was written after `offset`, its last 128 KiB at most; nothing where somebody has cleared the log away: it only explains."""
+    """What was written after `offset`, its last 128 KiB at most; nothing where somebody has cleared the
+    log away: it only explains.
+    """
     try:
         with path.open("rb") as log:
             end = log.seek(0, 2)
@@ -37,8 +42,8 @@ def read_since(path: Path, offset: int) -> str:
 
 
 def telling_lines(text: str) -> list[str]:
-    """The lines that say why an engine did not start: those that end in an error, each with the line after it (pydantic says there what is wrong),
-    first cause first; without any, the last lines.
+    """The lines that say why an engine did not start: those that end in an error, each with the line after it
+    (pydantic says there what is wrong), first cause first; without any, the last lines.
     """
     lines = [_message(line) for line in text.splitlines() if line.strip()]
     telling: list[str] = []

@@ -21,8 +21,8 @@ class EngineReading:
 
 
 def parse_metrics(text: str) -> EngineReading:
-    """Read the exposition text. Several engine cores behind one server are added up (their KV usage: the fullest one). ValueError when a metric
-    is missing (a missing counter is not zero) or no number.
+    """Read the exposition text. Several engine cores behind one server are added up (their KV usage: the
+    fullest one). ValueError when a metric is missing (a missing counter is not zero) or no number.
     """
     page = vllm_metrics.read_page(text)
     if page.missing or page.counters is None:

@@ -1,6 +1,8 @@
-"""One run of an engine: start it under its guard, wait until it truly answers, stop it, leave nothing behind. Knows no registry.
+"""One run of an engine: start it under its guard, wait until it truly answers, stop it, leave nothing behind.
+Knows no registry.
 
-"Truly": /health says 200 and the served model has produced a token. The tokens of that probe are in the baseline, which is read after it.
+"Truly": /health says 200 and the served model has produced a token. The tokens of that probe are in the
+baseline, which is read after it.
 """
 
 import asyncio
@@ -32,11 +34,15 @@ Progress = Callable[[str], None]
 
 
 class EngineStartFailed(Exception):
-    """The engine did not come up. The text is for people: what happened, the lines of its log that matter, where the rest is."""
+    """The engine did not come up. The text is for people: what happened, the lines of its log that matter,
+    where the rest is.
+    """
 
 
 class EngineProcess:
-    """A started engine. Whoever starts it must `stop` it; `exited` resolves to its exit status when it ends by itself."""
+    """A started engine. Whoever starts it must `stop` it; `exited` resolves to its exit status when it
+    ends by itself.
+    """
 
     def __init__(self, guard: asyncio.subprocess.Process, log_path: Path, log_offset: int) -> None:
         self._guard = guard
@@ -47,14 +53,17 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, command: EngineCommand, log_path: Path) -> "EngineProcess":
-        """Start it; does not wait until it answers. EngineStartFailed when the program cannot be run at all."""
+        """Start it; does not wait until it answers. EngineStartFailed when the program cannot be run at
+        all.
+        """
         try:
             engine_log.rotate(log_path)
             with log_path.open("ab") as log:
                 offset = log.tell()
                 guard = await asyncio.create_subprocess_exec(
                     sys.executable, "-I", "-S", str(_GUARD), "--", *command.argv,
-                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log, env=dict(command.env), start_new_session=True,
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
+                    env=dict(command.env), start_new_session=True,
                 )  # fmt: skip
         except OSError as exc:
             # No room for a process, or for its log: it may be there with the next try.
@@ -70,16 +79,22 @@ class EngineProcess:
     async def wait_until_answering(
         self, client: EngineClient, model: ServedModel, timeout_s: float, progress: Progress
     ) -> CounterPair:
-        """Returns the baseline: what the counters say once the probe's tokens are in them. EngineStartFailed when it ends or takes too long."""
+        """Returns the baseline: what the counters say once the probe's tokens are in them.
+        EngineStartFailed when it ends or takes too long.
+        """
         started = time.monotonic()
         answering = asyncio.create_task(self._answer(client, model, started, progress))
         try:
-            await asyncio.wait({answering, self.exited}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {answering, self.exited}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
             if answering.done():
                 return answering.result()
             if self.exited.done():
                 raise EngineStartFailed(
-                    self._failure(f"it ended with status {self.exited.result()}{_explained(self.exited.result())}")
+                    self._failure(
+                        f"it ended with status {self.exited.result()}{_explained(self.exited.result())}"
+                    )
                 )
             raise EngineStartFailed(self._failure(f"it did not answer within {timeout_s:.0f} s"))
         except EngineUnanswering as exc:
@@ -88,7 +103,9 @@ class EngineProcess:
             await end_tasks(answering)
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, `grace_s` to finish, then kill the whole group. Returns when nothing of it runs any more. Safe to call again."""
+        """SIGTERM, `grace_s` to finish, then kill the whole group. Returns when nothing of it runs any
+        more. Safe to call again.
+        """
         if not self.exited.done() and grace_s > 0:
             with contextlib.suppress(ProcessLookupError):
                 self._guard.terminate()
@@ -126,13 +143,17 @@ class EngineProcess:
             if counters.prompt >= cost.prompt and counters.generation >= cost.generation:
                 return counters
             if time.monotonic() > deadline:
-                raise EngineUnanswering("its counters do not move with what it produces, so nothing could be audited")
+                raise EngineUnanswering(
+                    "its counters do not move with what it produces, so nothing could be audited"
+                )
             await asyncio.sleep(_POLL_S)
 
     def _failure(self, what: str) -> str:
         lines = engine_log.telling_lines(engine_log.read_since(self._log_path, self._log_offset))
         told = "\n".join(f"    {line}" for line in lines) or "    (empty)"
-        return f"The engine did not start: {what}. What its log says:\n{told}\n  The whole log: {self._log_path}"
+        return (
+            f"The engine did not start: {what}. What its log says:\n{told}\n  The whole log: {self._log_path}"
+        )
 
 
 async def _is_up(client: EngineClient) -> bool:

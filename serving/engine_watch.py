@@ -1,4 +1,6 @@
-"""Watches a running engine: reads load and counters every second, and says when it no longer works. Knows no registry and stops nothing."""
+"""Watches a running engine: reads load and counters every second, and says when it no longer works. Knows
+no registry and stops nothing.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -10,14 +12,18 @@ from serving.engine_metrics import EngineReading
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """How often to look, how long to wait for an answer, and how many looks in a row may fail: a loaded engine may be slow, so there is time."""
+    """How often to look, how long to wait for an answer, and how many looks in a row may fail: a loaded
+    engine may be slow, so there is time.
+    """
 
     poll_s: float = 1.0
     answer_timeout_s: float = ANSWER_TIMEOUT_S
     unanswered_most: int = 5
 
 
-async def watch(client: EngineClient, limits: WatchLimits, on_reading: Callable[[EngineReading], None]) -> str:
+async def watch(
+    client: EngineClient, limits: WatchLimits, on_reading: Callable[[EngineReading], None]
+) -> str:
     """Calls `on_reading` after each look; returns, once the engine has failed, why."""
     unanswered = 0
     while True:
@@ -42,8 +48,9 @@ async def until_idle(
     unanswered_most: int,
     poll_s: float = 0.25,
 ) -> bool:
-    """Wait until nothing has run for two looks in a row, but at least `notice_s`, in which gateways learn to send nothing more: then the last reading's
-    counters stand still. False when requests still ran after `drain_s` more. Raises EngineUnanswering after as many failed looks in a row.
+    """Wait until nothing has run for two looks in a row, but at least `notice_s`, in which gateways learn to
+    send nothing more: then the last reading's counters stand still. False when requests still ran after
+    `drain_s` more. Raises EngineUnanswering after as many failed looks in a row.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -52,7 +59,8 @@ async def until_idle(
         try:
             reading = await client.reading()
         except EngineUnanswering:
-            # As while it serves: one that is loaded may be slow, and giving it up would cut off all that it has.
+            # As while it serves: one that is loaded may be slow, and giving it up would cut off all that it
+            # has.
             idle_looks, unanswered = 0, unanswered + 1
             if unanswered >= unanswered_most:
                 raise

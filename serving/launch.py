@@ -1,4 +1,6 @@
-"""What a worker decides before it starts: the model's entry, where its files are, and the plan of its instance. Starts nothing that stays."""
+"""What a worker decides before it starts: the model's entry, where its files are, and the plan of its
+instance. Starts nothing that stays.
+"""
 
 import ipaddress
 import secrets
@@ -41,8 +43,9 @@ def find_redis(redis_url: str) -> RedisAddress:
 
 
 def connect(address: RedisAddress) -> Redis:
-    """A client whose calls end before the lease does: a Redis that hangs must not keep a renewal from its next try. One retry, because a connection
-    that was open when Redis restarted shows it only when it is used.
+    """A client whose calls end before the lease does: a Redis that hangs must not keep a renewal from its
+    next try. One retry, because a connection that was open when Redis restarted shows it only when it is
+    used.
     """
     return Redis(
         **address.client_arguments(),
@@ -60,7 +63,9 @@ async def read_entry(redis: Redis, address: RedisAddress, name: str) -> ServedMo
     except (RedisError, OSError) as exc:
         raise _no_redis(address, exc) from exc
     if raw is None:
-        there = f"It has: {', '.join(sorted(names))}." if names else "It has none yet: is `taas billing` running?"
+        there = (
+            f"It has: {', '.join(sorted(names))}." if names else "It has none yet: is `taas billing` running?"
+        )
         raise CannotStart(
             f"No model {name!r} in the catalogue at {address}. Add it with `taas model add {name}`. {there}"
         )
@@ -79,23 +84,30 @@ async def read_previous(redis: Redis, address: RedisAddress, instance: str) -> I
 
 
 def check_host(host: str) -> str | None:
-    """Whether engine and metrics can listen there and others reach them; what the operator should know of it. Raises CannotStart."""
+    """Whether engine and metrics can listen there and others reach them; what the operator should know of
+    it. Raises CannotStart.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         address = None
     if address is not None and address.is_unspecified:
         raise CannotStart(
-            f"--host {host} is every address of this machine, and gateways need one that leads to it: give its private address."
+            f"--host {host} is every address of this machine, and gateways need one that leads to it: give "
+            "its private address."
         )
     try:
         family_of(host)
     except (OSError, UnicodeError) as exc:
         raise CannotStart(
-            f"--host {host} is no address of this machine ({getattr(exc, 'strerror', None) or exc}): give its private address."
+            f"--host {host} is no address of this machine ({getattr(exc, 'strerror', None) or exc}): give "
+            "its private address."
         ) from exc
     if address is not None and address.is_global:
-        return f"{host} is a public address: the engine's key guards /v1 and stopping by id, but not /metrics, /health and the rest"
+        return (
+            f"{host} is a public address: the engine's key guards /v1 and stopping by id, but not /"
+            "metrics, /health and the rest"
+        )
     return None
 
 
@@ -105,11 +117,14 @@ def in_url(host: str) -> str:
 
 
 def find_python(settings: WorkerSettings) -> Path:
-    """The Python that runs vLLM; not resolved, because a virtual environment's is a link that must stay one. Raises CannotStart."""
+    """The Python that runs vLLM; not resolved, because a virtual environment's is a link that must stay
+    one. Raises CannotStart.
+    """
     python = settings.vllm_python.absolute()
     if not python.exists():
         raise CannotStart(
-            f"There is no {python}. `make up` makes the environment of vLLM; --vllm-python names the Python of another one."
+            f"There is no {python}. `make up` makes the environment of vLLM; --vllm-python names the Python "
+            "of another one."
         )
     return python
 
@@ -117,13 +132,16 @@ def find_python(settings: WorkerSettings) -> Path:
 def find_model(
     settings: WorkerSettings, name: str, path: Path | None, python: Path, note: Callable[[str], None]
 ) -> Path:
-    """The folder of the model's files; those of a model we know are fetched. Raises CannotStart or ModelFilesError."""
+    """The folder of the model's files; those of a model we know are fetched. Raises CannotStart or
+    ModelFilesError.
+    """
     folder = path or settings.home / "models" / name
     if path is None and name in known_models():
         folder = ensure_model(settings.home, name, python, note)
     if not (folder / "config.json").exists():
         raise CannotStart(
-            f"{folder} holds no model (no config.json). Put the files of {name} there, or name their folder with --path."
+            f"{folder} holds no model (no config.json). Put the files of {name} there, or name their folder "
+            "with --path."
         )
     return folder.absolute()
 

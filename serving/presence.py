@@ -1,6 +1,8 @@
-"""The instance's place in the registry: says what it is told, renews it every second, and keeps trying while Redis is away.
+"""The instance's place in the registry: says what it is told, renews it every second, and keeps trying while
+Redis is away.
 
-It owns the lease. It must not know why a status changes. An engine goes on serving without Redis; that is the gateways' matter.
+It owns the lease. It must not know why a status changes. An engine goes on serving without Redis; that is the
+gateways' matter.
 """
 
 import asyncio

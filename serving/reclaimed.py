@@ -1,6 +1,8 @@
-"""Whether a reclaim has this instance, as `taas:drained` says (docs/interfaces.md §3). Follows it every second; decides and stops nothing.
+"""Whether a reclaim has this instance, as `taas:drained` says (docs/interfaces.md §3). Follows it every
+second; decides and stops nothing.
 
-With Redis away, or emptied and not told the catalogue yet, what was last heard holds: an engine is neither stopped nor started on a guess.
+With Redis away, or emptied and not told the catalogue yet, what was last heard holds: an engine is neither
+stopped nor started on a guess.
 """
 
 import asyncio
@@ -79,7 +81,9 @@ class Reclaimed:
 
 
 def _read(raw: bytes | str) -> DrainOrder:
-    """An order that cannot be read is an order all the same: due at once would cut requests, so it is never due."""
+    """An order that cannot be read is an order all the same: due at once would cut requests, so it is
+    never due.
+    """
     try:
         fields = orjson.loads(raw)
         return DrainOrder(str(fields["use"]), int(fields["by_ms"]), str(fields["reclaim"]))

@@ -1,4 +1,6 @@
-"""The registry of instances, as a worker writes it: published, renewed, found and removed. Its form is `billing.wire.instance_entry`'s."""
+"""The registry of instances, as a worker writes it: published, renewed, found and removed. Its form is
+`billing.wire.instance_entry`'s.
+"""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -9,14 +11,17 @@ from billing.wire.instance_entry import InstanceEntry
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-# Five missed renewals: a worker that is only slow keeps its place, one that is gone loses it within the time a caller would wait.
+# Five missed renewals: a worker that is only slow keeps its place, one that is gone loses it within the time
+# a caller would wait.
 LEASE_MS: Final = 5_000
 # The last counters of a cleanly stopped engine stay readable for this long.
 FINAL_LEASE_MS: Final = 60_000
 
 
 async def publish(redis: "Redis", entry: InstanceEntry, lease_ms: int = LEASE_MS) -> InstanceEntry:
-    """Register or renew: write the entry with a lease that runs from Redis's own clock. Returns it as written. Raises redis.RedisError."""
+    """Register or renew: write the entry with a lease that runs from Redis's own clock. Returns it as
+    written. Raises redis.RedisError.
+    """
     now_ms = redis_clock.milliseconds(await redis.time())
     leased = replace(entry, lease_until_ms=now_ms + lease_ms)
     await redis.hset(redis_keys.INSTANCES, entry.instance, leased.to_json())

@@ -1,4 +1,6 @@
-"""The worker's settings: the only place of `serving` that reads the environment (`TAAS_…`, and what an engine inherits)."""
+"""The worker's settings: the only place of `serving` that reads the environment (`TAAS_…`, and what an
+engine inherits).
+"""
 
 import os
 from pathlib import Path
@@ -29,7 +31,8 @@ class WorkerSettings(BaseSettings):
 
     # Large models load for many minutes; a start that is really stuck should still be told.
     engine_start_timeout_s: Annotated[float, Field(gt=0)] = 1800
-    # How long requests in flight may take to finish after SIGTERM, and then how long vLLM itself may finish what is left.
+    # How long requests in flight may take to finish after SIGTERM, and then how long vLLM itself may finish
+    # what is left.
     drain_s: Annotated[float, Field(ge=0)] = 60
     engine_shutdown_timeout_s: Annotated[int, Field(ge=0)] = 5
 

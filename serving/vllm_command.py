@@ -1,7 +1,8 @@
-"""The command line and environment of a vLLM server, from a model's entry and the worker's options. Pure: it starts nothing.
+"""The command line and environment of a vLLM server, from a model's entry and the worker's options. Pure: it
+starts nothing.
 
-Checked against vLLM 0.32. What must hold whatever the operator adds: the worker's address, the instance's own key (in the environment, where `ps` does
-not show it), abort by id, exact usage, and no prompt in any log.
+Checked against vLLM 0.32. What must hold whatever the operator adds: the worker's address, the instance's own
+key (in the environment, where `ps` does not show it), abort by id, exact usage, and no prompt in any log.
 """
 
 import os
@@ -12,18 +13,21 @@ from typing import Final
 
 from serving.served_model import ServedModel
 
-# vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and so parts of prompts.
+# vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and
+# so parts of prompts.
 LOGGING_CONFIG: Final = Path(__file__).with_name("vllm_logging.json")
 # What vLLM itself does not say: the tokens of each request, by its id. The folder holds that module alone.
 REQUEST_COUNTS: Final = "taas_request_counts.RequestCounts"
 REQUEST_COUNTS_FOLDER: Final = Path(__file__).with_name("vllm_middleware")
 
-# Flags whose value other parts rely on. An engine argument that sets one of them is refused instead of silently winning or losing.
+# Flags whose value other parts rely on. An engine argument that sets one of them is refused instead of
+# silently winning or losing.
 OWNED_FLAGS: Final = frozenset(
     {
-        "--model", "--served-model-name", "--host", "--port", "--api-key", "--uds", "--config", "--max-model-len", "--scheduling-policy", "--shutdown-timeout",
-        "--enable-scale-out", "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs", "--disable-log-stats",
-        "--disable-uvicorn-access-log", "--log-error-stack",
+        "--model", "--served-model-name", "--host", "--port", "--api-key", "--uds", "--config",
+        "--max-model-len", "--scheduling-policy", "--shutdown-timeout", "--enable-scale-out",
+        "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs",
+        "--disable-log-stats", "--disable-uvicorn-access-log", "--log-error-stack",
     }
 )  # fmt: skip
 
@@ -52,8 +56,12 @@ class EngineCommand:
     env: Mapping[str, str] = field(repr=False)
 
 
-def build_command(model: ServedModel, options: EngineOptions, key: str, inherited: Mapping[str, str]) -> EngineCommand:
-    """`inherited` is the worker's own environment. ValueError when an engine argument sets what the worker owns."""
+def build_command(
+    model: ServedModel, options: EngineOptions, key: str, inherited: Mapping[str, str]
+) -> EngineCommand:
+    """`inherited` is the worker's own environment. ValueError when an engine argument sets what the worker
+    owns.
+    """
     check_engine_args(options.engine_args)
     argv = [
         str(options.python), "-m", "vllm.entrypoints.openai.api_server",
@@ -91,8 +99,12 @@ def check_engine_args(engine_args: tuple[str, ...]) -> None:
         flag = argument.partition("=")[0].replace("_", "-")
         positive = "--" + flag.removeprefix("--no-") if flag.startswith("--no-") else flag
         # argparse takes an unambiguous beginning of a flag for the flag.
-        if positive in OWNED_FLAGS or any(len(positive) > 4 and owned.startswith(positive) for owned in OWNED_FLAGS):
-            raise ValueError(f"engine argument {argument.partition('=')[0]} is set by the worker itself; leave it out")
+        if positive in OWNED_FLAGS or any(
+            len(positive) > 4 and owned.startswith(positive) for owned in OWNED_FLAGS
+        ):
+            raise ValueError(
+                f"engine argument {argument.partition('=')[0]} is set by the worker itself; leave it out"
+            )
 
 
 def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str]) -> dict[str, str]:

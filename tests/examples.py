@@ -1,4 +1,5 @@
-"""How many examples a property test draws: a third of its number, unless TAAS_THOROUGH=1 asks for all of them.
+"""How many examples a property test draws: a third of its number, unless TAAS_THOROUGH=1 asks for all of
+them.
 
 They are drawn anew in each run, so that many short runs see what a long one does.
 """

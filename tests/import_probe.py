@@ -1,7 +1,8 @@
-"""Run as `python -m tests.import_probe MODULE…`: imports them in a fresh process and prints, as JSON, what that did.
+"""Run as `python -m tests.import_probe MODULE…`: imports them in a fresh process and prints, as JSON, what
+that did.
 
-`loaded`: every module that is there afterwards. `deeds`: what importing must not do: read the environment, open a socket or a pipe to
-another process, start a thread.
+`loaded`: every module that is there afterwards. `deeds`: what importing must not do: read the environment,
+open a socket or a pipe to another process, start a thread.
 """
 
 import importlib
@@ -34,7 +35,9 @@ def frames(start: FrameType | None) -> Iterator[FrameType]:
 
 
 def our_line(start: FrameType | None) -> str | None:
-    """The innermost line of the product on the stack, if what happens there is done by a module that is being imported."""
+    """The innermost line of the product on the stack, if what happens there is done by a module that is
+    being imported.
+    """
     for frame in frames(start):
         path = frame.f_code.co_filename
         if path.startswith(ROOT) and "/.venv" not in path and not path.startswith(f"{ROOT}/tests/"):
@@ -43,7 +46,9 @@ def our_line(start: FrameType | None) -> str | None:
 
 
 def reader(start: FrameType | None) -> str | None:
-    """Who reads the environment: a line of ours directly, or settings that are made while a module is imported."""
+    """Who reads the environment: a line of ours directly, or settings that are made while a module is
+    imported.
+    """
     outside = [frame for frame in frames(start) if frame.f_code.co_filename not in ENVIRONMENT_CODE]
     path = outside[0].f_code.co_filename if outside else ""
     if (path.startswith(ROOT) and "/.venv" not in path) or "/pydantic_settings/" in path:

@@ -1,4 +1,6 @@
-"""The repository's files as the tests about its shape see them: those that git tracks, and what is in them."""
+"""The repository's files as the tests about its shape see them: those that git tracks, and what is in
+them.
+"""
 
 import ast
 import subprocess

@@ -21,7 +21,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 }
 # What gateway may use of the control plane: the words both sides speak. The rest is billing's inside.
 PUBLIC_FOR_GATEWAY = ("billing.wire", "billing.cell")
-# What each room may import of the others in its package. A room never imports a stage of the request's way, nor what puts all together.
+# What each room may import of the others in its package. A room never imports a stage of the request's way,
+# nor what puts all together.
 VALUES = {
     "gateway": ("errors", "request", "clock", "settings", "lifecycle"),
     "billing": ("wire", "schema", "refusals", "findings", "page", "leadership", "settings", "moments"),
@@ -51,28 +52,41 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
-        "api": ("catalogue", "contracts", "reclaims", "allocator", "ledger", "fleet", "usage", "audit", "idempotency"),
+        "api": (
+            "catalogue",
+            "contracts",
+            "reclaims",
+            "allocator",
+            "ledger",
+            "fleet",
+            "usage",
+            "audit",
+            "idempotency",
+        ),
     },
 }
 # Decisions and arithmetic. They are tested without a server, and stay so.
 PURE = (
-    "gateway.route", "gateway.routes", "gateway.upstream.adapters",
-    "gateway.stream.meter", "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices", "gateway.protocol",
-    "billing.catalogue.money", "billing.wire.tokens", "billing.wire.usage_event", "billing.wire.attribution", "billing.wire.redis_keys",
-    "serving.vllm_command", "serving.backoff", "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
+    "gateway.route", "gateway.routes", "gateway.upstream.adapters", "gateway.stream.meter",
+    "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices",
+    "gateway.protocol", "billing.catalogue.money", "billing.wire.tokens", "billing.wire.usage_event",
+    "billing.wire.attribution", "billing.wire.redis_keys", "serving.vllm_command", "serving.backoff",
+    "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
-    "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position", "billing.contracts.quote",
+    "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
+    "billing.contracts.quote",
 )  # fmt: skip
 DOES_IO = {
-    "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio", "subprocess", "uvicorn", "uvloop",
-    "fastapi", "starlette", "prometheus_client", "aiohttp", "threading", "ssl",
+    "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio",
+    "subprocess", "uvicorn", "uvloop", "fastapi", "starlette", "prometheus_client", "aiohttp", "threading",
+    "ssl",
 }  # fmt: skip
 SQL = ("sqlalchemy", "alembic", "psycopg")
 
 
 def imports_of(source: Source) -> list[tuple[str, int]]:
-    """Every module that a file imports, wherever in it, and the line. `from a import b` counts as a.b where that is a module; what only a
-    type checker sees does not count.
+    """Every module that a file imports, wherever in it, and the line. `from a import b` counts as a.b where
+    that is a module; what only a type checker sees does not count.
     """
     known = {other.module for other in sources()}
     found = []
@@ -124,7 +138,8 @@ def test_gateway_uses_only_the_public_names_of_billing_and_serving() -> None:
         for source in sources()
         if source.package == "gateway"
         for module, line in imports_of(source)
-        if module.partition(".")[0] in {"billing", "serving"} and not any(inside(module, public) for public in PUBLIC_FOR_GATEWAY)
+        if module.partition(".")[0] in {"billing", "serving"} and not any(inside(module,
+        public) for public in PUBLIC_FOR_GATEWAY)
     ]  # fmt: skip
     assert not wrong, tell(
         wrong, f"gateway may use {', '.join(PUBLIC_FOR_GATEWAY)}; the rest is the inside of another part."
@@ -136,7 +151,11 @@ def test_rooms_import_only_what_they_may(package: str) -> None:
     rooms, wrong, found = ROOMS[package], [], set()
     for source in sources():
         _, *path = source.module.split(".")
-        if source.package != package or not path or not (len(path) > 1 or source.path.endswith("__init__.py")):
+        if (
+            source.package != package
+            or not path
+            or not (len(path) > 1 or source.path.endswith("__init__.py"))
+        ):
             continue
         found.add(path[0])
         allowed = (path[0], *VALUES[package], *rooms[path[0]])
@@ -182,7 +201,8 @@ def test_importing_does_nothing(package: str) -> None:
 def test_importing_loads_no_sql(package: str) -> None:
     loaded = [name for name in probe(package)["loaded"] if name in SQL]
     assert not loaded, (
-        f"importing {package} loads {loaded}: SQL belongs to the control plane, and costs every process memory and start-up"
+        f"importing {package} loads {loaded}: SQL belongs to the control plane, and costs every process "
+        "memory and start-up"
     )
 
 

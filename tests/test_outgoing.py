@@ -53,7 +53,9 @@ class Recorder:
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.environment = {
-            name: self.url for word in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (word, word.lower())
+            name: self.url
+            for word in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+            for name in (word, word.lower())
         } | {"NO_PROXY": "", "no_proxy": ""}
 
     def close(self) -> None:
@@ -117,7 +119,9 @@ def test_every_http_client_leaves_the_environment_alone() -> None:
             elif _says(call, True):
                 findings.append(f"{source.path}:{call.lineno} has trust_env=True")
     assert seen > 10
-    assert not findings, tell(findings, "Proxies, netrc and certificate files of the environment are not for us:")
+    assert not findings, tell(
+        findings, "Proxies, netrc and certificate files of the environment are not for us:"
+    )
 
 
 def test_no_other_http_client_is_used() -> None:
@@ -130,8 +134,12 @@ def test_no_other_http_client_is_used() -> None:
                 assert isinstance(node, ast.ImportFrom)
                 names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
                 if node.module == "httpx":
-                    findings.append(f"{source.path}:{node.lineno} takes a name out of httpx: write httpx.NAME")
-            findings += [f"{source.path}:{node.lineno} imports {name}" for name in names if name in OTHER_CLIENTS]
+                    findings.append(
+                        f"{source.path}:{node.lineno} takes a name out of httpx: write httpx.NAME"
+                    )
+            findings += [
+                f"{source.path}:{node.lineno} imports {name}" for name in names if name in OTHER_CLIENTS
+            ]
     assert not findings, tell(findings, "HTTP is spoken with httpx, aiohttp or our own code:")
 
 
@@ -165,9 +173,13 @@ def test_billing_asks_engines_itself(
 ) -> None:
     told = {
         "TAAS_DATABASE_URL": database_url, "TAAS_REDIS_URL": valkey_url, "TAAS_ADMIN_KEY": "admin-key",
-        "TAAS_ADMIN_PORT": str(free_port()), "TAAS_BILLING_METRICS_PORT": str(free_port()), "TAAS_COUNTERS_INTERVAL_MS": "100",
+        "TAAS_ADMIN_PORT": str(free_port()), "TAAS_BILLING_METRICS_PORT": str(free_port()),
+        "TAAS_COUNTERS_INTERVAL_MS": "100",
     }  # fmt: skip
-    with (tmp_path / "billing.log").open("wb") as log, serve(ScriptedEngine(prompt=1, generation=1)) as engine:
+    with (
+        (tmp_path / "billing.log").open("wb") as log,
+        serve(ScriptedEngine(prompt=1, generation=1)) as engine,
+    ):
         register(valkey, engine, lease_until_ms=4_000_000_000_000)
         command = [sys.executable, "-m", "billing"]
         process = subprocess.Popen(command, env=os.environ | told | proxy.environment, stdout=log, stderr=log)
@@ -179,7 +191,9 @@ def test_billing_asks_engines_itself(
     assert proxy.asked == []
 
 
-async def test_the_worker_and_the_calibration_ask_their_engine_themselves(proxied: Recorder, server: Recorder) -> None:
+async def test_the_worker_and_the_calibration_ask_their_engine_themselves(
+    proxied: Recorder, server: Recorder
+) -> None:
     async with EngineClient(server.url, "engine-key") as client:
         with pytest.raises(EngineUnanswering):
             await client.reading()

@@ -1,4 +1,5 @@
-"""Allocates the busy cells that this process holds, once a call, side by side: a cell that is slow or broken holds up no other.
+"""Allocates the busy cells that this process holds, once a call, side by side: a cell that is slow or broken
+holds up no other.
 
 Owns whose turn it is and what failed. Without any allocator the last numbers hold.
 """
@@ -24,7 +25,8 @@ from billing.wire.lease_watch import LeaseWatch
 
 _log = logging.getLogger(__name__)
 
-# Rounds wait for Redis and PostgreSQL most of their time. More at once than connections to spare would wait for these.
+# Rounds wait for Redis and PostgreSQL most of their time. More at once than connections to spare would wait
+# for these.
 _SIDE_BY_SIDE: Final = 8
 # A quiet cell is allocated so often all the same: whatever nobody has thought of is put right by then.
 _STILL_S: Final = 10.0
@@ -35,7 +37,8 @@ _Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, E
 class Allocator:
     """One a process; any number may run. `owner` names it among them. The client must not decode.
 
-    `patience_s`: how long a call waits for its rounds; None: for all of them. One that takes longer goes on beside the next call.
+    `patience_s`: how long a call waits for its rounds; None: for all of them. One that takes longer goes on
+    beside the next call.
     """
 
     def __init__(
@@ -63,12 +66,15 @@ class Allocator:
         self._patience_s = patience_s
         self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
         self._running: dict[str, Future[Round | None]] = {}
-        # On what the last round of a cell went by that would find the same again, and until when that is believed.
+        # On what the last round of a cell went by that would find the same again, and until when that is
+        # believed.
         self._still: dict[str, tuple[_Basis, float]] = {}
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
-        """A round of each busy cell that it holds; `now_ms` is Redis's clock unless given. Raises what all of them failed with."""
+        """A round of each busy cell that it holds; `now_ms` is Redis's clock unless given. Raises what all
+        of them failed with.
+        """
         held = self._share(now_ms)
         rounds, failures = [], []
         wait(self._running.values(), timeout=self._patience_s)
@@ -94,7 +100,9 @@ class Allocator:
         return rounds
 
     def close(self) -> None:
-        """Let another process have the cells, once the rounds that have begun are over. Raises redis.RedisError."""
+        """Let another process have the cells, once the rounds that have begun are over. Raises
+        redis.RedisError.
+        """
         for future in self._running.values():
             future.cancel()
         wait(self._running.values())
@@ -102,11 +110,17 @@ class Allocator:
         self._leases.leave()
 
     def _share(self, now_ms: int | None) -> list[str]:
-        """Renew the lease, see what there is, begin a round of each cell that has none under way; the cells that it holds."""
+        """Renew the lease, see what there is, begin a round of each cell that has none under way; the
+        cells that it holds.
+        """
         clock_ms, instances = read_registered_now(self._client, self._instance_leases.holds)
         with self._looks.connect() as connection:
             supply = self._supply.read(connection, clock_ms if now_ms is None else now_ms)
-        busy = {*self._busy.names(), *supply.with_contracts(), *(each.cell for each in instances)} & supply.cells.keys()
+        busy = {
+            *self._busy.names(),
+            *supply.with_contracts(),
+            *(each.cell for each in instances),
+        } & supply.cells.keys()
         held = self._leases.share(sorted(busy), self._running.keys() & busy)
         ready: dict[str, list[InstanceEntry]] = defaultdict(list)
         for each in instances:
@@ -128,11 +142,15 @@ class Allocator:
         return held
 
     def _is_still(self, cell: str, basis: "_Basis") -> bool:
-        """Whether a round of a cell in which nothing runs would only write again what the last one has written."""
+        """Whether a round of a cell in which nothing runs would only write again what the last one has
+        written.
+        """
         before, until_s = self._still.get(cell, (None, 0.0))
         return before == basis and self._clock() < until_s
 
-    def _round(self, cell: Cell, supply: Supply, ready: Sequence[InstanceEntry], now_ms: int | None) -> Round | None:
+    def _round(
+        self, cell: Cell, supply: Supply, ready: Sequence[InstanceEntry], now_ms: int | None
+    ) -> Round | None:
         return allocate(self._engine, self._client, cell, supply.of(cell), ready, now_ms)
 
     def _works(self, cell: str) -> None:

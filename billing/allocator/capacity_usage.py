@@ -1,5 +1,6 @@
-"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, cut and missing. Owns the rows of `contract_minute`,
-writing and reading them; what they say is worked out elsewhere. Each function works in the caller's transaction.
+"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, cut and missing.
+Owns the rows of `contract_minute`, writing and reading them; what they say is worked out elsewhere. Each
+function works in the caller's transaction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,9 @@ _FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What came of a contract over some time; mu, and requests: `refused` over the contract, `limited_…` by that limit of its tenant or key while
-    the contract had room. `shortfall_mu` is what was cut and what was missing.
+    """What came of a contract over some time; mu, and requests: `refused` over the contract, `limited_…` by
+    that limit of its tenant or key while the contract had room. `shortfall_mu` is what was cut and what was
+    missing.
     """
 
     contract_id: str
@@ -42,7 +44,9 @@ class Figures:
 
 
 def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]]) -> None:
-    """Write the minutes of contracts, whole, over what stands there. One that has been taken further stays: another allocator was faster."""
+    """Write the minutes of contracts, whole, over what stands there. One that has been taken further
+    stays: another allocator was faster.
+    """
     rows = [
         {
             "contract_id": contract_id, "minute_ms": each.minute_ms, "cut_mu": 0,
@@ -63,13 +67,20 @@ def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]
     )
 
 
-def take_cuts(connection: Connection, contract_ids: Sequence[str], since_ms: int) -> dict[tuple[str, int], int]:
-    """Bring what was cut, second by second, into the minutes; `since_ms` begins one. Returns contract and minute → mu, of those that it changed."""
+def take_cuts(
+    connection: Connection, contract_ids: Sequence[str], since_ms: int
+) -> dict[tuple[str, int], int]:
+    """Bring what was cut, second by second, into the minutes; `since_ms` begins one. Returns contract and
+    minute → mu, of those that it changed.
+    """
     minute = _minute_of(contract_shortfall.c.second_ms)
     nothing = literal_column("0", BigInteger)
     cuts = (
         select(
-            contract_shortfall.c.contract_id, minute, *[nothing] * len(_NOT_CUT), func.sum(contract_shortfall.c.cut_mu)
+            contract_shortfall.c.contract_id,
+            minute,
+            *[nothing] * len(_NOT_CUT),
+            func.sum(contract_shortfall.c.cut_mu),
         )
         .where(
             contract_shortfall.c.contract_id.in_(contract_ids),
@@ -111,11 +122,23 @@ def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Min
 
 
 def list_minutes(
-    connection: Connection, *, tenant_id: str | None, contract_id: str | None, from_ms: int, until_ms: int, most: int
+    connection: Connection,
+    *,
+    tenant_id: str | None,
+    contract_id: str | None,
+    from_ms: int,
+    until_ms: int,
+    most: int,
 ) -> list[Figures]:
-    """The minutes that began in [from, until), by contract and time; `most` + 1 of them where there are more."""
+    """The minutes that began in [from, until), by contract and time; `most` + 1 of them where there are
+    more.
+    """
     query = _among(
-        select(contract_minute, contract.c.tenant_id, contract.c.pool), tenant_id, contract_id, from_ms, until_ms
+        select(contract_minute, contract.c.tenant_id, contract.c.pool),
+        tenant_id,
+        contract_id,
+        from_ms,
+        until_ms,
     )
     query = query.order_by(contract_minute.c.contract_id, contract_minute.c.minute_ms).limit(most + 1)
     return [Figures(**row._mapping) for row in connection.execute(query)]

@@ -1,5 +1,6 @@
-"""One cell in Redis as the allocator sees it: what it reads of it at the start of a round, and what it leaves there. Owns the fields of the
-contracts' hashes and of `room`; decides nothing. What it must remember from round to round is in `room` too, for whoever allocates next.
+"""One cell in Redis as the allocator sees it: what it reads of it at the start of a round, and what it leaves
+there. Owns the fields of the contracts' hashes and of `room`; decides nothing. What it must remember from
+round to round is in `room` too, for whoever allocates next.
 """
 
 import json
@@ -22,7 +23,8 @@ from billing.wire import redis_clock, redis_keys
 _TTL_MS: Final = 7 * 86_400_000
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
-# Of each instance: sequences of on-demand and flex together, of each of them, and of flex too many; and how fast it reads prompts, mu per second.
+# Of each instance: sequences of on-demand and flex together, of each of them, and of flex too many; and how
+# fast it reads prompts, mu per second.
 _ROOM: Final = "m:"
 _ON_DEMAND: Final = "d:"
 _FLEX: Final = "x:"
@@ -49,8 +51,8 @@ class ContractHash:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what each owner used lately,
-    what part of what is idle on-demand is trusted with.
+    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what
+    each owner used lately, what part of what is idle on-demand is trusted with.
     """
 
     at_ms: int = 0
@@ -62,8 +64,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
-    """A cell at one moment, by Redis's clock. `work_mu`: charged in all, of every class. `on_demand_waits`, `flex_waits`: tenants that wait;
-    `on_demand_requests`: how many requests of the first kind do. `version`: what a write must find unchanged.
+    """A cell at one moment, by Redis's clock. `work_mu`: charged in all, of every class. `on_demand_waits`,
+    `flex_waits`: tenants that wait; `on_demand_requests`: how many requests of the first kind do. `version`:
+    what a write must find unchanged.
     """
 
     read_ms: int
@@ -145,9 +148,11 @@ def write_state(
     gone: Iterable[str],
     memory: Memory,
 ) -> bool:
-    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone` ones have none any more.
+    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone`
+    ones have none any more.
 
-    False, and nothing is written, where another allocator has written since `read` was. Raises redis.RedisError.
+    False, and nothing is written, where another allocator has written since `read` was. Raises
+    redis.RedisError.
     """
     room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
     for share in shares:
@@ -201,7 +206,9 @@ def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> s
 
 
 def grant(client: redis.Redis, cell: str) -> int:
-    """Ask what is in the way to give way, and hand room that has become free to those who wait. Returns how many had to be asked again."""
+    """Ask what is in the way to give way, and hand room that has become free to those who wait. Returns
+    how many had to be asked again.
+    """
     return parse_asked_again(execute(client, grant_call(cell)))
 
 

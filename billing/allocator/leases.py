@@ -1,7 +1,9 @@
-"""Which cells this process allocates: the busy ones, divided evenly among the billing processes that are alive.
+"""Which cells this process allocates: the busy ones, divided evenly among the billing processes that are
+alive.
 
-Owns a process's lease and the cells under it. One call a second renews the lease for all cells at once. What a dead process held is
-free when its lease lapses; a process that joins is given its part by those that have more.
+Owns a process's lease and the cells under it. One call a second renews the lease for all cells at once. What
+a dead process held is free when its lease lapses; a process that joins is given its part by those that have
+more.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -24,7 +26,8 @@ class CellLeases:
         self._share = client.register_script((Path(__file__).parent / "lua" / "share_cells.lua").read_text())
 
     def share(self, busy: Iterable[str], pinned: Collection[str] = ()) -> list[str]:
-        """Renew, and say which of the busy cells this process holds now. `pinned` ones are kept: it works on them at this moment.
+        """Renew, and say which of the busy cells this process holds now. `pinned` ones are kept: it works on
+        them at this moment.
 
         Raises redis.RedisError.
         """

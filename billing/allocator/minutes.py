@@ -1,7 +1,9 @@
-"""Running totals of a contract into minutes. Pure: the arithmetic of the evidence, and the state that it goes on from.
+"""Running totals of a contract into minutes. Pure: the arithmetic of the evidence, and the state that it goes
+on from.
 
-The state is what was read last and the minute so far, never a difference still to be written. So a minute is always written whole: writing it
-again, or another allocator's going on from an older state, changes nothing that is not then written anew. Σ of the minutes is the total.
+The state is what was read last and the minute so far, never a difference still to be written. So a minute is
+always written whole: writing it again, or another allocator's going on from an older state, changes nothing
+that is not then written anew. Σ of the minutes is the total.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,8 +15,8 @@ MINUTE_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """What the scripts have counted for a contract since its hash was made: mu, and refused requests. `limited_…`: those that a limit of the tenant
-    or its key refused while the contract had room.
+    """What the scripts have counted for a contract since its hash was made: mu, and refused requests.
+    `limited_…`: those that a limit of the tenant or its key refused while the contract had room.
     """
 
     used_mu: int = 0
@@ -36,8 +38,8 @@ class Totals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minute:
-    """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is rounded between two readings;
-    `missing_mu_ms`: so much of it the ready machines could not have done.
+    """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is
+    rounded between two readings; `missing_mu_ms`: so much of it the ready machines could not have done.
     """
 
     minute_ms: int
@@ -69,8 +71,8 @@ class Minute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Where the evidence of a contract stands: what was read, when, and the minute it was read in. `rate_mu_s`, as signed, holds since, and so
-    does `missing_mu_s`, for which machines are not ready.
+    """Where the evidence of a contract stands: what was read, when, and the minute it was read in.
+    `rate_mu_s`, as signed, holds since, and so does `missing_mu_s`, for which machines are not ready.
     """
 
     contract_id: str
@@ -96,7 +98,9 @@ def minute_of(moment_ms: int) -> int:
 
 
 def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | None = None) -> Account:
-    """The first reading of a contract, at no rate yet, which may have a row for this minute already; `totals` are not its own."""
+    """The first reading of a contract, at no rate yet, which may have a row for this minute already;
+    `totals` are not its own.
+    """
     return Account(
         contract_id=contract_id,
         at_ms=now_ms,
@@ -106,11 +110,13 @@ def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | No
     )
 
 
-def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int) -> tuple[list[Minute], Account]:
+def go_on(
+    account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int
+) -> tuple[list[Minute], Account]:
     """The minutes that this reading touches, oldest first, and the account after it.
 
-    What happened since the last reading is divided over its minutes by time: to the millisecond where the reading is a second old, and as
-    well as can be told after a pause.
+    What happened since the last reading is divided over its minutes by time: to the millisecond where the
+    reading is a second old, and as well as can be told after a pause.
     """
     spans = list(_spans(account.at_ms, max(now_ms, account.at_ms)))
     change = totals.since(account.totals)
@@ -134,7 +140,9 @@ def go_on(account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu
             limited_concurrency=current.limited_concurrency + more.limited_concurrency,
             limited_cancels=current.limited_cancels + more.limited_cancels,
         )
-    return [*minutes, current], replace(account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals)
+    return [*minutes, current], replace(
+        account, at_ms=max(now_ms, account.at_ms), minute=current, totals=totals
+    )
 
 
 def _spans(start_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:

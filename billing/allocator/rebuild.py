@@ -1,4 +1,6 @@
-"""What the buckets of a cell must hold by the ledger, for `restore`, which raises them to it after Redis has lost something."""
+"""What the buckets of a cell must hold by the ledger, for `restore`, which raises them to it after Redis
+has lost something.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,14 +45,22 @@ class _Charges:
     tokens: list[Charge] = field(default_factory=list)
 
     def of(self, kind: LimitKind) -> Sequence[Charge]:
-        return {LimitKind.REQUESTS: self.requests, LimitKind.UNITS: self.units_mu, LimitKind.TOKENS: self.tokens}[kind]
+        return {
+            LimitKind.REQUESTS: self.requests,
+            LimitKind.UNITS: self.units_mu,
+            LimitKind.TOKENS: self.tokens,
+        }[kind]
 
 
 @dataclass(slots=True)
 class _CellCharges:
-    """What one cell was charged: limits by tenant, key and model, contracts by id, and what spilled by tenant."""
+    """What one cell was charged: limits by tenant, key and model, contracts by id, and what spilled by
+    tenant.
+    """
 
-    buckets: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
+    buckets: dict[tuple[str, str | None, str], _Charges] = field(
+        default_factory=lambda: defaultdict(_Charges)
+    )
     # The same over a day, of tenants that have such a limit.
     days: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
     used: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
@@ -80,7 +90,9 @@ class _CellCharges:
 def levels_of(
     connection: Connection, rates_by_cell: Mapping[str, Sequence[ContractRate]], now_ms: int
 ) -> dict[str, Levels]:
-    """Of each of these cells, each bucket that has limits and each contract in force, as what has ended left them. Four queries for all."""
+    """Of each of these cells, each bucket that has limits and each contract in force, as what has ended
+    left them. Four queries for all.
+    """
     charged: dict[str, _CellCharges] = defaultdict(_CellCharges)
     for row in _ended_lately(connection, list(rates_by_cell), now_ms):
         charged[row.cell].add(row)
@@ -97,12 +109,18 @@ def levels_of(
     }
 
 
-def _bucket_levels(cell: str, charged: _CellCharges, table: limits.Table, now_ms: int) -> Iterator[BucketLevel]:
+def _bucket_levels(
+    cell: str, charged: _CellCharges, table: limits.Table, now_ms: int
+) -> Iterator[BucketLevel]:
     for who, key_id, model in dict.fromkeys((*charged.buckets, *charged.days)):
-        of_minute, of_day = (each.get((who, key_id, model), _Charges()) for each in (charged.buckets, charged.days))
+        of_minute, of_day = (
+            each.get((who, key_id, model), _Charges()) for each in (charged.buckets, charged.days)
+        )
         limit = table.for_model(who, key_id, model)
         key = (
-            redis_keys.tenant_bucket(cell, who, model) if key_id is None else redis_keys.key_bucket(cell, key_id, model)
+            redis_keys.tenant_bucket(cell, who, model)
+            if key_id is None
+            else redis_keys.key_bucket(cell, key_id, model)
         )
         levels = [
             (
@@ -128,7 +146,9 @@ def _contract_levels(
         yield ContractLevel(
             redis_keys.contract_bucket(cell, rate.tenant),
             level(charged.used.get(rate.contract_id, ()), rate.mu_s / 1000, now_ms),
-            0 if rate.spill_mu_s is None else level(charged.spilled.get(rate.tenant, ()), spill_per_ms, now_ms),
+            0
+            if rate.spill_mu_s is None
+            else level(charged.spilled.get(rate.tenant, ()), spill_per_ms, now_ms),
         )
 
 
@@ -155,7 +175,9 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
 
 def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
     """What ended within a day, summed by minute, of tenants with a limit of a day."""
-    limited = select(quota_limit.c.tenant_id).where(or_(*(quota_limit.c[name].is_not(None) for name in _OF_DAYS)))
+    limited = select(quota_limit.c.tenant_id).where(
+        or_(*(quota_limit.c[name].is_not(None) for name in _OF_DAYS))
+    )
     of = usage_event.c
     minute_ms = (of.ended_ms // 60_000 * 60_000).label("minute_ms")
     outside = of.contract.is_(None)
@@ -191,6 +213,7 @@ def _work(row: Row[Any]) -> Iterator[Charge]:
     begun_ms = row.first_token_ms or admitted_ms
     slices = max(1, -(-(row.ended_ms - begun_ms) // _SLICE_MS))
     each = (
-        (begun_ms + (row.ended_ms - begun_ms) * (number + 1) / slices, output_mu / slices) for number in range(slices)
+        (begun_ms + (row.ended_ms - begun_ms) * (number + 1) / slices, output_mu / slices)
+        for number in range(slices)
     )
     return chain([(admitted_ms, row.units_mu - output_mu)], each)

@@ -1,11 +1,13 @@
-"""After Redis has lost something: holds the buckets of every cell against the ledger, all cells in one pass, and calls them whole.
+"""After Redis has lost something: holds the buckets of every cell against the ledger, all cells in one pass,
+and calls them whole.
 
-A cell says in which run of the server its levels were last held against the ledger. Without that word (Redis was emptied, or began
-empty) nobody is admitted there until this has been done; with another run's word (a restart, an older copy, a failover) levels are
-raised within a second. What is open is not the ledger's: gateways restore it themselves.
+A cell says in which run of the server its levels were last held against the ledger. Without that word (Redis
+was emptied, or began empty) nobody is admitted there until this has been done; with another run's word (a
+restart, an older copy, a failover) levels are raised within a second. What is open is not the ledger's:
+gateways restore it themselves.
 
-One billing process at a time does this. It looks at the cells one by one only when Redis's own word for all of them has gone;
-otherwise at those that are busy or new.
+One billing process at a time does this. It looks at the cells one by one only when Redis's own word for all
+of them has gone; otherwise at those that are busy or new.
 """
 
 import logging
@@ -47,8 +49,8 @@ _COMMANDS_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The run of the server, which changes with every start of it; its word for all cells, and that of some; its clock; the gateways
-    that listen.
+    """The run of the server, which changes with every start of it; its word for all cells, and that of some;
+    its clock; the gateways that listen.
     """
 
     run: str
@@ -85,7 +87,9 @@ class Restorer:
         self._since: dict[str, int] = {}
 
     def step(self, now_ms: int | None = None) -> bool:
-        """A loop's step; between whole ones it only asks whether Redis was emptied. Raises redis.RedisError, SQLAlchemyError."""
+        """A loop's step; between whole ones it only asks whether Redis was emptied. Raises
+        redis.RedisError, SQLAlchemyError.
+        """
         now_s = time.monotonic()
         if (
             now_ms is None
@@ -137,7 +141,8 @@ class Restorer:
                 self._client.publish(channel, "*")
             self._metrics.restored.inc(len(done))
             _log.warning(
-                "levels were lost in Redis, or a model is new: %d cells were held against the ledger", len(done)
+                "levels were lost in Redis, or a model is new: %d cells were held against the ledger",
+                len(done),
             )
         self._whole |= set(done)
         if word != run.encode() and lost.keys() <= set(done):
@@ -158,18 +163,28 @@ class Restorer:
         found = dict(zip(cells, words, strict=True))
         return _Server(str(server["run_id"]), word, redis_clock.milliseconds(clock), listeners, found)
 
-    def _lost(self, run: str, looked_at: Sequence[str], known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
-        """Those of these cells whose levels were not held against the ledger in this run, with the word that they have."""
+    def _lost(
+        self, run: str, looked_at: Sequence[str], known: Mapping[str, bytes | None]
+    ) -> dict[str, bytes | None]:
+        """Those of these cells whose levels were not held against the ledger in this run, with the word
+        that they have.
+        """
         rest = [cell for cell in looked_at if cell not in known]
-        asked = zip(rest, _run_all(self._client, [("GET", redis_keys.intact(cell)) for cell in rest]), strict=True)
+        asked = zip(
+            rest, _run_all(self._client, [("GET", redis_keys.intact(cell)) for cell in rest]), strict=True
+        )
         words = {**known, **dict(asked)}
         lost = {cell: words[cell] for cell in looked_at if words[cell] != run.encode()}
         self._whole |= set(looked_at) - lost.keys()
         return lost
 
     def _due(self, lost: Mapping[str, bytes | None], now_ms: int, *, waits: bool) -> list[str]:
-        """Those to restore now. A cell without a word is given a moment: what runs is to have its place before others come."""
-        self._since = {cell: self._since.get(cell, now_ms) for cell, word in lost.items() if word is None and waits}
+        """Those to restore now. A cell without a word is given a moment: what runs is to have its place
+        before others come.
+        """
+        self._since = {
+            cell: self._since.get(cell, now_ms) for cell, word in lost.items() if word is None and waits
+        }
         # Also where the clock went back: else it would wait until the clock is there again.
         return [cell for cell in lost if not 0 <= now_ms - self._since.get(cell, 0) < _RESTORED_MS]
 
@@ -179,8 +194,8 @@ class Restorer:
             signed = rates_by_pool(connection, now_ms)
             rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
             calibrated = read_calibrations(connection)
-            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have no place,
-            # and whoever waits for room would find no bound.
+            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have
+            # no place, and whoever waits for room would find no bound.
             bounded = {cell for cell in emptied if cell in pools and pools[cell].pool in calibrated}
             roomy = self._with_room([cell for cell in cells if cell in pools], bounded)
             ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in roomy})
@@ -195,7 +210,9 @@ class Restorer:
         return list(ready)
 
     def _with_room(self, cells: Sequence[str], emptied: Collection[str]) -> list[str]:
-        """Of these cells, those each of whose ready machines has its room in Redis, and those whose room was not lost."""
+        """Of these cells, those each of whose ready machines has its room in Redis, and those whose room
+        was not lost.
+        """
         ready = [each for each in read_registered(self._client) if each.status == InstanceStatus.READY]
         machines = [(each.cell, each.instance) for each in ready if each.cell in emptied]
         there = _run_all(self._client, [room_of(*each) for each in machines])

@@ -1,6 +1,8 @@
-"""One round of one cell: read what is, work out the numbers and the evidence, record the one in SQL and write the other to Redis, grant.
+"""One round of one cell: read what is, work out the numbers and the evidence, record the one in SQL and write
+the other to Redis, grant.
 
-SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the same outcome.
+SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the
+same outcome.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +28,9 @@ _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Came:
-    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be below 0: given back; `missing_mu`: its
-    ready machines could not have done it; `limited`: requests that it had room for and a limit of its tenant or key refused, by the limit.
+    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be
+    below 0: given back; `missing_mu`: its ready machines could not have done it; `limited`: requests that it
+    had room for and a limit of its tenant or key refused, by the limit.
     """
 
     contract_id: str
@@ -43,9 +46,10 @@ class Came:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as it now is. `asked_again`:
-    flex requests that had been asked to give way and had not. `failure`: why room was not handed on; all the rest is written.
-    `is_still`: nothing is sold or runs here, and a next round would find the same unless something comes.
+    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as
+    it now is. `asked_again`: flex requests that had been asked to give way and had not. `failure`: why room
+    was not handed on; all the rest is written. `is_still`: nothing is sold or runs here, and a next round
+    would find the same unless something comes.
     """
 
     cell: Cell
@@ -69,7 +73,9 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class _Books:
-    """The evidence of a round: the minutes to write and the accounts after it, by contract; what came; what owners used lately."""
+    """The evidence of a round: the minutes to write and the accounts after it, by contract; what came;
+    what owners used lately.
+    """
 
     minutes: dict[str, list[Minute]] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -85,8 +91,9 @@ def allocate(
     ready: Sequence[InstanceEntry],
     now_ms: int | None = None,
 ) -> Round | None:
-    """Do it, with the cell's ready machines; `now_ms` is Redis's clock as the cell is read, unless given. None where another allocator
-    has written meanwhile. Raises redis.RedisError, SQLAlchemyError; then the numbers before hold.
+    """Do it, with the cell's ready machines; `now_ms` is Redis's clock as the cell is read, unless given.
+    None where another allocator has written meanwhile. Raises redis.RedisError, SQLAlchemyError; then the
+    numbers before hold.
     """
     calibration = supply.calibration
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
@@ -133,13 +140,15 @@ def allocate(
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
-        on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came), cut_mu=cut_mu,
-        asked_again=asked_again, failure=failure, is_still=_is_still(supply, state, memory),
+        on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came),
+        cut_mu=cut_mu, asked_again=asked_again, failure=failure, is_still=_is_still(supply, state, memory),
     )  # fmt: skip
 
 
 def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
-    """Also every machine is trusted with all that was calibrated, and nothing that was lent is called back."""
+    """Also every machine is trusted with all that was calibrated, and nothing that was lent is called
+    back.
+    """
     sold = supply.signed or supply.ended or state.contracts
     runs = state.on_demand_waits or state.flex_waits or any(each.all for each in state.in_flight.values())
     calibrated = supply.calibration.sequences if supply.calibration else 0
@@ -150,7 +159,9 @@ def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
 def _ended(
     client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], lately: Sequence[Ended]
 ) -> dict[str, Ended]:
-    """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is not among them."""
+    """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is
+    not among them.
+    """
     ended: dict[str, Ended] = {}
     for each in lately:
         if each.tenant not in rates:
@@ -162,7 +173,9 @@ def _ended(
 
 
 def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now_ms: int) -> _Books:
-    """Carry on the evidence of every contract whose numbers stand in the cell, by the rate that stood there since."""
+    """Carry on the evidence of every contract whose numbers stand in the cell, by the rate that stood
+    there since.
+    """
     books = _Books()
     accounts = {tenant: _account(hash_, now_ms) for tenant, hash_ in state.contracts.items()}
     ends = {
@@ -179,7 +192,9 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
     for tenant, hash_ in state.contracts.items():
         account = accounts[tenant]
         change = hash_.totals.since(account.totals)
-        touched, after = minutes.go_on(account, now_ms, hash_.totals, end_ms=ends[tenant], lent_mu=lent[tenant])
+        touched, after = minutes.go_on(
+            account, now_ms, hash_.totals, end_ms=ends[tenant], lent_mu=lent[tenant]
+        )
         contract_id = account.contract_id
         books.minutes[contract_id] = touched
         books.accounts[contract_id] = after
@@ -231,8 +246,8 @@ def _begin(
     missing: Mapping[str, int],
     now_ms: int,
 ) -> None:
-    """What is signed holds from now on, and so does what is missing of it, by contract. Opens an account for each contract without: a new one,
-    one that follows another in its hash, or one that Redis has lost.
+    """What is signed holds from now on, and so does what is missing of it, by contract. Opens an account for
+    each contract without: a new one, one that follows another in its hash, or one that Redis has lost.
     """
     for tenant, rate in rates.items():
         account = books.accounts.get(rate.contract_id)
@@ -255,12 +270,16 @@ def _cuts_since(state: CellState, now_ms: int) -> int:
 def _divide(
     state: CellState, ready: Sequence[InstanceEntry], calibration: Calibration | None, owners: Sequence[Owner]
 ) -> tuple[dict[str, Health], list[Share], float]:
-    """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing is bounded."""
+    """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing
+    is bounded.
+    """
     if calibration is None:
         return {}, [], 0.0
     health = {
         each.instance: shares.corrected(
-            state.memory.health.get(each.instance), calibration.sequences, Load(each.load.waiting, each.load.kv_usage)
+            state.memory.health.get(each.instance),
+            calibration.sequences,
+            Load(each.load.waiting, each.load.kv_usage),
         )
         for each in ready
     }
@@ -268,7 +287,9 @@ def _divide(
     waits = state.on_demand_requests
     unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
     lending = shares.trusted(state.memory.lending, machines, unsold_part)
-    divided = shares.divide(machines, owners, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending)
+    divided = shares.divide(
+        machines, owners, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending
+    )
     return health, divided, lending
 
 
@@ -284,4 +305,6 @@ def _in_force(rate: ContractRate) -> Numbers:
 
 
 def _over(ended: Ended) -> Numbers:
-    return Numbers(contract_id=ended.contract_id, rate_mu_s=0, overflow="reject", spill_mu_s=None, end_ms=ended.end_ms)
+    return Numbers(
+        contract_id=ended.contract_id, rate_mu_s=0, overflow="reject", spill_mu_s=None, end_ms=ended.end_ms
+    )

@@ -1,6 +1,8 @@
-"""How much of each machine on-demand and flex may have. Pure arithmetic: reads no clock, knows neither Redis nor SQL.
+"""How much of each machine on-demand and flex may have. Pure arithmetic: reads no clock, knows neither Redis
+nor SQL.
 
-Room is counted in sequences, what tenants use in milliunits (mu) per second; a calibration says how many of each a machine can do.
+Room is counted in sequences, what tenants use in milliunits (mu) per second; a calibration says how many of
+each a machine can do.
 """
 
 import math
@@ -8,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# What a machine must report before it is trusted with less, and for how long it must be calm before it is trusted with more: a queue
-# that is seen once is the moment between two steps of an engine.
+# What a machine must report before it is trusted with less, and for how long it must be calm before it is
+# trusted with more: a queue that is seen once is the moment between two steps of an engine.
 _STRAINED_ROUNDS: Final = 2
 _CALM_ROUNDS: Final = 3
 _KV_FULL: Final = 0.95
@@ -20,7 +22,8 @@ _RECOVER: Final = 0.05
 _RECENT_MS: Final = 3_000
 # Kept free beside what reserved work has in flight, so that the next of it finds room at once.
 _GUARD: Final = 0.10
-# How much more, or less, of what is idle on-demand is trusted with each round; and from which part on what it may have is in use.
+# How much more, or less, of what is idle on-demand is trusted with each round; and from which part on what it
+# may have is in use.
 _LENT_MORE: Final = 0.1
 _LENT_LESS: Final = 0.1
 _IN_USE: Final = 0.8
@@ -38,7 +41,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How many sequences a machine is trusted with now, and for how many rounds it has been strained or calm."""
+    """How many sequences a machine is trusted with now, and for how many rounds it has been strained or
+    calm.
+    """
 
     sequences: float
     strained: int = 0
@@ -85,7 +90,8 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and `flex` of it for each at most.
+    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and
+    `flex` of it for each at most.
 
     `give_way`: flex sequences in flight that stand in the way of reserved ones, or of on-demand that waits.
     """
@@ -100,7 +106,9 @@ class Share:
 
 
 def corrected(before: Health | None, calibrated: int, load: Load) -> Health:
-    """A tenth less while the engine queues or its cache is full, never less than 1; back to what is calibrated in small steps."""
+    """A tenth less while the engine queues or its cache is full, never less than 1; back to what is
+    calibrated in small steps.
+    """
     now = min(float(calibrated), before.sequences) if before else float(calibrated)
     strained = load.waiting > 0 or load.kv_usage > _KV_FULL
     calm = load.waiting == 0 and load.kv_usage < _KV_CALM
@@ -122,15 +130,17 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
 
 
 def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int) -> float:
-    """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would ever be served."""
+    """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would
+    ever be served.
+    """
     sold = sum(owner.rate_mu_s for owner in owners) / (capacity_mu_s * len(machines) or 1)
     return min(1.0, max(_GUARD, 1 - sold))
 
 
 def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> float:
-    """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped, and an owner who comes back is to have its
-    units within two seconds. So long streams get no more than what nobody has bought; while there are fewer, and what there is is in use, a
-    little more is lent each round.
+    """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped,
+    and an owner who comes back is to have its units within two seconds. So long streams get no more than what
+    nobody has bought; while there are fewer, and what there is is in use, a little more is lent each round.
     """
     total = sum(machine.health.sequences for machine in machines)
     kept = total * unsold_part
@@ -152,8 +162,8 @@ def divide(
     on_demand_waits: int,
     lending: float = 1.0,
 ) -> list[Share]:
-    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated. `on_demand_waits`: requests of that class that wait.
-    `lending`: as `trusted` says.
+    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated.
+    `on_demand_waits`: requests of that class that wait. `lending`: as `trusted` says.
     """
     active = [owner for owner in owners if owner.rate_mu_s > 0]
     unsold_part = unsold(machines, active, capacity_mu_s)
@@ -200,12 +210,15 @@ class _Parts:
     def free(self) -> int:
         """Those of them that nobody has."""
         flight = self.machine.in_flight
-        return max(0, min(self.on_demand_may_take, self.sequences - self.held - flight.on_demand - flight.flex))
+        return max(
+            0, min(self.on_demand_may_take, self.sequences - self.held - flight.on_demand - flight.flex)
+        )
 
 
 def _guard(sequences: int, in_use: bool) -> int:
-    """Nothing while every owner is idle: all of it is lent. An owner's first request is admitted over the room, and some place is always
-    between one request and the next."""
+    """Nothing while every owner is idle: all of it is lent. An owner's first request is admitted over the
+    room, and some place is always between one request and the next.
+    """
     return max(1, math.ceil(sequences * _GUARD)) if in_use else 0
 
 
@@ -214,7 +227,8 @@ def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
     sequences, guard, flight = parts.sequences, parts.guard, parts.machine.in_flight
     room = sequences - parts.held
     give_way = 0
-    # Half of the guard may be used before anybody's stream is stopped: reserved work comes and goes all the time.
+    # Half of the guard may be used before anybody's stream is stopped: reserved work comes and goes all the
+    # time.
     if flight.reserved and (sequences - flight.all) * 2 < guard:
         give_way = max(0, min(flight.flex, flight.all + guard - sequences))
     flex = room
@@ -236,16 +250,21 @@ def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
 
 
 def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:
-    """What each owner left idle and others used: they use what nobody has bought first, then of each owner in proportion to what it left."""
+    """What each owner left idle and others used: they use what nobody has bought first, then of each owner
+    in proportion to what it left.
+    """
     left = sum(idle_mu.values())
     taken = max(0, min(left, others_mu - unsold_mu))
     return {name: idle * taken // left if left else 0 for name, idle in idle_mu.items()}
 
 
 def missing(rates_mu_s: Mapping[str, int], ready_mu_s: int) -> dict[str, int]:
-    """What each contract could not have now if all used what is theirs, mu per second: in proportion, of what the ready machines cannot do."""
+    """What each contract could not have now if all used what is theirs, mu per second: in proportion, of
+    what the ready machines cannot do.
+    """
     owed_mu_s = sum(rates_mu_s.values())
     short_mu_s = max(0, owed_mu_s - ready_mu_s)
     return {
-        contract_id: rate * short_mu_s // owed_mu_s if short_mu_s else 0 for contract_id, rate in rates_mu_s.items()
+        contract_id: rate * short_mu_s // owed_mu_s if short_mu_s else 0
+        for contract_id, rate in rates_mu_s.items()
     }

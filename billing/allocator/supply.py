@@ -1,6 +1,8 @@
-"""What SQL says of all cells at one moment: which there are, what their machines can do, what is signed, what has ended. Reads only.
+"""What SQL says of all cells at one moment: which there are, what their machines can do, what is signed, what
+has ended. Reads only.
 
-One look serves every cell of a second, whatever their number. Of what has not changed it asks nothing but whether it has.
+One look serves every cell of a second, whatever their number. Of what has not changed it asks nothing but
+whether it has.
 """
 
 from collections import defaultdict
@@ -50,7 +52,9 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class PoolSupply:
-    """One pool: its calibration, the contracts in force as signed and as they hold now, and those that ended of late, the last one first."""
+    """One pool: its calibration, the contracts in force as signed and as they hold now, and those that
+    ended of late, the last one first.
+    """
 
     calibration: Calibration | None = None
     signed: Sequence[ContractRate] = ()
@@ -110,14 +114,15 @@ class SupplyReader:
         return Supply(self._cells, pools)
 
 
-# Models and calibrations are only ever added. Their ids are random: none of them says that another one is new.
+# Models and calibrations are only ever added. Their ids are random: none of them says that another one is
+# new.
 _CHANGED: Final = select(
     select(func.count()).select_from(model).scalar_subquery().label("models"),
     select(func.max(model.c.updated_ms)).scalar_subquery().label("model_changed_ms"),
     select(func.count()).select_from(calibration).scalar_subquery().label("calibrations"),
-    exists(select(contract.c.contract_id).where(contract.c.effective_end_ms > bindparam("ended_after_ms"))).label(
-        "contracts"
-    ),
+    exists(
+        select(contract.c.contract_id).where(contract.c.effective_end_ms > bindparam("ended_after_ms"))
+    ).label("contracts"),
 )
 
 
@@ -130,12 +135,15 @@ def read_cells(connection: Connection) -> dict[str, Cell]:
 def read_calibrations(connection: Connection) -> dict[str, Calibration]:
     """The newest of each pool."""
     query = (
-        select(calibration.c.pool, calibration.c.capacity_mu_s, calibration.c.sequences, calibration.c.created_ms)
+        select(
+            calibration.c.pool, calibration.c.capacity_mu_s, calibration.c.sequences, calibration.c.created_ms
+        )
         .ext(distinct_on(calibration.c.pool))
         .order_by(calibration.c.pool, calibration.c.created_ms.desc(), calibration.c.calibration_id.desc())
     )
     return {
-        row.pool: Calibration(row.capacity_mu_s, row.sequences, row.created_ms) for row in connection.execute(query)
+        row.pool: Calibration(row.capacity_mu_s, row.sequences, row.created_ms)
+        for row in connection.execute(query)
     }
 
 

@@ -1,4 +1,6 @@
-"""What answers are made of: types that say in the API's document what a value is. What a route answers is checked against its model on the way out."""
+"""What answers are made of: types that say in the API's document what a value is. What a route answers is
+checked against its model on the way out.
+"""
 
 from typing import Annotated, Generic, TypeVar
 
@@ -36,7 +38,8 @@ class Refusal(Answer):
 
 
 Ms = Annotated[
-    int, WithJsonSchema({"type": "integer", "format": "int64", "description": "Milliseconds since 1970, in UTC."})
+    int,
+    WithJsonSchema({"type": "integer", "format": "int64", "description": "Milliseconds since 1970, in UTC."}),
 ]
 Utc = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 # Work units per second, work units, parts of one: exact, so no floating-point number.

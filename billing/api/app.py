@@ -44,9 +44,9 @@ from billing.fleet.engine_probe import TIMEOUT_S
 from billing.settings import BillingSettings
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
-    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router, instances.router, prices.router,
-    usage.router, requests.router, pools.router, calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
-    scrape_targets.router,
+    docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
+    instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
+    contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
 )  # fmt: skip
 
 
@@ -58,10 +58,11 @@ def build_app(
     auditor: Auditor | None = None,
     projector: Projector | None = None,
 ) -> FastAPI:
-    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a few seconds.
+    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a
+    few seconds.
 
-    It tells Redis each change it makes. What it could not tell, and a Redis that lost something, is for whoever runs
-    `Projector.keep_up`. Engine and client stay the caller's to close.
+    It tells Redis each change it makes. What it could not tell, and a Redis that lost something, is for
+    whoever runs `Projector.keep_up`. Engine and client stay the caller's to close.
     """
     http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
     poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)

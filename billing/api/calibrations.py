@@ -43,7 +43,9 @@ class WeightsMeasured(Body):
 
 
 class StepBody(Body):
-    """One mix as it was measured. `error`: by what part of its time the fit is off; times null where too little was seen."""
+    """One mix as it was measured. `error`: by what part of its time the fit is off; times null where too
+    little was seen.
+    """
 
     mix: Label
     held_back: bool
@@ -58,8 +60,8 @@ class StepBody(Body):
 
 
 class NewCalibration(Body):
-    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is 3.4 %. `reweigh`: what is signed
-    may count in units that buy something else.
+    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is
+    3.4 %. `reweigh`: what is signed may count in units that buy something else.
     """
 
     pool: Name
@@ -75,13 +77,16 @@ class NewCalibration(Body):
     instance: Name | None = None
     steps: Annotated[tuple[StepBody, ...], Field(max_length=100, strict=False)] = ()
     remarks: Annotated[
-        tuple[Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")], ...], Field(max_length=20, strict=False)
+        tuple[Annotated[str, Field(max_length=500, pattern=r"^[^\x00]*$")], ...],
+        Field(max_length=20, strict=False),
     ] = ()
     reweigh: bool = False
 
 
 class SpentBody(Body):
-    """What measuring made an engine produce, whether or not anything came of it. The same `run` again changes nothing."""
+    """What measuring made an engine produce, whether or not anything came of it. The same `run` again
+    changes nothing.
+    """
 
     run: Annotated[str, Field(pattern=r"^[0-9a-f]{12,32}$")]
     model: Name
@@ -95,7 +100,9 @@ class SpentBody(Body):
 
 @router.post("", status_code=201, response_model=CalibrationAnswer)
 def record(body: NewCalibration, control: Control, response: Response) -> dict[str, Any]:
-    """Store a measurement: its weights are the model's from now on, its capacity is what an instance of the pool can do."""
+    """Store a measurement: its weights are the model's from now on, its capacity is what an instance of
+    the pool can do.
+    """
     measured = Measured(
         pool=body.pool,
         model=body.model,
@@ -109,15 +116,19 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
         error_permille=body.error,
         report=body.model_dump(mode="json", include={"instance", "steps", "remarks"}),
     )
-    there = [entry for entry in read_registered(control.redis) if entry.pool == body.pool and entry.status != "down"]
+    there = [
+        entry
+        for entry in read_registered(control.redis)
+        if entry.pool == body.pool and entry.status != "down"
+    ]
     with control.changing(response) as connection:
         return _shown(calibrations.record(connection, measured, registered=len(there), reweigh=body.reweigh))
 
 
 @router.post("/absorbed", status_code=201, response_model=AbsorbedAnswer)
 def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, Any]:
-    """Account for tokens that an engine produced while it was measured: nobody is billed for them. An engine that counts its requests tells
-    them itself, request by request; then nothing is recorded here.
+    """Account for tokens that an engine produced while it was measured: nobody is billed for them. An engine
+    that counts its requests tells them itself, request by request; then nothing is recorded here.
     """
     spent = SpentTokens(**body.model_dump())
     there = read_instances(control.redis).instances

@@ -1,4 +1,6 @@
-"""The route of the evidence: what came of contracts, minute by minute. The gateway asks it on behalf of tenants."""
+"""The route of the evidence: what came of contracts, minute by minute. The gateway asks it on behalf of
+tenants.
+"""
 
 from typing import Annotated, Any, Final
 
@@ -34,9 +36,11 @@ def capacity(
     since: Annotated[Moment | None, Query(alias="from")] = None,
     until: Annotated[Moment | None, Query()] = None,
 ) -> dict[str, Any]:
-    """Per contract and minute that began in [from, until): assigned, used, lent, borrowed, refused, shortfall and what of it was missing; and their sums.
+    """Per contract and minute that began in [from, until): assigned, used, lent, borrowed, refused, shortfall
+    and what of it was missing; and their sums.
 
-    Work is in units. Without `from` the last hour before `until`, which is now unless given. With `tenant`, only of that tenant.
+    Work is in units. Without `from` the last hour before `until`, which is now unless given. With `tenant`,
+    only of that tenant.
     """
     if tenant is None and request.state.role is not Right.ADMIN:
         raise Invalid("Say whose capacity it is: the service key reads no others.", param="tenant")
@@ -48,7 +52,9 @@ def capacity(
         # The minute that is running then, too.
         from_ms = max(0, until_ms - _HOUR_MS - until_ms % MINUTE_MS) if since is None else since
         if until_ms <= from_ms:
-            raise Invalid(f"It would end at {utc(until_ms)}, and begin only at {utc(from_ms)}.", param="until")
+            raise Invalid(
+                f"It would end at {utc(until_ms)}, and begin only at {utc(from_ms)}.", param="until"
+            )
         among: dict[str, Any] = {
             "tenant_id": tenant_id,
             "contract_id": contract,
@@ -58,7 +64,8 @@ def capacity(
         found = capacity_usage.list_minutes(connection, **among, most=_MINUTES_MAX)
         if len(found) > _MINUTES_MAX:
             raise Invalid(
-                f"That is more than {_MINUTES_MAX} minutes, a week of one contract; ask for less at once.", param="from"
+                f"That is more than {_MINUTES_MAX} minutes, a week of one contract; ask for less at once.",
+                param="from",
             )
         sums = capacity_usage.sum_minutes(connection, **among)
         names = tenants.names(connection, {each.tenant_id for each in sums})

@@ -15,7 +15,9 @@ class RateSpan(Answer):
 
 
 class LivePool(Answer):
-    """What serves in a pool now: `instances` it has, `registered` of these stand in the registry, `ready` of these serve."""
+    """What serves in a pool now: `instances` it has, `registered` of these stand in the registry, `ready`
+    of these serve.
+    """
 
     pool: str
     cell: str
@@ -29,7 +31,9 @@ class LivePool(Answer):
 
 
 class PoolAnswer(Answer):
-    """What a pool has, owes and could sell now, in units per second. `registered` and `ready` null: Redis does not say."""
+    """What a pool has, owes and could sell now, in units per second. `registered` and `ready` null: Redis
+    does not say.
+    """
 
     pool: str
     instances: int
@@ -82,7 +86,9 @@ class CalibrationAnswer(Answer):
 
 
 class AbsorbedAnswer(Answer):
-    """`recorded`: whether it was now; not again for the same `run`, nor for an engine that tells its requests itself."""
+    """`recorded`: whether it was now; not again for the same `run`, nor for an engine that tells its
+    requests itself.
+    """
 
     run: str
     prompt: int
@@ -169,7 +175,9 @@ class ScrapeTarget(Answer):
 
 
 class HealthAnswer(Answer):
-    """`projection_pending`: changes of which gateways have not been told; null: the database does not answer."""
+    """`projection_pending`: changes of which gateways have not been told; null: the database does not
+    answer.
+    """
 
     status: str
     database: str

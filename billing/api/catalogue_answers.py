@@ -58,7 +58,9 @@ class KeyAnswer(Answer):
 
 
 class KeyMade(KeyAnswer):
-    """`key` is shown in this answer and never again: it is null where the answer is repeated for an `Idempotency-Key`."""
+    """`key` is shown in this answer and never again: it is null where the answer is repeated for an
+    `Idempotency-Key`.
+    """
 
     key: str | None
 
@@ -101,7 +103,9 @@ class WeightsAnswer(Answer):
 
 
 class ModelAnswer(Answer):
-    """Tenants by id, their names in `tenant_names`. `for_sale_from_ms`: from then on it has a price; null: external tenants do not know of it."""
+    """Tenants by id, their names in `tenant_names`. `for_sale_from_ms`: from then on it has a price; null:
+    external tenants do not know of it.
+    """
 
     name: str
     status: ModelStatus

@@ -27,7 +27,9 @@ class PlannedClause(Answer):
 
 
 class ContractAnswer(Answer):
-    """`until`: the end that was signed; `ends`: the one that notice has made of it. `units`, overflow, cap and notice days are those of now."""
+    """`until`: the end that was signed; `ends`: the one that notice has made of it. `units`, overflow, cap
+    and notice days are those of now.
+    """
 
     contract: str
     tenant: str
@@ -61,7 +63,9 @@ class ContractSigned(ContractAnswer):
 
 
 class HistoryEntry(Answer):
-    """A change; `after`: the contract as it then stood. `detail`: what that does not say, such as the weights of one that was `reweighed`."""
+    """A change; `after`: the contract as it then stood. `detail`: what that does not say, such as the
+    weights of one that was `reweighed`.
+    """
 
     at: Utc
     change: str
@@ -77,8 +81,8 @@ class ContractHistory(Answer):
 
 
 class QuoteAnswer(Answer):
-    """`at_most`: so many units per second would fit over all of the time. `fits` and what follows: only where units were asked for; null where
-    nothing was measured yet, and only `pool` and `units` are known.
+    """`at_most`: so many units per second would fit over all of the time. `fits` and what follows: only where
+    units were asked for; null where nothing was measured yet, and only `pool` and `units` are known.
     """
 
     pool: str

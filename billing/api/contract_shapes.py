@@ -1,4 +1,6 @@
-"""How contracts look on the wire: units per second as decimals of at most three places, times as RFC 3339 in UTC. Owns no route."""
+"""How contracts look on the wire: units per second as decimals of at most three places, times as RFC 3339
+in UTC. Owns no route.
+"""
 
 import math
 from collections.abc import Mapping
@@ -78,7 +80,9 @@ Headroom = Annotated[
 ]
 # As ms.
 Seconds = Annotated[
-    int, BeforeValidator(_thousandths), WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."})
+    int,
+    BeforeValidator(_thousandths),
+    WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."}),
 ]
 # A moment, or a span from the start of what is asked for.
 When = Annotated[
@@ -88,7 +92,12 @@ When = Annotated[
         {
             "anyOf": [
                 *MOMENT_SCHEMAS,
-                {"type": "string", "pattern": _SPAN, "maxLength": 16, "description": "A span from the start: +90d."},
+                {
+                    "type": "string",
+                    "pattern": _SPAN,
+                    "maxLength": 16,
+                    "description": "A span from the start: +90d.",
+                },
             ]
         }
     ),
@@ -118,8 +127,8 @@ def part(permille: int) -> str:
 
 
 def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> dict[str, Any]:
-    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it. `units`, overflow, cap and notice days are those of
-    this moment, `planned` what has been agreed for later.
+    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it. `units`,
+    overflow, cap and notice days are those of this moment, `planned` what has been agreed for later.
     """
     terms = contract.terms
     clause = terms.clause_at(now_ms)
@@ -165,7 +174,9 @@ def _cap(clause: Clause) -> str | None:
 
 
 def shown_entry(entry: Entry, tenant_names: Mapping[str, str]) -> dict[str, Any]:
-    """A line of the history; the contract as it then stood. `detail` is what that does not say: null, or the weights of one that was `reweighed`."""
+    """A line of the history; the contract as it then stood. `detail` is what that does not say: null, or
+    the weights of one that was `reweighed`.
+    """
     return {
         "at": utc(entry.at_ms),
         "change": entry.change,

@@ -56,7 +56,10 @@ router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"], dependencie
 
 # The rule itself is the contract's.
 NoticeDays = Annotated[
-    int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": NOTICE_DAYS_MAX, "description": "Whole days."})
+    int,
+    WithJsonSchema(
+        {"type": "integer", "minimum": 0, "maximum": NOTICE_DAYS_MAX, "description": "Whole days."}
+    ),
 ]
 
 
@@ -71,10 +74,10 @@ Ramp = Annotated[tuple[RampStep, ...], Field(max_length=STEPS_MAX, strict=False)
 
 
 class NewContract(Body):
-    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there. `burst_seconds`: as much as the rate does in that
-    time may come at once, 1 (the default) to 60. Notice in days, of both sides or of
-    each. Without `minimum_until`, or with one that is over at the start, notice may be given from the start. Spans such as `+1y` count from the start.
-    `draft`: written down only.
+    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there.
+    `burst_seconds`: as much as the rate does in that time may come at once, 1 (the default) to 60. Notice in
+    days, of both sides or of each. Without `minimum_until`, or with one that is over at the start, notice may
+    be given from the start. Spans such as `+1y` count from the start. `draft`: written down only.
     """
 
     tenant: Name
@@ -119,7 +122,9 @@ class NewContract(Body):
     def _notice_days(self, side: Side, own: int | None) -> int:
         days = self.notice_days if own is None else own
         if days is None:
-            raise Invalid(f"Within how many days may the {side} end it? Give notice_days.", param="notice_days")
+            raise Invalid(
+                f"Within how many days may the {side} end it? Give notice_days.", param="notice_days"
+            )
         return days
 
 
@@ -131,9 +136,10 @@ class Notice(Body):
 
 
 class Amendment(Body):
-    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all later steps. So do the overflow, its cap
-    (null: none any more) and the notice days, each in place of what was agreed of it for later. `until`: a later end. `burst_seconds` holds from now on.
-    `dry_run`: only say what that would make of the contract.
+    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all
+    later steps. So do the overflow, its cap (null: none any more) and the notice days, each in place of what
+    was agreed of it for later. `until`: a later end. `burst_seconds` holds from now on. `dry_run`: only say
+    what that would make of the contract.
     """
 
     units: UnitsPerSecond | None = None
@@ -166,13 +172,18 @@ class Amendment(Body):
     def steps(self, now_ms: int) -> tuple[Step, ...]:
         """The new rates. Raises Invalid for an instant without one."""
         if self.units is None and self.from_ms is not None and not self.change():
-            message = "From then on what? Give units, another overflow or notice; a later end alone takes no `from`."
+            message = (
+                "From then on what? Give units, another overflow or notice; a later end alone takes "
+                "no `from`."
+            )
             raise Invalid(message, param="units")
         return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
 
 
 class Load(Body):
-    """Requests of one size: tokens in each, `cached` the part of the input that comes from the prefix cache."""
+    """Requests of one size: tokens in each, `cached` the part of the input that comes from the prefix
+    cache.
+    """
 
     requests_per_minute: Annotated[int, Field(ge=1, le=COUNT_MAX)]
     input: Annotated[int, Field(ge=0, le=COUNT_MAX)]
@@ -188,8 +199,9 @@ class Load(Body):
 
 
 class QuoteAsked(Body):
-    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and until when. `load` in place of `units`: so
-    many as that takes, by the weights of the pool's model (`model`, where it has several).
+    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and
+    until when. `load` in place of `units`: so many as that takes, by the weights of the pool's model
+    (`model`, where it has several).
     """
 
     pool: Name
@@ -204,7 +216,9 @@ class QuoteAsked(Body):
 
 @router.post("", status_code=201, response_model=ContractSigned)
 def create(body: NewContract, control: Control, response: Response) -> dict[str, Any]:
-    """Sign a contract, or write a draft. Refused, with nothing changed, unless it fits at every instant of its term."""
+    """Sign a contract, or write a draft. Refused, with nothing changed, unless it fits at every instant of
+    its term.
+    """
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
         terms = body.terms(tenants.find(connection, body.tenant).tenant_id, now_ms)
@@ -240,7 +254,12 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
                 return {"pool": body.pool, "units": units(wanted), "fits": None}
         require_calibration(position)
         found = quote(
-            position, from_ms, until_ms, mu_s=wanted, headroom_permille=body.headroom, burst_ms=body.burst_seconds
+            position,
+            from_ms,
+            until_ms,
+            mu_s=wanted,
+            headroom_permille=body.headroom,
+            burst_ms=body.burst_seconds,
         )
         return _quoted(found)
 
@@ -252,15 +271,21 @@ def list_all(
     tenant: TenantQuery = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     state: Annotated[State | None, Query()] = None,
-    since: Annotated[Moment | None, Query(alias="from", description="Those that end after this moment.")] = None,
+    since: Annotated[
+        Moment | None, Query(alias="from", description="Those that end after this moment.")
+    ] = None,
     until: Annotated[Moment | None, Query(description="Those that begin before this moment.")] = None,
 ) -> dict[str, Any]:
-    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state, running within a time."""
+    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state, running within a
+    time.
+    """
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
         pools.require_named(connection, pool)
         states = () if state is None else (state,)
-        found = store.list_page(connection, asked, tenant_id=tenant_id, pool=pool, states=states, within=(since, until))
+        found = store.list_page(
+            connection, asked, tenant_id=tenant_id, pool=pool, states=states, within=(since, until)
+        )
         return {"data": _shown(connection, found.rows), "next": found.next}
 
 
@@ -275,14 +300,18 @@ def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
 def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """Sign a draft."""
     with control.changing(response) as connection:
-        return _with_warnings(connection, lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection)))
+        return _with_warnings(
+            connection, lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))
+        )
 
 
 @router.post("/{contract_id}/withdraw", response_model=ContractAnswer)
 def withdraw(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
     """End a draft without signing it."""
     with control.changing(response) as connection:
-        return _shown(connection, [lifecycle.withdraw(connection, contract_id, now_ms=store.now_ms(connection))])[0]
+        return _shown(
+            connection, [lifecycle.withdraw(connection, contract_id, now_ms=store.now_ms(connection))]
+        )[0]
 
 
 @router.post("/{contract_id}/notice", response_model=ContractAnswer)
@@ -295,7 +324,9 @@ def notice(contract_id: IdPath, body: Notice, control: Control, response: Respon
 
 @router.post("/{contract_id}/amend", response_model=ContractSigned)
 def amend(contract_id: IdPath, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
-    """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has passed stays as it was."""
+    """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has
+    passed stays as it was.
+    """
     with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
         amended = lifecycle.amend(
@@ -323,7 +354,9 @@ def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
 def _weights_of(connection: Connection, asked: QuoteAsked) -> Weights:
     if asked.units is not None:
         raise Invalid("Give `units` or `load`, not both.", param="load")
-    found = [each for each in models.list_all(connection) if each.pool == asked.pool and each.status == "active"]
+    found = [
+        each for each in models.list_all(connection) if each.pool == asked.pool and each.status == "active"
+    ]
     named = [each for each in found if asked.model in {None, each.name}]
     if len({each.weights for each in named}) != 1:
         which = ", ".join(each.name for each in found) or "none"
@@ -360,7 +393,9 @@ def _quoted(found: Quote) -> dict[str, Any]:
         "until": moment(found.until_ms),
         "at_most": units(found.at_most_mu_s),
         "burst_seconds": units(found.burst_ms),
-        "burst_units": units(burst_mu(found.at_most_mu_s if found.mu_s is None else found.mu_s, found.burst_ms)),
+        "burst_units": units(
+            burst_mu(found.at_most_mu_s if found.mu_s is None else found.mu_s, found.burst_ms)
+        ),
         "free": [shown_span(span) for span in found.free[:_FREE_SHOWN_MAX]],
     }
     if found.mu_s is not None:

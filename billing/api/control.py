@@ -1,4 +1,6 @@
-"""What the routes work with: the database, Redis, and the rule that a change is told to Redis right after its commit."""
+"""What the routes work with: the database, Redis, and the rule that a change is told to Redis right after
+its commit.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +40,9 @@ class ControlPlane:
 
     @contextmanager
     def changing(self, response: Response, *, dry_run: bool = False) -> Iterator[Connection]:
-        """A transaction; once it is committed Redis is told, and the answer says whether that was possible. A dry run takes all of it back."""
+        """A transaction; once it is committed Redis is told, and the answer says whether that was
+        possible. A dry run takes all of it back.
+        """
         if dry_run:
             with self.engine.connect() as connection:
                 yield connection

@@ -1,5 +1,5 @@
-"""The page that shows the API's document. Its script is served from here: who reads it may have no way to the internet, and a script from
-elsewhere would see the admin key that is typed into it.
+"""The page that shows the API's document. Its script is served from here: who reads it may have no way to the
+internet, and a script from elsewhere would see the admin key that is typed into it.
 """
 
 from importlib.resources import files

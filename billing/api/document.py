@@ -1,4 +1,5 @@
-"""The API's document of itself: what FastAPI knows of the routes, and what it does not: rights, the one form of an error, and keys of requests.
+"""The API's document of itself: what FastAPI knows of the routes, and what it does not: rights, the one form
+of an error, and keys of requests.
 
 Right is what the routes do, so this only adds; a test holds real answers against it.
 """
@@ -18,17 +19,20 @@ from billing.api.rights import RIGHTS, Right
 from billing.api.whole_body import BODY_BYTES_MAX
 from billing.idempotency import PARAM
 
-_ABOUT: Final = f"""Tenants, keys, prices, capacity and contracts of a taas installation, what was used, and the proof that it is all of it.
+_ABOUT: Final = f"""\
+Tenants, keys, prices, capacity and contracts of a taas installation, what was used, and the proof that it
+is all of it.
 
-**Moments** are taken as RFC 3339, as a date, or as milliseconds since 1970. Fields that end in `_ms` answer milliseconds, others RFC 3339 in UTC.
-**Decimals** (units per second, money, parts of one) are answered as strings, because they are exact.
-**Lists** come by pages: `limit` rows, and `next`, to be given as `after`.
-**Errors** have one form, and what is wrong with a request is 400. A key that stands twice in one JSON object is refused; so are fields that are not
-known, and names in a query.
-**`{PARAM}`** on a POST: the same request again gets the first answer, with `{REPLAYED_HEADER}: true`, and does nothing; for 24 hours.
-A request that is refused changes nothing and leaves its key free. 400 `idempotency_key_reused`: the key came with another request;
-409 `idempotency_key_in_use`: the first one is not answered yet; 409 `idempotency_answer_lost`: it was carried out, and its answer is not known.
-A tenant's API key is in no repeated answer."""
+**Moments** are taken as RFC 3339, as a date, or as milliseconds since 1970. Fields that end in `_ms` answer
+milliseconds, others RFC 3339 in UTC. **Decimals** (units per second, money, parts of one) are answered as
+strings, because they are exact. **Lists** come by pages: `limit` rows, and `next`, to be given as `after`.
+**Errors** have one form, and what is wrong with a request is 400. A key that stands twice in one JSON
+object is refused; so are fields that are not known, and names in a query. **`{PARAM}`** on a POST: the same
+request again gets the first answer, with `{REPLAYED_HEADER}: true`, and does nothing; for 24 hours. A
+request that is refused changes nothing and leaves its key free. 400 `idempotency_key_reused`: the key came
+with another request; 409 `idempotency_key_in_use`: the first one is not answered yet; 409
+`idempotency_answer_lost`: it was carried out, and its answer is not known. A tenant's API key is in no
+repeated answer."""
 _CHANGES: Final = frozenset({"post", "put", "patch", "delete"})
 # Who names one of these may name one that is not there.
 _NAMING: Final = frozenset(
@@ -72,9 +76,15 @@ def _document(app: FastAPI) -> dict[str, Any]:
     schemas |= refusal.pop("$defs") | {"Refusal": refusal}
     document["components"]["securitySchemes"] = {
         "adminKey": {"type": "http", "scheme": "bearer", "description": "The admin key: `TAAS_ADMIN_KEY`."},
-        "serviceKey": {"type": "http", "scheme": "bearer", "description": "The service key: `TAAS_SERVICE_KEY`."},
+        "serviceKey": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "The service key: `TAAS_SERVICE_KEY`.",
+        },
     }
-    names = {(method.lower(), route.path_format): f"{route.tags[0]}_{route.name}" for method, route in _routes(app)}
+    names = {
+        (method.lower(), route.path_format): f"{route.tags[0]}_{route.name}" for method, route in _routes(app)
+    }
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             operation["operationId"] = names[method, path]
@@ -89,7 +99,9 @@ def _routes(app: FastAPI) -> Iterator[tuple[str, APIRoute]]:
 
 
 def _entry(app: FastAPI, method: str, path: str) -> str:
-    return next(f"{m} {route.path}" for m, route in _routes(app) if (m.lower(), route.path_format) == (method, path))
+    return next(
+        f"{m} {route.path}" for m, route in _routes(app) if (m.lower(), route.path_format) == (method, path)
+    )
 
 
 def _complete(operation: dict[str, Any], method: str, right: Right, schemas: Mapping[str, Any]) -> None:
@@ -106,7 +118,10 @@ def _complete(operation: dict[str, Any], method: str, right: Right, schemas: Map
         effect = "`now`, or `pending`: it is saved, and takes effect when Redis is back."
         done["headers"][EFFECT_HEADER] = {"schema": {"enum": ["now", "pending"]}, "description": effect}
     if method == "post":
-        done["headers"][REPLAYED_HEADER] = {"schema": {"const": "true"}, "description": "The first answer, again."}
+        done["headers"][REPLAYED_HEADER] = {
+            "schema": {"const": "true"},
+            "description": "The first answer, again.",
+        }
         schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}
         said = "The same request again under the same key does nothing, and gets the first answer."
         operation.setdefault("parameters", []).append(
@@ -114,7 +129,9 @@ def _complete(operation: dict[str, Any], method: str, right: Right, schemas: Map
         )
 
 
-def _refusals(operation: Mapping[str, Any], method: str, right: Right, schemas: Mapping[str, Any]) -> Iterator[int]:
+def _refusals(
+    operation: Mapping[str, Any], method: str, right: Right, schemas: Mapping[str, Any]
+) -> Iterator[int]:
     parameters = operation.get("parameters", [])
     body = operation.get("requestBody")
     named = {parameter["name"] for parameter in parameters}

@@ -1,4 +1,5 @@
-"""What every request passes before anything of its body is read: an id of ours, and whether its caller may. Pure ASGI.
+"""What every request passes before anything of its body is read: an id of ours, and whether its caller may.
+Pure ASGI.
 
 Knows the keys' rights, not what the routes do.
 """
@@ -41,7 +42,9 @@ class RequestId:
 
 
 class Access:
-    """Lets a request through when its bearer key has the route's right (`rights.RIGHTS`); compares in constant time."""
+    """Lets a request through when its bearer key has the route's right (`rights.RIGHTS`); compares in
+    constant time.
+    """
 
     def __init__(self, app: ASGIApp, *, admin_key: str, service_key: str) -> None:
         self._app = app
@@ -60,7 +63,10 @@ class Access:
             scope.setdefault("state", {})["role"] = role
             await self._app(scope, receive, send)
         elif role is Right.SERVICE:
-            message = "The service key reads receipts, what came of contracts and scrape targets, nothing else; this takes the admin key."
+            message = (
+                "The service key reads receipts, what came of contracts and scrape targets, nothing "
+                "else; this takes the admin key."
+            )
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         elif presented.startswith(SECRET_PREFIX.encode()):
             # Said of any such key, so that it tells nothing about this one.
@@ -68,7 +74,9 @@ class Access:
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         else:
             message = "Give the admin key as `Authorization: Bearer …`."
-            await error_response(401, message, code="invalid_admin_key", headers=_CHALLENGE)(scope, receive, send)
+            await error_response(401, message, code="invalid_admin_key", headers=_CHALLENGE)(
+                scope, receive, send
+            )
 
     def _role(self, presented: bytes) -> Right:
         """`public` for whoever has no key of ours. An unset key is nobody's."""

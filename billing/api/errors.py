@@ -1,4 +1,5 @@
-"""The one shape of an error, `{"error": {"message", "type", "param", "code"}}`, and how each failure gets it. Never FastAPI's own.
+"""The one shape of an error, `{"error": {"message", "type", "param", "code"}}`, and how each failure gets it.
+Never FastAPI's own.
 
 Owns status codes. What a caller sent is not repeated in an error, but for names it asked for.
 """
@@ -19,7 +20,12 @@ from billing.refusals import Conflict, Invalid, NotFound, Refused, Unreachable
 _log = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER: Final = "x-request-id"
-_STATUS_OF: Final[Mapping[type[Refused], int]] = {Invalid: 400, NotFound: 404, Conflict: 409, Unreachable: 424}
+_STATUS_OF: Final[Mapping[type[Refused], int]] = {
+    Invalid: 400,
+    NotFound: 404,
+    Conflict: 409,
+    Unreachable: 424,
+}
 _TYPE_OF: Final[Mapping[int, str]] = {
     401: "authentication_error",
     403: "permission_error",
@@ -27,7 +33,8 @@ _TYPE_OF: Final[Mapping[int, str]] = {
     409: "conflict_error",
 }
 _CODE_OF: Final[Mapping[int, str]] = {
-    400: "invalid_request", 404: "unknown_route", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type",
+    400: "invalid_request", 404: "unknown_route", 405: "method_not_allowed", 413: "body_too_large",
+    415: "unsupported_media_type",
 }  # fmt: skip
 _CODE_OF_FINDING: Final[Mapping[str, str]] = {
     "extra_forbidden": "unknown_parameter", "missing": "missing_parameter", "json_invalid": "invalid_json",
@@ -83,11 +90,15 @@ def _http(request: Request, exc: Exception) -> JSONResponse:
     message = {404: "There is no such route.", 405: "This route does not answer that method."}.get(
         exc.status_code, exc.detail
     )
-    return error_response(exc.status_code, message, code=_CODE_OF.get(exc.status_code, "error"), headers=exc.headers)
+    return error_response(
+        exc.status_code, message, code=_CODE_OF.get(exc.status_code, "error"), headers=exc.headers
+    )
 
 
 def _invalid(request: Request, exc: Exception) -> JSONResponse:
-    """The first finding; its place as the parameter. 400, because clients of OpenAI's API do not expect 422."""
+    """The first finding; its place as the parameter. 400, because clients of OpenAI's API do not expect
+    422.
+    """
     assert isinstance(exc, RequestValidationError)
     finding: Mapping[str, Any] = exc.errors()[0]
     code = _CODE_OF_FINDING.get(finding["type"], "invalid_value")
@@ -124,4 +135,6 @@ def _redis_down(request: Request, exc: Exception) -> JSONResponse:
 
 def _bug(request: Request, exc: Exception) -> JSONResponse:
     # Starlette raises it again after the answer, so the server logs it.
-    return error_response(500, "The server failed at this; see its log.", code="internal_error", request=request)
+    return error_response(
+        500, "The server failed at this; see its log.", code="internal_error", request=request
+    )

@@ -1,6 +1,8 @@
-"""What the fields of requests look like: pydantic types that every noun's body is made of. Unknown fields are refused.
+"""What the fields of requests look like: pydantic types that every noun's body is made of. Unknown fields are
+refused.
 
-Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would refuse, and no lone surrogate.
+Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would refuse, and
+no lone surrogate.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -39,13 +41,17 @@ def _moment(given: object) -> object:
     try:
         moment = datetime.fromisoformat(given)
         # Not by way of seconds as a float: those of later years miss their millisecond.
-        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(milliseconds=1)
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(
+            milliseconds=1
+        )
     except (ValueError, OverflowError) as exc:
         raise ValueError(MOMENT_FORMS) from exc
 
 
 _NAME_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": NAME_CHARS_MAX}
-Name = Annotated[str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})]
+Name = Annotated[
+    str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})
+]
 TenantName = Annotated[
     str,
     AfterValidator(check_tenant_name),
@@ -60,9 +66,17 @@ Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e
 MOMENT_SCHEMAS: Final[list[dict[str, Any]]] = [
     {"type": "string", "format": "date-time"},
     {"type": "string", "format": "date", "description": "It begins, in UTC."},
-    {"type": "integer", "format": "int64", "minimum": 0, "maximum": MS_MAX, "description": "Milliseconds since 1970."},
+    {
+        "type": "integer",
+        "format": "int64",
+        "minimum": 0,
+        "maximum": MS_MAX,
+        "description": "Milliseconds since 1970.",
+    },
 ]
-Moment = Annotated[int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX), WithJsonSchema({"anyOf": MOMENT_SCHEMAS})]
+Moment = Annotated[
+    int, BeforeValidator(_moment), Field(ge=0, le=MS_MAX), WithJsonSchema({"anyOf": MOMENT_SCHEMAS})
+]
 Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 TenantQuery = Annotated[Name | None, Query(description="A tenant's id or name.")]

@@ -15,7 +15,9 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
 def healthz(control: Control, response: Response) -> dict[str, Any]:
-    """200 when both stores answer, else 503. `projection_pending`: changes of which gateways have not been told."""
+    """200 when both stores answer, else 503. `projection_pending`: changes of which gateways have not been
+    told.
+    """
     pending = _pending(control)
     redis_up = _redis_up(control)
     up = pending is not None and redis_up

@@ -1,6 +1,8 @@
-"""`Idempotency-Key` on POST: the same request again gets the first answer, and does nothing a second time. Pure ASGI; what was answered is in SQL.
+"""`Idempotency-Key` on POST: the same request again gets the first answer, and does nothing a second time.
+Pure ASGI; what was answered is in SQL.
 
-Stands behind `WholeBody`. Only successes are kept: what is refused has changed nothing, and may be asked for again under its key.
+Stands behind `WholeBody`. Only successes are kept: what is refused has changed nothing, and may be asked for
+again under its key.
 """
 
 import asyncio
@@ -39,7 +41,11 @@ class Idempotency:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """400 for a key that is none or belongs to another request, 409 while the first request runs."""
-        keys = Headers(scope=scope).getlist(HEADER) if scope["type"] == "http" and scope["method"] == "POST" else []
+        keys = (
+            Headers(scope=scope).getlist(HEADER)
+            if scope["type"] == "http" and scope["method"] == "POST"
+            else []
+        )
         if not keys:
             await self._app(scope, receive, send)
             return

@@ -36,10 +36,11 @@ _BY_ID: Final[Order[InstanceEntry]] = Order("instances", lambda entry: (entry.in
 
 
 class NewInstance(Body):
-    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as it should.
+    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as
+    it should.
 
-    `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This cannot be seen from outside, and other servers refuse a
-    parameter that they do not know.
+    `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This cannot be seen from
+    outside, and other servers refuse a parameter that they do not know.
     """
 
     model: Name
@@ -52,7 +53,8 @@ class NewInstance(Body):
 
 @router.post("/instances", status_code=201, response_model=InstanceAdded, responses={424: {"model": Refusal}})
 def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
-    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become its baseline.
+    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become
+    its baseline.
 
     The id of a removed instance may be used again, once nothing of it is open any more.
     """
@@ -102,7 +104,9 @@ def list_all(
 
 @router.delete("/instances/{instance:path}", response_model=InstanceRemoved)
 def remove(instance: NamePath, control: Control, response: Response) -> dict[str, Any]:
-    """Take an instance out: nothing new goes there, what is open may end. The engine is left as it is: `engine_answers` says whether it runs."""
+    """Take an instance out: nothing new goes there, what is open may end. The engine is left as it is:
+    `engine_answers` says whether it runs.
+    """
     with control.changing(response) as connection:
         removed = instances.remove(connection, instance)
     reading = read_engine(control.http, removed.url, removed.engine_key)
@@ -113,16 +117,21 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
 def _open_requests(control: ControlPlane, instance: Instance) -> int | None:
     """How many requests run there by the registration that is in SQL; None where Redis does not say."""
     try:
-        return read_open(control.redis, [instance.cell]).requests.get((instance.instance_id, instance.epoch), 0)
+        return read_open(control.redis, [instance.cell]).requests.get(
+            (instance.instance_id, instance.epoch), 0
+        )
     except redis.RedisError:
         return None
 
 
 def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
-    """Raises Conflict while requests run under the removed registration: what they produce belongs to its epoch."""
+    """Raises Conflict while requests run under the removed registration: what they produce belongs to its
+    epoch.
+    """
     if count := read_open(control.redis, [before.cell]).requests.get((before.instance_id, before.epoch), 0):
         raise Conflict(
-            f"Requests of before {before.instance_id!r} was removed still run there: {count}. Add it again when they have ended.",
+            f"Requests of before {before.instance_id!r} was removed still run there: {count}. Add it again "
+            "when they have ended.",
             param="instance",
         )
 
@@ -150,10 +159,14 @@ def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Mod
     except refusals.Unreachable as exc:
         if not body.force:
             raise
-        return Probe(unprobed(), (exc.message, "Added all the same: its counters and abilities are not known."))
+        return Probe(
+            unprobed(), (exc.message, "Added all the same: its counters and abilities are not known.")
+        )
 
 
-def _check_not_a_workers(control: ControlPlane, by_hand: Collection[str], url: str, instance: str | None) -> None:
+def _check_not_a_workers(
+    control: ControlPlane, by_hand: Collection[str], url: str, instance: str | None
+) -> None:
     """Raises Conflict when a worker serves under this URL or id: its tokens would be counted twice."""
     for entry in read_registered(control.redis):
         if entry.instance in by_hand:

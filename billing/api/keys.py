@@ -25,8 +25,9 @@ router = APIRouter(prefix="/admin/v1/keys", tags=["keys"], dependencies=[KNOWN_Q
 
 
 class NewKey(Body):
-    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until revoked. `models`: those that it may ask for;
-    any other is unknown to it. Without, all that its tenant may.
+    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until
+    revoked. `models`: those that it may ask for; any other is unknown to it. Without, all that its tenant
+    may.
     """
 
     tenant: Name
@@ -69,8 +70,8 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
     with control.changing(response) as connection:
         tenant = tenants.find(connection, body.tenant)
         made = api_keys.create(
-            connection, tenant.tenant_id, project=body.project, name=body.name, expires_at_ms=body.expires_at_ms,
-            allowed_models=body.models,
+            connection, tenant.tenant_id, project=body.project, name=body.name,
+            expires_at_ms=body.expires_at_ms, allowed_models=body.models,
         )  # fmt: skip
         project = projects.find(connection, tenant.tenant_id, body.project)
     return {"key": made.secret, **_shown(made.key, tenant.name, project.name)}
@@ -90,7 +91,9 @@ def list_all(
         found = api_keys.list_page(connection, asked, tenant_id=tenant_id, name=name, status=status)
         tenant_names = tenants.names(connection, [key.tenant_id for key in found.rows])
         project_names = projects.names(connection, [key.project_id for key in found.rows])
-        return listing(found, lambda key: _shown(key, tenant_names[key.tenant_id], project_names[key.project_id]))
+        return listing(
+            found, lambda key: _shown(key, tenant_names[key.tenant_id], project_names[key.project_id])
+        )
 
 
 @router.get("/{key_id}", response_model=KeyAnswer)
@@ -109,7 +112,9 @@ def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Res
 
 @router.post("/{key_id}/rotate", status_code=201, response_model=KeyRotated)
 def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response) -> dict[str, Any]:
-    """Make a new key with all that this one may, and its limits; this one works for the overlap. `key` is shown here and never again."""
+    """Make a new key with all that this one may, and its limits; this one works for the overlap. `key` is
+    shown here and never again.
+    """
     response.headers["cache-control"] = "no-store"
     with control.changing(response) as connection:
         ends_ms = int(time.time() * 1000) + body.overlap_seconds * 1000

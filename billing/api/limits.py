@@ -39,12 +39,16 @@ _AMOUNTS: Any = {
 
 
 class LimitChange(create_model("_Amounts", __base__=_Whose, **_AMOUNTS)):  # type: ignore[misc]
-    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0 admits nothing."""
+    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0
+    admits nothing.
+    """
 
 
 @router.put("", response_model=LimitSet)
 def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
-    """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that it could undercut."""
+    """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that
+    it could undercut.
+    """
     given = body.model_dump(exclude_unset=True, include=set(NAMES))
     with control.changing(response) as connection:
         subject = limits.find_subject(connection, body.tenant, body.key_id)

@@ -40,7 +40,9 @@ Weight = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 
 
 class WeightsBody(Body):
-    """Milliunits per token (1000 = one work unit a token). Versions are counted here; one may be said, to begin elsewhere than at 1."""
+    """Milliunits per token (1000 = one work unit a token). Versions are counted here; one may be said, to
+    begin elsewhere than at 1.
+    """
 
     w_in_mu: Weight
     w_cached_mu: Weight
@@ -53,7 +55,9 @@ class WeightsBody(Body):
 
 
 class NewModel(Body):
-    """A name that callers may ask for. `visible` and `owner` name tenants by id or name; an owned model is its owner's alone."""
+    """A name that callers may ask for. `visible` and `owner` name tenants by id or name; an owned model is
+    its owner's alone.
+    """
 
     name: Name
     context_tokens: Tokens
@@ -70,8 +74,8 @@ class NewModel(Body):
 
 
 class ModelChangeBody(Body):
-    """What is not given stays. New weights become a new version; requests for a retired model get 404. `reweigh`: what is signed may count in units that
-    buy something else.
+    """What is not given stays. New weights become a new version; requests for a retired model get 404.
+    `reweigh`: what is signed may count in units that buy something else.
     """
 
     status: Status | None = None
@@ -167,7 +171,9 @@ def _tenants_of(model: Model) -> tuple[str, ...]:
 
 
 def _one(model: Model, names: dict[str, str], for_sale_from_ms: int | None) -> dict[str, Any]:
-    """`for_sale_from_ms`: from then on it has a price; null: it has none, and external tenants do not know of it."""
+    """`for_sale_from_ms`: from then on it has a price; null: it has none, and external tenants do not know
+    of it.
+    """
     return {
         "name": model.name,
         "status": model.status,

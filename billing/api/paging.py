@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 After = Annotated[
-    str | None, Query(max_length=MARK_CHARS_MAX, description="`next` of the page before, for the one after it.")
+    str | None,
+    Query(max_length=MARK_CHARS_MAX, description="`next` of the page before, for the one after it."),
 ]
 
 
@@ -28,7 +29,12 @@ def _asked(
 PageAsked = Annotated[Asked, Depends(_asked)]
 NameContains = Annotated[
     str | None,
-    Query(min_length=1, max_length=128, pattern=r"^[^\x00]*$", description="Whose name has this in it, in any case."),
+    Query(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[^\x00]*$",
+        description="Whose name has this in it, in any case.",
+    ),
 ]
 
 

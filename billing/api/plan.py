@@ -34,14 +34,19 @@ def show(
     pool: Annotated[Name | None, Query()] = None,
     quarters: Annotated[int, Query(ge=1, le=40)] = 4,
 ) -> dict[str, Any]:
-    """Per pool and time in which nothing changes: machines by use, units signed and free; from ramps, notices and reclaims."""
+    """Per pool and time in which nothing changes: machines by use, units signed and free; from ramps,
+    notices and reclaims.
+    """
     there = _there(control)
     with control.reading() as connection:
         at_ms = now_ms(connection)
         catalogue = models.list_all(connection)
         names = [pool] if pool is not None else _pools(connection, catalogue)
         positions = [_position(connection, name, at_ms, there.get(name, ())) for name in names]
-        shown = [_shown_pool(connection, each, _own_use(each.pool, catalogue), at_ms, quarters) for each in positions]
+        shown = [
+            _shown_pool(connection, each, _own_use(each.pool, catalogue), at_ms, quarters)
+            for each in positions
+        ]
     return {"from": utc(at_ms), "quarters": quarters, "data": shown}
 
 
@@ -50,13 +55,17 @@ def _pools(connection: Connection, catalogue: list[models.Model]) -> list[str]:
 
 
 def _own_use(pool: str, catalogue: list[models.Model]) -> str:
-    """What its machines do when nobody has taken them: serve internal tenants, if its models are visible to no others."""
+    """What its machines do when nobody has taken them: serve internal tenants, if its models are visible
+    to no others.
+    """
     visible = {str(model.visible) for model in catalogue if model.pool == pool}
     return "internal" if visible == {"internal"} else "external"
 
 
 def _there(control: ControlPlane) -> Mapping[str, Sequence[InstanceEntry]]:
-    """What stands in the registry, by pool; nothing while Redis cannot say, because what is planned is in SQL."""
+    """What stands in the registry, by pool; nothing while Redis cannot say, because what is planned is in
+    SQL.
+    """
     found: defaultdict[str, list[InstanceEntry]] = defaultdict(list)
     with suppress(redis.RedisError):
         for entry in read_registered(control.redis):
@@ -71,7 +80,9 @@ def _position(connection: Connection, pool: str, at_ms: int, there: Sequence[Ins
     return replace(position, instances=machines_of(position.instances, there, measured=measured))
 
 
-def _shown_pool(connection: Connection, position: Position, own_use: str, at_ms: int, quarters: int) -> dict[str, Any]:
+def _shown_pool(
+    connection: Connection, position: Position, own_use: str, at_ms: int, quarters: int
+) -> dict[str, Any]:
     taking = store.list_all(connection, pool=position.pool, states=store.TAKING)
     return {
         "pool": position.pool,

@@ -31,7 +31,9 @@ _BY_NAME: Final[Order[str]] = Order("pools", lambda pool: (pool,), (str,))
 
 
 class PoolChange(Body):
-    """What is not given stays. Refused where it would break what is signed; units per second are decimals, headroom a part of one."""
+    """What is not given stays. Refused where it would break what is signed; units per second are decimals,
+    headroom a part of one.
+    """
 
     instances: int | None = Field(default=None, ge=0, le=1_000_000)
     headroom: Headroom | None = None
@@ -72,7 +74,9 @@ def show(pool: NamePath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{pool:path}", response_model=PoolAnswer)
 def change(pool: NamePath, body: PoolChange, control: Control, response: Response) -> dict[str, Any]:
-    """Say how many instances it has, what of the capacity stays free, and what the operator keeps for itself."""
+    """Say how many instances it has, what of the capacity stays free, and what the operator keeps for
+    itself.
+    """
     there = _there(control, pool)
     with control.changing(response) as connection:
         change_pool(
@@ -87,7 +91,9 @@ def change(pool: NamePath, body: PoolChange, control: Control, response: Respons
 
 
 def _there(control: ControlPlane, pool: str) -> list[InstanceEntry] | None:
-    """What stands in the registry; None while Redis cannot say, because what a pool has and owes is in SQL."""
+    """What stands in the registry; None while Redis cannot say, because what a pool has and owes is in
+    SQL.
+    """
     try:
         return [entry for entry in read_registered(control.redis) if entry.pool == pool]
     except redis.RedisError:
@@ -115,7 +121,9 @@ def _shown(connection: Connection, pool: str, there: Collection[InstanceEntry] |
     }
 
 
-def _live(pool: str, cell: str, names: list[str], instances: int, entries: list[InstanceEntry]) -> dict[str, Any]:
+def _live(
+    pool: str, cell: str, names: list[str], instances: int, entries: list[InstanceEntry]
+) -> dict[str, Any]:
     statuses = Counter(entry.status.value for entry in entries)
     return {
         "pool": pool,

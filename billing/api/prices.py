@@ -24,10 +24,11 @@ PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class NewPrice(Body):
-    """USD per million tokens, as decimal strings with at most six decimals. Without `from` it holds from now on.
+    """USD per million tokens, as decimal strings with at most six decimals. Without `from` it holds from now
+    on.
 
-    Without `cached_input`, cached input costs what other input does. `free`: all of them are 0. `confirmed`: a token may cost over ten times more or
-    less than before.
+    Without `cached_input`, cached input costs what other input does. `free`: all of them are 0. `confirmed`:
+    a token may cost over ten times more or less than before.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
@@ -47,12 +48,16 @@ class NewPrice(Body):
                 raise Invalid("A model that is free takes no other price.", param="free")
             return "0", "0", "0"
         if self.input is None or self.output is None:
-            raise Invalid("A price has `input` and `output`, or is `free`.", param="output" if self.input else "input")
+            raise Invalid(
+                "A price has `input` and `output`, or is `free`.", param="output" if self.input else "input"
+            )
         return self.input, self.input if self.cached_input is None else self.cached_input, self.output
 
 
 class Backfill(Body):
-    """Price what a model's unpriced requests of [from, until) cost by the price list as it now is; `dry_run`: only say what that would be."""
+    """Price what a model's unpriced requests of [from, until) cost by the price list as it now is;
+    `dry_run`: only say what that would be.
+    """
 
     model: Name
     from_ms: Annotated[Moment, Field(alias="from")]
@@ -63,8 +68,8 @@ class Backfill(Body):
 
 @router.post("", status_code=201, response_model=PriceSet)
 def create(body: NewPrice, control: Control, response: Response) -> dict[str, Any]:
-    """Set a price; one that is to hold from the same moment, still to come, is replaced. What was priced stays priced; a request keeps the price that
-    held when it started.
+    """Set a price; one that is to hold from the same moment, still to come, is replaced. What was priced
+    stays priced; a request keeps the price that held when it started.
     """
     input_price, cached_input, output = body.amounts()
     with control.changing(response) as connection:
@@ -93,7 +98,9 @@ def withdraw(
 
 @router.post("/backfill", response_model=BackfillAnswer)
 def price_later(body: Backfill, control: Control, response: Response) -> dict[str, Any]:
-    """Price requests that were recorded before their model had a price, in new ledger transactions. Again, it finds nothing more to do."""
+    """Price requests that were recorded before their model had a price, in new ledger transactions. Again,
+    it finds nothing more to do.
+    """
     with control.changing(response, dry_run=body.dry_run) as connection:
         models.find(connection, body.model)
         tenant_id = None if body.tenant is None else tenants.find(connection, body.tenant).tenant_id
@@ -114,7 +121,9 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
 
 
 @router.get("", response_model=Listing[PriceAnswer])
-def list_all(control: Control, asked: PageAsked, model: Annotated[Name | None, Query()] = None) -> dict[str, Any]:
+def list_all(
+    control: Control, asked: PageAsked, model: Annotated[Name | None, Query()] = None
+) -> dict[str, Any]:
     """All prices, past and to come; of one model or of all, the newest of each first."""
     with control.reading() as connection:
         if model is not None:

@@ -1,4 +1,6 @@
-"""What a query may say: a name that a route does not know is refused, not passed over. A filter that is mistyped would show everything."""
+"""What a query may say: a name that a route does not know is refused, not passed over. A filter that is
+mistyped would show everything.
+"""
 
 from collections.abc import Iterator
 from typing import Final
@@ -18,7 +20,10 @@ async def _refuse_unknown(request: Request) -> None:
     unknown = [name for name in request.query_params if name not in known]
     if unknown:
         raise RequestValidationError(
-            [{"type": "extra_forbidden", "loc": ("query", name), "msg": "unknown parameter"} for name in unknown]
+            [
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": "unknown parameter"}
+                for name in unknown
+            ]
         )
 
 

@@ -60,7 +60,9 @@ class LeftOver(Answer):
 
 
 class AffectedContract(Answer):
-    """`units` at the deadline; `units_then`: what it is left with when that is least, from `least_from` on."""
+    """`units` at the deadline; `units_then`: what it is left with when that is least, from `least_from`
+    on.
+    """
 
     contract: str
     tenant: str
@@ -95,7 +97,9 @@ class AffectedRequest(Answer):
 
 
 class ReclaimPlan(Answer):
-    """What a reclaim does to whom. `refusal`: why it would not be done; `broken`: by how much contracts do not have what was signed."""
+    """What a reclaim does to whom. `refusal`: why it would not be done; `broken`: by how much contracts do
+    not have what was signed.
+    """
 
     pool: str
     instances: int

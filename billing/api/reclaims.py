@@ -43,10 +43,12 @@ class ShownSpan(Body):
 
 
 class NewReclaim(Body):
-    """`instances` machines of a pool for another use, from `by` on (now, if it is not said). `break`: also against what is signed.
+    """`instances` machines of a pool for another use, from `by` on (now, if it is not said). `break`: also
+    against what is signed.
 
-    `dry_run`: only say what it would do, and in `refusal` why it would not be done. `chosen`, `broken`: the instances that leave, and what is broken,
-    as a plan has shown them; where that is not so any more, 409 `plan_changed`. Without them whatever it finds is done.
+    `dry_run`: only say what it would do, and in `refusal` why it would not be done. `chosen`, `broken`: the
+    instances that leave, and what is broken, as a plan has shown them; where that is not so any more, 409
+    `plan_changed`. Without them whatever it finds is done.
     """
 
     pool: Name
@@ -61,12 +63,16 @@ class NewReclaim(Body):
 
 @router.post("", status_code=201, response_model=ReclaimOrdered, responses={200: {"model": ReclaimPreview}})
 def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any] | JSONResponse:
-    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is signed, or is not what was shown."""
+    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is
+    signed, or is not what was shown.
+    """
     if body.dry_run:
         with control.reading() as connection:
             at_ms = now_ms(connection)
             planned = orders.plan(connection, control.redis, _order(body, at_ms), at_ms)
-            preview = ReclaimPreview.model_validate({"reclaim": None, "plan": _shown_plan(connection, planned)})
+            preview = ReclaimPreview.model_validate(
+                {"reclaim": None, "plan": _shown_plan(connection, planned)}
+            )
         return JSONResponse(preview.model_dump(mode="json", by_alias=True))
     with control.changing(response) as connection:
         at_ms = now_ms(connection)
@@ -115,7 +121,8 @@ def _order(body: NewReclaim, at_ms: int) -> Order:
     broken = None
     if body.broken is not None:
         broken = tuple(
-            Span(each.from_ms, FOREVER_MS if each.until is None else each.until, each.units) for each in body.broken
+            Span(each.from_ms, FOREVER_MS if each.until is None else each.until, each.units)
+            for each in body.broken
         )
     by_ms = at_ms if body.by is None else body.by
     return Order(
@@ -146,7 +153,9 @@ def _shown(reclaim: Reclaim) -> dict[str, Any]:
 
 def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
     order = plan.order
-    wanted = {each.tenant_id for each in (*plan.holding, *plan.run_out)} | {each.tenant for each in plan.requests}
+    wanted = {each.tenant_id for each in (*plan.holding, *plan.run_out)} | {
+        each.tenant for each in plan.requests
+    }
     names = tenants.names(connection, wanted)
     return {
         "pool": order.pool,
@@ -162,17 +171,28 @@ def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
         "not_running": plan.not_running,
         "left": [_shown_left(each) for each in plan.left[:_SHOWN_MAX]],
         "contracts": [
-            *(_shown_holding(each, names, order.by_ms, plan.cuts.get(each.contract_id)) for each in plan.holding),
+            *(
+                _shown_holding(each, names, order.by_ms, plan.cuts.get(each.contract_id))
+                for each in plan.holding
+            ),
             *(_shown_run_out(each, names) for each in plan.run_out),
         ],
-        "others": {"units_before": units(plan.others_before_mu_s), "units_after": units(plan.others_after_mu_s)},
+        "others": {
+            "units_before": units(plan.others_before_mu_s),
+            "units_after": units(plan.others_after_mu_s),
+        },
         "open": plan.open_by_class,
         "streams": [_shown_request(each, names, plan) for each in plan.requests[:_SHOWN_MAX]],
     }
 
 
 def _shown_instance(occupied: Occupied) -> dict[str, Any]:
-    return {"instance": occupied.instance, "ready": occupied.ready, "load": occupied.load, "open": occupied.by_class()}
+    return {
+        "instance": occupied.instance,
+        "ready": occupied.ready,
+        "load": occupied.load,
+        "open": occupied.by_class(),
+    }
 
 
 def _shown_left(left: Left) -> dict[str, Any]:
@@ -188,7 +208,9 @@ def _shown_left(left: Left) -> dict[str, Any]:
 
 
 def _shown_holding(held: Holding, names: Mapping[str, str], by_ms: int, cut: Cut | None) -> dict[str, Any]:
-    """`units` at the deadline, or at its start; of one that is cut, when that is worst, with what it is then left with."""
+    """`units` at the deadline, or at its start; of one that is cut, when that is worst, with what it is
+    then left with.
+    """
     signed_mu_s = rate_at(held.steps, max(by_ms, held.starts_ms)) if cut is None else cut.signed_mu_s
     return {
         **_shown_contract(held, names),

@@ -1,4 +1,6 @@
-"""Routes of single requests: their receipts, and stopping them. The gateway asks for receipts on behalf of tenants."""
+"""Routes of single requests: their receipts, and stopping them. The gateway asks for receipts on behalf of
+tenants.
+"""
 
 from typing import Any
 
@@ -19,8 +21,12 @@ router = APIRouter(prefix="/admin/v1/requests", tags=["requests"], dependencies=
 
 
 @router.get("/{request_id}", response_model=ReceiptAnswer, response_model_exclude_unset=True)
-def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None) -> dict[str, Any]:
-    """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that tenant's."""
+def show(
+    request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None
+) -> dict[str, Any]:
+    """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that
+    tenant's.
+    """
     if tenant is None and request.state.role is not Right.ADMIN:
         raise Invalid("Say whose request it is: the service key reads no others.", param="tenant")
     with control.reading() as connection:
@@ -33,12 +39,16 @@ def show(request_id: IdPath, request: Request, control: Control, tenant: TenantQ
 
 @router.post("/{request_id}/stop", status_code=202, response_model=StopAnswer)
 def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
-    """Have the gateways end a request; its tenant is not billed for it. 404 for one that nobody knows, 409 for one that has ended."""
+    """Have the gateways end a request; its tenant is not billed for it. 404 for one that nobody knows, 409
+    for one that has ended.
+    """
     with control.reading() as connection:
         receipt = find_receipt(connection, control.redis, request_id)
     if receipt is None and not is_waiting(control.redis, request_id):
         raise NotFound(f"There is no request {request_id!r}.", param="request_id")
     if receipt is not None and receipt.state != "open":
-        raise Conflict(f"Request {request_id} has ended: {receipt.facts['ending']}.", param="request_id", code="ended")
+        raise Conflict(
+            f"Request {request_id} has ended: {receipt.facts['ending']}.", param="request_id", code="ended"
+        )
     announce_stop(control.redis, request_id)
     return {"request_id": request_id, "announced": True}

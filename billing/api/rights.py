@@ -1,4 +1,5 @@
-"""Who may call which route: the one table. A route that is not in it is the admin's, and a test fails until it is.
+"""Who may call which route: the one table. A route that is not in it is the admin's, and a test fails until
+it is.
 
 The key of an entry is the method and the path's template, as `routes_of` reads them off the app.
 """
@@ -85,7 +86,9 @@ RIGHTS: Final[Mapping[str, Right]] = {
 
 
 def routes_of(app: FastAPI) -> Iterator[str]:
-    """Every method and path template that the app answers. Raises TypeError for a route of another kind: it could hide others."""
+    """Every method and path template that the app answers. Raises TypeError for a route of another kind:
+    it could hide others.
+    """
     for route in app.routes:
         if not isinstance(route, Route):
             raise TypeError(f"the rights of {route!r} cannot be told")
@@ -94,7 +97,9 @@ def routes_of(app: FastAPI) -> Iterator[str]:
 
 
 def right_for(app: FastAPI, scope: Scope) -> Right:
-    """What this request asks of its caller. Unknown paths and methods are the admin's: nobody else learns what there is."""
+    """What this request asks of its caller. Unknown paths and methods are the admin's: nobody else learns
+    what there is.
+    """
     for route in app.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:
             return RIGHTS.get(f"{scope['method']} {route.path}", Right.ADMIN)

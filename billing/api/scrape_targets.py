@@ -22,7 +22,8 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 @router.get("", response_model=list[ScrapeTarget])
 def list_all(control: Control) -> list[dict[str, Any]]:
-    """Every gateway, billing process, worker and engine that runs now, each with its `job`; engines with their id, model and pool.
+    """Every gateway, billing process, worker and engine that runs now, each with its `job`; engines with
+    their id, model and pool.
 
     For `http_sd_configs` of Prometheus, which wants a bare list.
     """
@@ -31,7 +32,9 @@ def list_all(control: Control) -> list[dict[str, Any]]:
 
 
 def _engines(entries: list[InstanceEntry]) -> Iterator[dict[str, Any]]:
-    """A server that stands under several ids is one target, as the first of them: its page would be counted twice."""
+    """A server that stands under several ids is one target, as the first of them: its page would be
+    counted twice.
+    """
     seen = set()
     for entry in entries:
         url = entry.url.rstrip("/").removesuffix("/v1")

@@ -25,7 +25,9 @@ Weight = Annotated[int, Field(ge=1, le=1000)]
 
 
 class NewTenant(Body):
-    """Who is to be billed. Without a contract, `on_demand` is the right to be served at all. `redis_down`: `refuse`, unless it is said."""
+    """Who is to be billed. Without a contract, `on_demand` is the right to be served at all. `redis_down`:
+    `refuse`, unless it is said.
+    """
 
     name: TenantName
     kind: Kind = "external"
@@ -36,8 +38,8 @@ class NewTenant(Body):
 
 
 class TenantChange(Body):
-    """What is not given stays. An archived tenant is refused like a suspended one and left out of lists; its usage stays. `stop_streams`, with
-    `suspended` or `archived`: end what is open, too.
+    """What is not given stays. An archived tenant is refused like a suspended one and left out of lists; its
+    usage stays. `stop_streams`, with `suspended` or `archived`: end what is open, too.
     """
 
     name: TenantName | None = None
@@ -54,7 +56,12 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
     with control.changing(response) as connection:
         redis_down = body.redis_down.model_dump()
         made = tenants.create(
-            connection, body.name, body.kind, on_demand=body.on_demand, redis_down=redis_down, weight=body.weight
+            connection,
+            body.name,
+            body.kind,
+            on_demand=body.on_demand,
+            redis_down=redis_down,
+            weight=body.weight,
         )
     return shown(made)
 
@@ -71,7 +78,8 @@ def list_all(
     """Tenants by name; archived ones with `archived`, or with that status."""
     with control.reading() as connection:
         return listing(
-            tenants.list_page(connection, asked, name=name, status=status, kind=kind, archived=archived), shown
+            tenants.list_page(connection, asked, name=name, status=status, kind=kind, archived=archived),
+            shown,
         )
 
 
@@ -84,7 +92,9 @@ def show(tenant: NamePath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{tenant:path}", response_model=TenantAnswer)
 def change(tenant: NamePath, body: TenantChange, control: Control, response: Response) -> dict[str, Any]:
-    """Suspend, resume, archive, rename, or change what it may do. A suspended tenant is refused within a second."""
+    """Suspend, resume, archive, rename, or change what it may do. A suspended tenant is refused within a
+    second.
+    """
     if body.stop_streams and body.status not in {"suspended", "archived"}:
         raise Invalid("stop_streams goes with status `suspended` or `archived`.", param="stop_streams")
     with control.changing(response) as connection:
@@ -111,7 +121,8 @@ def _refuse_under_contract(connection: Connection, tenant: str) -> None:
     if stand:
         named = ", ".join(contract.contract_id for contract in stand)
         message = (
-            f"{found.name} has contracts that stand: {named}. They end by notice; archive it when they have ended."
+            f"{found.name} has contracts that stand: {named}. They end by notice; archive it when "
+            "they have ended."
         )
         raise Conflict(message, param="status", code="under_contract")
 

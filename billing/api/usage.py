@@ -32,18 +32,27 @@ def usage(
     by: Annotated[str, Query(max_length=200, description="Such as `model,hour`.")] = "",
     since: Annotated[
         Moment | None,
-        Query(alias="from", description="Default: the start of the month, in UTC, of `until`. 0: from the beginning."),
+        Query(
+            alias="from",
+            description="Default: the start of the month, in UTC, of `until`. 0: from the beginning.",
+        ),
     ] = None,
-    until: Annotated[Moment | None, Query(description="Default: now, and whatever has ended by then.")] = None,
+    until: Annotated[
+        Moment | None, Query(description="Default: now, and whatever has ended by then.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=_LINES_MAX, description="At most so many lines.")] = _LINES_DEFAULT,
     after: After = None,
 ) -> dict[str, Any]:
-    """Tokens and money of the requests that ended in [from, until), of one tenant or of all. `lines` come by pages."""
+    """Tokens and money of the requests that ended in [from, until), of one tenant or of all. `lines` come
+    by pages.
+    """
     try:
         dimensions = parse_dimensions(by)
     except ValueError as exc:
         words = ", ".join(dimension.value for dimension in Dimension)
-        raise Invalid(f"Usage is grouped by some of {words}, each once, with commas between.", param="by") from exc
+        raise Invalid(
+            f"Usage is grouped by some of {words}, each once, with commas between.", param="by"
+        ) from exc
     with control.reading() as connection:
         named = None if tenant is None else tenants.find(connection, tenant)
         tenant_id = None if named is None else named.tenant_id
@@ -59,7 +68,9 @@ def usage(
             report["lines"] = [line | {"tenant_name": names.get(line["tenant"])} for line in report["lines"]]
         if Dimension.PROJECT in dimensions:
             project_names = projects.names(connection, [line["project"] for line in report["lines"]])
-            report["lines"] = [line | {"project_name": project_names.get(line["project"])} for line in report["lines"]]
+            report["lines"] = [
+                line | {"project_name": project_names.get(line["project"])} for line in report["lines"]
+            ]
     return report | {"tenant_name": None if named is None else named.name, "next": page.next}
 
 

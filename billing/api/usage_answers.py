@@ -64,7 +64,9 @@ class UsageLine(UsageTotal):
 
 
 class BillItem(Answer):
-    """Tokens of one kind: tokens × price = amount, the price being per million tokens. Without a price they have no amount."""
+    """Tokens of one kind: tokens × price = amount, the price being per million tokens. Without a price
+    they have no amount.
+    """
 
     model: str
     price_id: int | None
@@ -75,7 +77,9 @@ class BillItem(Answer):
 
 
 class UsageAnswer(Answer):
-    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `until` null: now."""
+    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `until`
+    null: now.
+    """
 
     tenant: str | None
     tenant_name: str | None
@@ -102,7 +106,9 @@ class InstanceAudit(Answer):
 
 
 class FindingAnswer(Answer):
-    """One thing found; what does not apply is not there. `ids` are examples, `count` says how many there are."""
+    """One thing found; what does not apply is not there. `ids` are examples, `count` says how many there
+    are.
+    """
 
     kind: FindingKind
     message: str
@@ -144,7 +150,9 @@ class ReceiptPrice(Answer):
 
 
 class ReceiptAnswer(Answer):
-    """All that is known of a request by now: `open` · `settled`: it has ended and is not in the ledger yet · `recorded`. What is not known is not there."""
+    """All that is known of a request by now: `open` · `settled`: it has ended and is not in the ledger yet
+    · `recorded`. What is not known is not there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 

@@ -1,6 +1,8 @@
-"""Reads a request's body before a route sees it: all of it, up to a cap, and refuses JSON that says the same key twice. Pure ASGI.
+"""Reads a request's body before a route sees it: all of it, up to a cap, and refuses JSON that says the same
+key twice. Pure ASGI.
 
-A body has to be whole before it can be told from another one, and of two values under one key a caller cannot know which counts.
+A body has to be whole before it can be told from another one, and of two values under one key a caller cannot
+know which counts.
 """
 
 import json

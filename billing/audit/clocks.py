@@ -1,4 +1,6 @@
-"""The two clocks of the installation: Redis's, by which requests and prices go, and PostgreSQL's, by which the rest of the catalogue goes."""
+"""The two clocks of the installation: Redis's, by which requests and prices go, and PostgreSQL's, by which
+the rest of the catalogue goes.
+"""
 
 import time
 from typing import Final
@@ -15,7 +17,9 @@ DIFFERENCE_MS_MAX: Final = 1_000
 
 
 def difference_ms(connection: Connection, client: redis.Redis) -> int:
-    """How far PostgreSQL's clock is ahead of Redis's, at least; the time that asking takes is in nobody's favour. Raises redis.RedisError."""
+    """How far PostgreSQL's clock is ahead of Redis's, at least; the time that asking takes is in nobody's
+    favour. Raises redis.RedisError.
+    """
     began = time.monotonic()
     database_ms = database_now_ms(connection)
     ahead_ms = database_ms - redis_clock.now_ms(client)
@@ -28,5 +32,7 @@ def check_clocks(ahead_ms: int) -> list[Finding]:
     if abs(ahead_ms) <= DIFFERENCE_MS_MAX:
         return []
     word = "ahead of" if ahead_ms > 0 else "behind"
-    message = f"PostgreSQL's clock is {abs(ahead_ms) / 1000:.1f} s {word} Redis's; set the clocks of both machines"
+    message = (
+        f"PostgreSQL's clock is {abs(ahead_ms) / 1000:.1f} s {word} Redis's; set the clocks of both machines"
+    )
     return [Finding(kind=FindingKind.CLOCKS_DIFFER, message=message)]

@@ -1,5 +1,5 @@
-"""Asks every engine for its counters and its requests, and holds each request against its event. `engine_runs` remembers the counters,
-`engine_reading` asks the engines, `request_check` compares and absorbs.
+"""Asks every engine for its counters and its requests, and holds each request against its event.
+`engine_runs` remembers the counters, `engine_reading` asks the engines, `request_check` compares and absorbs.
 """
 
 import time
@@ -49,8 +49,8 @@ class Absorbed:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """One pass over all instances: the registry, what each engine that should answer said, what it says of each request that may have no event
-    yet, and what was absorbed.
+    """One pass over all instances: the registry, what each engine that should answer said, what it says of
+    each request that may have no event yet, and what was absorbed.
     """
 
     registry: Registry
@@ -61,7 +61,9 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Where reading one engine's requests stands: the last page, and those of before that had no event yet."""
+    """Where reading one engine's requests stands: the last page, and those of before that had no event
+    yet.
+    """
 
     boot: str
     sequence: int
@@ -102,7 +104,9 @@ class CounterPoller:
                 if isinstance(reading, Counters) and reading.requests is not None:
                     key = each.instance, each.epoch
                     moments = registry.now_ms, answered_ms
-                    requests[each.instance], seen[key] = self._take(connection, each, reading, moments, absorbed)
+                    requests[each.instance], seen[key] = self._take(
+                        connection, each, reading, moments, absorbed
+                    )
                 elif (each.instance, each.epoch) in self._seen:
                     seen[each.instance, each.epoch] = self._seen[each.instance, each.epoch]
             absorbed += _check_ended_runs(connection, registry.now_ms)
@@ -125,7 +129,9 @@ class CounterPoller:
         moments: tuple[int, int],
         absorbed: list[Absorbed],
     ) -> tuple[dict[str, CounterPair], _Seen]:
-        """Check the requests that have ended, and store what is left of them beside the counters of the same moment, which lies between two."""
+        """Check the requests that have ended, and store what is left of them beside the counters of the
+        same moment, which lies between two.
+        """
         assert reading.requests is not None
         before = self._seen.get((each.instance, each.epoch))
         boot = reading.started or ""
@@ -139,15 +145,22 @@ class CounterPoller:
         checked = check_requests(
             connection, EngineRef(each.instance, each.epoch, each.model, each.pool, each.cell), ended
         )
-        absorbed += [Absorbed(name, each.instance, each.epoch, tokens) for name, tokens in checked.absorbed.items()]
+        absorbed += [
+            Absorbed(name, each.instance, each.epoch, tokens) for name, tokens in checked.absorbed.items()
+        ]
         unrecorded = {name: count for name, count in ended.items() if name not in checked.recorded}
         newest = dict(list(unrecorded.items())[-_UNRECORDED_MAX:])
-        # Those that ended after the moment that is stored beside them would else look as if they came after this look.
+        # Those that ended after the moment that is stored beside them would else look as if they came after
+        # this look.
         asked_ms, answered_ms = moments
-        just_ended = {name: ended[name] for name, (_, ended_ms) in checked.recorded.items() if ended_ms > asked_ms}
+        just_ended = {
+            name: ended[name] for name, (_, ended_ms) in checked.recorded.items() if ended_ms > asked_ms
+        }
         run = latest_run(connection, each.instance, each.epoch)
         assert run is not None, "its counters were stored just now"
-        store_requests(connection, run, RequestsAt(asked_ms, reading.tokens, {**just_ended, **newest, **running}))
+        store_requests(
+            connection, run, RequestsAt(asked_ms, reading.tokens, {**just_ended, **newest, **running})
+        )
         began_ms = {name: started_ms for name, (started_ms, _) in checked.recorded.items()}
         note_later_run(connection, run, answered_ms, {**ended, **running}, began_ms)
         return {**ended, **running}, _Seen(boot, reading.requests.sequence, newest)
@@ -156,16 +169,19 @@ class CounterPoller:
 def lost_tokens(
     connection: Connection, runs: Sequence[EngineRun], spoken_of: Collection[str] = ()
 ) -> dict[int, CounterPair]:
-    """By run of one epoch: what requests are accounted for with beyond the last look at an engine that died. It produced that, and no counter has
-    it. `spoken_of`: those that the run speaks of that answers now.
+    """By run of one epoch: what requests are accounted for with beyond the last look at an engine that died.
+    It produced that, and no counter has it. `spoken_of`: those that the run speaks of that answers now.
     """
     died = [(run, run.requests) for run in runs if run.requests is not None and not run.exact]
     if not died:
         return {}
-    known = {name for run in runs if run.requests is not None for name in run.requests.counts} | set(spoken_of)
+    known = {name for run in runs if run.requests is not None for name in run.requests.counts} | set(
+        spoken_of
+    )
     here = (usage_event.c.instance == runs[0].instance) & (usage_event.c.epoch == runs[0].epoch)
     columns = (
-        usage_event.c[name] for name in ("request_id", "started_ms", "ended_ms", "produced_prompt", "produced_output")
+        usage_event.c[name]
+        for name in ("request_id", "started_ms", "ended_ms", "produced_prompt", "produced_output")
     )
     since = min(requests.at_ms for _, requests in died)
     query = select(*columns).where(here, usage_event.c.kind == "request", usage_event.c.ended_ms > since)
@@ -194,8 +210,8 @@ def _beyond(connection: Connection, run: EngineRun, requests: RequestsAt) -> Cou
 
 
 def _check_ended_runs(connection: Connection, now_ms: int) -> list[Absorbed]:
-    """Of engines that have ended: the requests that they had last spoken of, held against the events that have come since. An hour later all
-    have come, and the run is as exact as it will be.
+    """Of engines that have ended: the requests that they had last spoken of, held against the events that
+    have come since. An hour later all have come, and the run is as exact as it will be.
     """
     absorbed: list[Absorbed] = []
     for run in read_runs(connection, state="closed", with_requests=True):
@@ -210,9 +226,13 @@ def _check_ended_runs(connection: Connection, now_ms: int) -> list[Absorbed]:
         engine = EngineRef(run.instance, run.epoch, model.model, model.pool, model.cell)
         short = _short_of(connection, engine, run.requests.counts)
         checked = check_requests(connection, engine, short)
-        absorbed += [Absorbed(name, run.instance, run.epoch, tokens) for name, tokens in checked.absorbed.items()]
+        absorbed += [
+            Absorbed(name, run.instance, run.epoch, tokens) for name, tokens in checked.absorbed.items()
+        ]
         if run.requests.at_ms < now_ms - _ENDED_CHECKED_MS:
-            end_run(connection, run, run.last if run.exact else run.requests.counted + _lost_of(connection, run))
+            end_run(
+                connection, run, run.last if run.exact else run.requests.counted + _lost_of(connection, run)
+            )
     return absorbed
 
 
@@ -220,8 +240,12 @@ def _lost_of(connection: Connection, run: EngineRun) -> CounterPair:
     return lost_tokens(connection, read_runs(connection, epoch=(run.instance, run.epoch)))[run.run]
 
 
-def _short_of(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> dict[str, CounterPair]:
-    """Those whose event says less than the engine had said: after its last word an engine may have gone on, so more is no fault."""
+def _short_of(
+    connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]
+) -> dict[str, CounterPair]:
+    """Those whose event says less than the engine had said: after its last word an engine may have gone
+    on, so more is no fault.
+    """
     events = {row["request_id"]: row for row in read_events(connection, list(counts))}
     short = {}
     for name, count in counts.items():

@@ -1,8 +1,10 @@
-"""What every run of every engine has counted, remembered in SQL. Owns the table and when a run begins and ends.
+"""What every run of every engine has counted, remembered in SQL. Owns the table and when a run begins and
+ends.
 
-A *run* is one life of an engine process. The catalogue names it by the instance's epoch; an engine that restarted without telling
-(added by hand) shows by counters that went back, and starts a further run of the same epoch from zero. The last counters of an
-ended run are what was polled, or, better, what its worker left in its entry.
+A *run* is one life of an engine process. The catalogue names it by the instance's epoch; an engine that
+restarted without telling (added by hand) shows by counters that went back, and starts a further run of the
+same epoch from zero. The last counters of an ended run are what was polled, or, better, what its worker left
+in its entry.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,12 +25,12 @@ from billing.wire.tokens import CounterPair
 
 @dataclass(frozen=True, slots=True)
 class RequestsAt:
-    """What an engine said of its requests, of those that ran and of those whose event had not come or ended later; when that was by Redis's
-    clock, and what it had counted in all in that moment. Of an engine that died its worker may have read later counters: of those no request can
-    be told.
+    """What an engine said of its requests, of those that ran and of those whose event had not come or ended
+    later; when that was by Redis's clock, and what it had counted in all in that moment. Of an engine that
+    died its worker may have read later counters: of those no request can be told.
 
-    Once a later run of the same epoch has answered: `until_ms`, after which no request began on this run, and `later`, those that began before
-    and that a later run speaks of.
+    Once a later run of the same epoch has answered: `until_ms`, after which no request began on this run, and
+    `later`, those that began before and that a later run speaks of.
     """
 
     at_ms: int
@@ -40,7 +42,11 @@ class RequestsAt:
     def to_json(self) -> dict[str, Any]:
         """The column `requests`."""
         counts = {name: [each.prompt, each.generation] for name, each in self.counts.items()}
-        fields = {"at_ms": self.at_ms, "counted": [self.counted.prompt, self.counted.generation], "counts": counts}
+        fields = {
+            "at_ms": self.at_ms,
+            "counted": [self.counted.prompt, self.counted.generation],
+            "counts": counts,
+        }
         if self.until_ms is not None:
             fields |= {"until_ms": self.until_ms, "later": sorted(self.later)}
         return fields
@@ -52,10 +58,14 @@ class RequestsAt:
             return None
         counts = {name: CounterPair(*pair) for name, pair in fields["counts"].items()}
         later = frozenset(fields.get("later", ()))
-        return cls(int(fields["at_ms"]), CounterPair(*fields["counted"]), counts, fields.get("until_ms"), later)
+        return cls(
+            int(fields["at_ms"]), CounterPair(*fields["counted"]), counts, fields.get("until_ms"), later
+        )
 
     def may_have_run(self, request_id: str, started_ms: int, ended_ms: int) -> bool:
-        """Whether a request of this epoch that the run had not spoken of may have run here, after it was last asked."""
+        """Whether a request of this epoch that the run had not spoken of may have run here, after it was
+        last asked.
+        """
         if ended_ms <= self.at_ms or request_id in self.later:
             return False
         return self.until_ms is None or started_ms <= self.until_ms
@@ -63,8 +73,8 @@ class RequestsAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRun:
-    """One run and the last that is known of its counters. `state`: `open` · `closed` · `no_counters`. `requests`: what it said of its requests in
-    the same moment, where it counts them.
+    """One run and the last that is known of its counters. `state`: `open` · `closed` · `no_counters`.
+    `requests`: what it said of its requests in the same moment, where it counts them.
     """
 
     instance: str
@@ -88,8 +98,12 @@ def hold_off_polls(connection: Connection) -> None:
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.ENGINE_RUNS)))
 
 
-def store_poll(connection: Connection, instances: Sequence[EngineInstance], readings: Mapping[str, Reading]) -> None:
-    """Close the runs that are no more, take over the counters that workers left, and store the new readings."""
+def store_poll(
+    connection: Connection, instances: Sequence[EngineInstance], readings: Mapping[str, Reading]
+) -> None:
+    """Close the runs that are no more, take over the counters that workers left, and store the new
+    readings.
+    """
     current = {each.instance: each.epoch for each in instances if each.alive}
     for run in read_runs(connection, state="open"):
         if current.get(run.instance) != run.epoch:
@@ -105,7 +119,9 @@ def store_poll(connection: Connection, instances: Sequence[EngineInstance], read
 
 
 def close_run(connection: Connection, each: EngineInstance, reading: Reading) -> None:
-    """The last counters of an instance whose id is about to be used anew. Holds off every poll until the transaction ends."""
+    """The last counters of an instance whose id is about to be used anew. Holds off every poll until the
+    transaction ends.
+    """
     hold_off_polls(connection)
     if isinstance(reading, Counters):
         _store_counters(connection, each, reading)
@@ -127,10 +143,14 @@ def end_run(connection: Connection, run: EngineRun, last: CounterPair) -> None:
 
 
 def note_later_run(
-    connection: Connection, latest: EngineRun, until_ms: int, spoken_of: Iterable[str], began_ms: Mapping[str, int]
+    connection: Connection,
+    latest: EngineRun,
+    until_ms: int,
+    spoken_of: Iterable[str],
+    began_ms: Mapping[str, int],
 ) -> None:
-    """Tell the requests of earlier runs of its epoch from those of the latest run, which has just spoken of some. `until_ms`: by when it had
-    answered; `began_ms`: when those of them began that have an event.
+    """Tell the requests of earlier runs of its epoch from those of the latest run, which has just spoken of
+    some. `until_ms`: by when it had answered; `began_ms`: when those of them began that have an event.
     """
     if latest.run == 0:
         return
@@ -166,8 +186,12 @@ def read_runs(
     epoch: tuple[str, str] | None = None,
     with_requests: bool = False,
 ) -> list[EngineRun]:
-    """All runs, those of one instance's epoch, or those of which requests are still to be told; in the order of instance, epoch and run."""
-    query = select(engine_counter).order_by(engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run)
+    """All runs, those of one instance's epoch, or those of which requests are still to be told; in the
+    order of instance, epoch and run.
+    """
+    query = select(engine_counter).order_by(
+        engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run
+    )
     if state is not None:
         query = query.where(engine_counter.c.state == state)
     if epoch is not None:

@@ -1,8 +1,9 @@
 """All figures of one moment: what each engine has counted, and where each request stands that it speaks of.
 
-Owns the order in which they are read, so that nothing is missed and nothing is counted twice while requests come and go: first where requests
-stand, from open to stream to SQL, the way they go; then the engines; then, of requests that an engine speaks of and that had no event before, who
-else knows of them. `balance` computes, and nothing is written.
+Owns the order in which they are read, so that nothing is missed and nothing is counted twice while requests
+come and go: first where requests stand, from open to stream to SQL, the way they go; then the engines; then,
+of requests that an engine speaks of and that had no event before, who else knows of them. `balance` computes,
+and nothing is written.
 """
 
 from collections import defaultdict
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 import redis
 from sqlalchemy import Connection, Engine, select
 
-from billing.audit.balance import EpochBalance, Metered, Produced, WithoutEvent, balance_by_bounds, balance_by_request
+from billing.audit.balance import (
+    EpochBalance,
+    Metered,
+    Produced,
+    WithoutEvent,
+    balance_by_bounds,
+    balance_by_request,
+)
 from billing.audit.engine_counters import CounterPoller, Poll, lost_tokens
 from billing.audit.engine_runs import EngineRun, read_runs
 from billing.audit.reconcile import Evidence, read_evidence
@@ -30,7 +38,9 @@ Epoch = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """`idle`: epochs for which nothing is under way anywhere. Not `complete`: there is more than could be read."""
+    """`idle`: epochs for which nothing is under way anywhere. Not `complete`: there is more than could be
+    read.
+    """
 
     balances: tuple[EpochBalance, ...]
     evidence: tuple[Evidence, ...]
@@ -41,13 +51,17 @@ class Look:
 
     def agrees_with(self, other: "Look") -> bool:
         """Whether the same is left unexplained."""
-        residuals = [[(each.instance, each.epoch, each.residual) for each in look.balances] for look in (self, other)]
+        residuals = [
+            [(each.instance, each.epoch, each.residual) for each in look.balances] for look in (self, other)
+        ]
         return residuals[0] == residuals[1] and self.evidence == other.evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """What was read, before it is put together. `recorded`, `without` and `events` are of one moment of SQL, before the engines were asked."""
+    """What was read, before it is put together. `recorded`, `without` and `events` are of one moment of
+    SQL, before the engines were asked.
+    """
 
     open: OpenRequests
     streams: Streams
@@ -70,7 +84,9 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
         with snapshot(engine) as now:
             runs = _by_epoch(read_runs(now))
             counts = _counts(runs, poll)
-            events = frozenset(row["request_id"] for row in read_events(before, [*opened.by_id, *streams.by_id]))
+            events = frozenset(
+                row["request_id"] for row in read_events(before, [*opened.by_id, *streams.by_id])
+            )
             facts = _Facts(
                 open=opened,
                 streams=streams,
@@ -81,16 +97,23 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
                 without=_without_event(before, now, client, busy, opened, streams, counts),
                 events=events,
                 contexts={
-                    row.name: row.context_tokens for row in now.execute(select(model.c.name, model.c.context_tokens))
+                    row.name: row.context_tokens
+                    for row in now.execute(select(model.c.name, model.c.context_tokens))
                 },
                 poll=poll,
             )
-            # Where an engine counts its requests, each is held against its event: nothing has to be concluded.
+            # Where an engine counts its requests, each is held against its event: nothing has to be
+            # concluded.
             evidence = tuple(each for each in read_evidence(now) if (each.instance, each.epoch) not in counts)
     balances = _balances(facts)
     complete = streams.complete and not opened.unreadable
     return Look(
-        balances=balances, evidence=evidence, idle=_idle(balances, facts), poll=poll, open=opened, complete=complete
+        balances=balances,
+        evidence=evidence,
+        idle=_idle(balances, facts),
+        poll=poll,
+        open=opened,
+        complete=complete,
     )
 
 
@@ -114,7 +137,9 @@ def _without_event(
     streams: Streams,
     counts: Mapping[Epoch, Mapping[str, CounterPair]],
 ) -> dict[Epoch, WithoutEvent]:
-    """Of the requests that engines speak of: those that had no event in the snapshot, and which of those are known to somebody else."""
+    """Of the requests that engines speak of: those that had no event in the snapshot, and which of those
+    are known to somebody else.
+    """
     stands = {epoch: standing(before, *epoch, spoken_of) for epoch, spoken_of in counts.items()}
     later_open, later_streams = _read_open(client, busy)
     known = {*opened.by_id, *streams.by_id, *later_open.by_id, *later_streams.by_id}
@@ -126,14 +151,18 @@ def _without_event(
         forgotten = (
             each.tokens
             for name, each in streams.by_id.items()
-            if (each.instance, each.epoch) == epoch and name not in counts[epoch] and name not in stand.recorded
+            if (each.instance, each.epoch) == epoch
+            and name not in counts[epoch]
+            and name not in stand.recorded
         )
         found[epoch] = WithoutEvent(stand.without, known, sum(forgotten, stand.to_complete))
     return found
 
 
 def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch, dict[str, CounterPair]]:
-    """What engines say of their requests: those that answer now, and those that have died, or do not answer, when they were last asked."""
+    """What engines say of their requests: those that answer now, and those that have died, or do not
+    answer, when they were last asked.
+    """
     found: dict[Epoch, dict[str, CounterPair]] = {}
     for epoch, own in runs.items():
         for run in own:
@@ -154,8 +183,12 @@ def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch
 def _lost(
     now: Connection, runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll
 ) -> dict[tuple[str, str, int], CounterPair]:
-    """What engines that died, or do not answer, have produced after they were last asked, as far as requests are accounted for with it."""
-    answering = {(each.instance, each.epoch) for each in poll.registry.instances if each.instance in poll.requests}
+    """What engines that died, or do not answer, have produced after they were last asked, as far as
+    requests are accounted for with it.
+    """
+    answering = {
+        (each.instance, each.epoch) for each in poll.registry.instances if each.instance in poll.requests
+    }
     found: dict[tuple[str, str, int], CounterPair] = {}
     for epoch, own in runs.items():
         spoken_of = poll.requests[epoch[0]] if epoch in answering else ()
@@ -202,7 +235,9 @@ def _produced(
 
 
 def _open_tokens(epoch: Epoch, facts: _Facts) -> tuple[CounterPair, CounterPair]:
-    """What requests of an engine that does not count them had produced when last heard of, and what they can have produced since."""
+    """What requests of an engine that does not count them had produced when last heard of, and what they
+    can have produced since.
+    """
     known = room = NO_TOKENS
     for name, way in facts.streams.by_id.items():
         if (way.instance, way.epoch) == epoch and name not in facts.events:

@@ -1,9 +1,11 @@
-"""Of engines that do not count their requests: tokens produced beyond the last that was heard of requests that were cut off.
+"""Of engines that do not count their requests: tokens produced beyond the last that was heard of requests
+that were cut off.
 
-No request's event can name them; the engine's counters do, once it is idle and everything metered has arrived. They are absorbed,
-never billed, with the requests that were cut off as evidence, and bounded by what those requests could still have produced. Where
-there is no such request, or the bound is passed, the residual stays: it is not explained. An engine that counts its requests needs none
-of this: `request_check` holds each of them against its event.
+No request's event can name them; the engine's counters do, once it is idle and everything metered has
+arrived. They are absorbed, never billed, with the requests that were cut off as evidence, and bounded by what
+those requests could still have produced. Where there is no such request, or the bound is passed, the residual
+stays: it is not explained. An engine that counts its requests needs none of this: `request_check` holds each
+of them against its event.
 """
 
 import hashlib
@@ -28,8 +30,8 @@ _NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, Us
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A request whose event does not have the engine's final word, however it ended, and whose engine has not been found in balance since.
-    `room`: what it can still have produced.
+    """A request whose event does not have the engine's final word, however it ended, and whose engine has not
+    been found in balance since. `room`: what it can still have produced.
     """
 
     request_id: str
@@ -52,8 +54,12 @@ class Reconciliation:
 
 def read_evidence(connection: Connection) -> list[Evidence]:
     """Requests without a final word, not reconciled yet, in the order of their ids."""
-    not_final = or_(usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL))
-    done = select(reconciled_request.c.request_id).where(reconciled_request.c.request_id == usage_event.c.request_id)
+    not_final = or_(
+        usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL)
+    )
+    done = select(reconciled_request.c.request_id).where(
+        reconciled_request.c.request_id == usage_event.c.request_id
+    )
     query = (
         select(usage_event, model_table.c.context_tokens)
         .outerjoin(model_table, model_table.c.name == usage_event.c.model)
@@ -67,22 +73,30 @@ def read_evidence(connection: Connection) -> list[Evidence]:
 
 
 def _room(row: RowMapping) -> CounterPair:
-    """Each sample can fill the model's context, prompt and output together; without a known context nothing is taken for granted."""
+    """Each sample can fill the model's context, prompt and output together; without a known context
+    nothing is taken for granted.
+    """
     whole = (row["context_tokens"] or 0) * row["samples"]
     return CounterPair(max(0, whole - row["produced_prompt"]), max(0, whole - row["produced_output"]))
 
 
-def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[Evidence]) -> Reconciliation | None:
-    """Absorb the residual of an idle epoch, or note that there is none. The caller has made sure that nothing is under way.
+def reconcile(
+    connection: Connection, balance: EpochBalance, evidence: Sequence[Evidence]
+) -> Reconciliation | None:
+    """Absorb the residual of an idle epoch, or note that there is none. The caller has made sure that nothing
+    is under way.
 
-    Returns None where nothing was absorbed: a negative residual is left for all to see, and so are the requests it may belong to.
+    Returns None where nothing was absorbed: a negative residual is left for all to see, and so are the
+    requests it may belong to.
     """
     residual = balance.residual
     if not evidence or residual.prompt < 0 or residual.generation < 0:
         return None
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.RECONCILIATION)))
     here = [
-        each for each in read_evidence(connection) if (each.instance, each.epoch) == (balance.instance, balance.epoch)
+        each
+        for each in read_evidence(connection)
+        if (each.instance, each.epoch) == (balance.instance, balance.epoch)
     ]
     if [each.request_id for each in here] != [each.request_id for each in evidence]:
         return None  # Another process was here meanwhile, or another request has come to light: look again.
@@ -94,7 +108,9 @@ def reconcile(connection: Connection, balance: EpochBalance, evidence: Sequence[
     gateway_died = any(each.ending is Ending.GATEWAY_DIED for each in evidence)
     ending = Ending.GATEWAY_DIED if gateway_died else evidence[0].ending
     made = _absorb(connection, balance, tokens, ids, ending) if tokens != NO_TOKENS else None
-    rows = [{"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids]
+    rows = [
+        {"request_id": request_id, "reconciliation": made.request_id if made else None} for request_id in ids
+    ]
     connection.execute(insert(reconciled_request), rows)
     return made
 

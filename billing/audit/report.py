@@ -1,5 +1,5 @@
-"""What an audit found out, as a report: figures by instance, and findings. Owns how they are told; looks at nothing itself but at the
-differences that were written down.
+"""What an audit found out, as a report: figures by instance, and findings. Owns how they are told; looks at
+nothing itself but at the differences that were written down.
 """
 
 from collections import defaultdict
@@ -90,7 +90,8 @@ def reconciled_findings(reconciled: Sequence[Reconciliation]) -> list[Finding]:
     return [
         Finding(
             kind=FindingKind.RECONCILED,
-            message=f"tokens produced after the last that was heard of requests whose gateway or engine died, absorbed as {each.request_id}",
+            message="tokens produced after the last that was heard of requests whose gateway or engine "
+            f"died, absorbed as {each.request_id}",
             instance=each.instance,
             epoch=each.epoch,
             tokens=each.tokens,
@@ -111,7 +112,8 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
     return [
         Finding(
             kind=FindingKind.RECONCILED,
-            message="tokens that the engine counted for these requests beyond the last that was heard of them, absorbed",
+            message="tokens that the engine counted for these requests beyond the last that was heard of "
+            "them, absorbed",
             instance=engine[0],
             epoch=engine[1],
             tokens=sum((each.tokens for each in found), NO_TOKENS),
@@ -156,7 +158,9 @@ def difference_findings(connection: Connection) -> list[Finding]:
 def engine_findings(look: Look) -> list[Finding]:
     """What could not be read."""
     found = [
-        Finding(kind=FindingKind.UNREADABLE, message=f"the entry of instance {name} cannot be read", instance=name)
+        Finding(
+            kind=FindingKind.UNREADABLE, message=f"the entry of instance {name} cannot be read", instance=name
+        )
         for name in look.poll.registry.unreadable
     ]
     for each in look.poll.registry.instances:
@@ -164,12 +168,16 @@ def engine_findings(look: Look) -> list[Finding]:
         if isinstance(reading, Unreachable):
             message = f"the engine does not tell its counters: {reading.reason}"
             found.append(
-                Finding(kind=FindingKind.UNREACHABLE, message=message, instance=each.instance, epoch=each.epoch)
+                Finding(
+                    kind=FindingKind.UNREACHABLE, message=message, instance=each.instance, epoch=each.epoch
+                )
             )
         elif isinstance(reading, NoCounters):
             message = "the engine has no counters: its usage cannot be audited"
             found.append(
-                Finding(kind=FindingKind.NO_COUNTERS, message=message, instance=each.instance, epoch=each.epoch)
+                Finding(
+                    kind=FindingKind.NO_COUNTERS, message=message, instance=each.instance, epoch=each.epoch
+                )
             )
     if look.open.unreadable:
         message = "open reservations that cannot be read"
@@ -190,7 +198,8 @@ def balance_findings(look: Look) -> list[Finding]:
     for balance in look.balances:
         if balance.lost != NO_TOKENS:
             message = (
-                "the engine ended before its last counters were read; what was metered beyond them counts as produced"
+                "the engine ended before its last counters were read; what was metered beyond them "
+                "counts as produced"
             )
             found.append(
                 Finding(
@@ -201,7 +210,8 @@ def balance_findings(look: Look) -> list[Finding]:
                     tokens=balance.lost,
                 )
             )
-        # What the engine did before its counters became the baseline is in no residual: a worker's first probe, or others' requests.
+        # What the engine did before its counters became the baseline is in no residual: a worker's first
+        # probe, or others' requests.
         if balance.unexplained and balance.residual != NO_TOKENS:
             message = "the engine produced tokens for requests that have neither a reservation nor an event"
             tokens = sum(balance.unexplained.values(), NO_TOKENS)

@@ -1,8 +1,9 @@
 """Each request's event held against what its engine says that the request produced, one by one.
 
-An event that does not have the engine's final word (its gateway died, the answer broke off) is completed: exactly what that request produced
-beyond it is absorbed, with the request's id as evidence. Any other difference is a finding, kept by name, and stays in the residual.
-It runs while requests come and go: what an engine says of a request that has ended there does not change any more.
+An event that does not have the engine's final word (its gateway died, the answer broke off) is completed:
+exactly what that request produced beyond it is absorbed, with the request's id as evidence. Any other
+difference is a finding, kept by name, and stays in the residual. It runs while requests come and go: what an
+engine says of a request that has ended there does not change any more.
 """
 
 import hashlib
@@ -26,8 +27,8 @@ CALIBRATION_ID: Final = "calibration-"
 _IDS_A_QUERY: Final = 5_000
 _FINAL: Final = frozenset({UsageSource.ENGINE.value, UsageSource.NONE.value})
 _COLUMNS: Final = (
-    "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ended_ms", "ending", "usage_source",
-    "anomaly", "gateway", "produced_prompt", "produced_output",
+    "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ended_ms",
+    "ending", "usage_source", "anomaly", "gateway", "produced_prompt", "produced_output",
 )  # fmt: skip
 
 
@@ -44,14 +45,18 @@ class EngineRef:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`recorded`: when those requests began and ended that have an event. `absorbed`: what was absorbed just now."""
+    """`recorded`: when those requests began and ended that have an event. `absorbed`: what was absorbed
+    just now.
+    """
 
     recorded: Mapping[str, tuple[int, int]]
     absorbed: Mapping[str, CounterPair]
 
 
 def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> Checked:
-    """Hold requests that have ended in the engine against their events; those without an event yet are left for later."""
+    """Hold requests that have ended in the engine against their events; those without an event yet are
+    left for later.
+    """
     if not counts:
         return Checked({}, {})
     places = places_of(connection, engine.instance, engine.epoch)
@@ -74,14 +79,20 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
             missing -= completed
         if missing == CounterPair():
             continue
-        if completed is None and min(missing.prompt, missing.generation) >= 0 and _may_miss_tokens(row, here=here):
+        if (
+            completed is None
+            and min(missing.prompt, missing.generation) >= 0
+            and _may_miss_tokens(row, here=here)
+        ):
             _complete(connection, engine, row, missing)
             absorbed[request_id] = missing
         else:
             _note_difference(connection, engine, request_id, counts[request_id], accounted)
     if settled:
         done = insert(reconciled_request).on_conflict_do_nothing()
-        connection.execute(done, [{"request_id": request_id, "reconciliation": None} for request_id in settled])
+        connection.execute(
+            done, [{"request_id": request_id, "reconciliation": None} for request_id in settled]
+        )
     measured = {
         request_id: count
         for request_id, count in counts.items()
@@ -98,14 +109,18 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of requests that an engine speaks of: those without an event, and what it counted beyond the events that do not claim to be complete."""
+    """Of requests that an engine speaks of: those without an event, and what it counted beyond the events
+    that do not claim to be complete.
+    """
 
     recorded: frozenset[str]
     without: Mapping[str, CounterPair]
     to_complete: CounterPair
 
 
-def standing(connection: Connection, instance: str, epoch: str, counts: Mapping[str, CounterPair]) -> Standing:
+def standing(
+    connection: Connection, instance: str, epoch: str, counts: Mapping[str, CounterPair]
+) -> Standing:
     """Where they stand in SQL; changes nothing."""
     events = {row["request_id"]: row for row in read_events(connection, list(counts))}
     places = places_of(connection, instance, epoch) if counts else frozenset()
@@ -124,7 +139,8 @@ def standing(connection: Connection, instance: str, epoch: str, counts: Mapping[
 def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
     """The events of these requests, wherever they ran; without the completions of this module."""
     query = select(*(usage_event.c[name] for name in _COLUMNS)).where(
-        usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")), usage_event.c.kind == "request"
+        usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")),
+        usage_event.c.kind == "request",
     )
     found: list[RowMapping] = []
     for start in range(0, len(ids), _IDS_A_QUERY):
@@ -139,17 +155,21 @@ def completion_id(instance: str, epoch: str, request_id: str) -> str:
 
 
 def places_of(connection: Connection, instance: str, epoch: str) -> frozenset[tuple[str, str]]:
-    """Instances and epochs under which one process of an engine has been known. One that was removed and added again was not started
-    anew, and goes on speaking of what it did before.
+    """Instances and epochs under which one process of an engine has been known. One that was removed and
+    added again was not started anew, and goes on speaking of what it did before.
     """
     ours = select(engine_counter.c.started).where(
         engine_counter.c.instance == instance, engine_counter.c.epoch == epoch
     )
-    query = select(engine_counter.c.instance, engine_counter.c.epoch).where(engine_counter.c.started.in_(ours))
+    query = select(engine_counter.c.instance, engine_counter.c.epoch).where(
+        engine_counter.c.started.in_(ours)
+    )
     return frozenset({(instance, epoch), *((row.instance, row.epoch) for row in connection.execute(query))})
 
 
-def read_completion(connection: Connection, places: Collection[tuple[str, str]], request_id: str) -> CounterPair | None:
+def read_completion(
+    connection: Connection, places: Collection[tuple[str, str]], request_id: str
+) -> CounterPair | None:
     """What was absorbed on this engine to complete a request's event."""
     ids = [completion_id(instance, epoch, request_id) for instance, epoch in places]
     query = select(usage_event.c.produced_prompt, usage_event.c.produced_output)
@@ -158,7 +178,9 @@ def read_completion(connection: Connection, places: Collection[tuple[str, str]],
 
 
 def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:
-    """Whether the event does not claim to be complete: the engine's last word is not in it, or it is about another try elsewhere."""
+    """Whether the event does not claim to be complete: the engine's last word is not in it, or it is about
+    another try elsewhere.
+    """
     return (
         not here
         or row["usage_source"] not in _FINAL
@@ -180,7 +202,9 @@ def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missin
     absorb(connection, event)
 
 
-def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: str, count: CounterPair) -> bool:
+def _absorb_measurement(
+    connection: Connection, engine: EngineRef, request_id: str, count: CounterPair
+) -> bool:
     """Whether it could be: the model must be known."""
     try:
         model = models.find(connection, engine.model)
@@ -210,7 +234,9 @@ def _absorb_measurement(connection: Connection, engine: EngineRef, request_id: s
 def _note_difference(
     connection: Connection, engine: EngineRef, request_id: str, counted: CounterPair, recorded: CounterPair
 ) -> None:
-    """Keep it: the engine forgets its requests, and a difference that nobody has explained must not be forgotten with them."""
+    """Keep it: the engine forgets its requests, and a difference that nobody has explained must not be
+    forgotten with them.
+    """
     values = {
         "counted_prompt": counted.prompt,
         "counted_generation": counted.generation,

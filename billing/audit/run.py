@@ -1,8 +1,9 @@
-"""The audit: does every token that the engines counted stand on a bill, among the absorbed, or in an open request?
+"""The audit: does every token that the engines counted stand on a bill, among the absorbed, or in an open
+request?
 
-It holds while requests come and go. Owns how often it looks, and what is absorbed where nothing is under way. `audit_look` reads, `balance`
-computes, `request_check` and `reconcile` absorb what can be explained, `audit_report` tells. What it finds are values; it raises only where it
-cannot look.
+It holds while requests come and go. Owns how often it looks, and what is absorbed where nothing is under way.
+`audit_look` reads, `balance` computes, `request_check` and `reconcile` absorb what can be explained,
+`audit_report` tells. What it finds are values; it raises only where it cannot look.
 """
 
 import threading
@@ -47,8 +48,8 @@ class Auditor:
         self._pause = threading.Event()
 
     def audit(self, *, wait_ms: int = 5_000, check_facts: bool = True) -> AuditReport:
-        """Looks again, for up to `wait_ms`, where something seems to be unexplained: what two looks agree on is. `check_facts` reads the whole
-        ledger back.
+        """Looks again, for up to `wait_ms`, where something seems to be unexplained: what two looks agree on
+        is. `check_facts` reads the whole ledger back.
         """
         deadline = time.monotonic() + wait_ms / 1000
         reconciled: list[Reconciliation] = []
@@ -75,7 +76,9 @@ class Auditor:
         return take_look(self._engine, self._client, self._poller, self._busy)
 
     def _reconcile(self, look: Look, idle: frozenset[tuple[str, str]]) -> list[Reconciliation] | None:
-        """Absorb, at engines that do not count their requests, what cut-off requests explain; None where nothing does."""
+        """Absorb, at engines that do not count their requests, what cut-off requests explain; None where
+        nothing does.
+        """
         made: list[Reconciliation] = []
         closed = False
         counting = {each.instance for each in look.poll.registry.instances if each.counts}
@@ -95,7 +98,8 @@ class Auditor:
         self, look: Look, reconciled: list[Reconciliation], absorbed: list[Absorbed], *, check_facts: bool
     ) -> AuditReport:
         findings = [
-            *reconciled_findings(reconciled), *absorbed_findings(absorbed), *engine_findings(look), *balance_findings(look),
+            *reconciled_findings(reconciled), *absorbed_findings(absorbed), *engine_findings(look),
+            *balance_findings(look),
         ]  # fmt: skip
         if not look.complete:
             message = "more usage is on its way to SQL than can be looked through: the figures are not final"

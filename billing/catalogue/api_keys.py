@@ -1,6 +1,7 @@
 """API keys in SQL: made once, shown once, kept as a hash. Knows neither HTTP nor Redis.
 
-A key is `sk-` and 256 random bits; nothing here can give it back. Revoked keys stay as rows, because usage events name them.
+A key is `sk-` and 256 random bits; nothing here can give it back. Revoked keys stay as rows, because usage
+events name them.
 """
 
 import hashlib
@@ -36,8 +37,9 @@ _QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is known of a key. `display` is its beginning and its last four characters; `models` those that it may ask for, None for all that its tenant
-    may; `last_used_ms` the end of the last request that was recorded.
+    """What is known of a key. `display` is its beginning and its last four characters; `models` those that it
+    may ask for, None for all that its tenant may; `last_used_ms` the end of the last request that was
+    recorded.
     """
 
     key_id: str
@@ -57,7 +59,9 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What is to be set; None leaves as it is. `for_good`: it does not expire any more; `any_model`: all that its tenant may ask for."""
+    """What is to be set; None leaves as it is. `for_good`: it does not expire any more; `any_model`: all
+    that its tenant may ask for.
+    """
 
     name: str | None = None
     expires_at_ms: int | None = None
@@ -93,7 +97,9 @@ def create(
     expires_at_ms: int | None = None,
     allowed_models: Sequence[str] | None = None,
 ) -> NewApiKey:
-    """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not there."""
+    """A new key of this tenant. Raises NotFound when it has no such project, or where a model is not
+    there.
+    """
     _require_models(connection, allowed_models)
     project_id = projects.find(connection, tenant_id, project).project_id
     secret = SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -131,7 +137,9 @@ def list_page(
     name: str | None = None,
     status: Status | None = None,
 ) -> Page[ApiKey]:
-    """Of one tenant or of all, oldest first; revoked ones too, those whose name contains `name`, those in this status."""
+    """Of one tenant or of all, oldest first; revoked ones too, those whose name contains `name`, those in
+    this status.
+    """
     query = _QUERY
     if tenant_id is not None:
         query = query.where(table.c.tenant_id == tenant_id)
@@ -170,7 +178,9 @@ def change(connection: Connection, key_id: str, wanted: KeyChange) -> ApiKey:
 
 
 def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
-    """A new key with all that this one may and its limits; this one ends then, or when it ends anyway. Raises NotFound, Conflict."""
+    """A new key with all that this one may and its limits; this one ends then, or when it ends anyway.
+    Raises NotFound, Conflict.
+    """
     old = find(connection, key_id)
     until_ms = ends_ms if old.expires_at_ms is None else min(ends_ms, old.expires_at_ms)
     change(connection, key_id, KeyChange(expires_at_ms=until_ms))
@@ -182,7 +192,11 @@ def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
         expires_at_ms=old.expires_at_ms,
         allowed_models=old.models,
     )
-    kept = [column for column in quota_limit.c if column.name not in {"limit_id", "key_id", "created_ms", "updated_ms"}]
+    kept = [
+        column
+        for column in quota_limit.c
+        if column.name not in {"limit_id", "key_id", "created_ms", "updated_ms"}
+    ]
     copied = select(literal(made.key.key_id), *kept).where(quota_limit.c.key_id == key_id)
     connection.execute(insert(quota_limit).from_select(["key_id", *(column.name for column in kept)], copied))
     return made
@@ -194,7 +208,9 @@ def _require_models(connection: Connection, names: Sequence[str] | None) -> None
     known = set(connection.execute(select(model.c.name).where(model.c.name.in_(names))).scalars())
     for name in names:
         if name not in known:
-            raise NotFound(f"There is no model {name!r}; `taas model list` shows those that are.", param="models")
+            raise NotFound(
+                f"There is no model {name!r}; `taas model list` shows those that are.", param="models"
+            )
 
 
 def _key(row: Row[Any]) -> ApiKey:

@@ -1,7 +1,8 @@
 """Instances added by hand, in SQL: engines that somebody else starts. Knows neither HTTP nor Redis.
 
-Those of `taas worker` are not here: they stand in Redis while their lease holds. A removed id can be used again: each time under a new epoch, by
-which the audit and every usage event tell the times apart. One engine stands under one id, because its counters would be read twice.
+Those of `taas worker` are not here: they stand in Redis while their lease holds. A removed id can be used
+again: each time under a new epoch, by which the audit and every usage event tell the times apart. One engine
+stands under one id, because its counters would be read twice.
 """
 
 import re
@@ -25,14 +26,17 @@ DRAIN_MS: Final = 600_000
 _URL_CHARS_MAX: Final = 2048
 # No user, query, fragment or escape: what is not plain would be read differently by somebody.
 _URL: Final = re.compile(
-    r"(?P<scheme>https?)://(?P<address>[a-z0-9._-]+(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?)(?P<path>(/[a-z0-9._~-]*)*)",
+    r"(?P<scheme>https?)://(?P<address>[a-z0-9._-]+(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?)(?P<path>(/"
+    r"[a-z0-9._~-]*)*)",
     re.ASCII | re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What is known of a running engine at the moment it is added: which start of it, and where its counters stand."""
+    """What is known of a running engine at the moment it is added: which start of it, and where its
+    counters stand.
+    """
 
     epoch: str
     abort: bool
@@ -44,7 +48,9 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it schedules by priority."""
+    """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it
+    schedules by priority.
+    """
 
     instance_id: str
     model: str
@@ -68,7 +74,8 @@ def check_url(url: str) -> str:
     match = _URL.fullmatch(url) if len(url) <= _URL_CHARS_MAX else None
     if match is None or not _is_address(match["address"]):
         raise Invalid(
-            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, perhaps with a path, and nothing else.",
+            "The URL of an engine is http://HOST:PORT or https://HOST:PORT, perhaps with a path, and "
+            "nothing else.",
             param="url",
         )
     base = f"{match['scheme'].lower()}://{match['address'].lower()}{match['path']}"
@@ -87,7 +94,8 @@ def add(
 ) -> Instance:
     """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use.
 
-    An engine without token counters may serve several models from one URL. Of a removed id the caller has closed the last run of its counters.
+    An engine without token counters may serve several models from one URL. Of a removed id the caller has
+    closed the last run of its counters.
     """
     entry = models.find(connection, model)
     check_free(connection, entry.name, url, instance_id)
@@ -107,7 +115,8 @@ def add(
         "baseline_prompt": facts.baseline_prompt,
         "baseline_generation": facts.baseline_generation,
     }
-    # The engine may be the one of before, not started anew: the mark makes its epoch another one all the same.
+    # The engine may be the one of before, not started anew: the mark makes its epoch another one all the
+    # same.
     epoch_again = literal(f"{facts.epoch}+") + cast(NOW_MS, Text)
     again = {"epoch": epoch_again, "removed_ms": None, "created_ms": NOW_MS, "updated_ms": NOW_MS}
     statement = (
@@ -134,18 +143,25 @@ def check_free(connection: Connection, model: str, url: str, instance_id: str | 
     if used is not None:
         raise Conflict(f"{url} is instance {used!r} already; remove that first.", param="url")
     if instance_id is not None:
-        id_in_use = select(table.c.instance_id).where(table.c.instance_id == instance_id, table.c.removed_ms.is_(None))
+        id_in_use = select(table.c.instance_id).where(
+            table.c.instance_id == instance_id, table.c.removed_ms.is_(None)
+        )
         if connection.execute(id_in_use).scalar() is not None:
             raise Conflict(f"There is an instance {instance_id!r}; remove that first.", param="instance")
 
 
 def _check_counted_once(connection: Connection, url: str) -> None:
-    """Raises Conflict when another model has this engine: its counters would be held against two instances."""
-    in_use = select(table.c.instance_id, table.c.model).where(table.c.url == url, table.c.removed_ms.is_(None))
+    """Raises Conflict when another model has this engine: its counters would be held against two
+    instances.
+    """
+    in_use = select(table.c.instance_id, table.c.model).where(
+        table.c.url == url, table.c.removed_ms.is_(None)
+    )
     other = connection.execute(in_use).first()
     if other is not None:
         raise Conflict(
-            f"{url} is instance {other.instance_id!r} of {other.model!r} already, and the audit reads its token counters once.",
+            f"{url} is instance {other.instance_id!r} of {other.model!r} already, and the audit reads its "
+            "token counters once.",
             param="url",
         )
 
@@ -155,7 +171,8 @@ def find(connection: Connection, instance_id: str) -> Instance:
     row = connection.execute(select(table).where(table.c.instance_id == instance_id)).one_or_none()
     if row is None:
         raise NotFound(
-            f"No instance {instance_id!r} was added by hand; one of `taas worker` goes when its worker stops.",
+            f"No instance {instance_id!r} was added by hand; one of `taas worker` goes when its worker "
+            "stops.",
             param="instance",
         )
     return _instance(row)
@@ -163,12 +180,16 @@ def find(connection: Connection, instance_id: str) -> Instance:
 
 def list_all(connection: Connection) -> list[Instance]:
     """Those in use, oldest first."""
-    query = select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
+    query = (
+        select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
+    )
     return [_instance(row) for row in connection.execute(query)]
 
 
 def shown_ids(connection: Connection) -> dict[str, bool]:
-    """Those added by hand that Redis may show, and whether they are removed: what they had open may still end."""
+    """Those added by hand that Redis may show, and whether they are removed: what they had open may still
+    end.
+    """
     not_long = table.c.removed_ms.is_(None) | (table.c.removed_ms + DRAIN_MS > NOW_MS)
     found = connection.execute(select(table.c.instance_id, table.c.removed_ms).where(not_long))
     return {row.instance_id: row.removed_ms is not None for row in found}

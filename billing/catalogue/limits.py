@@ -1,6 +1,8 @@
-"""Limits in SQL: what a tenant, or one key of it, may ask for in a minute or a day and have open at once. Knows neither HTTP nor Redis.
+"""Limits in SQL: what a tenant, or one key of it, may ask for in a minute or a day and have open at once.
+Knows neither HTTP nor Redis.
 
-A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). What is not limited is null.
+A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). What is
+not limited is null.
 """
 
 from collections.abc import Collection, Mapping
@@ -62,7 +64,9 @@ def find_subject(connection: Connection, tenant: str | None, key_id: str | None)
 
 
 def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> Limit:
-    """Set the fields given, and only these: None lifts one, and one not named stays. Raises NotFound, Invalid."""
+    """Set the fields given, and only these: None lifts one, and one not named stays. Raises NotFound,
+    Invalid.
+    """
     if not given:
         raise Invalid(f"Give at least one of {', '.join(NAMES)}.", param=NAMES[0])
     if model != ANY_MODEL:
@@ -71,7 +75,9 @@ def put(connection: Connection, subject: Subject, model: str, given: Mapping[str
     row = connection.execute(
         insert(table)
         .values(tenant_id=subject.tenant_id, key_id=subject.key_id, model=model, **values)
-        .on_conflict_do_update(index_elements=["tenant_id", "key_id", "model"], set_={**values, "updated_ms": NOW_MS})
+        .on_conflict_do_update(
+            index_elements=["tenant_id", "key_id", "model"], set_={**values, "updated_ms": NOW_MS}
+        )
         .returning(table)
     ).one()
     _changed(connection, subject)
@@ -109,12 +115,16 @@ def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     # As one parameter: there may be more of them than a statement can have.
     these = any_(literal(list(tenant_ids), ARRAY(Text)))
     rows = connection.execute(select(table).where(table.c.tenant_id == these))
-    return Table({(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in NAMES} for row in rows})
+    return Table(
+        {(row.tenant_id, row.key_id, row.model): {name: row._mapping[name] for name in NAMES} for row in rows}
+    )
 
 
 def remove(connection: Connection, subject: Subject, model: str) -> Limit:
     """Lift the whole entry. Raises NotFound when there is none."""
-    row = connection.execute(delete(table).where(_of(subject), table.c.model == model).returning(table)).one_or_none()
+    row = connection.execute(
+        delete(table).where(_of(subject), table.c.model == model).returning(table)
+    ).one_or_none()
     if row is None:
         raise NotFound(f"There is no limit on {model!r} here.", param="model")
     _changed(connection, subject)

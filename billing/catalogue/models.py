@@ -1,6 +1,8 @@
-"""Models in SQL: names that callers ask for, who may see them, and what a token of them weighs. Knows neither HTTP nor Redis.
+"""Models in SQL: names that callers ask for, who may see them, and what a token of them weighs. Knows neither
+HTTP nor Redis.
 
-Weights are versioned rows: a usage event names the version it was charged by. A model's pool and cell bear its name at first.
+Weights are versioned rows: a usage event names the version it was charged by. A model's pool and cell bear
+its name at first.
 """
 
 from collections.abc import Sequence
@@ -34,7 +36,10 @@ _AUDIENCE: Final = func.array(
 
 _QUERY: Final = select(
     table, model_weights.c.w_in_mu, model_weights.c.w_cached_mu, model_weights.c.w_out_mu, _AUDIENCE
-).join(model_weights, (model_weights.c.model == table.c.name) & (model_weights.c.version == table.c.weights_version))
+).join(
+    model_weights,
+    (model_weights.c.model == table.c.name) & (model_weights.c.version == table.c.weights_version),
+)
 
 # `everyone`, `internal`, or the tenants named.
 Visible = Literal["everyone", "internal"] | tuple[str, ...]
@@ -42,7 +47,9 @@ Visible = Literal["everyone", "internal"] | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Milliunits per token. Until calibration measures them: reading is cheap, cached reading nearly free, writing dear."""
+    """Milliunits per token. Until calibration measures them: reading is cheap, cached reading nearly free,
+    writing dear.
+    """
 
     w_in_mu: int = 1000
     w_cached_mu: int = 100
@@ -116,7 +123,9 @@ _BY_NAME: Final[Order[Model]] = Order("models", lambda model: (model.name,), (st
 
 
 def create(connection: Connection, spec: ModelSpec) -> Model:
-    """A new model, active. Raises Conflict when the name is taken, Invalid, NotFound for a tenant that is not there."""
+    """A new model, active. Raises Conflict when the name is taken, Invalid, NotFound for a tenant that is
+    not there.
+    """
     owner, visible = _audience(connection, spec.owner, spec.visible)
     default_max_tokens = spec.default_max_tokens or min(_DEFAULT_MAX_TOKENS, max(1, spec.context_tokens // 2))
     _check_tokens(spec.context_tokens, default_max_tokens)
@@ -153,7 +162,8 @@ def find(connection: Connection, name: str) -> Model:
     found = _read(connection, name)
     if not found:
         raise NotFound(
-            f"There is no model {name!r}; add it with `taas model add {name} --context TOKENS`.", param="model"
+            f"There is no model {name!r}; add it with `taas model add {name} --context TOKENS`.",
+            param="model",
         )
     return found[0]
 
@@ -207,7 +217,8 @@ def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
         columns["weights_version"] = version
         _add_weights(connection, name, version, wanted.weights)
     _check_tokens(
-        columns.get("context_tokens", now.context_tokens), columns.get("default_max_tokens", now.default_max_tokens)
+        columns.get("context_tokens", now.context_tokens),
+        columns.get("default_max_tokens", now.default_max_tokens),
     )
     if columns:
         connection.execute(update(table).where(table.c.name == name).values(columns))

@@ -1,7 +1,9 @@
-"""Money: whole pico-dollars, and the decimal strings it is written as. Owns exactness; knows no table, tenant or model.
+"""Money: whole pico-dollars, and the decimal strings it is written as. Owns exactness; knows no table, tenant
+or model.
 
-1 USD = 10^12 pico-dollars. A price has at most six decimals of USD per million tokens, so the price of one token is a whole
-number of pico-dollars (`price × 10^6`) and an amount is a product of integers: nothing here rounds and nothing is a float.
+1 USD = 10^12 pico-dollars. A price has at most six decimals of USD per million tokens, so the price of one
+token is a whole number of pico-dollars (`price × 10^6`) and an amount is a product of integers: nothing here
+rounds and nothing is a float.
 """
 
 import re
@@ -12,8 +14,8 @@ from typing import Final
 PICOUSD_PER_USD: Final = 10**12
 _USD_DECIMALS: Final = 12
 _PRICE_DECIMALS: Final = 6
-# A million USD per million tokens is a mistake in the units; below it a price and a product with any token count stay far inside
-# the columns that hold them (BIGINT for a token's price, NUMERIC(38) for amounts).
+# A million USD per million tokens is a mistake in the units; below it a price and a product with any token
+# count stay far inside the columns that hold them (BIGINT for a token's price, NUMERIC(38) for amounts).
 PRICE_MAX_PICOUSD_PER_TOKEN: Final = 10**12
 _PRICE = re.compile(r"(0|[1-9][0-9]{0,6})(?:\.([0-9]{1,6}))?", re.ASCII)
 _USD = re.compile(r"(-?)(0|[1-9][0-9]{0,25})(?:\.([0-9]{1,12}))?", re.ASCII)
@@ -69,7 +71,9 @@ ZERO: Final = Money(0)
 
 
 def parse_price(text: str) -> int:
-    """Pico-dollars per token of a price in USD per million tokens (`"0.15"` → 150 000). At most six decimals, not negative."""
+    """Pico-dollars per token of a price in USD per million tokens (`"0.15"` → 150 000). At most six
+    decimals, not negative.
+    """
     match = _PRICE.fullmatch(text)
     if match is None:
         raise MoneyError(

@@ -1,7 +1,8 @@
 """What names and ids look like. Pure: knows no table.
 
-Names come from operators and end up in URLs, Redis keys and metric labels; so they are plain ASCII, hold no braces (a Redis hash tag
-must not close early), and read as a path that no client rewrites. Ids are ours: a prefix that says of what, and 96 random bits.
+Names come from operators and end up in URLs, Redis keys and metric labels; so they are plain ASCII, hold no
+braces (a Redis hash tag must not close early), and read as a path that no client rewrites. Ids are ours: a
+prefix that says of what, and 96 random bits.
 """
 
 import re
@@ -34,7 +35,9 @@ def check_name(name: str) -> str:
 
 
 def check_tenant_name(name: str) -> str:
-    """As `check_name`; a tenant's name must not look like an id, because both are accepted in the same places."""
+    """As `check_name`; a tenant's name must not look like an id, because both are accepted in the same
+    places.
+    """
     if name.startswith(TENANT_PREFIX):
         raise ValueError(f"a tenant's name must not begin with {TENANT_PREFIX!r}: that is how ids look")
     if name.startswith("-"):

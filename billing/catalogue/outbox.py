@@ -1,4 +1,5 @@
-"""What Redis has still to be told: rows written in the transaction that changed the catalogue, gone once Redis has it.
+"""What Redis has still to be told: rows written in the transaction that changed the catalogue, gone once
+Redis has it.
 
 Owns the rows of `projection_outbox`; does not know what is told, nor Redis.
 """
@@ -39,7 +40,9 @@ def record(connection: Connection, kind: ChangeKind, subject: str) -> None:
 
 def pending(connection: Connection, count_max: int) -> list[Change]:
     """The oldest changes that Redis has not been told."""
-    rows = connection.execute(select(projection_outbox).order_by(projection_outbox.c.change_id).limit(count_max))
+    rows = connection.execute(
+        select(projection_outbox).order_by(projection_outbox.c.change_id).limit(count_max)
+    )
     return [Change(row.change_id, ChangeKind(row.kind), row.subject) for row in rows]
 
 

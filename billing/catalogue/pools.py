@@ -1,5 +1,5 @@
-"""The row of a pool: how many machines it has and what of them is kept back, and what that was before. Knows nothing of what is sold; a change
-that could break a contract goes through `billing.contracts.commitments`.
+"""The row of a pool: how many machines it has and what of them is kept back, and what that was before. Knows
+nothing of what is sold; a change that could break a contract goes through `billing.contracts.commitments`.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,7 +15,9 @@ from billing.schema.catalogue import model
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """`instances`: all of its machines, including those in other use. `set_aside_mu_s`: what the operator keeps for itself."""
+    """`instances`: all of its machines, including those in other use. `set_aside_mu_s`: what the operator
+    keeps for itself.
+    """
 
     pool: str
     instances: int = 0
@@ -24,7 +26,9 @@ class Pool:
 
 
 def find(connection: Connection, pool: str) -> Pool:
-    """By name; the defaults where nothing was set. Raises NotFound for a pool that no model has and nobody has set."""
+    """By name; the defaults where nothing was set. Raises NotFound for a pool that no model has and nobody
+    has set.
+    """
     row = connection.execute(select(table).where(table.c.pool == pool)).one_or_none()
     if row is not None:
         return Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s)
@@ -40,12 +44,16 @@ def require_named(connection: Connection, pool: str | None) -> None:
 
 
 def declared(connection: Connection) -> dict[str, int]:
-    """How many instances each pool has of which anything was set; those of which nothing was have none yet."""
+    """How many instances each pool has of which anything was set; those of which nothing was have none
+    yet.
+    """
     return {row.pool: row.instances for row in connection.execute(select(table.c.pool, table.c.instances))}
 
 
 def lock(connection: Connection, pool: str) -> Pool:
-    """As `find`, and held until the transaction ends: of all who sell, take or measure in this pool one goes at a time."""
+    """As `find`, and held until the transaction ends: of all who sell, take or measure in this pool one
+    goes at a time.
+    """
     found = find(connection, pool)
     connection.execute(
         insert(table)
@@ -74,11 +82,18 @@ def write(connection: Connection, pool: Pool, now_ms: int) -> None:
     connection.execute(
         update(table)
         .where(table.c.pool == pool.pool)
-        .values(instances=pool.instances, headroom_permille=pool.headroom_permille, set_aside_mu_s=pool.set_aside_mu_s)
+        .values(
+            instances=pool.instances,
+            headroom_permille=pool.headroom_permille,
+            set_aside_mu_s=pool.set_aside_mu_s,
+        )
     )
 
 
 def past(connection: Connection, pool: str) -> list[tuple[int, Pool]]:
     """What it was, each until a moment, oldest first; what `find` says has held since the last of them."""
     rows = connection.execute(select(pool_past).where(pool_past.c.pool == pool).order_by(pool_past.c.entry))
-    return [(row.until_ms, Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s)) for row in rows]
+    return [
+        (row.until_ms, Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s))
+        for row in rows
+    ]

@@ -1,8 +1,10 @@
-"""Prices per model with validity dates, append-only. Owns which price holds at a moment; knows no event and no ledger.
+"""Prices per model with validity dates, append-only. Owns which price holds at a moment; knows no event and
+no ledger.
 
-A price holds from its `valid_from_ms` until the next one of its model. What was priced stays priced: a new price never starts at a
-moment in the past that already has one, and only a price that does not hold yet can be withdrawn or replaced. Requests recorded before their
-model had a price stay `unpriced` until `backfill` prices them. Moments are by Redis's clock, as the requests' are.
+A price holds from its `valid_from_ms` until the next one of its model. What was priced stays priced: a new
+price never starts at a moment in the past that already has one, and only a price that does not hold yet can
+be withdrawn or replaced. Requests recorded before their model had a price stay `unpriced` until `backfill`
+prices them. Moments are by Redis's clock, as the requests' are.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -65,7 +67,9 @@ class PriceBook:
             self._newest_first.setdefault(price.model, []).append(price)
 
     def at(self, model: str, moment_ms: int) -> Price | None:
-        """The price that holds for a request of this model that starts now, or None: it is then unpriced, never guessed."""
+        """The price that holds for a request of this model that starts now, or None: it is then unpriced,
+        never guessed.
+        """
         for price in self._newest_first.get(model, ()):
             if price.valid_from_ms <= moment_ms:
                 return price
@@ -73,7 +77,9 @@ class PriceBook:
 
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
-    """The prices of these models. Until the transaction ends no price can be set, so none is missed by what it records."""
+    """The prices of these models. Until the transaction ends no price can be set, so none is missed by
+    what it records.
+    """
     connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
     named = price_table.c.model.in_(sorted(set(models)))
     rows = connection.execute(select(price_table).where(named, _STANDS)).mappings()
@@ -82,7 +88,9 @@ def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
 
 def list_prices(connection: Connection, model: str | None = None) -> list[Price]:
     """All prices that stand, of one model or of all, the newest of each first."""
-    query = select(price_table).where(_STANDS).order_by(price_table.c.model, price_table.c.valid_from_ms.desc())
+    query = (
+        select(price_table).where(_STANDS).order_by(price_table.c.model, price_table.c.valid_from_ms.desc())
+    )
     if model is not None:
         query = query.where(price_table.c.model == model)
     return [_price(row) for row in connection.execute(query).mappings()]
@@ -103,7 +111,9 @@ def for_sale_from(connection: Connection) -> dict[str, int]:
 
 
 def hold_prices(connection: Connection) -> None:
-    """Waits for the batches being recorded and holds the next ones back until the transaction ends: no price changes, and nothing is priced."""
+    """Waits for the batches being recorded and holds the next ones back until the transaction ends: no
+    price changes, and nothing is priced.
+    """
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.PRICES)))
 
 
@@ -126,10 +136,12 @@ def set_price(
     confirmed: bool = True,
     now_ms: Callable[[], int] | None = None,
 ) -> SetPrice:
-    """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The caller commits. `now_ms` asks Redis's clock.
+    """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The
+    caller commits. `now_ms` asks Redis's clock.
 
-    One that was to hold from the same moment, still to come, is replaced. Raises `Invalid` for a text that is no price; `Conflict` where it would
-    change what a moment in the past costs, and, unless `confirmed`, where a token would cost over ten times more or less.
+    One that was to hold from the same moment, still to come, is replaced. Raises `Invalid` for a text that is
+    no price; `Conflict` where it would change what a moment in the past costs, and, unless `confirmed`, where
+    a token would cost over ten times more or less.
     """
     amounts: dict[str, int] = {}
     for name, given in (("input", input), ("cached_input", cached_input), ("output", output)):
@@ -145,7 +157,9 @@ def set_price(
     same = next((price for price in known if price.valid_from_ms == start_ms), None)
     before = PriceBook(price for price in known if price is not same).at(model, start_ms)
     if same is not None and start_ms <= now:
-        raise Conflict(f"model {model!r} already has a price from that moment", param="from", code="already_priced")
+        raise Conflict(
+            f"model {model!r} already has a price from that moment", param="from", code="already_priced"
+        )
     if start_ms < now and before is not None:
         raise Conflict(
             f"model {model!r} already has a price at that moment, and what was priced stays priced",
@@ -163,7 +177,9 @@ def set_price(
     return SetPrice(_price(row.mappings().one()), same)
 
 
-def withdraw_price(connection: Connection, price_id: int, *, now_ms: Callable[[], int] | None = None) -> Price:
+def withdraw_price(
+    connection: Connection, price_id: int, *, now_ms: Callable[[], int] | None = None
+) -> Price:
     """Take a price back that does not hold yet. Raises NotFound; Conflict for one that holds or has held."""
     hold_prices(connection)
     found = next((price for price in list_prices(connection) if price.price_id == price_id), None)
@@ -185,7 +201,8 @@ def _refuse_unasked(before: Price | None, amounts: dict[str, int]) -> None:
         if max(was, now) > _FACTOR_UNASKED * min(was, now):
             what = name.removesuffix("_picousd").replace("_", " ")
             raise Conflict(
-                f"The price of {what} would change from {price_string(was)} to {price_string(now)}, by more than {_FACTOR_UNASKED} times.",
+                f"The price of {what} would change from {price_string(was)} to {price_string(now)}, by more "
+                f"than {_FACTOR_UNASKED} times.",
                 param="confirmed",
                 code="price_changes_much",
             )

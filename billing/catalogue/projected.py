@@ -1,6 +1,8 @@
-"""The catalogue as Redis shows it: JSON entries (docs/interfaces.md §3) read from SQL. Reads only; does not know Redis.
+"""The catalogue as Redis shows it: JSON entries (docs/interfaces.md §3) read from SQL. Reads only; does not
+know Redis.
 
-Each function takes the ids it is asked for, or None for all, so that a single change and a rebuild write the very same.
+Each function takes the ids it is asked for, or None for all, so that a single change and a rebuild write the
+very same.
 """
 
 import json
@@ -100,7 +102,8 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
 def read_instances(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
     """Projections of instances added by hand; a removed one is shown draining while what it has open may end.
 
-    Ready until proved otherwise, with nothing to do until it has been looked at: SQL knows neither, `engine_watch` tells both.
+    Ready until proved otherwise, with nothing to do until it has been looked at: SQL knows neither,
+    `engine_watch` tells both.
     """
     removed_not_long = (instance.c.removed_ms.is_(None)) | (instance.c.removed_ms + DRAIN_MS > NOW_MS)
     query = select(instance).where(removed_not_long)
@@ -179,5 +182,7 @@ def _json(entry: dict[str, Any]) -> str:
 
 
 def is_by_hand(entry: str | bytes) -> bool:
-    """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew it either."""
+    """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew
+    it either.
+    """
     return not lease_of(entry)

@@ -1,10 +1,11 @@
 """From SQL to Redis: tells gateways what the catalogue says, at once and, after an outage, surely.
 
-Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes` and, in `taas:instances`, the entries
-without a lease (their load and status are then kept true by `engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI
-together with its entry in `taas:changes` and a new marker. Writers take turns by a lock in SQL, so that nobody writes what it read before
-another's change. A marker that is not the one SQL expects means that Redis was emptied, restored or exchanged: then everything is written
-again, and what is not in SQL removed.
+Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes`
+and, in `taas:instances`, the entries without a lease (their load and status are then kept true by
+`engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI together with its entry in
+`taas:changes` and a new marker. Writers take turns by a lock in SQL, so that nobody writes what it read
+before another's change. A marker that is not the one SQL expects means that Redis was emptied, restored or
+exchanged: then everything is written again, and what is not in SQL removed.
 """
 
 import logging
@@ -80,8 +81,8 @@ class Projector:
         return True
 
     def keep_up(self, look: Callable[[], ProjectionState] | None = None) -> bool:
-        """A loop's step: write everything once, then whatever is due. `look` says what SQL has, as `select_state` asks for it. True: there
-        may be more. Raises redis.RedisError, SQLAlchemyError.
+        """A loop's step: write everything once, then whatever is due. `look` says what SQL has, as
+        `select_state` asks for it. True: there may be more. Raises redis.RedisError, SQLAlchemyError.
         """
         if not self._rebuilt:
             self.rebuild()
@@ -100,7 +101,9 @@ class Projector:
             return ProjectionState(*connection.execute(select_state()).one())
 
     def _behind(self, state: ProjectionState) -> bool:
-        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is nothing."""
+        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is
+        nothing.
+        """
         marker = _Marker(state.source, state.version)
         return state.waits or self._client.get(redis_keys.PROJECTION) not in _spellings(marker)
 
@@ -110,7 +113,8 @@ class Projector:
             marker = _lock(connection)
             changes = outbox.pending(connection, _CHANGES_MAX)
             with self._client.pipeline(transaction=True) as pipe:
-                # Redis may be emptied between this look and the write: the write then fails, and its caller comes again.
+                # Redis may be emptied between this look and the write: the write then fails, and its caller
+                # comes again.
                 _watch(pipe)
                 if pipe.get(redis_keys.PROJECTION) not in _spellings(marker):
                     pipe.unwatch()
@@ -146,7 +150,9 @@ class Projector:
                 *self._stale_keys(redis_keys.tenant("*"), {redis_keys.tenant(tenant) for tenant in tenants}),
             ]
             stale_models = [
-                name for name in map(_text, self._client.hkeys(redis_keys.MODELS)) if name not in models.entries
+                name
+                for name in map(_text, self._client.hkeys(redis_keys.MODELS))
+                if name not in models.entries
             ]
             stale_instances = self._added_by_hand() - set(instances)
             pipe.multi()
@@ -174,7 +180,9 @@ class Projector:
         _told(connection, marker, changes)
 
     def _stale_keys(self, pattern: str, wanted: set[str]) -> list[str]:
-        return [key for key in map(_text, self._client.scan_iter(match=pattern, count=1000)) if key not in wanted]
+        return [
+            key for key in map(_text, self._client.scan_iter(match=pattern, count=1000)) if key not in wanted
+        ]
 
     def _added_by_hand(self) -> set[str]:
         """The instances in Redis that no worker renews."""
@@ -195,7 +203,9 @@ def _advance(pipe: "redis.client.Pipeline", marker: _Marker) -> None:
 
 
 def _told(connection: Connection, marker: _Marker, changes: list[Change]) -> None:
-    """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written again."""
+    """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written
+    again.
+    """
     connection.execute(update(projection_state).values(version=marker.version + 1))
     outbox.done(connection, changes)
 
@@ -235,14 +245,19 @@ def _write_changes(pipe: "redis.client.Pipeline", connection: Connection, change
 
 
 def announce_stop(client: redis.Redis, request_id: str) -> None:
-    """Have the gateways end one request. Raises redis.RedisError: what cannot be said now is not worth saying later."""
+    """Have the gateways end one request. Raises redis.RedisError: what cannot be said now is not worth
+    saying later.
+    """
     fields: dict[Any, Any] = {"kind": ChangeKind.STOP.value, "id": request_id}
     client.xadd(redis_keys.CHANGES, fields, maxlen=redis_keys.CHANGES_MAXLEN, approximate=True)
 
 
 def _announce(pipe: "redis.client.Pipeline", kind: str, subject: str) -> None:
     pipe.xadd(
-        redis_keys.CHANGES, {"kind": str(kind), "id": subject}, maxlen=redis_keys.CHANGES_MAXLEN, approximate=True
+        redis_keys.CHANGES,
+        {"kind": str(kind), "id": subject},
+        maxlen=redis_keys.CHANGES_MAXLEN,
+        approximate=True,
     )
 
 

@@ -60,7 +60,9 @@ def create(connection: Connection, tenant_id: str, name: str) -> Project:
 def find(connection: Connection, tenant_id: str, project: str) -> Project:
     """A project of this tenant, by id or name. Raises NotFound, also for another tenant's."""
     row = connection.execute(
-        select(table).where(table.c.tenant_id == tenant_id, (table.c.project_id == project) | (table.c.name == project))
+        select(table).where(
+            table.c.tenant_id == tenant_id, (table.c.project_id == project) | (table.c.name == project)
+        )
     ).first()
     if row is None:
         raise NotFound(f"This tenant has no project {project!r}.", param="project")
@@ -75,7 +77,9 @@ def list_page(
     name: str | None = None,
     archived: bool = False,
 ) -> Page[Project]:
-    """Of one tenant or of all, oldest first, those whose name contains `name`; archived ones only if asked for."""
+    """Of one tenant or of all, oldest first, those whose name contains `name`; archived ones only if asked
+    for.
+    """
     query = select(table)
     if name is not None:
         query = query.where(contains(table.c.name, name))
@@ -87,7 +91,12 @@ def list_page(
 
 
 def change(
-    connection: Connection, tenant_id: str, project: str, *, name: str | None = None, status: Status | None = None
+    connection: Connection,
+    tenant_id: str,
+    project: str,
+    *,
+    name: str | None = None,
+    status: Status | None = None,
 ) -> Project:
     """Set what is given. Raises NotFound, and Conflict where the tenant has another project of that name."""
     found = find(connection, tenant_id, project)

@@ -27,7 +27,9 @@ REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3); `weight` is its share of what is divided fairly."""
+    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3); `weight`
+    is its share of what is divided fairly.
+    """
 
     tenant_id: str
     name: str
@@ -79,7 +81,9 @@ def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenan
         select(table).where(or_(table.c.tenant_id == tenant, table.c.name == tenant))
     ).one_or_none()
     if row is None:
-        raise NotFound(f"There is no tenant {tenant!r}; `taas tenant list` shows those that are.", param=param)
+        raise NotFound(
+            f"There is no tenant {tenant!r}; `taas tenant list` shows those that are.", param=param
+        )
     return _tenant(row)
 
 
@@ -107,7 +111,9 @@ def list_page(
 
 def names(connection: Connection, tenant_ids: Iterable[str]) -> dict[str, str]:
     """The names of these ids; unknown ones are left out."""
-    rows = connection.execute(select(table.c.tenant_id, table.c.name).where(table.c.tenant_id.in_(set(tenant_ids))))
+    rows = connection.execute(
+        select(table.c.tenant_id, table.c.name).where(table.c.tenant_id.in_(set(tenant_ids)))
+    )
     return {row.tenant_id: row.name for row in rows}
 
 
@@ -129,7 +135,8 @@ def change(
         if other not in {None, tenant_id}:
             raise Conflict(f"There is a tenant named {name!r} already.", param="name")
     wanted = {
-        "name": name, "status": status, "on_demand": on_demand, "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
+        "name": name, "status": status, "on_demand": on_demand,
+        "redis_down": None if redis_down is None else dict(redis_down), "weight": weight,
     }  # fmt: skip
     given = {column: value for column, value in wanted.items() if value is not None}
     if given:

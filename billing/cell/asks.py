@@ -1,7 +1,7 @@
 """What each script of a cell is asked, by name: the JSON that is its first argument. Pure.
 
-The scripts read the same names (`ask.…`). Amounts of work are in milliunits. A script that a journal may hold for a later
-version (`SettleAsk`, `LeaveAsk`) is only ever given more fields, and must do without them.
+The scripts read the same names (`ask.…`). Amounts of work are in milliunits. A script that a journal may hold
+for a later version (`SettleAsk`, `LeaveAsk`) is only ever given more fields, and must do without them.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,9 @@ class ReserveAsk(TypedDict):
 
 
 class CheckpointAsk(TypedDict):
-    """What was used so far, in all. `instance`, `epoch`: where it has moved, '' where it is; `pauses`: it gives its slot up."""
+    """What was used so far, in all. `instance`, `epoch`: where it has moved, '' where it is; `pauses`: it
+    gives its slot up.
+    """
 
     request_id: str
     lease_ms: int
@@ -50,7 +52,9 @@ class CheckpointAsk(TypedDict):
 
 
 class SettleAsk(TypedDict):
-    """What the request has cost, in work and in tokens. `cancelled`: its caller left before anything was produced."""
+    """What the request has cost, in work and in tokens. `cancelled`: its caller left before anything was
+    produced.
+    """
 
     request_id: str
     cost_mu: int
@@ -85,7 +89,9 @@ class GrantAsk(TypedDict):
 
 
 class BucketRaise(TypedDict):
-    """A bucket by its key, and of each limit its kind, window in s, amount and the level that it must have at least."""
+    """A bucket by its key, and of each limit its kind, window in s, amount and the level that it must have
+    at least.
+    """
 
     key: str
     levels: Sequence[tuple[str, int, int, float]]
@@ -100,7 +106,9 @@ class ContractRaise(TypedDict):
 
 
 class RebuildAsk(TypedDict):
-    """`run`: the run of the server in which the cell is whole with these levels, '' where more are to come."""
+    """`run`: the run of the server in which the cell is whole with these levels, '' where more are to
+    come.
+    """
 
     run: str
     buckets: Sequence[BucketRaise]

@@ -1,4 +1,6 @@
-"""Run a cell's script through redis-py: for the control plane, where a call's CPU time does not matter. The gateway has its own client."""
+"""Run a cell's script through redis-py: for the control plane, where a call's CPU time does not matter.
+The gateway has its own client.
+"""
 
 from typing import Any, Final
 

@@ -1,4 +1,6 @@
-"""What the scripts of a cell answer, as values. It owns the reading of their replies, raw (bytes) or decoded (str), and nothing else."""
+"""What the scripts of a cell answer, as values. It owns the reading of their replies, raw (bytes) or
+decoded (str), and nothing else.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ class LimitScope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """How full a bucket is: a level for each limit that was asked with, in its order. A level may exceed its limit: what
-    was produced is charged, as debt.
+    """How full a bucket is: a level for each limit that was asked with, in its order. A level may exceed its
+    limit: what was produced is charged, as debt.
     """
 
     open_requests: int
@@ -38,7 +40,9 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the contract's, in mu; its rate in mu per second."""
+    """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the
+    contract's, in mu; its rate in mu per second.
+    """
 
     class_: str
     contract: str | None
@@ -54,7 +58,8 @@ class Grant:
 class Waiting:
     """There is no room yet: it stands in line. Reserve it again when woken, and before its lease ends.
 
-    `pace_ms`: only the pace of reading holds it up, and room should be granted again after so many ms; 0: no need.
+    `pace_ms`: only the pace of reading holds it up, and room should be granted again after so many ms; 0: no
+    need.
     """
 
     now_ms: int
@@ -63,8 +68,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """Its contract takes it in about so many ms: it stands in the contract's line, behind so many. The first comes back by itself; the others are
-    woken when it is their turn to be first, and come back before their lease ends.
+    """Its contract takes it in about so many ms: it stands in the contract's line, behind so many. The first
+    comes back by itself; the others are woken when it is their turn to be first, and come back before their
+    lease ends.
     """
 
     now_ms: int
@@ -95,7 +101,8 @@ class Rebuilding:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many tenants wait, ms between grants.
+    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many
+    tenants wait, ms between grants.
 
     `pace_ms`: as of `Waiting`, for those whom the place that it gave back was not granted yet.
     """
@@ -126,7 +133,9 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """Not admitted, nothing consumed. `retry_after_ms` is None where no waiting helps: the cost alone exceeds the limit."""
+    """Not admitted, nothing consumed. `retry_after_ms` is None where no waiting helps: the cost alone
+    exceeds the limit.
+    """
 
     now_ms: int
     tenant: Levels
@@ -247,7 +256,9 @@ def parse_grant(raw: Sequence[Any]) -> int:
 
 
 def parse_asked_again(raw: Sequence[Any]) -> int:
-    """Of the same reply: requests that were asked to give way, did not in the time for it, and were asked once more."""
+    """Of the same reply: requests that were asked to give way, did not in the time for it, and were asked
+    once more.
+    """
     return int(raw[5])
 
 

@@ -1,8 +1,8 @@
 """The scripts of a cell as Redis commands. It owns how their texts are put together; it opens no connection.
 
-They are the functions of one library. A command is a whole `FCALL …`, good for any client; whoever is told that the server
-does not know the function loads `library().text` and calls again.
-`billing.cell.asks` names what a script is asked, `billing.cell.replies` reads what comes back.
+They are the functions of one library. A command is a whole `FCALL …`, good for any client; whoever is told
+that the server does not know the function loads `library().text` and calls again. `billing.cell.asks` names
+what a script is asked, `billing.cell.replies` reads what comes back.
 """
 
 import hashlib
@@ -58,11 +58,13 @@ class Asked(StrEnum):
 class Claim:
     """Who asks a cell for what, beside limits: by the tenant's contract there, or for a share of the rest.
 
-    `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this tenant that may wait
-    in the class, 0 for one that will not wait. `cancels_per_minute`: requests left before anything was produced, -1 for no limit.
-    `resumed`: it goes on with a request that was admitted, and no limit refuses it. `restored`: it is one that was admitted and runs on its only
-    candidate, and Redis has lost its reservation. `goes_on`: as flex it could be stopped and go on elsewhere.
-    `prompt_mu`: what reading its prompt costs. `tokens`: its prompt and all that it may produce; of a restored one, what it has used.
+    `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this
+    tenant that may wait in the class, 0 for one that will not wait. `cancels_per_minute`: requests left
+    before anything was produced, -1 for no limit. `resumed`: it goes on with a request that was admitted, and
+    no limit refuses it. `restored`: it is one that was admitted and runs on its only candidate, and Redis has
+    lost its reservation. `goes_on`: as flex it could be stopped and go on elsewhere. `prompt_mu`: what
+    reading its prompt costs. `tokens`: its prompt and all that it may produce; of a restored one, what it has
+    used.
     """
 
     tenant: str
@@ -107,8 +109,8 @@ class CellKeys:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """All scripts as Redis functions: the text to load, and the name of each function. A changed text has other names, so that
-    processes of two versions call their own.
+    """All scripts as Redis functions: the text to load, and the name of each function. A changed text has
+    other names, so that processes of two versions call their own.
     """
 
     text: str
@@ -117,7 +119,9 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Each file becomes a function of the tables that it needs; those of scripts run at each call, the others once."""
+    """Each file becomes a function of the tables that it needs; those of scripts run at each call, the
+    others once.
+    """
     parts: dict[str, str] = {}
     for name in SCRIPTS:
         _add(name, parts)
@@ -167,9 +171,19 @@ def call(script: str, keys: Sequence[str], *arguments: str | bytes) -> Command:
 
 
 def reserve_call(
-    keys: CellKeys, *, lease_ms: int, cost_mu: int, tenant: Limits, key: Limits, claim: Claim, head: bytes, will: bytes
+    keys: CellKeys,
+    *,
+    lease_ms: int,
+    cost_mu: int,
+    tenant: Limits,
+    key: Limits,
+    claim: Claim,
+    head: bytes,
+    will: bytes,
 ) -> Command:
-    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of `billing.wire.usage_event`."""
+    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of
+    `billing.wire.usage_event`.
+    """
     ask = ReserveAsk(
         request_id=keys.request_id,
         lease_ms=lease_ms,
@@ -191,11 +205,15 @@ def reserve_call(
         restored=claim.restored,
         can_resume=claim.goes_on,
     )
-    return call("reserve", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), head, will)
+    return call(
+        "reserve", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), head, will
+    )
 
 
 def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
-    """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its time was over, and its contract counts it."""
+    """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its
+    time was over, and its contract counts it.
+    """
     ask = LeaveAsk(request_id=keys.request_id, refused=refused)
     return call("leave", (keys.open_requests,), orjson.dumps(ask))
 
@@ -207,7 +225,9 @@ def refuse_call(cell: str, tenant: str) -> Command:
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:
-    """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in flight, as a plan wants it."""
+    """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in
+    flight, as a plan wants it.
+    """
     ask = GrantAsk(recount=not room_only)
     return call("grant", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
@@ -230,7 +250,9 @@ class ContractLevel:
 
 
 def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLevel]) -> Command:
-    """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is whole in this run of the server."""
+    """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is
+    whole in this run of the server.
+    """
     ask = RebuildAsk(
         run=run,
         buckets=[
@@ -262,8 +284,8 @@ def checkpoint_call(
     moved_to: tuple[str, str] = ("", ""),
     pauses: bool = False,
 ) -> Command:
-    """Record usage so far and renew the lease. A new `head` follows a failover to another instance: `moved_to` it, in its epoch.
-    `pauses`: it gives its place up.
+    """Record usage so far and renew the lease. A new `head` follows a failover to another instance:
+    `moved_to` it, in its epoch. `pauses`: it gives its place up.
     """
     ask = CheckpointAsk(
         request_id=keys.request_id,
@@ -280,13 +302,19 @@ def checkpoint_call(
     return call("checkpoint", (keys.open_requests,), orjson.dumps(ask), will, head)
 
 
-def settle_call(keys: CellKeys, *, cost_mu: int, tokens: int = 0, event: bytes, cancelled: bool = False) -> Command:
-    """End the request with its final cost and its whole event. `cancelled`: its caller left before anything was produced."""
+def settle_call(
+    keys: CellKeys, *, cost_mu: int, tokens: int = 0, event: bytes, cancelled: bool = False
+) -> Command:
+    """End the request with its final cost and its whole event. `cancelled`: its caller left before
+    anything was produced.
+    """
     ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, tokens=tokens, cancelled=cancelled)
     return call("settle", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), event)
 
 
 def reap_call(cell: str, request_id: str, watched_lease_ms: int = 0) -> Command:
-    """End the request as its last checkpoint left it, if its lease has passed or is still the one that was watched for long enough."""
+    """End the request as its last checkpoint left it, if its lease has passed or is still the one that was
+    watched for long enough.
+    """
     ask = ReapAsk(request_id=request_id, watched_lease_ms=watched_lease_ms)
     return call("reap", (redis_keys.open_requests(cell),), orjson.dumps(ask))

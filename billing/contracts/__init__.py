@@ -1,1 +1,3 @@
-"""Contracts: capacity assigned to a tenant in a pool for a term. What is signed is never more than there is."""
+"""Contracts: capacity assigned to a tenant in a pool for a term. What is signed is never more than there
+is.
+"""

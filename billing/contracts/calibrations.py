@@ -1,7 +1,8 @@
-"""What instances of a pool can do, as measured: each calibration a row that stays, the newest of a pool holds. Knows neither HTTP nor Redis.
+"""What instances of a pool can do, as measured: each calibration a row that stays, the newest of a pool
+holds. Knows neither HTTP nor Redis.
 
-Recording one sets the model's weights, and gives a pool that has no machines yet those that are registered. What measuring cost is absorbed here too:
-the engine counted tokens that no tenant asked for.
+Recording one sets the model's weights, and gives a pool that has no machines yet those that are registered.
+What measuring cost is absorbed here too: the engine counted tokens that no tenant asked for.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +37,9 @@ ERROR_PERMILLE_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was found out about one instance. `error_permille`: by how much the held-back mix was predicted wrongly."""
+    """What was found out about one instance. `error_permille`: by how much the held-back mix was predicted
+    wrongly.
+    """
 
     pool: str
     model: str
@@ -71,7 +74,9 @@ _NEWEST_FIRST: Final[Order[Calibration]] = Order(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpentTokens:
-    """What one run of a measurement made an engine produce, by the engine's counters. `run` names it, so that it is absorbed once."""
+    """What one run of a measurement made an engine produce, by the engine's counters. `run` names it, so
+    that it is absorbed once.
+    """
 
     run: str
     model: str
@@ -84,12 +89,18 @@ class SpentTokens:
 
 
 def record(
-    connection: Connection, measured: Measured, *, registered: int, reweigh: bool = False, at_ms: int | None = None
+    connection: Connection,
+    measured: Measured,
+    *,
+    registered: int,
+    reweigh: bool = False,
+    at_ms: int | None = None,
 ) -> Calibration:
-    """Store it, make its weights the model's, and give a pool without machines the `registered` ones. `at_ms`: as if it were then, not now.
+    """Store it, make its weights the model's, and give a pool without machines the `registered` ones.
+    `at_ms`: as if it were then, not now.
 
-    Raises Invalid, NotFound, and Conflict where less was measured than is signed, or where a unit that is signed would buy something else and nobody
-    said that it may (`reweigh`); then nothing has changed.
+    Raises Invalid, NotFound, and Conflict where less was measured than is signed, or where a unit that is
+    signed would buy something else and nobody said that it may (`reweigh`); then nothing has changed.
     """
     _check(measured)
     if models.find(connection, measured.model).pool != measured.pool:
@@ -138,7 +149,9 @@ def list_page(
 
 
 def absorb(connection: Connection, spent: SpentTokens) -> bool:
-    """Account for what measuring cost, once a run; whether this was the first time. Raises NotFound for the model."""
+    """Account for what measuring cost, once a run; whether this was the first time. Raises NotFound for
+    the model.
+    """
     model = models.find(connection, spent.model)
     if spent.cached > spent.prompt:
         raise Invalid("More cached tokens than the prompts had.", param="cached")
@@ -165,11 +178,14 @@ def absorb(connection: Connection, spent: SpentTokens) -> bool:
 
 
 def require_live(spent: SpentTokens, models_by_instance: dict[str, str]) -> None:
-    """Raises NotFound, Invalid when no such instance of the model is registered: its tokens would be held against nothing."""
+    """Raises NotFound, Invalid when no such instance of the model is registered: its tokens would be held
+    against nothing.
+    """
     model = models_by_instance.get(spent.instance)
     if model is None:
         raise NotFound(
-            f"There is no instance {spent.instance!r} now; `taas instance list` shows those that are.", param="instance"
+            f"There is no instance {spent.instance!r} now; `taas instance list` shows those that are.",
+            param="instance",
         )
     if model != spent.model:
         raise Invalid(f"Instance {spent.instance!r} serves {model!r}.", param="model")
@@ -179,17 +195,21 @@ def _check(measured: Measured) -> None:
     weights = measured.weights
     if not 0 < weights.w_in_mu <= WEIGHT_MU_MAX or not 0 < weights.w_out_mu <= WEIGHT_MU_MAX:
         raise Invalid(
-            f"Input and output weigh more than 0 and at most {WEIGHT_MU_MAX} milliunits a token.", param="weights"
+            f"Input and output weigh more than 0 and at most {WEIGHT_MU_MAX} milliunits a token.",
+            param="weights",
         )
     if not 0 <= weights.w_cached_mu <= weights.w_in_mu:
-        raise Invalid("A cached token weighs 0 or more, and no more than one that is computed.", param="weights")
+        raise Invalid(
+            "A cached token weighs 0 or more, and no more than one that is computed.", param="weights"
+        )
     if not 0 < measured.capacity_mu_s <= CAPACITY_MU_S_MAX:
         most = CAPACITY_MU_S_MAX // 1000
         message = f"An instance does more than 0 and at most {most} units per second."
         raise Invalid(message, param="capacity_units_per_second")
     if not 0 <= measured.error_permille <= ERROR_PERMILLE_MAX:
         raise Invalid(
-            f"A fit that is off by {measured.error_permille / 10:g} % predicts nothing; measure again, for longer, with the engine alone.",
+            f"A fit that is off by {measured.error_permille / 10:g} % predicts nothing; measure again, for "
+            "longer, with the engine alone.",
             param="error",
         )
 

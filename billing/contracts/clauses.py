@@ -1,4 +1,5 @@
-"""Amendments of what a contract says besides its rate and its end: the overflow, the cap on what spills, the notice of each side.
+"""Amendments of what a contract says besides its rate and its end: the overflow, the cap on what spills, the
+notice of each side.
 
 Pure: what holds from when on is worked out here; who may amend, and that it is kept, is `lifecycle`.
 """
@@ -25,10 +26,11 @@ class Change:
 
 
 def with_change(contract: Contract, change: Change, from_ms: int, now_ms: int) -> Contract:
-    """The contract with this from that moment on, also in place of what was agreed for later; what was agreed of other fields stays.
+    """The contract with this from that moment on, also in place of what was agreed for later; what was agreed
+    of other fields stays.
 
-    Raises Invalid for a moment that has passed or comes after the end, and for values that make no sense; Conflict for the notice of one that has
-    been given it: the end has been worked out by then.
+    Raises Invalid for a moment that has passed or comes after the end, and for values that make no sense;
+    Conflict for the notice of one that has been given it: the end has been worked out by then.
     """
     if from_ms < now_ms - PAST_SLACK_MS:
         raise Invalid(f"{utc(from_ms)} is in the past, and the past does not change.", param="from")
@@ -37,8 +39,13 @@ def with_change(contract: Contract, change: Change, from_ms: int, now_ms: int) -
         message = f"{utc(from_ms)} would be beyond the end at {utc(contract.effective_end_ms)}."
         raise Invalid(message, param="from")
     notice = "tenant" if change.tenant_notice_days is not None else "operator"
-    if contract.state == "notice_given" and (change.tenant_notice_days, change.operator_notice_days) != (None, None):
-        message = f"Notice has been given: it ends at {utc(contract.effective_end_ms)}, whatever the notice is now."
+    if contract.state == "notice_given" and (change.tenant_notice_days, change.operator_notice_days) != (
+        None,
+        None,
+    ):
+        message = (
+            f"Notice has been given: it ends at {utc(contract.effective_end_ms)}, whatever the notice is now."
+        )
         raise Conflict(message, param=f"{notice}_notice_days", code="notice_given")
     terms = contract.terms
     first = _changed(replace(terms.clause_at(from_ms), from_ms=from_ms), change)

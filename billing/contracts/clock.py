@@ -1,4 +1,6 @@
-"""What time alone does to contracts: they become active and they end. Whoever runs the control plane's loops calls it."""
+"""What time alone does to contracts: they become active and they end. Whoever runs the control plane's
+loops calls it.
+"""
 
 from dataclasses import replace
 from typing import Final

@@ -1,5 +1,6 @@
-"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever takes machines reads it with `lock_position`, whoever
-sells or measures with `lock_for_sale`, so that of two who do so at once the second sees what the first did.
+"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever takes machines
+reads it with `lock_position`, whoever sells or measures with `lock_for_sale`, so that of two who do so at
+once the second sees what the first did.
 """
 
 from dataclasses import replace
@@ -30,7 +31,9 @@ def lock_position(connection: Connection, pool: str, from_ms: int) -> Position:
 
 
 def read_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
-    """As `read_position`, without the machines that drain: from their deadline on they are taken, and serve nothing new already."""
+    """As `read_position`, without the machines that drain: from their deadline on they are taken, and
+    serve nothing new already.
+    """
     return read_position(connection, pool, from_ms).serving(from_ms)
 
 
@@ -42,7 +45,10 @@ def lock_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
 def require_calibration(position: Position) -> None:
     """Raises Conflict: what nobody has measured is not sold."""
     if position.capacity_mu_s is None:
-        message = f"Pool {position.pool!r} has not been measured; calibrate first: `taas calibrate {position.pool}`."
+        message = (
+            f"Pool {position.pool!r} has not been measured; calibrate first: `taas calibrate "
+            f"{position.pool}`."
+        )
         raise Conflict(message, param="pool", code="not_calibrated")
 
 
@@ -55,7 +61,9 @@ def change_pool(
     headroom_permille: int | None = None,
     set_aside_mu_s: int | None = None,
 ) -> Pool:
-    """Set what is given. Raises Invalid, NotFound, and Conflict where it would break what is signed; then nothing has changed."""
+    """Set what is given. Raises Invalid, NotFound, and Conflict where it would break what is signed; then
+    nothing has changed.
+    """
     before = lock_for_sale(connection, pool, now_ms)
     wanted = Pool(
         pool,

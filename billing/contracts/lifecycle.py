@@ -1,6 +1,8 @@
-"""A contract's life by hand: drafted, withdrawn, signed, amended, given notice of. What time does is in `clock`.
+"""A contract's life by hand: drafted, withdrawn, signed, amended, given notice of. What time does is in
+`clock`.
 
-Signing and amending hold the pool, so that of two at once the second counts the first; whatever is refused changes nothing.
+Signing and amending hold the pool, so that of two at once the second counts the first; whatever is refused
+changes nothing.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,9 @@ OPERATOR: Final = "operator"
 
 
 def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """Write down what might be signed; it holds nothing. The tenant is there; raises Invalid, NotFound for the pool."""
+    """Write down what might be signed; it holds nothing. The tenant is there; raises Invalid, NotFound for
+    the pool.
+    """
     check(terms)
     pools.find(connection, terms.pool)
     begun = start_now(terms, now_ms)
@@ -31,13 +35,17 @@ def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERAT
 
 
 def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by how much it does not."""
+    """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by
+    how much it does not.
+    """
     position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
     tenant = tenants.find(connection, contract.terms.tenant_id)
     if tenant.status != "active":
-        message = f"Tenant {tenant.name} is {tenant.status}: resume it first (`taas tenant resume {tenant.name}`)."
+        message = (
+            f"Tenant {tenant.name} is {tenant.status}: resume it first (`taas tenant resume {tenant.name}`)."
+        )
         raise Conflict(message, param="tenant", code="tenant_not_active")
     terms = start_now(contract.terms, now_ms)
     check(terms)
@@ -47,7 +55,9 @@ def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPE
 
 
 def withdraw(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """End a draft: it will not be signed, and has never held anything. Raises Conflict for one that was signed."""
+    """End a draft: it will not be signed, and has never held anything. Raises Conflict for one that was
+    signed.
+    """
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
     # Not after its start, so that it has held at no instant of its term.
@@ -56,13 +66,17 @@ def withdraw(connection: Connection, contract_id: str, *, now_ms: int, by: str =
 
 
 def give_notice(connection: Connection, contract_id: str, side: Side, *, now_ms: int) -> Contract:
-    """End it as early as its terms let this side. A second notice holds only if it brings the end forward. Raises Conflict."""
+    """End it as early as its terms let this side. A second notice holds only if it brings the end forward.
+    Raises Conflict.
+    """
     contract = _lock_binding(connection, contract_id, now_ms)
     end_ms = end_by_notice(contract.terms, side, now_ms)
     if contract.state == "notice_given" and end_ms >= contract.effective_end_ms:
         message = f"Notice has been given already: it ends at {utc(contract.effective_end_ms)}."
         raise Conflict(message, param="contract", code="notice_given")
-    changed = replace(contract, state="notice_given", notice_by=side, notice_given_ms=now_ms, effective_end_ms=end_ms)
+    changed = replace(
+        contract, state="notice_given", notice_by=side, notice_given_ms=now_ms, effective_end_ms=end_ms
+    )
     return store.save(connection, changed, "notice_given", by=side, now_ms=now_ms)
 
 
@@ -78,8 +92,8 @@ def amend(
     now_ms: int,
     by: str = OPERATOR,
 ) -> Contract:
-    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or notice from `from_ms` (now) on;
-    another burst, from now on. All of it or nothing, checked as signing is.
+    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or
+    notice from `from_ms` (now) on; another burst, from now on. All of it or nothing, checked as signing is.
     """
     if not steps and ends_ms is None and not change and burst_ms is None:
         message = "Nothing to amend: give new units, a later end, another burst, overflow or notice."
@@ -102,7 +116,8 @@ def _refuse_unfit(position: Position, contract: Contract, now_ms: int) -> None:
     other = overlapping(position.holdings, wanted)
     if other is not None:
         raise Conflict(
-            f"The tenant has contract {other.contract_id} in pool {position.pool!r} from {utc(other.starts_ms)} "
+            f"The tenant has contract {other.contract_id} in pool {position.pool!r} from "
+            f"{utc(other.starts_ms)} "
             f"until {utc(other.ends_ms)}: amend that one, or begin when it ends.",
             param="tenant",
             code="contract_overlaps",
@@ -120,7 +135,9 @@ def _require_draft(contract: Contract) -> None:
 def _lock_binding(connection: Connection, contract_id: str, now_ms: int) -> Contract:
     contract = store.lock(connection, contract_id)
     if contract.state == "draft":
-        raise Conflict(f"Contract {contract_id} is a draft; sign it first.", param="contract", code="not_signed")
+        raise Conflict(
+            f"Contract {contract_id} is a draft; sign it first.", param="contract", code="not_signed"
+        )
     if contract.over(now_ms):
         message = f"Contract {contract_id} has ended, at {utc(contract.effective_end_ms)}."
         raise Conflict(message, param="contract", code="contract_ended")

@@ -1,4 +1,6 @@
-"""Limits of a tenant that could undercut its contract: requests and concurrency count what is reserved, too. Words for people, with both figures."""
+"""Limits of a tenant that could undercut its contract: requests and concurrency count what is reserved,
+too. Words for people, with both figures.
+"""
 
 from sqlalchemy import Connection
 
@@ -13,7 +15,9 @@ _UNITS_A_STREAM_MIN_MU_S = 1_000
 
 
 def undercutting(connection: Connection, tenant_id: str, pool: str, mu_s: int) -> list[str]:
-    """What to tell whoever signs, or sets a limit, of each model of the pool; empty where no limit is in the way of this rate."""
+    """What to tell whoever signs, or sets a limit, of each model of the pool; empty where no limit is in
+    the way of this rate.
+    """
     table = limits.table_of(connection, {tenant_id})
     said = []
     for model in models.list_all(connection):

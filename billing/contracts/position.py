@@ -1,9 +1,11 @@
-"""What a pool has and what it owes, over time, and whether that fits. Pure: a value that others read from SQL or make up.
+"""What a pool has and what it owes, over time, and whether that fits. Pure: a value that others read from SQL
+or make up.
 
 For every instant t, with the headroom of the pool or of a contract in force at t, whichever is the greatest:
-Σ held(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside.
-A contract holds what its burst asks of the pool within a second: its rate times the seconds of its burst, of which there is at least one. So the
-bursts of all contracts at once are no more than the pool does in a second, and Σ of the rates is no more than it does for good.
+Σ held(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside. A contract holds what its
+burst asks of the pool within a second: its rate times the seconds of its burst, of which there is at least
+one. So the bursts of all contracts at once are no more than the pool does in a second, and Σ of the rates is
+no more than it does for good.
 """
 
 from collections.abc import Sequence
@@ -60,7 +62,9 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Machines that another use has, in [from, until). `drains`: they serve nothing new already, before it; that does not make it another one."""
+    """Machines that another use has, in [from, until). `drains`: they serve nothing new already, before
+    it; that does not make it another one.
+    """
 
     instances: int
     from_ms: int
@@ -86,11 +90,15 @@ class Position:
 
     def without(self, contract_id: str) -> "Position":
         """As if that contract were not."""
-        return replace(self, holdings=tuple(held for held in self.holdings if held.contract_id != contract_id))
+        return replace(
+            self, holdings=tuple(held for held in self.holdings if held.contract_id != contract_id)
+        )
 
     def serving(self, now_ms: int) -> "Position":
         """As it serves from now on: what drains is away."""
-        taken = (replace(each, from_ms=min(each.from_ms, now_ms)) if each.drains else each for each in self.taken)
+        taken = (
+            replace(each, from_ms=min(each.from_ms, now_ms)) if each.drains else each for each in self.taken
+        )
         return replace(self, taken=tuple(taken))
 
     def capacity(self, *, headroom_permille: int = 0) -> Timeline:
@@ -102,7 +110,9 @@ class Position:
         return Timeline.total(span for held in self.holdings for span in held.spans())
 
     def held(self) -> Timeline:
-        """What nobody else may be sold at each moment: what is sold, and more where bursts are longer than a second."""
+        """What nobody else may be sold at each moment: what is sold, and more where bursts are longer than
+        a second.
+        """
         return Timeline.total(span for held in self.holdings for span in held.held())
 
     def free(self, *, headroom_permille: int = 0) -> Timeline:
@@ -122,7 +132,9 @@ class Position:
         taken = [Span(each.from_ms, each.until_ms, -each.instances) for each in self.taken]
         there = Timeline.total([Span(0, FOREVER_MS, self.instances), *taken])
         asked = [Span(held.starts_ms, held.ends_ms, held.headroom_permille) for held in self.holdings]
-        kept = Timeline.greatest([Span(0, FOREVER_MS, max(headroom_permille, self.headroom_permille)), *asked])
+        kept = Timeline.greatest(
+            [Span(0, FOREVER_MS, max(headroom_permille, self.headroom_permille)), *asked]
+        )
         capacity_mu_s, set_aside_mu_s = self.capacity_mu_s or 0, self.set_aside_mu_s
         return there.with_other(
             kept, lambda count, permille: count * capacity_mu_s * (1000 - permille) // 1000 - set_aside_mu_s
@@ -135,12 +147,16 @@ def shortfalls(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> 
 
 
 def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When what is held does not fit afterwards and the change is to blame, and by how much it does not: a span for each amount."""
+    """When what is held does not fit afterwards and the change is to blame, and by how much it does not: a
+    span for each amount.
+    """
     worse = after.overheld().with_other(before.overheld(), lambda now, was: now if now > was else 0)
     return _above_0(worse, from_ms, until_ms)
 
 
-def refuse_worse(before: Position, after: Position, from_ms: int, *, what: str, param: str | None = None) -> None:
+def refuse_worse(
+    before: Position, after: Position, from_ms: int, *, what: str, param: str | None = None
+) -> None:
     """Raises Conflict, saying when and by how much, if the change breaks what is signed or makes it worse."""
     found = worsened(before, after, from_ms)
     if not found:
@@ -153,7 +169,9 @@ def refuse_worse(before: Position, after: Position, from_ms: int, *, what: str, 
 
 
 def describe_all(spans: Sequence[Span]) -> str:
-    """For people: each with its own amount; of many the first few, how many more there are, and the worst of all."""
+    """For people: each with its own amount; of many the first few, how many more there are, and the worst
+    of all.
+    """
     said = "; ".join(describe(span) for span in spans[:_DESCRIBED_MAX])
     if len(spans) <= _DESCRIBED_MAX:
         return said

@@ -1,4 +1,6 @@
-"""What could be signed: how much over a period, from when on, until when. Pure; it promises nothing, as only signing holds capacity."""
+"""What could be signed: how much over a period, from when on, until when. Pure; it promises nothing, as
+only signing holds capacity.
+"""
 
 from dataclasses import dataclass
 
@@ -9,9 +11,11 @@ from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. Of the rate that was asked about, if one was: `fits` over the whole period;
-    `fits_from_ms`, the first start from which it fits for as long as the period (None: never); `fits_until_ms`, up to when it fits from
-    the period's start (that start itself: not at all); `short`, when and by how much it does not fit within the period, as a refusal says it.
+    """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. Of the rate that was asked
+    about, if one was: `fits` over the whole period; `fits_from_ms`, the first start from which it fits for as
+    long as the period (None: never); `fits_until_ms`, up to when it fits from the period's start (that start
+    itself: not at all); `short`, when and by how much it does not fit within the period, as a refusal says
+    it.
     """
 
     pool: str
@@ -36,7 +40,9 @@ def quote(
     headroom_permille: int = 0,
     burst_ms: int = BURST_MS,
 ) -> Quote:
-    """For a period that is not empty; without an end it is for good. `free` is what could be sold with this burst over that period, step by step."""
+    """For a period that is not empty; without an end it is for good. `free` is what could be sold with
+    this burst over that period, step by step.
+    """
     left = position.free(headroom_permille=headroom_permille)
     free = left.with_other(Timeline(), lambda mu, _: mu * 1000 // burst_ms)
     found = tuple(free.spans(from_ms, until_ms))

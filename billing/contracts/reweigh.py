@@ -1,6 +1,8 @@
-"""Other weights of a model, where something is signed in its pool: a unit is what contracts are in, and the weights say what it buys.
+"""Other weights of a model, where something is signed in its pool: a unit is what contracts are in, and the
+weights say what it buys.
 
-Owns when that must be said aloud, what a signed unit may be worth afterwards, and that each contract's history says it. Decides nothing of capacity.
+Owns when that must be said aloud, what a signed unit may be worth afterwards, and that each contract's
+history says it. Decides nothing of capacity.
 """
 
 from dataclasses import replace
@@ -27,14 +29,14 @@ _KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_m
 def change_model(
     connection: Connection, name: str, wanted: ModelChange, *, reweigh: bool, by: str, now_ms: int
 ) -> Model:
-    """As `models.change`, which knows no contracts. Raises Conflict where new weights make something else of what is signed and nobody said that they
-    may, or where what is signed might not fit any more.
+    """As `models.change`, which knows no contracts. Raises Conflict where new weights make something else of
+    what is signed and nobody said that they may, or where what is signed might not fit any more.
     """
     pool = models.find(connection, name).pool
     if wanted.status == "retired":
         refuse_retired_under_contract(connection, name, pool, now_ms)
-    # Holding a pool makes a row of it: only where there is something to hold it for. Where nobody has measured, nobody signs; where somebody has,
-    # somebody may be signing just now.
+    # Holding a pool makes a row of it: only where there is something to hold it for. Where nobody has
+    # measured, nobody signs; where somebody has, somebody may be signing just now.
     if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:
         return models.change(connection, name, wanted)
     position = lock_for_sale(connection, pool, now_ms)
@@ -50,7 +52,9 @@ def change_model(
 
 
 def refuse_retired_under_contract(connection: Connection, name: str, pool: str, now_ms: int) -> None:
-    """Raises Conflict, naming them, where contracts stand in the pool and no other model of it is left to use them for."""
+    """Raises Conflict, naming them, where contracts stand in the pool and no other model of it is left to
+    use them for.
+    """
     position = lock_position(connection, pool, now_ms)
     others = [each for each in models.list_all(connection) if each.pool == pool and each.status == "active"]
     if any(each.name != name for each in others) or not position.holdings:
@@ -58,14 +62,17 @@ def refuse_retired_under_contract(connection: Connection, name: str, pool: str, 
     ids = [held.contract_id for held in position.holdings]
     more = f" and {len(ids) - _NAMED_MAX} more" if len(ids) > _NAMED_MAX else ""
     raise Conflict(
-        f"Contracts stand on {name}: {', '.join(ids[:_NAMED_MAX])}{more}. They end by notice; retire it when they have ended.",
+        f"Contracts stand on {name}: {', '.join(ids[:_NAMED_MAX])}{more}. They end by notice; retire it "
+        "when they have ended.",
         param="status",
         code="under_contract",
     )
 
 
 def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
-    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more than a tenth."""
+    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more
+    than a tenth.
+    """
     signed = len(position.holdings)
     moved = [
         f"{kind} {units(was)} → {units(now)}"
@@ -76,18 +83,23 @@ def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
         return
     stand = "1 contract is" if signed == 1 else f"{signed} contracts are"
     raise Conflict(
-        f"A unit would buy something else in pool {position.pool!r}: units a token {', '.join(moved)}, and {stand} signed by the old weights. "
-        f"If what is signed is to count in the new units, say so: the same again with `--reweigh` (`reweigh`: true); it is written "
-        "into the history of each contract, and `taas contract amend` changes its units. If not, keep the weights that are: nothing has changed.",
+        f"A unit would buy something else in pool {position.pool!r}: units a token {', '.join(moved)}, and "
+        f"{stand} signed by the old weights. "
+        "If what is signed is to count in the new units, say so: the same again with `--reweigh` "
+        "(`reweigh`: true); it is written "
+        "into the history of each contract, and `taas contract amend` changes its units. If not, keep the "
+        "weights that are: nothing has changed.",
         param="reweigh",
         code="reweighs",
     )
 
 
 def worth_at_most(old: Weights, new: Weights) -> Fraction:
-    """How many new units a unit signed by the old weights may take, whatever its owner asks for: never less than 1.
+    """How many new units a unit signed by the old weights may take, whatever its owner asks for: never less
+    than 1.
 
-    A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count here.
+    A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count
+    here.
     """
     return max([Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was)])
 
@@ -118,5 +130,7 @@ def _pairs(old: Weights, new: Weights) -> list[tuple[str, int, int]]:
 
 
 def _scaled(held: Holding, worth: Fraction) -> Holding:
-    steps = tuple(Step(step.from_ms, -(-step.mu_s * worth.numerator // worth.denominator)) for step in held.steps)
+    steps = tuple(
+        Step(step.from_ms, -(-step.mu_s * worth.numerator // worth.denominator)) for step in held.steps
+    )
     return replace(held, steps=steps)

@@ -1,4 +1,6 @@
-"""Spans of time as they are agreed, `+20s`, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar, in UTC. Pure; knows no contract."""
+"""Spans of time as they are agreed, `+20s`, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar,
+in UTC. Pure; knows no contract.
+"""
 
 import calendar
 import re
@@ -10,7 +12,9 @@ _SECONDS: Final = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def after(start: datetime, span: str) -> datetime:
-    """The moment so long after the start. Raises ValueError for what is no span, OverflowError beyond what a calendar has."""
+    """The moment so long after the start. Raises ValueError for what is no span, OverflowError beyond what
+    a calendar has.
+    """
     found = FORM.fullmatch(span)
     if found is None:
         raise ValueError(f"{span!r} is no span")

@@ -1,4 +1,6 @@
-"""Contracts in SQL: rows in and out, and the history, which only grows. Decides nothing; each function works in the caller's transaction."""
+"""Contracts in SQL: rows in and out, and the history, which only grows. Decides nothing; each function
+works in the caller's transaction.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +50,9 @@ _BY_START: Final[Order[Contract]] = Order(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if there is something."""
+    """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if
+    there is something.
+    """
 
     entry: int
     at_ms: int
@@ -82,7 +86,9 @@ def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) 
 
 def save(connection: Connection, contract: Contract, change: str, *, by: str, now_ms: int) -> Contract:
     """The contract as it now stands, and the change in its history."""
-    connection.execute(update(table).where(table.c.contract_id == contract.contract_id).values(_columns(contract)))
+    connection.execute(
+        update(table).where(table.c.contract_id == contract.contract_id).values(_columns(contract))
+    )
     connection.execute(delete(contract_step).where(contract_step.c.contract_id == contract.contract_id))
     _write_steps(connection, contract)
     _append(connection, contract, change, by, now_ms)
@@ -152,15 +158,23 @@ def _those(tenant_id: str | None, pool: str | None, states: Sequence[State]) -> 
 
 def lock(connection: Connection, contract_id: str) -> Contract:
     """The contract, held against other changes until the transaction ends. Raises NotFound."""
-    connection.execute(select(table.c.contract_id).where(table.c.contract_id == contract_id).with_for_update())
+    connection.execute(
+        select(table.c.contract_id).where(table.c.contract_id == contract_id).with_for_update()
+    )
     return find(connection, contract_id)
 
 
 def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
-    """Those whose state is behind the clock, held; what another transaction holds is left for the next time."""
+    """Those whose state is behind the clock, held; what another transaction holds is left for the next
+    time.
+    """
     held = select(table.c.contract_id).where(_due(now_ms)).with_for_update(skip_locked=True)
     ids = connection.execute(held).scalars().all()
-    return _read(connection, _query().where(table.c.contract_id.in_(ids)).order_by(table.c.contract_id)) if ids else []
+    return (
+        _read(connection, _query().where(table.c.contract_id.in_(ids)).order_by(table.c.contract_id))
+        if ids
+        else []
+    )
 
 
 def select_any_due() -> Select[bool]:
@@ -172,7 +186,9 @@ def history(connection: Connection, contract_id: str) -> list[Entry]:
     """Every change of one contract, oldest first. Raises NotFound."""
     find(connection, contract_id)
     rows = connection.execute(
-        select(contract_history).where(contract_history.c.contract_id == contract_id).order_by(contract_history.c.entry)
+        select(contract_history)
+        .where(contract_history.c.contract_id == contract_id)
+        .order_by(contract_history.c.entry)
     )
     return [
         Entry(
@@ -223,9 +239,19 @@ def _write_steps(connection: Connection, contract: Contract) -> None:
 
 
 def _append(
-    connection: Connection, contract: Contract, change: str, by: str, now_ms: int, detail: dict[str, Any] | None = None
+    connection: Connection,
+    contract: Contract,
+    change: str,
+    by: str,
+    now_ms: int,
+    detail: dict[str, Any] | None = None,
 ) -> None:
-    values: dict[str, Any] = {"contract_id": contract.contract_id, "change": change, "by": by, "at_ms": now_ms}
+    values: dict[str, Any] = {
+        "contract_id": contract.contract_id,
+        "change": change,
+        "by": by,
+        "at_ms": now_ms,
+    }
     if detail is not None:
         values["detail"] = detail
     connection.execute(insert(contract_history).values(**values, after=contract.to_record()))

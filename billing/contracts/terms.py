@@ -1,4 +1,5 @@
-"""What a contract says, and the rules that need nothing but the contract itself and the time. Pure: knows no table and no pool.
+"""What a contract says, and the rules that need nothing but the contract itself and the time. Pure: knows no
+table and no pool.
 
 Rates are milliunits per second (mu_s), times ms since the epoch; a span includes its start and not its end.
 """
@@ -41,7 +42,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """From then on this, until the next clause: what is done over the contract (`spill_mu_s` None: no cap), and the notice of each side."""
+    """From then on this, until the next clause: what is done over the contract (`spill_mu_s` None: no
+    cap), and the notice of each side.
+    """
 
     from_ms: int
     overflow: Overflow
@@ -52,8 +55,9 @@ class Clause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's; `spill_mu_s` None: no cap.
-    `burst_ms`: as much work as the rate does in this time may come at once. `later`: what amendments have made of overflow, cap and notice, by time.
+    """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's;
+    `spill_mu_s` None: no cap. `burst_ms`: as much work as the rate does in this time may come at once.
+    `later`: what amendments have made of overflow, cap and notice, by time.
     """
 
     tenant_id: str
@@ -124,7 +128,9 @@ def rate_at(steps: Sequence[Step], moment_ms: int) -> int:
 
 
 def start_now(terms: Terms, now_ms: int) -> Terms:
-    """The same, beginning now if it was to begin a moment ago. Raises Invalid when it began longer ago than that."""
+    """The same, beginning now if it was to begin a moment ago. Raises Invalid when it began longer ago
+    than that.
+    """
     if terms.starts_ms >= now_ms:
         return terms
     if terms.starts_ms < now_ms - PAST_SLACK_MS:
@@ -179,12 +185,15 @@ def _check_span(terms: Terms) -> None:
     if not 0 <= terms.starts_ms <= MS_MAX:
         raise Invalid("The start is not a moment before the year 10000.", param="from")
     if terms.ends_ms <= terms.starts_ms:
-        raise Invalid(f"It would end at {utc(terms.ends_ms)}, and start only at {utc(terms.starts_ms)}.", param="until")
+        raise Invalid(
+            f"It would end at {utc(terms.ends_ms)}, and start only at {utc(terms.starts_ms)}.", param="until"
+        )
     if terms.ends_ms > MS_MAX or terms.ends_ms - terms.starts_ms > TERM_MS_MAX:
         raise Invalid("A term is at most 100 years.", param="until")
     if terms.minimum_until_ms > terms.ends_ms:
         raise Invalid(
-            f"The minimum term would last until {utc(terms.minimum_until_ms)}, beyond the end at {utc(terms.ends_ms)}.",
+            f"The minimum term would last until {utc(terms.minimum_until_ms)}, beyond the end at "
+            f"{utc(terms.ends_ms)}.",
             param="minimum_until",
         )
     if terms.minimum_until_ms < terms.starts_ms:
@@ -199,7 +208,10 @@ def check_steps(steps: Sequence[Step], starts_ms: int, ends_ms: int) -> None:
         raise Invalid(f"A ramp has at most {STEPS_MAX} steps.", param="ramp")
     for index, step in enumerate(steps):
         if not 0 < step.mu_s <= RATE_MU_S_MAX:
-            message = f"Units per second are above 0 and at most {RATE_MU_S_MAX // 1000}; from {utc(step.from_ms)} they are not."
+            message = (
+                f"Units per second are above 0 and at most {RATE_MU_S_MAX // 1000}; from "
+                f"{utc(step.from_ms)} they are not."
+            )
             raise Invalid(message, param="ramp" if index else "units")
     for before, after in pairwise(steps):
         if after.from_ms == before.from_ms:
@@ -209,34 +221,44 @@ def check_steps(steps: Sequence[Step], starts_ms: int, ends_ms: int) -> None:
             raise Invalid(message, param="ramp")
     if steps[0].from_ms > starts_ms:
         message = (
-            f"The ramp has a gap: from the start at {utc(starts_ms)} until {utc(steps[0].from_ms)} it says no rate."
+            f"The ramp has a gap: from the start at {utc(starts_ms)} until {utc(steps[0].from_ms)} "
+            "it says no rate."
         )
         raise Invalid(message, param="ramp")
     if steps[0].from_ms < starts_ms:
         raise Invalid(f"The ramp begins at {utc(steps[0].from_ms)}, before the start.", param="ramp")
     if steps[-1].from_ms >= ends_ms:
-        raise Invalid(f"A step at {utc(steps[-1].from_ms)} would be beyond the end at {utc(ends_ms)}.", param="ramp")
+        raise Invalid(
+            f"A step at {utc(steps[-1].from_ms)} would be beyond the end at {utc(ends_ms)}.", param="ramp"
+        )
 
 
 def end_by_notice(terms: Terms, side: Side, given_ms: int) -> int:
-    """When it ends if this side gives notice then: after its notice, not within the minimum term, at the latest when it ends anyway."""
+    """When it ends if this side gives notice then: after its notice, not within the minimum term, at the
+    latest when it ends anyway.
+    """
     clause = terms.clause_at(given_ms)
     days = clause.tenant_notice_days if side == "tenant" else clause.operator_notice_days
     return min(terms.ends_ms, max(terms.minimum_until_ms, given_ms + days * MS_PER_DAY))
 
 
 def amended(contract: Contract, steps: Sequence[Step], ends_ms: int | None, now_ms: int) -> Contract:
-    """The contract with these rates from the first of them on, in place of all later ones, and this end. What has passed stays.
+    """The contract with these rates from the first of them on, in place of all later ones, and this end. What
+    has passed stays.
 
-    Raises Invalid for rates of the past, out of order or beyond the end; Conflict where the notice that was given rules it out.
+    Raises Invalid for rates of the past, out of order or beyond the end; Conflict where the notice that was
+    given rules it out.
     """
     terms = contract.terms
     if ends_ms is not None and ends_ms <= terms.ends_ms:
         raise Invalid(
-            f"It ends at {utc(terms.ends_ms)}; an earlier end takes a notice, not an amendment.", param="until"
+            f"It ends at {utc(terms.ends_ms)}; an earlier end takes a notice, not an amendment.",
+            param="until",
         )
     if ends_ms is not None and contract.state == "notice_given":
-        message = f"Notice has been given: it ends at {utc(contract.effective_end_ms)}. Sign a new one from there."
+        message = (
+            f"Notice has been given: it ends at {utc(contract.effective_end_ms)}. Sign a new one from there."
+        )
         raise Conflict(message, param="until", code="notice_given")
     effective_end_ms = ends_ms or contract.effective_end_ms
     kept = terms.steps

@@ -1,4 +1,5 @@
-"""Whole numbers over time that change at moments and hold in between. Pure: knows neither contracts nor pools.
+"""Whole numbers over time that change at moments and hold in between. Pure: knows neither contracts nor
+pools.
 
 Because nothing changes between two moments of change, whatever holds at each of these holds at every instant.
 """
@@ -33,7 +34,8 @@ class Timeline:
     def total(cls, spans: Iterable[Span]) -> Self:
         """The sum of all at each moment."""
         deltas = sorted(
-            delta for span in spans if span.from_ms < span.until_ms for delta in _edges(span.from_ms, span.until_ms, span.value)
+            delta for span in spans if span.from_ms < span.until_ms for delta in _edges(span.from_ms,
+            span.until_ms, span.value)
         )  # fmt: skip
         level, points = 0, []
         for at_ms, group in groupby(deltas, key=lambda delta: delta[0]):
@@ -67,7 +69,9 @@ class Timeline:
         if from_ms >= until_ms:
             return
         start_ms, value = from_ms, self.at(from_ms)
-        for at_ms, next_value in self.points[bisect_right(self.points, from_ms, key=lambda point: point[0]) :]:
+        for at_ms, next_value in self.points[
+            bisect_right(self.points, from_ms, key=lambda point: point[0]) :
+        ]:
             if at_ms >= until_ms:
                 break
             if next_value != value:
@@ -80,8 +84,8 @@ class Timeline:
         return min(span.value for span in self.spans(from_ms, until_ms))
 
     def with_other(self, other: "Timeline", rule: Callable[[int, int], int]) -> "Timeline":
-        """What the rule makes of both at each moment. It holds before the first moment as well, so it must make 0 of two zeros there
-        or the caller must not look there.
+        """What the rule makes of both at each moment. It holds before the first moment as well, so it must
+        make 0 of two zeros there or the caller must not look there.
         """
         moments = sorted({at_ms for at_ms, _ in (*self.points, *other.points)})
         return Timeline(_joined([(at_ms, rule(self.at(at_ms), other.at(at_ms))) for at_ms in moments]))

@@ -1,4 +1,6 @@
-"""The instances of `taas:instances` as the audit needs them. Owns reading their entries; knows no engine and no table."""
+"""The instances of `taas:instances` as the audit needs them. Owns reading their entries; knows no engine
+and no table.
+"""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,10 +16,11 @@ _NOT_RUNNING: Final = frozenset({InstanceStatus.STARTING, InstanceStatus.DOWN})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInstance:
-    """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has not ended, so its counters can be asked for.
+    """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has
+    not ended, so its counters can be asked for.
 
-    One added by hand that is `down` has not ended for us: it does not answer, and only its own counters will show whether it started anew.
-    `counts`: it tells what each request has produced.
+    One added by hand that is `down` has not ended for us: it does not answer, and only its own counters will
+    show whether it started anew. `counts`: it tells what each request has produced.
     """
 
     instance: str
@@ -35,7 +38,9 @@ class EngineInstance:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All instances at one moment (`now_ms`, by Redis's clock), and what could not be read, by instance id."""
+    """All instances at one moment (`now_ms`, by Redis's clock), and what could not be read, by instance
+    id.
+    """
 
     instances: tuple[EngineInstance, ...]
     unreadable: tuple[str, ...]

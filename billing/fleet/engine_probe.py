@@ -1,6 +1,8 @@
-"""Look at an engine that somebody wants to add: does it answer, what does it serve, what can it do, where do its counters stand?
+"""Look at an engine that somebody wants to add: does it answer, what does it serve, what can it do, where do
+its counters stand?
 
-Owns the questions asked over HTTP and their bounds; knows no table and no Redis. It follows no redirect and uses no proxy.
+Owns the questions asked over HTTP and their bounds; knows no table and no Redis. It follows no redirect and
+uses no proxy.
 """
 
 import json
@@ -27,13 +29,18 @@ class Probe:
     warnings: tuple[str, ...]
 
 
-def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: str, context_tokens: int) -> Probe:
-    """Ask the engine at this base URL. Raises `refusals.Unreachable` when it does not answer as an OpenAI-compatible one."""
+def probe_engine(
+    client: httpx.Client, url: str, key: str | None, engine_model: str, context_tokens: int
+) -> Probe:
+    """Ask the engine at this base URL. Raises `refusals.Unreachable` when it does not answer as an
+    OpenAI-compatible one.
+    """
     warnings = _check_models(_ask(client, "GET", f"{url}/v1/models", key), url, engine_model, context_tokens)
     abort = _can_abort(_ask(client, "POST", f"{url}/inference/v1/abort_requests", key, {"request_ids": []}))
     if not abort:
         warnings.append(
-            "It cannot stop a request by id (for vLLM: start it with --enable-scale-out); a disconnect closes the connection instead."
+            "It cannot stop a request by id (for vLLM: start it with --enable-scale-out); a disconnect "
+            "closes the connection instead."
         )
     reading = read_engine(client, url, key)
     if isinstance(reading, Counters):
@@ -42,7 +49,8 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
         if not counts:
             warnings.append(
                 "It does not tell what each request has produced (for vLLM: start it with --middleware "
-                "taas_request_counts.RequestCounts, see the README); after a crash the audit can only bound that."
+                "taas_request_counts.RequestCounts, see the README); after a crash the audit can only bound "
+                "that."
             )
         facts = EngineFacts(
             epoch=epoch,
@@ -53,9 +61,13 @@ def probe_engine(client: httpx.Client, url: str, key: str | None, engine_model: 
         )
         return Probe(facts, tuple(warnings))
     why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
-    warnings.append(f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed.")
+    warnings.append(
+        f"It has no token counters at /metrics{why}: the audit cannot compare them with what is billed."
+    )
     return Probe(
-        EngineFacts(epoch=_epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False),
+        EngineFacts(
+            epoch=_epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False
+        ),
         tuple(warnings),
     )
 
@@ -83,7 +95,8 @@ def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
         reason = str(exc) or type(exc).__name__
         raise EngineUnreachable(
-            f"{url} does not answer ({reason}). Is the engine up? `--force` adds it all the same.", param="url"
+            f"{url} does not answer ({reason}). Is the engine up? `--force` adds it all the same.",
+            param="url",
         ) from exc
     return _Answer(response.status_code, bytes(content))
 
@@ -97,10 +110,14 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
     if answer.status == 404:
         return ["It has no /v1/models, so it is not known whether it serves the model."]
     if answer.status != 200:
-        raise EngineUnreachable(f"{url}/v1/models answers HTTP {answer.status}.", param="url", code="engine_refused")
+        raise EngineUnreachable(
+            f"{url}/v1/models answers HTTP {answer.status}.", param="url", code="engine_refused"
+        )
     listed = _listed(answer.body)
     if listed is None:
-        raise EngineUnreachable(f"{url}/v1/models is not a list of models.", param="url", code="engine_refused")
+        raise EngineUnreachable(
+            f"{url}/v1/models is not a list of models.", param="url", code="engine_refused"
+        )
     if engine_model not in listed:
         # A backend may serve more than it lists, so this is for the operator to judge.
         names = ", ".join(sorted(listed))[:300] or "none"
@@ -110,7 +127,10 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
         ]
     length = listed[engine_model]
     if length is not None and length < context_tokens:
-        return [f"Its context is {length} tokens, the model's entry says {context_tokens}: longer requests will fail."]
+        return [
+            f"Its context is {length} tokens, the model's entry says {context_tokens}: longer requests will "
+            "fail."
+        ]
     return []
 
 

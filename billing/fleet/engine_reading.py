@@ -1,4 +1,6 @@
-"""Ask an engine for its counters and its load over HTTP. Owns the page's limits; knows no table and no Redis."""
+"""Ask an engine for its counters and its load over HTTP. Owns the page's limits; knows no table and no
+Redis.
+"""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +14,8 @@ from billing.wire.tokens import CounterPair
 
 # vLLM's page is about 100 kB; one of this size is not a metrics page.
 _BYTES_MAX: Final = 4 * 1024 * 1024
-# The client's time-out is between two parts of an answer: one that drips would otherwise hold up whoever waits for all engines.
+# The client's time-out is between two parts of an answer: one that drips would otherwise hold up whoever
+# waits for all engines.
 _WHOLE_WITHIN_S: Final = 5.0
 # What a proxy says of an engine that is not there: the engine itself has not answered.
 _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
@@ -20,7 +23,9 @@ _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests that run and that wait, and the part of the KV cache in use, of the fullest of several engines behind one server."""
+    """Requests that run and that wait, and the part of the KV cache in use, of the fullest of several
+    engines behind one server.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -29,8 +34,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """What each request has produced, in the same moment as the counters. `sequence` numbers the last request that ended; `finished` are
-    those that ended after the sequence asked for. Tokens are as the counters moved: `n` samples count the prompt n times.
+    """What each request has produced, in the same moment as the counters. `sequence` numbers the last request
+    that ended; `finished` are those that ended after the sequence asked for. Tokens are as the counters
+    moved: `n` samples count the prompt n times.
     """
 
     sequence: int
@@ -40,7 +46,9 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine's counters and gauges say now. `started` changes with its process, where it tells; `requests` where it counts them."""
+    """What an engine's counters and gauges say now. `started` changes with its process, where it tells;
+    `requests` where it counts them.
+    """
 
     tokens: CounterPair
     load: Load
@@ -55,14 +63,18 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class NoCounters:
-    """It answers and has none: another provider's API, or an engine that does not count. `page`: it has metrics all the same."""
+    """It answers and has none: another provider's API, or an engine that does not count. `page`: it has
+    metrics all the same.
+    """
 
     page: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No answer that could be read. `answers`: something was said all the same. `refused`: nobody listens there."""
+    """No answer that could be read. `answers`: something was said all the same. `refused`: nobody listens
+    there.
+    """
 
     reason: str
     answers: bool = False
@@ -72,7 +84,9 @@ class Unreachable:
 Reading: TypeAlias = Counters | NoCounters | Unreachable
 
 
-def read_engine(client: httpx.Client, url: str, key: str | None, *, within_s: float = _WHOLE_WITHIN_S) -> Reading:
+def read_engine(
+    client: httpx.Client, url: str, key: str | None, *, within_s: float = _WHOLE_WITHIN_S
+) -> Reading:
     """One `GET /metrics`, of bounded size and length; the client brings the time-out of each part."""
     if key is not None and not key.isascii():
         return Unreachable("its key cannot be sent: it has letters beyond ASCII")
@@ -80,11 +94,15 @@ def read_engine(client: httpx.Client, url: str, key: str | None, *, within_s: fl
     headers = {"authorization": f"Bearer {key}"} if key else {}
     page = bytearray()
     try:
-        with client.stream("GET", f"{url.rstrip('/').removesuffix('/v1')}/metrics", headers=headers) as response:
+        with client.stream(
+            "GET", f"{url.rstrip('/').removesuffix('/v1')}/metrics", headers=headers
+        ) as response:
             if response.status_code in {404, 405, 501}:
                 return NoCounters()
             if response.status_code != 200:
-                return Unreachable(f"HTTP {response.status_code}", answers=response.status_code not in _NOT_THE_ENGINE)
+                return Unreachable(
+                    f"HTTP {response.status_code}", answers=response.status_code not in _NOT_THE_ENGINE
+                )
             for part in response.iter_bytes():
                 page += part
                 if len(page) > _BYTES_MAX:
@@ -108,7 +126,9 @@ def parse_counters(page: str) -> Reading:
 
 
 def _refused(exc: BaseException) -> bool:
-    """Whether the machine said that nobody listens on that port: below, it is the cause of what the client raises."""
+    """Whether the machine said that nobody listens on that port: below, it is the cause of what the client
+    raises.
+    """
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, ConnectionRefusedError):

@@ -1,7 +1,8 @@
-"""What an engine says that each request has produced, by the id that the gateway gave it. Owns reading that page and its limits.
+"""What an engine says that each request has produced, by the id that the gateway gave it. Owns reading that
+page and its limits.
 
-The page is taken in one moment: the engine's own counters and the requests that moved them agree. It knows no table and no Redis.
-Source of the form: `serving/vllm_middleware/taas_request_counts.py`.
+The page is taken in one moment: the engine's own counters and the requests that moved them agree. It knows no
+table and no Redis. Source of the form: `serving/vllm_middleware/taas_request_counts.py`.
 """
 
 import time
@@ -12,7 +13,15 @@ import httpx
 import orjson
 
 from billing.fleet.engine_instances import EngineInstance
-from billing.fleet.engine_reading import Counters, Load, NoCounters, Reading, RequestCounts, Unreachable, read_engine
+from billing.fleet.engine_reading import (
+    Counters,
+    Load,
+    NoCounters,
+    Reading,
+    RequestCounts,
+    Unreachable,
+    read_engine,
+)
 from billing.wire.instance_entry import REQUEST_COUNTS_PATH as PATH
 from billing.wire.tokens import CounterPair
 
@@ -23,7 +32,9 @@ _COUNT_MAX: Final = 2**63 - 1
 
 
 def read_instance(client: httpx.Client, instance: EngineInstance, *, after: int = 0) -> Reading:
-    """Its counters now, with its requests where it counts them: those that ended after sequence `after`, and those that run."""
+    """Its counters now, with its requests where it counts them: those that ended after sequence `after`,
+    and those that run.
+    """
     if instance.counts:
         reading = read_request_counts(client, instance.url, instance.key, after=after)
         # Without the page it is another start of the engine, without our middleware.
@@ -33,7 +44,9 @@ def read_instance(client: httpx.Client, instance: EngineInstance, *, after: int 
 
 
 def read_request_counts(client: httpx.Client, url: str, key: str | None, *, after: int = 0) -> Reading:
-    """One `GET /taas/request_counts`, of bounded size and length; `after` = the sequence of the page before."""
+    """One `GET /taas/request_counts`, of bounded size and length; `after` = the sequence of the page
+    before.
+    """
     if key is not None and not key.isascii():
         return Unreachable("its key cannot be sent: it has letters beyond ASCII")
     until = time.monotonic() + _WHOLE_WITHIN_S

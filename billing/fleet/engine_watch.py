@@ -1,8 +1,9 @@
-"""Looks at the engines that were added by hand, once a second each, and keeps in `taas:instances` true what their entries say of load, status
-and metrics.
+"""Looks at the engines that were added by hand, once a second each, and keeps in `taas:instances` true what
+their entries say of load, status and metrics.
 
-A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of these fields; what an entry says
-otherwise is the projection's, and a removed one is left alone. Writes no SQL: counters are `engine_counters`' and the audit's.
+A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of
+these fields; what an entry says otherwise is the projection's, and a removed one is left alone. Writes no
+SQL: counters are `engine_counters`' and the audit's.
 """
 
 import json
@@ -26,7 +27,8 @@ _log = logging.getLogger(__name__)
 
 # How often `step` should be called: as often as a worker publishes its load.
 WATCH_INTERVAL_MS: Final = 1_000
-# Nobody listens on the port: no busy engine says that. Twice, because one that is started again at once has hardly been away.
+# Nobody listens on the port: no busy engine says that. Twice, because one that is started again at once has
+# hardly been away.
 _REFUSED_MOST: Final = 2
 # A busy engine may be slow to answer: as many looks in a row as a worker gives its own, each of some seconds.
 _SILENT_MOST: Final = 5
@@ -47,7 +49,9 @@ class Watched:
     refused: int = 0
 
     def take(self, reading: Reading) -> tuple[str, Load] | None:
-        """The status and the load that it should be shown with; None to leave both as they are until there is proof."""
+        """The status and the load that it should be shown with; None to leave both as they are until there
+        is proof.
+        """
         if isinstance(reading, Counters | NoCounters) or reading.answers:
             self.silent = self.refused = 0
             return "ready", reading.load if isinstance(reading, Counters) else Load()
@@ -58,9 +62,13 @@ class Watched:
 
 
 class EngineWatch:
-    """Any number of processes may have one: whoever holds the lock looks. `step` never waits for an engine."""
+    """Any number of processes may have one: whoever holds the lock looks. `step` never waits for an
+    engine.
+    """
 
-    def __init__(self, client: redis.Redis, *, timeout_ms: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, client: redis.Redis, *, timeout_ms: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._client = client
         self._clock = clock
         self._http = httpx.Client(
@@ -74,7 +82,9 @@ class EngineWatch:
         self._closed = threading.Event()
 
     def step(self) -> bool:
-        """A loop's step: begin a look at every engine that is due and not being looked at. Raises redis.RedisError."""
+        """A loop's step: begin a look at every engine that is due and not being looked at. Raises
+        redis.RedisError.
+        """
         if not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
             self._watched.clear()
             return False
@@ -90,7 +100,9 @@ class EngineWatch:
         return False
 
     def close(self) -> None:
-        """End the looks that have begun, and let another process look. What Redis cannot hear lapses by itself."""
+        """End the looks that have begun, and let another process look. What Redis cannot hear lapses by
+        itself.
+        """
         self._closed.set()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._http.close()
@@ -134,11 +146,16 @@ class EngineWatch:
 def _told(status: str, load: Load) -> dict[str, Any]:
     """The fields of an entry that say so."""
     kv_usage = round(load.kv_usage, _KV_DIGITS)
-    return {"status": status, "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage}}
+    return {
+        "status": status,
+        "load": {"running": load.running, "waiting": load.waiting, "kv_usage": kv_usage},
+    }
 
 
 def _by_hand(raw: bytes) -> dict[str, Any] | None:
-    """The fields of an entry that nobody renews and nobody has removed. One that is not there yet, or goes, is not judged."""
+    """The fields of an entry that nobody renews and nobody has removed. One that is not there yet, or
+    goes, is not judged.
+    """
     try:
         fields = json.loads(raw)
         mine = fields["lease_until_ms"] == 0 and fields["status"] in {"ready", "down"} and fields["url"]

@@ -1,6 +1,8 @@
-"""Takes entries out of `taas:instances` that nobody renews any more, so that every reader's list does not grow with each worker there ever was.
+"""Takes entries out of `taas:instances` that nobody renews any more, so that every reader's list does not
+grow with each worker there ever was.
 
-Owns which entries are forgotten. It knows no engine and no table: whoever calls it has stored what their entries said of counters.
+Owns which entries are forgotten. It knows no engine and no table: whoever calls it has stored what their
+entries said of counters.
 """
 
 from pathlib import Path
@@ -16,7 +18,8 @@ _KEPT_MS: Final = 86_400_000
 
 
 def forget_lapsed(client: redis.Redis) -> int:
-    """Forget what lapsed a day ago, by Redis's clock; how many. One added by hand has no lease, what cannot be read is left for somebody to see.
+    """Forget what lapsed a day ago, by Redis's clock; how many. One added by hand has no lease, what cannot
+    be read is left for somebody to see.
 
     Raises redis.RedisError.
     """

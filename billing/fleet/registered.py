@@ -1,4 +1,6 @@
-"""What stands in `taas:instances` now, added by hand or by workers, for people to see and for the allocator. Reads only."""
+"""What stands in `taas:instances` now, added by hand or by workers, for people to see and for the
+allocator. Reads only.
+"""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -10,7 +12,9 @@ from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 
 
 def read_registered(client: redis.Redis) -> list[InstanceEntry]:
-    """Entries whose lease holds by Redis's clock, by id; one that a reclaim has is draining, unreadable ones are left out. Raises redis.RedisError."""
+    """Entries whose lease holds by Redis's clock, by id; one that a reclaim has is draining, unreadable
+    ones are left out. Raises redis.RedisError.
+    """
     return read_registered_now(client)[1]
 
 
@@ -23,13 +27,15 @@ def read_registered_now(
 
 
 def machines_of(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
-    """How many machines a pool has: as declared, or, as long as nothing was declared or measured, those that are registered."""
+    """How many machines a pool has: as declared, or, as long as nothing was declared or measured, those
+    that are registered.
+    """
     return declared if declared or measured else len(there)
 
 
 def read_known(client: redis.Redis) -> list[InstanceEntry]:
-    """As `read_registered`, and as `down` those whose worker was lost: their lease has lapsed before they said that they had ended. Such
-    an entry is kept for a day. Raises redis.RedisError.
+    """As `read_registered`, and as `down` those whose worker was lost: their lease has lapsed before they
+    said that they had ended. Such an entry is kept for a day. Raises redis.RedisError.
     """
     now_ms, found = _read_all(client)
     lost = [
@@ -37,7 +43,9 @@ def read_known(client: redis.Redis) -> list[InstanceEntry]:
         for entry in found
         if not entry.is_live(now_ms) and entry.status is not InstanceStatus.DOWN
     ]
-    return sorted([*(entry for entry in found if entry.is_live(now_ms)), *lost], key=lambda entry: entry.instance)
+    return sorted(
+        [*(entry for entry in found if entry.is_live(now_ms)), *lost], key=lambda entry: entry.instance
+    )
 
 
 def _read_all(client: redis.Redis) -> tuple[int, list[InstanceEntry]]:
@@ -49,7 +57,9 @@ def _read_all(client: redis.Redis) -> tuple[int, list[InstanceEntry]]:
     now_ms = redis_clock.milliseconds(clock)
     found = [entry for raw in entries.values() if (entry := _read(raw)) is not None]
     drained = {name.decode() if isinstance(name, bytes) else name for name in away}
-    seen = [replace(entry, status=InstanceStatus.DRAINING) if _goes(entry, drained) else entry for entry in found]
+    seen = [
+        replace(entry, status=InstanceStatus.DRAINING) if _goes(entry, drained) else entry for entry in found
+    ]
     return now_ms, sorted(seen, key=lambda entry: entry.instance)
 
 

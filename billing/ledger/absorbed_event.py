@@ -1,7 +1,8 @@
-"""Tokens that an engine produced and that no request's event accounts for, as an event of their own: absorbed, on nobody's bill.
+"""Tokens that an engine produced and that no request's event accounts for, as an event of their own:
+absorbed, on nobody's bill.
 
-Owns how such an event is written, with its ledger transaction and the running totals. Who found the tokens, and why they are absorbed and not
-a residual, is the caller's: `reconcile`, `request_check`, `calibrations`.
+Owns how such an event is written, with its ledger transaction and the running totals. Who found the tokens,
+and why they are absorbed and not a residual, is the caller's: `reconcile`, `request_check`, `calibrations`.
 """
 
 import hashlib
@@ -19,13 +20,16 @@ from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
 
 KIND: Final = "reconciliation"
-# Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the last word.
+# Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the
+# last word.
 _NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsorbedEvent:
-    """`request_id` makes it unique: written twice, it counts once. `evidence`: the requests that explain the tokens."""
+    """`request_id` makes it unique: written twice, it counts once. `evidence`: the requests that explain
+    the tokens.
+    """
 
     request_id: str
     model: str
@@ -56,7 +60,9 @@ class AbsorbedEvent:
         evidence: tuple[str, ...],
         ending: Ending,
     ) -> "AbsorbedEvent":
-        """What an engine (instance, epoch) produced beyond the event in `row`, or beyond several that are like it."""
+        """What an engine (instance, epoch) produced beyond the event in `row`, or beyond several that are
+        like it.
+        """
         return cls(
             request_id=request_id,
             model=row["model"],
@@ -76,7 +82,14 @@ class AbsorbedEvent:
 
     def digest(self) -> str:
         """What it says, as one word."""
-        facts = [self.request_id, self.instance, self.epoch, self.tokens.prompt, self.tokens.generation, self.evidence]
+        facts = [
+            self.request_id,
+            self.instance,
+            self.epoch,
+            self.tokens.prompt,
+            self.tokens.generation,
+            self.evidence,
+        ]
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()
 
 
@@ -84,17 +97,16 @@ def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
     """Write it, once; whether this was the first time."""
     tokens = absorbed.tokens
     row: dict[str, Any] = {
-        "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION,
-        "tenant": None, "project": None, "key_id": None,
-        "model": absorbed.model, "pool": absorbed.pool, "cell": absorbed.cell,
-        "instance": absorbed.instance, "epoch": absorbed.epoch,
+        "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None,
+        "project": None, "key_id": None, "model": absorbed.model, "pool": absorbed.pool,
+        "cell": absorbed.cell, "instance": absorbed.instance, "epoch": absorbed.epoch,
         "route": absorbed.route, "stream": absorbed.stream, "class": absorbed.class_, "contract": None,
-        "weights": absorbed.weights, "samples": 0,
-        "started_ms": absorbed.started_ms, "first_token_ms": None, "ended_ms": NOW_MS, "waited_ms": 0,
-        "ending": absorbed.ending.value, "usage_source": UsageSource.ENGINE.value, "anomaly": None,
-        "produced_prompt": tokens.prompt, "produced_cached": absorbed.cached, "produced_output": tokens.generation,
-        "delivered_output": 0, "billed_prompt": 0, "billed_cached": 0, "billed_output": 0,
-        "absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation,
+        "weights": absorbed.weights, "samples": 0, "started_ms": absorbed.started_ms, "first_token_ms": None,
+        "ended_ms": NOW_MS, "waited_ms": 0, "ending": absorbed.ending.value,
+        "usage_source": UsageSource.ENGINE.value, "anomaly": None, "produced_prompt": tokens.prompt,
+        "produced_cached": absorbed.cached, "produced_output": tokens.generation, "delivered_output": 0,
+        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0, "absorbed_prompt": tokens.prompt,
+        "absorbed_output": tokens.generation,
         "absorbed_reasons": {absorbed.reason.value: {"prompt": tokens.prompt, "output": tokens.generation}},
         "units_mu": 0, "http_status": 0, "gateway": absorbed.gateway, "digest": absorbed.digest(),
         "evidence": {"requests": list(absorbed.evidence)} if absorbed.evidence else None,

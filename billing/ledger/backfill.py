@@ -1,6 +1,8 @@
-"""Pricing what was recorded before its model had a price: new transactions beside the unpriced ones, which stay as they are.
+"""Pricing what was recorded before its model had a price: new transactions beside the unpriced ones, which
+stay as they are.
 
-All of it in one SQL transaction of the caller's, with prices held: what a preview says is what is done. Doing it again finds nothing.
+All of it in one SQL transaction of the caller's, with prices held: what a preview says is what is done. Doing
+it again finds nothing.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,10 @@ from billing.catalogue.price_book import hold_prices
 
 # What is unpriced of a model, with the price that the price list has for its moment by now.
 _DUE: Final = """
-select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached, e.billed_output, p.price_id,
-  (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd + e.billed_cached::numeric * p.cached_input_picousd
+select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached, e.billed_output,
+  p.price_id,
+  (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd
+  + e.billed_cached::numeric * p.cached_input_picousd
     + e.billed_output::numeric * p.output_picousd as amount
 from ledger_transaction t
 join usage_event e using (request_id)
@@ -30,7 +34,8 @@ where t.pricing = 'unpriced' and e.model = :model and e.started_ms >= :from_ms a
   and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
 """
 _PREVIEW: Final = f"""
-select tenant, price_id, count(*) as requests, sum(billed_prompt - billed_cached) as uncached, sum(billed_cached) as cached,
+select tenant, price_id, count(*) as requests, sum(billed_prompt - billed_cached) as uncached,
+  sum(billed_cached) as cached,
   sum(billed_output) as output, sum(amount) as amount
 from ({_DUE}) due group by tenant, price_id order by tenant, price_id
 """  # noqa: S608 (constants)

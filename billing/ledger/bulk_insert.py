@@ -1,7 +1,8 @@
 """Insert many rows as one statement with one parameter. Owns the SQL of it; knows no particular table.
 
-A statement with a parameter for each value is parsed by the driver on each call: for 500 usage events that took longer than
-everything else together. Here PostgreSQL reads the rows off one JSON array, by the column types of the table.
+A statement with a parameter for each value is parsed by the driver on each call: for 500 usage events that
+took longer than everything else together. Here PostgreSQL reads the rows off one JSON array, by the column
+types of the table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +22,11 @@ def insert_rows(
     ignore_known: bool = False,
     returning: Sequence[str] = (),
 ) -> CursorResult[Any]:
-    """Insert rows, in their order, that all have the same columns. Integers beyond 64 bits are given as decimal strings.
+    """Insert rows, in their order, that all have the same columns. Integers beyond 64 bits are given as
+    decimal strings.
 
-    `ignore_known` leaves out what conflicts with a row that is there; `returning` names columns of those inserted.
+    `ignore_known` leaves out what conflicts with a row that is there; `returning` names columns of those
+    inserted.
     """
     columns = ", ".join(_QUOTE(table.c[name].name) for name in rows[0])
     statement = (

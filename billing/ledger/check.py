@@ -1,5 +1,6 @@
-"""Read the ledger back and check it: every event has its transaction, every transaction balances, every amount is its tokens times its
-price, the running totals are the sums of the events. Owns the checking; corrects nothing.
+"""Read the ledger back and check it: every event has its transaction, every transaction balances, every
+amount is its tokens times its price, the running totals are the sums of the events. Owns the checking;
+corrects nothing.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ _UNBALANCED: Final = """
 select transaction_id::text as id from ledger_posting group by transaction_id having sum(amount_picousd) <> 0
 """
 _INCOMPLETE: Final = """
-select e.request_id as id from usage_event e left join ledger_transaction t using (request_id) where t.transaction_id is null
+select e.request_id as id from usage_event e
+left join ledger_transaction t using (request_id) where t.transaction_id is null
 """
 _MISPRICED: Final = """
 select t.request_id as id
@@ -49,7 +51,11 @@ where (s.billed_prompt, s.billed_output, s.absorbed_prompt, s.absorbed_output)
 _CHECKS: Final = (
     (FindingKind.LEDGER_UNBALANCED, "ledger transactions whose postings do not sum to zero", _UNBALANCED),
     (FindingKind.LEDGER_INCOMPLETE, "usage events without a ledger transaction", _INCOMPLETE),
-    (FindingKind.LEDGER_MISPRICED, "requests whose amount is not their tokens at the price that held", _MISPRICED),
+    (
+        FindingKind.LEDGER_MISPRICED,
+        "requests whose amount is not their tokens at the price that held",
+        _MISPRICED,
+    ),
     (FindingKind.TOTALS_DIFFER, "running totals that are not the sums of the events", _TOTALS),
 )
 _SET_ASIDE: Final = (
@@ -67,7 +73,8 @@ _SET_ASIDE: Final = (
 _NOT_FOR_SALE: Final = """
 select m.name as id from model m
 where m.status = 'active' and m.visible <> 'internal' and not exists (
-  select from price p where p.model = m.name and p.valid_from_ms <= (extract(epoch from clock_timestamp()) * 1000)::bigint
+  select from price p where p.model = m.name
+    and p.valid_from_ms <= (extract(epoch from clock_timestamp()) * 1000)::bigint
     and not exists (select from price_withdrawal w where w.price_id = p.price_id))
 """
 _NO_AMOUNT: Final = (
@@ -77,21 +84,29 @@ _NO_AMOUNT: Final = (
 
 
 def check_ledger(connection: Connection) -> list[Finding]:
-    """Reads every fact there is, in one snapshot: for an audit that somebody asked for, not for every half minute."""
-    return [finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)]
+    """Reads every fact there is, in one snapshot: for an audit that somebody asked for, not for every half
+    minute.
+    """
+    return [
+        finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)
+    ]
 
 
 def set_aside(connection: Connection) -> list[Finding]:
     """What is recorded but waits for a person: rejected entries, conflicts, requests without an amount."""
-    found = [finding for kind, message, query in _SET_ASIDE for finding in _found(connection, kind, message, query)]
+    found = [
+        finding for kind, message, query in _SET_ASIDE for finding in _found(connection, kind, message, query)
+    ]
     for kind, message, pricing in _NO_AMOUNT:
         query = (
-            f"select t.request_id as id from ledger_transaction t where t.pricing = '{pricing}' "  # noqa: S608 (a constant of ours)
+            "select t.request_id as id from ledger_transaction t "  # noqa: S608 (a constant of ours)
+            f"where t.pricing = '{pricing}' "
             "and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)"
         )
         found += _found(connection, kind, message, query)
     message = (
-        "models without a price: unknown to external tenants; `taas price set` sells them, `--free` gives them away"
+        "models without a price: unknown to external tenants; `taas price set` sells them, `--free` "
+        "gives them away"
     )
     return [*found, *_found(connection, FindingKind.NOT_FOR_SALE, message, _NOT_FOR_SALE)]
 

@@ -1,7 +1,8 @@
-"""Recording usage: events, and for each one balanced money transaction, exactly once by request id. Owns SQL of the ledger's facts.
+"""Recording usage: events, and for each one balanced money transaction, exactly once by request id. Owns SQL
+of the ledger's facts.
 
-It knows nothing of Redis. All functions work inside the caller's SQL transaction: an event, its transaction, its postings and the
-running totals appear together or not at all.
+It knows nothing of Redis. All functions work inside the caller's SQL transaction: an event, its transaction,
+its postings and the running totals appear together or not at all.
 """
 
 import hashlib
@@ -92,7 +93,9 @@ class RecordedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What one batch added. `duplicates` were known already; `conflicts` were too and say something else than the first."""
+    """What one batch added. `duplicates` were known already; `conflicts` were too and say something else
+    than the first.
+    """
 
     events: tuple[RecordedEvent, ...]
     duplicates: int
@@ -114,7 +117,9 @@ class UnbalancedError(AssertionError):
 
 
 def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
-    """Price a request by what held when it started. Usage in doubt has no amount; neither has what no price covers."""
+    """Price a request by what held when it started. Usage in doubt has no amount; neither has what no
+    price covers.
+    """
     if event.anomaly is not None:
         return RecordedEvent(event, Pricing.QUARANTINED, None, ZERO)
     if event.billed == Tokens():
@@ -145,17 +150,24 @@ def check_balanced(lines: Sequence[Posting]) -> None:
 
 
 def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> Recorded:
-    """Record what is new of a batch; the first event of a request counts, in whatever order and however often they come."""
+    """Record what is new of a batch; the first event of a request counts, in whatever order and however
+    often they come.
+    """
     if not received:
         return Recorded((), 0, ())
     firsts: dict[str, ReceivedEvent] = {}
     for item in received:
         firsts.setdefault(item.event.request_id, item)
-    # In one order everywhere, so that two consumers that hold the same entries cannot wait for each other in a circle.
+    # In one order everywhere, so that two consumers that hold the same entries cannot wait for each other in
+    # a circle.
     rows = [event_row(firsts[request_id]) for request_id in sorted(firsts)]
-    inserted = set(insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars())
+    inserted = set(
+        insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars()
+    )
     again = [
-        item for item in received if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
+        item
+        for item in received
+        if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
     ]
     conflicts = _record_conflicts(connection, again)
     new = [firsts[request_id].event for request_id in sorted(inserted)]
@@ -221,7 +233,9 @@ def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
         rows = [{"key_id": key_id, "last_used_ms": latest[key_id]} for key_id in sorted(latest)]
         statement = insert(api_key_use).values(rows)
         newest = func.greatest(api_key_use.c.last_used_ms, statement.excluded.last_used_ms)
-        connection.execute(statement.on_conflict_do_update(index_elements=["key_id"], set_={"last_used_ms": newest}))
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=["key_id"], set_={"last_used_ms": newest})
+        )
 
 
 def add_totals(connection: Connection, events: Iterable[UsageEvent]) -> None:
@@ -264,24 +278,25 @@ def event_row(item: ReceivedEvent) -> dict[str, Any]:
     """The columns of `usage_event`."""
     event = item.event
     return {
-        "request_id": event.request_id, "version": EVENT_VERSION,
-        "tenant": event.tenant, "project": event.project, "key_id": event.key_id,
-        "model": event.model, "pool": event.pool, "cell": event.cell, "instance": event.instance, "epoch": event.epoch,
-        "route": event.route, "stream": event.stream, "class": event.class_.value, "contract": event.contract,
+        "request_id": event.request_id, "version": EVENT_VERSION, "tenant": event.tenant,
+        "project": event.project, "key_id": event.key_id, "model": event.model, "pool": event.pool,
+        "cell": event.cell, "instance": event.instance, "epoch": event.epoch, "route": event.route,
+        "stream": event.stream, "class": event.class_.value, "contract": event.contract,
         "weights": {
             "version": event.weights.version, "w_in_mu": event.weights.w_in_mu,
             "w_cached_mu": event.weights.w_cached_mu, "w_out_mu": event.weights.w_out_mu,
         },
-        "samples": event.samples,
-        "started_ms": event.started_ms, "first_token_ms": event.first_token_ms,
-        "ended_ms": event.ended_ms, "waited_ms": event.waited_ms,
-        "ending": event.ending.value, "usage_source": event.usage_source.value, "anomaly": event.anomaly,
+        "samples": event.samples, "started_ms": event.started_ms, "first_token_ms": event.first_token_ms,
+        "ended_ms": event.ended_ms, "waited_ms": event.waited_ms, "ending": event.ending.value,
+        "usage_source": event.usage_source.value, "anomaly": event.anomaly,
         "produced_prompt": event.produced.prompt, "produced_cached": event.produced.cached,
         "produced_output": event.produced.output, "delivered_output": event.delivered_output,
-        "billed_prompt": event.billed.prompt, "billed_cached": event.billed.cached, "billed_output": event.billed.output,
-        "absorbed_prompt": event.absorbed.prompt, "absorbed_output": event.absorbed.output,
+        "billed_prompt": event.billed.prompt, "billed_cached": event.billed.cached,
+        "billed_output": event.billed.output, "absorbed_prompt": event.absorbed.prompt,
+        "absorbed_output": event.absorbed.output,
         "absorbed_reasons": {
-            reason.value: {"prompt": part.prompt, "output": part.output} for reason, part in event.absorbed.reasons.items()
+            reason.value: {"prompt": part.prompt, "output": part.output} for reason,
+            part in event.absorbed.reasons.items()
         },
         "units_mu": event.units_mu, "decision": None if event.decision is None else dict(event.decision),
         "http_status": event.http_status, "gateway": event.gateway,

@@ -1,5 +1,6 @@
-"""One request's receipt: what was produced, delivered, billed and absorbed, why, and what it costs. Owns finding it wherever it is:
-in SQL, in a usage stream on its way there, or still open in its cell. Changes nothing.
+"""One request's receipt: what was produced, delivered, billed and absorbed, why, and what it costs. Owns
+finding it wherever it is: in SQL, in a usage stream on its way there, or still open in its cell. Changes
+nothing.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ from billing.wire.usage_event import CapacityClass, UsageEvent
 def find_receipt(
     connection: Connection, client: redis.Redis, request_id: str, *, tenant: str | None = None
 ) -> Receipt | None:
-    """The receipt of this request; None where there is none, or where it is not this tenant's. The client must not decode."""
+    """The receipt of this request; None where there is none, or where it is not this tenant's. The client
+    must not decode.
+    """
     if "\x00" in request_id:
         return None
     receipt = _found(connection, client, request_id)
@@ -47,7 +50,11 @@ def is_waiting(client: redis.Redis, request_id: str) -> bool:
 
 
 def _found(connection: Connection, client: redis.Redis, request_id: str) -> Receipt | None:
-    return _recorded(connection, request_id) or _in_redis(client, request_id) or _recorded(connection, request_id)
+    return (
+        _recorded(connection, request_id)
+        or _in_redis(client, request_id)
+        or _recorded(connection, request_id)
+    )
 
 
 def _recorded(connection: Connection, request_id: str) -> Receipt | None:
@@ -73,16 +80,23 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
     if row is None:
         return None
     pricing = Pricing(row["pricing"])
-    price = prices_by_id(connection, [row["price_id"]])[row["price_id"]] if row["price_id"] is not None else None
-    amount = Money.from_sql(row["amount_picousd"] or 0) if pricing in {Pricing.PRICED, Pricing.NOTHING_BILLED} else None
+    price = (
+        prices_by_id(connection, [row["price_id"]])[row["price_id"]] if row["price_id"] is not None else None
+    )
+    amount = (
+        Money.from_sql(row["amount_picousd"] or 0)
+        if pricing in {Pricing.PRICED, Pricing.NOTHING_BILLED}
+        else None
+    )
     return Receipt("recorded", _facts_of_row(row), pricing, price, amount)
 
 
 def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     names = (
-        "request_id", "kind", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch", "route", "stream", "class",
-        "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending", "usage_source", "anomaly",
-        "units_mu", "decision", "http_status", "gateway", "orphan",
+        "request_id", "kind", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch",
+        "route", "stream", "class", "contract", "weights", "samples", "started_ms", "first_token_ms",
+        "ended_ms", "waited_ms", "ending", "usage_source", "anomaly", "units_mu", "decision", "http_status",
+        "gateway", "orphan",
     )  # fmt: skip
     ignored = {"ignored": row["ignored"]} if row["ignored"] else {}
     return {name: row[name] for name in names} | ignored | {
@@ -90,7 +104,8 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         "delivered": {"output": row["delivered_output"]},
         "billed": _tokens(row, "billed"),
         "absorbed": {
-            "prompt": row["absorbed_prompt"], "output": row["absorbed_output"], "reasons": row["absorbed_reasons"],
+            "prompt": row["absorbed_prompt"], "output": row["absorbed_output"],
+            "reasons": row["absorbed_reasons"],
         },
     }  # fmt: skip
 
@@ -115,11 +130,14 @@ def _in_redis(client: redis.Redis, request_id: str) -> Receipt | None:
 
 def _open(reservation: Mapping[bytes, bytes]) -> Receipt:
     produced = {
-        kind: int(reservation.get(field, 0)) for kind, field in (("prompt", b"p"), ("cached", b"c"), ("output", b"o"))
+        kind: int(reservation.get(field, 0))
+        for kind, field in (("prompt", b"p"), ("cached", b"c"), ("output", b"o"))
     }
     head: dict[str, Any] = orjson.loads(reservation[b"head"])
     head.pop("v", None)
-    return Receipt("open", head | {"produced": produced, "delivered": {"output": int(reservation.get(b"d", 0))}})
+    return Receipt(
+        "open", head | {"produced": produced, "delivered": {"output": int(reservation.get(b"d", 0))}}
+    )
 
 
 def _settled(client: redis.Redis, cell: str, entry_id: bytes) -> Receipt | None:

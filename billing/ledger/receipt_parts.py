@@ -14,7 +14,8 @@ _STATES: Final = ("open", "settled", "recorded")
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """`state`: `open` · `settled` (ended, not yet in the ledger) · `recorded`. `facts` are the usage event's fields as far as known.
+    """`state`: `open` · `settled` (ended, not yet in the ledger) · `recorded`. `facts` are the usage event's
+    fields as far as known.
 
     `amount` is None where there is none yet, or never will be: `pricing` says which.
     """
@@ -50,7 +51,9 @@ class Receipt:
 
 
 def whole(parts: Sequence[Receipt]) -> Receipt:
-    """One receipt of a request that gave way and went on: figures and amounts of all parts, the rest as the first has it, its end as the last."""
+    """One receipt of a request that gave way and went on: figures and amounts of all parts, the rest as
+    the first has it, its end as the last.
+    """
     first, last = parts[0], parts[-1]
     facts = dict(first.facts)
     for name in ("ending", "ended_ms", "http_status"):
@@ -59,7 +62,8 @@ def whole(parts: Sequence[Receipt]) -> Receipt:
     for name in ("produced", "delivered", "billed"):
         if name in facts:
             facts[name] = {
-                kind: sum(part.facts.get(name, {}).get(kind, 0) for part in parts) for kind in first.facts[name]
+                kind: sum(part.facts.get(name, {}).get(kind, 0) for part in parts)
+                for kind in first.facts[name]
             }
     for name in ("units_mu", "waited_ms"):
         if name in facts:

@@ -1,6 +1,8 @@
-"""What tenants used and owe over a time, in groups. Owns the grouping of recorded usage; prices nothing, it adds up ledger amounts.
+"""What tenants used and owe over a time, in groups. Owns the grouping of recorded usage; prices nothing, it
+adds up ledger amounts.
 
-A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that the periods add up to the whole.
+A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that the periods add up
+to the whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +47,8 @@ _COLUMNS: Final[dict[Dimension, ColumnElement[Any]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageLine:
-    """One group. `cached` is a part of `prompt`. What has no amount is counted apart: `unpriced` for want of a price (its tokens are
-    among the billed), `quarantined` for doubt about its usage (its tokens are not).
+    """One group. `cached` is a part of `prompt`. What has no amount is counted apart: `unpriced` for want of
+    a price (its tokens are among the billed), `quarantined` for doubt about its usage (its tokens are not).
     """
 
     group: Mapping[str, str]
@@ -173,7 +175,13 @@ def report_usage(
     lines = tuple(_line(row, by) for row in connection.execute(query).mappings() if row["requests"])
     items = _items(connection, tenant, from_ms, until_ms)
     return UsageReport(
-        tenant=tenant, by=tuple(by), from_ms=from_ms, until_ms=until_ms, lines=lines, total=_total(lines), items=items
+        tenant=tenant,
+        by=tuple(by),
+        from_ms=from_ms,
+        until_ms=until_ms,
+        lines=lines,
+        total=_total(lines),
+        items=items,
     )
 
 
@@ -215,7 +223,9 @@ def _items(
             if price is None
             else (price.input_picousd, price.cached_input_picousd, price.output_picousd)
         )
-        for kind, count, picousd in zip(("uncached_input", "cached_input", "output"), counts, each, strict=True):
+        for kind, count, picousd in zip(
+            ("uncached_input", "cached_input", "output"), counts, each, strict=True
+        ):
             if count:
                 found.append(BillItem(model, price_id, kind, int(count), picousd))
     return tuple(found)

@@ -8,7 +8,9 @@ import billing.schema.ledger  # noqa: F401
 from billing.schema.metadata import metadata
 
 context.configure(
-    connection=context.config.attributes["connection"], target_metadata=metadata, transaction_per_migration=False
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transaction_per_migration=False,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -29,7 +29,9 @@ class Reclaimer:
         self._projector = projector
 
     def step(self, now_ms: int | None = None) -> bool:
-        """Bring every reclaim up to the clock. True: there is more to do at once. Raises redis.RedisError, SQLAlchemyError."""
+        """Bring every reclaim up to the clock. True: there is more to do at once. Raises redis.RedisError,
+        SQLAlchemyError.
+        """
         with self._looks.connect() as connection:
             moment_ms = clock_ms(connection) if now_ms is None else now_ms
             due = _due(connection, moment_ms)

@@ -1,7 +1,9 @@
-"""A machine that leaves is cleared: flex that can go on elsewhere gives way, what is open past the deadline is stopped, then it is done.
+"""A machine that leaves is cleared: flex that can go on elsewhere gives way, what is open past the deadline
+is stopped, then it is done.
 
-Flex is asked so shortly before the deadline that it has just time to pause: whoever can finish on the machine by then does, pays nothing for reading its
-prompt twice, and does not stand in line for a place it need not have. When it goes on is not a matter of the deadline, because then it is away.
+Flex is asked so shortly before the deadline that it has just time to pause: whoever can finish on the machine
+by then does, pays nothing for reading its prompt twice, and does not stand in line for a place it need not
+have. When it goes on is not a matter of the deadline, because then it is away.
 """
 
 import logging
@@ -20,10 +22,11 @@ from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
 
-# A gateway learns within half a second that an instance drains; what it had begun to send there shows in the cell well within this. What gave way
-# before might come back.
+# A gateway learns within half a second that an instance drains; what it had begun to send there shows in the
+# cell well within this. What gave way before might come back.
 SETTLE_MS: Final = 2_000
-# Flex is asked to give way one step before the deadline: an abort and a checkpoint take a tenth of that. So long after it was asked it is stopped.
+# Flex is asked to give way one step before the deadline: an abort and a checkpoint take a tenth of that. So
+# long after it was asked it is stopped.
 ASK_LEAD_MS: Final = 1_000
 PAUSE_MS: Final = 3_000
 
@@ -36,13 +39,19 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
     drained_ms = max((entry.at_ms for entry in history if entry.change == "draining"), default=now_ms)
     requests = read_open_on(client, found.pool, found.chosen)
     asked_ms = _named(history, "asked_to_give_way")
-    cells = read_cells_ready(client, found.pool) if any(request.can_go_on for request in requests) else frozenset()
+    cells = (
+        read_cells_ready(client, found.pool)
+        if any(request.can_go_on for request in requests)
+        else frozenset()
+    )
     able = [request for request in requests if request.request_id in asked_ms or _can_go_on(request, cells)]
     if able and now_ms >= max(found.by_ms - ASK_LEAD_MS, drained_ms + SETTLE_MS):
         _ask(connection, client, found, able, asked_ms, now_ms)
     if now_ms < found.by_ms:
         return
-    paused_by_ms = {request.request_id: asked_ms.get(request.request_id, now_ms) + PAUSE_MS for request in able}
+    paused_by_ms = {
+        request.request_id: asked_ms.get(request.request_id, now_ms) + PAUSE_MS for request in able
+    }
     over = [request for request in requests if now_ms >= paused_by_ms.get(request.request_id, found.by_ms)]
     _stop(connection, found, over, _named(history, "stopped"), now_ms)
     if not requests and (now_ms >= drained_ms + SETTLE_MS or not found.chosen):
@@ -72,7 +81,11 @@ def _ask(
 
 
 def _stop(
-    connection: Connection, found: Reclaim, requests: Sequence[OpenRequest], stopped_ms: Mapping[str, int], now_ms: int
+    connection: Connection,
+    found: Reclaim,
+    requests: Sequence[OpenRequest],
+    stopped_ms: Mapping[str, int],
+    now_ms: int,
 ) -> None:
     """Said again while they are open: a gateway may not have known them yet."""
     new = _write_down(connection, found, "stopped", requests, stopped_ms, now_ms)
@@ -100,12 +113,15 @@ def _write_down(
 def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
     """The requests that such entries name, and when."""
     return {
-        each["request"]: entry.at_ms for entry in history if entry.change == change for each in entry.detail["requests"]
+        each["request"]: entry.at_ms
+        for entry in history
+        if entry.change == change
+        for each in entry.detail["requests"]
     }
 
 
 def _recorded(request: OpenRequest) -> dict[str, str | None]:
     return {
-        "request": request.request_id, "tenant": request.tenant, "class": request.class_, "contract": request.contract,
-        "instance": request.instance,
+        "request": request.request_id, "tenant": request.tenant, "class": request.class_,
+        "contract": request.contract, "instance": request.instance,
     }  # fmt: skip

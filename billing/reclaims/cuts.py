@@ -1,4 +1,6 @@
-"""What each contract gives up while machines are taken against it, pro rata and exact. Pure arithmetic, but for the two that say they read."""
+"""What each contract gives up while machines are taken against it, pro rata and exact. Pure arithmetic,
+but for the two that say they read.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +17,9 @@ from billing.reclaims.store import Reclaim
 
 
 def cut_pro_rata(rates_mu_s: Mapping[str, int], cut_mu_s: int) -> dict[str, int]:
-    """How much each gives up, in proportion to its rate: together exactly what is to be cut, or all there is. The remainders of rounding go to
-    those who were rounded down by the most, then by name, so that everybody who asks gets the same answer.
+    """How much each gives up, in proportion to its rate: together exactly what is to be cut, or all there is.
+    The remainders of rounding go to those who were rounded down by the most, then by name, so that everybody
+    who asks gets the same answer.
     """
     total = sum(rates_mu_s.values())
     wanted = max(0, min(cut_mu_s, total))
@@ -30,7 +33,9 @@ def cut_pro_rata(rates_mu_s: Mapping[str, int], cut_mu_s: int) -> dict[str, int]
 
 
 def shortage_by_reclaims(position: Position, breaking: Sequence[Reclaim]) -> Timeline:
-    """By how much what is signed exceeds what there is because of these reclaims. What would be short without them is not theirs."""
+    """By how much what is signed exceeds what there is because of these reclaims. What would be short
+    without them is not theirs.
+    """
     return shortage_by(position, [each.taken for each in breaking])
 
 
@@ -46,7 +51,9 @@ def shortage_by(position: Position, breaking: Sequence[Taken]) -> Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """When a contract is left with the least part of its rate, what it has signed then, and what it is left with."""
+    """When a contract is left with the least part of its rate, what it has signed then, and what it is
+    left with.
+    """
 
     from_ms: int
     signed_mu_s: int
@@ -61,7 +68,10 @@ class Cut:
 def worst_cuts(holdings: Sequence[Holding], shortage: Timeline, from_ms: int) -> dict[str, Cut]:
     """Of each contract that is cut from that moment on; the earliest of what is equally bad."""
     lines = {held.contract_id: Timeline.total(held.spans()) for held in holdings}
-    moments = {from_ms, *(at_ms for line in (shortage, *lines.values()) for at_ms, _ in line.points if at_ms > from_ms)}
+    moments = {
+        from_ms,
+        *(at_ms for line in (shortage, *lines.values()) for at_ms, _ in line.points if at_ms > from_ms),
+    }
     worst: dict[str, Cut] = {}
     for at_ms in sorted(moments):
         if not shortage.at(at_ms):
@@ -81,7 +91,9 @@ def rates_after_cuts(rates: Sequence[ContractRate], cut_mu_s: int) -> list[Contr
 
 
 def rates_in_force(connection: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
-    """Reads what each contract may have at this moment: its rate, less what a reclaim cuts of it. One query while no reclaim cuts."""
+    """Reads what each contract may have at this moment: its rate, less what a reclaim cuts of it. One
+    query while no reclaim cuts.
+    """
     breaking = store.list_all(connection, states=store.TAKING, breaks=True)
     cut = {each.pool for each in breaking if each.by_ms <= now_ms} & signed.keys()
     left = dict(signed)

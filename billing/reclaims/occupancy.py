@@ -19,7 +19,9 @@ GIVE_WAY: Final = ("flex", "on_demand", "reserved")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRequest:
-    """One request in flight. `can_go_on`: it can give its place up and go on elsewhere from its text; only flex can."""
+    """One request in flight. `can_go_on`: it can give its place up and go on elsewhere from its text; only
+    flex can.
+    """
 
     request_id: str
     tenant: str
@@ -34,7 +36,9 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class Occupied:
-    """An instance that could be taken, and what is open there. `load`: the greater of that and of what its engine says."""
+    """An instance that could be taken, and what is open there. `load`: the greater of that and of what its
+    engine says.
+    """
 
     instance: str
     ready: bool
@@ -47,7 +51,9 @@ class Occupied:
 
     @property
     def harm(self) -> tuple[int, ...]:
-        """What taking it does to whom, the worst first: reserved, on-demand, flex that cannot go on, what its engine has besides, flex that can."""
+        """What taking it does to whom, the worst first: reserved, on-demand, flex that cannot go on, what
+        its engine has besides, flex that can.
+        """
         able = sum(request.can_go_on for request in self.requests)
         count = self.by_class()
         return (
@@ -66,7 +72,9 @@ def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
 
 
 def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[Occupied]:
-    """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by themselves. Raises redis.RedisError."""
+    """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by
+    themselves. Raises redis.RedisError.
+    """
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
     there = [entry for entry in there if entry.instance not in away]
     open_on: defaultdict[str, list[OpenRequest]] = defaultdict(list)
@@ -78,7 +86,8 @@ def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list
 def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
     """What is open on these instances of a pool, in the order in which it gives way. Raises redis.RedisError.
 
-    Looked for in every cell: an instance that has left the registry may have requests that nobody has settled yet.
+    Looked for in every cell: an instance that has left the registry may have requests that nobody has settled
+    yet.
     """
     wanted = frozenset(instances)
     cells = {cell.decode() if isinstance(cell, bytes) else cell for cell in client.smembers(redis_keys.CELLS)}
@@ -92,8 +101,12 @@ def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
 
 
 def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
-    """The cells of a pool in which an instance takes new requests: what gives way can go on there. Raises redis.RedisError."""
-    return frozenset(entry.cell for entry in read_registered(client) if entry.pool == pool and entry.status == "ready")
+    """The cells of a pool in which an instance takes new requests: what gives way can go on there. Raises
+    redis.RedisError.
+    """
+    return frozenset(
+        entry.cell for entry in read_registered(client) if entry.pool == pool and entry.status == "ready"
+    )
 
 
 def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
@@ -104,11 +117,17 @@ def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
         found = [(cell, raw.decode()) for cell, ids in zip(names, read.execute(), strict=True) for raw in ids]
     with client.pipeline(transaction=False) as read:
         for cell, request_id in found:
-            read.hmget(redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid", "gw"])
+            read.hmget(
+                redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid", "gw"]
+            )
         replies = read.execute()
-    requests = (_request(cell, request_id, fields) for (cell, request_id), fields in zip(found, replies, strict=True))
+    requests = (
+        _request(cell, request_id, fields) for (cell, request_id), fields in zip(found, replies, strict=True)
+    )
     there = [request for request in requests if request is not None]
-    able = _read_able(client, {(request.cell, request.instance) for request in there if request.class_ == "flex"})
+    able = _read_able(
+        client, {(request.cell, request.instance) for request in there if request.class_ == "flex"}
+    )
     return [replace(request, can_go_on=request.request_id in able) for request in there]
 
 

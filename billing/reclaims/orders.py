@@ -1,6 +1,7 @@
 """A reclaim by hand: planned, ordered, cancelled, released. What time does to it is in `carry_out`.
 
-Whoever orders holds the pool, as whoever signs does, so that of two at once the second sees what the first did.
+Whoever orders holds the pool, as whoever signs does, so that of two at once the second sees what the first
+did.
 """
 
 from dataclasses import replace
@@ -22,13 +23,16 @@ from billing.refusals import Conflict, Invalid
 
 
 def plan(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> Plan:
-    """What it would do; changes nothing. Raises Invalid, NotFound, Conflict for machines that are not there."""
+    """What it would do; changes nothing. Raises Invalid, NotFound, Conflict for machines that are not
+    there.
+    """
     order = _from_now(asked, now_ms)
     return _plan(connection, client, order, read_position(connection, order.pool, now_ms), now_ms)
 
 
 def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> tuple[Reclaim, Plan]:
-    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where it would break what is signed.
+    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where
+    it would break what is signed.
 
     PlanChanged, a Conflict, where that is not what whoever orders was shown.
     """
@@ -38,12 +42,21 @@ def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int
     if planned.refusal is not None:
         raise Conflict(planned.refusal, param="instances", code="breaks_contracts")
     made = store.add(
-        connection, wanted.pool, wanted.instances, wanted.use, wanted.by_ms, breaks=wanted.breaks, now_ms=now_ms
+        connection,
+        wanted.pool,
+        wanted.instances,
+        wanted.use,
+        wanted.by_ms,
+        breaks=wanted.breaks,
+        now_ms=now_ms,
     )
-    broken = [{"from_ms": each.from_ms, "until_ms": each.until_ms, "mu_s": each.value} for each in planned.broken]
+    broken = [
+        {"from_ms": each.from_ms, "until_ms": each.until_ms, "mu_s": each.value} for each in planned.broken
+    ]
     detail = {
-        "instances": made.instances, "use": made.use, "by_ms": made.by_ms, "drain_from_ms": planned.drain_from_ms,
-        "breaks": made.breaks, "broken": broken, "chosen": None if wanted.chosen is None else sorted(wanted.chosen),
+        "instances": made.instances, "use": made.use, "by_ms": made.by_ms,
+        "drain_from_ms": planned.drain_from_ms, "breaks": made.breaks, "broken": broken,
+        "chosen": None if wanted.chosen is None else sorted(wanted.chosen),
     }  # fmt: skip
     made = store.move(connection, made, "planned", detail, now_ms=now_ms)
     if planned.drain_from_ms <= now_ms:
@@ -66,7 +79,9 @@ def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...
 def choose_now(
     connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
 ) -> tuple[Occupied, ...]:
-    """The instances that leave: those that were asked for, or, where they are not all there any more or none were, as they are loaded now."""
+    """The instances that leave: those that were asked for, or, where they are not all there any more or
+    none were, as they are loaded now.
+    """
     others = _away(connection, planned.pool)
     occupied = read_occupied(client, planned.pool, store.away(connection))
     machines = position.instances - others
@@ -80,7 +95,9 @@ def choose_now(
 
 
 def release(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
-    """Give the machines back to their pool: instances are ready again. One that has not begun is cancelled. Raises NotFound, Conflict."""
+    """Give the machines back to their pool: instances are ready again. One that has not begun is
+    cancelled. Raises NotFound, Conflict.
+    """
     found = _lock(connection, reclaim_id, now_ms)
     if found.state == "planned" and found.by_ms > now_ms:
         return store.move(connection, found, "cancelled", {}, now_ms=now_ms)
@@ -88,7 +105,9 @@ def release(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms
         raise Conflict(
             f"Reclaim {reclaim_id} is {found.state} already.", param="reclaim", code=f"reclaim_{found.state}"
         )
-    return store.move(connection, found, "released", _still_open(client, found), now_ms=now_ms, released_ms=now_ms)
+    return store.move(
+        connection, found, "released", _still_open(client, found), now_ms=now_ms, released_ms=now_ms
+    )
 
 
 def cancel(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
@@ -121,7 +140,9 @@ def _still_open(client: redis.Redis, found: Reclaim) -> dict[str, Any]:
 def _plan(connection: Connection, client: redis.Redis, order: Order, position: Position, now_ms: int) -> Plan:
     """Raises PlanChanged."""
     occupied = read_occupied(client, order.pool, store.away(connection))
-    breaking = [each.taken for each in store.list_all(connection, pool=order.pool, states=store.TAKING, breaks=True)]
+    breaking = [
+        each.taken for each in store.list_all(connection, pool=order.pool, states=store.TAKING, breaks=True)
+    ]
     away = _away(connection, order.pool)
     found = draw_up(order, position, occupied, away, now_ms, breaking)
     amiss = more_broken(order, found.broken)

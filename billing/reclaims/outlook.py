@@ -1,4 +1,6 @@
-"""What a pool's machines are for over coming quarters: by use, with what is signed and what is free. Pure: works on a position and its reclaims."""
+"""What a pool's machines are for over coming quarters: by use, with what is signed and what is free. Pure:
+works on a position and its reclaims.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +27,18 @@ class Period:
     short_mu_s: int
 
 
-def outlook(position: Position, reclaims: Sequence[Reclaim], own_use: str, now_ms: int, quarters: int) -> list[Period]:
-    """From now to the end of so many quarters, this one included: a period for each change. What nobody has taken has its pool's own use."""
+def outlook(
+    position: Position, reclaims: Sequence[Reclaim], own_use: str, now_ms: int, quarters: int
+) -> list[Period]:
+    """From now to the end of so many quarters, this one included: a period for each change. What nobody
+    has taken has its pool's own use.
+    """
     edges = quarter_starts(now_ms, quarters)
     uses = {
         use: Timeline.total(
-            Span(each.taken.from_ms, each.taken.until_ms, each.instances) for each in reclaims if each.use == use
+            Span(each.taken.from_ms, each.taken.until_ms, each.instances)
+            for each in reclaims
+            if each.use == use
         )
         for use in sorted({each.use for each in reclaims})
     }
@@ -39,7 +47,10 @@ def outlook(position: Position, reclaims: Sequence[Reclaim], own_use: str, now_m
         for part in left_over_time(position, start_ms, end_ms):
             # One use may follow another while the pool keeps as many.
             moments = {
-                at_ms for line in uses.values() for at_ms, _ in line.points if part.from_ms < at_ms < part.until_ms
+                at_ms
+                for line in uses.values()
+                for at_ms, _ in line.points
+                if part.from_ms < at_ms < part.until_ms
             }
             inner = [part.from_ms, *sorted(moments), part.until_ms]
             for from_ms, until_ms in pairwise(inner):
@@ -69,7 +80,9 @@ def quarter_of(moment_ms: int) -> str:
 
 
 def quarter_starts(now_ms: int, quarters: int) -> list[int]:
-    """The start of the quarter that this moment is in, and of the following ones; one more than there are quarters."""
+    """The start of the quarter that this moment is in, and of the following ones; one more than there are
+    quarters.
+    """
     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
     first = moment.year * 4 + (moment.month - 1) // 3
     return [

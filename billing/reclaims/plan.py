@@ -1,7 +1,8 @@
-"""What a reclaim would do to whom. Pure: works on a pool's position and on what runs there, reads and changes nothing.
+"""What a reclaim would do to whom. Pure: works on a pool's position and on what runs there, reads and changes
+nothing.
 
-From the deadline on the machines are gone from the pool. They drain before it: as long before as a request may last, but at no instant at which the
-rest would not cover what is signed.
+From the deadline on the machines are gone from the pool. They drain before it: as long before as a request
+may last, but at no instant at which the rest would not cover what is signed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,9 @@ DRAIN_LEAD_MS: Final = 600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances, and no more broken than this."""
+    """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances,
+    and no more broken than this.
+    """
 
     pool: str
     instances: int
@@ -35,7 +38,9 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is what is sold, with its bursts."""
+    """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is
+    what is sold, with its bursts.
+    """
 
     from_ms: int
     until_ms: int
@@ -57,10 +62,11 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then unless they were asked for by name.
-    `ready` instances take new requests now, `not_running` machines run nothing and just go. `broken`: when, and by how much at most, contracts would
-    not have what was signed; `cuts`: what each that is cut is left with. `others_before_mu_s`, `others_after_mu_s`: what on-demand and flex have at
-    the deadline, beside what is sold.
+    """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then
+    unless they were asked for by name. `ready` instances take new requests now, `not_running` machines run
+    nothing and just go. `broken`: when, and by how much at most, contracts would not have what was signed;
+    `cuts`: what each that is cut is left with. `others_before_mu_s`, `others_after_mu_s`: what on-demand and
+    flex have at the deadline, beside what is sold.
     """
 
     order: Order
@@ -114,8 +120,9 @@ def draw_up(
     now_ms: int,
     breaking: Sequence[Taken] = (),
 ) -> Plan:
-    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims, and to whose contracts `breaking` does what it
-    does already. Raises Invalid, Conflict for machines that are not there; whether it breaks a contract is for whoever reads the plan.
+    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims, and to
+    whose contracts `breaking` does what it does already. Raises Invalid, Conflict for machines that are not
+    there; whether it breaks a contract is for whoever reads the plan.
     """
     check_there(order, position)
     taken = Taken(order.instances, order.by_ms)
@@ -123,7 +130,9 @@ def draw_up(
     leaving, not_running = choose(occupied, order.instances, position.instances - away)
     at_deadline = position.reserved().at(order.by_ms)
     machines = [machines_over_time(each).at(order.by_ms) for each in (position, after)]
-    before_mu_s, after_mu_s = (max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines)
+    before_mu_s, after_mu_s = (
+        max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines
+    )
     from_ms = drain_from_ms(position, order.instances, order.by_ms, now_ms)
     return Plan(
         order=order,
@@ -147,18 +156,25 @@ def check_there(order: Order, position: Position) -> None:
     if order.instances < 1:
         raise Invalid("How many? At least one instance.", param="instances")
     if position.instances == 0:
-        message = f"Pool {order.pool!r} has no machines on record: `taas pool set {order.pool} --instances N` says how many it has."
+        message = (
+            f"Pool {order.pool!r} has no machines on record: `taas pool set {order.pool} --instances "
+            "N` says how many it has."
+        )
         raise Conflict(message, param="instances", code="not_so_many")
     at_least = machines_over_time(position).least(order.by_ms)
     if order.instances > at_least:
-        left = "" if at_least == position.instances else f", and from then on {at_least} of them: others have the rest"
+        left = (
+            ""
+            if at_least == position.instances
+            else f", and from then on {at_least} of them: others have the rest"
+        )
         message = f"Pool {order.pool!r} has {position.instances} machines{left}."
         raise Conflict(message, param="instances", code="not_so_many")
 
 
 def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple[tuple[Occupied, ...], int]:
-    """The instances that leave, those first whose leaving harms least, and how many machines that run nothing go with them. `machines` is what the
-    pool has now.
+    """The instances that leave, those first whose leaving harms least, and how many machines that run nothing
+    go with them. `machines` is what the pool has now.
     """
     count = running_needed(occupied, instances, machines)
     ranked = sorted(occupied, key=lambda each: (each.ready, *each.harm, each.instance))
@@ -171,12 +187,16 @@ def running_needed(occupied: Sequence[Occupied], instances: int, machines: int) 
 
 
 def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -> int:
-    """From when on so many may take nothing new: before that the rest would not cover what is signed. At the latest at the deadline."""
+    """From when on so many may take nothing new: before that the rest would not cover what is signed. At
+    the latest at the deadline.
+    """
     earliest_ms = max(now_ms, by_ms - DRAIN_LEAD_MS)
     if earliest_ms >= by_ms:
         return by_ms
     serving = position.serving(now_ms)
-    uncovered = worsened(serving, with_taken(serving, Taken(instances, earliest_ms, by_ms)), earliest_ms, by_ms)
+    uncovered = worsened(
+        serving, with_taken(serving, Taken(instances, earliest_ms, by_ms)), earliest_ms, by_ms
+    )
     return uncovered[-1].until_ms if uncovered else earliest_ms
 
 

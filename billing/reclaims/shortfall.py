@@ -1,7 +1,9 @@
-"""What contracts are short of while a reclaim cuts them, per contract and second: the basis of a credit. Owns the rows of `contract_shortfall`.
+"""What contracts are short of while a reclaim cuts them, per contract and second: the basis of a credit. Owns
+the rows of `contract_shortfall`.
 
-Nothing is counted up: each second is worked out from what was signed, there and taken then. So seconds that were missed are filled in, and writing one
-again changes nothing. Parts of a milliunit are rounded up, once a second and contract.
+Nothing is counted up: each second is worked out from what was signed, there and taken then. So seconds that
+were missed are filled in, and writing one again changes nothing. Parts of a milliunit are rounded up, once a
+second and contract.
 """
 
 from collections import defaultdict
@@ -46,7 +48,8 @@ def pools_cut(connection: Connection, now_ms: int) -> list[str]:
 
 
 def record(connection: Connection, pool: str, now_ms: int, *, last: bool = False) -> bool:
-    """Write every whole second that has passed and is not written yet; `last`: the part of this one as well, because the cut ends now.
+    """Write every whole second that has passed and is not written yet; `last`: the part of this one as well,
+    because the cut ends now.
 
     True: there is more to fill in.
     """
@@ -69,15 +72,21 @@ def record(connection: Connection, pool: str, now_ms: int, *, last: bool = False
     seconds = sum(span.until_ms - span.from_ms for span in cut if span.value) // SECOND_MS
     if seconds > SECONDS_MAX and not last:
         until_ms = _after(cut, SECONDS_MAX)
-        cut = [replace(span, until_ms=min(span.until_ms, until_ms)) for span in cut if span.from_ms < until_ms]
+        cut = [
+            replace(span, until_ms=min(span.until_ms, until_ms)) for span in cut if span.from_ms < until_ms
+        ]
     rows = shortfalls(position.holdings, cut, breaking)
     if rows:
         insert_rows(connection, contract_shortfall, [_row(each) for each in rows], ignore_known=True)
     return seconds > SECONDS_MAX and not last
 
 
-def shortfalls(holdings: Sequence[Holding], cut: Sequence[Span], breaking: Sequence[Reclaim]) -> list[Shortfall]:
-    """Each contract and second of `cut`, which says without a gap how much is cut of all contracts together. Pure."""
+def shortfalls(
+    holdings: Sequence[Holding], cut: Sequence[Span], breaking: Sequence[Reclaim]
+) -> list[Shortfall]:
+    """Each contract and second of `cut`, which says without a gap how much is cut of all contracts
+    together. Pure.
+    """
     lines = {held.contract_id: Timeline.total(held.spans()) for held in holdings}
     moments = sorted({at_ms for line in lines.values() for at_ms, _ in line.points})
     assigned: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -111,11 +120,17 @@ def _next_second(connection: Connection, pool: str, first_ms: int) -> int:
 def _cut_over_time(
     connection: Connection, position: Position, breaking: Sequence[Reclaim], from_ms: int, until_ms: int
 ) -> list[Span]:
-    """How much is cut at each moment of [from, until), by the size and the calibration that the pool had then."""
+    """How much is cut at each moment of [from, until), by the size and the calibration that the pool had
+    then.
+    """
     sizes = [*pools.past(connection, position.pool), (until_ms, pools.find(connection, position.pool))]
     measured = _measured(connection, position.pool)
     edges = {ends_ms for ends_ms, _ in sizes} | {starts_ms for starts_ms, _ in measured}
-    moments = [from_ms, *sorted(at_ms for at_ms in edges if from_ms < at_ms < until_ms), max(from_ms, until_ms)]
+    moments = [
+        from_ms,
+        *sorted(at_ms for at_ms in edges if from_ms < at_ms < until_ms),
+        max(from_ms, until_ms),
+    ]
     cut: list[Span] = []
     for starts_ms, ends_ms in pairwise(moments):
         was = next(pool for held_until_ms, pool in sizes if starts_ms < held_until_ms)
@@ -132,7 +147,9 @@ def _cut_over_time(
 
 
 def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
-    """What one instance could do, each from a moment on. What was measured first is taken to have held before as well."""
+    """What one instance could do, each from a moment on. What was measured first is taken to have held
+    before as well.
+    """
     rows = connection.execute(
         select(calibration.c.created_ms, calibration.c.capacity_mu_s)
         .where(calibration.c.pool == pool)
@@ -144,14 +161,23 @@ def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
 def _split(spans: Sequence[Span], moments: Sequence[int]) -> Iterator[Span]:
     """The same, cut at these moments as well."""
     for span in spans:
-        edges = [span.from_ms, *(at_ms for at_ms in moments if span.from_ms < at_ms < span.until_ms), span.until_ms]
+        edges = [
+            span.from_ms,
+            *(at_ms for at_ms in moments if span.from_ms < at_ms < span.until_ms),
+            span.until_ms,
+        ]
         for start_ms, end_ms in pairwise(edges):
             yield Span(start_ms, end_ms, span.value)
 
 
 def _seconds(span: Span, *, all_of_it: bool) -> Iterator[tuple[int, int]]:
-    """The seconds it touches, and for how many ms; else the first and the last only, which it may share with a cut."""
-    first_ms, last_ms = span.from_ms - span.from_ms % SECOND_MS, (span.until_ms - 1) - (span.until_ms - 1) % SECOND_MS
+    """The seconds it touches, and for how many ms; else the first and the last only, which it may share
+    with a cut.
+    """
+    first_ms, last_ms = (
+        span.from_ms - span.from_ms % SECOND_MS,
+        (span.until_ms - 1) - (span.until_ms - 1) % SECOND_MS,
+    )
     starts = range(first_ms, last_ms + 1, SECOND_MS) if all_of_it else sorted({first_ms, last_ms})
     for second_ms in starts:
         yield second_ms, min(span.until_ms, second_ms + SECOND_MS) - max(span.from_ms, second_ms)
@@ -181,6 +207,6 @@ def _up(mu_ms: int) -> int:
 
 def _row(each: Shortfall) -> dict[str, Any]:
     return {
-        "contract_id": each.contract_id, "second_ms": each.second_ms, "assigned_mu": each.assigned_mu, "cut_mu": each.cut_mu,
-        "reclaim_id": each.reclaim_id,
+        "contract_id": each.contract_id, "second_ms": each.second_ms, "assigned_mu": each.assigned_mu,
+        "cut_mu": each.cut_mu, "reclaim_id": each.reclaim_id,
     }  # fmt: skip

@@ -18,20 +18,27 @@ class PlanChanged(Conflict):
     code = "plan_changed"
 
     def __init__(self, amiss: str) -> None:
-        super().__init__(f"{amiss} Nothing was taken: look at what it would do now, and order that.", param="chosen")
+        super().__init__(
+            f"{amiss} Nothing was taken: look at what it would do now, and order that.", param="chosen"
+        )
 
 
 def choose_named(
     occupied: Sequence[Occupied], instances: int, machines: int, named: Collection[str]
 ) -> tuple[tuple[Occupied, ...], str | None]:
-    """The instances of these names, and what is amiss with them, if anything is. `machines` is what the pool has now."""
+    """The instances of these names, and what is amiss with them, if anything is. `machines` is what the
+    pool has now.
+    """
     leaving = tuple(each for each in occupied if each.instance in named)
     gone = sorted(set(named) - {each.instance for each in leaving})
     if gone:
         return leaving, f"Not there to be taken any more: {', '.join(gone)}."
     count = running_needed(occupied, instances, machines)
     if len(leaving) != count:
-        return leaving, f"Of the instances that run now {count} must leave, not the {len(leaving)} that were shown."
+        return (
+            leaving,
+            f"Of the instances that run now {count} must leave, not the {len(leaving)} that were shown.",
+        )
     return leaving, None
 
 

@@ -1,4 +1,6 @@
-"""Reclaims in SQL: rows in and out, and the history, which only grows. Decides nothing; each function works in the caller's transaction."""
+"""Reclaims in SQL: rows in and out, and the history, which only grows. Decides nothing; each function
+works in the caller's transaction.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +30,8 @@ AWAY: Final[tuple[State, ...]] = ("draining", "done")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaim:
-    """`instances` machines of a pool for another use, from `by_ms` until they are released. `chosen` is empty until they drain, and shorter
-    than `instances` where some of the machines ran nothing.
+    """`instances` machines of a pool for another use, from `by_ms` until they are released. `chosen` is empty
+    until they drain, and shorter than `instances` where some of the machines ran nothing.
     """
 
     reclaim_id: str
@@ -87,9 +89,17 @@ def add(
 
 
 def move(
-    connection: Connection, before: Reclaim, state: State, detail: Mapping[str, Any], *, now_ms: int, **fields: Any
+    connection: Connection,
+    before: Reclaim,
+    state: State,
+    detail: Mapping[str, Any],
+    *,
+    now_ms: int,
+    **fields: Any,
 ) -> Reclaim:
-    """The reclaim in another state, with the line in its history. Redis is told which instances are away and which are back."""
+    """The reclaim in another state, with the line in its history. Redis is told which instances are away
+    and which are back.
+    """
     after = replace(before, state=state, **fields)
     connection.execute(update(table).where(table.c.reclaim_id == before.reclaim_id).values(_columns(after)))
     append(connection, before.reclaim_id, state, detail, now_ms=now_ms)
@@ -99,10 +109,14 @@ def move(
     return after
 
 
-def append(connection: Connection, reclaim_id: str, change: str, detail: Mapping[str, Any], *, now_ms: int) -> None:
+def append(
+    connection: Connection, reclaim_id: str, change: str, detail: Mapping[str, Any], *, now_ms: int
+) -> None:
     """A line in the history."""
     connection.execute(
-        insert(reclaim_history).values(reclaim_id=reclaim_id, change=change, detail=dict(detail), at_ms=now_ms)
+        insert(reclaim_history).values(
+            reclaim_id=reclaim_id, change=change, detail=dict(detail), at_ms=now_ms
+        )
     )
 
 
@@ -122,7 +136,11 @@ def lock(connection: Connection, reclaim_id: str) -> Reclaim:
 
 
 def list_all(
-    connection: Connection, *, pool: str | None = None, states: Collection[State] = (), breaks: bool | None = None
+    connection: Connection,
+    *,
+    pool: str | None = None,
+    states: Collection[State] = (),
+    breaks: bool | None = None,
 ) -> list[Reclaim]:
     """Those that match all that is given, by deadline."""
     query = select(table).order_by(*_BY_DEADLINE.columns)
@@ -149,7 +167,9 @@ def list_page(
 
 def select_any_open() -> Select[bool]:
     """Whether there is one that takes machines, now or later."""
-    return select(exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING)))))
+    return select(
+        exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING))))
+    )
 
 
 def history(connection: Connection, reclaim_id: str) -> list[Entry]:

@@ -1,6 +1,8 @@
-"""Tables of capacity: what a pool can do, what of it is sold, what its machines are for, and what came of it. Owns columns, not how they are filled.
+"""Tables of capacity: what a pool can do, what of it is sold, what its machines are for, and what came of it.
+Owns columns, not how they are filled.
 
-Work is in milliunits (mu), rates in mu per second, times in ms since the epoch. A pool without a row has the defaults and no machines to sell.
+Work is in milliunits (mu), rates in mu per second, times in ms since the epoch. A pool without a row has the
+defaults and no machines to sell.
 """
 
 from typing import Final
@@ -27,7 +29,8 @@ from billing.schema.metadata import metadata
 
 HEADROOM_PERMILLE: Final = 100
 
-# `instances`: machines that the pool owns, whatever they are used for now. `set_aside_mu_s`: what the operator keeps for itself.
+# `instances`: machines that the pool owns, whatever they are used for now. `set_aside_mu_s`: what the
+# operator keeps for itself.
 pool = Table(
     "pool",
     metadata,
@@ -52,7 +55,8 @@ pool_past = Table(
     Column("set_aside_mu_s", BigInteger, nullable=False),
 )
 
-# One measurement of one instance; the newest of a pool holds. `sequences`: in flight at most while the latency targets hold.
+# One measurement of one instance; the newest of a pool holds. `sequences`: in flight at most while the
+# latency targets hold.
 calibration = Table(
     "calibration",
     metadata,
@@ -72,8 +76,8 @@ calibration = Table(
     CheckConstraint("capacity_mu_s > 0 and sequences > 0", name="positive"),
 )
 
-# What was signed. The rate over time is in `contract_step`; the notices and the state follow, each change in `contract_history`. `later`: what
-# amendments have made of overflow, cap and notice days, by `from_ms`.
+# What was signed. The rate over time is in `contract_step`; the notices and the state follow, each change in
+# `contract_history`. `later`: what amendments have made of overflow, cap and notice days, by `from_ms`.
 contract = Table(
     "contract",
     metadata,
@@ -107,7 +111,8 @@ contract = Table(
     Index(None, "starts_ms", "contract_id"),
 )
 
-# The ramp: from `from_ms` on this rate, until the next step or the effective end. The first step is at `starts_ms`.
+# The ramp: from `from_ms` on this rate, until the next step or the effective end. The first step is at
+# `starts_ms`.
 contract_step = Table(
     "contract_step",
     metadata,
@@ -117,7 +122,8 @@ contract_step = Table(
     CheckConstraint("mu_s >= 0", name="not_negative"),
 )
 
-# Append-only. `after` is the whole contract as it then stood; `detail`: what a change was about that the contract does not say.
+# Append-only. `after` is the whole contract as it then stood; `detail`: what a change was about that the
+# contract does not say.
 contract_history = Table(
     "contract_history",
     metadata,
@@ -130,7 +136,8 @@ contract_history = Table(
     Column("detail", JSONB),
 )
 
-# Machines of a pool lent to another use, from `by_ms` until they are released. `chosen`: the instances that left.
+# Machines of a pool lent to another use, from `by_ms` until they are released. `chosen`: the instances that
+# left.
 reclaim = Table(
     "reclaim",
     metadata,
@@ -159,9 +166,10 @@ reclaim_history = Table(
     Column("detail", JSONB, nullable=False),
 )
 
-# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` and `limited_…` (requests). `refused`: over
-# the contract. `limited_…`: by that limit of the tenant or of its key, while the contract had room. Short is a contract of what a reclaim cut, and of
-# what was missing: the ready machines could not have done it.
+# Evidence, one row a contract and minute; written again until its minute is over. mu, except `refused` and
+# `limited_…` (requests). `refused`: over the contract. `limited_…`: by that limit of the tenant or of its
+# key, while the contract had room. Short is a contract of what a reclaim cut, and of what was missing: the
+# ready machines could not have done it.
 contract_minute = Table(
     "contract_minute",
     metadata,
@@ -180,7 +188,8 @@ contract_minute = Table(
     Column("shortfall_mu", BigInteger, Computed("cut_mu + missing_mu", persisted=True), nullable=False),
 )
 
-# What a contract was short of in one second because its machines were taken against it: the basis of a credit.
+# What a contract was short of in one second because its machines were taken against it: the basis of a
+# credit.
 contract_shortfall = Table(
     "contract_shortfall",
     metadata,

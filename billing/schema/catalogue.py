@@ -1,7 +1,9 @@
-"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances; and of what was answered. Owns columns, not how they are filled.
+"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances; and of what was
+answered. Owns columns, not how they are filled.
 
-Nothing is deleted that a usage event may name: keys are revoked, models retired, instances removed by a date. Times are ms since
-the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the transaction that made the change.
+Nothing is deleted that a usage event may name: keys are revoked, models retired, instances removed by a date.
+Times are ms since the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the
+transaction that made the change.
 """
 
 from sqlalchemy import (
@@ -63,8 +65,8 @@ project = Table(
     Index(None, "created_ms", "project_id"),
 )
 
-# `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see of it. `models`: those that it may ask
-# for, null for all that its tenant may.
+# `hash` is the SHA-256 of the whole key in hex; the key itself is nowhere. `display` is what people may see
+# of it. `models`: those that it may ask for, null for all that its tenant may.
 api_key = Table(
     "api_key",
     metadata,
@@ -81,7 +83,8 @@ api_key = Table(
     Index(None, "created_ms", "key_id"),
 )
 
-# When a key was last used: the end of the last request that was recorded. Beside the key, because each batch of usage writes it.
+# When a key was last used: the end of the last request that was recorded. Beside the key, because each batch
+# of usage writes it.
 api_key_use = Table(
     "api_key_use",
     metadata,
@@ -89,7 +92,8 @@ api_key_use = Table(
     Column("last_used_ms", BigInteger, nullable=False),
 )
 
-# `visible`: `everyone` · `internal` · `tenants` (those in `model_audience`). An owned model is for its owner alone.
+# `visible`: `everyone` · `internal` · `tenants` (those in `model_audience`). An owned model is for its owner
+# alone.
 model = Table(
     "model",
     metadata,
@@ -150,7 +154,8 @@ quota_limit = Table(
     CheckConstraint(f"least({', '.join(limits.NAMES)}) >= 0", name="not_negative"),
 )
 
-# Added by hand; those of `taas worker` stand in Redis only. `engine_key` is what the engine asks of us, so it cannot be hashed.
+# Added by hand; those of `taas worker` stand in Redis only. `engine_key` is what the engine asks of us, so it
+# cannot be hashed.
 instance = Table(
     "instance",
     metadata,
@@ -174,7 +179,8 @@ instance = Table(
     Index("uq_instance_url_in_use", "url", "model", unique=True, postgresql_where=text("removed_ms is null")),
 )
 
-# `kind` and `subject`: `tenant` id · `key` id · `model` name · `instance` id · `stop` what gateways are told to stop.
+# `kind` and `subject`: `tenant` id · `key` id · `model` name · `instance` id · `stop` what gateways are told
+# to stop.
 projection_outbox = Table(
     "projection_outbox",
     metadata,
@@ -185,8 +191,9 @@ projection_outbox = Table(
     CheckConstraint("kind in ('tenant', 'key', 'model', 'instance', 'drain', 'stop')", name="kind"),
 )
 
-# Requests that came with an `Idempotency-Key`. `key_hash` and `fingerprint` are SHA-256 in hex, of the key and of all that makes the request what it is.
-# The row is written with the request's change, `status` and `answer` follow; null: not known (yet). No secret is in an answer.
+# Requests that came with an `Idempotency-Key`. `key_hash` and `fingerprint` are SHA-256 in hex, of the key
+# and of all that makes the request what it is. The row is written with the request's change, `status` and
+# `answer` follow; null: not known (yet). No secret is in an answer.
 idempotent_request = Table(
     "idempotent_request",
     metadata,
@@ -198,7 +205,8 @@ idempotent_request = Table(
     Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS, index=True),
 )
 
-# One row: which database this is, and how many times it has written to Redis. Redis holds the same as its marker.
+# One row: which database this is, and how many times it has written to Redis. Redis holds the same as its
+# marker.
 projection_state = Table(
     "projection_state",
     metadata,

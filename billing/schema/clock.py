@@ -4,7 +4,9 @@ from typing import Final
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, literal_column, select
 
-NOW_MS: Final[ColumnElement[int]] = literal_column("(extract(epoch from clock_timestamp()) * 1000)::bigint", BigInteger)
+NOW_MS: Final[ColumnElement[int]] = literal_column(
+    "(extract(epoch from clock_timestamp()) * 1000)::bigint", BigInteger
+)
 
 
 def database_now_ms(connection: Connection) -> int:

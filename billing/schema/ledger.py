@@ -1,8 +1,10 @@
-"""Tables of what was used and what it costs: events, prices, the ledger, engine counters. Owns columns, not how they are filled.
+"""Tables of what was used and what it costs: events, prices, the ledger, engine counters. Owns columns, not
+how they are filled.
 
-Times are ms since the epoch, as in the usage event. Amounts are whole pico-dollars in NUMERIC(38): a BIGINT would end at
-9.2 million USD, which one large invoice can pass. A token's price is bounded (`money.PRICE_MAX…`) and fits a BIGINT. Tables of
-facts are append-only, and a transaction's postings sum to zero: triggers of the migration hold both.
+Times are ms since the epoch, as in the usage event. Amounts are whole pico-dollars in NUMERIC(38): a BIGINT
+would end at 9.2 million USD, which one large invoice can pass. A token's price is bounded
+(`money.PRICE_MAX…`) and fits a BIGINT. Tables of facts are append-only, and a transaction's postings sum to
+zero: triggers of the migration hold both.
 """
 
 from typing import Final
@@ -79,12 +81,14 @@ usage_event = Table(
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
     CheckConstraint("kind in ('request', 'reconciliation')", name="kind"),
     CheckConstraint(
-        "kind = 'reconciliation' or (tenant is not null and project is not null and key_id is not null)", name="payer"
+        "kind = 'reconciliation' or (tenant is not null and project is not null and key_id is not null)",
+        name="payer",
     ),
     CheckConstraint("produced_prompt = billed_prompt + absorbed_prompt", name="prompt_conserved"),
     CheckConstraint("produced_output = billed_output + absorbed_output", name="output_conserved"),
     CheckConstraint(
-        "least(produced_cached, delivered_output, billed_prompt, billed_cached, billed_output, absorbed_prompt, absorbed_output) >= 0",
+        "least(produced_cached, delivered_output, billed_prompt, billed_cached, billed_output, "
+        "absorbed_prompt, absorbed_output) >= 0",
         name="not_negative",
     ),
     CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
@@ -95,13 +99,14 @@ usage_event = Table(
         "instance",
         "epoch",
         postgresql_where=text(
-            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', 'unread'))"
+            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', "
+            "'unread'))"
         ),
     ),
 )
 
-# What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL transactions, so that the
-# balance of an instance is known without reading its whole history.
+# What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL
+# transactions, so that the balance of an instance is known without reading its whole history.
 usage_total = Table(
     "usage_total",
     metadata,
@@ -132,8 +137,9 @@ price_withdrawal = Table(
     Column("withdrawn_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
-# `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is in doubt) ·
-# `nothing_billed`. Only a priced one may have postings. `corrects`: it takes the place of an unpriced one, which itself stays as it is.
+# `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is
+# in doubt) · `nothing_billed`. Only a priced one may have postings. `corrects`: it takes the place of an
+# unpriced one, which itself stays as it is.
 ledger_transaction = Table(
     "ledger_transaction",
     metadata,
@@ -175,7 +181,8 @@ ledger_posting = Table(
     CheckConstraint("amount_picousd <> 0", name="not_zero"),
 )
 
-# What the stream held and could not be read as an event. The text is kept (bounded): it is the only evidence there is.
+# What the stream held and could not be read as an event. The text is kept (bounded): it is the only evidence
+# there is.
 usage_rejected = Table(
     "usage_rejected",
     metadata,
@@ -199,8 +206,9 @@ usage_conflict = Table(
     Column("recorded_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
-# One row for each run of an engine process. `run` counts the restarts seen within one epoch of the catalogue; `started` is when
-# the engine says that it was started, where it does. `state`: `open` · `closed` (ended: these are its last counters) · `no_counters`.
+# One row for each run of an engine process. `run` counts the restarts seen within one epoch of the catalogue;
+# `started` is when the engine says that it was started, where it does. `state`: `open` · `closed` (ended:
+# these are its last counters) · `no_counters`.
 engine_counter = Table(
     "engine_counter",
     metadata,
@@ -214,15 +222,18 @@ engine_counter = Table(
     Column("last_generation", BigInteger, nullable=False),
     Column("polled_ms", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
-    # Whether a closed run's last counters are all that it produced: its worker read them after the last request had ended.
+    # Whether a closed run's last counters are all that it produced: its worker read them after the last
+    # request had ended.
     Column("exact", Boolean, nullable=False, server_default=text("false")),
-    # What the engine said at the last poll of requests that ran or were not in `usage_event` yet: {"at_ms": by Redis's clock,
-    # "counted": [prompt, generation], "counts": {id: [prompt, output]}}; null where it does not count them.
+    # What the engine said at the last poll of requests that ran or were not in `usage_event` yet: {"at_ms":
+    # by Redis's clock, "counted": [prompt, generation], "counts": {id: [prompt, output]}}; null where it does
+    # not count them.
     Column("requests", JSONB(none_as_null=True)),
     CheckConstraint("state in ('open', 'closed', 'no_counters')", name="state"),
 )
 
-# Requests of which their engine says something else than their event, or of which there is no event at all, as last seen.
+# Requests of which their engine says something else than their event, or of which there is no event at all,
+# as last seen.
 request_difference = Table(
     "request_difference",
     metadata,
@@ -236,8 +247,9 @@ request_difference = Table(
     Column("found_ms", BigInteger, nullable=False, server_default=NOW_MS),
 )
 
-# Requests whose event does not have the engine's final word, and whose engine has since been found in balance, or has told it. `reconciliation`
-# names the event that absorbed what several of them had produced beyond their events; null where there was nothing, or where each has its own.
+# Requests whose event does not have the engine's final word, and whose engine has since been found in
+# balance, or has told it. `reconciliation` names the event that absorbed what several of them had produced
+# beyond their events; null where there was nothing, or where each has its own.
 reconciled_request = Table(
     "reconciled_request",
     metadata,

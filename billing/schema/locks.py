@@ -1,4 +1,6 @@
-"""The advisory locks of the database: numbers that no other program on it uses. What is held for how long, the place that takes one says."""
+"""The advisory locks of the database: numbers that no other program on it uses. What is held for how long,
+the place that takes one says.
+"""
 
 from enum import IntEnum
 
@@ -7,10 +9,12 @@ class AdvisoryLock(IntEnum):
     """One number each; of `IDEMPOTENCY` the second number is that of the key."""
 
     MIGRATIONS = 7_461_615
-    # Two processes that poll at once could write an older reading over a newer one, which looks like a restart: one at a time.
+    # Two processes that poll at once could write an older reading over a newer one, which looks like a
+    # restart: one at a time.
     ENGINE_RUNS = 7_461_616
     RECONCILIATION = 7_461_617
-    # Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table: reports need not wait.
+    # Shared by the batches that are being priced, exclusive for who sets a price. Not a lock of the table:
+    # reports need not wait.
     PRICES = 7_461_618
     PROJECTION = 7_461_620
     IDEMPOTENCY = 7_461_630

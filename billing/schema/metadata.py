@@ -1,4 +1,6 @@
-"""The one MetaData of the database. Owns how constraints are named, so that migrations can name them; knows no table."""
+"""The one MetaData of the database. Owns how constraints are named, so that migrations can name them;
+knows no table.
+"""
 
 from sqlalchemy import MetaData
 

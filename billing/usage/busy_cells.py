@@ -1,8 +1,9 @@
 """Which cells have something to do, so that the loops of billing look at these and leave the others alone.
 
-A cell is busy while it has a live instance, an open or waiting request, or usage that is not in SQL, and for a minute after that.
-Requests reach a cell only through an instance, so a cell that becomes busy shows in `taas:instances`. All other cells are looked at
-once at the start and then a few a second, so that nothing is ever left behind in one of them.
+A cell is busy while it has a live instance, an open or waiting request, or usage that is not in SQL, and for
+a minute after that. Requests reach a cell only through an instance, so a cell that becomes busy shows in
+`taas:instances`. All other cells are looked at once at the start and then a few a second, so that nothing is
+ever left behind in one of them.
 """
 
 import math
@@ -18,7 +19,8 @@ from billing.wire.instance_entry import InstanceEntry
 
 # Several loops ask every second; they share one look at Redis.
 _FRESH_S: Final = 0.9
-# A cell that falls idle stays in the set for this long, so that one whose instance restarts does not come and go.
+# A cell that falls idle stays in the set for this long, so that one whose instance restarts does not come and
+# go.
 _LINGER_S: Final = 60.0
 # In this time every idle cell is looked at once.
 _SWEEP_S: Final = 60.0
@@ -55,7 +57,8 @@ class BusyCells:
         return self._all
 
     def quiet(self) -> frozenset[str]:
-        """Busy cells in which nothing was open, waiting or unread at the last look: they have an instance and nothing else.
+        """Busy cells in which nothing was open, waiting or unread at the last look: they have an instance and
+        nothing else.
 
         Raises redis.RedisError.
         """
@@ -63,7 +66,8 @@ class BusyCells:
         return self._quiet
 
     def marks(self) -> tuple[object, ...]:
-        """Compares unequal with what it was before Redis was emptied, restored or exchanged, or the catalogue changed.
+        """Compares unequal with what it was before Redis was emptied, restored or exchanged, or the catalogue
+        changed.
 
         Raises redis.RedisError.
         """
@@ -75,7 +79,8 @@ class BusyCells:
         instances, has_work = self._read_catalogue(known)
         self._quiet = frozenset(cell for cell, work in zip(known, has_work, strict=True) if not work)
         first = self._refreshed is None
-        # The reading before this one says how many are due: the sweep goes by time, not by how often somebody asks.
+        # The reading before this one says how many are due: the sweep goes by time, not by how often somebody
+        # asks.
         passed_s = _SWEEP_S if self._refreshed is None else now - self._refreshed
         self._busy_until |= dict.fromkeys(instances, now + _LINGER_S)
         lapsed = [cell for cell, until in self._busy_until.items() if until < now]
@@ -91,8 +96,8 @@ class BusyCells:
         self._refreshed = now
 
     def _read_catalogue(self, known: Sequence[str]) -> tuple[set[str], list[bool]]:
-        """Cells of live instances, and whether each of the known ones has something to do; on the way, the names of all cells
-        where they have changed.
+        """Cells of live instances, and whether each of the known ones has something to do; on the way, the
+        names of all cells where they have changed.
         """
         with self._client.pipeline(transaction=False) as read:
             read.time()
@@ -124,7 +129,9 @@ class BusyCells:
 
 
 def _cell_of_live(entry: bytes, now_ms: int) -> str | None:
-    """The cell of an instance whose lease holds or that has none; one that cannot be read is for the audit to tell."""
+    """The cell of an instance whose lease holds or that has none; one that cannot be read is for the audit
+    to tell.
+    """
     try:
         instance = InstanceEntry.from_json(entry)
     except ValueError:
@@ -137,7 +144,9 @@ def _with_work(client: redis.Redis, cells: Iterable[str]) -> set[str]:
     rest, found = list(cells), set()
     while rest:
         part, rest = rest[:_LOOKS_MAX], rest[_LOOKS_MAX:]
-        there = _ask(client, part, lambda pipe, cell: pipe.exists(*_waits(cell), redis_keys.usage_stream(cell)))
+        there = _ask(
+            client, part, lambda pipe, cell: pipe.exists(*_waits(cell), redis_keys.usage_stream(cell))
+        )
         # A stream outlives its entries.
         maybe = [cell for cell, count in zip(part, there, strict=True) if count]
         waiting = _ask(client, maybe, lambda pipe, cell: pipe.exists(*_waits(cell)))

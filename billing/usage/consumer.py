@@ -1,7 +1,9 @@
-"""From the usage streams into the ledger: read a batch, record it in one SQL transaction, acknowledge after the commit.
+"""From the usage streams into the ledger: read a batch, record it in one SQL transaction, acknowledge after
+the commit.
 
-Owns at-least-once delivery and what becomes of an entry that is not an event. It knows neither prices nor tables: `ledger` records.
-A kill at any moment leaves entries that are read again, and recording is unique by request id.
+Owns at-least-once delivery and what becomes of an entry that is not an event. It knows neither prices nor
+tables: `ledger` records. A kill at any moment leaves entries that are read again, and recording is unique by
+request id.
 """
 
 import logging
@@ -54,19 +56,22 @@ class Consumer:
         self._own_first = True
 
     def consume_once(self, *, block_ms: int | None = None) -> int:
-        """What is new of each cell; with `block_ms` it waits so long for something new. Returns how many entries were taken off the streams."""
+        """What is new of each cell; with `block_ms` it waits so long for something new. Returns how many
+        entries were taken off the streams.
+        """
         try:
             return self._consume(self._cells(), block_ms)
         except redis.ResponseError as exc:
             if "NOGROUP" not in str(exc):
                 raise
-            # A stream and its group were lost (FLUSHALL, an older copy restored): the next call makes them anew.
+            # A stream and its group were lost (FLUSHALL, an older copy restored): the next call makes them
+            # anew.
             self._grouped.clear()
             return 0
 
     def claim_once(self) -> int:
-        """Take over what dead consumers hold, and what no consumer was ever given. Publishes the lag first: while SQL takes nothing, what
-        waits is what somebody must see.
+        """Take over what dead consumers hold, and what no consumer was ever given. Publishes the lag first:
+        while SQL takes nothing, what waits is what somebody must see.
         """
         cells = [cell for cell, lag in self._look().items() if lag.entries]
         if not cells:
@@ -76,7 +81,9 @@ class Consumer:
 
     def _look(self) -> dict[str, StreamLag]:
         cells, quiet = self._cells(), self._busy.quiet()
-        lags = dict.fromkeys(cells, NO_LAG) | self._streams.lags([cell for cell in cells if cell not in quiet])
+        lags = dict.fromkeys(cells, NO_LAG) | self._streams.lags(
+            [cell for cell in cells if cell not in quiet]
+        )
         self._metrics.stream_lags(lags)
         return lags
 
@@ -135,7 +142,9 @@ class Consumer:
         except (DataError, IntegrityError) as exc:
             # The database refuses a value in it. Alone, the one that it refuses can be told from the rest.
             if len(received) == 1:
-                reason = f"refused by the database: {type(exc.orig).__name__}: {str(exc.orig).splitlines()[0]}"
+                reason = (
+                    f"refused by the database: {type(exc.orig).__name__}: {str(exc.orig).splitlines()[0]}"
+                )
                 entry = origin[0]
                 refused = RejectedEntry(entry.cell, entry.entry_id, reason, received[0].raw)
                 self._store((), (), [*rejected, refused])
@@ -153,7 +162,10 @@ class Consumer:
             self._metrics.recorded(item)
         self._metrics.usage_duplicates.inc(recorded.duplicates)
         for request_id in recorded.conflicts:
-            _log.error("request %s has a second usage event that differs from the first; the first counts", request_id)
+            _log.error(
+                "request %s has a second usage event that differs from the first; the first counts",
+                request_id,
+            )
             self._metrics.usage_conflicts.inc()
         if rejected:
             _log.error("%d usage entries could not be read and were set aside", rejected)

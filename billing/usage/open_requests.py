@@ -1,4 +1,6 @@
-"""Where requests stand that have no event in SQL yet: open, by their last checkpoints, or ended, in a usage stream. Changes nothing in Redis."""
+"""Where requests stand that have no event in SQL yet: open, by their last checkpoints, or ended, in a
+usage stream. Changes nothing in Redis.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -18,7 +20,9 @@ _ENTRIES_MAX: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """One that runs: where, what it had produced at its last checkpoint, and for how many samples it was asked."""
+    """One that runs: where, what it had produced at its last checkpoint, and for how many samples it was
+    asked.
+    """
 
     instance: str
     epoch: str
@@ -51,7 +55,9 @@ class OnTheWay:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The events in all usage streams by request id. Not `complete`: there are more than can be looked through."""
+    """The events in all usage streams by request id. Not `complete`: there are more than can be looked
+    through.
+    """
 
     by_id: Mapping[str, OnTheWay]
     complete: bool
@@ -63,7 +69,9 @@ def read_open(client: redis.Redis, cells: Collection[str]) -> OpenRequests:
         for cell in cells:
             read.zrange(redis_keys.open_requests(cell), 0, -1)
         found = [
-            (cell, request_id.decode()) for cell, ids in zip(cells, read.execute(), strict=True) for request_id in ids
+            (cell, request_id.decode())
+            for cell, ids in zip(cells, read.execute(), strict=True)
+            for request_id in ids
         ]
     by_id: dict[str, OpenRequest] = {}
     unreadable: list[str] = []

@@ -1,9 +1,12 @@
-"""The reaper: ends every request whose gateway no longer renews its lease, at its last checkpoint. Owns finding them.
+"""The reaper: ends every request whose gateway no longer renews its lease, at its last checkpoint. Owns
+finding them.
 
-A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then leases seem to have passed that are
-renewed all the time, or hold for as long as the clock went back. So a lease that has passed is only the occasion to look: a request is ended once
-its lease has not changed for some seconds of this process's own monotonic clock, in which Redis was there to take a renewal. That needs no earlier
-pass, and no word from other reapers. The cell's script decides in the end: a renewal that comes in between wins, and nothing is ended twice.
+A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then
+leases seem to have passed that are renewed all the time, or hold for as long as the clock went back. So a
+lease that has passed is only the occasion to look: a request is ended once its lease has not changed for some
+seconds of this process's own monotonic clock, in which Redis was there to take a renewal. That needs no
+earlier pass, and no word from other reapers. The cell's script decides in the end: a renewal that comes in
+between wins, and nothing is ended twice.
 """
 
 import logging
@@ -30,9 +33,11 @@ _BATCH: Final = 500
 _WATCHED_MOST: Final = 20_000
 # Longer than a pass takes; a reaper that dies in one delays the next by this.
 _LOCK_S: Final = 5.0
-# What counts of the time between two passes: in a longer one Redis may have been away, and no gateway could renew.
+# What counts of the time between two passes: in a longer one Redis may have been away, and no gateway could
+# renew.
 _BETWEEN_PASSES_MOST_S: Final = 1.5
-# A lease that ends later than this was given before Redis's clock went back. Gateways give seconds, a line 45 s.
+# A lease that ends later than this was given before Redis's clock went back. Gateways give seconds, a line 45
+# s.
 _LONGEST_LEASE_MS: Final = 600_000
 # Such leases are rare: they are looked for in every so many passes.
 _AHEAD_EVERY: Final = 10
@@ -65,8 +70,9 @@ class _Watch:
 class Reaper:
     """Reaps all cells. Any number may run; they take turns.
 
-    `patience_s`: for so long a lease that has passed is watched. A Redis that has been up for less than `calm_s` is not reaped at all: after an
-    outage the gateways come first, with the settles in their journals, or a request that ended well would be taken for a dead one.
+    `patience_s`: for so long a lease that has passed is watched. A Redis that has been up for less than
+    `calm_s` is not reaped at all: after an outage the gateways come first, with the settles in their
+    journals, or a request that ended well would be taken for a dead one.
     """
 
     def __init__(
@@ -96,7 +102,9 @@ class Reaper:
         return self.reap_once() > 0
 
     def reap_once(self) -> int:
-        """End what has lapsed in every cell. Returns how many requests ended; 0 too while another process reaps."""
+        """End what has lapsed in every cell. Returns how many requests ended; 0 too while another process
+        reaps.
+        """
         self._look()
         leases = self._unchanged()
         if not leases or self._just_started():
@@ -152,7 +160,12 @@ class Reaper:
         with self._client.pipeline(transaction=False) as read:
             for cell in cells:
                 read.zrangebyscore(
-                    redis_keys.open_requests(cell), from_ms, until_ms, start=0, num=_WATCHED_MOST, withscores=True
+                    redis_keys.open_requests(cell),
+                    from_ms,
+                    until_ms,
+                    start=0,
+                    num=_WATCHED_MOST,
+                    withscores=True,
                 )
             found = read.execute()
         return [
@@ -162,7 +175,9 @@ class Reaper:
         ]
 
     def _ask(self, leases: Sequence[Lease]) -> None:
-        """Wake the gateways of those that wait: they renew seldom. What runs renews its lease every few seconds by itself."""
+        """Wake the gateways of those that wait: they renew seldom. What runs renews its lease every few
+        seconds by itself.
+        """
         with self._client.pipeline(transaction=False) as read:
             for lease in leases:
                 read.hmget(redis_keys.reservation(lease.cell, lease.request_id), ["state", "gw"])

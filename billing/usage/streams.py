@@ -1,7 +1,8 @@
-"""The cells' usage streams as the consumer group `billing` sees them. Owns reading, claiming and acknowledging; reads no event's content.
+"""The cells' usage streams as the consumer group `billing` sees them. Owns reading, claiming and
+acknowledging; reads no event's content.
 
-Each method serves many cells in one round trip. Every reader here may hand out an entry that another reader has too: recording is
-idempotent, losing one is not.
+Each method serves many cells in one round trip. Every reader here may hand out an entry that another reader
+has too: recording is idempotent, losing one is not.
 """
 
 from collections import defaultdict
@@ -13,14 +14,16 @@ import redis
 
 from billing.wire import redis_clock, redis_keys
 
-# An entry this old that is still in the stream was missed by its consumer and by those who claim (a group that was lost or made
-# anew too late, a consumer deleted with entries): it is read directly.
+# An entry this old that is still in the stream was missed by its consumer and by those who claim (a group
+# that was lost or made anew too late, a consumer deleted with entries): it is read directly.
 _STRANDED_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class StreamEntry:
-    """One entry. `raw` is None where it was deleted after it had been delivered: another consumer has recorded it."""
+    """One entry. `raw` is None where it was deleted after it had been delivered: another consumer has
+    recorded it.
+    """
 
     cell: str
     entry_id: str
@@ -46,15 +49,21 @@ class UsageStreams:
         self._consumer = consumer
 
     def ensure_groups(self, cells: Iterable[str]) -> None:
-        """Create streams and groups where they are not there; from the beginning, so that nothing written earlier is missed."""
+        """Create streams and groups where they are not there; from the beginning, so that nothing written
+        earlier is missed.
+        """
         with self._client.pipeline(transaction=False) as pipe:
             for cell in cells:
-                pipe.xgroup_create(redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, id="0", mkstream=True)
+                pipe.xgroup_create(
+                    redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, id="0", mkstream=True
+                )
             for reply in pipe.execute(raise_on_error=False):
                 if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
                     raise reply
 
-    def read_new(self, cells: Collection[str], count: int, *, block_ms: int | None = None) -> list[StreamEntry]:
+    def read_new(
+        self, cells: Collection[str], count: int, *, block_ms: int | None = None
+    ) -> list[StreamEntry]:
         """Entries that no consumer has had yet, at most `count` of each cell; they are this consumer's then.
 
         With `block_ms` it waits so long for one to come.
@@ -70,8 +79,8 @@ class UsageStreams:
         with self._client.pipeline(transaction=False) as pipe:
             for cell in cells:
                 pipe.xautoclaim(
-                    redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, self._consumer, min_idle_time=idle_ms,
-                    count=count,
+                    redis_keys.usage_stream(cell), redis_keys.USAGE_GROUP, self._consumer,
+                    min_idle_time=idle_ms, count=count,
                 )  # fmt: skip
             replies = pipe.execute() if cells else []
         return [each for cell, reply in zip(cells, replies, strict=True) for each in _entries(cell, reply[1])]
@@ -119,7 +128,9 @@ class UsageStreams:
                 lags[cell] = StreamLag(lengths[cell], max(0, age_ms))
         return lags
 
-    def _read(self, cells: Collection[str], after: str, count: int, block_ms: int | None) -> list[StreamEntry]:
+    def _read(
+        self, cells: Collection[str], after: str, count: int, block_ms: int | None
+    ) -> list[StreamEntry]:
         if not cells:
             return []
         by_key = {redis_keys.usage_stream(cell).encode(): cell for cell in cells}
@@ -137,5 +148,6 @@ def _entries(cell: str, reply: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> li
 def _raw(fields: dict[bytes, bytes]) -> bytes | None:
     if not fields:
         return None
-    # Without the usage field it is not an event; what there is instead is handed on, to be rejected as it stands.
+    # Without the usage field it is not an event; what there is instead is handed on, to be rejected as it
+    # stands.
     return fields.get(redis_keys.USAGE_FIELD.encode(), repr(fields).encode())

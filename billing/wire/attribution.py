@@ -1,7 +1,8 @@
 """Who pays: one rule for every ending, used by each settle and by each will. Pure.
 
-The engine's usage names a prompt once, its counters name it once for each sample (`n` > 1): the surplus is `shared_prompt`, which the
-caller passes and nobody pays. A request that stopped before its first token has moved no counter, though its usage names the prompt.
+The engine's usage names a prompt once, its counters name it once for each sample (`n` > 1): the surplus is
+`shared_prompt`, which the caller passes and nobody pays. A request that stopped before its first token has
+moved no counter, though its usage names the prompt.
 """
 
 from dataclasses import dataclass
@@ -37,9 +38,10 @@ def attribute(
 ) -> Attribution:
     """Divide `usage`, the engine's cumulative figures, into billed and absorbed.
 
-    `generates` is false on routes without output (embeddings): there the prompt alone is the product. `continued`: a later part of a request, whose
-    prompt is the first part's and its text: read again for our sake, and billed to nobody. Nor is `discarded_output`: the output of a part that gave
-    way which its caller was not given, and which the next part produces again.
+    `generates` is false on routes without output (embeddings): there the prompt alone is the product.
+    `continued`: a later part of a request, whose prompt is the first part's and its text: read again for our
+    sake, and billed to nobody. Nor is `discarded_output`: the output of a part that gave way which its caller
+    was not given, and which the next part produces again.
     """
     if not 0 <= discarded_output <= usage.output:
         raise ValueError(f"{discarded_output} tokens discarded of {usage.output}")
@@ -65,7 +67,8 @@ def attribute(
 
 
 def charged(ending: Ending, attribution: Attribution) -> Tokens:
-    """The tokens that count against the tenant's limits: those it pays for, and those of a request that the engine refused after it had
-    worked. Its caller got nothing for them and pays nothing; a limit that did not count them would let it ask for free work for ever.
+    """The tokens that count against the tenant's limits: those it pays for, and those of a request that the
+    engine refused after it had worked. Its caller got nothing for them and pays nothing; a limit that did not
+    count them would let it ask for free work for ever.
     """
     return attribution.produced if ending is Ending.REFUSED_BY_ENGINE else attribution.billed

@@ -1,7 +1,9 @@
-"""An entry of `taas:instances`: an engine that can be sent requests, as its worker or the catalogue shows it. Owns the entry's form.
+"""An entry of `taas:instances`: an engine that can be sent requests, as its worker or the catalogue shows it.
+Owns the entry's form.
 
-It must not know how an engine runs or how a gateway chooses. Pure: the reader brings the hash and the time (Redis's clock, ms). An entry is
-renewed by writing it again; what a dead worker left counts no more once its lease has lapsed, and billing takes it out a day later.
+It must not know how an engine runs or how a gateway chooses. Pure: the reader brings the hash and the time
+(Redis's clock, ms). An entry is renewed by writing it again; what a dead worker left counts no more once its
+lease has lapsed, and billing takes it out a day later.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +17,8 @@ from billing.wire.tokens import NO_TOKENS, CounterPair
 
 # Where an engine tells what each request has produced, if it does: `serving/vllm_middleware`.
 REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
-# A kind of engine: how requests are put to it (`gateway/upstream/`), and how its counters are read. An entry that says none is of this kind.
+# A kind of engine: how requests are put to it (`gateway/upstream/`), and how its counters are read. An entry
+# that says none is of this kind.
 VLLM: Final = "vllm"
 
 
@@ -30,7 +33,9 @@ class InstanceStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the engine says of itself: requests running and waiting, and the share of its KV cache in use (0 to 1)."""
+    """What the engine says of itself: requests running and waiting, and the share of its KV cache in use
+    (0 to 1).
+    """
 
     running: int = 0
     waiting: int = 0
@@ -39,8 +44,8 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class FinalCounters:
-    """The last counters of an engine that runs no more, as read (its baseline is not taken off). Not `exact`: it died or was cut off, and may have
-    produced more than was read.
+    """The last counters of an engine that runs no more, as read (its baseline is not taken off). Not `exact`:
+    it died or was cut off, and may have produced more than was read.
     """
 
     epoch: str
@@ -51,11 +56,12 @@ class FinalCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceEntry:
-    """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is what its counters said before any
-    tenant's request; `priority`: it schedules by priority, so requests may be sent with one; `counts`: it tells what each
-    request has produced, by its id; `final` is set once this epoch has ended; `earlier` are ended epochs of the same instance, newest first;
-    `has_metrics`: its engine has a page of them, or was never asked for it; `engine`: what kind of engine it is; `engine_model`: what it
-    calls its model, None where that is what the model's entry says.
+    """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is
+    what its counters said before any tenant's request; `priority`: it schedules by priority, so requests may
+    be sent with one; `counts`: it tells what each request has produced, by its id; `final` is set once this
+    epoch has ended; `earlier` are ended epochs of the same instance, newest first; `has_metrics`: its engine
+    has a page of them, or was never asked for it; `engine`: what kind of engine it is; `engine_model`: what
+    it calls its model, None where that is what the model's entry says.
     """
 
     instance: str
@@ -101,7 +107,11 @@ class InstanceEntry:
                 "priority": self.priority,
                 "counts": self.counts,
                 "metrics": self.has_metrics,
-                "load": {"running": self.load.running, "waiting": self.load.waiting, "kv_usage": self.load.kv_usage},
+                "load": {
+                    "running": self.load.running,
+                    "waiting": self.load.waiting,
+                    "kv_usage": self.load.kv_usage,
+                },
                 "baseline": _counters_json(self.baseline),
                 "final": None if self.final is None else _final_json(self.final),
                 "earlier": [_final_json(ended) for ended in self.earlier],
@@ -110,7 +120,9 @@ class InstanceEntry:
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> "InstanceEntry":
-        """Read an entry; unknown fields are ignored, so that old and new processes run side by side. ValueError when it is not one."""
+        """Read an entry; unknown fields are ignored, so that old and new processes run side by side.
+        ValueError when it is not one.
+        """
         try:
             fields = orjson.loads(raw)
             final = fields.get("final")
@@ -145,8 +157,9 @@ def read_snapshot(
     drained: Collection[bytes] = (),
     holds: Callable[[InstanceEntry, int], bool] = InstanceEntry.is_live,
 ) -> list[InstanceEntry]:
-    """The entries whose lease holds, as `holds` says, whatever their status, in the order of their ids. An entry that cannot be read is left out: one bad entry
-    must not take the others away. Those in `drained`, which a reclaim has, are draining.
+    """The entries whose lease holds, as `holds` says, whatever their status, in the order of their ids. An
+    entry that cannot be read is left out: one bad entry must not take the others away. Those in `drained`,
+    which a reclaim has, are draining.
     """
     live = []
     for name, raw in sorted(raw_hash.items()):
@@ -162,7 +175,9 @@ def read_snapshot(
 
 
 def lease_of(raw: bytes | str) -> int | None:
-    """Until when an entry's lease holds, also where another version has written the rest of it; None where there is nothing to read."""
+    """Until when an entry's lease holds, also where another version has written the rest of it; None where
+    there is nothing to read.
+    """
     try:
         return _count(orjson.loads(raw)["lease_until_ms"])
     except (ValueError, KeyError, TypeError):

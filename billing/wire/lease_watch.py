@@ -1,8 +1,10 @@
-"""Which instances are there, also where Redis's clock has jumped. Pure: the reader brings entries and the time, and is asked often.
+"""Which instances are there, also where Redis's clock has jumped. Pure: the reader brings entries and the
+time, and is asked often.
 
-A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then all leases seem to have
-passed at once, or hold for as long as the clock went back. So a lease is also held against this process's own monotonic clock: one
-that was renewed a moment ago holds, and one that nobody has renewed for longer than any lease lasts does not.
+A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then all
+leases seem to have passed at once, or hold for as long as the clock went back. So a lease is also held
+against this process's own monotonic clock: one that was renewed a moment ago holds, and one that nobody has
+renewed for longer than any lease lasts does not.
 """
 
 import time
@@ -12,7 +14,8 @@ from typing import Final
 
 from billing.wire.instance_entry import InstanceEntry
 
-# A worker renews its lease of 5 s every second. Less than the lease, so that a dead one is not believed for longer than it says.
+# A worker renews its lease of 5 s every second. Less than the lease, so that a dead one is not believed for
+# longer than it says.
 _RENEWED_LATELY_S: Final = 4.0
 # One that was removed by hand is shown for ten minutes, while it drains.
 _LONGEST_LEASE_S: Final = 605.0
@@ -35,7 +38,9 @@ class LeaseWatch:
         self._seen: dict[str, _Seen] = {}
 
     def holds(self, entry: InstanceEntry, now_ms: int) -> bool:
-        """Whether its lease does; `now_ms` is Redis's clock as of the reading. One seen for the first time is judged by that alone."""
+        """Whether its lease does; `now_ms` is Redis's clock as of the reading. One seen for the first time
+        is judged by that alone.
+        """
         if entry.lease_until_ms == 0:
             return True
         now_s = self._clock()

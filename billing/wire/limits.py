@@ -1,7 +1,7 @@
 """Limits: what they count, over which window, and how each is named where people set them. Pure.
 
-A limit is a kind, a window and an amount. `FIELDS` is the one table of those that can be set; the catalogue, the admin API,
-the CLI, the gateway and the cell's scripts go by it.
+A limit is a kind, a window and an amount. `FIELDS` is the one table of those that can be set; the catalogue,
+the admin API, the CLI, the gateway and the cell's scripts go by it.
 """
 
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class LimitField:
-    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one of it is;
-    `column`: its head in a table.
+    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one
+    of it is; `column`: its head in a table.
     """
 
     name: str
@@ -74,7 +74,9 @@ LimitEntry: TypeAlias = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's scripts read them."""
+    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's
+    scripts read them.
+    """
 
     all: tuple[Limit, ...] = ()
     encoded: orjson.Fragment = field(init=False, repr=False, compare=False)
@@ -90,7 +92,9 @@ class Limits:
 
     @classmethod
     def of_entries(cls, own: LimitEntry | None, rest: LimitEntry | None) -> Self:
-        """What a model's own entry and the one for all models make together: the own one wins, field by field."""
+        """What a model's own entry and the one for all models make together: the own one wins, field by
+        field.
+        """
         limits = []
         for each in FIELDS:
             amounts = (entry.get(each.name) for entry in (own, rest) if entry)
@@ -101,4 +105,6 @@ class Limits:
 
     def amount(self, kind: LimitKind, window_s: int) -> int | None:
         """Of one limit, None where there is none."""
-        return next((each.amount for each in self.all if (each.kind, each.window_s) == (kind, window_s)), None)
+        return next(
+            (each.amount for each in self.all if (each.kind, each.window_s) == (kind, window_s)), None
+        )

@@ -1,6 +1,8 @@
-"""The page of metrics that gateway, billing and worker each have, on a private address, and its place in the list of scrape targets.
+"""The page of metrics that gateway, billing and worker each have, on a private address, and its place in the
+list of scrape targets.
 
-Owns what every such page says: the version that runs, and how far this machine's clock is from Redis's. The rest is its registry's.
+Owns what every such page says: the version that runs, and how far this machine's clock is from Redis's. The
+rest is its registry's.
 """
 
 import contextlib
@@ -34,13 +36,22 @@ class MetricsPage:
     """
 
     def __init__(
-        self, job: str, registry: CollectorRegistry, *, host: str, ports: Iterable[int], redis_address: RedisAddress
+        self,
+        job: str,
+        registry: CollectorRegistry,
+        *,
+        host: str,
+        ports: Iterable[int],
+        redis_address: RedisAddress,
     ) -> None:
         self._job = job
         self._host = host
         self._redis_address = redis_address
         build = Gauge(
-            "taas_build_info", "The version of this process; the value is always 1.", ["version"], registry=registry
+            "taas_build_info",
+            "The version of this process; the value is always 1.",
+            ["version"],
+            registry=registry,
         )
         build.labels(version()).set(1)
         self._clock_ahead = Gauge(
@@ -74,7 +85,9 @@ class MetricsPage:
         target: ScrapeTarget | None = None
         while not self._ended.is_set():
             try:
-                target = target or ScrapeTarget(self._job, address_of(self._host, self.port, self._redis_address))
+                target = target or ScrapeTarget(
+                    self._job, address_of(self._host, self.port, self._redis_address)
+                )
                 renew(client, target, self._read_clock(client))
             except (redis.RedisError, OSError) as exc:
                 # Whoever works with Redis says that it is away. The list is kept by the next second's try.
@@ -102,7 +115,9 @@ def version() -> str:
         return "unknown"
 
 
-def _serve(registry: CollectorRegistry, host: str, ports: Iterable[int]) -> tuple[WSGIServer, threading.Thread]:
+def _serve(
+    registry: CollectorRegistry, host: str, ports: Iterable[int]
+) -> tuple[WSGIServer, threading.Thread]:
     refused: OSError | None = None
     for port in ports:
         try:

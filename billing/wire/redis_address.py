@@ -1,6 +1,8 @@
-"""Where Redis is and how to log in, read from one URL for every process of the product: `redis://`, `rediss://` (TLS) or `unix://`.
+"""Where Redis is and how to log in, read from one URL for every process of the product: `redis://`,
+`rediss://` (TLS) or `unix://`.
 
-It owns the form of the URL and the TLS settings. It opens no connection. No error that it raises shows any part of a password.
+It owns the form of the URL and the TLS settings. It opens no connection. No error that it raises shows any
+part of a password.
 """
 
 import re
@@ -37,7 +39,9 @@ class RedisTls:
     check_hostname: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """As redis-py makes it: the machine's authorities and the given one are trusted. Raises OSError for a file that cannot be used."""
+        """As redis-py makes it: the machine's authorities and the given one are trusted. Raises OSError
+        for a file that cannot be used.
+        """
         context = ssl.create_default_context()
         context.check_hostname = self.check_hostname and self.cert_reqs != "none"
         context.verify_mode = _CERT_REQS[self.cert_reqs]
@@ -67,7 +71,11 @@ class RedisAddress:
 
     def client_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `redis.Redis` and `redis.asyncio.Redis`."""
-        arguments: dict[str, Any] = {"db": self.database, "username": self.username, "password": self.password}
+        arguments: dict[str, Any] = {
+            "db": self.database,
+            "username": self.username,
+            "password": self.password,
+        }
         # Otherwise each connection names its library with CLIENT SETINFO, which an ACL user has no right to.
         arguments["driver_info"] = None
         if self.unix_path is not None:
@@ -87,7 +95,8 @@ class RedisAddress:
 
 
 def parse_redis_url(url: str) -> RedisAddress:
-    """Read `redis[s]://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]/path`, with the options `OPTIONS` after `?`.
+    """Read `redis[s]://[[user]:password@]host[:port][/db]` or `unix://[[user]:password@]/path`, with the
+    options `OPTIONS` after `?`.
 
     TLS files are read once, so that a wrong one is refused here. Raises RedisAddressError.
     """
@@ -95,10 +104,13 @@ def parse_redis_url(url: str) -> RedisAddress:
         raise RedisAddressError("a Redis URL has no spaces and no control characters")
     scheme, separator, rest = url.partition("://")
     _check_scheme(scheme if separator else "")
-    # A password that holds / # or ? unescaped ends too early; its @ then stands behind the part that names the host.
+    # A password that holds / # or ? unescaped ends too early; its @ then stands behind the part that names
+    # the host.
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if rest.count("@") > 1 or ("@" in rest and "@" not in authority):
-        raise RedisAddressError(f"the password, or another part of the URL, has special characters: {_ENCODE}")
+        raise RedisAddressError(
+            f"the password, or another part of the URL, has special characters: {_ENCODE}"
+        )
     login, _, server = authority.rpartition("@")
     if _BARE_PERCENT.search(login):
         raise RedisAddressError(f"the user or password has a % that begins no escape: {_ENCODE}")
@@ -112,7 +124,8 @@ def parse_redis_url(url: str) -> RedisAddress:
         host, port = parts.hostname or "127.0.0.1", parts.port
     except ValueError:
         raise RedisAddressError(
-            "its host or port cannot be read: write HOST:PORT, the port from 1 to 65535, an IPv6 address in brackets"
+            "its host or port cannot be read: write HOST:PORT, the port from 1 to 65535, an IPv6 address in "
+            "brackets"
         ) from None
     if port == 0:
         raise RedisAddressError("port 0 is no port of a server")
@@ -131,8 +144,10 @@ def parse_redis_url(url: str) -> RedisAddress:
 
 
 NO_CLUSTER: Final = (
-    "Redis Cluster and Sentinel are not supported: a script changes keys of several slots at once. Give the address of one server "
-    "(the primary), or of what always leads to it: a managed service's primary endpoint, a proxy, or a DNS name that fails over"
+    "Redis Cluster and Sentinel are not supported: a script changes keys of several slots at once. Give the "
+    "address of one server "
+    "(the primary), or of what always leads to it: a managed service's primary endpoint, a proxy, or a DNS "
+    "name that fails over"
 )
 
 
@@ -173,7 +188,9 @@ def _database(option: str | None, path: str) -> int:
     if option is None and not from_path:
         return 0
     if not _DATABASE.fullmatch(database):
-        raise RedisAddressError(f"after the port stands a database's number, or nothing; in a password, {_ENCODE}")
+        raise RedisAddressError(
+            f"after the port stands a database's number, or nothing; in a password, {_ENCODE}"
+        )
     return int(database)
 
 

@@ -1,7 +1,8 @@
 """Every Redis key of the product, spelled once. It owns names only: no client, no contents.
 
-Keys of a cell share one hash tag, so that a script sees and changes all of them in one slot. Tenants, key ids, models
-and request ids come after the tag and cannot change the slot; a cell's name stands inside it and must not close it.
+Keys of a cell share one hash tag, so that a script sees and changes all of them in one slot. Tenants, key
+ids, models and request ids come after the tag and cannot change the slot; a cell's name stands inside it and
+must not close it.
 """
 
 from typing import Final
@@ -26,10 +27,12 @@ ENGINE_WATCH_LOCK: Final = "taas:engine-watch"
 RESTORER_LOCK: Final = "taas:restorer"
 # The run of the server in which all cells together were last found whole.
 INTACT: Final = "taas:intact"
-# Which billing process allocates each busy cell (a hash), and which are alive (a sorted set, by the end of their lease in ms).
+# Which billing process allocates each busy cell (a hash), and which are alive (a sorted set, by the end of
+# their lease in ms).
 ALLOCATORS: Final = "taas:allocators"
 ALLOCATORS_ALIVE: Final = "taas:allocators:alive"
-# How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost something.
+# How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost
+# something.
 PROJECTION: Final = "taas:projection"
 
 # The usage stream: one consumer group, one field an entry.
@@ -79,8 +82,8 @@ def usage_stream(cell: str) -> str:
 
 
 def wake_channel(gateway: str) -> str:
-    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the request id. With `!` before it: it is
-    to give its place up.
+    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the
+    request id. With `!` before it: it is to give its place up.
     """
     return f"taas:wake:{gateway}"
 
@@ -116,5 +119,7 @@ def waiting_requests(cell: str, class_letter: str, tenant_id: str) -> str:
 
 
 def intact(cell: str) -> str:
-    """There while the cell's levels are: the run of the server in which they were last held against the ledger."""
+    """There while the cell's levels are: the run of the server in which they were last held against the
+    ledger.
+    """
     return f"{_cell(cell)}:intact"

@@ -1,6 +1,8 @@
-"""What a Redis server must be for the product, and how to say in one line why it cannot be used or may lose what it has acknowledged.
+"""What a Redis server must be for the product, and how to say in one line why it cannot be used or may lose
+what it has acknowledged.
 
-It owns the requirements: the oldest versions, one server and no cluster, and persistence. It knows no key of the product.
+It owns the requirements: the oldest versions, one server and no cluster, and persistence. It knows no key of
+the product.
 """
 
 import contextlib
@@ -14,7 +16,8 @@ from redis.retry import Retry
 
 from billing.wire.redis_address import NO_CLUSTER, RedisAddress, parse_redis_url
 
-# By the name that the server gives itself. Scripts read the clock and then write, and streams are claimed with XAUTOCLAIM.
+# By the name that the server gives itself. Scripts read the clock and then write, and streams are claimed
+# with XAUTOCLAIM.
 _OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 OLDEST_TEXT: Final = "Redis 7.0 or Valkey 7.2"
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
@@ -22,14 +25,16 @@ _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 _DURABLE: Final = {
     "appendonly": ("yes", "a restart of Redis loses usage that is not billed yet, and every limit's level"),
     "appendfsync": ("always", "a crash of its machine loses the last second or more of acknowledged usage"),
-    "maxmemory-policy": ("noeviction", "Redis may throw away usage, keys and reservations when its memory is full"),
+    "maxmemory-policy": ("noeviction",
+    "Redis may throw away usage, keys and reservations when its memory is full"),
 }  # fmt: skip
 _WANTED_TEXT: Final = ", ".join(f"{name} {wanted}" for name, (wanted, _) in _DURABLE.items())
 _START_TIMEOUT_S: Final = 2.0
 _LOGIN_CODES: Final = {
     "WRONGPASS": "refuses the login: wrong user or password in TAAS_REDIS_URL",
     "NOAUTH": "asks for a password: give it in TAAS_REDIS_URL",
-    "NOPERM": "does not permit the user of TAAS_REDIS_URL what it needs (deploy/redis/users.acl has the rules)",
+    "NOPERM": "does not permit the user of TAAS_REDIS_URL what it needs (deploy/redis/users.acl has the "
+    "rules)",
 }
 
 
@@ -44,7 +49,9 @@ def read_hello(reply: Any) -> dict[str, str]:
 
 
 def why_unusable(hello: Mapping[str, str]) -> str | None:
-    """Why the server that gave this reply cannot be used; None where it can. What does not tell its version is believed."""
+    """Why the server that gave this reply cannot be used; None where it can. What does not tell its
+    version is believed.
+    """
     if hello.get("mode") in {"cluster", "sentinel"}:
         return f"is a {'Redis Cluster' if hello['mode'] == 'cluster' else 'Sentinel'}. {NO_CLUSTER}"
     oldest = _OLDEST.get(hello.get("server", ""))
@@ -55,20 +62,25 @@ def why_unusable(hello: Mapping[str, str]) -> str | None:
 
 
 def require_usable(url: str) -> RedisAddress:
-    """For the start of a process: the address, once the server there, if it answers now, has said that it can be used.
+    """For the start of a process: the address, once the server there, if it answers now, has said that it can
+    be used.
 
-    Raises RedisAddressError or WrongRedis. A server that is away, or refuses the login, may yet come right: that is not told here.
+    Raises RedisAddressError or WrongRedis. A server that is away, or refuses the login, may yet come right:
+    that is not told here.
     """
     address = parse_redis_url(url)
     with redis.Redis(
-        **address.client_arguments(), socket_timeout=_START_TIMEOUT_S, socket_connect_timeout=_START_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+        **address.client_arguments(), socket_timeout=_START_TIMEOUT_S,
+        socket_connect_timeout=_START_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
     ) as client, contextlib.suppress(redis.RedisError, OSError):  # fmt: skip
         examine(client, address)
     return address
 
 
 def examine(client: redis.Redis, address: RedisAddress) -> None:
-    """Ask the server what it is. Needs no permission. Raises WrongRedis, or redis.RedisError when it does not answer."""
+    """Ask the server what it is. Needs no permission. Raises WrongRedis, or redis.RedisError when it does
+    not answer.
+    """
     untyped: Any = client
     try:
         reply = untyped.execute_command("HELLO")
@@ -81,18 +93,22 @@ def examine(client: redis.Redis, address: RedisAddress) -> None:
 
 
 def durability_warnings(client: redis.Redis) -> list[str]:
-    """In which ways the server may lose what it has acknowledged, a sentence each. Raises redis.RedisError."""
+    """In which ways the server may lose what it has acknowledged, a sentence each. Raises
+    redis.RedisError.
+    """
     try:
         found = {_text(name): _text(value) for name, value in client.config_get(*_DURABLE).items()}
     except redis.exceptions.ResponseError:
         return [
-            f"Whether Redis keeps what it has acknowledged cannot be checked: it does not permit CONFIG GET. It should have {_WANTED_TEXT}."
+            "Whether Redis keeps what it has acknowledged cannot be checked: it does not permit CONFIG "
+            f"GET. It should have {_WANTED_TEXT}."
         ]
     return [
         f"Redis has {name} {found[name]}, not {wanted}: {cost}."
         for name, (wanted, cost) in _DURABLE.items()
         # Without an append-only file it does not matter how the file is written.
-        if found.get(name, wanted) != wanted and not (name == "appendfsync" and found.get("appendonly") == "no")
+        if found.get(name, wanted) != wanted
+        and not (name == "appendfsync" and found.get("appendonly") == "no")
     ]
 
 
@@ -102,7 +118,9 @@ def login_refused(exc: Exception) -> bool:
 
 
 def why_refused(message: str) -> str | None:
-    """What an error reply says of the login or its permissions, with the server's own words where they help; None for any other reply."""
+    """What an error reply says of the login or its permissions, with the server's own words where they
+    help; None for any other reply.
+    """
     code = message.partition(" ")[0]
     said = _LOGIN_CODES.get(code)
     return f"{said}: {message.partition(' ')[2][:200]}" if said is not None and code == "NOPERM" else said

@@ -1,7 +1,8 @@
-"""The fields of a reservation in Redis: their names in code, and those under which they are stored. It owns names only.
+"""The fields of a reservation in Redis: their names in code, and those under which they are stored. It owns
+names only.
 
-The cell's scripts are given this table, so that each field is spelled once. A stored name must not change: processes of
-two versions work on the same reservations during an upgrade.
+The cell's scripts are given this table, so that each field is spelled once. A stored name must not change:
+processes of two versions work on the same reservations during an upgrade.
 """
 
 from typing import Final
@@ -9,7 +10,8 @@ from typing import Final
 FIELDS: Final = {
     # waiting | granted | open | settled. What has settled keeps `event` and `ended_by` alone.
     "state": "state",
-    # JSON, without its closing part: what the event says from the start, and what it says if the gateway dies now.
+    # JSON, without its closing part: what the event says from the start, and what it says if the gateway dies
+    # now.
     "head": "head",
     "crash_event": "will",
     # Milliunits: held while it waits, charged and used so far while it is open, for reading its prompt.
@@ -35,7 +37,8 @@ FIELDS: Final = {
     # r (reserved) | o (on-demand) | f (flex), and why so.
     "class": "cls",
     "why": "why",
-    # The contract's id ('' = none), the key that is charged for it, whether it spilled over it ('1'), its tenant's weight.
+    # The contract's id ('' = none), the key that is charged for it, whether it spilled over it ('1'), its
+    # tenant's weight.
     "contract": "cid",
     "contract_key": "qb",
     "spilled": "spl",

@@ -31,9 +31,9 @@ class Route(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RouteFacts:
-    """One route. `offered_as`: the route that a model's entry must list for this one to be served. A route that is not
-    `metered` costs nothing; one that `generates` writes tokens. `smallest`: what, with a model's name, is the smallest
-    request by which an engine shows that it works.
+    """One route. `offered_as`: the route that a model's entry must list for this one to be served. A route
+    that is not `metered` costs nothing; one that `generates` writes tokens. `smallest`: what, with a model's
+    name, is the smallest request by which an engine shows that it works.
     """
 
     name: Route
@@ -54,7 +54,9 @@ _ALL: Final = (
         smallest={"prompt": "1", "max_tokens": 1, "temperature": 0, "ignore_eos": True},
     ),
     RouteFacts(name=Route.RESPONSES, path="/v1/responses", offered_as=Route.RESPONSES),
-    RouteFacts(name=Route.MESSAGES, path="/v1/messages", offered_as=Route.MESSAGES, dialect=Dialect.ANTHROPIC),
+    RouteFacts(
+        name=Route.MESSAGES, path="/v1/messages", offered_as=Route.MESSAGES, dialect=Dialect.ANTHROPIC
+    ),
     RouteFacts(
         name=Route.EMBEDDINGS,
         path="/v1/embeddings",
@@ -70,7 +72,9 @@ _ALL: Final = (
         metered=False,
         generates=False,
     ),
-    RouteFacts(name=Route.TOKENIZE, path="/tokenize", offered_as=Route.TOKENIZE, metered=False, generates=False),
+    RouteFacts(
+        name=Route.TOKENIZE, path="/tokenize", offered_as=Route.TOKENIZE, metered=False, generates=False
+    ),
     RouteFacts(
         name=Route.INPUT_TOKENS,
         path="/v1/responses/input_tokens",
@@ -83,17 +87,23 @@ ROUTE_FACTS: Final[Mapping[Route, RouteFacts]] = {facts.name: facts for facts in
 # What a model's entry may list, and what a model that generates text offers unless it is told otherwise.
 OFFERED_ROUTES: Final = tuple(facts.name.value for facts in _ALL if facts.offered_as is facts.name)
 TEXT_ROUTES: Final = tuple(
-    facts.name.value for facts in _ALL if facts.offered_as is facts.name and (facts.generates or not facts.metered)
+    facts.name.value
+    for facts in _ALL
+    if facts.offered_as is facts.name and (facts.generates or not facts.metered)
 )
 
 
 def generates(offered: Collection[str]) -> bool:
-    """Whether a model that offers these routes writes text. A route that is not known here belongs to another version."""
+    """Whether a model that offers these routes writes text. A route that is not known here belongs to
+    another version.
+    """
     return any(name not in OFFERED_ROUTES or ROUTE_FACTS[Route(name)].generates for name in offered)
 
 
 def smallest_request(offered: Collection[str]) -> RouteFacts:
-    """The route by whose smallest request an engine of a model that offers these routes shows that it works."""
+    """The route by whose smallest request an engine of a model that offers these routes shows that it
+    works.
+    """
     known = [ROUTE_FACTS[Route(name)] for name in OFFERED_ROUTES if name in offered]
     metered = [facts for facts in known if facts.metered]
     if not metered or generates(offered):
@@ -102,6 +112,8 @@ def smallest_request(offered: Collection[str]) -> RouteFacts:
 
 
 def dialect_of_path(path: str) -> Dialect:
-    """Whose form an error takes of which only the path is known: that of the route whose path it begins with."""
+    """Whose form an error takes of which only the path is known: that of the route whose path it begins
+    with.
+    """
     spoken = (facts.dialect for facts in _ALL if path.startswith(facts.path))
     return next(spoken, Dialect.OPENAI)

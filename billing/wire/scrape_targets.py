@@ -1,7 +1,9 @@
-"""Which processes have a page of metrics now: each says so in Redis every second while it lives. Owns that list; asks no page.
+"""Which processes have a page of metrics now: each says so in Redis every second while it lives. Owns that
+list; asks no page.
 
-A member is a page's job and address, its score the end of its lease by Redis's clock. Two processes with the same address (two
-machines that both serve their figures on loopback) are one member, and Prometheus could not tell them apart either.
+A member is a page's job and address, its score the end of its lease by Redis's clock. Two processes with the
+same address (two machines that both serve their figures on loopback) are one member, and Prometheus could not
+tell them apart either.
 """
 
 import json
@@ -23,7 +25,9 @@ _UNSPECIFIED: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared 
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """One page at `/metrics`. `job` is what Prometheus is to call its kind of process; `address` is HOST:PORT."""
+    """One page at `/metrics`. `job` is what Prometheus is to call its kind of process; `address` is
+    HOST:PORT.
+    """
 
     job: str
     address: str
@@ -34,8 +38,8 @@ class ScrapeTarget:
 
 
 def address_of(host: str, port: int, seen_from: RedisAddress) -> str:
-    """HOST:PORT by which others reach a page that listens on this host. Where that is every address of the machine, it is the one that
-    leads to Redis. Raises OSError.
+    """HOST:PORT by which others reach a page that listens on this host. Where that is every address of the
+    machine, it is the one that leads to Redis. Raises OSError.
     """
     if host in _UNSPECIFIED:
         host = _own_address(seen_from)
@@ -53,13 +57,16 @@ def withdraw(client: redis.Redis, target: ScrapeTarget) -> None:
 
 
 def read_targets(client: redis.Redis) -> list[ScrapeTarget]:
-    """The pages that are there, by job and address; what has lapsed is taken out. The client must not decode. Raises redis.RedisError."""
+    """The pages that are there, by job and address; what has lapsed is taken out. The client must not
+    decode. Raises redis.RedisError.
+    """
     with client.pipeline(transaction=False) as read:
         read.time()
         read.zrange(redis_keys.SCRAPE_TARGETS, 0, -1, withscores=True)
         clock, members = read.execute()
     now_ms = redis_clock.milliseconds(clock)
-    # A lease that ends later than one given now was given before Redis's clock went back: who lives has renewed it since, or will.
+    # A lease that ends later than one given now was given before Redis's clock went back: who lives has
+    # renewed it since, or will.
     live = [member for member, until_ms in members if 0 <= until_ms - now_ms <= LEASE_MS]
     if len(live) < len(members):
         client.zremrangebyscore(redis_keys.SCRAPE_TARGETS, 0, f"({now_ms}")

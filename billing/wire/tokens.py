@@ -1,4 +1,6 @@
-"""Tokens and their weights: what is counted, what is absorbed and why. Pure; counts are integers and never negative."""
+"""Tokens and their weights: what is counted, what is absorbed and why. Pure; counts are integers and never
+negative.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +9,15 @@ from typing import Final
 
 
 class UsageEventError(ValueError):
-    """An event that is not one: a field is missing, of another type, negative, or the tokens do not balance."""
+    """An event that is not one: a field is missing, of another type, negative, or the tokens do not
+    balance.
+    """
 
 
 class AbsorbReason(StrEnum):
-    """Why nobody is billed for tokens that were produced: our failure, by its ending, an answer that the engine refused after it had
-    produced it, or one of the others."""
+    """Why nobody is billed for tokens that were produced: our failure, by its ending, an answer that the
+    engine refused after it had produced it, or one of the others.
+    """
 
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
@@ -96,7 +101,9 @@ class Absorbed:
         prompt = sum(part.prompt for part in self.reasons.values())
         output = sum(part.output for part in self.reasons.values())
         if (prompt, output) != (self.prompt, self.output):
-            raise UsageEventError(f"reasons add up to {prompt}+{output}, absorbed are {self.prompt}+{self.output}")
+            raise UsageEventError(
+                f"reasons add up to {prompt}+{output}, absorbed are {self.prompt}+{self.output}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""The usage event: the immutable fact of one request. It owns the fields, their balance and their JSON; it knows neither Redis nor SQL.
+"""The usage event: the immutable fact of one request. It owns the fields, their balance and their JSON; it
+knows neither Redis nor SQL.
 
-An event has a head, known when the request is reserved, and a tail, known when it has ended. A reservation stores the head and a *will*:
-the tail to be recorded if its gateway is never heard of again. The reaper's script joins the two texts, so `EventHead.to_json` and
-`UsageEvent.will_json` are JSON objects that can be joined at their braces. Tokens are integers, times are ms since the epoch.
+An event has a head, known when the request is reserved, and a tail, known when it has ended. A reservation
+stores the head and a *will*: the tail to be recorded if its gateway is never heard of again. The reaper's
+script joins the two texts, so `EventHead.to_json` and `UsageEvent.will_json` are JSON objects that can be
+joined at their braces. Tokens are integers, times are ms since the epoch.
 """
 
 from collections.abc import Mapping
@@ -12,7 +14,15 @@ from typing import Any, Final
 
 import orjson
 
-from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens, UsageEventError, Weights, check_counts
+from billing.wire.tokens import (
+    Absorbed,
+    AbsorbedTokens,
+    AbsorbReason,
+    Tokens,
+    UsageEventError,
+    Weights,
+    check_counts,
+)
 
 EVENT_VERSION: Final = 1
 
@@ -36,9 +46,10 @@ class Ending(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Who counted the tokens. `engine`: it is the engine's final word. Of `checkpoint`, `counted` and `unread` it is not: the engine may have
-    produced more. `checkpoint`: the engine's figure so far; `counted`: our count of chunks; `unread`: it was sent, and nothing was heard.
-    `none`: nothing was produced.
+    """Who counted the tokens. `engine`: it is the engine's final word. Of `checkpoint`, `counted` and
+    `unread` it is not: the engine may have produced more. `checkpoint`: the engine's figure so far;
+    `counted`: our count of chunks; `unread`: it was sent, and nothing was heard. `none`: nothing was
+    produced.
     """
 
     ENGINE = "engine"
@@ -109,19 +120,22 @@ class EventHead:
     ) -> "UsageEvent":
         """The event of this request, ended so."""
         return UsageEvent(
-            request_id=self.request_id, tenant=self.tenant, project=self.project, key_id=self.key_id, model=self.model,
-            pool=self.pool, cell=self.cell, instance=self.instance, epoch=self.epoch, route=self.route, stream=self.stream,
-            class_=self.class_, contract=self.contract, weights=self.weights, samples=self.samples,
-            started_ms=self.started_ms, gateway=self.gateway, first_token_ms=first_token_ms, ended_ms=ended_ms,
-            waited_ms=waited_ms, ending=ending, usage_source=usage_source, anomaly=anomaly, produced=produced,
-            delivered_output=delivered_output, billed=billed, absorbed=absorbed, units_mu=units_mu,
-            http_status=http_status, decision=decision, ignored=ignored,
+            request_id=self.request_id, tenant=self.tenant, project=self.project, key_id=self.key_id,
+            model=self.model, pool=self.pool, cell=self.cell, instance=self.instance, epoch=self.epoch,
+            route=self.route, stream=self.stream, class_=self.class_, contract=self.contract,
+            weights=self.weights, samples=self.samples, started_ms=self.started_ms, gateway=self.gateway,
+            first_token_ms=first_token_ms, ended_ms=ended_ms, waited_ms=waited_ms, ending=ending,
+            usage_source=usage_source, anomaly=anomaly, produced=produced, delivered_output=delivered_output,
+            billed=billed, absorbed=absorbed, units_mu=units_mu, http_status=http_status, decision=decision,
+            ignored=ignored,
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageEvent(EventHead):
-    """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the output."""
+    """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the
+    output.
+    """
 
     first_token_ms: int | None
     ended_ms: int
@@ -145,9 +159,13 @@ class UsageEvent(EventHead):
     def __post_init__(self) -> None:
         check_counts(self.delivered_output, self.units_mu, self.waited_ms)
         if self.produced.prompt != self.billed.prompt + self.absorbed.prompt:
-            raise UsageEventError(f"prompt tokens do not balance: {self.produced} {self.billed} {self.absorbed}")
+            raise UsageEventError(
+                f"prompt tokens do not balance: {self.produced} {self.billed} {self.absorbed}"
+            )
         if self.produced.output != self.billed.output + self.absorbed.output:
-            raise UsageEventError(f"output tokens do not balance: {self.produced} {self.billed} {self.absorbed}")
+            raise UsageEventError(
+                f"output tokens do not balance: {self.produced} {self.billed} {self.absorbed}"
+            )
         if self.billed.cached > self.produced.cached:
             raise UsageEventError(f"more cached tokens billed than produced: {self.produced} {self.billed}")
 
@@ -165,7 +183,9 @@ class UsageEvent(EventHead):
 
     @staticmethod
     def from_json(text: str | bytes) -> "UsageEvent":
-        """Read an event. Unknown fields are ignored; anything else that is not as written here raises `UsageEventError`."""
+        """Read an event. Unknown fields are ignored; anything else that is not as written here raises
+        `UsageEventError`.
+        """
         try:
             fields = orjson.loads(text)
             if fields["v"] != EVENT_VERSION:

@@ -1,4 +1,6 @@
-"""What a page of vLLM's metrics says that the product needs: load and token counters. The one place that knows their names. Pure."""
+"""What a page of vLLM's metrics says that the product needs: load and token counters. The one place that
+knows their names. Pure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ _SERIES: Final = (_PROMPT, _GENERATION, _RUNNING, _WAITING, _KV_USAGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPage:
-    """Summed over the engines behind one server; `kv_usage` is that of the fullest, 0 to 1. `counters` None: it counts no tokens.
-    `missing`: names of series that are not there or say nothing, which are 0 here. `started` changes with the process, where it tells.
+    """Summed over the engines behind one server; `kv_usage` is that of the fullest, 0 to 1. `counters` None:
+    it counts no tokens. `missing`: names of series that are not there or say nothing, which are 0 here.
+    `started` changes with the process, where it tells.
     """
 
     counters: CounterPair | None
@@ -51,7 +54,9 @@ def read_page(text: str) -> VllmPage:
             found.setdefault(name, []).append(number)
     totals = {name: _total(name, found.get(name, ())) for name in (_PROMPT, _GENERATION, _RUNNING, _WAITING)}
     return VllmPage(
-        counters=CounterPair(totals[_PROMPT], totals[_GENERATION]) if {_PROMPT, _GENERATION} <= found.keys() else None,
+        counters=CounterPair(totals[_PROMPT], totals[_GENERATION])
+        if {_PROMPT, _GENERATION} <= found.keys()
+        else None,
         running=totals[_RUNNING],
         waiting=totals[_WAITING],
         kv_usage=max((float(value) for value in found.get(_KV_USAGE, ()) if value > 0), default=0.0),

@@ -1,1 +1,3 @@
-"""The `taas` command. One module a noun; each speaks to the admin API and knows nothing else of the product."""
+"""The `taas` command. One module a noun; each speaks to the admin API and knows nothing else of the
+product.
+"""

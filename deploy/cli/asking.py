@@ -1,4 +1,6 @@
-"""Asking before something is done that is not easily undone. Nobody is asked where nobody can answer: then it takes `--yes`."""
+"""Asking before something is done that is not easily undone. Nobody is asked where nobody can answer: then
+it takes `--yes`.
+"""
 
 import sys
 from collections.abc import Callable

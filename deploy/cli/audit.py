@@ -10,8 +10,8 @@ from deploy.cli.output import json_option, print_json, print_table
 # Findings that say that something is not accounted for, or not as it was written down.
 _WRONG: Final = frozenset(
     {
-        "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete", "ledger_mispriced",
-        "totals_differ",
+        "residual", "request_unknown", "request_differs", "ledger_unbalanced", "ledger_incomplete",
+        "ledger_mispriced", "totals_differ",
     }
 )  # fmt: skip
 _IDS_SHOWN: Final = 3
@@ -23,8 +23,8 @@ _IDS_SHOWN: Final = 3
 def audit(context: click.Context, as_json: bool) -> None:
     """Compare what engines counted with what is billed, absorbed and open, in tokens.
 
-    The residual is what nobody accounts for; it should be 0, also while requests run. Pairs are prompt/generation. The exit status is 1
-    where there is a residual, or the ledger is not as it should be.
+    The residual is what nobody accounts for; it should be 0, also while requests run. Pairs are
+    prompt/generation. The exit status is 1 where there is a residual, or the ledger is not as it should be.
     """
     report = call("GET", "audit")
     if as_json:
@@ -38,7 +38,9 @@ def audit(context: click.Context, as_json: bool) -> None:
 def _print(report: dict[str, Any]) -> None:
     if report["instances"]:
         columns: Any = {"INSTANCE": "instance"}
-        columns |= {word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open", "residual")}
+        columns |= {
+            word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open", "residual")
+        }
         print_table(columns, report["instances"])
     else:
         click.echo("no instance has served anything yet")

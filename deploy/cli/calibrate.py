@@ -1,4 +1,6 @@
-"""`taas calibrate POOL`: load one idle instance of a pool, see what it can do, and have the admin API store that."""
+"""`taas calibrate POOL`: load one idle instance of a pool, see what it can do, and have the admin API
+store that.
+"""
 
 import asyncio
 import math
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from serving.calibration.measure import Calibration, Outcome, Plan
 
 _HISTORY: Final[Columns] = {
-    "CALIBRATION": "calibration", "POOL": "pool", "MODEL": "model", "UNITS/S": "capacity_units_per_second", "SEQUENCES": "sequences",
-    "WEIGHTS (IN/CACHED/OUT)": lambda row: _weights_word(row["weights"]), "ERROR": lambda row: _percent(row["error"]),
-    "HARDWARE": "hardware", "ENGINE": "engine_version", "CREATED (UTC)": "created",
+    "CALIBRATION": "calibration", "POOL": "pool", "MODEL": "model", "UNITS/S": "capacity_units_per_second",
+    "SEQUENCES": "sequences", "WEIGHTS (IN/CACHED/OUT)": lambda row: _weights_word(row["weights"]),
+    "ERROR": lambda row: _percent(row["error"]), "HARDWARE": "hardware", "ENGINE": "engine_version",
+    "CREATED (UTC)": "created",
 }  # fmt: skip
 # What an instance says of its load is a second old: one that has just become idle is waited for.
 _IDLE_WAIT_S: Final = 5.0
@@ -31,9 +34,15 @@ _IDLE_POLL_S: Final = 0.2
 
 @click.command()
 @click.argument("pool", required=False)
-@click.option("--instance", "instance_id", metavar="ID", help="Measure this one. Default: the first that is idle.")
 @click.option(
-    "--tpot-ms", type=click.IntRange(1, 3_600_000), default=100, show_default=True, help="Most time between two tokens."
+    "--instance", "instance_id", metavar="ID", help="Measure this one. Default: the first that is idle."
+)
+@click.option(
+    "--tpot-ms",
+    type=click.IntRange(1, 3_600_000),
+    default=100,
+    show_default=True,
+    help="Most time between two tokens.",
 )
 @click.option(
     "--ttft-ms",
@@ -50,11 +59,16 @@ _IDLE_POLL_S: Final = 0.2
     help="How long each step is counted.",
 )
 @click.option(
-    "--engine-key", help="The key that the engine asks for; better in TAAS_ENGINE_KEY. Default: as it is registered."
+    "--engine-key",
+    help="The key that the engine asks for; better in TAAS_ENGINE_KEY. Default: as it is registered.",
 )
-@click.option("--hardware", metavar="TEXT", help="What the engine runs on. Default: this machine, if it is here.")
 @click.option(
-    "--reweigh", is_flag=True, help="What is signed may count in units that buy over 10% more or less than now."
+    "--hardware", metavar="TEXT", help="What the engine runs on. Default: this machine, if it is here."
+)
+@click.option(
+    "--reweigh",
+    is_flag=True,
+    help="What is signed may count in units that buy over 10% more or less than now.",
 )
 @click.option("--history", is_flag=True, help="Measure nothing; list what was measured, of POOL or of all.")
 @click.option("--yes", is_flag=True, help="Do not ask before loading the instance.")
@@ -62,10 +76,11 @@ _IDLE_POLL_S: Final = 0.2
 def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **options: Any) -> None:
     """Measure what an instance of POOL can do, in work units per second; capacity is sold by that.
 
-    It loads one idle instance for a minute or two: find how many sequences keep the targets, run mixes of prompts that are long, cached, or short with
-    long answers, fit what each kind of token costs, and predict a mix that the fit has not seen, and prompts of up to half the context. Weights become
-    the model's, as a new version. Where contracts are signed, weights that differ by more than 10% are refused without --reweigh: the same units would
-    buy something else.
+    It loads one idle instance for a minute or two: it finds how many sequences keep the targets, runs
+    mixes of prompts that are long, cached, or short with long answers, fits what each kind of token
+    costs, and predicts a mix that the fit has not seen, and prompts of up to half the context. Weights
+    become the model's, as a new version. Where contracts are signed, weights that differ by more than 10%
+    are refused without --reweigh: the same units would buy something else.
 
     \b
     taas calibrate llama-70b
@@ -73,7 +88,12 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     taas calibrate --history
     """  # fmt: skip
     if history:
-        show(call_list("calibrations", query={"pool": pool}), as_json, _HISTORY, empty="nothing was measured yet")
+        show(
+            call_list("calibrations", query={"pool": pool}),
+            as_json,
+            _HISTORY,
+            empty="nothing was measured yet",
+        )
         return
     if pool is None:
         raise click.UsageError("which pool? `taas pool list` shows them.")
@@ -81,8 +101,8 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     hardware = find_hardware(instance["url"], options["hardware"])
     if not yes:
         click.confirm(
-            f"This loads {instance['instance']} at {instance['url']} for a minute or two; what tenants send there meanwhile is slow, and spoils it. Go on?",
-            abort=True, err=True,
+            f"This loads {instance['instance']} at {instance['url']} for a minute or two; what tenants send "
+            "there meanwhile is slow, and spoils it. Go on?", abort=True, err=True,
         )  # fmt: skip
     plan = _plan(instance, options)
     outcome = _measure(plan, instance)
@@ -100,7 +120,9 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
 
 
 def _choose(pool: str, instance_id: str | None) -> dict[str, Any]:
-    """An instance of the pool that works and has nothing to do, waiting a little for one. Raises ClickException."""
+    """An instance of the pool that works and has nothing to do, waiting a little for one. Raises
+    ClickException.
+    """
     ends_at = time.monotonic() + _IDLE_WAIT_S
     while True:
         members = _members(pool, instance_id)
@@ -165,12 +187,14 @@ def _measure(plan: "Plan", instance: dict[str, Any]) -> "Outcome":
         raise click.ClickException(str(exc)) from exc
     spent = outcome.spent
     body = {
-        "run": outcome.run, "model": instance["model"], "instance": instance["instance"], "epoch": instance["epoch"],
-        "prompt": spent.prompt, "cached": spent.cached, "output": spent.output, "started_ms": started_ms,
+        "run": outcome.run, "model": instance["model"], "instance": instance["instance"],
+        "epoch": instance["epoch"], "prompt": spent.prompt, "cached": spent.cached, "output": spent.output,
+        "started_ms": started_ms,
     }  # fmt: skip
     call("POST", "calibrations", "absorbed", body=body)
     note(
-        f"{spent.prompt:,} prompt and {spent.output:,} output tokens were produced for this, absorbed, billed to nobody"
+        f"{spent.prompt:,} prompt and {spent.output:,} output tokens were produced for this, absorbed, "
+        "billed to nobody"
     )
     if outcome.interrupted:
         raise click.Abort
@@ -178,7 +202,9 @@ def _measure(plan: "Plan", instance: dict[str, Any]) -> "Outcome":
 
 
 async def _until_stopped(measuring: Coroutine[Any, Any, "Outcome"]) -> "Outcome":
-    """Told to stop or left by its terminal it ends as it does on Ctrl-C: what it has cost is counted. Once; a second time changes nothing."""
+    """Told to stop or left by its terminal it ends as it does on Ctrl-C: what it has cost is counted.
+    Once; a second time changes nothing.
+    """
     task = asyncio.ensure_future(measuring)
     told: list[signal.Signals] = []
 
@@ -215,7 +241,11 @@ def _body(
         "steps": [
             *(_step(each, fit.error_of(each.done), held_back=False) for each in found.steps),
             _step(found.held_back, found.error, held_back=True),
-            *(_step(each, fit.error_of(each.done), held_back=True) for each in (found.long,) if each is not None),
+            *(
+                _step(each, fit.error_of(each.done), held_back=True)
+                for each in (found.long,)
+                if each is not None
+            ),
         ],
         "remarks": list(found.remarks),
     }
@@ -224,9 +254,10 @@ def _body(
 def _step(step: "Step", error: float, *, held_back: bool) -> dict[str, Any]:
     done = step.done
     return {
-        "mix": done.mix, "held_back": held_back, "sequences": step.sequences, "seconds": round(done.seconds, 3), "uncached": done.uncached,
-        "cached": done.cached, "output": done.output, "tpot_ms": _rounded(step.tpot_ms), "ttft_ms": _rounded(step.ttft_ms),
-        "error": round(error, 4),
+        "mix": done.mix, "held_back": held_back, "sequences": step.sequences, "seconds": round(done.seconds,
+        3), "uncached": done.uncached,
+        "cached": done.cached, "output": done.output, "tpot_ms": _rounded(step.tpot_ms),
+        "ttft_ms": _rounded(step.ttft_ms), "error": round(error, 4),
     }  # fmt: skip
 
 
@@ -236,8 +267,10 @@ def _rounded(value: float) -> float | None:
 
 def _print(stored: dict[str, Any]) -> None:
     mixes: Columns = {
-        "MIX": lambda row: f"{row['mix']} (not fitted)" if row["held_back"] and row["mix"] != "held back" else row["mix"],
-        "UNCACHED/S": lambda row: round(row["uncached"] / row["seconds"]), "CACHED/S": lambda row: round(row["cached"] / row["seconds"]),
+        "MIX": lambda row: f"{row['mix']} (not "
+                           "fitted)" if row["held_back"] and row["mix"] != "held back" else row["mix"],
+        "UNCACHED/S": lambda row: round(row["uncached"] / row["seconds"]),
+        "CACHED/S": lambda row: round(row["cached"] / row["seconds"]),
         "OUTPUT/S": lambda row: round(row["output"] / row["seconds"]),
         "MS A TOKEN": lambda row: _whole(row["tpot_ms"]), "MS TO FIRST": lambda row: _whole(row["ttft_ms"]),
         "FIT IS OFF BY": lambda row: f"{100 * row['error']:+.1f} %",
@@ -247,12 +280,15 @@ def _print(stored: dict[str, Any]) -> None:
     further = [f"; {_percent(str(abs(step['error'])))} on {step['mix']} tokens" for step in others]
     weights, capacity, error = stored["weights"], stored["capacity_units_per_second"], stored["error"]
     print_fields({
-        "pool": stored["pool"], "model": stored["model"], "instance": stored["instance"], "hardware": stored["hardware"],
-        "engine": stored["engine_version"],
-        "weights (in/cached/out)": f"{_weights_word(weights)}: a token written is the work of {weights['w_out_mu'] / weights['w_in_mu']:.1f} read, "
+        "pool": stored["pool"], "model": stored["model"], "instance": stored["instance"],
+        "hardware": stored["hardware"], "engine": stored["engine_version"],
+        "weights (in/cached/"
+        "out)": f"{_weights_word(weights)}: a token written is the work of "
+                f"{weights['w_out_mu'] / weights['w_in_mu']:.1f} read, "
         f"a cached one of {weights['w_cached_mu'] / weights['w_in_mu']:.2f}",
         "capacity": f"{float(capacity):,.0f} units per second and instance (1 unit = 1 uncached input token)",
-        "sequences": f"{stored['sequences']} at once keep {stored['tpot_target_ms']} ms a token and {stored['ttft_target_ms']} ms to the first (typical mix)",
+        "sequences": f"{stored['sequences']} at once keep {stored['tpot_target_ms']} ms a token and "
+                     f"{stored['ttft_target_ms']} ms to the first (typical mix)",
         "error": f"{_percent(error)} on the mix held back, which was not fitted{''.join(further)}",
     })  # fmt: skip
     for remark in stored["remarks"]:

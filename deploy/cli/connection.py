@@ -1,4 +1,5 @@
-"""The line to the admin API: finds its address and key, sends, and turns refusals into messages and exit codes.
+"""The line to the admin API: finds its address and key, sends, and turns refusals into messages and exit
+codes.
 
 Exit codes of `taas`: 0 done, 1 refused or not reached, 2 wrong usage.
 """
@@ -55,7 +56,8 @@ def find_address() -> Address:
     if "TAAS_ADMIN_KEY" in written and url == written.get("TAAS_ADMIN_URL"):
         return Address(url, written["TAAS_ADMIN_KEY"])
     raise click.ClickException(
-        f"no admin key for {url}: set TAAS_ADMIN_URL and TAAS_ADMIN_KEY, or start everything here with `taas up`, "
+        f"no admin key for {url}: set TAAS_ADMIN_URL and TAAS_ADMIN_KEY, or start everything here with "
+        "`taas up`, "
         f"which writes them to {path}."
     )
 
@@ -63,7 +65,9 @@ def find_address() -> Address:
 def call(
     method: str, *path: str, query: dict[str, Any] | None = None, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Send to `/admin/v1/PATH…` and return the JSON. Options that are None are left out. Raises ClickException."""
+    """Send to `/admin/v1/PATH…` and return the JSON. Options that are None are left out. Raises
+    ClickException.
+    """
     import httpx
 
     address = find_address()
@@ -79,7 +83,8 @@ def call(
         )
     except httpx.ConnectError as exc:
         raise click.ClickException(
-            f"billing does not answer at {address.url}. Start everything with `taas up`, or it alone with `taas billing`; "
+            f"billing does not answer at {address.url}. Start everything with `taas up`, or it alone with "
+            "`taas billing`; "
             "TAAS_ADMIN_URL names another place."
         ) from exc
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
@@ -97,7 +102,9 @@ def _idempotency_key(method: str) -> dict[str, str]:
 
 
 def _send(request: "httpx.Request") -> "httpx.Response":
-    """The answer. What may be sent twice is sent again where the answer was lost, or the first one is not done yet."""
+    """The answer. What may be sent twice is sent again where the answer was lost, or the first one is not
+    done yet.
+    """
     import httpx
 
     timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
@@ -143,7 +150,9 @@ def _refusal(status: int, content: bytes, url: str) -> Refused:
         error = _json(content, url)["error"]
         message, code = str(error["message"]), error.get("code")
     except (click.ClickException, KeyError, TypeError, AttributeError):
-        return Refused(f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?")
+        return Refused(
+            f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?"
+        )
     if status == 401:
         return Refused(f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?")
     return Refused(message, code)
@@ -155,7 +164,9 @@ def _json(content: bytes, url: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(content)
     except ValueError as exc:
-        raise click.ClickException(f"{url} does not answer as the admin API does: is TAAS_ADMIN_URL right?") from exc
+        raise click.ClickException(
+            f"{url} does not answer as the admin API does: is TAAS_ADMIN_URL right?"
+        ) from exc
     return answer
 
 
@@ -165,5 +176,9 @@ def _read_env(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
-    pairs = (line.removeprefix("export ").partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    pairs = (
+        line.removeprefix("export ").partition("=")
+        for line in lines
+        if "=" in line and not line.startswith("#")
+    )
     return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}

@@ -26,8 +26,9 @@ from deploy.cli.output import (
 )
 
 _COLUMNS: Columns = {
-    "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "STATE": "state", "UNITS/S NOW": number("units"), "FROM (UTC)": at("from"),
-    "ENDS (UTC)": at("ends"), "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
+    "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "STATE": "state",
+    "UNITS/S NOW": number("units"), "FROM (UTC)": at("from"), "ENDS (UTC)": at("ends"),
+    "OVERFLOW": "overflow", "STEPS": lambda row: len(row["steps"]),
 }  # fmt: skip
 _STEPS: Columns = {"FROM (UTC)": at("from"), "UNITS/S": number("units")}
 
@@ -60,11 +61,13 @@ def draft(as_json: bool, **said: Any) -> None:
 @yes_option
 @json_option
 def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **said: Any) -> None:
-    """Sign the draft CONTRACT, or a new one at once; shows it and asks. Refused unless it fits at every instant of its term.
+    """Sign the draft CONTRACT, or a new one at once; shows it and asks. Refused unless it fits at every
+    instant of its term.
 
     \b
     taas contract sign --tenant acme --pool llama-70b --units 500 --from now --until 3y --notice-days 90
-    taas contract sign --tenant acme --pool llama-70b --units 100 --ramp 2027-01-01:200 --ramp 2028-01-01:400 \\
+    taas contract sign --tenant acme --pool llama-70b --units 100 --ramp 2027-01-01:200 \\
+        --ramp 2028-01-01:400 \\
         --until 3y --min-term 12mo --notice-days 90 --overflow spill --spill-units 50
     taas contract sign con_0f3a…
     """
@@ -77,7 +80,9 @@ def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **sa
         _print(made, as_json)
         return
     if as_draft or any(value not in {None, ()} for value in said.values()):
-        raise click.UsageError("a draft is signed as it stands; give either CONTRACT or the terms of a new one.")
+        raise click.UsageError(
+            "a draft is signed as it stands; give either CONTRACT or the terms of a new one."
+        )
     require_answerable(yes=yes, as_json=as_json)
     if not yes:
         _print(call("GET", "contracts", contract_id), as_json=False)
@@ -111,7 +116,9 @@ def withdraw(contract_id: str, as_json: bool) -> None:
 )
 @limit_option
 @json_option
-def list_all(tenant: str | None, pool: str | None, state: str | None, limit: int | None, as_json: bool) -> None:
+def list_all(
+    tenant: str | None, pool: str | None, state: str | None, limit: int | None, as_json: bool
+) -> None:
     """List contracts, drafts and ended ones too."""
     answer = call_list("contracts", query={"tenant": tenant, "pool": pool, "state": state}, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no contracts; sign one with `taas contract sign`")
@@ -121,11 +128,15 @@ def list_all(tenant: str | None, pool: str | None, state: str | None, limit: int
 @click.argument("contract_id", metavar="CONTRACT")
 @json_option
 def show_one(contract_id: str, as_json: bool) -> None:
-    """Show CONTRACT: its terms, its ramp, where it stands, and when the units that it is in came to buy something else."""
+    """Show CONTRACT: its terms, its ramp, where it stands, and when the units that it is in came to buy
+    something else.
+    """
     _print(call("GET", "contracts", contract_id), as_json)
     if as_json:
         return
-    reweighed = [f"{each['at']} {_change(each)}" for each in _history(contract_id) if each["change"] == "reweighed"]
+    reweighed = [
+        f"{each['at']} {_change(each)}" for each in _history(contract_id) if each["change"] == "reweighed"
+    ]
     if reweighed:
         click.echo("\n" + "\n".join(reweighed))
 
@@ -136,7 +147,8 @@ def show_one(contract_id: str, as_json: bool) -> None:
 @yes_option
 @json_option
 def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
-    """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over. Shows when that is, and asks: it is not taken back.
+    """Give notice on CONTRACT, now: it ends when the notice and the minimum term are over. Shows when that
+    is, and asks: it is not taken back.
 
     \b
     taas contract notice con_0f3a… --by tenant
@@ -145,7 +157,8 @@ def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
     if not yes:
         plan = call("POST", "contracts", contract_id, "notice", body={"by": by, "dry_run": True})
         click.echo(
-            f"{plan['contract']} of {plan['tenant_name']} would end at {minute(plan['ends'])} (UTC), by notice of the {by}"
+            f"{plan['contract']} of {plan['tenant_name']} would end at {minute(plan['ends'])} (UTC), by "
+            f"notice of the {by}"
         )
         ask("give notice?", yes=yes)
     ended = call("POST", "contracts", contract_id, "notice", body={"by": by})
@@ -161,11 +174,11 @@ def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
 @yes_option
 @json_option
 def amend(contract_id: str, yes: bool, as_json: bool, **said: Any) -> None:
-    """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another burst, overflow or notice. One that lowers it is
-    shown and asked about.
+    """Change what both sides have agreed to change of CONTRACT: increase, decrease, extend, another burst,
+    overflow or notice. One that lowers it is shown and asked about.
 
-    From the given moment on it holds in place of all that was to follow of it; the past stays. Checked as signing is.
-    Notice cannot be amended once it has been given. Steps of the ramp that fall away are named.
+    From the given moment on it holds in place of all that was to follow of it; the past stays. Checked as
+    signing is. Notice cannot be amended once it has been given. Steps of the ramp that fall away are named.
 
     \b
     taas contract amend con_0f3a… --units 800 --from 2027-06-01
@@ -200,7 +213,8 @@ def history(contract_id: str, as_json: bool) -> None:
     columns: Columns = {
         "AT (UTC)": at("at"), "CHANGE": _change, "BY": "by", "STATE": lambda row: row["after"]["state"],
         "ENDS (UTC)": lambda row: minute(row["after"]["ends"]), "RAMP": lambda row: _ramp(row["after"]),
-        "OVERFLOW": lambda row: _over_time(row["after"], _overflow), "NOTICE": lambda row: _over_time(row["after"], _notice),
+        "OVERFLOW": lambda row: _over_time(row["after"], _overflow),
+        "NOTICE": lambda row: _over_time(row["after"], _notice),
     }  # fmt: skip
     show(call("GET", "contracts", contract_id, "history"), as_json, columns)
 
@@ -211,7 +225,9 @@ def _history(contract_id: str) -> list[dict[str, Any]]:
 
 
 def stood_before(change: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The contract as it stood before the last change of this kind. That need not be the last entry: what is signed from now on is active in a second."""
+    """The contract as it stood before the last change of this kind. That need not be the last entry: what
+    is signed from now on is active in a second.
+    """
     last = max(index for index, entry in enumerate(entries) if entry["change"] == change)
     before: Mapping[str, Any] = entries[last - 1]["after"]
     return before
@@ -221,7 +237,9 @@ def changed_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     """What signing or amending has done to the start and to the ramp besides what was asked for."""
     lines = []
     if after["from"] != before["from"]:
-        lines.append(f"it starts at {after['from']}, when it was signed: its start at {before['from']} had passed")
+        lines.append(
+            f"it starts at {after['from']}, when it was signed: its start at {before['from']} had passed"
+        )
     kept = {step["from"]: step["units"] for step in after["steps"]}
     gone = [step for step in before["steps"][1:] if kept.get(step["from"]) != step["units"]]
     if gone:
@@ -236,7 +254,9 @@ def lowered(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     for moment in sorted({step["from"] for each in (before, after) for step in each["steps"]}):
         was, becomes = _units_at(before, moment), _units_at(after, moment)
         if becomes < was:
-            lines.append(f"from {minute(moment)} on {rounded(becomes)} units per second in place of {rounded(was)}")
+            lines.append(
+                f"from {minute(moment)} on {rounded(becomes)} units per second in place of {rounded(was)}"
+            )
     if float(after["burst_seconds"]) < float(before["burst_seconds"]):
         lines.append(f"a burst of {after['burst_seconds']} s in place of {before['burst_seconds']} s")
     return lines
@@ -276,7 +296,10 @@ def _change(entry: Mapping[str, Any]) -> str:
     change, detail = str(entry["change"]), entry["detail"]
     if change != "reweighed" or detail is None:
         return change
-    return f"{change}, milliunits a token of {detail['model']}: {_weights(detail['from'])} → {_weights(detail['to'])} (in/cached/out)"
+    return (
+        f"{change}, milliunits a token of {detail['model']}: {_weights(detail['from'])} → "
+        f"{_weights(detail['to'])} (in/cached/out)"
+    )
 
 
 def _weights(weights: Mapping[str, int]) -> str:
@@ -293,7 +316,9 @@ def _overflow(clause: Mapping[str, Any]) -> str:
 
 
 def _notice(clause: Mapping[str, Any]) -> str:
-    return f"{clause['tenant_notice_days']} days by the tenant, {clause['operator_notice_days']} by the operator"
+    return (
+        f"{clause['tenant_notice_days']} days by the tenant, {clause['operator_notice_days']} by the operator"
+    )
 
 
 def _over_time(contract: Mapping[str, Any], word: Callable[[Mapping[str, Any]], str]) -> str:
@@ -312,14 +337,20 @@ def _print(contract: dict[str, Any], as_json: bool) -> None:
         print_json(contract)
         return
     noticed = (
-        None if contract["notice_by"] is None else f"{minute(contract['notice_given'])} by the {contract['notice_by']}"
+        None
+        if contract["notice_by"] is None
+        else f"{minute(contract['notice_given'])} by the {contract['notice_by']}"
     )
     print_fields({
-        "contract": contract["contract"], "tenant": contract["tenant_name"], "pool": contract["pool"], "state": contract["state"],
-        "units/s now": rounded(contract["units"]), "burst": _burst(contract), "from (UTC)": minute(contract["from"]),
-        "until (UTC)": minute(contract["until"]), "notice": _over_time(contract, _notice),
-        "no end before": None if contract["minimum_until"] == contract["from"] else minute(contract["minimum_until"]),
-        "notice given": noticed, "ends (UTC)": minute(contract["ends"]), "overflow": _over_time(contract, _overflow),
+        "contract": contract["contract"], "tenant": contract["tenant_name"], "pool": contract["pool"],
+        "state": contract["state"], "units/s now": rounded(contract["units"]), "burst": _burst(contract),
+        "from (UTC)": minute(contract["from"]), "until (UTC)": minute(contract["until"]),
+        "notice": _over_time(contract, _notice),
+        "no end before": None
+        if contract["minimum_until"] == contract["from"]
+        else minute(contract["minimum_until"]),
+        "notice given": noticed, "ends (UTC)": minute(contract["ends"]), "overflow": _over_time(contract,
+        _overflow),
         "headroom": "the pool's" if contract["headroom"] == "0" else percent(contract["headroom"]),
         "price": contract["price_reference"],
     })  # fmt: skip

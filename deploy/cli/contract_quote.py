@@ -13,20 +13,31 @@ from deploy.cli.output import Columns, at, json_option, minute, number, print_js
 _SHORT_MAX: Final = 5
 _FREE: Columns = {"FROM (UTC)": at("from"), "UNTIL (UTC)": at("until"), "FREE UNITS/S": number("units")}
 _UNIT: Final = (
-    "a unit is the work of one uncached input token; cached input takes less of it, output more, by the model's weights"
+    "a unit is the work of one uncached input token; cached input takes less of it, output more,"
+    " by the model's weights"
 )
 
 
 @click.command()
 @click.option("--pool", required=True, help="The pool.")
 @click.option(
-    "--units", type=UNITS, metavar="N", help="Would so many units per second fit, from when on and until when?"
+    "--units",
+    type=UNITS,
+    metavar="N",
+    help="Would so many units per second fit, from when on and until when?",
 )
 @click.option(
-    "--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="In place of --units: so many requests …"
+    "--requests-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="In place of --units: so many requests …",
 )
 @click.option(
-    "--input", "input_tokens", type=click.IntRange(min=0), metavar="TOKENS", help="… of so many input tokens each, …"
+    "--input",
+    "input_tokens",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="… of so many input tokens each, …",
 )
 @click.option(
     "--cached",
@@ -35,7 +46,11 @@ _UNIT: Final = (
     help="… of which such a part comes from the prefix cache, such as 50%, …",
 )
 @click.option(
-    "--output", "output_tokens", type=click.IntRange(min=0), metavar="TOKENS", help="… and so many output tokens."
+    "--output",
+    "output_tokens",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="… and so many output tokens.",
 )
 @click.option("--model", help="Whose weights count, where the pool has several models.")
 @click.option("--from", "since", metavar="WHEN", help="A date, `now`, or a span from now. Default: now.")
@@ -53,8 +68,8 @@ def quote(as_json: bool, **said: Any) -> None:
     """
     term = times(said["since"], said["until"])
     body = given(
-        pool=said["pool"], units=said["units"], load=_load(said), model=said["model"], until=term.until, headroom=said["headroom"],
-        burst_seconds=said["burst"], **{"from": term.starts},
+        pool=said["pool"], units=said["units"], load=_load(said), model=said["model"], until=term.until,
+        headroom=said["headroom"], burst_seconds=said["burst"], **{"from": term.starts},
     )  # fmt: skip
     answer = call("POST", "contracts", "quote", body=body)
     if as_json:
@@ -64,14 +79,20 @@ def quote(as_json: bool, **said: Any) -> None:
         click.echo(f"that takes {rounded(answer['units'])} units per second; {_UNIT}")
     if answer.get("fits", False) is None:
         click.echo(
-            f"pool {answer['pool']} has not been measured: how many fit is not known. `taas calibrate {answer['pool']}`"
+            f"pool {answer['pool']} has not been measured: how many fit is not known. `taas calibrate "
+            f"{answer['pool']}`"
         )
         return
-    click.echo(f"at most {rounded(answer['at_most'])} units per second fit {_period(answer['from'], answer['until'])}")
+    click.echo(
+        f"at most {rounded(answer['at_most'])} units per second fit "
+        f"{_period(answer['from'], answer['until'])}"
+    )
     if "units" in answer:
         for line in fit(answer):
             click.echo(line)
-    click.echo(f"burst: {rounded(answer['burst_units'])} units at once ({answer['burst_seconds']} s of the rate)")
+    click.echo(
+        f"burst: {rounded(answer['burst_units'])} units at once ({answer['burst_seconds']} s of the rate)"
+    )
     print_table(_FREE, answer["free"])
 
 
@@ -86,7 +107,8 @@ def _load(said: Mapping[str, Any]) -> dict[str, Any] | None:
     if said["input_tokens"] is None or said["output_tokens"] is None:
         raise click.UsageError("of what size? Give --input and --output, in tokens a request.")
     return given(
-        requests_per_minute=said["requests_per_minute"], input=said["input_tokens"], cached=said["cached"], output=said["output_tokens"]
+        requests_per_minute=said["requests_per_minute"], input=said["input_tokens"], cached=said["cached"],
+        output=said["output_tokens"]
     )  # fmt: skip
 
 
@@ -99,7 +121,8 @@ def fit(answer: Mapping[str, Any]) -> list[str]:
     lines = [f"{units} do not fit over all of that"]
     for span in answer["short"][:_SHORT_MAX]:
         lines.append(
-            f"{rounded(span['units'])} units per second more than is free, {_period(span['from'], span['until'])}"
+            f"{rounded(span['units'])} units per second more than is free, "
+            f"{_period(span['from'], span['until'])}"
         )
     if len(answer["short"]) > _SHORT_MAX:
         lines.append(f"and {len(answer['short']) - _SHORT_MAX} times more")
@@ -111,4 +134,8 @@ def fit(answer: Mapping[str, Any]) -> list[str]:
 
 
 def _period(since: str, until: str | None) -> str:
-    return f"from {minute(since)} on, for good" if until is None else f"from {minute(since)} until {minute(until)}"
+    return (
+        f"from {minute(since)} on, for good"
+        if until is None
+        else f"from {minute(since)} until {minute(until)}"
+    )

@@ -69,7 +69,9 @@ class _Burst(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
-        number, scale = (text.removesuffix("min"), 60) if text.endswith("min") else (text.removesuffix("s"), 1)
+        number, scale = (
+            (text.removesuffix("min"), 60) if text.endswith("min") else (text.removesuffix("s"), 1)
+        )
         try:
             seconds = Decimal(number) * scale
         except ArithmeticError:
@@ -84,7 +86,9 @@ class _RampStep(click.ParamType[tuple[str, str]]):
 
     name = "when:units"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
         if isinstance(value, tuple):
             return value
         when, colon, units = str(value).rpartition(":")
@@ -98,18 +102,20 @@ WHOLE_PART = _Part(whole=True)
 UNITS = _Units()
 burst_option = click.option(
     "--burst", type=_Burst(), metavar="SECONDS",
-    help="What may come at once: as much as the rate does in this time, such as 10s. Default: 1s. A longer one holds more of the pool: 10s ten "
+    help="What may come at once: as much as the rate does in this time, such as 10s. Default: 1s. A longer "
+         "one holds more of the pool: 10s ten "
     "times the rate.",
 )  # fmt: skip
 ramp_option = click.option(
-    "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS", help="From WHEN on so many units; again for each step."
+    "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS",
+    help="From WHEN on so many units; again for each step."
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """What was said of a term. `starts` None: now, by the server; then spans, which count from the start, are left to the server as well: a year is
-    a year, however long a request takes. Else all of it is resolved.
+    """What was said of a term. `starts` None: now, by the server; then spans, which count from the start, are
+    left to the server as well: a year is a year, however long a request takes. Else all of it is resolved.
     """
 
     starts: str | None
@@ -140,25 +146,34 @@ def times(
 
 
 def terms_options(command: Command) -> Command:
-    """All that a contract says, for commands that make one; none is required here, as one that exists needs none."""
+    """All that a contract says, for commands that make one; none is required here, as one that exists
+    needs none.
+    """
     options = [
         click.option("--tenant", help="Name or id of the tenant."),
         click.option("--pool", help="The pool that it is assigned capacity of."),
-        click.option("--units", type=UNITS, metavar="N", help="Work units per second, with at most three decimals."),
-        click.option("--from", "since", metavar="WHEN", help="Start: a date, `now`, or a span from now. Default: now."),
+        click.option("--units", type=UNITS, metavar="N",
+        help="Work units per second, with at most three decimals."),
+        click.option("--from", "since", metavar="WHEN",
+        help="Start: a date, `now`, or a span from now. Default: now."),
         click.option("--until", metavar="WHEN", help="End: a date, or a span from the start, such as 3y."),
         ramp_option,
-        click.option("--min-term", metavar="WHEN", help="No notice ends it before; a span from the start, such as 12mo."),
+        click.option("--min-term", metavar="WHEN",
+        help="No notice ends it before; a span from the start, such as 12mo."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
         click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant, where it differs."),
-        click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator, where it differs."),
+        click.option("--operator-notice-days", type=int, metavar="N",
+        help="Of the operator, where it differs."),
         click.option(
             "--overflow", type=click.Choice(["reject", "spill", "queue"]),
-            help="What is asked over it is refused, served on demand, or waits for its turn. Default: reject.",
+            help="What is asked over it is refused, served on demand, or waits for its turn. Default: "
+                 "reject.",
         ),
-        click.option("--spill-units", type=UNITS, metavar="N", help="At most so many units per second spill. Default: no cap."),
+        click.option("--spill-units", type=UNITS, metavar="N",
+        help="At most so many units per second spill. Default: no cap."),
         burst_option,
-        click.option("--headroom", type=PART, metavar="PART", help="Left free beside it, such as 10%; the pool's holds at least."),
+        click.option("--headroom", type=PART, metavar="PART",
+        help="Left free beside it, such as 10%; the pool's holds at least."),
         click.option("--price-reference", metavar="TEXT", help="Where its price is agreed."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -170,12 +185,16 @@ def amendment_options(command: Command) -> Command:
     """What can be agreed anew."""
     options = [
         click.option("--units", type=UNITS, metavar="N", help="The new work units per second."),
-        click.option("--from", "since", metavar="WHEN", help="From when on: a date, `now`, or a span from now. Default: now."),
+        click.option("--from", "since", metavar="WHEN",
+        help="From when on: a date, `now`, or a span from now. Default: now."),
         ramp_option,
-        click.option("--until", metavar="WHEN", help="A later end: a date, or a span from --from, else from now."),
+        click.option("--until", metavar="WHEN",
+        help="A later end: a date, or a span from --from, else from now."),
         burst_option,
-        click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]), help="What becomes of what is asked over it from then on."),
-        click.option("--spill-units", type=_Units(none=True), metavar="N|none", help="At most so many units per second spill; `none`: no cap any more."),
+        click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]),
+        help="What becomes of what is asked over it from then on."),
+        click.option("--spill-units", type=_Units(none=True), metavar="N|none",
+        help="At most so many units per second spill; `none`: no cap any more."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
         click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant."),
         click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator."),
@@ -191,14 +210,18 @@ def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
     from_then = [name for name in plain if said[name] is not None]
     if not from_then and not said["ramp"] and said["until"] is None and said["burst"] is None:
         raise click.UsageError(
-            "nothing to amend: give --units, --ramp, --until, --burst, --overflow, --spill-units or --notice-days."
+            "nothing to amend: give --units, --ramp, --until, --burst, --overflow, --spill-units or "
+            "--notice-days."
         )
     if not from_then and said["since"] is not None:
         raise click.UsageError(
-            "from then on what? Give --units, --overflow, --spill-units or --notice-days; a later end alone takes no --from."
+            "from then on what? Give --units, --overflow, --spill-units or --notice-days; a later end alone "
+            "takes no --from."
         )
     term = times(said["since"], said["until"], None, said["ramp"])
-    body = given(**{name: said[name] for name in from_then}, until=term.until, ramp=term.ramp, **{"from": term.starts})
+    body = given(
+        **{name: said[name] for name in from_then}, until=term.until, ramp=term.ramp, **{"from": term.starts}
+    )
     if said["burst"] is not None:
         body["burst_seconds"] = said["burst"]
     if said["spill_units"] == "none":
@@ -217,7 +240,15 @@ def body_of(said: dict[str, Any], *, draft: bool) -> dict[str, Any]:
     if said["notice_days"] is None and not both:
         raise click.UsageError("within how many days may each side end it? Give --notice-days.")
     term = times(said["since"], said["until"], said["min_term"], said["ramp"])
-    plain = ("tenant", "pool", "units", "notice_days", "tenant_notice_days", "operator_notice_days", "overflow")
+    plain = (
+        "tenant",
+        "pool",
+        "units",
+        "notice_days",
+        "tenant_notice_days",
+        "operator_notice_days",
+        "overflow",
+    )
     rest = ("spill_units", "headroom", "price_reference")
     return given(
         **{name: said[name] for name in (*plain, *rest)},

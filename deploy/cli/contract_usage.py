@@ -20,13 +20,19 @@ _SHORT: Final = ("shortfall", "missing")
 @click.option("--sum", "summed", is_flag=True, help="One line a contract.")
 @json_option
 def usage(
-    contract_id: str | None, tenant: str | None, since: str | None, until: str | None, summed: bool, as_json: bool
+    contract_id: str | None,
+    tenant: str | None,
+    since: str | None,
+    until: str | None,
+    summed: bool,
+    as_json: bool,
 ) -> None:
     """Show what was assigned, used, lent, borrowed, refused and short, in work units, a line a minute.
 
-    refused: requests over the contract. limited: requests that the contract had room for and that a limit of the tenant or its key refused, by the
-    limit. lent: what the owner left idle and others used. borrowed: the owner's work beyond its contract, on-demand. shortfall: what a reclaim
-    cut and what was missing. missing: what the ready machines of the pool could not have done.
+    refused: requests over the contract. limited: requests that the contract had room for and that a limit of
+    the tenant or its key refused, by the limit. lent: what the owner left idle and others used. borrowed: the
+    owner's work beyond its contract, on-demand. shortfall: what a reclaim cut and what was missing. missing:
+    what the ready machines of the pool could not have done.
 
     \b
     taas contract usage con_0f3a…

@@ -1,5 +1,5 @@
-"""How `taas calibrate` reaches an engine: its key, and what machine it is on. The admin API shows nobody an engine's key, so it is the operator's to
-give, or read from the registry by who may read Redis anyway.
+"""How `taas calibrate` reaches an engine: its key, and what machine it is on. The admin API shows nobody an
+engine's key, so it is the operator's to give, or read from the registry by who may read Redis anyway.
 """
 
 import asyncio
@@ -21,7 +21,9 @@ _LOOK_S: Final = 10.0
 
 
 def find_key(instance: str, given: str | None) -> str | None:
-    """What was given, else what the registry says; None: the engine asks for none. Raises ClickException when that cannot be known."""
+    """What was given, else what the registry says; None: the engine asks for none. Raises ClickException
+    when that cannot be known.
+    """
     from billing.wire.instance_entry import InstanceEntry
     from billing.wire.redis_address import RedisAddressError, parse_redis_url
     from deploy.cli.settings import CliSettings
@@ -34,7 +36,8 @@ def find_key(instance: str, given: str | None) -> str | None:
     url = _redis_url(settings)
     if url is None:
         raise click.ClickException(
-            f"the engine's key is needed: give it in TAAS_ENGINE_KEY, or set TAAS_REDIS_URL, where {instance} is registered with it."
+            "the engine's key is needed: give it in TAAS_ENGINE_KEY, or set TAAS_REDIS_URL, where "
+            f"{instance} is registered with it."
         )
 
     async def read() -> InstanceEntry | None:
@@ -49,21 +52,27 @@ def find_key(instance: str, given: str | None) -> str | None:
         raise click.ClickException(f"TAAS_REDIS_URL: {exc}") from exc
     except (redis.exceptions.RedisError, OSError, ValueError) as exc:
         raise click.ClickException(
-            f"Redis does not tell the engine's key ({type(exc).__name__}): correct TAAS_REDIS_URL, or give the key in TAAS_ENGINE_KEY."
+            f"Redis does not tell the engine's key ({type(exc).__name__}): correct TAAS_REDIS_URL, or give "
+            "the key in TAAS_ENGINE_KEY."
         ) from exc
     if entry is None:
         raise click.ClickException(
-            f"this Redis does not know {instance}: TAAS_REDIS_URL is that of another installation, or it has just gone."
+            f"this Redis does not know {instance}: TAAS_REDIS_URL is that of another installation, or it "
+            "has just gone."
         )
     return entry.key
 
 
 def find_hardware(url: str, given: str | None) -> str:
-    """What was given, else what this machine is, if the engine is on it. Raises UsageError for an engine elsewhere."""
+    """What was given, else what this machine is, if the engine is on it. Raises UsageError for an engine
+    elsewhere.
+    """
     if given:
         return given
     if urlsplit(url).hostname not in _LOOPBACK:
-        raise click.UsageError("the engine is on another machine: say what it is, such as --hardware '1 x H100 80GB'.")
+        raise click.UsageError(
+            "the engine is on another machine: say what it is, such as --hardware '1 x H100 80GB'."
+        )
     return _gpus() or _cpu()
 
 

@@ -8,8 +8,8 @@ from deploy.cli.output import Columns, json_option, limit_option, print_json, sh
 _COLUMNS: Columns = {
     "INSTANCE": "instance", "MODEL": "model", "POOL": "pool",
     "STATUS": lambda row: "removed" if row["removed"] else row["status"], "ADDED": "added", "URL": "url",
-    "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"], "STOPS BY ID": "abort",
-    "BY PRIORITY": "priority",
+    "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"],
+    "STOPS BY ID": "abort", "BY PRIORITY": "priority",
 }  # fmt: skip
 
 
@@ -23,11 +23,19 @@ def instance() -> None:
 @click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000.")
 @click.option("--key", "engine_key", help="The API key that it asks for; better in TAAS_ENGINE_KEY.")
 @click.option("--instance", "instance_id", metavar="ID", help="Its id. Default: a random one.")
-@click.option("--priority", is_flag=True, help="It schedules by priority (vLLM: --scheduling-policy priority).")
+@click.option(
+    "--priority", is_flag=True, help="It schedules by priority (vLLM: --scheduling-policy priority)."
+)
 @click.option("--force", is_flag=True, help="Add it though it does not answer as it should.")
 @json_option
 def add(
-    model: str, url: str, engine_key: str | None, instance_id: str | None, priority: bool, force: bool, as_json: bool
+    model: str,
+    url: str,
+    engine_key: str | None,
+    instance_id: str | None,
+    priority: bool,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Add an engine that runs already: any server with OpenAI's API. It is looked at first.
 
@@ -66,7 +74,9 @@ def list_all(limit: int | None, as_json: bool) -> None:
 @click.argument("instance_id")
 @json_option
 def remove(instance_id: str, as_json: bool) -> None:
-    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine is left as it is; the id can be added again."""
+    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine is left as it is; the
+    id can be added again.
+    """
     gone = call("DELETE", "instances", instance_id)
     if as_json:
         print_json(gone)

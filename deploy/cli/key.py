@@ -9,13 +9,18 @@ from deploy.cli.moments import AHEAD, ahead, seconds
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_fields, print_json, show
 
 _models = click.option(
-    "--model", "models", multiple=True, metavar="MODEL", help="It may ask for this model only; repeat it for more."
+    "--model",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    help="It may ask for this model only; repeat it for more.",
 )
 
 _COLUMNS: Columns = {
-    "KEY ID": "key_id", "KEY": "display", "NAME": "name", "TENANT": "tenant_name", "PROJECT": "project_name", "STATUS": "status",
-    "MODELS": lambda row: ", ".join(row["models"]) if row["models"] else "all",
-    "EXPIRES (UTC)": moment("expires_at_ms"), "LAST USED (UTC)": moment("last_used_ms"), "CREATED (UTC)": moment("created_ms"),
+    "KEY ID": "key_id", "KEY": "display", "NAME": "name", "TENANT": "tenant_name", "PROJECT": "project_name",
+    "STATUS": "status", "MODELS": lambda row: ", ".join(row["models"]) if row["models"] else "all",
+    "EXPIRES (UTC)": moment("expires_at_ms"), "LAST USED (UTC)": moment("last_used_ms"),
+    "CREATED (UTC)": moment("created_ms"),
 }  # fmt: skip
 
 
@@ -78,7 +83,12 @@ def show_one(key_id: str, as_json: bool) -> None:
 @click.option("--any-model", is_flag=True, help="It may ask for all models of its tenant again.")
 @json_option
 def set_fields(
-    key_id: str, name: str | None, expires: str | None, models: tuple[str, ...], any_model: bool, as_json: bool
+    key_id: str,
+    name: str | None,
+    expires: str | None,
+    models: tuple[str, ...],
+    any_model: bool,
+    as_json: bool,
 ) -> None:
     """Change the name, the expiry or the models of the key KEY_ID; what is not given stays.
 
@@ -108,7 +118,8 @@ def set_fields(
 )
 @json_option
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
-    """Make a new key in place of KEY_ID, with all that it may and its limits. The new one is shown now and never again.
+    """Make a new key in place of KEY_ID, with all that it may and its limits. The new one is shown now and
+    never again.
 
     \b
     taas key rotate key_0f3a… --overlap 24h
@@ -116,7 +127,9 @@ def rotate(key_id: str, overlap: str, as_json: bool) -> None:
     made = call("POST", "keys", key_id, "rotate", body={"overlap_seconds": seconds(overlap, "--overlap")})
     _print_made(made, as_json)
     if not as_json:
-        click.echo(f"{made['old']['key_id']} works until {moment('expires_at_ms')(made['old'])} (UTC).", err=True)
+        click.echo(
+            f"{made['old']['key_id']} works until {moment('expires_at_ms')(made['old'])} (UTC).", err=True
+        )
 
 
 @key.command()
@@ -134,7 +147,8 @@ def revoke(key_id: str, as_json: bool) -> None:
 def _print_made(made: dict[str, Any], as_json: bool) -> None:
     if made["key"] is None:
         raise click.ClickException(
-            f"{made['key_id']} was made, but the answer that showed the key was lost on its way. It is not shown again: "
+            f"{made['key_id']} was made, but the answer that showed the key was lost on its way. It is not "
+            "shown again: "
             f"`taas key revoke {made['key_id']}`, and make another."
         )
     if as_json:
@@ -142,7 +156,8 @@ def _print_made(made: dict[str, Any], as_json: bool) -> None:
         return
     click.echo(made["key"])
     click.echo(
-        f"{made['key_id']} of {made['tenant_name']}/{made['project_name']}. Keep the key: it is not shown again.",
+        f"{made['key_id']} of {made['tenant_name']}/{made['project_name']}. Keep the key: it is not shown "
+        "again.",
         err=True,
     )
 
@@ -152,8 +167,9 @@ def _print(key: dict[str, Any], as_json: bool) -> None:
         print_json(key)
         return
     print_fields({
-        "key": key["key_id"], "ends in": key["display"], "name": key["name"], "tenant": key["tenant_name"], "project": key["project_name"],
-        "status": key["status"], "models": "all of its tenant" if key["models"] is None else key["models"],
-        "expires (UTC)": moment("expires_at_ms")(key) or "never", "last used (UTC)": moment("last_used_ms")(key) or "never",
-        "created (UTC)": moment("created_ms")(key),
+        "key": key["key_id"], "ends in": key["display"], "name": key["name"], "tenant": key["tenant_name"],
+        "project": key["project_name"], "status": key["status"],
+        "models": "all of its tenant" if key["models"] is None else key["models"],
+        "expires (UTC)": moment("expires_at_ms")(key) or "never",
+        "last used (UTC)": moment("last_used_ms")(key) or "never", "created (UTC)": moment("created_ms")(key),
     })  # fmt: skip

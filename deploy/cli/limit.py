@@ -43,7 +43,9 @@ def _amounts(command: Callable[..., None]) -> Callable[..., None]:
     """An option for each limit that there is."""
     for each in reversed(FIELDS):
         words = each.words[0].upper() + each.words[1:]
-        command = click.option(_option(each.name), type=_Count(), metavar="N", help=f"{words}: N, or none.")(command)
+        command = click.option(_option(each.name), type=_Count(), metavar="N", help=f"{words}: N, or none.")(
+            command
+        )
     return command
 
 
@@ -65,11 +67,11 @@ def set_limit(
     as_json: bool,
     **amounts: int | str | None,
 ) -> None:
-    """Set limits; what is not given stays. A tenant may use up to the whole allowance of a minute or a day at once; it comes
-    back evenly over that time.
+    """Set limits; what is not given stays. A tenant may use up to the whole allowance of a minute or a day at
+    once; it comes back evenly over that time.
 
-    What a contract takes counts for no limit of units or tokens: the contract is its own limit. Requests and concurrency
-    count it. Tokens are prompt and output, cached ones included.
+    What a contract takes counts for no limit of units or tokens: the contract is its own limit. Requests and
+    concurrency count it. Tokens are prompt and output, cached ones included.
 
     \b
     taas limit set --tenant acme --requests-per-minute 60 --units-per-minute 100000

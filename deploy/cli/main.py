@@ -1,4 +1,6 @@
-"""The `taas` command: its groups and commands by name, each loaded when it is asked for, so that `taas --help` is there at once."""
+"""The `taas` command: its groups and commands by name, each loaded when it is asked for, so that `taas
+--help` is there at once.
+"""
 
 import importlib
 from typing import Final
@@ -44,7 +46,9 @@ class _Commands(click.Group):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="taas", prog_name="taas")
 def main() -> None:
     """Token-as-a-service: tenants, models and instances, capacity and contracts, limits, prices, usage.
@@ -57,6 +61,6 @@ def main() -> None:
     taas usage --tenant acme --by model,hour       tokens and money
     taas audit                                     is every token accounted for?
 
-    Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has left them in
-    .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage.
+    Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has
+    left them in .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage.
     """

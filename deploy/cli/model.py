@@ -34,14 +34,16 @@ def _for_sale(row: Row) -> str:
 def _warn_unpriced(entry: Row) -> None:
     if _for_sale(entry) == "no: no price":
         click.echo(
-            f"warning: {entry['name']} has no price: external tenants do not know of it. `taas price set --model {entry['name']} …` sells it, "
+            f"warning: {entry['name']} has no price: external tenants do not know of it. `taas price set "
+            f"--model {entry['name']} …` sells it, "
             "`--free` gives it away",
             err=True,
         )
 
 
 _COLUMNS: Columns = {
-    "NAME": "name", "STATUS": "status", "FOR SALE": _for_sale, "VISIBLE TO": _visible, "ROUTES": "routes", "CONTEXT": "context_tokens", "POOL": "pool",
+    "NAME": "name", "STATUS": "status", "FOR SALE": _for_sale, "VISIBLE TO": _visible, "ROUTES": "routes",
+    "CONTEXT": "context_tokens", "POOL": "pool",
     "WEIGHTS (IN/CACHED/OUT)": lambda row: _weights_word(row["weights"]),
 }  # fmt: skip
 
@@ -64,7 +66,11 @@ def _shared(command: Command) -> Command:
     """Options that `add` and `set` have in common."""
     options = (
         click.option(
-            "--context", "context_tokens", type=int, metavar="TOKENS", help="The longest prompt and answer together."
+            "--context",
+            "context_tokens",
+            type=int,
+            metavar="TOKENS",
+            help="The longest prompt and answer together.",
         ),
         click.option("--visible", type=click.Choice(["everyone", "internal"]), help="Who may see it."),
         click.option(
@@ -82,10 +88,17 @@ def _shared(command: Command) -> Command:
             help="Offered on this route; repeat it for more.",
         ),
         click.option("--engine-model", metavar="NAME", help="The name under which its engines serve it."),
-        click.option("--vocabulary", "vocabulary_tokens", type=int, metavar="TOKENS", help="Size of its vocabulary."),
-        click.option("--default-max-tokens", type=int, metavar="TOKENS", help="For requests that do not say."),
         click.option(
-            "--weights", type=_Weights(), metavar="IN,CACHED,OUT", help="Milliunits of work per token: 1000,100,4000."
+            "--vocabulary", "vocabulary_tokens", type=int, metavar="TOKENS", help="Size of its vocabulary."
+        ),
+        click.option(
+            "--default-max-tokens", type=int, metavar="TOKENS", help="For requests that do not say."
+        ),
+        click.option(
+            "--weights",
+            type=_Weights(),
+            metavar="IN,CACHED,OUT",
+            help="Milliunits of work per token: 1000,100,4000.",
         ),
         click.option(
             "--allow-template-kwarg",
@@ -158,9 +171,13 @@ def show_one(name: str, as_json: bool) -> None:
 
 @model.command("set")
 @click.argument("name")
-@click.option("--status", type=click.Choice(["active", "retired"]), help="Requests for a retired model get 404.")
 @click.option(
-    "--reweigh", is_flag=True, help="What is signed may count in units that buy over 10% more or less than now."
+    "--status", type=click.Choice(["active", "retired"]), help="Requests for a retired model get 404."
+)
+@click.option(
+    "--reweigh",
+    is_flag=True,
+    help="What is signed may count in units that buy over 10% more or less than now.",
 )
 @_shared
 def set_fields(name: str, status: str | None, reweigh: bool, as_json: bool, **fields: Any) -> None:
@@ -198,12 +215,13 @@ def _print(entry: dict[str, Any], as_json: bool) -> None:
         print_json(entry)
         return
     print_fields({
-        "name": entry["name"], "status": entry["status"], "for sale": _for_sale(entry), "visible to": _visible(entry), "routes": entry["routes"],
-        "engine's name": entry["engine_model"], "context": entry["context_tokens"], "vocabulary": entry["vocabulary_tokens"],
-        "max tokens by default": entry["default_max_tokens"], "weights (in/cached/out)": _weights_word(entry["weights"]),
+        "name": entry["name"], "status": entry["status"], "for sale": _for_sale(entry),
+        "visible to": _visible(entry), "routes": entry["routes"], "engine's name": entry["engine_model"],
+        "context": entry["context_tokens"], "vocabulary": entry["vocabulary_tokens"],
+        "max tokens by default": entry["default_max_tokens"],
+        "weights (in/cached/out)": _weights_word(entry["weights"]),
         "template kwargs": entry["chat_template_kwargs"], "pool": entry["pool"], "cell": entry["cell"],
-        "largest body (bytes)": entry["max_body_bytes"],
-        "created (UTC)": moment("created_ms")(entry),
+        "largest body (bytes)": entry["max_body_bytes"], "created (UTC)": moment("created_ms")(entry),
     })  # fmt: skip
 
 

@@ -1,6 +1,8 @@
-"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 20s, 30min, 90d, 6mo or 3y. Knows no noun.
+"""Moments and spans as people type them: RFC 3339, dates, `now`, and spans such as 20s, 30min, 90d, 6mo or
+3y. Knows no noun.
 
-One way everywhere: `+7d` is seven days from another moment; where what is asked for has been, `7d` counts back from now.
+One way everywhere: `+7d` is seven days from another moment; where what is asked for has been, `7d` counts
+back from now.
 """
 
 from datetime import UTC, datetime
@@ -9,7 +11,8 @@ from typing import Final
 import click
 
 FORMS: Final = (
-    "a date such as 2026-01-31 or 2026-01-31T12:00:00Z, `now`, or a span such as 20s, 30min, 12h, 30d, 6mo, 3y"
+    "a date such as 2026-01-31 or 2026-01-31T12:00:00Z, `now`, or a span such as 20s, 30min, "
+    "12h, 30d, 6mo, 3y"
 )
 # For help texts.
 AHEAD: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span from now such as 30d"
@@ -17,7 +20,9 @@ BACK: Final = "2026-01-31, 2026-01-31T12:00:00Z, `now`, or a span back from now 
 
 
 def resolve(text: str, *, now: datetime, anchor: datetime, option: str) -> datetime:
-    """The moment that the text means, in UTC; a span counts from the anchor, by the calendar. Raises BadParameter."""
+    """The moment that the text means, in UTC; a span counts from the anchor, by the calendar. Raises
+    BadParameter.
+    """
     from billing.contracts.spans import after
 
     if text == "now":
@@ -53,7 +58,9 @@ def back(text: str | None, option: str) -> str | None:
 def seconds(text: str, option: str) -> int:
     """A span's length, from now on. Raises BadParameter for what is none."""
     if not is_span(text):
-        raise click.BadParameter(f"{text!r} is no span. Give one such as 20s, 30min, 24h, 30d.", param_hint=option)
+        raise click.BadParameter(
+            f"{text!r} is no span. Give one such as 20s, 30min, 24h, 30d.", param_hint=option
+        )
     now = datetime.now(UTC)
     return int((resolve(text, now=now, anchor=now, option=option) - now).total_seconds())
 

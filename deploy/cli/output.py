@@ -15,7 +15,9 @@ Row = Mapping[str, Any]
 # Heading → what to show of a row: the name of a field, or a function of the row.
 Columns = Mapping[str, str | Callable[[Row], Any]]
 
-limit_option = click.option("--limit", type=click.IntRange(1), help="At most so many; all of them without it.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(1), help="At most so many; all of them without it."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -44,7 +46,9 @@ def as_rows(fields: Mapping[str, Any]) -> list[Row]:
     return [{"name": name, "value": value} for name, value in fields.items()]
 
 
-def print_table(columns: Columns, rows: Iterable[Row], *, headings: bool = True, footer: Sequence[str] = ()) -> None:
+def print_table(
+    columns: Columns, rows: Iterable[Row], *, headings: bool = True, footer: Sequence[str] = ()
+) -> None:
     """Numbers to the right, all else to the left; what is null is `-`."""
     from rich.console import Console
     from rich.table import Table
@@ -79,7 +83,9 @@ def moment(field: str) -> Callable[[Row], str | None]:
 
     def shown(row: Row) -> str | None:
         at_ms = row[field]
-        return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return (
+            None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        )
 
     return shown
 

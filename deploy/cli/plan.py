@@ -21,7 +21,8 @@ _USES: Final = ("external", "internal", "research", "recsys", "idle")
 )
 @json_option
 def plan(pool: str | None, quarters: int, as_json: bool) -> None:
-    """Which machines are for what, and what of them is signed and free: per quarter, and at each change inside one.
+    """Which machines are for what, and what of them is signed and free: per quarter, and at each change
+    inside one.
 
     \b
     taas plan --pool llama-70b --quarters 8
@@ -47,15 +48,17 @@ def _print_pool(pool: Mapping[str, Any]) -> None:
     uses = sorted({use for period in periods for use in period["machines"]}, key=_USES.index)
     columns: Columns = {
         "QUARTER": "quarter", "FROM (UTC)": at("from"), "UNTIL (UTC)": at("until"),
-        **{use.upper(): _machines_for(use) for use in uses},
-        "MAY BE SOLD, UNITS/S": number("capacity"), "SOLD": number("signed"), "FREE": number("free"), "SHORT": number("short"),
+        **{use.upper(): _machines_for(use) for use in uses}, "MAY BE SOLD, UNITS/S": number("capacity"),
+        "SOLD": number("signed"), "FREE": number("free"), "SHORT": number("short"),
     }  # fmt: skip
     print_table(columns, periods)
     if pool["instances"]:
         click.echo()
         for line in chart(periods):
             click.echo(line)
-        click.echo("  ".join(f"{click.style(mark, fg=colour)} {what}" for what, (mark, colour) in _SOLD.items()))
+        click.echo(
+            "  ".join(f"{click.style(mark, fg=colour)} {what}" for what, (mark, colour) in _SOLD.items())
+        )
 
 
 def _machines_for(use: str) -> Callable[[Row], int]:
@@ -63,19 +66,23 @@ def _machines_for(use: str) -> Callable[[Row], int]:
 
 
 def chart(periods: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each period: what of its units may be sold, is sold, and is sold and not there; all bars by the same scale."""
+    """A line for each period: what of its units may be sold, is sold, and is sold and not there; all bars
+    by the same scale.
+    """
     widest = max((max(_figure(period, "capacity"), _sold(period)) for period in periods), default=0.0)
     lines = []
     for period in periods:
         capacity, sold = _figure(period, "capacity"), _sold(period)
         ends = [
-            round(each / widest * _BAR_CHARS) if widest else 0 for each in (min(sold, capacity), max(sold, capacity))
+            round(each / widest * _BAR_CHARS) if widest else 0
+            for each in (min(sold, capacity), max(sold, capacity))
         ]
         rest = "free" if capacity >= sold else "short"
         bar = click.style(_SOLD["sold"][0] * ends[0], fg=_SOLD["sold"][1])
         bar += click.style(_SOLD[rest][0] * (ends[1] - ends[0]), fg=_SOLD[rest][1])
         lines.append(
-            f"{period['quarter']} {minute(period['from'])} {bar}{' ' * (_BAR_CHARS - ends[1])} {_said(capacity, sold)}"
+            f"{period['quarter']} {minute(period['from'])} {bar}{' ' * (_BAR_CHARS - ends[1])} "
+            f"{_said(capacity, sold)}"
         )
     return lines
 

@@ -32,9 +32,15 @@ def pool() -> None:
 def list_all(limit: int | None, as_json: bool) -> None:
     """List pools, with what serves in them now."""
     columns: Columns = {
-        "POOL": "pool", "MODELS": "models", "INSTANCES": "instances", "READY": "ready", "RUNNING": "running", "WAITING": "waiting",
+        "POOL": "pool", "MODELS": "models", "INSTANCES": "instances", "READY": "ready", "RUNNING": "running",
+        "WAITING": "waiting",
     }  # fmt: skip
-    show(call_list("pools", limit=limit), as_json, columns, empty="no pools; a model brings one: `taas model add`")
+    show(
+        call_list("pools", limit=limit),
+        as_json,
+        columns,
+        empty="no pools; a model brings one: `taas model add`",
+    )
 
 
 @pool.command("show")
@@ -48,12 +54,17 @@ def show_one(name: str, as_json: bool) -> None:
 @pool.command("set")
 @click.argument("name", metavar="POOL")
 @click.option(
-    "--instances", type=click.IntRange(min=0), metavar="N", help="Total machines, including those in other use."
+    "--instances",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Total machines, including those in other use.",
 )
 @click.option("--headroom", type=PART, metavar="PART", help="What is never sold, such as 10%.")
 @click.option("--set-aside", metavar="UNITS", help="Units per second that the operator keeps for itself.")
 @json_option
-def set_fields(name: str, instances: int | None, headroom: str | None, set_aside: str | None, as_json: bool) -> None:
+def set_fields(
+    name: str, instances: int | None, headroom: str | None, set_aside: str | None, as_json: bool
+) -> None:
     """Set how much of POOL may be sold. Refused where it would break what is signed.
 
     \b
@@ -75,10 +86,13 @@ def _print(pool: dict[str, Any], as_json: bool) -> None:
         return
     measured = pool["units_per_instance"]
     print_fields({
-        "pool": pool["pool"], "instances": pool["instances"], "ready": pool["ready"], "taken for other uses": pool["taken"],
-        "units/s an instance": "not measured: taas calibrate " + pool["pool"] if measured is None else rounded(measured),
-        "headroom": percent(pool["headroom"]), "set aside, units/s": rounded(pool["set_aside"]), "may be sold, units/s": rounded(pool["capacity"]),
-        "sold, units/s": rounded(pool["reserved"]), "free, units/s": rounded(pool["free"]), "contracts, signed or active": pool["contracts"],
+        "pool": pool["pool"], "instances": pool["instances"], "ready": pool["ready"],
+        "taken for other uses": pool["taken"],
+        "units/s an instance": "not measured: taas "
+                               "calibrate " + pool["pool"] if measured is None else rounded(measured),
+        "headroom": percent(pool["headroom"]), "set aside, units/s": rounded(pool["set_aside"]),
+        "may be sold, units/s": rounded(pool["capacity"]), "sold, units/s": rounded(pool["reserved"]),
+        "free, units/s": rounded(pool["free"]), "contracts, signed or active": pool["contracts"],
     })  # fmt: skip
     if pool["shortfalls"]:
         click.echo("\nmore is signed than there is:")

@@ -10,12 +10,13 @@ from deploy.cli.moments import AHEAD, BACK, ahead, back
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 
 _COLUMNS: Columns = {
-    "PRICE": "price_id", "MODEL": "model", "INPUT": "input", "CACHED INPUT": "cached_input", "OUTPUT": "output",
-    "FROM (UTC)": moment("from_ms"),
+    "PRICE": "price_id", "MODEL": "model", "INPUT": "input", "CACHED INPUT": "cached_input",
+    "OUTPUT": "output", "FROM (UTC)": moment("from_ms"),
 }  # fmt: skip
 _DUE: Columns = {
-    "TENANT": "tenant_name", "PRICE": "price_id", "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["uncached"],
-    "CACHED INPUT": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"], "USD": "amount",
+    "TENANT": "tenant_name", "PRICE": "price_id", "REQUESTS": "requests",
+    "INPUT": lambda row: row["tokens"]["uncached"], "CACHED INPUT": lambda row: row["tokens"]["cached"],
+    "OUTPUT": lambda row: row["tokens"]["output"], "USD": "amount",
 }  # fmt: skip
 
 
@@ -27,7 +28,9 @@ def price() -> None:
 @price.command("set")
 @click.option("--model", required=True, help="The model.")
 @click.option("--input", "input_price", metavar="USD", help="A million input tokens, such as 0.15.")
-@click.option("--cached-input", metavar="USD", help="A million from the prefix cache. Default: as other input.")
+@click.option(
+    "--cached-input", metavar="USD", help="A million from the prefix cache. Default: as other input."
+)
 @click.option("--output", metavar="USD", help="A million output tokens.")
 @click.option("--free", is_flag=True, help="The model costs nothing.")
 @click.option("--from", "since", metavar="WHEN", help=f"{AHEAD}. Default: now.")
@@ -45,8 +48,8 @@ def set_price(
 ) -> None:
     """Set a model's price. Without one it is not for sale: external tenants do not know of it.
 
-    At most six decimals; a request keeps the price that held when it started. A price that is to hold from the same moment, still to come, is
-    replaced. A change by more than ten times is asked about.
+    At most six decimals; a request keeps the price that held when it started. A price that is to hold from
+    the same moment, still to come, is replaced. A change by more than ten times is asked about.
 
     \b
     taas price set --model llama-70b --input 0.15 --cached-input 0.03 --output 0.60
@@ -90,17 +93,23 @@ def list_all(model: str | None, limit: int | None, as_json: bool) -> None:
 @click.argument("price_id", type=click.IntRange(min=1), metavar="PRICE")
 @json_option
 def withdraw(price_id: int, as_json: bool) -> None:
-    """Withdraw PRICE (its number in `taas price list`), which does not hold yet. One that holds or has held stays."""
+    """Withdraw PRICE (its number in `taas price list`), which does not hold yet. One that holds or has
+    held stays.
+    """
     gone = call("DELETE", "prices", str(price_id))
     if as_json:
         print_json(gone)
     else:
-        click.echo(f"price {gone['price_id']} of {gone['model']}, from {moment('from_ms')(gone)} (UTC), is withdrawn")
+        click.echo(
+            f"price {gone['price_id']} of {gone['model']}, from {moment('from_ms')(gone)} (UTC), is withdrawn"
+        )
 
 
 @price.command()
 @click.option("--model", required=True, help="The model.")
-@click.option("--from", "since", required=True, metavar="WHEN", help=f"Requests that started then or later: {BACK}.")
+@click.option(
+    "--from", "since", required=True, metavar="WHEN", help=f"Requests that started then or later: {BACK}."
+)
 @click.option("--until", metavar="WHEN", help="Requests that started before it. Default: now.")
 @click.option("--tenant", help="Of this tenant only.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would bill.")
@@ -111,7 +120,8 @@ def backfill(
 ) -> None:
     """Bill requests that were recorded before their model had a price, by the price list as it now is.
 
-    Shows whom and how much, and asks. What is in the ledger stays; each gets a transaction of its own. Again, it finds nothing.
+    Shows whom and how much, and asks. What is in the ledger stays; each gets a transaction of its own. Again,
+    it finds nothing.
 
     \b
     taas price set --model llama-70b --input 0.15 --output 0.60 --from 2026-11-01
@@ -142,5 +152,6 @@ def _print_backfill(plan: dict[str, Any]) -> None:
     click.echo(f"{plan['requests']} unpriced requests would be billed, {plan['amount']} USD")
     if plan["still_unpriced"]:
         click.echo(
-            f"{plan['still_unpriced']} more have no price for their moment: `taas price set --from` an earlier date"
+            f"{plan['still_unpriced']} more have no price for their moment: `taas price set --from` an "
+            "earlier date"
         )

@@ -1,4 +1,6 @@
-"""Commands that start, stop and show processes. What they do is in `deploy.local` and in each process's own package."""
+"""Commands that start, stop and show processes. What they do is in `deploy.local` and in each process's
+own package.
+"""
 
 import sys
 
@@ -14,8 +16,8 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opti
 def up() -> None:
     """Start everything on this machine, in the background, up to a served and billed request.
 
-    Environments, stores, engine, billing, gateway, and a demo tenant with a key in .taas/demo.env. It can be repeated. TAAS_VLLM=gpu,
-    TAAS_ENGINE_URL, TAAS_REDIS_URL and TAAS_DATABASE_URL use what is there already.
+    Environments, stores, engine, billing, gateway, and a demo tenant with a key in .taas/demo.env. It can be
+    repeated. TAAS_VLLM=gpu, TAAS_ENGINE_URL, TAAS_REDIS_URL and TAAS_DATABASE_URL use what is there already.
     """
     from deploy.local.up import up as start
 
@@ -61,7 +63,8 @@ def worker(args: tuple[str, ...]) -> None:
 def billing() -> None:
     """Run the billing process and the admin API in the foreground.
 
-    Settings come from the environment: TAAS_DATABASE_URL, TAAS_REDIS_URL, TAAS_ADMIN_KEY, TAAS_SERVICE_KEY, TAAS_ADMIN_PORT.
+    Settings come from the environment: TAAS_DATABASE_URL, TAAS_REDIS_URL, TAAS_ADMIN_KEY, TAAS_SERVICE_KEY,
+    TAAS_ADMIN_PORT.
     """
     from billing.__main__ import main as run
 

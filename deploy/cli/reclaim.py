@@ -8,16 +8,25 @@ import click
 
 from deploy.cli.connection import call, call_list, given
 from deploy.cli.moments import resolve, rfc3339
-from deploy.cli.output import Columns, json_option, number, print_fields, print_json, print_table, rounded, show
+from deploy.cli.output import (
+    Columns,
+    json_option,
+    number,
+    print_fields,
+    print_json,
+    print_table,
+    rounded,
+    show,
+)
 
 USES = ("external", "internal", "research", "recsys", "idle")
 _COLUMNS: Columns = {
-    "RECLAIM": "reclaim", "POOL": "pool", "INSTANCES": "instances", "FOR": "use", "STATE": "state", "BY (UTC)": "by", "CHOSEN": "chosen",
-    "BREAKS": "break", "RELEASED (UTC)": "released",
+    "RECLAIM": "reclaim", "POOL": "pool", "INSTANCES": "instances", "FOR": "use", "STATE": "state",
+    "BY (UTC)": "by", "CHOSEN": "chosen", "BREAKS": "break", "RELEASED (UTC)": "released",
 }  # fmt: skip
 _LEAVING: Columns = {
-    "INSTANCE": "instance", "FLEX": lambda row: row["open"]["flex"], "ON-DEMAND": lambda row: row["open"]["on_demand"],
-    "RESERVED": lambda row: row["open"]["reserved"],
+    "INSTANCE": "instance", "FLEX": lambda row: row["open"]["flex"],
+    "ON-DEMAND": lambda row: row["open"]["on_demand"], "RESERVED": lambda row: row["open"]["reserved"],
 }  # fmt: skip
 _LEFT: Columns = {
     "FROM (UTC)": "from", "UNTIL (UTC)": "until", "MACHINES": "machines", "MAY BE SOLD": number("capacity"),
@@ -45,7 +54,8 @@ _CONTRACTS: Columns = {
     "CONTRACT": "contract", "TENANT": "tenant_name", "UNITS/S": _rate, "ENDS (UTC)": "ends", "THEN": _fate,
 }  # fmt: skip
 _STREAMS: Columns = {
-    "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance", "STARTED (UTC)": "started",
+    "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance",
+    "STARTED (UTC)": "started",
     "MUST END BY (UTC)": lambda row: "goes on elsewhere" if row["goes_on"] else row["end_by"],
 }  # fmt: skip
 _BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": number("units")}
@@ -57,7 +67,9 @@ _STREAMS_SHOWN = 20
 @click.option("--instances", type=click.IntRange(min=1), metavar="N", help="How many machines.")
 @click.option("--for", "use", type=click.Choice(USES), help="What they are wanted for.")
 @click.option("--by", metavar="WHEN", help="A date, `now`, or a span from now, such as 30min or 90d.")
-@click.option("--break", "breaks", is_flag=True, help="Also against what is signed: contracts are cut pro rata.")
+@click.option(
+    "--break", "breaks", is_flag=True, help="Also against what is signed: contracts are cut pro rata."
+)
 @click.option("--dry-run", is_flag=True, help="Only show what it would do to whom.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim, each step of it.")
@@ -73,7 +85,8 @@ def reclaim(
     shown: str | None,
     as_json: bool,
 ) -> None:
-    """Take machines of POOL for another use. Shows what that does to whom, asks, and does it; without --instances, lists reclaims.
+    """Take machines of POOL for another use. Shows what that does to whom, asks, and does it; without
+    --instances, lists reclaims.
 
     \b
     taas reclaim llama-70b --instances 4 --for research --by 30min
@@ -90,7 +103,9 @@ def reclaim(
         return
     if pool is None or instances is None or use is None or by is None:
         needed = {"POOL": pool, "--instances": instances, "--for": use, "--by": by}
-        raise click.UsageError(f"missing: {', '.join(name for name, value in needed.items() if value is None)}.")
+        raise click.UsageError(
+            f"missing: {', '.join(name for name, value in needed.items() if value is None)}."
+        )
     now = datetime.now(UTC)
     moment = None if by == "now" else rfc3339(resolve(by, now=now, anchor=now, option="--by"))
     body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
@@ -109,7 +124,8 @@ def reclaim(
         click.confirm("\ndo it?", abort=True)
     answer = _order(body, plan)
     click.echo(
-        f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines back"
+        f"\n{answer['reclaim']} is {answer['state']}; `taas release {answer['reclaim']}` gives the machines "
+        "back"
     )
 
 
@@ -117,7 +133,9 @@ def reclaim(
 @click.argument("reclaim_id", metavar="RECLAIM")
 @json_option
 def release(reclaim_id: str, as_json: bool) -> None:
-    """Give the machines of RECLAIM back to their pool: its instances are ready again. One that has not begun is cancelled."""
+    """Give the machines of RECLAIM back to their pool: its instances are ready again. One that has not
+    begun is cancelled.
+    """
     answer = call("POST", "reclaims", reclaim_id, "release")
     if as_json:
         print_json(answer)
@@ -127,7 +145,8 @@ def release(reclaim_id: str, as_json: bool) -> None:
 
 
 def _order(body: dict[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Order what was shown; where that is not so any more, show what it would do now and say that nothing was done.
+    """Order what was shown; where that is not so any more, show what it would do now and say that nothing was
+    done.
 
     The instances of one that drains later are chosen then, by what is open there then.
     """
@@ -148,12 +167,16 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     """What it would do to whom."""
     others, count = plan["others"], plan["open"]
     print_fields({
-        "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"], "drain from (UTC)": plan["drain_from"],
-        "machines with no engine": plan["not_running"],
-        "left for on-demand and flex, units/s": f"{rounded(others['units_before'])} → {rounded(others['units_after'])}",
-        "open on those that leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
+        "pool": plan["pool"], "machines": plan["instances"], "for": plan["use"], "by (UTC)": plan["by"],
+        "drain from (UTC)": plan["drain_from"], "machines with no engine": plan["not_running"],
+        "left for on-demand and flex, units/"
+        "s": f"{rounded(others['units_before'])} → {rounded(others['units_after'])}",
+        "open on those that "
+        "leave": f"{count['flex']} flex, {count['on_demand']} on-demand, {count['reserved']} reserved",
     })  # fmt: skip
-    leave = "leave" if plan["drains_now"] else "would leave now (chosen when they drain, by what is open then)"
+    leave = (
+        "leave" if plan["drains_now"] else "would leave now (chosen when they drain, by what is open then)"
+    )
     _print_titled(f"instances that {leave}, by what is open there", _LEAVING, plan["leaving"])
     _print_titled("what is left, units/s", _LEFT, plan["left"])
     _print_titled("contracts", _CONTRACTS, plan["contracts"])

@@ -28,20 +28,24 @@ def request() -> None:
 @click.argument("request_id")
 @json_option
 def show_one(request_id: str, as_json: bool) -> None:
-    """Show the receipt of REQUEST_ID (the `x-request-id` of its answer): produced, delivered, billed, and why."""
+    """Show the receipt of REQUEST_ID (the `x-request-id` of its answer): produced, delivered, billed, and
+    why.
+    """
     receipt = call("GET", "requests", request_id)
     if as_json:
         print_json(receipt)
         return
     facts = {
-        "request": receipt["request_id"], "state": receipt["state"], "tenant": receipt.get("tenant"), "project": receipt.get("project"),
-        "key": receipt.get("key_id"), "model": receipt.get("model"), "instance": receipt.get("instance"), "route": receipt.get("route"),
-        "class": receipt.get("class"), "contract": receipt.get("contract"), "decided": _decision(receipt.get("decision")),
-        "waited (ms)": receipt.get("waited_ms"),
-        "started (UTC)": _moment(receipt, "started_ms"), "ended (UTC)": _moment(receipt, "ended_ms"), "ending": receipt.get("ending"),
+        "request": receipt["request_id"], "state": receipt["state"], "tenant": receipt.get("tenant"),
+        "project": receipt.get("project"), "key": receipt.get("key_id"), "model": receipt.get("model"),
+        "instance": receipt.get("instance"), "route": receipt.get("route"), "class": receipt.get("class"),
+        "contract": receipt.get("contract"), "decided": _decision(receipt.get("decision")),
+        "waited (ms)": receipt.get("waited_ms"), "started (UTC)": _moment(receipt, "started_ms"),
+        "ended (UTC)": _moment(receipt, "ended_ms"), "ending": receipt.get("ending"),
         "produced": _tokens(receipt.get("produced")), "delivered": _tokens(receipt.get("delivered")),
         "billed": _tokens(receipt.get("billed")), "absorbed": _absorbed(receipt.get("absorbed")),
-        "anomaly": receipt.get("anomaly"), "pricing": receipt.get("pricing"), "amount (USD)": receipt.get("amount"),
+        "anomaly": receipt.get("anomaly"), "pricing": receipt.get("pricing"),
+        "amount (USD)": receipt.get("amount"),
     }  # fmt: skip
     print_fields(facts)
 
@@ -55,7 +59,9 @@ def stop(request_id: str, as_json: bool) -> None:
     if as_json:
         print_json(answer)
     else:
-        click.echo(f"the gateways are told to stop {request_id}; `taas request show {request_id}` tells how it ended")
+        click.echo(
+            f"the gateways are told to stop {request_id}; `taas request show {request_id}` tells how it ended"
+        )
 
 
 def _moment(receipt: dict[str, Any], field: str) -> str | None:

@@ -1,4 +1,6 @@
-"""What `taas` reads from its environment: where the admin API is, and with which key (names begin with `TAAS_`)."""
+"""What `taas` reads from its environment: where the admin API is, and with which key (names begin with
+`TAAS_`).
+"""
 
 from pathlib import Path
 

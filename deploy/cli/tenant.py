@@ -63,7 +63,9 @@ def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None
 def list_all(archived: bool, name: str | None, status: str | None, limit: int | None, as_json: bool) -> None:
     """List tenants."""
     show(
-        call_list("tenants", query={"archived": archived or None, "name": name, "status": status}, limit=limit),
+        call_list(
+            "tenants", query={"archived": archived or None, "name": name, "status": status}, limit=limit
+        ),
         as_json,
         _COLUMNS,
         empty="no tenants; create one with `taas tenant create NAME`",
@@ -101,7 +103,9 @@ def rename(name: str, new_name: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def archive(name: str, as_json: bool) -> None:
-    """Refuse the tenant NAME as if suspended, and leave it out of lists. Its usage stays; `resume` takes it back."""
+    """Refuse the tenant NAME as if suspended, and leave it out of lists. Its usage stays; `resume` takes
+    it back.
+    """
     _print(call("PATCH", "tenants", name, body={"status": "archived"}), as_json)
 
 
@@ -136,7 +140,9 @@ def set_fields(
     """
     body = given(on_demand=on_demand, redis_down=redis_down, weight=weight)
     if not body:
-        raise click.UsageError("nothing to change: give --on-demand, --no-on-demand, --redis-down or --weight.")
+        raise click.UsageError(
+            "nothing to change: give --on-demand, --no-on-demand, --redis-down or --weight."
+        )
     _print(call("PATCH", "tenants", name, body=body), as_json)
 
 
@@ -148,6 +154,7 @@ def _print(tenant: dict[str, Any], as_json: bool) -> None:
     lease = policy["policy"] == "local_lease"
     shown = f"lease of {policy['requests']} requests, {policy['units']} units" if lease else "refuse"
     print_fields({
-        "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"], "status": tenant["status"],
-        "on demand": tenant["on_demand"], "weight": tenant["weight"], "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
+        "tenant": tenant["tenant"], "name": tenant["name"], "kind": tenant["kind"],
+        "status": tenant["status"], "on demand": tenant["on_demand"], "weight": tenant["weight"],
+        "while Redis is gone": shown, "created (UTC)": moment("created_ms")(tenant),
     })  # fmt: skip

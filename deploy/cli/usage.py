@@ -13,14 +13,18 @@ from deploy.cli.output import Columns, json_option, minute, print_json, print_ta
 _LINES_MAX: Final = 10_000
 _KINDS: Final = {"uncached_input": "input", "cached_input": "cached input", "output": "output"}
 _ITEMS: Columns = {
-    "MODEL": "model", "PRICE": lambda row: "unpriced" if row["price_id"] is None else f"no. {row['price_id']}",
-    "TOKENS OF": lambda row: _KINDS[row["kind"]], "TOKENS": "tokens", "USD A MILLION": "price", "USD": "amount",
+    "MODEL": "model",
+    "PRICE": lambda row: "unpriced" if row["price_id"] is None else f"no. {row['price_id']}",
+    "TOKENS OF": lambda row: _KINDS[row["kind"]], "TOKENS": "tokens", "USD A MILLION": "price",
+    "USD": "amount",
 }  # fmt: skip
 
 
 @click.command()
 @click.option("--tenant", help="Of this tenant only. Default: of all.")
-@click.option("--by", metavar="WORDS", help="Some of tenant, model, project, key, class, hour, day: model,hour.")
+@click.option(
+    "--by", metavar="WORDS", help="Some of tenant, model, project, key, class, hour, day: model,hour."
+)
 @click.option(
     "--from",
     "since",
@@ -56,9 +60,9 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     click.echo(f"{period}\n")
     names: Any = {word.upper(): _group(word) for word in report["by"]}
     figures: Any = {
-        "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"], "CACHED": lambda row: row["tokens"]["cached"],
-        "OUTPUT": lambda row: row["tokens"]["output"], "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"],
-        "USD": "amount",
+        "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"],
+        "CACHED": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
+        "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
     rows = report["lines"] if len(report["lines"]) == 1 else [*report["lines"], total]

@@ -1,1 +1,3 @@
-"""Everything on one machine: environments, servers, processes, a demo tenant. Other parts are reached over HTTP and as processes only."""
+"""Everything on one machine: environments, servers, processes, a demo tenant. Other parts are reached over
+HTTP and as processes only.
+"""

@@ -1,4 +1,6 @@
-"""What the demo offers: the model's entry, its price, and an engine that was there before us. All by the admin API, all repeatable."""
+"""What the demo offers: the model's entry, its price, and an engine that was there before us. All by the
+admin API, all repeatable.
+"""
 
 from typing import Any, Final
 
@@ -24,7 +26,8 @@ def model_entry(settings: LocalSettings) -> dict[str, Any]:
     if known is None:
         raise StepFailed(
             f"nothing is known of a model {name!r}; known: {', '.join(sorted(known_models()))}",
-            "Unset TAAS_MODEL, or serve it by hand: `taas model add`, then `taas worker MODEL --path FOLDER`.",
+            "Unset TAAS_MODEL, or serve it by hand: `taas model add`, then `taas worker MODEL --path "
+            "FOLDER`.",
         )
     return known.entry_fields()
 
@@ -49,7 +52,9 @@ def ensure_instance(admin: AdminApi, settings: LocalSettings, model: str, step: 
     url = _base(settings.engine_url)
     there = admin.find("instances", url=url)
     if there is not None and there["model"] != model:
-        raise StepFailed(f"{url} is an instance of {there['model']}", f"taas instance remove {there['instance']}")
+        raise StepFailed(
+            f"{url} is an instance of {there['model']}", f"taas instance remove {there['instance']}"
+        )
     key = {"key": settings.engine_key} if settings.engine_key else {}
     added = there or admin.post("instances", model=model, url=url, **key)
     step.result = f"{added['instance']} at {url}"

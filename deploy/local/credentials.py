@@ -1,4 +1,6 @@
-"""The keys of one home: made once, kept in `secrets.json`, readable by its owner only. And the file that an SDK's user sources."""
+"""The keys of one home: made once, kept in `secrets.json`, readable by its owner only. And the file that
+an SDK's user sources.
+"""
 
 import json
 import os
@@ -21,10 +23,14 @@ class Credentials:
 
 
 def of(settings: LocalSettings) -> Credentials:
-    """The keys of this home, made if there are none; those that the environment gives win. Raises ValueError when the file is damaged."""
+    """The keys of this home, made if there are none; those that the environment gives win. Raises
+    ValueError when the file is damaged.
+    """
     made = load_or_make(settings.folder)
     return replace(
-        made, admin_key=settings.admin_key or made.admin_key, service_key=settings.service_key or made.service_key
+        made,
+        admin_key=settings.admin_key or made.admin_key,
+        service_key=settings.service_key or made.service_key,
     )
 
 
@@ -36,7 +42,9 @@ def load_or_make(home: Path) -> Credentials:
             return Credentials(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as exc:
             raise ValueError(f"{path} is damaged: {exc}") from exc
-    made = Credentials(*(prefix + secrets.token_urlsafe(32) for prefix in ("taas-admin-", "taas-service-", "")))
+    made = Credentials(
+        *(prefix + secrets.token_urlsafe(32) for prefix in ("taas-admin-", "taas-service-", ""))
+    )
     write_private(path, json.dumps(asdict(made)))
     return made
 

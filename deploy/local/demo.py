@@ -1,4 +1,6 @@
-"""The demo tenant: a project, a key, the right to be served on demand; and `demo.env`, which an SDK's user sources."""
+"""The demo tenant: a project, a key, the right to be served on demand; and `demo.env`, which an SDK's user
+sources.
+"""
 
 from pathlib import Path
 from typing import Final

@@ -1,4 +1,6 @@
-"""Stop everything of one home, gently and in the reverse order, and make sure that nothing is left. What was stored stays."""
+"""Stop everything of one home, gently and in the reverse order, and make sure that nothing is left. What
+was stored stays.
+"""
 
 import sys
 from typing import Final
@@ -14,7 +16,9 @@ _VALKEY_GRACE_S: Final = 30.0
 
 
 def down() -> int:
-    """Streams end first, then engines, then billing, which takes the last usage; the stores last. The exit status."""
+    """Streams end first, then engines, then billing, which takes the last usage; the stores last. The exit
+    status.
+    """
     try:
         settings = read_settings()
         if not settings.folder.exists():
@@ -42,6 +46,8 @@ def _stop_all(settings: LocalSettings) -> int:
         step.result = f"ended {', '.join(ended)}" if ended else "nothing"
         if still := processes.leftovers():
             names = ", ".join(f"{process.name()} ({process.pid})" for process in still)
-            raise StepFailed(f"still running: {names}", "Something starts them again: stop their parent process.")
+            raise StepFailed(
+                f"still running: {names}", "Something starts them again: stop their parent process."
+            )
     progress.say(f"nothing runs; the data stays in {settings.folder}")
     return 0

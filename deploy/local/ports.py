@@ -17,7 +17,11 @@ def require_free(port: int, variable: str, host: str = HOST) -> None:
             probe.bind((host, port))
             return
         except OSError as exc:
-            why = f"port {port} is taken by {owner(port)}" if exc.errno in (48, 98) else f"port {port}: {exc.strerror}"
+            why = (
+                f"port {port} is taken by {owner(port)}"
+                if exc.errno in (48, 98)
+                else f"port {port}: {exc.strerror}"
+            )
     raise StepFailed(why, f"Stop that program, or choose another port: {variable}=… make up")
 
 

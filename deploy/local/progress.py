@@ -1,4 +1,5 @@
-"""What a person sees while steps run: which of how many, for how long, what it is doing; and how a failure is told.
+"""What a person sees while steps run: which of how many, for how long, what it is doing; and how a failure is
+told.
 
 Standard library only: it runs before any environment exists.
 """
@@ -47,7 +48,9 @@ class Step:
 
 
 class Progress:
-    """Numbered steps on one stream. In a terminal the running line is redrawn, elsewhere only final lines are written."""
+    """Numbered steps on one stream. In a terminal the running line is redrawn, elsewhere only final lines
+    are written.
+    """
 
     def __init__(self, total: int, out: TextIO | None = None) -> None:
         self._total = total

@@ -1,4 +1,6 @@
-"""Our own three processes: billing, gateway, worker. How each is started, what it may know, and when it is up."""
+"""Our own three processes: billing, gateway, worker. How each is started, what it may know, and when it is
+up.
+"""
 
 import ssl
 import sys
@@ -17,12 +19,13 @@ from deploy.local.settings import HOST, ROOT, LocalSettings, child_environment
 BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"
-# Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could not be, a worker's 60 s and then
-# vLLM's end.
+# Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could
+# not be, a worker's 60 s and then vLLM's end.
 _GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, BILLING: 20.0}
 _GRACE_OVER_DRAIN_S: Final = 75.0
 _START_TIMEOUT_S: Final = 60.0
-# Of a URL without TLS. Without it httpx reads the machine's certificates each time, 50 ms of CPU beside what starts.
+# Of a URL without TLS. Without it httpx reads the machine's certificates each time, 50 ms of CPU beside what
+# starts.
 _NO_CERTIFICATES: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -57,7 +60,10 @@ class Services:
             TAAS_ADMIN_KEY=keys.admin_key,
             TAAS_SERVICE_KEY=keys.service_key,
         )
-        ports = {"TAAS_ADMIN_PORT": settings.admin_port, "TAAS_BILLING_METRICS_PORT": settings.billing_metrics_port}
+        ports = {
+            "TAAS_ADMIN_PORT": settings.admin_port,
+            "TAAS_BILLING_METRICS_PORT": settings.billing_metrics_port,
+        }
         running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, ports, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.admin_url}/healthz"), _START_TIMEOUT_S, step.note
@@ -70,7 +76,10 @@ class Services:
             settings, TAAS_REDIS_URL=stores.redis_url, TAAS_SERVICE_KEY=self._credentials.service_key
         )
         environment.setdefault("TAAS_UNREADY_S", "0")  # there is no load balancer that has to notice an end
-        ports = {"TAAS_GATEWAY_PORT": settings.gateway_port, "TAAS_GATEWAY_METRICS_PORT": settings.gateway_metrics_port}
+        ports = {
+            "TAAS_GATEWAY_PORT": settings.gateway_port,
+            "TAAS_GATEWAY_METRICS_PORT": settings.gateway_metrics_port,
+        }
         running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, ports, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
@@ -86,13 +95,17 @@ class Services:
         found: list[dict[str, Any]] = []
 
         def ready() -> bool:
-            found[:] = [row for row in admin.rows("instances") if row["model"] == model and row["status"] == "ready"]
+            found[:] = [
+                row for row in admin.rows("instances") if row["model"] == model and row["status"] == "ready"
+            ]
             return bool(found)
 
         running = self._processes.find(WORKER)
         if running is None:
             log = self._processes.log_of(WORKER)
-            raise StepFailed(f"the worker ended: {last_words(log)}", "Mend what it says, then run it again.", log)
+            raise StepFailed(
+                f"the worker ended: {last_words(log)}", "Mend what it says, then run it again.", log
+            )
         self._processes.wait_until(running, ready, self._settings.engine_start_timeout_s, step.note)
         return found[0]
 
@@ -106,7 +119,9 @@ class Services:
         if self._processes.stop(name, grace_s(self._settings, name)):
             step.result = "started again with the new settings"
         for variable, port in ports.items():
-            require_free(port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST)
+            require_free(
+                port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST
+            )
         return self._processes.start(name, command, environment, ROOT)
 
 

@@ -1,4 +1,6 @@
-"""What `up`, `down` and `status` read from the environment, once (names begin with `TAAS_`), and what they hand on to the processes they start."""
+"""What `up`, `down` and `status` read from the environment, once (names begin with `TAAS_`), and what they
+hand on to the processes they start.
+"""
 
 import os
 from pathlib import Path
@@ -11,12 +13,20 @@ from deploy.local.progress import StepFailed
 
 ROOT: Final = Path(__file__).parents[2]
 HOST: Final = "127.0.0.1"
-# On every process that is started here and on all its descendants. It does not begin with TAAS_, which a worker keeps from its engine.
+# On every process that is started here and on all its descendants. It does not begin with TAAS_, which a
+# worker keeps from its engine.
 HOME_MARK: Final = "LOCAL_TAAS_HOME"
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 # Each process gets those that it needs: a gateway never holds the ledger's address or the admin key.
 _GIVEN_ONE_BY_ONE: Final = frozenset(
-    {"TAAS_REDIS_URL", "TAAS_DATABASE_URL", "TAAS_ADMIN_KEY", "TAAS_SERVICE_KEY", "TAAS_ENGINE_KEY", "TAAS_ENGINE_URL"}
+    {
+        "TAAS_REDIS_URL",
+        "TAAS_DATABASE_URL",
+        "TAAS_ADMIN_KEY",
+        "TAAS_SERVICE_KEY",
+        "TAAS_ENGINE_KEY",
+        "TAAS_ENGINE_URL",
+    }
 )
 
 
@@ -84,7 +94,9 @@ def read_settings() -> LocalSettings:
 
 
 def child_environment(settings: LocalSettings, **more: str) -> dict[str, str]:
-    """What a process of ours is started with: our own environment less addresses and keys, the home and its mark, the ports, and `more`."""
+    """What a process of ours is started with: our own environment less addresses and keys, the home and
+    its mark, the ports, and `more`.
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in _GIVEN_ONE_BY_ONE}
     return inherited | {
         "TAAS_HOME": str(settings.folder),

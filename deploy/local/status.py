@@ -52,8 +52,10 @@ def look(settings: LocalSettings) -> list[Part]:
     return [
         _redis(settings, processes),
         _postgres(settings),
-        _process(processes, BILLING, get_ok(f"{settings.admin_url}/healthz"), f"{settings.admin_url}, metrics on {settings.billing_metrics_port}"),
-        _process(processes, GATEWAY, get_ok(f"{settings.gateway_url}/readyz"), f"{settings.gateway_url}, metrics on {settings.gateway_metrics_port}"),
+        _process(processes, BILLING, get_ok(f"{settings.admin_url}/healthz"),
+        f"{settings.admin_url}, metrics on {settings.billing_metrics_port}"),
+        _process(processes, GATEWAY, get_ok(f"{settings.gateway_url}/readyz"),
+        f"{settings.gateway_url}, metrics on {settings.gateway_metrics_port}"),
         *_instances(settings, processes),
     ]  # fmt: skip
 
@@ -73,7 +75,9 @@ def _given_redis(address: str) -> Part:
         warnings = valkey.check_given(address)
     except StepFailed as exc:
         return Part("Redis", "down", None, str(exc))
-    return Part("Redis", UP, None, " ".join(["TAAS_REDIS_URL", *(f"warning: {warning}" for warning in warnings)]))
+    return Part(
+        "Redis", UP, None, " ".join(["TAAS_REDIS_URL", *(f"warning: {warning}" for warning in warnings)])
+    )
 
 
 def _postgres(settings: LocalSettings) -> Part:
@@ -112,7 +116,8 @@ def _rows(settings: LocalSettings, path: str) -> list[dict[str, Any]]:
 def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
     """The worker, and every instance that the registry has now."""
     found = [
-        Part("instance", UP if row["status"] == "ready" else row["status"], None, f"{row['instance']} of {row['model']}, {row['url']}")
+        Part("instance", UP if row["status"] == "ready" else row["status"], None,
+        f"{row['instance']} of {row['model']}, {row['url']}")
         for row in _rows(settings, "instances")
         # A removed one is nobody's concern any more, whether its engine runs or not.
         if not row["removed"]

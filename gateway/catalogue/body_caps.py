@@ -1,11 +1,15 @@
-"""How large a request body may be: what its model's entry says, and before the model is known what the largest visible model takes."""
+"""How large a request body may be: what its model's entry says, and before the model is known what the
+largest visible model takes.
+"""
 
 from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
 
 
 class BodyCaps:
-    """Caps of one process. `default_bytes` holds for models that name none; `most_bytes` is what the process can receive at all."""
+    """Caps of one process. `default_bytes` holds for models that name none; `most_bytes` is what the
+    process can receive at all.
+    """
 
     def __init__(self, catalogue: Catalogue, default_bytes: int, most_bytes: int) -> None:
         self._catalogue = catalogue

@@ -1,4 +1,6 @@
-"""The salt of each tenant in the engines' prefix caches: nobody can tell from timing what another tenant has sent."""
+"""The salt of each tenant in the engines' prefix caches: nobody can tell from timing what another tenant
+has sent.
+"""
 
 import hashlib
 import hmac

@@ -1,6 +1,8 @@
-"""Tenants, keys and models as the gateway sees them: read from the JSON that billing projects into Redis (docs/interfaces.md §3).
+"""Tenants, keys and models as the gateway sees them: read from the JSON that billing projects into Redis
+(docs/interfaces.md §3).
 
-Frozen values, checked once when they are read; an entry that cannot be read raises ValueError and its request is refused.
+Frozen values, checked once when they are read; an entry that cannot be read raises ValueError and its request
+is refused.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +19,9 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class LimitTable:
-    """Limits by model; the model's own entry wins over `*`, field by field. What holds for a model is put together once."""
+    """Limits by model; the model's own entry wins over `*`, field by field. What holds for a model is put
+    together once.
+    """
 
     by_model: dict[str, LimitEntry]
     _made: dict[str, Limits] = field(default_factory=dict, repr=False, compare=False)
@@ -34,7 +38,12 @@ class LimitTable:
     @classmethod
     def read(cls, entries: list[dict[str, Any]]) -> "LimitTable":
         """From a list of LIMIT objects."""
-        return cls({entry["model"]: {each.name: _limit(entry.get(each.name)) for each in FIELDS} for entry in entries})
+        return cls(
+            {
+                entry["model"]: {each.name: _limit(entry.get(each.name)) for each in FIELDS}
+                for entry in entries
+            }
+        )
 
 
 def _limit(value: Any) -> int | None:
@@ -47,7 +56,9 @@ def _limit(value: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class OutagePolicy:
-    """What a tenant may do while Redis is gone: nothing (`requests` 0), or a bounded lease over all gateways together."""
+    """What a tenant may do while Redis is gone: nothing (`requests` 0), or a bounded lease over all
+    gateways together.
+    """
 
     requests: int = 0
     milliunits: int = 0
@@ -89,8 +100,8 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for, None for all that its tenant may.
-    `archived`: its project is, and it is refused.
+    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for,
+    None for all that its tenant may. `archived`: its project is, and it is refused.
     """
 
     key_id: str
@@ -123,7 +134,9 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A name that callers ask for. `for_sale_from_ms`: from then on it has a price, None for never; an entry that says nothing of it is for sale."""
+    """A name that callers ask for. `for_sale_from_ms`: from then on it has a price, None for never; an
+    entry that says nothing of it is for sale.
+    """
 
     name: str
     pool: str
@@ -143,8 +156,12 @@ class Model:
     for_sale_from_ms: int | None = 0
 
     def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:
-        """Whether it has a price at this moment, or the tenant needs none: internal ones may use what is not for sale."""
-        return tenant.kind == "internal" or (self.for_sale_from_ms is not None and self.for_sale_from_ms <= now_ms)
+        """Whether it has a price at this moment, or the tenant needs none: internal ones may use what is
+        not for sale.
+        """
+        return tenant.kind == "internal" or (
+            self.for_sale_from_ms is not None and self.for_sale_from_ms <= now_ms
+        )
 
     def visible_to(self, tenant: Tenant) -> bool:
         """Whether this tenant may know of the model, once it is for sale."""

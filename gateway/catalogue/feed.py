@@ -1,7 +1,9 @@
-"""The gateway's view of the catalogue: models and instances whole, keys and tenants as they are asked for, all from Redis.
+"""The gateway's view of the catalogue: models and instances whole, keys and tenants as they are asked for,
+all from Redis.
 
-A change takes effect within a second on every process: the change feed drops what changed from the cache, and a cache whose feed has been
-silent for a second is not believed (each look-up then goes to Redis). It reads only; billing and the workers write.
+A change takes effect within a second on every process: the change feed drops what changed from the cache, and
+a cache whose feed has been silent for a second is not believed (each look-up then goes to Redis). It reads
+only; billing and the workers write.
 """
 
 import asyncio
@@ -29,7 +31,9 @@ UNKNOWN_ENTRIES_MAX = 50_000
 
 
 class Catalogue:
-    """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that the operator stops."""
+    """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that
+    the operator stops.
+    """
 
     def __init__(self, redis: RedisPipe, feed: RedisPipe, on_stop: Callable[[str], None]) -> None:
         self._redis = redis
@@ -52,7 +56,9 @@ class Catalogue:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, wait_s: float) -> None:
-        """Load what is loaded whole and follow the changes; returns when it is loaded, or after `wait_s`: then it is still tried."""
+        """Load what is loaded whole and follow the changes; returns when it is loaded, or after `wait_s`:
+        then it is still tried.
+        """
         self._tasks = [
             asyncio.create_task(self._follow_changes(), name="catalogue-changes"),
             asyncio.create_task(self._poll_instances(), name="catalogue-instances"),
@@ -183,8 +189,12 @@ class Catalogue:
         position = last[0][0].decode() if last else "0-0"
         self._forget_all()
         await self._load_models()
-        await self._feed.execute("HSETNX", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(32))
-        self.cache_salt = (await self._feed.execute("HGET", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD)).decode()
+        await self._feed.execute(
+            "HSETNX", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(32)
+        )
+        self.cache_salt = (
+            await self._feed.execute("HGET", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD)
+        ).decode()
         self._last_change = position
 
     async def _load_models(self) -> None:
@@ -215,7 +225,9 @@ class Catalogue:
             await self._start_over()
 
     async def _poll_instances(self) -> None:
-        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away, or emptied, the last view stays."""
+        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away,
+        or emptied, the last view stays.
+        """
         while True:
             with contextlib.suppress(RedisUnavailable):
                 now, raw, drained, projected = await self._redis.execute_many(

@@ -1,4 +1,5 @@
-"""The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows headers and framing, no tokens.
+"""The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows
+headers and framing, no tokens.
 
 The head goes out with the first piece, so that until then a failure can still become a proper error response;
 a heartbeat sends it earlier.
@@ -48,7 +49,9 @@ def id_headers(dialect: Dialect, request_id: str) -> Headers:
 
 
 class ClientConnection(Protocol):
-    """What the listener lets the gateway know of the caller's connection (`scope["extensions"]["taas.connection"]`)."""
+    """What the listener lets the gateway know of the caller's connection
+    (`scope["extensions"]["taas.connection"]`).
+    """
 
     def is_disconnected(self) -> bool:
         """Whether the caller has gone."""
@@ -70,11 +73,13 @@ class ClientConnection(Protocol):
 
 
 class AsgiClient:
-    """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits, class, instance)."""
+    """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits,
+    class, instance).
+    """
 
     __slots__ = (
-        "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance", "request_id",
-        "rounds_silent", "started",
+        "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance",
+        "request_id", "rounds_silent", "started",
     )  # fmt: skip
 
     def __init__(self, send: Send, route: RouteSpec, request_id: str, started_at: float) -> None:
@@ -114,19 +119,24 @@ class AsgiClient:
     async def heartbeat(self) -> None:
         """Send something that no client takes for a piece of the stream.
 
-        The head that it may bring names no instance: another one may answer. Nothing is sent where the caller does not read, so that this waits for nobody.
+        The head that it may bring names no instance: another one may answer. Nothing is sent where the caller
+        does not read, so that this waits for nobody.
         """
         if self._ended or (self.connection is not None and self.connection.stalled_ms()):
             return
         self.rounds_silent = 0
         if not self.started:
             await self._start(200, _STREAM_HEADERS, names_instance=False)
-        await self._send({"type": "http.response.body", "body": _HEARTBEATS[self._route.dialect], "more_body": True})
+        await self._send(
+            {"type": "http.response.body", "body": _HEARTBEATS[self._route.dialect], "more_body": True}
+        )
 
     async def whole(self, answer: bytes) -> None:
         """A whole JSON answer."""
         self._ended = True
-        await self._start(200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())])
+        await self._start(
+            200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        )
         await self._send({"type": "http.response.body", "body": answer, "more_body": False})
 
     async def break_off(self, error: GatewayError) -> None:

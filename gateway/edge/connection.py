@@ -1,9 +1,10 @@
-"""The listening edge: HTTP/1.1 from the wire to ASGI, for uvicorn's server. It refuses whatever two parsers could read differently and
-whatever takes too long; it knows no routes, no keys and no bodies' content.
+"""The listening edge: HTTP/1.1 from the wire to ASGI, for uvicorn's server. It refuses whatever two parsers
+could read differently and whatever takes too long; it knows no routes, no keys and no bodies' content.
 
-A protocol of our own rather than a subclass of uvicorn's httptools one, because the order of answers is the point: a request that is refused
-is answered after those that came before it on the connection, nothing that follows it is ever run, and every request on the connection learns of its
-end. Time limits cost a request nothing: one sweep over all connections looks at them a few times a second.
+A protocol of our own rather than a subclass of uvicorn's httptools one, because the order of answers is the
+point: a request that is refused is answered after those that came before it on the connection, nothing that
+follows it is ever run, and every request on the connection learns of its end. Time limits cost a request
+nothing: one sweep over all connections looks at them a few times a second.
 """
 
 import asyncio
@@ -41,10 +42,12 @@ from gateway.errors import GatewayError, InternalError, RequestTimeout
 
 log = logging.getLogger(__name__)
 
-# Requests that wait behind the one being answered: reading pauses at the first number, and the second can only be reached within one read.
+# Requests that wait behind the one being answered: reading pauses at the first number, and the second can
+# only be reached within one read.
 PIPELINED_PAUSE = 8
 PIPELINED_MAX = 64
-# Pieces of one body. Chunks of a byte each would cost a hundred times their size in memory and time; 4 MiB in pieces of 256 bytes are allowed.
+# Pieces of one body. Chunks of a byte each would cost a hundred times their size in memory and time; 4 MiB in
+# pieces of 256 bytes are allowed.
 BODY_PIECES_MAX = 16 * 1024
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
@@ -365,9 +368,11 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._wire.close(linger=True)
 
     def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """An offer to speak another protocol (h2c, WebSocket) is not taken up: the request is what it was, its body follows.
+        """An offer to speak another protocol (h2c, WebSocket) is not taken up: the request is what it was,
+        its body follows.
 
-        The parser stops at such an offer, so another takes over behind a head with the same framing. Java's own HTTP client offers h2c by default.
+        The parser stops at such an offer, so another takes over behind a head with the same framing. Java's
+        own HTTP client offers h2c by default.
         """
         framing = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
         for name, value in self._headers:
@@ -383,7 +388,9 @@ class GatewayHttpProtocol(asyncio.Protocol):
 def listening_protocol(
     limits: ListenLimits, count_refusal: Callable[[str], None], cross_origin: CrossOrigin | None = None
 ) -> type[GatewayHttpProtocol]:
-    """The protocol class for one server. Without `cross_origin`, no page of another origin may read an answer."""
+    """The protocol class for one server. Without `cross_origin`, no page of another origin may read an
+    answer.
+    """
     owned = {
         "limits": limits,
         "sweep": Sweep(limits),

@@ -1,7 +1,9 @@
-"""Which web pages may read the answers (CORS): headers for every answer, and the answer to a preflight. Knows no routes and no keys.
+"""Which web pages may read the answers (CORS): headers for every answer, and the answer to a preflight. Knows
+no routes and no keys.
 
-It is part of the listener because a page must be able to read refusals, too, and some of them are made before the application runs.
-Credentials of the browser (cookies) are never asked for: a page sends its API key itself.
+It is part of the listener because a page must be able to read refusals, too, and some of them are made before
+the application runs. Credentials of the browser (cookies) are never asked for: a page sends its API key
+itself.
 """
 
 import re
@@ -23,10 +25,13 @@ _HEADERS_ALLOWED = (
 )  # fmt: skip
 _PREFIXES_ALLOWED = (b"anthropic-", b"openai-", b"x-stainless-", b"x-taas-")
 _METHODS_ALLOWED = b"GET, HEAD, POST"
-# Browsers know no prefixes here. The star is for headers to come; browsers that do not know it read the names.
+# Browsers know no prefixes here. The star is for headers to come; browsers that do not know it read the
+# names.
 _EXPOSED = (
-    "*", "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry", "openai-processing-ms",
-    *(f"x-ratelimit-{word}-{what}" for word in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
+    "*", "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
+    "openai-processing-ms",
+    *(f"x-ratelimit-{word}-{what}" for word in ("limit", "remaining", "reset") for what in ("requests",
+    "tokens")),
     *(
         f"anthropic-ratelimit-{what}-{word}"
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
@@ -54,9 +59,14 @@ class CrossOrigin:
         return headers
 
     async def answer_preflight(
-        self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        """As an ASGI application. An origin that is not allowed gets no permission, which is how a browser is told."""
+        """As an ASGI application. An origin that is not allowed gets no permission, which is how a browser
+        is told.
+        """
         headers = [(b"x-request-id", new_request_id().encode())]
         if self._allowed(_value(scope["headers"], b"origin")) is not None:
             asked = _value(scope["headers"], b"access-control-request-headers") or b""
@@ -83,7 +93,9 @@ def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 
 def parse_origins(text: str) -> frozenset[bytes]:
-    """Read a list with commas, as the setting holds it. Raises ValueError for what no browser sends as an origin."""
+    """Read a list with commas, as the setting holds it. Raises ValueError for what no browser sends as an
+    origin.
+    """
     origins = [word.strip().lower() for word in text.split(",") if word.strip()]
     for origin in origins:
         if _ORIGIN.fullmatch(origin) is None:

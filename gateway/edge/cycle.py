@@ -1,6 +1,8 @@
-"""One request on a connection and its response: ASGI's receive and send, and what the gateway may know of the caller's connection.
+"""One request on a connection and its response: ASGI's receive and send, and what the gateway may know of the
+caller's connection.
 
-It does not know its scope: the scope knows it (`extensions["taas.connection"]`), and a pair that know each other is garbage that only the collector frees.
+It does not know its scope: the scope knows it (`extensions["taas.connection"]`), and a pair that know each
+other is garbage that only the collector frees.
 """
 
 import asyncio
@@ -30,8 +32,9 @@ class RequestCycle:
     """From a complete head to a complete response. `lose` ends it when the caller goes first."""
 
     __slots__ = (
-        "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue", "_is_head",
-        "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire", "complete", "disconnected", "keep_alive", "more_body", "started",
+        "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue",
+        "_is_head", "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire", "complete",
+        "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +65,8 @@ class RequestCycle:
         self.started = False
         self.complete = False
         self._chunked = False
-        # Of a response with a length: what is still owed. None: the end of the connection is the end of the body.
+        # Of a response with a length: what is still owed. None: the end of the connection is the end of the
+        # body.
         self._bytes_left: int | None = 0
 
     # What the gateway may know (gateway.client.ClientConnection)
@@ -72,7 +76,9 @@ class RequestCycle:
         return self.disconnected
 
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
-        """Call back once, synchronously, when the caller goes; at once if it has gone. None forgets the callback."""
+        """Call back once, synchronously, when the caller goes; at once if it has gone. None forgets the
+        callback.
+        """
         self._on_disconnect = callback
         if callback is not None and self.disconnected:
             self._on_disconnect = None
@@ -87,7 +93,9 @@ class RequestCycle:
         return self._wire.stalled
 
     def abort(self) -> None:
-        """Cut the caller off, unless its response is complete: the connection may be another request's by then."""
+        """Cut the caller off, unless its response is complete: the connection may be another request's by
+        then.
+        """
         if not self.complete:
             self._wire.abort()
 
@@ -96,7 +104,9 @@ class RequestCycle:
         return not self.more_body
 
     def pause_body(self) -> None:
-        """Read nothing more of the body before `receive` is called again. Meanwhile the caller's time does not run."""
+        """Read nothing more of the body before `receive` is called again. Meanwhile the caller's time does
+        not run.
+        """
         if self.more_body:
             self._wire.pause_reading()
 
@@ -130,7 +140,9 @@ class RequestCycle:
     # ASGI
 
     async def run(self, app: App, scope: Scope) -> None:
-        """Run the application to its end; whatever it does, the caller gets an answer or a broken connection, never a false success."""
+        """Run the application to its end; whatever it does, the caller gets an answer or a broken
+        connection, never a false success.
+        """
         if self.disconnected:  # refused, or left, before its turn
             return
         try:
@@ -147,7 +159,9 @@ class RequestCycle:
                 await self._answer_bug(scope)
 
     async def receive(self) -> Message:
-        """The next piece of the body, all that is there; after the last one waits for the end of the response or of the connection."""
+        """The next piece of the body, all that is there; after the last one waits for the end of the
+        response or of the connection.
+        """
         if self._expects_continue and not self._wire.closing:
             self._expects_continue = False
             self._wire.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -167,7 +181,9 @@ class RequestCycle:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Write a part of the response. Waits while the caller does not read; does nothing once it has gone."""
+        """Write a part of the response. Waits while the caller does not read; does nothing once it has
+        gone.
+        """
         if self._wire.write_paused:
             await self._wire.drain()
         if self.disconnected or self._wire.closing:

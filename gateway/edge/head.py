@@ -1,9 +1,11 @@
-"""What a request's head may say, beyond what llhttp already insists on, and the answer to one that says otherwise. No I/O.
+"""What a request's head may say, beyond what llhttp already insists on, and the answer to one that says
+otherwise. No I/O.
 
-llhttp (httptools 0.9) refuses by itself, each checked by a test: bare LF, obs-fold, space before a colon, Content-Length twice or beside
-Transfer-Encoding or not a number, control characters, broken chunk framing. It lets through: no Host or several, any Host, a Transfer-Encoding other than
-`chunked` as long as that is last, any Transfer-Encoding in HTTP/1.0, any URL as absolute-form and fragments, versions 0.9 and 2.0, and
-trailers, which arrive as if they were headers.
+llhttp (httptools 0.9) refuses by itself, each checked by a test: bare LF, obs-fold, space before a colon,
+Content-Length twice or beside Transfer-Encoding or not a number, control characters, broken chunk framing. It
+lets through: no Host or several, any Host, a Transfer-Encoding other than `chunked` as long as that is last,
+any Transfer-Encoding in HTTP/1.0, any URL as absolute-form and fragments, versions 0.9 and 2.0, and trailers,
+which arrive as if they were headers.
 """
 
 import re
@@ -27,14 +29,18 @@ _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64} ")
 
 
 class InvalidHead(InvalidRequest):
-    """A head that two parsers could read differently, or that is larger than any real one. The connection is closed."""
+    """A head that two parsers could read differently, or that is larger than any real one. The connection
+    is closed.
+    """
 
     code = "invalid_http"
     close = True
 
 
 class UnknownMethod(MethodNotAllowed):
-    """A method that is not even one of HTTP's. What follows it cannot be parsed, so the connection is closed."""
+    """A method that is not even one of HTTP's. What follows it cannot be parsed, so the connection is
+    closed.
+    """
 
     close = True
 
@@ -63,7 +69,8 @@ def check_line(version: str, has_host: bool, is_chunked: bool) -> None:
 
 
 def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
-    """The target as path and query, and the authority of one in absolute-form (RFC 9112 §3.2.2), which stands for the Host header.
+    """The target as path and query, and the authority of one in absolute-form (RFC 9112 §3.2.2), which stands
+    for the Host header.
 
     Everything behind the listener sees the path alone, so that what is routed is what was authorised.
     """
@@ -80,7 +87,9 @@ def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
 
 
 def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayError | None:
-    """What to answer to a parser's error: ours if one of our checks raised it, None if it was a bug. `received`: the request's beginning, if known."""
+    """What to answer to a parser's error: ours if one of our checks raised it, None if it was a bug.
+    `received`: the request's beginning, if known.
+    """
     context = error.__context__
     if isinstance(context, GatewayError):
         return context
@@ -92,8 +101,12 @@ def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayErro
     return InvalidHead(f"The request is not valid HTTP: {error}.")
 
 
-def refusal_bytes(error: GatewayError, target: bytes, more_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """A whole response, in the dialect of the path if that much is known; it announces the end of the connection."""
+def refusal_bytes(
+    error: GatewayError, target: bytes, more_headers: Iterable[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A whole response, in the dialect of the path if that much is known; it announces the end of the
+    connection.
+    """
     request_id = new_request_id()
     dialect = dialect_of_path(target.decode("latin-1"))
     body = error_body(error, dialect, request_id)
@@ -105,4 +118,9 @@ def refusal_bytes(error: GatewayError, target: bytes, more_headers: Iterable[tup
     return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, _PHRASES.get(error.status, b"Error"), lines, body)
 
 
-_PHRASES = {400: b"Bad Request", 405: b"Method Not Allowed", 408: b"Request Timeout", 500: b"Internal Server Error"}
+_PHRASES = {
+    400: b"Bad Request",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    500: b"Internal Server Error",
+}

@@ -1,4 +1,6 @@
-"""Makes the request parser, and a second one for a request that offers to leave HTTP/1.1. Refuses nothing itself."""
+"""Makes the request parser, and a second one for a request that offers to leave HTTP/1.1. Refuses nothing
+itself.
+"""
 
 from typing import Any, Protocol
 
@@ -45,7 +47,9 @@ class AfterHead:
 
 
 def new_parser(target: ParserTarget) -> Any:
-    """A request parser in its strict mode, except that bytes after `Connection: close` are thrown away instead of failing the request before them."""
+    """A request parser in its strict mode, except that bytes after `Connection: close` are thrown away
+    instead of failing the request before them.
+    """
     parser = httptools.HttpRequestParser(target)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser

@@ -1,4 +1,6 @@
-"""How long a caller may take, and the sweep that holds every connection to it: a request sets no timer. Knows no HTTP."""
+"""How long a caller may take, and the sweep that holds every connection to it: a request sets no timer.
+Knows no HTTP.
+"""
 
 import asyncio
 from dataclasses import dataclass

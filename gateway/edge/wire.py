@@ -1,4 +1,6 @@
-"""A caller's connection as bytes: pausing both ways, a caller that does not read, and the ways to close. Knows no HTTP."""
+"""A caller's connection as bytes: pausing both ways, a caller that does not read, and the ways to close.
+Knows no HTTP.
+"""
 
 import asyncio
 
@@ -56,7 +58,9 @@ class Wire:
         self._waiters.clear()
 
     async def drain(self) -> None:
-        """Wait until writing makes sense, or is over: a caller that never reads is cut off by `check`, so this ends."""
+        """Wait until writing makes sense, or is over: a caller that never reads is cut off by `check`, so
+        this ends.
+        """
         while self.write_paused and not self.lost:
             waiter = self._loop.create_future()
             self._waiters.append(waiter)
@@ -67,7 +71,9 @@ class Wire:
         return (self._loop.time() - self.paused_since) * 1000 if self.write_paused else 0.0
 
     def check(self, now: float, stall_s: float, linger_s: float) -> None:
-        """Give the connection up if nothing has moved for too long. A caller that reads slowly makes progress, one that stopped does not."""
+        """Give the connection up if nothing has moved for too long. A caller that reads slowly makes
+        progress, one that stopped does not.
+        """
         if not self.write_paused and not self.closing:
             return
         if self.lingering:
@@ -85,8 +91,9 @@ class Wire:
     def close(self, *, linger: bool = False) -> None:
         """Close once everything is written.
 
-        `linger`: the caller may still be sending. Closing at once would make the kernel answer that with a reset, which destroys what the
-        caller has not read yet; so only our side is closed, and what comes is thrown away until the caller closes or `check` loses patience.
+        `linger`: the caller may still be sending. Closing at once would make the kernel answer that with a
+        reset, which destroys what the caller has not read yet; so only our side is closed, and what comes is
+        thrown away until the caller closes or `check` loses patience.
         """
         if self.closing:
             return

@@ -1,10 +1,13 @@
-"""Every metric of the gateway, counted in plain numbers of this process. Knows neither who scrapes nor how processes are put together.
+"""Every metric of the gateway, counted in plain numbers of this process. Knows neither who scrapes nor how
+processes are put together.
 
-A request touches some fifteen series. Through prometheus_client's objects that is about 11 µs in its multi-process form (a memory-mapped
-write and a lock each), here about 3: one look-up finds all series of a request, each is a list that is added to. They become
-metric families only when somebody asks (`collect`), or a snapshot that other processes' figures are added to (`snapshot`).
+A request touches some fifteen series. Through prometheus_client's objects that is about 11 µs in its
+multi-process form (a memory-mapped write and a lock each), here about 3: one look-up finds all series of a
+request, each is a list that is added to. They become metric families only when somebody asks (`collect`), or
+a snapshot that other processes' figures are added to (`snapshot`).
 
-Labels come from catalogues. A value that is not in them becomes `other`, and a family that has reached its limit counts the rest there.
+Labels come from catalogues. A value that is not in them becomes `other`, and a family that has reached its
+limit counts the rest there.
 """
 
 from bisect import bisect_left
@@ -29,7 +32,8 @@ from gateway.metrics.snapshot import Family, Snapshot, families
 OTHER = "other"
 # Tenants × models that have tokens of their own; a series for each kind.
 TOKEN_ROWS_MAX = 4_000
-# Routes × models × classes × endings; a counter each. Histograms (about 15 series each) have no ending, so they stay far below.
+# Routes × models × classes × endings; a counter each. Histograms (about 15 series each) have no ending, so
+# they stay far below.
 REQUEST_ROWS_MAX = 4_000
 LABEL_ROWS_MAX = 1_000
 
@@ -94,7 +98,9 @@ class _RequestRow:
 
 
 class Metrics(Collector):
-    """Built once a process. The methods are called in the loop's thread; `collect` and `snapshot` from any."""
+    """Built once a process. The methods are called in the loop's thread; `collect` and `snapshot` from
+    any.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._requests = _Numbers(definitions.REQUESTS, REQUEST_ROWS_MAX)
@@ -127,7 +133,9 @@ class Metrics(Collector):
             registry.register(self)
 
     def set_models(self, models: Iterable[str]) -> None:
-        """The catalogue's model names: from now on any other name counts as `other`. Series that exist go on."""
+        """The catalogue's model names: from now on any other name counts as `other`. Series that exist go
+        on.
+        """
         self._models = frozenset(models)
 
     def request_finished(
@@ -141,7 +149,9 @@ class Metrics(Collector):
         tpot_s: float | None,
         added_s: float,
     ) -> None:
-        """One request has ended: once for each, whatever its ending. Times in seconds, None where there was no token to time."""
+        """One request has ended: once for each, whatever its ending. Times in seconds, None where there
+        was no token to time.
+        """
         row = self._request_rows.get((route, model, cls, ending))
         if row is None:
             row = self._new_request_row(route, model, cls, ending)
@@ -162,7 +172,9 @@ class Metrics(Collector):
             cells[-1] += tpot_s
 
     def tokens(self, tenant: str, model: str, prompt: int, cached: int, output: int, delivered: int) -> None:
-        """The tokens of one settled request: billed prompt (`cached` is a part of it), billed output, delivered output."""
+        """The tokens of one settled request: billed prompt (`cached` is a part of it), billed output,
+        delivered output.
+        """
         row = self._token_rows.get((tenant, model))
         if row is None:
             row = self._new_token_row(tenant, model)
@@ -188,7 +200,9 @@ class Metrics(Collector):
         self._anomalies.row((kind,))[0] += 1
 
     def set_degraded(self, component: str, on: bool) -> None:
-        """A component such as `redis` does, or does not, do its work in this process. Summed over processes."""
+        """A component such as `redis` does, or does not, do its work in this process. Summed over
+        processes.
+        """
         self._degraded.row((component,))[0] = float(on)
 
     def open_delta(self, n: int) -> None:

@@ -1,7 +1,8 @@
-"""What the gateway tells Prometheus: the name, help text, labels and buckets of each of its metrics. Counts nothing.
+"""What the gateway tells Prometheus: the name, help text, labels and buckets of each of its metrics. Counts
+nothing.
 
-Kinds of tokens do not overlap, so that a sum counts each token once: `input`, `cached_input` and `output`, here as in billing.
-No label is called `instance`: that is what Prometheus calls the address that it scrapes.
+Kinds of tokens do not overlap, so that a sum counts each token once: `input`, `cached_input` and `output`,
+here as in billing. No label is called `instance`: that is what Prometheus calls the address that it scrapes.
 """
 
 from gateway.metrics.snapshot import Family
@@ -33,7 +34,10 @@ REQUESTS = _counter(
     "taas_requests", "Requests that were admitted and have ended, by how they ended.", *_REQUEST, "ending"
 )
 DURATION = _histogram(
-    "taas_request_duration_seconds", "Time from the arrival of a request to its end.", DURATION_BUCKETS_S, *_REQUEST
+    "taas_request_duration_seconds",
+    "Time from the arrival of a request to its end.",
+    DURATION_BUCKETS_S,
+    *_REQUEST,
 )
 FIRST_TOKEN = _histogram(
     "taas_time_to_first_token_seconds",
@@ -61,9 +65,14 @@ TOKENS = _counter(
     "kind",
 )
 DELIVERED = _counter(
-    "taas_delivered_tokens", "Output tokens of settled requests that their callers received.", "tenant", "model"
+    "taas_delivered_tokens",
+    "Output tokens of settled requests that their callers received.",
+    "tenant",
+    "model",
 )
-REFUSALS = _counter("taas_refusals", "Requests that were refused, by the limit or check that refused them.", "which")
+REFUSALS = _counter(
+    "taas_refusals", "Requests that were refused, by the limit or check that refused them.", "which"
+)
 IGNORED = _counter("taas_ignored_fields", "Fields of requests that were taken and had no effect.", "name")
 UPSTREAM_ERRORS = _counter(
     "taas_upstream_errors", "Requests that an engine failed, by the kind of failure.", "engine", "kind"
@@ -76,13 +85,19 @@ DEGRADED = _gauge(
 )
 RESERVATIONS = _gauge("taas_reservations_open", "Requests that are admitted and not settled yet.")
 JOURNAL = _gauge("taas_journal_entries", "Settles that wait on this gateway's disk until Redis takes them.")
-REDIS = _histogram("taas_redis_roundtrip_seconds", "Time that one pipeline takes to Redis and back.", REDIS_BUCKETS_S)
+REDIS = _histogram(
+    "taas_redis_roundtrip_seconds", "Time that one pipeline takes to Redis and back.", REDIS_BUCKETS_S
+)
 WAITING = _gauge("taas_requests_waiting", "Requests that wait for room at an engine now.", "asked")
-WAITING_BYTES = _gauge("taas_waiting_bytes", "Bytes of the bodies of requests that wait for room at an engine now.")
+WAITING_BYTES = _gauge(
+    "taas_waiting_bytes", "Bytes of the bodies of requests that wait for room at an engine now."
+)
 WAIT = _histogram(
     "taas_wait_seconds",
     "Time that requests waited for room at an engine, however the wait ended.",
     WAIT_BUCKETS_S,
     "asked",
 )
-WAITS = _counter("taas_waits", "Waits for room at an engine that are over, by how they ended.", "asked", "ending")
+WAITS = _counter(
+    "taas_waits", "Waits for room at an engine that are over, by how they ended.", "asked", "ending"
+)

@@ -1,4 +1,5 @@
-"""The figures of a gateway that runs as several processes: each writes snapshots into a pipe to its parent, which adds them up. Counts nothing.
+"""The figures of a gateway that runs as several processes: each writes snapshots into a pipe to its parent,
+which adds them up. Counts nothing.
 
 Nothing of it is on disk, so that no two gateways can come to share it, however alike their settings are.
 """
@@ -20,12 +21,15 @@ log = logging.getLogger(__name__)
 
 # A process that is killed loses the figures of at most this long. The ledger is exact, metrics need not be.
 SNAPSHOT_INTERVAL_S = 1.0
-# A process that ends does not wait longer for a parent that does not read, nor its parent for the end of the pipe.
+# A process that ends does not wait longer for a parent that does not read, nor its parent for the end of the
+# pipe.
 _LAST_SNAPSHOT_S = 2.0
 
 
 class SnapshotWriter:
-    """Writes a process's figures into its pipe: from `start` on once a second, from a thread of its own, and at the end. Use as a context."""
+    """Writes a process's figures into its pipe: from `start` on once a second, from a thread of its own,
+    and at the end. Use as a context.
+    """
 
     def __init__(self, metrics: Metrics, pipe: int) -> None:
         self._metrics = metrics
@@ -90,7 +94,9 @@ class SharedFigures(Collector):
     def begun(self, name: str) -> int:
         """A process begins: the end of the pipe that it is to have. The caller closes its own copy of it."""
         ours, its = os.pipe()
-        reader = threading.Thread(target=self._read_on, args=(name, ours), name=f"metrics-{name}", daemon=True)
+        reader = threading.Thread(
+            target=self._read_on, args=(name, ours), name=f"metrics-{name}", daemon=True
+        )
         with self._lock:
             self._living[name] = _Process(reader)
         reader.start()

@@ -1,4 +1,6 @@
-"""Figures between counting and scraping: written down, added up over processes, given their Prometheus form. Counts nothing itself."""
+"""Figures between counting and scraping: written down, added up over processes, given their Prometheus
+form. Counts nothing itself.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,13 +8,16 @@ from typing import Any, Literal
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-# Family name → rows of [label values, number …]; one number, or of a histogram the buckets, the overflow and the sum. Plain JSON.
+# Family name → rows of [label values, number …]; one number, or of a histogram the buckets, the overflow and
+# the sum. Plain JSON.
 Snapshot = dict[str, list[list[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric's name (a counter's without `_total`), kind and labels; of a histogram also the upper bounds of its buckets."""
+    """A metric's name (a counter's without `_total`), kind and labels; of a histogram also the upper
+    bounds of its buckets.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -22,7 +27,9 @@ class Family:
 
 
 def add_up(schema: Iterable[Family], living: Iterable[Snapshot], ended: Iterable[Snapshot] = ()) -> Snapshot:
-    """One snapshot of many processes. Counters and histograms of ended ones stay in the sum (a counter must not fall), gauges go."""
+    """One snapshot of many processes. Counters and histograms of ended ones stay in the sum (a counter
+    must not fall), gauges go.
+    """
     gauges = {family.name for family in schema if family.kind == "gauge"}
     rows: dict[str, dict[tuple[str, ...], list[float]]] = {}
     for snapshot, alive in [(one, True) for one in living] + [(one, False) for one in ended]:
@@ -35,11 +42,16 @@ def add_up(schema: Iterable[Family], living: Iterable[Snapshot], ended: Iterable
                 family[tuple(labels)] = (
                     numbers if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
                 )
-    return {name: [[list(labels), *numbers] for labels, numbers in family.items()] for name, family in rows.items()}
+    return {
+        name: [[list(labels), *numbers] for labels, numbers in family.items()]
+        for name, family in rows.items()
+    }
 
 
 def families(schema: Iterable[Family], snapshot: Snapshot) -> Iterator[Metric]:
-    """Prometheus' metric families, one for each of `schema`, empty ones too: a series that is missing cannot be alerted on."""
+    """Prometheus' metric families, one for each of `schema`, empty ones too: a series that is missing
+    cannot be alerted on.
+    """
     for family in schema:
         rows = snapshot.get(family.name, [])
         if family.kind == "histogram":

@@ -1,4 +1,6 @@
-"""Log lines as JSON on stderr. Must never carry what a caller sent: no bodies, no keys, no texts of foreign exceptions."""
+"""Log lines as JSON on stderr. Must never carry what a caller sent: no bodies, no keys, no texts of
+foreign exceptions.
+"""
 
 import json
 import logging
@@ -12,16 +14,19 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "colo
 
 
 class JsonFormatter(logging.Formatter):
-    """One line a record: time, severity, logger, message, fields of `extra`, and where an exception came from.
+    """One line a record: time, severity, logger, message, fields of `extra`, and where an exception came
+    from.
 
-    An exception's text may quote a request (a JSON error quotes its document), so only its type and frames are written; of the
-    system's own errors also the number. Of asyncio's messages only the first line is kept: it puts the repr of exceptions on the next.
+    An exception's text may quote a request (a JSON error quotes its document), so only its type and frames
+    are written; of the system's own errors also the number. Of asyncio's messages only the first line is
+    kept: it puts the repr of exceptions on the next.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         line: dict[str, Any] = {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": message.split("\n", 1)[0] if record.name == "asyncio" else message,
@@ -51,7 +56,9 @@ def describe_exception(exception: BaseException) -> dict[str, Any]:
 
 
 def configure_logs(level: str) -> None:
-    """Send every logger's lines to stderr as JSON; libraries that log each request or command are kept to warnings."""
+    """Send every logger's lines to stderr as JSON; libraries that log each request or command are kept to
+    warnings.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

@@ -1,9 +1,11 @@
-"""Runs one gateway: binds its port, serves in this process or under a supervisor, shuts down in order. Knows the application by its factory's name only.
+"""Runs one gateway: binds its port, serves in this process or under a supervisor, shuts down in order. Knows
+the application by its factory's name only.
 
-Shutdown, on SIGTERM or SIGINT: (1) readiness goes, requests are taken on for `unready_s`, each answer closing its connection, so that load
-balancers turn away; (2) no connection is accepted, what runs, runs on for `drain_s`; (3) then the application ends the rest with an error and
-settles, for `settle_s`; (4) what is left is cancelled, the application closes, and waits for up to `unsaved_wait_s` if settles can be kept
-nowhere; (5) exit 0, or SETTLES_LOST. A second signal exits at once: leases and the reaper settle what was open.
+Shutdown, on SIGTERM or SIGINT: (1) readiness goes, requests are taken on for `unready_s`, each answer closing
+its connection, so that load balancers turn away; (2) no connection is accepted, what runs, runs on for
+`drain_s`; (3) then the application ends the rest with an error and settles, for `settle_s`; (4) what is left
+is cancelled, the application closes, and waits for up to `unsaved_wait_s` if settles can be kept nowhere; (5)
+exit 0, or SETTLES_LOST. A second signal exits at once: leases and the reaper settle what was open.
 """
 
 import asyncio
@@ -36,14 +38,17 @@ from gateway.settings import GatewaySettings
 log = logging.getLogger(__name__)
 
 APP_FACTORY = "gateway.app:build_app"
-# Exit status of a process that had to end before Redis or its journal took every settle; its log says how many were lost.
+# Exit status of a process that had to end before Redis or its journal took every settle; its log says how
+# many were lost.
 SETTLES_LOST = 4
 
 
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our order of shutdown, after which it does not die of the signal."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, unready_s: float, drain_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, unready_s: float, drain_s: float
+    ) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._unready_s = unready_s
@@ -51,7 +56,9 @@ class GatewayServer(uvicorn.Server):
         self.on_ready: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve once the application has started; a failure there ends the process with uvicorn's status 3."""
+        """Serve once the application has started; a failure there ends the process with uvicorn's status
+        3.
+        """
         await super().startup(sockets)
         log.info("serving")
         if self.on_ready is not None:
@@ -68,7 +75,10 @@ class GatewayServer(uvicorn.Server):
         self._lifecycle.begin_drain()
         if self._unready_s:
             log.info("not ready any more", extra={"taking_connections_for_s": self._unready_s})
-            self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+            self.server_state.default_headers = [
+                *self.server_state.default_headers,
+                (b"connection", b"close"),
+            ]
             await asyncio.sleep(self._unready_s)
         deadline = asyncio.get_running_loop().call_later(self._drain_s, self._lifecycle.end_streams)
         try:
@@ -109,7 +119,9 @@ def exit_status(lifecycle: Lifecycle) -> int:
 
 
 def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
-    """The application, from a `module:function` that takes the settings, the process's lifecycle and its metrics."""
+    """The application, from a `module:function` that takes the settings, the process's lifecycle and its
+    metrics.
+    """
     module, _, name = factory.partition(":")
     return getattr(importlib.import_module(module), name)(settings, lifecycle=lifecycle, metrics=metrics)
 
@@ -124,9 +136,13 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
         return 1
     with contextlib.ExitStack() as stack:
         try:
-            sockets = listening_sockets(settings.host, settings.port, settings.processes, settings.write_stall_s)
+            sockets = listening_sockets(
+                settings.host, settings.port, settings.processes, settings.write_stall_s
+            )
         except OSError as exc:
-            log.error("cannot listen", extra={"host": settings.host, "port": settings.port, "reason": exc.strerror})
+            log.error(
+                "cannot listen", extra={"host": settings.host, "port": settings.port, "reason": exc.strerror}
+            )
             return 1
         for sock in sockets:
             stack.callback(sock.close)
@@ -142,7 +158,9 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
                 )
             )
         except OSError as exc:
-            log.error("cannot listen for metrics", extra={"port": settings.metrics_port, "reason": exc.strerror})
+            log.error(
+                "cannot listen for metrics", extra={"port": settings.metrics_port, "reason": exc.strerror}
+            )
             return 1
         port = port_of(sockets[0])
         where = {"port": port, "metrics_port": page.port, "processes": settings.processes}

@@ -1,6 +1,8 @@
-"""One of several processes of a gateway, started by the supervisor as `python -m gateway.process.serve_child SOCKET_FD FIGURES_FD`.
+"""One of several processes of a gateway, started by the supervisor as `python -m gateway.process.serve_child
+SOCKET_FD FIGURES_FD`.
 
-Its settings arrive as one JSON line on standard input, which stays open: when it closes, the supervisor has gone, and the process drains and ends.
+Its settings arrive as one JSON line on standard input, which stays open: when it closes, the supervisor has
+gone, and the process drains and ends.
 """
 
 import json

@@ -1,9 +1,12 @@
-"""Makes listening sockets. Their options are inherited by every connection, so they cost a request nothing. Accepts nothing itself."""
+"""Makes listening sockets. Their options are inherited by every connection, so they cost a request
+nothing. Accepts nothing itself.
+"""
 
 import socket
 
 BACKLOG = 2048
-# Bytes that the kernel takes before they are on their way: a caller that does not read is noticed by us, not only by the kernel's megabytes of buffers.
+# Bytes that the kernel takes before they are on their way: a caller that does not read is noticed by us, not
+# only by the kernel's megabytes of buffers.
 NOT_SENT_BYTES_MAX = 128 * 1024
 KEEP_ALIVE_IDLE_S = 60
 KEEP_ALIVE_INTERVAL_S = 10
@@ -13,8 +16,8 @@ KEEP_ALIVE_TRIES = 3
 def listening_sockets(host: str, port: int, count: int, write_stall_s: float) -> list[socket.socket]:
     """`count` sockets on one port, between which the kernel spreads connections; port 0 picks a free one.
 
-    One socket a process, not one for all: on a shared one whoever wakes first takes every waiting connection. Raises OSError when the port is taken,
-    also by a gateway that shares it among its own processes.
+    One socket a process, not one for all: on a shared one whoever wakes first takes every waiting connection.
+    Raises OSError when the port is taken, also by a gateway that shares it among its own processes.
     """
     if count == 1:
         return [_listen(host, port, write_stall_s, shared=False)]

@@ -1,6 +1,8 @@
-"""Keeps the processes of one gateway running, passes signals on, adds their figures up. Serves nothing itself.
+"""Keeps the processes of one gateway running, passes signals on, adds their figures up. Serves nothing
+itself.
 
-It holds the listening sockets: connections that arrive while a process is being replaced wait for the next one instead of being refused.
+It holds the listening sockets: connections that arrive while a process is being replaced wait for the next
+one instead of being refused.
 """
 
 import json
@@ -45,10 +47,16 @@ class _Slot:
 
 
 class Supervisor:
-    """`run` returns the exit status: 0 after an orderly stop, the first process's own if none of them ever came up."""
+    """`run` returns the exit status: 0 after an orderly stop, the first process's own if none of them ever
+    came up.
+    """
 
     def __init__(
-        self, settings: GatewaySettings, factory: str, sockets: list[socket.socket], registry: CollectorRegistry
+        self,
+        settings: GatewaySettings,
+        factory: str,
+        sockets: list[socket.socket],
+        registry: CollectorRegistry,
     ) -> None:
         self._settings = settings
         self._given = (json.dumps({"factory": factory, "settings": _plain(settings)}) + "\n").encode()
@@ -60,7 +68,9 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until a signal."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             status = self._keep_running()
             stopped = self._stop()
@@ -101,7 +111,8 @@ class Supervisor:
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 pass_fds=[number, figures],
-                # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear it once, from here.
+                # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear
+                # it once, from here.
                 start_new_session=True,
             )
         finally:
@@ -124,7 +135,8 @@ class Supervisor:
         self._forget(slot, process)
         self._figures.deaths += 1
         log.error(
-            "process ended", extra={"slot": slot.index, "child": process.pid, "status": status, "restart_in_s": delay_s}
+            "process ended",
+            extra={"slot": slot.index, "child": process.pid, "status": status, "restart_in_s": delay_s},
         )
         return status
 

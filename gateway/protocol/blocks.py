@@ -1,6 +1,8 @@
-"""The contents of Anthropic's messages: a string, or typed blocks. Returns sizes for the estimate; knows blocks, no routes.
+"""The contents of Anthropic's messages: a string, or typed blocks. Returns sizes for the estimate; knows
+blocks, no routes.
 
-Blocks that hold plain text in a form of their own (documents, search results, references to tools) become text blocks: engines know no others.
+Blocks that hold plain text in a form of their own (documents, search results, references to tools) become
+text blocks: engines know no others.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +42,9 @@ RESULT_BLOCKS = frozenset({"text", "image", "document", "search_result", "tool_r
 
 
 def check_blocks(param: str, content: Any, allowed: frozenset[str]) -> int:
-    """A string or a list of blocks of the `allowed` types; its size in bytes of text, media counted at a flat rate."""
+    """A string or a list of blocks of the `allowed` types; its size in bytes of text, media counted at a
+    flat rate.
+    """
     if type(content) is str:
         return text_bytes(content)
     if type(content) is not list:
@@ -61,7 +65,11 @@ def _check_block(param: str, block: Any, allowed: frozenset[str]) -> int:
         raise InvalidRequest(
             f"Invalid '{param}.type': here it must be one of {', '.join(sorted(allowed))}.", f"{param}.type"
         )
-    if kind == "image" and type(source := block.get("source")) is dict and source.get("type") in ("url", "file"):
+    if (
+        kind == "image"
+        and type(source := block.get("source")) is dict
+        and source.get("type") in ("url", "file")
+    ):
         raise RemoteMediaDisabled(f"{param}.source")
     fields, required = _BLOCKS[kind]
     check_members(param, block, fields, required)
@@ -103,7 +111,9 @@ def _document_texts(param: str, block: dict[str, Any]) -> Iterator[str]:
         check_members(where, source, _CONTENT_SOURCE, ("content",))
         yield from _texts(f"{where}.content", source["content"])
     else:
-        raise UnsupportedParameter(where, "Only documents of plain text can be read here: send the text of this one.")
+        raise UnsupportedParameter(
+            where, "Only documents of plain text can be read here: send the text of this one."
+        )
 
 
 def _search_result_texts(param: str, block: dict[str, Any]) -> Iterator[str]:
@@ -140,7 +150,12 @@ _BLOCKS: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
         ("id", "name", "input"),
     ),
     "tool_result": (
-        {**_COMMON, "tool_use_id": string(ID_CHARS_MAX, may_be_empty=False), "content": anything, "is_error": boolean},
+        {
+            **_COMMON,
+            "tool_use_id": string(ID_CHARS_MAX, may_be_empty=False),
+            "content": anything,
+            "is_error": boolean,
+        },
         ("tool_use_id",),
     ),
     "thinking": ({**_COMMON, "thinking": string(), "signature": string(SIGNATURE_CHARS_MAX)}, ("thinking",)),

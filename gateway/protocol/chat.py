@@ -102,7 +102,8 @@ def check_messages(messages: Any) -> int:
 def check_generation_prompt(body: dict[str, Any]) -> None:
     if body.get("continue_final_message") and body.get("add_generation_prompt") is not False:
         raise InvalidRequest(
-            "Invalid 'continue_final_message': needs add_generation_prompt to be false.", "continue_final_message"
+            "Invalid 'continue_final_message': needs add_generation_prompt to be false.",
+            "continue_final_message",
         )
 
 
@@ -119,7 +120,9 @@ def _check_message(param: str, message: Any) -> int:
     if role is None:
         raise missing(f"{param}.role")
     if type(role) is not str or role not in ROLES:
-        raise InvalidRequest(f"Invalid '{param}.role': must be one of {', '.join(sorted(ROLES))}.", f"{param}.role")
+        raise InvalidRequest(
+            f"Invalid '{param}.role': must be one of {', '.join(sorted(ROLES))}.", f"{param}.role"
+        )
     check_members(param, message, MESSAGE_FIELDS[role])
     content = message.get("content")
     calls = message.get("tool_calls")

@@ -36,7 +36,9 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
     prompts, tokens = check_prompt("prompt", body["prompt"], PROMPTS_MAX)
     samples = prompts * (body.get("n") or 1)
     if samples > SAMPLES_MAX:
-        raise InvalidRequest(f"Invalid 'n': n × prompts is {samples}, at most {SAMPLES_MAX} are allowed.", "n")
+        raise InvalidRequest(
+            f"Invalid 'n': n × prompts is {samples}, at most {SAMPLES_MAX} are allowed.", "n"
+        )
     if (answer_format := body.get("response_format")) is not None:
         check_one_constraint(body, "response_format", answer_format)
     usage, continuous = wants_usage(body)

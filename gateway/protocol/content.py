@@ -1,4 +1,6 @@
-"""The contents of OpenAI's chat messages: a string, or typed parts. Returns sizes for the estimate; knows messages, no routes."""
+"""The contents of OpenAI's chat messages: a string, or typed parts. Returns sizes for the estimate; knows
+messages, no routes.
+"""
 
 from typing import Any
 
@@ -60,7 +62,8 @@ def check_content(param: str, content: Any, *, media: bool = True) -> int:
             media_parts += 1
             if not media or media_parts > MEDIA_PARTS_MAX:
                 raise InvalidRequest(
-                    f"Invalid '{where}': {'too many media parts' if media else 'only text is allowed here'}.", where
+                    f"Invalid '{where}': {'too many media parts' if media else 'only text is allowed here'}.",
+                    where,
                 )
             _check_media(where, part, kind)
             size += MEDIA_BYTES

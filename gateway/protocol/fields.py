@@ -1,12 +1,13 @@
 """Checkers of single values, and what becomes of a member that no engine is sent. Knows no route.
 
-A checker takes the parameter's path and its value. It raises InvalidRequest naming the path, `Dropped` when the value is fine and
-goes nowhere, or `Replaced` when an engine is to get another value for it. Whoever holds the member (`check_fields`, `check_members`,
-`check_elements`) then takes it out of the body, or puts the other value there: this is the only place where anything is dropped.
+A checker takes the parameter's path and its value. It raises InvalidRequest naming the path, `Dropped` when
+the value is fine and goes nowhere, or `Replaced` when an engine is to get another value for it. Whoever holds
+the member (`check_fields`, `check_members`, `check_elements`) then takes it out of the body, or puts the
+other value there: this is the only place where anything is dropped.
 
-A member that a table does not name is dropped and noted (`gateway.protocol.ignored`), unless its name is in `REFUSED`.
-Types are exact: `true`, `"3"` and `1.0` are not integers, so that nothing here means something else to an engine.
-`None` never gets to a checker: null is the same as absent.
+A member that a table does not name is dropped and noted (`gateway.protocol.ignored`), unless its name is in
+`REFUSED`. Types are exact: `true`, `"3"` and `1.0` are not integers, so that nothing here means something
+else to an engine. `None` never gets to a checker: null is the same as absent.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -37,7 +38,9 @@ class Replaced(Exception):
 
 
 def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
-    """Check every top-level parameter with its checker in `fields`; drop what `fields` does not name, unless it is to be refused."""
+    """Check every top-level parameter with its checker in `fields`; drop what `fields` does not name,
+    unless it is to be refused.
+    """
     dropped: list[str] = []
     for name, value in body.items():
         checker = fields.get(name)
@@ -57,7 +60,9 @@ def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
         del body[name]
 
 
-def check_members(param: str, value: Any, fields: Mapping[str, Checker], required: Collection[str] = ()) -> None:
+def check_members(
+    param: str, value: Any, fields: Mapping[str, Checker], required: Collection[str] = ()
+) -> None:
     """The same for an object inside the body; `required` members must be there."""
     members = mapping(param, value)
     dropped: list[str] = []
@@ -104,7 +109,8 @@ def _check_unknown(name: str, value: Any) -> None:
     if value is None:
         return
     reason = REFUSED.get(name)
-    # `false`, `[]` and the like ask for nothing that could be missed; what reaches past the tenant has no harmless value.
+    # `false`, `[]` and the like ask for nothing that could be missed; what reaches past the tenant has no
+    # harmless value.
     if reason is not None and (value or name in NEVER):
         raise UnsupportedParameter(name, reason)
     note(name[:NAME_CHARS_MAX])
@@ -203,7 +209,9 @@ def one_of(*allowed: str) -> Checker:
 
 
 def only(allowed: Any, reason: str) -> Checker:
-    """A parameter that exists, of which only the value without effect is taken, and dropped. Exact in type: `true` is not 1."""
+    """A parameter that exists, of which only the value without effect is taken, and dropped. Exact in
+    type: `true` is not 1.
+    """
 
     def check(param: str, value: Any) -> None:
         if type(value) is not type(allowed) or value != allowed:
@@ -223,7 +231,9 @@ def refused(reason: str) -> Checker:
 
 
 def hint(*without_effect: Any) -> Checker:
-    """Any value is taken and dropped; the caller is told, unless it is one of those that change nothing here."""
+    """Any value is taken and dropped; the caller is told, unless it is one of those that change nothing
+    here.
+    """
 
     def check(_param: str, value: Any) -> None:
         raise Dropped(named=value not in without_effect)

@@ -1,7 +1,8 @@
-"""The record of what a request said that is taken and dropped: its names, bounded, for the answer's header, the receipt and a metric.
+"""The record of what a request said that is taken and dropped: its names, bounded, for the answer's header,
+the receipt and a metric.
 
-Only names are kept, never values. A name is the path of the first place where it was met, as in `messages[1].annotations`; the same member
-of another element of that list counts as the same name.
+Only names are kept, never values. A name is the path of the first place where it was met, as in
+`messages[1].annotations`; the same member of another element of that list counts as the same name.
 """
 
 import re
@@ -15,11 +16,13 @@ NAME_CHARS_MAX = 64
 # What a metric counts by its own name; every other name is `other`. Names that clients are known to send.
 COUNTED = frozenset(
     {
-        "allowed_callers", "annotations", "billing_policy", "cache_control", "client_metadata", "compaction", "context_management",
-        "defer_loading", "diagnostics", "eager_input_streaming", "extra_body", "fallbacks", "frequency_penalty", "id", "include",
-        "input_examples", "logprobs", "moderation", "obfuscation", "prediction", "presence_penalty", "prompt_cache_options",
-        "provider_specific_fields", "reasoning", "reasoning_details", "reasoning_summary", "seed", "speed", "store", "stream_options",
-        "summary", "thinking", "thinking_blocks", "thinking_token_budget", "tools", "truncation", "usage", "user", "verbosity",
+        "allowed_callers", "annotations", "billing_policy", "cache_control", "client_metadata", "compaction",
+        "context_management", "defer_loading", "diagnostics", "eager_input_streaming", "extra_body",
+        "fallbacks", "frequency_penalty", "id", "include", "input_examples", "logprobs", "moderation",
+        "obfuscation", "prediction", "presence_penalty", "prompt_cache_options", "provider_specific_fields",
+        "reasoning", "reasoning_details", "reasoning_summary", "seed", "speed", "store", "stream_options",
+        "summary", "thinking", "thinking_blocks", "thinking_token_budget", "tools", "truncation", "usage",
+        "user", "verbosity",
     }
 )  # fmt: skip
 
@@ -48,7 +51,9 @@ class IgnoredNames:
             self._more += 1
 
     def places(self) -> tuple[str, ...]:
-        """The first place of each name, in the order in which they were met; then `+N` where N more were met."""
+        """The first place of each name, in the order in which they were met; then `+N` where N more were
+        met.
+        """
         more = (f"+{self._more}",) if self._more else ()
         return (*self._first_places.values(), *more)
 

@@ -1,4 +1,6 @@
-"""The `input` of OpenAI's Responses: a string, or typed items. Returns sizes for the estimate; knows items, not the rest of the route."""
+"""The `input` of OpenAI's Responses: a string, or typed items. Returns sizes for the estimate; knows
+items, not the rest of the route.
+"""
 
 from typing import Any
 
@@ -67,7 +69,10 @@ def _check_item(param: str, item: Any) -> int:
     for name, text_type in (("summary", "summary_text"), ("content", "reasoning_text")):
         for index, part in enumerate(array(f"{param}.{name}", item.get(name) or [], PARTS_MAX)):
             check_members(
-                f"{param}.{name}[{index}]", part, {"type": one_of(text_type), "text": string()}, ("type", "text")
+                f"{param}.{name}[{index}]",
+                part,
+                {"type": one_of(text_type), "text": string()},
+                ("type", "text"),
             )
             size += text_bytes(part["text"])
     return size

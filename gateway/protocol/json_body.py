@@ -1,8 +1,10 @@
-"""Bytes to one JSON object that every parser reads alike, or `InvalidJson`. Knows JSON, no routes and no parameters.
+"""Bytes to one JSON object that every parser reads alike, or `InvalidJson`. Knows JSON, no routes and no
+parameters.
 
-Refused: anything but UTF-8 without a byte order mark, lone surrogates, NaN and infinities (1e999 too), duplicate keys at any depth (two parsers
-may disagree on which one counts), deep nesting, and bodies made of more pieces than an honest request has: those cost far more memory and time
-than their bytes. All of it stays under 50 ms of CPU for 4 MB, because nothing is built before its pieces are counted.
+Refused: anything but UTF-8 without a byte order mark, lone surrogates, NaN and infinities (1e999 too),
+duplicate keys at any depth (two parsers may disagree on which one counts), deep nesting, and bodies made of
+more pieces than an honest request has: those cost far more memory and time than their bytes. All of it stays
+under 50 ms of CPU for 4 MB, because nothing is built before its pieces are counted.
 """
 
 from typing import Any
@@ -25,7 +27,9 @@ NAME_BYTES_MAX = 64
 
 
 def load_object(raw: bytes) -> dict[str, Any]:
-    """The object in `raw`. Raises InvalidJson; never returns a value in which a duplicate key has hidden something."""
+    """The object in `raw`. Raises InvalidJson; never returns a value in which a duplicate key has hidden
+    something.
+    """
     if len(raw) - len(raw.translate(None, MARKS)) > MARKS_UNCOUNTED_MAX:
         _count_pieces(raw)
     try:
@@ -34,7 +38,8 @@ def load_object(raw: bytes) -> dict[str, Any]:
         raise InvalidJson(f"The request body is not valid JSON: {_reason(exc)}.") from None
     if type(value) is not dict:
         raise InvalidJson("The request body must be a JSON object.")
-    # Every key has one colon outside strings. A key that was overwritten by its duplicate is missing from the value with its colon.
+    # Every key has one colon outside strings. A key that was overwritten by its duplicate is missing from the
+    # value with its colon.
     colons = raw.count(b":")
     if b"\\u003" in raw:
         escapes = raw.replace(b"\\\\", b"")
@@ -45,7 +50,9 @@ def load_object(raw: bytes) -> dict[str, Any]:
 
 
 def _count_pieces(raw: bytes) -> None:
-    """Count what would be built, outside strings. Exact for valid JSON up to its first error, and nothing is built after that."""
+    """Count what would be built, outside strings. Exact for valid JSON up to its first error, and nothing
+    is built after that.
+    """
     plain = raw.replace(b"\\\\", b"").replace(b'\\"', b"")
     if plain.count(b'"') > 2 * STRINGS_MAX:
         raise _too_many("strings", plain)
@@ -83,7 +90,9 @@ def _keys_and_colons(value: Any, depth: int) -> int:
 
 
 def _too_many(what: str, plain: bytes) -> InvalidJson:
-    """Names the top-level member that the body's first strings end in: an overlong list or object usually starts among them."""
+    """Names the top-level member that the body's first strings end in: an overlong list or object usually
+    starts among them.
+    """
     pieces = plain.split(b'"', 2 * STRINGS_SEARCHED_MAX)
     depth = 0
     param = None

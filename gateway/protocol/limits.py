@@ -1,4 +1,6 @@
-"""What only the model can say of a checked request: context, vocabulary, route, template variables. Pure; the catalogue fills `ModelLimits`."""
+"""What only the model can say of a checked request: context, vocabulary, route, template variables. Pure;
+the catalogue fills `ModelLimits`.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +25,9 @@ class ModelLimits:
 
 
 def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> ParsedRequest:
-    """The request as this model takes it. Raises ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest."""
+    """The request as this model takes it. Raises ModelRouteUnsupported, ContextLengthExceeded,
+    UnsupportedParameter or InvalidRequest.
+    """
     if parsed.route.facts.offered_as not in model_limits.routes:
         raise ModelRouteUnsupported(parsed.model, parsed.route.name)
     body = parsed.body
@@ -41,23 +45,31 @@ def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> Par
 
 
 def _without_idle_budget(parsed: ParsedRequest, variables: frozenset[str]) -> ParsedRequest:
-    """vLLM refuses a budget of thought for a model that does not think. Such a model's template has no variable for it."""
+    """vLLM refuses a budget of thought for a model that does not think. Such a model's template has no
+    variable for it.
+    """
     if variables & THINKING_VARIABLES:
         return parsed
     body = parsed.body
     thinking = body.get("thinking")
     name = "thinking_token_budget" if thinking is None else "thinking"
-    if body.get("thinking_token_budget") is None and (thinking is None or thinking.get("budget_tokens") is None):
+    if body.get("thinking_token_budget") is None and (
+        thinking is None or thinking.get("budget_tokens") is None
+    ):
         return parsed
     del body[name]
     return replace(parsed, ignored=(*parsed.ignored, name))
 
 
 def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: int) -> None:
-    """Exact where the prompt is token ids. Text is the engine's to count: it refuses what is too long before it costs anything."""
+    """Exact where the prompt is token ids. Text is the engine's to count: it refuses what is too long
+    before it costs anything.
+    """
     output_tokens = parsed.max_output_tokens or 0
     if output_tokens > context_tokens:
-        raise ContextLengthExceeded(context_tokens, output_tokens, _output_param(parsed, body), "output tokens")
+        raise ContextLengthExceeded(
+            context_tokens, output_tokens, _output_param(parsed, body), "output tokens"
+        )
     route = parsed.route
     if not route.takes_token_ids:
         return
@@ -66,7 +78,9 @@ def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: 
     # A prompt that fills the context leaves no room for an answer.
     asked = prompt_tokens + (output_tokens or int(route.generates))
     if prompt_tokens and asked > context_tokens:
-        raise ContextLengthExceeded(context_tokens, asked, prompt_param, f"tokens ({prompt_tokens} in the prompt)")
+        raise ContextLengthExceeded(
+            context_tokens, asked, prompt_param, f"tokens ({prompt_tokens} in the prompt)"
+        )
 
 
 def _output_param(parsed: ParsedRequest, body: dict[str, Any]) -> str:
@@ -87,5 +101,6 @@ def _check_vocabulary(parsed: ParsedRequest, body: dict[str, Any], vocabulary_to
     for param, token_id in greatest.items():
         if token_id >= vocabulary_tokens:
             raise InvalidRequest(
-                f"Invalid '{param}': token id {token_id} is not in the vocabulary of {vocabulary_tokens}.", param
+                f"Invalid '{param}': token id {token_id} is not in the vocabulary of {vocabulary_tokens}.",
+                param,
             )

@@ -1,4 +1,5 @@
-"""Inline media inside messages: base64 data and nothing else, since whoever fetches a caller's URL can be sent to places that only we can reach.
+"""Inline media inside messages: base64 data and nothing else, since whoever fetches a caller's URL can be
+sent to places that only we can reach.
 
 How large it may be is said by the cap on the whole body, which is the model's.
 """
@@ -15,14 +16,17 @@ MEDIA_TOKENS_ESTIMATE = 1024
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 AUDIO_FORMATS = ("wav", "mp3")
 _DATA_URL = re.compile(
-    r"data:(?:image/(?:jpeg|png|gif|webp)|audio/(?:wav|mpeg|mp3|ogg|flac)|video/(?:mp4|webm));base64,", re.IGNORECASE
+    r"data:(?:image/(?:jpeg|png|gif|webp)|audio/(?:wav|mpeg|mp3|ogg|flac)|video/(?:mp4|webm));base64,",
+    re.IGNORECASE,
 )
 _SOURCE: dict[str, Checker] = {"type": anything, "media_type": anything, "data": anything}
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 
 def check_data_url(param: str, value: Any) -> None:
-    """A `data:` URL of an image, a sound or a film, in base64. Every other URL is remote, however it is spelled."""
+    """A `data:` URL of an image, a sound or a film, in base64. Every other URL is remote, however it is
+    spelled.
+    """
     if type(value) is not str:
         raise wrong_type(param, "a string")
     head = _DATA_URL.match(value)
@@ -41,7 +45,9 @@ def check_base64(param: str, value: Any) -> None:
 
 
 def check_anthropic_source(param: str, value: Any) -> None:
-    """The `source` of an image block: only `base64`, with a known media type (an engine builds a URL of it)."""
+    """The `source` of an image block: only `base64`, with a known media type (an engine builds a URL of
+    it).
+    """
     if type(value) is not dict:
         raise wrong_type(param, "an object")
     if value.get("type") != "base64":

@@ -1,4 +1,6 @@
-"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`: their allow-lists, their messages, and what holds between their parameters."""
+"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`: their allow-lists, their messages, and what
+holds between their parameters.
+"""
 
 from typing import Any
 
@@ -62,7 +64,9 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
 
 
 def parse_count(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
-    """The same messages, counted and never answered: what only an answer would need may be there, and is not looked at."""
+    """The same messages, counted and never answered: what only an answer would need may be there, and is
+    not looked at.
+    """
     check_fields(body, COUNT_FIELDS)
     return _parsed(route, body, samples=0, max_output_tokens=0)
 
@@ -124,7 +128,8 @@ def _check_thinking(param: str, value: Any) -> None:
     check_members(param, value, _THINKING, ("type",))
     if (value["type"] == "enabled") != (value.get("budget_tokens") is not None):
         raise InvalidRequest(
-            f"Invalid '{param}.budget_tokens': needed when type is enabled, and only then.", f"{param}.budget_tokens"
+            f"Invalid '{param}.budget_tokens': needed when type is enabled, and only then.",
+            f"{param}.budget_tokens",
         )
 
 

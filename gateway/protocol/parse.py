@@ -8,7 +8,9 @@ from gateway.request import ParsedRequest, RouteSpec
 
 
 def parse_request(route: RouteSpec, raw: bytes) -> ParsedRequest:
-    """The checked request in `raw`. Raises InvalidJson or another InvalidRequest, before anything is held for it."""
+    """The checked request in `raw`. Raises InvalidJson or another InvalidRequest, before anything is held
+    for it.
+    """
     with Recording() as ignored:
         parsed = route.parser(route, load_object(raw))
     places = ignored.places()

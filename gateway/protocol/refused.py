@@ -1,15 +1,18 @@
-"""Parameters that exist elsewhere and are refused here by name, each with what to do about it. Knows names only.
+"""Parameters that exist elsewhere and are refused here by name, each with what to do about it. Knows names
+only.
 
-`NEVER` is what could reach past the tenant or into an engine: refused whatever its value. `MISSED` is what a caller would miss in the
-answer: refused where it asks for something (`false`, `[]` and the like do not). Every other name that a route's table does not know is
-dropped and named to the caller. docs/fields.md says all of this for callers.
+`NEVER` is what could reach past the tenant or into an engine: refused whatever its value. `MISSED` is what a
+caller would miss in the answer: refused where it asks for something (`false`, `[]` and the like do not).
+Every other name that a route's table does not know is dropped and named to the caller. docs/fields.md says
+all of this for callers.
 """
 
 _GATEWAY_SETS = "It is set by the service."
 _OTHER_DIALECT = "It belongs to Anthropic's messages API: use /v1/messages, or its OpenAI counterpart."
 _CHAT_ONLY = "This route has nothing like it: use /v1/chat/completions."
 _BOUND = (
-    "On this route the bound of the answer has another name: max_output_tokens on /v1/responses, max_tokens elsewhere."
+    "On this route the bound of the answer has another name: max_output_tokens on /v1/responses, "
+    "max_tokens elsewhere."
 )
 _STATELESS = "Responses are stateless here: send the whole input."
 _NOT_SERVED = "It is not supported by the models served here."

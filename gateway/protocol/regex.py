@@ -1,7 +1,9 @@
-"""Caps on regular expressions that an engine would compile into an automaton. Knows the syntax that engines share, not what a pattern means.
+"""Caps on regular expressions that an engine would compile into an automaton. Knows the syntax that engines
+share, not what a pattern means.
 
-Refused: what engines cannot compile (look-around, back references, unbalanced groups), repetition inside unbounded repetition, and
-counted repetition that multiplies out to a large automaton. One pass, without backtracking and without compiling anything.
+Refused: what engines cannot compile (look-around, back references, unbalanced groups), repetition inside
+unbounded repetition, and counted repetition that multiplies out to a large automaton. One pass, without
+backtracking and without compiling anything.
 """
 
 import re
@@ -26,7 +28,9 @@ def check_regex(param: str, pattern: str) -> None:
 
 
 class _Scan:
-    """`_atom` is the last thing that a quantifier could apply to: its states, and whether it repeats without bound."""
+    """`_atom` is the last thing that a quantifier could apply to: its states, and whether it repeats
+    without bound.
+    """
 
     __slots__ = ("_at", "_atom", "_groups", "_param", "_pattern")
 
@@ -104,7 +108,8 @@ class _Scan:
         if unbounded and (high is None or high > 1):
             raise self._invalid("a repetition inside a repetition")
         self._end_atom((states * max(low, high or 1, 1), unbounded or high is None))
-        # A lazy quantifier says the same to an automaton; after any other mark there is nothing left to repeat.
+        # A lazy quantifier says the same to an automaton; after any other mark there is nothing left to
+        # repeat.
         self._at += self._pattern[self._at : self._at + 1] == "?"
 
     def _quantifier(self, char: str) -> tuple[int, int | None, int]:
@@ -133,4 +138,6 @@ class _Scan:
         self._groups[-1] = (states, unbounded or atom[1])
 
     def _invalid(self, reason: str) -> InvalidRequest:
-        return InvalidRequest(f"Invalid regular expression in '{self._param}': {reason}.", self._param, "invalid_regex")
+        return InvalidRequest(
+            f"Invalid regular expression in '{self._param}': {reason}.", self._param, "invalid_regex"
+        )

@@ -1,4 +1,6 @@
-"""The parameters of sampling that OpenAI's routes share, with their caps. What an engine accepts beyond these is refused."""
+"""The parameters of sampling that OpenAI's routes share, with their caps. What an engine accepts beyond
+these is refused.
+"""
 
 from typing import Any
 
@@ -49,7 +51,9 @@ TOP_P_LEAST = 1e-6
 
 
 def check_stop(param: str, value: Any) -> None:
-    """One string or a few; an empty one would stop before the first token, or never, depending on the engine."""
+    """One string or a few; an empty one would stop before the first token, or never, depending on the
+    engine.
+    """
     if type(value) is str:
         _check_stop_string(param, value)
         return
@@ -112,7 +116,9 @@ def check_template_kwargs(param: str, value: Any) -> None:
 
 
 def check_top_p(param: str, value: Any) -> None:
-    """OpenAI takes 0, which leaves the likeliest token alone; vLLM wants to be told so with a small number."""
+    """OpenAI takes 0, which leaves the likeliest token alone; vLLM wants to be told so with a small
+    number.
+    """
     number(0, 1)(param, value)
     if value == 0:
         raise Replaced(TOP_P_LEAST)
@@ -171,7 +177,9 @@ COMPLETION_FIELDS: dict[str, Checker] = {
 
 
 def wants_usage(body: dict[str, Any]) -> tuple[bool, bool]:
-    """What the caller's `stream_options` ask for: usage at the end, usage on every chunk. They need a stream."""
+    """What the caller's `stream_options` ask for: usage at the end, usage on every chunk. They need a
+    stream.
+    """
     options = body.get("stream_options")
     if options is None:
         return False, False

@@ -1,4 +1,6 @@
-"""Caps on JSON schemas that an engine would compile into a grammar: size, depth, references, repetition, patterns. Does not judge what a schema means."""
+"""Caps on JSON schemas that an engine would compile into a grammar: size, depth, references, repetition,
+patterns. Does not judge what a schema means.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -20,7 +22,16 @@ REPEAT_MAX = 10_000
 PATTERN_CHARS_MAX = 8192
 
 _REPEATS = frozenset(
-    {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties", "minContains", "maxContains"}
+    {
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "minProperties",
+        "maxProperties",
+        "minContains",
+        "maxContains",
+    }
 )
 _OTHER_REFERENCES = frozenset({"$dynamicRef", "$recursiveRef"})
 # Their values are the caller's data, in which "$ref" is only a word.
@@ -31,7 +42,9 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 def check_schema(param: str, schema: Any) -> int:
-    """How many characters its patterns have. Raises InvalidRequest, with code `invalid_schema` where nothing more precise is known."""
+    """How many characters its patterns have. Raises InvalidRequest, with code `invalid_schema` where
+    nothing more precise is known.
+    """
     mapping(param, schema)
     if len(orjson.dumps(schema)) > SCHEMA_BYTES_MAX:
         raise _invalid(param, f"larger than {SCHEMA_BYTES_MAX} bytes")
@@ -90,8 +103,12 @@ def _check_keyword(param: str, keyword: str, value: Any) -> None:
         raise _invalid(param, f"{keyword} is not supported")
 
 
-def _expanded(param: str, schema: dict[str, Any], pointer: str, open_pointers: list[str], known: dict[str, int]) -> int:
-    """How many nodes are under `pointer` with all references written out. A pointer met while it is open is a recursion."""
+def _expanded(
+    param: str, schema: dict[str, Any], pointer: str, open_pointers: list[str], known: dict[str, int]
+) -> int:
+    """How many nodes are under `pointer` with all references written out. A pointer met while it is open
+    is a recursion.
+    """
     if pointer in known:
         return known[pointer]
     if pointer in open_pointers:

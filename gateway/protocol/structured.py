@@ -1,4 +1,6 @@
-"""Constraints on the form of an answer, in each way that a route can say it. Everything that becomes a grammar or an automaton passes the caps here."""
+"""Constraints on the form of an answer, in each way that a route can say it. Everything that becomes a
+grammar or an automaton passes the caps here.
+"""
 
 from typing import Any
 
@@ -33,7 +35,9 @@ def check_structured_outputs(param: str, value: Any) -> None:
     """The engine's own form: exactly one constraint. Grammars are refused: nothing bounds what they cost."""
     check_members(param, value, _STRUCTURED)
     if sum(value.get(name) is not None for name in ("json", "regex", "choice", "json_object")) != 1:
-        raise InvalidRequest(f"Invalid '{param}': exactly one of json, regex, choice and json_object is needed.", param)
+        raise InvalidRequest(
+            f"Invalid '{param}': exactly one of json, regex, choice and json_object is needed.", param
+        )
 
 
 def check_response_format(param: str, value: Any) -> None:
@@ -54,11 +58,15 @@ def check_text_format(param: str, value: Any) -> None:
         check_members(param, value, {"type": string()})
 
 
-def check_one_constraint(body: dict[str, Any], format_param: str, answer_format: dict[str, Any] | None) -> None:
+def check_one_constraint(
+    body: dict[str, Any], format_param: str, answer_format: dict[str, Any] | None
+) -> None:
     """Two constraints at once are a contradiction that engines resolve as they like."""
     constrained = answer_format is not None and answer_format.get("type") != "text"
     if constrained and body.get("structured_outputs") is not None:
-        raise InvalidRequest(f"Invalid 'structured_outputs': not together with {format_param}.", "structured_outputs")
+        raise InvalidRequest(
+            f"Invalid 'structured_outputs': not together with {format_param}.", "structured_outputs"
+        )
 
 
 def _kind(param: str, value: Any) -> str:

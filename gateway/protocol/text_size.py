@@ -1,6 +1,9 @@
-"""How much text there is, in UTF-8 bytes and, roughly, in tokens. For reservations only: the engine's count replaces it."""
+"""How much text there is, in UTF-8 bytes and, roughly, in tokens. For reservations only: the engine's
+count replaces it.
+"""
 
-# A tokenizer makes a token of about four bytes of English; other scripts have more bytes a character, and about as many a token.
+# A tokenizer makes a token of about four bytes of English; other scripts have more bytes a character, and
+# about as many a token.
 BYTES_PER_TOKEN = 4
 # Roles and markers that a chat template puts around a message.
 TOKENS_PER_MESSAGE = 4

@@ -1,6 +1,7 @@
 """The words of classes on the wire: what a caller may ask for, and what an answer calls the class used.
 
-Knows no engine's bytes and no quota: which class a request gets is decided elsewhere, `gateway.stream.answer_form` writes the words into answers.
+Knows no engine's bytes and no quota: which class a request gets is decided elsewhere,
+`gateway.stream.answer_form` writes the words into answers.
 """
 
 from typing import Any

@@ -1,9 +1,11 @@
-"""Tool definitions and the choice among them, in the three forms that the routes use. Only functions: nothing is ever run here.
+"""Tool definitions and the choice among them, in the three forms that the routes use. Only functions: nothing
+is ever run here.
 
-A tool that only its own service can run (web search, code, MCP, …) is dropped, as long as the request does not force it. Schemas are
-bounded by their size and by the body's depth; what a grammar's compiler cannot take is refused only where an engine builds a grammar.
-vLLM 0.32 does so from the schemas of strict tools, and from all of them where a call is forced or limited to one
-(`Parser.adjust_request`, `get_json_schema_from_tools`); with `tool_choice` `none` it builds nothing.
+A tool that only its own service can run (web search, code, MCP, …) is dropped, as long as the request does
+not force it. Schemas are bounded by their size and by the body's depth; what a grammar's compiler cannot take
+is refused only where an engine builds a grammar. vLLM 0.32 does so from the schemas of strict tools, and from
+all of them where a call is forced or limited to one (`Parser.adjust_request`, `get_json_schema_from_tools`);
+with `tool_choice` `none` it builds nothing.
 """
 
 import re
@@ -38,7 +40,8 @@ PATTERN_CHARS_MAX = 32 * 1024
 DESCRIPTION_CHARS_MAX = 32 * 1024
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _GRAMMAR_HINT = (
-    "A grammar is built here, because the tool is strict or a call is forced; without that this schema is taken."
+    "A grammar is built here, because the tool is strict or a call is forced; without that "
+    "this schema is taken."
 )
 
 
@@ -51,7 +54,9 @@ def check_tool_name(param: str, value: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a dialect writes a tool: the types that are functions, its members, and where its function and its schema are."""
+    """How a dialect writes a tool: the types that are functions, its members, and where its function and
+    its schema are.
+    """
 
     types: tuple[str | None, ...]
     fields: dict[str, Checker]
@@ -81,7 +86,9 @@ class _Form:
         return param if self.function is None else f"{param}.{self.function}"
 
     def size(self, body: dict[str, Any], *, forced: bool, offered: bool = True) -> int:
-        """What the tools of a checked body add to its prompt, in bytes. `forced`: a call must be made, or at most one may be."""
+        """What the tools of a checked body add to its prompt, in bytes. `forced`: a call must be made, or
+        at most one may be.
+        """
         tools = body.get("tools")
         if not tools:
             return 0
@@ -120,7 +127,9 @@ def tools_bytes(body: dict[str, Any]) -> int:
 
 
 def chat_tools_size(body: dict[str, Any]) -> int:
-    """Checks the choice among a body's checked tools: `none`, `auto`, `required`, or one function. The tools' size in bytes."""
+    """Checks the choice among a body's checked tools: `none`, `auto`, `required`, or one function. The
+    tools' size in bytes.
+    """
     return _openai_size(_CHAT, body, _check_chat_choice)
 
 
@@ -130,7 +139,9 @@ def responses_tools_size(body: dict[str, Any]) -> int:
 
 
 def anthropic_tools_size(body: dict[str, Any]) -> int:
-    """The same where the choice is an object whose `type` is `auto`, `any`, `none`, or `tool` with the name of one of `tools`."""
+    """The same where the choice is an object whose `type` is `auto`, `any`, `none`, or `tool` with the
+    name of one of `tools`.
+    """
     choice = body.get("tool_choice")
     if choice is None:
         return _ANTHROPIC.size(body, forced=False)
@@ -175,7 +186,8 @@ def _drop_choice(body: dict[str, Any], *, asks_nothing: bool) -> None:
     """A choice without tools, or whose tools cannot run here."""
     if not asks_nothing:
         raise InvalidRequest(
-            "Invalid 'tool_choice': allowed only when tools are given that can be called here, which are functions.",
+            "Invalid 'tool_choice': allowed only when tools are given that can be called here, which are "
+            "functions.",
             "tool_choice",
         )
     del body["tool_choice"]
@@ -197,11 +209,15 @@ def _check_known(param: str, name: str, names: Iterator[str]) -> None:
 
 
 def _check_is_of_object(param: str, schema: dict[str, Any]) -> None:
-    """The arguments of a call are an object, so a schema of anything else only makes calls that nobody can read."""
+    """The arguments of a call are an object, so a schema of anything else only makes calls that nobody can
+    read.
+    """
     if schema.get("type", "object") != "object":
         raise InvalidRequest(f"Invalid schema for '{param}': type must be object.", param, "invalid_schema")
     if type(schema.get("properties", {})) is not dict:
-        raise InvalidRequest(f"Invalid schema for '{param}': properties must be an object.", param, "invalid_schema")
+        raise InvalidRequest(
+            f"Invalid schema for '{param}': properties must be an object.", param, "invalid_schema"
+        )
 
 
 def _check_object(param: str, value: Any) -> None:
@@ -249,7 +265,11 @@ _ANTHROPIC = _Form(
     function=None,
     schema="input_schema",
 )
-check_chat_tools, check_responses_tools, check_anthropic_tools = _CHAT.check, _RESPONSES.check, _ANTHROPIC.check
+check_chat_tools, check_responses_tools, check_anthropic_tools = (
+    _CHAT.check,
+    _RESPONSES.check,
+    _ANTHROPIC.check,
+)
 
 _CHAT_CHOICE: dict[str, Checker] = {
     "type": one_of("function"),

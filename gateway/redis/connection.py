@@ -1,6 +1,7 @@
 """One connection to Redis: commands of one loop tick leave in one write, replies come back in their order.
 
-It knows RESP and time, not what commands mean; it does not reconnect. Whoever is waiting when it ends is told `RedisUnavailable`.
+It knows RESP and time, not what commands mean; it does not reconnect. Whoever is waiting when it ends is told
+`RedisUnavailable`.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ OUTSTANDING_MAX: Final = 100_000
 # What a server says when it cannot serve now. The command was not run.
 _UNAVAILABLE_CODES: Final = frozenset(
     {
-        "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOREPLICAS", "NOPERM", "OOM", "READONLY",
-        "TRYAGAIN", "WRONGPASS",
+        "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOREPLICAS", "NOPERM",
+        "OOM", "READONLY", "TRYAGAIN", "WRONGPASS",
     }
 )  # fmt: skip
 _INCOMPLETE: Final = object()
@@ -28,7 +29,9 @@ LOAD_SCRIPTS: Final = ("FUNCTION", "LOAD")
 
 
 class RedisUnavailable(Exception):
-    """Redis could not serve the call. With `unknown_outcome` it may have been run: repeat it only if that is harmless."""
+    """Redis could not serve the call. With `unknown_outcome` it may have been run: repeat it only if that
+    is harmless.
+    """
 
     def __init__(self, reason: str, *, unknown_outcome: bool) -> None:
         super().__init__(reason)
@@ -41,9 +44,12 @@ class RedisCommandError(Exception):
 
 
 class RedisConnection(asyncio.Protocol):
-    """The protocol. `scripts`: the library that a server is given which does not know the function that is called."""
+    """The protocol. `scripts`: the library that a server is given which does not know the function that is
+    called.
+    """
 
-    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_scripts", "_timeout_s", "_timer", "_transport", "closed",
+    __slots__ = ("_flush_scheduled", "_loop", "_out", "_outstanding", "_reader", "_scripts", "_timeout_s",
+    "_timer", "_transport", "closed",
                  "on_denied", "readonly_seen")  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, scripts: str | None) -> None:
@@ -126,7 +132,9 @@ class RedisConnection(asyncio.Protocol):
             self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
         self._out.clear()
 
-    def _refused(self, future: asyncio.Future[Any] | None, command: tuple[Any, ...] | None, message: str) -> None:
+    def _refused(
+        self, future: asyncio.Future[Any] | None, command: tuple[Any, ...] | None, message: str
+    ) -> None:
         code = message.partition(" ")[0]
         if message == _NO_FUNCTION and command is not None and self._scripts is not None:
             self._enqueue(None, (*LOAD_SCRIPTS, self._scripts), None)

@@ -1,9 +1,10 @@
-"""Settles that Redis could not take, and requests admitted without it, kept on disk until it can. It owns the files, and knows neither Redis nor
-what a settle means.
+"""Settles that Redis could not take, and requests admitted without it, kept on disk until it can. It owns the
+files, and knows neither Redis nor what a settle means.
 
-Each process appends to a file of its own, which it holds locked; the file of a dead process is unlocked, and whoever drains next adopts it.
-`append` hands the record to the operating system at once (kill -9 loses nothing) and to the disk in batches (a power cut loses the last one).
-Sending again is harmless: a settle is idempotent by request id. With `full`, admission has to stop before money is lost.
+Each process appends to a file of its own, which it holds locked; the file of a dead process is unlocked, and
+whoever drains next adopts it. `append` hands the record to the operating system at once (kill -9 loses
+nothing) and to the disk in batches (a power cut loses the last one). Sending again is harmless: a settle is
+idempotent by request id. With `full`, admission has to stop before money is lost.
 """
 
 import asyncio
@@ -83,12 +84,16 @@ class Journal:
         return self._bytes + self._dead_bytes >= self._bytes_max or bool(self._unwritten) or self._sync_failed
 
     def append(self, call: Command) -> None:
-        """Keep a settle call. Never refuses: past the cap it is `full` that speaks, and a disk that fails leaves the call in memory."""
+        """Keep a settle call. Never refuses: past the cap it is `full` that speaks, and a disk that fails
+        leaves the call in memory.
+        """
         self._unwritten.append(call)
         self._write()
 
     def append_admission(self, admission: Admission) -> None:
-        """Keep the trace of a request that is admitted without Redis: killed, we leave it to whoever finds this file."""
+        """Keep the trace of a request that is admitted without Redis: killed, we leave it to whoever finds
+        this file.
+        """
         self._unwritten.append(admission)
         self._write()
 
@@ -102,7 +107,9 @@ class Journal:
         self._write()
 
     async def drain(self, execute: Callable[..., Awaitable[Any]]) -> int:
-        """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable, having lost nothing."""
+        """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable,
+        having lost nothing.
+        """
         async with self._draining:
             sent = 0
             for path in self._others():
@@ -207,7 +214,9 @@ class Journal:
     async def _drain_file(
         self, file: int, size: Callable[[], int], execute: Callable[..., Awaitable[Any]], *, own: bool
     ) -> tuple[int, int]:
-        """Send what a file holds, in pieces, so that others have their turn; how many were sent, and up to where its records are whole."""
+        """Send what a file holds, in pieces, so that others have their turn; how many were sent, and up to
+        where its records are whole.
+        """
         sent = done = 0
         piece = _PIECE_BYTES
         died: list[Command] = []

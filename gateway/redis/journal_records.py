@@ -1,8 +1,9 @@
-"""The text of a journal: one line a record, `length crc32 JSON`, so that a torn or damaged line is told from a whole one. Pure.
+"""The text of a journal: one line a record, `length crc32 JSON`, so that a torn or damaged line is told from
+a whole one. Pure.
 
-A record is a script's name, its keys and its arguments: a gateway of a later version sends it through its own script. Or it is the
-admission of a request while Redis was away: what reserves it, for the process that serves it, and what settles it, for whoever finds the
-file of that process after its death.
+A record is a script's name, its keys and its arguments: a gateway of a later version sends it through its own
+script. Or it is the admission of a request while Redis was away: what reserves it, for the process that
+serves it, and what settles it, for whoever finds the file of that process after its death.
 """
 
 import zlib
@@ -16,7 +17,9 @@ from billing.cell.scripts import CellKeys, Command, call, leave_call, script_of,
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request admitted without Redis. `reserve` makes its reservation, `died` settles it as one whose gateway died."""
+    """A request admitted without Redis. `reserve` makes its reservation, `died` settles it as one whose
+    gateway died.
+    """
 
     reserve: Command
     died: Command
@@ -27,9 +30,11 @@ Record: TypeAlias = Command | Admission
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a journal holds: its commands in order, the bytes up to the end of the last whole record, and damaged lines before that.
+    """What a journal holds: its commands in order, the bytes up to the end of the last whole record, and
+    damaged lines before that.
 
-    `died`: what settles the requests that a dead process had admitted. It goes after everything else: what a settle says of them counts.
+    `died`: what settles the requests that a dead process had admitted. It goes after everything else: what a
+    settle says of them counts.
     """
 
     commands: tuple[Command, ...]
@@ -54,7 +59,9 @@ def command_of(record: Record) -> Command:
 
 
 def recover(journal: bytes, *, own: bool) -> Recovered:
-    """Read a journal, whatever state a crash has left it in. `own`: the process that wrote it lives, and goes on with what it admitted."""
+    """Read a journal, whatever state a crash has left it in. `own`: the process that wrote it lives, and
+    goes on with what it admitted.
+    """
     commands: list[Command] = []
     died: list[Command] = []
     damaged: list[bytes] = []
@@ -91,7 +98,9 @@ def _command(record: list[Any]) -> Command:
         name, keys, *arguments = record
         return call(name, keys, *arguments)
     # As an earlier version wrote it: five keys, then what to do and for whom, all in one script's arguments.
-    _, reservation, tenant_bucket, key_bucket, open_requests, usage_stream, verb, request_id, flag, *rest = record
+    _, reservation, tenant_bucket, key_bucket, open_requests, usage_stream, verb, request_id, flag, *rest = (
+        record
+    )
     cell_keys = CellKeys(
         request_id=request_id,
         reservation=reservation,
@@ -104,7 +113,9 @@ def _command(record: list[Any]) -> Command:
         return leave_call(cell_keys, refused=bool(flag))
     billed = orjson.loads(rest[5]).get("billed") or {"prompt": 0, "output": 0}
     tokens = billed["prompt"] + billed["output"]
-    return settle_call(cell_keys, cost_mu=rest[0], tokens=tokens, event=rest[5].encode(), cancelled=bool(rest[9]))
+    return settle_call(
+        cell_keys, cost_mu=rest[0], tokens=tokens, event=rest[5].encode(), cancelled=bool(rest[9])
+    )
 
 
 def _text_of(line: bytes) -> bytes | None:

@@ -1,7 +1,8 @@
 """The gateway's Redis client: one connection a process, kept up, for calls of many requests at once.
 
-Own code because it is the hot path (docs/decisions/002). Calls made while the connection is first being made, or made again, wait for that one
-attempt; when it fails, calls fail at once until a later one succeeds. Nothing is repeated of itself, but for a script that the server lost.
+Own code because it is the hot path (docs/decisions/002). Calls made while the connection is first being made,
+or made again, wait for that one attempt; when it fails, calls fail at once until a later one succeeds.
+Nothing is repeated of itself, but for a script that the server lost.
 """
 
 import asyncio
@@ -30,11 +31,13 @@ _HELLO: Final = ("HELLO",)
 
 
 class RedisPipe:
-    """`await execute("GET", key)`. Connects at the first call and again whenever the connection is lost, until `close`.
+    """`await execute("GET", key)`. Connects at the first call and again whenever the connection is lost,
+    until `close`.
 
-    `timeout_s` is how long the oldest call may wait: then the connection is given up, and with it every call on it. A command that blocks
-    in Redis needs a pipe of its own, since the replies of all others would wait behind it. Replies are bytes, integers, None and lists.
-    With `log_outages` a change of `failure` is logged; of several pipes to one server, one should.
+    `timeout_s` is how long the oldest call may wait: then the connection is given up, and with it every call
+    on it. A command that blocks in Redis needs a pipe of its own, since the replies of all others would wait
+    behind it. Replies are bytes, integers, None and lists. With `log_outages` a change of `failure` is
+    logged; of several pipes to one server, one should.
     """
 
     def __init__(
@@ -66,7 +69,9 @@ class RedisPipe:
 
     @property
     def failure(self) -> str | None:
-        """Why the last attempt to connect failed, in words for an operator; None while there is a connection, and before the first attempt."""
+        """Why the last attempt to connect failed, in words for an operator; None while there is a
+        connection, and before the first attempt.
+        """
         return self._failure
 
     async def wait_healthy(self) -> None:
@@ -75,7 +80,9 @@ class RedisPipe:
         await self._healthy.wait()
 
     def submit(self, *command: Any) -> "asyncio.Future[Any]":
-        """Send a command now; the future gives its reply. Raises nothing itself but TypeError for an argument that is no text or number."""
+        """Send a command now; the future gives its reply. Raises nothing itself but TypeError for an
+        argument that is no text or number.
+        """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._connection is not None and self._connection.open:
             self._connection.send(future, command)
@@ -93,7 +100,9 @@ class RedisPipe:
         return await self.submit(*command)
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The replies of all, in order, in one round trip. Every command is sent; the first error is raised after all have ended."""
+        """The replies of all, in order, in one round trip. Every command is sent; the first error is
+        raised after all have ended.
+        """
         futures = [self.submit(*command) for command in commands]
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in outcomes:
@@ -161,7 +170,9 @@ class RedisPipe:
                 if address.unix_path is not None:
                     await loop.create_unix_connection(lambda: connection, address.unix_path)
                 else:
-                    await loop.create_connection(lambda: connection, address.host, address.port, ssl=self._tls)
+                    await loop.create_connection(
+                        lambda: connection, address.host, address.port, ssl=self._tls
+                    )
                 await self._greet(connection)
         except TimeoutError as exc:
             connection.abort("timeout")

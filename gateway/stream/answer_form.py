@@ -26,7 +26,8 @@ _MODEL: Final = b',"model":"'
 _CHOICES: Final = b',"choices":['
 # What vLLM's embeddings begin with, up to their numbers.
 _EMBEDDINGS: Final = re.compile(
-    rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,512}"),"data":\['
+    rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,'
+    rb'512}"),"data":\['
 )
 _NULL: Final = b'":null'
 _FINISH: Final = b'"finish_reason":null}]}'
@@ -53,9 +54,9 @@ _MESSAGE_NULLS: Final = frozenset({"content", "refusal"})
 _TOOL_NULLS: Final = frozenset({"description", "parameters", "strict"})
 _RESPONSE_NULLS: Final = frozenset(
     {
-        "completed_at", "conversation", "error", "incomplete_details", "instructions", "max_output_tokens", "max_tool_calls", "metadata",
-        "previous_response_id", "prompt", "prompt_cache_key", "reasoning", "safety_identifier", "temperature", "top_logprobs", "top_p",
-        "usage", "user",
+        "completed_at", "conversation", "error", "incomplete_details", "instructions", "max_output_tokens",
+        "max_tool_calls", "metadata", "previous_response_id", "prompt", "prompt_cache_key", "reasoning",
+        "safety_identifier", "temperature", "top_logprobs", "top_p", "usage", "user",
     }
 )  # fmt: skip
 # Members of an item or a part of a response that are null. In JSON a quote inside a string is escaped, so
@@ -66,7 +67,8 @@ _NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
 class ChunkForm:
     """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's word.
 
-    Chunks in mid-stream differ in their text and little else, so the beginning and the end of one are remembered and replaced in the next.
+    Chunks in mid-stream differ in their text and little else, so the beginning and the end of one are
+    remembered and replaced in the next.
     """
 
     __slots__ = ("_end", "_model", "_opening", "_opening_written", "_tier")
@@ -101,10 +103,17 @@ class ChunkForm:
         opening = event[: choices_at + len(_CHOICES)]
         if _TIER_BYTES in opening or _NULL in opening:
             return False
-        model = event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
+        model = (
+            event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
+        )
         tier = b"" if self._tier is None else b'"service_tier":"%b",' % self._tier
         self._opening = opening
-        self._opening_written = b"data: {%b%b%b%b" % (tier, event[len(_CHUNK) - 1 : model_at], model, _CHOICES)
+        self._opening_written = b"data: {%b%b%b%b" % (
+            tier,
+            event[len(_CHUNK) - 1 : model_at],
+            model,
+            _CHOICES,
+        )
         return True
 
     def _learn_end(self, event: bytes) -> bool:
@@ -136,7 +145,9 @@ def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | Non
     return _dumped(answer)
 
 
-def message_written(outermost: dict[str, Any], message: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+def message_written(
+    outermost: dict[str, Any], message: dict[str, Any], model: str | None, tier: bytes | None
+) -> bytes:
     """`outermost` once `message`, itself or what an event of it carries, says the model and, in its
     usage, the tier. Both are used up.
     """
@@ -192,7 +203,9 @@ def whole_written(
     return choices_written(decoded, model, tier)
 
 
-def _embeddings_written(answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+def _embeddings_written(
+    answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None
+) -> bytes:
     """Many numbers, which are not to be written again: only what stands before and behind them is."""
     found = _EMBEDDINGS.match(answer)
     if found is None or _TIER in decoded:

@@ -1,10 +1,13 @@
-"""How a stream that gave way goes on as another request: from its own text so far, so that its caller sees a pause and one stream. Pure.
+"""How a stream that gave way goes on as another request: from its own text so far, so that its caller sees a
+pause and one stream. Pure.
 
-Only what a text can carry goes on: one sample of plain text on chat or completions. Tool calls, log probabilities, constrained output and penalties
-on what was said have state inside the engine that a text does not have. vLLM continues a final assistant message with `continue_final_message`.
+Only what a text can carry goes on: one sample of plain text on chat or completions. Tool calls, log
+probabilities, constrained output and penalties on what was said have state inside the engine that a text does
+not have. vLLM continues a final assistant message with `continue_final_message`.
 
-What the engine had produced and its caller was not given (a character of which half the bytes were there, what might have become a stop string) is
-produced again: it counts towards no limit of the request, and nobody pays for it twice.
+What the engine had produced and its caller was not given (a character of which half the bytes were there,
+what might have become a stop string) is produced again: it counts towards no limit of the request, and nobody
+pays for it twice.
 """
 
 from dataclasses import replace
@@ -21,7 +24,12 @@ _DATA: Final = b"data: "
 
 def can_go_on(parsed: ParsedRequest) -> bool:
     """Whether this request could be stopped in mid-stream and go on elsewhere."""
-    if not parsed.stream or parsed.samples != 1 or parsed.wants_continuous_usage or parsed.max_output_tokens is None:
+    if (
+        not parsed.stream
+        or parsed.samples != 1
+        or parsed.wants_continuous_usage
+        or parsed.max_output_tokens is None
+    ):
         return False
     body = parsed.body
     if not parsed.route.continued:
@@ -29,7 +37,9 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     if not all(name in parsed.route.continued or _is_none(name, value) for name, value in body.items()):
         return False
     if body.get("stop") and body.get("include_stop_str_in_output"):
-        return False  # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the whole of it
+        # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the
+        # whole of it
+        return False
     if parsed.route.answer is AnswerForm.CHAT:
         last = body["messages"][-1]
         goes_on_already = body.get("continue_final_message") is True and isinstance(last.get("content"), str)
@@ -43,7 +53,9 @@ def _is_none(name: str, value: Any) -> bool:
 
 
 class Given:
-    """What the caller of one part has been given. `counts`: the output tokens that the engine had counted at each of these events."""
+    """What the caller of one part has been given. `counts`: the output tokens that the engine had counted
+    at each of these events.
+    """
 
     __slots__ = ("_end", "_pieces", "counts")
 
@@ -62,12 +74,15 @@ class Given:
             self._pieces.append(passed)
 
     def close(self, parsed: ParsedRequest, chunk: dict[str, Any], output_tokens: int) -> bytes:
-        """The chunk that said it was stopped, as the caller is to have it: with the text that came with it (what the engine had held back, too), but for
-        what may have become a stop string: no engine would see the whole of that. An empty one is none. Raises ValueError as `text_and_tokens`.
+        """The chunk that said it was stopped, as the caller is to have it: with the text that came with it
+        (what the engine had held back, too), but for what may have become a stop string: no engine would see
+        the whole of that. An empty one is none. Raises ValueError as `text_and_tokens`.
         """
         so_far, _ = self.text_and_tokens(parsed)
         choice = chunk["choices"][0]
-        where, name = (choice, "text") if parsed.route.answer is AnswerForm.COMPLETION else (choice["delta"], "content")
+        where, name = (
+            (choice, "text") if parsed.route.answer is AnswerForm.COMPLETION else (choice["delta"], "content")
+        )
         came = where.get(name) or ""
         if not came:
             return b""
@@ -86,7 +101,9 @@ class Given:
         return event
 
     def text_and_tokens(self, parsed: ParsedRequest) -> tuple[str, int]:
-        """The text so far, and how many tokens carry it. Reasoning and calls, which a text does not carry, raise ValueError."""
+        """The text so far, and how many tokens carry it. Reasoning and calls, which a text does not carry,
+        raise ValueError.
+        """
         pieces, chars = [], 0
         held_back = max(map(len, _stops(parsed)), default=1) - 1
         marks = [(0, 0)]
@@ -94,7 +111,8 @@ class Given:
             if event.startswith(b"data: {") and (said := _said(parsed.route, event)):
                 pieces.append(said)
                 chars += len(said)
-                marks.append((chars + held_back, count))  # the engine shows a token's text so many characters late
+                # the engine shows a token's text so many characters late
+                marks.append((chars + held_back, count))
         if self._end is not None:  # from here on nothing was held back
             marks = [mark for mark in marks if mark[0] < self._end[0]]
             marks.append(self._end)
@@ -102,7 +120,9 @@ class Given:
 
 
 def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
-    """How many tokens the first `chars` characters are, by marks (characters, tokens) that rise; between two marks in proportion."""
+    """How many tokens the first `chars` characters are, by marks (characters, tokens) that rise; between
+    two marks in proportion.
+    """
     below = max(mark for mark in marks if mark[0] <= chars)
     above = min((mark for mark in marks if mark[0] > chars), default=below)
     return below[1] + (above[1] - below[1]) * (chars - below[0]) // max(1, above[0] - below[0])
@@ -119,13 +139,17 @@ def _said(route: RouteSpec, event: bytes) -> str:
 
 
 def _stops(parsed: ParsedRequest) -> list[str]:
-    """vLLM holds back one character less than the longest of them: none begins in what it shows and ends behind it."""
+    """vLLM holds back one character less than the longest of them: none begins in what it shows and ends
+    behind it.
+    """
     stop = parsed.body.get("stop") or []
     return [stop] if isinstance(stop, str) else stop
 
 
 def _whole_words(text: str, end: int) -> str:
-    """What ends at or before `end` with a word, where there is one: a blank belongs to the token behind it, and half a word is no token."""
+    """What ends at or before `end` with a word, where there is one: a blank belongs to the token behind
+    it, and half a word is no token.
+    """
     blanks = [at for at in range(min(end + 1, len(text))) if text[at].isspace()]
     return text[: blanks[-1] if blanks else end].rstrip()
 
@@ -137,7 +161,9 @@ def _stop_begun_chars(text: str, stops: list[str]) -> int:
 
 
 def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequest:
-    """The same request from where its text, of so many tokens, has come to. Raises ValueError when there is nothing left to say."""
+    """The same request from where its text, of so many tokens, has come to. Raises ValueError when there
+    is nothing left to say.
+    """
     assert parsed.max_output_tokens is not None
     left = parsed.max_output_tokens - output_tokens
     if left < 1:
@@ -168,9 +194,11 @@ def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequ
 
 
 class Splice:
-    """Makes the chunks of a later part look like those of the first: its id, no second opening, usage of the whole.
+    """Makes the chunks of a later part look like those of the first: its id, no second opening, usage of the
+    whole.
 
-    `output`: tokens of the text before it. `prompt`, `cached`: as the part said that read the prompt first; None where this is the one.
+    `output`: tokens of the text before it. `prompt`, `cached`: as the part said that read the prompt first;
+    None where this is the one.
     """
 
     __slots__ = ("_cached", "_first_id", "_own_id", "_prompt", "opened", "output")

@@ -14,7 +14,9 @@ class EventSplitter:
         self._rest = b""
 
     def split(self, chunk: bytes) -> list[bytes]:
-        """The events (without their blank line) that `chunk` completes. Raises ProtocolViolation on an endless one."""
+        """The events (without their blank line) that `chunk` completes. Raises ProtocolViolation on an
+        endless one.
+        """
         if self._rest:
             chunk = self._rest + chunk
         if b"\r" in chunk:

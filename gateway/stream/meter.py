@@ -1,7 +1,8 @@
-"""What an engine has produced for one request, as figures. Pure: no bytes of a stream and no I/O; the meters that read streams stand on it.
+"""What an engine has produced for one request, as figures. Pure: no bytes of a stream and no I/O; the meters
+that read streams stand on it.
 
-Figures are the engine's own, cumulative, counted as its counters count (docs/design.md): a prompt counts once for each sample that has
-produced a token, and costs nothing before that.
+Figures are the engine's own, cumulative, counted as its counters count (docs/design.md): a prompt counts once
+for each sample that has produced a token, and costs nothing before that.
 """
 
 from collections.abc import Mapping
@@ -17,8 +18,8 @@ class ProtocolViolation(Exception):
 class Produced:
     """Tokens produced for one request so far.
 
-    `prompt` is what a tenant may be billed (each prompt once), `prompt_counted` what the engine's counters moved by; `cached` is the part of
-    `prompt` that came from the prefix cache, known only at the end.
+    `prompt` is what a tenant may be billed (each prompt once), `prompt_counted` what the engine's counters
+    moved by; `cached` is the part of `prompt` that came from the prefix cache, known only at the end.
     """
 
     prompt: int = 0
@@ -30,9 +31,11 @@ class Produced:
 class Meter(Protocol):
     """Reads usage off an answer while it passes through.
 
-    `finished`: complete by its own protocol. `failed`: the engine said so itself, in `failure` (its JSON). `aborted`: stopped inside the engine.
-    `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures. What the answer is to say, set before the first
-    byte is fed (None leaves the engine's word): `model`, as it was asked for, and `tier`, the class it was served in (`gateway.protocol.used_tier`).
+    `finished`: complete by its own protocol. `failed`: the engine said so itself, in `failure` (its JSON).
+    `aborted`: stopped inside the engine. `exact`: `produced()` is the engine's final figure. `anomaly`: what
+    is wrong with its figures. What the answer is to say, set before the first byte is fed (None leaves the
+    engine's word): `model`, as it was asked for, and `tier`, the class it was served in
+    (`gateway.protocol.used_tier`).
     """
 
     finished: bool
@@ -54,7 +57,9 @@ class Meter(Protocol):
         """Output tokens so far; cheap."""
 
     def counted(self) -> bool:
-        """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never billed."""
+        """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never
+        billed.
+        """
 
 
 # The anomaly of an answer that says nothing of its usage; the others are of what it says.
@@ -64,7 +69,9 @@ COUNT_MAX: Final = 10**9 - 1
 
 
 def token_count(figures: Mapping[str, Any], name: str) -> int:
-    """A figure of a usage object; an explicit 0 is 0, a missing, non-integer or absurdly high one raises ValueError."""
+    """A figure of a usage object; an explicit 0 is 0, a missing, non-integer or absurdly high one raises
+    ValueError.
+    """
     value = figures.get(name)
     if type(value) is not int or value > COUNT_MAX:
         raise ValueError(name)
@@ -77,7 +84,9 @@ def optional_count(figures: Mapping[str, Any], name: str) -> int:
 
 
 def cached_count(figures: Mapping[str, Any], details_name: str) -> int:
-    """The cached part that `details_name` names; 0 where the engine does not say. Raises ValueError on a non-integer."""
+    """The cached part that `details_name` names; 0 where the engine does not say. Raises ValueError on a
+    non-integer.
+    """
     details = figures.get(details_name)
     return optional_count(details, "cached_tokens") if isinstance(details, dict) else 0
 
@@ -94,9 +103,15 @@ def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int 
 
 
 def clamped(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> tuple[int, int, int]:
-    """Wrong figures brought into the bounds of what is possible: absorbed until they are reconciled, never billed."""
+    """Wrong figures brought into the bounds of what is possible: absorbed until they are reconciled, never
+    billed.
+    """
     prompt, output = max(prompt, 0), max(output, 0)
-    return prompt, min(max(cached, 0), prompt), output if output_tokens_max is None else min(output, output_tokens_max)
+    return (
+        prompt,
+        min(max(cached, 0), prompt),
+        output if output_tokens_max is None else min(output, output_tokens_max),
+    )
 
 
 class SampleCounts:
@@ -112,7 +127,9 @@ class SampleCounts:
         self.anomaly: str | None = None
 
     def saw(self, index: int, prompt: int, output: int) -> None:
-        """Figures of one sample so far; one that is negative, too high or goes back is an anomaly and is not taken."""
+        """Figures of one sample so far; one that is negative, too high or goes back is an anomaly and is
+        not taken.
+        """
         if prompt < 0 or output < 0:
             self.anomaly = "usage_negative"
         elif self._output_max is not None and output > self._output_max:

@@ -1,7 +1,9 @@
-"""The meter of chat and completions streams: usage is cumulative on each chunk, per sample; the last chunk says the total.
+"""The meter of chat and completions streams: usage is cumulative on each chunk, per sample; the last chunk
+says the total.
 
-A chunk in mid-stream of a single sample is read by one regular expression; only a chunk that finishes something is decoded.
-Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the member itself.
+A chunk in mid-stream of a single sample is read by one regular expression; only a chunk that finishes
+something is decoded. Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the
+member itself.
 """
 
 import re
@@ -23,7 +25,8 @@ from gateway.stream.meter import (
 
 # Figures of more digits are decoded, and refused.
 _USAGE_SO_FAR = re.compile(
-    rb',"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,9})\b[^{}]*(?:\{[^{}]*\}[^{}]*)*\}'
+    rb',"usage":\{"prompt_tokens":(\d{1,9}),"total_tokens":\d+,"completion_tokens":(\d{1,'
+    rb"9})\b[^{}]*(?:\{[^{}]*\}[^{}]*)*\}"
 )
 _ROLE = b'"role":"assistant"'
 _DONE = b"data: [DONE]"
@@ -33,18 +36,23 @@ _DATA = b"data: "
 class ChoicesMeter:
     """Implements `gateway.stream.meter.Meter` for `samples` choices of `prompts` prompts.
 
-    `counts`, where it is set, is told for each event that is passed on how many output tokens there were by then. `last_chunk` is the one that said
-    it was stopped inside the engine, which is not passed on.
+    `counts`, where it is set, is told for each event that is passed on how many output tokens there were by
+    then. `last_chunk` is the one that said it was stopped inside the engine, which is not passed on.
     """
 
     __slots__ = (
-        "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt", "_sample_max", "_samples", "_splitter",
-        "_total", "_wants_continuous", "_wants_usage", "aborted", "anomaly", "counts", "exact", "failed", "failure", "finished",
-        "last_chunk", "model", "tier",
+        "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt",
+        "_sample_max", "_samples", "_splitter", "_total", "_wants_continuous", "_wants_usage", "aborted",
+        "anomaly", "counts", "exact", "failed", "failure", "finished", "last_chunk", "model", "tier",
     )  # fmt: skip
 
     def __init__(
-        self, samples: int, prompts: int, output_tokens_max: int | None, wants_usage: bool, wants_continuous: bool
+        self,
+        samples: int,
+        prompts: int,
+        output_tokens_max: int | None,
+        wants_usage: bool,
+        wants_continuous: bool,
     ) -> None:
         self._samples = samples
         self._sample_max = output_tokens_max
@@ -146,7 +154,8 @@ class ChoicesMeter:
     def _read_done(self) -> None:
         if self.finished:
             raise ProtocolViolation("[DONE] sent twice")
-        # A bare backend may leave finish reasons out; with neither these nor its final figure nothing says that this is the end.
+        # A bare backend may leave finish reasons out; with neither these nor its final figure nothing says
+        # that this is the end.
         if self._finished_samples < self._samples and self._total is None:
             raise ProtocolViolation("[DONE] without a finish reason")
         self.finished = True
@@ -154,7 +163,9 @@ class ChoicesMeter:
             self.anomaly = USAGE_MISSING
 
     def _read_decoded(self, event: bytes) -> bytes | None:
-        """A chunk that ends something, or of several samples: decoded whole. What to pass on of it, in the caller's form."""
+        """A chunk that ends something, or of several samples: decoded whole. What to pass on of it, in the
+        caller's form.
+        """
         if self.finished:
             raise ProtocolViolation("chunk after [DONE]")
         if not event.startswith(_DATA):

@@ -8,7 +8,9 @@ from gateway.stream.meter_typed import MessagesMeter, ResponsesMeter
 
 
 def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
-    """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known already."""
+    """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known
+    already.
+    """
     meter = _fresh(parsed)
     meter.model, meter.tier = parsed.model, tier
     return meter
@@ -22,5 +24,9 @@ def _fresh(parsed: ParsedRequest) -> Meter:
     if parsed.route.answer is AnswerForm.RESPONSE:
         return ResponsesMeter(parsed.max_output_tokens)
     return ChoicesMeter(
-        parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, parsed.wants_continuous_usage
+        parsed.samples,
+        parsed.prompts,
+        parsed.max_output_tokens,
+        parsed.wants_usage,
+        parsed.wants_continuous_usage,
     )

@@ -1,4 +1,6 @@
-"""The meter of answers that come whole: one JSON object with its usage. Buffers it, so that a broken answer can still become an error."""
+"""The meter of answers that come whole: one JSON object with its usage. Buffers it, so that a broken
+answer can still become an error.
+"""
 
 from typing import Any
 
@@ -21,11 +23,13 @@ ANSWER_BYTES_MAX = 32 * 1024 * 1024
 
 
 class PlainMeter:
-    """Implements `gateway.stream.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is what to send."""
+    """Implements `gateway.stream.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is
+    what to send.
+    """
 
     __slots__ = (
-        "_form", "_output_max", "_pieces", "_prompts", "_samples", "_size", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
-        "model", "tier",
+        "_form", "_output_max", "_pieces", "_prompts", "_samples", "_size", "_total", "aborted", "anomaly",
+        "exact", "failed", "failure", "finished", "model", "tier",
     )  # fmt: skip
 
     def __init__(self, form: AnswerForm, samples: int, prompts: int, output_tokens_max: int | None) -> None:
@@ -59,7 +63,9 @@ class PlainMeter:
         return False
 
     def close(self) -> bytes:
-        """The whole answer, decoded for its usage, as the caller is to have it. Raises ProtocolViolation when it is not a JSON object."""
+        """The whole answer, decoded for its usage, as the caller is to have it. Raises ProtocolViolation
+        when it is not a JSON object.
+        """
         answer = b"".join(self._pieces)
         try:
             decoded = orjson.loads(answer)
@@ -111,7 +117,9 @@ class PlainMeter:
 
 
 def _count_told(rendered: dict[str, Any]) -> bytes:
-    """The answer of `/v1/responses/input_tokens`, of an engine's `/v1/responses/render`. Raises ProtocolViolation."""
+    """The answer of `/v1/responses/input_tokens`, of an engine's `/v1/responses/render`. Raises
+    ProtocolViolation.
+    """
     token_ids = rendered.get("token_ids")
     if type(token_ids) is not list:
         raise ProtocolViolation("rendered without tokens")

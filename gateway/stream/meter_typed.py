@@ -1,6 +1,8 @@
-"""The meters of streams whose events have types: Anthropic messages and OpenAI responses. They say usage only at their ends.
+"""The meters of streams whose events have types: Anthropic messages and OpenAI responses. They say usage only
+at their ends.
 
-Between the ends the output is counted by text events, which is good enough for a checkpoint and is never billed.
+Between the ends the output is counted by text events, which is good enough for a checkpoint and is never
+billed.
 """
 
 import re
@@ -21,7 +23,8 @@ from gateway.stream.meter import (
     usage_anomaly,
 )
 
-# An engine says these before it has produced anything. Held until something follows, so that until then another engine can still answer.
+# An engine says these before it has produced anything. Held until something follows, so that until then
+# another engine can still answer.
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
 
 _NUMBER_NAME = b'"sequence_number":'
@@ -29,11 +32,13 @@ _NUMBER = re.compile(_NUMBER_NAME + rb" ?(\d{1,18})\b")
 
 
 class TypedMeter:
-    """What both have in common: splitting, the type of an event, counting deltas. Implements `gateway.stream.meter.Meter`."""
+    """What both have in common: splitting, the type of an event, counting deltas. Implements
+    `gateway.stream.meter.Meter`.
+    """
 
     __slots__ = (
-        "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact", "failed", "failure", "finished",
-        "model", "tier",
+        "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact",
+        "failed", "failure", "finished", "model", "tier",
     )  # fmt: skip
 
     def __init__(self, output_tokens_max: int | None) -> None:
@@ -95,7 +100,9 @@ class TypedMeter:
         return self._total is None and self._deltas > 0
 
     def _check_order(self, event: bytes) -> None:
-        """Where a dialect numbers its events: raises ProtocolViolation for one that comes twice or too late."""
+        """Where a dialect numbers its events: raises ProtocolViolation for one that comes twice or too
+        late.
+        """
 
     def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
         """Read an event; returns what to pass on in place of `text`, None for `text` itself."""
@@ -123,7 +130,9 @@ class TypedMeter:
 
 
 class MessagesMeter(TypedMeter):
-    """Anthropic's dialect: `message_start` says the prompt, `message_delta` the split and the output, `message_stop` ends it."""
+    """Anthropic's dialect: `message_start` says the prompt, `message_delta` the split and the output,
+    `message_stop` ends it.
+    """
 
     __slots__ = ()
 
@@ -197,7 +206,9 @@ def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def messages_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
-    """Prompt, cached, output of an Anthropic usage object: its `input_tokens` excludes what was cached. Raises ValueError."""
+    """Prompt, cached, output of an Anthropic usage object: its `input_tokens` excludes what was cached.
+    Raises ValueError.
+    """
     created, cached = (optional_count(usage, f"cache_{kind}_input_tokens") for kind in ("creation", "read"))
     return token_count(usage, "input_tokens") + created + cached, cached, token_count(usage, "output_tokens")
 

@@ -12,8 +12,9 @@ from gateway.upstream.connection import UpstreamConnection
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attempt:
-    """`in_engine`: the instance may have it, it was sent there; `answered`: it has begun to answer; `timed_out`: it was given up as too slow.
-    `over`: no more of its answer is read. `started_at`: monotonic seconds, 0 before.
+    """`in_engine`: the instance may have it, it was sent there; `answered`: it has begun to answer;
+    `timed_out`: it was given up as too slow. `over`: no more of its answer is read. `started_at`: monotonic
+    seconds, 0 before.
     """
 
     request_id: str

@@ -1,7 +1,8 @@
 """HTTP/1.1 towards an engine: one connection, one request at a time, and a pool of them per instance.
 
-Own code because it is the hot path: an httptools parser in an asyncio protocol costs about a third of a client library. It knows bytes, not tokens:
-no metering, no JSON. Limits: response head 64 KiB, 256 KiB buffered before the engine is paused. Errors: `UpstreamError` with a kind.
+Own code because it is the hot path: an httptools parser in an asyncio protocol costs about a third of a
+client library. It knows bytes, not tokens: no metering, no JSON. Limits: response head 64 KiB, 256 KiB
+buffered before the engine is paused. Errors: `UpstreamError` with a kind.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ import httptools
 
 HEAD_BYTES_MAX = 64 * 1024
 BUFFER_BYTES_MAX = 256 * 1024
-# An engine closes idle connections (uvicorn: 5 s); a connection idle for longer than this is not trusted with a request.
+# An engine closes idle connections (uvicorn: 5 s); a connection idle for longer than this is not trusted with
+# a request.
 IDLE_SECONDS_MAX = 4.0
 IDLE_CONNECTIONS_MAX = 512
 
@@ -38,11 +40,14 @@ class UpstreamError(Exception):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One keep-alive connection. `send` a request, `head` until status and headers are there, `read` until it returns b""."""
+    """One keep-alive connection. `send` a request, `head` until status and headers are there, `read` until
+    it returns b"".
+    """
 
     __slots__ = (
-        "_buffer", "_buffered_bytes", "_complete", "_error", "_head_bytes", "_head_done", "_loop", "_parser", "_paused", "_transport", "_waiter",
-        "content_encoding", "content_type", "idle_since", "reusable", "status",
+        "_buffer", "_buffered_bytes", "_complete", "_error", "_head_bytes", "_head_done", "_loop", "_parser",
+        "_paused", "_transport", "_waiter", "content_encoding", "content_type", "idle_since", "reusable",
+        "status",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -94,7 +99,9 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if not self._complete and self._error is None:
-            self._error = UpstreamFailure.CLOSED_IN_BODY if self._head_done else UpstreamFailure.CLOSED_BEFORE_HEAD
+            self._error = (
+                UpstreamFailure.CLOSED_IN_BODY if self._head_done else UpstreamFailure.CLOSED_BEFORE_HEAD
+            )
         self.reusable = False
         self._wake()
 
@@ -215,7 +222,9 @@ class UpstreamPool:
         return b"POST %b%b%b%d\r\n%b\r\n%b" % (self._prefix, path, self._fixed_head, len(body), headers, body)
 
     async def acquire(self) -> tuple[UpstreamConnection, bool]:
-        """A connection, and whether it has been used before (then a failure before the head may be its age, not the engine)."""
+        """A connection, and whether it has been used before (then a failure before the head may be its
+        age, not the engine).
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._idle:

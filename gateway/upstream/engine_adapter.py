@@ -1,6 +1,8 @@
-"""What a gateway asks of the engine of an instance, whichever engine that is: one adapter is one module that implements `EngineAdapter`.
+"""What a gateway asks of the engine of an instance, whichever engine that is: one adapter is one module that
+implements `EngineAdapter`.
 
-`gateway.upstream.adapters` chooses by the instance. An adapter does no I/O: it makes requests, and reads what is answered.
+`gateway.upstream.adapters` chooses by the instance. An adapter does no I/O: it makes requests, and reads what
+is answered.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from gateway.stream.meter import Meter
 
 
 class EngineCall(NamedTuple):
-    """A POST. `headers` are whole lines, each with its end; address, key and length are the connection's to add."""
+    """A POST. `headers` are whole lines, each with its end; address, key and length are the connection's
+    to add.
+    """
 
     path: bytes
     headers: bytes
@@ -23,9 +27,11 @@ class EngineCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCount:
-    """What an engine says that one request has produced, as its counters moved: the prompt once for each sample that has produced a token.
+    """What an engine says that one request has produced, as its counters moved: the prompt once for each
+    sample that has produced a token.
 
-    `finished`: it produces no more. `known`: the engine remembers it. `since`: when the process that says so began, by our monotonic clock.
+    `finished`: it produces no more. `known`: the engine remembers it. `since`: when the process that says so
+    began, by our monotonic clock.
     """
 
     finished: bool
@@ -50,10 +56,14 @@ class EngineAdapter(Protocol):
         default_max_tokens: int | None,
         class_: CapacityClass,
     ) -> EngineCall:
-        """One try, as this instance takes it. `engine_model`: its model, as the engine calls it. `cache_salt` is the tenant's, hex."""
+        """One try, as this instance takes it. `engine_model`: its model, as the engine calls it.
+        `cache_salt` is the tenant's, hex.
+        """
 
     def abort(self, parsed: ParsedRequest, request_id: str) -> EngineCall:
-        """Ends a request, whose answer then finishes with its usage; only for an instance that can `abort`."""
+        """Ends a request, whose answer then finishes with its usage; only for an instance that can
+        `abort`.
+        """
 
     def count(self, request_id: str) -> EngineCall:
         """Asks what a request has produced; only of an instance that `counts`."""
@@ -62,10 +72,14 @@ class EngineAdapter(Protocol):
         """The answer to `count`; None where it cannot be believed."""
 
     def meter(self, parsed: ParsedRequest, tier: bytes | None) -> Meter:
-        """A fresh meter for the answer to one try. `tier`: the class it is served in, where that is known already."""
+        """A fresh meter for the answer to one try. `tier`: the class it is served in, where that is known
+        already.
+        """
 
     def refusal(self, status: int, body: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
-        """What a caller on `route` hears of an answer with this status, not 200. Never raises, and names nothing of the engine."""
+        """What a caller on `route` hears of an answer with this status, not 200. Never raises, and names
+        nothing of the engine.
+        """
 
     def failure(self, event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
         """The same for the error with which a stream ended before it had produced anything."""

@@ -1,4 +1,5 @@
-"""The engines this process talks to: a connection pool for each instance, what is open there, and how to stop a request by its id.
+"""The engines this process talks to: a connection pool for each instance, what is open there, and how to stop
+a request by its id.
 
 It knows addresses and failures, no tokens and no callers.
 """
@@ -16,7 +17,8 @@ from gateway.upstream.engine_adapter import EngineCall
 
 log = logging.getLogger(__name__)
 
-# An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer ends.
+# An abort that arrives before the engine has admitted the request is lost, so it is repeated until the answer
+# ends.
 ABORT_SECONDS_MAX = 5.0
 _ABORT_ANSWER_BYTES_MAX = 64 * 1024
 ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
@@ -56,7 +58,9 @@ class Engines:
         self.failed_at[instance.instance] = time.monotonic()
 
     def abort(self, attempt: Attempt) -> None:
-        """Make the engine stop a request: by id where it can (its answer then ends with the exact usage), else by closing the connection."""
+        """Make the engine stop a request: by id where it can (its answer then ends with the exact usage),
+        else by closing the connection.
+        """
         if attempt.connection is None:
             return
         if not attempt.instance.abort:
@@ -90,7 +94,9 @@ class Engines:
                 return
 
     async def ask(self, instance: InstanceEntry, call: EngineCall, *, bytes_max: int) -> tuple[int, bytes]:
-        """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more than `bytes_max` too."""
+        """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more
+        than `bytes_max` too.
+        """
         pool = self.pool(instance)
         connection, _ = await pool.acquire()
         answer = b""

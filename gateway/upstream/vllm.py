@@ -1,8 +1,10 @@
-"""How vLLM 0.32 is spoken with: requests, ids, stopping, counts and what its answers mean. Implements `engine_adapter.EngineAdapter`. Pure.
+"""How vLLM 0.32 is spoken with: requests, ids, stopping, counts and what its answers mean. Implements
+`engine_adapter.EngineAdapter`. Pure.
 
-The engine sees nothing of the account (metadata, tier), no null (to vLLM some are errors), and only our salt, priority and ids.
-Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages among them; `priority` in the body of all of these but
-messages, where only the header `X-Vllm-Priority` sets it; the request id from `X-Request-Id`, on responses from the body.
+The engine sees nothing of the account (metadata, tier), no null (to vLLM some are errors), and only our salt,
+priority and ids. Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages
+among them; `priority` in the body of all of these but messages, where only the header `X-Vllm-Priority` sets
+it; the request id from `X-Request-Id`, on responses from the body.
 """
 
 import math
@@ -26,7 +28,8 @@ __all__ = ["abort", "count", "failure", "meter", "read_count", "refusal", "reque
 _ABORT_PATH: Final = b"/inference/v1/abort_requests"
 _COUNTS_PATH: Final = REQUEST_COUNTS_PATH.encode()
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
-# What the gateway itself acts on. What nobody acts on is no longer in a checked body (`gateway.protocol.fields`).
+# What the gateway itself acts on. What nobody acts on is no longer in a checked body
+# (`gateway.protocol.fields`).
 _NOT_THE_ENGINES: Final = frozenset({"metadata", "service_tier", "stream_options"})
 # Lower is served first. Apart, so that something can be put between them.
 _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
@@ -34,9 +37,10 @@ _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, Capa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
-    """One route. `salted`: it uses the prefix cache, and schedules by priority. `id_prefix`: of the engine's own id for a request;
-    `id_for_each_prompt`: it has one for each. `streams_usage`: it has to be asked for usage in streams. `names_response`: its answer is an
-    object that bears our id and says again what it was sent.
+    """One route. `salted`: it uses the prefix cache, and schedules by priority. `id_prefix`: of the engine's
+    own id for a request; `id_for_each_prompt`: it has one for each. `streams_usage`: it has to be asked for
+    usage in streams. `names_response`: its answer is an object that bears our id and says again what it was
+    sent.
     """
 
     path: bytes
@@ -51,13 +55,16 @@ class _Served:
 
 _SERVED: Final = {
     Route.CHAT: _Served(path=b"/v1/chat/completions", streams_usage=True),
-    Route.COMPLETIONS: _Served(path=b"/v1/completions", id_prefix="cmpl-", id_for_each_prompt=True, streams_usage=True),
+    Route.COMPLETIONS: _Served(
+        path=b"/v1/completions", id_prefix="cmpl-", id_for_each_prompt=True, streams_usage=True
+    ),
     Route.RESPONSES: _Served(path=b"/v1/responses", names_response=True),
     Route.MESSAGES: _Served(path=b"/v1/messages", priority_in_body=False),
     Route.EMBEDDINGS: _Served(path=b"/v1/embeddings", id_prefix="embd-", id_for_each_prompt=True),
     Route.COUNT_TOKENS: _Served(path=b"/v1/messages/count_tokens", salted=False),
     Route.TOKENIZE: _Served(path=b"/tokenize", salted=False),
-    # vLLM has no such route; this one says the tokens that it would answer to. The images themselves need not come back.
+    # vLLM has no such route; this one says the tokens that it would answer to. The images themselves need not
+    # come back.
     Route.INPUT_TOKENS: _Served(path=b"/v1/responses/render", salted=False, added={"mm_payload": "none"}),
 }
 
@@ -72,13 +79,15 @@ def request(
     default_max_tokens: int | None,
     class_: CapacityClass,
 ) -> EngineCall:
-    """Only an engine that schedules by priority is sent one. vLLM refuses a `max_tokens` that is more than the context, which no default is,
-    and cuts what is more than the prompt leaves of it.
+    """Only an engine that schedules by priority is sent one. vLLM refuses a `max_tokens` that is more than
+    the context, which no default is, and cuts what is more than the prompt leaves of it.
     """
     served = _SERVED[parsed.route.name]
     headers = b"x-request-id: %b\r\n" % request_id.encode()
     body: dict[str, Any] = {
-        name: value for name, value in parsed.body.items() if value is not None and name not in _NOT_THE_ENGINES
+        name: value
+        for name, value in parsed.body.items()
+        if value is not None and name not in _NOT_THE_ENGINES
     }
     body["model"] = engine_model
     if served.salted:
@@ -145,7 +154,11 @@ def read_count(answer: bytes, request_id: str) -> RequestCount | None:
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None
     figures = (prompt, cached, output)
-    if type(state) is not str or any(type(figure) is not int or figure < 0 for figure in figures) or cached > prompt:
+    if (
+        type(state) is not str
+        or any(type(figure) is not int or figure < 0 for figure in figures)
+        or cached > prompt
+    ):
         return None
     return RequestCount(
         finished=state in {"finished", "unknown"},

@@ -1,7 +1,8 @@
 """An engine's error answer, translated at the edge: what a caller may know of it. Written for vLLM 0.32.
 
-Only sentences that are known here are passed on, rebuilt from their numbers and names; the rest becomes a general one. So no host, path,
-alias, flag, traceback or repeated input of an engine gets out. What the engine holds against us, not the caller (401, 404), is our failure.
+Only sentences that are known here are passed on, rebuilt from their numbers and names; the rest becomes a
+general one. So no host, path, alias, flag, traceback or repeated input of an engine gets out. What the engine
+holds against us, not the caller (401, 404), is our failure.
 """
 
 import re
@@ -31,14 +32,17 @@ _OUT_OF_VOCABULARY = re.compile(r"Token id (\d+) is out of vocabulary")
 _SUFFIX = re.compile(r"\s*\((?:parameter=|value=).*\Z", re.DOTALL)
 _VALIDATION = re.compile(r"\A\d+ validation errors?:")
 _VALIDATION_REASON = re.compile(r"'msg': (?:'([^'\n]{1,200})'|\"([^\"\n]{1,200})\")")
-# What a model wrote as a tool's input, read by vLLM's messages route once it has it whole: no JSON, or no object.
+# What a model wrote as a tool's input, read by vLLM's messages route once it has it whole: no JSON, or no
+# object.
 _TOOL_INPUT_NO_OBJECT = re.compile(r"\A\d+ validation errors? for AnthropicContentBlock\ninput\b")
 _TOOL_INPUT_NO_JSON = re.compile(
-    r"\A(?:Expecting|Extra data|Invalid|Unterminated string|Illegal|end is out of bounds).*line \d+ column \d+ \(char \d+\)\Z"
+    r"\A(?:Expecting|Extra data|Invalid|Unterminated string|Illegal|end is out of bounds).*line \d+ column "
+    r"\d+ \(char \d+\)\Z"
 )
 # A streamed message that is refused: the refusal is in the text of another error, cut short.
 _IN_A_MESSAGES_STREAM = re.compile(
-    r"ChatCompletionStreamResponse\n.{0,200}?\{'error': \{'message': '([^'.]{0,40})\.\.\..{0,80}?'code': (\d{3})\}",
+    r"ChatCompletionStreamResponse\n.{0,200}?\{'error': \{'message': '([^'.]{0,40})\.\.\..{0,80}?'code': "
+    r"(\d{3})\}",
     re.DOTALL,
 )
 _THINKING = "thinking_token_budget is set but reasoning_config"
@@ -69,7 +73,9 @@ def translate_stream_error(event: bytes, route: RouteSpec, engine_model: str) ->
     return EngineFailed()
 
 
-def _translated(status: int, message: str, param: str | None, route: RouteSpec, engine_model: str) -> GatewayError:
+def _translated(
+    status: int, message: str, param: str | None, route: RouteSpec, engine_model: str
+) -> GatewayError:
     if status == 429:
         return Overloaded(RETRY_AFTER_MS)
     if status not in _OF_THE_REQUEST:
@@ -101,7 +107,9 @@ def _said(error: dict[str, Any]) -> tuple[str, str | None]:
 def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
     input_param = route.prompt_param
     if found := _PROMPT_TOO_LONG.search(message):
-        return ContextLengthExceeded(int(found[1]), int(found[3]), input_param, found[4], at_least=found[2] is not None)
+        return ContextLengthExceeded(
+            int(found[1]), int(found[3]), input_param, found[4], at_least=found[2] is not None
+        )
     if found := _INPUT_TOO_LONG.search(message):
         return ContextLengthExceeded(int(found[2]), int(found[1]), input_param, "input tokens")
     if found := _OUTPUT_TOO_LONG.search(message):
@@ -109,10 +117,14 @@ def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
             int(found[3]), int(found[2]), _caller_param(found[1], route) or "max_tokens", "output tokens"
         )
     if found := _OUT_OF_VOCABULARY.search(message):
-        return EngineRefused(f"Token id {found[1]} is not in the model's vocabulary.", input_param, "invalid_value")
+        return EngineRefused(
+            f"Token id {found[1]} is not in the model's vocabulary.", input_param, "invalid_value"
+        )
     if message.startswith("Grammar error") or "grammar" in message[:80].lower():
         return EngineRefused(
-            "The schema or regular expression cannot be compiled by this model's engine.", None, "invalid_schema"
+            "The schema or regular expression cannot be compiled by this model's engine.",
+            None,
+            "invalid_schema",
         )
     if "tool" in message and ("requires --" in message or "--tool-call-parser" in message):
         return EngineRefused("This model does not support tool calls.", "tools", "unsupported_value")
@@ -129,7 +141,9 @@ def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
 
 
 def _general(message: str, param: str | None, engine_model: str) -> EngineRefused:
-    """What is safe to say of a sentence that is not known: the parameter, and the reason if it begins with the parameter and gives nothing away."""
+    """What is safe to say of a sentence that is not known: the parameter, and the reason if it begins with
+    the parameter and gives nothing away.
+    """
     if param is None:
         return EngineRefused("The model's engine refused the request.")
     if _VALIDATION.match(message):

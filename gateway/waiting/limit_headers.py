@@ -2,7 +2,8 @@
 
 On Anthropic's routes `anthropic-ratelimit-*` stand beside them.
 
-`requests`, `tokens` and `units` (work units) each count what their name says. What is not limited has no headers.
+`requests`, `tokens` and `units` (work units) each count what their name says. What is not limited has no
+headers.
 """
 
 import math
@@ -13,18 +14,27 @@ from billing.cell.replies import Levels
 from billing.wire.limits import MU_PER_UNIT, LimitKind, Limits
 from gateway.request import Dialect
 
-_SHOWN: Final = tuple((kind.value.encode(), kind) for kind in (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.UNITS))
+_SHOWN: Final = tuple(
+    (kind.value.encode(), kind) for kind in (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.UNITS)
+)
 
 
 def limit_headers(
     tenant: Limits, key: Limits, tenant_levels: Levels, key_levels: Levels, dialect: Dialect, now_ms: int
 ) -> list[tuple[bytes, bytes]]:
-    """Limit, remaining and when the bucket is full again; of tenant and key, minute and day, whichever has least left."""
+    """Limit, remaining and when the bucket is full again; of tenant and key, minute and day, whichever has
+    least left.
+    """
     headers: list[tuple[bytes, bytes]] = []
-    found = [*zip(tenant.all, tenant_levels.levels, strict=False), *zip(key.all, key_levels.levels, strict=False)]
+    found = [
+        *zip(tenant.all, tenant_levels.levels, strict=False),
+        *zip(key.all, key_levels.levels, strict=False),
+    ]
     for name, kind in _SHOWN:
         scale = MU_PER_UNIT if kind is LimitKind.UNITS else 1
-        buckets = [(each.amount / scale, level / scale, each.window_s) for each, level in found if each.kind is kind]
+        buckets = [
+            (each.amount / scale, level / scale, each.window_s) for each, level in found if each.kind is kind
+        ]
         if buckets:
             limit, level, window_s = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
             reset_s = window_s * level / limit if limit else window_s

@@ -1,7 +1,8 @@
-"""What a tenant may do while Redis is gone: nothing, or a bounded lease that its policy names. Never a limit per process.
+"""What a tenant may do while Redis is gone: nothing, or a bounded lease that its policy names. Never a limit
+per process.
 
-The lease is of the tenant, over all gateways together: each process has its share by the number of processes last seen alive. What is admitted
-so settles through the journal. Pure but for the counting.
+The lease is of the tenant, over all gateways together: each process has its share by the number of processes
+last seen alive. What is admitted so settles through the journal. Pure but for the counting.
 """
 
 from collections import deque
@@ -9,8 +10,9 @@ from typing import Final
 
 from gateway.catalogue.entries import Tenant
 
-# Rounds of the heartbeat: as long as the lease of one. Redis's clock may jump, as at a failover, and then for a round only those count that have
-# beaten since; a lease that was divided among too few would be given several times over.
+# Rounds of the heartbeat: as long as the lease of one. Redis's clock may jump, as at a failover, and then for
+# a round only those count that have beaten since; a lease that was divided among too few would be given
+# several times over.
 _REMEMBERED_ROUNDS: Final = 5
 
 

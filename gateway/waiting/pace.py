@@ -1,6 +1,8 @@
-"""Grants room again when an engine has read what holds the next prompt up: a timer a cell, while somebody waits there.
+"""Grants room again when an engine has read what holds the next prompt up: a timer a cell, while somebody
+waits there.
 
-The cell says when (`pace_ms` of its replies); any gateway that hears it may do it, and more than one does no harm.
+The cell says when (`pace_ms` of its replies); any gateway that hears it may do it, and more than one does no
+harm.
 """
 
 import asyncio

@@ -1,7 +1,9 @@
-"""The requests of one process that wait for room: who they are, that they are woken, and that they are not too many.
+"""The requests of one process that wait for room: who they are, that they are woken, and that they are not
+too many.
 
-The order in which they get room is the cell's (`billing/cell`), over all gateways; here each only sleeps until it is told. What waits holds its body
-in memory, so requests and bytes are bounded. Without its subscription a process cannot be woken and lets nobody wait.
+The order in which they get room is the cell's (`billing/cell`), over all gateways; here each only sleeps
+until it is told. What waits holds its body in memory, so requests and bytes are bounded. Without its
+subscription a process cannot be woken and lets nobody wait.
 """
 
 import asyncio
@@ -15,7 +17,14 @@ from redis.exceptions import RedisError
 
 from billing.wire import redis_keys
 from billing.wire.redis_address import parse_redis_url
-from gateway.errors import CallerLeft, DependencyUnavailable, NoInstance, Overloaded, QuotaExceeded, RequestStopped
+from gateway.errors import (
+    CallerLeft,
+    DependencyUnavailable,
+    NoInstance,
+    Overloaded,
+    QuotaExceeded,
+    RequestStopped,
+)
 from gateway.exchange import Exchange
 from gateway.metrics.counts import Metrics
 
@@ -28,7 +37,9 @@ _BUSY_RETRY_MS: Final = 1_000
 
 
 class WaitEnd(StrEnum):
-    """How a wait for room ended. The last two never began: this process had as many requests, or as many bytes of them, as it may."""
+    """How a wait for room ended. The last two never began: this process had as many requests, or as many
+    bytes of them, as it may.
+    """
 
     ADMITTED = "admitted"
     OUT_OF_TIME = "out_of_time"
@@ -116,7 +127,9 @@ class Line:
             turn.set()
 
     def _told(self, word: str) -> None:
-        """A request id: it has been granted its place; `!` before it: it is to give its place up; `*`: the cell has lost its line."""
+        """A request id: it has been granted its place; `!` before it: it is to give its place up; `*`: the
+        cell has lost its line.
+        """
         if word == "*":
             self._all_again()
         elif word.startswith("!"):
@@ -130,7 +143,9 @@ class Line:
                 del self._early[next(iter(self._early))]
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
-        """Stand in line; the event is set when it is this request's turn, or when it has been told to end. Raises Overloaded."""
+        """Stand in line; the event is set when it is this request's turn, or when it has been told to end.
+        Raises Overloaded.
+        """
         size, asked = exchange.request.body_bytes, exchange.parsed.asked.value
         many = len(self._turns) >= self._requests_max
         if many or self._bytes + size > self._bytes_max:

@@ -1,7 +1,9 @@
-"""Memory for request bodies that are arriving: a budget for the process and one for each tenant, asked for before a byte is read.
+"""Memory for request bodies that are arriving: a budget for the process and one for each tenant, asked for
+before a byte is read.
 
-Without it one key could hold a body on each of its connections, since limits are asked when a body is whole. It knows tenants and bytes, no HTTP.
-Bodies that are whole already when their turn comes are not counted: those are bounded by what a connection reads at once.
+Without it one key could hold a body on each of its connections, since limits are asked when a body is whole.
+It knows tenants and bytes, no HTTP. Bodies that are whole already when their turn comes are not counted:
+those are bounded by what a connection reads at once.
 """
 
 import asyncio
@@ -21,7 +23,9 @@ RETRY_MS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ReceivePolicy:
-    """How many bytes of bodies may be held while they arrive, in all and of one tenant, and how long a body waits for its part of them."""
+    """How many bytes of bodies may be held while they arrive, in all and of one tenant, and how long a
+    body waits for its part of them.
+    """
 
     bytes_max: int
     bytes_per_tenant_max: int
@@ -85,7 +89,9 @@ class Receiving:
             del self._waiting_of_tenant[tenant]
 
     def _grant(self) -> None:
-        """There is more room: in their order, whoever fits; a tenant's small bodies do not overtake its large ones."""
+        """There is more room: in their order, whoever fits; a tenant's small bodies do not overtake its
+        large ones.
+        """
         passed_over: set[str] = set()
         for waiter in list(self._waiting):
             tenant = waiter.share.tenant
@@ -144,7 +150,9 @@ class Share:
         return True
 
     async def wait_to_grow(self, size_bytes: int) -> None:
-        """Hold `size_bytes` in all, waiting for room. Raises QuotaExceeded or ReceivingFull when there is none in time."""
+        """Hold `size_bytes` in all, waiting for room. Raises QuotaExceeded or ReceivingFull when there is
+        none in time.
+        """
         waiter = _Waiter(self, size_bytes - self.bytes)
         budget = self._budget
         budget._wait(waiter)

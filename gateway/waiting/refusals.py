@@ -1,4 +1,6 @@
-"""What the reserve script refuses, in words, and when to come back. Owns the texts; errors.py owns their form."""
+"""What the reserve script refuses, in words, and when to come back. Owns the texts; errors.py owns their
+form.
+"""
 
 from secrets import randbelow
 from typing import Final
@@ -26,7 +28,9 @@ def refusal(
     match reply:
         case Refused():
             error = quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
-            error.limit_headers = limit_headers(tenant_limits, key_limits, reply.tenant, reply.key, dialect, now_ms)
+            error.limit_headers = limit_headers(
+                tenant_limits, key_limits, reply.tenant, reply.key, dialect, now_ms
+            )
             return error
         case NoContract():
             return NoContractHere()

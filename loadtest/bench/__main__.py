@@ -1,4 +1,6 @@
-"""`python -m loadtest.bench`: measure, print, and write `.taas/bench.json`. Exits 1 when a request failed or a bill is wrong."""
+"""`python -m loadtest.bench`: measure, print, and write `.taas/bench.json`. Exits 1 when a request failed
+or a bill is wrong.
+"""
 
 import argparse
 import contextlib
@@ -24,9 +26,15 @@ _MEMORY_GROWTH_MB_MAX = 8
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="each subject is measured so often, in turn (default 3)")
-    parser.add_argument("--only", choices=SUBJECTS, action="append", help="measure this one only; can be given again")
-    parser.add_argument("--scale", type=float, default=1.0, help="how many requests, relative to the usual (default 1)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="each subject is measured so often, in turn (default 3)"
+    )
+    parser.add_argument(
+        "--only", choices=SUBJECTS, action="append", help="measure this one only; can be given again"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="how many requests, relative to the usual (default 1)"
+    )
     parser.add_argument(
         "--memory",
         type=int,
@@ -43,7 +51,9 @@ def running(names: list[str], folder: Path) -> Iterator[list[Subject]]:
     """The backend and all subjects, up and warm; stopped in the end whatever happens."""
     with contextlib.ExitStack() as stack:
         ports = [free_port() for _ in MODELS]
-        backend = Child("backend", python("-m", "loadtest.bench.backend", *map(str, ports)), cores()[0], folder)
+        backend = Child(
+            "backend", python("-m", "loadtest.bench.backend", *map(str, ports)), cores()[0], folder
+        )
         stack.callback(backend.stop)
         backend.wait_until(answers(f"http://127.0.0.1:{ports[-1]}/health"))
         subjects = []

@@ -20,7 +20,8 @@ _STREAM_HEAD = (
 _LIST = {
     "object": "list",
     "data": [
-        {"id": name, "object": "model", "created": 1, "owned_by": "bench", "max_model_len": 4096} for name in MODELS
+        {"id": name, "object": "model", "created": 1, "owned_by": "bench", "max_model_len": 4096}
+        for name in MODELS
     ],
 }
 
@@ -39,28 +40,40 @@ def _usage(output: int) -> bytes:
 
 def _token(number: int, *, with_usage: bool) -> bytes:
     usage = b"," + _usage(number + 1) if with_usage else b""
-    delta = b'"choices":[{"index":0,"delta":{"content":" tok%d"},"logprobs":null,"finish_reason":null}]' % (number % 64)
+    delta = b'"choices":[{"index":0,"delta":{"content":" tok%d"},"logprobs":null,"finish_reason":null}]' % (
+        number % 64
+    )
     return _framed(b"data: {%b,%b%b}\n\n" % (_COMMON, delta, usage))
 
 
 def _whole(status: bytes, body: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body)
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
+        status,
+        len(body),
+        body,
+    )
 
 
 _ROLE = _framed(
-    b'data: {%b,"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
-    % _COMMON
+    b'data: {%b,"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
+    b'"finish_reason":null}]}\n\n' % _COMMON
 )
 _STOP = _framed(
-    b'data: {%b,"choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop"}]}\n\n' % _COMMON
+    b'data: {%b,"choices":[{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"stop"}]}\n\n'
+    % _COMMON
 )
-_TOKENS = {with_usage: [_token(number, with_usage=with_usage) for number in range(256)] for with_usage in (False, True)}
+_TOKENS = {
+    with_usage: [_token(number, with_usage=with_usage) for number in range(256)]
+    for with_usage in (False, True)
+}
 _PLAIN = _whole(
     b"200 OK",
     orjson.dumps({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1700000000, "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "tok " * PLAIN_TOKENS}, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS + PLAIN_TOKENS, "completion_tokens": PLAIN_TOKENS},
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "tok " * PLAIN_TOKENS},
+        "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": PROMPT_TOKENS, "total_tokens": PROMPT_TOKENS + PLAIN_TOKENS,
+        "completion_tokens": PLAIN_TOKENS},
     }),
 )  # fmt: skip
 _MODELS = _whole(b"200 OK", orjson.dumps(_LIST))

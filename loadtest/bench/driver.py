@@ -1,7 +1,8 @@
-"""The load of one measurement, closed-loop over raw connections: `python -m loadtest.bench.driver PORT MODEL stream|plain CONNECTIONS REQUESTS`.
+"""The load of one measurement, closed-loop over raw connections: `python -m loadtest.bench.driver PORT MODEL
+stream|plain CONNECTIONS REQUESTS`.
 
-The key comes on stdin. Counts every token that arrives; prints one JSON object. It runs as a process of its own, so that its CPU time
-is on nobody's account.
+The key comes on stdin. Counts every token that arrives; prints one JSON object. It runs as a process of its
+own, so that its CPU time is on nobody's account.
 """
 
 import asyncio
@@ -90,7 +91,11 @@ class DriverConnection(asyncio.Protocol):
 
 def request_bytes(port: int, model: str, key: str, *, stream: bool) -> bytes:
     """The same request every time."""
-    body: dict[str, object] = {"model": model, "messages": [{"role": "user", "content": _PROMPT}], "max_tokens": TOKENS}
+    body: dict[str, object] = {
+        "model": model,
+        "messages": [{"role": "user", "content": _PROMPT}],
+        "max_tokens": TOKENS,
+    }
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     content = orjson.dumps(body)
@@ -101,7 +106,9 @@ def request_bytes(port: int, model: str, key: str, *, stream: bool) -> bytes:
     return head.encode() + content
 
 
-async def drive(port: int, model: str, key: str, *, stream: bool, connections: int, requests: int) -> dict[str, object]:
+async def drive(
+    port: int, model: str, key: str, *, stream: bool, connections: int, requests: int
+) -> dict[str, object]:
     """Run the load and sum up."""
     seen = Seen()
     request = request_bytes(port, model, key, stream=stream)
@@ -127,10 +134,11 @@ async def drive(port: int, model: str, key: str, *, stream: bool, connections: i
     await asyncio.gather(*(caller() for _ in range(connections)))
     took = time.perf_counter() - began
     return {
-        "requests_per_s": round(requests / took, 1), "tokens_per_s": round(seen.tokens / took), "seconds": round(took, 2),
-        "p50_ms": quantile_ms(seen.latencies, 0.5), "p99_ms": quantile_ms(seen.latencies, 0.99),
-        "ttft_ms_p50": quantile_ms(seen.first_bytes, 0.5), "ttft_ms_p99": quantile_ms(seen.first_bytes, 0.99),
-        "gap_ms_p99": quantile_ms(seen.gaps, 0.99), "problems": seen.problems,
+        "requests_per_s": round(requests / took, 1), "tokens_per_s": round(seen.tokens / took),
+        "seconds": round(took, 2), "p50_ms": quantile_ms(seen.latencies, 0.5),
+        "p99_ms": quantile_ms(seen.latencies, 0.99), "ttft_ms_p50": quantile_ms(seen.first_bytes, 0.5),
+        "ttft_ms_p99": quantile_ms(seen.first_bytes, 0.99), "gap_ms_p99": quantile_ms(seen.gaps, 0.99),
+        "problems": seen.problems,
     }  # fmt: skip
 
 
@@ -139,7 +147,14 @@ def main() -> None:
     port, model, kind, connections, requests = sys.argv[1:6]
     key = sys.stdin.read().strip()
     result = uvloop.run(
-        drive(int(port), model, key, stream=kind == "stream", connections=int(connections), requests=int(requests))
+        drive(
+            int(port),
+            model,
+            key,
+            stream=kind == "stream",
+            connections=int(connections),
+            requests=int(requests),
+        )
     )
     print(orjson.dumps(result).decode())
 

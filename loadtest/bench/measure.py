@@ -53,12 +53,13 @@ class Tally:
 def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
     """Drive once; the driver's figures, with `cpu_us_request` and, for streams, `cpu_us_token`."""
     command = python(
-        "-m", "loadtest.bench.driver", str(subject.port), load.model, "stream" if load.stream else "plain", str(load.connections), str(load.requests)
+        "-m", "loadtest.bench.driver", str(subject.port), load.model, "stream" if load.stream else "plain",
+        str(load.connections), str(load.requests)
     )  # fmt: skip
     before = subject.child.cpu_s()
     done = subprocess.run(
-        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=subject.key.encode(), env=child_environment({}),
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
+        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=subject.key.encode(),
+        env=child_environment({}), preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
     )  # fmt: skip
     used_s = subject.child.cpu_s() - before
     if done.returncode:
@@ -78,7 +79,11 @@ def run_round(subject: Subject, tally: Tally, scale: float) -> dict[str, dict[st
     results = {}
     for load in LOADS:
         sized = Load(
-            load.name, load.model, load.stream, load.connections, max(load.connections, int(load.requests * scale))
+            load.name,
+            load.model,
+            load.stream,
+            load.connections,
+            max(load.connections, int(load.requests * scale)),
         )
         results[load.name] = run_load(subject, sized, tally)
     return results

@@ -1,4 +1,5 @@
-"""What is compared with: the proxy that one would write first, FastAPI and aiohttp, without keys, limits or metering.
+"""What is compared with: the proxy that one would write first, FastAPI and aiohttp, without keys, limits or
+metering.
 
 `python -m loadtest.bench.naive PORT BACKEND_URL`.
 """

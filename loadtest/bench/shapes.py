@@ -1,7 +1,7 @@
 """The models of the benchmark's backend: their names say what they answer.
 
-`s128x10`: 128 tokens, one every 10 ms, usage at the end only. `u128x10`: the same with usage on every chunk where that is asked for, as
-vLLM gives it. `…x0`: as fast as the wire takes them.
+`s128x10`: 128 tokens, one every 10 ms, usage at the end only. `u128x10`: the same with usage on every chunk
+where that is asked for, as vLLM gives it. `…x0`: as fast as the wire takes them.
 """
 
 import re

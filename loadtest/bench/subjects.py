@@ -57,7 +57,10 @@ class Naive(Subject):
     def start(self) -> None:
         self.port = free_port()
         self._child = Child(
-            self.name, python("-m", "loadtest.bench.naive", str(self.port), self.backends[0]), cores()[1], self.folder
+            self.name,
+            python("-m", "loadtest.bench.naive", str(self.port), self.backends[0]),
+            cores()[1],
+            self.folder,
         )
         self._child.wait_until(answers(f"http://127.0.0.1:{self.port}/openapi.json"))
 
@@ -75,13 +78,18 @@ class Naive(Subject):
 
 
 class Gateway(Subject):
-    """Our gateway with quotas and metering on; each model is an instance of its own, which is what the ports of the backend are for."""
+    """Our gateway with quotas and metering on; each model is an instance of its own, which is what the
+    ports of the backend are for.
+    """
 
     name = "gateway"
 
     def __init__(self, folder: Path, backend_ports: list[int]) -> None:
         super().__init__(folder, backend_ports)
-        served = [Served(model, url, 4096, routes=("chat",)) for model, url in zip(MODELS, self.backends, strict=True)]
+        served = [
+            Served(model, url, 4096, routes=("chat",))
+            for model, url in zip(MODELS, self.backends, strict=True)
+        ]
         self._stack = OwnStack(folder, served)
 
     def start(self) -> None:
@@ -108,7 +116,10 @@ class Gateway(Subject):
             self.child.wait_until(lambda: self._stack.billed()[0] >= requests)
         billed = self._stack.billed()
         if billed != (requests, output_tokens):
-            return f"billed {billed[0]} requests and {billed[1]} output tokens, received {requests} and {output_tokens}"
+            return (
+                f"billed {billed[0]} requests and {billed[1]} output tokens, received {requests} and "
+                f"{output_tokens}"
+            )
         return None
 
 

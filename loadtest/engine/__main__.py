@@ -16,7 +16,10 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
     parser.add_argument("--api-key", default=None, help="asked for on /v1 and /inference (default: none)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument(
-        "--prefill-tokens-per-s", type=float, default=200_000.0, help="on tokens that are not cached; 0 = at once"
+        "--prefill-tokens-per-s",
+        type=float,
+        default=200_000.0,
+        help="on tokens that are not cached; 0 = at once",
     )
     parser.add_argument(
         "--decode-ms",
@@ -26,10 +29,16 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
     )
     parser.add_argument("--slots", type=int, default=256, help="sequences that run at the same time")
     parser.add_argument(
-        "--context", type=int, default=2048, dest="context_tokens", help="tokens of prompt and output together"
+        "--context",
+        type=int,
+        default=2048,
+        dest="context_tokens",
+        help="tokens of prompt and output together",
     )
     parser.add_argument("--block-tokens", type=int, default=16, help="the prefix cache's block")
-    parser.add_argument("--kv-tokens", type=int, default=524_288, help="room for the tokens of all running sequences")
+    parser.add_argument(
+        "--kv-tokens", type=int, default=524_288, help="room for the tokens of all running sequences"
+    )
     parser.add_argument(
         "--shutdown-timeout",
         type=float,

@@ -1,6 +1,8 @@
-"""What the four routes' answers have in common: their sequences, the moment they are complete, and the ways they can be made to fail.
+"""What the four routes' answers have in common: their sequences, the moment they are complete, and the ways
+they can be made to fail.
 
-An answer is told of every token by the scheduler (`token`) and writes it out at once. The subclasses know the JSON.
+An answer is told of every token by the scheduler (`token`) and writes it out at once. The subclasses know the
+JSON.
 """
 
 import asyncio
@@ -135,7 +137,9 @@ class Answer(ABC):
             self._complete()
 
     def usage(self, *, final: bool = True) -> Usage | None:
-        """The whole request's counts as they are reported. vLLM names the cached tokens of one sequence only: of a stream the first."""
+        """The whole request's counts as they are reported. vLLM names the cached tokens of one sequence
+        only: of a stream the first.
+        """
         job = self.job
         one = self.sequences[0] if job.stream else self.sequences[-1]
         prompt = sum(len(prompt.tokens) for prompt in job.prompts)

@@ -8,7 +8,9 @@ from loadtest.engine.answer import FINGERPRINT, Answer
 from loadtest.engine.logprobs import chat_logprob
 from loadtest.engine.sequence import Sequence
 
-_USAGE = b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"completion_tokens_details":null}'
+_USAGE = (
+    b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"completion_tokens_details":null}'
+)
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -16,7 +18,10 @@ class ChatAnswer(Answer):
     """`chat.completion` and its chunks."""
 
     def _on_first_token(self) -> list[bytes]:
-        self._head = b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % (
+        self._head = (
+            b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,'
+            b'"choices":['
+        ) % (
             orjson.dumps(self.id), self.created, orjson.dumps(self.job.model),
         )  # fmt: skip
         usage = self._chunk_usage(
@@ -31,7 +36,8 @@ class ChatAnswer(Answer):
             )
         )
         return [
-            b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]%b'
+            b'%b{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,'
+            b'"finish_reason":null}]%b'
             b',"prompt_token_ids":null,"prompt_text":null}\n\n' % (self._head, index, usage)
             for index in range(len(self.sequences))
         ]
@@ -45,7 +51,9 @@ class ChatAnswer(Answer):
             ending, fingerprint = b"null", b""
         else:
             ending = b'%b,"stop_reason":%b' % (orjson.dumps(finish), orjson.dumps(sequence.stop_reason))
-            fingerprint = b"" if self.job.include_usage else b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
+            fingerprint = (
+                b"" if self.job.include_usage else b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
+            )
         return [
             b'%b{"index":%d,"delta":%b,"logprobs":%b,"finish_reason":%b,"token_ids":null}]%b%b}\n\n'
             % (
@@ -83,8 +91,9 @@ class ChatAnswer(Answer):
         if usage is None:
             return [_DONE]
         final = {
-            "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.job.model, "choices": [],
-            "usage": usage.chat_final(), "system_fingerprint": FINGERPRINT,
+            "id": self.id, "object": "chat.completion.chunk", "created": self.created,
+            "model": self.job.model, "choices": [], "usage": usage.chat_final(),
+            "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
         return [b"data: %b\n\n" % orjson.dumps(final), _DONE]
 
@@ -92,7 +101,8 @@ class ChatAnswer(Answer):
         usage = None if self._plan.end_after_tokens is not None else self.usage()
         answer: dict[str, Any] = {
             "id": self.id, "object": "chat.completion", "created": self.created, "model": self.job.model,
-            "choices": [self._choice(sequence) for sequence in self.sequences], "service_tier": None, "system_fingerprint": FINGERPRINT,
+            "choices": [self._choice(sequence) for sequence in self.sequences], "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
         if usage is not None:
             answer["usage"] = usage.chat()
@@ -109,7 +119,11 @@ class ChatAnswer(Answer):
     def _choice(self, sequence: Sequence) -> dict[str, Any]:
         message = self._message(sequence)
         top = self.job.logprobs
-        noted = None if top is None else {"content": [chat_logprob(word, top) for word in self.words[sequence.index]]}
+        noted = (
+            None
+            if top is None
+            else {"content": [chat_logprob(word, top) for word in self.words[sequence.index]]}
+        )
         return {
             "index": sequence.index, "message": message, "logprobs": noted,
             "finish_reason": self.speech.finish(self.finish_of(sequence)),

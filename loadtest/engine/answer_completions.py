@@ -17,7 +17,10 @@ class CompletionAnswer(Answer):
     """`text_completion`, whole and in chunks; with `echo` the prompt comes before the first token's text."""
 
     def _on_first_token(self) -> list[bytes]:
-        self._head = b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,"choices":[{"index":' % (
+        self._head = (
+            b'data: {"id":%b,"object":"text_completion","created":%d,"model":%b,'
+            b'"choices":[{"index":'
+        ) % (
             orjson.dumps(self.id), self.created, orjson.dumps(self.job.model),
         )  # fmt: skip
         self._offsets = [0] * len(self.sequences)
@@ -38,13 +41,16 @@ class CompletionAnswer(Answer):
         usage = self.sequence_usage(sequence) if self.job.continuous_usage else None
         counts = b"" if usage is None else _USAGE % (usage.prompt, usage.prompt + usage.output, usage.output)
         fingerprint = (
-            b"" if self.job.include_usage or finish is None else b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
+            b""
+            if self.job.include_usage or finish is None
+            else b',"system_fingerprint":"%b"' % FINGERPRINT.encode()
         )
         return [
-            b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":%b,"token_ids":null}]%b%b}\n\n'
+            b'%b%d,"text":%b,"logprobs":%b,"finish_reason":%b,"stop_reason":%b,"prompt_token_ids":%b,'
+            b'"token_ids":null}]%b%b}\n\n'
             % (
-                self._head, sequence.index, orjson.dumps(text), logprobs, orjson.dumps(finish), orjson.dumps(sequence.stop_reason), prompt_ids,
-                counts, fingerprint,
+                self._head, sequence.index, orjson.dumps(text), logprobs, orjson.dumps(finish),
+                orjson.dumps(sequence.stop_reason), prompt_ids, counts, fingerprint,
             )
         ]  # fmt: skip
 
@@ -53,8 +59,8 @@ class CompletionAnswer(Answer):
         if usage is None:
             return [_DONE]
         final = {
-            "id": self.id, "object": "text_completion", "created": self.created, "model": self.job.model, "choices": [],
-            "usage": usage.completions_final(), "system_fingerprint": FINGERPRINT,
+            "id": self.id, "object": "text_completion", "created": self.created, "model": self.job.model,
+            "choices": [], "usage": usage.completions_final(), "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
         return [b"data: %b\n\n" % orjson.dumps(final), _DONE]
 
@@ -69,7 +75,8 @@ class CompletionAnswer(Answer):
         usage = None if self._plan.end_after_tokens is not None else self.usage()
         answer: dict[str, Any] = {
             "id": self.id, "object": "text_completion", "created": self.created, "model": self.job.model,
-            "choices": [self._choice(sequence) for sequence in self.sequences], "service_tier": None, "system_fingerprint": FINGERPRINT,
+            "choices": [self._choice(sequence) for sequence in self.sequences], "service_tier": None,
+            "system_fingerprint": FINGERPRINT,
         }  # fmt: skip
         if usage is not None:
             answer["usage"] = usage.completions()
@@ -83,6 +90,7 @@ class CompletionAnswer(Answer):
         if self.job.logprobs is not None:
             logprobs = completion_logprobs(self.words[sequence.index], 0, self.job.logprobs)
         return {
-            "index": sequence.index, "text": text, "logprobs": logprobs, "finish_reason": self.finish_of(sequence),
-            "stop_reason": sequence.stop_reason, "token_ids": None, "prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None,
+            "index": sequence.index, "text": text, "logprobs": logprobs,
+            "finish_reason": self.finish_of(sequence), "stop_reason": sequence.stop_reason, "token_ids": None,
+            "prompt_logprobs": None, "prompt_token_ids": None, "routed_experts": None,
         }  # fmt: skip

@@ -15,7 +15,9 @@ def _event(name: str, content: dict[str, Any]) -> bytes:
 
 
 class MessagesAnswer(Answer):
-    """A message: blocks of thought, text or tool use, each of which opens with the first token that may be shown in it."""
+    """A message: blocks of thought, text or tool use, each of which opens with the first token that may be
+    shown in it.
+    """
 
     _block: str | None = None
     _index = 0
@@ -23,8 +25,8 @@ class MessagesAnswer(Answer):
     def _on_first_token(self) -> list[bytes]:
         prompt = self.sequences[0].prompt_tokens
         message: dict[str, Any] = {
-            "id": self.id, "type": "message", "role": "assistant", "content": [], "model": self.job.model, "stop_reason": None,
-            "stop_sequence": None, "usage": {"input_tokens": prompt, "output_tokens": 0},
+            "id": self.id, "type": "message", "role": "assistant", "content": [], "model": self.job.model,
+            "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": prompt, "output_tokens": 0},
         }  # fmt: skip
         return [_event("message_start", {"message": message})]
 
@@ -40,7 +42,9 @@ class MessagesAnswer(Answer):
         if kind == "text":
             delta = b'{"type":"text_delta","text":%b}' % orjson.dumps(text)
         else:
-            name, field = ("thinking_delta", "thinking") if kind == "thinking" else ("input_json_delta", "partial_json")
+            name, field = (
+                ("thinking_delta", "thinking") if kind == "thinking" else ("input_json_delta", "partial_json")
+            )
             delta = orjson.dumps({"type": name, field: text})
         events.append(
             b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":%b,"index":%d}\n\n'
@@ -55,7 +59,9 @@ class MessagesAnswer(Answer):
 
     def _open_block(self, kind: str) -> bytes:
         self._block = kind
-        return _event("content_block_start", {"content_block": self._part(kind, "", {}), "index": self._index})
+        return _event(
+            "content_block_start", {"content_block": self._part(kind, "", {}), "index": self._index}
+        )
 
     def _close_block(self) -> list[bytes]:
         if self._block is None:
@@ -98,7 +104,9 @@ class MessagesAnswer(Answer):
         }  # fmt: skip
         # Absent, not null: vLLM leaves out what is None here.
         answer |= {
-            name: value for name, value in (("stop_reason", reason), ("stop_sequence", stop)) if value is not None
+            name: value
+            for name, value in (("stop_reason", reason), ("stop_sequence", stop))
+            if value is not None
         }
         return answer if usage is None else answer | {"usage": usage.messages()}
 
@@ -111,5 +119,7 @@ class MessagesAnswer(Answer):
         whole = sequence.finish == "stop"
         return [
             *content,
-            self._part("tool_use", "", orjson.loads(speech.whole_arguments(sequence, texts)) if whole else {}),
+            self._part(
+                "tool_use", "", orjson.loads(speech.whole_arguments(sequence, texts)) if whole else {}
+            ),
         ]

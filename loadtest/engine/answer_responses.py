@@ -10,14 +10,17 @@ from loadtest.engine.sequence import Sequence
 
 _DELTA = (
     b"event: response.output_text.delta\n"
-    b'data: {"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":0,"sequence_number":%d,"type":"response.output_text.delta"}\n\n'
+    b'data: {"content_index":0,"delta":%b,"item_id":"%b","logprobs":[],"output_index":0,'
+    b'"sequence_number":%d,"type":"response.output_text.delta"}\n\n'
 )
 # What vLLM adds to each function that it was given.
 _TOOL = dict.fromkeys(("strict", "allowed_callers", "async", "defer_loading", "description", "output_schema"))
 
 
 class ResponsesAnswer(Answer):
-    """A response with one item, a message or a function call, which opens with the first text that may be shown."""
+    """A response with one item, a message or a function call, which opens with the first text that may be
+    shown.
+    """
 
     _sequence_number = 0
     _item_open = False
@@ -37,7 +40,9 @@ class ResponsesAnswer(Answer):
 
     def _on_token(self, sequence: Sequence, text: str) -> list[bytes]:
         if self.speech.tool is not None:
-            return self._on_call_token(self.speech.arguments(sequence, text), self.speech.opens_call(sequence))
+            return self._on_call_token(
+                self.speech.arguments(sequence, text), self.speech.opens_call(sequence)
+            )
         if not text:
             return []
         events = []
@@ -45,9 +50,13 @@ class ResponsesAnswer(Answer):
             self._item_open = True
             at = {"content_index": 0, "item_id": self._item_id, "output_index": 0}
             events.append(
-                self._event("response.output_item.added", {"item": self._item("in_progress", []), "output_index": 0})
+                self._event(
+                    "response.output_item.added", {"item": self._item("in_progress", []), "output_index": 0}
+                )
             )
-            events.append(self._event("response.content_part.added", at | {"part": self._part("") | {"logprobs": []}}))
+            events.append(
+                self._event("response.content_part.added", at | {"part": self._part("") | {"logprobs": []}})
+            )
         self.texts[0].append(text)
         events.append(_DELTA % (orjson.dumps(text), self._item_id.encode(), self._sequence_number))
         self._sequence_number += 1
@@ -106,8 +115,9 @@ class ResponsesAnswer(Answer):
 
     def _call(self, status: str, arguments: str) -> dict[str, Any]:
         return {
-            "arguments": arguments, "call_id": self.speech.tool_id, "name": self.speech.tool, "type": "function_call",
-            "id": self._item_id, "async": None, "caller": None, "namespace": None, "status": status,
+            "arguments": arguments, "call_id": self.speech.tool_id, "name": self.speech.tool,
+            "type": "function_call", "id": self._item_id, "async": None, "caller": None, "namespace": None,
+            "status": status,
         }  # fmt: skip
 
     def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -127,12 +137,17 @@ class ResponsesAnswer(Answer):
     def _response(self, status: str) -> dict[str, Any]:
         body = self.job.body
         return {
-            "id": self.id, "created_at": self.created, "incomplete_details": None, "instructions": body.get("instructions"),
-            "metadata": body.get("metadata"), "model": self.job.model, "object": "response", "output": [], "parallel_tool_calls": True,
-            "temperature": float(body.get("temperature") or 1.0), "tool_choice": body.get("tool_choice", "none"),
+            "id": self.id, "created_at": self.created, "incomplete_details": None,
+            "instructions": body.get("instructions"), "metadata": body.get("metadata"),
+            "model": self.job.model, "object": "response", "output": [], "parallel_tool_calls": True,
+            "temperature": float(body.get("temperature") or 1.0), "tool_choice": body.get("tool_choice",
+            "none"),
             "tools": [_TOOL | tool for tool in body.get("tools") or []],
-            "top_p": float(body.get("top_p") or 1.0), "background": False, "max_output_tokens": self.job.output_max, "max_tool_calls": None,
-            "previous_response_id": None, "prompt": None, "reasoning": body.get("reasoning"), "service_tier": "auto", "status": status, "text": None,
-            "top_logprobs": None, "truncation": "disabled", "usage": None, "user": body.get("user"), "presence_penalty": 0.0,
-            "frequency_penalty": 0.0, "kv_transfer_params": None, "ec_transfer_params": None, "input_messages": None, "output_messages": None,
+            "top_p": float(body.get("top_p") or 1.0), "background": False,
+            "max_output_tokens": self.job.output_max, "max_tool_calls": None, "previous_response_id": None,
+            "prompt": None, "reasoning": body.get("reasoning"), "service_tier": "auto", "status": status,
+            "text": None, "top_logprobs": None, "truncation": "disabled", "usage": None,
+            "user": body.get("user"), "presence_penalty": 0.0, "frequency_penalty": 0.0,
+            "kv_transfer_params": None, "ec_transfer_params": None, "input_messages": None,
+            "output_messages": None,
         }  # fmt: skip

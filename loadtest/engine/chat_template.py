@@ -49,7 +49,9 @@ def _render(messages: list[Any], body: Body) -> str:
     parts = [f"<|im_start|>tools\n{orjson.dumps(tools).decode()}<|im_end|>\n"] if tools else []
     for message in messages:
         if not isinstance(message, dict):
-            raise Invalid("model_attributes_type", "body.messages", "Input should be a valid dictionary", message)
+            raise Invalid(
+                "model_attributes_type", "body.messages", "Input should be a valid dictionary", message
+            )
         text = _content(message.get("content"), str(body.get("model")))
         extra = {name: message[name] for name in ("tool_calls", "output", "arguments") if message.get(name)}
         if extra:

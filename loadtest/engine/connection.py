@@ -1,4 +1,5 @@
-"""HTTP/1.1 from the server's side: one asyncio protocol per connection, one `Exchange` per request, written to without coroutines.
+"""HTTP/1.1 from the server's side: one asyncio protocol per connection, one `Exchange` per request, written
+to without coroutines.
 
 It knows bytes, not what they mean. Requests on one connection are answered in their order.
 """
@@ -17,19 +18,39 @@ import orjson
 
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _JSON = b"application/json"
-_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; "
+    b"charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 Handler = Callable[["Exchange"], None]
 
 
 class Exchange:
-    """One request and its answer. `on_gone` is called when the client goes away before the answer is complete."""
+    """One request and its answer. `on_gone` is called when the client goes away before the answer is
+    complete.
+    """
 
-    __slots__ = ("_connection", "_streaming", "body", "complete", "headers", "method", "on_gone", "path", "query")
+    __slots__ = (
+        "_connection",
+        "_streaming",
+        "body",
+        "complete",
+        "headers",
+        "method",
+        "on_gone",
+        "path",
+        "query",
+    )
 
     def __init__(
-        self, connection: "EngineConnection", method: str, target: str, headers: list[tuple[str, str]], body: bytes
+        self,
+        connection: "EngineConnection",
+        method: str,
+        target: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
     ) -> None:
         self._connection = connection
         self._streaming = False

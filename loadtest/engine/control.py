@@ -15,8 +15,8 @@ from loadtest.engine.truth import TruthBook
 
 
 class Control:
-    """`POST /sim/faults`, `POST /sim/reset`, `POST /sim/die`, `GET /sim/requests`, `GET /sim/truth`. Reset leaves the counters: an engine's never go
-    back.
+    """`POST /sim/faults`, `POST /sim/reset`, `POST /sim/die`, `GET /sim/requests`, `GET /sim/truth`. Reset
+    leaves the counters: an engine's never go back.
     """
 
     def __init__(

@@ -106,7 +106,9 @@ class Engine:
             self._gets[path](exchange)
         elif path in _GENERATE or path in self._posts or path in self._gets:
             allow = b"GET" if path in self._gets else b"POST"
-            exchange.respond(405, b'{"detail":"Method Not Allowed"}', b"application/json", b"allow: %b\r\n" % allow)
+            exchange.respond(
+                405, b'{"detail":"Method Not Allowed"}', b"application/json", b"allow: %b\r\n" % allow
+            )
         else:
             exchange.json(404, {"detail": "Not Found"})
 
@@ -118,7 +120,12 @@ class Engine:
 
     def _remember(self, exchange: Exchange) -> None:
         self._received.append(
-            {"method": exchange.method, "path": exchange.path, "headers": exchange.headers, "body": exchange.body}
+            {
+                "method": exchange.method,
+                "path": exchange.path,
+                "headers": exchange.headers,
+                "body": exchange.body,
+            }
         )
 
     # Generation
@@ -169,7 +176,9 @@ class Engine:
         request_id = exchange.header("x-request-id") or uuid.uuid4().hex[:16]
         if job.route == "completions":
             answer_id = f"cmpl-{request_id}"
-            return request_id, Identity(answer_id, tuple(f"{answer_id}-{at}" for at in range(len(job.prompts))))
+            return request_id, Identity(
+                answer_id, tuple(f"{answer_id}-{at}" for at in range(len(job.prompts)))
+            )
         return request_id, Identity(f"chatcmpl-{request_id}", (f"chatcmpl-{request_id}",))
 
     def _abort(self, exchange: Exchange) -> None:
@@ -193,7 +202,9 @@ class Engine:
         body = fields.parse(exchange.body)
         check_model(body, self.options)
         token_ids = [token_id(piece) for piece in split(render_responses(body))]
-        exchange.json(200, {"request_id": f"resp_{uuid.uuid4().hex}", "token_ids": token_ids, "features": None})
+        exchange.json(
+            200, {"request_id": f"resp_{uuid.uuid4().hex}", "token_ids": token_ids, "features": None}
+        )
 
     def _tokenize(self, exchange: Exchange) -> None:
         body = fields.parse(exchange.body)
@@ -210,7 +221,12 @@ class Engine:
         tokens = [token_id(piece) for piece in pieces]
         exchange.json(
             200,
-            {"count": len(tokens), "max_model_len": self.options.context_tokens, "tokens": tokens, "token_strs": shown},
+            {
+                "count": len(tokens),
+                "max_model_len": self.options.context_tokens,
+                "tokens": tokens,
+                "token_strs": shown,
+            },
         )
 
     def _detokenize(self, exchange: Exchange) -> None:
@@ -225,13 +241,15 @@ class Engine:
     def _models(self, exchange: Exchange) -> None:
         now = int(time.time())
         permission = {
-            "id": f"modelperm-{uuid.uuid4().hex[:16]}", "object": "model_permission", "created": now, "allow_create_engine": False,
-            "allow_sampling": True, "allow_logprobs": True, "allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False,
+            "id": f"modelperm-{uuid.uuid4().hex[:16]}", "object": "model_permission", "created": now,
+            "allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True,
+            "allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False,
             "organization": "*", "group": None, "is_blocking": False,
         }  # fmt: skip
         model = {
-            "id": self.options.model, "object": "model", "created": now, "owned_by": "vllm", "root": f"/models/{self.options.model}",
-            "parent": None, "max_model_len": self.options.context_tokens, "permission": [permission],
+            "id": self.options.model, "object": "model", "created": now, "owned_by": "vllm",
+            "root": f"/models/{self.options.model}", "parent": None,
+            "max_model_len": self.options.context_tokens, "permission": [permission],
         }  # fmt: skip
         exchange.json(200, {"object": "list", "data": [model]})
 

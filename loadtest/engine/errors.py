@@ -1,4 +1,5 @@
-"""Refusals in the words of vLLM 0.32. Its two forms differ by who refuses: pydantic ("Bad Request") or the server ("BadRequestError").
+"""Refusals in the words of vLLM 0.32. Its two forms differ by who refuses: pydantic ("Bad Request") or the
+server ("BadRequestError").
 
 EngineError
 ├── Invalid      a field is missing or of the wrong type; OpenAI's form on every route
@@ -10,7 +11,9 @@ from typing import Any
 
 
 class EngineError(Exception):
-    """An answer other than 200. `anthropic` picks the form of /v1/messages, where the refusing part has one."""
+    """An answer other than 200. `anthropic` picks the form of /v1/messages, where the refusing part has
+    one.
+    """
 
     status = 400
     kind = "BadRequestError"
@@ -25,7 +28,9 @@ class EngineError(Exception):
         """The JSON that vLLM would send."""
         if anthropic:
             return {"type": "error", "error": {"type": self.kind, "message": self.message}}
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}}
+        return {
+            "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.status}
+        }
 
 
 class BadRequest(EngineError):

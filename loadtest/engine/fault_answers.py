@@ -1,4 +1,6 @@
-"""Answers that no healthy engine gives: error statuses that leak, and bytes that are not what they should be."""
+"""Answers that no healthy engine gives: error statuses that leak, and bytes that are not what they should
+be.
+"""
 
 import gzip
 
@@ -8,8 +10,14 @@ from loadtest.engine.connection import Exchange
 LEAK = "gpu-node-17.cluster.internal:8100"
 LEAK_PATH = "/srv/vllm/engine/core_client.py"
 _LONG_LINE_BYTES = 10 * 1024 * 1024
-_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"
-_CHUNK = b'data: {"id":"chatcmpl-x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":" tok"}'
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; "
+    b"charset=utf-8\r\ntransfer-encoding: chunked\r\n"
+)
+_CHUNK = (
+    b'data: {"id":"chatcmpl-x","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":" tok"}'
+)
 
 
 def refuse_with(exchange: Exchange, status: int) -> None:
@@ -21,7 +29,10 @@ def refuse_with(exchange: Exchange, status: int) -> None:
         429: "RateLimitError",
         503: "ServiceUnavailableError",
     }
-    message = f"EngineCore encountered an issue on {LEAK}: see {LEAK_PATH} line 411 (Authorization: Bearer of worker 3)"
+    message = (
+        f"EngineCore encountered an issue on {LEAK}: see {LEAK_PATH} line 411 (Authorization: Bearer "
+        "of worker 3)"
+    )
     kind = kinds.get(status, "InternalServerError" if status >= 500 else "BadRequestError")
     exchange.json(status, {"error": {"message": message, "type": kind, "param": None, "code": status}})
 

@@ -1,7 +1,8 @@
 """What is to go wrong, and for whom: markers in a prompt, or orders left by an admin call.
 
-A marker is `[[fault:NAME=VALUE]]` anywhere in the prompt text; several add up. An order is `{"fault", "value", "model", "route", "count"}`:
-it hits the next `count` requests that fit (null = all until reset). An order `tool_call` waits for a request that offers that tool.
+A marker is `[[fault:NAME=VALUE]]` anywhere in the prompt text; several add up. An order is `{"fault",
+"value", "model", "route", "count"}`: it hits the next `count` requests that fit (null = all until reset). An
+order `tool_call` waits for a request that offers that tool.
 """
 
 import json
@@ -33,7 +34,9 @@ class UnknownFault(ValueError):
 
 @dataclass(slots=True, kw_only=True)
 class FaultPlan:
-    """How one request goes wrong. `die_after_tokens` 0 is before the first token; counts are output tokens of the whole request."""
+    """How one request goes wrong. `die_after_tokens` 0 is before the first token; counts are output tokens
+    of the whole request.
+    """
 
     refuse: bool = False
     hang: str | None = None  # "silent": not a byte; "headers": the head of a stream, then nothing
@@ -46,7 +49,8 @@ class FaultPlan:
     end_after_tokens: int | None = None
     stall_after_tokens: int | None = None
     slow_drip_s: float = 0.0
-    # Not faults, but scripted in the same way: where the text ends by itself, what it thinks first, which tool it calls.
+    # Not faults, but scripted in the same way: where the text ends by itself, what it thinks first, which
+    # tool it calls.
     stop_after: int | None = None
     reasoning_tokens: int = 0
     tool_call: str | None = None
@@ -133,10 +137,14 @@ class FaultBook:
     orders: list[FaultOrder] = field(default_factory=list)
 
     def add(self, order: dict[str, Any]) -> None:
-        """Take an order from JSON; checked at once, so that a typing error does not become a fault that never comes."""
+        """Take an order from JSON; checked at once, so that a typing error does not become a fault that
+        never comes.
+        """
         name, value = str(order["fault"]), str(order.get("value") or "")
         apply_fault(FaultPlan(), name, value)
-        self.orders.append(FaultOrder(name, value, order.get("model"), order.get("route"), order.get("count", 1)))
+        self.orders.append(
+            FaultOrder(name, value, order.get("model"), order.get("route"), order.get("count", 1))
+        )
 
     def clear(self) -> None:
         self.orders.clear()
@@ -150,7 +158,9 @@ class FaultBook:
         )
 
     def plan(self, model: str, route: str, prompt: str, tools: Collection[str] = ()) -> FaultPlan:
-        """What happens to this request: its own markers and the orders that fit; each order is used up by one."""
+        """What happens to this request: its own markers and the orders that fit; each order is used up by
+        one.
+        """
         plan = FaultPlan()
         for order in self.orders:
             if order.fits(model, route, tools):

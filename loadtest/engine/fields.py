@@ -1,4 +1,6 @@
-"""Reading typed fields of a request body as vLLM's pydantic models do: lax about 3 and "3", strict about the rest."""
+"""Reading typed fields of a request body as vLLM's pydantic models do: lax about 3 and "3", strict about
+the rest.
+"""
 
 from typing import Any
 
@@ -21,7 +23,10 @@ def parse(raw: bytes) -> Body:
         ) from exc
     if not isinstance(body, dict):
         raise Invalid(
-            "model_attributes_type", "body", "Input should be a valid dictionary or object to extract fields from", body
+            "model_attributes_type",
+            "body",
+            "Input should be a valid dictionary or object to extract fields from",
+            body,
         )
     return body
 

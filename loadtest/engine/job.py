@@ -15,7 +15,9 @@ N_MAX = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`tokens` are pieces of text or numbers; `seed` names the text that follows, `first_position` where it goes on."""
+    """`tokens` are pieces of text or numbers; `seed` names the text that follows, `first_position` where
+    it goes on.
+    """
 
     text: str
     tokens: list[str] | list[int]
@@ -83,7 +85,8 @@ def read_job(route: str, body: Body, options: EngineOptions) -> Job:
     stream_options = fields.mapping(body, "stream_options")
     if stream_options and not stream and route in ("chat", "completions"):
         raise BadRequest(
-            "Stream options can only be defined when `stream=True`. (parameter=stream_options)", "stream_options"
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            "stream_options",
         )
     include_usage = fields.flag(stream_options, "include_usage")
     echo = route == "completions" and fields.flag(body, "echo")
@@ -121,7 +124,9 @@ def _anthropic_max(body: Body) -> int:
         raise Invalid("missing", "body.max_tokens", "Field required", body)
     if asked <= 0:
         context = ", 'ctx': {'error': ValueError('max_tokens must be positive')}"
-        raise Invalid("value_error", "body.max_tokens", "Value error, max_tokens must be positive", asked, context)
+        raise Invalid(
+            "value_error", "body.max_tokens", "Value error, max_tokens must be positive", asked, context
+        )
     return asked
 
 
@@ -136,7 +141,9 @@ def _text_prompt(text: str, continued: str = "") -> Prompt:
 def _completion_prompts(body: Body) -> tuple[Prompt, ...]:
     given: Any = body.get("prompt")
     if given is None or given == "":
-        raise BadRequest("Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt")
+        raise BadRequest(
+            "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)", "prompt"
+        )
     if given == []:
         raise BadRequest("You must pass at least one prompt")
     if isinstance(given, str) or (isinstance(given, list) and isinstance(given[0], int)):
@@ -164,24 +171,30 @@ def _samples(body: Body) -> int:
     return samples
 
 
-def _output_max(prompts: tuple[Prompt, ...], asked: int | None, name: str, echo: bool, options: EngineOptions) -> int:
+def _output_max(
+    prompts: tuple[Prompt, ...], asked: int | None, name: str, echo: bool, options: EngineOptions
+) -> int:
     context = options.context_tokens
     if asked is not None:
         if asked > context:
             raise BadRequest(
-                f"{name}={asked} cannot be greater than max_model_len={context}. Please request fewer output tokens. "
+                f"{name}={asked} cannot be greater than max_model_len={context}. Please request fewer "
+                "output tokens. "
                 f"(parameter={name}, value={asked})",
                 name,
             )
         if asked < 1 and not (echo and asked == 0):
             raise BadRequest(
-                f"max_tokens must be at least 1, got {asked}. (parameter=max_tokens, value={asked})", "max_tokens"
+                f"max_tokens must be at least 1, got {asked}. (parameter=max_tokens, value={asked})",
+                "max_tokens",
             )
     longest = max(len(prompt.tokens) for prompt in prompts)
     if longest >= context:
         raise BadRequest(
-            f"This model's maximum context length is {context} tokens. However, your prompt contains at least {context + 1} input tokens, "
-            "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+            f"This model's maximum context length is {context} tokens. However, your prompt contains at "
+            f"least {context + 1} input tokens, "
+            "which exceeds this limit even without any output tokens. Please reduce the length of the input "
+            "prompt. "
             f"(parameter=input_tokens, value={context + 1})",
             "input_tokens",
         )
@@ -192,11 +205,14 @@ def _output_max(prompts: tuple[Prompt, ...], asked: int | None, name: str, echo:
 def _output_min(body: Body, output_max: int) -> int:
     output_min = fields.integer(body, "min_tokens", 0) or 0
     if output_min > output_max:
-        raise BadRequest(f"min_tokens must be less than or equal to max_tokens={output_max}, got {output_min}.")
+        raise BadRequest(
+            f"min_tokens must be less than or equal to max_tokens={output_max}, got {output_min}."
+        )
     temperature = fields.number(body, "temperature", 1.0)
     if temperature < 0:
         raise BadRequest(
-            f"temperature must be non-negative, got {temperature}. (parameter=temperature, value={temperature})",
+            f"temperature must be non-negative, got {temperature}. (parameter=temperature, "
+            f"value={temperature})",
             "temperature",
         )
     return output_min

@@ -33,5 +33,7 @@ def completion_logprobs(words: list[str], offset: int, top: int) -> dict[str, An
         "text_offset": offsets,
         "token_logprobs": [_CHOSEN] * len(named),
         "tokens": named,
-        "top_logprobs": [{word: _CHOSEN} | {other: _OTHER for other in WORDS[:top] if other != word} for word in named],
+        "top_logprobs": [
+            {word: _CHOSEN} | {other: _OTHER for other in WORDS[:top] if other != word} for word in named
+        ],
     }

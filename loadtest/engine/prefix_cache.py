@@ -1,11 +1,15 @@
-"""Which blocks of prompts are known already, per cache salt: vLLM's prefix cache, without the keys and values."""
+"""Which blocks of prompts are known already, per cache salt: vLLM's prefix cache, without the keys and
+values.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 
 class PrefixCache:
-    """Full blocks only, and never the last token of a prompt: that one must be computed to get the first output token."""
+    """Full blocks only, and never the last token of a prompt: that one must be computed to get the first
+    output token.
+    """
 
     def __init__(self, block_tokens: int, blocks_max: int) -> None:
         self._block_tokens = block_tokens

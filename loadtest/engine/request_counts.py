@@ -1,6 +1,8 @@
-"""`/taas/request_counts`: what each request has produced, by its X-Request-Id, in the form of the middleware that vLLM is run with.
+"""`/taas/request_counts`: what each request has produced, by its X-Request-Id, in the form of the middleware
+that vLLM is run with.
 
-It must say the same as `/metrics` at the same moment. It knows neither routes nor texts. Source of the form: `docs/interfaces.md`.
+It must say the same as `/metrics` at the same moment. It knows neither routes nor texts. Source of the form:
+`docs/interfaces.md`.
 """
 
 import hmac
@@ -100,7 +102,8 @@ class RequestBook:
             for answer in answers:
                 total = _sum(total, _count(answer))
         return {
-            "v": 1, "boot": self._boot, "sequence": self._sequence, "counted": {"prompt": total[0], "generation": total[2]},
+            "v": 1, "boot": self._boot, "sequence": self._sequence, "counted": {"prompt": total[0],
+            "generation": total[2]},
             "evicted": self._evicted, "running": running, "finished": finished, "more": False,
         }  # fmt: skip
 

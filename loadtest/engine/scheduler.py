@@ -1,7 +1,8 @@
 """The engine's loop: who waits, who runs, and one token for each running sequence a step.
 
-A step lasts `decode_ms` plus the prompt tokens computed in it at the prefill rate, so long prompts slow everybody, as they do in vLLM. Waiting
-sequences start by priority (lower first), then by arrival; when the room for tokens is used up, the one that would start last goes back to wait.
+A step lasts `decode_ms` plus the prompt tokens computed in it at the prefill rate, so long prompts slow
+everybody, as they do in vLLM. Waiting sequences start by priority (lower first), then by arrival; when the
+room for tokens is used up, the one that would start last goes back to wait.
 """
 
 import asyncio
@@ -23,7 +24,9 @@ class Counters:
     cached_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error"), 0))
+    finished: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("stop", "length", "abort", "error"), 0)
+    )
 
 
 class Scheduler:
@@ -49,7 +52,9 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Those for which the last step had no room, as vLLM's gauge has it: what has come since has not been looked at yet."""
+        """Those for which the last step had no room, as vLLM's gauge has it: what has come since has not
+        been looked at yet.
+        """
         considered = self._arrivals_considered
         return sum(1 for _, arrival, each in self._waiting if each.finish is None and arrival <= considered)
 

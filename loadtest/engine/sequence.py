@@ -1,4 +1,6 @@
-"""One sample of one prompt while the engine works on it: what it has produced, what of that may be shown, and why it ended."""
+"""One sample of one prompt while the engine works on it: what it has produced, what of that may be shown,
+and why it ended.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When a sequence ends; the same for all samples of a request. `hold_back` = characters that may turn out to be part of a stop string."""
+    """When a sequence ends; the same for all samples of a request. `hold_back` = characters that may turn
+    out to be part of a stop string.
+    """
 
     output_max: int
     output_min: int
@@ -28,7 +32,9 @@ class Limits:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """`seed` stands for prompt and sample; `first_position` is where the text goes on when a message is continued."""
+    """`seed` stands for prompt and sample; `first_position` is where the text goes on when a message is
+    continued.
+    """
 
     answer: "Answer"
     engine_id: str

@@ -1,4 +1,6 @@
-"""Listens, sweeps idle connections, and stops in order: no new connections, streams to their end or to the deadline."""
+"""Listens, sweeps idle connections, and stops in order: no new connections, streams to their end or to the
+deadline.
+"""
 
 import asyncio
 import contextlib

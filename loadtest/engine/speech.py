@@ -1,7 +1,8 @@
 """What kind of speech a sequence's tokens are: reasoning first, then text or the arguments of one tool call.
 
-A tool is called where `tool_choice` demands one, or where a marker or an order `tool_call` says so; left to itself this model answers
-with text. The arguments are the words that the engine makes up, or those of the order: then the call ends when they have been said.
+A tool is called where `tool_choice` demands one, or where a marker or an order `tool_call` says so; left to
+itself this model answers with text. The arguments are the words that the engine makes up, or those of the
+order: then the call ends when they have been said.
 """
 
 import uuid
@@ -63,7 +64,11 @@ class Speech:
             return "".join(self.script[: sequence.output - self.reasoning_tokens - 1])
         if sequence.output == self.reasoning_tokens + 1 and sequence.finish != "stop":
             return ""
-        return _OPENING + "".join(texts[self.reasoning_tokens + 1 :]) + (_CLOSING if sequence.finish == "stop" else "")
+        return (
+            _OPENING
+            + "".join(texts[self.reasoning_tokens + 1 :])
+            + (_CLOSING if sequence.finish == "stop" else "")
+        )
 
     def finish(self, finish: str | None) -> str | None:
         """The finish reason as chat tells it."""

@@ -10,15 +10,20 @@ from loadtest.engine.fields import Body
 from loadtest.engine.job import Job
 
 _REFUSED = (
-    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or --reasoning-config to use "
+    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/"
+    "or --reasoning-config to use "
     "thinking_token_budget."
 )
 # vLLM's messages route takes the refusal for a chunk of chat, and shows what pydantic says of that.
 _ONE = (
-    "Field required [type=missing, input_value={'error': {'message': 'th...am': None, 'code': 400}}, input_type=dict]"
+    "Field required [type=missing, input_value={'error': {'message': 'th...am': None, 'code': 400}}, "
+    "input_type=dict]"
 )
 _LINK = "For further information visit https://errors.pydantic.dev/2.14/v/missing"
-_IN_MESSAGES = f"2 validation errors for ChatCompletionStreamResponse\nmodel\n  {_ONE}\n    {_LINK}\nchoices\n  {_ONE}\n    {_LINK}"
+_IN_MESSAGES = (
+    f"2 validation errors for ChatCompletionStreamResponse\nmodel\n  {_ONE}\n    "
+    f"{_LINK}\nchoices\n  {_ONE}\n    {_LINK}"
+)
 
 
 def wants_thinking(body: Body) -> bool:

@@ -1,6 +1,8 @@
-"""Text to tokens and back: pieces of up to four characters with the blank before them, and the words that the engine "generates".
+"""Text to tokens and back: pieces of up to four characters with the blank before them, and the words that the
+engine "generates".
 
-Every generated word is one piece again when it is split, so whoever counts a text finds as many tokens as the engine says.
+Every generated word is one piece again when it is split, so whoever counts a text finds as many tokens as the
+engine says.
 """
 
 import re
@@ -10,8 +12,10 @@ from functools import lru_cache
 VOCABULARY_TOKENS = 49_152
 _PIECE = re.compile(r"\s?\S{1,4}|\s")
 _WORDS_TEXT = (
-    "tide wind salt foam gull reef wave sand kelp dune cove surf crab mist rain bell mast sail keel rope port pier dock buoy "
-    "fish net oar isle bay gulf cape rock moon star dawn dusk sky sun fog ice eel ray glow haze blue grey teal cold "
+    "tide wind salt foam gull reef wave sand kelp dune cove surf crab mist rain bell mast sail keel rope "
+    "port pier dock buoy "
+    "fish net oar isle bay gulf cape rock moon star dawn dusk sky sun fog ice eel ray glow haze blue grey "
+    "teal cold "
     "warm calm wild slow fast deep wide long low high far near and the of by"
 )
 WORDS = tuple(" " + word for word in _WORDS_TEXT.split())

@@ -10,7 +10,9 @@ _REQUESTS_REMEMBERED_MAX = 50_000
 
 @dataclass(slots=True, kw_only=True)
 class RequestTruth:
-    """`prompt`, `cached`, `output`: what the counters moved by (n samples count the prompt n times; no first token, no prompt)."""
+    """`prompt`, `cached`, `output`: what the counters moved by (n samples count the prompt n times; no
+    first token, no prompt).
+    """
 
     route: str
     engine_id: str
@@ -25,13 +27,15 @@ class RequestTruth:
         """`finish` is null while it runs, and one word where all samples ended alike."""
         finish = "+".join(dict.fromkeys(self.finishes)) or None
         return {
-            "prompt": self.prompt, "cached": self.cached, "output": self.output, "finish": finish, "route": self.route, "engine_id": self.engine_id,
-            "model": self.model, "attempts": self.attempts,
+            "prompt": self.prompt, "cached": self.cached, "output": self.output, "finish": finish,
+            "route": self.route, "engine_id": self.engine_id, "model": self.model, "attempts": self.attempts,
         }  # fmt: skip
 
 
 class TruthBook:
-    """Truths by request id: the X-Request-Id or `request_id` sent, else the random part of the id in the answer."""
+    """Truths by request id: the X-Request-Id or `request_id` sent, else the random part of the id in the
+    answer.
+    """
 
     def __init__(self) -> None:
         self._truths: OrderedDict[str, RequestTruth] = OrderedDict()

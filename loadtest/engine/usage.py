@@ -17,7 +17,11 @@ class Usage:
 
     def chat(self) -> dict[str, Any]:
         """Not streamed."""
-        details = {"cached_tokens": self.cached, "created_cache_tokens": self.created, "multimodal_tokens": None}
+        details = {
+            "cached_tokens": self.cached,
+            "created_cache_tokens": self.created,
+            "multimodal_tokens": None,
+        }
         return self._counts() | {"prompt_tokens_details": details, "completion_tokens_details": None}
 
     def chat_final(self) -> dict[str, Any]:
@@ -39,10 +43,12 @@ class Usage:
         return {
             "input_tokens": self.prompt,
             "input_tokens_details": {
-                "cached_tokens": self.cached, "cache_write_tokens": self.created, "input_tokens_per_turn": [], "cached_tokens_per_turn": [],
+                "cached_tokens": self.cached, "cache_write_tokens": self.created, "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
             },
             "output_tokens": self.output,
-            "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0, "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
+            "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0,
+            "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
             "total_tokens": self.prompt + self.output,
         }  # fmt: skip
 

@@ -1,6 +1,8 @@
-"""`python -m loadtest.faults --seeds 5 --kills 60 [--leak event --leak token --leak reservation]`: random kills (-9) and pauses (SIGSTOP, up to
-8 s) of gateways, billing, Valkey, PostgreSQL and engines under load; then every request is held against the engines' own count. Exit status 1 with a
-discrepancy; with `--leak`, 1 where the product's own audit does not name each leak, or names anything else. 2 when the installation did not start.
+"""`python -m loadtest.faults --seeds 5 --kills 60 [--leak event --leak token --leak reservation]`: random
+kills (-9) and pauses (SIGSTOP, up to 8 s) of gateways, billing, Valkey, PostgreSQL and engines under load;
+then every request is held against the engines' own count. Exit status 1 with a discrepancy; with `--leak`, 1
+where the product's own audit does not name each leak, or names anything else. 2 when the installation did not
+start.
 """
 
 import argparse
@@ -82,18 +84,26 @@ def disturb(installation: Installation, dice: random.Random, kills: int) -> Coun
 
 
 def come_to_rest(installation: Installation, leaked: Sequence[str] = ()) -> None:
-    """Until nothing is open and the audit has nothing to say but what leaked, or the time for that is over: then the check says what is left."""
+    """Until nothing is open and the audit has nothing to say but what leaked, or the time for that is
+    over: then the check says what is left.
+    """
     _wait(lambda: installation.unfinished() == 0, _REST_S)
     _wait(lambda: not _wrong(of_audit(installation.audit()), leaked), _RECONCILED_S)
 
 
 def _wrong(found: Sequence[Discrepancy], leaked: Sequence[str]) -> list[Discrepancy]:
-    """What was found, or, where something leaked on purpose, what else was found and what the audit did not name."""
+    """What was found, or, where something leaked on purpose, what else was found and what the audit did
+    not name.
+    """
     if not leaked:
         return list(found)
     named = {each.request_id for each in found if each.what.startswith("audit_")}
-    unnamed = [Discrepancy("leak_not_named", request_id, "") for request_id in leaked if request_id not in named]
-    return unnamed + [each for each in found if each.request_id not in leaked and each.what != "audit_residual"]
+    unnamed = [
+        Discrepancy("leak_not_named", request_id, "") for request_id in leaked if request_id not in named
+    ]
+    return unnamed + [
+        each for each in found if each.request_id not in leaked and each.what != "audit_residual"
+    ]
 
 
 def _wait(done: Callable[[], bool], limit_s: float) -> None:
@@ -121,7 +131,9 @@ def _leak(installation: Installation, what: str) -> str:
 
 
 def _leak_reservation(installation: Installation) -> str:
-    """The gateways stand still before and die after it: one that lived on would settle the request all the same."""
+    """The gateways stand still before and die after it: one that lived on would settle the request all the
+    same.
+    """
     deadline = time.monotonic() + _REST_S
     while time.monotonic() < deadline:
         with ExitStack() as still:
@@ -144,8 +156,10 @@ def show(outcome: Outcome) -> list[Discrepancy]:
     """Print it; what counts as wrong."""
     checked = outcome.checked
     print(
-        f"seed {outcome.seed}: {sum(outcome.faults.values())} faults, {outcome.answers.asked} calls, {checked.requests} requests held one by one,"
-        f" {checked.events} events, {checked.cut} cut by an engine's death, {len(checked.found)} discrepancies"
+        f"seed {outcome.seed}: {sum(outcome.faults.values())} faults, {outcome.answers.asked} calls, "
+        f"{checked.requests} requests held one by one,"
+        f" {checked.events} events, {checked.cut} cut by an engine's death, {len(checked.found)} "
+        "discrepancies"
     )
     print("  " + ", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items())))
     print(f"  answers: {dict(Counter(outcome.answers.status.values()))}, whole {len(outcome.answers.whole)}")

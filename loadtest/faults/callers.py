@@ -1,4 +1,6 @@
-"""Callers on every route, streamed and not, of whom some leave at a random moment. They remember what they were answered, by request id."""
+"""Callers on every route, streamed and not, of whom some leave at a random moment. They remember what they
+were answered, by request id.
+"""
 
 import random
 import threading

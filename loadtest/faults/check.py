@@ -1,4 +1,6 @@
-"""Holds every request that a caller or an engine knows of against the ledger, one by one; and the product's own audit. Names each discrepancy."""
+"""Holds every request that a caller or an engine knows of against the ledger, one by one; and the
+product's own audit. Names each discrepancy.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,11 +11,14 @@ from loadtest.faults.callers import Answers
 from loadtest.faults.parts import Installation
 
 _EVENTS: Final = """
-SELECT e.request_id, e.ending, e.produced_prompt, e.produced_output, e.billed_prompt + e.billed_output, e.absorbed_reasons,
+SELECT e.request_id, e.ending, e.produced_prompt, e.produced_output, e.billed_prompt + e.billed_output,
+  e.absorbed_reasons,
   e.anomaly, (SELECT count(*) FROM ledger_transaction t WHERE t.request_id = e.request_id)
 FROM usage_event e WHERE e.kind = 'request'
 """
-_NAMED: Final = "SELECT evidence, absorbed_prompt, absorbed_output FROM usage_event WHERE kind = 'reconciliation'"
+_NAMED: Final = (
+    "SELECT evidence, absorbed_prompt, absorbed_output FROM usage_event WHERE kind = 'reconciliation'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,9 @@ class Discrepancy:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """All that was held against each other, and what did not agree. `cut`: requests that ran when their engine died. What it made of them in its
-    last moments reached nobody, so that their events may say less than it knew, and never more.
+    """All that was held against each other, and what did not agree. `cut`: requests that ran when their
+    engine died. What it made of them in its last moments reached nobody, so that their events may say less
+    than it knew, and never more.
     """
 
     requests: int
@@ -53,12 +59,18 @@ def check(installation: Installation, answers: Answers) -> Checked:
             truth[_name(request_id)] = before[0] + prompt, before[1] + output
     found: list[Discrepancy] = []
     for request_id, (prompt, output) in truth.items():
-        found += _against_engine(request_id, (prompt, output), events.get(request_id), named, request_id in cut)
+        found += _against_engine(
+            request_id, (prompt, output), events.get(request_id), named, request_id in cut
+        )
     for request_id, status in answers.status.items():
         whole = request_id in answers.whole
-        found += _against_caller(request_id, status, whole, events.get(request_id), absorbed=request_id in named)
+        found += _against_caller(
+            request_id, status, whole, events.get(request_id), absorbed=request_id in named
+        )
     found += [
-        Discrepancy("billed_twice", row[0], f"{row[7]} ledger transactions") for row in events.values() if row[7] > 1
+        Discrepancy("billed_twice", row[0], f"{row[7]} ledger transactions")
+        for row in events.values()
+        if row[7] > 1
     ]
     found += [
         Discrepancy("unknown_to_engines", row[0], f"{row[1]} of {row[2]}+{row[3]} tokens")
@@ -99,10 +111,14 @@ def _against_engine(
     if short and (cut or request_id in named):
         return []
     what = "tokens_missing" if short else "tokens_too_many"
-    return [Discrepancy(what, request_id, f"{event[1]}: the engine counted {counted}, the event says {produced}")]
+    return [
+        Discrepancy(what, request_id, f"{event[1]}: the engine counted {counted}, the event says {produced}")
+    ]
 
 
-def _against_caller(request_id: str, status: int, whole: bool, event: Any, *, absorbed: bool) -> list[Discrepancy]:
+def _against_caller(
+    request_id: str, status: int, whole: bool, event: Any, *, absorbed: bool
+) -> list[Discrepancy]:
     """`absorbed`: in its name, since nobody could bill it any more."""
     if status != 200:
         return []

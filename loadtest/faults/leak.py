@@ -1,4 +1,6 @@
-"""Leaks on purpose, to see that they are named: an event dropped, a token taken off an event, a reservation lost with its open entry."""
+"""Leaks on purpose, to see that they are named: an event dropped, a token taken off an event, a
+reservation lost with its open entry.
+"""
 
 import json
 import time
@@ -11,7 +13,8 @@ _WAIT_S: Final = 60.0
 
 
 def spoil_event(client: redis.Redis, what: str) -> str:
-    """Drop the event of whatever request comes by, or take a token off it; the request's id. Billing must not read meanwhile.
+    """Drop the event of whatever request comes by, or take a token off it; the request's id. Billing must not
+    read meanwhile.
 
     Raises TimeoutError when none comes.
     """
@@ -26,7 +29,9 @@ def spoil_event(client: redis.Redis, what: str) -> str:
 
 
 def lose_reservation(client: redis.Redis) -> str:
-    """Lose the reservation of an open request that has output, and its open entry; its id, or "" where there is none now."""
+    """Lose the reservation of an open request that has output, and its open entry; its id, or "" where
+    there is none now.
+    """
     for key in client.scan_iter("{c:*}:open", count=1000):
         opened: Any = client.zrange(key, 0, -1)
         for request_id in opened:

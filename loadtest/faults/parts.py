@@ -1,4 +1,6 @@
-"""The parts of one installation, each of which can be killed and paused, and comes back on its port with its data."""
+"""The parts of one installation, each of which can be killed and paused, and comes back on its port with
+its data.
+"""
 
 import contextlib
 import json
@@ -72,7 +74,9 @@ class Part:
 
 @dataclass(slots=True, kw_only=True)
 class Engine(Part):
-    """A simulated engine. What it knows of each request outlives its death; `cut` are those that ran when it died."""
+    """A simulated engine. What it knows of each request outlives its death; `cut` are those that ran when
+    it died.
+    """
 
     url: str = ""
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -114,7 +118,9 @@ def _signal_tree(pid: int, number: int) -> None:
 
 
 class Postgres:
-    """The embedded server: one of its workers is killed, upon which all of it recovers from its log; or all of it stands still."""
+    """The embedded server: one of its workers is killed, upon which all of it recovers from its log; or
+    all of it stands still.
+    """
 
     name = "postgres"
 
@@ -131,7 +137,9 @@ class Postgres:
 
     def kill(self) -> None:
         workers = psutil.Process(self._pid).children()
-        os.kill(next(each.pid for each in workers if "checkpointer" in " ".join(each.cmdline())), signal.SIGKILL)
+        os.kill(
+            next(each.pid for each in workers if "checkpointer" in " ".join(each.cmdline())), signal.SIGKILL
+        )
 
     def pause(self, seconds: float) -> None:
         _signal_tree(self._pid, signal.SIGSTOP)
@@ -143,7 +151,9 @@ class Postgres:
 
 
 class Installation:
-    """Valkey with its log, PostgreSQL, two engines, two billing processes, two gateways; tenants with and without a local lease."""
+    """Valkey with its log, PostgreSQL, two engines, two billing processes, two gateways; tenants with and
+    without a local lease.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -170,7 +180,9 @@ class Installation:
         self.post("models", {"name": MODEL, "context_tokens": 2048, "routes": ROUTES})
         self.post("prices", {"model": MODEL, "input": "0.10", "output": "0.40"})
         for engine in self.engines:
-            self.post("instances", {"model": MODEL, "url": engine.url, "key": ENGINE_KEY, "instance": engine.name})
+            self.post(
+                "instances", {"model": MODEL, "url": engine.url, "key": ENGINE_KEY, "instance": engine.name}
+            )
         lease = {"policy": "local_lease", "requests": 1_000, "units": 10_000_000}
         for name, more in (("refuses", {}), ("leased", {"redis_down": lease})):
             self.post("tenants", {"name": name, **more})
@@ -186,7 +198,11 @@ class Installation:
     def post(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
         """As an operator. Raises DidNotStart with the answer when it is refused."""
         answer = httpx.post(
-            f"{self.admin_urls[0]}/admin/v1/{what}", json=body, timeout=30, trust_env=False, headers=self._admin()
+            f"{self.admin_urls[0]}/admin/v1/{what}",
+            json=body,
+            timeout=30,
+            trust_env=False,
+            headers=self._admin(),
         )
         if answer.status_code >= 300:
             raise DidNotStart(f"POST {what}: {answer.status_code} {answer.text}")
@@ -195,7 +211,9 @@ class Installation:
 
     def audit(self) -> dict[str, Any]:
         """What the product says of itself."""
-        answer = httpx.get(f"{self.admin_urls[0]}/admin/v1/audit", timeout=60, trust_env=False, headers=self._admin())
+        answer = httpx.get(
+            f"{self.admin_urls[0]}/admin/v1/audit", timeout=60, trust_env=False, headers=self._admin()
+        )
         report: dict[str, Any] = answer.raise_for_status().json()
         return report
 
@@ -208,7 +226,11 @@ class Installation:
 
     def unfinished(self) -> int:
         """Open requests, entries on the way to the ledger, and sequences that run."""
-        keys = [key for pattern in ("{c:*}:open", "{c:*}:usage") for key in self.redis.scan_iter(pattern, count=1000)]
+        keys = [
+            key
+            for pattern in ("{c:*}:open", "{c:*}:usage")
+            for key in self.redis.scan_iter(pattern, count=1000)
+        ]
         left = sum(self.redis.zcard(key) if key.endswith(":open") else self.redis.xlen(key) for key in keys)
         for engine in self.engines:
             page = httpx.get(f"{engine.url}/metrics", timeout=10, trust_env=False).text
@@ -236,10 +258,13 @@ class Installation:
         folder = self.folder / "valkey"
         folder.mkdir()
         command = [
-            str(get_binary_path()), "--port", str(self.valkey_port), "--bind", "127.0.0.1", "--dir", str(folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning",
+            str(get_binary_path()), "--port", str(self.valkey_port), "--bind", "127.0.0.1", "--dir",
+            str(folder), "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel",
+            "warning",
         ]  # fmt: skip
-        return Part(name="valkey", folder=self.folder, command=command, environment={}, ready=self._valkey_answers)
+        return Part(
+            name="valkey", folder=self.folder, command=command, environment={}, ready=self._valkey_answers
+        )
 
     def _valkey_answers(self) -> bool:
         try:
@@ -251,14 +276,15 @@ class Installation:
         return {
             "TAAS_REDIS_URL": f"redis://127.0.0.1:{self.valkey_port}/0", "TAAS_LOG_LEVEL": "warning",
             "TAAS_DATABASE_URL": self.postgres.uri.replace("postgresql://", "postgresql+psycopg://", 1),
-            "TAAS_ADMIN_URL": self.admin_urls[0], "TAAS_ADMIN_KEY": self.admin_key, "TAAS_SERVICE_KEY": "service-key",
-            "TAAS_COUNTERS_INTERVAL_MS": "1000",
+            "TAAS_ADMIN_URL": self.admin_urls[0], "TAAS_ADMIN_KEY": self.admin_key,
+            "TAAS_SERVICE_KEY": "service-key", "TAAS_COUNTERS_INTERVAL_MS": "1000",
         }  # fmt: skip
 
     def _billing(self, number: int) -> Part:
         url = self.admin_urls[number]
         own = {
-            "TAAS_HOME": str(self.folder / f"billing-{number}-home"), "TAAS_ADMIN_PORT": url.rsplit(":", 1)[1],
+            "TAAS_HOME": str(self.folder / f"billing-{number}-home"), "TAAS_ADMIN_PORT": url.rsplit(":",
+            1)[1],
             "TAAS_BILLING_METRICS_PORT": str(free_port()),
         }  # fmt: skip
         command = python("-m", "billing")
@@ -273,8 +299,10 @@ class Installation:
     def _gateway(self, number: int) -> Part:
         url = self.gateway_urls[number]
         own = {
-            "TAAS_HOME": str(self.folder / f"gateway-{number}-home"), "TAAS_GATEWAY_PORT": url.rsplit(":", 1)[1],
-            "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1", "TAAS_LEASE_MS": "3000",
+            "TAAS_HOME": str(self.folder / f"gateway-{number}-home"), "TAAS_GATEWAY_PORT": url.rsplit(":",
+            1)[1],
+            "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1",
+            "TAAS_LEASE_MS": "3000",
         }  # fmt: skip
         command = python("-m", "gateway")
         return Part(

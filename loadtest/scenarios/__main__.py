@@ -1,5 +1,5 @@
-"""`python -m loadtest.scenarios [NAME…] [--seconds N] [--json]`: run, print, and add to `.taas/scenarios.json`. Exits 1 when a promise was missed,
-2 when a scenario could not run.
+"""`python -m loadtest.scenarios [NAME…] [--seconds N] [--json]`: run, print, and add to
+`.taas/scenarios.json`. Exits 1 when a promise was missed, 2 when a scenario could not run.
 """
 
 import argparse
@@ -38,11 +38,14 @@ class Unknown(Exception):
 
 
 def chosen(names: Sequence[str]) -> list[str]:
-    """The scenarios meant, in their order: a name, or the first word of several (`vtc`, `cpu`); none given is all. Raises Unknown."""
+    """The scenarios meant, in their order: a name, or the first word of several (`vtc`, `cpu`); none given
+    is all. Raises Unknown.
+    """
     for name in names:
         if not any(_meant(name, scenario) for scenario in SCENARIOS):
             raise Unknown(
-                f"There is no scenario {name!r}. There are: {', '.join(SCENARIOS)}; `vtc` and `cpu` mean all of theirs."
+                f"There is no scenario {name!r}. There are: {', '.join(SCENARIOS)}; `vtc` and `cpu` mean "
+                "all of theirs."
             )
     return [
         scenario
@@ -58,7 +61,9 @@ def _meant(name: str, scenario: str) -> bool:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m loadtest.scenarios", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones (default: all): {', '.join(SCENARIOS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which ones (default: all): {', '.join(SCENARIOS)}"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="how long each measures (default 60)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--out", type=Path, default=HomeSettings().home / "scenarios.json")
@@ -90,7 +95,11 @@ def main() -> int:
             for result in results:
                 show(result)
     if arguments.json:
-        print(orjson.dumps({result.name: result.as_json() for result in found}, option=orjson.OPT_INDENT_2).decode())
+        print(
+            orjson.dumps(
+                {result.name: result.as_json() for result in found}, option=orjson.OPT_INDENT_2
+            ).decode()
+        )
     return 2 if broken else 0 if all(result.met for result in found) else 1
 
 

@@ -1,4 +1,5 @@
-"""Who asks for what, when, and at which gateway: the schedules that scenarios are made of. No I/O; the same for the same seed.
+"""Who asks for what, when, and at which gateway: the schedules that scenarios are made of. No I/O; the same
+for the same seed.
 
 Times are seconds after the load's start. Nobody waits for an answer before asking again.
 """
@@ -27,7 +28,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request that is to be made. `tier` is its `service_tier`, `gateway` a position in the list of gateways."""
+    """One request that is to be made. `tier` is its `service_tier`, `gateway` a position in the list of
+    gateways.
+    """
 
     at_s: float
     tenant: str
@@ -49,7 +52,9 @@ def poisson(rate_per_s: float, begin_s: float, end_s: float, seed: int) -> Itera
 
 
 def increasing(rate_from: float, rate_to: float, begin_s: float, end_s: float) -> Iterator[float]:
-    """Evenly spaced at a rate that changes linearly. The n-th comes when the area under the rate is n + 1/2."""
+    """Evenly spaced at a rate that changes linearly. The n-th comes when the area under the rate is n +
+    1/2.
+    """
     length = end_s - begin_s
     slope = (rate_to - rate_from) / length
     for number in range(int(length * (rate_from + rate_to) / 2)):
@@ -66,7 +71,9 @@ def on_off(times: Iterable[float], on_s: float, off_s: float, begin_s: float = 0
 
 
 def spread(shares: Sequence[float]) -> Iterator[int]:
-    """Positions without end, each as often as its share, in the most even order: always the one that is furthest behind."""
+    """Positions without end, each as often as its share, in the most even order: always the one that is
+    furthest behind.
+    """
     total = sum(shares)
     given = [0] * len(shares)
     for made in count(1):
@@ -85,8 +92,9 @@ def requests(
     gateways: Sequence[float] = (1, 1),
     vary: float = 0.0,
 ) -> list[Arrival]:
-    """One tenant's requests; `gateways` are the shares of each. `vary`: by what part at most an answer is shorter or longer than the shape
-    says, at random. A crowd whose answers all end alike goes through an engine in step, and is computed in one burst after another.
+    """One tenant's requests; `gateways` are the shares of each. `vary`: by what part at most an answer is
+    shorter or longer than the shape says, at random. A crowd whose answers all end alike goes through an
+    engine in step, and is computed in one burst after another.
     """
     chance = random.Random(tenant)
     return [
@@ -109,7 +117,11 @@ def together(*parts: list[Arrival]) -> list[Arrival]:
 
 
 def prompt(tokens: int, number: int) -> str:
-    """A text that, in its template, has so many tokens for the simulated engine, and whose first block is like no other's."""
+    """A text that, in its template, has so many tokens for the simulated engine, and whose first block is
+    like no other's.
+    """
     chance = random.Random(number)
     begin = f"{number:08x}"  # two tokens
-    return begin + "".join(f" {word}" for word in chance.choices(_WORDS, k=max(0, tokens - TEMPLATE_TOKENS - 2)))
+    return begin + "".join(
+        f" {word}" for word in chance.choices(_WORDS, k=max(0, tokens - TEMPLATE_TOKENS - 2))
+    )

@@ -18,7 +18,8 @@ from loadtest.scenarios.record import Ended, Record
 _TOKEN = b'"delta":{"content":'
 # The end of a stream holds its usage; a chunk with usage is well below this.
 _TAIL_BYTES = 4096
-# Prompts with this number and after are of one load; numbers must not repeat, or the prefix cache would know the prompt.
+# Prompts with this number and after are of one load; numbers must not repeat, or the prefix cache would know
+# the prompt.
 _NUMBERS_PER_LOAD = 1_000_000
 
 
@@ -46,11 +47,15 @@ class Load:
         return asyncio.get_running_loop().time() - self._began
 
     async def run(self, patience_s: float) -> list[Record]:
-        """Send everything, then wait so long for what is open; what then still runs is left, and recorded as `open`."""
+        """Send everything, then wait so long for what is open; what then still runs is left, and recorded
+        as `open`.
+        """
         self._began = asyncio.get_running_loop().time()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60), timeout=timeout, auto_decompress=False
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=timeout,
+            auto_decompress=False,
         ) as session:
             callers = set()
             for number, record in enumerate(self.records):
@@ -68,7 +73,10 @@ class Load:
 
     async def _call(self, session: aiohttp.ClientSession, record: Record, number: int) -> None:
         arrival, targets = record.arrival, self._targets
-        headers = {"content-type": "application/json", "authorization": f"Bearer {targets.keys[arrival.tenant]}"}
+        headers = {
+            "content-type": "application/json",
+            "authorization": f"Bearer {targets.keys[arrival.tenant]}",
+        }
         record.sent_s = self.now_s
         try:
             async with session.post(
@@ -98,13 +106,16 @@ def body(model: str, arrival: Arrival, number: int) -> dict[str, Any]:
     """A chat request whose answer has exactly the length that the shape says."""
     tokens = arrival.shape.output_tokens
     return {
-        "model": model, "messages": [{"role": "user", "content": prompt(arrival.shape.input_tokens, number)}], "max_tokens": tokens,
-        "min_tokens": tokens, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}, "service_tier": arrival.tier,
+        "model": model, "messages": [{"role": "user", "content": prompt(arrival.shape.input_tokens, number)}],
+        "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True, "stream": True,
+        "stream_options": {"include_usage": True}, "service_tier": arrival.tier,
     }  # fmt: skip
 
 
 def read_end(record: Record, tail: bytes) -> None:
-    """How a stream ended, from its last bytes: with usage and `[DONE]`, with an error object, or in the middle."""
+    """How a stream ended, from its last bytes: with usage and `[DONE]`, with an error object, or in the
+    middle.
+    """
     done = False
     for line in tail.split(b"\n"):
         if line == b"data: [DONE]":

@@ -1,7 +1,8 @@
-"""Cost: what a request takes of CPU in gateway and Valkey does not depend on how many tenants there are, or how many requests wait.
+"""Cost: what a request takes of CPU in gateway and Valkey does not depend on how many tenants there are, or
+how many requests wait.
 
-Owns both comparisons. Tenants by the thousand are written where gateways read them (docs/interfaces.md, 3), as billing writes them: the admin
-API takes them one at a time.
+Owns both comparisons. Tenants by the thousand are written where gateways read them (docs/interfaces.md, 3),
+as billing writes them: the admin API takes them one at a time.
 """
 
 import asyncio
@@ -68,7 +69,8 @@ def probe_requests(names: list[str], begin_s: float, end_s: float) -> list[Arriv
     each = PROBE_RATE / len(names)
     offset = 1 / PROBE_RATE
     return together(*(
-        requests(name, (at + offset * number for at in even(each, begin_s, end_s - 1 / each)), PROBE, gateways=(1,)) for number, name in enumerate(names)
+        requests(name, (at + offset * number for at in even(each, begin_s, end_s - 1 / each)), PROBE,
+        gateways=(1,)) for number, name in enumerate(names)
     ))  # fmt: skip
 
 
@@ -88,7 +90,9 @@ def measure(
 
 
 def tenants(seconds: float) -> list[Result]:
-    """The same ten tenants send, alone in the catalogue and then among a hundred thousand; then everybody sends in turn."""
+    """The same ten tenants send, alone in the catalogue and then among a hundred thousand; then everybody
+    sends in turn.
+    """
     names = [f"tenant-{number}" for number in range(FEW)]
     half = seconds / 2
     cost = {}
@@ -104,7 +108,9 @@ def tenants(seconds: float) -> list[Result]:
             cost[count] = busy.minus(idle)
         everybody = list(islice(crowd, round(PROBE_RATE * half)))
         stack.keys.update(everybody)
-        arrivals = [Arrival(half + number / PROBE_RATE, name, PROBE) for number, (name, _) in enumerate(everybody)]
+        arrivals = [
+            Arrival(half + number / PROBE_RATE, name, PROBE) for number, (name, _) in enumerate(everybody)
+        ]
         idle, busy, strangers = measure(stack, arrivals, half, 2 * half)
     grown = cost[MANY].total_s / cost[FEW].total_s
     not_served = sum(record.ended is not Ended.COMPLETE for record in [*records, *strangers])
@@ -128,7 +134,8 @@ def fill_catalogue(stack: ScenarioStack, count: int) -> Iterator[tuple[str, str]
             for name, key in made[begin : begin + _BATCH]:
                 hashed = hashlib.sha256(key.encode()).hexdigest()
                 pipe.set(f"taas:key:{hashed}", orjson.dumps({
-                    "key_id": f"key-{name}", "tenant": name, "project": "default", "expires_at_ms": None, "hash": hashed, "limits": [],
+                    "key_id": f"key-{name}", "tenant": name, "project": "default", "expires_at_ms": None,
+                    "hash": hashed, "limits": [],
                 }))  # fmt: skip
                 pipe.set(f"taas:tenant:{name}", orjson.dumps({
                     "tenant": name, "name": name, "kind": "external", "status": "active", "on_demand": True,
@@ -139,18 +146,22 @@ def fill_catalogue(stack: ScenarioStack, count: int) -> Iterator[tuple[str, str]
 
 
 def waiting(seconds: float) -> list[Result]:
-    """An owner's requests while all room is taken: first with nobody waiting, then with five thousand of a hundred tenants."""
+    """An owner's requests while all room is taken: first with nobody waiting, then with five thousand of a
+    hundred tenants.
+    """
     half = min(seconds / 2, _WAIT_HALF_S_MAX)
     begin_s, end_s = _FILL_S + half, _FILL_S + 2 * half
     crowd = [f"crowd-{number}" for number in range(100)]
-    # It asks for a little all the time: what an idle owner has is lent whole, and streams that long would not give it back.
+    # It asks for a little all the time: what an idle owner has is lent whole, and streams that long would not
+    # give it back.
     owner = together(
         requests("owner", even(_TRICKLE_RATE, 0, begin_s), PROBE, gateways=(1,)),
         requests("owner", even(PROBE_RATE / 2, begin_s, end_s), PROBE, gateways=(1,)),
     )
     # On demand what it may have, flex what is kept for the owner.
     holders = together(*(
-        [arrival for name in crowd for arrival in requests(name, [at] * 2, HOLD, tier=tier, gateways=(1,))][: SPEED.slots]
+        [arrival for name in crowd for arrival in requests(name, [at] * 2, HOLD, tier=tier, gateways=(1,
+        ))][: SPEED.slots]
         for at, tier in ((3.0, "default"), (4.0, "flex"))
     ))  # fmt: skip
     net, gross, standing, waited, served = {}, {}, {}, {}, {}
@@ -182,14 +193,18 @@ def waiting(seconds: float) -> list[Result]:
             served[count] = sum(record.ended is Ended.COMPLETE for record in mine) / len(mine)
     verdicts = [
         at_most(
-            f"CPU a request with {WAITING:,} waiting / with none", net[WAITING].total_s / net[0].total_s, GROWTH_MAX
+            f"CPU a request with {WAITING:,} waiting / with none",
+            net[WAITING].total_s / net[0].total_s,
+            GROWTH_MAX,
         ),
         at_least("requests that waited all the time", waited[WAITING], 0.9 * WAITING),
         at_least("owner's requests served", min(served.values()), 1.0),
     ]
     return [Result("cpu-waiting", verdicts, {
         "µs a request": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in net.items()},
-        "the same with the CPU of standing still": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in gross.items()},
-        "CPU of standing still, share of a core": {f"{count:,} waiting": share for count, share in standing.items()},
+        "the same with the CPU of standing "
+        "still": {f"{count:,} waiting": cpu.microseconds(len(mine)) for count, cpu in gross.items()},
+        "CPU of standing still, share of a core": {f"{count:,} waiting": share for count,
+        share in standing.items()},
         "owner not served": codes(mine), **conditions(records),
     })]  # fmt: skip

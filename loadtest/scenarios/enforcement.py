@@ -1,4 +1,6 @@
-"""Enforcement: who sends three times its contract, with overflow `reject`, gets its contract, over two gateways."""
+"""Enforcement: who sends three times its contract, with overflow `reject`, gets its contract, over two
+gateways.
+"""
 
 from loadtest.scenarios.arrivals import Arrival, Shape, even, requests
 from loadtest.scenarios.measures import codes, work_between
@@ -33,7 +35,9 @@ def run(seconds: float) -> list[Result]:
 
 
 def judge(records: list[Record], end_s: float) -> Result:
-    """Work done in the window, by when tokens arrived: requests that straddle its ends count with their part."""
+    """Work done in the window, by when tokens arrived: requests that straddle its ends count with their
+    part.
+    """
     seconds = end_s - WARM_UP_S
     work = work_between(records, SPEED, WARM_UP_S, end_s)
     refused = [record for record in records if record.ended is Ended.REFUSED]
@@ -45,10 +49,11 @@ def judge(records: list[Record], end_s: float) -> Result:
         at_most("broken or cut", sum(record.ended in (Ended.BROKEN, Ended.CUT) for record in records), 0),
     ]
     per_gateway = {
-        name: work_between([record for record in records if record.arrival.gateway == gateway], SPEED, WARM_UP_S, end_s) / seconds
+        name: work_between([record for record in records if record.arrival.gateway == gateway], SPEED,
+        WARM_UP_S, end_s) / seconds
         for gateway, name in enumerate(("first", "second"))
     }  # fmt: skip
     return Result("enforcement", verdicts, {
-        "of the contract": work / seconds / CONTRACT_UNITS_S, "units a second by gateway": per_gateway, "not served": codes(records),
-        **conditions(records),
+        "of the contract": work / seconds / CONTRACT_UNITS_S, "units a second by gateway": per_gateway,
+        "not served": codes(records), **conditions(records),
     })  # fmt: skip

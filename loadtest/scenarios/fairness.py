@@ -1,4 +1,6 @@
-"""Fairness: two tenants with weights 4 and 1 want more than there is, and each sends most of it where the other one's weight would count."""
+"""Fairness: two tenants with weights 4 and 1 want more than there is, and each sends most of it where the
+other one's weight would count.
+"""
 
 from loadtest.scenarios.arrivals import Arrival, Shape, poisson, requests, together
 from loadtest.scenarios.measures import by_tenant, codes, passed_over, work_between
@@ -16,8 +18,9 @@ SKEW = 9
 
 
 def load(end_s: float) -> list[Arrival]:
-    """Each wants one and a half pools. At the first gateway nine of ten requests are the light tenant's, at the second the heavy one's: a
-    gateway that divided its own half by itself would give them 1.6 to 1."""
+    """Each wants one and a half pools. At the first gateway nine of ten requests are the light tenant's, at
+    the second the heavy one's: a gateway that divided its own half by itself would give them 1.6 to 1.
+    """
     rate = OFFERED_OF_POOL * SPEED.capacity_units_s / SPEED.units(SHAPE.input_tokens, SHAPE.output_tokens)
     return together(
         requests("heavy", poisson(rate, 0, end_s, 1), SHAPE, tier="default", gateways=(1, SKEW)),
@@ -41,10 +44,13 @@ def judge(records: list[Record], end_s: float) -> Result:
     seconds = end_s - WARM_UP_S
     rates = {name: work_between(part, SPEED, WARM_UP_S, end_s) / seconds for name, part in parts.items()}
     verdicts = [
-        near("work of the heavy / of the light tenant", rates["heavy"] / rates["light"] if rates["light"] else None, RATIO, 0.1),
+        near("work of the heavy / of the light tenant",
+        rates["heavy"] / rates["light"] if rates["light"] else None, RATIO, 0.1),
         at_least("utilisation of the pool", sum(rates.values()) / SPEED.capacity_units_s, 0.8),
-        at_most("requests refused while a later one of the same tenant had a place", sum(map(passed_over, parts.values())), 0),
+        at_most("requests refused while a later one of the same tenant had a place", sum(map(passed_over,
+        parts.values())), 0),
     ]  # fmt: skip
     return Result("fairness", verdicts, {
-        "units a second": rates, "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),
+        "units a second": rates, "not served": {name: codes(part) for name, part in parts.items()},
+        **conditions(records),
     })  # fmt: skip

@@ -1,4 +1,6 @@
-"""Guarantee: beside a crowd that wants three times what the pool has, a tenant within its contract is served as if it were alone."""
+"""Guarantee: beside a crowd that wants three times what the pool has, a tenant within its contract is
+served as if it were alone.
+"""
 
 from loadtest.scenarios.arrivals import Arrival, Shape, even, poisson, requests, together
 from loadtest.scenarios.here import here
@@ -31,8 +33,9 @@ def owner(
     speed: Speed = SPEED,
     input_tokens: float | None = None,
 ) -> list[Arrival]:
-    """At 95 % of its units, evenly: a bucket of one second is full at 95 % of random arrivals, and a contract promises a rate.
-    `input_tokens`: what the engine's tokenizer makes of a prompt of this shape, where that is another number.
+    """At 95 % of its units, evenly: a bucket of one second is full at 95 % of random arrivals, and a contract
+    promises a rate. `input_tokens`: what the engine's tokenizer makes of a prompt of this shape, where that
+    is another number.
     """
     rate = USED * contract_units_s / speed.units(input_tokens or shape.input_tokens, shape.output_tokens)
     return requests("owner", even(rate, begin_s, end_s), shape)
@@ -61,7 +64,9 @@ def run(seconds: float) -> list[Result]:
 
 
 def run_here(seconds: float) -> list[Result]:
-    """The same on what runs here, by its own calibration, with requests of a size that a CPU serves some of in a minute."""
+    """The same on what runs here, by its own calibration, with requests of a size that a CPU serves some
+    of in a minute.
+    """
     end_s = WARM_UP_S + seconds
     with here() as stack:
         for name in ("owner", "one", "two", "flex"):
@@ -86,7 +91,9 @@ def judge(name: str, alone: list[Record], everyone: list[Record], end_s: float, 
         at_most("owner's refusals", refusals(alone) + refusals(among), 0),
         at_most("owner's requests in another class", outside, 0),
         at_most(
-            "owner's p99 TTFT among the crowd / alone", beside / before if before and beside else None, TTFT_RATIO_MAX
+            "owner's p99 TTFT among the crowd / alone",
+            beside / before if before and beside else None,
+            TTFT_RATIO_MAX,
         ),
         at_least("utilisation of the pool", busy, 0.8),
         # Nobody is in its way then: what scatters is the machine, and a ratio to that would flatter.
@@ -97,6 +104,8 @@ def judge(name: str, alone: list[Record], everyone: list[Record], end_s: float, 
         ),
     ]
     return Result(name, verdicts, {
-        "owner's TTFT alone, ms": {"p50": middle, "p99": before}, "owner's TTFT among, ms": {"p50": ttft_ms(among, 0.5), "p99": beside},
-        "crowd not served": {each: codes(parts[each]) for each in ("one", "two", "flex")}, **conditions(everyone),
+        "owner's TTFT alone, ms": {"p50": middle, "p99": before},
+        "owner's TTFT among, ms": {"p50": ttft_ms(among, 0.5), "p99": beside},
+        "crowd not served": {each: codes(parts[each]) for each in ("one", "two", "flex")},
+        **conditions(everyone),
     })  # fmt: skip

@@ -1,4 +1,5 @@
-"""The guarantee on what runs already (`make up`, then `taas calibrate`): its gateway, its engines, its calibration. For real engines.
+"""The guarantee on what runs already (`make up`, then `taas calibrate`): its gateway, its engines, its
+calibration. For real engines.
 
 Its tenants and its contract are made anew by the admin API, and the contract is given notice at the end.
 """
@@ -63,7 +64,9 @@ class Here:
 
     def speed(self) -> MeasuredSpeed:
         """By the newest calibration of the model's pool. Raises DidNotStart where there is none."""
-        self.pool = next(each["pool"] for each in self.ask("GET", "models")["data"] if each["name"] == self.model)
+        self.pool = next(
+            each["pool"] for each in self.ask("GET", "models")["data"] if each["name"] == self.model
+        )
         found = [each for each in self.ask("GET", "calibrations")["data"] if each["pool"] == self.pool]
         if not found:
             raise DidNotStart(f"pool {self.pool} has no calibration: taas calibrate {self.pool}")
@@ -79,20 +82,23 @@ class Here:
         """A contract that the allocator has told the cell of when this returns."""
         until = (datetime.now(UTC) + _TERM).isoformat(timespec="seconds").replace("+00:00", "Z")
         terms = {
-            "tenant": self.tenants[name], "pool": self.pool, "units": str(round(units_s, 3)), "until": until, "notice_days": 0,
-            "overflow": "reject",
+            "tenant": self.tenants[name], "pool": self.pool, "units": str(round(units_s, 3)), "until": until,
+            "notice_days": 0, "overflow": "reject",
         }  # fmt: skip
         self.contracts.append(self.ask("POST", "contracts", terms)["contract"])
         time.sleep(_SETTLE_S)
 
     def tokens_of(self, name: str, shape: Shape) -> float:
-        """How long the engine finds the prompts of a shape, on average. Raises DidNotStart where it does not say."""
+        """How long the engine finds the prompts of a shape, on average. Raises DidNotStart where it does
+        not say.
+        """
         headers = {"authorization": f"Bearer {self.keys[name]}"}
         counts = []
         for number in range(_PROMPTS_COUNTED):
             message = {"role": "user", "content": prompt(shape.input_tokens, number)}
             answer = httpx.post(
-                f"{self.base_url.removesuffix('/v1')}/tokenize", json={"model": self.model, "messages": [message]}, headers=headers,
+                f"{self.base_url.removesuffix('/v1')}/tokenize", json={"model": self.model,
+                "messages": [message]}, headers=headers,
                 timeout=30, trust_env=False,
             )  # fmt: skip
             if answer.status_code != 200:

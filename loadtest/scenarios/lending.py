@@ -12,7 +12,8 @@ SPEED = EngineSpeed()
 CONTRACT_UNITS_S = 0.5 * SPEED.capacity_units_s
 USED = 0.95
 OWNER = Shape(100, 60)
-# Two seconds on average: of shorter streams the time between one's end and the next one's beginning is a greater part.
+# Two seconds on average: of shorter streams the time between one's end and the next one's beginning is a
+# greater part.
 CROWD = Shape(100, 200)
 VARY = 0.5
 BACK_S = 15.0
@@ -20,7 +21,9 @@ BACK_WITHIN_S = 2.0
 
 
 def load(idle_s: float) -> list[Arrival]:
-    """On demand and flex want one and a half pools each, all the time; the owner comes back after its idle time."""
+    """On demand and flex want one and a half pools each, all the time; the owner comes back after its idle
+    time.
+    """
     end_s = WARM_UP_S + idle_s + BACK_S
     crowd_rate = 1.5 * SPEED.capacity_units_s / SPEED.units(CROWD.input_tokens, CROWD.output_tokens)
     rate = USED * CONTRACT_UNITS_S / SPEED.units(OWNER.input_tokens, OWNER.output_tokens)
@@ -48,7 +51,8 @@ def judge(records: list[Record], idle_s: float) -> Result:
     end_s = back_s + BACK_S
     lent = work_between(records, SPEED, WARM_UP_S, back_s) / (SPEED.capacity_units_s * idle_s)
     asked = USED * CONTRACT_UNITS_S
-    # A stream takes most of a second, so a second of work is seen in full only a second after it was admitted.
+    # A stream takes most of a second, so a second of work is seen in full only a second after it was
+    # admitted.
     took = reached_after(parts["owner"], SPEED, 0.9 * asked, back_s, end_s, 1.0)
     steady_s = back_s + BACK_WITHIN_S
     steady = work_between(parts["owner"], SPEED, steady_s, end_s) / (asked * (end_s - steady_s))
@@ -60,7 +64,9 @@ def judge(records: list[Record], idle_s: float) -> Result:
         at_most("owner's refusals", refusals(parts["owner"]), 0),
     ]
     return Result("lending", verdicts, {
-        "owner's TTFT in the first two seconds, ms": {"p50": ttft_ms(early, 0.5), "p99": ttft_ms(early, 0.99)},
-        "others cut": {name: sum(record.ended is Ended.CUT for record in parts[name]) for name in ("one", "flex")},
+        "owner's TTFT in the first two seconds, ms": {"p50": ttft_ms(early, 0.5), "p99": ttft_ms(early,
+        0.99)},
+        "others cut": {name: sum(record.ended is Ended.CUT for record in parts[name]) for name in ("one",
+        "flex")},
         "others not served": {name: codes(parts[name]) for name in ("one", "flex")}, **conditions(records),
     })  # fmt: skip

@@ -1,4 +1,5 @@
-"""What records add up to: work over time, who was backlogged when, differences of service, and a scheduler's bound on them. Pure.
+"""What records add up to: work over time, who was backlogged when, differences of service, and a scheduler's
+bound on them. Pure.
 
 Work is in work units: uncached input counts with the first token, output as it arrives.
 """
@@ -40,7 +41,9 @@ def accumulated(records: Iterable[Record], speed: EngineSpeed, grid: Sequence[fl
 
 
 def backlogged(records: Iterable[Record], grid: Sequence[float], slack_s: float) -> list[bool]:
-    """At which times somebody had waited for a first token for longer than `slack_s`, which is what an idle engine takes."""
+    """At which times somebody had waited for a first token for longer than `slack_s`, which is what an
+    idle engine takes.
+    """
     change = [0] * (len(grid) + 1)
     for record in records:
         begin, end = bisect_left(grid, record.sent_s + slack_s), bisect_left(grid, record.waiting_until_s)
@@ -65,14 +68,20 @@ def spans(flags: Sequence[bool], points_min: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The greatest |W_f(t1, t2) - W_g(t1, t2)| over all t1 < t2 in which both were backlogged, and for how long they were."""
+    """The greatest |W_f(t1, t2) - W_g(t1, t2)| over all t1 < t2 in which both were backlogged, and for how
+    long they were.
+    """
 
     units: float
     backlogged_s: float
 
 
 def service_difference(
-    mine: Sequence[float], other: Sequence[float], both: Sequence[bool], step_s: float, span_s_min: float = 1.0
+    mine: Sequence[float],
+    other: Sequence[float],
+    both: Sequence[bool],
+    step_s: float,
+    span_s_min: float = 1.0,
 ) -> Difference:
     """Of two accumulated services on one grid. Within a span it is the range of their difference."""
     greatest, length = 0.0, 0.0
@@ -83,15 +92,19 @@ def service_difference(
     return Difference(greatest, length)
 
 
-def service_bound(speed: EngineSpeed, sequences: int, input_max: int, output_max: int, weight: float = 1.0) -> float:
+def service_bound(
+    speed: EngineSpeed, sequences: int, input_max: int, output_max: int, weight: float = 1.0
+) -> float:
     """What `service_difference` must not exceed between two backlogged tenants, in work units.
 
-    The theorem (arXiv 2401.00588, 4.4) is |W_f - W_g| <= 2U with U = max(w_p L_input, w_q M), M the tokens that fit into the running batch. It
-    holds because only the least counter is admitted: at the last admission of f it had at most what g had, and since then it can have gained
-    its own admission, w_p L_input, and what its sequences in flight produce. We bound those not by the engine's memory but by the room that
-    the gateway gives: `sequences`, each with at most `output_max` tokens. Input and output are added, where the paper's M holds both; as
-    w_p <= w_q this is never more than the paper's U with M = sequences * (input_max + output_max). Output that is charged late, by
-    checkpoints, is that of sequences in flight, and so within it. A heavier tenant's counter moves by less: divided by the weight.
+    The theorem (arXiv 2401.00588, 4.4) is |W_f - W_g| <= 2U with U = max(w_p L_input, w_q M), M the tokens
+    that fit into the running batch. It holds because only the least counter is admitted: at the last
+    admission of f it had at most what g had, and since then it can have gained its own admission, w_p
+    L_input, and what its sequences in flight produce. We bound those not by the engine's memory but by the
+    room that the gateway gives: `sequences`, each with at most `output_max` tokens. Input and output are
+    added, where the paper's M holds both; as w_p <= w_q this is never more than the paper's U with M =
+    sequences * (input_max + output_max). Output that is charged late, by checkpoints, is that of sequences in
+    flight, and so within it. A heavier tenant's counter moves by less: divided by the weight.
     """
     return 2 * (speed.units(input_max, 0) + sequences * speed.units(0, output_max)) / weight
 
@@ -112,18 +125,26 @@ def refusals(records: Iterable[Record]) -> int:
 
 
 def passed_over(records: Iterable[Record], margin_s: float = 0.25, waited_s_min: float = 1.0) -> int:
-    """How many of one tenant's requests of one tier were refused after a wait while one sent later had been given a place already.
+    """How many of one tenant's requests of one tier were refused after a wait while one sent later had been
+    given a place already.
 
-    A tenant's requests wait in the order of their arrival, so there is none, over any number of gateways. The margin is for the way there.
+    A tenant's requests wait in the order of their arrival, so there is none, over any number of gateways. The
+    margin is for the way there.
     """
     over, earliest_s = 0, [float("inf")]
     ordered = sorted(records, key=lambda record: record.sent_s)
     sent = [record.sent_s for record in ordered]
     for record in reversed(ordered):
-        earliest_s.append(min(earliest_s[-1], record.waiting_until_s if record.first_s is not None else float("inf")))
+        earliest_s.append(
+            min(earliest_s[-1], record.waiting_until_s if record.first_s is not None else float("inf"))
+        )
     earliest_s.reverse()
     for record in ordered:
-        if record.ended is Ended.REFUSED and record.end_s is not None and record.end_s - record.sent_s >= waited_s_min:
+        if (
+            record.ended is Ended.REFUSED
+            and record.end_s is not None
+            and record.end_s - record.sent_s >= waited_s_min
+        ):
             over += earliest_s[bisect_left(sent, record.sent_s + margin_s)] < record.end_s - margin_s
     return over
 
@@ -133,15 +154,24 @@ def codes(records: Iterable[Record]) -> dict[str, int]:
     counted: dict[str, int] = {}
     for record in records:
         if record.ended is not Ended.COMPLETE:
-            word = " ".join(str(part) for part in (record.ended, record.status, record.code) if part is not None)
+            word = " ".join(
+                str(part) for part in (record.ended, record.status, record.code) if part is not None
+            )
             counted[word] = counted.get(word, 0) + 1
     return counted
 
 
 def reached_after(
-    records: Iterable[Record], speed: EngineSpeed, rate_units_s: float, begin_s: float, end_s: float, window_s: float
+    records: Iterable[Record],
+    speed: EngineSpeed,
+    rate_units_s: float,
+    begin_s: float,
+    end_s: float,
+    window_s: float,
 ) -> float | None:
-    """Seconds after `begin_s` until the beginning of the first window in which work was done at this rate; None if there is none."""
+    """Seconds after `begin_s` until the beginning of the first window in which work was done at this rate;
+    None if there is none.
+    """
     grid = [begin_s + 0.1 * number for number in range(round((end_s - begin_s) / 0.1) + 1)]
     done = accumulated(records, speed, grid)
     width = round(window_s / 0.1)

@@ -14,7 +14,8 @@ from loadtest.scenarios.here import Here
 from loadtest.scenarios.record import Record
 from loadtest.scenarios.stack import ScenarioStack
 
-# What on demand may wait before it is refused, and a stream's length. Flex may wait longer: what of it is left then is recorded as open.
+# What on demand may wait before it is refused, and a stream's length. Flex may wait longer: what of it is
+# left then is recorded as open.
 PATIENCE_S = 15.0
 # After so long a load is in its steady state: queues stand, first streams have ended.
 WARM_UP_S = 5.0
@@ -44,6 +45,8 @@ def play(
 
 
 def conditions(records: Iterable[Record]) -> dict[str, Any]:
-    """How late requests were sent: where this is not small against what was measured, the machine was too busy to measure it."""
+    """How late requests were sent: where this is not small against what was measured, the machine was too
+    busy to measure it.
+    """
     late = [record.sent_s - record.arrival.at_s for record in records if record.sent_s]
     return {"requests": len(late), "sent late, ms p99": quantile_ms(late, 0.99)}

@@ -1,4 +1,6 @@
-"""Reclaim: half a pool is taken back under load. No stream is cut that could have finished in time, nobody within a contract is refused."""
+"""Reclaim: half a pool is taken back under load. No stream is cut that could have finished in time, nobody
+within a contract is refused.
+"""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -27,7 +29,9 @@ BEFORE_S = 10.0
 
 
 def load(end_s: float) -> list[Arrival]:
-    """A crowd that wants one and a half pools, some of it in long streams, and an owner within its contract."""
+    """A crowd that wants one and a half pools, some of it in long streams, and an owner within its
+    contract.
+    """
     pool = ENGINES * SPEED.capacity_units_s
     rate = pool / SPEED.units(CROWD.input_tokens, CROWD.output_tokens)
     owner = USED * CONTRACT_UNITS_S / SPEED.units(OWNER.input_tokens, OWNER.output_tokens)
@@ -40,7 +44,9 @@ def load(end_s: float) -> list[Arrival]:
 
 
 def run(seconds: float) -> list[Result]:
-    """The order comes after ten seconds, for eight seconds later; `seconds` is how long callers go on after that."""
+    """The order comes after ten seconds, for eight seconds later; `seconds` is how long callers go on
+    after that.
+    """
     told: dict[str, Any] = {}
     end_s = BEFORE_S + NOTICE_S + seconds
     with running(SPEED, engines=ENGINES) as stack:
@@ -56,7 +62,9 @@ def run(seconds: float) -> list[Result]:
 
         records = play(stack, load(end_s), patience_s=30, beside=operator)
         told["after"] = stack.admin.get("/admin/v1/reclaims", params={"pool": POOL}).json()
-        told["history"] = stack.admin.get(f"/admin/v1/reclaims/{told['reclaim']['reclaim']}").json()["history"]
+        told["history"] = stack.admin.get(f"/admin/v1/reclaims/{told['reclaim']['reclaim']}").json()[
+            "history"
+        ]
     return [judge(records, told, end_s)]
 
 
@@ -86,13 +94,19 @@ def judge(records: list[Record], told: dict[str, Any], end_s: float) -> Result:
     parts = by_tenant(records)
     deadline_s = float(told["deadline_s"])
     cut = [record for record in records if record.ended is Ended.CUT]
-    entries = [entry for entry in told["after"]["data"] if entry.get("reclaim") == told["reclaim"].get("reclaim")]
+    entries = [
+        entry for entry in told["after"]["data"] if entry.get("reclaim") == told["reclaim"].get("reclaim")
+    ]
     done = entries[0].get("state") if entries else None
-    after = work_between(records, SPEED, deadline_s + 2, end_s) / (SPEED.capacity_units_s * (end_s - deadline_s - 2))
+    after = work_between(records, SPEED, deadline_s + 2, end_s) / (
+        SPEED.capacity_units_s * (end_s - deadline_s - 2)
+    )
     verdicts = [
-        at_most("streams cut that could have finished", sum(could_have_finished(record, deadline_s) for record in cut), 0),
+        at_most("streams cut that could have finished", sum(could_have_finished(record,
+        deadline_s) for record in cut), 0),
         at_most("owner's refusals", refusals(parts["owner"]), 0),
-        at_most("owner's streams cut or broken", sum(record.ended in (Ended.CUT, Ended.BROKEN) for record in parts["owner"]), 0),
+        at_most("owner's streams cut or broken", sum(record.ended in (Ended.CUT,
+        Ended.BROKEN) for record in parts["owner"]), 0),
         at_least("the reclaim stands in the record as done", int(done == "done"), 1),
         at_most("work afterwards / what the half that stays can do", after, 1.02),
         at_most("broken connections", sum(record.ended is Ended.BROKEN for record in records), 0),
@@ -101,6 +115,7 @@ def judge(records: list[Record], told: dict[str, Any], end_s: float) -> Result:
     return Result("reclaim", verdicts, {
         "streams cut": len(cut),
         "flex asked to go on elsewhere": named(told["history"], "asked_to_give_way"),
-        "state": done, "owner's TTFT meanwhile, ms": {"p50": ttft_ms(meanwhile, 0.5), "p99": ttft_ms(meanwhile, 0.99)},
+        "state": done, "owner's TTFT meanwhile, ms": {"p50": ttft_ms(meanwhile, 0.5),
+        "p99": ttft_ms(meanwhile, 0.99)},
         "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),
     })  # fmt: skip

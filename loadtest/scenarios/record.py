@@ -5,13 +5,15 @@ from enum import StrEnum
 
 from loadtest.scenarios.arrivals import Arrival
 
-# Gap between two marks of a stream: fine enough for a rate over a second, coarse enough to keep hundreds of streams cheap.
+# Gap between two marks of a stream: fine enough for a rate over a second, coarse enough to keep hundreds of
+# streams cheap.
 MARK_S = 0.1
 
 
 class Ended(StrEnum):
-    """`complete`: to its proper end. `refused`: an HTTP error. `cut`: an error object in the stream, or no end. `broken`: the transport failed.
-    `open`: it still ran, or waited, when the load was over."""
+    """`complete`: to its proper end. `refused`: an HTTP error. `cut`: an error object in the stream, or no
+    end. `broken`: the transport failed. `open`: it still ran, or waited, when the load was over.
+    """
 
     COMPLETE = "complete"
     REFUSED = "refused"
@@ -22,7 +24,8 @@ class Ended(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """Times in seconds after the load's start; token counts as the answer's usage told, or as they were seen to arrive.
+    """Times in seconds after the load's start; token counts as the answer's usage told, or as they were seen
+    to arrive.
 
     `marks` are (time, output tokens so far), at most one in `MARK_S`, the last one at the last token.
     """
@@ -49,7 +52,9 @@ class Record:
 
     @property
     def waiting_until_s(self) -> float:
-        """When it stopped waiting for its first token: got it, or was told that there is none; infinity while it waits."""
+        """When it stopped waiting for its first token: got it, or was told that there is none; infinity
+        while it waits.
+        """
         if self.first_s is not None:
             return self.first_s
         return float("inf") if self.end_s is None else self.end_s

@@ -1,4 +1,6 @@
-"""What a scenario found: figures, and verdicts on those that were promised; as a table for people and as JSON for programs."""
+"""What a scenario found: figures, and verdicts on those that were promised; as a table for people and as
+JSON for programs.
+"""
 
 import time
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """How fast a simulated engine is, and what a calibration of it would find. Pure arithmetic.
 
-A step lasts `decode_ms` and gives every sequence one token, and prompts are computed at a rate of their own; so with all slots taken a token of
-output costs `decode_ms / slots` of the engine's time, and one of input `1 / prefill_tokens_per_s`. One work unit is one uncached token of input.
+A step lasts `decode_ms` and gives every sequence one token, and prompts are computed at a rate of their own;
+so with all slots taken a token of output costs `decode_ms / slots` of the engine's time, and one of input `1
+/ prefill_tokens_per_s`. One work unit is one uncached token of input.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ class Speed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpeed:
-    """As one vLLM server with a small model on one card: 32 sequences at 10 ms a token, 20,000 tokens of prompt a second."""
+    """As one vLLM server with a small model on one card: 32 sequences at 10 ms a token, 20,000 tokens of
+    prompt a second.
+    """
 
     slots: int = 32
     decode_ms: float = 10.0

@@ -1,4 +1,5 @@
-"""A whole TAAS with a pool that can be sold: simulated engines of a known speed, gateways, and what an operator sets up, by the admin API.
+"""A whole TAAS with a pool that can be sold: simulated engines of a known speed, gateways, and what an
+operator sets up, by the admin API.
 
 Speaks HTTP only; it knows the admin API's words for capacity, and nothing of how they are kept.
 """
@@ -22,19 +23,24 @@ MODEL = "sim"
 POOL = "sim"
 _ENGINE_KEY = "sk-engine"
 _OPERATOR = "operator"
-# Between what is signed and what gateways decide by lies at most one turn of the allocator, which takes a second; this is ample.
+# Between what is signed and what gateways decide by lies at most one turn of the allocator, which takes a
+# second; this is ample.
 _EFFECT_S_MAX = 30.0
 _TERM = timedelta(days=2)
 
 
 class ScenarioStack(OwnStack):
-    """One pool of `engines` equal machines behind `gateways` gateways. Nothing is pinned: there are more processes than cores."""
+    """One pool of `engines` equal machines behind `gateways` gateways. Nothing is pinned: there are more
+    processes than cores.
+    """
 
     def __init__(self, folder: Path, speed: EngineSpeed, *, engines: int = 1, gateways: int = 2) -> None:
         ports = [free_port() for _ in range(engines)]
         self.speed = speed
         self.engine_urls = [f"http://127.0.0.1:{port}" for port in ports]
-        served = Served(MODEL, self.engine_urls[0], speed.context_tokens, _ENGINE_KEY, ("chat", "completions"))
+        served = Served(
+            MODEL, self.engine_urls[0], speed.context_tokens, _ENGINE_KEY, ("chat", "completions")
+        )
         super().__init__(folder, [served], gateways=gateways, pinned=False)
         self.keys: dict[str, str] = {}
         self.tenants: dict[str, str] = {}
@@ -70,11 +76,13 @@ class ScenarioStack(OwnStack):
         self.keys[name] = self.post("keys", {"tenant": name})["key"]
 
     def sign(self, tenant: str, units_s: float, overflow: str = "reject") -> str:
-        """A contract that is in force when this returns: a request of the tenant is served as reserved at every gateway."""
+        """A contract that is in force when this returns: a request of the tenant is served as reserved at
+        every gateway.
+        """
         until = datetime.now(UTC) + _TERM
         terms = {
-            "tenant": tenant, "pool": POOL, "units": str(round(units_s, 3)), "until": _rfc3339(until), "notice_days": 0,
-            "overflow": overflow, "draft": True,
+            "tenant": tenant, "pool": POOL, "units": str(round(units_s, 3)), "until": _rfc3339(until),
+            "notice_days": 0, "overflow": overflow, "draft": True,
         }  # fmt: skip
         contract: str = self.post("contracts", terms)["contract"]
         self.post(f"contracts/{contract}/sign", {})
@@ -90,15 +98,21 @@ class ScenarioStack(OwnStack):
         self.post(
             "models",
             {
-                "name": MODEL, "context_tokens": self.speed.context_tokens, "routes": ["chat", "completions"], "pool": POOL,
-                "weights": self.speed.weights,
+                "name": MODEL, "context_tokens": self.speed.context_tokens, "routes": ["chat", "completions"],
+                "pool": POOL, "weights": self.speed.weights,
             },
         )  # fmt: skip
         self.post("prices", {"model": MODEL, "input": "0.10", "output": "0.40"})
         for number, url in enumerate(self.engine_urls):
             self.post(
                 "instances",
-                {"model": MODEL, "url": url, "key": _ENGINE_KEY, "instance": f"engine-{number}", "priority": True},
+                {
+                    "model": MODEL,
+                    "url": url,
+                    "key": _ENGINE_KEY,
+                    "instance": f"engine-{number}",
+                    "priority": True,
+                },
             )
         self._sell()
         self.add_tenant(_OPERATOR)
@@ -125,16 +139,21 @@ class ScenarioStack(OwnStack):
                 return
             if time.monotonic() > deadline:
                 told = f"{answer.status_code} {answer.headers.get('x-taas-class')} {answer.text[:300]}"
-                raise DidNotStart(f"{tenant} is not served as {work_class} after {_EFFECT_S_MAX:.0f} s: {told}")
+                raise DidNotStart(
+                    f"{tenant} is not served as {work_class} after {_EFFECT_S_MAX:.0f} s: {told}"
+                )
             time.sleep(0.2)
 
 
 def calibration(speed: EngineSpeed) -> dict[str, Any]:
-    """What a calibration of this engine finds, as the admin API takes it: known here, because the engine is simulated."""
+    """What a calibration of this engine finds, as the admin API takes it: known here, because the engine
+    is simulated.
+    """
     return {
-        "pool": POOL, "model": MODEL, "weights": speed.weights, "capacity_units_per_second": speed.capacity_units_s, "sequences": speed.slots,
-        "tpot_target_ms": round(2 * speed.decode_ms), "ttft_target_ms": 1000, "hardware": "simulated", "engine_version": "simulated",
-        "error": 0,
+        "pool": POOL, "model": MODEL, "weights": speed.weights,
+        "capacity_units_per_second": speed.capacity_units_s, "sequences": speed.slots,
+        "tpot_target_ms": round(2 * speed.decode_ms), "ttft_target_ms": 1000, "hardware": "simulated",
+        "engine_version": "simulated", "error": 0,
     }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
-"""The suites of "Fairness in Serving Large Language Models" (arXiv 2401.00588, section 5): overload, on/off, Poisson with short and long requests,
-increase, and distribution shift, in the units of a pool of ours instead of requests a minute on one card.
+"""The suites of "Fairness in Serving Large Language Models" (arXiv 2401.00588, section 5): overload, on/off,
+Poisson with short and long requests, increase, and distribution shift, in the units of a pool of ours instead
+of requests a minute on one card.
 
-Each is held against the paper's bound on the difference of service between tenants that are backlogged together (`measures.service_bound`).
-The arrivals are pure; all tenants weigh the same, and are on demand at two gateways.
+Each is held against the paper's bound on the difference of service between tenants that are backlogged
+together (`measures.service_bound`). The arrivals are pure; all tenants weigh the same, and are on demand at
+two gateways.
 """
 
 from collections.abc import Callable
@@ -67,7 +69,9 @@ def short_and_long(end_s: float) -> list[Arrival]:
 
 
 def increase(end_s: float) -> list[Arrival]:
-    """One stays below its third, one always wants more, and one grows from nothing to twice the pool: the first must not feel it."""
+    """One stays below its third, one always wants more, and one grows from nothing to twice the pool: the
+    first must not feel it.
+    """
     return together(
         _asks("modest", even(rate(0.25, MIDDLE), 0, end_s), MIDDLE),
         _asks("steady", even(rate(0.75, MIDDLE), 0, end_s), MIDDLE),
@@ -76,7 +80,9 @@ def increase(end_s: float) -> list[Arrival]:
 
 
 def distribution_shift(end_s: float) -> list[Arrival]:
-    """In thirds: one comes and goes beside a steady one; both at random, short and long; both far beyond their half."""
+    """In thirds: one comes and goes beside a steady one; both at random, short and long; both far beyond
+    their half.
+    """
     first, second = end_s / 3, 2 * end_s / 3
     return together(
         _asks("one", on_off(even(rate(1.0, MIDDLE), 0, first), 5, 5), MIDDLE),
@@ -129,7 +135,10 @@ def judge(suite: Suite, records: list[Record], end_s: float, sequences: int) -> 
         pairs[f"{mine}/{other}"] = service_difference(service[mine], service[other], both, STEP_S)
     shapes = [record.arrival.shape for record in records]
     bound = service_bound(
-        SPEED, sequences, max(shape.input_tokens for shape in shapes), max(shape.output_tokens for shape in shapes)
+        SPEED,
+        sequences,
+        max(shape.input_tokens for shape in shapes),
+        max(shape.output_tokens for shape in shapes),
     )
     verdicts = [
         at_most(
@@ -138,7 +147,8 @@ def judge(suite: Suite, records: list[Record], end_s: float, sequences: int) -> 
             bound,
         ),
         # Without a backlog of both the difference is 0 and says nothing.
-        at_least("seconds in which two were backlogged", max(pair.backlogged_s for pair in pairs.values()), 0.15 * end_s),
+        at_least("seconds in which two were backlogged", max(pair.backlogged_s for pair in pairs.values()),
+        0.15 * end_s),
     ]  # fmt: skip
     verdicts.append(
         at_most(
@@ -152,7 +162,8 @@ def judge(suite: Suite, records: list[Record], end_s: float, sequences: int) -> 
     seconds = end_s - WARM_UP_S
     return Result(suite.name, verdicts, {
         "pairs": {name: f"{pair.units:,.0f} in {pair.backlogged_s:.0f} s" for name, pair in pairs.items()},
-        "units a second": {name: work_between(part, SPEED, WARM_UP_S, end_s) / seconds for name, part in parts.items()},
+        "units a second": {name: work_between(part, SPEED, WARM_UP_S, end_s) / seconds for name,
+        part in parts.items()},
         "p50 TTFT, ms": {name: ttft_ms(part, 0.5) for name, part in parts.items()},
         "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),
     })  # fmt: skip

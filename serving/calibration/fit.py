@@ -1,8 +1,10 @@
-"""From measurements to weights and capacity. Pure arithmetic: it knows neither engines nor how they were measured.
+"""From measurements to weights and capacity. Pure arithmetic: it knows neither engines nor how they were
+measured.
 
-A busy engine's time is taken to be a sum over its tokens: `seconds = a·uncached + b·cached + c·output`. A work unit is one uncached input token,
-so its weight is 1000 milliunits, the others weigh b/a and c/a of that, and the engine does 1/a units per second. The costs are those with the
-least squared relative error under 0 < a, 0 ≤ b ≤ a, 0 < c: reading from the cache is never dearer than computing.
+A busy engine's time is taken to be a sum over its tokens: `seconds = a·uncached + b·cached + c·output`. A
+work unit is one uncached input token, so its weight is 1000 milliunits, the others weigh b/a and c/a of that,
+and the engine does 1/a units per second. The costs are those with the least squared relative error under 0 <
+a, 0 ≤ b ≤ a, 0 < c: reading from the cache is never dearer than computing.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 W_IN_MU: Final = 1000
-# A system of equations whose pivot is this small beside its largest has no single answer: the mixes are too much alike.
+# A system of equations whose pivot is this small beside its largest has no single answer: the mixes are too
+# much alike.
 _PIVOT_LEAST: Final = 1e-9
 
 
@@ -31,7 +34,9 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Milliunits per token, and milliunits per second. `cached_measured` is false where nothing came from a cache: then it weighs as uncached."""
+    """Milliunits per token, and milliunits per second. `cached_measured` is false where nothing came from
+    a cache: then it weighs as uncached.
+    """
 
     w_in_mu: int
     w_cached_mu: int
@@ -50,12 +55,16 @@ class Fit:
 
 def fit(measurements: Sequence[Measurement]) -> Fit:
     """The costs that explain the measurements best, as stored. Raises FitFailed."""
-    used = [each for each in measurements if each.seconds > 0 and each.uncached + each.cached + each.output > 0]
+    used = [
+        each for each in measurements if each.seconds > 0 and each.uncached + each.cached + each.output > 0
+    ]
     if not any(each.uncached for each in used) or not any(each.output for each in used):
         raise FitFailed("nothing was measured: there are no input or no output tokens.")
     cached_measured = any(each.cached for each in used)
     # Rates: the right side is 1 for every row, so each counts by its relative error.
-    rows = [tuple(count / each.seconds for count in (each.uncached, each.cached, each.output)) for each in used]
+    rows = [
+        tuple(count / each.seconds for count in (each.uncached, each.cached, each.output)) for each in used
+    ]
     best: tuple[float, tuple[float, float, float]] | None = None
     for costs in _candidates(rows, cached_measured=cached_measured):
         a, b, c = costs
@@ -72,8 +81,12 @@ def fit(measurements: Sequence[Measurement]) -> Fit:
     return Fit(W_IN_MU, round(W_IN_MU * b / a), w_out_mu, max(1, round(W_IN_MU / a)), cached_measured)
 
 
-def _candidates(rows: Sequence[tuple[float, ...]], *, cached_measured: bool) -> list[tuple[float, float, float]]:
-    """The best costs inside the bounds of b, and on each bound. The best of those that keep all bounds is the best there is."""
+def _candidates(
+    rows: Sequence[tuple[float, ...]], *, cached_measured: bool
+) -> list[tuple[float, float, float]]:
+    """The best costs inside the bounds of b, and on each bound. The best of those that keep all bounds is
+    the best there is.
+    """
     found = []
     if cached_measured:
         if (inside := _least_squares([(u, k, o) for u, k, o in rows])) is not None:
@@ -86,7 +99,9 @@ def _candidates(rows: Sequence[tuple[float, ...]], *, cached_measured: bool) -> 
 
 
 def _least_squares(rows: Sequence[tuple[float, ...]]) -> list[float] | None:
-    """x with the least Σ (1 − row·x)²; None where that is not one x. Columns are scaled first: rates differ by orders of magnitude."""
+    """x with the least Σ (1 − row·x)²; None where that is not one x. Columns are scaled first: rates
+    differ by orders of magnitude.
+    """
     width = len(rows[0])
     scale = [max(abs(row[at]) for row in rows) for at in range(width)]
     if min(scale) == 0:

@@ -1,7 +1,9 @@
-"""One step of a measurement: hold so many requests of a mix in flight until the engine is in its stride, then count for a while.
+"""One step of a measurement: hold so many requests of a mix in flight until the engine is in its stride, then
+count for a while.
 
-The time that is counted begins and ends with some request's first token: prompts are computed one after another or many together, and a time cut
-anywhere else would hold work without its tokens or tokens without their work.
+The time that is counted begins and ends with some request's first token: prompts are computed one after
+another or many together, and a time cut anywhere else would hold work without its tokens or tokens without
+their work.
 """
 
 import asyncio
@@ -16,7 +18,8 @@ from serving.calibration.fit import Measurement
 from serving.calibration.mixes import Mix, Prompts
 from serving.calibration.probe import Probe, ProbeFailed, Stream
 
-# Multiples of the step's seconds: how long the engine may take into its stride, and how long the count may wait for its last first token.
+# Multiples of the step's seconds: how long the engine may take into its stride, and how long the count may
+# wait for its last first token.
 _WARM_LEAST: Final = 0.3
 _WARM_MOST: Final = 10.0
 _COUNT_MOST: Final = 4.0
@@ -26,8 +29,9 @@ _PERCENTILE: Final = 0.95
 # Looks at the engine while a step is counted, and the least time between two.
 _LOOKS: Final = 20
 _LOOK_LEAST_S: Final = 0.05
-# Of those in flight each comes anew once in as many steps of the engine as it writes tokens, and waits for the next step to begin: that is no
-# queue, nor is a few times as many, at most this part of all. Where answers are so short that it would be more, nothing can be told.
+# Of those in flight each comes anew once in as many steps of the engine as it writes tokens, and waits for
+# the next step to begin: that is no queue, nor is a few times as many, at most this part of all. Where
+# answers are so short that it would be more, nothing can be told.
 _BETWEEN_STEPS: Final = 3
 _BETWEEN_STEPS_MOST: Final = 0.25
 _TELLING_OUTPUT_LEAST: Final = 4
@@ -45,8 +49,9 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of a core that we took ourselves.
-    `queued`: the engine let requests wait in most of the looks at it, so fewer were in work than in flight.
+    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of
+    a core that we took ourselves. `queued`: the engine let requests wait in most of the looks at it, so fewer
+    were in work than in flight.
     """
 
     sequences: int
@@ -62,7 +67,9 @@ class Step:
         return not (self.tpot_ms > targets.tpot_ms or self.ttft_ms > targets.ttft_ms)
 
     def holds(self, targets: Targets) -> bool:
-        """Whether it is the engine's to have so many at once: a queue that is short enough for the targets is not room."""
+        """Whether it is the engine's to have so many at once: a queue that is short enough for the targets
+        is not room.
+        """
         return self.meets(targets) and not self.queued
 
     @property
@@ -74,7 +81,9 @@ class Step:
 async def hold(
     probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds: float, *, answers_least: int = 1
 ) -> Step:
-    """Run one step. It counts for longer than `seconds` until so many answers have begun. Raises ProbeFailed, and ends every stream that it began."""
+    """Run one step. It counts for longer than `seconds` until so many answers have begun. Raises
+    ProbeFailed, and ends every stream that it began.
+    """
     streams: list[Stream] = []
     waiting: list[int] = []
     first = asyncio.Event()
@@ -111,7 +120,9 @@ async def hold(
     except ExceptionGroup as failed:
         # Of several the first: the others are the same engine failing for others.
         raise _first(failed) from failed
-    return replace(_step(mix, sequences, streams, opens, closes, cpu_s), queued=queues(mix, sequences, waiting))
+    return replace(
+        _step(mix, sequences, streams, opens, closes, cpu_s), queued=queues(mix, sequences, waiting)
+    )
 
 
 def queues(mix: Mix, sequences: int, waiting: Sequence[int]) -> bool:
@@ -148,7 +159,9 @@ def _worst(values: Sequence[float]) -> float:
 
 
 async def _look(probe: Probe, every_s: float, waiting: list[int]) -> None:
-    """How many wait in the engine, again and again. A look that fails is none: whether the engine is there, the streams tell."""
+    """How many wait in the engine, again and again. A look that fails is none: whether the engine is
+    there, the streams tell.
+    """
     while True:
         with contextlib.suppress(ProbeFailed):
             waiting.append((await probe.reading()).load.waiting)
@@ -175,7 +188,9 @@ async def _next_first(first: asyncio.Event, until: float) -> bool:
 
 
 async def _moment(streams: Sequence[Stream], first: asyncio.Event, most_s: float) -> float:
-    """The time of the next first token; now, when none comes in time. Of several at once it is the first one's: the others come after it."""
+    """The time of the next first token; now, when none comes in time. Of several at once it is the first
+    one's: the others come after it.
+    """
     since = time.monotonic()
     if not await _next_first(first, since + most_s):
         return time.monotonic()
@@ -189,7 +204,9 @@ def _first(failed: ExceptionGroup[Exception]) -> Exception:
     return one
 
 
-def _step(mix: Mix, sequences: int, streams: Sequence[Stream], opens: float, closes: float, cpu_s: float) -> Step:
+def _step(
+    mix: Mix, sequences: int, streams: Sequence[Stream], opens: float, closes: float, cpu_s: float
+) -> Step:
     uncached = cached = output = 0
     waits, paces = [], []
     for number, each in enumerate(streams):

@@ -1,4 +1,6 @@
-"""Prompts far longer than those that the fit was made of: whether reading so much costs what it says. Bounded in time, and no part of the fit."""
+"""Prompts far longer than those that the fit was made of: whether reading so much costs what it says.
+Bounded in time, and no part of the fit.
+"""
 
 from typing import Final
 
@@ -7,8 +9,8 @@ from serving.calibration.load import Step, hold
 from serving.calibration.mixes import LONG_CONTEXT_TOKENS, Prompts, long_mix
 from serving.calibration.probe import Probe
 
-# Two at once keep an engine busy; more, where at least so many times as many are read in a step: those that end together count at one edge of
-# the count, and may not at the other.
+# Two at once keep an engine busy; more, where at least so many times as many are read in a step: those that
+# end together count at one edge of the count, and may not at the other.
 _AT_ONCE_LEAST: Final = 2
 _WAVES_LEAST: Final = 8
 _ANSWERS_LEAST: Final = 4
@@ -19,7 +21,9 @@ _MISS_MOST: Final = 0.15
 async def hold_long(
     probe: Probe, prompts: Prompts, fit: Fit, context_tokens: int, sequences: int, seconds: float
 ) -> Step | None:
-    """Prompts of half the context, or so long that one takes a step by the fit. None where that is nothing new. Raises ProbeFailed."""
+    """Prompts of half the context, or so long that one takes a step by the fit. None where that is nothing
+    new. Raises ProbeFailed.
+    """
     tokens_per_step = fit.capacity_mu_s / fit.w_in_mu * seconds
     mix = long_mix(context_tokens, int(tokens_per_step))
     if mix is None:
@@ -35,7 +39,8 @@ def remarks_on_long(context_tokens: int, fit: Fit, step: Step | None) -> tuple[s
         return ()
     if step is None:
         return (
-            "Long prompts were not tried: at this pace one takes longer than a step. Give each more --seconds-per-step.",
+            "Long prompts were not tried: at this pace one takes longer than a step. Give each more "
+            "--seconds-per-step.",
         )
     error = fit.error_of(step.done)
     if abs(error) <= _MISS_MOST:
@@ -44,5 +49,6 @@ def remarks_on_long(context_tokens: int, fit: Fit, step: Step | None) -> tuple[s
     off = 1 / (1 + error) - 1
     word = "more" if off > 0 else "less"
     return (
-        f"{step.done.mix.capitalize()} tokens take {abs(off):.0%} {word} time than the fit says: mind that where you sell them.",
+        f"{step.done.mix.capitalize()} tokens take {abs(off):.0%} {word} time than the fit says: mind that "
+        "where you sell them.",
     )

@@ -1,8 +1,9 @@
-"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit, and how well it predicts a mix it has not seen
-and prompts far longer than those it has.
+"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit,
+and how well it predicts a mix it has not seen and prompts far longer than those it has.
 
-All mixes run with the same number of sequences in flight, because what an output token costs depends on how many share a step. Whatever happens, it says
-what the engine was made to produce: nobody is billed for that, and the audit must know.
+All mixes run with the same number of sequences in flight, because what an output token costs depends on how
+many share a step. Whatever happens, it says what the engine was made to produce: nobody is billed for that,
+and the audit must know.
 """
 
 import asyncio
@@ -26,7 +27,8 @@ _GROWTH_LEAST: Final = 1.05
 _ROUNDS: Final = 2
 # In each round, so that one request more or less at the edges of what is counted is a few percent of it.
 _ANSWERS_LEAST: Final = 12
-# The mixes are the same engine's: where one is further off than this, they were not measured under the same conditions.
+# The mixes are the same engine's: where one is further off than this, they were not measured under the same
+# conditions.
 _FIT_MISS_MOST: Final = 0.15
 _SEED: Final = 20_260_101
 _REST_S: Final = 30.0
@@ -51,8 +53,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix was predicted wrongly. `long`: prompts
-    longer than any that was fitted; None where the context has none, or the time was too short for them.
+    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix
+    was predicted wrongly. `long`: prompts longer than any that was fitted; None where the context has none,
+    or the time was too short for them.
     """
 
     fit: Fit
@@ -71,7 +74,9 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Either a calibration or why there is none, and what the engine produced for it either way. `run` names it."""
+    """Either a calibration or why there is none, and what the engine produced for it either way. `run`
+    names it.
+    """
 
     run: str
     calibration: Calibration | None
@@ -81,7 +86,9 @@ class Outcome:
 
 
 async def calibrate(plan: Plan, note: Note) -> Outcome:
-    """Measure an idle engine; `note` is told of each step. Raises CannotMeasure, ProbeFailed as long as nothing was asked of it."""
+    """Measure an idle engine; `note` is told of each step. Raises CannotMeasure, ProbeFailed as long as
+    nothing was asked of it.
+    """
     try:
         mixes = mixes_for(plan.context_tokens)
     except ValueError as exc:
@@ -92,7 +99,8 @@ async def calibrate(plan: Plan, note: Note) -> Outcome:
         if not before.idle:
             load = before.load
             raise CannotMeasure(
-                f"the engine is not idle ({load.running} running, {load.waiting} waiting): drain it, or come back later."
+                f"the engine is not idle ({load.running} running, {load.waiting} waiting): drain it, or "
+                "come back later."
             )
         try:
             found = await _measure(probe, plan, mixes, version, note)
@@ -103,7 +111,9 @@ async def calibrate(plan: Plan, note: Note) -> Outcome:
         spent = probe.spent
         counted = await _counted(probe, before)
         if (counted.prompt, counted.output) != (spent.prompt, spent.output):
-            others = f"{counted.prompt - spent.prompt} prompt and {counted.output - spent.output} output tokens"
+            others = (
+                f"{counted.prompt - spent.prompt} prompt and {counted.output - spent.output} output tokens"
+            )
             return Outcome(
                 probe.run, None, f"somebody else used the engine meanwhile ({others}): drain it first.", spent
             )
@@ -118,7 +128,9 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
     for _ in range(_ROUNDS):
         for mix, steps in zip(asked, rounds, strict=True):
             steps.append(
-                await hold(probe, prompts, mix, sequences, plan.seconds_per_step, answers_least=_ANSWERS_LEAST)
+                await hold(
+                    probe, prompts, mix, sequences, plan.seconds_per_step, answers_least=_ANSWERS_LEAST
+                )
             )
             note(_told(steps[-1], plan.targets))
     *fitted, held_back = (together(steps) for steps in rounds)
@@ -128,7 +140,10 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
     long = await hold_long(probe, prompts, result, plan.context_tokens, sequences, plan.seconds_per_step)
     if long is not None:
         note(_told(long, plan.targets))
-    remarks = (*_remarks((*fitted, held_back), result, told=told), *remarks_on_long(plan.context_tokens, result, long))
+    remarks = (
+        *_remarks((*fitted, held_back), result, told=told),
+        *remarks_on_long(plan.context_tokens, result, long),
+    )
     return Calibration(
         fit=result,
         sequences=sequences,
@@ -141,8 +156,8 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
 
 
 async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:
-    """The step with the most sequences of the typical mix at which the targets hold, none of them queues in the engine, and more would still have
-    brought more.
+    """The step with the most sequences of the typical mix at which the targets hold, none of them queues in
+    the engine, and more would still have brought more.
     """
     best: Step | None = None
     sequences = 1
@@ -159,7 +174,8 @@ async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mix
         raise CannotMeasure("the engine lets even one request at a time wait: does somebody else use it?")
     if best is None:
         raise CannotMeasure(
-            f"the targets do not hold even for one request at a time ({step.tpot_ms:.0f} ms a token, {step.ttft_ms:.0f} ms until the first): "
+            f"the targets do not hold even for one request at a time ({step.tpot_ms:.0f} ms a token, "
+            f"{step.ttft_ms:.0f} ms until the first): "
             "set others with --tpot-ms and --ttft-ms."
         )
     between = (best.sequences + min(sequences, _SEQUENCES_MAX)) // 2
@@ -187,7 +203,9 @@ def _remarks(steps: tuple[Step, ...], result: Fit, *, told: bool) -> tuple[str, 
     worst = max(steps[:-1], key=lambda step: abs(result.error_of(step.done)))
     if abs(result.error_of(worst.done)) > _FIT_MISS_MOST:
         miss = f"{abs(result.error_of(worst.done)):.0%} on {worst.done.mix}"
-        remarks.append(f"The fitted mixes do not agree ({miss}): was the machine busy otherwise? Measure again.")
+        remarks.append(
+            f"The fitted mixes do not agree ({miss}): was the machine busy otherwise? Measure again."
+        )
     busiest = max(step.client_busy for step in steps)
     if busiest > CLIENT_BUSY:
         remarks.append(
@@ -228,7 +246,10 @@ def _told(step: Step, targets: Targets) -> str:
     verdict = "holds" if step.meets(targets) else "misses the targets"
     if step.queued:
         verdict = "the engine queues" if step.meets(targets) else f"{verdict}, and the engine queues"
-    return f"{done.mix}, {step.sequences} at once: {rates}; {_ms(step.tpot_ms)} a token, {_ms(step.ttft_ms)} until the first; {verdict}"
+    return (
+        f"{done.mix}, {step.sequences} at once: {rates}; {_ms(step.tpot_ms)} a token, "
+        f"{_ms(step.ttft_ms)} until the first; {verdict}"
+    )
 
 
 def _ms(value: float) -> str:

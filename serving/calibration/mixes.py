@@ -1,7 +1,9 @@
-"""What the engine is asked while it is measured: mixes of request shapes, and the prompts of each. Pure; it sends nothing.
+"""What the engine is asked while it is measured: mixes of request shapes, and the prompts of each. Pure; it
+sends nothing.
 
-Prompts are token ids, so that their length is exact for any model. What must not come from the prefix cache has a cache salt of its own; what must
-has one of four prefixes under the salt of this run, so that nothing of tenants or of earlier runs is found, and nothing is left for them to find.
+Prompts are token ids, so that their length is exact for any model. What must not come from the prefix cache
+has a cache salt of its own; what must has one of four prefixes under the salt of this run, so that nothing of
+tenants or of earlier runs is found, and nothing is left for them to find.
 """
 
 import random
@@ -37,7 +39,9 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Mixes:
-    """`typical` finds how many sequences the targets allow; with `fitted` it makes the fit, and `held_back` is what the fit must predict."""
+    """`typical` finds how many sequences the targets allow; with `fitted` it makes the fit, and
+    `held_back` is what the fit must predict.
+    """
 
     typical: Mix
     fitted: tuple[Mix, ...]
@@ -68,20 +72,24 @@ def mixes_for(context_tokens: int) -> Mixes:
             Mix("conversation", (Shape(long * 3 // 4, long // 8, long // 16),)),
         ),
         held_back=Mix(
-            "held back", (Shape(0, long // 2, long // 32), Shape(long, long // 8, long // 12), Shape(0, short, long // 6))
+            "held back", (Shape(0, long // 2, long // 32), Shape(long, long // 8, long // 12), Shape(0, short,
+            long // 6))
         ),
     )  # fmt: skip
 
 
 def long_mix(context_tokens: int, tokens_most: int) -> Mix | None:
-    """Prompts of half the context, or of as much as there is time for. None where that is not longer than what the other mixes have.
+    """Prompts of half the context, or of as much as there is time for. None where that is not longer than
+    what the other mixes have.
 
     One token is written to each: what is asked is whether reading so much costs what the fit says.
     """
     if context_tokens <= LONG_CONTEXT_TOKENS:
         return None
     tokens = min(context_tokens // 2, tokens_most)
-    known = max(shape.cached + shape.uncached for mix in mixes_for(context_tokens).fitted for shape in mix.shapes)
+    known = max(
+        shape.cached + shape.uncached for mix in mixes_for(context_tokens).fitted for shape in mix.shapes
+    )
     return Mix(f"prompts of {tokens}", (Shape(0, tokens, 1),)) if tokens > known else None
 
 
@@ -95,7 +103,9 @@ class Prompts:
         self._made = 0
 
     def next(self, mix: Mix, *, midway: bool = False) -> Ask:
-        """The next request of a mix. `midway`: as if it had been running for a while, so that many that start at once do not end at once."""
+        """The next request of a mix. `midway`: as if it had been running for a while, so that many that
+        start at once do not end at once.
+        """
         shape = mix.shapes[self._made % len(mix.shapes)]
         self._made += 1
         output = self._random.randint(max(1, shape.output // 2), shape.output + shape.output // 2)

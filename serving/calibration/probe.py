@@ -1,6 +1,8 @@
-"""The one engine that is measured, over HTTP with its own key: streams with their usage, load and counters, version, stopping by id.
+"""The one engine that is measured, over HTTP with its own key: streams with their usage, load and counters,
+version, stopping by id.
 
-It owns the requests and what their answers say, and adds up what they cost; it does not decide what is asked or how many at once.
+It owns the requests and what their answers say, and adds up what they cost; it does not decide what is asked
+or how many at once.
 """
 
 import asyncio
@@ -39,7 +41,9 @@ class EngineAddress:
 
 @dataclass(slots=True)
 class Stream:
-    """One request as it was answered. `marks`: output tokens so far, by time. `cached` is None where the engine does not tell."""
+    """One request as it was answered. `marks`: output tokens so far, by time. `cached` is None where the
+    engine does not tell.
+    """
 
     sent_at: float
     prompt: int = 0
@@ -54,7 +58,9 @@ class Stream:
 
 @dataclass(slots=True)
 class Spent:
-    """What all requests have cost, as the engine's counters count: a prompt counts once a token of its answer is there."""
+    """What all requests have cost, as the engine's counters count: a prompt counts once a token of its
+    answer is there.
+    """
 
     prompt: int = 0
     cached: int = 0
@@ -111,11 +117,14 @@ class Probe:
             raise ProbeFailed("/version does not name a version.") from exc
 
     async def stream(self, ask: Ask, seen: Stream, first: asyncio.Event) -> None:
-        """Ask, and follow the answer to its end; `first` is set with each request's first token. Raises ProbeFailed."""
+        """Ask, and follow the answer to its end; `first` is set with each request's first token. Raises
+        ProbeFailed.
+        """
         request_id = f"calibration-{self._run}-{next(self._numbers)}"
         body = {
-            "model": self._engine.engine_model, "prompt": ask.prompt, "max_tokens": ask.output, "ignore_eos": True, "cache_salt": ask.cache_salt,
-            "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "model": self._engine.engine_model, "prompt": ask.prompt, "max_tokens": ask.output,
+            "ignore_eos": True, "cache_salt": ask.cache_salt, "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }  # fmt: skip
         self._live.add(request_id)
         try:
@@ -143,7 +152,9 @@ class Probe:
                 self.spent.output += seen.output
 
     async def stop_all(self) -> None:
-        """Until every stream has ended: by id where the engine can, so that each still tells its exact usage; else by waiting."""
+        """Until every stream has ended: by id where the engine can, so that each still tells its exact
+        usage; else by waiting.
+        """
         while self._live:
             # Before they are told: they may all have ended by the time that the engine answers.
             self._ended.clear()
@@ -164,7 +175,9 @@ class Probe:
         try:
             response = await self._http.get(path, timeout=_CONNECT_S)
         except httpx.HTTPError as exc:
-            raise ProbeFailed(f"{self._engine.url}{path} does not answer: {exc or type(exc).__name__}") from exc
+            raise ProbeFailed(
+                f"{self._engine.url}{path} does not answer: {exc or type(exc).__name__}"
+            ) from exc
         if response.status_code != 200:
             raise ProbeFailed(f"{self._engine.url}{path} answers HTTP {response.status_code}.")
         return response

@@ -1,4 +1,6 @@
-"""Models that we know how to get and serve, one TOML file each. It says what a model is; it creates nothing in billing and fetches nothing."""
+"""Models that we know how to get and serve, one TOML file each. It says what a model is; it creates
+nothing in billing and fetches nothing.
+"""
 
 import tomllib
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ class GgufWheel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model's entry as it should be created, with where its files come from and what its engine needs beside the usual flags."""
+    """A model's entry as it should be created, with where its files come from and what its engine needs
+    beside the usual flags.
+    """
 
     name: str
     engine_model: str
@@ -32,7 +36,9 @@ class KnownModel:
     source: GgufWheel
 
     def entry_fields(self) -> dict[str, Any]:
-        """The fields of MODEL (docs/interfaces.md §3) that belong to the model itself; pool, cell and visibility are the operator's."""
+        """The fields of MODEL (docs/interfaces.md §3) that belong to the model itself; pool, cell and
+        visibility are the operator's.
+        """
         return {
             "name": self.name,
             "engine_model": self.engine_model,

@@ -1,12 +1,16 @@
-"""An ASGI middleware for vLLM: what each request has produced, by the id that its caller gave it, whatever became of its answer.
+"""An ASGI middleware for vLLM: what each request has produced, by the id that its caller gave it, whatever
+became of its answer.
 
-vLLM's answers say what was produced only where they end well, and its `/metrics` say it only in all. This module keeps the same figures for each
-request, so that a request whose caller left, whose gateway died, or which the engine refused after it had worked can be settled exactly.
-It runs inside vLLM's process and environment (`--middleware taas_request_counts.RequestCounts`, with this folder on `PYTHONPATH`), so it uses the
-standard library and `prometheus_client` only. It holds ids and numbers, never a word of a prompt or an answer.
+vLLM's answers say what was produced only where they end well, and its `/metrics` say it only in all. This
+module keeps the same figures for each request, so that a request whose caller left, whose gateway died, or
+which the engine refused after it had worked can be settled exactly. It runs inside vLLM's process and
+environment (`--middleware taas_request_counts.RequestCounts`, with this folder on `PYTHONPATH`), so it uses
+the standard library and `prometheus_client` only. It holds ids and numbers, never a word of a prompt or an
+answer.
 
-Checked against vLLM 0.32: `OutputProcessor.request_states` holds a `RequestState` for each sequence from `add_request` until it has
-finished or was aborted, and `/metrics` counts a sequence's prompt with its first output and each output token as it is processed.
+Checked against vLLM 0.32: `OutputProcessor.request_states` holds a `RequestState` for each sequence from
+`add_request` until it has finished or was aborted, and `/metrics` counts a sequence's prompt with its first
+output and each output token as it is processed.
 """
 
 import asyncio
@@ -105,7 +109,9 @@ class Book:
             self.evicted = _sum(self.evicted, count)
 
     def running(self) -> dict[str, Count]:
-        """Requests with a sequence in the engine; the finished sequences of the same request are in their figures."""
+        """Requests with a sequence in the engine; the finished sequences of the same request are in their
+        figures.
+        """
         found: dict[str, Count] = {}
         for caller_id, state in self._running.values():
             known = found.get(caller_id) or self._done(caller_id)
@@ -225,13 +231,14 @@ class RequestCounts:
         finished, more = book.finished(after, running)
         counted = _counters()
         return {
-            "v": 1, "boot": book.boot, "sequence": book.sequence, "counted": {"prompt": counted[0], "generation": counted[1]},
+            "v": 1, "boot": book.boot, "sequence": book.sequence, "counted": {"prompt": counted[0],
+            "generation": counted[1]},
             "evicted": book.evicted, "running": running, "finished": finished, "more": more,
         }  # fmt: skip
 
     def _states(self, book: Book, ids: list[str], close: bool) -> dict[str, Any]:
-        """What is known of each. With `close`, a request that has not arrived by now never will, so `unknown` is final: for what was sent
-        to this process, which `age_ms` tells from the one before it.
+        """What is known of each. With `close`, a request that has not arrived by now never will, so `unknown`
+        is final: for what was sent to this process, which `age_ms` tells from the one before it.
         """
         if close:
             for caller_id in ids:
@@ -253,7 +260,8 @@ def count_of(state: Any) -> Count:
     """What one sequence has moved the engine's counters by. Before its first output it has moved none."""
     if state.is_prefilling:
         return (0, 0, 0)
-    # Without `--disable-log-stats` there always are statistics; without statistics there are no counters either.
+    # Without `--disable-log-stats` there always are statistics; without statistics there are no counters
+    # either.
     output = 0 if state.stats is None else state.stats.num_generation_tokens
     return (int(state.prompt_len), int(state.num_cached_tokens), int(output))
 

@@ -76,7 +76,9 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
             body = engine.page().encode() if engine.status == 200 else b""
             path, _, after = self.path.partition("?after=")
             if path == "/taas/request_counts":
-                body = engine.counts_page(int(after)) if engine.request_counts and engine.status == 200 else b""
+                body = (
+                    engine.counts_page(int(after)) if engine.request_counts and engine.status == 200 else b""
+                )
                 if not engine.request_counts:
                     self.send_response(404)
                     self.send_header("content-length", "0")
@@ -113,8 +115,10 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
 def register(client: redis.Redis, engine: ScriptedEngine, instance: str = "i1", **changes: object) -> None:
     """Write its entry as `taas instance add` or a worker would."""
     entry = {
-        "instance": instance, "model": "m1", "pool": "m1", "cell": "m1", "url": engine.url, "key": engine.key, "epoch": "e1",
-        "status": "ready", "lease_until_ms": 0, "abort": True, "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
+        "instance": instance, "model": "m1", "pool": "m1", "cell": "m1", "url": engine.url, "key": engine.key,
+        "epoch": "e1",
+        "status": "ready", "lease_until_ms": 0, "abort": True, "load": {"running": 0, "waiting": 0,
+        "kv_usage": 0.0},
         "baseline": {"prompt": 0, "generation": 0}, "final": None, "earlier": [],
     } | changes  # fmt: skip
     client.hset(redis_keys.INSTANCES, instance, orjson.dumps(entry))

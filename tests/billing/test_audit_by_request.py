@@ -1,4 +1,6 @@
-"""The audit of engines that count their requests: exact while requests come and go, and every leak has a name."""
+"""The audit of engines that count their requests: exact while requests come and go, and every leak has a
+name.
+"""
 
 from collections.abc import Iterator
 
@@ -31,8 +33,8 @@ def poller(database: Engine, raw_redis: redis.Redis) -> Iterator[CounterPoller]:
     with database.begin() as connection:
         connection.execute(
             insert(model_table).values(
-                name="m1", pool="m1", cell="m1", visible="everyone", routes=["chat"], engine_model="m1", context_tokens=1000,
-                default_max_tokens=100, weights_version=1, chat_template_kwargs=[],
+                name="m1", pool="m1", cell="m1", visible="everyone", routes=["chat"], engine_model="m1",
+                context_tokens=1000, default_max_tokens=100, weights_version=1, chat_template_kwargs=[],
             )
         )  # fmt: skip
         connection.execute(
@@ -71,7 +73,9 @@ def test_requests_that_run_are_open_with_what_the_engine_counts_in_that_moment(
     engine.ended = {"done": (10, 5), "settled": (20, 7)}
     engine.live = {"stream": (30, 100), "whole": (40, 55)}
     record(database, event("done", (10, 0, 5)))
-    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("settled", (20, 0, 7)).to_json()})
+    raw_redis.xadd(
+        redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("settled", (20, 0, 7)).to_json()}
+    )
     reserve(raw_redis, "stream", lease_ms=60_000, tokens=(30, 0, 60))
     reserve(raw_redis, "whole", lease_ms=60_000)
     report = auditor.audit(wait_ms=0)
@@ -125,7 +129,10 @@ def test_what_a_death_explains_is_that_requests_tokens_and_no_more(
     )
     report = auditor.audit(wait_ms=30_000)
     assert report.instances[0].metered.absorbed == CounterPair(10 + 7, 50 + 9)
-    assert {name for each in found(report, FindingKind.RECONCILED) for name in each.ids} == {"died", "unheard"}
+    assert {name for each in found(report, FindingKind.RECONCILED) for name in each.ids} == {
+        "died",
+        "unheard",
+    }
     assert report.residual_tokens == 20 + 7 + 1
     assert list(found(report, FindingKind.REQUEST_UNKNOWN)[0].ids) == ["dropped"]
     assert list(found(report, FindingKind.REQUEST_DIFFERS)[0].ids) == ["short"]
@@ -156,7 +163,9 @@ def test_a_try_on_another_instance_is_absorbed_where_it_was_made(
     assert (here.residual, here.metered.absorbed) == (CounterPair(0, 0), CounterPair(12, 1))
 
 
-def test_what_measuring_costs_is_open_while_it_runs_and_absorbed_then(auditor: Auditor, engine: ScriptedEngine) -> None:
+def test_what_measuring_costs_is_open_while_it_runs_and_absorbed_then(
+    auditor: Auditor, engine: ScriptedEngine
+) -> None:
     engine.live = {"calibration-x-1": (100, 10)}
     report = auditor.audit(wait_ms=0)
     assert (report.residual_tokens, report.instances[0].metered.open) == (0, CounterPair(100, 10))
@@ -195,7 +204,9 @@ def test_of_an_engine_that_died_each_request_is_held_against_what_it_said_last(
     with database.begin() as connection:
         connection.execute(
             update(engine_counter).values(
-                requests=text("jsonb_set(requests, '{at_ms}', to_jsonb((requests->>'at_ms')::bigint - 7200000))")
+                requests=text(
+                    "jsonb_set(requests, '{at_ms}', to_jsonb((requests->>'at_ms')::bigint - 7200000))"
+                )
             )
         )
     later = auditor.audit(wait_ms=30_000)
@@ -246,8 +257,13 @@ def test_what_an_engine_had_done_before_it_was_added_again_is_accounted_once(
     engine: ScriptedEngine,
     instance: str,
 ) -> None:
-    """It was not started anew, so it still speaks of what it did under its last epoch, or under another name."""
-    done, died = event("done", (10, 0, 5)), event("died", (3, 0, 1), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT)
+    """It was not started anew, so it still speaks of what it did under its last epoch, or under another
+    name.
+    """
+    done, died = (
+        event("done", (10, 0, 5)),
+        event("died", (3, 0, 1), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT),
+    )
     engine.ended = {"done": (10, 5), "died": (4, 9), "calibration-1": (20, 7)}
     record(database, done, died)
     assert auditor.audit(wait_ms=0).residual_tokens == 0
@@ -255,7 +271,9 @@ def test_what_an_engine_had_done_before_it_was_added_again_is_accounted_once(
     with database.begin() as connection:
         close_run(connection, before, read_instance(httpx.Client(), before))
     raw_redis.delete(redis_keys.INSTANCES)
-    register(raw_redis, engine, instance, epoch="e1+1", counts=True, baseline={"prompt": 34, "generation": 21})
+    register(
+        raw_redis, engine, instance, epoch="e1+1", counts=True, baseline={"prompt": 34, "generation": 21}
+    )
     engine.ended |= {"after": (5, 6), "calibration-2": (1, 1)}
     record(database, event("after", (5, 0, 6), instance=instance, epoch="e1+1"))
     report = auditor.audit(wait_ms=0)
@@ -290,7 +308,12 @@ def test_what_an_engine_did_unseen_before_it_died_is_told_from_what_its_next_sta
     poller.poll_once()
     # `late` waited until now, and `third` began just now.
     engine.live, engine.ended = {}, engine.ended | {"moved": (6, 6), "third": (40, 4), "late": (1, 1)}
-    record(database, ended("moved", (6, 0, 6), began), ended("third", (40, 0, 4)), ended("late", (1, 0, 1), began))
+    record(
+        database,
+        ended("moved", (6, 0, 6), began),
+        ended("third", (40, 0, 4)),
+        ended("late", (1, 0, 1), began),
+    )
     for _ in range(2):
         report = auditor.audit(wait_ms=30_000)
         assert report.residual_tokens == 0

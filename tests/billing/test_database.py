@@ -1,4 +1,6 @@
-"""Which PostgreSQL URLs are taken, and that billing's connections work through PgBouncer in transaction mode."""
+"""Which PostgreSQL URLs are taken, and that billing's connections work through PgBouncer in transaction
+mode.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,12 @@ from tests.fixtures.secure_stores import Certificates, Pooler
 def test_every_usual_scheme_is_taken(scheme: str) -> None:
     url = read_database_url(f"{scheme}://u:p%2Fw@h:5433/taas?sslmode=verify-full")
     assert (url.drivername, url.username, url.password) == ("postgresql+psycopg", "u", "p/w")
-    assert (url.host, url.port, url.database, dict(url.query)) == ("h", 5433, "taas", {"sslmode": "verify-full"})
+    assert (url.host, url.port, url.database, dict(url.query)) == (
+        "h",
+        5433,
+        "taas",
+        {"sslmode": "verify-full"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,8 @@ def test_a_wrong_password_and_a_strange_authority_are_told_without_the_password(
     right = pgbouncer.url("postgres", sslmode="verify-full", sslrootcert=certificates.path("ca.pem"))
     for url, said in (
         (right.replace(pgbouncer.password, "open-sesame"), "SASL authentication failed"),
-        (pgbouncer.url("postgres", sslmode="verify-full", sslrootcert=certificates.path("stranger.pem")), "certificate verify failed"),
+        (pgbouncer.url("postgres", sslmode="verify-full", sslrootcert=certificates.path("stranger.pem")),
+        "certificate verify failed"),
     ):  # fmt: skip
         with pytest.raises(OperationalError, match=said) as failure, connect(url).connect():
             pass

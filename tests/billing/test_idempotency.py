@@ -1,4 +1,6 @@
-"""What is kept of requests that carry an `Idempotency-Key`: with the change or not at all, for a day, and no more than a cap."""
+"""What is kept of requests that carry an `Idempotency-Key`: with the change or not at all, for a day, and
+no more than a cap.
+"""
 
 from collections.abc import Iterator
 
@@ -38,7 +40,12 @@ def test_an_answer_is_found_by_its_caller_and_its_request_alone(connection: Conn
     assert find_answer(connection, CLAIM) == ANSWER
     assert find_answer(connection, Claim.of("service", "k-1", b"/path", b"", b"{}")) is None
     assert find_answer(connection, Claim.of("admin", "k-2", b"/path", b"", b"{}")) is None
-    for other in ((b"/other", b"", b"{}"), (b"/path", b"a=1", b"{}"), (b"/path", b"", b"{} "), (b"/pat", b"h", b"{}")):
+    for other in (
+        (b"/other", b"", b"{}"),
+        (b"/path", b"a=1", b"{}"),
+        (b"/path", b"", b"{} "),
+        (b"/pat", b"h", b"{}"),
+    ):
         with pytest.raises(Invalid) as caught:
             find_answer(connection, Claim.of("admin", "k-1", *other))
         assert caught.value.code == "idempotency_key_reused"
@@ -99,10 +106,15 @@ def test_what_is_older_than_a_day_is_forgotten_and_nothing_else(connection: Conn
 
 
 def test_no_more_than_the_cap_is_kept(connection: Connection):
-    rows = "insert into idempotent_request (caller, key_hash, fingerprint) select 'admin', n::text, '' from generate_series(1, :n) n"
+    rows = (
+        "insert into idempotent_request (caller, key_hash, fingerprint) select 'admin', n::text, '' "
+        "from generate_series(1, :n) n"
+    )
     connection.execute(text(rows), {"n": KEPT_MAX})
     assert find_answer(connection, CLAIM) is None
-    connection.execute(text("insert into idempotent_request (caller, key_hash, fingerprint) values ('x', 'x', '')"))
+    connection.execute(
+        text("insert into idempotent_request (caller, key_hash, fingerprint) values ('x', 'x', '')")
+    )
     with pytest.raises(Conflict) as caught:
         find_answer(connection, CLAIM)
     assert caught.value.code == "too_many_idempotency_keys"

@@ -1,4 +1,6 @@
-"""What the product has, as Prometheus is told: engines by status, declared instances, names of tenants and ends of contracts."""
+"""What the product has, as Prometheus is told: engines by status, declared instances, names of tenants and
+ends of contracts.
+"""
 
 import redis
 from prometheus_client import CollectorRegistry
@@ -46,7 +48,9 @@ def test_tenants_and_contracts_are_named_and_those_that_are_over_are_not(
         shop = furnish(connection)
         now_ms = store.now_ms(connection)
         kept, over = (
-            lifecycle.draft(connection, terms(shop.tenants[name], 100, now_ms, now_ms + DAY), now_ms=now_ms).contract_id
+            lifecycle.draft(
+                connection, terms(shop.tenants[name], 100, now_ms, now_ms + DAY), now_ms=now_ms
+            ).contract_id
             for name in ("acme", "bolt")
         )
         lifecycle.sign(connection, kept, now_ms=now_ms)
@@ -77,7 +81,10 @@ def test_no_more_tenants_are_named_than_a_page_may_have_and_the_oldest_stay(
     with database.begin() as connection:
         for name in ("first", "second", "third"):
             tenants.create(connection, name)
-    assert [name for _, name in read_inventory(database, raw_redis, tenants_max=2).tenants] == ["first", "second"]
+    assert [name for _, name in read_inventory(database, raw_redis, tenants_max=2).tenants] == [
+        "first",
+        "second",
+    ]
 
 
 def test_who_does_not_lead_shows_the_families_and_no_figure() -> None:

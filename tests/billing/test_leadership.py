@@ -16,7 +16,9 @@ def test_one_leads_and_another_takes_over_once_it_lets_go(raw_redis: redis.Redis
     assert (first.holds(LOCK), second.holds(LOCK)) == (False, True)
 
 
-def test_who_has_not_renewed_for_as_long_as_the_lock_lives_is_not_certain_of_it(raw_redis: redis.Redis) -> None:
+def test_who_has_not_renewed_for_as_long_as_the_lock_lives_is_not_certain_of_it(
+    raw_redis: redis.Redis,
+) -> None:
     now_s = 100.0
     first = Leadership(raw_redis, clock=lambda: now_s)
     assert first.hold(LOCK)

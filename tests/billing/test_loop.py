@@ -12,7 +12,9 @@ from billing.metrics import BillingMetrics
 
 
 def run(outcomes: Iterator[Exception | bool], caplog: pytest.LogCaptureFixture) -> tuple[int, float | None]:
-    """Run a loop whose steps end so, then stop it. Returns how often it stepped, and its last degraded state."""
+    """Run a loop whose steps end so, then stop it. Returns how often it stepped, and its last degraded
+    state.
+    """
     stop = threading.Event()
     metrics = BillingMetrics()
     steps = 0

@@ -1,4 +1,6 @@
-"""Migrations: whole, repeatable, safe when two processes start together, and equal to what the code believes."""
+"""Migrations: whole, repeatable, safe when two processes start together, and equal to what the code
+believes.
+"""
 
 import threading
 from pathlib import Path
@@ -75,7 +77,8 @@ def _rows(engine: Engine) -> dict[str, list[dict[str, object]]]:
     with engine.connect() as connection:
         read = {
             table.name: [
-                dict(row._mapping) for row in connection.execute(select(table).order_by(*table.primary_key.columns))
+                dict(row._mapping)
+                for row in connection.execute(select(table).order_by(*table.primary_key.columns))
             ]
             for table in found.sorted_tables
             if table.name != "alembic_version"

@@ -35,9 +35,10 @@ class BillingProcess:
         self.admin_port, self.metrics_port = free_port(), free_port()
         self.log = log
         self.environment = {
-            **os.environ, "TAAS_DATABASE_URL": database_url, "TAAS_REDIS_URL": redis_url, "TAAS_ADMIN_KEY": ADMIN_KEY,
-            "TAAS_ADMIN_PORT": str(self.admin_port), "TAAS_BILLING_METRICS_PORT": str(self.metrics_port),
-            "TAAS_USAGE_CLAIM_IDLE_MS": "100", "TAAS_COUNTERS_INTERVAL_MS": "100", "TAAS_AUDIT_INTERVAL_MS": "200", **environment,
+            **os.environ, "TAAS_DATABASE_URL": database_url, "TAAS_REDIS_URL": redis_url,
+            "TAAS_ADMIN_KEY": ADMIN_KEY, "TAAS_ADMIN_PORT": str(self.admin_port),
+            "TAAS_BILLING_METRICS_PORT": str(self.metrics_port), "TAAS_USAGE_CLAIM_IDLE_MS": "100",
+            "TAAS_COUNTERS_INTERVAL_MS": "100", "TAAS_AUDIT_INTERVAL_MS": "200", **environment,
         }  # fmt: skip
         self.popen: ForkedProgram | subprocess.Popen[bytes] | None = None
 
@@ -80,7 +81,9 @@ def billing(migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
-def billing_on_an_empty_database(database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[BillingProcess]:
+def billing_on_an_empty_database(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> Iterator[BillingProcess]:
     with stopped_at_the_end(database_url, valkey_url, tmp_path) as process:
         yield process
 
@@ -120,7 +123,8 @@ def test_kill_9_in_mid_batch_records_each_event_exactly_once(
         publish(raw_redis, total, 500)
         total += 500
         billing.start()
-        # Killed as soon as the first batch of this round is in SQL: acknowledged or not, the next one half done.
+        # Killed as soon as the first batch of this round is in SQL: acknowledged or not, the next one half
+        # done.
         until(partial(lambda before: recorded(tables) > before, total - 500), billing)
         billing.end(signal.SIGKILL)
     billing.start()
@@ -160,19 +164,21 @@ def test_it_migrates_answers_reaps_polls_and_audits(
         until(lambda: billing.metric('taas_audit_residual_tokens{engine="i1",kind="prompt"}') == 20, billing)
         until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 0, billing)
         audit = plain_http.get(
-            f"http://127.0.0.1:{billing.admin_port}/admin/v1/audit", headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20,
-            trust_env=False,
+            f"http://127.0.0.1:{billing.admin_port}/admin/v1/audit",
+            headers={"authorization": f"Bearer {ADMIN_KEY}"}, timeout=20, trust_env=False,
         )  # fmt: skip
         assert audit.status_code == 200
         assert audit.json()["residual_tokens"] == 25
     assert billing.end(signal.SIGTERM) == 0
 
 
-def test_it_keeps_load_and_life_of_engines_added_by_hand_true(billing: BillingProcess, raw_redis: redis.Redis) -> None:
+def test_it_keeps_load_and_life_of_engines_added_by_hand_true(
+    billing: BillingProcess, raw_redis: redis.Redis
+) -> None:
     def ask(method: str, path: str, body: object = None) -> Any:
         answer = plain_http.request(
-            method, f"http://127.0.0.1:{billing.admin_port}/admin/v1/{path}", json=body, timeout=20, trust_env=False,
-            headers={"authorization": f"Bearer {ADMIN_KEY}"},
+            method, f"http://127.0.0.1:{billing.admin_port}/admin/v1/{path}", json=body, timeout=20,
+            trust_env=False, headers={"authorization": f"Bearer {ADMIN_KEY}"},
         )  # fmt: skip
         assert answer.is_success, answer.text
         return answer.json()
@@ -225,7 +231,9 @@ def test_what_waits_for_sql_is_told_while_sql_refuses_it(
         connection.execute(text("alter table usage_event rename to gone"))
     raw_redis.sadd(redis_keys.CELLS, "m1")
     # Old enough for whoever looks after what others have left.
-    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a").to_json()}, id="1700000000000-0")
+    raw_redis.xadd(
+        redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a").to_json()}, id="1700000000000-0"
+    )
     billing.start()
     until(lambda: billing.metric('taas_degraded{component="claims"}') == 1, billing)
     until(lambda: billing.metric('taas_usage_stream_lag_entries{cell="m1"}') == 1, billing)
@@ -241,7 +249,9 @@ def test_a_redis_that_goes_and_comes_back_is_waited_for(
     process = BillingProcess(migrated_database_url, own_valkey.url, tmp_path / "billing.log")
     process.start()
     try:
-        until(lambda: process.metric('taas_degraded{component="consumer"}') == 0 and process.healthy(), process)
+        until(
+            lambda: process.metric('taas_degraded{component="consumer"}') == 0 and process.healthy(), process
+        )
         own_valkey.kill()
         until(lambda: process.metric('taas_degraded{component="consumer"}') == 1, process)
         own_valkey.start()

@@ -21,7 +21,9 @@ def test_a_gateway_reads_limits_and_policy_as_they_were_set(database: Engine, ra
     with database.begin() as connection:
         made = tenants.create(connection, "acme", "internal", on_demand=False, redis_down=lease)
         models.create(connection, ModelSpec(name="m", context_tokens=100))
-        limits.put(connection, Subject(made.tenant_id, None), "*", {"requests_per_minute": 60, "concurrency": 9})
+        limits.put(
+            connection, Subject(made.tenant_id, None), "*", {"requests_per_minute": 60, "concurrency": 9}
+        )
         limits.put(connection, Subject(made.tenant_id, None), "m", {"units_per_minute": 5, "concurrency": 2})
         new = api_keys.create(connection, made.tenant_id, expires_at_ms=5)
     Projector(database, raw_redis).rebuild()
@@ -67,20 +69,35 @@ def test_a_model_is_visible_to_its_audience_only(database: Engine, raw_redis: re
             if name == "soon":
                 models.create(connection, ModelSpec(name=name, context_tokens=100))
             set_price(
-                connection, name, input="0", cached_input="0", output="0", valid_from_ms=since_ms, now_ms=lambda: NOW_MS
+                connection,
+                name,
+                input="0",
+                cached_input="0",
+                output="0",
+                valid_from_ms=since_ms,
+                now_ms=lambda: NOW_MS,
             )
     Projector(database, raw_redis).rebuild()
-    callers = {name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()}
+    callers = {
+        name: Tenant.read(raw_redis.get(redis_keys.tenant(tenant_id))) for name, tenant_id in ids.items()
+    }
     entries = [Model.read(raw) for raw in raw_redis.hgetall(redis_keys.MODELS).values()]
     key = ApiKey(
-        key_id="key_1", key_hash="hash", tenant="ten_1", project="prj_1", expires_at_ms=None, limits=LimitTable({})
+        key_id="key_1",
+        key_hash="hash",
+        tenant="ten_1",
+        project="prj_1",
+        expires_at_ms=None,
+        limits=LimitTable({}),
     )
     seen = {
         name: {model.name for model in entries if Caller(key, caller).may_see(model, NOW_MS)}
         for name, caller in callers.items()
     }
     only = replace(key, models=frozenset({"open"}))
-    assert {model.name for model in entries if Caller(only, callers["team"]).may_see(model, NOW_MS)} == {"open"}
+    assert {model.name for model in entries if Caller(only, callers["team"]).may_see(model, NOW_MS)} == {
+        "open"
+    }
     assert seen == {
         "acme": {"open", "shared", "private"},
         "other": {"open"},

@@ -32,8 +32,8 @@ class Home:
     def run(self, *command: str, timeout_s: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
         """`python -m deploy.local …`, its output captured."""
         return subprocess.run(
-            [sys.executable, "-m", "deploy.local", *command], cwd=ROOT, env=self.environment | more, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=timeout_s, check=False,
+            [sys.executable, "-m", "deploy.local", *command], cwd=ROOT, env=self.environment | more,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
 
     def python(self, program: str, **more: str) -> subprocess.CompletedProcess[str]:

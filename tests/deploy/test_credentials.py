@@ -35,7 +35,10 @@ def test_a_shell_reads_an_env_file_as_it_was_written(tmp_path: Path) -> None:
     credentials.write_env(tmp_path / "x.env", values)
     assert credentials.read_env(tmp_path / "x.env") == values
     shell = subprocess.run(
-        ["sh", "-c", f'set -a; . {tmp_path}/x.env; printf "%s" "$HARD"'], capture_output=True, text=True, check=True
+        ["sh", "-c", f'set -a; . {tmp_path}/x.env; printf "%s" "$HARD"'],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shell.stdout == values["HARD"]
 

@@ -16,7 +16,10 @@ from tests.source_tree import ROOT, text_of
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     """One whose only stage leaves a mark, so that a test sees when it ran."""
-    mark = f"import pathlib; p = pathlib.Path({str(tmp_path / 'ran')!r}); p.write_text((p.read_text() if p.exists() else '') + 'x')"
+    mark = (
+        f"import pathlib; p = pathlib.Path({str(tmp_path / 'ran')!r}); p.write_text((p.read_text() if "
+        "p.exists() else '') + 'x')"
+    )
     stage = Stage("leaving a mark", ("-c", mark), "Look at the log.")
     return Environment(tmp_path / "venv", tmp_path / "logs" / "e.log", (stage,), (b"lock",))
 
@@ -25,7 +28,9 @@ def ignore(text: str) -> None:
     """A note that nobody reads."""
 
 
-def test_an_environment_is_made_once_and_brought_up_to_date_in_place(environment: Environment, tmp_path: Path) -> None:
+def test_an_environment_is_made_once_and_brought_up_to_date_in_place(
+    environment: Environment, tmp_path: Path
+) -> None:
     assert ensure(environment, ignore)
     assert not ensure(environment, ignore)
     assert (tmp_path / "ran").read_text() == "x"
@@ -52,7 +57,9 @@ def test_a_failed_stage_says_which_and_why_and_the_next_run_begins_anew(
 
 
 def test_pip_installs_only_what_the_locks_pin(tmp_path: Path) -> None:
-    """Ours by hash throughout; vLLM's by hash without its dependencies, so that no torchvision comes in; torch alone by version."""
+    """Ours by hash throughout; vLLM's by hash without its dependencies, so that no torchvision comes in;
+    torch alone by version.
+    """
     ours = environments.application(ROOT, tmp_path)
     assert "--require-hashes" in ours.stages[0].arguments
     assert {"--no-deps", "--no-build-isolation"} <= set(ours.stages[-1].arguments)

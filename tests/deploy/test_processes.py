@@ -18,7 +18,8 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 STUBBORN = """
 import os, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"])
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf])
 print(child.pid, flush=True)
 time.sleep(600)
 """
@@ -73,7 +74,9 @@ def test_a_pid_given_to_another_program_is_not_taken_for_ours(
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"pid": 1}'])
-def test_a_damaged_pid_file_means_that_nothing_runs(processes: Processes, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_pid_file_means_that_nothing_runs(
+    processes: Processes, tmp_path: Path, damage: str
+) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "one.json").write_text(damage)
     assert processes.find("one") is None

@@ -1,4 +1,6 @@
-"""The scrape configuration asks the route that there is, with the key that may, from the file that `make up` writes."""
+"""The scrape configuration asks the route that there is, with the key that may, from the file that `make
+up` writes.
+"""
 
 import re
 import stat

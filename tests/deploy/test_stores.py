@@ -1,4 +1,6 @@
-"""Our own Valkey and PostgreSQL: they survive their starter, keep what they were told, and are open to their owner only."""
+"""Our own Valkey and PostgreSQL: they survive their starter, keep what they were told, and are open to
+their owner only.
+"""
 
 import contextlib
 import stat

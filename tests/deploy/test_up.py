@@ -21,7 +21,8 @@ def served(output: str) -> dict[str, int]:
     """What the bill on the screen says: tokens by kind, and what the engine counted itself."""
     found = dict(re.findall(r"^    (input|cached input|output|total) +(\d+)", output, re.MULTILINE))
     counted = re.search(
-        r"engine's own counters: (\d+) prompt \+ (\d+) generation tokens meanwhile; audit residual (\d+)", output
+        r"engine's own counters: (\d+) prompt \+ (\d+) generation tokens meanwhile; audit residual (\d+)",
+        output,
     )
     assert counted is not None, output
     prompt, generation, residual = map(int, counted.groups())
@@ -79,7 +80,8 @@ def test_the_env_file_is_private_and_holds_what_sdks_need(running: Home) -> None
     path = running.folder / "demo.env"
     values = read_env(path)
     assert set(values) == {
-        "OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "TAAS_ADMIN_URL", "TAAS_ADMIN_KEY", "TAAS_MODEL",
+        "OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY", "TAAS_ADMIN_URL",
+        "TAAS_ADMIN_KEY", "TAAS_MODEL",
     }  # fmt: skip
     for private in (path, running.folder / "services.env", running.folder / "secrets.json"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o600

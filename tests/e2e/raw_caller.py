@@ -12,19 +12,28 @@ from typing import Any
 from tests.fixtures.stack import MODEL, Stack
 
 STORY = "Write a very long story about the sea, the wind and the people who live by them. Begin at once."
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+)
 ROUTES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 # Tokens that no machine makes before a test is done with the answer, and that fit the model's context.
 LONG = 7000
 # Without a byte.
 PATIENCE_S = 60
 # What a stream's chunk with a token in it holds, and what stands in its last chunk before the closing one.
-TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"', RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
-FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done", MESSAGES: b"message_delta"}  # fmt: skip
+TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"',
+RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
+FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done",
+MESSAGES: b"message_delta"}  # fmt: skip
 
 
 def body_of(path: str, prompt: str = STORY, *, tokens: int, stream: bool = True) -> dict[str, Any]:
-    """A request that goes on to the last of its tokens: by order where the route allows that, else by a story that greedy decoding does not end."""
+    """A request that goes on to the last of its tokens: by order where the route allows that, else by a
+    story that greedy decoding does not end.
+    """
     shared = {"model": MODEL, "stream": stream}
     messages = [{"role": "user", "content": prompt}]
     match path:
@@ -46,7 +55,8 @@ class RawCaller:
         self._socket = socket.create_connection(("127.0.0.1", stack.gateway.port), timeout=PATIENCE_S)
         content = json.dumps(body).encode()
         head = (
-            f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or stack.key}\r\nconnection: close\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or stack.key}\r\nconnection: "
+            "close\r\n"
             f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
         )
         try:
@@ -58,7 +68,9 @@ class RawCaller:
     def __enter__(self) -> "RawCaller":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.leave()
 
     def leave(self) -> None:
@@ -82,7 +94,9 @@ class RawCaller:
         return self.seen
 
     def read_for(self, patience_s: float) -> str:
-        """Until the end, or until then: `left`. At the end: `answered`, `refused`, or `cut` where the other side broke off."""
+        """Until the end, or until then: `left`. At the end: `answered`, `refused`, or `cut` where the
+        other side broke off.
+        """
         deadline = time.monotonic() + patience_s
         try:
             while (left_s := deadline - time.monotonic()) > 0:

@@ -1,4 +1,6 @@
-"""The official Anthropic SDK against real vLLM: messages plain and streamed, counting, errors, and the bill of each."""
+"""The official Anthropic SDK against real vLLM: messages plain and streamed, counting, errors, and the
+bill of each.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +28,10 @@ def assert_receipt(stack: Stack, request_id: str, usage: Any) -> None:
     cached = usage.cache_read_input_tokens or 0
     prompt = usage.input_tokens + cached + (usage.cache_creation_input_tokens or 0)
     assert receipt["ending"] == "complete", receipt
-    assert receipt["billed"] == {"prompt": prompt, "cached": cached, "output": usage.output_tokens}, (usage, receipt)
+    assert receipt["billed"] == {"prompt": prompt, "cached": cached, "output": usage.output_tokens}, (
+        usage,
+        receipt,
+    )
     assert receipt["produced"] == receipt["billed"]
     assert receipt["delivered"] == {"output": usage.output_tokens}
 
@@ -40,7 +45,9 @@ def test_a_message_is_answered_and_billed_as_told(client: Anthropic, stack: Stac
     assert_receipt(stack, answer._request_id, answer.usage)
 
 
-def test_a_streamed_message_is_put_together_by_the_sdk_and_billed_as_told(client: Anthropic, stack: Stack) -> None:
+def test_a_streamed_message_is_put_together_by_the_sdk_and_billed_as_told(
+    client: Anthropic, stack: Stack
+) -> None:
     with client.messages.stream(model=MODEL, max_tokens=8, messages=SEA) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()

@@ -1,4 +1,6 @@
-"""`taas calibrate` on real vLLM: it finds figures that predict a mix it has not seen, and every token that it cost is accounted for."""
+"""`taas calibrate` on real vLLM: it finds figures that predict a mix it has not seen, and every token that
+it cost is accounted for.
+"""
 
 import json
 import os
@@ -15,12 +17,30 @@ pytestmark = pytest.mark.vllm
 
 def test_real_vllm_is_measured_and_its_tokens_are_accounted_for(stack: Stack) -> None:
     stack.await_rest()
-    given = {"TAAS_ADMIN_URL": stack.admin_url, "TAAS_ADMIN_KEY": ADMIN_KEY, "TAAS_REDIS_URL": stack.valkey.url}
+    given = {
+        "TAAS_ADMIN_URL": stack.admin_url,
+        "TAAS_ADMIN_KEY": ADMIN_KEY,
+        "TAAS_REDIS_URL": stack.valkey.url,
+    }
     # A latency that two cores keep with a few sequences at once.
-    words = ("calibrate", MODEL, "--yes", "--json", "--tpot-ms", "80", "--ttft-ms", "5000", "--seconds-per-step", "1")
+    words = (
+        "calibrate",
+        MODEL,
+        "--yes",
+        "--json",
+        "--tpot-ms",
+        "80",
+        "--ttft-ms",
+        "5000",
+        "--seconds-per-step",
+        "1",
+    )
     command = [str(Path(sys.executable).with_name("taas")), *words]
-    run = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, check=False, timeout=500)
-    # On a machine that does other things as well the mixes may not agree. Then nothing is stored, and what it cost is absorbed all the same.
+    run = subprocess.run(
+        command, env={**os.environ, **given}, capture_output=True, text=True, check=False, timeout=500
+    )
+    # On a machine that does other things as well the mixes may not agree. Then nothing is stored, and what it
+    # cost is absorbed all the same.
     if run.returncode != 0:
         assert "nothing was stored" in run.stderr, run.stderr
         assert json.loads(stack.taas("pool", "show", MODEL, "--json"))["units_per_instance"] is None

@@ -1,4 +1,6 @@
-"""Capacity on real vLLM: a contract is served as reserved and says so; flex gives way to its owner and goes on as one stream with one bill."""
+"""Capacity on real vLLM: a contract is served as reserved and says so; flex gives way to its owner and
+goes on as one stream with one bill.
+"""
 
 import json
 from collections.abc import Iterator
@@ -42,9 +44,9 @@ def calibrate(stack: Stack, sequences: int, units: str) -> None:
     model = next(each for each in stack.admin("GET", "models")["data"] if each["name"] == MODEL)
     weights = {name: model["weights"][name] for name in ("w_in_mu", "w_cached_mu", "w_out_mu")}
     stack.admin(
-        "POST", "calibrations", pool=MODEL, model=MODEL, weights=weights, capacity_units_per_second=units, sequences=sequences,
-        tpot_target_ms=1000, ttft_target_ms=5000, hardware="as said by a test", engine_version="0.32.0", error="0", instance=INSTANCE,
-        steps=[], remarks=[],
+        "POST", "calibrations", pool=MODEL, model=MODEL, weights=weights, capacity_units_per_second=units,
+        sequences=sequences, tpot_target_ms=1000, ttft_target_ms=5000, hardware="as said by a test",
+        engine_version="0.32.0", error="0", instance=INSTANCE, steps=[], remarks=[],
     )  # fmt: skip
     allotted = redis_keys.room(stack.cell)
     enough = min(sequences, 32)  # more is trusted to it step by step
@@ -54,14 +56,20 @@ def calibrate(stack: Stack, sequences: int, units: str) -> None:
         return enough <= room <= sequences
 
     def seen() -> object:
-        return stack.redis.hgetall(allotted), stack.admin("GET", f"pools/{MODEL}"), stack.admin("GET", "instances")
+        return (
+            stack.redis.hgetall(allotted),
+            stack.admin("GET", f"pools/{MODEL}"),
+            stack.admin("GET", "instances"),
+        )
 
     wait_until(roomy, "room as calibrated", 60, instead=seen)
 
 
 @pytest.fixture(scope="module")
 def small_pool(stack: Stack) -> Iterator[None]:
-    """Room for two sequences at once, to the last of them for sale. Whatever becomes of that, there is room for all tests again at the end."""
+    """Room for two sequences at once, to the last of them for sale. Whatever becomes of that, there is
+    room for all tests again at the end.
+    """
     stack.await_rest()
     before = stack.admin("GET", f"pools/{MODEL}")
     try:
@@ -69,16 +77,28 @@ def small_pool(stack: Stack) -> Iterator[None]:
         stack.taas("pool", "set", MODEL, "--instances", "1", "--headroom", "0")
         yield
     finally:
-        stack.taas("pool", "set", MODEL, "--instances", str(before["instances"]), "--headroom", str(before["headroom"]))
+        stack.taas(
+            "pool",
+            "set",
+            MODEL,
+            "--instances",
+            str(before["instances"]),
+            "--headroom",
+            str(before["headroom"]),
+        )
         calibrate(stack, 256, "1000000")
 
 
 @pytest.fixture(scope="module")
 def sold(stack: Stack, small_pool: None) -> Iterator[Sold]:
-    """Half of what the pool can do under contract: so much that its owner is idle soon after its last token."""
+    """Half of what the pool can do under contract: so much that its owner is idle soon after its last
+    token.
+    """
     tenant, key = stack.new_tenant()
     terms = ("--units", "10000", "--until", "1y", "--notice-days", "0", "--overflow", "reject")
-    signed = json.loads(stack.taas("contract", "sign", "--tenant", tenant, "--pool", MODEL, *terms, "--yes", "--json"))
+    signed = json.loads(
+        stack.taas("contract", "sign", "--tenant", tenant, "--pool", MODEL, *terms, "--yes", "--json")
+    )
     contract = redis_keys.contract_bucket(stack.cell, tenant)
     wait_until(lambda: stack.redis.hget(contract, "id") == signed["contract"], "contract in force", 30)
     yield Sold(tenant, key, signed["contract"])
@@ -91,7 +111,11 @@ def assert_reserved(stack: Stack, sold: Sold, request_id: str, asked: str) -> No
     receipt = stack.receipt(request_id, sold.key)
     assert (receipt["class"], receipt["contract"]) == ("reserved", sold.contract)
     decision = receipt["decision"]
-    assert (decision["asked"], decision["why"], decision["rate_mu_s"]) == (ASKED[asked], "within_contract", 10_000_000)
+    assert (decision["asked"], decision["why"], decision["rate_mu_s"]) == (
+        ASKED[asked],
+        "within_contract",
+        10_000_000,
+    )
     assert 0 <= decision["level_before_mu"] < decision["level_after_mu"]
     shown = stack.taas("request", "show", request_id)
     assert sold.contract in shown
@@ -148,7 +172,13 @@ class Flex:
 
     def __init__(self, stack: Stack, path: str, **fields: Any) -> None:
         usage = {"include_usage": True}
-        body = {"model": MODEL, "stream": True, "temperature": 0, "max_tokens": TOKENS, "stream_options": usage}
+        body = {
+            "model": MODEL,
+            "stream": True,
+            "temperature": 0,
+            "max_tokens": TOKENS,
+            "stream_options": usage,
+        }
         self._path = path
         self._stack = stack
         self.caller = RawCaller(stack, path, {**body, "service_tier": "flex", **fields})
@@ -167,14 +197,16 @@ class Flex:
     def text_of(self, events: list[dict[str, Any]]) -> str:
         said = [choice for event in events for choice in event["choices"]]
         return "".join(
-            (choice["delta"].get("content") if self._path == CHAT else choice["text"]) or "" for choice in said
+            (choice["delta"].get("content") if self._path == CHAT else choice["text"]) or ""
+            for choice in said
         )
 
     def await_part(self, number: int) -> None:
         """Until it goes on as that, or has ended."""
         first = self.caller.request_id
         wait_until(
-            lambda: (f"{first}-{number}" in self._stack.open_ids()) or first not in self._stack.open_ids(), "next part"
+            lambda: (f"{first}-{number}" in self._stack.open_ids()) or first not in self._stack.open_ids(),
+            "next part",
         )
 
     def give_way(self) -> None:
@@ -191,7 +223,9 @@ def assert_one_stream_and_one_bill(stack: Stack, events: list[dict[str, Any]], r
     """However many parts it took."""
     assert len({event["id"] for event in events}) == 1
     assert [event for event in events if not event["choices"]] == events[-1:]
-    assert sum(choice.get("finish_reason") is not None for event in events for choice in event["choices"]) == 1
+    assert (
+        sum(choice.get("finish_reason") is not None for event in events for choice in event["choices"]) == 1
+    )
     roles = [event for event in events[:-1] if event["choices"][0].get("delta", {}).get("role")]
     assert len(roles) in {0, 1}
     usage, receipt = events[-1]["usage"], stack.receipt(request_id)
@@ -210,7 +244,8 @@ SEAMS: dict[str, tuple[str, dict[str, Any], str]] = {
     # Three tokens a character, of which two have no text.
     "characters of several tokens": (COMPLETIONS, {"prompt": WAVES}, "length"),
     # So long that it is held back, and it begins again and again.
-    "stop string that never comes": (COMPLETIONS, {"prompt": COLOURS, "stop": "blue, red, green, violet"}, "length"),
+    "stop string that never comes": (COMPLETIONS, {"prompt": COLOURS, "stop": "blue, red, green, violet"},
+    "length"),
     "stop string that comes": (COMPLETIONS, {"prompt": NUMBERS, "stop": ["22, 23"]}, "stop"),
 }  # fmt: skip
 
@@ -242,7 +277,9 @@ def test_a_stream_that_gave_way_says_what_it_would_have_said(
 def test_a_stream_that_gives_way_while_it_reads_its_prompt_is_answered_all_the_same(
     stack: Stack, sold: Sold, path: str
 ) -> None:
-    """It is stopped before its first token, or after it on a fast machine: never an empty answer, nor a prompt that nobody pays for."""
+    """It is stopped before its first token, or after it on a fast machine: never an empty answer, nor a
+    prompt that nobody pays for.
+    """
     prompt = "The sea is wide and deep. " * 200
     fields = {"messages": [{"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}
     with Flex(stack, path, **fields, max_tokens=12) as flex:
@@ -256,7 +293,9 @@ def test_a_stream_that_gives_way_while_it_reads_its_prompt_is_answered_all_the_s
 
 
 def test_an_owner_that_comes_back_has_its_place_and_flex_waits_and_goes_on(stack: Stack, sold: Sold) -> None:
-    """Nothing is set by hand: the allocator sees the owner, flex gives way, waits while the owner runs, and goes on."""
+    """Nothing is set by hand: the allocator sees the owner, flex gives way, waits while the owner runs,
+    and goes on.
+    """
     waiting = redis_keys.waiting_tenants(stack.cell, "f")
     with Flex(stack, COMPLETIONS, prompt=COLOURS, max_tokens=LONG, ignore_eos=True) as flex:
         flex.caller.read_until(TOKEN[COMPLETIONS], 3)
@@ -277,7 +316,9 @@ def test_an_owner_that_comes_back_has_its_place_and_flex_waits_and_goes_on(stack
     assert stack.receipt(owner.request_id, sold.key)["ending"] == "client_disconnect"
 
 
-@pytest.mark.parametrize("fields", [{"logprobs": 0}, {"presence_penalty": 0.5}], ids=["log probabilities", "penalties"])
+@pytest.mark.parametrize(
+    "fields", [{"logprobs": 0}, {"presence_penalty": 0.5}], ids=["log probabilities", "penalties"]
+)
 def test_flex_that_cannot_go_on_ends_with_one_error_and_is_not_billed(
     stack: Stack, sold: Sold, fields: dict[str, Any]
 ) -> None:

@@ -1,8 +1,10 @@
-"""The mixed run: every form of request on real vLLM, a third of the callers leave at some moment, a tenth of the requests fail when the engine has
-worked on them, the engine stands still several times, the gateway is killed twice. The audit is asked all the while; then the books are read.
-`TAAS_MIXED_REQUESTS=300` makes it longer.
+"""The mixed run: every form of request on real vLLM, a third of the callers leave at some moment, a tenth of
+the requests fail when the engine has worked on them, the engine stands still several times, the gateway is
+killed twice. The audit is asked all the while; then the books are read. `TAAS_MIXED_REQUESTS=300` makes it
+longer.
 
-Σ produced by the engine = Σ billed + Σ absorbed, one ledger entry for each request that was accepted, and of each what its engine says of it.
+Σ produced by the engine = Σ billed + Σ absorbed, one ledger entry for each request that was accepted, and of
+each what its engine says of it.
 """
 
 import os
@@ -33,11 +35,17 @@ PAUSES_AT = tuple(REQUESTS * share // 12 for share in ((1, 3, 5, 7, 9) if REQUES
 PAUSE_S = 8.0
 # On a slow machine a request takes a quarter of a minute.
 PATIENCE_S = 600.0
-PROMPTS = ("Tell me of the sea.", "What is the wind?", "Name three colours. " * 5, "Who lives in the hills? " * 20)
+PROMPTS = (
+    "Tell me of the sea.",
+    "What is the wind?",
+    "Name three colours. " * 5,
+    "Who lives in the hills? " * 20,
+)
 
 # vLLM makes the call, then finds that it is no object: 400, and nothing in the answer says what that took.
 LATE_FAILURE = {
-    "model": MODEL, "max_tokens": 64, "temperature": 0, "messages": [{"role": "user", "content": "Say hello to Bob."}],
+    "model": MODEL, "max_tokens": 64, "temperature": 0, "messages": [{"role": "user",
+    "content": "Say hello to Bob."}],
     "tools": [{"name": "save", "input_schema": {"anyOf": [{"type": "string", "maxLength": 8}]}}],
     "tool_choice": {"type": "tool", "name": "save"},
 }  # fmt: skip
@@ -47,11 +55,15 @@ SELECT request_id, ending, billed_prompt, billed_output, absorbed_prompt, absorb
 FROM usage_event WHERE tenant = %s
 """
 HELD = """
-SELECT e.request_id, e.produced_prompt + coalesce(sum(r.produced_prompt), 0), e.produced_output + coalesce(sum(r.produced_output), 0)
-FROM usage_event e LEFT JOIN usage_event r ON r.kind = 'reconciliation' AND r.evidence -> 'requests' = jsonb_build_array(e.request_id)
+SELECT e.request_id, e.produced_prompt + coalesce(sum(r.produced_prompt), 0),
+  e.produced_output + coalesce(sum(r.produced_output), 0)
+FROM usage_event e LEFT JOIN usage_event r
+  ON r.kind = 'reconciliation' AND r.evidence -> 'requests' = jsonb_build_array(e.request_id)
 WHERE e.tenant = %s GROUP BY e.request_id, e.produced_prompt, e.produced_output
 """
-ENTRIES = "SELECT t.request_id FROM ledger_transaction t JOIN usage_event u USING (request_id) WHERE u.tenant = %s"
+ENTRIES = (
+    "SELECT t.request_id FROM ledger_transaction t JOIN usage_event u USING (request_id) WHERE u.tenant = %s"
+)
 
 
 @dataclass(kw_only=True)
@@ -69,7 +81,9 @@ class Run:
 
 
 def call(stack: Stack, run: Run, number: int) -> None:
-    """One request; where the gateway is not there, dies before it answers, or knows no engine yet, it is asked again, as an SDK would."""
+    """One request; where the gateway is not there, dies before it answers, or knows no engine yet, it is
+    asked again, as an SDK would.
+    """
     dice = random.Random(number)
     if number % 10 == 7:
         _call_that_fails_late(stack, run)
@@ -116,7 +130,11 @@ def _ask(stack: Stack, run: Run, path: str, body: dict[str, Any], patience_s: fl
 def kill_twice(stack: Stack, run: Run) -> None:
     """In the middle of things: only where several requests are open."""
     for at in KILLS_AT:
-        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to kill", PATIENCE_S)  # noqa: B023
+        wait_until(
+            lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2,  # noqa: B023
+            "moment to kill",
+            PATIENCE_S,
+        )
         stack.gateway.kill()
         stack.gateway.start()
 
@@ -125,7 +143,11 @@ def pause_engine(stack: Stack, run: Run) -> None:
     """All processes of the engine at once, as a machine that swaps would."""
     server = psutil.Process(stack.engine_pid())
     for at in PAUSES_AT:
-        wait_until(lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2, "moment to pause", PATIENCE_S)  # noqa: B023
+        wait_until(
+            lambda: run.started >= at and len(stack.open_ids()) >= CALLERS // 2,  # noqa: B023
+            "moment to pause",
+            PATIENCE_S,
+        )
         processes = [server, *server.children(recursive=True)]
         for process in processes:
             process.send_signal(signal.SIGSTOP)
@@ -135,7 +157,9 @@ def pause_engine(stack: Stack, run: Run) -> None:
 
 
 def audit_until(stack: Stack, run: Run, over: threading.Event) -> None:
-    """Again and again while requests come and go: whatever runs, is paused or has died, nothing is unexplained."""
+    """Again and again while requests come and go: whatever runs, is paused or has died, nothing is
+    unexplained.
+    """
     while not over.wait(1.0):
         run.residuals.append(stack.admin("GET", "audit")["residual_tokens"])
 
@@ -159,7 +183,9 @@ def drive(stack: Stack, run: Run) -> float:
     return took_s
 
 
-def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_in_the_ledger_once(stack: Stack) -> None:
+def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_in_the_ledger_once(
+    stack: Stack,
+) -> None:
     stack.assert_conserved()
     names = ("produced", "billed", "absorbed")
     before, late_before, ids_before = (
@@ -194,7 +220,9 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
     for name in run.failed_late:
         (late_row,) = [row for row in rows if row[0] == name]
         assert late_row[1] in {"refused_by_engine", "gateway_died"}
-    counted = {name: tuple(pair) for name, pair in engine_counts(stack).items() if name in {row[0] for row in rows}}
+    counted = {
+        name: tuple(pair) for name, pair in engine_counts(stack).items() if name in {row[0] for row in rows}
+    }
     held = {row[0]: (row[1], row[2]) for row in stack.sql(HELD, run.tenant)}
     assert {name: held[name] for name in counted} == counted
     assert {name for name, tokens in held.items() if any(tokens)} <= set(counted)
@@ -208,7 +236,10 @@ def engine_counts(stack: Stack) -> dict[str, tuple[int, int]]:
     entry = stack.instance() or {}
     headers = {"authorization": f"Bearer {entry['key']}"}
     page = plain_http.get(f"{entry['url']}/taas/request_counts?after=0", headers=headers, timeout=30)
-    return {name: (prompt, output) for name, (prompt, _, output) in page.raise_for_status().json()["finished"].items()}
+    return {
+        name: (prompt, output)
+        for name, (prompt, _, output) in page.raise_for_status().json()["finished"].items()
+    }
 
 
 def accepted_ids(stack: Stack) -> set[str]:
@@ -246,7 +277,10 @@ def show(
     took_s: float,
 ) -> None:
     """The run on one screen (`-s`)."""
-    print(f"\n{run.started} requests in {took_s:.0f} s, {CALLERS} at a time, gateway killed {len(KILLS_AT)} times")
+    print(
+        f"\n{run.started} requests in {took_s:.0f} s, {CALLERS} at a time, gateway killed {len(KILLS_AT)} "
+        "times"
+    )
     print(f"callers saw {dict(run.outcomes)}; the ledger has {dict(endings)}")
     table = moved | {"of these after a dead gateway's last checkpoint": late}
     for name, (prompt, generation) in table.items():

@@ -1,4 +1,6 @@
-"""Callers that leave real vLLM's answers: at once, after the head, in the middle, at the very end, streamed and not, on every route."""
+"""Callers that leave real vLLM's answers: at once, after the head, in the middle, at the very end,
+streamed and not, on every route.
+"""
 
 import pytest
 
@@ -20,9 +22,13 @@ def assert_ended_as_left(stack: Stack, request_id: str, output_most: int = LONG)
 
 
 def assert_stops(stack: Stack, request_id: str) -> None:
-    """The engine is free again long before it could have made the answer: within a second, on an idle machine."""
+    """The engine is free again long before it could have made the answer: within a second, on an idle
+    machine.
+    """
     left = stack.engine_counters().generation
-    wait_until(lambda: request_id not in stack.open_ids() and stack.engine_running() == 0, "stop of the engine", 30.0)
+    wait_until(
+        lambda: request_id not in stack.open_ids() and stack.engine_running() == 0, "stop of the engine", 30.0
+    )
     assert stack.engine_counters().generation - left < LONG // 10
 
 

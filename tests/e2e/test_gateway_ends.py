@@ -39,7 +39,11 @@ def test_fault_41_sigterm_lets_streams_end_and_bills_them(stack: Stack) -> None:
         for path, answer in zip(paths, answers, strict=True):
             text = answer.result()
             assert (
-                b"message_stop" if path == MESSAGES else b"response.completed" if path == ROUTES[2] else b"[DONE]"
+                b"message_stop"
+                if path == MESSAGES
+                else b"response.completed"
+                if path == ROUTES[2]
+                else b"[DONE]"
             ) in text
     stack.restart_gateway()
     for caller in callers:
@@ -49,7 +53,9 @@ def test_fault_41_sigterm_lets_streams_end_and_bills_them(stack: Stack) -> None:
     stack.assert_conserved()
 
 
-def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_unsettled(stack: Stack) -> None:
+def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_unsettled(
+    stack: Stack,
+) -> None:
     longer, stack.gateway = stack.gateway, stack.make_gateway(TAAS_DRAIN_S="1", TAAS_SETTLE_S="5")
     longer.stop()
     stack.gateway.start()
@@ -66,7 +72,9 @@ def test_fault_41_streams_that_outlast_the_drain_end_with_an_error_and_none_is_u
         stack.gateway = longer
         stack.restart_gateway()
     for path, caller, text in zip(ROUTES, callers, texts, strict=True):
-        errors = [line for line in text.decode().splitlines() if line.startswith("data: {") and '"error":' in line]
+        errors = [
+            line for line in text.decode().splitlines() if line.startswith("data: {") and '"error":' in line
+        ]
         assert len(errors) == 1, (path, text[-500:])
         assert "gateway_stopped" in json.dumps(json.loads(errors[0][6:]))
         assert b"[DONE]" not in text

@@ -1,4 +1,6 @@
-"""The official OpenAI SDK against real vLLM: every form of every route works, and what it reports is what the tenant is billed."""
+"""The official OpenAI SDK against real vLLM: every form of every route works, and what it reports is what
+the tenant is billed.
+"""
 
 import json
 from collections.abc import Iterator
@@ -29,14 +31,20 @@ def client(stack: Stack) -> Iterator[OpenAI]:
 
 
 def assert_receipt(stack: Stack, request_id: str, usage: Any, *, prompts: int = 1) -> None:
-    """What the SDK was told is what is billed; of several samples the prompt is billed once, and the rest absorbed."""
+    """What the SDK was told is what is billed; of several samples the prompt is billed once, and the rest
+    absorbed.
+    """
     receipt = stack.receipt(request_id)
     told = usage.model_dump()
     prompt = told.get("prompt_tokens", told.get("input_tokens"))
     output = told.get("completion_tokens", told.get("output_tokens"))
     details = told.get("prompt_tokens_details") or told.get("input_tokens_details") or {}
     assert receipt["ending"] == "complete", receipt
-    assert receipt["billed"] == {"prompt": prompt, "cached": details.get("cached_tokens") or 0, "output": output}, (
+    assert receipt["billed"] == {
+        "prompt": prompt,
+        "cached": details.get("cached_tokens") or 0,
+        "output": output,
+    }, (
         told,
         receipt,
     )
@@ -69,7 +77,9 @@ def test_a_streamed_chat_tells_its_usage_when_asked(client: OpenAI, stack: Stack
     assert_receipt(stack, stream.response.headers["x-request-id"], usages[0])
 
 
-def test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed(client: OpenAI, stack: Stack) -> None:
+def test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed(
+    client: OpenAI, stack: Stack
+) -> None:
     with client.chat.completions.create(model=MODEL, messages=SEA, max_tokens=8, stream=True) as stream:
         chunks = list(stream)
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
@@ -90,7 +100,9 @@ def test_tools_are_served(client: OpenAI, stack: Stack) -> None:
     assert calls
     call: Any = calls[0]
     assert call.function.name == "go"
-    assert json.loads(call.function.arguments) in ({"place": "sea"}, {"place": "land"}), call.function.arguments
+    assert json.loads(call.function.arguments) in ({"place": "sea"}, {"place": "land"}), (
+        call.function.arguments
+    )
     assert answer._request_id is not None
     assert_receipt(stack, answer._request_id, answer.usage)
 
@@ -98,7 +110,8 @@ def test_tools_are_served(client: OpenAI, stack: Stack) -> None:
 def test_a_response_format_is_kept(client: OpenAI, stack: Stack) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=SEA, max_tokens=60, temperature=0,
-        response_format={"type": "json_schema", "json_schema": {"name": "where", "schema": SCHEMA, "strict": True}},
+        response_format={"type": "json_schema", "json_schema": {"name": "where", "schema": SCHEMA,
+        "strict": True}},
     )  # fmt: skip
     content = answer.choices[0].message.content
     assert content is not None
@@ -124,7 +137,9 @@ def test_the_prompt_of_several_samples_is_billed_once(client: OpenAI, stack: Sta
 
 
 def test_logprobs_are_given(client: OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=SEA, max_tokens=3, logprobs=True, top_logprobs=2)
+    answer = client.chat.completions.create(
+        model=MODEL, messages=SEA, max_tokens=3, logprobs=True, top_logprobs=2
+    )
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
@@ -150,7 +165,9 @@ def test_a_completion_stops_where_it_is_told_to(client: OpenAI, stack: Stack) ->
 
 
 def test_a_completion_of_several_prompts_is_billed_for_all(client: OpenAI, stack: Stack) -> None:
-    answer = client.completions.create(model=MODEL, prompt=["The sea is", "The land is wide and"], max_tokens=4)
+    answer = client.completions.create(
+        model=MODEL, prompt=["The sea is", "The land is wide and"], max_tokens=4
+    )
     assert len(answer.choices) == 2
     assert answer._request_id is not None
     assert_receipt(stack, answer._request_id, answer.usage)
@@ -218,7 +235,9 @@ def test_errors_are_raised_as_the_classes_of_the_sdk(client: OpenAI, stack: Stac
     assert refused.value.code == "invalid_api_key"
 
 
-def test_a_prompt_that_only_the_engine_can_count_is_refused_for_its_length(client: OpenAI, stack: Stack) -> None:
+def test_a_prompt_that_only_the_engine_can_count_is_refused_for_its_length(
+    client: OpenAI, stack: Stack
+) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "sea " * 9_000}], max_tokens=8

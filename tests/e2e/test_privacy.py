@@ -1,4 +1,6 @@
-"""What tenants write stays theirs: no other can tell it from the cache, and it stands in no log and on no metrics page."""
+"""What tenants write stays theirs: no other can tell it from the cache, and it stands in no log and on no
+metrics page.
+"""
 
 import httpx
 import pytest
@@ -35,7 +37,9 @@ def test_fault_23_prefix_of_another_tenant_is_not_in_the_cache(stack: Stack) -> 
 def test_receipts_of_another_tenant_are_as_if_they_were_not(stack: Stack) -> None:
     _, stranger = stack.new_tenant()
     with stack.gateway.client(stack.key) as client:
-        request_id = client.post(CHAT, json=body_of(CHAT, "hi", tokens=1, stream=False)).headers["x-request-id"]
+        request_id = client.post(CHAT, json=body_of(CHAT, "hi", tokens=1, stream=False)).headers[
+            "x-request-id"
+        ]
     stack.receipt(request_id)
     with stack.gateway.client(stranger) as client:
         theirs = client.get(f"/v1/usage/requests/{request_id}")
@@ -68,7 +72,9 @@ def test_fault_24_what_is_sent_and_answered_is_in_no_log_and_on_no_metrics_page(
 
 
 def _refused_with_canary(stack: Stack) -> None:
-    """Errors of every layer that may quote what was sent: the listener, the gateway, the engine; and an unknown field, which is dropped."""
+    """Errors of every layer that may quote what was sent: the listener, the gateway, the engine; and an
+    unknown field, which is dropped.
+    """
     messages = [{"role": "user", "content": CANARY}]
     bad_schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": CANARY}}}
     bodies = (
@@ -79,12 +85,16 @@ def _refused_with_canary(stack: Stack) -> None:
         {"messages": messages, "model": CANARY},
     )
     with stack.gateway.client(stack.key) as client:
-        unknown = client.post(CHAT, json={"model": MODEL, "messages": messages, "max_tokens": 1, CANARY: CANARY})
+        unknown = client.post(
+            CHAT, json={"model": MODEL, "messages": messages, "max_tokens": 1, CANARY: CANARY}
+        )
         assert (unknown.status_code, unknown.headers["x-taas-ignored"]) == (200, CANARY), unknown.text
         refused = [client.post(CHAT, json={"model": MODEL} | body) for body in bodies]
         refused.append(client.post(CHAT, content=f'{{"model": "{CANARY}'.encode()))
         refused.append(client.post(f"/v1/{CANARY}", json={}))
-        refused.append(client.get("/v1/models", params={CANARY: CANARY}, headers={"authorization": f"Bearer {CANARY}"}))
+        refused.append(
+            client.get("/v1/models", params={CANARY: CANARY}, headers={"authorization": f"Bearer {CANARY}"})
+        )
     assert all(400 <= answer.status_code < 500 for answer in refused), [answer.text for answer in refused]
     with pytest.raises(httpx.HTTPStatusError):
         refused[-1].raise_for_status()

@@ -1,4 +1,6 @@
-"""What Prometheus does with the product, done by hand: ask for the list of targets, ask every target, add figures up over all of them."""
+"""What Prometheus does with the product, done by hand: ask for the list of targets, ask every target, add
+figures up over all of them.
+"""
 
 import os
 import re
@@ -27,8 +29,10 @@ from tests.serving.conftest import FAKE_ENGINE
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE_KEY = "a-service-key"
-# Units that the product measures in, as names of metrics end; a counter has `_total` behind it, which the parser takes off.
-UNITS = ("seconds", "bytes", "tokens", "units", "ratio", "requests", "entries", "sequences", "tenants", "processes", "instances",
+# Units that the product measures in, as names of metrics end; a counter has `_total` behind it, which the
+# parser takes off.
+UNITS = ("seconds", "bytes", "tokens", "units", "ratio", "requests", "entries", "sequences", "tenants",
+"processes", "instances",
          "units_per_second", "timestamp_seconds")  # fmt: skip
 Groups = list[dict[str, Any]]
 
@@ -73,7 +77,9 @@ class Product:
         return Counter(group["labels"]["job"] for group in self.listed() for _ in group["targets"])
 
     def await_jobs(self, **wanted: int) -> None:
-        wait_until(lambda: self.jobs() == Counter(wanted), f"list of {wanted}, but {self.jobs()}", timeout_s=30)
+        wait_until(
+            lambda: self.jobs() == Counter(wanted), f"list of {wanted}, but {self.jobs()}", timeout_s=30
+        )
 
     def pages(self, job: str) -> list[str]:
         """What the targets of a job answer."""
@@ -118,7 +124,9 @@ def product(migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
-def second_billing(product: Product, migrated_database_url: str, valkey_url: str, tmp_path: Path) -> Iterator[Product]:
+def second_billing(
+    product: Product, migrated_database_url: str, valkey_url: str, tmp_path: Path
+) -> Iterator[Product]:
     """The same installation, as its second billing process tells of it."""
     folder = tmp_path / "second"
     folder.mkdir()
@@ -155,7 +163,11 @@ def test_every_process_that_runs_is_listed_and_answers_and_one_that_has_gone_is_
     product.serve(engine)
     first, second = (start_gateway() for _ in range(2))
     product.await_jobs(gateway=2, billing=1, worker=1, engine=2)
-    engines = {group["labels"].get("engine"): group for group in product.listed() if group["labels"]["job"] == "engine"}
+    engines = {
+        group["labels"].get("engine"): group
+        for group in product.listed()
+        if group["labels"]["job"] == "engine"
+    }
     assert engines["by-hand"] == {
         "targets": [engine.url.removeprefix("http://")],
         "labels": {"job": "engine", "engine": "by-hand", "model": "sim", "pool": "sim"},
@@ -199,7 +211,9 @@ VERSION = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text()
 
 
 def breaches(page: str) -> Iterator[str]:
-    """What `promtool check metrics` looks for, and our own: sentences for help texts, and no label that Prometheus needs."""
+    """What `promtool check metrics` looks for, and our own: sentences for help texts, and no label that
+    Prometheus needs.
+    """
     seen = set()
     for family in text_string_to_metric_families(page):
         name = family.name
@@ -236,9 +250,14 @@ def test_what_all_billing_processes_see_is_exported_once_and_by_another_when_one
     def shown_by(process: BillingProcess) -> bool:
         return process.metric(residual) is not None
 
-    with serve(ScriptedEngine(prompt=30, generation=12)) as engine, redis.Redis.from_url(valkey_url) as client:
+    with (
+        serve(ScriptedEngine(prompt=30, generation=12)) as engine,
+        redis.Redis.from_url(valkey_url) as client,
+    ):
         register(client, engine, lease_until_ms=4_000_000_000_000)
-        client.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a", tokens=(10, 0, 7)).to_json()})
+        client.xadd(
+            redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a", tokens=(10, 0, 7)).to_json()}
+        )
         product.await_jobs(billing=2, engine=1)
         for series, value in ((residual, 20), (ready, 1), (lag, 0)):
             wait_until(lambda s=series, v=value: product.total(s) == v, f"{series} of {value}", timeout_s=30)  # type: ignore[misc]

@@ -1,5 +1,6 @@
-"""The whole product on stores as a careful operator runs them: Redis with TLS, client certificates and an ACL user for each process with the
-rights of `deploy/redis/users.acl`, PostgreSQL with `verify-full` behind PgBouncer in transaction mode.
+"""The whole product on stores as a careful operator runs them: Redis with TLS, client certificates and an ACL
+user for each process with the rights of `deploy/redis/users.acl`, PostgreSQL with `verify-full` behind
+PgBouncer in transaction mode.
 """
 
 import os
@@ -69,14 +70,15 @@ class Installation:
     def start_all(self) -> None:
         billing_metrics, gateway_metrics, worker_metrics = (str(free_port()) for _ in range(3))
         self.start(
-            "billing", "billing", user="taas-billing", TAAS_DATABASE_URL=self._database_url, TAAS_ADMIN_KEY=ADMIN_KEY,
-            TAAS_SERVICE_KEY=SERVICE_KEY, TAAS_ADMIN_PORT=str(self.admin_port), TAAS_BILLING_METRICS_PORT=billing_metrics,
-            TAAS_COUNTERS_INTERVAL_MS="500",
+            "billing", "billing", user="taas-billing", TAAS_DATABASE_URL=self._database_url,
+            TAAS_ADMIN_KEY=ADMIN_KEY, TAAS_SERVICE_KEY=SERVICE_KEY, TAAS_ADMIN_PORT=str(self.admin_port),
+            TAAS_BILLING_METRICS_PORT=billing_metrics, TAAS_COUNTERS_INTERVAL_MS="500",
         )  # fmt: skip
         wait_until(lambda: _answers(f"http://127.0.0.1:{self.admin_port}/healthz"), "billing", timeout_s=60)
         self.start(
-            "gateway", "gateway", user="taas-gateway", TAAS_GATEWAY_PORT=str(self.port), TAAS_GATEWAY_METRICS_PORT=gateway_metrics,
-            TAAS_ADMIN_URL=f"http://127.0.0.1:{self.admin_port}", TAAS_SERVICE_KEY=SERVICE_KEY,
+            "gateway", "gateway", user="taas-gateway", TAAS_GATEWAY_PORT=str(self.port),
+            TAAS_GATEWAY_METRICS_PORT=gateway_metrics, TAAS_ADMIN_URL=f"http://127.0.0.1:{self.admin_port}",
+            TAAS_SERVICE_KEY=SERVICE_KEY,
         )  # fmt: skip
         self.admin("POST", "models", name="m", context_tokens=2048, engine_model="m-engine")
         python = self.folder / "python"
@@ -88,14 +90,14 @@ class Installation:
         (model / "config.json").write_text("{}")
         self.start(
             "worker", "serving", "m", "--path", str(model), "--host", "127.0.0.2", user="taas-worker",
-            TAAS_VLLM_PYTHON=str(python), TAAS_WORKER_METRICS_PORT_FIRST=worker_metrics, FAKE_PIDS=str(self.folder / "pids"),
-            TAAS_ENGINE_PORT_FIRST=str(free_port()),
+            TAAS_VLLM_PYTHON=str(python), TAAS_WORKER_METRICS_PORT_FIRST=worker_metrics,
+            FAKE_PIDS=str(self.folder / "pids"), TAAS_ENGINE_PORT_FIRST=str(free_port()),
         )  # fmt: skip
 
     def admin(self, method: str, path: str, **body: Any) -> dict[str, Any]:
         answer = httpx.request(
-            method, f"http://127.0.0.1:{self.admin_port}/admin/v1/{path}", json=body or None, timeout=60, trust_env=False,
-            headers={"authorization": f"Bearer {ADMIN_KEY}"},
+            method, f"http://127.0.0.1:{self.admin_port}/admin/v1/{path}", json=body or None, timeout=60,
+            trust_env=False, headers={"authorization": f"Bearer {ADMIN_KEY}"},
         )  # fmt: skip
         assert answer.is_success, answer.text
         shown: dict[str, Any] = answer.json()
@@ -106,7 +108,9 @@ class Installation:
 
     def denied(self) -> list[str]:
         """What Redis has not permitted."""
-        return [f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in self.operator.acl_log()]
+        return [
+            f"{entry['username']}: {entry['reason']} {entry['object']}" for entry in self.operator.acl_log()
+        ]
 
     def stop(self) -> None:
         self._stack.close()
@@ -157,7 +161,9 @@ def test_it_serves_bills_and_audits_with_the_documented_rights_alone(
     # What Redis has lost is written again, by the same rights.
     installation.operator.flushall()
     wait_until(lambda: bool(installation.operator.exists(redis_keys.PROJECTION)), "projection")
-    wait_until(lambda: bool(installation.operator.exists(redis_keys.intact("sim"))), "a cell that is counted anew")
+    wait_until(
+        lambda: bool(installation.operator.exists(redis_keys.intact("sim"))), "a cell that is counted anew"
+    )
     assert installation.denied() == []
     for name in ("billing", "gateway", "worker"):
         assert PASSWORD not in installation.log(name)
@@ -173,7 +179,9 @@ def _serve_and_bill(installation: Installation, engine: SimEngine) -> None:
     key = admin("POST", "keys", tenant=tenant, project="default")["key"]
     admin("POST", "instances", model="sim", url=engine.url, key=engine.key, instance="sim-1")
     client = httpx.Client(
-        base_url=f"http://127.0.0.1:{installation.port}", headers={"authorization": f"Bearer {key}"}, timeout=30
+        base_url=f"http://127.0.0.1:{installation.port}",
+        headers={"authorization": f"Bearer {key}"},
+        timeout=30,
     )
     body = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
 

@@ -1,4 +1,6 @@
-"""Tiers with both official SDKs against real vLLM: what is asked for is served, and the answer, the headers and the receipt say what was used."""
+"""Tiers with both official SDKs against real vLLM: what is asked for is served, and the answer, the
+headers and the receipt say what was used.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -32,7 +34,9 @@ def anthropic_client(stack: Stack) -> Iterator[Anthropic]:
 def test_a_chat_says_the_tier_that_it_was_served_in(
     client: OpenAI, stack: Stack, asked: Literal["auto", "default", "flex"], used: str
 ) -> None:
-    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=SEA, max_tokens=2, service_tier=asked)
+    raw = client.chat.completions.with_raw_response.create(
+        model=MODEL, messages=SEA, max_tokens=2, service_tier=asked
+    )
     assert raw.parse().service_tier == used
     assert raw.headers["x-taas-class"] == CLASSES[used]
     assert stack.receipt(raw.headers["x-request-id"])["class"] == CLASSES[used]
@@ -61,7 +65,9 @@ def test_a_response_says_the_tier_whole_and_streamed(client: OpenAI) -> None:
 
 
 def test_a_message_says_the_tier_in_its_usage(anthropic_client: Anthropic, stack: Stack) -> None:
-    answer = anthropic_client.messages.create(model=MODEL, max_tokens=2, messages=SEA, service_tier="standard_only")
+    answer = anthropic_client.messages.create(
+        model=MODEL, max_tokens=2, messages=SEA, service_tier="standard_only"
+    )
     assert answer.usage.service_tier == "standard"
     assert answer._request_id is not None
     assert stack.receipt(answer._request_id)["class"] == "on_demand"

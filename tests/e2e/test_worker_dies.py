@@ -1,5 +1,6 @@
-"""vLLM killed under its streams: each ends with one error, none is billed, and the worker brings it back. Then the
-worker itself is killed. The last of the modules: it takes a start, and leaves the stack without an engine.
+"""vLLM killed under its streams: each ends with one error, none is billed, and the worker brings it back.
+Then the worker itself is killed. The last of the modules: it takes a start, and leaves the stack without an
+engine.
 """
 
 import json

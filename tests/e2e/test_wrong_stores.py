@@ -1,4 +1,6 @@
-"""Each process of the product, started with stores that it cannot use: it says why in one line, without a traceback and without a password."""
+"""Each process of the product, started with stores that it cannot use: it says why in one line, without a
+traceback and without a password.
+"""
 
 import json
 import os
@@ -22,7 +24,9 @@ PROCESSES = {"gateway": ["gateway"], "billing": ["billing"], "worker": ["serving
 def environment(folder: Path, **given: str) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAAS_")}
     ports = ("GATEWAY_PORT", "GATEWAY_METRICS_PORT", "ADMIN_PORT", "BILLING_METRICS_PORT")
-    return inherited | {"TAAS_HOME": str(folder)} | {f"TAAS_{name}": str(free_port()) for name in ports} | given
+    return (
+        inherited | {"TAAS_HOME": str(folder)} | {f"TAAS_{name}": str(free_port()) for name in ports} | given
+    )
 
 
 def ended(name: str, folder: Path, **given: str) -> str:
@@ -39,7 +43,8 @@ def ended(name: str, folder: Path, **given: str) -> str:
 
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize(
-    "url", ["redis://:open/sesame@h:6379/0", "redis://:open#sesame@h", "redis://[sesame", "rediss://h?sesame=1&x="]
+    "url",
+    ["redis://:open/sesame@h:6379/0", "redis://:open#sesame@h", "redis://[sesame", "rediss://h?sesame=1&x="],
 )
 def test_an_impossible_redis_url_is_told_in_one_line(name: str, url: str, tmp_path: Path) -> None:
     said = ended(name, tmp_path, TAAS_REDIS_URL=url)
@@ -61,14 +66,18 @@ def test_a_cluster_is_refused_at_the_start(name: str, tmp_path: Path, start_redi
 def test_billing_tells_an_impossible_database_url(tmp_path: Path, valkey_url: str) -> None:
     said = ended("billing", tmp_path, TAAS_REDIS_URL=valkey_url, TAAS_DATABASE_URL="mysql://u:sesame@h/taas")
     assert (
-        said == "billing cannot start: TAAS_DATABASE_URL: a PostgreSQL URL begins with postgresql:// (or postgres://)"
+        said == "billing cannot start: TAAS_DATABASE_URL: a PostgreSQL URL begins with postgresql:// (or "
+        "postgres://)"
     )
 
 
 def test_the_worker_tells_a_wrong_password(tmp_path: Path, start_redis: StartRedis) -> None:
     server = start_redis(VALKEY, "--port", "{port}", "--requirepass", "sesame")
     said = ended("worker", tmp_path, TAAS_REDIS_URL=f"redis://:open@127.0.0.1:{server.port}")
-    assert f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in TAAS_REDIS_URL" in said
+    assert (
+        f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in TAAS_REDIS_URL"
+        in said
+    )
     assert len(said.splitlines()) == 1
 
 
@@ -80,11 +89,17 @@ def test_a_gateway_tells_a_wrong_password_once_and_is_not_ready(
 
     def complaints() -> list[str]:
         lines = [json.loads(line) for line in gateway.log().splitlines()]
-        return [f"{line['message']}: {line['reason']}" for line in lines if line.get("logger") == "gateway.redis.pipe"]
+        return [
+            f"{line['message']}: {line['reason']}"
+            for line in lines
+            if line.get("logger") == "gateway.redis.pipe"
+        ]
 
     wait_until(lambda: bool(complaints()), "word of the wrong password")
     assert plain_http.get(gateway.url + "/readyz").status_code == 503
-    assert complaints() == ["Redis cannot be used: refuses the login: wrong user or password in TAAS_REDIS_URL"]
+    assert complaints() == [
+        "Redis cannot be used: refuses the login: wrong user or password in TAAS_REDIS_URL"
+    ]
     assert "open" not in gateway.log()
 
 
@@ -93,7 +108,9 @@ def test_billing_tells_a_wrong_password_once(
 ) -> None:
     server = start_redis(VALKEY, "--port", "{port}", "--requirepass", "sesame", "--save", "")
     given = environment(
-        tmp_path, TAAS_REDIS_URL=f"redis://:open@127.0.0.1:{server.port}", TAAS_DATABASE_URL=migrated_database_url
+        tmp_path,
+        TAAS_REDIS_URL=f"redis://:open@127.0.0.1:{server.port}",
+        TAAS_DATABASE_URL=migrated_database_url,
     )
     log_path = tmp_path / "billing.log"
     with log_path.open("wb") as log:
@@ -118,7 +135,10 @@ def test_billing_tells_a_wrong_password_once(
         process.wait()
     said = log_path.read_text()
     assert (
-        said.count(f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in TAAS_REDIS_URL") == 1
+        said.count(
+            f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in TAAS_REDIS_URL"
+        )
+        == 1
     )
     assert "AuthenticationError" not in said
     assert "open" not in said

@@ -1,4 +1,6 @@
-"""Asks a running gateway on any of the four generating routes, and reads what came back in the dialect of the route."""
+"""Asks a running gateway on any of the four generating routes, and reads what came back in the dialect of
+the route.
+"""
 
 import json
 from dataclasses import dataclass
@@ -32,7 +34,9 @@ _BODIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a caller got: `events` are the decoded data lines of a stream, `done` whether it ended as a success ends."""
+    """What a caller got: `events` are the decoded data lines of a stream, `done` whether it ended as a
+    success ends.
+    """
 
     route: str
     status: int
@@ -79,7 +83,12 @@ def ask(gateway: GatewayProcess, key: str, route: str, stream: bool = False, **f
     last = events[-1].get("type") if events else None
     done = "data: [DONE]" in lines or last in {"message_stop", "response.completed", "response.incomplete"}
     return Outcome(
-        route=route, status=answer.status_code, headers=answer.headers, text=answer.text, events=events, done=done
+        route=route,
+        status=answer.status_code,
+        headers=answer.headers,
+        text=answer.text,
+        events=events,
+        done=done,
     )
 
 

@@ -71,10 +71,18 @@ class TinyApp:
                 await answer(send, 200, {"ran": path})
                 raise ValueError("canary-7f3a")
             case "/header":
-                await send({"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"b\r\nset-cookie: c")]})
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": 200,
+                        "headers": [(b"x-a", b"b\r\nset-cookie: c")],
+                    }
+                )
             case _:
                 await answer(
-                    send, 200, {"ran": path, "headers": [[n.decode(), v.decode()] for n, v in scope["headers"]]}
+                    send,
+                    200,
+                    {"ran": path, "headers": [[n.decode(), v.decode()] for n, v in scope["headers"]]},
                 )
 
     async def _echo(self, scope: Any, receive: Any, send: Any) -> None:
@@ -91,13 +99,21 @@ class TinyApp:
             await send({"type": "http.response.start", "status": error.status, "headers": headers})
             await send({"type": "http.response.body", "body": text})
         else:
-            await answer(send, 200, {"bytes": len(body), "headers": [n.decode() for n, _ in scope["headers"]]})
+            await answer(
+                send, 200, {"bytes": len(body), "headers": [n.decode() for n, _ in scope["headers"]]}
+            )
 
     async def _stream(self, scope: Any, send: Any) -> None:
         connection = scope["extensions"]["taas.connection"]
         query = parse_qs(scope["query_string"].decode())
         pieces, size = int(query["pieces"][0]), int(query["size"][0])
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"text/event-stream")],
+            }
+        )
         for _ in range(pieces):
             if connection.is_disconnected():
                 return

@@ -21,7 +21,9 @@ from tests.gateway.asking import body
 
 
 class BrokenOnceAdmitted(Clock):
-    """Fails when it is asked for the time that limits are told with: the request holds its reservation by then."""
+    """Fails when it is asked for the time that limits are told with: the request holds its reservation by
+    then.
+    """
 
     def __init__(self, open_exchanges: dict[str, Any]) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
-"""Whole turns of coding agents and of tool runners: a tool is called, its result is sent back, and a text ends the turn.
+"""Whole turns of coding agents and of tool runners: a tool is called, its result is sent back, and a text
+ends the turn.
 
-`agents/*.json` are requests that Claude Code 2.1.197 and Codex 0.171.0 sent, with their prose cut short: `first` is the body of the request
-that offers the tools, `next` what the agent appends once it has run the tool that it was asked to.
+`agents/*.json` are requests that Claude Code 2.1.197 and Codex 0.171.0 sent, with their prose cut short:
+`first` is the body of the request that offers the tools, `next` what the agent appends once it has run the
+tool that it was asked to.
 """
 
 import json
@@ -18,7 +20,8 @@ from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
 from tests.gateway.asking import Outcome, ask, the_event
 
-# Agent: its route, the name of its conversation in a body, the tool to order, and what is ignored of what it sends.
+# Agent: its route, the name of its conversation in a body, the tool to order, and what is ignored of what it
+# sends.
 AGENTS = {
     "claude_code": ("messages", "messages", "Read", None),
     "codex": ("responses", "input", "exec_command", "tools[4], client_metadata"),
@@ -35,10 +38,14 @@ def recorded(agent: str) -> dict[str, Any]:
 def calls_in(outcome: Outcome) -> tuple[list[str], dict[str, Any]]:
     """The name of each tool that a streamed answer calls, and the arguments put together."""
     if outcome.route == "messages":
-        blocks = [event["content_block"] for event in outcome.events if event["type"] == "content_block_start"]
+        blocks = [
+            event["content_block"] for event in outcome.events if event["type"] == "content_block_start"
+        ]
         deltas = [event["delta"] for event in outcome.events if event["type"] == "content_block_delta"]
         arguments = "".join(delta.get("partial_json", "") for delta in deltas)
-        return [block["name"] for block in blocks if block["type"] == "tool_use"], json.loads(arguments or "{}")
+        return [block["name"] for block in blocks if block["type"] == "tool_use"], json.loads(
+            arguments or "{}"
+        )
     items = outcome.events[-1]["response"]["output"]
     calls = [item for item in items if item["type"] == "function_call"]
     return [call["name"] for call in calls], json.loads(calls[0]["arguments"]) if calls else {}
@@ -57,7 +64,9 @@ def test_a_turn_of_an_agent_with_a_tool_call_is_served_and_all_of_it_is_in_the_e
     engine.faults("tool_call", f"{tool}:{json.dumps(ARGUMENTS)}")
     body = {name: value for name, value in requests["first"].items() if name not in ("model", "stream")}
     called = ask(gateway, key, route, stream=True, **body)
-    said = ask(gateway, key, route, stream=True, **body | {conversation: body[conversation] + requests["next"]})
+    said = ask(
+        gateway, key, route, stream=True, **body | {conversation: body[conversation] + requests["next"]}
+    )
     assert (called.status, said.status) == (200, 200), (called.text, said.text)
     assert calls_in(called) == ([tool], ARGUMENTS)
     assert calls_in(said) == ([], {})
@@ -74,7 +83,11 @@ def test_a_turn_of_an_agent_with_a_tool_call_is_served_and_all_of_it_is_in_the_e
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_anthropics_tool_runner_runs_a_tool_and_ends_with_text(
-    catalogue: Catalogue, start_gateway: StartGateway, engine: SimEngine, conserved: Callable[[], None], stream: bool
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    engine: SimEngine,
+    conserved: Callable[[], None],
+    stream: bool,
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     key, gateway = catalogue.key(catalogue.tenant("ten_a")), start_gateway()
@@ -103,7 +116,9 @@ def test_anthropics_tool_runner_runs_a_tool_and_ends_with_text(
 def test_openais_chat_goes_on_from_the_message_that_it_was_given(
     catalogue: Catalogue, start_gateway: StartGateway, engine: SimEngine, conserved: Callable[[], None]
 ) -> None:
-    """As OpenAI's own loop does, and LiteLLM: the message object goes back as it came, with the tool's result behind it."""
+    """As OpenAI's own loop does, and LiteLLM: the message object goes back as it came, with the tool's
+    result behind it.
+    """
     catalogue.instance(engine.url, engine.key)
     key, gateway = catalogue.key(catalogue.tenant("ten_a")), start_gateway()
     engine.faults("tool_call", f"weather:{json.dumps(ARGUMENTS)}", count=2)
@@ -111,7 +126,9 @@ def test_openais_chat_goes_on_from_the_message_that_it_was_given(
     conversation: list[Any] = [{"role": "user", "content": "Weather?"}]
     with OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
         first = client.chat.completions.create(model=MODEL, messages=conversation, tools=tools, max_tokens=99)
-        with client.chat.completions.stream(model=MODEL, messages=conversation, tools=tools, max_tokens=99) as stream:
+        with client.chat.completions.stream(
+            model=MODEL, messages=conversation, tools=tools, max_tokens=99
+        ) as stream:
             streamed = stream.get_final_completion().choices[0].message
         message: Any = first.choices[0].message
         texts = []
@@ -129,7 +146,11 @@ def test_openais_chat_goes_on_from_the_message_that_it_was_given(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_openais_responses_go_on_from_the_items_that_they_were_given(
-    catalogue: Catalogue, start_gateway: StartGateway, engine: SimEngine, conserved: Callable[[], None], stream: bool
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    engine: SimEngine,
+    conserved: Callable[[], None],
+    stream: bool,
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     key, gateway = catalogue.key(catalogue.tenant("ten_a")), start_gateway()

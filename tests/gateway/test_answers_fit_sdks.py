@@ -1,4 +1,6 @@
-"""What the official SDKs' types say of an answer holds for ours: every member has its type, and none that they do not know is null."""
+"""What the official SDKs' types say of an answer holds for ours: every member has its type, and none that
+they do not know is null.
+"""
 
 from typing import Any
 
@@ -29,7 +31,10 @@ TOOL = {"name": "save", "parameters": {"type": "object", "properties": {}}}
 TOOLS: dict[str, dict[str, Any]] = {
     "chat": {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
     "responses": {"tools": [{"type": "function", "strict": False} | TOOL], "tool_choice": "required"},
-    "messages": {"tools": [{"name": "save", "input_schema": TOOL["parameters"]}], "tool_choice": {"type": "any"}},
+    "messages": {
+        "tools": [{"name": "save", "input_schema": TOOL["parameters"]}],
+        "tool_choice": {"type": "any"},
+    },
 }
 
 
@@ -62,6 +67,9 @@ def test_answers_are_what_the_sdks_types_say(
         streamed = ask(gateway, key, route, True, **usage, **more)
         assert streamed.done
         for event in streamed.events:
-            if route == "completions":  # the SDK has one type for whole and streamed: null is what OpenAI streams too
-                event["choices"] = [one | {"finish_reason": one["finish_reason"] or "stop"} for one in event["choices"]]
+            # the SDK has one type for whole and streamed: null is what OpenAI streams too
+            if route == "completions":
+                event["choices"] = [
+                    one | {"finish_reason": one["finish_reason"] or "stop"} for one in event["choices"]
+                ]
             check(EVENTS[route], event)

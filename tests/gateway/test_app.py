@@ -67,7 +67,9 @@ def test_an_absolute_form_target_is_served_by_its_path(
     assert answer.headers["x-request-id"].startswith("req_")
 
 
-def test_pages_may_read_every_error_where_origins_are_set(start_gateway: StartGateway, catalogue: Catalogue) -> None:
+def test_pages_may_read_every_error_where_origins_are_set(
+    start_gateway: StartGateway, catalogue: Catalogue
+) -> None:
     key = catalogue.key(catalogue.tenant("ten_a", limits=[{"model": "*", "requests_per_minute": 0}]))
     origin = "https://app.example.com"
     gateway = start_gateway(TAAS_CORS_ORIGINS=origin)

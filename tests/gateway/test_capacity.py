@@ -1,4 +1,6 @@
-"""`GET /v1/capacity`: a tenant reads what came of its own contracts, and nothing of anybody else or of our machines."""
+"""`GET /v1/capacity`: a tenant reads what came of its own contracts, and nothing of anybody else or of our
+machines.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -42,8 +44,8 @@ def sold(migrated_database_url: str, valkey_url: str) -> Iterator[Sold]:
             contracts[name] = lifecycle.sign(connection, draft.contract_id, now_ms=T0).contract_id
             connection.execute(
                 insert(contract_minute).values(
-                    contract_id=contracts[name], minute_ms=T0, assigned_mu=600_000, used_mu=number * 1_500, lent_mu=0, borrowed_mu=0,
-                    refused=0, cut_mu=0, missing_mu=500,
+                    contract_id=contracts[name], minute_ms=T0, assigned_mu=600_000, used_mu=number * 1_500,
+                    lent_mu=0, borrowed_mu=0, refused=0, cut_mu=0, missing_mu=500,
                 )
             )  # fmt: skip
     port = free_port()
@@ -67,7 +69,8 @@ def test_a_tenant_reads_what_came_of_its_own_contract(
     with gateway.client(keys["bolt"]) as client:
         answer = client.get("/v1/capacity", params=SPAN)
         assert answer.status_code == 200, answer.text
-        line = {"contract": sold.contracts["bolt"], "assigned": "600", "used": "1.5", "lent": "0", "borrowed": "0", "refused": 0,
+        line = {"contract": sold.contracts["bolt"], "assigned": "600", "used": "1.5", "lent": "0",
+        "borrowed": "0", "refused": 0,
                 "shortfall": "0.5", "missing": "0.5"}  # fmt: skip
         assert answer.json() == SPAN | {"data": [line | {"minute": SPAN["from"]}], "total": [line]}
         # What is asked for cannot name another tenant.

@@ -1,4 +1,6 @@
-"""The checkpoint round on its own, over real Valkey: what it has not written it writes again, and one request does not stop the others'."""
+"""The checkpoint round on its own, over real Valkey: what it has not written it writes again, and one
+request does not stop the others'.
+"""
 
 import asyncio
 import time
@@ -44,7 +46,14 @@ MODEL = Model(
     active=True,
 )
 CALLER = Caller(
-    ApiKey(key_id="key_a", key_hash="", tenant="ten_a", project="default", expires_at_ms=None, limits=LimitTable({})),
+    ApiKey(
+        key_id="key_a",
+        key_hash="",
+        tenant="ten_a",
+        project="default",
+        expires_at_ms=None,
+        limits=LimitTable({}),
+    ),
     Tenant(
         tenant="ten_a",
         kind="external",
@@ -55,7 +64,10 @@ CALLER = Caller(
         limits=LimitTable({}),
     ),
 )
-BODY = b'{"model":"sim","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":9,"service_tier":"flex"}'
+BODY = (
+    b'{"model":"sim","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":9,'
+    b'"service_tier":"flex"}'
+)
 
 
 def instance(name: str) -> InstanceEntry:
@@ -161,7 +173,9 @@ async def test_a_move_that_could_not_be_written_is_written_when_redis_is_back(
     assert await written.write(time.monotonic()) == 0
 
 
-async def test_one_that_has_moved_gives_up_the_place_it_moved_to(pipe: RedisPipe, stored: redis.Redis) -> None:
+async def test_one_that_has_moved_gives_up_the_place_it_moved_to(
+    pipe: RedisPipe, stored: redis.Redis
+) -> None:
     moved = await reserved(pipe, "req_1")
     moved.move_to(instance("i2"))
     await checkpointer(pipe, moved).pause(moved)

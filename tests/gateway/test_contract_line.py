@@ -1,4 +1,6 @@
-"""A contract that queues, through two gateways: those who wait are served in the order in which they came, and who waits in vain is counted."""
+"""A contract that queues, through two gateways: those who wait are served in the order in which they came,
+and who waits in vain is counted.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise

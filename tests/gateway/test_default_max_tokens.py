@@ -1,4 +1,6 @@
-"""A model's `default_max_tokens` holds for requests that name no limit of their own, and no engine refuses a request because of it."""
+"""A model's `default_max_tokens` holds for requests that name no limit of their own, and no engine refuses
+a request because of it.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""An instance says what kind of engine it is and what that calls the model; each try is put to it in its own words."""
+"""An instance says what kind of engine it is and what that calls the model; each try is put to it in its
+own words.
+"""
 
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
@@ -13,7 +15,9 @@ def test_a_second_try_is_put_in_the_words_of_the_second_instance(
     first, second = make_engine(model="first-name"), make_engine(model="second-name")
     catalogue.model(MODEL, engine_model="a-name-of-no-engine")
     catalogue.instance(first.url, first.key, name="first", engine_model="first-name", priority=False)
-    catalogue.instance(second.url, second.key, name="second", engine_model="second-name", priority=True, load=BUSY)
+    catalogue.instance(
+        second.url, second.key, name="second", engine_model="second-name", priority=True, load=BUSY
+    )
     gateway, key = start_gateway(), catalogue.key(catalogue.tenant("ten_a"))
     first.faults("status", 500)
     outcome = ask(gateway, key, "chat", False)

@@ -1,4 +1,6 @@
-"""A request that only its engine can judge: the caller learns the cause, whole or streamed, in its dialect, and pays nothing."""
+"""A request that only its engine can judge: the caller learns the cause, whole or streamed, in its
+dialect, and pays nothing.
+"""
 
 import anthropic
 import pytest

@@ -80,10 +80,12 @@ EVERY: list[tuple[GatewayError, int, str]] = [
     (DeadlineExceeded(), 504, "deadline_exceeded"),
 ]
 ANTHROPIC_TYPES = {
-    "invalid_request_error", "authentication_error", "permission_error", "not_found_error", "request_too_large", "rate_limit_error", "api_error",
-    "overloaded_error", "timeout_error",
+    "invalid_request_error", "authentication_error", "permission_error", "not_found_error",
+    "request_too_large", "rate_limit_error", "api_error", "overloaded_error", "timeout_error",
 }  # fmt: skip
-each = pytest.mark.parametrize(("error", "status", "code"), EVERY, ids=[type(entry[0]).__name__ for entry in EVERY])
+each = pytest.mark.parametrize(
+    ("error", "status", "code"), EVERY, ids=[type(entry[0]).__name__ for entry in EVERY]
+)
 
 
 def headers(error: GatewayError) -> dict[bytes, bytes]:
@@ -91,7 +93,11 @@ def headers(error: GatewayError) -> dict[bytes, bytes]:
 
 
 def test_every_kind_is_in_this_file_and_in_the_drawing() -> None:
-    kinds = {kind for _, kind in inspect.getmembers(gateway.errors, inspect.isclass) if issubclass(kind, GatewayError)}
+    kinds = {
+        kind
+        for _, kind in inspect.getmembers(gateway.errors, inspect.isclass)
+        if issubclass(kind, GatewayError)
+    }
     tested = {kind for error, _, _ in EVERY for kind in type(error).__mro__ if kind in kinds}
     assert tested == kinds
     for kind in kinds:
@@ -182,9 +188,18 @@ def stream_of(*events: bytes) -> httpx2.Response:
 
 
 M: Any = [{"role": "user", "content": "hi"}]
-CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
-CREATED = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x","sequence_number":4}\n\n'
-PING = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}\n\n'
+CHUNK = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,'
+    b'"delta":{"content":"x"}}]}\n\n'
+)
+CREATED = (
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"x",'
+    b'"sequence_number":4}\n\n'
+)
+PING = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"x"}}\n\n'
+)
 
 
 def test_openais_sdk_raises_the_error_of_a_chat_stream_after_what_came_before() -> None:
@@ -242,8 +257,10 @@ def test_an_error_event_is_one_event_without_an_end_of_stream() -> None:
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (InvalidJson("x"), openai.BadRequestError), (AuthenticationFailed(), openai.AuthenticationError), (PermissionDenied(), openai.PermissionDeniedError),
-        (ModelNotFound("m"), openai.NotFoundError), (QuotaExceeded("requests", "x", None), openai.RateLimitError), (Overloaded(), openai.InternalServerError),
+        (InvalidJson("x"), openai.BadRequestError), (AuthenticationFailed(), openai.AuthenticationError),
+        (PermissionDenied(), openai.PermissionDeniedError),
+        (ModelNotFound("m"), openai.NotFoundError), (QuotaExceeded("requests", "x", None),
+        openai.RateLimitError), (Overloaded(), openai.InternalServerError),
     ],
 )  # fmt: skip
 def test_openais_sdk_knows_every_error(error: GatewayError, kind: type[openai.APIStatusError]) -> None:

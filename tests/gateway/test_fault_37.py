@@ -1,4 +1,6 @@
-"""kill -9 of the gateway at each point of a request's life: one ending, no double, nothing left open (I1-I3)."""
+"""kill -9 of the gateway at each point of a request's life: one ending, no double, nothing left open
+(I1-I3).
+"""
 
 import contextlib
 import threading

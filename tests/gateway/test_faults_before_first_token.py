@@ -1,4 +1,6 @@
-"""An engine that fails before its first token: the other one answers, and where there is none the caller is told when to come back."""
+"""An engine that fails before its first token: the other one answers, and where there is none the caller
+is told when to come back.
+"""
 
 import socket
 from collections.abc import Callable
@@ -79,7 +81,9 @@ def test_fault_25_none_left_is_503_with_a_time_to_come_back(
         check_none_left(catalogue, ask(gateway, key, route, stream), bad)
 
 
-def test_fault_25_no_instance_at_all_says_when_to_come_back(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+def test_fault_25_no_instance_at_all_says_when_to_come_back(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
     outcome = ask(start_gateway(), catalogue.key(catalogue.tenant("ten_a")), "chat")
     assert (outcome.status, outcome.error_code()) == (503, "no_instance")
     assert int(outcome.headers["retry-after-ms"]) > 0
@@ -222,7 +226,9 @@ def test_fault_26_a_death_before_the_first_token_with_none_left_costs_nothing(
     conserved()
 
 
-def gateway_of(catalogue: Catalogue, start_gateway: StartGateway, engine: SimEngine) -> tuple[GatewayProcess, str]:
+def gateway_of(
+    catalogue: Catalogue, start_gateway: StartGateway, engine: SimEngine
+) -> tuple[GatewayProcess, str]:
     """A gateway over one engine, and a key."""
     key = only(catalogue, engine)
     return start_gateway(), key

@@ -1,4 +1,6 @@
-"""Bodies that are large, slow or many: taken up to the model's cap, held within the memory that there is for them."""
+"""Bodies that are large, slow or many: taken up to the model's cap, held within the memory that there is
+for them.
+"""
 
 import base64
 import contextlib
@@ -22,7 +24,9 @@ PHOTO = "data:image/jpeg;base64," + base64.b64encode(os.urandom(5_000_000)).deco
 
 def with_photo(model: str = MODEL) -> bytes:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": PHOTO}}]
-    return json.dumps(body("chat") | {"model": model, "messages": [{"role": "user", "content": parts}]}).encode()
+    return json.dumps(
+        body("chat") | {"model": model, "messages": [{"role": "user", "content": parts}]}
+    ).encode()
 
 
 def rss_bytes(gateway: GatewayProcess) -> int:
@@ -39,7 +43,8 @@ def head(key: str, framing: str) -> bytes:
 def connections(gateway: GatewayProcess, count: int) -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=60)) for _ in range(count)
+            stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port), timeout=60))
+            for _ in range(count)
         ]
 
 
@@ -73,7 +78,9 @@ def test_a_photograph_is_taken_where_the_models_entry_has_room_for_it(
             (with_photo(), 4 * MIB),  # read, and then the model is known
             (b" " * 8_000_001, 8_000_000),  # the largest model that this tenant sees, before a byte is read
             (
-                json.dumps(body("chat", model="small", messages=[{"role": "user", "content": "x" * 2048}])).encode(),
+                json.dumps(
+                    body("chat", model="small", messages=[{"role": "user", "content": "x" * 2048}])
+                ).encode(),
                 2048,
             ),
         ):

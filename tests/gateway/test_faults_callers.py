@@ -35,7 +35,10 @@ CANARY = "canary-5f1c"
     ],
 )
 def test_fault_17_every_bad_key_gets_the_same_answer(
-    headers: list[tuple[str, str | bytes]], engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+    headers: list[tuple[str, str | bytes]],
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     key = catalogue.key(catalogue.tenant("ten_a"))
@@ -74,7 +77,14 @@ def test_fault_08_what_only_the_gateway_may_set_is_refused_by_name(
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
     with gateway.client(key) as client:
-        for name in ("cache_salt", "priority", "kv_transfer_params", "chat_template", "prompt_embeds", "request_id"):
+        for name in (
+            "cache_salt",
+            "priority",
+            "kv_transfer_params",
+            "chat_template",
+            "prompt_embeds",
+            "request_id",
+        ):
             answer = client.post("/v1/chat/completions", json=CHAT | {name: "x"})
             assert answer.status_code == 400, name
             assert answer.json()["error"]["param"] == name
@@ -102,9 +112,18 @@ def read_until(connection: socket.socket, needle: bytes) -> bytes:
     return seen
 
 
-MESSAGES = {"model": MODEL, "max_tokens": 400, "messages": [{"role": "user", "content": "Tell a long story."}]}
+MESSAGES = {
+    "model": MODEL,
+    "max_tokens": 400,
+    "messages": [{"role": "user", "content": "Tell a long story."}],
+}
 RESPONSES = {"model": MODEL, "max_output_tokens": 400, "input": "Tell a long story."}
-COMPLETIONS = {"model": MODEL, "max_tokens": 400, "prompt": ["Tell a story.", "And one more."], "ignore_eos": True}
+COMPLETIONS = {
+    "model": MODEL,
+    "max_tokens": 400,
+    "prompt": ["Tell a story.", "And one more."],
+    "ignore_eos": True,
+}
 ROUTES = [
     ("/v1/chat/completions", CHAT, b"content"),
     ("/v1/chat/completions", CHAT | {"n": 3}, b"content"),
@@ -205,7 +224,9 @@ def test_fault_05_a_caller_that_never_reads_is_cut_off_and_billed(
     catalogue.instance(engine.url, engine.key)
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway(TAAS_WRITE_STALL_S="1")
-    connection = raw_request(gateway, key, "/v1/chat/completions", CHAT | {"stream": True, "max_tokens": 150_000})
+    connection = raw_request(
+        gateway, key, "/v1/chat/completions", CHAT | {"stream": True, "max_tokens": 150_000}
+    )
     (event,) = catalogue.await_events(1)
     assert event.ending in {Ending.CLIENT_STALLED, Ending.CLIENT_DISCONNECT}
     counted = engine.counters()
@@ -237,7 +258,9 @@ def test_whoever_leaves_is_no_refusal_and_whoever_is_late_is_one(
         wait_until(lambda: any(seen["path"] == path for seen in slow.requests()), "request at the engine")
     (event,) = catalogue.await_events(1)
     assert event.ending is Ending.CLIENT_DISCONNECT
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 100\r\n\r\n{{".encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 100\r\n\r\n{{"
+    ).encode()
     address = ("127.0.0.1", gateway.port)
     with socket.create_connection(address, timeout=20) as leaves:
         leaves.sendall(head)
@@ -261,7 +284,8 @@ def test_fault_24_no_prompt_and_no_key_in_logs_and_metrics(
             if fault is not None:
                 engine.faults(fault, {"status": 500, "garbage": "html"}.get(fault), count=2)
             client.post(
-                "/v1/chat/completions", json=CHAT | {"messages": [{"role": "user", "content": CANARY}], "max_tokens": 2}
+                "/v1/chat/completions",
+                json=CHAT | {"messages": [{"role": "user", "content": CANARY}], "max_tokens": 2},
             )
     assert CANARY not in gateway.log()
     assert key not in gateway.log()

@@ -1,5 +1,6 @@
-"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, requests wait in line, flex is to give way.
-Each caller is told in its dialect, nothing is lost, and afterwards all counts are right by themselves. And faults 16, 40 and 44 there.
+"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, requests wait in line,
+flex is to give way. Each caller is told in its dialect, nothing is lost, and afterwards all counts are right
+by themselves. And faults 16, 40 and 44 there.
 """
 
 import json
@@ -83,7 +84,11 @@ class Busy:
 
 
 def busy(
-    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor, wait_s: float
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    wait_s: float,
 ) -> Busy:
     catalogue.instance(engine.url, engine.key, priority=True)
     room(catalogue, 0)
@@ -121,7 +126,9 @@ def assert_right(catalogue: Catalogue, conserved: Callable[[], None], served: li
     assert {catalogue.redis.hget(bucket, "c") for bucket in buckets} <= {"0", None}
     events = catalogue.events()
     assert not any(event.orphan for event in events)
-    assert int(catalogue.redis.hget(redis_keys.flight(MODEL), "used") or 0) == sum(event.units_mu for event in events)
+    assert int(catalogue.redis.hget(redis_keys.flight(MODEL), "used") or 0) == sum(
+        event.units_mu for event in events
+    )
     reserved = sum(event.units_mu for event in events if event.class_ is CapacityClass.RESERVED)
     assert int(catalogue.redis.hget(redis_keys.contract_bucket(MODEL, "ten_owner"), "used") or 0) == reserved
 
@@ -150,7 +157,8 @@ def test_fault_34_who_waits_through_an_outage_is_told_and_leaves_no_trace(
         assert served.done
     scene.await_service()
     scene.make_room()
-    # Without anybody who reaps: nobody holds a place, or stands before others, who has been told to come again.
+    # Without anybody who reaps: nobody holds a place, or stands before others, who has been told to come
+    # again.
     wait_until(lambda: waiting(catalogue) == in_flight(catalogue) == 0, "empty line")
     assert_right(catalogue, conserved, [served])
     assert {event.ending for event in catalogue.events()} == {Ending.COMPLETE}
@@ -220,7 +228,9 @@ def test_fault_34_a_flex_stream_that_is_to_give_way_in_an_outage_says_how_it_end
 def flex_requests(catalogue: Catalogue) -> list[str]:
     """Those that an engine has."""
     ids = catalogue.redis.zrange(redis_keys.open_requests(MODEL), 0, -1)
-    states = {each: catalogue.redis.hmget(redis_keys.reservation(MODEL, each), "cls", "state") for each in ids}
+    states = {
+        each: catalogue.redis.hmget(redis_keys.reservation(MODEL, each), "cls", "state") for each in ids
+    }
     return [each for each, state in states.items() if state == ["f", "open"]]
 
 
@@ -239,7 +249,9 @@ def test_fault_44_a_storm_against_a_contract_that_rejects_is_spread_and_takes_al
     gateways = [start_gateway(), start_gateway()]
 
     def as_the_sdk(number: int) -> tuple[list[int], int]:
-        """What it was told, and its last status: three tries, each when it was told to. Two retries, as it does."""
+        """What it was told, and its last status: three tries, each when it was told to. Two retries, as it
+        does.
+        """
         told: list[int] = []
         while True:
             # So much that the contract cannot have it all, however slowly the callers come.
@@ -260,7 +272,8 @@ def test_fault_44_a_storm_against_a_contract_that_rejects_is_spread_and_takes_al
     assert min(told) > 0
     assert len(set(told)) > len(told) / 4
     served = sum(event.units_mu for event in catalogue.await_events([s for _, s in outcomes].count(200)))
-    # A second's worth at once, and then the rate: no more, and as long as there is anybody, no less than most of it.
+    # A second's worth at once, and then the rate: no more, and as long as there is anybody, no less than most
+    # of it.
     largest = max(event.units_mu for event in catalogue.events())
     assert served <= UNITS_PER_S * 1000 * (1 + elapsed_s) + len(gateways) * 100 * largest
     assert served >= UNITS_PER_S * 1000
@@ -274,7 +287,9 @@ def test_fault_44_a_storm_against_a_contract_that_rejects_is_spread_and_takes_al
 
 @pytest.mark.parametrize("limit", [LimitKind.CONTRACT, LimitKind.ROOM])
 def test_fault_44_a_crowd_that_is_refused_at_one_moment_is_not_called_back_at_one(limit: LimitKind) -> None:
-    reply = Refused(now_ms=0, tenant=Levels(0), key=Levels(0), scope=LimitScope.TENANT, limit=limit, retry_after_ms=40)
+    reply = Refused(
+        now_ms=0, tenant=Levels(0), key=Levels(0), scope=LimitScope.TENANT, limit=limit, retry_after_ms=40
+    )
     told = [quota_exceeded(reply, Limits()).retry_after_ms or 0 for _ in range(100)]
     assert min(told) >= 40
     assert len(set(told)) > 20
@@ -315,7 +330,9 @@ def test_fault_16_a_tier_of_any_type_is_refused_in_form_on_each_route(
                 continue  # it has no meaning there, and is dropped
             for tier in tiers:
                 body = json.dumps(SMALLEST[name] | {"model": MODEL, "service_tier": tier})
-                answer = client.post(route.facts.path, content=body, headers={"content-type": "application/json"})
+                answer = client.post(
+                    route.facts.path, content=body, headers={"content-type": "application/json"}
+                )
                 assert answer.status_code == 400, (name, tier, answer.text)
                 assert answer.headers["x-request-id"].startswith("req_")
                 assert set(answer.json()) in ({"error"}, {"type", "error", "request_id"})
@@ -324,7 +341,7 @@ def test_fault_16_a_tier_of_any_type_is_refused_in_form_on_each_route(
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times_and_knows_which_keys_have_expired(
+def test_fault_40_a_gateway_with_a_wrong_clock_writes_true_times_and_knows_which_keys_have_expired(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -344,7 +361,8 @@ def test_fault_40_a_gateway_whose_clock_is_wrong_and_jumps_writes_true_times_and
     wait_until(lambda: catalogue.redis.hlen(redis_keys.GATEWAYS) == 1, "a heartbeat")
     now_ms = redis_us(catalogue) // 1000
     key, expired = (
-        catalogue.key(catalogue.tenant("ten_a"), expires_at_ms=now_ms + minutes * 60_000) for minutes in (30, -30)
+        catalogue.key(catalogue.tenant("ten_a"), expires_at_ms=now_ms + minutes * 60_000)
+        for minutes in (30, -30)
     )
 
     def statuses() -> list[int]:

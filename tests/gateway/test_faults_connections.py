@@ -1,4 +1,6 @@
-"""Engines that misbehave on the wire in ways the simulated one cannot: a connection accepted late, an answer that never ends."""
+"""Engines that misbehave on the wire in ways the simulated one cannot: a connection accepted late, an
+answer that never ends.
+"""
 
 import json
 import socket
@@ -29,7 +31,8 @@ def post(key: str) -> bytes:
     """A streamed chat request as bytes."""
     content = json.dumps(body("chat", True)).encode()
     head = (
-        f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(content)}\r\n"
+        f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: "
+        f"{len(content)}\r\n"
     )
     return head.encode() + b"content-type: application/json\r\n\r\n" + content
 

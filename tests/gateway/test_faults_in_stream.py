@@ -1,4 +1,6 @@
-"""An engine that fails after its first token, or says what is no answer: one error object, no end that looks like success, nothing billed."""
+"""An engine that fails after its first token, or says what is no answer: one error object, no end that
+looks like success, nothing billed.
+"""
 
 from collections.abc import Callable
 
@@ -73,7 +75,9 @@ def test_fault_27_a_kill_in_mid_stream_ends_only_its_own_streams(
     dying = make_engine()
     dying.faults("die_after_tokens", "3:exit")
     catalogue.instance(dying.url, dying.key, name="dying")
-    catalogue.instance(engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5})
+    catalogue.instance(
+        engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5}
+    )
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
     event = check_broken_off(catalogue, ask(gateway, key, "chat", True), dying, "engine_failed")
@@ -150,7 +154,9 @@ def test_fault_29_an_engine_that_sends_garbage_is_avoided_for_a_moment(
     mad = make_engine()
     mad.faults("garbage", "html", count=None)
     catalogue.instance(mad.url, mad.key, name="mad")
-    catalogue.instance(engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5})
+    catalogue.instance(
+        engine.url, engine.key, name="good", load={"running": 50, "waiting": 0, "kv_usage": 0.5}
+    )
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
     assert [ask(gateway, key, "chat", True).status for _ in range(3)] == [502, 200, 200]

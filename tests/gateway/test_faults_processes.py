@@ -28,7 +28,8 @@ async def crowd(gateways: list[GatewayProcess], key: str, callers: int) -> list[
     body = json.dumps(CHAT).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: "
+        f"{len(body)}\r\n\r\n"
     )
 
     async def call(port: int) -> int:
@@ -47,10 +48,15 @@ async def crowd(gateways: list[GatewayProcess], key: str, callers: int) -> list[
 
 @pytest.mark.parametrize("where", ["tenant", "key"])
 async def test_fault_39_two_gateways_and_500_callers_admit_exactly_the_limit(
-    where: str, engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, conserved: Callable[[], None]
+    where: str,
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    conserved: Callable[[], None],
 ) -> None:
     catalogue.instance(engine.url, engine.key)
-    # One more would be admitted after 60 s / 40 = 1.5 s: the bucket is full for longer than that before the crowd comes.
+    # One more would be admitted after 60 s / 40 = 1.5 s: the bucket is full for longer than that before the
+    # crowd comes.
     limits = [{"model": "*", "requests_per_minute": 40, "units_per_minute": None, "concurrency": None}]
     tenant = catalogue.tenant("ten_a", limits=limits if where == "tenant" else [])
     key = catalogue.key(tenant, limits=limits if where == "key" else [])
@@ -141,7 +147,10 @@ def test_fault_34_a_tenants_outage_lease_is_bounded_over_all_gateways(
             with gateway.client(key) as caller:
                 assert caller.post("/v1/chat/completions", json=CHAT).status_code == 200
         beats = {name: client.hget(redis_keys.GATEWAYS, name) for name in client.hkeys(redis_keys.GATEWAYS)}
-        wait_until(lambda: all(client.hget(redis_keys.GATEWAYS, name) != beat for name, beat in beats.items()), "beats")
+        wait_until(
+            lambda: all(client.hget(redis_keys.GATEWAYS, name) != beat for name, beat in beats.items()),
+            "beats",
+        )
         own_valkey.kill()
         statuses = []
         for gateway in gateways:

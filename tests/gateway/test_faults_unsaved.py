@@ -1,4 +1,6 @@
-"""SIGTERM while neither Redis nor the journal's disk takes what has been settled: the gateway waits, and says when it lost something."""
+"""SIGTERM while neither Redis nor the journal's disk takes what has been settled: the gateway waits, and
+says when it lost something.
+"""
 
 import resource
 import socket

@@ -1,4 +1,6 @@
-"""Engines that lie about usage are never believed; callers who try to use without being metered are metered all the same."""
+"""Engines that lie about usage are never believed; callers who try to use without being metered are
+metered all the same.
+"""
 
 import asyncio
 import json
@@ -178,7 +180,9 @@ def output_limit(route: str, tokens: int) -> dict[str, int]:
 
 
 def check_exact(engine: SimEngine, catalogue: Catalogue, requests: int) -> None:
-    """Each of so many requests has one event, exact by the engine's own word, and all together what its counters say."""
+    """Each of so many requests has one event, exact by the engine's own word, and all together what its
+    counters say.
+    """
     wait_until(lambda: engine.counters()["running"] == 0, "an idle engine")
     events, counters = catalogue.await_events(requests), engine.counters()
     assert len(events) == len({event.request_id for event in events}) == requests
@@ -198,7 +202,9 @@ def test_fault_43_a_hundred_requests_cancelled_at_once_are_all_billed_exactly(
         headers = {"authorization": f"Bearer {key}"}
         limits = httpx.Limits(max_connections=200)
         async with (
-            plain_http.AsyncClient(base_url=gateway.url, headers=headers, timeout=60, limits=limits) as client,
+            plain_http.AsyncClient(
+                base_url=gateway.url, headers=headers, timeout=60, limits=limits
+            ) as client,
             asyncio.TaskGroup() as group,
         ):
             for at in range(100):
@@ -220,7 +226,10 @@ def test_fault_43_requests_cancelled_before_their_head_leave_nothing_unmetered(
     async def send_and_leave(pause_s: float) -> None:
         content = json.dumps(body("chat", False, max_tokens=1000)).encode()
         reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        head = f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(content)}\r\n"
+        head = (
+            f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
+            f"{key}\r\ncontent-length: {len(content)}\r\n"
+        )
         writer.write(head.encode() + b"content-type: application/json\r\n\r\n" + content)
         await writer.drain()
         await asyncio.wait([asyncio.create_task(reader.read(1))], timeout=pause_s)

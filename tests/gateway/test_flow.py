@@ -83,7 +83,9 @@ def test_only_streams_say_when_their_tokens_came(
 
     def counts(family: str) -> dict[str, float]:
         found: dict[str, float] = {}
-        for metric in text_string_to_metric_families(plain_http.get(f"http://127.0.0.1:{metrics_port}/metrics").text):
+        for metric in text_string_to_metric_families(
+            plain_http.get(f"http://127.0.0.1:{metrics_port}/metrics").text
+        ):
             for sample in metric.samples:
                 if sample.name == f"{family}_count":
                     found[sample.labels["route"]] = sample.value
@@ -129,7 +131,9 @@ def test_tokens_are_held_for_all_that_is_asked_for_and_given_back(
     assert first.headers["x-ratelimit-limit-tokens"] == "1000"
     assert int(first.headers["x-ratelimit-remaining-tokens"]) < 400
     used = first.json()["usage"]["total_tokens"]
-    held = int(first.headers["x-ratelimit-remaining-tokens"]) - int(second.headers["x-ratelimit-remaining-tokens"])
+    held = int(first.headers["x-ratelimit-remaining-tokens"]) - int(
+        second.headers["x-ratelimit-remaining-tokens"]
+    )
     # What was not produced has been given back, and next to nothing of a day has passed.
     assert used - 2 <= held <= used
     assert "1000 tokens per day" in never.json()["error"]["message"]
@@ -251,12 +255,16 @@ def test_every_answer_has_its_id_where_the_sdk_of_the_dialect_looks_for_it(
             asked, told = client.get(path), client.get(path, headers=anthropic)
             assert asked.headers["x-request-id"].startswith("req_"), path
             assert "request-id" not in asked.headers, path
-            assert told.headers["request-id"] == told.headers["x-request-id"] != asked.headers["x-request-id"], path
+            assert (
+                told.headers["request-id"] == told.headers["x-request-id"] != asked.headers["x-request-id"]
+            ), path
         wrong = client.get("/v1/messages/nothing")
         assert wrong.headers["request-id"] == wrong.headers["x-request-id"] == wrong.json()["request_id"]
         no_http = client.post("/v1/messages", headers={"Host": "x#"})
         assert no_http.json()["error"]["details"]["error_code"] == "invalid_http"
-        assert no_http.headers["request-id"] == no_http.headers["x-request-id"] == no_http.json()["request_id"]
+        assert (
+            no_http.headers["request-id"] == no_http.headers["x-request-id"] == no_http.json()["request_id"]
+        )
 
 
 def test_a_refused_method_is_not_timed_from_the_machines_start(
@@ -272,5 +280,6 @@ def test_the_openapi_document_names_every_route(catalogue: Catalogue, start_gate
     gateway = start_gateway()
     document = plain_http.get(gateway.url + "/openapi.json").json()
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/messages",
-                 "/v1/messages/count_tokens", "/tokenize", "/v1/models", "/v1/usage/requests/{request_id}"):  # fmt: skip
+                 "/v1/messages/count_tokens", "/tokenize", "/v1/models",
+                 "/v1/usage/requests/{request_id}"):  # fmt: skip
         assert path in document["paths"], path

@@ -1,4 +1,6 @@
-"""Lent work gives way: a flex stream is stopped, waits, and goes on from its text; its caller sees one stream, its tenant one price."""
+"""Lent work gives way: a flex stream is stopped, waits, and goes on from its text; its caller sees one
+stream, its tenant one price.
+"""
 
 import json
 from collections.abc import Callable
@@ -34,7 +36,9 @@ def plan(catalogue: Catalogue, most: int, give_way: int) -> None:
 
 def text_of(answer: Outcome, route: str) -> str:
     said = [choice for event in answer.events for choice in event["choices"]]
-    return "".join((choice["delta"].get("content") if route == "chat" else choice["text"]) or "" for choice in said)
+    return "".join(
+        (choice["delta"].get("content") if route == "chat" else choice["text"]) or "" for choice in said
+    )
 
 
 def delivered(engine: SimEngine) -> int:
@@ -54,13 +58,20 @@ def test_a_flex_stream_gives_way_and_goes_on_as_one_stream_and_one_price(
     plan(catalogue, 4, 0)
     gateway = start_gateway()
     key = catalogue.key(catalogue.tenant("ten_a"))
-    asked: dict[str, Any] = {"max_tokens": TOKENS, "service_tier": "flex", "stream_options": {"include_usage": True}}
+    asked: dict[str, Any] = {
+        "max_tokens": TOKENS,
+        "service_tier": "flex",
+        "stream_options": {"include_usage": True},
+    }
     running = pool.submit(ask, gateway, key, route, True, **asked)
     for times in (1, 2):
         wait_until(lambda enough=20 * times: delivered(slow) > enough, "tokens")  # type: ignore[misc]
         plan(catalogue, 0, 1)
         wait_until(lambda: slow.counters()["running"] == 0, "place given up")
-        wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+        wait_until(
+            lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))),
+            "waiting flex request",
+        )
         plan(catalogue, 4, 0)
         wait_until(lambda: slow.counters()["running"] == 1, "stream that goes on")
     answer = running.result()
@@ -82,7 +93,11 @@ def test_a_flex_stream_gives_way_and_goes_on_as_one_stream_and_one_price(
     )
     if route == "chat":
         assert (
-            sum(event["choices"][0]["delta"].get("role") is not None for event in answer.events if event["choices"])
+            sum(
+                event["choices"][0]["delta"].get("role") is not None
+                for event in answer.events
+                if event["choices"]
+            )
             == 1
         )
     conserved()
@@ -145,12 +160,18 @@ def test_a_caller_that_leaves_in_the_pause_pays_for_what_it_had(
     plan(catalogue, 4, 0)
     gateway = start_gateway()
     key = catalogue.key(catalogue.tenant("ten_a"))
-    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer:
+    with (
+        gateway.client(key) as client,
+        client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer,
+    ):
         lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
         for _, line in zip(range(10), lines, strict=False):
             assert json.loads(line[6:])["choices"]
         plan(catalogue, 0, 1)
-        wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+        wait_until(
+            lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))),
+            "waiting flex request",
+        )
     (event,) = catalogue.await_events(1)
     assert (event.ending, event.billed.output) == (Ending.CLIENT_DISCONNECT, event.produced.output)
     conserved()
@@ -183,26 +204,36 @@ def test_stop_strings_leave_no_trace_where_two_parts_meet(
     pool: ThreadPoolExecutor,
     conserved: Callable[[], None],
 ) -> None:
-    """The engine holds text back for them: what it held back of the first part is neither lost nor paid for twice."""
+    """The engine holds text back for them: what it held back of the first part is neither lost nor paid
+    for twice.
+    """
     catalogue.instance(slow.url, slow.key)
     plan(catalogue, 4, 0)
     gateway = start_gateway()
     key = catalogue.key(catalogue.tenant("ten_a"))
-    asked: dict[str, Any] = {"max_tokens": 80, "service_tier": "flex", "stream_options": {"include_usage": True}}
+    asked: dict[str, Any] = {
+        "max_tokens": 80,
+        "service_tier": "flex",
+        "stream_options": {"include_usage": True},
+    }
     asked["stop"] = ["never said by it in all of its life"]
     undisturbed = pool.submit(ask, gateway, key, "chat", True, **asked).result()
     before = delivered(slow)
     running = pool.submit(ask, gateway, key, "chat", True, **asked)
     wait_until(lambda: delivered(slow) > before + 40, "tokens")
     plan(catalogue, 0, 1)
-    wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+    wait_until(
+        lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request"
+    )
     plan(catalogue, 4, 0)
     answer = running.result()
     assert answer.done
     assert text_of(answer, "chat") == text_of(undisturbed, "chat")
     assert answer.events[-1]["usage"]["completion_tokens"] == 80
     billed = [
-        event.billed.output for event in catalogue.await_events(3) if event.request_id.startswith(answer.request_id)
+        event.billed.output
+        for event in catalogue.await_events(3)
+        if event.request_id.startswith(answer.request_id)
     ]
     assert (len(billed), sum(billed)) == (2, 80)
     conserved()

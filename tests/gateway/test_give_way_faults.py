@@ -1,4 +1,6 @@
-"""Lent work that gives way while something else goes wrong: its caller always learns how the stream ended, and nothing keeps a place."""
+"""Lent work that gives way while something else goes wrong: its caller always learns how the stream ended,
+and nothing keeps a place.
+"""
 
 import socket
 from collections.abc import Callable
@@ -32,7 +34,9 @@ def test_a_part_that_fails_before_it_begins_ends_the_stream_with_an_error(
     running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
     wait_until(lambda: delivered(slow) > 20, "tokens")
     plan(catalogue, 0, 1)
-    wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+    wait_until(
+        lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request"
+    )
     slow.faults(fault, value, count=None)
     plan(catalogue, 4, 0)
     answer = running.result()
@@ -82,7 +86,10 @@ def test_one_that_was_asked_before_its_engine_had_it_gives_way_all_the_same(
         for connection in full:
             connection.close()
     assert answer.done
-    assert {event.request_id.removeprefix(answer.request_id) for event in catalogue.await_events(2)} == {"", "-2"}
+    assert {event.request_id.removeprefix(answer.request_id) for event in catalogue.await_events(2)} == {
+        "",
+        "-2",
+    }
     conserved()
 
 
@@ -109,12 +116,18 @@ def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
     plan(catalogue, 4, 0)
     gateway = start_gateway(TAAS_CANCELS_PER_MINUTE="1")
     key = catalogue.key(catalogue.tenant("ten_a"))
-    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer:
+    with (
+        gateway.client(key) as client,
+        client.stream("POST", "/v1/chat/completions", json=FLEX_STREAM) as answer,
+    ):
         lines = (line for line in answer.iter_lines() if line.startswith("data: {"))
         for _ in range(10):
             next(lines)
         plan(catalogue, 0, 1)
-        wait_until(lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request")
+        wait_until(
+            lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))),
+            "waiting flex request",
+        )
         slow.faults("hang")
         plan(catalogue, 4, 0)
         part = redis_keys.reservation(MODEL, answer.headers["x-request-id"] + "-2")
@@ -133,7 +146,9 @@ def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
     conserved: Callable[[], None],
     somebody_hears: bool,
 ) -> None:
-    """The gateway's subscription is cut in that moment, and it comes back; in each round of the allocator one is still in the way."""
+    """The gateway's subscription is cut in that moment, and it comes back; in each round of the allocator
+    one is still in the way.
+    """
     catalogue.instance(slow.url, slow.key)
     plan(catalogue, 4, 0)
     gateway = start_gateway()
@@ -146,7 +161,9 @@ def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
     with catalogue.redis.pubsub() as hears:
         if somebody_hears:
             hears.subscribe(channel)
-            wait_until(lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 2)], "somebody else who hears")
+            wait_until(
+                lambda: catalogue.redis.pubsub_numsub(channel) == [(channel, 2)], "somebody else who hears"
+            )
         for listener in listeners:
             catalogue.redis.client_kill_filter(_id=listener)
         plan(catalogue, 0, 1)

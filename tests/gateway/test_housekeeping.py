@@ -1,4 +1,6 @@
-"""The once-a-second round on its own, over real Valkey: it goes on whatever went wrong in one of its rounds, and says so."""
+"""The once-a-second round on its own, over real Valkey: it goes on whatever went wrong in one of its
+rounds, and says so.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -73,7 +75,9 @@ async def test_a_round_that_fails_is_followed_by_the_next(valkey: redis.Redis, r
     assert valkey.hexists(redis_keys.GATEWAYS, "gw")
 
 
-async def test_a_journal_that_takes_no_more_is_told(valkey: redis.Redis, journal: Journal, round_: Round) -> None:
+async def test_a_journal_that_takes_no_more_is_told(
+    valkey: redis.Redis, journal: Journal, round_: Round
+) -> None:
     await round_.await_degraded("journal", on=False)
     valkey.delete(redis_keys.GATEWAYS)
     valkey.set(redis_keys.GATEWAYS, "no hash")  # what stands in the journal stays there
@@ -88,5 +92,9 @@ async def test_fault_40_a_heartbeat_of_before_the_clock_went_back_is_nobody_who_
     for _ in range(7):  # as many rounds as are remembered, one that has begun, and the first
         valkey.hset(redis_keys.GATEWAYS, "other", (valkey.time()[0] + ends_in_s) * 1000)
         beat = valkey.hget(redis_keys.GATEWAYS, "gw")
-        await asyncio.to_thread(wait_until, lambda: valkey.hget(redis_keys.GATEWAYS, "gw") != beat, "a heartbeat")  # noqa: B023
+        await asyncio.to_thread(
+            wait_until,
+            lambda: valkey.hget(redis_keys.GATEWAYS, "gw") != beat,  # noqa: B023
+            "a heartbeat",
+        )
     assert round_.outage.gateways_alive == counts

@@ -1,4 +1,6 @@
-"""What is dropped from a request: the caller, the receipt and the metrics name it, the engine never sees it."""
+"""What is dropped from a request: the caller, the receipt and the metrics name it, the engine never sees
+it.
+"""
 
 from typing import Any
 
@@ -28,7 +30,9 @@ def test_what_is_dropped_is_named_to_the_caller_and_in_the_event_and_to_no_engin
     assert the_event(catalogue, outcome).ignored == named
     assert "x-taas-ignored" not in ask(gateway, key, route, stream).headers
     with_unknown, without = (entry["body"] for entry in engine.requests() if entry["path"] == PATHS[route])
-    assert {name for name in with_unknown if name != "request_id"} == {name for name in without if name != "request_id"}
+    assert {name for name in with_unknown if name != "request_id"} == {
+        name for name in without if name != "request_id"
+    }
 
 
 def test_a_strict_caller_is_refused_by_name_before_anything_runs(
@@ -38,7 +42,9 @@ def test_a_strict_caller_is_refused_by_name_before_anything_runs(
     key = catalogue.key(catalogue.tenant("ten_a"))
     with start_gateway().client(key) as client:
         for value, status in (("1", 400), ("0", 200)):
-            answer = client.post(PATHS["chat"], json=body("chat", **UNKNOWN), headers={"x-taas-strict": value})
+            answer = client.post(
+                PATHS["chat"], json=body("chat", **UNKNOWN), headers={"x-taas-strict": value}
+            )
             assert answer.status_code == status
         good = client.post(PATHS["chat"], json=body("chat"), headers={"x-taas-strict": "1"})
         error = client.post(
@@ -69,11 +75,15 @@ def test_the_input_tokens_of_a_response_are_counted_as_its_answer_counts_them(
     catalogue.instance(engine.url, engine.key)
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
-    asked = body("responses", instructions="Be brief.") | {"input": [{"role": "user", "content": "How long is this?"}]}
+    asked = body("responses", instructions="Be brief.") | {
+        "input": [{"role": "user", "content": "How long is this?"}]
+    }
     with gateway.client(key) as client:
         counted = client.post("/v1/responses/input_tokens", json=asked)
         answered = client.post("/v1/responses", json=asked)
-        refused = client.post("/v1/responses/input_tokens", json={"model": MODEL, "previous_response_id": "resp_1"})
+        refused = client.post(
+            "/v1/responses/input_tokens", json={"model": MODEL, "previous_response_id": "resp_1"}
+        )
     tokens = answered.json()["usage"]["input_tokens"]
     assert counted.json() == {"object": "response.input_tokens", "input_tokens": tokens}
     assert refused.json()["error"]["param"] == "previous_response_id"

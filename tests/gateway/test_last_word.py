@@ -1,4 +1,6 @@
-"""Endings whose answer does not say what was produced: the engine is asked by id, and what it says is billed or absorbed."""
+"""Endings whose answer does not say what was produced: the engine is asked by id, and what it says is
+billed or absorbed.
+"""
 
 import contextlib
 import json
@@ -20,7 +22,8 @@ from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGatewa
 from tests.fixtures.valkey import ValkeyProcess
 
 BODY = {
-    "model": MODEL, "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 400, "ignore_eos": True,
+    "model": MODEL, "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 400,
+    "ignore_eos": True,
 }  # fmt: skip
 # Less than the five seconds in which a stopped engine's answer is awaited, with room for a busy machine.
 LEASE = {"policy": "local_lease", "requests": 10, "units": 1_000_000}
@@ -110,7 +113,9 @@ def test_an_engine_that_refuses_what_it_has_produced_is_absorbed_and_counts_agai
     counting.faults("late_refusal")
     gateway = start_gateway()
     with gateway.client(catalogue.key(catalogue.tenant("ten_a"))) as client:
-        answer = client.post("/v1/messages", json={"model": MODEL, "messages": BODY["messages"], "max_tokens": 6})
+        answer = client.post(
+            "/v1/messages", json={"model": MODEL, "messages": BODY["messages"], "max_tokens": 6}
+        )
     assert answer.status_code == 400, answer.text
     event = the_event(catalogue)
     assert event.ending is Ending.REFUSED_BY_ENGINE
@@ -162,7 +167,9 @@ def test_an_engine_that_is_gone_leaves_what_was_heard_last_as_evidence(
 def test_an_engine_that_started_again_cannot_say_that_nothing_was_produced(
     counting: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
-    """It has never heard of the request; what came before it has produced some of it, and its counters may know."""
+    """It has never heard of the request; what came before it has produced some of it, and its counters may
+    know.
+    """
     gateway = start_gateway()
     caller = Caller(gateway, catalogue.key(catalogue.tenant("ten_a")))
     wait_until(lambda: counting.counters()["generation"] > 5, "tokens")
@@ -186,7 +193,8 @@ def test_a_gateway_killed_while_it_waits_for_the_last_word_is_recorded_as_it_end
         (request_id,) = open_ids(catalogue)
         reservation = redis_keys.reservation(MODEL, request_id)
         wait_until(
-            lambda: '"client_disconnect"' in (catalogue.redis.hget(reservation, "will") or ""), "its ending on record"
+            lambda: '"client_disconnect"' in (catalogue.redis.hget(reservation, "will") or ""),
+            "its ending on record",
         )
         gateway.kill()
     _reap_until(valkey_url, lambda: bool(catalogue.events()))

@@ -15,5 +15,9 @@ def test_a_receipt_names_none_of_our_machines() -> None:
             "amount": "0.1",
         }
     )
-    assert shown == {"request_id": "req_1", "instance": opaque_instance("m-host7-8100").decode(), "amount": "0.1"}
+    assert shown == {
+        "request_id": "req_1",
+        "instance": opaque_instance("m-host7-8100").decode(),
+        "amount": "0.1",
+    }
     assert "host7" not in str(shown)

@@ -1,4 +1,6 @@
-"""A caller sees the name that it asked for, on every route and in every event: what the engine calls the model is the operator's business."""
+"""A caller sees the name that it asked for, on every route and in every event: what the engine calls the
+model is the operator's business.
+"""
 
 from typing import Any
 
@@ -87,8 +89,9 @@ def test_no_member_of_an_answer_is_an_engines_empty_one(
 
 # What OpenAI and Anthropic send as null themselves.
 VENDORS_NULLS = {
-    "content", "description", "finish_reason", "incomplete_details", "instructions", "logprobs", "max_tool_calls", "metadata", "previous_response_id",
-    "prompt", "reasoning", "refusal", "stop_reason", "stop_sequence", "strict", "top_logprobs", "usage", "user",
+    "content", "description", "finish_reason", "incomplete_details", "instructions", "logprobs",
+    "max_tool_calls", "metadata", "previous_response_id", "prompt", "reasoning", "refusal", "stop_reason",
+    "stop_sequence", "strict", "top_logprobs", "usage", "user",
 }  # fmt: skip
 
 

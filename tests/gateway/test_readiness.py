@@ -1,4 +1,6 @@
-"""A gateway process that starts, or whose Redis is away, refuses it, or holds nothing: what `/readyz`, its log and its callers are told."""
+"""A gateway process that starts, or whose Redis is away, refuses it, or holds nothing: what `/readyz`, its
+log and its callers are told.
+"""
 
 import contextlib
 import json
@@ -112,7 +114,8 @@ def test_a_process_that_is_replaced_never_says_that_a_model_does_not_exist(
     for _ in range(3):
         killed = psutil.Process(gateway.process.pid).children()[0]
         killed.kill()
-        # Each on a connection of its own: half of them wait for the process that takes the killed one's place.
+        # Each on a connection of its own: half of them wait for the process that takes the killed one's
+        # place.
         for _ in range(12):
             with gateway.client(key, timeout_s=60) as caller, contextlib.suppress(httpx.TransportError):
                 answers.append(caller.post(PATHS["chat"], json=body("chat")))
@@ -123,7 +126,9 @@ def test_a_process_that_is_replaced_never_says_that_a_model_does_not_exist(
     assert [answer.status_code for answer in answers].count(200) >= 12
 
 
-def test_no_connection_is_taken_before_the_catalogue_is_read(start_gateway: StartGateway, catalogue: Catalogue) -> None:
+def test_no_connection_is_taken_before_the_catalogue_is_read(
+    start_gateway: StartGateway, catalogue: Catalogue
+) -> None:
     # `ready=False` waits for the first connection that is taken, and no longer.
     gateway = start_gateway(ready=False, TAAS_START_WAIT_S="60")
     assert "starting" not in codes(gateway)[0]
@@ -155,7 +160,16 @@ def test_a_cluster_in_the_place_of_the_server_is_said(
     own_valkey.kill()
     folder = tmp_path / "cluster"
     folder.mkdir()
-    words = ["--port", str(own_valkey.port), "--bind", "127.0.0.1", "--dir", str(folder), "--cluster-enabled", "yes"]
+    words = [
+        "--port",
+        str(own_valkey.port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--cluster-enabled",
+        "yes",
+    ]
     words += ["--cluster-port", str(free_port())]
     cluster = subprocess.Popen([str(get_binary_path()), *words], stdout=subprocess.DEVNULL)
     try:
@@ -184,7 +198,10 @@ def test_it_stays_ready_while_a_tenants_lease_has_room(
             assert other.post(PATHS["chat"], json=body("chat")).status_code == 200
             beats = client.hgetall(redis_keys.GATEWAYS)
             wait_until(
-                lambda: all(client.hgetall(redis_keys.GATEWAYS)[name] != beat for name, beat in beats.items()), "beats"
+                lambda: all(
+                    client.hgetall(redis_keys.GATEWAYS)[name] != beat for name, beat in beats.items()
+                ),
+                "beats",
             )
             own_valkey.kill()
             wait_until(lambda: codes(gateways[0]) == ([], ["redis_unavailable"]), "its degradation")

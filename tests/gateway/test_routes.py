@@ -1,4 +1,6 @@
-"""The table of routes is complete: what the app serves is what the table says, and each route has its row, its facts and its right."""
+"""The table of routes is complete: what the app serves is what the table says, and each route has its row,
+its facts and its right.
+"""
 
 from pathlib import Path
 
@@ -27,7 +29,9 @@ def test_every_route_has_one_row_and_one_path() -> None:
 @pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.name)
 def test_a_row_does_not_contradict_itself(route: RouteSpec) -> None:
     assert route.facts.offered_as in OFFERED_ROUTES, "a model's entry can offer it"
-    assert route.metered == (route.answer not in {AnswerForm.UNREAD, AnswerForm.RENDERED}), "what is metered is read"
+    assert route.metered == (route.answer not in {AnswerForm.UNREAD, AnswerForm.RENDERED}), (
+        "what is metered is read"
+    )
     assert bool(route.output_params) == route.generates, "what writes can be bounded"
     assert route.metered or not route.generates
     assert set(route.required) <= SMALLEST[route.name].keys()

@@ -1,4 +1,5 @@
-"""Room and contracts through the whole gateway: who is served at once, who waits, who is told to come back, and that waiting leaves nothing behind.
+"""Room and contracts through the whole gateway: who is served at once, who waits, who is told to come back,
+and that waiting leaves nothing behind.
 
 The allocator's numbers are written by hand; engines hold streams open until the test lets them go.
 """
@@ -23,10 +24,14 @@ DAY_MS = 86_400_000
 
 def room(catalogue: Catalogue, most: int, flex: int | None = None) -> None:
     """What on-demand and flex may have on the one instance."""
-    catalogue.redis.hset(redis_keys.room(MODEL), mapping={"m:i1": most, "x:i1": most if flex is None else flex})
+    catalogue.redis.hset(
+        redis_keys.room(MODEL), mapping={"m:i1": most, "x:i1": most if flex is None else flex}
+    )
 
 
-def contract(catalogue: Catalogue, tenant: str, units_per_s: int, overflow: str = "reject", spill: int = -1) -> None:
+def contract(
+    catalogue: Catalogue, tenant: str, units_per_s: int, overflow: str = "reject", spill: int = -1
+) -> None:
     rate = units_per_s * 1000
     seconds, _ = catalogue.redis.time()
     fields = {
@@ -114,7 +119,9 @@ def test_a_caller_that_leaves_while_it_waits_leaves_no_trace(
     key = catalogue.key(catalogue.tenant("ten_a"))
     (held,) = hold(pool, slow, gateway, key, 1)
     with gateway.client(key, timeout_s=0.3) as client, pytest.raises(httpx.ReadTimeout):
-        client.post("/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "x"}]})
+        client.post(
+            "/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+        )
     wait_until(lambda: waiting(catalogue) == 0, "empty line")
     assert held.result().status == 200
     assert [event.ending for event in catalogue.await_events(1)] == [Ending.COMPLETE]
@@ -149,10 +156,17 @@ def test_within_its_contract_a_tenant_is_served_when_there_is_no_room_for_others
     gateway = start_gateway()
     owner, other = (catalogue.key(catalogue.tenant(name)) for name in ("ten_owner", "ten_other"))
     contract(catalogue, "ten_owner", 1_000)
-    held = [*hold(pool, slow, gateway, other, 1), pool.submit(ask, gateway, other, "chat", True, max_tokens=3)]
+    held = [
+        *hold(pool, slow, gateway, other, 1),
+        pool.submit(ask, gateway, other, "chat", True, max_tokens=3),
+    ]
     wait_until(lambda: waiting(catalogue) == 1, "waiting request")
     answer = ask(gateway, owner, "chat", max_tokens=3)
-    assert (answer.status, answer.headers["x-taas-class"], answer.json["service_tier"]) == (200, "reserved", "priority")
+    assert (answer.status, answer.headers["x-taas-class"], answer.json["service_tier"]) == (
+        200,
+        "reserved",
+        "priority",
+    )
     assert waiting(catalogue) == 1
     assert [found.result().status for found in held] == [200, 200]
     event = next(event for event in catalogue.await_events(3) if event.request_id == answer.request_id)
@@ -164,10 +178,15 @@ def test_within_its_contract_a_tenant_is_served_when_there_is_no_room_for_others
 
 
 @pytest.mark.parametrize(
-    ("overflow", "outcome"), [("reject", (429, None)), ("spill", (200, "on_demand")), ("queue", (200, "reserved"))]
+    ("overflow", "outcome"),
+    [("reject", (429, None)), ("spill", (200, "on_demand")), ("queue", (200, "reserved"))],
 )
 def test_beyond_its_contract_its_overflow_decides(
-    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, overflow: str, outcome: tuple[int, str | None]
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    overflow: str,
+    outcome: tuple[int, str | None],
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     gateway = start_gateway()
@@ -182,11 +201,19 @@ def test_beyond_its_contract_its_overflow_decides(
     assert_nothing_left(catalogue)
 
 
-def test_what_finds_no_instance_is_refused_of_its_contract(catalogue: Catalogue, start_gateway: StartGateway) -> None:
+def test_what_finds_no_instance_is_refused_of_its_contract(
+    catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
     contract(catalogue, "ten_owner", 10_000)
     owner, guest = (catalogue.key(catalogue.tenant(name)) for name in ("ten_owner", "ten_guest"))
     gateway = start_gateway()
-    for key, tier in ((owner, "flex"), (owner, "auto"), (guest, "auto"), (owner, "priority"), (owner, "default")):
+    for key, tier in (
+        (owner, "flex"),
+        (owner, "auto"),
+        (guest, "auto"),
+        (owner, "priority"),
+        (owner, "default"),
+    ):
         answer = ask(gateway, key, "chat", service_tier=tier)
         assert (answer.status, answer.error_code()) == (503, "no_instance")
 
@@ -274,7 +301,9 @@ def test_prompts_of_a_crowd_are_started_one_after_the_other_and_an_owner_does_no
     owner, other = (catalogue.key(catalogue.tenant(name)) for name in ("ten_owner", "ten_other"))
     contract(catalogue, "ten_owner", 1_000)
     crowd = [pool.submit(ask, gateway, other, "chat", True, max_tokens=200) for _ in range(6)]
-    wait_until(lambda: slow.counters()["running"] >= 1 and waiting(catalogue) >= 3, "a line behind one that is read")
+    wait_until(
+        lambda: slow.counters()["running"] >= 1 and waiting(catalogue) >= 3, "a line behind one that is read"
+    )
     answer = ask(gateway, owner, "chat", max_tokens=3)
     assert answer.headers["x-taas-class"] == "reserved"
     assert waiting(catalogue) >= 1
@@ -308,7 +337,9 @@ def test_fault_43_a_caller_that_keeps_leaving_before_its_first_token_is_refused(
     assert "left before their first token" in refused.text
     assert 0 < int(refused.headers["retry-after-ms"]) <= 20_000
     assert ask(gateway, catalogue.key(catalogue.tenant("ten_b")), "chat").status == 200
-    assert {event.billed.output for event in catalogue.events() if event.ending is Ending.CLIENT_DISCONNECT} == {0}
+    assert {
+        event.billed.output for event in catalogue.events() if event.ending is Ending.CLIENT_DISCONNECT
+    } == {0}
     conserved()
 
 

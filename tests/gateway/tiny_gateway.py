@@ -31,7 +31,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
             case b"/readyz":
                 await answer(send, 503 if lifecycle.draining else 200, {})
             case _:
-                await answer(send, 200, {"process": os.getpid(), "key": settings.service_key.get_secret_value()})
+                await answer(
+                    send, 200, {"process": os.getpid(), "key": settings.service_key.get_secret_value()}
+                )
 
     return app
 
@@ -54,7 +56,9 @@ async def _lifespan(receive: Any, send: Any) -> None:
 
 async def _stream(lifecycle: Lifecycle, send: Any, forever: bool) -> None:
     """A piece every 20 ms: 50 pieces, or until the drain's deadline."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    )
     pieces = 0
     while forever or pieces < 50:
         if lifecycle.deadline_passed.is_set():

@@ -13,7 +13,11 @@ def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Pa
     out = tmp_path / "bench.json"
     words = ["--rounds", "1", "--scale", "0.05", "--memory", "300", "--out", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest.bench", *words], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-m", "loadtest.bench", *words],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(out.read_text())

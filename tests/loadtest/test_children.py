@@ -29,7 +29,10 @@ def started(parent: psutil.Process, name: str) -> list[psutil.Process]:
 )
 def test_sigterm_leaves_nothing_running(command: tuple[str, ...]) -> None:
     run = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [sys.executable, "-m", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     below = started(psutil.Process(run.pid), "valkey")
     run.send_signal(signal.SIGTERM)
@@ -42,9 +45,14 @@ def test_sigterm_leaves_nothing_running(command: tuple[str, ...]) -> None:
 
 
 def test_nobody_is_given_the_port_of_another() -> None:
-    ask = "from loadtest.children import free_port; print(*(free_port() for _ in range(500)), flush=True); input()"
+    ask = (
+        "from loadtest.children import free_port; print(*(free_port() for _ in range(500)), flush=True); "
+        "input()"
+    )
     others = [
-        subprocess.Popen([sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     # Drawn blindly from some 28,000, dozens of 1,500 would come twice.

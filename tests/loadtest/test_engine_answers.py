@@ -28,7 +28,9 @@ def usage_of(answer: dict[str, Any]) -> tuple[int, int]:
     if "prompt_tokens" in usage:
         return usage["prompt_tokens"], usage["completion_tokens"]
     prompt = (
-        usage["input_tokens"] + usage.get("cache_read_input_tokens", 0) + usage.get("cache_creation_input_tokens", 0)
+        usage["input_tokens"]
+        + usage.get("cache_read_input_tokens", 0)
+        + usage.get("cache_creation_input_tokens", 0)
     )
     return prompt, usage["output_tokens"]
 
@@ -38,7 +40,10 @@ def test_usage_equals_the_counters(engine: SimEngine, path: str) -> None:
     before = engine.counters()
     answer = engine.post(path, BODIES[path]).raise_for_status().json()
     after = engine.counters()
-    assert usage_of(answer) == (after["prompt"] - before["prompt"], after["generation"] - before["generation"])
+    assert usage_of(answer) == (
+        after["prompt"] - before["prompt"],
+        after["generation"] - before["generation"],
+    )
     assert usage_of(answer)[1] == 7
 
 
@@ -51,21 +56,30 @@ def test_a_stream_tells_the_same_usage_and_text_as_a_whole_answer(engine: SimEng
     chunks = events(streamed.text)
     match path:
         case "/v1/chat/completions":
-            text = "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
-            assert (text, usage_of(chunks[-1])) == (whole["choices"][0]["message"]["content"], usage_of(whole))
+            text = "".join(
+                choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"]
+            )
+            assert (text, usage_of(chunks[-1])) == (
+                whole["choices"][0]["message"]["content"],
+                usage_of(whole),
+            )
             assert streamed.text.endswith("data: [DONE]\n\n")
         case "/v1/completions":
             text = "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
             assert (text, usage_of(chunks[-1])) == (whole["choices"][0]["text"], usage_of(whole))
         case "/v1/responses":
-            text = "".join(chunk["delta"] for chunk in chunks if chunk["type"] == "response.output_text.delta")
+            text = "".join(
+                chunk["delta"] for chunk in chunks if chunk["type"] == "response.output_text.delta"
+            )
             assert (text, usage_of(chunks[-1]["response"])) == (
                 whole["output"][0]["content"][0]["text"],
                 usage_of(whole),
             )
             assert [chunk["sequence_number"] for chunk in chunks] == list(range(len(chunks)))
         case _:
-            text = "".join(chunk["delta"]["text"] for chunk in chunks if chunk["type"] == "content_block_delta")
+            text = "".join(
+                chunk["delta"]["text"] for chunk in chunks if chunk["type"] == "content_block_delta"
+            )
             assert (text, usage_of(chunks[-2])) == (whole["content"][0]["text"], usage_of(whole))
             assert chunks[-1] == {"type": "message_stop"}
 
@@ -97,7 +111,9 @@ def test_usage_is_on_no_chunk_that_was_not_asked_for_it(engine: SimEngine) -> No
 
 def test_n_counts_the_prompt_once_in_usage_and_n_times_in_the_counters(engine: SimEngine) -> None:
     before = engine.counters()
-    answer = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 4, "n": 3}, x_request_id="threefold").json()
+    answer = engine.post(
+        "/v1/chat/completions", CHAT | {"max_tokens": 4, "n": 3}, x_request_id="threefold"
+    ).json()
     after = engine.counters()
     prompt, output = usage_of(answer)
     assert output == 12
@@ -110,16 +126,18 @@ def test_a_list_of_prompts_is_counted_plainly(engine: SimEngine) -> None:
         usage_of(engine.post("/v1/completions", {"prompt": prompt, "max_tokens": 2}).json())[0]
         for prompt in ("a wave", "the long low tide")
     ]
-    answer = engine.post("/v1/completions", {"prompt": ["a wave", "the long low tide"], "max_tokens": 2, "n": 2}).json()
+    answer = engine.post(
+        "/v1/completions", {"prompt": ["a wave", "the long low tide"], "max_tokens": 2, "n": 2}
+    ).json()
     assert usage_of(answer) == (sum(alone), 8)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
 
 
 def test_text_is_a_function_of_prompt_and_seed(engine: SimEngine) -> None:
     def text(**more: object) -> str:
-        content: str = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 20} | more).json()["choices"][0][
-            "message"
-        ]["content"]
+        content: str = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 20} | more).json()[
+            "choices"
+        ][0]["message"]["content"]
         return content
 
     assert text(seed=1) == text(seed=1)
@@ -132,8 +150,12 @@ def test_text_counts_as_many_tokens_as_usage_says(engine: SimEngine) -> None:
 
 
 def test_a_continued_message_gives_the_rest_of_the_same_text(engine: SimEngine) -> None:
-    whole = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 12}).json()["choices"][0]["message"]["content"]
-    start = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 5}).json()["choices"][0]["message"]["content"]
+    whole = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 12}).json()["choices"][0]["message"][
+        "content"
+    ]
+    start = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 5}).json()["choices"][0]["message"][
+        "content"
+    ]
     messages = [*CHAT["messages"], {"role": "assistant", "content": start}]  # type: ignore[misc]
     body = CHAT | {
         "messages": messages,
@@ -141,7 +163,9 @@ def test_a_continued_message_gives_the_rest_of_the_same_text(engine: SimEngine) 
         "continue_final_message": True,
         "add_generation_prompt": False,
     }
-    assert start + engine.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == whole
+    assert (
+        start + engine.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == whole
+    )
 
 
 def test_without_ignore_eos_a_text_ends_by_itself_and_min_tokens_puts_that_off(engine: SimEngine) -> None:
@@ -154,13 +178,17 @@ def test_without_ignore_eos_a_text_ends_by_itself_and_min_tokens_puts_that_off(e
 
 
 def test_a_stop_string_ends_the_text_before_it_and_is_never_shown(engine: SimEngine) -> None:
-    text = engine.post("/v1/completions", {"prompt": "sea", "max_tokens": 30, "ignore_eos": True}).json()["choices"][0][
-        "text"
-    ]
+    text = engine.post("/v1/completions", {"prompt": "sea", "max_tokens": 30, "ignore_eos": True}).json()[
+        "choices"
+    ][0]["text"]
     stop = text.split(" ")[6] + " " + text.split(" ")[7][:2]
     body = {"prompt": "sea", "max_tokens": 30, "ignore_eos": True, "stop": ["nowhere", stop]}
     whole = engine.post("/v1/completions", body).json()["choices"][0]
-    assert (whole["text"], whole["finish_reason"], whole["stop_reason"]) == (text[: text.index(stop)], "stop", stop)
+    assert (whole["text"], whole["finish_reason"], whole["stop_reason"]) == (
+        text[: text.index(stop)],
+        "stop",
+        stop,
+    )
     chunks = events(engine.post("/v1/completions", body | {"stream": True}).text)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole["text"]
 
@@ -173,7 +201,9 @@ def test_prefix_cache_finds_full_blocks_of_the_same_salt_only(engine: SimEngine)
     }
 
     def details() -> dict[str, int]:
-        found: dict[str, int] = engine.post("/v1/chat/completions", body).json()["usage"]["prompt_tokens_details"]
+        found: dict[str, int] = engine.post("/v1/chat/completions", body).json()["usage"][
+            "prompt_tokens_details"
+        ]
         return found
 
     first, again = details(), details()
@@ -194,12 +224,14 @@ def test_messages_split_the_prompt_into_fresh_written_and_read(engine: SimEngine
 
 
 def test_logprobs_name_every_token(engine: SimEngine) -> None:
-    chat = engine.post("/v1/chat/completions", CHAT | {"max_tokens": 3, "logprobs": True, "top_logprobs": 2}).json()[
-        "choices"
-    ][0]
+    chat = engine.post(
+        "/v1/chat/completions", CHAT | {"max_tokens": 3, "logprobs": True, "top_logprobs": 2}
+    ).json()["choices"][0]
     assert "".join(entry["token"] for entry in chat["logprobs"]["content"]) == chat["message"]["content"]
     assert {len(entry["top_logprobs"]) for entry in chat["logprobs"]["content"]} == {2}
-    completion = engine.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "logprobs": 1}).json()["choices"][0]
+    completion = engine.post("/v1/completions", {"prompt": "a", "max_tokens": 3, "logprobs": 1}).json()[
+        "choices"
+    ][0]
     assert "".join(completion["logprobs"]["tokens"]) == completion["text"]
 
 

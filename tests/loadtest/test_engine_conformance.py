@@ -1,4 +1,5 @@
-"""The simulated engine answers in the same shapes as a real vLLM: keys, types and order of events of every route.
+"""The simulated engine answers in the same shapes as a real vLLM: keys, types and order of events of every
+route.
 
 A real one is started, unless TAAS_TEST_VLLM_URL and TAAS_TEST_VLLM_KEY name one that runs.
 """
@@ -53,7 +54,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "chat stream ended by itself": (
         "/v1/chat/completions",
-        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "temperature": 0, "stream": True},
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 400,
+            "temperature": 0,
+            "stream": True,
+        },
     ),
     "completions": ("/v1/completions", TEXT),
     "completions list": ("/v1/completions", TEXT | {"prompt": ["a", "the sea"], "n": 2, "temperature": 1}),
@@ -67,17 +73,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "completions stream echo": ("/v1/completions", TEXT | {"stream": True, "echo": True}),
     "completions stream logprobs": ("/v1/completions", TEXT | {"stream": True, "logprobs": 1}),
     "responses": ("/v1/responses", RESPONSE),
-    "responses ended by itself": ("/v1/responses", {"input": "hi", "max_output_tokens": 400, "temperature": 0}),
+    "responses ended by itself": (
+        "/v1/responses",
+        {"input": "hi", "max_output_tokens": 400, "temperature": 0},
+    ),
     "responses stream": ("/v1/responses", RESPONSE | {"stream": True}),
     "responses items": (
         "/v1/responses",
         RESPONSE
-        | {"input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], "instructions": "be brief"},
+        | {
+            "input": [{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+            "instructions": "be brief",
+        },
     ),
     "messages": ("/v1/messages", CHAT),
     "messages blocks": (
         "/v1/messages",
-        CHAT | {"system": "be brief", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+        CHAT
+        | {"system": "be brief", "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
     ),
     "messages stream": ("/v1/messages", CHAT | {"stream": True}),
     "messages ended by itself": (
@@ -86,7 +99,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "messages stream ended by itself": (
         "/v1/messages",
-        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 400, "temperature": 0, "stream": True},
+        {
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 400,
+            "temperature": 0,
+            "stream": True,
+        },
     ),
     "count tokens": ("/v1/messages/count_tokens", {"messages": MESSAGES}),
     "tokenize": ("/tokenize", {"prompt": "hello world"}),
@@ -104,8 +122,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "too many tokens": ("/v1/chat/completions", CHAT | {"max_tokens": 99999}),
     "max_tokens 0": ("/v1/chat/completions", CHAT | {"max_tokens": 0}),
     "min over max": ("/v1/chat/completions", CHAT | {"min_tokens": 9}),
-    "prompt too long": ("/v1/chat/completions", CHAT | {"messages": [{"role": "user", "content": LONG_TEXT}]}),
-    "prompt too long, messages": ("/v1/messages", CHAT | {"messages": [{"role": "user", "content": LONG_TEXT}]}),
+    "prompt too long": (
+        "/v1/chat/completions",
+        CHAT | {"messages": [{"role": "user", "content": LONG_TEXT}]},
+    ),
+    "prompt too long, messages": (
+        "/v1/messages",
+        CHAT | {"messages": [{"role": "user", "content": LONG_TEXT}]},
+    ),
     "prompt too long, responses": ("/v1/responses", RESPONSE | {"input": LONG_TEXT}),
     "messages without max_tokens": ("/v1/messages", {"messages": MESSAGES}),
     "messages negative max_tokens": ("/v1/messages", {"messages": MESSAGES, "max_tokens": -4}),
@@ -119,17 +143,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "thinking, chat": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5}),
     "thinking, chat stream": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5, "stream": True}),
-    "more tokens than the prompt leaves": ("/v1/completions", TEXT | {"prompt": [5] * 2045, "max_tokens": 2048}),
-    "stream options without stream": ("/v1/chat/completions", CHAT | {"stream_options": {"include_usage": True}}),
+    "more tokens than the prompt leaves": (
+        "/v1/completions",
+        TEXT | {"prompt": [5] * 2045, "max_tokens": 2048},
+    ),
+    "stream options without stream": (
+        "/v1/chat/completions",
+        CHAT | {"stream_options": {"include_usage": True}},
+    ),
     "token out of vocabulary": ("/v1/completions", TEXT | {"prompt": [999_999]}),
     "no prompt": ("/v1/completions", {"max_tokens": 1}),
     "images": (
         "/v1/chat/completions",
-        CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+        CHAT
+        | {
+            "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+        },
     ),
 }
 
-# Samples of one request run side by side in a real engine: which of them is a step ahead is not fixed, so only what occurs is compared.
+# Samples of one request run side by side in a real engine: which of them is a step ahead is not fixed, so
+# only what occurs is compared.
 UNORDERED = ("chat stream n", "completions stream list")
 
 
@@ -150,9 +184,10 @@ def plain_vllm(log: Path, key: str) -> Iterator[str]:
     """Start vLLM by itself; its URL once it answers."""
     port = free_port()
     command = [
-        VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model_folder(), "--served-model-name", MODEL,
-        "--enforce-eager", "--host", "127.0.0.1", "--port", str(port), "--enable-scale-out", "--scheduling-policy", "priority",
-        "--enable-prompt-tokens-details", "--max-model-len", "2048", "--dtype", cpu_dtype() or "auto",
+        VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model_folder(),
+        "--served-model-name", MODEL, "--enforce-eager", "--host", "127.0.0.1", "--port", str(port),
+        "--enable-scale-out", "--scheduling-policy", "priority", "--enable-prompt-tokens-details",
+        "--max-model-len", "2048", "--dtype", cpu_dtype() or "auto",
     ]  # fmt: skip
     environment = {
         **os.environ,
@@ -163,7 +198,9 @@ def plain_vllm(log: Path, key: str) -> Iterator[str]:
     }
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
         wait_until(lambda: process.poll() is not None or healthy(url), "answer of vLLM", timeout_s=240)
         assert process.poll() is None, log.read_text()[-3000:]
@@ -235,7 +272,9 @@ def ask(client: httpx.Client, model: str, case: str) -> httpx.Response:
 def test_post_answers_have_the_shape_of_vllms(simulated: httpx.Client, real: httpx.Client, case: str) -> None:
     ours, theirs = (answer_shape(ask(client, model_of(client), case)) for client in (simulated, real))
     if case in UNORDERED:
-        ours, theirs = ((status, kind, sorted(set(map(repr, events)))) for status, kind, events in (ours, theirs))
+        ours, theirs = (
+            (status, kind, sorted(set(map(repr, events)))) for status, kind, events in (ours, theirs)
+        )
     assert ours == theirs
 
 
@@ -268,7 +307,8 @@ async def test_an_abort_ends_a_stream_in_the_shape_of_vllms(
                     seen += line + "\n"
                     if line.startswith("data: ") and seen.count("data: ") == 8:
                         client.post(
-                            "/inference/v1/abort_requests", json={"request_ids": [engine_id.format(request_id)]}
+                            "/inference/v1/abort_requests",
+                            json={"request_ids": [engine_id.format(request_id)]},
                         )
             shapes.append(stream_shape(seen))
     assert shapes[0] == shapes[1]
@@ -278,14 +318,28 @@ ERROR_CASES = [
     case
     for case in CASES
     if case.split()[0]
-    in ("unknown", "bad", "no", "empty", "too", "max_tokens", "min", "prompt", "token", "stream", "images", "thinking,")
+    in (
+        "unknown",
+        "bad",
+        "no",
+        "empty",
+        "too",
+        "max_tokens",
+        "min",
+        "prompt",
+        "token",
+        "stream",
+        "images",
+        "thinking,",
+    )
 ]
 
 
 @pytest.mark.parametrize("case", ERROR_CASES)
 def test_refusals_have_vllms_words(simulated: httpx.Client, real: httpx.Client, case: str) -> None:
     ours, theirs = (
-        ask(client, model_of(client), case).text.replace(model_of(client), "M") for client in (simulated, real)
+        ask(client, model_of(client), case).text.replace(model_of(client), "M")
+        for client in (simulated, real)
     )
     assert ours == theirs
 
@@ -293,7 +347,9 @@ def test_refusals_have_vllms_words(simulated: httpx.Client, real: httpx.Client, 
 def test_metrics_have_vllms_names_and_labels(simulated: httpx.Client, real: httpx.Client) -> None:
     def series(text: str) -> set[tuple[str, tuple[str, ...]]]:
         lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-        return {(line.split("{")[0].split(" ")[0], tuple(sorted(re.findall(r'(\w+)="', line)))) for line in lines}
+        return {
+            (line.split("{")[0].split(" ")[0], tuple(sorted(re.findall(r'(\w+)="', line)))) for line in lines
+        }
 
     ours = {entry for entry in series(simulated.get("/metrics").text) if entry[0] != "vllm:cache_config_info"}
     assert ours <= series(real.get("/metrics").text)

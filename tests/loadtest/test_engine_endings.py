@@ -37,7 +37,9 @@ async def until(condition: Callable[[], Awaitable[bool] | bool], seconds: float 
 
 
 def client(engine: SimEngine) -> httpx.AsyncClient:
-    return plain_http.AsyncClient(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}, timeout=20)
+    return plain_http.AsyncClient(
+        base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}, timeout=20
+    )
 
 
 def produced(engine: SimEngine, request_id: str) -> int:
@@ -64,7 +66,10 @@ async def test_abort_by_id_ends_the_answer_in_the_normal_way_with_exact_usage(
     counters = engine.counters()
     assert (truth["prompt"], truth["output"]) == (counters["prompt"], counters["generation"])
     found = [chunk.get("response", chunk) for chunk in events(answer.text)] if stream else [answer.json()]
-    assert usage_of([chunk for chunk in found if chunk.get("usage")][-1]) == (truth["prompt"], truth["output"])
+    assert usage_of([chunk for chunk in found if chunk.get("usage")][-1]) == (
+        truth["prompt"],
+        truth["output"],
+    )
     if path.endswith("completions"):
         finishes = [choice["finish_reason"] for chunk in found for choice in chunk["choices"]]
         assert finishes[-1] == "abort"
@@ -74,7 +79,9 @@ async def test_closing_the_connection_aborts(make_engine: EngineMaker) -> None:
     engine = make_engine("--decode-ms", "5")
     async with (
         client(engine) as http,
-        http.stream("POST", "/v1/chat/completions", json=LONG | CONTINUOUS, headers={"x-request-id": "gone"}) as answer,
+        http.stream(
+            "POST", "/v1/chat/completions", json=LONG | CONTINUOUS, headers={"x-request-id": "gone"}
+        ) as answer,
     ):
         await anext(answer.aiter_lines())
     await until(lambda: engine.truth()["gone"]["finish"] == "abort")
@@ -85,7 +92,9 @@ async def test_closing_the_connection_aborts(make_engine: EngineMaker) -> None:
 async def test_closing_the_connection_aborts_an_answer_that_is_not_streamed(make_engine: EngineMaker) -> None:
     engine = make_engine("--decode-ms", "5")
     async with client(engine) as http:
-        running = asyncio.create_task(http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "gone"}))
+        running = asyncio.create_task(
+            http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "gone"})
+        )
         await until(lambda: produced(engine, "gone") >= 1)
         running.cancel()
     await until(lambda: engine.truth()["gone"]["finish"] == "abort")
@@ -111,9 +120,13 @@ async def test_aborting_one_prompt_of_a_list_leaves_the_others(make_engine: Engi
     engine = make_engine("--decode-ms", "3")
     async with client(engine) as http:
         body = {"prompt": ["a", "b"], "max_tokens": 60, "ignore_eos": True}
-        running = asyncio.create_task(http.post("/v1/completions", json=body, headers={"x-request-id": "two"}))
+        running = asyncio.create_task(
+            http.post("/v1/completions", json=body, headers={"x-request-id": "two"})
+        )
         await until(lambda: produced(engine, "two") >= 4)
-        await http.post("/inference/v1/abort_requests", json={"request_ids": ["cmpl-two-0", "cmpl-unknown-0"]})
+        await http.post(
+            "/inference/v1/abort_requests", json={"request_ids": ["cmpl-two-0", "cmpl-unknown-0"]}
+        )
         choices = (await running).json()["choices"]
     assert [choice["finish_reason"] for choice in choices] == ["abort", "length"]
 
@@ -124,7 +137,9 @@ async def test_over_many_endings_the_counters_equal_the_sum_of_truths(make_engin
     async def one(http: httpx.AsyncClient, number: int) -> None:
         path = list(ROUTES)[number % 4]
         body = ROUTES[path][0] | (
-            {"max_output_tokens": 40, "request_id": f"resp_{number}"} if path == "/v1/responses" else {"max_tokens": 40}
+            {"max_output_tokens": 40, "request_id": f"resp_{number}"}
+            if path == "/v1/responses"
+            else {"max_tokens": 40}
         )
         async with http.stream(
             "POST", path, json=body | {"stream": True}, headers={"x-request-id": f"r{number}"}
@@ -136,7 +151,11 @@ async def test_over_many_endings_the_counters_equal_the_sum_of_truths(make_engin
 
     async with client(engine) as http:
         await asyncio.gather(*(one(http, number) for number in range(60)))
-    await until(lambda: all(truth["finish"] for truth in engine.truth().values()) and engine.counters()["running"] == 0)
+    await until(
+        lambda: (
+            all(truth["finish"] for truth in engine.truth().values()) and engine.counters()["running"] == 0
+        )
+    )
     truths = list(engine.truth().values())
     assert len(truths) == 60
     counters = engine.counters()
@@ -148,7 +167,9 @@ async def test_sigterm_lets_streams_end_when_told_to(make_engine: EngineMaker) -
     engine = make_engine("--decode-ms", "5", "--shutdown-timeout", "10")
     async with client(engine) as http:
         running = asyncio.create_task(
-            http.post("/v1/chat/completions", json=LONG | {"max_tokens": 60}, headers={"x-request-id": "last"})
+            http.post(
+                "/v1/chat/completions", json=LONG | {"max_tokens": 60}, headers={"x-request-id": "last"}
+            )
         )
         await until(lambda: produced(engine, "last") >= 1)
         await asyncio.to_thread(engine.terminate)

@@ -21,7 +21,11 @@ STREAM: dict[str, Any] = {
 
 
 def chat(marker: str = "", **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": f"tell me {marker}"}], "max_tokens": 10, "ignore_eos": True} | more
+    return {
+        "messages": [{"role": "user", "content": f"tell me {marker}"}],
+        "max_tokens": 10,
+        "ignore_eos": True,
+    } | more
 
 
 def read_until_broken(
@@ -31,7 +35,9 @@ def read_until_broken(
     text = ""
     headers = {"authorization": f"Bearer {engine.key}", "x-request-id": request_id}
     try:
-        with httpx.stream("POST", f"{engine.url}/v1/chat/completions", json=body, headers=headers, timeout=5) as answer:
+        with httpx.stream(
+            "POST", f"{engine.url}/v1/chat/completions", json=body, headers=headers, timeout=5
+        ) as answer:
             for piece in answer.iter_text():
                 text += piece
     except httpx.TransportError as exc:
@@ -115,7 +121,9 @@ def test_end_without_done_is_clean_for_http_and_says_no_finish_and_no_total(
     assert broken is None
     assert "[DONE]" not in text
     chunks = events(text)
-    assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]] == [None] * (tokens + 1)
+    assert [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]] == [None] * (
+        tokens + 1
+    )
     assert engine.truth()["cut"]["output"] == tokens
 
 
@@ -209,7 +217,9 @@ def test_an_order_hits_the_next_requests_that_fit_and_no_other(engine: SimEngine
     assert engine.post("/v1/completions", {"prompt": "a"}).status_code == 200
 
 
-@pytest.mark.parametrize("order", [("no_such_fault", None), ("garbage", "nice"), ("status", "high"), ("usage", None)])
+@pytest.mark.parametrize(
+    "order", [("no_such_fault", None), ("garbage", "nice"), ("status", "high"), ("usage", None)]
+)
 def test_an_order_with_a_typing_error_is_refused(engine: SimEngine, order: tuple[str, str | None]) -> None:
     with pytest.raises(httpx.HTTPStatusError):
         engine.faults(*order)
@@ -218,5 +228,8 @@ def test_an_order_with_a_typing_error_is_refused(engine: SimEngine, order: tuple
 def test_what_was_received_can_be_read_back(engine: SimEngine) -> None:
     engine.post("/v1/chat/completions", chat("canary"), x_request_id="seen", x_tenant="none")
     received = engine.requests()[-1]
-    assert (received["path"], received["body"]["messages"][0]["content"]) == ("/v1/chat/completions", "tell me canary")
+    assert (received["path"], received["body"]["messages"][0]["content"]) == (
+        "/v1/chat/completions",
+        "tell me canary",
+    )
     assert ["x-request-id", "seen"] in received["headers"]

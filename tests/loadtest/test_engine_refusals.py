@@ -20,7 +20,14 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str, str | None]] = [
         "model",
     ),
     ("/v1/chat/completions", CHAT | {"n": 0}, 400, "n must be at least 1, got 0.", "BadRequestError", None),
-    ("/v1/chat/completions", CHAT | {"n": "3x"}, 400, "unable to parse string as an integer", "Bad Request", "body.n"),
+    (
+        "/v1/chat/completions",
+        CHAT | {"n": "3x"},
+        400,
+        "unable to parse string as an integer",
+        "Bad Request",
+        "body.n",
+    ),
     (
         "/v1/chat/completions",
         CHAT | {"max_tokens": 0},
@@ -64,7 +71,14 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str, str | None]] = [
     ("/v1/chat/completions", {"max_tokens": 1}, 400, "Field required", "Bad Request", "body.messages"),
     ("/v1/chat/completions", {"messages": []}, 400, "empty conversation", "BadRequestError", None),
     ("/v1/completions", {"prompt": []}, 400, "You must pass at least one prompt", "BadRequestError", None),
-    ("/v1/completions", {"prompt": [1, 999_999]}, 400, "Token id 999999 is out of vocabulary", "BadRequestError", None),
+    (
+        "/v1/completions",
+        {"prompt": [1, 999_999]},
+        400,
+        "Token id 999999 is out of vocabulary",
+        "BadRequestError",
+        None,
+    ),
     (
         "/v1/completions",
         {"prompt": LONG_TEXT},
@@ -90,14 +104,27 @@ REFUSED: list[tuple[str, dict[str, Any], int, str, str, str | None]] = [
         "Bad Request",
         "body.max_tokens",
     ),
-    ("/v1/messages", CHAT | {"max_tokens": -4}, 400, "max_tokens must be positive", "Bad Request", "body.max_tokens"),
+    (
+        "/v1/messages",
+        CHAT | {"max_tokens": -4},
+        400,
+        "max_tokens must be positive",
+        "Bad Request",
+        "body.max_tokens",
+    ),
     ("/inference/v1/abort_requests", {}, 400, "Missing 'request_ids' in request body", "Bad Request", None),
 ]
 
 
 @pytest.mark.parametrize(("path", "body", "status", "message", "kind", "param"), REFUSED)
 def test_refusals_are_in_vllms_form(
-    engine: SimEngine, path: str, body: dict[str, Any], status: int, message: str, kind: str, param: str | None
+    engine: SimEngine,
+    path: str,
+    body: dict[str, Any],
+    status: int,
+    message: str,
+    kind: str,
+    param: str | None,
 ) -> None:
     answer = engine.post(path, body)
     error = answer.json()["error"]
@@ -117,7 +144,9 @@ def test_what_is_asked_beyond_the_context_is_cut_to_what_is_left(engine: SimEngi
     assert usage["total_tokens"] == 2048
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/inference/v1/abort_requests", "/v1/zz"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/models", "/inference/v1/abort_requests", "/v1/zz"]
+)
 def test_without_the_key_nothing_guarded_is_reached(engine: SimEngine, path: str) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": engine.key}):
         answer = plain_http.post(engine.url + path, json=CHAT, headers=headers)

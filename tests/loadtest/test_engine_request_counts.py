@@ -17,7 +17,9 @@ PATH = "/taas/request_counts"
 def page(engine: SimEngine, after: int = 0) -> dict[str, Any]:
     """The whole page."""
     answer = plain_http.get(
-        f"{engine.url}{PATH}?after={after}", headers={"authorization": f"Bearer {engine.key}"}, trust_env=False
+        f"{engine.url}{PATH}?after={after}",
+        headers={"authorization": f"Bearer {engine.key}"},
+        trust_env=False,
     )
     answer.raise_for_status()
     found: dict[str, Any] = answer.json()
@@ -35,12 +37,20 @@ def states(engine: SimEngine, *ids: str, close: bool = False) -> dict[str, Any]:
     [
         ("/v1/chat/completions", CHAT | {"max_tokens": 6}),
         ("/v1/chat/completions", CHAT | {"max_tokens": 6, "n": 3}),
-        ("/v1/completions", {"model": "sim", "prompt": ["the sea", "a ship is"], "max_tokens": 4, "ignore_eos": True}),
-        ("/v1/responses", {"model": "sim", "input": "the sea", "max_output_tokens": 4, "request_id": "resp_x"}),
+        (
+            "/v1/completions",
+            {"model": "sim", "prompt": ["the sea", "a ship is"], "max_tokens": 4, "ignore_eos": True},
+        ),
+        (
+            "/v1/responses",
+            {"model": "sim", "input": "the sea", "max_output_tokens": 4, "request_id": "resp_x"},
+        ),
         ("/v1/messages", CHAT | {"max_tokens": 6}),
     ],
 )
-def test_a_finished_request_counts_what_the_counters_moved_by(make_engine: EngineMaker, path: str, body: Any) -> None:
+def test_a_finished_request_counts_what_the_counters_moved_by(
+    make_engine: EngineMaker, path: str, body: Any
+) -> None:
     engine = make_engine("--decode-ms", "1")
     assert engine.post(path, body, x_request_id="req_1").status_code == 200
     found, counters = page(engine), engine.counters()
@@ -50,16 +60,20 @@ def test_a_finished_request_counts_what_the_counters_moved_by(make_engine: Engin
     assert page(engine, found["sequence"])["finished"] == {}
 
 
-def test_a_request_that_runs_counts_and_goes_on_counting_until_its_caller_has_left(make_engine: EngineMaker) -> None:
+def test_a_request_that_runs_counts_and_goes_on_counting_until_its_caller_has_left(
+    make_engine: EngineMaker,
+) -> None:
     engine = make_engine("--decode-ms", "5")
     headers = {"authorization": f"Bearer {engine.key}", "x-request-id": "req_1"}
     with httpx.stream(
-        "POST", f"{engine.url}/v1/chat/completions", json=CHAT | {"max_tokens": 1000, "stream": True}, headers=headers,
-        trust_env=False,
+        "POST", f"{engine.url}/v1/chat/completions", json=CHAT | {"max_tokens": 1000, "stream": True},
+        headers=headers, trust_env=False,
     ) as answer:  # fmt: skip
         pieces = answer.iter_raw()
         next(pieces)
-        wait_until(lambda: page(engine)["running"].get("req_1", [0, 0, 0])[2] > 2, "tokens of a running request")
+        wait_until(
+            lambda: page(engine)["running"].get("req_1", [0, 0, 0])[2] > 2, "tokens of a running request"
+        )
         state, *count = states(engine, "req_1")["req_1"]
         assert state == "running"
         assert count[2] > 2

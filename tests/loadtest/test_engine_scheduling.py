@@ -12,7 +12,8 @@ async def test_no_more_run_than_there_are_slots_and_the_rest_waits(make_engine: 
     engine = make_engine("--slots", "2", "--decode-ms", "5")
     async with client(engine) as http:
         tasks = [
-            asyncio.create_task(http.post("/v1/chat/completions", json=LONG | {"max_tokens": 30})) for _ in range(5)
+            asyncio.create_task(http.post("/v1/chat/completions", json=LONG | {"max_tokens": 30}))
+            for _ in range(5)
         ]
         await until(lambda: (engine.counters()["running"], engine.counters()["waiting"]) == (2, 3))
         answers = await asyncio.gather(*tasks)
@@ -77,9 +78,13 @@ async def test_prefill_takes_its_time_on_tokens_that_are_not_cached(make_engine:
 async def test_a_waiting_request_can_be_aborted(make_engine: EngineMaker) -> None:
     engine = make_engine("--slots", "1", "--decode-ms", "5")
     async with client(engine) as http:
-        first = asyncio.create_task(http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "runs"}))
+        first = asyncio.create_task(
+            http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "runs"})
+        )
         await until(lambda: produced(engine, "runs") > 0)
-        second = asyncio.create_task(http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "waits"}))
+        second = asyncio.create_task(
+            http.post("/v1/chat/completions", json=LONG, headers={"x-request-id": "waits"})
+        )
         await until(lambda: engine.counters()["waiting"] == 1)
         await http.post("/inference/v1/abort_requests", json={"request_ids": ["chatcmpl-waits"]})
         assert (await second).json()["choices"][0]["finish_reason"] == "abort"

@@ -8,7 +8,10 @@ import pytest
 from tests.fixtures.engine import SimEngine
 from tests.loadtest.test_engine_answers import events, usage_of
 
-TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}},
+}
 NAMED = {"type": "function", "function": {"name": "look_up"}}
 
 
@@ -38,11 +41,16 @@ def test_a_demanded_tool_is_called_with_whole_arguments(engine: SimEngine, choic
 
 
 def test_left_to_itself_it_calls_no_tool(engine: SimEngine) -> None:
-    assert "tool_calls" not in engine.post("/v1/chat/completions", chat(tools=[TOOL])).json()["choices"][0]["message"]
+    assert (
+        "tool_calls"
+        not in engine.post("/v1/chat/completions", chat(tools=[TOOL])).json()["choices"][0]["message"]
+    )
 
 
 def test_a_marker_makes_it_call_any_tool(engine: SimEngine) -> None:
-    answer = engine.post("/v1/chat/completions", chat("[[fault:tool_call=whatever]] [[fault:stop_after=5]]")).json()
+    answer = engine.post(
+        "/v1/chat/completions", chat("[[fault:tool_call=whatever]] [[fault:stop_after=5]]")
+    ).json()
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "whatever"
 
 
@@ -70,7 +78,9 @@ def test_messages_say_thought_and_tool_use_in_blocks_of_their_own(engine: SimEng
     assert (whole["stop_reason"], whole["usage"]["output_tokens"]) == ("tool_use", 9)
     chunks = events(engine.post("/v1/messages", body | {"stream": True}).text)
     assert [
-        (chunk["index"], chunk["content_block"]["type"]) for chunk in chunks if chunk["type"] == "content_block_start"
+        (chunk["index"], chunk["content_block"]["type"])
+        for chunk in chunks
+        if chunk["type"] == "content_block_start"
     ] == [(0, "thinking"), (1, "tool_use")]
     arguments = "".join(
         chunk["delta"].get("partial_json", "") for chunk in chunks if chunk["type"] == "content_block_delta"
@@ -100,7 +110,9 @@ def test_a_thought_that_is_sent_back_is_read(engine: SimEngine) -> None:
         ("/v1/responses", {"max_output_tokens": 1, "input": []}),
     ],
 )
-def test_a_refusal_that_is_sent_back_is_read(engine: SimEngine, path: str, conversation: dict[str, Any]) -> None:
+def test_a_refusal_that_is_sent_back_is_read(
+    engine: SimEngine, path: str, conversation: dict[str, Any]
+) -> None:
     name = "messages" if "messages" in conversation else "input"
     said = [
         *chat("find it")["messages"],

@@ -1,4 +1,6 @@
-"""An ordered tool call: made by the next request that offers the tool, on every route, with the arguments of the order."""
+"""An ordered tool call: made by the next request that offers the tool, on every route, with the arguments
+of the order.
+"""
 
 import json
 from typing import Any
@@ -23,7 +25,12 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "messages": (
         "/v1/messages",
-        {"model": "sim", "messages": ASK, "max_tokens": 90, "tools": [{"name": "look_up", "input_schema": SCHEMA}]},
+        {
+            "model": "sim",
+            "messages": ASK,
+            "max_tokens": 90,
+            "tools": [{"name": "look_up", "input_schema": SCHEMA}],
+        },
     ),
 }
 
@@ -35,19 +42,25 @@ def call_in(route: str, answer: dict[str, Any]) -> tuple[str, Any] | None:
     elif route == "responses":
         calls = [item for item in answer["output"] if item["type"] == "function_call"]
     else:
-        calls = [part | {"arguments": json.dumps(part["input"])} for part in answer["content"] if "input" in part]
+        calls = [
+            part | {"arguments": json.dumps(part["input"])} for part in answer["content"] if "input" in part
+        ]
     return (calls[0]["name"], json.loads(calls[0]["arguments"])) if calls else None
 
 
 def streamed_call(route: str, chunks: list[dict[str, Any]]) -> tuple[str, Any]:
     """The same, put together from a stream."""
     if route == "chat":
-        deltas = [chunk["choices"][0]["delta"].get("tool_calls", [{}])[0] for chunk in chunks if chunk["choices"]]
+        deltas = [
+            chunk["choices"][0]["delta"].get("tool_calls", [{}])[0] for chunk in chunks if chunk["choices"]
+        ]
         functions = [delta["function"] for delta in deltas if delta]
         return functions[0]["name"], json.loads("".join(function["arguments"] for function in functions[1:]))
     if route == "responses":
         opened = next(chunk["item"] for chunk in chunks if chunk["type"] == "response.output_item.added")
-        pieces = [chunk["delta"] for chunk in chunks if chunk["type"] == "response.function_call_arguments.delta"]
+        pieces = [
+            chunk["delta"] for chunk in chunks if chunk["type"] == "response.function_call_arguments.delta"
+        ]
         last = chunks[-1]["response"]["output"][0]
         assert last == next(chunk["item"] for chunk in chunks if chunk["type"] == "response.output_item.done")
         assert last["arguments"] == "".join(pieces)
@@ -74,8 +87,14 @@ def test_an_ordered_call_is_streamed_in_pieces_and_counted(engine: SimEngine, ro
     path, body = ROUTES[route]
     engine.faults("tool_call", f"look_up:{ARGUMENTS}", count=2)
     whole = engine.post(path, body).raise_for_status().json()
-    streamed = engine.post(path, body | {"stream": True, "stream_options": {"include_usage": True}}).raise_for_status()
-    assert streamed_call(route, events(streamed.text)) == call_in(route, whole) == ("look_up", json.loads(ARGUMENTS))
+    streamed = engine.post(
+        path, body | {"stream": True, "stream_options": {"include_usage": True}}
+    ).raise_for_status()
+    assert (
+        streamed_call(route, events(streamed.text))
+        == call_in(route, whole)
+        == ("look_up", json.loads(ARGUMENTS))
+    )
     outputs = [truth["output"] for truth in engine.truth().values()]
     assert outputs == [usage_of(whole)[1]] * 2
 

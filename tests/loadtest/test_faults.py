@@ -1,4 +1,6 @@
-"""Processes die and stand still at random under load, and leaks are made on purpose: a short run of `python -m loadtest.faults`."""
+"""Processes die and stand still at random under load, and leaks are made on purpose: a short run of
+`python -m loadtest.faults`.
+"""
 
 import subprocess
 import sys
@@ -12,8 +14,10 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-def test_every_request_is_accounted_for_whoever_dies_or_stands_still_and_each_leak_is_named_and_nothing_else() -> None:
-    said = run("--first-seed", "21", "--kills", "8", "--leak", "event", "--leak", "token", "--leak", "reservation")
+def test_every_request_is_accounted_for_whoever_dies_or_stands_still_and_each_leak_is_named() -> None:
+    said = run(
+        "--first-seed", "21", "--kills", "8", "--leak", "event", "--leak", "token", "--leak", "reservation"
+    )
     assert "8 faults" in said
     assert "leaked on purpose: req_" in said
     assert said.count("audit_request_unknown  req_") == 2

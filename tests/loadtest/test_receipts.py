@@ -9,7 +9,12 @@ from loadtest.receipts import disagreement
 from loadtest.workload import Call
 
 CALL = Call(
-    kind="short", route="chat", path="/v1/chat/completions", body={}, output_tokens_max=20, leave_after_events=None
+    kind="short",
+    route="chat",
+    path="/v1/chat/completions",
+    body={},
+    output_tokens_max=20,
+    leave_after_events=None,
 )
 
 

@@ -1,4 +1,6 @@
-"""The load test as its user runs it: against a whole TAAS in front of a simulated engine, and refusing what is not ours to load."""
+"""The load test as its user runs it: against a whole TAAS in front of a simulated engine, and refusing
+what is not ours to load.
+"""
 
 import json
 import os
@@ -38,10 +40,14 @@ def loadtest(tmp_path: Path, *words: str, **environment: str) -> tuple[int, str,
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("TAAS_", "OPENAI_"))}
     figures = tmp_path / "figures.json"
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest", "--json", str(figures), *words],
-        capture_output=True, text=True, timeout=120, check=False, env=clean | {"TAAS_HOME": str(tmp_path)} | environment,
+        [sys.executable, "-m", "loadtest", "--json", str(figures), *words], capture_output=True, text=True,
+        timeout=120, check=False, env=clean | {"TAAS_HOME": str(tmp_path)} | environment,
     )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr, json.loads(figures.read_text()) if figures.exists() else {}
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        json.loads(figures.read_text()) if figures.exists() else {},
+    )
 
 
 def test_every_bill_of_a_mixed_load_agrees_with_what_was_received(
@@ -58,7 +64,9 @@ def test_every_bill_of_a_mixed_load_agrees_with_what_was_received(
     assert figures["endings"]["complete"] + figures["endings"]["left"] == figures["calls"]
     assert figures["ttft_ms"]["p99"] >= figures["ttft_ms"]["p50"] > 0
     assert figures["ms_per_token"]["p50"] >= 2
-    assert figures["tokens"]["billed_output"] == sum(truth["output"] for truth in slow_engine.truth().values())
+    assert figures["tokens"]["billed_output"] == sum(
+        truth["output"] for truth in slow_engine.truth().values()
+    )
 
 
 def test_calls_do_not_wait_for_answers(stack: OwnStack, slow_engine: SimEngine, tmp_path: Path) -> None:
@@ -80,15 +88,20 @@ def test_calls_do_not_wait_for_answers(stack: OwnStack, slow_engine: SimEngine, 
     )
     slow_engine.reset()
     assert status == 0, printed
-    # Answers take up to 3.6 s: callers who waited would have made a few calls each. The cap is counted, not hidden.
+    # Answers take up to 3.6 s: callers who waited would have made a few calls each. The cap is counted, not
+    # hidden.
     assert figures["not_sent"] > 5
     assert figures["calls"] >= 15
 
 
-def test_failures_are_told_by_kind_and_are_not_billed(stack: OwnStack, slow_engine: SimEngine, tmp_path: Path) -> None:
+def test_failures_are_told_by_kind_and_are_not_billed(
+    stack: OwnStack, slow_engine: SimEngine, tmp_path: Path
+) -> None:
     target = ("--base-url", stack.base_url, "--api-key", stack.key, "--model", slow_engine.model)
     slow_engine.faults("die_after_tokens", 3, count=6)
-    status, printed, figures = loadtest(tmp_path, *target, "--rate", "20", "--duration", "2", "--disconnects", "0")
+    status, printed, figures = loadtest(
+        tmp_path, *target, "--rate", "20", "--duration", "2", "--disconnects", "0"
+    )
     assert status == 0, printed
     assert figures["endings"]["error"] > 0
     assert figures["endings"]["broken"] == 0

@@ -1,4 +1,6 @@
-"""Schedules of scenarios: how often, when, by whom, at which gateway, and how long prompts are for the engine that reads them."""
+"""Schedules of scenarios: how often, when, by whom, at which gateway, and how long prompts are for the
+engine that reads them.
+"""
 
 from collections import Counter
 from itertools import islice, pairwise
@@ -95,7 +97,12 @@ def test_parts_are_merged_by_time() -> None:
 def test_a_prompt_has_the_tokens_that_were_asked_for(tokens: int) -> None:
     sent = body("sim", Arrival(0, "a", Shape(tokens, 7), "flex"), 1_000_003)
     assert len(split(render_chat(sent)[0])) == tokens
-    assert (sent["max_tokens"], sent["min_tokens"], sent["ignore_eos"], sent["service_tier"]) == (7, 7, True, "flex")
+    assert (sent["max_tokens"], sent["min_tokens"], sent["ignore_eos"], sent["service_tier"]) == (
+        7,
+        7,
+        True,
+        "flex",
+    )
 
 
 def test_no_prompt_is_found_in_the_prefix_cache_of_another() -> None:
@@ -119,13 +126,17 @@ def test_probes_come_evenly_from_everybody_at_the_only_gateway() -> None:
     assert {arrival.gateway for arrival in made} == {0}
     assert {arrival.tenant: None for arrival in made[:10]} == {f"t{number}": None for number in range(10)}
     assert len(made) == pytest.approx(10 * PROBE_RATE, rel=0.02)
-    assert all(later.at_s - earlier.at_s == pytest.approx(1 / PROBE_RATE) for earlier, later in pairwise(made))
+    assert all(
+        later.at_s - earlier.at_s == pytest.approx(1 / PROBE_RATE) for earlier, later in pairwise(made)
+    )
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
 def test_every_suite_wants_more_than_there_is_and_ends_in_time(suite: Suite) -> None:
     made = suite.arrivals(60)
-    asked = sum(vtc.SPEED.units(arrival.shape.input_tokens, arrival.shape.output_tokens) for arrival in made) / 60
+    asked = (
+        sum(vtc.SPEED.units(arrival.shape.input_tokens, arrival.shape.output_tokens) for arrival in made) / 60
+    )
     assert asked > 1.2 * vtc.SPEED.capacity_units_s
     assert {arrival.tier for arrival in made} == {"default"}
     assert all(0 <= arrival.at_s <= 60 for arrival in made)
@@ -138,7 +149,8 @@ def test_increase_keeps_its_modest_tenant_below_its_share_and_grows_the_other() 
         units[arrival.tenant] += vtc.SPEED.units(arrival.shape.input_tokens, arrival.shape.output_tokens) / 60
     assert units["modest"] < vtc.SPEED.capacity_units_s / 3 < units["steady"]
     early, late = (
-        sum(arrival.tenant == "growing" and low <= arrival.at_s < low + 20 for arrival in made) for low in (0, 40)
+        sum(arrival.tenant == "growing" and low <= arrival.at_s < low + 20 for arrival in made)
+        for low in (0, 40)
     )
     assert late > 4 * early
 

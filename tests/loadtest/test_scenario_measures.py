@@ -28,13 +28,16 @@ from loadtest.scenarios.record import Ended, Record
 from loadtest.scenarios.result import Result, Verdict, at_least, at_most, near, write
 from loadtest.scenarios.speed import EngineSpeed
 
-SPEED = EngineSpeed(slots=10, decode_ms=10, prefill_tokens_per_s=1000)  # one output token = one input token = one unit
+# one output token = one input token = one unit
+SPEED = EngineSpeed(slots=10, decode_ms=10, prefill_tokens_per_s=1000)
 
 
 def streamed(
     first_s: float, tokens: int, *, gap_s: float = 0.1, prompt: int = 0, cached: int = 0, at_s: float = 0.0
 ) -> Record:
-    record = Record(arrival=Arrival(at_s, "a", Shape(prompt, tokens)), sent_s=at_s, ended=Ended.COMPLETE, status=200)
+    record = Record(
+        arrival=Arrival(at_s, "a", Shape(prompt, tokens)), sent_s=at_s, ended=Ended.COMPLETE, status=200
+    )
     for number in range(tokens):
         record.see(first_s + number * gap_s, 1)
     record.prompt, record.cached, record.end_s = prompt, cached, first_s + (tokens - 1) * gap_s
@@ -61,7 +64,9 @@ def test_uncached_input_counts_with_the_first_token_and_output_as_it_comes() -> 
 
 
 @given(st.integers(1, 200), st.floats(0.001, 0.3), st.floats(0, 20), st.floats(0.05, 60))
-def test_windows_that_meet_add_up_to_all_work(tokens: int, gap_s: float, first_s: float, cut_s: float) -> None:
+def test_windows_that_meet_add_up_to_all_work(
+    tokens: int, gap_s: float, first_s: float, cut_s: float
+) -> None:
     record = streamed(first_s, tokens, gap_s=gap_s, prompt=7)
     parts = work_between([record], SPEED, 0, cut_s) + work_between([record], SPEED, cut_s, 1000)
     assert parts == pytest.approx(7 + tokens)
@@ -168,7 +173,12 @@ def test_the_first_window_at_a_rate_is_found() -> None:
 def test_a_cut_stream_is_judged_by_the_pace_that_it_had() -> None:
     def cut(first_s: float, tokens: int, end_s: float) -> Record:
         record = Record(
-            arrival=Arrival(0, "a", LONG), sent_s=0, first_s=first_s, output=tokens, end_s=end_s, ended=Ended.CUT
+            arrival=Arrival(0, "a", LONG),
+            sent_s=0,
+            first_s=first_s,
+            output=tokens,
+            end_s=end_s,
+            ended=Ended.CUT,
         )
         record.marks = [(first_s, 1), (end_s, tokens)]
         return record
@@ -178,11 +188,16 @@ def test_a_cut_stream_is_judged_by_the_pace_that_it_had() -> None:
     assert not could_have_finished(cut(0, 1000, 10.0), deadline_s=19.5)
     assert not could_have_finished(streamed(0, 5), deadline_s=100)
     # Cut before its first token and before the deadline: nobody can say that it could not.
-    assert could_have_finished(Record(arrival=Arrival(0, "a", LONG), end_s=1.0, ended=Ended.CUT), deadline_s=2)
+    assert could_have_finished(
+        Record(arrival=Arrival(0, "a", LONG), end_s=1.0, ended=Ended.CUT), deadline_s=2
+    )
 
 
 def test_a_stream_is_complete_only_with_its_end() -> None:
-    usage = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":4}}}\n\n'
+    usage = (
+        b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":5,'
+        b'"prompt_tokens_details":{"cached_tokens":4}}}\n\n'
+    )
     for tail, ended in (
         (usage + b"data: [DONE]\n\n", Ended.COMPLETE),
         (usage, Ended.CUT),

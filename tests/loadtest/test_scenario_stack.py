@@ -1,4 +1,6 @@
-"""The stack of the scenarios, set up as an operator would: what is signed is served as reserved at both gateways, and what callers saw is recorded."""
+"""The stack of the scenarios, set up as an operator would: what is signed is served as reserved at both
+gateways, and what callers saw is recorded.
+"""
 
 from collections.abc import Iterator
 
@@ -26,7 +28,10 @@ def stack() -> Iterator[ScenarioStack]:
 
 
 def test_callers_are_served_in_their_class_at_both_gateways(stack: ScenarioStack) -> None:
-    owner, guest = requests("owner", even(10, 0, 1), SHAPE), requests("guest", even(10, 0, 1), SHAPE, tier="flex")
+    owner, guest = (
+        requests("owner", even(10, 0, 1), SHAPE),
+        requests("guest", even(10, 0, 1), SHAPE, tier="flex"),
+    )
     parts = by_tenant(play(stack, together(owner, guest), patience_s=10))
     assert {name: len(part) for name, part in parts.items()} == {"owner": 10, "guest": 10}
     for name, work_class in (("owner", "reserved"), ("guest", "flex")):

@@ -43,9 +43,13 @@ def test_a_stream_that_stops_without_its_end_has_not_ended(engine: SimEngine, pa
             'data: {"error": {"message": "m", "type": "server_error", "param": null, "code": "engine_died"}}',
             "engine_died",
         ),
-        ('event: error\ndata: {"type": "error", "error": {"type": "api_error", "message": "m"}}', "api_error"),
         (
-            'event: error\ndata: {"type": "error", "code": "engine_died", "message": "m", "param": null, "sequence_number": 3}',
+            'event: error\ndata: {"type": "error", "error": {"type": "api_error", "message": "m"}}',
+            "api_error",
+        ),
+        (
+            'event: error\ndata: {"type": "error", "code": "engine_died", "message": "m", "param": null, '
+            '"sequence_number": 3}',
             "engine_died",
         ),
     ],

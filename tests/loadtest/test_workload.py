@@ -30,13 +30,17 @@ def test_same_seed_same_calls_at_the_same_times() -> None:
 
 def test_shares_are_as_asked() -> None:
     made = some(Mix(model="m", long_share=0.2, shared_share=0.3, disconnect_share=0.25))
-    share = {kind: sum(call.kind == kind for call in made) / len(made) for kind in ("short", "long", "shared")}
+    share = {
+        kind: sum(call.kind == kind for call in made) / len(made) for kind in ("short", "long", "shared")
+    }
     assert share == {
         "short": pytest.approx(0.5, abs=0.05),
         "long": pytest.approx(0.2, abs=0.05),
         "shared": pytest.approx(0.3, abs=0.05),
     }
-    assert sum(call.leave_after_events is not None for call in made) / len(made) == pytest.approx(0.25, abs=0.05)
+    assert sum(call.leave_after_events is not None for call in made) / len(made) == pytest.approx(
+        0.25, abs=0.05
+    )
     assert {call.route for call in made} == set(ROUTES)
 
 

@@ -28,7 +28,12 @@ from tests.fixtures.valkey import free_port
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 MODEL = ServedModel(
-    name="m", pool="pool-m", cell="cell-m", engine_model="m-engine", context_tokens=2048, routes=frozenset({"chat"})
+    name="m",
+    pool="pool-m",
+    cell="cell-m",
+    engine_model="m-engine",
+    context_tokens=2048,
+    routes=frozenset({"chat"}),
 )
 PATIENCE_S = 30.0
 

@@ -1,7 +1,9 @@
-"""A stand-in for a vLLM server, as a script: its health, metrics and completions, a child process as vLLM has, and faults by an admin call.
+"""A stand-in for a vLLM server, as a script: its health, metrics and completions, a child process as vLLM
+has, and faults by an admin call.
 
-`fake_engine.py --port N [--start-seconds S] [--fail-with TEXT]`. `POST /fake` with {"running": n} sets the load, {"tokens": n} produces n tokens,
-{"do": "die"|"unhealthy"|"hang"} breaks it. It writes its pid and its child's to the file named by FAKE_PIDS, one line a start.
+`fake_engine.py --port N [--start-seconds S] [--fail-with TEXT]`. `POST /fake` with {"running": n} sets the
+load, {"tokens": n} produces n tokens, {"do": "die"|"unhealthy"|"hang"} breaks it. It writes its pid and its
+child's to the file named by FAKE_PIDS, one line a start.
 """
 
 import argparse
@@ -93,7 +95,11 @@ def main() -> None:
     print("(APIServer pid=1) INFO 11-24 04:00:00 [fake.py:1] loading weights", flush=True)
     # As stubborn as a hung engine core: it ignores SIGTERM and does not watch its parent.
     child = subprocess.Popen(
-        [sys.executable, "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"]
+        [
+            sys.executable,
+            "-c",
+            "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)",
+        ]
     )
     if pids := os.environ.get("FAKE_PIDS"):
         with open(pids, "a", encoding="utf-8") as written:

@@ -83,7 +83,11 @@ async def test_a_dead_engine_is_shown_down_and_started_again_as_a_new_epoch(work
     await worker.tell(do="die")
     down = await worker.entry_with(DOWN)
     assert down.final is not None
-    assert (down.final.epoch, down.final.counters, down.final.exact) == (first.epoch, CounterPair(2, 41), False)
+    assert (down.final.epoch, down.final.counters, down.final.exact) == (
+        first.epoch,
+        CounterPair(2, 41),
+        False,
+    )
     again = await worker.entry_with(READY)
     assert again.epoch != first.epoch
     assert again.baseline == CounterPair(2, 1)
@@ -115,7 +119,9 @@ async def test_an_engine_whose_child_alone_is_killed_is_noticed_by_its_health(wo
     await eventually(lambda: any("not healthy" in note for note in worker.notes))
 
 
-async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(workers: Workers, redis: Redis) -> None:
+async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(
+    workers: Workers, redis: Redis
+) -> None:
     worker = workers.make()
     worker.start()
     ready = await worker.entry_with(READY)
@@ -141,7 +147,9 @@ async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(worke
     assert not any(is_running(pid) for pid in worker.pids())
 
 
-async def test_draining_ends_when_its_time_is_up_and_says_that_the_counters_are_not_final(workers: Workers) -> None:
+async def test_draining_ends_when_its_time_is_up_and_says_that_the_counters_are_not_final(
+    workers: Workers,
+) -> None:
     worker = workers.make(times=fast_times(drain_s=0.2))
     worker.start()
     await worker.entry_with(READY)
@@ -214,7 +222,9 @@ async def test_a_start_that_the_machine_refuses_is_tried_again(workers: Workers)
     folder.unlink()
     again = await worker.entry_with(READY)
     assert again.epoch != first.epoch
-    await eventually(lambda: any("cannot be started" in note and str(folder) in note for note in worker.notes))
+    await eventually(
+        lambda: any("cannot be started" in note and str(folder) in note for note in worker.notes)
+    )
 
 
 async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Workers) -> None:

@@ -39,9 +39,9 @@ def test_a_refused_setting_is_told_with_its_reason() -> None:
 
 
 def test_an_unknown_flag_is_told() -> None:
-    assert telling_lines("usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --nonsense\n") == [
-        "api_server.py: error: unrecognized arguments: --nonsense"
-    ]
+    assert telling_lines(
+        "usage: api_server.py [-h]\napi_server.py: error: unrecognized arguments: --nonsense\n"
+    ) == ["api_server.py: error: unrecognized arguments: --nonsense"]
 
 
 def test_without_an_error_the_last_lines_are_told() -> None:

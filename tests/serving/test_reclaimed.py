@@ -47,7 +47,9 @@ async def test_a_machine_that_is_taken_runs_no_engine_after_its_requests_ended_u
     assert worker.metric("draining") == 0
 
 
-async def test_an_order_taken_back_before_its_deadline_stops_no_engine(workers: Workers, redis: Redis) -> None:
+async def test_an_order_taken_back_before_its_deadline_stops_no_engine(
+    workers: Workers, redis: Redis
+) -> None:
     worker = workers.make()
     worker.start()
     first = await worker.entry_with(READY)
@@ -97,7 +99,9 @@ async def test_redis_that_was_emptied_gives_no_machine_back(redis: Redis) -> Non
     assert reclaimed.free.is_set()
 
 
-async def test_a_machine_that_is_taken_while_its_engine_starts_is_given_at_once(workers: Workers, redis: Redis) -> None:
+async def test_a_machine_that_is_taken_while_its_engine_starts_is_given_at_once(
+    workers: Workers, redis: Redis
+) -> None:
     worker = workers.make("--start-seconds", "600")
     worker.start()
     await worker.entry_with(InstanceStatus.STARTING)

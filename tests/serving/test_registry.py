@@ -35,7 +35,9 @@ ENTRY = InstanceEntry(
     load=EngineLoad(running=3, waiting=1, kv_usage=0.25),
     baseline=CounterPair(prompt=2, generation=1),
     earlier=(
-        FinalCounters(epoch="1", counters=CounterPair(prompt=5, generation=7), baseline=CounterPair(1, 1), exact=False),
+        FinalCounters(
+            epoch="1", counters=CounterPair(prompt=5, generation=7), baseline=CounterPair(1, 1), exact=False
+        ),
     ),
 )
 

@@ -1,4 +1,6 @@
-"""The middleware that vLLM is run with, around a small ASGI application that keeps its requests as vLLM does."""
+"""The middleware that vLLM is run with, around a small ASGI application that keeps its requests as vLLM
+does.
+"""
 
 import asyncio
 import importlib.util
@@ -77,7 +79,8 @@ class Engine:
         pairs = [(b"authorization", f"Bearer {key}".encode())]
         pairs += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         scope = {
-            "type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": pairs, "app": self.app,
+            "type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": pairs,
+            "app": self.app,
         }  # fmt: skip
 
         async def receive() -> Any:
@@ -108,7 +111,9 @@ async def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return made
 
 
-async def test_a_request_counts_from_its_first_token_on_and_is_remembered_after_its_end(engine: Engine) -> None:
+async def test_a_request_counts_from_its_first_token_on_and_is_remembered_after_its_end(
+    engine: Engine,
+) -> None:
     before = (await engine.page())["counted"]
     at_work, may_end = asyncio.Event(), asyncio.Event()
     state = State(external_req_id="chatcmpl-req_1", prompt_len=7, num_cached_tokens=2)
@@ -133,7 +138,10 @@ async def test_a_request_counts_from_its_first_token_on_and_is_remembered_after_
     after = await engine.page()
     assert (after["running"], after["finished"]) == ({}, {"req_1": [7, 2, 2]})
     assert (await engine.page(after["sequence"]))["finished"] == {}
-    assert await engine.states("req_1", "req_2") == {"req_1": ["finished", 7, 2, 2], "req_2": ["unknown", 0, 0, 0]}
+    assert await engine.states("req_1", "req_2") == {
+        "req_1": ["finished", 7, 2, 2],
+        "req_2": ["unknown", 0, 0, 0],
+    }
 
 
 async def test_samples_of_one_request_and_a_request_sent_again_add_up(engine: Engine) -> None:
@@ -186,7 +194,9 @@ async def test_only_who_has_the_engines_key_learns_anything(engine: Engine) -> N
         assert (await engine.ask(method, "/taas/request_counts", {"ids": []}, key="sk-other"))[0] == 401
 
 
-@pytest.mark.parametrize("body", [[], {}, {"ids": "req_1"}, {"ids": [1]}, {"ids": [""]}, {"ids": [], "close": 1}])
+@pytest.mark.parametrize(
+    "body", [[], {}, {"ids": "req_1"}, {"ids": [1]}, {"ids": [""]}, {"ids": [], "close": 1}]
+)
 async def test_a_question_that_is_none_is_refused(engine: Engine, body: Any) -> None:
     assert (await engine.ask("POST", "/taas/request_counts", body))[0] == 400
 

@@ -66,7 +66,9 @@ def test_no_prompt_and_no_request_reaches_a_log() -> None:
     command = build_command(
         MODEL, OPTIONS, KEY, {"VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "true"}
     )
-    assert {"--no-enable-log-requests", "--no-enable-log-outputs", "--disable-uvicorn-access-log"} <= set(command.argv)
+    assert {"--no-enable-log-requests", "--no-enable-log-outputs", "--disable-uvicorn-access-log"} <= set(
+        command.argv
+    )
     assert command.env["VLLM_LOGGING_LEVEL"] == "INFO"
     assert command.env["VLLM_DEBUG_LOG_API_SERVER_RESPONSE"] == "False"
     assert command.env["VLLM_LOGGING_CONFIG_PATH"] == str(LOGGING_CONFIG)
@@ -74,7 +76,9 @@ def test_no_prompt_and_no_request_reaches_a_log() -> None:
 
 
 def test_our_own_settings_are_not_handed_to_the_engine() -> None:
-    env = build_command(MODEL, OPTIONS, KEY, {"TAAS_ADMIN_KEY": "x", "TAAS_DATABASE_URL": "y", "PATH": "/bin"}).env
+    env = build_command(
+        MODEL, OPTIONS, KEY, {"TAAS_ADMIN_KEY": "x", "TAAS_DATABASE_URL": "y", "PATH": "/bin"}
+    ).env
     assert not [name for name in env if name.startswith("TAAS_")]
     assert env["PATH"] == "/bin"
 

@@ -23,7 +23,8 @@ from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running
 
 MODEL_ENTRY = {
-    "name": "m", "pool": "m", "cell": "m", "engine_model": "m-engine", "context_tokens": 2048, "routes": ["chat"], "status": "active",
+    "name": "m", "pool": "m", "cell": "m", "engine_model": "m-engine", "context_tokens": 2048,
+    "routes": ["chat"], "status": "active",
 }  # fmt: skip
 
 
@@ -118,10 +119,16 @@ async def test_kill_9_of_the_worker_leaves_no_process_of_its_engine(worker: Work
     await eventually(lambda: not any(is_running(pid) for pid in [*pids, guard.pid]))
 
 
-async def test_kill_9_of_the_worker_while_the_engine_starts_leaves_nothing_either(worker: WorkerProcess) -> None:
+async def test_kill_9_of_the_worker_while_the_engine_starts_leaves_nothing_either(
+    worker: WorkerProcess,
+) -> None:
     worker.start(FAKE_ARGS="--start-seconds 600")
     await eventually(
-        lambda: worker.entry(InstanceStatus.STARTING) and (worker.folder / "pids").exists() and worker.engine_pids()
+        lambda: (
+            worker.entry(InstanceStatus.STARTING)
+            and (worker.folder / "pids").exists()
+            and worker.engine_pids()
+        )
     )
     pids = worker.engine_pids()
     assert worker.process is not None
@@ -170,7 +177,9 @@ async def test_ps_shows_no_key_and_the_engine_gets_none_of_our_secrets(worker: W
     assert entry.key not in worker.said()
 
 
-async def test_each_start_of_a_worker_has_a_key_of_its_own_and_keeps_the_instance_name(worker: WorkerProcess) -> None:
+async def test_each_start_of_a_worker_has_a_key_of_its_own_and_keeps_the_instance_name(
+    worker: WorkerProcess,
+) -> None:
     port = str(free_port())
     worker.start("--port", port)
     first = await worker.ready()
@@ -178,7 +187,9 @@ async def test_each_start_of_a_worker_has_a_key_of_its_own_and_keeps_the_instanc
     worker.process.kill()
     await worker.ended()
     worker.start("--port", port)
-    again = await eventually(lambda: (entry := worker.entry(InstanceStatus.READY)) and entry.key != first.key and entry)
+    again = await eventually(
+        lambda: (entry := worker.entry(InstanceStatus.READY)) and entry.key != first.key and entry
+    )
     assert again.instance == first.instance
     assert again.epoch != first.epoch
 
@@ -230,7 +241,9 @@ async def test_a_missing_environment_and_missing_files_are_said(worker: WorkerPr
     assert "holds no model" in worker.said()
 
 
-async def test_an_engine_that_cannot_start_ends_the_worker_with_the_lines_that_matter(worker: WorkerProcess) -> None:
+async def test_an_engine_that_cannot_start_ends_the_worker_with_the_lines_that_matter(
+    worker: WorkerProcess,
+) -> None:
     worker.start(FAKE_ARGS="--fail-with no-room-for-the-cache")
     assert await worker.ended() == 1
     assert "RuntimeError: no-room-for-the-cache" in worker.said()
@@ -280,7 +293,9 @@ async def test_a_worker_on_another_address_listens_there_alone_and_is_advertised
         ("no-such-host.invalid", "is no address of this machine"),
     ],
 )
-async def test_an_address_that_leads_nowhere_is_refused(worker: WorkerProcess, address: str, said: str) -> None:
+async def test_an_address_that_leads_nowhere_is_refused(
+    worker: WorkerProcess, address: str, said: str
+) -> None:
     worker.start("--host", address)
     assert await worker.ended() == 1
     assert said in worker.said()

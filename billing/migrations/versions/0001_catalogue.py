@@ -1,4 +1,6 @@
-"""Who may ask for what: tenants, projects, API keys, models, limits, instances, and what Redis has to be told of them."""
+"""Who may ask for what: tenants, projects, API keys, models, limits, instances, and what Redis has to be
+told of them.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,8 +13,8 @@ depends_on = None
 
 _NOW_MS = sa.text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 _TABLES = (
-    "projection_state", "projection_outbox", "instance", "quota_limit", "model_weights", "model_audience", "model", "api_key",
-    "project", "tenant",
+    "projection_state", "projection_outbox", "instance", "quota_limit", "model_weights", "model_audience",
+    "model", "api_key", "project", "tenant",
 )  # fmt: skip
 
 
@@ -92,7 +94,9 @@ def _create_models() -> None:
         *_times(),
         sa.CheckConstraint("visible in ('everyone', 'internal', 'tenants')", name="visible"),
         sa.CheckConstraint("status in ('active', 'retired')", name="status"),
-        sa.CheckConstraint("least(context_tokens, vocabulary_tokens, default_max_tokens) > 0", name="positive"),
+        sa.CheckConstraint(
+            "least(context_tokens, vocabulary_tokens, default_max_tokens) > 0", name="positive"
+        ),
         sa.CheckConstraint("default_max_tokens <= context_tokens", name="default_within_context"),
     )
     op.create_table(
@@ -124,7 +128,9 @@ def _create_limits() -> None:
         sa.Column("concurrency", sa.BigInteger),
         *_times(),
         sa.UniqueConstraint("tenant_id", "key_id", "model", postgresql_nulls_not_distinct=True),
-        sa.CheckConstraint("least(requests_per_minute, units_per_minute, concurrency) >= 0", name="not_negative"),
+        sa.CheckConstraint(
+            "least(requests_per_minute, units_per_minute, concurrency) >= 0", name="not_negative"
+        ),
     )
 
 

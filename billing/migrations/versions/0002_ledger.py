@@ -1,4 +1,6 @@
-"""What was used and what it costs: events, prices, the ledger, engine counters, and the triggers that keep them true."""
+"""What was used and what it costs: events, prices, the ledger, engine counters, and the triggers that keep
+them true.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +13,8 @@ depends_on = None
 
 _NOW_MS = sa.text("(extract(epoch from clock_timestamp()) * 1000)::bigint")
 _APPEND_ONLY = (
-    "usage_event", "price", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict", "reconciled_request",
+    "usage_event", "price", "ledger_transaction", "ledger_posting", "usage_rejected", "usage_conflict",
+    "reconciled_request",
 )  # fmt: skip
 
 _REFUSE_CHANGE = """
@@ -28,7 +31,8 @@ declare
 begin
     select sum(amount_picousd) into total from ledger_posting where transaction_id = new.transaction_id;
     if total <> 0 then
-        raise exception 'postings of ledger transaction % sum to %', new.transaction_id, total using errcode = 'check_violation';
+        raise exception 'postings of ledger transaction % sum to %', new.transaction_id, total
+            using errcode = 'check_violation';
     end if;
     return null;
 end $$
@@ -43,7 +47,8 @@ def upgrade() -> None:
     _create_ledger()
     op.execute(_BALANCED)
     op.execute(
-        "create constraint trigger ledger_posting_balanced after insert on ledger_posting deferrable initially deferred "
+        "create constraint trigger ledger_posting_balanced after insert on ledger_posting deferrable "
+        "initially deferred "
         "for each row execute function ledger_balanced()"
     )
     op.execute(_REFUSE_CHANGE)
@@ -68,7 +73,9 @@ def _create_counters() -> None:
         sa.Column("polled_ms", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("exact", sa.Boolean(), server_default=sa.text("false"), nullable=False),
-        sa.CheckConstraint("state in ('open', 'closed', 'no_counters')", name=op.f("ck_engine_counter_state")),
+        sa.CheckConstraint(
+            "state in ('open', 'closed', 'no_counters')", name=op.f("ck_engine_counter_state")
+        ),
         sa.PrimaryKeyConstraint("instance", "epoch", "run", name=op.f("pk_engine_counter")),
     )
     op.create_table(
@@ -132,9 +139,12 @@ def _create_usage() -> None:
             name=op.f("ck_usage_event_payer"),
         ),
         sa.CheckConstraint("kind in ('request', 'reconciliation')", name=op.f("ck_usage_event_kind")),
-        sa.CheckConstraint("billed_cached <= billed_prompt", name=op.f("ck_usage_event_cached_within_prompt")),
         sa.CheckConstraint(
-            "least(produced_cached, delivered_output, billed_prompt, billed_cached, billed_output, absorbed_prompt, absorbed_output) >= 0",
+            "billed_cached <= billed_prompt", name=op.f("ck_usage_event_cached_within_prompt")
+        ),
+        sa.CheckConstraint(
+            "least(produced_cached, delivered_output, billed_prompt, billed_cached, billed_output, "
+            "absorbed_prompt, absorbed_output) >= 0",
             name=op.f("ck_usage_event_not_negative"),
         ),
         sa.CheckConstraint(
@@ -146,7 +156,9 @@ def _create_usage() -> None:
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_usage_event")),
     )
     op.create_index(op.f("ix_usage_event_instance_epoch"), "usage_event", ["instance", "epoch"], unique=False)
-    op.create_index(op.f("ix_usage_event_tenant_ended_ms"), "usage_event", ["tenant", "ended_ms"], unique=False)
+    op.create_index(
+        op.f("ix_usage_event_tenant_ended_ms"), "usage_event", ["tenant", "ended_ms"], unique=False
+    )
     op.create_index(
         "ix_usage_event_gateway_died",
         "usage_event",
@@ -166,7 +178,9 @@ def _create_usage_trouble() -> None:
         sa.Column("raw", sa.LargeBinary(), nullable=False),
         sa.Column("recorded_ms", sa.BigInteger(), server_default=_NOW_MS, nullable=False),
         sa.PrimaryKeyConstraint("rejected_id", name=op.f("pk_usage_rejected")),
-        sa.UniqueConstraint("cell", "entry_id", "digest", name=op.f("uq_usage_rejected_cell_entry_id_digest")),
+        sa.UniqueConstraint(
+            "cell", "entry_id", "digest", name=op.f("uq_usage_rejected_cell_entry_id_digest")
+        ),
     )
     op.create_table(
         "reconciled_request",
@@ -179,7 +193,9 @@ def _create_usage_trouble() -> None:
             name=op.f("fk_reconciled_request_reconciliation_usage_event"),
         ),
         sa.ForeignKeyConstraint(
-            ["request_id"], ["usage_event.request_id"], name=op.f("fk_reconciled_request_request_id_usage_event")
+            ["request_id"],
+            ["usage_event.request_id"],
+            name=op.f("fk_reconciled_request_request_id_usage_event"),
         ),
         sa.PrimaryKeyConstraint("request_id", name=op.f("pk_reconciled_request")),
     )
@@ -207,7 +223,8 @@ def _create_ledger() -> None:
         sa.Column("output_picousd", sa.BigInteger(), nullable=False),
         sa.Column("created_ms", sa.BigInteger(), server_default=_NOW_MS, nullable=False),
         sa.CheckConstraint(
-            "least(input_picousd, cached_input_picousd, output_picousd) >= 0", name=op.f("ck_price_not_negative")
+            "least(input_picousd, cached_input_picousd, output_picousd) >= 0",
+            name=op.f("ck_price_not_negative"),
         ),
         sa.PrimaryKeyConstraint("price_id", name=op.f("pk_price")),
         sa.UniqueConstraint("model", "valid_from_ms", name=op.f("uq_price_model_valid_from_ms")),
@@ -226,9 +243,13 @@ def _create_ledger() -> None:
             "pricing in ('priced', 'unpriced', 'quarantined', 'nothing_billed')",
             name=op.f("ck_ledger_transaction_pricing"),
         ),
-        sa.ForeignKeyConstraint(["price_id"], ["price.price_id"], name=op.f("fk_ledger_transaction_price_id_price")),
         sa.ForeignKeyConstraint(
-            ["request_id"], ["usage_event.request_id"], name=op.f("fk_ledger_transaction_request_id_usage_event")
+            ["price_id"], ["price.price_id"], name=op.f("fk_ledger_transaction_price_id_price")
+        ),
+        sa.ForeignKeyConstraint(
+            ["request_id"],
+            ["usage_event.request_id"],
+            name=op.f("fk_ledger_transaction_request_id_usage_event"),
         ),
         sa.PrimaryKeyConstraint("transaction_id", name=op.f("pk_ledger_transaction")),
         sa.UniqueConstraint("request_id", name=op.f("uq_ledger_transaction_request_id")),

@@ -1,4 +1,6 @@
-"""Finds the requests that were cut off by their engine's end, beside those whose gateway died: a residual may be theirs."""
+"""Finds the requests that were cut off by their engine's end, beside those whose gateway died: a residual
+may be theirs.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +17,9 @@ def upgrade() -> None:
         "ix_usage_event_cut_off",
         "usage_event",
         ["instance", "epoch"],
-        postgresql_where=sa.text("ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"),
+        postgresql_where=sa.text(
+            "ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"
+        ),
     )
 
 

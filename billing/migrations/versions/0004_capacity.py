@@ -1,4 +1,6 @@
-"""Capacity: what pools can do, what of it is sold by contract, what their machines are for, and the evidence of it."""
+"""Capacity: what pools can do, what of it is sold by contract, what their machines are for, and the
+evidence of it.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -72,10 +74,16 @@ def upgrade() -> None:
             "state in ('draft', 'signed', 'active', 'notice_given', 'ended')", name=op.f("ck_contract_state")
         ),
         sa.CheckConstraint("headroom_permille between 0 and 999", name=op.f("ck_contract_headroom")),
-        sa.CheckConstraint("least(tenant_notice_days, operator_notice_days) >= 0", name=op.f("ck_contract_notice")),
+        sa.CheckConstraint(
+            "least(tenant_notice_days, operator_notice_days) >= 0", name=op.f("ck_contract_notice")
+        ),
         sa.CheckConstraint("spill_mu_s >= 0", name=op.f("ck_contract_spill")),
-        sa.CheckConstraint("starts_ms < ends_ms and effective_end_ms <= ends_ms", name=op.f("ck_contract_term")),
-        sa.ForeignKeyConstraint(["tenant_id"], ["tenant.tenant_id"], name=op.f("fk_contract_tenant_id_tenant")),
+        sa.CheckConstraint(
+            "starts_ms < ends_ms and effective_end_ms <= ends_ms", name=op.f("ck_contract_term")
+        ),
+        sa.ForeignKeyConstraint(
+            ["tenant_id"], ["tenant.tenant_id"], name=op.f("fk_contract_tenant_id_tenant")
+        ),
         sa.PrimaryKeyConstraint("contract_id", name=op.f("pk_contract")),
     )
     op.create_index(op.f("ix_contract_pool"), "contract", ["pool"], unique=False)
@@ -126,7 +134,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("entry", name=op.f("pk_contract_history")),
     )
-    op.create_index(op.f("ix_contract_history_contract_id"), "contract_history", ["contract_id"], unique=False)
+    op.create_index(
+        op.f("ix_contract_history_contract_id"), "contract_history", ["contract_id"], unique=False
+    )
     op.create_table(
         "contract_minute",
         sa.Column("contract_id", sa.Text(), nullable=False),
@@ -171,7 +181,9 @@ def upgrade() -> None:
     )
     op.add_column("tenant", sa.Column("weight", sa.Integer(), server_default="1", nullable=False))
     op.create_check_constraint(op.f("ck_tenant_weight"), "tenant", "weight between 1 and 1000")
-    op.add_column("instance", sa.Column("priority", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column(
+        "instance", sa.Column("priority", sa.Boolean(), server_default=sa.text("false"), nullable=False)
+    )
     op.add_column("usage_event", sa.Column("decision", postgresql.JSONB(), nullable=True))
     for table in _APPEND_ONLY:
         op.execute(

@@ -18,4 +18,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("delete from projection_outbox where kind = 'drain'")
     op.drop_constraint("kind", "projection_outbox", type_="check")
-    op.create_check_constraint("kind", "projection_outbox", "kind in ('tenant', 'key', 'model', 'instance', 'stop')")
+    op.create_check_constraint(
+        "kind", "projection_outbox", "kind in ('tenant', 'key', 'model', 'instance', 'stop')"
+    )

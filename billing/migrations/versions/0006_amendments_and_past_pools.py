@@ -11,7 +11,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("contract", sa.Column("later", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False))
+    op.add_column(
+        "contract", sa.Column("later", postgresql.JSONB(), server_default=sa.text("'[]'"), nullable=False)
+    )
     op.create_table(
         "pool_past",
         sa.Column("entry", sa.BigInteger(), sa.Identity(always=True), nullable=False),

@@ -1,4 +1,6 @@
-"""A contract's minute tells what a reclaim cut from what was missing because machines were not ready; together they are its shortfall."""
+"""A contract's minute tells what a reclaim cut from what was missing because machines were not ready;
+together they are its shortfall.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,11 +13,18 @@ depends_on = None
 
 def upgrade() -> None:
     op.alter_column("contract_minute", "shortfall_mu", new_column_name="cut_mu")
-    op.add_column("contract_minute", sa.Column("missing_mu", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column(
+        "contract_minute", sa.Column("missing_mu", sa.BigInteger(), server_default="0", nullable=False)
+    )
     op.alter_column("contract_minute", "missing_mu", server_default=None)
     op.add_column(
         "contract_minute",
-        sa.Column("shortfall_mu", sa.BigInteger(), sa.Computed("cut_mu + missing_mu", persisted=True), nullable=False),
+        sa.Column(
+            "shortfall_mu",
+            sa.BigInteger(),
+            sa.Computed("cut_mu + missing_mu", persisted=True),
+            nullable=False,
+        ),
     )
 
 

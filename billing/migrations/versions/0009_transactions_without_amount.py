@@ -1,4 +1,6 @@
-"""Finds the transactions that wait for a person, which each half-minutely audit counts, without reading the whole ledger."""
+"""Finds the transactions that wait for a person, which each half-minutely audit counts, without reading
+the whole ledger.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,6 @@
-"""Engines that tell what each request has produced, and what each told of its requests when it was last asked."""
+"""Engines that tell what each request has produced, and what each told of its requests when it was last
+asked.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +13,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("instance", sa.Column("counts", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column(
+        "instance", sa.Column("counts", sa.Boolean(), server_default=sa.text("false"), nullable=False)
+    )
     op.add_column("engine_counter", sa.Column("requests", postgresql.JSONB(), nullable=True))
 
 

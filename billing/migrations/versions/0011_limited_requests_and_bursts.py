@@ -1,4 +1,6 @@
-"""A contract's minute tells which limit of its tenant refused requests that the contract had room for; a contract says how long its burst is."""
+"""A contract's minute tells which limit of its tenant refused requests that the contract had room for; a
+contract says how long its burst is.
+"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,6 @@
-"""A model's cap on the bodies of its requests: one that reads photographs takes larger ones than the gateway's default."""
+"""A model's cap on the bodies of its requests: one that reads photographs takes larger ones than the
+gateway's default.
+"""
 
 import sqlalchemy as sa
 from alembic import op

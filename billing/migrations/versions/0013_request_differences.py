@@ -1,4 +1,6 @@
-"""Requests of which their engine says something else than their event; events by their end, and those without the engine's final word."""
+"""Requests of which their engine says something else than their event; events by their end, and those
+without the engine's final word.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,7 +28,9 @@ def upgrade() -> None:
             nullable=False,
         ),
     )
-    op.create_index("ix_usage_event_instance_epoch_ended_ms", "usage_event", ["instance", "epoch", "ended_ms"])
+    op.create_index(
+        "ix_usage_event_instance_epoch_ended_ms", "usage_event", ["instance", "epoch", "ended_ms"]
+    )
     op.drop_index("ix_usage_event_instance_epoch", "usage_event")
     op.drop_index("ix_usage_event_cut_off", "usage_event")
     op.create_index(
@@ -34,7 +38,8 @@ def upgrade() -> None:
         "usage_event",
         ["instance", "epoch"],
         postgresql_where=sa.text(
-            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', 'unread'))"
+            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', "
+            "'unread'))"
         ),
     )
 
@@ -45,7 +50,9 @@ def downgrade() -> None:
         "ix_usage_event_cut_off",
         "usage_event",
         ["instance", "epoch"],
-        postgresql_where=sa.text("ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"),
+        postgresql_where=sa.text(
+            "ending in ('gateway_died', 'engine_died', 'engine_error') and kind = 'request'"
+        ),
     )
     op.create_index("ix_usage_event_instance_epoch", "usage_event", ["instance", "epoch"])
     op.drop_index("ix_usage_event_instance_epoch_ended_ms", "usage_event")

@@ -1,4 +1,6 @@
-"""Future prices can be withdrawn, unpriced requests priced later; tenants and projects archived, keys limited to some models."""
+"""Future prices can be withdrawn, unpriced requests priced later; tenants and projects archived, keys
+limited to some models.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +21,9 @@ def upgrade() -> None:
         "price_withdrawal",
         sa.Column("price_id", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("withdrawn_ms", sa.BigInteger(), server_default=_NOW_MS, nullable=False),
-        sa.ForeignKeyConstraint(["price_id"], ["price.price_id"], name=op.f("fk_price_withdrawal_price_id_price")),
+        sa.ForeignKeyConstraint(
+            ["price_id"], ["price.price_id"], name=op.f("fk_price_withdrawal_price_id_price")
+        ),
         sa.PrimaryKeyConstraint("price_id", name=op.f("pk_price_withdrawal")),
     )
     op.execute(
@@ -33,7 +37,9 @@ def upgrade() -> None:
     )  # fmt: skip
     op.create_unique_constraint(op.f("uq_ledger_transaction_corrects"), "ledger_transaction", ["corrects"])
     op.create_check_constraint(
-        op.f("ck_ledger_transaction_corrected_by"), "ledger_transaction", "corrects is null or pricing = 'priced'"
+        op.f("ck_ledger_transaction_corrected_by"),
+        "ledger_transaction",
+        "corrects is null or pricing = 'priced'",
     )
     op.create_index("ix_ledger_transaction_request_id", "ledger_transaction", ["request_id"])
     op.create_index(
@@ -45,7 +51,9 @@ def upgrade() -> None:
     )
     op.drop_constraint("uq_ledger_transaction_request_id", "ledger_transaction")
     op.drop_constraint(op.f("ck_tenant_status"), "tenant")
-    op.create_check_constraint(op.f("ck_tenant_status"), "tenant", "status in ('active', 'suspended', 'archived')")
+    op.create_check_constraint(
+        op.f("ck_tenant_status"), "tenant", "status in ('active', 'suspended', 'archived')"
+    )
     op.add_column("project", sa.Column("status", sa.Text(), server_default="active", nullable=False))
     op.create_check_constraint(op.f("ck_project_status"), "project", "status in ('active', 'archived')")
     op.add_column("api_key", sa.Column("models", postgresql.ARRAY(sa.Text()), nullable=True))
@@ -69,13 +77,16 @@ def downgrade() -> None:
     for table in ("ledger_posting", "ledger_transaction", "price"):
         op.execute(f"alter table {table} disable trigger user")
     op.execute(
-        "delete from ledger_posting where transaction_id in (select transaction_id from ledger_transaction where corrects is not null)"
+        "delete from ledger_posting where transaction_id in (select transaction_id from ledger_transaction "
+        "where corrects is not null)"
     )
     op.execute("delete from ledger_transaction where corrects is not null")
     op.execute("delete from price where price_id in (select price_id from price_withdrawal)")
     for table in ("ledger_posting", "ledger_transaction", "price"):
         op.execute(f"alter table {table} enable trigger user")
-    op.create_unique_constraint(op.f("uq_ledger_transaction_request_id"), "ledger_transaction", ["request_id"])
+    op.create_unique_constraint(
+        op.f("uq_ledger_transaction_request_id"), "ledger_transaction", ["request_id"]
+    )
     op.drop_index("uq_ledger_transaction_first", "ledger_transaction")
     op.drop_index("ix_ledger_transaction_request_id", "ledger_transaction")
     op.drop_column("ledger_transaction", "corrects")

@@ -11,7 +11,8 @@ depends_on = None
 _ADDED = ("tokens_per_minute", "requests_per_day", "units_per_day", "tokens_per_day")
 _BEFORE = "least(requests_per_minute, units_per_minute, concurrency) >= 0"
 _AFTER = (
-    "least(requests_per_minute, units_per_minute, tokens_per_minute, requests_per_day, units_per_day, tokens_per_day,"
+    "least(requests_per_minute, units_per_minute, tokens_per_minute, requests_per_day, units_per_day, "
+    "tokens_per_day,"
     " concurrency) >= 0"
 )
 

@@ -1,4 +1,6 @@
-"""A cell to allocate: a pool with calibrated machines, contracts in force, and requests that use them. Time is a parameter."""
+"""A cell to allocate: a pool with calibrated machines, contracts in force, and requests that use them.
+Time is a parameter.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -41,10 +43,12 @@ class Ground:
             draft = lifecycle.draft(connection, terms(self.tenant(name), units, **fields), now_ms=T0)
             return lifecycle.sign(connection, draft.contract_id, now_ms=T0)
 
-    def register(self, instance: str, *, status: str = "ready", waiting: int = 0, kv_usage: float = 0.0) -> None:
+    def register(
+        self, instance: str, *, status: str = "ready", waiting: int = 0, kv_usage: float = 0.0
+    ) -> None:
         entry = {
-            "instance": instance, "model": POOL, "pool": POOL, "cell": CELL, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
-            "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
+            "instance": instance, "model": POOL, "pool": POOL, "cell": CELL, "url": "http://127.0.0.1:1",
+            "key": None, "epoch": "e", "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
             "load": {"running": 0, "waiting": waiting, "kv_usage": kv_usage},
         }  # fmt: skip
         self.text.hset(redis_keys.INSTANCES, instance, json.dumps(entry))
@@ -86,12 +90,16 @@ class Ground:
     def minutes(self, contract_id: str) -> dict[int, Any]:
         """Rows of the evidence, by minutes since T0."""
         with self.engine.connect() as connection:
-            rows = connection.execute(select(contract_minute).where(contract_minute.c.contract_id == contract_id))
+            rows = connection.execute(
+                select(contract_minute).where(contract_minute.c.contract_id == contract_id)
+            )
             return {(row.minute_ms - T0) // MINUTE: row for row in rows}
 
 
 def open_ground(engine: Engine, raw: redis.Redis, text: redis.Redis) -> Ground:
-    """Two machines of 1,000 units per second and 16 sequences each, in a cell that is not named as its pool is."""
+    """Two machines of 1,000 units per second and 16 sequences each, in a cell that is not named as its
+    pool is.
+    """
     with engine.begin() as connection:
         shop = furnish(connection)
         connection.execute(update(model).values(cell=CELL))

@@ -25,14 +25,19 @@ def test_each_machine_has_room_and_each_contract_its_numbers(ground: Ground) -> 
     ground.sign("bolt", 100, overflow="queue")
     ground.allocator().allocate_once(T0)
     room = ground.room()
-    # Contracts that nobody uses: all of it is lent, to flex at once, to on-demand what nobody has bought and then more and more.
+    # Contracts that nobody uses: all of it is lent, to flex at once, to on-demand what nobody has bought and
+    # then more and more.
     assert {name: room[name] for name in room if name != "s"} == {
         "m:i-1": "16", "x:i-1": "16", "g:i-1": "0", "w:i-1": "1000000", "d:i-1": "12",
         "m:i-2": "16", "x:i-2": "16", "g:i-2": "0", "w:i-2": "1000000", "d:i-2": "12",
     }  # fmt: skip
     numbers = ground.contract("acme")
     assert (numbers["id"], numbers["rate"], numbers["burst"]) == (signed.contract_id, "500000", "500000")
-    assert (numbers["of"], numbers["spill"], numbers["end"]) == ("spill", "7000", str(signed.effective_end_ms))
+    assert (numbers["of"], numbers["spill"], numbers["end"]) == (
+        "spill",
+        "7000",
+        str(signed.effective_end_ms),
+    )
     assert ground.contract("bolt")["spill"] == "-1"
     for key in (redis_keys.contract_bucket(CELL, ground.tenant("acme")), redis_keys.room(CELL)):
         assert 6 * 86_400_000 < ground.text.pttl(key) <= 7 * 86_400_000
@@ -88,7 +93,13 @@ def test_machines_that_are_gone_or_drain_have_no_room(ground: Ground) -> None:
     ground.text.hdel(redis_keys.INSTANCES, "i-2")
     ground.register("i-3", status="draining")
     allocator.allocate_once(T0 + SECOND)
-    assert sorted(name for name in ground.room() if name != "s") == ["d:i-1", "g:i-1", "m:i-1", "w:i-1", "x:i-1"]
+    assert sorted(name for name in ground.room() if name != "s") == [
+        "d:i-1",
+        "g:i-1",
+        "m:i-1",
+        "w:i-1",
+        "x:i-1",
+    ]
 
 
 def test_a_machine_that_queues_has_less_room_and_the_next_allocator_knows(ground: Ground) -> None:
@@ -123,7 +134,9 @@ def test_an_idle_owners_share_is_lent_and_is_its_own_within_two_seconds(ground: 
     assert sum(int(ground.room()[f"m:{each}"]) for each in ("i-1", "i-2")) == 32
     # It comes back, and flex is everywhere.
     for number in range(30):
-        flex = ground.request(f"f{number}", "bolt", asked=Asked.FLEX, candidates=((f"i-{number % 2 + 1}", "e"),))
+        flex = ground.request(
+            f"f{number}", "bolt", asked=Asked.FLEX, candidates=((f"i-{number % 2 + 1}", "e"),)
+        )
         assert isinstance(flex.reserve(), Reserved)
     for number in range(8):
         own = ground.request(f"o{number}", candidates=((f"i-{number % 2 + 1}", "e"),))
@@ -158,7 +171,9 @@ def test_while_on_demand_waits_flex_gives_way(ground: Ground) -> None:
 def end(ground: Ground, contract_id: str, end_ms: int) -> None:
     with ground.engine.begin() as connection:
         connection.execute(
-            update(contract).where(contract.c.contract_id == contract_id).values(effective_end_ms=end_ms, state="ended")
+            update(contract)
+            .where(contract.c.contract_id == contract_id)
+            .values(effective_end_ms=end_ms, state="ended")
         )
 
 
@@ -191,11 +206,17 @@ def test_one_contract_follows_another_at_once(ground: Ground) -> None:
     ground.use("acme", 300)
     allocator.allocate_once(T0 + 12 * SECOND)
     assert ground.contract("acme")["id"] == second.contract_id
-    assert (ground.minutes(first.contract_id)[0].assigned_mu, ground.minutes(first.contract_id)[0].used_mu) == (
+    assert (
+        ground.minutes(first.contract_id)[0].assigned_mu,
+        ground.minutes(first.contract_id)[0].used_mu,
+    ) == (
         5_000_000,
         1_000,
     )
-    assert (ground.minutes(second.contract_id)[0].assigned_mu, ground.minutes(second.contract_id)[0].used_mu) == (
+    assert (
+        ground.minutes(second.contract_id)[0].assigned_mu,
+        ground.minutes(second.contract_id)[0].used_mu,
+    ) == (
         400_000,
         300,
     )

@@ -1,4 +1,6 @@
-"""The evidence in SQL: what the scripts have counted, once, whoever allocates and whatever happens in between."""
+"""The evidence in SQL: what the scripts have counted, once, whoever allocates and whatever happens in
+between.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -49,7 +51,9 @@ def test_room_by_class_adds_up_to_what_the_engines_are_trusted_with(ground: Grou
     ground.use("acme", 400_000)
     allocator.allocate_once(T0 + SECOND)
     room = {
-        class_: ground.metrics.registry.get_sample_value("taas_pool_room_sequences", {"pool": "llama", "class": class_})
+        class_: ground.metrics.registry.get_sample_value(
+            "taas_pool_room_sequences", {"pool": "llama", "class": class_}
+        )
         for class_ in ("reserved", "on_demand", "flex")
     }
     assert room["reserved"], room
@@ -57,7 +61,9 @@ def test_room_by_class_adds_up_to_what_the_engines_are_trusted_with(ground: Grou
     assert sum(value or 0 for value in room.values()) == sum(share.sequences for share in shares)
 
 
-def test_a_round_that_fails_after_its_books_are_written_is_counted(ground: Ground, raw_redis: redis.Redis) -> None:
+def test_a_round_that_fails_after_its_books_are_written_is_counted(
+    ground: Ground, raw_redis: redis.Redis
+) -> None:
     signed = ground.sign("acme", 10)
     allocator = ground.allocator()
     allocator.allocate_once(T0)
@@ -162,8 +168,8 @@ def test_what_was_cut_is_the_minutes_shortfall(ground: Ground) -> None:
         with ground.engine.begin() as connection:
             connection.execute(
                 insert(contract_shortfall).values(
-                    contract_id=signed.contract_id, second_ms=T0 + second * SECOND, assigned_mu=10_000, cut_mu=mu,
-                    reclaim_id=f"rec_{T0}_1",
+                    contract_id=signed.contract_id, second_ms=T0 + second * SECOND, assigned_mu=10_000,
+                    cut_mu=mu, reclaim_id=f"rec_{T0}_1",
                 )
             )  # fmt: skip
 
@@ -190,7 +196,8 @@ def test_what_ready_machines_cannot_do_is_missing_from_every_contract_in_proport
     allocator.allocate_once(T0)
     allocator.allocate_once(T0 + SECOND)
     assert ground.minutes(large.contract_id)[0].shortfall_mu == 0
-    # One machine of two does 1,000 units per second; 1,500 are signed. It is so from when it is seen until it is seen not to be.
+    # One machine of two does 1,000 units per second; 1,500 are signed. It is so from when it is seen until it
+    # is seen not to be.
     ground.register("i-2", status="down")
     allocator.allocate_once(T0 + 2 * SECOND)
     allocator.allocate_once(T0 + 5 * SECOND)
@@ -222,7 +229,9 @@ def test_a_contract_that_is_cut_has_less_to_use_and_is_still_assigned_what_was_s
     signed = ground.sign("acme", 10)
 
     def halved(_: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
-        return {pool: [replace(rate, mu_s=rate.mu_s // 2) for rate in rates] for pool, rates in signed.items()}
+        return {
+            pool: [replace(rate, mu_s=rate.mu_s // 2) for rate in rates] for pool, rates in signed.items()
+        }
 
     allocator = ground.allocator(rates_in_force=halved)
     allocator.allocate_once(T0)

@@ -1,4 +1,6 @@
-"""Faults 34 and 40 for the allocator: whatever becomes of Redis, or of its clock, the last numbers hold, it goes on by itself, and the evidence is whole."""
+"""Faults 34 and 40 for the allocator: whatever becomes of Redis, or of its clock, the last numbers hold,
+it goes on by itself, and the evidence is whole.
+"""
 
 import contextlib
 import itertools
@@ -39,7 +41,9 @@ def ground(database: Engine, own_valkey: ValkeyProcess) -> Iterator[Ground]:
 
 @contextlib.contextmanager
 def allocating(ground: Ground) -> Iterator[Callable[[], int]]:
-    """The allocator's loop, faster than in the process, each round a second after the last; yields how many rounds have been begun."""
+    """The allocator's loop, faster than in the process, each round a second after the last; yields how
+    many rounds have been begun.
+    """
     allocator, stop, rounds = ground.allocator(), threading.Event(), itertools.count(1)
     begun = 0
 
@@ -49,7 +53,9 @@ def allocating(ground: Ground) -> Iterator[Callable[[], int]]:
         allocator.allocate_once(T0 + begun * SECOND)
         return False
 
-    loop = threading.Thread(target=Loop("allocator", step, interval_ms=20, metrics=ground.metrics).run, args=(stop,))
+    loop = threading.Thread(
+        target=Loop("allocator", step, interval_ms=20, metrics=ground.metrics).run, args=(stop,)
+    )
     loop.start()
     try:
         yield lambda: begun
@@ -86,7 +92,9 @@ def test_fault_34_the_last_numbers_hold_and_it_goes_on_by_itself(
                 assert numbers(ground) == before
                 assert ground.contract("bolt") == {}
         wait_until(lambda: not degraded(ground), "word that it works again")
-        wait_until(lambda: ground.contract("bolt").get("rate") == "20000", "numbers of what was signed meanwhile")
+        wait_until(
+            lambda: ground.contract("bolt").get("rate") == "20000", "numbers of what was signed meanwhile"
+        )
         assert ground.contract("acme")["rate"] == "10000"
         ground.use("acme", 300)
         since = begun()
@@ -94,15 +102,26 @@ def test_fault_34_the_last_numbers_hold_and_it_goes_on_by_itself(
     value = ground.metrics.registry.get_sample_value
     assert value("taas_allocator_working", {"cell": "pool-1"}) == 1
     rows = ground.minutes(signed.contract_id).values()
-    assert [sum(getattr(row, name) for row in rows) for name in ("used_mu", "borrowed_mu", "refused")] == [1_000, 30, 2]
+    assert [sum(getattr(row, name) for row in rows) for name in ("used_mu", "borrowed_mu", "refused")] == [
+        1_000,
+        30,
+        2,
+    ]
     labels = {"tenant": ground.tenant("acme"), "pool": "llama", "contract": signed.contract_id}
     assert value("taas_contract_used_units_total", labels) == 1
 
 
-# Redis's own clock from one round to the next: around full minutes, through pauses, and an hour back or forth.
+# Redis's own clock from one round to the next: around full minutes, through pauses, and an hour back or
+# forth.
 LEAPS_MS = (0, 1, 999, 1_000, 59_999, 60_000, 60_001, 3_600_000, -1, -1_000, -60_000, -3_600_000)
 rounds_of_use = st.lists(
-    st.tuples(st.sampled_from(LEAPS_MS), st.integers(-50, 5_000), st.integers(0, 90), st.integers(0, 3), st.booleans()),
+    st.tuples(
+        st.sampled_from(LEAPS_MS),
+        st.integers(-50, 5_000),
+        st.integers(0, 90),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
     min_size=2,
     max_size=8,
 )
@@ -130,13 +149,17 @@ def test_fault_40_each_unit_is_in_exactly_one_minute_whatever_the_clock_does(
             allocators[0].allocate_once(now_ms)
             rows = ground.minutes(signed.contract_id).values()
             counted = [int(ground.contract("acme").get(name, 0)) for name in ("used", "borrowed", "refused")]
-            assert [sum(getattr(row, f) for row in rows) for f in ("used_mu", "borrowed_mu", "refused")] == counted
+            assert [
+                sum(getattr(row, f) for row in rows) for f in ("used_mu", "borrowed_mu", "refused")
+            ] == counted
             assert all(row.minute_ms % 60_000 == 0 and row.assigned_mu <= 600_000 for row in rows)
 
     check()
 
 
-def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_last_minutes(ground: Ground) -> None:
+def test_fault_40_what_streams_on_past_its_contracts_end_is_in_the_contracts_last_minutes(
+    ground: Ground,
+) -> None:
     """The end is a ms before midnight at the end of a month."""
     end_ms = T0 + 17 * DAY - 8 * 3_600_000 - 1
     signed = ground.sign("acme", 10, until_ms=end_ms)

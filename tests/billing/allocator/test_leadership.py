@@ -16,14 +16,17 @@ import sys, time, redis
 from sqlalchemy import create_engine
 from billing.allocator.allocator import Allocator
 from billing.metrics import BillingMetrics
-allocator = Allocator(create_engine(sys.argv[1]), redis.Redis.from_url(sys.argv[2]), BillingMetrics(), owner="other")
+stores = create_engine(sys.argv[1]), redis.Redis.from_url(sys.argv[2])
+allocator = Allocator(*stores, BillingMetrics(), owner="other")
 while True:
     allocator.allocate_once()
     time.sleep(0.1)
 """
 
 
-def test_the_second_allocator_leaves_the_cell_alone_and_follows_at_once_when_it_is_given_back(ground: Ground) -> None:
+def test_the_second_allocator_leaves_the_cell_alone_and_follows_at_once_when_it_is_given_back(
+    ground: Ground,
+) -> None:
     first, second = ground.allocator("first"), ground.allocator("second")
     assert only(first.allocate_once(T0)).cell.cell == CELL
     assert second.allocate_once(T0) == []

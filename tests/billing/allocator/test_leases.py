@@ -1,4 +1,6 @@
-"""Busy cells are divided among billing processes: none has two allocators, none is forgotten, whoever dies, joins or stands still."""
+"""Busy cells are divided among billing processes: none has two allocators, none is forgotten, whoever
+dies, joins or stands still.
+"""
 
 import redis
 from hypothesis import HealthCheck, settings
@@ -66,7 +68,9 @@ class LeaseMachine(RuleBasedStateMachine):
         assert len(believed) == len(set(believed))
 
     def teardown(self) -> None:
-        """Whatever has happened: a few calls later each busy cell has one holder, and nobody has more than its part."""
+        """Whatever has happened: a few calls later each busy cell has one holder, and nobody has more than
+        its part.
+        """
         alive = sorted(self.held) or [PROCESSES[0]]
         for _ in range(3):
             for process in alive:
@@ -91,7 +95,8 @@ def test_no_cell_has_two_allocators_and_none_is_forgotten(raw_redis: redis.Redis
 def test_one_that_stood_still_since_it_read_the_cell_writes_nothing(raw_redis: redis.Redis) -> None:
     def write(state: object, at_ms: int) -> bool:
         return write_state(
-            raw_redis, "c", read=state, contracts={}, accounts={}, shares=(), capacity_mu_s=0, gone=(), memory=Memory(at_ms)  # type: ignore[arg-type]
+            raw_redis, "c", read=state, contracts={}, accounts={}, shares=(), capacity_mu_s=0, gone=(),
+            memory=Memory(at_ms)  # type: ignore[arg-type]
         )  # fmt: skip
 
     stale, current = read_state(raw_redis, "c", ()), read_state(raw_redis, "c", ())

@@ -1,4 +1,6 @@
-"""Some hundred cells of which few have something to do: work is bounded by these, on two processes, and after a loss all come back."""
+"""Some hundred cells of which few have something to do: work is bounded by these, on two processes, and
+after a loss all come back.
+"""
 
 import json
 from collections import Counter
@@ -23,7 +25,9 @@ BUSY = [f"busy-{number:02}" for number in range(20)]
 
 @pytest.fixture
 def ground(ground: Ground) -> Ground:
-    """Three hundred models that nobody uses, and twenty with an instance; the cell of the others' tests goes."""
+    """Three hundred models that nobody uses, and twenty with an instance; the cell of the others' tests
+    goes.
+    """
     ground.text.delete(redis_keys.INSTANCES)
     with ground.engine.begin() as connection:
         for name in (*IDLE, *BUSY):
@@ -41,8 +45,8 @@ def furnish(ground: Ground) -> None:
 
 def register(ground: Ground, name: str, *, waiting: int = 0) -> None:
     entry = {
-        "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
-        "status": "ready", "lease_until_ms": 0, "load": {"waiting": waiting},
+        "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1",
+        "key": None, "epoch": "e", "status": "ready", "lease_until_ms": 0, "load": {"waiting": waiting},
     }  # fmt: skip
     ground.text.hset(redis_keys.INSTANCES, f"i-{name}", json.dumps(entry))
 

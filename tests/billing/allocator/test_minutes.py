@@ -24,8 +24,13 @@ readings = st.lists(
 
 
 def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, Minute], Totals, int]:
-    """What stands in SQL after these readings, each that long after the one before; `again`: each round is done twice, the first half."""
-    account, now_ms = replace(opened("c", T0 + 59_500, Totals()), rate_mu_s=1000, missing_mu_s=300), T0 + 59_500
+    """What stands in SQL after these readings, each that long after the one before; `again`: each round is
+    done twice, the first half.
+    """
+    account, now_ms = (
+        replace(opened("c", T0 + 59_500, Totals()), rate_mu_s=1000, missing_mu_s=300),
+        T0 + 59_500,
+    )
     rows: dict[int, Minute] = {}
     total = Totals()
     for after_ms, more in steps:
@@ -56,10 +61,19 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
 
 def test_a_reading_across_a_minute_is_divided_by_time() -> None:
     account = replace(opened("c", T0 + 59_000, Totals()), rate_mu_s=1000)
-    touched, _ = go_on(account, T0 + 63_000, Totals(used_mu=400, borrowed_mu=40, refused=4), end_ms=FOREVER, lent_mu=0)
+    touched, _ = go_on(
+        account, T0 + 63_000, Totals(used_mu=400, borrowed_mu=40, refused=4), end_ms=FOREVER, lent_mu=0
+    )
     assert touched == [
         Minute(minute_ms=T0, assigned_mu_ms=1_000_000, used_mu=100, lent_mu=0, borrowed_mu=10, refused=1),
-        Minute(minute_ms=T0 + MINUTE_MS, assigned_mu_ms=3_000_000, used_mu=300, lent_mu=0, borrowed_mu=30, refused=3),
+        Minute(
+            minute_ms=T0 + MINUTE_MS,
+            assigned_mu_ms=3_000_000,
+            used_mu=300,
+            lent_mu=0,
+            borrowed_mu=30,
+            refused=3,
+        ),
     ]
 
 
@@ -73,7 +87,11 @@ def test_nothing_is_assigned_past_the_end() -> None:
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:
     _, account = go_on(
-        replace(opened("c", T0, Totals()), rate_mu_s=1000), T0 + 1_000, Totals(used_mu=1), end_ms=FOREVER, lent_mu=0
+        replace(opened("c", T0, Totals()), rate_mu_s=1000),
+        T0 + 1_000,
+        Totals(used_mu=1),
+        end_ms=FOREVER,
+        lent_mu=0,
     )
     touched, after = go_on(account, T0 - 5_000, Totals(used_mu=3), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(minute_ms=T0, assigned_mu_ms=1_000_000, used_mu=3)]

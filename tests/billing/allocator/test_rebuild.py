@@ -1,4 +1,6 @@
-"""What Redis has lost of levels is counted anew from the ledger: as a bucket would stand had it been charged all along."""
+"""What Redis has lost of levels is counted anew from the ledger: as a bucket would stand had it been
+charged all along.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -38,12 +40,14 @@ def used(
 ) -> None:
     """A request that has ended is in the ledger."""
     made = event(
-        request_id, tokens, Ending.COMPLETE, started_ms=started_ms, ended_ms=started_ms + lasted_ms, tenant=ground.tenant(name), cell=CELL,
-        model=POOL, pool=POOL, **fields,
+        request_id, tokens, Ending.COMPLETE, started_ms=started_ms, ended_ms=started_ms + lasted_ms,
+        tenant=ground.tenant(name), cell=CELL, model=POOL, pool=POOL, **fields,
     )  # fmt: skip
     ground.raw.xadd(redis_keys.usage_stream(CELL), {redis_keys.USAGE_FIELD: made.to_json()})
     ground.raw.sadd(redis_keys.CELLS, CELL)
-    consumer = Consumer(ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics)
+    consumer = Consumer(
+        ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics
+    )
     assert consumer.consume_once() == 1
 
 
@@ -116,13 +120,23 @@ def test_fault_35_a_days_use_stays_used(ground: Ground, limit: dict[str, int]) -
     refused = ground.request("r", tenant_limits=Limits.of(**limit), tokens=10).reserve(100)
     assert isinstance(refused, Refused)
     assert refused.window_s == DAY_S
-    assert isinstance(ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved)
+    assert isinstance(
+        ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved
+    )
 
 
 def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Ground) -> None:
     signed = ground.sign("acme", 100)
     # Two seconds of its rate within the last tenth of a second, and what another class used beside it.
-    used(ground, "r", T0 - 100, (0, 0, 50), lasted_ms=100, class_=CapacityClass.RESERVED, contract=signed.contract_id)
+    used(
+        ground,
+        "r",
+        T0 - 100,
+        (0, 0, 50),
+        lasted_ms=100,
+        class_=CapacityClass.RESERVED,
+        contract=signed.contract_id,
+    )
     used(ground, "o", T0 - 100, (0, 0, 500), lasted_ms=100, class_=CapacityClass.ON_DEMAND)
     ground.text.flushall()
     ground.register("i-1")
@@ -138,7 +152,9 @@ def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Groun
 
 
 def test_a_stream_is_counted_as_it_ran_and_not_at_its_end(ground: Ground) -> None:
-    """A minute's limit of 6,000 units drains 100 a second: a stream that made that for a minute leaves nothing but its prompt's part."""
+    """A minute's limit of 6,000 units drains 100 a second: a stream that made that for a minute leaves
+    nothing but its prompt's part.
+    """
     limited(ground, units_per_minute=6_000)
     used(ground, "r", T0 - 60 * SECOND, (0, 0, 1_500), lasted_ms=60 * SECOND)
     with ground.engine.connect() as connection:
@@ -148,7 +164,9 @@ def test_a_stream_is_counted_as_it_ran_and_not_at_its_end(ground: Ground) -> Non
     assert 0 < units_mu < 200_000
 
 
-def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(
+    ground: Ground, caplog: pytest.LogCaptureFixture
+) -> None:
     limited(ground, requests_per_minute=60, units_per_minute=2_000)
     used(ground, "r", T0 - SECOND, (1_000, 0, 100))
     restorer = ground.restorer()
@@ -167,7 +185,9 @@ def test_a_restarted_redis_keeps_its_levels_and_is_asked_once(ground: Ground, ca
 
 
 def test_fault_35_an_older_copy_is_raised_to_what_was_used_since(ground: Ground) -> None:
-    """As after a failover, or a restore: the cell says that it was intact, in another run; requests go on meanwhile."""
+    """As after a failover, or a restore: the cell says that it was intact, in another run; requests go on
+    meanwhile.
+    """
     limits_ = limits_of(requests=3)
     limited(ground, requests_per_minute=3)
     for number in range(3):
@@ -182,9 +202,13 @@ def test_keys_have_their_own_limits_and_another_cells_use_is_not_counted(ground:
     with ground.engine.begin() as connection:
         limits.put(connection, limits.Subject(ground.tenant("acme"), None), "*", {"requests_per_minute": 10})
     used(ground, "r", T0 - SECOND, (1, 0, 1), key_id="key_x")
-    elsewhere = event("e", started_ms=T0 - SECOND, tenant=ground.tenant("acme"), cell="other", model=POOL, pool=POOL)
+    elsewhere = event(
+        "e", started_ms=T0 - SECOND, tenant=ground.tenant("acme"), cell="other", model=POOL, pool=POOL
+    )
     ground.raw.xadd(redis_keys.usage_stream(CELL), {redis_keys.USAGE_FIELD: elsewhere.to_json()})
-    Consumer(ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics).consume_once()
+    Consumer(
+        ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics
+    ).consume_once()
     with ground.engine.connect() as connection:
         (found,) = rebuild.levels_of(connection, {CELL: []}, T0)[CELL]
     assert found.key == redis_keys.tenant_bucket(CELL, ground.tenant("acme"), POOL)

@@ -1,4 +1,6 @@
-"""The division of machines, for any load: never more than there is, lent while an owner is idle, its own at once when it is back."""
+"""The division of machines, for any load: never more than there is, lent while an owner is idle, its own
+at once when it is back.
+"""
 
 from dataclasses import replace
 from typing import Final
@@ -31,7 +33,9 @@ machines = st.lists(st.tuples(healths, in_flights), max_size=8).map(
     lambda each: [Machine(f"i{number}", health, flight) for number, (health, flight) in enumerate(each)]
 )
 owners = st.lists(
-    st.tuples(st.integers(0, 4 * CAPACITY), st.floats(0, 1)).map(lambda each: Owner(each[0], each[0] * each[1])),
+    st.tuples(st.integers(0, 4 * CAPACITY), st.floats(0, 1)).map(
+        lambda each: Owner(each[0], each[0] * each[1])
+    ),
     max_size=5,
 )
 
@@ -41,7 +45,9 @@ def test_no_machine_is_divided_beyond_what_it_has(
     given_machines: list[Machine], given_owners: list[Owner], on_demand_waits: int
 ) -> None:
     for machine, share in zip(
-        given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits), strict=True
+        given_machines,
+        divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits),
+        strict=True,
     ):
         assert share.room + share.held == share.sequences == int(machine.health.sequences)
         assert 0 <= share.flex <= share.room
@@ -53,7 +59,9 @@ def test_no_machine_is_divided_beyond_what_it_has(
 
 
 @given(machines, owners)
-def test_flex_does_not_grow_while_on_demand_waits(given_machines: list[Machine], given_owners: list[Owner]) -> None:
+def test_flex_does_not_grow_while_on_demand_waits(
+    given_machines: list[Machine], given_owners: list[Owner]
+) -> None:
     for machine, share in zip(
         given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=10_000), strict=True
     ):
@@ -81,7 +89,9 @@ def test_an_idle_owners_floor_is_lent_but_for_a_twentieth(sequences: int, rate_m
 
 
 class Crowd:
-    """On-demand that takes every place it may have at once, for streams of so many rounds (a second each); the owners of a part are away."""
+    """On-demand that takes every place it may have at once, for streams of so many rounds (a second each);
+    the owners of a part are away.
+    """
 
     def __init__(self, sequences: int, sold: float) -> None:
         self.sequences, self.owners = sequences, [Owner(int(CAPACITY * sold), 0.0)]
@@ -173,7 +183,9 @@ def test_an_owner_that_stops_has_lent_most_of_it_after_ten_seconds() -> None:
 
 
 @given(st.floats(0, 2000), st.integers(-5000, 5000), st.integers(-10, 5000), st.integers(0, 1000))
-def test_recent_use_stays_between_nothing_and_the_rate(before: float, used: int, elapsed: int, rate: int) -> None:
+def test_recent_use_stays_between_nothing_and_the_rate(
+    before: float, used: int, elapsed: int, rate: int
+) -> None:
     assert 0 <= recent(before, used, elapsed, rate) <= rate
 
 
@@ -220,7 +232,9 @@ def test_no_more_of_flex_gives_way_to_on_demand_than_waits(
     given_machines: list[Machine], given_owners: list[Owner], waits: int, lending: float
 ) -> None:
     def given_up(on_demand_waits: int) -> int:
-        found = divide(given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits, lending=lending)
+        found = divide(
+            given_machines, given_owners, CAPACITY, on_demand_waits=on_demand_waits, lending=lending
+        )
         crowded = sum(
             max(0, machine.in_flight.on_demand + machine.in_flight.flex - share.room)
             for machine, share in zip(given_machines, found, strict=True)
@@ -283,4 +297,6 @@ def test_what_is_missing_is_what_the_ready_machines_cannot_do_and_shared_in_prop
     # Each is rounded down.
     assert short - len(rates) <= sum(parts.values()) <= short
     assert all(0 <= parts[name] <= rates[name] for name in rates)
-    assert all(abs(parts[name] * sum(rates.values()) - rates[name] * short) < sum(rates.values()) for name in rates)
+    assert all(
+        abs(parts[name] * sum(rates.values()) - rates[name] * short) < sum(rates.values()) for name in rates
+    )

@@ -1,6 +1,8 @@
-"""Fault 16 for the routes of capacity: whatever is sent, the answer is one of ours, soon, and what is refused has changed nothing.
+"""Fault 16 for the routes of capacity: whatever is sent, the answer is one of ours, soon, and what is refused
+has changed nothing.
 
-Requests are made from the API's own document: right ones, and from these what is wrong in one place or in several.
+Requests are made from the API's own document: right ones, and from these what is wrong in one place or in
+several.
 """
 
 import json
@@ -23,16 +25,19 @@ ROUTES = ("/pools", "/calibrations", "/contracts", "/reclaims", "/plan", "/capac
 POOL = "org/llama"
 # Sent as they are, where JSON of Python's has no word for them.
 RAW = {f"raw-{number}": raw for number, raw in enumerate(
-    ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "9" * 401, "-" + "9" * 401, "9" * 5000, "1e-400", "0.0000000001", "-0", "-0.0",
+    ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "9" * 401, "-" + "9" * 401, "9" * 5000, "1e-400",
+    "0.0000000001", "-0", "-0.0",
      '"\\ud800"', "[" * 200 + "]" * 200, '{"a":' * 200 + "1" + "}" * 200, "01", "tru"]
 )}  # fmt: skip
 ODD_TEXTS = (
-    "", " ", "\x00", "a\x00b", "a" * 129, "a" * 5_000, "ten_0", "{c:x}", "../x", "a//b", "%00", "\ud800", "é", "٣", "1_0", " 1", "1e400",
-    "-1e400", "1E+20", "NaN", "Infinity", "-1", "0.0001", "9" * 25, "0x10", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z",
-    "9999-12-31T23:59:59.999-23:59", "0001-01-01T00:00:00+23:59", "2026-02-30T00:00:00Z", "2026-13-01", "1969-12-31T23:59:59Z", "24:00",
+    "", " ", "\x00", "a\x00b", "a" * 129, "a" * 5_000, "ten_0", "{c:x}", "../x", "a//b", "%00", "\ud800", "é",
+    "٣", "1_0", " 1", "1e400", "-1e400", "1E+20", "NaN", "Infinity", "-1", "0.0001", "9" * 25, "0x10",
+    "0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999-23:59",
+    "0001-01-01T00:00:00+23:59", "2026-02-30T00:00:00Z", "2026-13-01", "1969-12-31T23:59:59Z", "24:00",
     "2200-01-01T00:00:60Z", "2200-W01-1", "true", "null", "'; drop table contract; --",
 )  # fmt: skip
-ODD_NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 10**15, 10**18, 253_402_300_799_999, 253_402_300_800_000,
+ODD_NUMBERS = (0, -1, 1, 2**31 - 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 10**15, 10**18,
+253_402_300_799_999, 253_402_300_800_000,
                0.5, -0.001, 1e-320, 1.7e308, 1e15)  # fmt: skip
 STARTS = (None, 4_102_444_800_000, "2100-01-01T00:00:00Z", "2100-06-01T00:00:00+02:00")
 ENDS = (4_133_980_800_000, "2101-01-01", "2110-01-01T00:00:00+05:30")
@@ -41,19 +46,24 @@ TENANTS = ("acme", "bolt", "core", "dune", "echo", "fern", "gate", "hill")
 NEEDED = {"units", "notice_days"}
 # Right values by the name of the field, where its type alone says too little.
 RIGHT: dict[str, tuple[Any, ...]] = {
-    "tenant": TENANTS, "pool": (POOL, POOL, "empty"), "model": (POOL,), "contract": ("con_0",), "run": ("0123456789ab",),
-    "instance": ("i-1", "i-2", "i-9"), "epoch": ("e",), "hardware": ("cpu",), "engine_version": ("0.32",), "mix": ("chat",),
-    "units": ("10", 1, 0.5, 50, "1999.999"), "capacity_units_per_second": ("1000", 1500), "spill_units": (None, None, None, "5"),
-    "set_aside": (None, 0, "10"), "headroom": (0, "0.1", 0.999), "error": (0, "0.03"), "notice_days": (0, 90), "minimum_until": (None,),
-    "tenant_notice_days": (None, 30), "operator_notice_days": (None, 3_660), "by": STARTS, "overflow": ("spill", "reject", "queue"),
-    "instances": (1, 2, 50), "quarters": (1, 4, 40), "price_reference": (None, "p-1"), "from": STARTS, "until": ENDS,
-    "started_ms": (0, 1_800_000_000_000), "seconds": (0.5, 30), "tpot_ms": (None, 12.5), "ttft_ms": (None, 100), "w_in_mu": (1000,),
-    "w_cached_mu": (100,), "w_out_mu": (4000,), "prompt": (0, 5), "cached": (0,), "output": (0, 7), "sequences": (1, 16),
+    "tenant": TENANTS, "pool": (POOL, POOL, "empty"), "model": (POOL,), "contract": ("con_0",),
+    "run": ("0123456789ab",), "instance": ("i-1", "i-2", "i-9"), "epoch": ("e",), "hardware": ("cpu",),
+    "engine_version": ("0.32",), "mix": ("chat",), "units": ("10", 1, 0.5, 50, "1999.999"),
+    "capacity_units_per_second": ("1000", 1500), "spill_units": (None, None, None, "5"),
+    "set_aside": (None, 0, "10"), "headroom": (0, "0.1", 0.999), "error": (0, "0.03"), "notice_days": (0, 90),
+    "minimum_until": (None,), "tenant_notice_days": (None, 30), "operator_notice_days": (None, 3_660),
+    "by": STARTS, "overflow": ("spill", "reject", "queue"), "instances": (1, 2, 50), "quarters": (1, 4, 40),
+    "price_reference": (None, "p-1"), "from": STARTS, "until": ENDS,
+    "started_ms": (0, 1_800_000_000_000), "seconds": (0.5, 30), "tpot_ms": (None, 12.5), "ttft_ms": (None,
+    100), "w_in_mu": (1000,),
+    "w_cached_mu": (100,), "w_out_mu": (4000,), "prompt": (0, 5), "cached": (0,), "output": (0, 7),
+    "sequences": (1, 16),
 }  # fmt: skip
 
 ANY_JSON: st.SearchStrategy[Any] = st.recursive(
     st.sampled_from([None, True, False, *ODD_NUMBERS, *ODD_TEXTS, *RAW]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "units", "", "a\x00"]), inner, max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["from", "units", "",
+    "a\x00"]), inner, max_size=2),
     max_leaves=4,
 )  # fmt: skip
 
@@ -75,7 +85,10 @@ class Api:
         names = connection.execute(
             text("select tablename from pg_tables where schemaname = 'public' order by 1")
         ).scalars()
-        parts = [f"select '{name}', count(*), sum(hashtextextended(t::text, 0)) from {name} t" for name in names]  # noqa: S608
+        parts = [
+            f"select '{name}', count(*), sum(hashtextextended(t::text, 0)) from {name} t"  # noqa: S608
+            for name in names
+        ]
         self._every_row = text(" union all ".join(parts))
         self.ids = {"contract_id": ["con_0"], "reclaim_id": ["rec_0"]}
         for contract in client.get("/admin/v1/contracts").json()["data"]:
@@ -135,7 +148,9 @@ class Api:
     def objects(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         """With all that must be there, and some of what may be."""
         fields = {name: self.values(each, name) for name, each in schema["properties"].items()}
-        needed = {name: field for name, field in fields.items() if name in {*schema.get("required", []), *NEEDED}}
+        needed = {
+            name: field for name, field in fields.items() if name in {*schema.get("required", []), *NEEDED}
+        }
         return st.fixed_dictionaries(
             needed, optional={name: each for name, each in fields.items() if name not in needed}
         )
@@ -150,13 +165,17 @@ def api(admin: TestClient, made: Any, database: Engine, raw_redis: redis.Redis) 
         made("models", name=name, context_tokens=4_096)
     for name in ("i-1", "i-2"):
         entry = {
-            "instance": name, "model": POOL, "pool": POOL, "cell": POOL, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
-            "status": "ready", "lease_until_ms": 0, "abort": True, "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
+            "instance": name, "model": POOL, "pool": POOL, "cell": POOL, "url": "http://127.0.0.1:1",
+            "key": None, "epoch": "e",
+            "status": "ready", "lease_until_ms": 0, "abort": True, "load": {"running": 0, "waiting": 0,
+            "kv_usage": 0.0},
         }  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, name, json.dumps(entry))
     admin.patch(f"/admin/v1/pools/{POOL}", json={"instances": 50})
-    made("calibrations", pool=POOL, model=POOL, weights={"w_in_mu": 1000, "w_cached_mu": 100, "w_out_mu": 4000}, error="0.03", sequences=16,
-         capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32")  # fmt: skip
+    made("calibrations", pool=POOL, model=POOL, weights={"w_in_mu": 1000, "w_cached_mu": 100,
+    "w_out_mu": 4000}, error="0.03", sequences=16,
+         capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu",
+         engine_version="0.32")  # fmt: skip
     common = {"pool": POOL, "units": 10, "until": "2101-01-01", "notice_days": 30}
     made("contracts", tenant="acme", **common)
     made("contracts", tenant="bolt", draft=True, **common)
@@ -201,7 +220,9 @@ def requests(draw: Any, api: Api) -> tuple[str, str, bytes | None]:
         if parameter["in"] == "path":
             known = api.ids.get(name, [POOL, "empty"])
             # Which one, and not its name: what was made is called otherwise each time.
-            given_name = draw(st.sampled_from(ODD_TEXTS)) if odd else known[-1 - draw(st.integers(0, 5)) % len(known)]
+            given_name = (
+                draw(st.sampled_from(ODD_TEXTS)) if odd else known[-1 - draw(st.integers(0, 5)) % len(known)]
+            )
             path = path.replace(f"{{{name}}}", quote(given_name.encode("utf-8", "surrogatepass"), safe="/"))
         elif draw(st.booleans()):
             value = draw(st.sampled_from(ODD_TEXTS)) if odd else draw(api.values(parameter["schema"], name))
@@ -252,7 +273,9 @@ def test_fault_16_each_field_of_each_body_takes_any_value_and_answers(api: Api) 
         if "requestBody" not in operation:
             continue
         route = path.format(pool=POOL, contract_id=api.ids["contract_id"][-1])
-        for body in with_one_odd(api.right(operation["requestBody"]["content"]["application/json"]["schema"])):
+        for body in with_one_odd(
+            api.right(operation["requestBody"]["content"]["application/json"]["schema"])
+        ):
             answer = asked(api, method, route, written(body))
             assert_ours(answer)
             after = api.rows()

@@ -1,4 +1,6 @@
-"""Calibrations over the admin API: what they change, all or nothing, what they are refused for, and that their tokens are accounted for."""
+"""Calibrations over the admin API: what they change, all or nothing, what they are refused for, and that
+their tokens are accounted for.
+"""
 
 import json
 from collections.abc import Callable
@@ -17,17 +19,18 @@ from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]
 GOOD: dict[str, Any] = {
-    "pool": "m", "model": "m", "weights": {"w_in_mu": 1000, "w_cached_mu": 15, "w_out_mu": 21_500}, "capacity_units_per_second": "1725.5",
-    "sequences": 16, "tpot_target_ms": 100, "ttft_target_ms": 2000, "hardware": "2 × some CPU", "engine_version": "0.32.0", "error": "0.034",
-    "instance": "m-1",
+    "pool": "m", "model": "m", "weights": {"w_in_mu": 1000, "w_cached_mu": 15, "w_out_mu": 21_500},
+    "capacity_units_per_second": "1725.5", "sequences": 16, "tpot_target_ms": 100, "ttft_target_ms": 2000,
+    "hardware": "2 × some CPU", "engine_version": "0.32.0", "error": "0.034", "instance": "m-1",
     "steps": [{
-        "mix": "reading", "held_back": False, "sequences": 16, "seconds": 3.2, "uncached": 5000, "cached": 0, "output": 80,
-        "tpot_ms": None, "ttft_ms": 800.5, "error": -0.01,
+        "mix": "reading", "held_back": False, "sequences": 16, "seconds": 3.2, "uncached": 5000, "cached": 0,
+        "output": 80, "tpot_ms": None, "ttft_ms": 800.5, "error": -0.01,
     }],
     "remarks": ["The client was busy."],
 }  # fmt: skip
 SPENT: dict[str, Any] = {
-    "run": "0123456789ab", "model": "m", "instance": "m-1", "epoch": "e-1", "prompt": 900, "cached": 400, "output": 70, "started_ms": 1_700_000_000_000,
+    "run": "0123456789ab", "model": "m", "instance": "m-1", "epoch": "e-1", "prompt": 900, "cached": 400,
+    "output": 70, "started_ms": 1_700_000_000_000,
 }  # fmt: skip
 
 
@@ -36,8 +39,8 @@ def model(made: Make, raw_redis: redis.Redis) -> dict[str, Any]:
     """A model with two instances and one that has ended."""
     for number, status in enumerate(("ready", "draining", "down"), 1):
         entry = {
-            "instance": f"m-{number}", "model": "m", "pool": "m", "cell": "m", "url": "http://127.0.0.1:1", "key": "sk-engine", "epoch": "e-1",
-            "status": status, "lease_until_ms": 9_000_000_000_000,
+            "instance": f"m-{number}", "model": "m", "pool": "m", "cell": "m", "url": "http://127.0.0.1:1",
+            "key": "sk-engine", "epoch": "e-1", "status": status, "lease_until_ms": 9_000_000_000_000,
         }  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, f"m-{number}", json.dumps(entry))
     return made("models", name="m", context_tokens=2048)
@@ -77,7 +80,8 @@ def test_the_newest_is_listed_first_and_holds(admin: TestClient, made: Make) -> 
     first = made("calibrations", **GOOD)
     other = made("calibrations", **GOOD | {"pool": "other", "model": "other"})
     second = made(
-        "calibrations", **GOOD | {"capacity_units_per_second": 900, "weights": GOOD["weights"] | {"w_out_mu": 7}}
+        "calibrations",
+        **GOOD | {"capacity_units_per_second": 900, "weights": GOOD["weights"] | {"w_out_mu": 7}},
     )
     assert (first["weights"]["version"], second["weights"]["version"]) == (2, 3)
     assert admin.get("/admin/v1/calibrations").json()["data"] == [second, other, first]
@@ -127,7 +131,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_figures_that_cannot_be_are_refused_and_change_nothing(admin: TestClient, database: Engine, name: str) -> None:
+def test_figures_that_cannot_be_are_refused_and_change_nothing(
+    admin: TestClient, database: Engine, name: str
+) -> None:
     before = stored(database)
     answer = admin.post("/admin/v1/calibrations", json=GOOD | BAD[name])
     assert answer.status_code in {400, 404}, answer.text
@@ -135,7 +141,9 @@ def test_figures_that_cannot_be_are_refused_and_change_nothing(admin: TestClient
     assert stored(database) == before
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(sorted(GOOD)),
     st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=4),
@@ -150,8 +158,8 @@ def test_less_than_is_signed_is_not_recorded(admin: TestClient, made: Make, data
     made("tenants", name="acme")
     made("calibrations", **GOOD)
     terms = {
-        "tenant": "acme", "pool": "m", "units": 3000, "from": "2999-01-01T00:00:00Z", "until": "2999-06-01T00:00:00Z", "notice_days": 30,
-        "overflow": "reject",
+        "tenant": "acme", "pool": "m", "units": 3000, "from": "2999-01-01T00:00:00Z",
+        "until": "2999-06-01T00:00:00Z", "notice_days": 30, "overflow": "reject",
     }  # fmt: skip
     assert made("contracts", **terms)["state"] == "signed"
     before = stored(database)
@@ -167,7 +175,9 @@ def test_units_that_would_buy_something_else_take_a_word_and_are_remembered(
 ) -> None:
     made("tenants", name="acme")
     made("calibrations", **GOOD)
-    signed = made("contracts", tenant="acme", pool="m", units=100, until="2100-06-01T00:00:00Z", notice_days=30)
+    signed = made(
+        "contracts", tenant="acme", pool="m", units=100, until="2100-06-01T00:00:00Z", notice_days=30
+    )
     cheaper = GOOD | {"weights": GOOD["weights"] | {"w_out_mu": 5000}}
     before = stored(database)
     answer = admin.post("/admin/v1/calibrations", json=cheaper)
@@ -180,7 +190,8 @@ def test_units_that_would_buy_something_else_take_a_word_and_are_remembered(
     history = admin.get(f"/admin/v1/contracts/{signed['contract']}/history").json()["data"]
     assert [(entry["change"], entry["detail"]) for entry in history] == [
         ("draft", None), ("signed", None),
-        ("reweighed", {"model": "m", "from": {"version": 2, **GOOD["weights"]}, "to": {"version": 3, **cheaper["weights"]}}),
+        ("reweighed", {"model": "m", "from": {"version": 2, **GOOD["weights"]}, "to": {"version": 3,
+        **cheaper["weights"]}}),
     ]  # fmt: skip
 
 
@@ -188,7 +199,9 @@ def test_weights_set_by_hand_take_the_same_word(admin: TestClient, made: Make, d
     made("tenants", name="acme")
     made("calibrations", **GOOD)
     dearer = {"weights": GOOD["weights"] | {"w_out_mu": 43_000}}
-    signed = made("contracts", tenant="acme", pool="m", units=2000, until="2100-06-01T00:00:00Z", notice_days=30)
+    signed = made(
+        "contracts", tenant="acme", pool="m", units=2000, until="2100-06-01T00:00:00Z", notice_days=30
+    )
     before = stored(database)
     for body, code in ((dearer, "reweighs"), (dearer | {"reweigh": True}, "capacity_short")):
         answer = admin.patch("/admin/v1/models/m", json=body)
@@ -212,7 +225,8 @@ def test_what_measuring_cost_is_absorbed_once_and_billed_to_nobody(
     with database.connect() as connection:
         row = connection.execute(text("select * from usage_total")).mappings().one()
         assert dict(row) == {
-            "instance": "m-1", "epoch": "e-1", "billed_prompt": 0, "billed_output": 0, "absorbed_prompt": 900, "absorbed_output": 70,
+            "instance": "m-1", "epoch": "e-1", "billed_prompt": 0, "billed_output": 0, "absorbed_prompt": 900,
+            "absorbed_output": 70,
         }  # fmt: skip
         assert check_ledger(connection) == []
         reasons = connection.execute(text("select absorbed_reasons from usage_event")).scalar_one()
@@ -223,8 +237,9 @@ def test_what_measuring_cost_is_absorbed_once_and_billed_to_nobody(
 @pytest.mark.parametrize(
     ("wrong", "status"),
     [
-        ({"instance": "nobody"}, 404), ({"model": "x"}, 400), ({"prompt": -1}, 400), ({"output": 1.5}, 400), ({"cached": 901}, 400),
-        ({"run": "A" * 12}, 400), ({"run": "../x"}, 400), ({"tenant": "acme"}, 400), ({"epoch": ""}, 400),
+        ({"instance": "nobody"}, 404), ({"model": "x"}, 400), ({"prompt": -1}, 400), ({"output": 1.5}, 400),
+        ({"cached": 901}, 400), ({"run": "A" * 12}, 400), ({"run": "../x"}, 400), ({"tenant": "acme"}, 400),
+        ({"epoch": ""}, 400),
     ],
 )  # fmt: skip
 def test_tokens_that_cannot_be_are_not_absorbed(
@@ -237,6 +252,8 @@ def test_tokens_that_cannot_be_are_not_absorbed(
 
 
 def test_measuring_that_cost_nothing_leaves_no_event(made: Make, database: Engine) -> None:
-    assert made("calibrations/absorbed", **SPENT | {"prompt": 0, "cached": 0, "output": 0})["recorded"] is False
+    assert (
+        made("calibrations/absorbed", **SPENT | {"prompt": 0, "cached": 0, "output": 0})["recorded"] is False
+    )
     with database.connect() as connection:
         assert connection.execute(text("select count(*) from usage_event")).scalar_one() == 0

@@ -1,4 +1,6 @@
-"""What an operator can do to the catalogue over the admin API, and that gateways see it by the time the answer is there."""
+"""What an operator can do to the catalogue over the admin API, and that gateways see it by the time the
+answer is there.
+"""
 
 import json
 from collections.abc import Callable
@@ -78,7 +80,10 @@ def test_a_key_of_another_tenants_project_is_not_made(admin: TestClient, made: M
 
 def test_a_key_may_expire_but_not_in_the_past(admin: TestClient, made: Make):
     made("tenants", name="acme")
-    assert made("keys", tenant="acme", expires_at_ms="2999-01-01T00:00:00Z")["expires_at_ms"] == 32_472_144_000_000
+    assert (
+        made("keys", tenant="acme", expires_at_ms="2999-01-01T00:00:00Z")["expires_at_ms"]
+        == 32_472_144_000_000
+    )
     answer = admin.post("/admin/v1/keys", json={"tenant": "acme", "expires_at_ms": 1})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_at_ms")
 
@@ -88,7 +93,9 @@ def test_suspending_reaches_redis_and_can_stop_what_is_open(admin: TestClient, m
     answer = admin.patch("/admin/v1/tenants/acme", json={"status": "suspended", "stop_streams": True})
     assert answer.json()["status"] == "suspended"
     assert entry_of(raw_redis, redis_keys.tenant(tenant))["status"] == "suspended"
-    announced = [(fields[b"kind"], fields[b"id"].decode()) for _, fields in raw_redis.xrange(redis_keys.CHANGES)]
+    announced = [
+        (fields[b"kind"], fields[b"id"].decode()) for _, fields in raw_redis.xrange(redis_keys.CHANGES)
+    ]
     assert announced[-2:] == [(b"tenant", tenant), (b"stop", f"tenant:{tenant}")]
     resumed = admin.patch("/admin/v1/tenants/acme", json={"status": "active"}).json()
     assert resumed["status"] == "active"
@@ -103,7 +110,10 @@ def test_streams_are_stopped_only_with_a_suspension(admin: TestClient, made: Mak
 def test_the_policy_for_a_lost_redis_is_kept(admin: TestClient, made: Make, raw_redis):
     tenant = made("tenants", name="acme")["tenant"]
     lease = {"policy": "local_lease", "requests": 10, "units": 5000}
-    assert admin.patch("/admin/v1/tenants/acme", json={"redis_down": lease, "on_demand": False}).status_code == 200
+    assert (
+        admin.patch("/admin/v1/tenants/acme", json={"redis_down": lease, "on_demand": False}).status_code
+        == 200
+    )
     entry = entry_of(raw_redis, redis_keys.tenant(tenant))
     assert (entry["redis_down"], entry["on_demand"]) == (lease, False)
 
@@ -136,12 +146,16 @@ def test_limits_of_keys_stand_beside_their_tenants(admin: TestClient, made: Make
 
 
 def test_a_model_changes_and_its_weights_are_versioned(admin: TestClient, made: Make, raw_redis):
-    model = made("models", name="org/m-1", context_tokens=8192, weights={"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1})
+    model = made(
+        "models", name="org/m-1", context_tokens=8192, weights={"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1}
+    )
     assert (model["pool"], model["cell"], model["engine_model"]) == ("org/m-1", "org/m-1", "org/m-1")
     weights = {"w_in_mu": 2, "w_cached_mu": 1, "w_out_mu": 3}
     changed = admin.patch("/admin/v1/models/org/m-1", json={"weights": weights, "routes": ["chat"]}).json()
     assert changed["weights"] == {"version": 2, **weights}
-    assert admin.patch("/admin/v1/models/org/m-1", json={"weights": weights}).json()["weights"]["version"] == 2
+    assert (
+        admin.patch("/admin/v1/models/org/m-1", json={"weights": weights}).json()["weights"]["version"] == 2
+    )
     assert json.loads(raw_redis.hget(redis_keys.MODELS, "org/m-1"))["routes"] == ["chat"]
     assert admin.get("/admin/v1/models/org/m-1").json() == admin.get("/admin/v1/models").json()["data"][0]
 
@@ -168,7 +182,9 @@ def test_a_price_is_set_and_listed_as_it_was_said(admin: TestClient, made: Make)
     assert admin.get("/admin/v1/prices", params={"model": "m"}).json()["data"] == [later, price]
 
 
-def test_a_model_is_for_sale_with_its_first_price_and_what_is_free_says_so(admin: TestClient, made: Make, raw_redis):
+def test_a_model_is_for_sale_with_its_first_price_and_what_is_free_says_so(
+    admin: TestClient, made: Make, raw_redis
+):
     made("models", name="m", context_tokens=10)
     assert admin.get("/admin/v1/models/m").json()["for_sale_from_ms"] is None
     unsaid = admin.post("/admin/v1/prices", json={"model": "m", "output": "1"})
@@ -183,7 +199,9 @@ def test_a_model_is_for_sale_with_its_first_price_and_what_is_free_says_so(admin
     assert admin.get("/admin/v1/models/m").json()["for_sale_from_ms"] == price["from_ms"]
 
 
-def test_a_future_price_is_withdrawn_and_a_change_by_more_than_ten_times_is_asked_about(admin: TestClient, made: Make):
+def test_a_future_price_is_withdrawn_and_a_change_by_more_than_ten_times_is_asked_about(
+    admin: TestClient, made: Make
+):
     made("models", name="m", context_tokens=10)
     now = made("prices", model="m", input="1", output="1")
     slip = {"model": "m", "input": "100", "output": "1", "from": "2999-01-01"}
@@ -200,7 +218,9 @@ def test_a_model_that_a_contract_stands_on_is_not_retired_nor_its_tenant_archive
 ):
     with database.begin() as connection:
         shop = furnish(connection)
-        made_ = lifecycle.draft(connection, terms(shop.tenants["acme"], 10, until_ms=T0 + 3_000_000_000_000), now_ms=T0)
+        made_ = lifecycle.draft(
+            connection, terms(shop.tenants["acme"], 10, until_ms=T0 + 3_000_000_000_000), now_ms=T0
+        )
         lifecycle.sign(connection, made_.contract_id, now_ms=T0)
     for path, status in ((f"models/{POOL}", "retired"), ("tenants/acme", "archived")):
         refused = admin.patch(f"/admin/v1/{path}", json={"status": status})
@@ -226,7 +246,9 @@ def test_a_tenant_and_a_project_are_renamed_and_archived(admin: TestClient, made
     assert admin.post("/admin/v1/tenants", json={"name": "-x"}).status_code == 400
     assert admin.patch("/admin/v1/tenants/acme", json={"name": "other"}).status_code == 409
     assert admin.patch("/admin/v1/tenants/acme", json={"name": "ace"}).json()["tenant"] == tenant
-    assert admin.patch("/admin/v1/projects/search", json={"tenant": "ace", "name": "default"}).status_code == 409
+    assert (
+        admin.patch("/admin/v1/projects/search", json={"tenant": "ace", "name": "default"}).status_code == 409
+    )
     changed = admin.patch(
         "/admin/v1/projects/search", json={"tenant": "ace", "name": "find", "status": "archived"}
     ).json()
@@ -235,7 +257,10 @@ def test_a_tenant_and_a_project_are_renamed_and_archived(admin: TestClient, made
     assert len(admin.get("/admin/v1/projects?tenant=ace&archived=true").json()["data"]) == 2
     admin.patch("/admin/v1/tenants/ace", json={"status": "archived"})
     assert [each["name"] for each in admin.get("/admin/v1/tenants").json()["data"]] == ["other"]
-    assert [each["name"] for each in admin.get("/admin/v1/tenants?archived=true").json()["data"]] == ["ace", "other"]
+    assert [each["name"] for each in admin.get("/admin/v1/tenants?archived=true").json()["data"]] == [
+        "ace",
+        "other",
+    ]
 
 
 def test_a_key_is_changed_and_rotated_with_its_limits(admin: TestClient, made: Make):
@@ -259,7 +284,9 @@ def test_a_key_is_changed_and_rotated_with_its_limits(admin: TestClient, made: M
     assert admin.patch(path, json={"name": "x"}).json()["error"]["code"] == "key_revoked"
 
 
-@pytest.mark.parametrize("text", ["-1", "1e3", "0.1234567", "NaN", "", "1,5", "١", " 1", "0x1", "99999999999"])
+@pytest.mark.parametrize(
+    "text", ["-1", "1e3", "0.1234567", "NaN", "", "1,5", "١", " 1", "0x1", "99999999999"]
+)
 def test_fault_21_a_price_that_is_not_one_is_refused(admin: TestClient, made: Make, text: str):
     made("models", name="m", context_tokens=10)
     answer = admin.post("/admin/v1/prices", json={"model": "m", "input": text, "output": "1"})
@@ -274,7 +301,9 @@ def test_fault_21_a_price_that_is_not_one_is_refused(admin: TestClient, made: Ma
         ("models", {"name": "m", "context_tokens": 10}),
     ],
 )
-def test_a_second_one_of_the_same_name_is_a_conflict(admin: TestClient, made: Make, noun: str, body: dict[str, Any]):
+def test_a_second_one_of_the_same_name_is_a_conflict(
+    admin: TestClient, made: Make, noun: str, body: dict[str, Any]
+):
     if noun != "tenants":
         made("tenants", name="acme")
     made(noun, **body)
@@ -295,7 +324,9 @@ def test_a_stop_is_announced_to_the_gateways(admin: TestClient, raw_redis):
 
 def test_usage_of_nothing_is_an_empty_report(admin: TestClient, made: Make):
     tenant = made("tenants", name="acme")["tenant"]
-    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "model,hour", "from": "2026-01-01"}).json()
+    report = admin.get(
+        "/admin/v1/usage", params={"tenant": "acme", "by": "model,hour", "from": "2026-01-01"}
+    ).json()
     assert (report["tenant"], report["lines"], report["total"]["amount"]) == (tenant, [], "0.00")
     assert admin.get("/admin/v1/usage", params={"by": "colour"}).json()["error"]["param"] == "by"
 

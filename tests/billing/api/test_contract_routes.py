@@ -1,4 +1,6 @@
-"""Routes of contracts and of what pools may sell: what is asked for in bad terms is refused by name and changes nothing."""
+"""Routes of contracts and of what pools may sell: what is asked for in bad terms is refused by name and
+changes nothing.
+"""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -31,8 +33,9 @@ def pool_to_sell(made: Make, admin: TestClient, database: Engine) -> None:
     with database.begin() as connection:
         connection.execute(
             insert(calibration).values(
-                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000, sequences=16,
-                tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30, report={},
+                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000,
+                sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32",
+                error_permille=30, report={},
             )
         )  # fmt: skip
     answer = admin.patch(f"/admin/v1/pools/{POOL}", json={"instances": 2, "headroom": "0"})
@@ -41,7 +44,14 @@ def pool_to_sell(made: Make, admin: TestClient, database: Engine) -> None:
 
 def asked(**fields: Any) -> dict[str, Any]:
     """A body that is right, but for what is given; None leaves a field out."""
-    base = {"tenant": "acme", "pool": POOL, "units": "500", "from": day(0), "until": day(300), "notice_days": 90}
+    base = {
+        "tenant": "acme",
+        "pool": POOL,
+        "units": "500",
+        "from": day(0),
+        "until": day(300),
+        "notice_days": 90,
+    }
     return {name: value for name, value in {**base, **fields}.items() if value is not None}
 
 
@@ -62,13 +72,18 @@ def error_of(answer: Any, status: int) -> dict[str, Any]:
 
 def test_a_contract_is_signed_shown_amended_noticed_and_remembered(made: Make, admin: TestClient):
     signed = made("contracts", **asked(
-        ramp=[{"from": day(100), "units": 750.5}], overflow="spill", spill_units="20", headroom="0.1", price_reference="PO 7",
-        minimum_until=day(50), tenant_notice_days=30,
+        ramp=[{"from": day(100), "units": 750.5}], overflow="spill", spill_units="20", headroom="0.1",
+        price_reference="PO 7", minimum_until=day(50), tenant_notice_days=30,
     ))  # fmt: skip
     assert signed.pop("warnings") == []
     assert signed["state"] == "signed"
     assert signed["steps"] == [{"from": day(0), "units": "500"}, {"from": day(100), "units": "750.5"}]
-    assert (signed["from"], signed["until"], signed["ends"], signed["units"]) == (day(0), day(300), day(300), "0")
+    assert (signed["from"], signed["until"], signed["ends"], signed["units"]) == (
+        day(0),
+        day(300),
+        day(300),
+        "0",
+    )
     assert (signed["tenant_notice_days"], signed["operator_notice_days"]) == (30, 90)
     assert (signed["overflow"], signed["spill_units"], signed["headroom"]) == ("spill", "20", "0.1")
     path = f"/admin/v1/contracts/{signed['contract']}"
@@ -107,9 +122,12 @@ def test_overflow_cap_and_notice_are_amended_from_a_moment_on(made: Make, admin:
     signed = made("contracts", **asked(overflow="spill", spill_units=20))
     assert signed.pop("warnings") == []
     path = f"/admin/v1/contracts/{signed['contract']}"
-    changed = admin.post(f"{path}/amend", json={"spill_units": None, "tenant_notice_days": 30, "from": day(1)}).json()
+    changed = admin.post(
+        f"{path}/amend", json={"spill_units": None, "tenant_notice_days": 30, "from": day(1)}
+    ).json()
     assert changed["planned"] == [{
-        "from": day(1), "overflow": "spill", "spill_units": None, "tenant_notice_days": 30, "operator_notice_days": 90,
+        "from": day(1), "overflow": "spill", "spill_units": None, "tenant_notice_days": 30,
+        "operator_notice_days": 90,
     }]  # fmt: skip
     assert changed.pop("warnings") == []
     assert {**changed, "planned": []} == signed
@@ -155,8 +173,10 @@ BAD = {
     "unknown pool": ({"pool": "nothing"}, 404, "pool"),
     "unknown tenant": ({"tenant": "nobody"}, 404, "tenant"),
     "a gap in the ramp": ({"units": None, "ramp": [{"from": day(1), "units": 1}]}, 400, "ramp"),
-    "a ramp out of order": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(8), "units": 1}]}, 400, "ramp"),
-    "two steps at once": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(9), "units": 2}]}, 400, "ramp"),
+    "a ramp out of order": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(8), "units": 1}]}, 400,
+    "ramp"),
+    "two steps at once": ({"ramp": [{"from": day(9), "units": 1}, {"from": day(9), "units": 2}]}, 400,
+    "ramp"),
     "a step beyond the end": ({"ramp": [{"from": day(300), "units": 1}]}, 400, "ramp"),
     "a negative step": ({"ramp": [{"from": day(9), "units": -5}]}, 400, "ramp"),
     "a step without units": ({"ramp": [{"from": day(9)}]}, 400, "ramp.0.units"),
@@ -197,11 +217,16 @@ def test_a_refused_change_of_a_contract_changes_nothing(made: Make, admin: TestC
         ("amend", {}, 400, "units"), ("amend", {"units": -1, "from": day(1)}, 400, "units"),
         ("amend", {"units": 5, "from": "2001-01-01"}, 400, "from"), ("amend", {"from": day(1)}, 400, "units"),
         ("amend", {"units": 5, "from": day(300)}, 400, "ramp"), ("amend", {"until": day(299)}, 400, "until"),
-        ("amend", {"units": 2001, "from": day(1)}, 409, "units"), ("notice", {}, 400, "by"), ("notice", {"by": "nobody"}, 400, "by"),
-        ("amend", {"overflow": "explode"}, 400, "overflow"), ("amend", {"overflow": "queue", "from": "2001-01-01"}, 400, "from"),
-        ("amend", {"overflow": "queue", "from": day(300)}, 400, "from"), ("amend", {"spill_units": 5}, 400, "spill_units"),
-        ("amend", {"spill_units": None}, 400, "spill_units"), ("amend", {"notice_days": -1}, 400, "tenant_notice_days"),
-        ("amend", {"operator_notice_days": True}, 400, "operator_notice_days"), ("amend", {"headroom": "0.1"}, 400, "headroom"),
+        ("amend", {"units": 2001, "from": day(1)}, 409, "units"), ("notice", {}, 400, "by"), ("notice",
+        {"by": "nobody"}, 400, "by"),
+        ("amend", {"overflow": "explode"}, 400, "overflow"), ("amend", {"overflow": "queue",
+        "from": "2001-01-01"}, 400, "from"),
+        ("amend", {"overflow": "queue", "from": day(300)}, 400, "from"), ("amend", {"spill_units": 5}, 400,
+        "spill_units"),
+        ("amend", {"spill_units": None}, 400, "spill_units"), ("amend", {"notice_days": -1}, 400,
+        "tenant_notice_days"),
+        ("amend", {"operator_notice_days": True}, 400, "operator_notice_days"), ("amend", {"headroom": "0.1"},
+        400, "headroom"),
         ("amend", {"units": 5, "from": day(1), "overflow": "spill", "spill_units": 0}, 400, "spill_units"),
         ("sign", None, 409, "contract"), ("withdraw", None, 409, "contract"),
     ):  # fmt: skip
@@ -210,7 +235,9 @@ def test_a_refused_change_of_a_contract_changes_nothing(made: Make, admin: TestC
     assert counts(database) == before
     for route in ("sign", "withdraw", "amend", "notice"):
         body = {"amend": {"units": 1}, "notice": {"by": "tenant"}}.get(route)
-        assert error_of(admin.post(f"/admin/v1/contracts/con_0/{route}", json=body), 404)["param"] == "contract"
+        assert (
+            error_of(admin.post(f"/admin/v1/contracts/con_0/{route}", json=body), 404)["param"] == "contract"
+        )
     error_of(admin.get("/admin/v1/contracts/con_0"), 404)
     error_of(admin.get("/admin/v1/contracts/con_0/history"), 404)
 
@@ -221,7 +248,9 @@ def test_a_quote_says_how_much_from_when_and_until_when(made: Make, admin: TestC
 
     def quote(**fields: Any) -> dict[str, Any]:
         body = {"pool": POOL, "from": day(0), "until": day(300), **fields}
-        answer = admin.post("/admin/v1/contracts/quote", json={k: v for k, v in body.items() if v is not None})
+        answer = admin.post(
+            "/admin/v1/contracts/quote", json={k: v for k, v in body.items() if v is not None}
+        )
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
         return found
@@ -229,7 +258,8 @@ def test_a_quote_says_how_much_from_when_and_until_when(made: Make, admin: TestC
     whole = quote()
     assert whole["at_most"] == "500"
     assert whole["free"] == [
-        {"from": day(0), "until": day(100), "units": "500"}, {"from": day(100), "until": day(200), "units": "2000"},
+        {"from": day(0), "until": day(100), "units": "500"}, {"from": day(100), "until": day(200),
+        "units": "2000"},
         {"from": day(200), "until": day(300), "units": "1000"},
     ]  # fmt: skip
     more = quote(units="1000", until=day(50))
@@ -241,7 +271,8 @@ def test_a_quote_says_how_much_from_when_and_until_when(made: Make, admin: TestC
     assert (for_good["fits"], for_good["until"], for_good["fits_until"]) == (True, None, None)
     assert quote(headroom="0.2", until=day(100))["at_most"] == "100"
     for fields, status, param in (
-        ({"units": 0}, 400, "units"), ({"until": day(-1)}, 400, "until"), ({"from": "2001-01-01"}, 400, "from"),
+        ({"units": 0}, 400, "units"), ({"until": day(-1)}, 400, "until"), ({"from": "2001-01-01"}, 400,
+        "from"),
         ({"pool": "nothing"}, 404, "pool"), ({"headroom": 1}, 400, "headroom"),
     ):  # fmt: skip
         body = {"pool": POOL, "from": day(0), "until": day(300), **fields}
@@ -253,7 +284,12 @@ def test_a_pool_shows_what_it_has_and_is_not_changed_below_what_is_signed(made: 
     made("contracts", **asked(units=1500, until=day(100)))
     shown = admin.get(path).json()
     assert shown["instances"] == 2
-    assert (shown["capacity"], shown["reserved"], shown["free"], shown["contracts"]) == ("2000", "0", "2000", 1)
+    assert (shown["capacity"], shown["reserved"], shown["free"], shown["contracts"]) == (
+        "2000",
+        "0",
+        "2000",
+        1,
+    )
     for body in ({"instances": 1}, {"headroom": "0.3"}, {"set_aside": 501}):
         error = error_of(admin.patch(path, json=body), 409)
         assert error["code"] == "capacity_short"
@@ -279,7 +315,12 @@ def test_a_pool_that_nobody_set_or_measured_has_the_defaults_and_sells_nothing(
 ):
     made("models", name="new", context_tokens=100)
     shown = admin.get("/admin/v1/pools/new").json()
-    assert (shown["instances"], shown["headroom"], shown["units_per_instance"], shown["free"]) == (0, "0.1", None, "0")
+    assert (shown["instances"], shown["headroom"], shown["units_per_instance"], shown["free"]) == (
+        0,
+        "0.1",
+        None,
+        "0",
+    )
     error = error_of(admin.post("/admin/v1/contracts", json=asked(pool="new")), 409)
     assert (error["code"], error["param"]) == ("not_calibrated", "pool")
     error_of(admin.post("/admin/v1/contracts/quote", json={"pool": "new"}), 409)
@@ -317,7 +358,8 @@ def test_spans_count_from_the_start_by_the_calendar(made: Make, admin: TestClien
     assert (signed["until"], signed["minimum_until"]) == ("2201-01-01T00:00:00Z", "2200-07-01T00:00:00Z")
     assert [step["from"] for step in signed["steps"]] == [day(0), "2200-02-01T00:00:00Z", day(40)]
     longer = admin.post(
-        f"/admin/v1/contracts/{signed['contract']}/amend", json={"until": "+3y", "from": day(10), "overflow": "queue"}
+        f"/admin/v1/contracts/{signed['contract']}/amend",
+        json={"until": "+3y", "from": day(10), "overflow": "queue"},
     )
     assert longer.json()["until"] == "2203-01-11T00:00:00Z"
     quote = admin.post("/admin/v1/contracts/quote", json={"pool": POOL, "from": day(0), "until": "+2w"})

@@ -1,4 +1,6 @@
-"""What the API says of itself is true: every route is there, and what it really answers is as the document says."""
+"""What the API says of itself is true: every route is there, and what it really answers is as the document
+says.
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -42,7 +44,11 @@ def test_it_is_a_valid_document_of_every_route(app: FastAPI, document: dict[str,
 
 def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dict[str, Any]):
     rights = {re.sub(":path", "", route): right for route, right in RIGHTS.items()}
-    schemes = {Right.PUBLIC: [], Right.SERVICE: [{"adminKey": []}, {"serviceKey": []}], Right.ADMIN: [{"adminKey": []}]}
+    schemes = {
+        Right.PUBLIC: [],
+        Right.SERVICE: [{"adminKey": []}, {"serviceKey": []}],
+        Right.ADMIN: [{"adminKey": []}],
+    }
     ids = set()
     for method, path, operation in operations(document):
         assert operation["security"] == schemes[rights[f"{method} {path}"]], path
@@ -88,7 +94,9 @@ def test_no_value_is_left_unsaid(document: dict[str, Any]):
     }  # fmt: skip
 
 
-def test_moments_and_decimals_are_said_as_they_are_taken(document: dict[str, Any], admin: TestClient, made: Make):
+def test_moments_and_decimals_are_said_as_they_are_taken(
+    document: dict[str, Any], admin: TestClient, made: Make
+):
     fields = document["components"]["schemas"]["NewContract"]["properties"]
     moments = [(each["type"], each.get("format")) for each in fields["until"]["anyOf"]]
     assert moments == [("string", "date-time"), ("string", "date"), ("integer", "int64"), ("string", None)]
@@ -97,10 +105,23 @@ def test_moments_and_decimals_are_said_as_they_are_taken(document: dict[str, Any
     made("models", name="m", context_tokens=4096)
     for until in ("2101-01-01T00:00:00Z", "2101-01-01", 4_133_980_800_000, "+90d"):
         for units in (1, 1.5, "1.5"):
-            body = {"tenant": "acme", "pool": "m", "units": units, "until": until, "notice_days": 1, "draft": True}
+            body = {
+                "tenant": "acme",
+                "pool": "m",
+                "units": units,
+                "until": until,
+                "notice_days": 1,
+                "draft": True,
+            }
             assert not list(validator(document, "NewContract").iter_errors(body))
             assert made("contracts", **body)["state"] == "draft"
-    for wrong in ({"units": True}, {"units": -1}, {"notice_days": 3661}, {"until": "soon"}, {"overflow": "x"}):
+    for wrong in (
+        {"units": True},
+        {"units": -1},
+        {"notice_days": 3661},
+        {"until": "soon"},
+        {"overflow": "x"},
+    ):
         assert list(validator(document, "NewContract").iter_errors(body | wrong)), wrong
         assert admin.post("/admin/v1/contracts", json=body | wrong).status_code == 400, wrong
 
@@ -165,10 +186,13 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
 def ask_about_capacity(ask: Checked) -> str:
     """The id of a contract."""
     ask("PATCH", "pools/m", instances=4, headroom="0.1", set_aside=1)
-    step = {"mix": "chat", "held_back": True, "sequences": 1, "seconds": 1.5, "uncached": 1, "cached": 0, "output": 1,
+    step = {"mix": "chat", "held_back": True, "sequences": 1, "seconds": 1.5, "uncached": 1, "cached": 0,
+    "output": 1,
             "tpot_ms": None, "ttft_ms": 3.5, "error": 0.01}  # fmt: skip
-    ask("POST", "calibrations", pool="m", model="m", weights=WEIGHTS, error="0.03", sequences=16, steps=[step],
-        capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="1")  # fmt: skip
+    ask("POST", "calibrations", pool="m", model="m", weights=WEIGHTS, error="0.03", sequences=16,
+    steps=[step],
+        capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu",
+        engine_version="1")  # fmt: skip
     epoch = ask("GET", "instances")["data"][0]["epoch"]
     ask(
         "POST",
@@ -183,9 +207,9 @@ def ask_about_capacity(ask: Checked) -> str:
         started_ms=1,
     )
     common = {"tenant": "acme", "pool": "m", "until": "+1y", "notice_days": 1}
-    draft = ask("POST", "contracts", **common, units="12.5", draft=True, ramp=[{"from": "+30d", "units": 20}])[
-        "contract"
-    ]
+    draft = ask(
+        "POST", "contracts", **common, units="12.5", draft=True, ramp=[{"from": "+30d", "units": 20}]
+    )["contract"]
     ask("POST", f"contracts/{draft}/sign")
     ask("POST", f"contracts/{draft}/amend", overflow="spill", spill_units=3)
     other = ask("POST", "contracts", **common, units=1, draft=True)["contract"]
@@ -208,10 +232,13 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask = Checked(app, admin)
     key = ask_the_catalogue(ask, database)
     draft = ask_about_capacity(ask)
-    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances", "calibrations", "contracts",
-                 "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02", "scrape-targets", "audit", "usage",
-                 "usage?by=tenant,model,project,key,class,hour&from=0", "usage?by=day", "usage?by=nothing", "requests/req_1",
-                 f"contracts/{draft}", f"contracts/{draft}/history", "tenants/acme", f"keys/{key}", "models/m", "pools/m", "/healthz"):  # fmt: skip
+    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances",
+    "calibrations", "contracts",
+                 "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
+                 "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
+                 "usage?by=day", "usage?by=nothing", "requests/req_1", f"contracts/{draft}",
+                 f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
+                 "models/m", "pools/m", "/healthz"):  # fmt: skip
         ask("GET", path)
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")

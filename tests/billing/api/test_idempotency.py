@@ -1,4 +1,6 @@
-"""A POST sent again under its `Idempotency-Key` gets the first answer and changes nothing, also where several are sent at once."""
+"""A POST sent again under its `Idempotency-Key` gets the first answer and changes nothing, also where
+several are sent at once.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -64,7 +66,9 @@ def test_a_secret_is_answered_once_and_stored_nowhere(admin: TestClient, databas
     turned = post(admin, f"keys/{made['key_id']}/rotate", "k-2").json()
     assert post(admin, f"keys/{made['key_id']}/rotate", "k-2").json() == {**turned, "key": None}
     with database.connect() as connection:
-        stored = str(connection.execute(text("select convert_from(answer, 'UTF8') from idempotent_request")).all())
+        stored = str(
+            connection.execute(text("select convert_from(answer, 'UTF8') from idempotent_request")).all()
+        )
     assert made["key_id"] in stored
     for secret in (made["key"], turned["key"]):
         assert len(secret) == 46
@@ -87,7 +91,9 @@ def test_two_keys_are_refused(admin: TestClient):
 def test_a_key_is_its_callers(admin: TestClient, nobody: TestClient):
     assert post(admin, "tenants", "k-1", name="acme").status_code == 201
     for secret, status in ((None, 401), (SERVICE_KEY, 403)):
-        headers = {"idempotency-key": "k-1"} | ({} if secret is None else {"authorization": f"Bearer {secret}"})
+        headers = {"idempotency-key": "k-1"} | (
+            {} if secret is None else {"authorization": f"Bearer {secret}"}
+        )
         answer = nobody.post("/admin/v1/tenants", json={"name": "acme"}, headers=headers)
         assert answer.status_code == status
 
@@ -99,7 +105,9 @@ def test_other_methods_take_no_key(admin: TestClient):
     assert admin.get("/admin/v1/tenants/acme", headers=headers).json()["weight"] == 2
 
 
-def test_many_at_once_at_two_processes_do_it_once(admin: TestClient, database: Engine, raw_redis: redis.Redis):
+def test_many_at_once_at_two_processes_do_it_once(
+    admin: TestClient, database: Engine, raw_redis: redis.Redis
+):
     """The two apps share nothing but the stores, as two processes do."""
     post(admin, "tenants", "k-0", name="acme")
     other = build_app(BillingSettings(admin_key=ADMIN_KEY, service_key=SERVICE_KEY), database, raw_redis)
@@ -107,7 +115,8 @@ def test_many_at_once_at_two_processes_do_it_once(admin: TestClient, database: E
     with TestClient(other, headers=headers) as second, ThreadPoolExecutor(8) as threads:
         for round_ in range(5):
             asked = [
-                threads.submit(post, (admin, second)[n % 2], "keys", f"k-{round_ + 1}", tenant="acme") for n in range(8)
+                threads.submit(post, (admin, second)[n % 2], "keys", f"k-{round_ + 1}", tenant="acme")
+                for n in range(8)
             ]
             answers = [each.result() for each in asked]
             done = [each for each in answers if each.status_code == 201]
@@ -117,5 +126,8 @@ def test_many_at_once_at_two_processes_do_it_once(admin: TestClient, database: E
             assert {(each.status_code, each.json()["error"]["code"]) for each in rest} <= {
                 (409, "idempotency_key_in_use")
             }
-            assert post(second, "keys", f"k-{round_ + 1}", tenant="acme").json()["key_id"] == done[0].json()["key_id"]
+            assert (
+                post(second, "keys", f"k-{round_ + 1}", tenant="acme").json()["key_id"]
+                == done[0].json()["key_id"]
+            )
     assert len(admin.get("/admin/v1/keys").json()["data"]) == 5

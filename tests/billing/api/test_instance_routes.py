@@ -15,9 +15,19 @@ from billing.wire.instance_entry import InstanceEntry
 from tests.fixtures.valkey import free_port
 
 Make = Callable[..., dict[str, Any]]
-COUNTERS = 'process_start_time_seconds 1.75e+09\nvllm:prompt_tokens_total{engine="0"} 944.0\nvllm:generation_tokens_total{engine="0"} 1121.0\n'
+COUNTERS = (
+    'process_start_time_seconds 1.75e+09\nvllm:prompt_tokens_total{engine="0"} '
+    '944.0\nvllm:generation_tokens_total{engine="0"} 1121.0\n'
+)
 REQUEST_COUNTS = json.dumps(
-    {"v": 1, "boot": "b", "sequence": 0, "counted": {"prompt": 0, "generation": 0}, "running": {}, "finished": {}}
+    {
+        "v": 1,
+        "boot": "b",
+        "sequence": 0,
+        "counted": {"prompt": 0, "generation": 0},
+        "running": {},
+        "finished": {},
+    }
 )
 MODELS = json.dumps({"object": "list", "data": [{"id": "m", "max_model_len": 2048}]})
 
@@ -27,7 +37,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, str]] = {
-            "/v1/models": (200, MODELS), "/metrics": (200, COUNTERS), "/inference/v1/abort_requests": (200, ""),
+            "/v1/models": (200, MODELS), "/metrics": (200, COUNTERS), "/inference/v1/abort_requests": (200,
+            ""),
             "/taas/request_counts?after=0": (200, REQUEST_COUNTS),
         }  # fmt: skip
         self.key: str | None = None
@@ -69,7 +80,9 @@ def model(made: Make) -> None:
     made("models", name="m", context_tokens=2048)
 
 
-def test_a_vllm_is_added_with_its_counters_as_baseline(admin: TestClient, made: Make, engine_server, raw_redis):
+def test_a_vllm_is_added_with_its_counters_as_baseline(
+    admin: TestClient, made: Make, engine_server, raw_redis
+):
     engine_server.key = "ek"
     added = made("instances", model="m", url=f"{engine_server.url}/v1/", key="ek")
     entry = InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, added["instance"]))
@@ -97,9 +110,16 @@ def test_an_engine_that_does_not_count_its_requests_is_added_with_a_warning(made
 
 
 def test_a_bare_backend_is_added_with_warnings(made: Make, engine_server):
-    engine_server.answers = {"/v1/models": (200, MODELS), "/inference/v1/abort_requests": (200, '{"choices": []}')}
+    engine_server.answers = {
+        "/v1/models": (200, MODELS),
+        "/inference/v1/abort_requests": (200, '{"choices": []}'),
+    }
     added = made("instances", model="m", url=engine_server.url)
-    assert (added["abort"], added["priority"], added["baseline"]) == (False, False, {"prompt": 0, "generation": 0})
+    assert (added["abort"], added["priority"], added["baseline"]) == (
+        False,
+        False,
+        {"prompt": 0, "generation": 0},
+    )
     assert len(added["warnings"]) == 2
     assert added["epoch"].startswith("added-")
 
@@ -166,11 +186,15 @@ def test_an_instance_of_no_model_says_how_to_add_one(admin: TestClient, engine_s
     assert "taas model add nothing" in answer.json()["error"]["message"]
 
 
-def test_one_engine_is_one_instance_and_an_id_in_use_is_taken(admin: TestClient, made: Make, engine_server, raw_redis):
+def test_one_engine_is_one_instance_and_an_id_in_use_is_taken(
+    admin: TestClient, made: Make, engine_server, raw_redis
+):
     made("instances", model="m", url=engine_server.url, instance="gpu-1")
     again = admin.post("/admin/v1/instances", json={"model": "m", "url": f"{engine_server.url}/"})
     assert (again.status_code, again.json()["error"]["param"]) == (409, "url")
-    taken = admin.post("/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "gpu-1"})
+    taken = admin.post(
+        "/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "gpu-1"}
+    )
     assert (taken.status_code, taken.json()["error"]["param"]) == (409, "instance")
 
 
@@ -182,8 +206,14 @@ def test_a_removed_instance_is_shown_as_such_and_whether_its_engine_runs(
     admin.post("/admin/v1/instances", json={"model": "m", "url": gone, "instance": "gpu-2", "force": True})
     for instance, answers in (("gpu-1", True), ("gpu-2", False), ("gpu-1", True)):
         removed = admin.delete(f"/admin/v1/instances/{instance}").json()
-        assert (removed["status"], removed["engine_answers"], removed["open_requests"]) == ("draining", answers, 0)
-        assert InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, instance)).status.value == "draining"
+        assert (removed["status"], removed["engine_answers"], removed["open_requests"]) == (
+            "draining",
+            answers,
+            0,
+        )
+        assert (
+            InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, instance)).status.value == "draining"
+        )
     assert [row["removed"] for row in admin.get("/admin/v1/instances").json()["data"]] == [True, True]
 
 
@@ -203,14 +233,19 @@ def test_an_id_is_used_again_under_a_new_epoch_and_what_was_before_stays_counted
     (row,) = admin.get("/admin/v1/instances").json()["data"]
     assert (row["status"], row["removed"]) == ("ready", False)
     with database.connect() as connection:
-        runs = [(run.epoch, run.produced.prompt, run.produced.generation, run.state) for run in read_runs(connection)]
+        runs = [
+            (run.epoch, run.produced.prompt, run.produced.generation, run.state)
+            for run in read_runs(connection)
+        ]
     assert runs == [(first["epoch"], 56, 79, "closed")]
     admin.delete("/admin/v1/instances/pod-0")
     third = made("instances", model="m", url=engine_server.url, instance="pod-0")
     assert len({first["epoch"], again["epoch"], third["epoch"]}) == 3
 
 
-def test_an_id_is_not_used_again_while_requests_of_before_run(admin: TestClient, made: Make, engine_server, raw_redis):
+def test_an_id_is_not_used_again_while_requests_of_before_run(
+    admin: TestClient, made: Make, engine_server, raw_redis
+):
     first = made("instances", model="m", url=engine_server.url, instance="pod-0")
     raw_redis.zadd(redis_keys.open_requests("m"), {"req_1": 10**15})
     head = {"instance": "pod-0", "epoch": first["epoch"]}
@@ -226,25 +261,34 @@ def test_an_id_is_not_used_again_while_requests_of_before_run(admin: TestClient,
 
 def test_a_workers_engine_is_not_added_a_second_time(admin: TestClient, engine_server, raw_redis):
     worker = {
-        "instance": "w-1", "model": "m", "pool": "m", "cell": "m", "url": engine_server.url, "key": "secret", "epoch": "1",
-        "status": "ready", "lease_until_ms": 10**15, "load": {"running": 2, "waiting": 1, "kv_usage": 0.5},
+        "instance": "w-1", "model": "m", "pool": "m", "cell": "m", "url": engine_server.url, "key": "secret",
+        "epoch": "1", "status": "ready", "lease_until_ms": 10**15,
+        "load": {"running": 2, "waiting": 1, "kv_usage": 0.5},
     }  # fmt: skip
     raw_redis.hset(redis_keys.INSTANCES, "w-1", json.dumps(worker))
     answer = admin.post("/admin/v1/instances", json={"model": "m", "url": engine_server.url})
     assert (answer.status_code, answer.json()["error"]["param"]) == (409, "url")
-    taken = admin.post("/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "w-1"})
+    taken = admin.post(
+        "/admin/v1/instances", json={"model": "m", "url": "http://127.0.0.1:1", "instance": "w-1"}
+    )
     assert (taken.status_code, taken.json()["error"]["param"]) == (409, "instance")
     assert admin.delete("/admin/v1/instances/w-1").status_code == 404
     assert "secret" not in admin.get("/admin/v1/instances").text
     (pool,) = admin.get("/admin/v1/pools").json()["data"]
-    assert (pool["pool"], pool["models"], pool["ready"], pool["running"], pool["waiting"]) == ("m", ["m"], 1, 2, 1)
+    assert (pool["pool"], pool["models"], pool["ready"], pool["running"], pool["waiting"]) == (
+        "m",
+        ["m"],
+        1,
+        2,
+        1,
+    )
 
 
 def test_a_pool_says_alike_in_both_places_what_it_has_and_what_of_it_is_there(admin: TestClient, raw_redis):
     for name, status in (("a", "ready"), ("b", "down")):
         entry = {
-            "instance": name, "model": "m", "pool": "m", "cell": "m", "url": "http://x", "epoch": "1", "status": status,
-            "lease_until_ms": 0,
+            "instance": name, "model": "m", "pool": "m", "cell": "m", "url": "http://x", "epoch": "1",
+            "status": status, "lease_until_ms": 0,
         }  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, name, json.dumps(entry))
 

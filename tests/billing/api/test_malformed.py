@@ -14,9 +14,12 @@ from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]
 WRITES = [
-    ("POST", "tenants"), ("PATCH", "tenants/acme"), ("POST", "projects"), ("POST", "keys"), ("PUT", "limits"), ("POST", "models"),
-    ("PATCH", "models/m"), ("POST", "instances"), ("POST", "prices"), ("POST", "calibrations"), ("POST", "calibrations/absorbed"),
-    ("POST", "contracts"), ("POST", "contracts/quote"), ("POST", "contracts/con_0/amend"), ("POST", "contracts/con_0/notice"),
+    ("POST", "tenants"), ("PATCH", "tenants/acme"), ("POST", "projects"), ("POST", "keys"), ("PUT", "limits"),
+    ("POST", "models"),
+    ("PATCH", "models/m"), ("POST", "instances"), ("POST", "prices"), ("POST", "calibrations"), ("POST",
+    "calibrations/absorbed"),
+    ("POST", "contracts"), ("POST", "contracts/quote"), ("POST", "contracts/con_0/amend"), ("POST",
+    "contracts/con_0/notice"),
     ("PATCH", "pools/m"),
 ]  # fmt: skip
 
@@ -81,7 +84,10 @@ def test_a_name_that_is_not_one_is_refused(admin: TestClient):
 
 
 def test_a_lone_surrogate_is_refused(admin: TestClient):
-    for path, body in (("tenants", rb'{"name": "\ud800"}'), ("keys", rb'{"tenant": "acme", "name": "\ud800"}')):
+    for path, body in (
+        ("tenants", rb'{"name": "\ud800"}'),
+        ("keys", rb'{"tenant": "acme", "name": "\ud800"}'),
+    ):
         answer = admin.post(f"/admin/v1/{path}", content=body, headers={"content-type": "application/json"})
         refused(answer, 400)
 
@@ -99,9 +105,12 @@ OUT_OF_RANGE = [
     ("POST", "models", {"name": "x", "context_tokens": 10, "default_max_tokens": 11}, "default_max_tokens"),
     ("POST", "models", {"name": "x", "context_tokens": 10, "routes": []}, "routes"),
     ("POST", "models", {"name": "x", "context_tokens": 10, "routes": ["admin"]}, "routes.0"),
-    ("POST", "models", {"name": "x", "context_tokens": 10, "weights": {"w_in_mu": -1, "w_cached_mu": 1, "w_out_mu": 1}}, "weights.w_in_mu"),
-    ("POST", "models", {"name": "x", "context_tokens": 10, "chat_template_kwargs": ["a b"]}, "chat_template_kwargs.0"),
-    ("PATCH", "models/m", {"weights": {"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1, "version": 1}}, "weights.version"),
+    ("POST", "models", {"name": "x", "context_tokens": 10, "weights": {"w_in_mu": -1, "w_cached_mu": 1,
+    "w_out_mu": 1}}, "weights.w_in_mu"),
+    ("POST", "models", {"name": "x", "context_tokens": 10, "chat_template_kwargs": ["a b"]},
+    "chat_template_kwargs.0"),
+    ("PATCH", "models/m", {"weights": {"w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1, "version": 1}},
+    "weights.version"),
     ("PATCH", "models/m", {"default_max_tokens": 101}, "default_max_tokens"),
     ("PATCH", "models/m", {"max_body_bytes": 1023}, "max_body_bytes"),
     ("PATCH", "models/m", {"max_body_bytes": 2**30 + 1}, "max_body_bytes"),
@@ -123,8 +132,9 @@ def test_a_field_out_of_its_range_is_named(admin: TestClient):
 
 
 MISSING = [
-    "tenants/nobody", "models/nothing", "keys?tenant=nobody", "projects?tenant=nobody", "limits?tenant=nobody", "usage?tenant=nobody",
-    "limits?key_id=key_0", "prices?model=nothing", "requests/req_0", "requests/req_0?tenant=acme", "requests/req_0?tenant=nobody",
+    "tenants/nobody", "models/nothing", "keys?tenant=nobody", "projects?tenant=nobody",
+    "limits?tenant=nobody", "usage?tenant=nobody", "limits?key_id=key_0", "prices?model=nothing",
+    "requests/req_0", "requests/req_0?tenant=acme", "requests/req_0?tenant=nobody",
 ]  # fmt: skip
 
 
@@ -148,7 +158,14 @@ def test_what_is_named_but_not_there_is_404(admin: TestClient):
 
 
 def test_paths_and_queries_are_checked_as_bodies_are(admin: TestClient):
-    for path in ("tenants/%00", "tenants/%7B%7D", "requests/a%00", "keys?tenant=%00", "usage?from=x", "usage?until=-1"):
+    for path in (
+        "tenants/%00",
+        "tenants/%7B%7D",
+        "requests/a%00",
+        "keys?tenant=%00",
+        "usage?from=x",
+        "usage?until=-1",
+    ):
         refused(admin.get(f"/admin/v1/{path}"), 400)
 
 
@@ -182,7 +199,9 @@ def test_a_key_given_twice_is_refused_at_every_depth(admin: TestClient, body: by
 
 
 def test_an_error_does_not_repeat_the_body(admin: TestClient):
-    answer = admin.post("/admin/v1/tenants", json={"name": "canary canary", "kind": "canary", "canary" * 20: 1})
+    answer = admin.post(
+        "/admin/v1/tenants", json={"name": "canary canary", "kind": "canary", "canary" * 20: 1}
+    )
     assert "canary" not in answer.text
 
 
@@ -192,30 +211,53 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = [
-    "name", "kind", "on_demand", "redis_down", "status", "stop_streams", "tenant", "project", "expires_at_ms", "key_id", "model",
-    "requests_per_minute", "units_per_minute", "concurrency", "context_tokens", "visible", "owner", "routes", "engine_model",
-    "vocabulary_tokens", "default_max_tokens", "weights", "chat_template_kwargs", "pool", "url", "key", "instance", "force", "input", "max_body_bytes",
-    "cached_input", "output", "from", "until", "units", "ramp", "notice_days", "overflow", "spill_units", "headroom", "minimum_until",
-    "by", "instances", "set_aside", "draft",
+    "name", "kind", "on_demand", "redis_down", "status", "stop_streams", "tenant", "project", "expires_at_ms",
+    "key_id", "model", "requests_per_minute", "units_per_minute", "concurrency", "context_tokens", "visible",
+    "owner", "routes", "engine_model", "vocabulary_tokens", "default_max_tokens", "weights",
+    "chat_template_kwargs", "pool", "url", "key", "instance", "force", "input", "max_body_bytes",
+    "cached_input", "output", "from", "until", "units", "ramp", "notice_days", "overflow", "spill_units",
+    "headroom", "minimum_until", "by", "instances", "set_aside", "draft",
 ]  # fmt: skip
 PLAUSIBLE = st.sampled_from(
-    ["acme", "m", "default", "everyone", "active", "0.5", "*", 0, 1, 2**31, 2**63, ["acme"], {"policy": "refuse"}, {}]
+    [
+        "acme",
+        "m",
+        "default",
+        "everyone",
+        "active",
+        "0.5",
+        "*",
+        0,
+        1,
+        2**31,
+        2**63,
+        ["acme"],
+        {"policy": "refuse"},
+        {},
+    ]
 )
 
 
-@settings(max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.sampled_from(WRITES), st.dictionaries(st.sampled_from(FIELDS), JSON | PLAUSIBLE, max_size=6))
 def test_no_body_makes_the_server_fail(admin: TestClient, write: tuple[str, str], body: dict[str, Any]):
     method, path = write
     content = json.dumps(body)
-    answer = admin.request(method, f"/admin/v1/{path}", content=content, headers={"content-type": "application/json"})
+    answer = admin.request(
+        method, f"/admin/v1/{path}", content=content, headers={"content-type": "application/json"}
+    )
     if not answer.is_success:
         refused(answer, 400, 404, 409, 424)
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    st.sampled_from(["tenants/{}", "models/{}", "keys?tenant={}", "limits?tenant={}", "limits?key_id={}", "usage?by={}", "usage?from={}",
+    st.sampled_from(["tenants/{}", "models/{}", "keys?tenant={}", "limits?tenant={}", "limits?key_id={}",
+    "usage?by={}", "usage?from={}",
                      "prices?model={}", "requests/{}"]),
     st.text(max_size=12),
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""What the admin API does while a store is away: it says so, in the one shape of an error, and loses no change."""
+"""What the admin API does while a store is away: it says so, in the one shape of an error, and loses no
+change.
+"""
 
 import json
 from collections.abc import Iterator
@@ -30,7 +32,11 @@ def test_a_change_without_redis_is_saved_and_said_to_be_pending(database: Engine
     answer = client.patch("/admin/v1/tenants/acme", json={"status": "suspended"})
     assert (answer.status_code, answer.headers["x-taas-effect"]) == (200, "pending")
     health = client.get("/healthz")
-    assert (health.status_code, health.json()["redis"], health.json()["projection_pending"]) == (503, "down", 1)
+    assert (health.status_code, health.json()["redis"], health.json()["projection_pending"]) == (
+        503,
+        "down",
+        1,
+    )
     for method, path in (("POST", "requests/req_1/stop"), ("GET", "instances"), ("GET", "pools")):
         refused = client.request(method, f"/admin/v1/{path}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "redis_unavailable")

@@ -1,4 +1,6 @@
-"""Lists come by pages: each row once, in a stable order, whatever the page's length; a mark that is none is refused."""
+"""Lists come by pages: each row once, in a stable order, whatever the page's length; a mark that is none
+is refused.
+"""
 
 import base64
 import json
@@ -14,8 +16,9 @@ from billing.wire import redis_keys
 Make = Callable[..., dict[str, Any]]
 # Each list, and what tells its rows apart.
 LISTS = {
-    "tenants": "tenant", "projects": "project", "keys": "key_id", "limits": "tenant", "models": "name", "prices": "price_id",
-    "pools": "pool", "instances": "instance", "calibrations": "calibration", "contracts": "contract", "reclaims": "reclaim",
+    "tenants": "tenant", "projects": "project", "keys": "key_id", "limits": "tenant", "models": "name",
+    "prices": "price_id", "pools": "pool", "instances": "instance", "calibrations": "calibration",
+    "contracts": "contract", "reclaims": "reclaim",
 }  # fmt: skip
 FILTERS = {
     "tenants": [{"name": "CM"}, {"status": "suspended"}, {"kind": "internal"}, {"archived": "true"}],
@@ -27,7 +30,8 @@ FILTERS = {
     "pools": [{"name": "M-3"}],
     "instances": [{"model": "m-1"}, {"pool": "m-2"}, {"status": "ready"}],
     "calibrations": [{"pool": "m-1"}, {"model": "m-1"}],
-    "contracts": [{"tenant": "acme"}, {"pool": "m-1"}, {"state": "draft"}, {"from": "2100-06-01", "until": "2101-01-01"}],
+    "contracts": [{"tenant": "acme"}, {"pool": "m-1"}, {"state": "draft"}, {"from": "2100-06-01",
+    "until": "2101-01-01"}],
     "reclaims": [{"pool": "m-1"}, {"state": "planned"}],
 }  # fmt: skip
 
@@ -49,16 +53,18 @@ def some(made: Make, admin: TestClient, raw_redis: redis.Redis) -> None:
         for start in (4_102_444_800_000, 4_102_444_900_000):
             made("prices", model=name, input="1", output="1", **{"from": start})
         entry = {
-            "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1", "key": None,
-            "epoch": "e", "status": "down" if name == "m-3" else "ready", "lease_until_ms": 0, "abort": True,
-            "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
+            "instance": f"i-{name}", "model": name, "pool": name, "cell": name, "url": "http://127.0.0.1:1",
+            "key": None, "epoch": "e", "status": "down" if name == "m-3" else "ready", "lease_until_ms": 0,
+            "abort": True, "load": {"running": 0, "waiting": 0, "kv_usage": 0.0},
         }  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, f"i-{name}", json.dumps(entry))
         admin.patch(f"/admin/v1/pools/{name}", json={"instances": 50})
-        made("calibrations", pool=name, model=name, weights=weights, error="0.03", sequences=16, capacity_units_per_second="1000",
+        made("calibrations", pool=name, model=name, weights=weights, error="0.03", sequences=16,
+        capacity_units_per_second="1000",
              tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32")  # fmt: skip
         start = "2102-01-01" if name == "m-3" else "2100-01-01"
-        made("contracts", tenant="bolt" if name == "m-3" else "acme", pool=name, units=1, until="2103-01-01", notice_days=1, draft=name == "m-2",
+        made("contracts", tenant="bolt" if name == "m-3" else "acme", pool=name, units=1, until="2103-01-01",
+        notice_days=1, draft=name == "m-2",
              **{"from": start})  # fmt: skip
         reclaim = made("reclaims", pool=name, instances=1, use="idle", by="2099-01-01T00:00:00Z")
     admin.put("/admin/v1/limits", json={"tenant": "acme", "model": "m-2", "concurrency": 1})
@@ -137,9 +143,11 @@ def mark(*values: Any) -> str:
 @pytest.mark.parametrize(
     "after",
     [
-        "", "x", "ä", "=" * 8, "a" * 1025, mark(), mark("tenants"), mark("tenants", 1), mark("tenants", "a", "b"), mark("models", "acme"),
-        mark("tenants", "a\x00"), mark("tenants", "\ud800"), mark("tenants", None), mark("tenants", ["a"]), mark("tenants", True),
-        base64.urlsafe_b64encode(b"[" * 700).decode(), base64.urlsafe_b64encode(b"7").decode(), base64.urlsafe_b64encode(b"\xff\xff").decode(),
+        "", "x", "ä", "=" * 8, "a" * 1025, mark(), mark("tenants"), mark("tenants", 1), mark("tenants", "a",
+        "b"), mark("models", "acme"),
+        mark("tenants", "a\x00"), mark("tenants", "\ud800"), mark("tenants", None), mark("tenants", ["a"]),
+        mark("tenants", True), base64.urlsafe_b64encode(b"[" * 700).decode(),
+        base64.urlsafe_b64encode(b"7").decode(), base64.urlsafe_b64encode(b"\xff\xff").decode(),
     ],
 )  # fmt: skip
 def test_a_mark_that_is_none_of_the_lists_is_refused(admin: TestClient, after: str):

@@ -6,7 +6,9 @@ from fastapi.testclient import TestClient
 from billing.api.app import ROUTERS
 
 
-@pytest.mark.parametrize("path", ["tenants", "keys", "models", "instances", "usage", "contracts", "audit", "prices"])
+@pytest.mark.parametrize(
+    "path", ["tenants", "keys", "models", "instances", "usage", "contracts", "audit", "prices"]
+)
 def test_an_unknown_name_is_refused(admin: TestClient, path: str) -> None:
     answer = admin.get(f"/admin/v1/{path}", params={"tennant": "acme"})
     assert answer.status_code == 400, answer.text

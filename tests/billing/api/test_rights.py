@@ -55,7 +55,9 @@ def test_fault_20_each_route_lets_in_whom_its_entry_names(nobody: TestClient, ro
 @pytest.mark.parametrize(
     "path", ["/", "/admin/v1/nothing", "/admin/v1/tenants/", "//admin/v1/tenants", "/redoc", "/admin"]
 )
-def test_unknown_paths_tell_strangers_nothing_and_the_admin_404(nobody: TestClient, admin: TestClient, path: str):
+def test_unknown_paths_tell_strangers_nothing_and_the_admin_404(
+    nobody: TestClient, admin: TestClient, path: str
+):
     assert nobody.get(path).status_code == 401
     answer = admin.get(path)
     assert answer.status_code in {400, 404}

@@ -28,7 +28,11 @@ def engine_at(url: str) -> ScriptedEngine:
         ("http://10.0.0.5:8100/v1", "10.0.0.5:8100", {}),
         ("http://engine.internal", "engine.internal:80", {}),
         ("https://engine.internal", "engine.internal:443", {"__scheme__": "https"}),
-        ("https://[fd00::2]:8443/m1", "[fd00::2]:8443", {"__scheme__": "https", "__metrics_path__": "/m1/metrics"}),
+        (
+            "https://[fd00::2]:8443/m1",
+            "[fd00::2]:8443",
+            {"__scheme__": "https", "__metrics_path__": "/m1/metrics"},
+        ),
     ],
 )
 def test_an_engine_is_a_target_at_its_own_address(

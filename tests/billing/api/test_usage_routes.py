@@ -17,7 +17,9 @@ AS_SERVICE = {"authorization": f"Bearer {SERVICE_KEY}"}
 
 @pytest.fixture
 def used(made: Make, database: Engine) -> dict[str, Any]:
-    """A tenant with a priced request of 1000 input (200 cached) and 50 output tokens; the tenant `other` has none."""
+    """A tenant with a priced request of 1000 input (200 cached) and 50 output tokens; the tenant `other`
+    has none.
+    """
     acme = made("tenants", name="acme")
     made("tenants", name="other")
     project = made("projects", tenant="acme", name="search")
@@ -30,7 +32,9 @@ def used(made: Make, database: Engine) -> dict[str, Any]:
 
 
 def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used):
-    report = admin.get("/admin/v1/usage", params={"tenant": "acme", "by": "tenant,project,model", "from": 0}).json()
+    report = admin.get(
+        "/admin/v1/usage", params={"tenant": "acme", "by": "tenant,project,model", "from": 0}
+    ).json()
     (line,) = report["lines"]
     assert (line["tenant"], line["tenant_name"], line["project_name"], line["model"]) == (
         used["tenant"],
@@ -40,7 +44,9 @@ def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used
     )
     assert line["tokens"] == {"prompt": 1000, "cached": 200, "output": 50}
     assert line["amount"] == "0.00011"
-    assert admin.get("/admin/v1/usage", params={"tenant": "other", "from": 0}).json()["total"]["requests"] == 0
+    assert (
+        admin.get("/admin/v1/usage", params={"tenant": "other", "from": 0}).json()["total"]["requests"] == 0
+    )
 
 
 def test_usage_is_cut_by_the_moment_a_request_ended(admin: TestClient, used):
@@ -76,14 +82,19 @@ def test_a_period_that_begins_after_its_end_is_refused(admin: TestClient, query:
 def test_lines_come_by_pages_and_each_page_has_the_whole_sum(admin: TestClient, database: Engine, used):
     with database.begin() as connection:
         later = [
-            event(f"req_{n}", (10, 0, 1), tenant=used["tenant"], model=f"m{n}", project="prj_0") for n in range(2, 6)
+            event(f"req_{n}", (10, 0, 1), tenant=used["tenant"], model=f"m{n}", project="prj_0")
+            for n in range(2, 6)
         ]
         record_events(connection, [ReceivedEvent.read(each.to_json()) for each in later])
     asked: dict[str, Any] = {"by": "model,day", "from": 0, "limit": 2}
     pages = [admin.get("/admin/v1/usage", params=asked).json()]
     while pages[-1]["next"] is not None:
         pages.append(admin.get("/admin/v1/usage", params=asked | {"after": pages[-1]["next"]}).json())
-    assert [[line["model"] for line in page["lines"]] for page in pages] == [["m1", "m2"], ["m3", "m4"], ["m5"]]
+    assert [[line["model"] for line in page["lines"]] for page in pages] == [
+        ["m1", "m2"],
+        ["m3", "m4"],
+        ["m5"],
+    ]
     assert [page["total"]["requests"] for page in pages] == [5, 5, 5]
     other = admin.get("/admin/v1/usage", params={"by": "day,model", "after": pages[0]["next"]})
     assert (other.status_code, other.json()["error"]["param"]) == (400, "after")
@@ -93,7 +104,9 @@ def test_a_receipt_is_for_its_tenant_and_the_admin_only(admin: TestClient, nobod
     path = "/admin/v1/requests/req_1"
     assert admin.get(path).json()["amount"] == "0.00011"
     for named in ("acme", used["tenant"]):
-        assert nobody.get(path, params={"tenant": named}, headers=AS_SERVICE).json()["billed"]["prompt"] == 1000
+        assert (
+            nobody.get(path, params={"tenant": named}, headers=AS_SERVICE).json()["billed"]["prompt"] == 1000
+        )
     unknown = nobody.get("/admin/v1/requests/req_2", params={"tenant": "acme"}, headers=AS_SERVICE)
     others = nobody.get(path, params={"tenant": "other"}, headers=AS_SERVICE)
     assert unknown.status_code == others.status_code == 404

@@ -152,7 +152,13 @@ def test_a_new_epoch_closes_the_former_with_what_its_worker_left(
     engine.prompt, engine.generation = 10, 5
     poller.poll_once()
     engine.prompt, engine.generation = 3, 1
-    final = {"epoch": "e1", "prompt": 14, "generation": 9, "baseline": {"prompt": 0, "generation": 0}, "exact": True}
+    final = {
+        "epoch": "e1",
+        "prompt": 14,
+        "generation": 9,
+        "baseline": {"prompt": 0, "generation": 0},
+        "exact": True,
+    }
     register(raw_redis, engine, epoch="e2", earlier=[final])
     poller.poll_once()
     assert [(run.epoch, run.state, run.exact) for run in runs(database)] == [
@@ -165,7 +171,13 @@ def test_a_new_epoch_closes_the_former_with_what_its_worker_left(
 def test_an_epoch_that_was_never_polled_is_known_from_what_its_worker_left(
     database: Engine, raw_redis: redis.Redis, poller: CounterPoller, engine: ScriptedEngine
 ) -> None:
-    final = {"epoch": "e0", "prompt": 14, "generation": 9, "baseline": {"prompt": 4, "generation": 0}, "exact": True}
+    final = {
+        "epoch": "e0",
+        "prompt": 14,
+        "generation": 9,
+        "baseline": {"prompt": 4, "generation": 0},
+        "exact": True,
+    }
     register(raw_redis, engine, epoch="e1", earlier=[final])
     poller.poll_once()
     poller.poll_once()

@@ -1,4 +1,6 @@
-"""The audit: every token that an engine counted is billed, absorbed or open, and what is not is told, never hidden."""
+"""The audit: every token that an engine counted is billed, absorbed or open, and what is not is told,
+never hidden.
+"""
 
 from collections.abc import Iterator
 
@@ -32,8 +34,8 @@ def auditor(database: Engine, raw_redis: redis.Redis) -> Iterator[Auditor]:
     with database.begin() as connection:
         connection.execute(
             insert(model_table).values(
-                name="m1", pool="m1", cell="m1", visible="everyone", routes=["chat"], engine_model="m1", context_tokens=1000,
-                default_max_tokens=100, weights_version=1, chat_template_kwargs=[],
+                name="m1", pool="m1", cell="m1", visible="everyone", routes=["chat"], engine_model="m1",
+                context_tokens=1000, default_max_tokens=100, weights_version=1, chat_template_kwargs=[],
             )
         )  # fmt: skip
         set_price(connection, "m1", input="1", cached_input="1", output="1", valid_from_ms=0)
@@ -143,7 +145,10 @@ def test_a_crash_between_the_last_poll_and_the_end_is_told_as_lost_counters(
     engine.prompt, engine.generation = 10, 1
     auditor.audit(wait_ms=0)
     record(
-        database, event("a", (10, 0, 1)), event("b", (10, 0, 4), Ending.ENGINE_DIED), event("c", (7, 0, 2), epoch="e2")
+        database,
+        event("a", (10, 0, 1)),
+        event("b", (10, 0, 4), Ending.ENGINE_DIED),
+        event("c", (7, 0, 2), epoch="e2"),
     )
     engine.prompt, engine.generation = 7, 2
     register(raw_redis, engine, epoch="e2")
@@ -158,7 +163,13 @@ def test_a_crash_between_the_last_poll_and_the_end_is_told_as_lost_counters(
 def test_more_metered_than_the_exact_last_counters_is_a_residual_not_a_loss(
     database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
 ) -> None:
-    final = {"epoch": "e0", "prompt": 10, "generation": 1, "baseline": {"prompt": 0, "generation": 0}, "exact": True}
+    final = {
+        "epoch": "e0",
+        "prompt": 10,
+        "generation": 1,
+        "baseline": {"prompt": 0, "generation": 0},
+        "exact": True,
+    }
     register(raw_redis, engine, epoch="e1", earlier=[final])
     record(database, event("a", (10, 0, 4), epoch="e0"))
     report = auditor.audit(wait_ms=0)
@@ -196,8 +207,14 @@ def test_what_a_dead_gateways_requests_produced_after_the_last_checkpoint_is_abs
     (reconciled,) = found(report, FindingKind.RECONCILED)
     assert (reconciled.tokens, list(reconciled.ids)) == (CounterPair(12, 5), ["a", "b"])
     with database.connect() as connection:
-        row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
-        pricing = select(ledger_transaction.c.pricing).where(ledger_transaction.c.request_id == row["request_id"])
+        row = (
+            connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation"))
+            .mappings()
+            .one()
+        )
+        pricing = select(ledger_transaction.c.pricing).where(
+            ledger_transaction.c.request_id == row["request_id"]
+        )
         assert connection.execute(pricing).scalar_one() == "nothing_billed"
     assert row["request_id"].startswith("rec_")
     assert row["evidence"] == {"requests": ["a", "b"]}
@@ -221,7 +238,11 @@ def test_what_a_dead_engine_had_counted_for_an_answer_it_never_gave_is_absorbed(
     (reconciled,) = found(report, FindingKind.RECONCILED)
     assert (reconciled.tokens, list(reconciled.ids)) == (CounterPair(30, 25), ["b"])
     with database.connect() as connection:
-        row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
+        row = (
+            connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation"))
+            .mappings()
+            .one()
+        )
     assert (row["ending"], row["billed_output"]) == ("engine_died", 0)
     assert row["absorbed_reasons"] == {"engine_died": {"prompt": 30, "output": 25}}
 
@@ -236,7 +257,11 @@ def test_an_ending_without_the_engines_last_word_explains_what_it_had_produced(
     report = auditor.audit(wait_ms=30_000)
     assert (report.residual_tokens, report.instances[0].metered.absorbed) == (0, CounterPair(30, 25))
     with database.connect() as connection:
-        row = connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation")).mappings().one()
+        row = (
+            connection.execute(select(usage_event).where(usage_event.c.kind == "reconciliation"))
+            .mappings()
+            .one()
+        )
     assert row["absorbed_reasons"] == {"unread": {"prompt": 30, "output": 25}}
 
 
@@ -300,7 +325,8 @@ def test_a_negative_residual_is_never_reconciled_away(
 
 def test_what_waits_for_a_person_is_found(database: Engine, raw_redis: redis.Redis, auditor: Auditor) -> None:
     raw_redis.sadd(redis_keys.CELLS, "m1")
-    bodies = [b"{", event("a").to_json(), event("a", (10, 0, 6)).to_json(), event("b", model="other").to_json(),
+    bodies = [b"{", event("a").to_json(), event("a", (10, 0, 6)).to_json(), event("b",
+    model="other").to_json(),
               event("c", anomaly="usage_missing").to_json()]  # fmt: skip
     for body in bodies:
         raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: body})
@@ -317,7 +343,10 @@ def test_what_waits_for_a_person_is_found(database: Engine, raw_redis: redis.Red
 def test_what_waits_for_a_person_is_found_without_reading_the_whole_ledger(database: Engine) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="0.10", cached_input="0.01", output="0.40", valid_from_ms=0)
-    record(database, *(event(f"r{number}", anomaly="usage_missing" if number == 7 else None) for number in range(200)))
+    record(
+        database,
+        *(event(f"r{number}", anomaly="usage_missing" if number == 7 else None) for number in range(200)),
+    )
     asked: list[str] = []
     with database.begin() as connection:
         connection.execute(text("analyze ledger_transaction"))
@@ -325,7 +354,10 @@ def test_what_waits_for_a_person_is_found_without_reading_the_whole_ledger(datab
         listen(connection, "before_cursor_execute", lambda *seen: asked.append(seen[2]))
         (quarantined,) = (each for each in set_aside(connection) if each.kind is FindingKind.QUARANTINED)
         of_the_ledger = [statement for statement in asked if "from ledger_transaction" in statement]
-        plans = ["\n".join(connection.exec_driver_sql(f"explain {statement}").scalars()) for statement in of_the_ledger]
+        plans = [
+            "\n".join(connection.exec_driver_sql(f"explain {statement}").scalars())
+            for statement in of_the_ledger
+        ]
     assert quarantined.ids == ("r7",)
     assert len(plans) == 2
     assert all("ix_ledger_transaction_no_amount" in plan for plan in plans), plans
@@ -334,15 +366,18 @@ def test_what_waits_for_a_person_is_found_without_reading_the_whole_ledger(datab
 def test_a_ledger_that_was_tampered_with_is_found(database: Engine, auditor: Auditor) -> None:
     record(database, event("a"), event("b"), event("c"))
     with database.begin() as connection:
-        connection.execute(text("set local session_replication_role = replica"))  # No triggers: as a superuser could.
+        # No triggers: as a superuser could.
+        connection.execute(text("set local session_replication_role = replica"))
         connection.execute(text(
-            "update ledger_posting set amount_picousd = amount_picousd + 1 where account = 'receivable' and transaction_id ="
+            "update ledger_posting set amount_picousd = amount_picousd + 1 where account = 'receivable' and "
+            "transaction_id ="
             " (select transaction_id from ledger_transaction where request_id = 'a')"
         ))  # fmt: skip
         connection.execute(text("insert into usage_event select * from usage_event where false"))
         connection.execute(usage_total.update().values(billed_prompt=usage_total.c.billed_prompt + 1))
         connection.execute(text(
-            "delete from ledger_posting where transaction_id = (select transaction_id from ledger_transaction where request_id = 'b')"
+            "delete from ledger_posting where transaction_id = (select transaction_id from "
+            "ledger_transaction where request_id = 'b')"
         ))  # fmt: skip
         connection.execute(text("delete from ledger_transaction where request_id = 'b'"))
     kinds = {finding.kind: list(finding.ids) for finding in auditor.audit(wait_ms=0).findings}

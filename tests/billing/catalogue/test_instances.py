@@ -21,8 +21,9 @@ def test_a_url_is_kept_without_its_v1(given: str, kept: str):
 @pytest.mark.parametrize(
     "url",
     [
-        "", "x", "ftp://h", "file:///etc/passwd", "http://", "http://u:p@h", "http://h?x", "http://h#x", "http://h:99999", "http://h:0",
-        "http://h:x", "http://h/%2e", "http://h /", "http://ä", "javascript:alert(1)", "http://h\n", "http://[::1", "//h", "http://h/?",
+        "", "x", "ftp://h", "file:///etc/passwd", "http://", "http://u:p@h", "http://h?x", "http://h#x",
+        "http://h:99999", "http://h:0", "http://h:x", "http://h/%2e", "http://h /", "http://ä",
+        "javascript:alert(1)", "http://h\n", "http://[::1", "//h", "http://h/?",
     ],
 )  # fmt: skip
 def test_what_is_no_base_url_is_refused(url: str):

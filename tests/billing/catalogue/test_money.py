@@ -54,7 +54,8 @@ def test_what_is_no_price_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "picousd"), [("0", 0), ("0.15", 150_000), ("2.5", 2_500_000), ("0.000001", 1), ("1000000", 10**12)]
+    ("text", "picousd"),
+    [("0", 0), ("0.15", 150_000), ("2.5", 2_500_000), ("0.000001", 1), ("1000000", 10**12)],
 )
 def test_prices_as_written_on_price_lists(text: str, picousd: int) -> None:
     assert parse_price(text) == picousd

@@ -52,7 +52,9 @@ def field_of(client: redis.Redis, key: str, field: str) -> Any:
 
 
 def changes(client: redis.Redis) -> list[tuple[str, str]]:
-    return [(fields[b"kind"].decode(), fields[b"id"].decode()) for _, fields in client.xrange(redis_keys.CHANGES)]
+    return [
+        (fields[b"kind"].decode(), fields[b"id"].decode()) for _, fields in client.xrange(redis_keys.CHANGES)
+    ]
 
 
 def test_a_new_tenant_and_its_key_are_in_redis_as_the_contract_says(projector, commit, raw_redis):
@@ -64,8 +66,9 @@ def test_a_new_tenant_and_its_key_are_in_redis_as_the_contract_says(projector, c
         "redis_down": {"policy": "refuse"}, "weight": 1, "limits": [],
     }  # fmt: skip
     assert entry_of(raw_redis, redis_keys.key_of_api_key(api_keys.hash_of(new.secret))) == {
-        "key_id": new.key.key_id, "tenant": tenant.tenant_id, "project": new.key.project_id, "expires_at_ms": 99,
-        "hash": api_keys.hash_of(new.secret), "limits": [], "models": None, "archived": False,
+        "key_id": new.key.key_id, "tenant": tenant.tenant_id, "project": new.key.project_id,
+        "expires_at_ms": 99, "hash": api_keys.hash_of(new.secret), "limits": [], "models": None,
+        "archived": False,
     }  # fmt: skip
     assert changes(raw_redis)[-2:] == [("tenant", tenant.tenant_id), ("key", new.key.hash)]
 
@@ -131,10 +134,11 @@ def test_a_model_is_in_redis_as_the_contract_says_and_names_its_cell(projector, 
     model = commit(lambda c: models.create(c, spec))
     projector.deliver()
     assert field_of(raw_redis, redis_keys.MODELS, "org/m-1") == {
-        "name": "org/m-1", "pool": "org/m-1", "cell": "org/m-1", "visible": [acme.tenant_id], "owner": None, "routes": ["chat"],
-        "engine_model": "served", "context_tokens": 4096, "vocabulary_tokens": 50_000, "default_max_tokens": 64,
-        "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 2, "w_out_mu": 3}, "chat_template_kwargs": ["enable_thinking"],
-        "created": model.created_ms // 1000, "status": "active", "for_sale_from_ms": None, "max_body_bytes": 8_000_000,
+        "name": "org/m-1", "pool": "org/m-1", "cell": "org/m-1", "visible": [acme.tenant_id], "owner": None,
+        "routes": ["chat"], "engine_model": "served", "context_tokens": 4096, "vocabulary_tokens": 50_000,
+        "default_max_tokens": 64, "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 2, "w_out_mu": 3},
+        "chat_template_kwargs": ["enable_thinking"], "created": model.created_ms // 1000, "status": "active",
+        "for_sale_from_ms": None, "max_body_bytes": 8_000_000,
     }  # fmt: skip
     assert raw_redis.smembers(redis_keys.CELLS) == {b"org/m-1"}
     commit(lambda c: models.change(c, "org/m-1", ModelChange(status="retired", weights=Weights(9, 9, 9))))
@@ -164,7 +168,9 @@ def test_an_instance_added_by_hand_reads_as_ready_and_once_removed_as_draining(p
     assert entry.lease_until_ms == removed.removed_ms + instances.DRAIN_MS
 
 
-def test_a_change_made_while_redis_is_down_takes_effect_when_it_is_back(database, commit, own_valkey: ValkeyProcess):
+def test_a_change_made_while_redis_is_down_takes_effect_when_it_is_back(
+    database, commit, own_valkey: ValkeyProcess
+):
     with redis.Redis(port=own_valkey.port, retry=None) as client:
         projector = Projector(database, client)
         projector.rebuild()
@@ -211,7 +217,10 @@ def test_a_change_right_after_flushall_does_not_hide_the_loss(projector, commit,
 def test_an_older_state_of_redis_is_recognised(projector, commit, raw_redis):
     tenant = commit(lambda c: tenants.create(c, "acme"))
     projector.deliver()
-    old_entry, old_marker = raw_redis.get(redis_keys.tenant(tenant.tenant_id)), raw_redis.get(redis_keys.PROJECTION)
+    old_entry, old_marker = (
+        raw_redis.get(redis_keys.tenant(tenant.tenant_id)),
+        raw_redis.get(redis_keys.PROJECTION),
+    )
     commit(lambda c: tenants.change(c, "acme", status="suspended"))
     projector.deliver()
     raw_redis.set(redis_keys.tenant(tenant.tenant_id), old_entry)
@@ -220,7 +229,9 @@ def test_an_older_state_of_redis_is_recognised(projector, commit, raw_redis):
     assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id))["status"] == "suspended"
 
 
-def test_rebuild_removes_what_sql_does_not_have_and_leaves_what_workers_registered(projector, commit, raw_redis):
+def test_rebuild_removes_what_sql_does_not_have_and_leaves_what_workers_registered(
+    projector, commit, raw_redis
+):
     worker = {"instance": "w-1", "lease_until_ms": 123}
     raw_redis.set(redis_keys.key_of_api_key("0" * 64), "{}")
     raw_redis.set(redis_keys.tenant("ten_gone"), "{}")
@@ -276,7 +287,8 @@ def test_more_changes_than_one_write_takes_are_all_delivered(projector, commit, 
 def test_more_changes_than_a_statement_has_parameters_are_told_and_forgotten(database, raw_redis):
     with database.begin() as connection:
         connection.exec_driver_sql(
-            "insert into projection_outbox (kind, subject) select 'tenant', 'ten_' || n from generate_series(1, 70000) n"
+            "insert into projection_outbox (kind, subject) select 'tenant', 'ten_' || n from "
+            "generate_series(1, 70000) n"
         )
     Projector(database, raw_redis).rebuild()
     with database.connect() as connection:
@@ -296,7 +308,9 @@ def test_its_loop_writes_everything_first_and_notices_a_loss_later(database, com
     assert entry_of(raw_redis, redis_keys.tenant(tenant.tenant_id)) is not None
 
 
-def test_its_loop_fails_out_loud_while_redis_is_down_and_rebuilds_after(database, commit, own_valkey: ValkeyProcess):
+def test_its_loop_fails_out_loud_while_redis_is_down_and_rebuilds_after(
+    database, commit, own_valkey: ValkeyProcess
+):
     tenant = commit(lambda c: tenants.create(c, "acme"))
     with redis.Redis(port=own_valkey.port, retry=None) as client:
         projector = Projector(database, client)

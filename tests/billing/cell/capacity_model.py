@@ -1,4 +1,5 @@
-"""What a cell does about classes, room, the line and giving way, in plain Python: the model that the scripts are held against. It knows no Redis.
+"""What a cell does about classes, room, the line and giving way, in plain Python: the model that the scripts
+are held against. It knows no Redis.
 
 Time stands still but where a step says otherwise (`read_on`, `drained_cancels`).
 """
@@ -14,7 +15,9 @@ CANNOT_GO_ON = 1e15
 
 @dataclass(slots=True, kw_only=True)
 class Request:
-    """One request. `cost_mu`: what it asks for; `charged_mu`: what it is charged now. An open one without an instance has given its place up."""
+    """One request. `cost_mu`: what it asks for; `charged_mu`: what it is charged now. An open one without
+    an instance has given its place up.
+    """
 
     request_id: str
     tenant: str
@@ -50,15 +53,20 @@ class TenantLimits:
 
 
 class CellModel:
-    """The cell. Which of several instances with as much room is taken, it asks (`instance_of`); all else it says itself."""
+    """The cell. Which of several instances with as much room is taken, it asks (`instance_of`); all else
+    it says itself.
+    """
 
-    def __init__(self, burst_mu: int, limits: dict[str, TenantLimits], instance_of: Callable[[str], str]) -> None:
+    def __init__(
+        self, burst_mu: int, limits: dict[str, TenantLimits], instance_of: Callable[[str], str]
+    ) -> None:
         self.burst_mu = burst_mu
         self.limits = limits
         self._instance_of = instance_of
         self.listening: set[str] = set()
         self.room: dict[str, tuple[int, int]] = {}
-        # mu a second at which an instance reads; what it had to read at the last start, and for how many seconds it has read since.
+        # mu a second at which an instance reads; what it had to read at the last start, and for how many
+        # seconds it has read since.
         self.reads_mu_s = dict.fromkeys(INSTANCES, 0)
         self.prompts_mu: dict[str, tuple[int, int]] = {}
         # Until the next prompt may start, of what the last step looked at; 0: it was held up by none.
@@ -85,7 +93,8 @@ class CellModel:
 
     def opened(self, tenant: str) -> int:
         return sum(
-            each.tenant == tenant and each.state == "open" and not each.paused for each in self.requests.values()
+            each.tenant == tenant and each.state == "open" and not each.paused
+            for each in self.requests.values()
         )
 
     def charged_so_far_mu(self) -> int:
@@ -180,7 +189,9 @@ class CellModel:
             self.grant_all()
 
     def plan(self, give_way: dict[str, int]) -> None:
-        """Numbers are new: grants are told again or dropped, so many requests of an instance are asked to give way, what is free is granted."""
+        """Numbers are new: grants are told again or dropped, so many requests of an instance are asked to
+        give way, what is free is granted.
+        """
         for request in [each for each in self.requests.values() if each.state == "granted"]:
             if request.gateway in self.listening:
                 self._heard.append(request.request_id)
@@ -195,7 +206,9 @@ class CellModel:
         self.grant_all()
 
     def _ask(self, request: Request) -> bool:
-        """To give way, and again in every third round. Whether it may be going: not where nobody listens, who is asked in the next round."""
+        """To give way, and again in every third round. Whether it may be going: not where nobody listens,
+        who is asked in the next round.
+        """
         request.rounds_asked += 1
         if request.rounds_asked % 3 == 1:
             if request.gateway not in self.listening:
@@ -257,7 +270,9 @@ class CellModel:
         return max(wait_ms, key=lambda limit: (wait_ms[limit], limit), default="")
 
     def reserve(self, request: Request, wait_max: int, now_ms: int, drained_cancels: int = 0) -> str:
-        """How it answers: settled, replayed, open, waiting, or the limit that refuses. `drained_cancels`: as much time has passed for its tenant."""
+        """How it answers: settled, replayed, open, waiting, or the limit that refuses. `drained_cancels`:
+        as much time has passed for its tenant.
+        """
         if request.state in ("settled", "open"):
             return "settled" if request.state == "settled" else "replayed"
         cancels = max(0, self.cancels[request.tenant] - drained_cancels)
@@ -284,7 +299,9 @@ class CellModel:
         self._count_units(request, request.cost_mu)
         self.cancels[request.tenant] = cancels
         if request.class_ == "f":
-            self.lent[request.instance][request.request_id] = (0 if request.goes_on else CANNOT_GO_ON) - now_ms
+            self.lent[request.instance][request.request_id] = (
+                0 if request.goes_on else CANNOT_GO_ON
+            ) - now_ms
         return "open"
 
     def _classify(self, request: Request) -> None:
@@ -336,7 +353,9 @@ class CellModel:
         self.charge(request, request.cost_mu)
 
     def _settle_orphan(self, tenant: str, cost_mu: int) -> None:
-        """It has no place and no counter; its event says on-demand, and what it used counts where its tenant has a bucket."""
+        """It has no place and no counter; its event says on-demand, and what it used counts where its
+        tenant has a bucket.
+        """
         if tenant in self.with_bucket and self.limits[tenant].units_mu >= 0:
             self.units_mu[tenant] += cost_mu
 

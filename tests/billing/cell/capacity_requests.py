@@ -1,4 +1,6 @@
-"""The requests of the capacity machine: tenant, gateway and whether it can go on follow from its number, so that a step needs to name no more."""
+"""The requests of the capacity machine: tenant, gateway and whether it can go on follow from its number,
+so that a step needs to name no more.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -66,8 +68,10 @@ def request_of(
     tenant = "abc"[number % 3]
     limits = LIMITS[tenant]
     return MachineRequest(
-        client=client, request_id=request_id, tenant=tenant, key_id=tenant, asked=asked, weight=weights[tenant], sequences=sequences,
-        wait_max=wait_max, tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency), candidates=plan.TWO,
-        gateway=gateway_of(request_id), cancels_per_minute=limits.cancels, resumed="-" in request_id,
-        goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0, prompt_mu=prompt_mu,
+        client=client, request_id=request_id, tenant=tenant, key_id=tenant, asked=asked,
+        weight=weights[tenant], sequences=sequences, wait_max=wait_max,
+        tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency),
+        candidates=plan.TWO, gateway=gateway_of(request_id), cancels_per_minute=limits.cancels,
+        resumed="-" in request_id, goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0,
+        prompt_mu=prompt_mu,
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""What surrounds the scripts of a cell, for their tests: the numbers that an allocator writes, gateways that listen, and the state as values."""
+"""What surrounds the scripts of a cell, for their tests: the numbers that an allocator writes, gateways
+that listen, and the state as values.
+"""
 
 import re
 from types import TracebackType
@@ -18,7 +20,9 @@ TWO = (("i-1", "e-1"), ("i-2", "e-2"))
 
 
 def set_room(client: redis.Redis, room: dict[str, tuple[int, int]]) -> None:
-    """The whole room of the cell: for each instance, sequences of on-demand and flex together, and of flex."""
+    """The whole room of the cell: for each instance, sequences of on-demand and flex together, and of
+    flex.
+    """
     key = redis_keys.room(CELL)
     client.delete(key)
     for instance, (most, flex) in room.items():
@@ -103,7 +107,9 @@ def virtual(client: redis.Redis, tenant: str, model: str = "org/m:1") -> float:
 
 
 def plan_anew(client: redis.Redis) -> list[int]:
-    """What an allocator calls after it has written its numbers: now_ms, tenants that wait for on-demand, for flex, requests open."""
+    """What an allocator calls after it has written its numbers: now_ms, tenants that wait for on-demand,
+    for flex, requests open.
+    """
     return execute(client, scripts.grant_call(CELL))[:5]
 
 
@@ -135,7 +141,9 @@ class Listener:
             self._pubsub.get_message(timeout=5)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._pubsub.close()
 
     def woken(self) -> list[str]:

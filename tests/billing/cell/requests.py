@@ -1,4 +1,6 @@
-"""One request as the scripts see it, for the tests of a cell: its keys, its event, and a call for each step of its life."""
+"""One request as the scripts see it, for the tests of a cell: its keys, its event, and a call for each
+step of its life.
+"""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -25,7 +27,9 @@ def empty(client: redis.Redis) -> None:
     client.set(redis_keys.intact(CELL), "a test")
 
 
-def limits_of(requests: int | None = None, units_mu: int | None = None, concurrency: int | None = None) -> Limits:
+def limits_of(
+    requests: int | None = None, units_mu: int | None = None, concurrency: int | None = None
+) -> Limits:
     """Limits of a minute, and of what is open at once; None or less than 0 for no limit."""
     given = (
         (LimitKind.REQUESTS, MINUTE_S, requests),
@@ -33,7 +37,11 @@ def limits_of(requests: int | None = None, units_mu: int | None = None, concurre
         (LimitKind.CONCURRENCY, WHILE_OPEN, concurrency),
     )
     return Limits(
-        tuple(Limit(kind, window_s, amount) for kind, window_s, amount in given if amount is not None and amount >= 0)
+        tuple(
+            Limit(kind, window_s, amount)
+            for kind, window_s, amount in given
+            if amount is not None and amount >= 0
+        )
     )
 
 
@@ -146,8 +154,12 @@ class CellRequest:
     def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:
         return replies.parse_reserve(execute(self.client, self.reserve_command(cost_mu)))
 
-    def settle(self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False) -> replies.SettleReply:
-        return replies.parse_settle(execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled)))
+    def settle(
+        self, cost_mu: int = 0, usage: Tokens | None = None, *, cancelled: bool = False
+    ) -> replies.SettleReply:
+        return replies.parse_settle(
+            execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled))
+        )
 
     def leave(self, *, refused: bool = False) -> replies.Left:
         return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys, refused=refused)))
@@ -169,7 +181,9 @@ class CellRequest:
         return replies.parse_checkpoint(execute(self.client, command))
 
     def reap(self, watched_lease_ms: int = 0) -> replies.ReapReply:
-        return replies.parse_reap(execute(self.client, scripts.reap_call(CELL, self.request_id, watched_lease_ms)))
+        return replies.parse_reap(
+            execute(self.client, scripts.reap_call(CELL, self.request_id, watched_lease_ms))
+        )
 
     def let_lease_pass(self) -> None:
         """Age the state instead of waiting."""

@@ -63,7 +63,8 @@ def test_leaving_the_line_is_no_cancel(valkey: redis.Redis, full: CellRequest) -
         assert isinstance(one.reserve(), Waiting)
         one.leave()
     assert isinstance(
-        CellRequest(client=valkey, request_id="again", cancels_per_minute=CANCELS, wait_max=9).reserve(), Waiting
+        CellRequest(client=valkey, request_id="again", cancels_per_minute=CANCELS, wait_max=9).reserve(),
+        Waiting,
     )
 
 
@@ -83,7 +84,9 @@ def test_who_waits_when_its_cancels_are_used_up_is_out_of_line(
 
 @pytest.mark.parametrize("limits", [Limits(), limits_of(requests=100, units_mu=10**6, concurrency=10)])
 def test_cancels_outlive_the_bucket_of_an_idle_tenant(valkey: redis.Redis, limits: Limits) -> None:
-    one = CellRequest(client=valkey, request_id="r", cancels_per_minute=1, tenant_limits=limits, key_limits=limits)
+    one = CellRequest(
+        client=valkey, request_id="r", cancels_per_minute=1, tenant_limits=limits, key_limits=limits
+    )
     one.reserve()
     one.settle(cancelled=True)
     assert valkey.pttl(one.keys.tenant_bucket) > 59_000

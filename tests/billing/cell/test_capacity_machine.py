@@ -1,4 +1,6 @@
-"""Classes, room, line, giving way and contract against a model in Python: any steps, in any order; after each the cell holds what the model says."""
+"""Classes, room, line, giving way and contract against a model in Python: any steps, in any order; after
+each the cell holds what the model says.
+"""
 
 import math
 from typing import Any
@@ -26,13 +28,21 @@ from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import INSTANCES, CellModel, Request
-from tests.billing.cell.capacity_requests import KINDS, LIMITS, MachineRequest, gateway_of, next_part, request_of
+from tests.billing.cell.capacity_requests import (
+    KINDS,
+    LIMITS,
+    MachineRequest,
+    gateway_of,
+    next_part,
+    request_of,
+)
 from tests.billing.cell.requests import CELL, charged_by_events, empty, usage_events
 from tests.examples import examples
 from tests.fixtures.gateway import wait_until
 
 BURST_MU = 50_500
-# Reading a prompt takes days, of which a step lets as many pass as it says: those that an example itself takes are no matter.
+# Reading a prompt takes days, of which a step lets as many pass as it says: those that an example itself
+# takes are no matter.
 PROMPT_MU = READ_S = 1_000_000
 EXAMPLE_S = 7_200
 HOUR_S, HALF_MINUTE_S = 3_600, 30
@@ -44,7 +54,9 @@ RATES = st.sampled_from([0, 1, 1, 2])
 
 
 class CapacityMachine(RuleBasedStateMachine):
-    """Three tenants, one with a contract that spills; two instances; of the gateways one is dead, and one comes and goes."""
+    """Three tenants, one with a contract that spills; two instances; of the gateways one is dead, and one
+    comes and goes.
+    """
 
     client: redis.Redis
     gateway: plan.Listener
@@ -65,7 +77,12 @@ class CapacityMachine(RuleBasedStateMachine):
         self.new_room(4, 3, 3, (0, 1), (1, 4, 2))
 
     def real(
-        self, request_id: str, asked: Asked = Asked.AUTO, sequences: int = 1, wait_max: int = 3, prompt_mu: int = 0
+        self,
+        request_id: str,
+        asked: Asked = Asked.AUTO,
+        sequences: int = 1,
+        wait_max: int = 3,
+        prompt_mu: int = 0,
     ) -> MachineRequest:
         return request_of(self.client, request_id, self.weights, asked, sequences, wait_max, prompt_mu)
 
@@ -77,7 +94,9 @@ class CapacityMachine(RuleBasedStateMachine):
         self.hears(in_order=False)
 
     def hears(self, *, in_order: bool = True) -> None:
-        """Each gateway has heard whom the last step woke there; then time stands still again for what tenants have cancelled and used."""
+        """Each gateway has heard whom the last step woke there; then time stands still again for what
+        tenants have cancelled and used.
+        """
         expected = self.model.heard()
         self.told |= {word[1:] for word in expected if word[0] == "!"}
         for name, listener in (("gw-1", self.gateway), ("gw-2", self.other)):
@@ -114,7 +133,9 @@ class CapacityMachine(RuleBasedStateMachine):
         count=st.integers(1, 3),
         prompt_mu=PROMPTS,
     )
-    def arrive(self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int) -> None:
+    def arrive(
+        self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int
+    ) -> None:
         for _ in range(count):
             self.arrived += 1
             self.reserve(f"r{self.arrived}", asked, cost_mu, sequences, wait_max, prompt_mu)
@@ -145,12 +166,18 @@ class CapacityMachine(RuleBasedStateMachine):
         known = self.model.requests.get(request_id)
         if known is not None and known.state in ("waiting", "granted"):
             # The same request again.
-            asked, cost_mu, sequences, prompt_mu = Asked(known.asked), known.cost_mu, known.sequences, known.prompt_mu
+            asked, cost_mu, sequences, prompt_mu = (
+                Asked(known.asked),
+                known.cost_mu,
+                known.sequences,
+                known.prompt_mu,
+            )
         real = self.real(request_id, asked, sequences, wait_max, prompt_mu)
         reply = real.reserve(cost_mu)
         request = known or Request(
-            request_id=request_id, tenant=real.tenant, asked=asked.value, cost_mu=cost_mu, sequences=sequences,
-            weight=real.weight, gateway=real.gateway, goes_on=real.goes_on, resumed=real.resumed, prompt_mu=prompt_mu,
+            request_id=request_id, tenant=real.tenant, asked=asked.value, cost_mu=cost_mu,
+            sequences=sequences, weight=real.weight, gateway=real.gateway, goes_on=real.goes_on,
+            resumed=real.resumed, prompt_mu=prompt_mu,
         )  # fmt: skip
         expected = self.model.reserve(request, wait_max, reply.now_ms, drained_cancels)
         assert isinstance(reply, KINDS[expected]), (reply, expected)
@@ -165,11 +192,15 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, output=st.integers(0, 12), rare=INDEX)
     def checkpoint(self, index: int, output: int, rare: int) -> None:
-        self.record(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), output, ("", ""))
+        self.record(
+            self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), output, ("", "")
+        )
 
     @rule(index=INDEX, output=st.integers(0, 12), instance=st.sampled_from(INSTANCES), flex=st.booleans())
     def move(self, index: int, output: int, instance: str, flex: bool) -> None:
-        """Its instance has died, or what is said comes late: it is there already, or has given its place up."""
+        """Its instance has died, or what is said comes late: it is there already, or has given its place
+        up.
+        """
         names = [each.request_id for each in self.model.requests.values() if not flex or each.class_ == "f"]
         open_ = [name for name in names if self.model.requests[name].state == "open"]
         if open_:
@@ -177,7 +208,9 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, output=st.integers(0, 12), crowd=st.integers(0, 4))
     def pause(self, index: int, output: int, crowd: int) -> None:
-        """Who was asked to gives way; or another, whose gateway has its own reason. `crowd`: so many come for its place."""
+        """Who was asked to gives way; or another, whose gateway has its own reason. `crowd`: so many come
+        for its place.
+        """
         if crowd:
             self.arrive(Asked.FLEX, 1_000, 1, 3, crowd, 0)
         flex = [each for each in self.model.requests.values() if each.state == "open" and each.class_ == "f"]
@@ -185,7 +218,9 @@ class CapacityMachine(RuleBasedStateMachine):
         if asked:
             self.record(asked[index % len(asked)].request_id, output, pauses=True)
 
-    def record(self, request_id: str, output: int, moved_to: tuple[str, str] = ("", ""), pauses: bool = False) -> None:
+    def record(
+        self, request_id: str, output: int, moved_to: tuple[str, str] = ("", ""), pauses: bool = False
+    ) -> None:
         known = self.model.requests.get(request_id)
         if known is not None:
             output = max(output, known.output)
@@ -207,7 +242,9 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, cost_mu=COSTS, rare=INDEX, cancelled=st.booleans())
     def end(self, index: int, cost_mu: int, rare: int, cancelled: bool) -> None:
-        self.settle(self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), cost_mu, cancelled)
+        self.settle(
+            self.pick(index, *(("open",) if rare else ("waiting", "granted", "settled"))), cost_mu, cancelled
+        )
 
     @rule(index=INDEX, cost_mu=COSTS, cancelled=st.booleans())
     def end_all_its_parts(self, index: int, cost_mu: int, cancelled: bool) -> None:
@@ -252,7 +289,9 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",), ("settled",)]))
     def reap(self, index: int, states: tuple[str, ...]) -> None:
-        lapsed = [each.request_id for each in self.model.requests.values() if each.lapsed and each.state in states]
+        lapsed = [
+            each.request_id for each in self.model.requests.values() if each.lapsed and each.state in states
+        ]
         request_id = lapsed[index % len(lapsed)] if lapsed else self.pick(index, *states)
         known = self.model.requests.get(request_id)
         reply = self.real(request_id).reap()
@@ -302,7 +341,9 @@ class CapacityMachine(RuleBasedStateMachine):
     def what_is_read_makes_room(self, instance: str, times: int) -> None:
         at_us = self.client.hget(redis_keys.flight(CELL), f"pt:{instance}")
         if at_us is not None:
-            self.client.hset(redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - times * READ_S * 1_000_000)
+            self.client.hset(
+                redis_keys.flight(CELL), f"pt:{instance}", int(float(at_us)) - times * READ_S * 1_000_000
+            )
         self.model.read_on(instance, times * READ_S)
         *_, pace_ms, _ = execute(self.client, grant_call(CELL, room_only=True))
         self.model.grant_all()
@@ -319,7 +360,9 @@ class CapacityMachine(RuleBasedStateMachine):
             self.other = None
             self.model.listening.remove("gw-2")
         channel, heard_by = redis_keys.wake_channel("gw-2"), int(self.other is not None)
-        wait_until(lambda: self.client.pubsub_numsub(channel) == [(channel, heard_by)], "change of who listens")
+        wait_until(
+            lambda: self.client.pubsub_numsub(channel) == [(channel, heard_by)], "change of who listens"
+        )
 
     @invariant()
     def places_and_lines_are_the_models(self) -> None:
@@ -334,7 +377,9 @@ class CapacityMachine(RuleBasedStateMachine):
             lent: Any = client.zrange(LENT + instance, 0, -1, withscores=True)
             assert dict(lent) == model.lent[instance]
             reading_s = client.time()[0] - plan.flight_field(client, f"pt:{instance}") / 1e6
-            unread_mu = max(0.0, plan.flight_field(client, f"pl:{instance}") - model.reads_mu_s[instance] * reading_s)
+            unread_mu = max(
+                0.0, plan.flight_field(client, f"pl:{instance}") - model.reads_mu_s[instance] * reading_s
+            )
             assert model.unread_mu(instance) - 2 * EXAMPLE_S < unread_mu <= model.unread_mu(instance) + 2
         opened = set(client.zrange(redis_keys.open_requests(CELL), 0, -1))
         assert opened == {each.request_id for each in model.requests.values() if each.state != "settled"}
@@ -355,13 +400,21 @@ class CapacityMachine(RuleBasedStateMachine):
             assert max(0, model.cancels[tenant] - 0.5) <= first.tenant_level("x") <= model.cancels[tenant]
         assert plan.flight_field(client, "vl") == model.last_left
         assert (
-            plan.flight_field(client, "used") == model.used_mu == charged_by_events(client) + model.charged_so_far_mu()
+            plan.flight_field(client, "used")
+            == model.used_mu
+            == charged_by_events(client) + model.charged_so_far_mu()
         )
         assert plan.contract_field(client, "c", "used") == model.contract_used_mu
         assert plan.contract_field(client, "c", "borrowed") == model.borrowed_mu
         assert self.real("r2").tenant_level("u") == model.units_mu["c"]
-        assert all(plan.contract_field(client, "c", f"limited:{name}") == n for name, n in model.limited.items())
-        assert model.contract_level_mu - EXAMPLE_S < plan.contract_field(client, "c", "u") <= model.contract_level_mu
+        assert all(
+            plan.contract_field(client, "c", f"limited:{name}") == n for name, n in model.limited.items()
+        )
+        assert (
+            model.contract_level_mu - EXAMPLE_S
+            < plan.contract_field(client, "c", "u")
+            <= model.contract_level_mu
+        )
 
     @invariant()
     def everything_ends_by_itself_but_the_usage(self) -> None:
@@ -390,9 +443,13 @@ class CapacityMachine(RuleBasedStateMachine):
         assert self.client.keys("*:lent:*") == []
 
 
-def test_any_order_of_steps_keeps_room_line_and_counters_right(valkey: redis.Redis, gateway: plan.Listener) -> None:
+def test_any_order_of_steps_keeps_room_line_and_counters_right(
+    valkey: redis.Redis, gateway: plan.Listener
+) -> None:
     CapacityMachine.client = valkey
     CapacityMachine.gateway = gateway
     checks: Any = list(HealthCheck)
-    chosen = settings(max_examples=examples(40), stateful_step_count=50, deadline=None, suppress_health_check=checks)
+    chosen = settings(
+        max_examples=examples(40), stateful_step_count=50, deadline=None, suppress_health_check=checks
+    )
     run_state_machine_as_test(CapacityMachine, settings=chosen)

@@ -13,7 +13,8 @@ from gateway.redis.pipe import RedisPipe
 from tests.billing.cell.plan import TWO, flight, set_room, tenants_waiting
 from tests.billing.cell.requests import CellRequest, limits_of, usage_events
 
-# A minute's burst of 40 drains 0.7 a second: the test takes far less than the second and a half in which one more would fit.
+# A minute's burst of 40 drains 0.7 a second: the test takes far less than the second and a half in which one
+# more would fit.
 LIMIT = 40
 
 
@@ -39,15 +40,27 @@ async def test_fault_39_two_gateways_admit_exactly_the_limit(
         await pipe.close()
 
 
-async def test_the_same_id_from_many_callers_is_charged_and_settled_once(valkey: redis.Redis, valkey_url: str) -> None:
+async def test_the_same_id_from_many_callers_is_charged_and_settled_once(
+    valkey: redis.Redis, valkey_url: str
+) -> None:
     pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
     request = CellRequest(
         client=valkey, request_id="r", tenant_limits=limits_of(requests=100, units_mu=10**6, concurrency=100)
     )
-    reserved = await asyncio.gather(*(pipes[n % 2].execute(*request.reserve_command(5_000)) for n in range(100)))
-    assert Counter(type(parse_reserve(reply)).__name__ for reply in reserved) == {"Reserved": 1, "Replayed": 99}
-    settled = await asyncio.gather(*(pipes[n % 2].execute(*request.settle_command(4_000)) for n in range(100)))
-    assert Counter(type(parse_settle(reply)).__name__ for reply in settled) == {"Settled": 1, "AlreadySettled": 99}
+    reserved = await asyncio.gather(
+        *(pipes[n % 2].execute(*request.reserve_command(5_000)) for n in range(100))
+    )
+    assert Counter(type(parse_reserve(reply)).__name__ for reply in reserved) == {
+        "Reserved": 1,
+        "Replayed": 99,
+    }
+    settled = await asyncio.gather(
+        *(pipes[n % 2].execute(*request.settle_command(4_000)) for n in range(100))
+    )
+    assert Counter(type(parse_settle(reply)).__name__ for reply in settled) == {
+        "Settled": 1,
+        "AlreadySettled": 99,
+    }
     assert len(usage_events(valkey)) == 1
     assert request.tenant_level("c") == 0
     for pipe in pipes:
@@ -67,7 +80,10 @@ async def test_five_hundred_callers_share_room_for_twenty_and_each_is_woken(
     waited = served = 0
 
     async def hear(ready: asyncio.Event) -> None:
-        async with aioredis.Redis.from_url(valkey_url, decode_responses=True) as client, client.pubsub() as channel:
+        async with (
+            aioredis.Redis.from_url(valkey_url, decode_responses=True) as client,
+            client.pubsub() as channel,
+        ):
             await channel.subscribe("taas:wake:gw-0", "taas:wake:gw-1")
             async for message in channel.listen():
                 if message["type"] == "message":

@@ -1,4 +1,6 @@
-"""Contracts as leaky buckets: what a tenant gets over time, what it owes, and where its requests go once it has had its rate."""
+"""Contracts as leaky buckets: what a tenant gets over time, what it owes, and where its requests go once
+it has had its rate.
+"""
 
 import random
 from typing import Any
@@ -52,7 +54,9 @@ def open_past(client: redis.Redis, level_mu: int, overflow: str, spill_mu_s: int
     assert how(ask(client, "first", level_mu)) == ("reserved", "within_contract")
 
 
-@pytest.mark.parametrize("true_up", [(0.0, 0.0), (0.2, 3.0)], ids=["exact", "settled otherwise than reserved"])
+@pytest.mark.parametrize(
+    "true_up", [(0.0, 0.0), (0.2, 3.0)], ids=["exact", "settled otherwise than reserved"]
+)
 def test_three_times_the_contract_gets_its_rate_and_no_more_than_a_burst_beside(
     valkey: redis.Redis, true_up: tuple[float, float]
 ) -> None:
@@ -76,7 +80,8 @@ def test_three_times_the_contract_gets_its_rate_and_no_more_than_a_burst_beside(
     ended = valkey.time()
     passed = seconds + ended[0] - began[0] + (ended[1] - began[1]) / 1e6
     assert offered_mu >= 3 * RATE * seconds
-    # A burst at the start; the last step has drained and was not asked for; one request may pass the burst as debt.
+    # A burst at the start; the last step has drained and was not asked for; one request may pass the burst as
+    # debt.
     assert RATE * (seconds - 1) <= work_mu <= RATE * (passed + 1) + greatest
     assert contract_field(valkey, "acme", "used") == work_mu
     assert contract_field(valkey, "acme", "refused") > 0
@@ -211,7 +216,9 @@ def test_who_insists_on_reserved_never_spills(valkey: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("asked", [Asked.ON_DEMAND, Asked.FLEX])
-def test_what_a_tenant_asks_for_beside_its_contract_is_not_charged_to_it(valkey: redis.Redis, asked: Asked) -> None:
+def test_what_a_tenant_asks_for_beside_its_contract_is_not_charged_to_it(
+    valkey: redis.Redis, asked: Asked
+) -> None:
     sign(valkey, "acme", RATE, "spill")
     request = CellRequest(client=valkey, request_id="r", asked=asked)
     assert how(request.reserve(5 * RATE)) == (asked.value, "room")
@@ -231,14 +238,18 @@ def test_a_tenant_without_on_demand_is_served_by_its_contract_only(valkey: redis
     assert isinstance(
         CellRequest(client=valkey, request_id="b", on_demand=False, asked=Asked.ON_DEMAND).reserve(), NoRight
     )
-    assert isinstance(CellRequest(client=valkey, request_id="c", on_demand=False, asked=Asked.FLEX).reserve(), NoRight)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="c", on_demand=False, asked=Asked.FLEX).reserve(), NoRight
+    )
 
 
 def test_within_its_contract_nothing_makes_a_tenant_wait(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (1, 1)})
     for n in range(5):
         CellRequest(client=valkey, request_id=f"o{n}", tenant="crowd", wait_max=9).reserve(1_000)
-        CellRequest(client=valkey, request_id=f"f{n}", tenant="crowd", wait_max=9, asked=Asked.FLEX).reserve(1_000)
+        CellRequest(client=valkey, request_id=f"f{n}", tenant="crowd", wait_max=9, asked=Asked.FLEX).reserve(
+            1_000
+        )
     sign(valkey, "acme", RATE)
     assert how(ask(valkey, "mine", 1_000)) == ("reserved", "within_contract")
     assert flight(valkey) == {"o:i-1": 1, "r:i-1": 1}
@@ -312,12 +323,17 @@ def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_c
 ) -> None:
     sign(valkey, "acme", RATE)
     of: dict[str, Any] = {whose: limits}
-    assert how(CellRequest(client=valkey, request_id="a", **of).reserve(1_000)) == ("reserved", "within_contract")
+    assert how(CellRequest(client=valkey, request_id="a", **of).reserve(1_000)) == (
+        "reserved",
+        "within_contract",
+    )
     for n in range(2):
         refused = CellRequest(client=valkey, request_id=f"b{n}", **of).reserve(1_000)
         assert isinstance(refused, Refused)
         assert refused.limit == limit
-    assert isinstance(CellRequest(client=valkey, request_id="c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused
+    )
     assert contract_field(valkey, "acme", f"limited:{limit}") == 2
     assert contract_field(valkey, "acme", "refused") == 0
 

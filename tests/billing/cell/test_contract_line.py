@@ -1,4 +1,6 @@
-"""The line of a contract that queues: first come, first served, over all gateways; and nobody is left behind who has gone."""
+"""The line of a contract that queues: first come, first served, over all gateways; and nobody is left
+behind who has gone.
+"""
 
 import pytest
 import redis
@@ -19,7 +21,9 @@ def full(client: redis.Redis, level_mu: int = 3 * RATE) -> None:
     assert isinstance(CellRequest(client=client, request_id="first").reserve(level_mu), Reserved)
 
 
-def in_line(client: redis.Redis, request_id: str, gateway: str = "gw-1", asked: Asked = Asked.AUTO) -> CellRequest:
+def in_line(
+    client: redis.Redis, request_id: str, gateway: str = "gw-1", asked: Asked = Asked.AUTO
+) -> CellRequest:
     """One that stands in the contract's line."""
     request = CellRequest(client=client, request_id=request_id, gateway=gateway, wait_max=3, asked=asked)
     assert isinstance(request.reserve(RATE // 2), Later)
@@ -65,7 +69,9 @@ def test_those_whose_gateway_is_gone_hold_up_nobody(valkey: redis.Redis) -> None
         in_line(valkey, "dead too")
         alive = in_line(valkey, "alive", "gw-2")
         age_contract(valkey, "acme", 2.1)
-        assert isinstance(CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=3).reserve(), Later)
+        assert isinstance(
+            CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=3).reserve(), Later
+        )
         assert gateways.woken() == ["alive"]
         assert state_of(valkey, "dead") is state_of(valkey, "dead too") is None
         assert why(alive) == ("reserved", "waited")
@@ -80,7 +86,9 @@ def test_where_all_before_it_are_gone_it_is_served_at_once(valkey: redis.Redis) 
 
 
 @pytest.mark.parametrize("refused", [True, False])
-def test_who_leaves_wakes_the_next_and_counts_where_it_was_refused(valkey: redis.Redis, refused: bool) -> None:
+def test_who_leaves_wakes_the_next_and_counts_where_it_was_refused(
+    valkey: redis.Redis, refused: bool
+) -> None:
     full(valkey)
     with Listener(valkey, "gw-1", "gw-2") as gateways:
         one, _ = in_line(valkey, "one"), in_line(valkey, "two", "gw-2")

@@ -1,4 +1,6 @@
-"""Valkey killed with -9 and started again: what it acknowledged is there, and a call of unknown outcome may be repeated."""
+"""Valkey killed with -9 and started again: what it acknowledged is there, and a call of unknown outcome
+may be repeated.
+"""
 
 import asyncio
 
@@ -55,7 +57,9 @@ async def test_fault_36_calls_of_unknown_outcome_are_repeated_without_harm(own_v
         own_valkey.start()
         await asyncio.wait_for(pipe.wait_healthy(), 5)
         for each in requests:
-            assert isinstance(parse_reserve(await pipe.execute(*each.reserve_command(5_000))), Reserved | Replayed)
+            assert isinstance(
+                parse_reserve(await pipe.execute(*each.reserve_command(5_000))), Reserved | Replayed
+            )
         assert requests[0].tenant_level("c") == client.zcard(requests[0].keys.open_requests) == 200
         for each in requests * 2:
             parse_settle(await pipe.execute(*each.settle_command(2_000)))

@@ -1,4 +1,6 @@
-"""The order of the line: work done in proportion to weights, no credit for idling, one counter for on-demand and flex (VTC, arXiv 2401.00588)."""
+"""The order of the line: work done in proportion to weights, no credit for idling, one counter for
+on-demand and flex (VTC, arXiv 2401.00588).
+"""
 
 import random
 
@@ -21,12 +23,15 @@ from tests.billing.cell.requests import WEIGHTS, CellRequest
 ROOM = 4
 FIRST_MU = 10_000
 LARGEST = Tokens(0, 0, 200)
-# Of VTC: what one tenant may have in flight beyond what it was charged at first, and one request more, on either side.
+# Of VTC: what one tenant may have in flight beyond what it was charged at first, and one request more, on
+# either side.
 BOUND_MU = 2 * (ROOM + 1) * (FIRST_MU + WEIGHTS.cost_mu(LARGEST))
 
 
 class Crowd:
-    """Tenants that always have requests waiting, of random sizes, on one instance; each step ends one request of those in flight."""
+    """Tenants that always have requests waiting, of random sizes, on one instance; each step ends one
+    request of those in flight.
+    """
 
     def __init__(self, client: redis.Redis, gateway: Listener, weights: dict[str, int]) -> None:
         self.client = client
@@ -66,7 +71,9 @@ class Crowd:
         return request.tenant
 
     def run(self, steps: int, tenants: list[str]) -> float:
-        """Each tenant replaces what ends. Returns the greatest difference of work over weight between any two of them meanwhile."""
+        """Each tenant replaces what ends. Returns the greatest difference of work over weight between any
+        two of them meanwhile.
+        """
         before = dict(self.work_mu)
         greatest = 0.0
         for _ in range(steps):
@@ -134,7 +141,9 @@ def test_a_newcomer_is_lifted_to_the_least_of_those_who_wait(valkey: redis.Redis
     assert virtual(valkey, "new") == 500_000
 
 
-def test_a_newcomer_when_nobody_waits_is_lifted_to_who_left_last(valkey: redis.Redis, gateway: Listener) -> None:
+def test_a_newcomer_when_nobody_waits_is_lifted_to_who_left_last(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     set_room(valkey, {"i-1": (2, 2)})
     for n in range(5):
         request = CellRequest(client=valkey, request_id=f"a{n}", tenant="a")
@@ -211,7 +220,9 @@ def test_a_new_weight_counts_from_the_next_request_on(valkey: redis.Redis, gatew
     assert virtual(valkey, "acme") == 10_000
 
 
-def test_a_weight_that_changes_while_a_request_is_open_gives_back_what_was_charged(valkey: redis.Redis) -> None:
+def test_a_weight_that_changes_while_a_request_is_open_gives_back_what_was_charged(
+    valkey: redis.Redis,
+) -> None:
     heavy = CellRequest(client=valkey, request_id="heavy", weight=100)
     heavy.reserve(1_000_000)
     CellRequest(client=valkey, request_id="next", weight=1).reserve(0)
@@ -242,7 +253,9 @@ def test_a_lost_bucket_comes_back_with_the_counter_of_the_line(
     assert valkey.keys("*:b:*") == []
 
 
-def test_a_tenant_whose_bucket_was_lost_keeps_its_place_in_the_line(valkey: redis.Redis, full: CellRequest) -> None:
+def test_a_tenant_whose_bucket_was_lost_keeps_its_place_in_the_line(
+    valkey: redis.Redis, full: CellRequest
+) -> None:
     CellRequest(client=valkey, request_id="z", sequences=0).reserve(70_000)
     waits(valkey, "r1")
     valkey.delete(CellRequest(client=valkey, request_id="r1").keys.tenant_bucket)

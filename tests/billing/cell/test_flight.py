@@ -1,4 +1,6 @@
-"""What is in flight: counted by class and instance, counted anew from what is open, moved, and no dearer with a long line."""
+"""What is in flight: counted by class and instance, counted anew from what is open, moved, and no dearer
+with a long line.
+"""
 
 import pytest
 import redis
@@ -23,7 +25,8 @@ from tests.billing.cell.plan import (
 )
 from tests.billing.cell.requests import CELL, CellRequest, usage_events
 
-# Its greatest leases and rounds aside, a step must cost the same in a long line; a machine that does other things is not that exact.
+# Its greatest leases and rounds aside, a step must cost the same in a long line; a machine that does other
+# things is not that exact.
 FACTOR = 3
 
 
@@ -115,10 +118,14 @@ def test_every_step_may_be_told_twice(valkey: redis.Redis, gateway: Listener, fu
 
 
 def usec_per_call(client: redis.Redis, name: str, rounds: int = 150) -> float:
-    """Of reserve and settle, by the server's own count, in the cell as it is: full, with a line that grows and shrinks by one."""
+    """Of reserve and settle, by the server's own count, in the cell as it is: full, with a line that grows
+    and shrinks by one.
+    """
     client.config_resetstat()
     for n in range(rounds):
-        holder = CellRequest(client=client, request_id=f"{name}-probe-{n}", tenant="probe", sequences=0, candidates=TWO)
+        holder = CellRequest(
+            client=client, request_id=f"{name}-probe-{n}", tenant="probe", sequences=0, candidates=TWO
+        )
         assert isinstance(holder.reserve(1), Reserved)
         waiting = CellRequest(
             client=client, request_id=f"{name}-wait-{n}", tenant="probe", wait_max=10**6, candidates=TWO

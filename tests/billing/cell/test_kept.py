@@ -1,4 +1,6 @@
-"""Places that are kept for owners: on-demand, which cannot be stopped, waits before them; flex, which can, has them."""
+"""Places that are kept for owners: on-demand, which cannot be stopped, waits before them; flex, which can,
+has them.
+"""
 
 import redis
 
@@ -39,7 +41,9 @@ def test_on_demand_comes_first_where_it_may_have_the_place(valkey: redis.Redis, 
     assert gateway.woken() == ["second"]
 
 
-def test_flex_that_waits_is_given_what_is_kept_while_on_demand_waits(valkey: redis.Redis, gateway: Listener) -> None:
+def test_flex_that_waits_is_given_what_is_kept_while_on_demand_waits(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     keep(valkey, 2, 1)
     CellRequest(client=valkey, request_id="first").reserve()
     running = flex(valkey, "f1")

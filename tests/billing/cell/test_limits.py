@@ -1,4 +1,6 @@
-"""Limits of any kind and window: exact over gateways, held at admission and put right at the end, and kept when they change."""
+"""Limits of any kind and window: exact over gateways, held at admission and put right at the end, and kept
+when they change.
+"""
 
 import asyncio
 from collections import Counter
@@ -48,10 +50,14 @@ async def test_two_gateways_admit_exactly_the_limit(
     limits: dict[str, Any] = {whose: only(field.kind, field.window_s, 20 * cost)}
     pipes = [RedisPipe(valkey_url), RedisPipe(valkey_url)]
     commands = [
-        CellRequest(client=valkey, request_id=f"r{n}", tokens=1_000, **limits).reserve_command(1_000) for n in range(60)
+        CellRequest(client=valkey, request_id=f"r{n}", tokens=1_000, **limits).reserve_command(1_000)
+        for n in range(60)
     ]
     replies = await asyncio.gather(*(pipes[n % 2].execute(*commands[n]) for n in range(60)))
-    assert Counter(type(parse_reserve(reply)).__name__ for reply in replies) == {"Reserved": 20, "Refused": 40}
+    assert Counter(type(parse_reserve(reply)).__name__ for reply in replies) == {
+        "Reserved": 20,
+        "Refused": 40,
+    }
     refused = next(reply for raw in replies if isinstance(reply := parse_reserve(raw), Refused))
     assert (refused.limit, refused.window_s) == (field.kind, field.window_s)
     for pipe in pipes:
@@ -59,7 +65,9 @@ async def test_two_gateways_admit_exactly_the_limit(
 
 
 @pytest.mark.parametrize("window_s", [MINUTE_S, DAY_S])
-def test_tokens_are_held_for_all_that_may_come_and_put_right_at_the_end(valkey: redis.Redis, window_s: int) -> None:
+def test_tokens_are_held_for_all_that_may_come_and_put_right_at_the_end(
+    valkey: redis.Redis, window_s: int
+) -> None:
     limits = only(LimitKind.TOKENS, window_s, 5_000)
     one = request(valkey, "r", limits, tokens=4_000)
     held = one.reserve(1)
@@ -98,8 +106,14 @@ def test_what_a_contract_takes_counts_for_requests_and_not_for_tokens(valkey: re
     reply = request(valkey, "r", limits).reserve(5_000)
     assert isinstance(reply, Reserved)
     assert reply.grant.class_ == "reserved"
-    by_limit = dict(zip(((each.kind, each.window_s) for each in limits.all), reply.tenant.levels, strict=False))
-    assert by_limit == {(LimitKind.TOKENS, DAY_S): 0, (LimitKind.UNITS, DAY_S): 0, (LimitKind.REQUESTS, DAY_S): 1}
+    by_limit = dict(
+        zip(((each.kind, each.window_s) for each in limits.all), reply.tenant.levels, strict=False)
+    )
+    assert by_limit == {
+        (LimitKind.TOKENS, DAY_S): 0,
+        (LimitKind.UNITS, DAY_S): 0,
+        (LimitKind.REQUESTS, DAY_S): 1,
+    }
 
 
 def test_a_day_drains_evenly_and_outlives_an_idle_hour(valkey: redis.Redis) -> None:
@@ -125,7 +139,9 @@ def test_a_changed_limit_keeps_its_level(valkey: redis.Redis, field: Any) -> Non
         request(valkey, f"r{n}", only(field.kind, field.window_s, 3 * cost)).reserve(1_000)
     raised = request(valkey, "raised", only(field.kind, field.window_s, 4 * cost))
     assert isinstance(raised.reserve(1_000), Reserved)
-    assert isinstance(request(valkey, "over", only(field.kind, field.window_s, 4 * cost)).reserve(1_000), Refused)
+    assert isinstance(
+        request(valkey, "over", only(field.kind, field.window_s, 4 * cost)).reserve(1_000), Refused
+    )
 
 
 def test_a_lifted_limit_is_forgotten_and_others_stay(valkey: redis.Redis) -> None:
@@ -197,9 +213,11 @@ def test_a_level_is_the_sum_of_what_was_used_and_is_held(
             level += cost
             if ends:
                 one.settle(used * 1_000, Tokens(0, 0, used))
-                level += {LimitKind.REQUESTS: 0, LimitKind.UNITS: (used - held) * 1_000, LimitKind.TOKENS: used - held}[
-                    field.kind
-                ]
+                level += {
+                    LimitKind.REQUESTS: 0,
+                    LimitKind.UNITS: (used - held) * 1_000,
+                    LimitKind.TOKENS: used - held,
+                }[field.kind]
     final = request(valkey, "last", limits, tokens=0).reserve(0)
     added = 1 if field.kind is LimitKind.REQUESTS and isinstance(final, Reserved) else 0
     assert final.tenant.levels[0] == pytest.approx(level + added, rel=0.001, abs=1)  # type: ignore[union-attr]

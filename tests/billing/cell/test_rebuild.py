@@ -1,4 +1,6 @@
-"""A cell whose levels were lost: nobody is admitted before they are there again, what is higher stays, and what runs takes its place again."""
+"""A cell whose levels were lost: nobody is admitted before they are there again, what is higher stays, and
+what runs takes its place again.
+"""
 
 import pytest
 import redis
@@ -83,7 +85,9 @@ def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> N
     assert valkey.get(redis_keys.intact(CELL)) == "run-2"
 
 
-@pytest.mark.parametrize(("asked", "class_letter"), [(Asked.ON_DEMAND, "o"), (Asked.FLEX, "f"), (Asked.RESERVED, "r")])
+@pytest.mark.parametrize(
+    ("asked", "class_letter"), [(Asked.ON_DEMAND, "o"), (Asked.FLEX, "f"), (Asked.RESERVED, "r")]
+)
 def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
     valkey: redis.Redis, asked: Asked, class_letter: str
 ) -> None:

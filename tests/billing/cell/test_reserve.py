@@ -8,11 +8,13 @@ from billing.wire.limits import LimitKind, Limits
 from tests.billing.cell.requests import CELL, CellRequest, age_bucket, limits_of
 
 
-def admit(client: redis.Redis, count: int, cost_mu: int, tenant: Limits, key: Limits | None = None) -> list[object]:
+def admit(
+    client: redis.Redis, count: int, cost_mu: int, tenant: Limits, key: Limits | None = None
+) -> list[object]:
     return [
-        CellRequest(client=client, request_id=f"r{n}", tenant_limits=tenant, key_limits=key or Limits()).reserve(
-            cost_mu
-        )
+        CellRequest(
+            client=client, request_id=f"r{n}", tenant_limits=tenant, key_limits=key or Limits()
+        ).reserve(cost_mu)
         for n in range(count)
     ]
 
@@ -68,7 +70,9 @@ def test_a_settled_id_cannot_be_reserved_again(valkey: redis.Redis) -> None:
 
 def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis.Redis) -> None:
     limits = limits_of(requests=60, units_mu=600_000)
-    assert isinstance(CellRequest(client=valkey, request_id="a", tenant_limits=limits).reserve(600_000), Reserved)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="a", tenant_limits=limits).reserve(600_000), Reserved
+    )
     late = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     refused = late.reserve(300_000)
     assert isinstance(refused, Refused)
@@ -85,7 +89,8 @@ def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis
 
 
 @pytest.mark.parametrize(
-    "limits", [limits_of(units_mu=999), limits_of(requests=0), limits_of(concurrency=0), limits_of(units_mu=0)]
+    "limits",
+    [limits_of(units_mu=999), limits_of(requests=0), limits_of(concurrency=0), limits_of(units_mu=0)],
 )
 def test_what_can_never_fit_is_refused_without_a_retry_time(valkey: redis.Redis, limits: Limits) -> None:
     refused = CellRequest(client=valkey, request_id="r", tenant_limits=limits).reserve(1_000)

@@ -1,4 +1,6 @@
-"""Room by instance and class: what flex may have, who needs an instance of its own, and what changes of the room do to those who wait."""
+"""Room by instance and class: what flex may have, who needs an instance of its own, and what changes of
+the room do to those who wait.
+"""
 
 import pytest
 import redis
@@ -37,7 +39,9 @@ def test_flex_has_only_its_part(valkey: redis.Redis, gateway: Listener) -> None:
         )
     flex = waits(valkey, "f2", asked=Asked.FLEX)
     for n in range(2):
-        assert isinstance(CellRequest(client=valkey, request_id=f"o{n}", tenant="b", wait_max=1).reserve(), Reserved)
+        assert isinstance(
+            CellRequest(client=valkey, request_id=f"o{n}", tenant="b", wait_max=1).reserve(), Reserved
+        )
     waits(valkey, "o2", tenant="b")
     CellRequest(client=valkey, request_id="f0").settle()
     assert gateway.woken() == ["o2"]
@@ -75,7 +79,8 @@ def test_an_instance_that_nothing_bounds_is_a_place_beside_a_full_one(
 ) -> None:
     for n in range(30):
         assert (
-            instance_of(CellRequest(client=valkey, request_id=f"r{n}", candidates=TWO, wait_max=1).reserve()) == "i-2"
+            instance_of(CellRequest(client=valkey, request_id=f"r{n}", candidates=TWO, wait_max=1).reserve())
+            == "i-2"
         )
     assert flight(valkey) == {"o:i-1": 1, "o:i-2": 30}
 
@@ -94,6 +99,8 @@ def test_room_taken_away_while_requests_wait_moves_them_to_what_there_is(
     else:
         # Nothing bounds anything any more: a line that only settles shorten would never end.
         set_room(valkey, {})
-        assert isinstance(CellRequest(client=valkey, request_id="new", tenant="new", wait_max=9).reserve(), Reserved)
+        assert isinstance(
+            CellRequest(client=valkey, request_id="new", tenant="new", wait_max=9).reserve(), Reserved
+        )
     assert isinstance(request.reserve(1_000), Reserved)
     assert tenants_waiting(valkey) == {}

@@ -1,4 +1,6 @@
-"""The library of scripts: what they are asked has the same names in Python and in Lua, and a change of it has new names."""
+"""The library of scripts: what they are asked has the same names in Python and in Lua, and a change of it
+has new names.
+"""
 
 import inspect
 import re
@@ -19,7 +21,9 @@ HANDED = {"reserve": ("classes", "places")}
 @pytest.mark.parametrize("name", scripts.SCRIPTS)
 def test_a_script_reads_what_it_is_asked_and_nothing_else(name: str) -> None:
     text = TEXTS[name] + "".join(TEXTS[other] for other in HANDED.get(name, ()))
-    read = set(re.findall(r"\bask\.(\w+)", text)) | set(re.findall(r"cjson\.decode\(args\[1\]\)\.(\w+)", text))
+    read = set(re.findall(r"\bask\.(\w+)", text)) | set(
+        re.findall(r"cjson\.decode\(args\[1\]\)\.(\w+)", text)
+    )
     assert read == set(ASKS[name].__annotations__)
 
 

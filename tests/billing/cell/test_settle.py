@@ -3,7 +3,16 @@
 import pytest
 import redis
 
-from billing.cell.replies import AlreadySettled, Missing, Refused, Renewed, Reserved, Settled, Stale, StillLeased
+from billing.cell.replies import (
+    AlreadySettled,
+    Missing,
+    Refused,
+    Renewed,
+    Reserved,
+    Settled,
+    Stale,
+    StillLeased,
+)
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import UsageEvent
 from tests.billing.cell.requests import CellRequest, age_bucket, limits_of, usage_events
@@ -24,7 +33,9 @@ def test_settle_gives_back_what_was_reserved_too_much(request_: CellRequest) -> 
     assert request_.tenant_level("c") == request_.key_level("c") == 0
 
 
-def test_settle_charges_what_was_reserved_too_little_as_debt(valkey: redis.Redis, request_: CellRequest) -> None:
+def test_settle_charges_what_was_reserved_too_little_as_debt(
+    valkey: redis.Redis, request_: CellRequest
+) -> None:
     request_.reserve(50_000)
     request_.settle(150_000)
     assert request_.tenant_level("u") == pytest.approx(150_000, abs=200)
@@ -41,7 +52,11 @@ def test_the_event_is_written_in_the_step_that_settles(valkey: redis.Redis, requ
     assert event["produced"] == {"prompt": 10, "cached": 4, "output": 7}
     assert not reply.orphan
     assert valkey.zcard(request_.keys.open_requests) == 0
-    assert valkey.hgetall(request_.keys.reservation) == {"state": "settled", "event": reply.entry_id, "by": "settle"}
+    assert valkey.hgetall(request_.keys.reservation) == {
+        "state": "settled",
+        "event": reply.entry_id,
+        "by": "settle",
+    }
     assert 0 < valkey.pttl(request_.keys.reservation) <= 900_000
 
 
@@ -192,7 +207,9 @@ def test_debt_outlives_the_bucket_of_an_idle_tenant(valkey: redis.Redis, request
     assert valkey.pttl(small.keys.tenant_bucket) == pytest.approx(60_000, abs=1_000)
 
 
-def test_a_bucket_with_another_request_open_keeps_its_long_ttl(valkey: redis.Redis, request_: CellRequest) -> None:
+def test_a_bucket_with_another_request_open_keeps_its_long_ttl(
+    valkey: redis.Redis, request_: CellRequest
+) -> None:
     CellRequest(client=valkey, request_id="other", tenant_limits=LIMITS).reserve(0)
     request_.reserve(0)
     request_.settle(0)

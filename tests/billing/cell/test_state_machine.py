@@ -56,7 +56,10 @@ class Bucket:
         return (
             self.open + 1 <= self.max_open
             and self.units_mu - slack * self.max_mu + cost_mu <= self.max_mu
-            and (self.max_requests is None or self.requests - slack * self.max_requests + 1 <= self.max_requests)
+            and (
+                self.max_requests is None
+                or self.requests - slack * self.max_requests + 1 <= self.max_requests
+            )
         )
 
 
@@ -203,7 +206,10 @@ class CellMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_charged_is_what_the_events_say(self) -> None:
         open_mu = sum(self.charged[request_id] for request_id, state in self.state.items() if state == "open")
-        assert int(self.client.hget(redis_keys.flight(CELL), "used") or 0) == charged_by_events(self.client) + open_mu
+        assert (
+            int(self.client.hget(redis_keys.flight(CELL), "used") or 0)
+            == charged_by_events(self.client) + open_mu
+        )
 
     @invariant()
     def every_ended_request_has_exactly_one_event(self) -> None:
@@ -217,6 +223,9 @@ def test_any_order_of_calls_keeps_quota_and_events_right(valkey: redis.Redis) ->
     run_state_machine_as_test(
         CellMachine,
         settings=settings(
-            max_examples=examples(60), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(60),
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

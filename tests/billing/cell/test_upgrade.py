@@ -1,4 +1,5 @@
-"""An upgrade: gateways of the version before and of this one serve the same cell at once, each through its own scripts.
+"""An upgrade: gateways of the version before and of this one serve the same cell at once, each through its
+own scripts.
 
 The texts in `earlier/` are those of the version before, as it sent them.
 """
@@ -10,7 +11,16 @@ from typing import Any
 import pytest
 import redis
 
-from billing.cell.replies import AlreadySettled, Dropped, Missing, Refused, Renewed, Replayed, Reserved, Settled
+from billing.cell.replies import (
+    AlreadySettled,
+    Dropped,
+    Missing,
+    Refused,
+    Renewed,
+    Replayed,
+    Reserved,
+    Settled,
+)
 from billing.wire.limits import MINUTE_S, WHILE_OPEN, LimitKind, Limits
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import Listener, flight, set_room, virtual
@@ -33,16 +43,20 @@ class Earlier:
         return self._run(
             RESERVE, (keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests),
             request.request_id, 10_000, cost_mu, *_three(request.tenant_limits), *_three(request.key_limits),
-            request.head.admission_json(), b'{"units_mu":0}', request.tenant, request.asked.value, 1, request.weight,
-            request.sequences, request.gateway, request.wait_max, request.cancels_per_minute, 0, 0, 0,
-            *(word for candidate in request.candidates for word in candidate),
+            request.head.admission_json(), b'{"units_mu":0}', request.tenant, request.asked.value, 1,
+            request.weight, request.sequences, request.gateway, request.wait_max, request.cancels_per_minute,
+            0, 0, 0, *(word for candidate in request.candidates for word in candidate),
         )  # fmt: skip
 
     def checkpoint(self, output: int, cost_mu: int) -> str:
-        return self._settle("checkpoint", 10_000, cost_mu, 0, 0, output, output, b'{"units_mu":0}', b"", "", "", 0)
+        return self._settle(
+            "checkpoint", 10_000, cost_mu, 0, 0, output, output, b'{"units_mu":0}', b"", "", "", 0
+        )
 
     def settle(self, cost_mu: int, *, cancelled: bool = False) -> str:
-        return self._settle("settle", 0, cost_mu, 0, 0, 0, 0, b'{"class":"on_demand"}', b"", "", "", int(cancelled))
+        return self._settle(
+            "settle", 0, cost_mu, 0, 0, 0, 0, b'{"class":"on_demand"}', b"", "", "", int(cancelled)
+        )
 
     def leave(self) -> str:
         return self._settle("leave", 0, 0)
@@ -80,7 +94,9 @@ def test_both_admit_together_what_the_limit_says(valkey: redis.Redis, limits: Li
 
 @pytest.mark.parametrize("limits", [Limits(), LIMITS, limits_of(units_mu=60_000)])
 @pytest.mark.parametrize("earlier_reserves", [True, False])
-def test_what_one_admitted_the_other_ends(valkey: redis.Redis, limits: Limits, earlier_reserves: bool) -> None:
+def test_what_one_admitted_the_other_ends(
+    valkey: redis.Redis, limits: Limits, earlier_reserves: bool
+) -> None:
     set_room(valkey, {"i-1": (5, 5)})
     one = request(valkey, "r", limits, cancels_per_minute=60)
     if earlier_reserves:
@@ -104,7 +120,9 @@ def test_what_one_admitted_the_other_ends(valkey: redis.Redis, limits: Limits, e
 
 
 @pytest.mark.parametrize("earlier_waits", [True, False])
-def test_who_waits_in_one_is_granted_by_the_other(valkey: redis.Redis, gateway: Listener, earlier_waits: bool) -> None:
+def test_who_waits_in_one_is_granted_by_the_other(
+    valkey: redis.Redis, gateway: Listener, earlier_waits: bool
+) -> None:
     set_room(valkey, {"i-1": (1, 1)})
     holder = request(valkey, "holder", tenant="holder", key_id="holder")
     waiting = request(valkey, "w", wait_max=9)

@@ -1,4 +1,6 @@
-"""Waiting for room: who is granted a place, how its gateway hears of it, and that a place that is not taken goes on to the next."""
+"""Waiting for room: who is granted a place, how its gateway hears of it, and that a place that is not
+taken goes on to the next.
+"""
 
 import pytest
 import redis
@@ -72,12 +74,18 @@ def test_a_line_is_bounded_for_each_tenant(valkey: redis.Redis, full: CellReques
     assert refused.limit is LimitKind.ROOM
     assert (refused.retry_after_ms or 0) >= 1_000
     assert state_of(valkey, "r3") is None
-    assert isinstance(CellRequest(client=valkey, request_id="o", tenant="other", wait_max=3).reserve(), Waiting)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="o", tenant="other", wait_max=3).reserve(), Waiting
+    )
     # A line of each class.
-    assert isinstance(CellRequest(client=valkey, request_id="f", wait_max=3, asked=Asked.FLEX).reserve(), Waiting)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="f", wait_max=3, asked=Asked.FLEX).reserve(), Waiting
+    )
 
 
-def test_a_grant_nobody_hears_goes_to_the_next(valkey: redis.Redis, gateway: Listener, full: CellRequest) -> None:
+def test_a_grant_nobody_hears_goes_to_the_next(
+    valkey: redis.Redis, gateway: Listener, full: CellRequest
+) -> None:
     gone = waits(valkey, "gone", gateway="gw-dead")
     waits(valkey, "r", tenant="next")
     full.settle()
@@ -116,7 +124,9 @@ def test_leaving_ends_no_open_request_and_makes_none(valkey: redis.Redis, full: 
     assert state_of(valkey, "never") is None
 
 
-def test_a_place_too_small_for_who_left_goes_to_who_stood_behind(valkey: redis.Redis, gateway: Listener) -> None:
+def test_a_place_too_small_for_who_left_goes_to_who_stood_behind(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     set_room(valkey, {"i-1": (4, 4)})
     CellRequest(client=valkey, request_id="holder", tenant="holder", sequences=2).reserve()
     big = waits(valkey, "big", tenant="big", sequences=4)
@@ -132,7 +142,9 @@ def test_a_granted_request_refused_by_its_own_limits_hands_its_place_on(
     one = waits(valkey, "limited", tenant_limits=limits_of(concurrency=1))
     waits(valkey, "r", tenant="next")
     # Another request of the tenant, of zero sequences, takes its only slot meanwhile.
-    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)).reserve()
+    CellRequest(
+        client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)
+    ).reserve()
     full.settle()
     assert gateway.woken() == ["limited"]
     refused = one.reserve(1_000)
@@ -147,7 +159,9 @@ def test_a_waiting_request_refused_by_its_own_limits_is_out_of_line(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
     one = waits(valkey, "limited", tenant_limits=limits_of(concurrency=1))
-    CellRequest(client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)).reserve()
+    CellRequest(
+        client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)
+    ).reserve()
     assert isinstance(one.reserve(1_000), Refused)
     assert tenants_waiting(valkey) == {}
     full.settle()
@@ -194,7 +208,9 @@ def test_fault_40_who_waits_keeps_its_turn_when_redis_clock_jumps_past_its_lease
     assert isinstance(first.reserve(1_000), Reserved)
 
 
-def test_fault_40_prompts_are_read_on_after_redis_clock_went_back(valkey: redis.Redis, gateway: Listener) -> None:
+def test_fault_40_prompts_are_read_on_after_redis_clock_went_back(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     set_room(valkey, {"i-1": (9, 9)})
     valkey.hset("{c:pool-1}:room", "w:i-1", 1_000)
     hour_ahead = int((valkey.time()[0] + 3_600) * 1e6)
@@ -207,7 +223,9 @@ def test_fault_40_prompts_are_read_on_after_redis_clock_went_back(valkey: redis.
     assert gateway.woken() == ["r"]
 
 
-def test_a_place_where_its_gateway_sees_no_instance_is_handed_on(valkey: redis.Redis, gateway: Listener) -> None:
+def test_a_place_where_its_gateway_sees_no_instance_is_handed_on(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     set_room(valkey, {"i-1": (0, 0), "i-2": (0, 0)})
     blind = waits(valkey, "blind", tenant="a")
     sees = waits(valkey, "sees", tenant="b", candidates=TWO)
@@ -229,7 +247,9 @@ def test_who_asks_gets_no_place_that_it_cannot_see(valkey: redis.Redis, gateway:
     assert flight(valkey) == {}
 
 
-def test_a_place_it_cannot_see_and_no_line_to_go_back_to_is_handed_on(valkey: redis.Redis, gateway: Listener) -> None:
+def test_a_place_it_cannot_see_and_no_line_to_go_back_to_is_handed_on(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
     set_room(valkey, {"i-1": (0, 0), "i-2": (0, 0)})
     blind = CellRequest(client=valkey, request_id="blind", tenant="a", wait_max=1)
     assert isinstance(blind.reserve(1_000), Waiting)
@@ -297,7 +317,9 @@ def test_a_lost_wake_is_sent_again_with_the_next_plan(
 def test_what_was_served_without_its_place_is_recorded_all_the_same(
     valkey: redis.Redis, gateway: Listener, full: CellRequest, state: str
 ) -> None:
-    """Redis answered too late, the gateway served it by its own lease, and settles what the cell takes for waiting."""
+    """Redis answered too late, the gateway served it by its own lease, and settles what the cell takes for
+    waiting.
+    """
     request = waits(valkey, "r")
     waits(valkey, "after", tenant="next")
     if state == "granted":
@@ -332,7 +354,9 @@ def test_the_time_between_grants_does_not_count_when_nobody_waited(
 def test_a_dead_gateways_crowd_does_not_stop_the_cell(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    """A script is alone on the server: what it clears away in one run is bounded, and the next run goes on."""
+    """A script is alone on the server: what it clears away in one run is bounded, and the next run goes
+    on.
+    """
     for n in range(2_000):
         waits(valkey, f"dead{n}", tenant=f"t{n % 50}", gateway="gw-dead")
     waits(valkey, "r", tenant="z")

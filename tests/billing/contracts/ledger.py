@@ -1,4 +1,6 @@
-"""The rule of no oversell once more, the slow and plain way: every instant looked at alone. Knows nothing of timelines."""
+"""The rule of no oversell once more, the slow and plain way: every instant looked at alone. Knows nothing
+of timelines.
+"""
 
 from billing.contracts.position import Position
 from billing.contracts.timeline import FOREVER_MS
@@ -26,7 +28,9 @@ def held_at(position: Position, moment_ms: int) -> int:
 def capacity_at(position: Position, moment_ms: int) -> int:
     """The formula, with what holds at this moment."""
     away = sum(each.instances for each in position.taken if each.from_ms <= moment_ms < each.until_ms)
-    asked = [held.headroom_permille for held in position.holdings if held.starts_ms <= moment_ms < held.ends_ms]
+    asked = [
+        held.headroom_permille for held in position.holdings if held.starts_ms <= moment_ms < held.ends_ms
+    ]
     kept = max([position.headroom_permille, *asked])
     ceiling = (position.instances - away) * (position.capacity_mu_s or 0) * (1000 - kept) // 1000
     return max(0, ceiling - position.set_aside_mu_s)

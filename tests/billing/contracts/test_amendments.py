@@ -1,4 +1,6 @@
-"""Amendments of the overflow, the cap on what spills and the notice: what holds from when on, what the cell is told of it, and what is refused."""
+"""Amendments of the overflow, the cap on what spills and the notice: what holds from when on, what the
+cell is told of it, and what is refused.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -41,7 +43,11 @@ def signed(connection: Connection, shop: Shop, **fields: Any) -> Contract:
 
 def everything(connection: Connection) -> list[Any]:
     tables = (contract, contract_step, contract_history)
-    return [tuple(row) for table in tables for row in connection.execute(select(table).order_by(*table.primary_key))]
+    return [
+        tuple(row)
+        for table in tables
+        for row in connection.execute(select(table).order_by(*table.primary_key))
+    ]
 
 
 @given(st.lists(st.tuples(st.integers(0, DAYS - 1), CHANGES), max_size=8))
@@ -90,9 +96,12 @@ def test_the_cell_is_told_of_an_amendment_when_it_holds_and_not_before(
         shop = furnish(connection)
         made = signed(connection, shop)
         amend(
-            connection, made.contract_id, change=Change(overflow="spill", spill_mu_s=5 * UNIT), from_ms=T0 + 10_000, now_ms=T0
+            connection, made.contract_id, change=Change(overflow="spill", spill_mu_s=5 * UNIT),
+            from_ms=T0 + 10_000, now_ms=T0
         )  # fmt: skip
-        amend(connection, made.contract_id, change=Change(overflow="queue"), from_ms=T0 + 20_000, now_ms=T0 + 1)
+        amend(
+            connection, made.contract_id, change=Change(overflow="queue"), from_ms=T0 + 20_000, now_ms=T0 + 1
+        )
     allocator = Allocator(database, raw_redis, BillingMetrics(), owner="a")
 
     def told(after_ms: int) -> list[str | None]:
@@ -115,12 +124,15 @@ def test_an_amendment_is_an_entry_and_comes_back_as_it_was_agreed(connection: Co
         change=Change(lift_cap=True, operator_notice_days=5), from_ms=T0 + DAY, now_ms=T0,
     )  # fmt: skip
     assert [asdict(each) for each in changed.terms.later] == [
-        {"from_ms": T0 + DAY, "overflow": "spill", "spill_mu_s": None, "tenant_notice_days": 30, "operator_notice_days": 5}
+        {"from_ms": T0 + DAY, "overflow": "spill", "spill_mu_s": None, "tenant_notice_days": 30,
+        "operator_notice_days": 5}
     ]  # fmt: skip
     assert store.find(connection, made.contract_id) == changed
     entry = store.history(connection, made.contract_id)[-1]
     assert (entry.change, entry.after) == ("amended", changed)
-    again = amend(connection, made.contract_id, change=Change(spill_mu_s=7, operator_notice_days=30), now_ms=T0)
+    again = amend(
+        connection, made.contract_id, change=Change(spill_mu_s=7, operator_notice_days=30), now_ms=T0
+    )
     assert again.terms.later == ()
     (rate,) = rates_now(connection, POOL, T0 + 2 * DAY)
     assert (rate.mu_s, rate.overflow, rate.spill_mu_s) == (20 * UNIT, "spill", 7)
@@ -145,7 +157,9 @@ def test_notice_takes_the_days_that_are_agreed_when_it_is_given(connection: Conn
     assert after.effective_end_ms == T0 + 11 * DAY
 
 
-def test_notice_is_not_amended_once_it_has_been_given_and_the_overflow_is(connection: Connection, shop: Shop) -> None:
+def test_notice_is_not_amended_once_it_has_been_given_and_the_overflow_is(
+    connection: Connection, shop: Shop
+) -> None:
     made = signed(connection, shop)
     given = give_notice(connection, made.contract_id, "tenant", now_ms=T0)
     before = everything(connection)
@@ -164,7 +178,8 @@ def test_notice_is_not_amended_once_it_has_been_given_and_the_overflow_is(connec
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "the past": ({"change": Change(overflow="queue"), "from_ms": T0 - DAY}, "from"),
     "beyond the end": ({"change": Change(overflow="queue"), "from_ms": T0 + 100 * DAY}, "from"),
-    "an overflow that is none": ({"change": Change(overflow="explode")}, "overflow"),  # type: ignore[arg-type]
+    "an overflow that is none": ({"change": Change(overflow="explode")}, "overflow"),
+    # type: ignore[arg-type]
     "a cap without spill": ({"change": Change(spill_mu_s=1)}, "spill_units"),
     "a cap that is taken from what does not spill": ({"change": Change(lift_cap=True)}, "spill_units"),
     "a cap with another overflow": ({"change": Change(overflow="queue", spill_mu_s=1)}, "spill_units"),
@@ -174,7 +189,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative notice": ({"change": Change(tenant_notice_days=-1)}, "tenant_notice_days"),
     "a notice of decades": ({"change": Change(operator_notice_days=3661)}, "operator_notice_days"),
     "nothing": ({"change": Change()}, "units"),
-    "good rates with a bad notice": ({"steps": (Step(T0, 5),), "change": Change(tenant_notice_days=-1)}, "tenant_notice_days"),
+    "good rates with a bad notice": ({"steps": (Step(T0, 5),), "change": Change(tenant_notice_days=-1)},
+    "tenant_notice_days"),
 }  # fmt: skip
 
 

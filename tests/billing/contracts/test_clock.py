@@ -24,11 +24,15 @@ from tests.examples import examples
 from tests.source_tree import sources
 
 
-def hold(connection: Connection, tenant_id: str, units: Any, state: Any = "signed", **fields: Any) -> Contract:
+def hold(
+    connection: Connection, tenant_id: str, units: Any, state: Any = "signed", **fields: Any
+) -> Contract:
     draft = store.insert_draft(connection, terms(tenant_id, units, **fields), by="operator", now_ms=T0)
     signed = store.save(connection, replace(draft, state="signed"), "signed", by="operator", now_ms=T0)
     return (
-        signed if state == "signed" else store.save(connection, replace(draft, state=state), state, by="x", now_ms=T0)
+        signed
+        if state == "signed"
+        else store.save(connection, replace(draft, state=state), state, by="x", now_ms=T0)
     )
 
 
@@ -89,10 +93,11 @@ def test_rates_follow_the_ramp_and_the_clock_whatever_the_state_says(connection:
     assert rates_now(connection, "other", T0) == []
 
 
-# The last ms of a month and of a year, the hours in which Berlin and New York turn their clocks, a leap day, a leap second's neighbour.
+# The last ms of a month and of a year, the hours in which Berlin and New York turn their clocks, a leap day,
+# a leap second's neighbour.
 EDGES = [
-    "2027-01-31T23:59:59.999Z", "2027-12-31T23:59:59.999Z", "2027-03-28T03:00:00+02:00", "2027-10-31T02:30:00+01:00",
-    "2027-03-14T03:00:00-04:00", "2028-02-29T00:00:00Z", "2027-06-30T23:59:59Z",
+    "2027-01-31T23:59:59.999Z", "2027-12-31T23:59:59.999Z", "2027-03-28T03:00:00+02:00",
+    "2027-10-31T02:30:00+01:00", "2027-03-14T03:00:00-04:00", "2028-02-29T00:00:00Z", "2027-06-30T23:59:59Z",
 ]  # fmt: skip
 
 
@@ -115,7 +120,13 @@ def test_fault_40_starts_steps_and_ends_hold_from_their_millisecond_on(
     assert TypeAdapter(Moment).validate_python(utc(at_ms)) == at_ms
     hold(connection, shop.tenants["acme"], 10, from_ms=at_ms, until_ms=at_ms + DAY)
     hold(connection, shop.tenants["bolt"], 20, from_ms=at_ms - DAY, until_ms=at_ms)
-    hold(connection, shop.tenants["core"], [(at_ms - DAY, 1), (at_ms, 2)], from_ms=at_ms - DAY, until_ms=at_ms + DAY)
+    hold(
+        connection,
+        shop.tenants["core"],
+        [(at_ms - DAY, 1), (at_ms, 2)],
+        from_ms=at_ms - DAY,
+        until_ms=at_ms + DAY,
+    )
 
     def rates(moment_ms: int) -> set[tuple[str, int]]:
         names = {tenant_id: name for name, tenant_id in shop.tenants.items()}
@@ -134,8 +145,12 @@ def test_fault_40_a_moment_that_was_written_is_read_as_it_was(at_ms: int) -> Non
     assert TypeAdapter(Moment).validate_python(utc(at_ms)) == at_ms
 
 
-@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(1, 100), st.integers(1, 50)), min_size=1, max_size=6), st.integers(1, 100))
+@settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.tuples(st.integers(1, 100), st.integers(1, 50)), min_size=1, max_size=6), st.integers(1, 100)
+)
 def test_fault_40_the_database_and_the_contract_agree_on_every_edge(
     connection: Connection, shop: Shop, ramp: list[tuple[int, int]], last_ms: int
 ) -> None:

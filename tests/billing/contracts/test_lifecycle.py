@@ -1,4 +1,6 @@
-"""A contract from its draft to its end: what may follow what, when it ends, and that a refusal changes nothing."""
+"""A contract from its draft to its end: what may follow what, when it ends, and that a refusal changes
+nothing.
+"""
 
 from typing import Any
 
@@ -36,7 +38,11 @@ def signed(connection: Connection, what: Terms, now_ms: int = T0) -> Contract:
 
 def everything(connection: Connection) -> list[Any]:
     tables = (contract, contract_step, contract_history)
-    return [tuple(row) for table in tables for row in connection.execute(select(table).order_by(*table.primary_key))]
+    return [
+        tuple(row)
+        for table in tables
+        for row in connection.execute(select(table).order_by(*table.primary_key))
+    ]
 
 
 def test_a_draft_holds_nothing_and_is_signed_once(connection: Connection, shop: Shop):
@@ -110,7 +116,8 @@ def test_without_a_calibration_nothing_is_sold(connection: Connection, shop: Sho
 @pytest.mark.parametrize(
     ("side", "minimum_days", "given_days", "end_days"),
     [
-        ("tenant", 0, 0, 30), ("operator", 0, 0, 90), ("tenant", 0, 40, 70), ("tenant", 60, 0, 60), ("tenant", 60, 50, 80),
+        ("tenant", 0, 0, 30), ("operator", 0, 0, 90), ("tenant", 0, 40, 70), ("tenant", 60, 0, 60), ("tenant",
+        60, 50, 80),
         ("operator", 0, 950, 1000), ("tenant", 1000, 0, 1000),
     ],
 )  # fmt: skip
@@ -132,7 +139,9 @@ def test_notice_ends_it_after_the_minimum_term_and_the_notice(
 
 
 def test_a_second_notice_counts_only_if_it_is_earlier(connection: Connection, shop: Shop):
-    made = signed(connection, terms(shop.tenants["acme"], 10, until_ms=T0 + 1000 * DAY, operator_notice_days=300))
+    made = signed(
+        connection, terms(shop.tenants["acme"], 10, until_ms=T0 + 1000 * DAY, operator_notice_days=300)
+    )
     give_notice(connection, made.contract_id, "operator", now_ms=T0)
     earlier = give_notice(connection, made.contract_id, "tenant", now_ms=T0 + DAY)
     assert (earlier.notice_by, earlier.effective_end_ms) == ("tenant", T0 + 31 * DAY)
@@ -161,7 +170,9 @@ def test_a_tenant_has_one_contract_in_a_pool_at_a_time(connection: Connection, s
 
 
 def test_an_amendment_replaces_what_follows_and_leaves_the_past(connection: Connection, shop: Shop):
-    made = signed(connection, terms(shop.tenants["acme"], [(T0, 100), (T0 + 10 * DAY, 200), (T0 + 20 * DAY, 300)]))
+    made = signed(
+        connection, terms(shop.tenants["acme"], [(T0, 100), (T0 + 10 * DAY, 200), (T0 + 20 * DAY, 300)])
+    )
     now_ms = T0 + 12 * DAY
     advance(connection, now_ms)
     changed = amend(connection, made.contract_id, steps=(Step(T0 + 15 * DAY, 50 * UNIT),), now_ms=now_ms)
@@ -185,7 +196,9 @@ def test_an_amendment_of_now_never_reaches_back(connection: Connection, shop: Sh
     assert changed.terms.steps == (Step(T0, 100 * UNIT), Step(now_ms, 50 * UNIT))
 
 
-def test_an_increase_is_checked_as_signing_is_and_a_decrease_is_not_held_up(connection: Connection, shop: Shop):
+def test_an_increase_is_checked_as_signing_is_and_a_decrease_is_not_held_up(
+    connection: Connection, shop: Shop
+):
     made = signed(connection, terms(shop.tenants["acme"], 1500))
     before = everything(connection)
     with pytest.raises(Conflict, match="by 500 units"):
@@ -230,7 +243,9 @@ def test_a_pool_is_not_changed_below_what_is_signed(connection: Connection, shop
     for change in ({"instances": 1}, {"headroom_permille": 251}, {"set_aside_mu_s": 500_001}):
         with pytest.raises(Conflict, match="What is signed does not fit"):
             change_pool(connection, POOL, now_ms=T0, **change)
-    changed = change_pool(connection, POOL, now_ms=T0, instances=3, headroom_permille=100, set_aside_mu_s=1200_000)
+    changed = change_pool(
+        connection, POOL, now_ms=T0, instances=3, headroom_permille=100, set_aside_mu_s=1200_000
+    )
     assert (changed.instances, changed.headroom_permille, changed.set_aside_mu_s) == (3, 100, 1200_000)
     # When all is over, it may go.
     change_pool(connection, POOL, now_ms=T0 + 100 * DAY, instances=0)
@@ -250,7 +265,8 @@ def test_the_history_is_never_rewritten(connection: Connection, shop: Shop):
     advance(connection, T0 + 500 * DAY)
     entries = store.history(connection, made.contract_id)
     assert [(each.change, each.by, each.at_ms - T0) for each in entries] == [
-        ("draft", "operator", 0), ("signed", "operator", 0), ("amended", "operator", 0), ("notice_given", "tenant", 1),
+        ("draft", "operator", 0), ("signed", "operator", 0), ("amended", "operator", 0), ("notice_given",
+        "tenant", 1),
         ("ended", "clock", 500 * DAY),
     ]  # fmt: skip
     assert entries[1].after == made
@@ -293,8 +309,9 @@ BAD = {
 def test_terms_that_make_no_sense_name_the_field(name: str):
     fields, param = BAD[name]
     base: dict[str, Any] = {
-        "tenant_id": "ten_1", "pool": POOL, "steps": (Step(T0, 10),), "starts_ms": T0, "ends_ms": T0 + 100 * DAY,
-        "minimum_until_ms": T0, "tenant_notice_days": 30, "operator_notice_days": 30,
+        "tenant_id": "ten_1", "pool": POOL, "steps": (Step(T0, 10),), "starts_ms": T0,
+        "ends_ms": T0 + 100 * DAY, "minimum_until_ms": T0, "tenant_notice_days": 30,
+        "operator_notice_days": 30,
     }  # fmt: skip
     check(Terms(**base))
     with pytest.raises(Invalid) as refused:

@@ -1,5 +1,6 @@
-"""Reserved is never oversold: any sequence of signings, notices, amendments, calibrations, reclaims and changes of the pool, on a real
-PostgreSQL, leaves no instant at which more is signed than there is; nor do any number of signings at once.
+"""Reserved is never oversold: any sequence of signings, notices, amendments, calibrations, reclaims and
+changes of the pool, on a real PostgreSQL, leaves no instant at which more is signed than there is; nor do any
+number of signings at once.
 """
 
 import threading
@@ -34,10 +35,12 @@ SOON = st.integers(0, 10)
 BURST = st.sampled_from([1_000, 1_000, 1_500, 4_000])
 RAMP = st.lists(st.tuples(SOON, RATE), max_size=2, unique_by=lambda step: step[0])
 SIGN = st.tuples(
-    st.just("sign"), st.sampled_from(["acme", "bolt", "core"]), SOON, st.integers(15, 90), RATE, RAMP, st.sampled_from([0, 0, 100, 500]), BURST
+    st.just("sign"), st.sampled_from(["acme", "bolt", "core"]), SOON, st.integers(15, 90), RATE, RAMP,
+    st.sampled_from([0, 0, 100, 500]), BURST
 )  # fmt: skip
 AMEND = st.tuples(
-    st.just("amend"), st.integers(0, 5), SOON, RATE, RAMP, st.one_of(st.none(), st.integers(1, 50)), st.one_of(st.none(), BURST)
+    st.just("amend"), st.integers(0, 5), SOON, RATE, RAMP, st.one_of(st.none(), st.integers(1, 50)),
+    st.one_of(st.none(), BURST)
 )  # fmt: skip
 ACT = st.one_of(
     SIGN,
@@ -54,7 +57,9 @@ ACT = st.one_of(
 
 
 class Operator:
-    """Does what is drawn, as the others who sell, take and measure do it: with the pool held, and refused where it breaks a contract."""
+    """Does what is drawn, as the others who sell, take and measure do it: with the pool held, and refused
+    where it breaks a contract.
+    """
 
     def __init__(self, connection: Connection, tenants: dict[str, str]) -> None:
         self.connection = connection
@@ -76,15 +81,24 @@ class Operator:
             pass
 
     def sign(
-        self, tenant: str, start: int, days: int, rate: int, ramp: list[tuple[int, int]], headroom: int, burst_ms: int
+        self,
+        tenant: str,
+        start: int,
+        days: int,
+        rate: int,
+        ramp: list[tuple[int, int]],
+        headroom: int,
+        burst_ms: int,
     ) -> None:
         from_ms = self.now_ms + start * DAY
         steps = [(from_ms, rate), *((from_ms + (1 + day) * DAY, units) for day, units in sorted(ramp))]
         what = terms(
-            self.tenants[tenant], steps, from_ms, from_ms + days * DAY, tenant_notice_days=5, operator_notice_days=10,
-            headroom_permille=headroom, burst_ms=burst_ms,
+            self.tenants[tenant], steps, from_ms, from_ms + days * DAY, tenant_notice_days=5,
+            operator_notice_days=10, headroom_permille=headroom, burst_ms=burst_ms,
         )  # fmt: skip
-        sign(self.connection, draft(self.connection, what, now_ms=self.now_ms).contract_id, now_ms=self.now_ms)
+        sign(
+            self.connection, draft(self.connection, what, now_ms=self.now_ms).contract_id, now_ms=self.now_ms
+        )
 
     def notice(self, index: int, side: Any) -> None:
         give_notice(self.connection, self._contract(index), side, now_ms=self.now_ms)
@@ -106,7 +120,8 @@ class Operator:
         )
         ends_ms = None if longer is None else store.find(self.connection, found).terms.ends_ms + longer * DAY
         amend(
-            self.connection, found, steps=steps if rate % 3 else (), ends_ms=ends_ms, burst_ms=burst_ms, now_ms=self.now_ms
+            self.connection, found, steps=steps if rate % 3 else (), ends_ms=ends_ms, burst_ms=burst_ms,
+            now_ms=self.now_ms
         )  # fmt: skip
 
     def pool(self, instances: int, headroom: int, set_aside: int) -> None:
@@ -160,18 +175,27 @@ def rows(connection: Connection, table: Any) -> list[Any]:
 
 
 def signed_and_there(connection: Connection, moment_ms: int) -> tuple[int, int, int]:
-    """Straight from the tables, without a line of the product: what is signed, what all bursts at once ask for, and what there is."""
+    """Straight from the tables, without a line of the product: what is signed, what all bursts at once ask
+    for, and what there is.
+    """
     (owned,) = rows(connection, pool)
-    measured = max(rows(connection, calibration), key=lambda row: (row.created_ms, row.calibration_id)).capacity_mu_s
+    measured = max(
+        rows(connection, calibration), key=lambda row: (row.created_ms, row.calibration_id)
+    ).capacity_mu_s
     away = sum(
         row.instances for row in rows(connection, reclaim)
         if row.by_ms <= moment_ms and (row.released_ms is None or moment_ms < row.released_ms)
     )  # fmt: skip
     force = {
         row.contract_id: row for row in rows(connection, contract)
-        if row.state in {"signed", "active", "notice_given"} and row.starts_ms <= moment_ms < row.effective_end_ms
+        if row.state in {"signed", "active",
+        "notice_given"} and row.starts_ms <= moment_ms < row.effective_end_ms
     }  # fmt: skip
-    steps = [row for row in rows(connection, contract_step) if row.contract_id in force and row.from_ms <= moment_ms]
+    steps = [
+        row
+        for row in rows(connection, contract_step)
+        if row.contract_id in force and row.from_ms <= moment_ms
+    ]
     rates = {
         contract_id: max((row.from_ms, row.mu_s) for row in steps if row.contract_id == contract_id)[1]
         for contract_id in force
@@ -232,15 +256,19 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
         for act in (
             ("sign", "acme", 0, 30, 1200, [(5, 300)], 0, 1_000), ("sign", "bolt", 10, 30, 1701, [], 0, 1_000),
             ("sign", "bolt", 10, 30, 700, [], 100, 1_000), ("sign", "core", 0, 9, 400, [], 0, 4_000),
-            ("sign", "core", 0, 9, 400, [], 0, 1_500), ("sign", "core", 0, 3, 800, [], 0, 1_000), ("amend", 0, 0, 400, [], None, None),
+            ("sign", "core", 0, 9, 400, [], 0, 1_500), ("sign", "core", 0, 3, 800, [], 0, 1_000), ("amend", 0,
+            0, 400, [], None, None),
             ("calibrate", 400, 100, 4000, False),
-            ("calibrate", 1300, 100, 8000, False), ("calibrate", 1300, 100, 8000, True), ("calibrate", 1300, 100, 2000, True),
+            ("calibrate", 1300, 100, 8000, False), ("calibrate", 1300, 100, 8000, True), ("calibrate", 1300,
+            100, 2000, True),
             ("reclaim", 1, 20, 10), ("notice", 0, "tenant"), ("wait", 20), ("pool", 1, 100, 0),
         ):  # fmt: skip
             operator.does(act)
             check(operator, [])
         changes = (
-            connection.execute(select(contract_history.c.change).order_by(contract_history.c.entry)).scalars().all()
+            connection.execute(select(contract_history.c.change).order_by(contract_history.c.entry))
+            .scalars()
+            .all()
         )
         assert changes.count("signed") >= 3
         assert {"amended", "notice_given", "active", "ended", "reweighed"} <= set(changes)
@@ -249,7 +277,9 @@ def test_the_acts_drawn_do_sign_and_are_refused(database: Engine):
 
 
 def at_once(engine: Engine, acts: list[Callable[[Connection], object]]) -> list[str]:
-    """Each in a transaction and a thread of its own, all let go together; the code of each refusal, or `done`."""
+    """Each in a transaction and a thread of its own, all let go together; the code of each refusal, or
+    `done`.
+    """
     gate, outcomes = threading.Barrier(len(acts)), [""] * len(acts)
 
     def run(index: int) -> None:

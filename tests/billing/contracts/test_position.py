@@ -1,4 +1,6 @@
-"""No oversell, without a database: what is computed over time is what each instant says alone, whatever the schedules."""
+"""No oversell, without a database: what is computed over time is what each instant says alone, whatever
+the schedules.
+"""
 
 from dataclasses import replace
 
@@ -119,7 +121,9 @@ def test_a_quote_is_what_signing_would_say(
         )
         return not worsened(position, position.with_holding(wanted), 0)
 
-    found = quote(position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom, burst_ms=burst_ms)
+    found = quote(
+        position, from_ms, from_ms + lasts, mu_s=mu_s, headroom_permille=headroom, burst_ms=burst_ms
+    )
     if not shortfalls(position, 0):
         assert found.fits == fits(mu_s, from_ms, from_ms + lasts)
         assert found.fits == (not found.short)
@@ -169,7 +173,8 @@ def test_an_exact_fit_fits_and_one_more_says_when_and_by_how_much():
     with pytest.raises(Conflict) as refused:
         refuse_worse(position, position.with_holding(one_more), 0, what="It")
     assert refused.value.message == (
-        "It does not fit in pool 'p': from 2027-01-15T08:00:00Z until 2027-01-15T08:10:00Z by 0.001 units per second."
+        "It does not fit in pool 'p': from 2027-01-15T08:00:00Z until 2027-01-15T08:10:00Z by 0.001 units "
+        "per second."
     )
 
 
@@ -193,7 +198,8 @@ def test_a_refusal_names_each_time_with_its_own_amount():
     with pytest.raises(Conflict) as refused:
         refuse_worse(position, position.with_holding(wanted), 0, what="It")
     assert refused.value.message == (
-        "It does not fit in pool 'p': from 1970-01-01T00:00:00.010Z until 1970-01-01T00:00:00.020Z by 0.5 units per second; "
+        "It does not fit in pool 'p': from 1970-01-01T00:00:00.010Z until 1970-01-01T00:00:00.020Z by 0.5 "
+        "units per second; "
         "from 1970-01-01T00:00:00.030Z until 1970-01-01T00:00:00.035Z by 1.5 units per second; "
         "from 1970-01-01T00:00:00.035Z until 1970-01-01T00:00:00.040Z by 1.7 units per second."
     )
@@ -226,7 +232,11 @@ def test_a_contracts_headroom_counts_for_all_while_it_is_in_force():
     position = Position(
         pool="p", instances=1, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=1000, holdings=(careful,)
     )
-    assert list(position.capacity().spans(0)) == [Span(0, 10, 1000), Span(10, 20, 500), Span(20, FOREVER_MS, 1000)]
+    assert list(position.capacity().spans(0)) == [
+        Span(0, 10, 1000),
+        Span(10, 20, 500),
+        Span(20, FOREVER_MS, 1000),
+    ]
 
 
 def test_units_are_exact_decimals():

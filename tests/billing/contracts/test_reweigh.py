@@ -1,4 +1,6 @@
-"""Other weights while contracts stand: what must be said aloud, what capacity has to cover then, and what each contract's history keeps of it."""
+"""Other weights while contracts stand: what must be said aloud, what capacity has to cover then, and what
+each contract's history keeps of it.
+"""
 
 import threading
 from typing import Any
@@ -45,14 +47,18 @@ def signed(connection: Connection, shop: Shop, tenant: str = "acme", units: int 
 
 
 def rows(connection: Connection) -> list[int]:
-    return [len(connection.execute(select(table)).all()) for table in (calibration, model_weights, contract_history)]
+    return [
+        len(connection.execute(select(table)).all())
+        for table in (calibration, model_weights, contract_history)
+    ]
 
 
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
         (Weights(1000, 100, 4401), r"output 4 → 4\.401,"), (Weights(1000, 100, 3599), r"output 4 → 3\.599,"),
-        (Weights(1101, 100, 4000), r"input 1 → 1\.101,"), (Weights(1000, 111, 4000), r"cached 0\.1 → 0\.111,"),
+        (Weights(1101, 100, 4000), r"input 1 → 1\.101,"), (Weights(1000, 111, 4000),
+        r"cached 0\.1 → 0\.111,"),
         (Weights(1000, 0, 1760), r"cached 0\.1 → 0, output 4 → 1\.76,"),
     ],
 )  # fmt: skip
@@ -62,7 +68,9 @@ def test_units_that_buy_something_else_are_refused_unless_that_is_said(
     signed(connection, shop, "acme", 100)
     signed(connection, shop, "bolt", 100, from_ms=T0 + 10 * DAY)
     before = rows(connection)
-    with pytest.raises(Conflict, match=told + " and 2 contracts are signed by the old weights.*--reweigh") as refused:
+    with pytest.raises(
+        Conflict, match=told + " and 2 contracts are signed by the old weights.*--reweigh"
+    ) as refused:
         measure(connection, weights)
     assert (refused.value.code, refused.value.param) == ("reweighs", "reweigh")
     assert rows(connection) == before
@@ -94,7 +102,9 @@ def test_one_that_was_given_notice_still_holds(connection: Connection, shop: Sho
 def test_what_is_signed_must_fit_at_what_it_may_be_worth(connection: Connection, shop: Shop) -> None:
     signed(connection, shop, units=1000)
     twice = Weights(1000, 100, 8000)
-    with pytest.raises(Conflict, match=r"up to 2 times as many of the new units.* by 0\.002 units") as refused:
+    with pytest.raises(
+        Conflict, match=r"up to 2 times as many of the new units.* by 0\.002 units"
+    ) as refused:
         record(
             connection,
             Measured(
@@ -122,7 +132,9 @@ def test_what_is_signed_must_fit_at_what_it_may_be_worth(connection: Connection,
     assert measure(connection, OLD, capacity=500, reweigh=True).capacity_mu_s == 500 * UNIT
 
 
-def test_what_weighed_nothing_and_now_does_is_said_and_has_no_multiple(connection: Connection, shop: Shop) -> None:
+def test_what_weighed_nothing_and_now_does_is_said_and_has_no_multiple(
+    connection: Connection, shop: Shop
+) -> None:
     measure(connection, Weights(1000, 0, 4000))
     signed(connection, shop, units=2000)
     with pytest.raises(Conflict, match=r"cached 0 → 0\.001"):
@@ -130,7 +142,9 @@ def test_what_weighed_nothing_and_now_does_is_said_and_has_no_multiple(connectio
     assert measure(connection, Weights(1000, 1, 4000), reweigh=True).weights.w_cached_mu == 1
 
 
-def test_each_contract_remembers_which_weights_were_before_and_are_now(connection: Connection, shop: Shop) -> None:
+def test_each_contract_remembers_which_weights_were_before_and_are_now(
+    connection: Connection, shop: Shop
+) -> None:
     ids = [signed(connection, shop, "acme", 100), signed(connection, shop, "bolt", 100)]
     models.create(connection, models.ModelSpec(name="other", context_tokens=100))
     measure(connection, OLD)
@@ -150,10 +164,14 @@ def test_each_contract_remembers_which_weights_were_before_and_are_now(connectio
         assert second.after == store.find(connection, contract_id)
 
 
-def test_a_model_whose_tokens_all_weighed_nothing_can_be_weighed_again(connection: Connection, shop: Shop) -> None:
+def test_a_model_whose_tokens_all_weighed_nothing_can_be_weighed_again(
+    connection: Connection, shop: Shop
+) -> None:
     signed(connection, shop, units=2000)
     change = ModelChange(weights=Weights(0, 0, 0))
-    assert change_model(connection, POOL, change, reweigh=True, by="operator", now_ms=T0).weights == Weights(0, 0, 0)
+    assert change_model(connection, POOL, change, reweigh=True, by="operator", now_ms=T0).weights == Weights(
+        0, 0, 0
+    )
     with pytest.raises(Conflict, match=r"input 0 → 1, cached 0 → 0\.1, output 0 → 4"):
         measure(connection, OLD)
     assert measure(connection, OLD, reweigh=True).weights == OLD

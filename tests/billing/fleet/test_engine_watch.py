@@ -1,4 +1,6 @@
-"""Engines added by hand: their load is shown, a dead one is down until it answers again, and one that hangs holds up nobody."""
+"""Engines added by hand: their load is shown, a dead one is down until it answers again, and one that
+hangs holds up nobody.
+"""
 
 import socket
 import time
@@ -75,7 +77,12 @@ def test_the_load_of_an_engine_added_by_hand_is_shown_and_nothing_else_changes(
     engine.running, engine.waiting, engine.kv_usage = 4, 3, 0.5
     step_until(watch, lambda: shown(raw_redis).load.running == 4)
     after = shown(raw_redis)
-    assert (after.load.waiting, after.load.kv_usage, after.status, after.epoch) == (3, 0.5, "ready", before.epoch)
+    assert (after.load.waiting, after.load.kv_usage, after.status, after.epoch) == (
+        3,
+        0.5,
+        "ready",
+        before.epoch,
+    )
     assert b'"later_field":[1]' in (raw_redis.hget(redis_keys.INSTANCES, "i1") or b"")
     assert set(engine.asked) == {"Bearer ek"}
     engine.running = engine.waiting = 0
@@ -175,7 +182,9 @@ def test_an_entry_that_is_removed_during_a_look_does_not_come_back(
     assert raw_redis.hgetall(redis_keys.INSTANCES) == {}
 
 
-def test_of_several_processes_one_looks_and_another_takes_over(raw_redis: redis.Redis, engine: ScriptedEngine) -> None:
+def test_of_several_processes_one_looks_and_another_takes_over(
+    raw_redis: redis.Redis, engine: ScriptedEngine
+) -> None:
     first, second = (EngineWatch(raw_redis, timeout_ms=TIMEOUT_MS) for _ in range(2))
     register(raw_redis, engine)
     raw_redis.set(redis_keys.ENGINE_WATCH_LOCK, "another", ex=600)

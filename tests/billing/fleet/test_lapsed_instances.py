@@ -52,8 +52,16 @@ def test_one_that_comes_back_in_the_last_moment_stays(raw_redis: redis.Redis) ->
 def test_the_last_counters_of_one_that_is_forgotten_stay_in_the_ledger(
     database: Engine, raw_redis: redis.Redis
 ) -> None:
-    final = {"epoch": "e1", "prompt": 14, "generation": 9, "baseline": {"prompt": 4, "generation": 0}, "exact": True}
-    register(raw_redis, ScriptedEngine(url="http://127.0.0.1:1"), status="down", lease_until_ms=1, final=final)
+    final = {
+        "epoch": "e1",
+        "prompt": 14,
+        "generation": 9,
+        "baseline": {"prompt": 4, "generation": 0},
+        "exact": True,
+    }
+    register(
+        raw_redis, ScriptedEngine(url="http://127.0.0.1:1"), status="down", lease_until_ms=1, final=final
+    )
     poller = CounterPoller(database, raw_redis, timeout_ms=2000)
     try:
         poller.poll_once()

@@ -51,7 +51,9 @@ def test_done_again_it_finds_nothing_and_what_stood_stands(database: Engine) -> 
     with database.begin() as connection:
         assert backfill(connection, EVER, dry_run=False) == []
         assert (
-            connection.execute(select(ledger_transaction).where(ledger_transaction.c.corrects.is_(None))).all()
+            connection.execute(
+                select(ledger_transaction).where(ledger_transaction.c.corrects.is_(None))
+            ).all()
             == before
         )
         assert connection.execute(select(func.count()).select_from(ledger_transaction)).scalar_one() == 2
@@ -92,11 +94,13 @@ def test_a_price_that_is_not_the_one_of_its_moment_is_found(database: Engine) ->
     record(database, "a", started_ms=1_000)
     with database.begin() as connection:
         assert check_ledger(connection) == []
-        # As two clocks that differ would have it: it held already when the request started, and the older one was taken.
+        # As two clocks that differ would have it: it held already when the request started, and the older one
+        # was taken.
         connection.execute(text("alter table price disable trigger user"))
         connection.execute(
             text(
-                "insert into price (model, valid_from_ms, input_picousd, cached_input_picousd, output_picousd) "
+                "insert into price (model, valid_from_ms, input_picousd, cached_input_picousd, "
+                "output_picousd) "
                 "values ('m1', 900, 7, 7, 7)"
             )
         )

@@ -28,7 +28,12 @@ from billing.wire.usage_event import Ending, UsageEvent
 from tests.billing.events import event
 
 PRICE = Price(
-    price_id=1, model="m1", valid_from_ms=0, input_picousd=100_000, cached_input_picousd=10_000, output_picousd=400_000
+    price_id=1,
+    model="m1",
+    valid_from_ms=0,
+    input_picousd=100_000,
+    cached_input_picousd=10_000,
+    output_picousd=400_000,
 )
 
 
@@ -48,7 +53,9 @@ def priced_database(database: Engine) -> Engine:
     ),
     st.tuples(*[st.integers(0, 10**12)] * 3),
 )
-def test_postings_of_any_request_sum_to_zero(tokens: tuple[int, int, int], prices: tuple[int, int, int]) -> None:
+def test_postings_of_any_request_sum_to_zero(
+    tokens: tuple[int, int, int], prices: tuple[int, int, int]
+) -> None:
     recorded = price_event(
         event(tokens=tokens),
         PriceBook(
@@ -80,7 +87,13 @@ def test_the_database_refuses_an_unbalanced_transaction(database: Engine) -> Non
     with database.begin() as connection:
         record_events(connection, received(event(tokens=(0, 0, 5), ending=Ending.ENGINE_DIED)))
         transaction_id = connection.execute(select(ledger_transaction.c.transaction_id)).scalar_one()
-    line = {"transaction_id": transaction_id, "line": 0, "account": "receivable", "holder": "t", "amount_picousd": 1}
+    line = {
+        "transaction_id": transaction_id,
+        "line": 0,
+        "account": "receivable",
+        "holder": "t",
+        "amount_picousd": 1,
+    }
     with pytest.raises(IntegrityError, match="sum to 1"), database.begin() as connection:
         connection.execute(insert(ledger_posting), line)
 
@@ -110,7 +123,8 @@ def test_the_price_is_the_one_at_the_start_of_the_request(database: Engine) -> N
         recorded = record_events(
             connection,
             received(
-                event("a", started_ms=999), event("b", started_ms=1000), event("c", started_ms=3_999_999_999_999, ended_ms=4_000_000_000_001),
+                event("a", started_ms=999), event("b", started_ms=1000), event("c",
+                started_ms=3_999_999_999_999, ended_ms=4_000_000_000_001),
                 event("d", started_ms=4_000_000_000_000),
             ),
         )  # fmt: skip
@@ -123,10 +137,15 @@ def test_usage_in_doubt_has_no_amount_and_absorbed_usage_neither(database: Engin
     priced_database(database)
     with database.begin() as connection:
         recorded = record_events(
-            connection, received(event("a", anomaly="usage_missing"), event("b", ending=Ending.ENGINE_DIED), event("c"))
+            connection,
+            received(event("a", anomaly="usage_missing"), event("b", ending=Ending.ENGINE_DIED), event("c")),
         )
         count = connection.execute(select(func.count()).select_from(ledger_posting)).scalar_one()
-    assert [item.pricing for item in recorded.events] == [Pricing.QUARANTINED, Pricing.NOTHING_BILLED, Pricing.PRICED]
+    assert [item.pricing for item in recorded.events] == [
+        Pricing.QUARANTINED,
+        Pricing.NOTHING_BILLED,
+        Pricing.PRICED,
+    ]
     assert count == 2
 
 
@@ -141,9 +160,13 @@ def test_a_free_model_is_priced_at_nothing(database: Engine) -> None:
 def test_the_second_of_two_differing_events_is_evidence_and_the_first_counts(database: Engine) -> None:
     priced_database(database)
     with database.begin() as connection:
-        first = record_events(connection, received(event("a", tokens=(10, 0, 5)), event("a", tokens=(10, 0, 6))))
+        first = record_events(
+            connection, received(event("a", tokens=(10, 0, 5)), event("a", tokens=(10, 0, 6)))
+        )
     with database.begin() as connection:
-        second = record_events(connection, received(event("a", tokens=(10, 0, 7)), event("a", tokens=(10, 0, 5))))
+        second = record_events(
+            connection, received(event("a", tokens=(10, 0, 7)), event("a", tokens=(10, 0, 5)))
+        )
         assert connection.execute(select(usage_event.c.billed_output)).scalars().all() == [5]
         assert connection.execute(select(func.count()).select_from(usage_conflict)).scalar_one() == 2
     assert (len(first.events), first.conflicts, first.duplicates) == (1, ("a",), 0)
@@ -151,7 +174,11 @@ def test_the_second_of_two_differing_events_is_evidence_and_the_first_counts(dat
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(1, 7), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.integers(1, 7),
+    st.randoms(use_true_random=False),
+)
 def test_any_order_and_any_duplicates_give_the_same_totals(
     database: Engine, picks: list[int], batch: int, shuffle: random.Random
 ) -> None:

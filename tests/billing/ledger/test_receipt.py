@@ -18,7 +18,9 @@ from tests.billing.events import event
 from tests.billing.usage.test_reap import reserve
 
 
-def find(database: Engine, client: redis.Redis, request_id: str, tenant: str | None = "ten_a") -> Receipt | None:
+def find(
+    database: Engine, client: redis.Redis, request_id: str, tenant: str | None = "ten_a"
+) -> Receipt | None:
     with database.connect() as connection:
         return find_receipt(connection, client, request_id, tenant=tenant)
 
@@ -32,7 +34,9 @@ def consume(database: Engine, client: redis.Redis) -> None:
     Consumer(database, client, name="c", batch=500, claim_idle_ms=0, metrics=BillingMetrics()).consume_once()
 
 
-def test_a_request_is_followed_from_open_over_settled_to_recorded(database: Engine, raw_redis: redis.Redis) -> None:
+def test_a_request_is_followed_from_open_over_settled_to_recorded(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
     assert find(database, raw_redis, "a") is None
@@ -76,10 +80,13 @@ def test_a_receipt_names_what_was_ignored_before_and_after_it_is_recorded(
         assert receipt.to_json()["ignored"] == ["tools[0]", "seed"]
 
 
-def test_absorbed_tokens_come_with_their_reason_and_cost_nothing(database: Engine, raw_redis: redis.Redis) -> None:
+def test_absorbed_tokens_come_with_their_reason_and_cost_nothing(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
     raw_redis.sadd(redis_keys.CELLS, "m1")
     raw_redis.xadd(
-        redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: event("a", (10, 0, 5), Ending.ENGINE_DIED).to_json()}
+        redis_keys.usage_stream("m1"),
+        {redis_keys.USAGE_FIELD: event("a", (10, 0, 5), Ending.ENGINE_DIED).to_json()},
     )
     consume(database, raw_redis)
     receipt = find(database, raw_redis, "a")
@@ -101,7 +108,9 @@ def test_another_tenants_request_is_not_there(database: Engine, raw_redis: redis
     assert find(database, raw_redis, "a\x00") is None
 
 
-def test_a_request_that_gave_way_has_one_receipt_over_its_parts(database: Engine, raw_redis: redis.Redis) -> None:
+def test_a_request_that_gave_way_has_one_receipt_over_its_parts(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
     for request_id, tokens in (("a", (10, 4, 5)), ("a-2", (15, 14, 7))):

@@ -1,4 +1,6 @@
-"""Usage reports: the periods add up to the whole, amounts are the ledger's, and what has no amount is told apart."""
+"""Usage reports: the periods add up to the whole, amounts are the ledger's, and what has no amount is told
+apart.
+"""
 
 from typing import Any
 
@@ -38,13 +40,16 @@ def test_usage_of_a_tenant_by_model_and_hour(database: Engine) -> None:
         "tenant": "ten_a", "by": ["model", "hour"], "from": None, "until": None, "currency": "USD",
         "lines": [
             line("m1", "2023-11-15T00:00:00Z", 1, (10, 4, 5), amount="0.000018"),
-            line("m1", "2023-11-15T01:00:00Z", 3, (10, 0, 5), absorbed=(2, 2), quarantined=1, amount="0.00002"),
+            line("m1", "2023-11-15T01:00:00Z", 3, (10, 0, 5), absorbed=(2, 2), quarantined=1,
+            amount="0.00002"),
             line("m2", "2023-11-15T00:00:00Z", 1, (7, 0, 1), unpriced=(1, 8), amount="0.00"),
         ],
-        "total": line(None, None, 5, (27, 4, 11), absorbed=(2, 2), quarantined=1, unpriced=(1, 8), amount="0.000038"),
+        "total": line(None, None, 5, (27, 4, 11), absorbed=(2, 2), quarantined=1, unpriced=(1, 8),
+        amount="0.000038"),
         # 16 + 2 + 20 millionths are the amount above.
         "items": [
-            item("m1", 1, "uncached_input", 16, "1.00", "0.000016"), item("m1", 1, "cached_input", 4, "0.50", "0.000002"),
+            item("m1", 1, "uncached_input", 16, "1.00", "0.000016"), item("m1", 1, "cached_input", 4, "0.50",
+            "0.000002"),
             item("m1", 1, "output", 10, "2.00", "0.00002"), item("m2", None, "uncached_input", 7, None, None),
             item("m2", None, "output", 1, None, None),
         ],
@@ -54,7 +59,14 @@ def test_usage_of_a_tenant_by_model_and_hour(database: Engine) -> None:
 def item(
     model: str, price_id: int | None, kind: str, tokens: int, price: str | None, amount: str | None
 ) -> dict[str, Any]:
-    return {"model": model, "price_id": price_id, "kind": kind, "tokens": tokens, "price": price, "amount": amount}
+    return {
+        "model": model,
+        "price_id": price_id,
+        "kind": kind,
+        "tokens": tokens,
+        "price": price,
+        "amount": amount,
+    }
 
 
 def line(
@@ -80,7 +92,10 @@ def test_each_request_is_in_exactly_one_period_and_the_periods_add_up(database: 
         days = report_usage(connection, tenant="ten_a", by=[Dimension.DAY])
         periods = [
             report_usage(
-                connection, tenant="ten_a", from_ms=MIDNIGHT_MS + n * DAY_MS, until_ms=MIDNIGHT_MS + (n + 1) * DAY_MS
+                connection,
+                tenant="ten_a",
+                from_ms=MIDNIGHT_MS + n * DAY_MS,
+                until_ms=MIDNIGHT_MS + (n + 1) * DAY_MS,
             )
             for n in (-1, 0, 1)
         ]

@@ -51,8 +51,8 @@ class Ground:
 
     def register(self, instance: str, *, status: str = "ready", running: int = 0) -> None:
         entry = {
-            "instance": instance, "model": POOL, "pool": POOL, "cell": CELL, "url": "http://127.0.0.1:1", "key": None, "epoch": "e",
-            "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
+            "instance": instance, "model": POOL, "pool": POOL, "cell": CELL, "url": "http://127.0.0.1:1",
+            "key": None, "epoch": "e", "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
             "load": {"running": running, "waiting": 0, "kv_usage": 0.0},
         }  # fmt: skip
         self.text.hset(redis_keys.INSTANCES, instance, json.dumps(entry))
@@ -140,7 +140,9 @@ class Ground:
         return set(self.text.hgetall(redis_keys.DRAINED))
 
     def stops(self) -> list[str]:
-        return [fields["id"] for _, fields in self.text.xrange(redis_keys.CHANGES) if fields["kind"] == "stop"]
+        return [
+            fields["id"] for _, fields in self.text.xrange(redis_keys.CHANGES) if fields["kind"] == "stop"
+        ]
 
     def shortfalls(self) -> list[tuple[str, int, int, int]]:
         """(contract, second from T0, assigned, cut)."""

@@ -1,4 +1,6 @@
-"""Promises of a machine that leaves: flex that can go on elsewhere is asked to before anything is stopped, and only where it can."""
+"""Promises of a machine that leaves: flex that can go on elsewhere is asked to before anything is stopped,
+and only where it can.
+"""
 
 from billing.cell.scripts import Asked
 from billing.reclaims.clear import ASK_LEAD_MS, PAUSE_MS, SETTLE_MS
@@ -38,7 +40,9 @@ def test_flex_that_can_go_on_is_asked_to_just_before_the_deadline(ground: Ground
     assert ground.stops()[2:] == ["able", "fixed", "on_demand"]
 
 
-def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_its_time(ground: Ground) -> None:
+def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_its_time(
+    ground: Ground,
+) -> None:
     furnish(ground)
     with ground.wakes() as heard:
         ground.order(T0, by_ms=T0)

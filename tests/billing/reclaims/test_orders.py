@@ -1,4 +1,6 @@
-"""Promises of a reclaim in SQL and Redis: refused before it breaks a contract, carried out in steps that are all in the record, and undone."""
+"""Promises of a reclaim in SQL and Redis: refused before it breaks a contract, carried out in steps that
+are all in the record, and undone.
+"""
 
 import json
 
@@ -31,7 +33,9 @@ def test_a_reclaim_that_would_break_a_contract_is_refused_with_when_and_how_much
     with pytest.raises(Conflict) as refused:
         ground.order(T0, by_ms=T0 + DAY)
     assert refused.value.code == "breaks_contracts"
-    assert f"from {utc(T0 + DAY)} until {utc(T0 + 100 * DAY)} by 500 units per second" in refused.value.message
+    assert (
+        f"from {utc(T0 + DAY)} until {utc(T0 + 100 * DAY)} by 500 units per second" in refused.value.message
+    )
     plan = ground.plan(T0, by_ms=T0 + DAY)
     assert plan.refusal == refused.value.message
     assert [held.contract_id for held in plan.holding] == [contract.contract_id]
@@ -105,7 +109,9 @@ def test_two_reclaims_do_not_take_the_same_machine(ground: Ground) -> None:
 def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground) -> None:
     ground.sign("acme", 500)
     ground.register("a", running=2)
-    for number, (asked, instance) in enumerate([(Asked.FLEX, "a"), (Asked.ON_DEMAND, "b"), (Asked.FLEX, "b")]):
+    for number, (asked, instance) in enumerate(
+        [(Asked.FLEX, "a"), (Asked.ON_DEMAND, "b"), (Asked.FLEX, "b")]
+    ):
         assert ground.request(f"r{number}", instance, "bolt", asked=asked).reserve()
     by_ms = T0 + DRAIN_LEAD_MS + DAY
     made = ground.order(T0, by_ms=by_ms)
@@ -119,7 +125,10 @@ def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground
     assert (ground.now(made).state, ground.now(made).chosen) == ("draining", ("b",))
     order = json.loads(ground.text.hget(redis_keys.DRAINED, "b") or "")
     assert order == {"use": "research", "by_ms": by_ms, "reclaim": made.reclaim_id}
-    assert {entry.instance: entry.status for entry in read_registered(ground.raw)} == {"a": "ready", "b": "draining"}
+    assert {entry.instance: entry.status for entry in read_registered(ground.raw)} == {
+        "a": "ready",
+        "b": "draining",
+    }
     ground.step(by_ms - 1)
     assert ground.stops() == []
     ground.step(by_ms)
@@ -194,7 +203,8 @@ def test_a_pause_is_filled_in_by_what_the_pool_was_then(ground: Ground) -> None:
         change_pool(connection, POOL, now_ms=T0 - 1, set_aside_mu_s=100 * UNIT, headroom_permille=100)
     ground.order(T0, by_ms=T0, breaks=True)
     with ground.engine.begin() as connection:
-        # Billing is away for ten seconds, in which the operator keeps less and less for itself, and finds another machine.
+        # Billing is away for ten seconds, in which the operator keeps less and less for itself, and finds
+        # another machine.
         change_pool(connection, POOL, now_ms=T0 + 1_000, set_aside_mu_s=0)
         change_pool(connection, POOL, now_ms=T0 + 2_500, headroom_permille=0)
         change_pool(connection, POOL, now_ms=T0 + 4_000, instances=3)
@@ -202,7 +212,8 @@ def test_a_pause_is_filled_in_by_what_the_pool_was_then(ground: Ground) -> None:
         change_pool(connection, POOL, now_ms=T0 + 5_000, headroom_permille=0)
         change_pool(connection, POOL, now_ms=T0 + 3_000, instances=9)
         found = pools.past(connection, POOL)
-    assert [(until_ms - T0, was.instances, was.headroom_permille, was.set_aside_mu_s) for until_ms, was in found] == [
+    assert [(until_ms - T0, was.instances, was.headroom_permille, was.set_aside_mu_s) for until_ms,
+    was in found] == [
         (-1, 2, 0, 0), (1_000, 2, 100, 100 * UNIT), (2_500, 2, 100, 0), (4_000, 2, 0, 0), (4_000, 3, 0, 0),
     ]  # fmt: skip
     ground.step(T0 + 10_000)
@@ -245,7 +256,9 @@ def test_a_long_pause_is_filled_in_piece_by_piece(ground: Ground) -> None:
 def test_the_allocator_writes_what_is_left_of_cut_contracts(ground: Ground) -> None:
     ground.sign("acme", 900)
     ground.sign("bolt", 600)
-    allocator = Allocator(ground.engine, ground.raw, BillingMetrics(), owner="a", rates_in_force=rates_in_force)
+    allocator = Allocator(
+        ground.engine, ground.raw, BillingMetrics(), owner="a", rates_in_force=rates_in_force
+    )
 
     def rates(now_ms: int) -> list[int]:
         allocator.allocate_once(now_ms)

@@ -1,4 +1,6 @@
-"""What a plan promises, without a database: nobody is left with less than what was signed, and cuts are exact."""
+"""What a plan promises, without a database: nobody is left with less than what was signed, and cuts are
+exact.
+"""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -26,7 +28,9 @@ from tests.examples import examples
 RATES = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 10**6))
 
 
-def reclaim(number: int, instances: int, by_ms: int, use: str = "research", *, breaks: bool = True) -> Reclaim:
+def reclaim(
+    number: int, instances: int, by_ms: int, use: str = "research", *, breaks: bool = True
+) -> Reclaim:
     return Reclaim(
         reclaim_id=f"rec_{number}",
         pool="p",
@@ -57,14 +61,18 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
 ) -> None:
     by_ms = max(by_ms, now_ms)
     try:
-        plan = draw_up(Order(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms)
+        plan = draw_up(
+            Order(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms
+        )
     except Conflict:
         away = sum(each.instances for each in position.taken)
         assert instances > position.instances - away
         return
     after = with_taken(position, Taken(instances, by_ms))
     worse = [
-        at for at in {*moments_of(after), by_ms} if at >= by_ms and overheld_at(after, at) > overheld_at(position, at)
+        at
+        for at in {*moments_of(after), by_ms}
+        if at >= by_ms and overheld_at(after, at) > overheld_at(position, at)
     ]
     assert (plan.refusal is not None) == bool(worse)
     # What drains before the deadline takes nothing that is signed either.
@@ -119,7 +127,12 @@ def schedules(draw: st.DrawFn) -> tuple[list[Holding], list[Span]]:
         steps = tuple(Step(at, draw(st.integers(1, 5000))) for at in starts)
         holdings.append(
             Holding(
-                contract_id=name, tenant_id=name, steps=steps, starts_ms=starts[0], ends_ms=ends_ms, headroom_permille=0
+                contract_id=name,
+                tenant_id=name,
+                steps=steps,
+                starts_ms=starts[0],
+                ends_ms=ends_ms,
+                headroom_permille=0,
             )
         )
     edges = [0, *moments(4), 4000]
@@ -145,7 +158,9 @@ def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Ho
         (each.contract_id, each.second_ms): (each.assigned_mu, each.cut_mu)
         for each in shortfalls(holdings, cut, [reclaim(1, 1, 0)])
     }
-    assert found == {key: (-(-assigned // 1000), -(-lost // 1000)) for key, (assigned, lost) in wanted.items() if lost}
+    assert found == {
+        key: (-(-assigned // 1000), -(-lost // 1000)) for key, (assigned, lost) in wanted.items() if lost
+    }
 
 
 def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None:
@@ -203,7 +218,12 @@ def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     more = instances + sum(each.instances for each in (*base.taken, *breaking))
     position = replace(base, instances=max(base.instances, more), taken=(*base.taken, *breaking))
     plan = draw_up(
-        Order(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True), position, [], 0, by_ms, breaking
+        Order(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True),
+        position,
+        [],
+        0,
+        by_ms,
+        breaking,
     )
     after = with_taken(position, Taken(instances, by_ms))
     without = replace(position, taken=base.taken)
@@ -233,8 +253,12 @@ def test_quarters_follow_the_calendar() -> None:
 
 
 @settings(max_examples=examples(200), deadline=None)
-@given(positions(), st.lists(st.tuples(st.sampled_from(["research", "recsys", "external"]), MOMENT), max_size=4))
-def test_an_outlook_has_no_gap_and_every_machine_has_one_use(base: Position, taken: list[tuple[str, int]]) -> None:
+@given(
+    positions(), st.lists(st.tuples(st.sampled_from(["research", "recsys", "external"]), MOMENT), max_size=4)
+)
+def test_an_outlook_has_no_gap_and_every_machine_has_one_use(
+    base: Position, taken: list[tuple[str, int]]
+) -> None:
     reclaims = [reclaim(number, 1, T0 + by_ms, use) for number, (use, by_ms) in enumerate(taken)]
     position = replace(base, instances=6, taken=tuple(each.taken for each in reclaims))
     periods = outlook(position, reclaims, "external", T0, 4)
@@ -262,7 +286,12 @@ def test_machines_that_are_not_there_are_refused() -> None:
         draw_up(
             Order(pool="p", instances=2, use="idle", by_ms=5),
             Position(
-                pool="p", instances=2, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=None, taken=(Taken(1, 9),)
+                pool="p",
+                instances=2,
+                headroom_permille=0,
+                set_aside_mu_s=0,
+                capacity_mu_s=None,
+                taken=(Taken(1, 9),),
             ),
             [],
             0,

@@ -1,4 +1,6 @@
-"""A reclaim of half of two engines while a gateway streams from both: over real HTTP, with the admin API as an operator uses it."""
+"""A reclaim of half of two engines while a gateway streams from both: over real HTTP, with the admin API
+as an operator uses it.
+"""
 
 import contextlib
 import json
@@ -49,7 +51,10 @@ class Stream:
             "model": MODEL, "stream": True, "max_tokens": self.tokens, "ignore_eos": True,
             "messages": [{"role": "user", "content": "Count."}], **self.fields,
         }  # fmt: skip
-        with gateway.client(key, 90) as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        with (
+            gateway.client(key, 90) as client,
+            client.stream("POST", "/v1/chat/completions", json=body) as answer,
+        ):
             assert answer.status_code == 200, answer.read()
             self.request_id = answer.headers["x-request-id"]
             # Those that still flow when the test is over end with its gateway.
@@ -160,7 +165,9 @@ def test_half_of_two_engines_is_taken_under_load_and_comes_back(
 
     steps = operator.get(f"reclaims/{told['reclaim']}")["history"]
     assert [step["change"] for step in steps] == ["planned", "draining", "stopped", "done"]
-    assert {each["request"] for each in steps[2]["detail"]["requests"]} == {stream.request_id for stream in longs}
+    assert {each["request"] for each in steps[2]["detail"]["requests"]} == {
+        stream.request_id for stream in longs
+    }
     assert datetime.fromisoformat(steps[3]["at"]).timestamp() * 1000 >= by_ms
 
     assert operator.post(f"reclaims/{told['reclaim']}/release")["state"] == "released"
@@ -176,7 +183,9 @@ def test_half_of_two_engines_is_taken_under_load_and_comes_back(
 def test_a_flex_stream_goes_on_elsewhere_as_one_stream_with_one_receipt(
     operator: Operator, database: Engine, make_engine: EngineMaker, start_gateway: StartGateway
 ) -> None:
-    """The machine is wanted at once; the other one appears, and the stream, which would last for a minute, goes on there."""
+    """The machine is wanted at once; the other one appears, and the stream, which would last for a minute,
+    goes on there.
+    """
     leaving, staying = (make_engine("--decode-ms", pace, "--context", "4096") for pace in ("20", "1"))
     key = _open_shop(operator)
     operator.post("instances", model=MODEL, url=leaving.url, key=leaving.key, instance="leaving")
@@ -202,7 +211,9 @@ def test_a_flex_stream_goes_on_elsewhere_as_one_stream_with_one_receipt(
         assert (event.produced.prompt, event.produced.output) == (counted["prompt"], counted["generation"])
     steps = operator.get(f"reclaims/{told['reclaim']}")["history"]
     assert [step["change"] for step in steps] == ["planned", "draining", "asked_to_give_way", "done"]
-    Consumer(database, operator.raw, name="c", batch=500, claim_idle_ms=0, metrics=BillingMetrics()).consume_once()
+    Consumer(
+        database, operator.raw, name="c", batch=500, claim_idle_ms=0, metrics=BillingMetrics()
+    ).consume_once()
     receipt = operator.get(f"requests/{stream.request_id}")
     assert (receipt["billed"]["output"], receipt["billed"]["prompt"]) == (LONG, stream.usage["prompt_tokens"])
     assert receipt["parts"] == [stream.request_id, f"{stream.request_id}-2"]

@@ -59,7 +59,9 @@ def test_no_more_is_broken_than_was_shown(ground: Ground) -> None:
     ):
         assert "more than was shown: from" in refused(ground, breaks=True, broken=shown)
     # Less than was shown is as well: it comes later than what was meant by now.
-    assert ground.order(T0 + 1, by_ms=T0 + 1, breaks=True, broken=(replace(SHORT, until_ms=FOREVER_MS),)).breaks
+    assert ground.order(
+        T0 + 1, by_ms=T0 + 1, breaks=True, broken=(replace(SHORT, until_ms=FOREVER_MS),)
+    ).breaks
 
 
 def test_who_asks_for_a_machine_by_name_gets_it_when_it_drains_later(ground: Ground) -> None:
@@ -71,7 +73,9 @@ def test_who_asks_for_a_machine_by_name_gets_it_when_it_drains_later(ground: Gro
     assert (ground.now(named).chosen, ground.now(any_one).chosen) == (("b",), ("a",))
 
 
-def test_one_that_was_asked_for_and_is_gone_by_then_does_not_keep_another_from_leaving(ground: Ground) -> None:
+def test_one_that_was_asked_for_and_is_gone_by_then_does_not_keep_another_from_leaving(
+    ground: Ground,
+) -> None:
     by_ms = T0 + DAY
     made = ground.order(T0, by_ms=by_ms, chosen=("b",))
     ground.register("b", status="draining")

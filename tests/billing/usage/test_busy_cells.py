@@ -128,7 +128,9 @@ def test_a_busy_cell_with_nothing_but_an_instance_is_quiet_until_something_comes
 
 
 @pytest.mark.parametrize("mark", [redis_keys.PROJECTION, redis_keys.INTACT])
-def test_a_redis_that_was_emptied_or_restored_has_other_marks(raw_redis: redis.Redis, clock: Clock, mark: str) -> None:
+def test_a_redis_that_was_emptied_or_restored_has_other_marks(
+    raw_redis: redis.Redis, clock: Clock, mark: str
+) -> None:
     raw_redis.set(mark, "a:1")
     busy = BusyCells(raw_redis, clock=clock)
     before = busy.marks()

@@ -80,8 +80,12 @@ def test_death_between_commit_and_acknowledgement_bills_once(
     assert raw_redis.xlen(redis_keys.usage_stream("m1")) == 0
 
 
-def test_what_is_still_held_by_a_living_consumer_is_not_claimed(database: Engine, raw_redis: redis.Redis) -> None:
-    patient = Consumer(database, raw_redis, name="p", batch=500, claim_idle_ms=60_000, metrics=BillingMetrics())
+def test_what_is_still_held_by_a_living_consumer_is_not_claimed(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    patient = Consumer(
+        database, raw_redis, name="p", batch=500, claim_idle_ms=60_000, metrics=BillingMetrics()
+    )
     publish(raw_redis)
     patient.consume_once()
     publish(raw_redis, event("a"))
@@ -114,7 +118,9 @@ def test_an_entry_that_is_no_event_is_set_aside_with_its_text_and_blocks_nothing
 ) -> None:
     nul = event("b", tenant="ten\x00a").to_json()
     huge = event("c", tokens=(777_777, 0, 1)).to_json().replace(b"777777", str(2**63).encode())
-    deep = event("e").to_json().replace(b'"decision":null', b'"decision":' + b'{"a":' * 300 + b"1" + b"}" * 300)
+    deep = (
+        event("e").to_json().replace(b'"decision":null', b'"decision":' + b'{"a":' * 300 + b"1" + b"}" * 300)
+    )
     publish(raw_redis, b"{not json", b"[]", event("a"), nul, huge, deep, event("d"))
     raw_redis.xadd(redis_keys.usage_stream("m1"), {"other": "field"})
     consumer = new_consumer("one")
@@ -122,7 +128,14 @@ def test_an_entry_that_is_no_event_is_set_aside_with_its_text_and_blocks_nothing
     with database.connect() as connection:
         assert set(connection.execute(select(usage_event.c.request_id)).scalars()) == {"a", "d"}
         rejected = connection.execute(select(usage_rejected.c.raw, usage_rejected.c.reason)).all()
-    assert {bytes(row.raw) for row in rejected} == {b"{not json", b"[]", nul, huge, deep, b"{b'other': b'field'}"}
+    assert {bytes(row.raw) for row in rejected} == {
+        b"{not json",
+        b"[]",
+        nul,
+        huge,
+        deep,
+        b"{b'other': b'field'}",
+    }
     assert all(row.reason for row in rejected)
     assert raw_redis.xlen(redis_keys.usage_stream("m1")) == 0
 

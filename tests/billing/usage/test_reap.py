@@ -17,12 +17,19 @@ from tests.billing.events import WEIGHTS, event, head
 
 
 def reserve(
-    client: redis.Redis, request_id: str, *, lease_ms: int, cell: str = "m1", tokens: tuple[int, int, int] | None = None
+    client: redis.Redis,
+    request_id: str,
+    *,
+    lease_ms: int,
+    cell: str = "m1",
+    tokens: tuple[int, int, int] | None = None,
 ) -> None:
     """Reserve, and checkpoint once where tokens are given."""
     client.sadd(redis_keys.CELLS, cell)
     keys = CellKeys.of(cell, request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
-    will = event(request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell=cell).will_json()
+    will = event(
+        request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell=cell
+    ).will_json()
     execute(
         client,
         reserve_call(
@@ -41,15 +48,20 @@ def reserve(
 
 
 def checkpoint(
-    client: redis.Redis, request_id: str, *, lease_ms: int, cell: str = "m1", tokens: tuple[int, int, int] = (0, 0, 0)
+    client: redis.Redis,
+    request_id: str,
+    *,
+    lease_ms: int,
+    cell: str = "m1",
+    tokens: tuple[int, int, int] = (0, 0, 0),
 ) -> None:
     """Renew its lease."""
     usage = Tokens(*tokens)
     keys = CellKeys.of(cell, request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
     dead = event(request_id, tokens, Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell=cell)
     call = checkpoint_call(
-        keys, lease_ms=lease_ms, cost_mu=WEIGHTS.cost_mu(usage), produced=usage, delivered_output=usage.output,
-        will=dead.will_json(),
+        keys, lease_ms=lease_ms, cost_mu=WEIGHTS.cost_mu(usage), produced=usage,
+        delivered_output=usage.output, will=dead.will_json(),
     )  # fmt: skip
     execute(client, call)
 
@@ -57,7 +69,9 @@ def checkpoint(
 def waits(client: redis.Redis, request_id: str, gateway: str = "") -> None:
     """Ask for a place, where there is none."""
     keys = CellKeys.of("m1", request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
-    will = event(request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell="m1").will_json()
+    will = event(
+        request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell="m1"
+    ).will_json()
     claim = Claim(tenant="ten_a", candidates=[("i1", "e1")], wait_max=5, gateway=gateway)
     execute(
         client,
@@ -153,7 +167,9 @@ def test_reapers_at_the_same_time_end_each_request_once(raw_redis: redis.Redis) 
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
-    assert sorted(each.request_id for each in events(raw_redis)) == sorted(f"r{number}" for number in range(50))
+    assert sorted(each.request_id for each in events(raw_redis)) == sorted(
+        f"r{number}" for number in range(50)
+    )
 
 
 def test_more_than_one_pass_takes_are_ended_at_once(raw_redis: redis.Redis) -> None:
@@ -247,7 +263,9 @@ def test_what_waits_is_asked_for_before_it_is_dropped(raw_redis: redis.Redis) ->
     assert raw_redis.zcard(redis_keys.waiting_tenants("m1", "o")) == 0
 
 
-def test_a_request_that_waited_for_a_gateway_that_died_is_dropped_without_an_event(raw_redis: redis.Redis) -> None:
+def test_a_request_that_waited_for_a_gateway_that_died_is_dropped_without_an_event(
+    raw_redis: redis.Redis,
+) -> None:
     raw_redis.sadd(redis_keys.CELLS, "m1")
     raw_redis.hset(redis_keys.room("m1"), mapping={"m:i1": 0, "x:i1": 0})
     waits(raw_redis, "a")

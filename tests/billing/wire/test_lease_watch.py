@@ -16,7 +16,9 @@ ENTRY = InstanceEntry(
 
 
 class World:
-    """A worker that renews its lease every second, a reader that looks twice a second, and Redis's clock, which jumps."""
+    """A worker that renews its lease every second, a reader that looks twice a second, and Redis's clock,
+    which jumps.
+    """
 
     def __init__(self) -> None:
         self.now_s = 50.0

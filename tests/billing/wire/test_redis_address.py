@@ -35,11 +35,14 @@ def test_every_password_can_be_given(password: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://:{}/b@h:6379/0", "redis://:{}#b@h", "redis://:{}?b@h/0", "redis://:{}@b@h", "redis://:{}@b/c@h", "redis://:{}@b?c@h",
-        "redis://:{}%zz@h", "redis://u:{}/@h", "redis://:b/{}@h:6379/0", "redis://:b#{}@h", "redis://:b?{}@h/0", "redis://:b?x={}@h/0",
-        "redis://:b@{}@h", "redis://:1/{}", "redis://:{}", "redis://h/{}", "redis://h?{}=1", "redis://h#{}", "redis://h:{}", "redis://[{}",
-        "redis://:b\n{}@h", "redis://:{}\u2100@b@h", "{}", "{}://h", "http://:{}@h", "redis://:{}@h:1,g:2", "redis://h?db={}",
-        "rediss://h?ssl_cert_reqs={}", "rediss://h?ssl_check_hostname={}", "unix://{}/run/x", "unix://:{}@", "redis://:{}@h:99999/0",
+        "redis://:{}/b@h:6379/0", "redis://:{}#b@h", "redis://:{}?b@h/0", "redis://:{}@b@h",
+        "redis://:{}@b/c@h", "redis://:{}@b?c@h",
+        "redis://:{}%zz@h", "redis://u:{}/@h", "redis://:b/{}@h:6379/0", "redis://:b#{}@h",
+        "redis://:b?{}@h/0", "redis://:b?x={}@h/0",
+        "redis://:b@{}@h", "redis://:1/{}", "redis://:{}", "redis://h/{}", "redis://h?{}=1", "redis://h#{}",
+        "redis://h:{}", "redis://[{}", "redis://:b\n{}@h", "redis://:{}\u2100@b@h", "{}", "{}://h",
+        "http://:{}@h", "redis://:{}@h:1,g:2", "redis://h?db={}", "rediss://h?ssl_cert_reqs={}",
+        "rediss://h?ssl_check_hostname={}", "unix://{}/run/x", "unix://:{}@", "redis://:{}@h:99999/0",
     ],
 )  # fmt: skip
 def test_a_url_that_cannot_be_used_is_refused_in_one_line_without_any_part_of_the_password(url: str) -> None:
@@ -67,7 +70,10 @@ def test_an_unescaped_password_is_told_how_to_be_written(url: str) -> None:
         ("redis://h/1?db=1", "given twice"),
         ("redis://h?ssl_certfile=/x", "begin the URL with rediss://"),
         ("rediss://h?ssl_keyfile=/x", "give ssl_certfile too"),
-        ("rediss://h?ssl_ca_certs=/no/such/ca.pem", "ssl_ca_certs: /no/such/ca.pem cannot be read: No such file"),
+        (
+            "rediss://h?ssl_ca_certs=/no/such/ca.pem",
+            "ssl_ca_certs: /no/such/ca.pem cannot be read: No such file",
+        ),
         ("rediss://h?ssl_ca_certs=", "ssl_ca_certs names no file"),
         ("redis+sentinel://h", "Cluster and Sentinel are not supported.*Give the address of one server"),
         ("redis://a:1,b:2", "several servers"),
@@ -82,7 +88,8 @@ def test_what_is_refused_is_named(url: str, said: str) -> None:
 
 def test_both_clients_are_given_the_same_tls(certificates: Certificates) -> None:
     files = "&".join(f"{name}={certificates.path(file)}" for name, file in
-                     {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"}.items())  # fmt: skip
+                     {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem",
+                     "ssl_keyfile": "client.key"}.items())  # fmt: skip
     address = parse_redis_url(f"rediss://user:pw@h:1/2?{files}&ssl_check_hostname=false")
     assert address.tls is not None
     context = address.tls.context()

@@ -1,4 +1,6 @@
-"""Which Redis servers are taken, and what an operator is told of one that is not, or that may lose what it has acknowledged."""
+"""Which Redis servers are taken, and what an operator is told of one that is not, or that may lose what it
+has acknowledged.
+"""
 
 import logging
 
@@ -51,20 +53,27 @@ def test_a_cluster_is_refused_with_what_to_do(start_redis: StartRedis) -> None:
 
 def test_a_sentinel_is_refused_with_what_to_do(start_redis: StartRedis) -> None:
     server = start_redis(VALKEY, "sentinel.conf", "--sentinel", "--port", "{port}")
-    with pytest.raises(WrongRedis, match=f"127.0.0.1:{server.port} is a Sentinel.* Give the address of one server"):
+    with pytest.raises(
+        WrongRedis, match=f"127.0.0.1:{server.port} is a Sentinel.* Give the address of one server"
+    ):
         require_usable(f"redis://127.0.0.1:{server.port}")
 
 
 @pytest.mark.parametrize(
     ("server", "version", "taken"),
     [
-        ("redis", "6.2.14", False), ("redis", "7.0.0", True), ("redis", "10.1.0", True), ("valkey", "7.2.5", True),
+        ("redis", "6.2.14", False), ("redis", "7.0.0", True), ("redis", "10.1.0", True), ("valkey", "7.2.5",
+        True),
         ("redis", "unknown", True), ("garnet", "1.0.0", True),
     ],
 )  # fmt: skip
 def test_a_server_that_is_too_old_is_refused(server: str, version: str, *, taken: bool) -> None:
-    why = why_unusable(read_hello([b"server", server.encode(), b"version", version.encode(), b"mode", b"standalone"]))
-    assert why is None if taken else why == f"is version {version}; Redis 7.0 or Valkey 7.2 or newer is needed"
+    why = why_unusable(
+        read_hello([b"server", server.encode(), b"version", version.encode(), b"mode", b"standalone"])
+    )
+    assert (
+        why is None if taken else why == f"is version {version}; Redis 7.0 or Valkey 7.2 or newer is needed"
+    )
 
 
 def test_a_server_that_is_away_or_refuses_the_login_may_come_right(start_redis: StartRedis) -> None:
@@ -114,14 +123,17 @@ def test_billing_says_each_trouble_once_and_again_after_it_was_mended(
                 with pytest.raises(redis.AuthenticationError):
                     watch.step()
             assert [record.message for record in caplog.records] == [
-                f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in TAAS_REDIS_URL"
+                f"Redis at 127.0.0.1:{server.port} refuses the login: wrong user or password in "
+                "TAAS_REDIS_URL"
             ]
             admin.config_set("requirepass", "sesame")
             admin.config_set("appendfsync", "no")
             caplog.clear()
             watch.step()
             watch.step()
-            assert [record.message.partition(",")[0] for record in caplog.records] == ["Redis has appendfsync no"]
+            assert [record.message.partition(",")[0] for record in caplog.records] == [
+                "Redis has appendfsync no"
+            ]
             admin.config_set("appendfsync", "always")
             watch.step()
             admin.config_set("appendfsync", "no")

@@ -35,6 +35,8 @@ def test_a_model_writes_text_where_one_of_its_routes_does(offered: tuple[str, ..
         (OFFERED_ROUTES, Route.COMPLETIONS),
     ],
 )
-def test_an_engine_shows_that_it_works_on_a_route_that_its_model_offers(offered: tuple[str, ...], route: Route) -> None:
+def test_an_engine_shows_that_it_works_on_a_route_that_its_model_offers(
+    offered: tuple[str, ...], route: Route
+) -> None:
     assert smallest_request(offered) is ROUTE_FACTS[route]
     assert smallest_request(offered).smallest

@@ -23,7 +23,9 @@ def now_ms(client: redis.Redis) -> int:
     return int(seconds) * 1000 + micros // 1000
 
 
-def test_what_says_that_it_is_there_is_listed_until_it_leaves_or_its_lease_ends(raw_redis: redis.Redis) -> None:
+def test_what_says_that_it_is_there_is_listed_until_it_leaves_or_its_lease_ends(
+    raw_redis: redis.Redis,
+) -> None:
     renew(raw_redis, ONE, now_ms(raw_redis))
     renew(raw_redis, TWO, now_ms(raw_redis))
     renew(raw_redis, ScrapeTarget("worker", "10.0.0.1:9110"), now_ms(raw_redis) - LEASE_MS - 1)
@@ -33,7 +35,9 @@ def test_what_says_that_it_is_there_is_listed_until_it_leaves_or_its_lease_ends(
     assert read_targets(raw_redis) == [TWO]
 
 
-def test_a_lease_from_before_the_clock_went_back_does_not_count_and_a_renewal_does(raw_redis: redis.Redis) -> None:
+def test_a_lease_from_before_the_clock_went_back_does_not_count_and_a_renewal_does(
+    raw_redis: redis.Redis,
+) -> None:
     renew(raw_redis, ONE, now_ms(raw_redis) + 3_600_000)
     assert read_targets(raw_redis) == []
     renew(raw_redis, ONE, now_ms(raw_redis))
@@ -42,7 +46,11 @@ def test_a_lease_from_before_the_clock_went_back_does_not_count_and_a_renewal_do
 
 def test_a_member_that_is_none_takes_no_other_away(raw_redis: redis.Redis) -> None:
     renew(raw_redis, ONE, now_ms(raw_redis))
-    bad = {b"\xff": now_ms(raw_redis) + 1_000, "[]": now_ms(raw_redis) + 1_000, "{}": now_ms(raw_redis) + 1_000}
+    bad = {
+        b"\xff": now_ms(raw_redis) + 1_000,
+        "[]": now_ms(raw_redis) + 1_000,
+        "{}": now_ms(raw_redis) + 1_000,
+    }
     raw_redis.zadd(redis_keys.SCRAPE_TARGETS, bad)  # type: ignore[arg-type]
     assert read_targets(raw_redis) == [ONE]
 

@@ -13,8 +13,10 @@ from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens, 
 from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
 
 HEAD = EventHead(
-    request_id="req-1", tenant="acme", project="p", key_id="k", model='org/m "x" ü', pool="pool", cell="cell", instance="i", epoch="e",
-    route="chat", stream=True, class_=CapacityClass.ON_DEMAND, contract=None, weights=Weights(1, 1000, 100, 4000), samples=2,
+    request_id="req-1", tenant="acme", project="p", key_id="k", model='org/m "x" ü', pool="pool", cell="cell",
+    instance="i", epoch="e",
+    route="chat", stream=True, class_=CapacityClass.ON_DEMAND, contract=None, weights=Weights(1, 1000, 100,
+    4000), samples=2,
     started_ms=1_780_000_000_123, gateway="g",
 )  # fmt: skip
 COUNTS = st.integers(0, 2**53)
@@ -25,9 +27,9 @@ def event(
 ) -> UsageEvent:
     share = attribute(ending, usage or Tokens(10, 4, 7), shared_prompt=shared, anomaly=anomaly)
     return HEAD.ended(
-        ending=ending, usage_source=UsageSource.ENGINE, anomaly=anomaly, produced=share.produced, billed=share.billed,
-        absorbed=share.absorbed, units_mu=34_400, http_status=200, ended_ms=1_780_000_001_456, first_token_ms=1_780_000_000_456,
-        waited_ms=3, delivered_output=7,
+        ending=ending, usage_source=UsageSource.ENGINE, anomaly=anomaly, produced=share.produced,
+        billed=share.billed, absorbed=share.absorbed, units_mu=34_400, http_status=200,
+        ended_ms=1_780_000_001_456, first_token_ms=1_780_000_000_456, waited_ms=3, delivered_output=7,
     )  # fmt: skip
 
 
@@ -37,7 +39,9 @@ def event(
     COUNTS,
     st.sampled_from([None, "usage_missing"]),
 )
-def test_an_event_reads_back_as_it_was_written(ending: Ending, usage: Tokens, shared: int, anomaly: str | None) -> None:
+def test_an_event_reads_back_as_it_was_written(
+    ending: Ending, usage: Tokens, shared: int, anomaly: str | None
+) -> None:
     written = event(ending, usage, shared, anomaly)
     assert UsageEvent.from_json(written.to_json()) == written
 
@@ -59,7 +63,11 @@ def test_the_fields_are_those_of_the_contract() -> None:
     assert fields["weights"] == {"version": 1, "w_in_mu": 1000, "w_cached_mu": 100, "w_out_mu": 4000}
     assert fields["produced"] == {"prompt": 20, "cached": 4, "output": 7}
     assert fields["delivered"] == {"output": 7}
-    assert fields["absorbed"] == {"prompt": 10, "output": 0, "reasons": {"shared_prompt": {"prompt": 10, "output": 0}}}
+    assert fields["absorbed"] == {
+        "prompt": 10,
+        "output": 0,
+        "reasons": {"shared_prompt": {"prompt": 10, "output": 0}},
+    }
 
 
 def test_names_of_ignored_fields_are_there_only_where_something_was_ignored() -> None:

@@ -8,7 +8,12 @@ import pytest
 from tests.deploy.cli.conftest import Taas
 from tests.fixtures.engine import EngineMaker, SimEngine
 
-CHAT = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "ignore_eos": True}
+CHAT = {
+    "model": "sim",
+    "messages": [{"role": "user", "content": "hello"}],
+    "max_tokens": 5,
+    "ignore_eos": True,
+}
 
 
 @pytest.fixture

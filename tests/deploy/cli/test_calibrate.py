@@ -1,4 +1,6 @@
-"""`taas calibrate` on a simulated engine, through a live admin API: what it stores and shows, and what it refuses before it loads anything."""
+"""`taas calibrate` on a simulated engine, through a live admin API: what it stores and shows, and what it
+refuses before it loads anything.
+"""
 
 import json
 import re
@@ -29,8 +31,12 @@ QUICK = ("--yes", "--seconds-per-step", "0.3")
 
 
 @pytest.fixture
-def engine(make_engine: EngineMaker, told: Told, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> SimEngine:
-    """An engine that the installation knows as instance `sim-1` of `sim`, with its key where the registry has it."""
+def engine(
+    make_engine: EngineMaker, told: Told, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> SimEngine:
+    """An engine that the installation knows as instance `sim-1` of `sim`, with its key where the registry
+    has it.
+    """
     monkeypatch.setenv("TAAS_REDIS_URL", valkey_url)
     monkeypatch.delenv("TAAS_ENGINE_KEY", raising=False)
     engine = make_engine(*FAST)
@@ -47,8 +53,8 @@ def test_calibrating_measures_shows_stores_and_leaves_nothing_unaccounted(
     assert "typical, 1 at once" in result.stderr
     assert engine.key not in result.output
     for words in (
-        "MIX", "held back", "prompts of 1024 (not fitted)", "units per second and instance", "on the mix held back", "% on prompts of 1024",
-        "a test", "1000/",
+        "MIX", "held back", "prompts of 1024 (not fitted)", "units per second and instance",
+        "on the mix held back", "% on prompts of 1024", "a test", "1000/",
     ):  # fmt: skip
         assert words in result.stdout
     assert "a test" in taas("calibrate", "sim", "--history").stdout
@@ -107,7 +113,9 @@ def test_an_instance_whose_load_says_that_it_works_is_left_alone(
 ) -> None:
     entry = json.loads(str(valkey.hget(redis_keys.INSTANCES, "sim-1")))
     valkey.hset(
-        redis_keys.INSTANCES, "sim-1", json.dumps(entry | {"load": {"running": 0, "waiting": 3, "kv_usage": 0.1}})
+        redis_keys.INSTANCES,
+        "sim-1",
+        json.dumps(entry | {"load": {"running": 0, "waiting": 3, "kv_usage": 0.1}}),
     )
     said = run("calibrate", "sim", *QUICK, exit_code=1).stderr
     assert "sim-1 runs 0, 3 wait" in said
@@ -127,7 +135,9 @@ def test_an_instance_that_has_just_become_idle_is_waited_for(
 
     before, said = looked_at(), []
     asking = threading.Thread(
-        target=lambda: said.append(run("calibrate", "sim", *QUICK, "--engine-key", "wrong", exit_code=1).output)
+        target=lambda: said.append(
+            run("calibrate", "sim", *QUICK, "--engine-key", "wrong", exit_code=1).output
+        )
     )
     asking.start()
     wait_until(lambda: looked_at() > before, "a look at the instances")
@@ -136,7 +146,9 @@ def test_an_instance_that_has_just_become_idle_is_waited_for(
     assert "refuses the key" in said[0]
 
 
-def test_a_failed_measurement_stores_nothing_but_what_it_cost(taas: Taas, told: Told, engine: SimEngine) -> None:
+def test_a_failed_measurement_stores_nothing_but_what_it_cost(
+    taas: Taas, told: Told, engine: SimEngine
+) -> None:
     said = run("calibrate", "sim", *QUICK, "--tpot-ms", "1", exit_code=1).stderr
     assert "--tpot-ms" in said
     assert told("calibrate", "--history")["data"] == []
@@ -157,7 +169,8 @@ def test_one_that_is_told_to_stop_says_what_it_cost(
     ]
     command = [*heeding, "calibrate", "sim", "--yes", "--hardware", "a test"]
     # Long steps: it cannot be done before it is told.
-    with subprocess.Popen([*command, "--seconds-per-step", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:  # fmt: skip
+    with subprocess.Popen([*command, "--seconds-per-step", "60"], stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE, text=True) as running:  # fmt: skip
         wait_until(lambda: engine.counters()["generation"] > 0, "a token for the measurement")
         running.send_signal(number)
         _, said = running.communicate(timeout=60)
@@ -174,7 +187,9 @@ def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
     taas: Taas, told: Told, engine: SimEngine, admin_url: str
 ) -> None:
     signed = signed_by_other_weights(told, admin_url)
-    said = taas("calibrate", "sim", "--yes", "--seconds-per-step", "0.2", "--hardware", "a test", exit_code=1).stderr
+    said = taas(
+        "calibrate", "sim", "--yes", "--seconds-per-step", "0.2", "--hardware", "a test", exit_code=1
+    ).stderr
     assert "nothing was stored: " in said
     assert re.search(r"output 9000 → [\d.]+, and 1 contract is signed by the old weights", said)
     assert len(told("calibrate", "--history")["data"]) == 1
@@ -218,13 +233,19 @@ def generations(engine: SimEngine) -> int:
 
 
 def signed_by_other_weights(told: Told, admin_url: str) -> str:
-    """A contract of a unit, in a pool where a token written weighs far more than the engine will be found to need."""
+    """A contract of a unit, in a pool where a token written weighs far more than the engine will be found
+    to need.
+    """
     told("tenant", "create", "acme")
     measured = {
-        "pool": "sim", "model": "sim", "weights": {"w_in_mu": 1000, "w_cached_mu": 1000, "w_out_mu": 9_000_000}, "capacity_units_per_second": 1000,
-        "sequences": 2, "tpot_target_ms": 100, "ttft_target_ms": 2000, "hardware": "another", "engine_version": "1", "error": "0.01",
+        "pool": "sim", "model": "sim", "weights": {"w_in_mu": 1000, "w_cached_mu": 1000,
+        "w_out_mu": 9_000_000}, "capacity_units_per_second": 1000,
+        "sequences": 2, "tpot_target_ms": 100, "ttft_target_ms": 2000, "hardware": "another",
+        "engine_version": "1", "error": "0.01",
     }  # fmt: skip
     key = {"authorization": f"Bearer {ADMIN_KEY}"}
-    assert plain_http.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
+    assert (
+        plain_http.post(f"{admin_url}/admin/v1/calibrations", json=measured, headers=key).status_code == 201
+    )
     terms = ["--tenant", "acme", "--pool", "sim", "--units", "1", "--until", "1y", "--notice-days", "7"]
     return str(told("contract", "sign", "--yes", *terms)["contract"])

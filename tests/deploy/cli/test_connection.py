@@ -80,7 +80,9 @@ def lossy_url(admin_url: str) -> Iterator[str]:
     class Lossy(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            headers = {name: self.headers[name] for name in ("authorization", "content-type", "idempotency-key")}
+            headers = {
+                name: self.headers[name] for name in ("authorization", "content-type", "idempotency-key")
+            }
             answer = plain_http.post(admin_url + self.path, content=body, headers=headers)
             if not answer.headers.get("idempotent-replayed"):
                 self.close_connection = True

@@ -32,9 +32,9 @@ def shop(taas: Taas, told: Told, migrated_database_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(
             insert(calibration).values(
-                calibration_id="cal_1", pool="org/llama", model="org/llama", weights_version=1, capacity_mu_s=1_000_000,
-                sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30,
-                report={},
+                calibration_id="cal_1", pool="org/llama", model="org/llama", weights_version=1,
+                capacity_mu_s=1_000_000, sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu",
+                engine_version="0.32", error_permille=30, report={},
             )
         )  # fmt: skip
     engine.dispose()
@@ -46,7 +46,10 @@ def moment(text: str) -> datetime:
 
 
 def test_three_years_that_both_sides_can_end_within_90_days_is_one_line(taas: Taas, told: Told, shop: None):
-    line = "contract sign --yes --tenant acme --pool org/llama --units 500 --from now --until 3y --notice-days 90"
+    line = (
+        "contract sign --yes --tenant acme --pool org/llama --units 500 --from now --until 3y "
+        "--notice-days 90"
+    )
     signed = told(*line.split())
     assert (signed["state"], signed["overflow"]) == ("signed", "reject")
     assert signed["steps"][0]["units"] == "500"
@@ -61,9 +64,10 @@ def test_three_years_that_both_sides_can_end_within_90_days_is_one_line(taas: Ta
 
 def test_all_terms_pass_through_and_come_back(taas: Taas, told: Told, shop: None):
     signed = told(
-        "contract", "sign", "--yes", "--tenant", "acme", "--pool", "org/llama", "--units", "100.5", "--from", "2199-01-01",
-        "--ramp", "2199-07-01T00:00:00Z:200", "--ramp", "12mo:400", "--until", "3y", "--min-term", "12mo", "--notice-days", "90",
-        "--operator-notice-days", "180", "--overflow", "spill", "--spill-units", "50", "--headroom", "15%", "--price-reference", "PO 7",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", "org/llama", "--units", "100.5", "--from",
+        "2199-01-01", "--ramp", "2199-07-01T00:00:00Z:200", "--ramp", "12mo:400", "--until", "3y",
+        "--min-term", "12mo", "--notice-days", "90", "--operator-notice-days", "180", "--overflow", "spill",
+        "--spill-units", "50", "--headroom", "15%", "--price-reference", "PO 7",
     )  # fmt: skip
     assert [(step["from"][:10], step["units"]) for step in signed["steps"]] == [
         ("2199-01-01", "100.5"), ("2199-07-01", "200"), ("2200-01-01", "400"),
@@ -100,7 +104,18 @@ def test_a_draft_is_signed_by_its_id(taas: Taas, told: Told, shop: None):
 
 
 def test_a_draft_is_withdrawn_and_a_signed_one_is_not(taas: Taas, told: Told, shop: None):
-    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--until", "90d", "--notice-days", "7"]
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--units",
+        "5",
+        "--until",
+        "90d",
+        "--notice-days",
+        "7",
+    ]
     drafted = told("contract", "draft", *terms)["contract"]
     assert "will not be signed" in taas("contract", "withdraw", drafted).stdout
     assert told("contract", "show", drafted)["state"] == "ended"
@@ -109,8 +124,21 @@ def test_a_draft_is_withdrawn_and_a_signed_one_is_not(taas: Taas, told: Told, sh
     assert "notice" in taas("contract", "withdraw", signed, exit_code=1).stderr
 
 
-def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(taas: Taas, told: Told, shop: None):
-    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "5", "--until", "2100-01-01", "--notice-days", "7"]
+def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(
+    taas: Taas, told: Told, shop: None
+):
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--units",
+        "5",
+        "--until",
+        "2100-01-01",
+        "--notice-days",
+        "7",
+    ]
     signed = told("contract", "sign", "--yes", *terms)["contract"]
     now = told("contract", "amend", "--yes", signed, "--overflow", "spill", "--spill-units", "12.5")
     assert (now["overflow"], now["spill_units"], now["planned"]) == ("spill", "12.5", [])
@@ -129,34 +157,61 @@ def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(taas
     )
     shown = taas("contract", "show", signed).stdout
     assert (
-        "spill, at most 12.5 units per second; from 2090-01-01T00:00:00Z spill; from 2091-01-01T00:00:00Z queue"
+        "spill, at most 12.5 units per second; from 2090-01-01T00:00:00Z spill; from 2091-01-01T00:00:00Z "
+        "queue"
     ) in shown
-    assert "7 days by the tenant, 7 by the operator; from 2091-01-01T00:00:00Z 30 days by the tenant, 7" in shown
+    assert (
+        "7 days by the tenant, 7 by the operator; from 2091-01-01T00:00:00Z 30 days by the tenant, 7" in shown
+    )
     history = taas("contract", "history", signed).stdout
     assert "at most 12.5 units per second; from 2090" in history
     assert "30 days by the tenant" in history
     told("contract", "notice", "--yes", signed, "--by", "tenant")
     assert (
-        "Notice has been given" in taas("contract", "amend", "--yes", signed, "--notice-days", "1", exit_code=1).stderr
+        "Notice has been given"
+        in taas("contract", "amend", "--yes", signed, "--notice-days", "1", exit_code=1).stderr
     )
 
 
 def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Taas, told: Told, shop: None):
     terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7"]
     refused = taas(
-        "contract", "sign", "--yes", *terms, "--units", "2000", "--from", "2199-01-01", "--until", "1y", exit_code=1
+        "contract",
+        "sign",
+        "--yes",
+        *terms,
+        "--units",
+        "2000",
+        "--from",
+        "2199-01-01",
+        "--until",
+        "1y",
+        exit_code=1,
     )
     expected = "from 2199-01-01T00:00:00Z until 2200-01-01T00:00:00Z by 200 units per second"
     assert expected in refused.stderr
     told("contract", "sign", "--yes", *terms, "--units", "1500", "--from", "2199-01-01", "--until", "1y")
-    asked = ["contract", "quote", "--pool", "org/llama", "--units", "400", "--from", "2199-06-01", "--until", "90d"]
+    asked = [
+        "contract",
+        "quote",
+        "--pool",
+        "org/llama",
+        "--units",
+        "400",
+        "--from",
+        "2199-06-01",
+        "--until",
+        "90d",
+    ]
     quote = told(*asked)
     assert (quote["at_most"], quote["fits"], quote["fits_from"]) == ("300", False, "2200-01-01T00:00:00Z")
     said = taas(*asked).stdout
     assert "at most 300 units per second fit" in said
     assert "they fit for as long from 2200-01-01 00:00 on" in said
     assert "100 units per second more than is free, from 2199-06-01 00:00 until 2199-08-30 00:00" in said
-    never = taas("contract", "quote", "--pool", "org/llama", "--units", "1800.5", "--from", "2299-01-01").stdout
+    never = taas(
+        "contract", "quote", "--pool", "org/llama", "--units", "1800.5", "--from", "2299-01-01"
+    ).stdout
     assert "0.5 units per second more than is free, from 2299-01-01 00:00 on, for good" in never
     assert "no later start fits" in never
     assert "400 fit, until 2199-01-01" in taas(*asked[:-4], "--until", "30d").stdout
@@ -174,10 +229,14 @@ def test_amending_names_the_steps_that_fall_away(taas: Taas, told: Told, shop: N
     said = taas("contract", "amend", "--yes", signed, "--units", "7", "--from", "2102-01-01").stderr
     assert said == "note: no step of its ramp any more: 8 units per second from 2103-01-01T00:00:00Z\n"
     said = taas("contract", "amend", "--yes", signed, "--units", "9", "--from", "2100-02-01").stderr
-    assert "6 units per second from 2101-01-01T00:00:00Z, 7 units per second from 2102-01-01T00:00:00Z" in said
+    assert (
+        "6 units per second from 2101-01-01T00:00:00Z, 7 units per second from 2102-01-01T00:00:00Z" in said
+    )
 
 
-def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop: None, migrated_database_url: str):
+def test_signing_says_what_of_the_draft_had_passed(
+    taas: Taas, told: Told, shop: None, migrated_database_url: str
+):
     (tenant,) = told("tenant", "list")["data"]
     engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
@@ -202,7 +261,8 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
         in result.stderr
     )
     assert (
-        f"note: no step of its ramp any more: 6 units per second from {before['steps'][1]['from']}\n" in result.stderr
+        f"note: no step of its ramp any more: 6 units per second from {before['steps'][1]['from']}\n"
+        in result.stderr
     )
     assert [step["units"] for step in shown["steps"]] == ["6", "7"]
     # It is said though the clock has made it active meanwhile.
@@ -217,14 +277,21 @@ def test_signing_says_what_of_the_draft_had_passed(taas: Taas, told: Told, shop:
 @pytest.mark.parametrize(
     "args",
     [
-        ["contract", "sign"], ["contract", "sign", "--units", "5"], ["contract", "sign", "con_1", "--units", "5"],
+        ["contract", "sign"], ["contract", "sign", "--units", "5"], ["contract", "sign", "con_1", "--units",
+        "5"],
         ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "1y"],
-        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "eventually", "--notice-days", "1"],
-        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "999999y", "--notice-days", "1"],
-        ["contract", "sign", "--ramp", "200"], ["contract", "sign", "--headroom", "100%"], ["contract", "sign", "--headroom", "much"],
-        ["contract", "sign", "--overflow", "explode"], ["contract", "amend", "con_1"], ["contract", "notice", "con_1"],
-        ["contract", "amend", "con_1", "--until", "1y", "--from", "now"], ["contract", "amend", "con_1", "--overflow", "explode"],
-        ["contract", "amend", "con_1", "--notice-days", "many"], ["contract", "withdraw"], ["contract", "quote"], ["pool", "set", "p"],
+        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "eventually",
+        "--notice-days", "1"],
+        ["contract", "sign", "--tenant", "a", "--pool", "p", "--units", "5", "--until", "999999y",
+        "--notice-days", "1"],
+        ["contract", "sign", "--ramp", "200"], ["contract", "sign", "--headroom", "100%"], ["contract",
+        "sign", "--headroom", "much"],
+        ["contract", "sign", "--overflow", "explode"], ["contract", "amend", "con_1"], ["contract", "notice",
+        "con_1"],
+        ["contract", "amend", "con_1", "--until", "1y", "--from", "now"], ["contract", "amend", "con_1",
+        "--overflow", "explode"],
+        ["contract", "amend", "con_1", "--notice-days", "many"], ["contract", "withdraw"], ["contract",
+        "quote"], ["pool", "set", "p"],
         ["pool", "set", "p", "--instances", "-1"],
     ],
 )  # fmt: skip
@@ -260,12 +327,16 @@ def test_what_is_no_part_is_wrong_usage(words: list[str], text: str, monkeypatch
     assert "--headroom" in run(*words, "--headroom", text, exit_code=2).stderr
 
 
-@pytest.mark.parametrize("text", [text for text in NO_NUMBERS if text != "1e-999999999"] + ["0", "-0", "none"])
+@pytest.mark.parametrize(
+    "text", [text for text in NO_NUMBERS if text != "1e-999999999"] + ["0", "-0", "none"]
+)
 @pytest.mark.parametrize(
     "words",
     [
-        ["contract", "draft", "--units", "{}"], ["contract", "draft", "--spill-units", "{}"], ["contract", "draft", "--ramp", "1y:{}"],
-        ["contract", "amend", "con_1", "--units", "{}"], ["contract", "quote", "--pool", "p", "--units", "{}"],
+        ["contract", "draft", "--units", "{}"], ["contract", "draft", "--spill-units", "{}"], ["contract",
+        "draft", "--ramp", "1y:{}"],
+        ["contract", "amend", "con_1", "--units", "{}"], ["contract", "quote", "--pool", "p", "--units",
+        "{}"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -285,10 +356,13 @@ def test_a_part_is_read_as_it_is_meant(text: str, meant: str):
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("now", "2028-01-31T12:00:00.000Z"), ("90d", "2028-04-30T12:00:00.000Z"), ("1mo", "2028-02-29T12:00:00.000Z"),
-        ("12mo", "2029-01-31T12:00:00.000Z"), ("3y", "2031-01-31T12:00:00.000Z"), ("2w", "2028-02-14T12:00:00.000Z"),
+        ("now", "2028-01-31T12:00:00.000Z"), ("90d", "2028-04-30T12:00:00.000Z"), ("1mo",
+        "2028-02-29T12:00:00.000Z"),
+        ("12mo", "2029-01-31T12:00:00.000Z"), ("3y", "2031-01-31T12:00:00.000Z"), ("2w",
+        "2028-02-14T12:00:00.000Z"),
         ("36h", "2028-02-02T00:00:00.000Z"), ("2030-05-01", "2030-05-01T00:00:00.000Z"),
-        ("2030-05-01T02:00:00+02:00", "2030-05-01T00:00:00.000Z"), ("2030-05-01T00:00:00Z", "2030-05-01T00:00:00.000Z"),
+        ("2030-05-01T02:00:00+02:00", "2030-05-01T00:00:00.000Z"), ("2030-05-01T00:00:00Z",
+        "2030-05-01T00:00:00.000Z"),
     ],
 )  # fmt: skip
 def test_moments_are_read_by_the_calendar(text: str, meant: str):
@@ -308,7 +382,15 @@ def test_what_is_no_moment_is_said_to_be_none(text: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["9000y", "+9000y", "999999mo", "999999w", "7972y", "9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00"],
+    [
+        "9000y",
+        "+9000y",
+        "999999mo",
+        "999999w",
+        "7972y",
+        "9999-12-31T23:59:59-05:00",
+        "0001-01-01T00:00:00+05:00",
+    ],
 )
 def test_a_moment_beyond_every_calendar_is_said_to_be_out_of_range(text: str):
     with pytest.raises(click.BadParameter, match="is out of range"):
@@ -316,7 +398,10 @@ def test_a_moment_beyond_every_calendar_is_said_to_be_out_of_range(text: str):
 
 
 def test_from_now_a_year_is_a_year_and_no_minimum_term_is_none(taas: Taas, told: Told, shop: None):
-    line = "contract sign --yes --tenant acme --pool org/llama --units 5 --from now --until 1y --min-term 0d --ramp 6mo:7 --notice-days 1"
+    line = (
+        "contract sign --yes --tenant acme --pool org/llama --units 5 --from now --until 1y --min-term "
+        "0d --ramp 6mo:7 --notice-days 1"
+    )
     signed = told(*line.split())
     assert signed["minimum_until"] == signed["from"]
     starts = moment(signed["from"])
@@ -335,17 +420,32 @@ def test_what_binds_is_asked_about_and_nobody_can_answer_through_a_pipe(taas: Ta
     refused = taas("contract", "amend", signed, "--units", "3", "--from", "2101-01-01", exit_code=2)
     assert "from 2101-01-01 00:00 on 3 units per second in place of 5" in refused.stdout
     assert told("contract", "show", signed) == before
-    assert told("contract", "amend", signed, "--units", "6", "--from", "2101-01-01")["steps"][1]["units"] == "6"
+    assert (
+        told("contract", "amend", signed, "--units", "6", "--from", "2101-01-01")["steps"][1]["units"] == "6"
+    )
 
 
 def test_a_burst_is_signed_said_and_holds_more_of_the_pool(taas: Taas, told: Told, shop: None):
-    terms = ["--tenant", "acme", "--pool", "org/llama", "--notice-days", "7", "--from", "2100-01-01", "--until", "1y"]
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--notice-days",
+        "7",
+        "--from",
+        "2100-01-01",
+        "--until",
+        "1y",
+    ]
     refused = taas("contract", "sign", "--yes", *terms, "--units", "200", "--burst", "10s", exit_code=1)
     assert "by 200 units per second" in refused.stderr
     signed = told("contract", "sign", "--yes", *terms, "--units", "150", "--burst", "10s")
     assert (signed["burst_seconds"], signed["units"]) == ("10", "0")
     assert "1,500 units at once (10 s of its rate)" in taas("contract", "show", signed["contract"]).stdout
-    quote = told("contract", "quote", "--pool", "org/llama", "--from", "2100-01-02", "--until", "1d", "--burst", "2s")
+    quote = told(
+        "contract", "quote", "--pool", "org/llama", "--from", "2100-01-02", "--until", "1d", "--burst", "2s"
+    )
     assert (quote["at_most"], quote["burst_units"]) == ("150", "300")
     assert (
         "burst: 300 units at once (1 s of the rate)"
@@ -365,11 +465,29 @@ def test_a_load_is_said_in_units(taas: Taas, told: Told, shop: None):
     assert "--input" in taas("contract", "quote", "--pool", "org/llama", *load[:2], exit_code=2).stderr
 
 
-def test_limits_that_could_undercut_a_contract_are_warned_of_with_both_figures(taas: Taas, told: Told, shop: None):
+def test_limits_that_could_undercut_a_contract_are_warned_of_with_both_figures(
+    taas: Taas, told: Told, shop: None
+):
     told("limit", "set", "--tenant", "acme", "--requests-per-minute", "60", "--units-per-minute", "10")
-    terms = ["--tenant", "acme", "--pool", "org/llama", "--units", "500", "--notice-days", "7", "--until", "1y"]
+    terms = [
+        "--tenant",
+        "acme",
+        "--pool",
+        "org/llama",
+        "--units",
+        "500",
+        "--notice-days",
+        "7",
+        "--until",
+        "1y",
+    ]
     signed = taas("contract", "sign", "--yes", *terms)
     assert "warning: org/llama is limited to 60 requests a minute beside 500 units a second" in signed.stderr
-    warned = taas("limit", "set", "--tenant", "acme", "--requests-per-minute", "none", "--concurrency", "2").stderr
-    assert "is limited to 2 requests at once beside 500 units a second: each must do 250 units a second" in warned
+    warned = taas(
+        "limit", "set", "--tenant", "acme", "--requests-per-minute", "none", "--concurrency", "2"
+    ).stderr
+    assert (
+        "is limited to 2 requests at once beside 500 units a second: each must do 250 units a second"
+        in warned
+    )
     assert "warning" not in taas("limit", "set", "--tenant", "acme", "--concurrency", "none").stderr

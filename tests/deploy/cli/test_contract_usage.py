@@ -23,7 +23,8 @@ def contract_id(migrated_database_url: str, admin_url: str) -> str:
         draft = lifecycle.draft(connection, terms(shop.tenants["acme"], 10), now_ms=T0)
         signed = lifecycle.sign(connection, draft.contract_id, now_ms=T0)
         connection.execute(insert(contract_minute), [
-            {"contract_id": signed.contract_id, "minute_ms": T0 + minute * 60_000, "assigned_mu": 600_000, "used_mu": 250_500,
+            {"contract_id": signed.contract_id, "minute_ms": T0 + minute * 60_000, "assigned_mu": 600_000,
+            "used_mu": 250_500,
              "lent_mu": 0, "borrowed_mu": 1_000, "refused": 3, "cut_mu": 1_000, "missing_mu": 500,
              "limited_requests": 3 * minute, "limited_concurrency": 5 * minute}
             for minute in range(2)
@@ -71,7 +72,21 @@ def test_a_line_a_minute_and_the_total(taas: Callable[..., Result], contract_id:
     ]
     summed = cells(taas("contract", "usage", "--tenant", "acme", "--sum", *SPAN))
     assert summed[1:] == [
-        [contract_id, "acme", "llama", "1,200", "501", "0", "2", "6", "8", "(requests,", "concurrency)", "3", "1"]
+        [
+            contract_id,
+            "acme",
+            "llama",
+            "1,200",
+            "501",
+            "0",
+            "2",
+            "6",
+            "8",
+            "(requests,",
+            "concurrency)",
+            "3",
+            "1",
+        ]
     ]
 
 

@@ -40,7 +40,8 @@ def used(told: Told, migrated_database_url: str) -> None:
 
 def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
     lines = [
-        line.split() for line in taas("usage", "--tenant", "acme", "--by", "model,hour", *EVER).stdout.splitlines()
+        line.split()
+        for line in taas("usage", "--tenant", "acme", "--by", "model,hour", *EVER).stdout.splitlines()
     ]
     assert lines[0][:2] == ["from", "2020-01-01"]
     assert lines[2:] == [
@@ -70,7 +71,9 @@ def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
         "con_1",
     ):
         assert words in shown
-    assert "admitted: within its contract; asked for auto; level 1.5 before, 12 after, at 500 a second" in shown
+    assert (
+        "admitted: within its contract; asked for auto; level 1.5 before, 12 after, at 500 a second" in shown
+    )
 
 
 def test_an_audit_shows_what_no_engine_accounts_for(taas: Taas, told: Told, used):

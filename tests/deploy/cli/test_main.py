@@ -25,7 +25,9 @@ HEAVY = (
 )
 
 
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -44,12 +46,17 @@ def test_every_command_and_option_says_what_it_is_for():
 
 def test_every_command_of_a_noun_can_print_json():
     for path, command in commands(main):
-        if not isinstance(command, click.Group) and (len(path) == 2 or path[0] in {"usage", "audit", "status"}):
+        if not isinstance(command, click.Group) and (
+            len(path) == 2 or path[0] in {"usage", "audit", "status"}
+        ):
             assert "as_json" in {option.name for option in command.params}, path
 
 
 def test_help_loads_nothing_heavy():
-    loaded = f"import sys; from deploy.cli.main import main; main(['--help'], standalone_mode=False); print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    loaded = (
+        "import sys; from deploy.cli.main import main; main(['--help'], standalone_mode=False); "
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
 

@@ -1,4 +1,6 @@
-"""Every noun of `taas`, through a live admin API: the words of the glossary, JSON for programs, tables for people."""
+"""Every noun of `taas`, through a live admin API: the words of the glossary, JSON for programs, tables for
+people.
+"""
 
 import json
 import re
@@ -73,7 +75,9 @@ def test_limits_are_set_field_by_field_and_lifted(taas: Taas, told: Told, acme, 
     assert (both["requests_per_minute"], both["units_per_minute"], both["concurrency"]) == (60, None, 4)
     told("limit", "set", "--tenant", "acme", "--model", "org/llama", "--concurrency", "1")
     key = told("key", "create", "--tenant", "acme")["key_id"]
-    assert told("limit", "set", "--tenant", "acme", "--key", key, "--requests-per-minute", "0")["key_id"] == key
+    assert (
+        told("limit", "set", "--tenant", "acme", "--key", key, "--requests-per-minute", "0")["key_id"] == key
+    )
     assert len(told("limit", "list", "--tenant", "acme")["data"]) == 3
     assert "none" in taas("limit", "list").stdout
     taas("limit", "remove", "--tenant", "acme", "--model", "org/llama")
@@ -103,11 +107,23 @@ def test_a_model_is_shown_and_changed_by_a_name_with_a_slash(taas: Taas, told: T
         "8000000",
     )
     assert changed["max_body_bytes"] == 8_000_000
-    assert (changed["weights"]["version"], changed["routes"], changed["visible"]) == (2, ["chat"], [acme["tenant"]])
+    assert (changed["weights"]["version"], changed["routes"], changed["visible"]) == (
+        2,
+        ["chat"],
+        [acme["tenant"]],
+    )
     assert "acme" in taas("model", "show", "org/llama").stdout
     assert told("model", "set", "org/llama", "--status", "retired")["status"] == "retired"
     private = told(
-        "model", "add", "ft", "--context", "10", "--owner", "acme", "--allow-template-kwarg", "enable_thinking"
+        "model",
+        "add",
+        "ft",
+        "--context",
+        "10",
+        "--owner",
+        "acme",
+        "--allow-template-kwarg",
+        "enable_thinking",
     )
     assert (private["owner"], private["chat_template_kwargs"]) == (acme["tenant"], ["enable_thinking"])
     assert "acme (owner)" in taas("model", "list").stdout
@@ -149,7 +165,9 @@ def test_an_instance_is_added_as_one_that_schedules_by_priority(taas: Taas, told
 
 
 def test_a_price_is_set_and_listed(taas: Taas, told: Told, llama):
-    price = told("price", "set", "--model", "org/llama", "--input", "0.15", "--cached-input", "0.03", "--output", "0.6")
+    price = told(
+        "price", "set", "--model", "org/llama", "--input", "0.15", "--cached-input", "0.03", "--output", "0.6"
+    )
     assert (price["input"], price["cached_input"], price["output"]) == ("0.15", "0.03", "0.60")
     later = ["price", "set", "--model", "org/llama", "--input", "1", "--output", "1", "--from", "2999-01-01"]
     assert "by more than 10 times" in taas(*later, exit_code=2).stderr
@@ -179,7 +197,10 @@ def test_a_future_price_is_withdrawn(taas: Taas, told: Told, llama):
 def test_a_key_is_changed_rotated_and_shown(taas: Taas, told: Told, acme, llama):
     key = told("key", "create", "--tenant", "acme", "--expires", "30d", "--model", "org/llama")
     assert key["models"] == ["org/llama"]
-    assert told("key", "set", key["key_id"], "--name", "ci", "--expires", "never", "--any-model")["models"] is None
+    assert (
+        told("key", "set", key["key_id"], "--name", "ci", "--expires", "never", "--any-model")["models"]
+        is None
+    )
     assert "all of its tenant" in taas("key", "show", key["key_id"]).stdout
     rotated = taas("key", "rotate", key["key_id"], "--overlap", "24h")
     assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}\n", rotated.stdout)
@@ -219,16 +240,22 @@ def test_a_request_that_never_was_is_neither_stopped_nor_shown(taas: Taas, told:
 def test_what_is_refused_ends_with_1_and_says_why(taas: Taas, acme):
     assert "already" in taas("tenant", "create", "acme", exit_code=1).stderr
     assert "no tenant 'nobody'" in taas("key", "create", "--tenant", "nobody", exit_code=1).stderr
-    assert "taas model add" in taas("instance", "add", "--model", "x", "--url", "http://h", exit_code=1).stderr
+    assert (
+        "taas model add" in taas("instance", "add", "--model", "x", "--url", "http://h", exit_code=1).stderr
+    )
 
 
 @pytest.mark.parametrize(
     "args",
     [
-        ["nothing"], ["tenant", "create"], ["key", "create"], ["limit", "set", "--tenant", "x"], ["limit", "set", "--concurrency", "1"],
-        ["limit", "set", "--tenant", "x", "--concurrency", "-1"], ["model", "set", "x"], ["model", "add", "unknown"],
-        ["model", "add", "x", "--weights", "1,2"], ["model", "set", "x", "--visible", "internal", "--for", "y"],
-        ["tenant", "set", "x"], ["tenant", "set", "x", "--redis-down", "lease"], ["price", "set", "--model", "x"],
+        ["nothing"], ["tenant", "create"], ["key", "create"], ["limit", "set", "--tenant", "x"], ["limit",
+        "set", "--concurrency", "1"],
+        ["limit", "set", "--tenant", "x", "--concurrency", "-1"], ["model", "set", "x"], ["model", "add",
+        "unknown"],
+        ["model", "add", "x", "--weights", "1,2"], ["model", "set", "x", "--visible", "internal", "--for",
+        "y"],
+        ["tenant", "set", "x"], ["tenant", "set", "x", "--redis-down", "lease"], ["price", "set", "--model",
+        "x"],
     ],
 )  # fmt: skip
 def test_wrong_usage_ends_with_2(args: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -255,7 +282,8 @@ def test_a_list_of_several_pages_is_read_whole_or_as_far_as_asked(told: Told, mi
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "insert into tenant (tenant_id, name, kind, on_demand, redis_down)"
-            " select 'ten_' || n, 'tenant-' || to_char(n, 'FM00000'), 'external', true, '{\"policy\": \"refuse\"}'"
+            " select 'ten_' || n, 'tenant-' || to_char(n, 'FM00000'), 'external', true, '{\"policy\": "
+            '"refuse"}\''
             " from generate_series(1, 1203) n"
         )
     engine.dispose()

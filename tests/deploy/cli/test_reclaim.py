@@ -30,8 +30,9 @@ def shop(taas: Taas, told: Told, migrated_database_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(
             insert(calibration).values(
-                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000, sequences=16,
-                tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32", error_permille=30, report={},
+                calibration_id="cal_1", pool=POOL, model=POOL, weights_version=1, capacity_mu_s=1_000_000,
+                sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu", engine_version="0.32",
+                error_permille=30, report={},
             )
         )  # fmt: skip
     engine.dispose()
@@ -71,17 +72,22 @@ def test_it_shows_what_it_does_asks_does_it_and_gives_back(taas: Taas, told: Tol
     # What drains is not for sale any more, and not said to be.
     free = told("pool", "show", POOL)
     assert (free["taken"], free["capacity"], free["free"]) == (1, "1000", "1000")
-    assert "2 machines, and from then on 1 of them: others" in taas(*said[:3], "2", *said[4:], exit_code=1).stderr
+    assert (
+        "2 machines, and from then on 1 of them: others"
+        in taas(*said[:3], "2", *said[4:], exit_code=1).stderr
+    )
     assert "1 for research" in taas("reclaim", "--show", made["reclaim"]).stdout
     assert "is released: i1" in taas("release", made["reclaim"]).stdout
     assert statuses(told) == {"i1": "ready", "i2": "ready"}
     assert "released already" in taas("release", made["reclaim"], exit_code=1).stderr
 
 
-def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, told: Told, shop: None) -> None:
+def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(
+    taas: Taas, told: Told, shop: None
+) -> None:
     told(
-        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from", "2199-01-01", "--until", "1y",
-        "--notice-days", "30",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--from",
+        "2199-01-01", "--until", "1y", "--notice-days", "30",
     )  # fmt: skip
     said = "reclaim", POOL, "--instances", "1", "--for", "recsys", "--by", "30d"
     refused = taas(*said, "--yes", exit_code=1)
@@ -96,7 +102,8 @@ def test_a_contract_stands_in_its_way_until_it_is_broken_knowingly(taas: Taas, t
     assert told("reclaim")["data"] == []
     (cut,) = told(*said, "--break", "--dry-run")["plan"]["contracts"]
     assert {name: cut[name] for name in ("holds", "run_out", "units", "units_then", "least_from")} == {
-        "holds": False, "run_out": False, "units": "1500", "units_then": "1000", "least_from": "2199-01-01T00:00:00Z",
+        "holds": False, "run_out": False, "units": "1500", "units_then": "1000",
+        "least_from": "2199-01-01T00:00:00Z",
     }  # fmt: skip
     made = told(*said, "--break", "--yes")
     assert (made["state"], made["break"]) == ("planned", True)
@@ -109,7 +116,8 @@ def test_each_contract_is_shown_with_what_becomes_of_it(taas: Taas, told: Told, 
     told(*said, "--tenant", "acme", "--units", "400", "--until", "10d", "--notice-days", "0")
     told(*said, "--tenant", "bolt", "--units", "900", "--until", "2y")
     lines = {
-        line.split()[1]: line for line in taas("reclaim", POOL, "--instances", "1", "--for", "idle", "--by", "60d", "--dry-run").stdout.splitlines()
+        line.split()[1]: line for line in taas("reclaim", POOL, "--instances", "1", "--for", "idle", "--by",
+        "60d", "--dry-run").stdout.splitlines()
         if line.startswith("con_")
     }  # fmt: skip
     assert "400  " in lines["acme"]
@@ -140,7 +148,8 @@ def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: N
     assert "instances that leave" in before
     assert "instances that leave" not in after
     assert told("reclaim")["data"] == []
-    comes = Answer(b"y\n", lambda: told("contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "1500", "--until", "1y",
+    comes = Answer(b"y\n", lambda: told("contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL,
+    "--units", "1500", "--until", "1y",
                                         "--notice-days", "0"))  # fmt: skip
     asked = CliRunner().invoke(main, [*said, "--break"], input=comes)
     assert asked.exit_code == 1
@@ -152,8 +161,10 @@ def test_what_is_not_as_it_was_shown_is_not_done(taas: Taas, told: Told, shop: N
 def a_plan(**changes: Any) -> dict[str, Any]:
     """What a reclaim would do: nothing to anybody, but for what is said."""
     return {
-        "pool": "p", "instances": 1, "use": "idle", "by": "noon", "drain_from": "noon", "drains_now": False, "not_running": 0,
-        "others": {"units_before": "2", "units_after": "1"}, "open": {"flex": 20, "on_demand": 3, "reserved": 0},
+        "pool": "p", "instances": 1, "use": "idle", "by": "noon", "drain_from": "noon", "drains_now": False,
+        "not_running": 0,
+        "others": {"units_before": "2", "units_after": "1"}, "open": {"flex": 20, "on_demand": 3,
+        "reserved": 0},
         "leaving": [], "left": [], "contracts": [], "streams": [], "broken": [], **changes,
     }  # fmt: skip
 
@@ -184,12 +195,16 @@ def test_units_are_rounded_for_people(capsys: pytest.CaptureFixture[str]) -> Non
         "free": "0.333",
         "short": "0",
     }
-    cut = {"contract": "con_1", "tenant_name": "acme", "ends": "then", "run_out": False, "holds": False, "least_from": "noon",
+    cut = {"contract": "con_1", "tenant_name": "acme", "ends": "then", "run_out": False, "holds": False,
+    "least_from": "noon",
            "units": "1234.567", "units_then": "12.346"}  # fmt: skip
     others = {"units_before": "5120.763", "units_after": "0.125"}
     print_plan(
         a_plan(
-            left=[left], contracts=[cut], others=others, broken=[{"from": "noon", "until": None, "units": "1222.221"}]
+            left=[left],
+            contracts=[cut],
+            others=others,
+            broken=[{"from": "noon", "until": None, "units": "1222.221"}],
         )
     )
     shown = capsys.readouterr().out
@@ -228,15 +243,19 @@ def test_what_cannot_be_is_refused(taas: Taas, shop: None, args: tuple[str, ...]
 
 def test_the_plan_shows_uses_and_what_is_signed_by_quarter(taas: Taas, told: Told, shop: None) -> None:
     told(
-        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "400", "--ramp", "6mo:800", "--until", "2y",
-        "--notice-days", "30",
+        "contract", "sign", "--yes", "--tenant", "acme", "--pool", POOL, "--units", "400", "--ramp",
+        "6mo:800", "--until", "2y", "--notice-days", "30",
     )  # fmt: skip
     told("reclaim", POOL, "--instances", "1", "--for", "research", "--by", "200d", "--yes")
     answer = told("plan", "--quarters", "6")
     (pool,) = answer["data"]
     periods = pool["periods"]
     assert len({each["quarter"] for each in periods}) == 6
-    assert (periods[0]["machines"], periods[0]["signed"], periods[0]["free"]) == ({"external": 2}, "400", "1600")
+    assert (periods[0]["machines"], periods[0]["signed"], periods[0]["free"]) == (
+        {"external": 2},
+        "400",
+        "1600",
+    )
     assert (periods[-1]["machines"], periods[-1]["signed"], periods[-1]["free"]) == (
         {"external": 1, "research": 1}, "800", "200",
     )  # fmt: skip

@@ -1,4 +1,6 @@
-"""Which cap holds for a body: the model's, and before that is known the largest that the caller could mean."""
+"""Which cap holds for a body: the model's, and before that is known the largest that the caller could
+mean.
+"""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,8 +16,10 @@ DEFAULT, MOST = 4_000, 50_000
 
 def model(name: str, **fields: Any) -> Model:
     entry = {
-        "name": name, "pool": name, "cell": name, "visible": "everyone", "owner": None, "routes": ["chat"], "engine_model": name,
-        "context_tokens": 4096, "default_max_tokens": 256, "weights": {"version": 1, "w_in_mu": 1, "w_cached_mu": 1, "w_out_mu": 1},
+        "name": name, "pool": name, "cell": name, "visible": "everyone", "owner": None, "routes": ["chat"],
+        "engine_model": name,
+        "context_tokens": 4096, "default_max_tokens": 256, "weights": {"version": 1, "w_in_mu": 1,
+        "w_cached_mu": 1, "w_out_mu": 1},
     } | fields  # fmt: skip
     return Model.read(orjson.dumps(entry))
 

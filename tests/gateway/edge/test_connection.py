@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.listening import Listening, listening, parse_head, read_all, read_response, responses_of, until
+from tests.gateway.listening import (
+    Listening,
+    listening,
+    parse_head,
+    read_all,
+    read_response,
+    responses_of,
+    until,
+)
 
 GET = b"GET /one HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /body HTTP/1.1\r\nHost: x\r\n"
@@ -93,7 +101,9 @@ SMUGGLING = {
 
 
 @pytest.mark.parametrize("request_bytes", SMUGGLING.values(), ids=SMUGGLING.keys())
-def test_fault_06_ambiguous_request_gets_400_and_nothing_after_it_runs(server: Listening, request_bytes: bytes) -> None:
+def test_fault_06_ambiguous_request_gets_400_and_nothing_after_it_runs(
+    server: Listening, request_bytes: bytes
+) -> None:
     check_error(server.ask(request_bytes + POISON), 400, "invalid_http")
     assert "/poison" not in server.app.ran
 
@@ -237,8 +247,15 @@ def test_a_stream_is_chunked_and_the_connection_lives_on(server: Listening) -> N
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
 )
-def test_an_offered_upgrade_is_ignored_and_the_body_is_read(server: Listening, upgrade: bytes, framing: bytes) -> None:
-    head = POST + b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: " + upgrade + b"\r\n"
+def test_an_offered_upgrade_is_ignored_and_the_body_is_read(
+    server: Listening, upgrade: bytes, framing: bytes
+) -> None:
+    head = (
+        POST
+        + b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEAAEAA\r\nUpgrade: "
+        + upgrade
+        + b"\r\n"
+    )
     first, second = responses_of(server.ask(head + framing + GET + b"Connection: close\r\n\r\n"))
     assert (first[0], json.loads(first[2])["bytes"]) == (200, 3)
     assert (second[0], json.loads(second[2])["ran"]) == (200, "/one")
@@ -248,9 +265,15 @@ def test_an_offered_upgrade_is_ignored_and_the_body_is_read(server: Listening, u
 def test_fault_06_an_offered_upgrade_hides_nothing_from_the_checks(server: Listening) -> None:
     head = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     check_error(
-        server.ask(head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\n" + POISON), 400, "invalid_http"
+        server.ask(head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\n" + POISON),
+        400,
+        "invalid_http",
     )
-    check_error(server.ask(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n\r\n" + POISON), 400, "invalid_http")
+    check_error(
+        server.ask(head + b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: b\r\n\r\n" + POISON),
+        400,
+        "invalid_http",
+    )
     assert "/poison" not in server.app.ran
 
 
@@ -258,8 +281,15 @@ def test_pipelined_requests_are_answered_in_order(server: Listening) -> None:
     requests = [b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % index for index in range(40)]
     bodies = [POST + b"Content-Length: 4\r\n\r\nabcd", CHUNKED + b"\r\n5\r\nabcde\r\n0\r\n\r\n"]
     last = GET + b"Connection: close\r\n\r\n"
-    answers = [json.loads(body) for _, _, body in responses_of(server.ask(b"".join(requests + bodies) + last))]
-    assert [one.get("ran") or one["bytes"] for one in answers] == [*(f"/{index}" for index in range(40)), 4, 5, "/one"]
+    answers = [
+        json.loads(body) for _, _, body in responses_of(server.ask(b"".join(requests + bodies) + last))
+    ]
+    assert [one.get("ran") or one["bytes"] for one in answers] == [
+        *(f"/{index}" for index in range(40)),
+        4,
+        5,
+        "/one",
+    ]
 
 
 def test_pipelined_requests_in_single_bytes_are_answered_in_order(server: Listening) -> None:
@@ -319,7 +349,9 @@ def test_a_bug_becomes_an_error_in_form(server: Listening) -> None:
 
 def test_a_bug_after_the_answer_leaves_the_connection_to_the_next_request(server: Listening) -> None:
     late = b"GET /late-bug HTTP/1.1\r\nHost: x\r\n\r\n"
-    answers = responses_of(server.ask(late * 2 + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    answers = responses_of(
+        server.ask(late * 2 + b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    )
     assert [status for status, _, _ in answers] == [200, 200, 200]
 
 

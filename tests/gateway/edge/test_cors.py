@@ -1,4 +1,6 @@
-"""Web pages of other origins: refused by default, and with a setting told so on every answer, whoever makes it."""
+"""Web pages of other origins: refused by default, and with a setting told so on every answer, whoever
+makes it.
+"""
 
 from collections.abc import Iterator
 
@@ -10,7 +12,9 @@ from tests.gateway.listening import Listening, listening, parse_head, responses_
 PAGE = "https://app.example.com"
 ORIGIN = b"Host: x\r\nOrigin: https://app.example.com\r\n"
 OTHER = b"Host: x\r\nOrigin: https://evil.example.com\r\n"
-PREFLIGHT = b"OPTIONS /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nAccess-Control-Request-Method: POST\r\n"
+PREFLIGHT = (
+    b"OPTIONS /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nAccess-Control-Request-Method: POST\r\n"
+)
 # Answers of the application, and what the listener says itself.
 ANSWERS = {
     "good": (b"GET /one HTTP/1.1\r\n%b\r\n", 200),
@@ -25,12 +29,16 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Listening]:
-    with listening(cors_origins=f"{PAGE}, http://localhost:3000", body_deadline_s=0.5, keep_alive_s=0.5) as running:
+    with listening(
+        cors_origins=f"{PAGE}, http://localhost:3000", body_deadline_s=0.5, keep_alive_s=0.5
+    ) as running:
         yield running
 
 
 @pytest.mark.parametrize(("request_bytes", "status"), ANSWERS.values(), ids=ANSWERS.keys())
-def test_every_answer_may_be_read_by_an_allowed_page_only(server: Listening, request_bytes: bytes, status: int) -> None:
+def test_every_answer_may_be_read_by_an_allowed_page_only(
+    server: Listening, request_bytes: bytes, status: int
+) -> None:
     for sent, allowed in ((ORIGIN, PAGE), (OTHER, None), (b"Host: x\r\n", None)):
         ((answered, headers, _),) = responses_of(server.ask(request_bytes % sent))
         assert answered == status
@@ -43,8 +51,9 @@ def test_every_answer_may_be_read_by_an_allowed_page_only(server: Listening, req
 
 def test_a_preflight_allows_what_the_sdks_send(server: Listening) -> None:
     wanted = [
-        "authorization", "x-api-key", "content-type", "idempotency-key", "anthropic-version", "anthropic-beta",
-        "anthropic-dangerous-direct-browser-access", "x-stainless-lang", "x-stainless-retry-count", "openai-organization", "x-taas-strict",
+        "authorization", "x-api-key", "content-type", "idempotency-key", "anthropic-version",
+        "anthropic-beta", "anthropic-dangerous-direct-browser-access", "x-stainless-lang",
+        "x-stainless-retry-count", "openai-organization", "x-taas-strict",
     ]  # fmt: skip
     asked = b"Access-Control-Request-Headers: " + ", ".join(wanted).encode() + b", x-evil,\r\n\r\n"
     status, headers = parse_head(server.ask(PREFLIGHT + ORIGIN + asked).rstrip())
@@ -88,14 +97,26 @@ def test_all_pages_may_be_allowed() -> None:
 
 def test_without_the_setting_nothing_is_said_and_the_application_is_asked() -> None:
     with listening(keep_alive_s=0.5) as server:
-        for request in (ANSWERS["good"][0] % ORIGIN, ANSWERS["bad_head"][0] % ORIGIN, PREFLIGHT + ORIGIN + b"\r\n"):
+        for request in (
+            ANSWERS["good"][0] % ORIGIN,
+            ANSWERS["bad_head"][0] % ORIGIN,
+            PREFLIGHT + ORIGIN + b"\r\n",
+        ):
             ((_, headers, _),) = responses_of(server.ask(request))
             assert not [name for name in headers if name.startswith("access-control-") or name == "vary"]
         assert "/v1/chat/completions" in server.app.ran
 
 
 @pytest.mark.parametrize(
-    "text", ["app.example.com", "https://app.example.com/", "https://a/b", "https://*.example.com", "null", "https://"]
+    "text",
+    [
+        "app.example.com",
+        "https://app.example.com/",
+        "https://a/b",
+        "https://*.example.com",
+        "null",
+        "https://",
+    ],
 )
 def test_what_no_browser_sends_as_an_origin_is_refused_at_the_start(text: str) -> None:
     with pytest.raises(ValueError, match="is no origin"):

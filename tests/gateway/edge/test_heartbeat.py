@@ -1,4 +1,6 @@
-"""A stream that has nothing to say yet is kept alive: what was sent for that is no answer, and costs nobody anything."""
+"""A stream that has nothing to say yet is kept alive: what was sent for that is no answer, and costs
+nobody anything.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.gateway.listening import Listening, listening, parse_head, read_all, read_response, responses_of, until
+from tests.gateway.listening import (
+    Listening,
+    listening,
+    parse_head,
+    read_all,
+    read_response,
+    responses_of,
+    until,
+)
 
 GET = b"GET /one HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /body HTTP/1.1\r\nHost: x\r\n"
@@ -181,7 +189,9 @@ def test_fault_42_caller_that_leaves_is_noticed_at_once(server: Listening) -> No
     server.app.release("left")
 
 
-def test_fault_42_caller_that_leaves_with_requests_queued_is_noticed_by_the_running_one(server: Listening) -> None:
+def test_fault_42_caller_that_leaves_with_requests_queued_is_noticed_by_the_running_one(
+    server: Listening,
+) -> None:
     sock = server.connect()
     sock.sendall(b"GET /hold?queue HTTP/1.1\r\nHost: x\r\n\r\n" + (GET + b"\r\n") * 3)
     until(lambda: "queue" in server.app.held, "it to run")

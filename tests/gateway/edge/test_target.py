@@ -1,4 +1,6 @@
-"""Request targets that are URLs (absolute-form, RFC 9112 §3.2.2): taken by their path, with an authority that is nothing but one."""
+"""Request targets that are URLs (absolute-form, RFC 9112 §3.2.2): taken by their path, with an authority
+that is nothing but one.
+"""
 
 import json
 from collections.abc import Iterator
@@ -48,8 +50,10 @@ def test_the_authority_of_an_absolute_form_stands_for_the_host_header(server: Li
 @pytest.mark.parametrize(
     "target",
     [
-        b"http:///one", b"http://", b"http://?a", b"http://a@x/one", b"http://x:port/one", b"http://x:1:2/one", b"http://x\\y/one",
-        b"http://[::1/one", b"http://x/one#two", b"http:/x/one", b"http:x", b"ftp://x/one", b"file:///one", b"xhttp://x/one",
+        b"http:///one", b"http://", b"http://?a", b"http://a@x/one", b"http://x:port/one",
+        b"http://x:1:2/one", b"http://x\\y/one",
+        b"http://[::1/one", b"http://x/one#two", b"http:/x/one", b"http:x", b"ftp://x/one", b"file:///one",
+        b"xhttp://x/one",
     ],
 )  # fmt: skip
 def test_fault_07_absolute_form_that_is_no_plain_http_url_gets_400(server: Listening, target: bytes) -> None:

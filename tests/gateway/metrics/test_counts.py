@@ -46,7 +46,10 @@ def test_tokens_are_counted_by_tenant_model_and_kind() -> None:
     metrics.tokens("t", "m", prompt=100, cached=64, output=20, delivered=19)
     metrics.tokens("t", "m", prompt=1, cached=0, output=2, delivered=2)
     kinds = ("input", "cached_input", "output")
-    found = {k: registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": "m", "kind": k}) for k in kinds}
+    found = {
+        k: registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": "m", "kind": k})
+        for k in kinds
+    }
     # Disjoint: the sum counts each token once.
     assert found == {"input": 37, "cached_input": 64, "output": 22}
     assert registry.get_sample_value("taas_delivered_tokens_total", {"tenant": "t", "model": "m"}) == 21
@@ -96,7 +99,10 @@ def test_fault_46_model_outside_the_catalogue_is_other() -> None:
         metrics.tokens("t", f"guess-{index}", 1, 0, 0, 0)
     labels = {"route": "chat", "model": OTHER, "class": "on_demand", "ending": "complete"}
     assert registry.get_sample_value("taas_requests_total", labels) == 1000
-    assert registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": OTHER, "kind": "input"}) == 1000
+    assert (
+        registry.get_sample_value("taas_tokens_total", {"tenant": "t", "model": OTHER, "kind": "input"})
+        == 1000
+    )
     assert len(metrics.snapshot()["taas_requests"]) == 1
 
 

@@ -27,7 +27,8 @@ def test_figures_arrive_while_a_process_runs_and_its_counters_stay_when_it_has_e
         finish(metrics)
     os.close(pipe)
     figures.ended("0-1")
-    assert registry.get_sample_value("taas_requests_total", LABELS) == 2  # the last figures are written at the end
+    # the last figures are written at the end
+    assert registry.get_sample_value("taas_requests_total", LABELS) == 2
     assert registry.get_sample_value("taas_reservations_open") is None
     assert registry.get_sample_value("taas_gateway_processes") == 0
 

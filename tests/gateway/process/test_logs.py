@@ -9,7 +9,9 @@ from gateway.process.logs import JsonFormatter
 CANARY = "canary-7f3a"
 
 
-def line_of(error: BaseException | None = None, message: str = "it broke", **extra: object) -> dict[str, object]:
+def line_of(
+    error: BaseException | None = None, message: str = "it broke", **extra: object
+) -> dict[str, object]:
     record = logging.LogRecord("gateway.x", logging.ERROR, __file__, 1, message, None, None)
     if error is not None:
         record.exc_info = (type(error), error, error.__traceback__)

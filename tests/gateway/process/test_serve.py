@@ -20,7 +20,10 @@ from gateway.process.serve import SETTLES_LOST
 from tests.fixtures import plain_http
 from tests.gateway.listening import read_all, until
 
-START = "import sys; from gateway.process.serve import run; from gateway.settings import GatewaySettings; sys.exit(run(GatewaySettings(), sys.argv[1]))"
+START = (
+    "import sys; from gateway.process.serve import run; from gateway.settings import GatewaySettings; "
+    "sys.exit(run(GatewaySettings(), sys.argv[1]))"
+)
 TINY = "tests.gateway.tiny_gateway:build_app"
 
 
@@ -39,13 +42,17 @@ class Gateway:
         return [line for line in lines if line["message"] == message]
 
     def wait_ready(self, processes: int) -> None:
-        until(lambda: len(self.logged("serving")) >= processes or self.process.poll() is not None, "ready", 30)
+        until(
+            lambda: len(self.logged("serving")) >= processes or self.process.poll() is not None, "ready", 30
+        )
         where = self.logged("listening")[0]
         self.port, self.metrics_port = where["port"], where["metrics_port"]
 
     def get(self, path: str) -> httpx.Response:
         """On a connection of its own, so that the kernel picks a process each time."""
-        return plain_http.get(f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"})
+        return plain_http.get(
+            f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"}
+        )
 
     def metric(self, series: str) -> float | None:
         text = plain_http.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
@@ -96,7 +103,9 @@ def gateway(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_fault_41_streams_run_to_their_end_after_sigterm_and_the_status_is_0(tmp_path: Path, processes: int) -> None:
+def test_fault_41_streams_run_to_their_end_after_sigterm_and_the_status_is_0(
+    tmp_path: Path, processes: int
+) -> None:
     with gateway(tmp_path, processes) as running:
         streams = [running.stream() for _ in range(20)]
         running.process.send_signal(signal.SIGTERM)
@@ -168,7 +177,10 @@ def test_interrupt_stops_it_in_order(tmp_path: Path, processes: int) -> None:
 def test_every_process_serves_and_has_the_settings(tmp_path: Path) -> None:
     with gateway(tmp_path, 3) as running:
         seen: set[int] = set()
-        until(lambda: seen.add(running.get("/").json()["process"]) or len(seen) == 3, "each process to answer once")
+        until(
+            lambda: seen.add(running.get("/").json()["process"]) or len(seen) == 3,
+            "each process to answer once",
+        )
         assert seen == set(running.children())
         assert running.get("/").json()["key"] == "secret-service-key"
         assert "secret-service-key" not in running._log.read_text()
@@ -194,7 +206,8 @@ def test_gateways_that_differ_by_their_address_alone_share_no_figures(tmp_path: 
         for _ in range(10):
             first.get("/count")
         until(lambda: first.metric('taas_refusals_total{which="tiny"}') == 10, "figures of the first")
-        # They stand still, so that none of them can mend at once what the second gateway may do to its figures.
+        # They stand still, so that none of them can mend at once what the second gateway may do to its
+        # figures.
         for child in first.children():
             os.kill(child, signal.SIGSTOP)
         same = {"TAAS_GATEWAY_PORT": str(first.port), "TAAS_GATEWAY_HOST": "127.0.0.2"}
@@ -223,7 +236,8 @@ def test_fault_37_killed_process_is_replaced_and_its_port_refuses_nobody(tmp_pat
         os.kill(before[0], signal.SIGKILL)
         until(lambda: running.logged("process ended"), "the death to be noticed")
         for _ in range(50):
-            assert running.get("/").status_code == 200  # waits for the next process where it met the dead one's socket
+            # waits for the next process where it met the dead one's socket
+            assert running.get("/").status_code == 200
         until(lambda: len(running.children()) == 2 and running.children() != before, "a new process", 20)
         (death,) = running.logged("process ended")
         assert death["child"] == before[0]
@@ -267,5 +281,12 @@ def test_help_names_every_setting() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "--help"], check=True, capture_output=True, text=True, timeout=30
     )
-    for name in ("--port", "--processes", "TAAS_DRAIN_S", "TAAS_SERVICE_KEY", "TAAS_GATEWAY_PORT", "TAAS_LEASE_MS"):
+    for name in (
+        "--port",
+        "--processes",
+        "TAAS_DRAIN_S",
+        "TAAS_SERVICE_KEY",
+        "TAAS_GATEWAY_PORT",
+        "TAAS_LEASE_MS",
+    ):
         assert name in done.stdout

@@ -1,4 +1,6 @@
-"""Sample values of the types that an SDK declares for its requests: every member of every object in them, each at least once."""
+"""Sample values of the types that an SDK declares for its requests: every member of every object in them,
+each at least once.
+"""
 
 import collections.abc
 import itertools
@@ -12,12 +14,22 @@ import typing_extensions
 
 # Where the type only says "string", what a caller would send.
 _WORDS: dict[str, Any] = {
-    "data": "AAAA", "image_url": "data:image/png;base64,AAAA", "url": "data:image/png;base64,AAAA", "file_data": "data:text/plain;base64,AAAA",
-    "name": "f", "tool_name": "f", "arguments": "{}", "model": "m", "budget_tokens": 2000, "max_tokens": 4000, "pattern": "a",
-    "parameters": {"type": "object"}, "input_schema": {"type": "object"}, "schema": {"type": "object"}, "logit_bias": {"5": 1},
+    "data": "AAAA", "image_url": "data:image/png;base64,AAAA", "url": "data:image/png;base64,AAAA",
+    "file_data": "data:text/plain;base64,AAAA", "name": "f", "tool_name": "f", "arguments": "{}",
+    "model": "m", "budget_tokens": 2000, "max_tokens": 4000, "pattern": "a", "parameters": {"type": "object"},
+    "input_schema": {"type": "object"}, "schema": {"type": "object"}, "logit_bias": {"5": 1},
     "max_tool_calls": 5, "top_logprobs": 0, "n": 1, "seed": 1, "image": "x", "frequency_penalty": 0.5,
 }  # fmt: skip
-_PLAIN: dict[Any, Any] = {str: "x", int: 5, float: 0.5, bool: True, object: "x", type(None): None, Any: "x", bytes: "x"}
+_PLAIN: dict[Any, Any] = {
+    str: "x",
+    int: 5,
+    float: 0.5,
+    bool: True,
+    object: "x",
+    type(None): None,
+    Any: "x",
+    bytes: "x",
+}
 _DEPTH_MAX = 7
 
 
@@ -27,11 +39,16 @@ def members_of(kind: Any) -> dict[str, tuple[Any, bool]]:
         hints = typing_extensions.get_type_hints(kind, include_extras=True)
         required: frozenset[str] = kind.__required_keys__
         return {name: (hint, name in required or _marked(hint)) for name, hint in hints.items()}
-    return {field.alias or name: (field.annotation, field.is_required()) for name, field in kind.model_fields.items()}
+    return {
+        field.alias or name: (field.annotation, field.is_required())
+        for name, field in kind.model_fields.items()
+    }
 
 
 def samples(kind: Any, name: str = "", depth: int = 0) -> Iterator[Any]:
-    """Values of this type: all variants of unions and literals, and each optional member of an object once beside the required ones."""
+    """Values of this type: all variants of unions and literals, and each optional member of an object once
+    beside the required ones.
+    """
     kind = _bare(kind)
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
@@ -48,7 +65,9 @@ def samples(kind: Any, name: str = "", depth: int = 0) -> Iterator[Any]:
         yield {"a": first(get_args(kind)[1])}
     elif kind in _PLAIN:
         yield _PLAIN[kind]
-    elif typing_extensions.is_typeddict(kind) or (isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)):
+    elif typing_extensions.is_typeddict(kind) or (
+        isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+    ):
         yield from _objects(kind, depth)
     else:
         yield "x"

@@ -1,4 +1,6 @@
-"""Whatever a body says, it is parsed or refused with a 400 that can be written out; nothing else ever comes out."""
+"""Whatever a body says, it is parsed or refused with a 400 that can be written out; nothing else ever
+comes out.
+"""
 
 from typing import Any
 
@@ -38,8 +40,10 @@ NAMES = sorted(
     }
 )
 WORDS = st.sampled_from(
-    ["type", "role", "content", "text", "user", "assistant", "tool", "function", "name", "json_schema", "schema", "$ref", "#", "properties", "pattern",
-     "image_url", "url", "input_text", "message", "function_call", "arguments", "tool_result", "tool_use", "source", "base64", "regex", "json", "(a", ""]
+    ["type", "role", "content", "text", "user", "assistant", "tool", "function", "name", "json_schema",
+    "schema", "$ref", "#", "properties", "pattern",
+     "image_url", "url", "input_text", "message", "function_call", "arguments", "tool_result", "tool_use",
+     "source", "base64", "regex", "json", "(a", ""]
 )  # fmt: skip
 VALUES = st.recursive(
     st.none()

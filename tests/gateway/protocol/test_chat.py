@@ -47,8 +47,13 @@ def test_the_estimate_counts_utf8_text_messages_tools_and_media() -> None:
     plain = parse(Route.CHAT, messages=[{"role": "user", "content": "x" * 400}]).input_tokens_estimate
     assert plain == 104
     assert parse(Route.CHAT, messages=[{"role": "user", "content": "é" * 200}]).input_tokens_estimate == plain
-    assert parse(Route.CHAT, messages=[{"role": "user", "content": "x" * 400}, HELLO]).input_tokens_estimate == 109
-    assert parse(Route.CHAT, tools=[TOOL]).input_tokens_estimate > parse(Route.CHAT).input_tokens_estimate + 20
+    assert (
+        parse(Route.CHAT, messages=[{"role": "user", "content": "x" * 400}, HELLO]).input_tokens_estimate
+        == 109
+    )
+    assert (
+        parse(Route.CHAT, tools=[TOOL]).input_tokens_estimate > parse(Route.CHAT).input_tokens_estimate + 20
+    )
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     assert parse(Route.CHAT, messages=[{"role": "user", "content": [image]}]).input_tokens_estimate > 1000
 
@@ -106,13 +111,21 @@ def test_the_two_names_of_max_tokens_may_not_disagree() -> None:
         ("allowed_token_ids", {"allowed_token_ids": [-1]}),
     ],
 )  # fmt: skip
-def test_fault_11_logprobs_biases_and_stops_have_caps_below_the_engines(param: str, changes: dict[str, Any]) -> None:
+def test_fault_11_logprobs_biases_and_stops_have_caps_below_the_engines(
+    param: str, changes: dict[str, Any]
+) -> None:
     assert chat_param(**changes) == param
 
 
 def test_logprobs_biases_and_stops_are_allowed_up_to_their_caps() -> None:
     biases = {str(i): -100 for i in range(LOGIT_BIAS_MAX)}
-    parse(Route.CHAT, logprobs=True, top_logprobs=20, logit_bias=biases, stop=["x" * STOP_CHARS_MAX] * STOP_STRINGS_MAX)
+    parse(
+        Route.CHAT,
+        logprobs=True,
+        top_logprobs=20,
+        logit_bias=biases,
+        stop=["x" * STOP_CHARS_MAX] * STOP_STRINGS_MAX,
+    )
 
 
 @pytest.mark.parametrize(
@@ -120,11 +133,11 @@ def test_logprobs_biases_and_stops_are_allowed_up_to_their_caps() -> None:
     [
         ("temperature", -0.1), ("temperature", 2.1), ("temperature", "1"), ("temperature", True),
         ("top_p", -0.1), ("top_p", 1.1), ("top_k", -2), ("top_k", 1.5), ("min_p", 1.1),
-        ("presence_penalty", 2.5), ("frequency_penalty", -2.5), ("repetition_penalty", 0),
-        ("seed", 2**63), ("seed", 1.0), ("stream", "true"), ("stream", 1), ("ignore_eos", "no"),
-        ("reasoning_effort", "huge"), ("service_tier", "scale"), ("user", 5), ("user", "x" * 513),
-        ("metadata", {str(i): "x" for i in range(17)}), ("metadata", {"a": 1}), ("metadata", {"a" * 65: "x"}), ("metadata", {"a": "x" * 513}),
-        ("parallel_tool_calls", 1), ("modalities", ["audio"]), ("echo", True),
+        ("presence_penalty", 2.5), ("frequency_penalty", -2.5), ("repetition_penalty", 0), ("seed", 2**63),
+        ("seed", 1.0), ("stream", "true"), ("stream", 1), ("ignore_eos", "no"), ("reasoning_effort", "huge"),
+        ("service_tier", "scale"), ("user", 5), ("user", "x" * 513),
+        ("metadata", {str(i): "x" for i in range(17)}), ("metadata", {"a": 1}), ("metadata", {"a" * 65: "x"}),
+        ("metadata", {"a": "x" * 513}), ("parallel_tool_calls", 1), ("modalities", ["audio"]), ("echo", True),
     ],
 )  # fmt: skip
 def test_each_parameter_is_held_to_its_type_and_range(name: str, value: Any) -> None:
@@ -146,21 +159,29 @@ def test_stream_options_need_a_stream() -> None:
         ("messages", []), ("messages", None), ("messages", "hi"), ("messages", [HELLO] * (MESSAGES_MAX + 1)),
         ("messages[0]", ["hi"]), ("messages[0]", [None]),
         ("messages[0].role", [{"role": "x", "content": "hi"}]), ("messages[0].role", [{"content": "hi"}]),
-        ("messages[0].role", [{"role": ["user"], "content": "hi"}]), ("messages[0].role", [{"role": "function", "name": "f", "content": "hi"}]),
-        ("messages[1].content", [HELLO, {"role": "user"}]), ("messages[0].content", [{"role": "user", "content": None}]),
-        ("messages[0].content", [{"role": "assistant", "content": None}]), ("messages[0].content", [{"role": "user", "content": 5}]),
+        ("messages[0].role", [{"role": ["user"], "content": "hi"}]), ("messages[0].role",
+        [{"role": "function", "name": "f", "content": "hi"}]),
+        ("messages[1].content", [HELLO, {"role": "user"}]), ("messages[0].content", [{"role": "user",
+        "content": None}]),
+        ("messages[0].content", [{"role": "assistant", "content": None}]), ("messages[0].content",
+        [{"role": "user", "content": 5}]),
         ("messages[0].content", [{"role": "user", "content": []}]),
         ("messages[0].content[0].type", [{"role": "user", "content": [{"type": "x"}]}]),
         ("messages[0].content[0].type", [{"role": "user", "content": [{"text": "x"}]}]),
         ("messages[0].content[0].type", [{"role": "user", "content": [{"type": ["text"], "text": "x"}]}]),
         ("messages[0].content[0].text", [{"role": "user", "content": [{"type": "text"}]}]),
         ("messages[0].audio", [{"role": "assistant", "content": "x", "audio": {"id": "a"}}]),
-        ("messages[0].function_call", [{"role": "assistant", "content": "x", "function_call": {"name": "f", "arguments": ""}}]),
+        ("messages[0].function_call", [{"role": "assistant", "content": "x", "function_call": {"name": "f",
+        "arguments": ""}}]),
         ("messages[0].tool_call_id", [{"role": "tool", "content": "x"}]),
-        ("messages[0].tool_calls[0].id", [{"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": ""}}]}]),
-        ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"type": "custom", "id": "1"}]}]),
-        ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}]),
-        ("messages[0].tool_calls[0].function.arguments", [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {}}}]}]),
+        ("messages[0].tool_calls[0].id", [{"role": "assistant", "tool_calls": [{"type": "function",
+        "function": {"name": "f", "arguments": ""}}]}]),
+        ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"type": "custom",
+        "id": "1"}]}]),
+        ("messages[0].tool_calls[0].type", [{"role": "assistant", "tool_calls": [{"id": "1",
+        "function": {"name": "f", "arguments": "{}"}}]}]),
+        ("messages[0].tool_calls[0].function.arguments", [{"role": "assistant", "tool_calls": [{"id": "1",
+        "function": {"name": "f", "arguments": {}}}]}]),
     ],
 )  # fmt: skip
 def test_fault_15_messages_are_checked_to_the_last_member(param: str, messages: Any) -> None:
@@ -186,12 +207,17 @@ def test_fault_15_tool_choice_needs_tools(choice: Any) -> None:
         ("tools", {"tools": [TOOL] * (TOOLS_MAX + 1)}), ("tools", {"tools": {}}),
         ("tools[0].function", {"tools": [{"type": "function"}]}),
         ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "a b"}}]}),
-        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "strict": True, "parameters": {"$ref": "#"}}}]}),
-        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]}),
-        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": []}}}]}),
-        ("tool_choice", {"tools": [TOOL], "tool_choice": "any"}), ("tool_choice", {"tools": [TOOL], "tool_choice": 1}),
+        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f",
+        "strict": True, "parameters": {"$ref": "#"}}}]}),
+        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f",
+        "parameters": {"type": "string"}}}]}),
+        ("tools[0].function.parameters", {"tools": [{"type": "function", "function": {"name": "f",
+        "parameters": {"properties": []}}}]}),
+        ("tool_choice", {"tools": [TOOL], "tool_choice": "any"}), ("tool_choice", {"tools": [TOOL],
+        "tool_choice": 1}),
         ("tool_choice.type", {"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}),
-        ("tool_choice.function.name", {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}),
+        ("tool_choice.function.name", {"tools": [TOOL], "tool_choice": {"type": "function",
+        "function": {"name": "g"}}}),
     ],
 )  # fmt: skip
 def test_tools_are_functions_with_schemas_within_caps(param: str, changes: dict[str, Any]) -> None:
@@ -200,12 +226,17 @@ def test_tools_are_functions_with_schemas_within_caps(param: str, changes: dict[
 
 def test_a_message_that_an_sdk_sends_back_is_taken() -> None:
     answer = {
-        "role": "assistant", "content": None, "refusal": None, "annotations": None, "audio": None, "function_call": None, "reasoning": "so",
+        "role": "assistant", "content": None, "refusal": None, "annotations": None, "audio": None,
+        "function_call": None, "reasoning": "so",
         "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
     }  # fmt: skip
     parse(
         Route.CHAT,
-        messages=[HELLO, answer, {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}]}],
+        messages=[
+            HELLO,
+            answer,
+            {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "42"}]},
+        ],
     )
 
 

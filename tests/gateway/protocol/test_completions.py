@@ -27,10 +27,14 @@ def test_prompts_are_counted_exactly_where_they_are_token_ids(prompt: Any, promp
 @pytest.mark.parametrize(
     ("param", "prompt"),
     [
-        ("prompt", ["x"] * 10**5), ("prompt", ["x"] * (PROMPTS_MAX + 1)), ("prompt", [[1]] * (PROMPTS_MAX + 1)),
-        ("prompt", None), ("prompt", ""), ("prompt", []), ("prompt", {}), ("prompt", 5), ("prompt", True), ("prompt", [None]),
-        ("prompt[0]", [[]]), ("prompt[0]", [""]), ("prompt", ["x", 5]), ("prompt", ["x", [5]]), ("prompt", [5, "x"]), ("prompt", [5, True]),
-        ("prompt[1]", [[5], [1.0]]), ("prompt[0]", [[True]]), ("prompt", [-1]), ("prompt", [2**31]), ("prompt[0]", [["x"]]),
+        ("prompt", ["x"] * 10**5), ("prompt", ["x"] * (PROMPTS_MAX + 1)), ("prompt",
+        [[1]] * (PROMPTS_MAX + 1)),
+        ("prompt", None), ("prompt", ""), ("prompt", []), ("prompt", {}), ("prompt", 5), ("prompt", True),
+        ("prompt", [None]),
+        ("prompt[0]", [[]]), ("prompt[0]", [""]), ("prompt", ["x", 5]), ("prompt", ["x", [5]]), ("prompt", [5,
+        "x"]), ("prompt", [5, True]),
+        ("prompt[1]", [[5], [1.0]]), ("prompt[0]", [[True]]), ("prompt", [-1]), ("prompt", [2**31]),
+        ("prompt[0]", [["x"]]),
     ],
 )  # fmt: skip
 def test_fault_09_prompts_are_few_and_of_one_kind(param: str, prompt: Any) -> None:

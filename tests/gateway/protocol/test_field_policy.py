@@ -1,4 +1,6 @@
-"""Taken, dropped or refused: what becomes of each field, and that what is dropped changes nothing but what the caller is told."""
+"""Taken, dropped or refused: what becomes of each field, and that what is dropped changes nothing but what
+the caller is told.
+"""
 
 import copy
 import json
@@ -29,8 +31,10 @@ FULL: dict[Route, dict[str, Any]] = {
         "stream_options": {"include_usage": True},
         "messages": [
             {"role": "system", "content": "x"},
-            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
-            {"role": "assistant", "content": "x", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url",
+            "image_url": {"url": "data:image/png;base64,AAAA"}}]},
+            {"role": "assistant", "content": "x", "tool_calls": [{"id": "1", "type": "function",
+            "function": {"name": "f", "arguments": "{}"}}]},
             {"role": "tool", "tool_call_id": "1", "content": "x"},
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": OBJECT}}],
@@ -41,9 +45,11 @@ FULL: dict[Route, dict[str, Any]] = {
     Route.RESPONSES: {
         "model": "m",
         "input": [
-            {"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]},
+            {"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_image",
+            "image_url": "data:image/png;base64,AAAA"}]},
             {"type": "reasoning", "id": "1", "summary": [{"type": "summary_text", "text": "x"}]},
-            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x", "annotations": []}]},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x",
+            "annotations": []}]},
             {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "1", "output": "x"},
         ],
@@ -57,10 +63,14 @@ FULL: dict[Route, dict[str, Any]] = {
         "max_tokens": 5000,
         "system": [{"type": "text", "text": "x"}],
         "messages": [
-            {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}]},
-            {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "tool_use", "id": "1", "name": "f", "input": {}}]},
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "x"}]}]},
-            {"role": "user", "content": [{"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}]},
+            {"role": "user", "content": [{"type": "image", "source": {"type": "base64",
+            "media_type": "image/png", "data": "AAAA"}}]},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "tool_use",
+            "id": "1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1",
+            "content": [{"type": "text", "text": "x"}]}]},
+            {"role": "user", "content": [{"type": "document", "source": {"type": "text",
+            "media_type": "text/plain", "data": "x"}}]},
         ],
         "tools": [{"name": "f", "input_schema": OBJECT}],
         "tool_choice": {"type": "tool", "name": "f"},
@@ -68,10 +78,13 @@ FULL: dict[Route, dict[str, Any]] = {
         "output_config": {"effort": "low"},
     },
     Route.EMBEDDINGS: {"model": "m", "input": "x"},
-    Route.TOKENIZE: {"model": "m", "messages": [HELLO], "tools": [{"type": "function", "function": {"name": "f", "parameters": OBJECT}}]},
+    Route.TOKENIZE: {"model": "m", "messages": [HELLO], "tools": [{"type": "function",
+    "function": {"name": "f", "parameters": OBJECT}}]},
 }  # fmt: skip
 FULL[Route.INPUT_TOKENS] = FULL[Route.RESPONSES]
-FULL[Route.COUNT_TOKENS] = {name: value for name, value in FULL[Route.MESSAGES].items() if name != "max_tokens"}
+FULL[Route.COUNT_TOKENS] = {
+    name: value for name, value in FULL[Route.MESSAGES].items() if name != "max_tokens"
+}
 # What is in them is the caller's own.
 FREE = frozenset({"parameters", "input_schema", "schema", "metadata"})
 VALUES = st.recursive(
@@ -153,20 +166,31 @@ RESPONSES_TOOL = {"type": "function", "name": "f", "parameters": OBJECT}
 @pytest.mark.parametrize(
     ("route", "changes", "ignored"),
     [
-        (Route.CHAT, {"store": True, "verbosity": "low", "prediction": {"type": "content", "content": "x"}}, "store verbosity prediction"),
-        (Route.RESPONSES, {"store": True, "truncation": "auto", "text": {"verbosity": "low"}}, "store truncation text.verbosity"),
+        (Route.CHAT, {"store": True, "verbosity": "low", "prediction": {"type": "content", "content": "x"}},
+        "store verbosity prediction"),
+        (Route.RESPONSES, {"store": True, "truncation": "auto", "text": {"verbosity": "low"}},
+        "store truncation text.verbosity"),
         (Route.RESPONSES, {"client_metadata": {"installation": "x"}}, "client_metadata"),
-        (Route.RESPONSES, {"include": ["web_search_call.results", "reasoning.encrypted_content"]}, "include[0]"),
-        (Route.RESPONSES, {"tools": [{"type": "web_search"}, RESPONSES_TOOL, {"type": "namespace", "tools": []}]}, "tools[0]"),
-        (Route.RESPONSES, {"tools": [{"type": "custom", "name": "p"}, RESPONSES_TOOL], "tool_choice": "required"}, "tools[0]"),
+        (Route.RESPONSES, {"include": ["web_search_call.results", "reasoning.encrypted_content"]},
+        "include[0]"),
+        (Route.RESPONSES, {"tools": [{"type": "web_search"}, RESPONSES_TOOL, {"type": "namespace",
+        "tools": []}]}, "tools[0]"),
+        (Route.RESPONSES, {"tools": [{"type": "custom", "name": "p"}, RESPONSES_TOOL],
+        "tool_choice": "required"}, "tools[0]"),
         (Route.CHAT, {"tools": [CHAT_TOOL, {"type": "custom", "custom": {"name": "p"}}]}, "tools[1]"),
-        (Route.MESSAGES, {"tools": [ANTHROPIC_TOOL, {"type": "web_search_20250305", "name": "web_search"}]}, "tools[1]"),
-        (Route.MESSAGES, {"tools": [{"type": "bash_20250124", "name": "bash"}], "tool_choice": {"type": "auto"}}, "tools[0]"),
-        (Route.MESSAGES, {"tools": [ANTHROPIC_TOOL | {"input_examples": [{}], "defer_loading": True}]}, "tools[0].input_examples tools[0].defer_loading"),
-        (Route.MESSAGES, {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management"),
+        (Route.MESSAGES, {"tools": [ANTHROPIC_TOOL, {"type": "web_search_20250305", "name": "web_search"}]},
+        "tools[1]"),
+        (Route.MESSAGES, {"tools": [{"type": "bash_20250124", "name": "bash"}],
+        "tool_choice": {"type": "auto"}}, "tools[0]"),
+        (Route.MESSAGES, {"tools": [ANTHROPIC_TOOL | {"input_examples": [{}], "defer_loading": True}]},
+        "tools[0].input_examples tools[0].defer_loading"),
+        (Route.MESSAGES, {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+        "context_management"),
         (Route.MESSAGES, {"thinking": {"type": "between_tools"}, "speed": "fast"}, "thinking speed"),
-        (Route.MESSAGES, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "id": "1"}]}]}, "messages[0].content[0].id"),
-        (Route.MESSAGES, {"user": "u", "seed": 1, "stream_options": {"include_usage": True}}, "user seed stream_options"),
+        (Route.MESSAGES, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x",
+        "id": "1"}]}]}, "messages[0].content[0].id"),
+        (Route.MESSAGES, {"user": "u", "seed": 1, "stream_options": {"include_usage": True}},
+        "user seed stream_options"),
     ],
 )  # fmt: skip
 def test_hints_and_what_cannot_run_here_are_dropped_and_named(
@@ -178,13 +202,18 @@ def test_hints_and_what_cannot_run_here_are_dropped_and_named(
 @pytest.mark.parametrize(
     ("route", "changes"),
     [
-        (Route.CHAT, {"tools": []}), (Route.CHAT, {"tools": [], "tool_choice": "auto"}), (Route.CHAT, {"tool_choice": "none"}),
-        (Route.RESPONSES, {"tools": [], "tool_choice": "none"}), (Route.MESSAGES, {"tools": [], "tool_choice": {"type": "auto"}}),
-        (Route.MESSAGES, {"tool_choice": {"type": "none"}}), (Route.MESSAGES, {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}),
+        (Route.CHAT, {"tools": []}), (Route.CHAT, {"tools": [], "tool_choice": "auto"}), (Route.CHAT,
+        {"tool_choice": "none"}),
+        (Route.RESPONSES, {"tools": [], "tool_choice": "none"}), (Route.MESSAGES, {"tools": [],
+        "tool_choice": {"type": "auto"}}),
+        (Route.MESSAGES, {"tool_choice": {"type": "none"}}), (Route.MESSAGES,
+        {"cache_control": {"type": "ephemeral", "ttl": "1h", "scope": "global"}}),
         (Route.MESSAGES, {"messages": [{"role": "user", "content": "hi", "x": None}]}),
         (Route.CHAT, {"store": False, "modalities": ["text"], "verbosity": "medium"}),
-        (Route.CHAT, {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h", "function_call": "none"}),
-        (Route.CHAT, {"messages": [HELLO | {"function_call": None, "audio": None}]}), (Route.RESPONSES, {"truncation": "disabled", "background": False}),
+        (Route.CHAT, {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h", "function_call": "none"}),
+        (Route.CHAT, {"messages": [HELLO | {"function_call": None, "audio": None}]}), (Route.RESPONSES,
+        {"truncation": "disabled", "background": False}),
         (Route.COMPLETIONS, {"best_of": 1}),
     ],
 )  # fmt: skip
@@ -198,12 +227,16 @@ def test_what_asks_for_nothing_is_dropped_without_a_word(route: Route, changes: 
     ("route", "changes", "param"),
     [
         (Route.RESPONSES, {"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
-        (Route.RESPONSES, {"tools": [{"type": "web_search"}, RESPONSES_TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
-        (Route.CHAT, {"tools": [{"type": "custom", "custom": {"name": "p"}}], "tool_choice": {"type": "custom", "custom": {"name": "p"}}}, "tool_choice"),
-        (Route.MESSAGES, {"tools": [{"type": "web_search_20250305", "name": "web_search"}], "tool_choice": {"type": "any"}}, "tool_choice"),
+        (Route.RESPONSES, {"tools": [{"type": "web_search"}, RESPONSES_TOOL],
+        "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        (Route.CHAT, {"tools": [{"type": "custom", "custom": {"name": "p"}}],
+        "tool_choice": {"type": "custom", "custom": {"name": "p"}}}, "tool_choice"),
+        (Route.MESSAGES, {"tools": [{"type": "web_search_20250305", "name": "web_search"}],
+        "tool_choice": {"type": "any"}}, "tool_choice"),
         (
             Route.MESSAGES,
-            {"tools": [ANTHROPIC_TOOL, {"type": "bash_20250124", "name": "bash"}], "tool_choice": {"type": "tool", "name": "bash"}},
+            {"tools": [ANTHROPIC_TOOL, {"type": "bash_20250124", "name": "bash"}],
+            "tool_choice": {"type": "tool", "name": "bash"}},
             "tool_choice.name",
         ),
     ],
@@ -216,9 +249,11 @@ def test_a_tool_that_cannot_run_here_is_not_dropped_where_it_is_forced(
 
 BEYOND_A_GRAMMAR = {
     "long": {"type": "object", "properties": {"s": {"type": "string", "maxLength": 524_288}}},
-    "look-around": {"type": "object", "properties": {"s": {"type": "string", "pattern": "^(?!-)[a-z-]+(?<!-)$"}}},
+    "look-around": {"type": "object", "properties": {"s": {"type": "string",
+    "pattern": "^(?!-)[a-z-]+(?<!-)$"}}},
     "inline flags": {"type": "object", "properties": {"s": {"type": "string", "pattern": "(?i)abc"}}},
-    "recursive": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}}}},
+    "recursive": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}},
+    "$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}}}},
 }  # fmt: skip
 
 
@@ -278,7 +313,10 @@ def test_text_in_blocks_that_engines_do_not_know_goes_into_the_prompt() -> None:
     }
     parts = {
         "type": "document",
-        "source": {"type": "content", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        "source": {
+            "type": "content",
+            "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        },
     }
     found = {
         "type": "search_result",
@@ -287,7 +325,8 @@ def test_text_in_blocks_that_engines_do_not_know_goes_into_the_prompt() -> None:
         "content": [{"type": "text", "text": "a"}],
         "citations": {"enabled": False},
     }
-    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "tool_reference", "tool_name": "f"}, document]}  # fmt: skip
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "tool_reference",
+    "tool_name": "f"}, document]}  # fmt: skip
     parsed = parse(Route.MESSAGES, messages=[{"role": "user", "content": [result, document, parts, found]}])
     blocks = parsed.body["messages"][0]["content"]
     assert [block["text"] for block in blocks[1:]] == ["T\nbody", "a\nb", "T\nhttp://x\na"]
@@ -299,17 +338,22 @@ def test_text_in_blocks_that_engines_do_not_know_goes_into_the_prompt() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}, {"type": "url", "url": "http://x/a.pdf"}, {"type": "file", "file_id": "f"},
-        {"type": "content", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}]}, {},
+        {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}, {"type": "url",
+        "url": "http://x/a.pdf"}, {"type": "file", "file_id": "f"},
+        {"type": "content", "content": [{"type": "image", "source": {"type": "base64",
+        "media_type": "image/png", "data": "AAAA"}}]}, {},
     ],
 )  # fmt: skip
 def test_other_documents_are_refused_by_name(source: dict[str, Any]) -> None:
-    error = refusal(Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "document", "source": source}]}])
+    error = refusal(
+        Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "document", "source": source}]}]
+    )
     assert (error.param or "").startswith("messages[0].content[0].source")
 
 
 def test_citations_would_be_missed() -> None:
-    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}, "citations": {"enabled": True}}  # fmt: skip
+    document = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"},
+    "citations": {"enabled": True}}  # fmt: skip
     error = refusal(Route.MESSAGES, messages=[{"role": "user", "content": [document]}])
     assert error.param == "messages[0].content[0].citations"
 
@@ -335,7 +379,9 @@ def test_a_budget_of_thought_is_dropped_where_the_model_does_not_think() -> None
     for kept in ({"type": "disabled"}, {"type": "adaptive"}):
         assert check_against_model(parse(Route.MESSAGES, thinking=kept), plain).body["thinking"] == kept
     thinks = ModelLimits(8192, None, frozenset({"enable_thinking"}), OFFERED)
-    assert check_against_model(parse(Route.MESSAGES, max_tokens=2000, thinking=thinking), thinks).body["thinking"]
+    assert check_against_model(parse(Route.MESSAGES, max_tokens=2000, thinking=thinking), thinks).body[
+        "thinking"
+    ]
 
 
 def test_what_comes_back_of_an_answer_of_responses_is_taken() -> None:
@@ -345,12 +391,18 @@ def test_what_comes_back_of_an_answer_of_responses_is_taken() -> None:
         "annotations": [{"type": "url_citation", "url": "http://x"}],
         "logprobs": [{"token": "x"}],
     }
-    parsed = parse(Route.RESPONSES, input=[{"type": "message", "role": "assistant", "id": "m", "status": "completed", "content": [cited]}])  # fmt: skip
+    parsed = parse(Route.RESPONSES, input=[{"type": "message", "role": "assistant", "id": "m",
+    "status": "completed", "content": [cited]}])  # fmt: skip
     assert parsed.ignored == ()
     assert parsed.body["input"][0]["content"][0] == {"type": "output_text", "text": "x", "annotations": []}
 
 
 def test_the_counting_routes_take_what_the_answering_routes_take() -> None:
     assert to_engine(Route.COUNT_TOKENS, FULL[Route.MESSAGES])[1].ignored == ()
-    body, parsed = to_engine(Route.INPUT_TOKENS, SMALLEST[Route.RESPONSES] | {"stream": True, "max_output_tokens": 5})
-    assert (json.loads(body), parsed.stream) == ({"model": "engine-m", "input": "hi", "mm_payload": "none"}, False)
+    body, parsed = to_engine(
+        Route.INPUT_TOKENS, SMALLEST[Route.RESPONSES] | {"stream": True, "max_output_tokens": 5}
+    )
+    assert (json.loads(body), parsed.stream) == (
+        {"model": "engine-m", "input": "hi", "mm_payload": "none"},
+        False,
+    )

@@ -106,7 +106,9 @@ def test_fault_02_hostile_json_leaves_memory_flat(name: str) -> None:
         ),
     ],
 )
-def test_fault_09_the_parameter_that_is_too_long_to_parse_is_still_named(param: str, body: dict[str, Any]) -> None:
+def test_fault_09_the_parameter_that_is_too_long_to_parse_is_still_named(
+    param: str, body: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidJson) as caught:
         load_object(json.dumps(body).encode())
     assert caught.value.param == param
@@ -137,7 +139,8 @@ TEXTS = st.text(alphabet=st.sampled_from(':"\\u003aAé,{}[]'), max_size=6)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-10, 10) | TEXTS,
     lambda inner: (
-        st.lists(inner, max_size=3) | st.lists(st.tuples(TEXTS, inner), max_size=4).map(lambda pairs: ("object", pairs))
+        st.lists(inner, max_size=3)
+        | st.lists(st.tuples(TEXTS, inner), max_size=4).map(lambda pairs: ("object", pairs))
     ),
     max_leaves=12,
 )

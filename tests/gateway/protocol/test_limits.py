@@ -10,7 +10,9 @@ from gateway.request import Route
 from tests.gateway.protocol.bodies import parse
 
 ROUTES = frozenset({"chat", "completions", "responses", "messages", "embeddings", "tokenize"})
-LIMITS = ModelLimits(context_tokens=2048, vocabulary_tokens=1000, chat_template_kwargs=frozenset(), routes=ROUTES)
+LIMITS = ModelLimits(
+    context_tokens=2048, vocabulary_tokens=1000, chat_template_kwargs=frozenset(), routes=ROUTES
+)
 
 
 def against_model(route: Route, **changes: Any) -> GatewayError:
@@ -52,8 +54,10 @@ def test_fault_10_a_prompt_of_ids_must_leave_room_for_an_answer() -> None:
 @pytest.mark.parametrize(
     ("route", "param", "value"),
     [
-        (Route.COMPLETIONS, "prompt", [1, 1000]), (Route.COMPLETIONS, "prompt", [[1], [1000, 2]]), (Route.EMBEDDINGS, "input", [1000]),
-        (Route.CHAT, "stop_token_ids", [1000]), (Route.CHAT, "allowed_token_ids", [5, 1000]), (Route.CHAT, "logit_bias", {"1000": 1, "5": 1}),
+        (Route.COMPLETIONS, "prompt", [1, 1000]), (Route.COMPLETIONS, "prompt", [[1], [1000, 2]]),
+        (Route.EMBEDDINGS, "input", [1000]),
+        (Route.CHAT, "stop_token_ids", [1000]), (Route.CHAT, "allowed_token_ids", [5, 1000]), (Route.CHAT,
+        "logit_bias", {"1000": 1, "5": 1}),
     ],
 )  # fmt: skip
 def test_fault_09_token_ids_over_the_vocabulary_are_refused(route: Route, param: str, value: Any) -> None:
@@ -73,4 +77,6 @@ def test_a_route_that_the_model_does_not_offer_is_not_found(route: Route) -> Non
 
 
 def test_counting_is_served_where_messages_are() -> None:
-    check_against_model(parse(Route.COUNT_TOKENS), ModelLimits(2048, None, frozenset(), frozenset({"messages"})))
+    check_against_model(
+        parse(Route.COUNT_TOKENS), ModelLimits(2048, None, frozenset(), frozenset({"messages"}))
+    )

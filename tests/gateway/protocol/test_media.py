@@ -61,7 +61,10 @@ def test_fault_13_other_spellings_of_an_image_are_refused(part: dict[str, Any]) 
 
 @pytest.mark.parametrize("kind", ["file", "input_file", "image_file"])
 def test_fault_13_files_by_reference_are_refused(kind: str) -> None:
-    assert refusal(Route.CHAT, **chat_with({"type": kind, kind: {"file_id": "f"}})).code == "remote_media_disabled"
+    assert (
+        refusal(Route.CHAT, **chat_with({"type": kind, kind: {"file_id": "f"}})).code
+        == "remote_media_disabled"
+    )
 
 
 @pytest.mark.parametrize("url", REMOTE)
@@ -74,14 +77,22 @@ def test_fault_13_a_remote_url_is_refused_in_responses(url: str) -> None:
     "part", [{"type": "input_file", "file_url": "http://x"}, {"type": "input_image", "file_id": "f"}]
 )
 def test_fault_13_files_are_refused_in_responses_and_in_what_tools_return(part: dict[str, Any]) -> None:
-    assert refusal(Route.RESPONSES, input=[{"role": "user", "content": [part]}]).code == "remote_media_disabled"
+    assert (
+        refusal(Route.RESPONSES, input=[{"role": "user", "content": [part]}]).code == "remote_media_disabled"
+    )
     output = {"type": "function_call_output", "call_id": "1", "output": [part]}
     assert refusal(Route.RESPONSES, input=[output]).code == "remote_media_disabled"
 
 
 @pytest.mark.parametrize("route", [Route.MESSAGES, Route.COUNT_TOKENS])
 @pytest.mark.parametrize(
-    "source", [{"type": "url", "url": REMOTE[0]}, {"type": "file", "file_id": "f"}, {"type": "url"}, {"url": REMOTE[0]}]
+    "source",
+    [
+        {"type": "url", "url": REMOTE[0]},
+        {"type": "file", "file_id": "f"},
+        {"type": "url"},
+        {"url": REMOTE[0]},
+    ],
 )
 def test_fault_13_remote_images_are_refused_in_messages_and_in_what_tools_return(
     route: Route, source: dict[str, Any]
@@ -106,7 +117,9 @@ def test_anthropics_inline_images_are_exact(source: dict[str, Any]) -> None:
 
 def test_an_address_beside_an_inline_image_never_reaches_an_engine() -> None:
     source = {"type": "base64", "media_type": "image/png", "data": "AAAA", "url": "http://x"}
-    parsed = parse(Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}])
+    parsed = parse(
+        Route.MESSAGES, messages=[{"role": "user", "content": [{"type": "image", "source": source}]}]
+    )
     assert "http://x" not in str(parsed.body)
     assert parsed.ignored == ("messages[0].content[0].source.url",)
 
@@ -125,4 +138,7 @@ def test_inline_media_are_taken() -> None:
 
 def test_media_belong_to_the_user() -> None:
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-    assert refusal(Route.CHAT, messages=[{"role": "system", "content": [part]}]).param == "messages[0].content[0]"
+    assert (
+        refusal(Route.CHAT, messages=[{"role": "system", "content": [part]}]).param
+        == "messages[0].content[0]"
+    )

@@ -44,7 +44,9 @@ def test_fault_10_max_tokens_is_there_positive_and_sane(value: Any) -> None:
     assert refusal(Route.MESSAGES, max_tokens=value).param == "max_tokens"
 
 
-@pytest.mark.parametrize("stops", [["x"] * 10_000, ["x"] * (STOP_STRINGS_MAX + 1), [""], [5], "x", ["x" * 257]])
+@pytest.mark.parametrize(
+    "stops", [["x"] * 10_000, ["x"] * (STOP_STRINGS_MAX + 1), [""], [5], "x", ["x" * 257]]
+)
 def test_fault_11_stop_sequences_are_capped(stops: Any) -> None:
     assert (refusal(Route.MESSAGES, stop_sequences=stops).param or "").startswith("stop_sequences")
 
@@ -53,18 +55,26 @@ def test_fault_11_stop_sequences_are_capped(stops: Any) -> None:
 @pytest.mark.parametrize(
     ("param", "messages"),
     [
-        ("messages", []), ("messages", None), ("messages", "hi"), ("messages", [HELLO] * (MESSAGES_MAX + 1)), ("messages[0]", ["hi"]),
-        ("messages[0].role", [{"role": "x", "content": "hi"}]), ("messages[0].role", [{"role": "tool", "content": "hi"}]),
+        ("messages", []), ("messages", None), ("messages", "hi"), ("messages", [HELLO] * (MESSAGES_MAX + 1)),
+        ("messages[0]", ["hi"]),
+        ("messages[0].role", [{"role": "x", "content": "hi"}]), ("messages[0].role", [{"role": "tool",
+        "content": "hi"}]),
         ("messages[0].role", [{"content": "hi"}]), ("messages[0].role", [{"role": {}, "content": "hi"}]),
-        ("messages[0].content", [{"role": "user"}]), ("messages[0].content", [{"role": "user", "content": ""}]),
-        ("messages[0].content", [{"role": "user", "content": []}]), ("messages[0].content", [{"role": "user", "content": 5}]),
+        ("messages[0].content", [{"role": "user"}]), ("messages[0].content", [{"role": "user",
+        "content": ""}]),
+        ("messages[0].content", [{"role": "user", "content": []}]), ("messages[0].content", [{"role": "user",
+        "content": 5}]),
         ("messages[0].content[0].type", [{"role": "user", "content": [{"text": "x"}]}]),
-        ("messages[0].content[0].source", [{"role": "user", "content": [{"type": "document", "source": {}}]}]),
-        ("messages[0].content[0].type", [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]),
-        ("messages[0].content[0].type", [{"role": "assistant", "content": [{"type": "image", "source": {}}]}]),
+        ("messages[0].content[0].source", [{"role": "user", "content": [{"type": "document",
+        "source": {}}]}]),
+        ("messages[0].content[0].type", [{"role": "user", "content": [{"type": "tool_use", "id": "1",
+        "name": "f", "input": {}}]}]),
+        ("messages[0].content[0].type", [{"role": "assistant", "content": [{"type": "image",
+        "source": {}}]}]),
         ("messages[0].content[0].type", [{"role": "user", "content": [{"type": ["text"]}]}]),
         ("messages[0].content[0].text", [{"role": "user", "content": [{"type": "text", "text": 5}]}]),
-        ("messages[0].content[0].input", [{"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": "x"}]}]),
+        ("messages[0].content[0].input", [{"role": "assistant", "content": [{"type": "tool_use", "id": "1",
+        "name": "f", "input": "x"}]}]),
         ("messages[0].content[0].tool_use_id", [{"role": "user", "content": [{"type": "tool_result"}]}]),
     ],
 )  # fmt: skip
@@ -91,20 +101,27 @@ def test_fault_15_tool_choice_needs_tools(route: Route, choice: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("param", "changes"),
     [
-        ("tools[0].input_schema", {"tools": [{"name": "f"}]}), ("tools[0].name", {"tools": [{"name": "a b", "input_schema": {}}]}),
-        ("tool_choice", {"tool_choice": "auto", "tools": [TOOL]}), ("tool_choice.type", {"tool_choice": {"type": "required"}, "tools": [TOOL]}),
+        ("tools[0].input_schema", {"tools": [{"name": "f"}]}), ("tools[0].name", {"tools": [{"name": "a b",
+        "input_schema": {}}]}),
+        ("tool_choice", {"tool_choice": "auto", "tools": [TOOL]}), ("tool_choice.type",
+        {"tool_choice": {"type": "required"}, "tools": [TOOL]}),
         ("tool_choice.name", {"tool_choice": {"type": "tool"}, "tools": [TOOL]}),
         ("tool_choice.name", {"tool_choice": {"type": "tool", "name": "g"}, "tools": [TOOL]}),
         ("system", {"system": 5}), ("system[0].type", {"system": [{"type": "image", "source": {}}]}),
-        ("thinking.budget_tokens", {"thinking": {"type": "enabled"}}), ("thinking.budget_tokens", {"thinking": {"type": "enabled", "budget_tokens": 5}}),
+        ("thinking.budget_tokens", {"thinking": {"type": "enabled"}}), ("thinking.budget_tokens",
+        {"thinking": {"type": "enabled", "budget_tokens": 5}}),
         ("thinking.budget_tokens", {"thinking": {"type": "disabled", "budget_tokens": 2000}}),
         ("thinking.type", {"thinking": {"type": 5}}), ("thinking.type", {"thinking": {}}),
-        ("output_config.format.schema", {"output_config": {"format": {"type": "json_schema", "schema": {"$ref": "#"}}}}),
-        ("mcp_servers", {"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}), ("container", {"container": "c"}),
+        ("output_config.format.schema", {"output_config": {"format": {"type": "json_schema",
+        "schema": {"$ref": "#"}}}}),
+        ("mcp_servers", {"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}), ("container",
+        {"container": "c"}),
         ("inference_geo", {"inference_geo": "us"}), ("thread", {"thread": {"type": "create"}}),
     ],
 )  # fmt: skip
-def test_each_parameter_is_held_to_its_type_and_range(route: Route, param: str, changes: dict[str, Any]) -> None:
+def test_each_parameter_is_held_to_its_type_and_range(
+    route: Route, param: str, changes: dict[str, Any]
+) -> None:
     assert refusal(route, **changes).param == param
 
 
@@ -127,7 +144,12 @@ def test_a_conversation_sent_back_is_taken() -> None:
         {"type": "text", "text": "x", "citations": None},
         {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}, "caller": None},
     ]
-    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "42"}], "is_error": False}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "1",
+        "content": [{"type": "text", "text": "42"}],
+        "is_error": False,
+    }
     parse(
         Route.MESSAGES,
         tools=[TOOL],

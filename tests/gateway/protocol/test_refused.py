@@ -41,7 +41,9 @@ NEVER: dict[str, Any] = {
 
 @pytest.mark.parametrize("route", Route)
 @pytest.mark.parametrize("name", NEVER)
-def test_fault_08_what_only_the_gateway_may_say_is_refused_by_name_on_every_route(route: Route, name: str) -> None:
+def test_fault_08_what_only_the_gateway_may_say_is_refused_by_name_on_every_route(
+    route: Route, name: str
+) -> None:
     error = refusal(route, **{name: NEVER[name]})
     assert (error.code, error.param) == ("unsupported_parameter", name)
     assert name in error.message
@@ -83,18 +85,31 @@ def test_fault_15_anthropics_words_on_openais_routes_are_named(route: Route, nam
     }
 
 
-@pytest.mark.parametrize("name", ["stop", "n", "logprobs", "response_format", "max_completion_tokens", "logit_bias"])
+@pytest.mark.parametrize(
+    "name", ["stop", "n", "logprobs", "response_format", "max_completion_tokens", "logit_bias"]
+)
 @pytest.mark.parametrize("route", ANTHROPIC_ROUTES)
 def test_fault_15_openais_words_on_anthropics_routes_are_named(route: Route, name: str) -> None:
     error = refusal(route, **{name: "x"})
     body = orjson.loads(error_body(error, Dialect.ANTHROPIC, "req_1"))
-    assert (body["type"], body["error"]["type"], body["request_id"]) == ("error", "invalid_request_error", "req_1")
+    assert (body["type"], body["error"]["type"], body["request_id"]) == (
+        "error",
+        "invalid_request_error",
+        "req_1",
+    )
     assert f"'{name}'" in body["error"]["message"]
 
 
 def test_null_is_absent_whatever_its_name() -> None:
     parse(Route.CHAT, cache_salt=None, temperature=None, tools=None, stream_options=None)
-    parse(Route.RESPONSES, previous_response_id=None, conversation=None, prompt=None, background=None, store=None)
+    parse(
+        Route.RESPONSES,
+        previous_response_id=None,
+        conversation=None,
+        prompt=None,
+        background=None,
+        store=None,
+    )
     assert parse(Route.CHAT, no_such_parameter=None).ignored == ()
 
 

@@ -14,8 +14,10 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "stri
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True), ("prompt", {"id": "p"}),
-        ("previous_input_messages", [{}]), ("n", 2), ("max_tokens", 5), ("response_format", {"type": "json_object"}),
+        ("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("background", True), ("prompt",
+        {"id": "p"}),
+        ("previous_input_messages", [{}]), ("n", 2), ("max_tokens", 5), ("response_format",
+        {"type": "json_object"}),
     ],
 )  # fmt: skip
 def test_what_needs_state_or_does_not_exist_is_refused_by_name(name: str, value: Any) -> None:
@@ -24,7 +26,12 @@ def test_what_needs_state_or_does_not_exist_is_refused_by_name(name: str, value:
 
 def test_what_the_parsed_request_says() -> None:
     parsed = parse(
-        Route.RESPONSES, max_output_tokens=7, stream=True, store=False, background=False, instructions="x" * 400
+        Route.RESPONSES,
+        max_output_tokens=7,
+        stream=True,
+        store=False,
+        background=False,
+        instructions="x" * 400,
     )
     assert (parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.stream) == (1, 1, 7, True)
     assert parsed.input_tokens_estimate > 100
@@ -38,10 +45,13 @@ def test_fault_10_max_output_tokens_is_positive_and_sane(value: Any) -> None:
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("input", None), ("input", ""), ("input", []), ("input", 5), ("input", [{"role": "user", "content": "x"}] * (ITEMS_MAX + 1)),
-        ("input[0]", ["x"]), ("input[0].type", [{"type": "item_reference", "id": "1"}]), ("input[0].type", [{"type": ["message"]}]),
-        ("input[0].type", [{"type": "web_search_call"}]), ("input[0].role", [{"role": "x", "content": "x"}]), ("input[0].role", [{"content": "x"}]),
-        ("input[0].content", [{"role": "user"}]), ("input[0].content", [{"role": "user", "content": 5}]),
+        ("input", None), ("input", ""), ("input", []), ("input", 5), ("input", [{"role": "user",
+        "content": "x"}] * (ITEMS_MAX + 1)),
+        ("input[0]", ["x"]), ("input[0].type", [{"type": "item_reference", "id": "1"}]), ("input[0].type",
+        [{"type": ["message"]}]),
+        ("input[0].type", [{"type": "web_search_call"}]), ("input[0].role", [{"role": "x", "content": "x"}]),
+        ("input[0].role", [{"content": "x"}]), ("input[0].content", [{"role": "user"}]),
+        ("input[0].content", [{"role": "user", "content": 5}]),
         ("input[0].content[0].type", [{"role": "user", "content": [{"type": "x"}]}]),
         ("input[0].content[0].text", [{"role": "user", "content": [{"type": "input_text"}]}]),
         ("input[0].call_id", [{"type": "function_call", "name": "f", "arguments": "{}"}]),
@@ -57,12 +67,14 @@ def test_fault_15_items_are_checked_to_the_last_member(param: str, value: Any) -
     ("param", "changes"),
     [
         ("tools[0].name", {"tools": [{"type": "function"}]}),
-        ("tool_choice", {"tools": [], "tool_choice": "required"}), ("tool_choice", {"tools": [], "tool_choice": {"type": "function", "name": "f"}}),
+        ("tool_choice", {"tools": [], "tool_choice": "required"}), ("tool_choice", {"tools": [],
+        "tool_choice": {"type": "function", "name": "f"}}),
         ("tool_choice.name", {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}),
         ("text.format.type", {"text": {"format": {"type": "grammar"}}}),
         ("text.format.schema", {"text": {"format": {"type": "json_schema", "name": "x"}}}),
         ("reasoning.effort", {"reasoning": {"effort": "huge"}}),
-        ("top_logprobs", {"top_logprobs": 21}), ("stop", {"stop": ""}), ("max_tool_calls", {"max_tool_calls": 0}),
+        ("top_logprobs", {"top_logprobs": 21}), ("stop", {"stop": ""}), ("max_tool_calls",
+        {"max_tool_calls": 0}),
     ],
 )  # fmt: skip
 def test_each_parameter_is_held_to_its_type_and_range(param: str, changes: dict[str, Any]) -> None:
@@ -70,7 +82,10 @@ def test_each_parameter_is_held_to_its_type_and_range(param: str, changes: dict[
 
 
 def test_what_refers_to_something_stored_is_told_to_send_it_whole() -> None:
-    for changes in ({"input": [{"type": "item_reference", "id": "msg_1"}]}, {"previous_response_id": "resp_1"}):
+    for changes in (
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        {"previous_response_id": "resp_1"},
+    ):
         assert "send the whole input" in refusal(Route.RESPONSES, **changes).message
 
 

@@ -1,4 +1,6 @@
-"""Schemas and regular expressions: what would make an engine's grammar compiler work for too long never gets there."""
+"""Schemas and regular expressions: what would make an engine's grammar compiler work for too long never
+gets there.
+"""
 
 import time
 from typing import Any
@@ -32,8 +34,14 @@ BAD_SCHEMAS: dict[str, dict[str, Any]] = {
     "one byte too large": {"description": "x" * (SCHEMA_BYTES_MAX - 16)},
     "deep": deep(SCHEMA_DEPTH_MAX),
     "recursive to the root": {"properties": {"next": {"$ref": "#"}}},
-    "recursive definition": {"$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}}}, "$ref": "#/$defs/n"},
-    "recursive by two": {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "recursive definition": {
+        "$defs": {"n": {"properties": {"next": {"$ref": "#/$defs/n"}}}},
+        "$ref": "#/$defs/n",
+    },
+    "recursive by two": {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        "$ref": "#/$defs/a",
+    },
     "recursive in its own branch": {"properties": {"a": {"items": {"$ref": "#/properties/a"}}}},
     "recursive under a property called default": {"properties": {"default": {"$ref": "#"}}},
     "recursive under a property called $defs": {"properties": {"$defs": {"$ref": "#"}}},
@@ -54,13 +62,15 @@ BAD_SCHEMAS: dict[str, dict[str, Any]] = {
     "hostile pattern of names": {"patternProperties": {"(a*)*": {}}},
 }
 GOOD_SCHEMAS: dict[str, dict[str, Any]] = {
-    "properties with words of schemas as names": {"properties": {"pattern": {"type": "string"}, "$ref": {"type": "string"}, "enum": {"type": "string"}}},
+    "properties with words of schemas as names": {"properties": {"pattern": {"type": "string"},
+    "$ref": {"type": "string"}, "enum": {"type": "string"}}},
     "references": doubling(8),
     "references in data": {"enum": [{"$ref": "#"}], "const": {"pattern": "(a+)+"}},
     "unused recursion": {"$defs": {"n": {"items": {"$ref": "#/$defs/n"}}}, "type": "string"},
     "depth at its cap": deep(SCHEMA_DEPTH_MAX - 1),
     "size at its cap": {"description": "x" * (SCHEMA_BYTES_MAX - 18)},
-    "pattern": {"properties": {"date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}(T.*)?$", "maxLength": 64}}},
+    "pattern": {"properties": {"date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}(T.*)?$",
+    "maxLength": 64}}},
 }  # fmt: skip
 
 
@@ -70,7 +80,10 @@ def test_fault_12_a_schema_past_the_caps_is_refused_on_every_way_in(schema: dict
     assert refusal(Route.CHAT, response_format=named).code in {"invalid_schema", "invalid_regex"}
     assert refusal(Route.CHAT, structured_outputs={"json": schema}).param == "structured_outputs.json"
     refusal(Route.COMPLETIONS, response_format=named)
-    refusal(Route.CHAT, tools=[{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}])
+    refusal(
+        Route.CHAT,
+        tools=[{"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}],
+    )
     refusal(Route.RESPONSES, text={"format": {"type": "json_schema", "name": "x", "schema": schema}})
     refusal(Route.RESPONSES, tools=[{"type": "function", "name": "f", "parameters": schema, "strict": True}])
     refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema, "strict": True}])
@@ -98,7 +111,10 @@ def test_fault_12_the_patterns_of_all_tools_together_are_capped() -> None:
     schema = {"properties": {f"p{i}": {"pattern": "a|" * 450} for i in range(8)}}
     tools = [{"type": "function", "function": {"name": f"f{i}", "parameters": schema}} for i in range(100)]
     assert refusal(Route.CHAT, tools=tools, tool_choice="required").param == "tools"
-    assert refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema, "strict": True}] * 100).param == "tools"
+    assert (
+        refusal(Route.MESSAGES, tools=[{"name": "f", "input_schema": schema, "strict": True}] * 100).param
+        == "tools"
+    )
     parse(Route.CHAT, tools=tools[:4], tool_choice="required")
     parse(Route.CHAT, tools=tools)
 
@@ -106,10 +122,10 @@ def test_fault_12_the_patterns_of_all_tools_together_are_capped() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "(a+)+", "(a*)*b", "(a+){2}", "((a|b)+c)*", "([a-z]+\\.)+", "((((a+))))+", "a++", "(?:a+)+", "(?P<x>a+)*",
-        "a{1000000}", "a{99999}", "(a{100}){100}", "((a{20}){20}){20}",
-        "(a", "a)", "[a", "[", "*a", "a**", "|*", "(|*)", "a{2", "a{,3}", "a{3,1}", "\\", "a\\",
-        "(?=a)", "(?!a)", "(?<=a)", "(?i)a", "\\1", "\\k<x>", "[]a]", "[](a+)+]", "(" * 40 + "a" + ")" * 40, "a" * (REGEX_CHARS_MAX + 1),
+        "(a+)+", "(a*)*b", "(a+){2}", "((a|b)+c)*", "([a-z]+\\.)+", "((((a+))))+", "a++", "(?:a+)+",
+        "(?P<x>a+)*", "a{1000000}", "a{99999}", "(a{100}){100}", "((a{20}){20}){20}", "(a", "a)", "[a", "[",
+        "*a", "a**", "|*", "(|*)", "a{2", "a{,3}", "a{3,1}", "\\", "a\\", "(?=a)", "(?!a)", "(?<=a)", "(?i)a",
+        "\\1", "\\k<x>", "[]a]", "[](a+)+]", "(" * 40 + "a" + ")" * 40, "a" * (REGEX_CHARS_MAX + 1),
     ],
 )  # fmt: skip
 def test_fault_12_bad_and_nested_regular_expressions_are_refused(pattern: str) -> None:
@@ -119,8 +135,9 @@ def test_fault_12_bad_and_nested_regular_expressions_are_refused(pattern: str) -
 @pytest.mark.parametrize(
     "pattern",
     [
-        "", "a", "^[a-z]+$", "[^\\]]*", "(a|b)*", "(ab)+", "(a?)*", "(\\.\\d+)?", "(a+){1}", "a+?", "a{2,}", "\\(\\)\\+", "[(+*]+", "(?:x|yz){1,3}",
-        "^(\\([0-9]{3}\\))?[0-9]{3}-[0-9]{4}$", "(a{2,3})+", "a|", "\\{2\\}",
+        "", "a", "^[a-z]+$", "[^\\]]*", "(a|b)*", "(ab)+", "(a?)*", "(\\.\\d+)?", "(a+){1}", "a+?", "a{2,}",
+        "\\(\\)\\+", "[(+*]+", "(?:x|yz){1,3}", "^(\\([0-9]{3}\\))?[0-9]{3}-[0-9]{4}$", "(a{2,3})+", "a|",
+        "\\{2\\}",
     ],
 )  # fmt: skip
 def test_honest_regular_expressions_pass(pattern: str) -> None:
@@ -130,8 +147,9 @@ def test_honest_regular_expressions_pass(pattern: str) -> None:
 @pytest.mark.parametrize(
     "constraint",
     [
-        {}, {"regex": "a", "choice": ["b"]}, {"grammar": "root ::= 'a'"}, {"structural_tag": "{}"}, {"choice": []}, {"choice": [""]},
-        {"choice": ["x"] * 257}, {"choice": "x"}, {"json": "{}"}, {"json_object": False}, {"regex": 5}, {"whitespace_pattern": "a", "json": {}}, [], "x",
+        {}, {"regex": "a", "choice": ["b"]}, {"grammar": "root ::= 'a'"}, {"structural_tag": "{}"},
+        {"choice": []}, {"choice": [""]}, {"choice": ["x"] * 257}, {"choice": "x"}, {"json": "{}"},
+        {"json_object": False}, {"regex": 5}, {"whitespace_pattern": "a", "json": {}}, [], "x",
     ],
 )  # fmt: skip
 def test_structured_outputs_are_one_bounded_constraint(constraint: Any) -> None:

@@ -1,4 +1,6 @@
-"""Every field that the official SDKs can send, from their types, against the policy that docs/fields.md tells callers."""
+"""Every field that the official SDKs can send, from their types, against the policy that docs/fields.md
+tells callers.
+"""
 
 import json
 import re
@@ -38,13 +40,15 @@ TYPES: dict[Route, tuple[Any, ...]] = {
         beta_count_tokens_params.MessageCountTokensParams,
     ),
 }
-# What of the SDKs' types is refused inside a parameter, by path without indexes: each is a line of docs/fields.md.
+# What of the SDKs' types is refused inside a parameter, by path without indexes: each is a line of
+# docs/fields.md.
 BLOCK = r"messages\[\]\.content\[\](\.content\[\])?"
 REFUSED_INSIDE = re.compile(
     "|".join(
         (
-            r"messages\[\]\.(role|audio|function_call|content\[\]|tool_calls\[\]\.type)", rf"{BLOCK}\.(type|source|citations)",
-            rf"{BLOCK}\.source\.content\[\]\.type", r"input\[\]\.(type|content\[\]|output\[\])", r"thread", r"tool_choice(\.type)?",
+            r"messages\[\]\.(role|audio|function_call|content\[\]|tool_calls\[\]\.type)",
+            rf"{BLOCK}\.(type|source|citations)", rf"{BLOCK}\.source\.content\[\]\.type",
+            r"input\[\]\.(type|content\[\]|output\[\])", r"thread", r"tool_choice(\.type)?",
         )
     )
 )  # fmt: skip
@@ -62,8 +66,12 @@ def kinds() -> list[tuple[Route, str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("route", "name", "hint"), kinds(), ids=lambda value: value if type(value) is str else "")
-def test_every_field_is_taken_or_ignored_or_refused_as_the_document_says(route: Route, name: str, hint: Any) -> None:
+@pytest.mark.parametrize(
+    ("route", "name", "hint"), kinds(), ids=lambda value: value if type(value) is str else ""
+)
+def test_every_field_is_taken_or_ignored_or_refused_as_the_document_says(
+    route: Route, name: str, hint: Any
+) -> None:
     seen, undocumented = 0, []
     without_effect = _words("Without effect")
     if not ROUTES[route].metered:  # whatever only an answer would need
@@ -112,5 +120,7 @@ def test_the_document_lists_what_is_refused_and_why() -> None:
 
 
 def test_the_document_lists_the_blocks_that_are_read() -> None:
-    line = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith("| blocks of `/v1/messages`"))
+    line = next(
+        line for line in DOCUMENT.read_text().splitlines() if line.startswith("| blocks of `/v1/messages`")
+    )
     assert set(re.findall(r"`([a-z_]+)`", line)) == USER_BLOCKS | ASSISTANT_BLOCKS | RESULT_BLOCKS

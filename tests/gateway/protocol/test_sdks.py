@@ -13,8 +13,16 @@ from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
 
 M: Any = [{"role": "user", "content": "hi"}]
-SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
-TOOL: Any = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"type": "string"}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": SCHEMA, "strict": True},
+}
 
 PATHS = {
     "/v1/chat/completions": Route.CHAT,
@@ -46,12 +54,16 @@ def parsed_call(call: Callable[[openai.OpenAI, anthropic.Anthropic], Any]) -> Pa
 def test_openai_chat_with_everything() -> None:
     parsed = parsed_call(
         lambda client, _: client.chat.completions.create(
-            model="m", messages=[{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *M], n=2, seed=7, stop=["a", "b"], temperature=0.5,
-            top_p=0.9, presence_penalty=0.1, frequency_penalty=0.1, logit_bias={"5": 1}, logprobs=True, top_logprobs=3, max_completion_tokens=5,
-            tools=[TOOL], tool_choice="auto", parallel_tool_calls=False, user="u", metadata={"a": "b"}, store=False, service_tier="flex",
-            reasoning_effort="low", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+            model="m", messages=[{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *M], n=2,
+            seed=7, stop=["a", "b"], temperature=0.5, top_p=0.9, presence_penalty=0.1, frequency_penalty=0.1,
+            logit_bias={"5": 1}, logprobs=True, top_logprobs=3, max_completion_tokens=5, tools=[TOOL],
+            tool_choice="auto", parallel_tool_calls=False, user="u", metadata={"a": "b"}, store=False,
+            service_tier="flex",
+            reasoning_effort="low", response_format={"type": "json_schema", "json_schema": {"name": "x",
+            "schema": SCHEMA, "strict": True}},
             stream=True, stream_options={"include_usage": True}, prompt_cache_key="k", safety_identifier="s",
-            extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1, "ignore_eos": True, "stop_token_ids": [3]},
+            extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1,
+            "ignore_eos": True, "stop_token_ids": [3]},
         )
     )  # fmt: skip
     assert (parsed.samples, parsed.max_output_tokens, parsed.stream, parsed.wants_usage) == (2, 5, True, True)
@@ -79,29 +91,43 @@ def test_openai_completions() -> None:
 def test_openai_responses() -> None:
     parsed = parsed_call(
         lambda client, _: client.responses.create(
-            model="m", input=[{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}], instructions="x", max_output_tokens=5,
-            text={"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}, reasoning={"effort": "low"},
-            tools=[{"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}], tool_choice={"type": "function", "name": "f"},
-            include=["message.output_text.logprobs"], top_logprobs=2, store=False, metadata={"a": "b"}, truncation="disabled", stream=True,
-            background=None, previous_response_id=None, conversation=None, prompt=None, temperature=1, top_p=1, service_tier="auto", user="u",
+            model="m", input=[{"role": "user", "content": [{"type": "input_text", "text": "hi"}]}],
+            instructions="x", max_output_tokens=5,
+            text={"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}},
+            reasoning={"effort": "low"},
+            tools=[{"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}],
+            tool_choice={"type": "function", "name": "f"}, include=["message.output_text.logprobs"],
+            top_logprobs=2, store=False, metadata={"a": "b"}, truncation="disabled", stream=True,
+            background=None, previous_response_id=None, conversation=None, prompt=None, temperature=1,
+            top_p=1, service_tier="auto", user="u",
         )
     )  # fmt: skip
     assert (parsed.max_output_tokens, parsed.stream) == (5, True)
 
 
 def test_openai_embeddings() -> None:
-    parsed = parsed_call(lambda client, _: client.embeddings.create(model="m", input=["a", "b"], dimensions=8))
+    parsed = parsed_call(
+        lambda client, _: client.embeddings.create(model="m", input=["a", "b"], dimensions=8)
+    )
     assert (parsed.prompts, parsed.body["encoding_format"]) == (2, "base64")
 
 
 def test_anthropic_messages_and_counting() -> None:
-    tool: Any = {"name": "f", "description": "d", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}
+    tool: Any = {
+        "name": "f",
+        "description": "d",
+        "input_schema": SCHEMA,
+        "cache_control": {"type": "ephemeral"},
+    }
     system: Any = [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]
     parsed = parsed_call(
         lambda _, client: client.messages.create(
-            model="m", max_tokens=2000, messages=M, system=system, tools=[tool], tool_choice={"type": "any", "disable_parallel_tool_use": True},
-            stop_sequences=["x"], metadata={"user_id": "u"}, service_tier="auto", thinking={"type": "enabled", "budget_tokens": 1024},
-            output_config={"effort": "low"}, stream=True, extra_body={"temperature": 0.5, "top_p": 0.9, "top_k": 4},
+            model="m", max_tokens=2000, messages=M, system=system, tools=[tool], tool_choice={"type": "any",
+            "disable_parallel_tool_use": True},
+            stop_sequences=["x"], metadata={"user_id": "u"}, service_tier="auto", thinking={"type": "enabled",
+            "budget_tokens": 1024},
+            output_config={"effort": "low"}, stream=True, extra_body={"temperature": 0.5, "top_p": 0.9,
+            "top_k": 4},
         )
     )  # fmt: skip
     assert (parsed.route.name, parsed.max_output_tokens, parsed.stream) == (Route.MESSAGES, 2000, True)

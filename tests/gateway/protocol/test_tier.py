@@ -37,7 +37,9 @@ def test_anthropics_standard_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("route", TIERED)
-@pytest.mark.parametrize("value", ["scale", "", "Flex", "reserved", "batch", 1, True, ["flex"], {"tier": "flex"}])
+@pytest.mark.parametrize(
+    "value", ["scale", "", "Flex", "reserved", "batch", 1, True, ["flex"], {"tier": "flex"}]
+)
 def test_another_tier_is_refused_by_name(route: Route, value: Any) -> None:
     error = refusal(route, service_tier=value)
     assert error.param == "service_tier"

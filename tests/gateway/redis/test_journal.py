@@ -175,16 +175,21 @@ async def test_records_reach_the_disk_in_the_background(journal: Journal, tmp_pa
     await journal.synced()
 
 
-async def test_a_dead_process_journal_is_sent_by_the_next(pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path) -> None:
+async def test_a_dead_process_journal_is_sent_by_the_next(
+    pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path
+) -> None:
     code = (
-        "import asyncio, os, signal, sys; from pathlib import Path; from gateway.redis.journal import Journal;"
+        "import asyncio, os, signal, sys; from pathlib import Path; from gateway.redis.journal import "
+        "Journal;"
         "from tests.gateway.redis.test_journal import settle\n"
         "async def main():\n"
         "    j = Journal(Path(sys.argv[1])); await j.open(); j.append(settle(1)); j.append(settle(2))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())"
     )
-    dead = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code, str(tmp_path / "journal")], check=False)
+    dead = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code, str(tmp_path / "journal")], check=False
+    )
     assert dead.returncode == -signal.SIGKILL
     journal = Journal(tmp_path / "journal")
     await journal.open()
@@ -215,7 +220,9 @@ async def test_a_journal_with_records_outlives_a_clean_end(journal: Journal, tmp
     assert len(recover(journal_files(tmp_path)[0].read_bytes(), own=True).commands) == 1
 
 
-@pytest.mark.parametrize("torn", [b"4", b"400 12345678 {", encode(settle(3))[:-1], encode(settle(3))[:-9] + b"\n"])
+@pytest.mark.parametrize(
+    "torn", [b"4", b"400 12345678 {", encode(settle(3))[:-1], encode(settle(3))[:-9] + b"\n"]
+)
 async def test_fault_38_a_torn_tail_is_cut_and_the_rest_is_sent(
     journal: Journal, pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path, torn: bytes
 ) -> None:
@@ -247,7 +254,9 @@ async def test_a_record_that_redis_refuses_for_good_does_not_block_the_rest(
         journal.append(settle(number))
     await journal.drain(pipe.execute)
     assert events(valkey) == ["r0", "r2"]
-    assert recover((tmp_path / "journal" / "rejected").read_bytes(), own=True).commands == (as_read(settle(1)),)
+    assert recover((tmp_path / "journal" / "rejected").read_bytes(), own=True).commands == (
+        as_read(settle(1)),
+    )
 
 
 async def test_past_its_cap_admission_must_stop_but_nothing_is_refused(

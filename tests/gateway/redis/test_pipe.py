@@ -27,7 +27,9 @@ async def pipe(valkey_url: str) -> AsyncIterator[RedisPipe]:
 
 @asynccontextmanager
 async def fake_redis(handler: Handler, unix_path: Path | None = None) -> AsyncIterator[str]:
-    """A server on loopback that answers the greeting (a HELLO that it does not know, as a proxy would, and a PING) and leaves the rest to `handler`."""
+    """A server on loopback that answers the greeting (a HELLO that it does not know, as a proxy would, and
+    a PING) and leaves the rest to `handler`.
+    """
     tasks: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +147,9 @@ async def test_a_script_that_is_not_ours_is_the_callers_error(pipe: RedisPipe) -
         await pipe.execute("FCALL", "no_such_function", 0)
 
 
-async def test_with_redis_away_calls_fail_at_once_and_work_again_when_it_is_back(own_valkey: ValkeyProcess) -> None:
+async def test_with_redis_away_calls_fail_at_once_and_work_again_when_it_is_back(
+    own_valkey: ValkeyProcess,
+) -> None:
     pipe = RedisPipe(own_valkey.url)
     await pipe.execute("SET", "a", 1)
     own_valkey.kill()
@@ -175,12 +179,18 @@ async def test_calls_on_a_connection_that_breaks_have_an_unknown_outcome() -> No
 
     async with fake_redis(handler) as url:
         pipe = RedisPipe(url, scripts=False, timeout_s=0.3)
-        outcomes = await asyncio.gather(*(pipe.execute("INCR", "n") for _ in range(3)), return_exceptions=True)
-        assert [outcome.unknown_outcome for outcome in outcomes if isinstance(outcome, RedisUnavailable)] == [True] * 3
+        outcomes = await asyncio.gather(
+            *(pipe.execute("INCR", "n") for _ in range(3)), return_exceptions=True
+        )
+        assert [outcome.unknown_outcome for outcome in outcomes if isinstance(outcome, RedisUnavailable)] == [
+            True
+        ] * 3
         await pipe.close()
 
 
-async def test_a_silent_server_is_given_up_after_the_timeout_and_found_again(own_valkey: ValkeyProcess) -> None:
+async def test_a_silent_server_is_given_up_after_the_timeout_and_found_again(
+    own_valkey: ValkeyProcess,
+) -> None:
     pipe = RedisPipe(own_valkey.url, timeout_s=0.2)
     await pipe.execute("SET", "a", 1)
     process_id = own_valkey._process.pid  # type: ignore[union-attr]
@@ -198,7 +208,9 @@ async def test_a_silent_server_is_given_up_after_the_timeout_and_found_again(own
     await pipe.close()
 
 
-@pytest.mark.parametrize("code", ["READONLY", "LOADING", "OOM", "MOVED 1234 10.0.0.1:6379", "CLUSTERDOWN", "MISCONF"])
+@pytest.mark.parametrize(
+    "code", ["READONLY", "LOADING", "OOM", "MOVED 1234 10.0.0.1:6379", "CLUSTERDOWN", "MISCONF"]
+)
 async def test_a_server_that_cannot_serve_now_is_unavailable_with_its_reason(code: str) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"INCR\r\n")

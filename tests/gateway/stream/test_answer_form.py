@@ -1,4 +1,6 @@
-"""The form of answers: the model as it was asked for, the tier, no empty extras; what was generated stays. Fed with what vLLM 0.32 sends."""
+"""The form of answers: the model as it was asked for, the tier, no empty extras; what was generated stays.
+Fed with what vLLM 0.32 sends.
+"""
 
 import json
 from typing import Any
@@ -22,7 +24,8 @@ ASKED = 'asked "for"'
 SERVED = "/srv/engine-side-name"
 # What a model may write, to look like members of an answer.
 TRICK = (
-    f'"service_tier":null,"model":"{SERVED}","reasoning":null,"finish_reason":null,"token_ids":null}}]}} service_tier'
+    f'"service_tier":null,"model":"{SERVED}","reasoning":null,"finish_reason":null,"token_ids":null}}]}} '
+    "service_tier"
 )
 # Where a vendor sends null itself.
 KEPT = {"finish_reason", "logprobs", "content", "refusal"}
@@ -53,7 +56,14 @@ def compact(value: object) -> bytes:
 def chat_chunk(delta: object, tokens: int, finish: str | None = None, **more: object) -> dict[str, Any]:
     """As vLLM writes one, with continuous usage."""
     ended = {} if finish is None else {"stop_reason": None}
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish, **ended, "token_ids": None}
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": None,
+        "finish_reason": finish,
+        **ended,
+        "token_ids": None,
+    }
     usage = {
         "prompt_tokens": 5,
         "total_tokens": 5 + tokens,
@@ -73,7 +83,14 @@ def text_chunk(text: str, tokens: int, finish: str | None = None) -> dict[str, A
 
 def total(tokens: int) -> dict[str, Any]:
     usage = {"prompt_tokens": 5, "total_tokens": 5 + tokens, "completion_tokens": tokens}
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": SERVED, "choices": [], "usage": usage}
+    return {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": SERVED,
+        "choices": [],
+        "usage": usage,
+    }
 
 
 def data(*chunks: dict[str, Any]) -> bytes:
@@ -105,7 +122,8 @@ STREAMS = {
         chat_chunk({"content": None, "tool_calls": [{"index": 0, "function": {"arguments": TRICK}}]}, 5),
         chat_chunk({}, 6, "stop"),
     ],
-    Route.COMPLETIONS: [*(text_chunk(text, at) for at, text in enumerate(("a", TRICK, "b"), 1)), text_chunk("", 6, "length")],
+    Route.COMPLETIONS: [*(text_chunk(text, at) for at, text in enumerate(("a", TRICK, "b"), 1)),
+    text_chunk("", 6, "length")],
 }  # fmt: skip
 
 
@@ -115,13 +133,17 @@ def test_each_chunk_says_model_and_tier_and_has_no_empty_extras(route: Route, ti
     told = {} if tier is None else {"service_tier": tier.decode()}
     reader = meter(route, tier, stream=True, stream_options={"include_usage": True})
     passed = events(reader.feed(b": ping\n\n" + data(*STREAMS[route], total(6)) + b"data: [DONE]\n\n"))
-    sent = [{name: value for name, value in one.items() if name != "usage"} for one in STREAMS[route]] + [total(6)]
+    sent = [{name: value for name, value in one.items() if name != "usage"} for one in STREAMS[route]] + [
+        total(6)
+    ]
     assert passed == [without_extras(one) | {"model": ASKED} | told for one in sent]
     assert reader.finished
     assert reader.exact
 
 
-@given(st.lists(st.text() | st.sampled_from([TRICK, '"token_ids":null', ',"x":null']), max_size=6), st.booleans())
+@given(
+    st.lists(st.text() | st.sampled_from([TRICK, '"token_ids":null', ',"x":null']), max_size=6), st.booleans()
+)
 def test_no_text_is_taken_for_a_member(texts: list[str], logprobs: bool) -> None:
     form = ChunkForm(ASKED, b"flex")
     for at, text in enumerate(texts):
@@ -146,14 +168,19 @@ def test_each_chunk_of_several_samples_says_it_too() -> None:
 def test_an_engines_own_tier_is_replaced() -> None:
     for own in (None, "scale", {"service_tier": 1}):
         reader = meter(Route.CHAT, b"priority", stream=True)
-        raw = data(chat_chunk({"content": "a"}, 1, service_tier=own), chat_chunk({}, 2, "stop", service_tier=own))
+        raw = data(
+            chat_chunk({"content": "a"}, 1, service_tier=own), chat_chunk({}, 2, "stop", service_tier=own)
+        )
         assert [one["service_tier"] for one in events(reader.feed(raw))] == ["priority", "priority"]
 
 
 def test_a_stream_of_another_kind_of_engine_says_it_too() -> None:
     reader = meter(Route.CHAT, b"flex", stream=True)
     head = {"model": SERVED, "id": "c", "system_fingerprint": None, "service_tier": "auto"}
-    sent = [{**head, "choices": [{"index": 0, "delta": {"reasoning_content": None, "content": text}}]} for text in "ab"]
+    sent = [
+        {**head, "choices": [{"index": 0, "delta": {"reasoning_content": None, "content": text}}]}
+        for text in "ab"
+    ]
     raw = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in sent)
     choices = [[{"index": 0, "delta": {"content": text}}] for text in "ab"]
     assert events(reader.feed(raw)) == [
@@ -191,22 +218,22 @@ def whole(route: Route, answer: dict[str, Any], tier: bytes | None = None) -> by
 
 
 CHAT_MESSAGE = {
-    "role": "assistant", "content": TRICK, "refusal": None, "annotations": None, "audio": None, "function_call": None, "tool_calls": [],
-    "reasoning": None,
+    "role": "assistant", "content": TRICK, "refusal": None, "annotations": None, "audio": None,
+    "function_call": None, "tool_calls": [], "reasoning": None,
 }  # fmt: skip
 CHAT_CHOICE = {
-    "index": 0, "message": CHAT_MESSAGE, "logprobs": None, "finish_reason": "stop", "stop_reason": None, "token_ids": None,
-    "routed_experts": None,
+    "index": 0, "message": CHAT_MESSAGE, "logprobs": None, "finish_reason": "stop", "stop_reason": None,
+    "token_ids": None, "routed_experts": None,
 }  # fmt: skip
 CHAT = {
-    "id": "c", "object": "chat.completion", "created": 1, "model": SERVED, "choices": [CHAT_CHOICE], "service_tier": None,
-    "system_fingerprint": "f",
+    "id": "c", "object": "chat.completion", "created": 1, "model": SERVED, "choices": [CHAT_CHOICE],
+    "service_tier": None, "system_fingerprint": "f",
     "usage": CHAT_USAGE | {
         "prompt_tokens_details": {"cached_tokens": 0, "created_cache_tokens": 3, "multimodal_tokens": None},
         "completion_tokens_details": None,
     },
-    "prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None, "kv_transfer_params": None, "ec_transfer_params": None,
-    "metrics": None,
+    "prompt_logprobs": None, "prompt_token_ids": None, "prompt_text": None, "kv_transfer_params": None,
+    "ec_transfer_params": None, "metrics": None,
 }  # fmt: skip
 
 
@@ -231,7 +258,9 @@ def test_what_an_engine_says_beside_the_answer_is_kept_where_it_says_something()
 
 
 def test_a_whole_completion_has_what_openai_sends() -> None:
-    extras = dict.fromkeys(("stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts"))
+    extras = dict.fromkeys(
+        ("stop_reason", "token_ids", "prompt_logprobs", "prompt_token_ids", "routed_experts")
+    )
     choice = {"index": 0, "text": TRICK, "logprobs": None, "finish_reason": "length"}
     answer = {"id": "c", "model": SERVED, "choices": [choice | extras], "metrics": None, "usage": CHAT_USAGE}
     assert read(whole(Route.COMPLETIONS, answer)) == {
@@ -240,18 +269,31 @@ def test_a_whole_completion_has_what_openai_sends() -> None:
 
 
 RESPONSE = {
-    "id": "resp_1", "model": SERVED, "instructions": None, "metadata": {"service_tier": "mine", "model": SERVED}, "previous_response_id": None,
+    "id": "resp_1", "model": SERVED, "instructions": None, "metadata": {"service_tier": "mine",
+    "model": SERVED}, "previous_response_id": None,
     "service_tier": "auto", "text": None, "kv_transfer_params": None, "input_messages": None, "usage": None,
-    "tools": [{"type": "function", "name": "f", "strict": None, "parameters": {"x": None}, "async": None, "output_schema": None}],
+    "tools": [{"type": "function", "name": "f", "strict": None, "parameters": {"x": None}, "async": None,
+    "output_schema": None}],
 }  # fmt: skip
 RESPONSE_WRITTEN = {
-    "id": "resp_1", "model": ASKED, "instructions": None, "metadata": {"service_tier": "mine", "model": SERVED}, "previous_response_id": None,
-    "service_tier": "flex", "usage": None, "tools": [{"type": "function", "name": "f", "strict": None, "parameters": {"x": None}}],
+    "id": "resp_1", "model": ASKED, "instructions": None, "metadata": {"service_tier": "mine",
+    "model": SERVED}, "previous_response_id": None,
+    "service_tier": "flex", "usage": None, "tools": [{"type": "function", "name": "f", "strict": None,
+    "parameters": {"x": None}}],
 }  # fmt: skip
 PART = {"annotations": [], "text": TRICK, "type": "output_text"}
 MESSAGE = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed"}
-CALL = {"id": "fc_1", "type": "function_call", "name": "f", "arguments": '{"x":null,"y":null}', "status": "completed"}
-OUTPUT = [MESSAGE | {"content": [PART | {"logprobs": None}], "phase": None}, CALL | {"async": None, "namespace": None}]
+CALL = {
+    "id": "fc_1",
+    "type": "function_call",
+    "name": "f",
+    "arguments": '{"x":null,"y":null}',
+    "status": "completed",
+}
+OUTPUT = [
+    MESSAGE | {"content": [PART | {"logprobs": None}], "phase": None},
+    CALL | {"async": None, "namespace": None},
+]
 OUTPUT_WRITTEN = [MESSAGE | {"content": [PART]}, CALL]
 TURNS = {"input_tokens_per_turn": [], "cached_tokens_per_turn": []}
 
@@ -270,11 +312,17 @@ def test_a_streamed_response_says_it_wherever_it_shows_itself() -> None:
     raw = [
         event("response.created", response=RESPONSE, sequence_number=0),
         event("response.in_progress", response=RESPONSE, sequence_number=1),
-        event("response.output_item.added", item=MESSAGE | {"phase": None}, output_index=0, sequence_number=2),
+        event(
+            "response.output_item.added", item=MESSAGE | {"phase": None}, output_index=0, sequence_number=2
+        ),
         event("response.content_part.added", part=PART | {"logprobs": None}, sequence_number=3),
         delta,
         event("response.output_item.done", item=OUTPUT[1], sequence_number=5),
-        event("response.completed", response=RESPONSE | {"output": OUTPUT, "usage": TYPED_USAGE}, sequence_number=6),
+        event(
+            "response.completed",
+            response=RESPONSE | {"output": OUTPUT, "usage": TYPED_USAGE},
+            sequence_number=6,
+        ),
     ]
     reader = meter(Route.RESPONSES, b"flex", stream=True)
     passed = reader.feed(b"".join(raw))
@@ -291,7 +339,9 @@ def test_a_streamed_response_says_it_wherever_it_shows_itself() -> None:
     assert reader.exact
 
 
-@pytest.mark.parametrize(("tier", "word"), [(b"priority", "priority"), (b"default", "standard"), (b"flex", "flex")])
+@pytest.mark.parametrize(
+    ("tier", "word"), [(b"priority", "priority"), (b"default", "standard"), (b"flex", "flex")]
+)
 def test_a_message_says_the_tier_in_its_usage_and_has_what_anthropic_sends(tier: bytes, word: str) -> None:
     use = {"type": "tool_use", "id": "t", "name": "f", "input": {"service_tier": None, "model": SERVED}}
     answer = {"id": "m", "content": [use], "model": SERVED, "stop_reason": "tool_use", "usage": TYPED_USAGE}
@@ -328,12 +378,15 @@ def test_an_answer_nested_deeper_than_the_fast_encoder_writes_says_it_too() -> N
     assert passed["content"] == answer["content"]
 
 
-EMBEDDINGS = {"id": "embd-1", "object": "list", "created": 1, "model": SERVED, "data": [{"index": 0, "embedding": [0.1, 2.50]}]}  # fmt: skip
+EMBEDDINGS = {"id": "embd-1", "object": "list", "created": 1, "model": SERVED, "data": [{"index": 0,
+"embedding": [0.1, 2.50]}]}  # fmt: skip
 
 
 def test_the_numbers_of_an_embedding_are_not_written_again() -> None:
     usage = {"prompt_tokens": 5, "total_tokens": 5}
-    answer = compact(EMBEDDINGS | {"usage": usage | {"prompt_tokens_details": None}}).replace(b"0.1", b"1.0e-1")
+    answer = compact(EMBEDDINGS | {"usage": usage | {"prompt_tokens_details": None}}).replace(
+        b"0.1", b"1.0e-1"
+    )
     written = whole_written(answer, json.loads(answer), ROUTES[Route.EMBEDDINGS].answer, ASKED, b"flex")
     assert read(written) == {**EMBEDDINGS, "model": ASKED, "usage": usage, "service_tier": "flex"}
     assert b"1.0e-1" in written
@@ -349,4 +402,6 @@ def test_embeddings_of_another_kind_of_engine_say_it_too(more: dict[str, Any]) -
 
 @pytest.mark.parametrize("route", [Route.COUNT_TOKENS, Route.TOKENIZE])
 def test_what_produces_nothing_stays_as_it_is(route: Route) -> None:
-    assert whole(route, {"count": 5, "token_strs": None}, b"default") == compact({"count": 5, "token_strs": None})
+    assert whole(route, {"count": 5, "token_strs": None}, b"default") == compact(
+        {"count": 5, "token_strs": None}
+    )

@@ -1,4 +1,6 @@
-"""How a stream goes on from its text: what can, which tokens the text carries, and that no stop string is lost where two parts meet."""
+"""How a stream goes on from its text: what can, which tokens the text carries, and that no stop string is
+lost where two parts meet.
+"""
 
 import json
 from typing import Any
@@ -24,7 +26,10 @@ def asked(route: Route = Route.COMPLETIONS, **fields: Any) -> ParsedRequest:
 
 
 def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
-    return {"id": "cmpl-a", "choices": [{"index": 0, "text": text, "finish_reason": finish, "stop_reason": None}]}
+    return {
+        "id": "cmpl-a",
+        "choices": [{"index": 0, "text": text, "finish_reason": finish, "stop_reason": None}],
+    }
 
 
 def event(text: str) -> bytes:
@@ -109,7 +114,10 @@ def test_tokens_without_text_of_their_own_are_not_carried() -> None:
     assert given_.text_and_tokens(asked()) == ("🌊 ", 4)
 
 
-@given(st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12), st.text("cd", min_size=1, max_size=9))
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12),
+    st.text("cd", min_size=1, max_size=9),
+)
 def test_what_was_held_back_is_given_when_no_stop_string_has_begun(tokens: list[str], stop: str) -> None:
     request, whole = asked(stop=stop), "".join(tokens)
     made = passed(tokens, len(stop) - 1)
@@ -122,7 +130,8 @@ def test_what_was_held_back_is_given_when_no_stop_string_has_begun(tokens: list[
 
 
 @given(
-    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12), st.text("ab ", min_size=1, max_size=9)
+    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12),
+    st.text("ab ", min_size=1, max_size=9),
 )
 def test_what_may_become_a_stop_string_is_left_to_the_next_part(tokens: list[str], stop: str) -> None:
     request, whole = asked(stop=stop), "".join(tokens)
@@ -170,6 +179,7 @@ def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() ->
         return dict(shown["usage"])
 
     assert told(10) == {
-        "prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35, "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
     assert told(None) == usage

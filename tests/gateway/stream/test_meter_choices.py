@@ -10,7 +10,9 @@ from gateway.stream.meter import Produced, ProtocolViolation
 from gateway.stream.meter_choices import ChoicesMeter
 
 
-def chunk(tokens: int, text: str = "x", *, index: int = 0, finish: str | None = None, prompt: int = 31) -> bytes:
+def chunk(
+    tokens: int, text: str = "x", *, index: int = 0, finish: str | None = None, prompt: int = 31
+) -> bytes:
     """A chat chunk as vLLM writes it with continuous usage."""
     body = {
         "id": "chatcmpl-req_1",
@@ -18,7 +20,13 @@ def chunk(tokens: int, text: str = "x", *, index: int = 0, finish: str | None = 
         "created": 1,
         "model": "m",
         "choices": [
-            {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": finish, "token_ids": None}
+            {
+                "index": index,
+                "delta": {"content": text},
+                "logprobs": None,
+                "finish_reason": finish,
+                "token_ids": None,
+            }
         ],
         "usage": {
             "prompt_tokens": prompt,
@@ -54,12 +62,19 @@ DONE = b"data: [DONE]\n\n"
 
 def stream(tokens: int) -> bytes:
     """A whole good stream of so many tokens."""
-    pieces = [chunk(0, "")] + [chunk(i, f"t{i}") for i in range(1, tokens)] + [chunk(tokens, "end", finish="stop")]
+    pieces = (
+        [chunk(0, "")] + [chunk(i, f"t{i}") for i in range(1, tokens)] + [chunk(tokens, "end", finish="stop")]
+    )
     return b"".join(pieces) + total(tokens, cached=16) + DONE
 
 
 def meter(
-    samples: int = 1, prompts: int = 1, *, usage: bool = False, continuous: bool = False, most: int | None = None
+    samples: int = 1,
+    prompts: int = 1,
+    *,
+    usage: bool = False,
+    continuous: bool = False,
+    most: int | None = None,
 ) -> ChoicesMeter:
     return ChoicesMeter(samples, prompts, most, usage, continuous)
 
@@ -130,7 +145,12 @@ def test_samples_count_their_prompt_once_for_the_bill_and_each_for_the_engine() 
     reader = meter(3)
     reader.feed(chunk(2, index=0) + chunk(3, index=1, text="b"))
     assert reader.produced() == Produced(31, 0, 5, 62)
-    reader.feed(chunk(4, index=2) + b"".join(chunk(4, "", index=i, finish="stop") for i in range(3)) + total(12) + DONE)
+    reader.feed(
+        chunk(4, index=2)
+        + b"".join(chunk(4, "", index=i, finish="stop") for i in range(3))
+        + total(12)
+        + DONE
+    )
     assert reader.produced() == Produced(31, 0, 12, 93)
 
 
@@ -141,7 +161,10 @@ def test_prompt_lists_count_each_prompt() -> None:
 
 
 def test_an_engine_without_usage_on_chunks_is_counted_until_its_total() -> None:
-    bare = b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":" tok%d"},"finish_reason":null}]}\n\n'
+    bare = (
+        b'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":" tok%d"},'
+        b'"finish_reason":null}]}\n\n'
+    )
     reader = meter()
     reader.feed(bare % 1 + bare % 2)
     assert reader.counted()

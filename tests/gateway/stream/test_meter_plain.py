@@ -10,7 +10,9 @@ from gateway.stream.meter import Produced, ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
 
 
-def read(route: Route, answer: object, samples: int = 1, prompts: int = 1, most: int | None = None) -> PlainMeter:
+def read(
+    route: Route, answer: object, samples: int = 1, prompts: int = 1, most: int | None = None
+) -> PlainMeter:
     reader = PlainMeter(ROUTES[route].answer, samples, prompts, most)
     raw = json.dumps(answer).encode()
     assert reader.feed(raw[:7]) == b""
@@ -20,7 +22,11 @@ def read(route: Route, answer: object, samples: int = 1, prompts: int = 1, most:
 
 
 def chat(prompt: object, output: object, cached: object = 0) -> dict[str, object]:
-    usage = {"prompt_tokens": prompt, "completion_tokens": output, "prompt_tokens_details": {"cached_tokens": cached}}
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
     return {"choices": [{"index": 0, "finish_reason": "stop"}], "usage": usage}
 
 
@@ -73,7 +79,9 @@ def test_counting_tokens_produces_none() -> None:
         ({"usage": []}, "usage_malformed", Produced()),
     ],
 )
-def test_fault_30_wrong_usage_is_named_clamped_and_never_exact(answer: object, anomaly: str, clamped: Produced) -> None:
+def test_fault_30_wrong_usage_is_named_clamped_and_never_exact(
+    answer: object, anomaly: str, clamped: Produced
+) -> None:
     reader = read(Route.CHAT, answer, most=10)
     assert reader.anomaly == anomaly
     assert reader.produced() == clamped

@@ -27,7 +27,9 @@ def test_messages_prompt_includes_what_was_cached() -> None:
         START
         + DELTA
         + DELTA
-        + message_delta(input_tokens=15, output_tokens=2, cache_creation_input_tokens=0, cache_read_input_tokens=16)
+        + message_delta(
+            input_tokens=15, output_tokens=2, cache_creation_input_tokens=0, cache_read_input_tokens=16
+        )
         + STOP
     )
     assert reader.feed(raw) == raw
@@ -65,7 +67,11 @@ def test_fault_30_a_message_without_usage_is_an_anomaly() -> None:
 
 @pytest.mark.parametrize(
     "usage",
-    [{"input_tokens": "x", "output_tokens": 1}, {"output_tokens": 1}, {"input_tokens": 1.5, "output_tokens": 1}],
+    [
+        {"input_tokens": "x", "output_tokens": 1},
+        {"output_tokens": 1},
+        {"input_tokens": 1.5, "output_tokens": 1},
+    ],
 )
 def test_fault_30_malformed_usage_is_named(usage: dict[str, object]) -> None:
     reader = MessagesMeter(None)
@@ -73,7 +79,9 @@ def test_fault_30_malformed_usage_is_named(usage: dict[str, object]) -> None:
     assert reader.anomaly == "usage_malformed"
 
 
-@pytest.mark.parametrize("raw", [b"hello\n\n", STOP + DELTA, b"event: message_start\ndata: {x\n\n", b"data: {}\n\n"])
+@pytest.mark.parametrize(
+    "raw", [b"hello\n\n", STOP + DELTA, b"event: message_start\ndata: {x\n\n", b"data: {}\n\n"]
+)
 def test_fault_29_garbage_is_a_violation(raw: bytes) -> None:
     reader = MessagesMeter(None)
     with pytest.raises(ProtocolViolation):

@@ -84,7 +84,9 @@ async def test_a_header_of_our_own_is_sent_beside_the_others() -> None:
 
     async with server(script) as pool:
         connection, _ = await pool.acquire()
-        connection.send(pool.request_bytes(b"/v1/x", b"x-request-id: req_1\r\nx-vllm-priority: 20\r\n", b"{}"))
+        connection.send(
+            pool.request_bytes(b"/v1/x", b"x-request-id: req_1\r\nx-vllm-priority: 20\r\n", b"{}")
+        )
         assert await connection.head() == 200
     head, body = seen[0]
     assert b"\r\nx-request-id: req_1\r\nx-vllm-priority: 20\r\n" in head

@@ -19,7 +19,9 @@ def test_the_model_is_the_engines_and_the_callers_body_stays_as_it_was(route: Ro
     assert parsed.body == SMALLEST[route]
 
 
-@pytest.mark.parametrize("route", [Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES, Route.EMBEDDINGS])
+@pytest.mark.parametrize(
+    "route", [Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.MESSAGES, Route.EMBEDDINGS]
+)
 def test_every_route_with_a_prefix_cache_is_salted(route: Route) -> None:
     assert body_for(parse(route))["cache_salt"] == SALT
 
@@ -39,7 +41,10 @@ def test_no_body_is_made_without_a_salt() -> None:
 def test_streams_report_usage_on_every_chunk_whatever_the_caller_asked(route: Route) -> None:
     usage = {"include_usage": True, "continuous_usage_stats": True}
     assert body_for(parse(route, stream=True))["stream_options"] == usage
-    assert body_for(parse(route, stream=True, stream_options={"include_usage": False}))["stream_options"] == usage
+    assert (
+        body_for(parse(route, stream=True, stream_options={"include_usage": False}))["stream_options"]
+        == usage
+    )
     assert "stream_options" not in body_for(parse(route))
 
 
@@ -62,7 +67,9 @@ def test_priority_of_a_message_is_in_a_header() -> None:
     parsed = parse(Route.MESSAGES)
     assert "priority" not in body_for(parsed, by_priority=True)
     headers = [call_for(parsed, by_priority=True, class_=class_).headers for class_ in CapacityClass]
-    assert headers == [b"x-request-id: req_1\r\nx-vllm-priority: %d\r\n" % priority for priority in (0, 10, 20)]
+    assert headers == [
+        b"x-request-id: req_1\r\nx-vllm-priority: %d\r\n" % priority for priority in (0, 10, 20)
+    ]
     assert call_for(parsed).headers == b"x-request-id: req_1\r\n"
 
 
@@ -112,7 +119,9 @@ def test_a_count_says_whether_more_may_come() -> None:
     ]
     told = {state: (count.finished, count.known) for state, count in known if count is not None}
     assert told == {b"running": (False, True), b"finished": (True, True), b"unknown": (True, False)}
-    assert all(count is not None and (count.prompt, count.cached, count.output) == (5, 2, 3) for _, count in known)
+    assert all(
+        count is not None and (count.prompt, count.cached, count.output) == (5, 2, 3) for _, count in known
+    )
 
 
 def test_what_is_the_accounts_stays_here() -> None:
@@ -126,7 +135,12 @@ def test_what_is_the_accounts_stays_here() -> None:
     }
     assert not set(account) & set(body_for(parse(Route.CHAT, **account)))
     messages = body_for(
-        parse(Route.MESSAGES, metadata={"user_id": "u"}, service_tier="auto", cache_control={"type": "ephemeral"})
+        parse(
+            Route.MESSAGES,
+            metadata={"user_id": "u"},
+            service_tier="auto",
+            cache_control={"type": "ephemeral"},
+        )
     )
     assert set(messages) == {"model", "messages", "max_tokens", "cache_salt"}
 

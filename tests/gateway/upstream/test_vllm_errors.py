@@ -5,7 +5,14 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded, error_body
+from gateway.errors import (
+    ContextLengthExceeded,
+    EngineFailed,
+    EngineRefused,
+    GatewayError,
+    Overloaded,
+    error_body,
+)
 from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
 from gateway.upstream.vllm_errors import translate_engine_error, translate_stream_error
@@ -27,7 +34,9 @@ SECRETS = (
 )
 
 
-def translated(message: str, param: str | None = None, *, route: Route = Route.CHAT, status: int = 400) -> GatewayError:
+def translated(
+    message: str, param: str | None = None, *, route: Route = Route.CHAT, status: int = 400
+) -> GatewayError:
     body = {"error": {"message": message, "type": "BadRequestError", "param": param, "code": status}}
     if route is Route.MESSAGES:
         body = {"type": "error", "error": {"type": "BadRequestError", "message": message}}  # type: ignore[dict-item]
@@ -35,12 +44,16 @@ def translated(message: str, param: str | None = None, *, route: Route = Route.C
 
 
 PROMPT_TOO_LONG = (
-    "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input tokens, which exceeds this limit even "
-    "without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, value=2049)"
+    "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 input "
+    "tokens, which exceeds this limit even "
+    "without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
+    "value=2049)"
 )
 TEXT_TOO_LONG = (
-    "This model's maximum context length is 2048 tokens. However, your prompt contains 2700148 characters (more than 165888 characters, which is the "
-    "upper bound for 2048 input tokens). Please reduce the length of the input prompt. (parameter=input_text, value=2700148)"
+    "This model's maximum context length is 2048 tokens. However, your prompt contains 2700148 characters "
+    "(more than 165888 characters, which is the "
+    "upper bound for 2048 input tokens). Please reduce the length of the input prompt. "
+    "(parameter=input_text, value=2700148)"
 )
 
 
@@ -52,13 +65,16 @@ TEXT_TOO_LONG = (
         (PROMPT_TOO_LONG, Route.RESPONSES, 2049, "input"),
         (PROMPT_TOO_LONG, Route.MESSAGES, 2049, "messages"),
         (TEXT_TOO_LONG, Route.CHAT, 2700148, "messages"),
-        ("Input length (3000) exceeds model's maximum context length (2048).", Route.RESPONSES, 3000, "input"),
+        ("Input length (3000) exceeds model's maximum context length (2048).", Route.RESPONSES, 3000,
+        "input"),
         (
-            "max_tokens=99999 cannot be greater than max_model_len=2048. Please request fewer output tokens. (parameter=max_tokens, value=99999)",
-            Route.CHAT, 99999, "max_tokens",
+            "max_tokens=99999 cannot be greater than max_model_len=2048. Please request fewer output "
+            "tokens. (parameter=max_tokens, value=99999)", Route.CHAT, 99999, "max_tokens",
         ),
-        ("max_output_tokens=9999 cannot be greater than max_model_len=2048. Please …", Route.RESPONSES, 9999, "max_output_tokens"),
-        ("max_completion_tokens=99999 cannot be greater than max_model_len=2048. Please …", Route.MESSAGES, 99999, "max_tokens"),
+        ("max_output_tokens=9999 cannot be greater than max_model_len=2048. Please …", Route.RESPONSES, 9999,
+        "max_output_tokens"),
+        ("max_completion_tokens=99999 cannot be greater than max_model_len=2048. Please …", Route.MESSAGES,
+        99999, "max_tokens"),
     ],
 )  # fmt: skip
 def test_fault_10_an_overflow_of_the_context_names_both_numbers(
@@ -80,28 +96,34 @@ def test_fault_10_an_overflow_of_the_context_names_both_numbers(
     ("message", "param", "said", "caller_param"),
     [
         (
-            "1 validation error:\n  {'type': 'int_parsing', 'loc': 'body.n', 'msg': 'Input should be a valid integer, unable to parse string as an "
-            "integer', 'input': 'canary'}",
-            "body.n", "Invalid 'n': Input should be a valid integer, unable to parse string as an integer.", "n",
+            "1 validation error:\n  {'type': 'int_parsing', 'loc': 'body.n', 'msg': 'Input should be a "
+            "valid integer, unable to parse string as an "
+            "integer', 'input': 'canary'}", "body.n",
+            "Invalid 'n': Input should be a valid integer, unable to parse string as an integer.", "n",
         ),
         (
-            "1 validation error:\n  {'type': 'value_error', 'loc': 'body.max_tokens', 'msg': 'Value error, max_tokens must be positive', 'input': '-4', "
+            "1 validation error:\n  {'type': 'value_error', 'loc': 'body.max_tokens', 'msg': 'Value error, "
+            "max_tokens must be positive', 'input': '-4', "
             "'ctx': {'error': ValueError('max_tokens must be positive')}}",
             "body.max_tokens", "Invalid 'max_tokens': max_tokens must be positive.", "max_tokens",
         ),
         ("temperature must be non-negative, got -1.0. (parameter=temperature, value=-1.0)", "temperature",
          "Invalid 'temperature': temperature must be non-negative, got -1.0.", "temperature"),
         (
-            "Requested sample logprobs of 50, which is greater than max allowed: 20 (parameter=logprobs, value=50)",
-            "logprobs", "Invalid 'logprobs'.", "logprobs",
+            "Requested sample logprobs of 50, which is greater than max allowed: 20 (parameter=logprobs, "
+            "value=50)", "logprobs", "Invalid 'logprobs'.", "logprobs",
         ),
-        ("Token id 99999999 is out of vocabulary", None, "Token id 99999999 is not in the model's vocabulary.", "messages"),
+        ("Token id 99999999 is out of vocabulary", None,
+        "Token id 99999999 is not in the model's vocabulary.", "messages"),
         ('Grammar error: at 1(8): invalid regex "(canary" (in regex): regex parse error:', None,
          "The schema or regular expression cannot be compiled by this model's engine.", None),
-        ('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', None, "This model does not support tool calls.", "tools"),
-        ('tool_choice=function "f" requires --tool-call-parser to be set', None, "This model does not support tool calls.", "tools"),
+        ('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', None,
+        "This model does not support tool calls.", "tools"),
+        ('tool_choice=function "f" requires --tool-call-parser to be set', None,
+        "This model does not support tool calls.", "tools"),
         ("smollm2-135m is not a multimodal model", None, "This model accepts only text.", "messages"),
-        ("min_tokens must be less than or equal to max_tokens=2, got 5.", None, "The model's engine refused the request.", None),
+        ("min_tokens must be less than or equal to max_tokens=2, got 5.", None,
+        "The model's engine refused the request.", None),
     ],
 )  # fmt: skip
 def test_a_known_refusal_is_told_in_the_callers_words(
@@ -119,7 +141,11 @@ LEAKY: list[tuple[str, Any]] = [
     ("temperature is set in /srv/vllm/config.py", "temperature"),
     ("temperature needs --enable-something", "temperature"),
     ("temperature <object at 0x7f00> is odd", "temperature"),
-    ('Traceback (most recent call last):\n  File "/srv/vllm/engine.py", line 5, in run\nValueError: canary', None),
+    (
+        'Traceback (most recent call last):\n  File "/srv/vllm/engine.py", line 5, in run\nValueError: '
+        "canary",
+        None,
+    ),
     ("1 validation error:\n  {'msg': 'see /srv/vllm', 'input': 'canary'}", "body.n"),
     ("something new about a canary", "body.errors.pydantic[x]"),
     ("canary", "/srv/secret"),
@@ -139,8 +165,8 @@ def test_fault_31_a_sentence_that_is_not_known_gives_nothing_away(message: str, 
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"<html>10.0.0.7</html>", b"[]", b'"canary"', b'{"detail":"Not Found"}', b'{"error":"Unauthorized"}',
-        b'{"error":{"message":5,"param":{}}}', b"\xff",
+        b"", b"{", b"<html>10.0.0.7</html>", b"[]", b'"canary"', b'{"detail":"Not Found"}',
+        b'{"error":"Unauthorized"}', b'{"error":{"message":5,"param":{}}}', b"\xff",
     ],
 )  # fmt: skip
 def test_fault_31_an_error_body_may_be_anything(body: bytes) -> None:
@@ -175,11 +201,13 @@ def assert_clean(error: GatewayError) -> None:
 
 
 NO_THINKING = (
-    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/or --reasoning-config to use "
+    "thinking_token_budget is set but reasoning_config is not configured. Please set --reasoning-parser and/"
+    "or --reasoning-config to use "
     "thinking_token_budget."
 )
 NO_OBJECT = (
-    "1 validation error for AnthropicContentBlock\ninput\n  Input should be a valid dictionary [type=dict_type, input_value='canary', input_type=str]\n"
+    "1 validation error for AnthropicContentBlock\ninput\n  Input should be a valid dictionary "
+    "[type=dict_type, input_value='canary', input_type=str]\n"
     "    For further information visit https://errors.pydantic.dev/2.14/v/dict_type"
 )
 
@@ -190,11 +218,16 @@ NO_OBJECT = (
         (NO_THINKING, Route.MESSAGES, "This model does not think.", "thinking"),
         (NO_THINKING, Route.CHAT, "This model does not think.", "thinking_token_budget"),
         (NO_OBJECT, Route.MESSAGES, "The model's tool call was not an object.", "tools"),
-        ("Expecting value: line 1 column 1 (char 0)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
-        ("Expecting ',' delimiter: line 1 column 9 (char 8)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
-        ("Extra data: line 1 column 3 (char 2)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
-        ("Unterminated string starting at: line 1 column 2 (char 1)", Route.MESSAGES, "The model's tool call was not valid JSON.", "tools"),
-        ("Expecting value: line 1 column 1 (char 0)", Route.CHAT, "The model's engine refused the request.", None),
+        ("Expecting value: line 1 column 1 (char 0)", Route.MESSAGES,
+        "The model's tool call was not valid JSON.", "tools"),
+        ("Expecting ',' delimiter: line 1 column 9 (char 8)", Route.MESSAGES,
+        "The model's tool call was not valid JSON.", "tools"),
+        ("Extra data: line 1 column 3 (char 2)", Route.MESSAGES, "The model's tool call was not valid JSON.",
+        "tools"),
+        ("Unterminated string starting at: line 1 column 2 (char 1)", Route.MESSAGES,
+        "The model's tool call was not valid JSON.", "tools"),
+        ("Expecting value: line 1 column 1 (char 0)", Route.CHAT, "The model's engine refused the request.",
+        None),
     ],
 )  # fmt: skip
 def test_the_cause_is_told_in_both_dialects(message: str, route: Route, said: str, param: str | None) -> None:
@@ -211,9 +244,12 @@ def test_the_cause_is_told_in_both_dialects(message: str, route: Route, said: st
 
 
 IN_A_STREAM = (
-    "2 validation errors for ChatCompletionStreamResponse\nmodel\n  Field required [type=missing, input_value={'error': {'message': 'th...am': None, "
-    "'code': 400}}, input_type=dict]\n    For further information visit https://errors.pydantic.dev/2.14/v/missing\nchoices\n  Field required "
-    "[type=missing, input_value={'error': {'message': 'th...am': None, 'code': 400}}, input_type=dict]\n    For further information visit "
+    "2 validation errors for ChatCompletionStreamResponse\nmodel\n  Field required [type=missing, "
+    "input_value={'error': {'message': 'th...am': None, "
+    "'code': 400}}, input_type=dict]\n    For further information visit https://errors.pydantic.dev/2.14/v/"
+    "missing\nchoices\n  Field required "
+    "[type=missing, input_value={'error': {'message': 'th...am': None, 'code': 400}}, input_type=dict]\n    "
+    "For further information visit "
     "https://errors.pydantic.dev/2.14/v/missing"
 )
 

@@ -1,4 +1,6 @@
-"""What callers are told of their limits, in OpenAI's names and, on Anthropic's routes, in its own beside them."""
+"""What callers are told of their limits, in OpenAI's names and, on Anthropic's routes, in its own beside
+them.
+"""
 
 from billing.cell.replies import Levels
 from billing.wire.limits import Limits
@@ -53,7 +55,9 @@ def test_without_a_limit_there_is_nothing_to_tell() -> None:
 
 def test_tokens_are_tokens_and_the_window_with_least_left_is_told() -> None:
     limits = Limits.of(tokens_per_minute=1_000, tokens_per_day=50_000, units_per_minute=9)
-    told = dict(limit_headers(limits, NONE, Levels(0, (8_000.0, 250.0, 49_400.0)), EMPTY, Dialect.ANTHROPIC, NOW_MS))
+    told = dict(
+        limit_headers(limits, NONE, Levels(0, (8_000.0, 250.0, 49_400.0)), EMPTY, Dialect.ANTHROPIC, NOW_MS)
+    )
     assert told[b"x-ratelimit-limit-tokens"] == told[b"anthropic-ratelimit-tokens-limit"] == b"50000"
     assert told[b"x-ratelimit-remaining-tokens"] == b"600"
     # 49,400 of 50,000 drain in that part of a day.

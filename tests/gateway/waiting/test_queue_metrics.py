@@ -1,4 +1,6 @@
-"""What `/metrics` says of requests that wait in a gateway: how many, how long, and how it ended. There is no room until the test makes some."""
+"""What `/metrics` says of requests that wait in a gateway: how many, how long, and how it ended. There is
+no room until the test makes some.
+"""
 
 import json
 import re
@@ -63,7 +65,10 @@ def waiting(catalogue: Catalogue) -> int:
 def caller_that_waits(gateway: GatewayProcess, key: str) -> Iterator[None]:
     """One that leaves at the end."""
     with closing(socket.create_connection(("127.0.0.1", gateway.port))) as connection:
-        head = f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n"
+        head = (
+            f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: "
+            "application/json\r\n"
+        )
         connection.sendall(f"{head}content-length: {len(REQUEST)}\r\n\r\n".encode() + REQUEST)
         yield
 
@@ -90,14 +95,21 @@ def test_who_waits_how_long_and_how_it_ended_over_all_processes(
     ends |= {'asked="auto",ending="admitted"': 4, 'asked="default",ending="admitted"': 1}
     page.await_series("taas_waits_total", ends)
     assert page.series("taas_requests_waiting") == page.series("taas_waiting_bytes") == {}
-    assert page.series("taas_wait_seconds_count") == {'asked="auto"': 5, 'asked="default"': 1, 'asked="flex"': 1}
+    assert page.series("taas_wait_seconds_count") == {
+        'asked="auto"': 5,
+        'asked="default"': 1,
+        'asked="flex"': 1,
+    }
     assert page.series("taas_wait_seconds_sum")['asked="flex"'] >= 0.2
     assert 'asked="flex",le="0.1"' not in page.series("taas_wait_seconds_bucket")
 
 
 @pytest.mark.parametrize(
     ("bound", "end"),
-    [({"TAAS_WAIT_REQUESTS": "1"}, "too_many"), ({"TAAS_WAIT_BYTES": str(2 * len(REQUEST) - 1)}, "too_large")],
+    [
+        ({"TAAS_WAIT_REQUESTS": "1"}, "too_many"),
+        ({"TAAS_WAIT_BYTES": str(2 * len(REQUEST) - 1)}, "too_large"),
+    ],
 )
 def test_who_may_not_wait_because_of_a_bound_of_the_process_is_counted_by_it(
     engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, bound: dict[str, str], end: str
@@ -109,7 +121,9 @@ def test_who_may_not_wait_because_of_a_bound_of_the_process_is_counted_by_it(
     with caller_that_waits(gateway, key):
         page.await_series("taas_requests_waiting", {'asked="auto"': 1})
         with gateway.client(key) as client:
-            refused = client.post(PATHS["chat"], content=REQUEST, headers={"content-type": "application/json"})
+            refused = client.post(
+                PATHS["chat"], content=REQUEST, headers={"content-type": "application/json"}
+            )
         assert refused.status_code == 503
         page.await_series("taas_waits_total", {f'asked="auto",ending="{end}"': 1})
         assert page.series("taas_requests_waiting") == {'asked="auto"': 1}
@@ -129,7 +143,9 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     bucket = redis_keys.contract_bucket(MODEL, "ten_a")
     seconds, micros = catalogue.redis.time()
     full = {"id": "c", "rate": 1_000, "burst": 1_000, "of": "queue", "spill": -1, "u": 5_000_000}
-    catalogue.redis.hset(bucket, mapping=full | {"end": (seconds + 86_400) * 1000, "t": seconds * 1_000_000 + micros})
+    catalogue.redis.hset(
+        bucket, mapping=full | {"end": (seconds + 86_400) * 1000, "t": seconds * 1_000_000 + micros}
+    )
     late = pool.submit(ask, gateway, key, "chat")
     page.await_series("taas_requests_waiting", {'asked="auto"': 1})
     catalogue.redis.delete(bucket)
@@ -142,7 +158,9 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     wait_until(lambda: waiting(catalogue) == 1, "waiting request")
     instance_goes(catalogue, late)
     assert late.result().status == 503
-    page.await_series("taas_waits_total", {'asked="auto",ending="refused"': 1, 'asked="auto",ending="no_instance"': 1})
+    page.await_series(
+        "taas_waits_total", {'asked="auto",ending="refused"': 1, 'asked="auto",ending="no_instance"': 1}
+    )
     assert page.series("taas_requests_waiting") == {}
 
 

@@ -52,7 +52,7 @@ async def test_who_waits_goes_on_as_soon_as_there_is_room() -> None:
     assert receiving.held_bytes == 0
 
 
-async def test_small_bodies_of_a_tenant_do_not_overtake_its_large_ones_and_those_of_others_are_not_held_up() -> None:
+async def test_small_bodies_of_a_tenant_do_not_overtake_its_large_ones_nor_hold_up_others() -> None:
     receiving = room()
     first, rest = asyncio.Event(), asyncio.Event()
     tasks = [asyncio.create_task(hold(receiving, "a", 40, first))]
@@ -71,7 +71,9 @@ async def test_small_bodies_of_a_tenant_do_not_overtake_its_large_ones_and_those
     assert receiving.held_bytes == 0
 
 
-@pytest.mark.parametrize(("tenant", "error", "status"), [("a", QuotaExceeded, 429), ("b", ReceivingFull, 503)])
+@pytest.mark.parametrize(
+    ("tenant", "error", "status"), [("a", QuotaExceeded, 429), ("b", ReceivingFull, 503)]
+)
 async def test_who_waits_in_vain_is_told_whose_room_is_used_up(
     tenant: str, error: type[GatewayError], status: int
 ) -> None:

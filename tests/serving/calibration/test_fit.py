@@ -1,4 +1,6 @@
-"""The fit: it finds the costs that made the measurements, keeps its bounds, and says so when they cannot be told apart."""
+"""The fit: it finds the costs that made the measurements, keeps its bounds, and says so when they cannot
+be told apart.
+"""
 
 import pytest
 from hypothesis import given
@@ -48,14 +50,16 @@ def test_noise_of_two_percent_stays_small_in_the_prediction(cost: Costs, off: li
 def test_how_long_was_measured_does_not_matter(cost: Costs, factor: float) -> None:
     rows = [measured(shape, cost) for shape in SHAPES]
     longer = [
-        Measurement(row.mix, row.seconds * 8, row.uncached * 8, row.cached * 8, row.output * 8) for row in rows[::2]
+        Measurement(row.mix, row.seconds * 8, row.uncached * 8, row.cached * 8, row.output * 8)
+        for row in rows[::2]
     ]
     assert fit([*rows[1::2], *longer]).w_out_mu == pytest.approx(fit(rows).w_out_mu, abs=1, rel=1e-4)
 
 
 def test_a_cache_that_seems_to_save_time_weighs_nothing() -> None:
     rows = [measured(shape, (1e-3, 0.0, 4e-3)) for shape in SHAPES]
-    cheaper = [Measurement(row.mix, row.seconds * (0.9 if row.cached else 1), row.uncached, row.cached, row.output) for row in rows]  # fmt: skip
+    cheaper = [Measurement(row.mix, row.seconds * (0.9 if row.cached else 1), row.uncached, row.cached,
+    row.output) for row in rows]  # fmt: skip
     assert fit(cheaper).w_cached_mu == 0
 
 
@@ -66,7 +70,9 @@ def test_a_cache_that_seems_to_cost_more_than_computing_weighs_as_computing() ->
 
 
 def test_without_a_cache_cached_tokens_weigh_as_uncached() -> None:
-    rows = [measured((uncached + cached, 0, output), (1e-3, 0.0, 4e-3)) for uncached, cached, output in SHAPES]
+    rows = [
+        measured((uncached + cached, 0, output), (1e-3, 0.0, 4e-3)) for uncached, cached, output in SHAPES
+    ]
     assert fit(rows) == Fit(1000, 1000, 4000, 1_000_000, cached_measured=False)
 
 
@@ -82,4 +88,9 @@ def test_costs_that_cannot_be_told_apart_are_not_invented(shapes: list[tuple[int
 
 def test_output_that_costs_nothing_is_not_believed() -> None:
     with pytest.raises(FitFailed, match="apart"):
-        fit([Measurement("mix", uncached, uncached, 0, output) for uncached, output in [(100, 1), (100, 10), (50, 50)]])
+        fit(
+            [
+                Measurement("mix", uncached, uncached, 0, output)
+                for uncached, output in [(100, 1), (100, 10), (50, 50)]
+            ]
+        )

@@ -27,12 +27,16 @@ def ten_prompts(seconds: float) -> Step:
 
 
 @given(st.integers(128, 200_000), st.integers(0, 10**7))
-def test_a_long_prompt_is_half_the_context_or_what_there_is_time_for(context_tokens: int, tokens_most: int) -> None:
+def test_a_long_prompt_is_half_the_context_or_what_there_is_time_for(
+    context_tokens: int, tokens_most: int
+) -> None:
     mix = long_mix(context_tokens, tokens_most)
     if context_tokens <= 2_000:
         assert mix is None
         return
-    known = max(shape.cached + shape.uncached for each in mixes_for(context_tokens).fitted for shape in each.shapes)
+    known = max(
+        shape.cached + shape.uncached for each in mixes_for(context_tokens).fitted for shape in each.shapes
+    )
     tokens = min(tokens_most, context_tokens // 2)
     if mix is None:
         assert tokens <= known
@@ -44,7 +48,14 @@ def test_a_long_prompt_is_half_the_context_or_what_there_is_time_for(context_tok
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(4.096, None), (4.8, None), (3.6, None), (8.192, "100% more time"), (2.048, "50% less time"), (4.9, "20% more")],
+    [
+        (4.096, None),
+        (4.8, None),
+        (3.6, None),
+        (8.192, "100% more time"),
+        (2.048, "50% less time"),
+        (4.9, "20% more"),
+    ],
 )
 def test_a_fit_that_misses_long_prompts_is_told_and_by_how_much(seconds: float, said: str | None) -> None:
     remarks = remarks_on_long(CONTEXT, fit_of(10_000), ten_prompts(seconds))

@@ -1,4 +1,6 @@
-"""The whole measurement on simulated engines, whose speed is known: what it finds, what it says when it cannot, and that no token is left out."""
+"""The whole measurement on simulated engines, whose speed is known: what it finds, what it says when it
+cannot, and that no token is left out.
+"""
 
 import asyncio
 import re
@@ -16,9 +18,11 @@ DECODE_MS = 10
 PREFILL_PER_S = 40_000
 SLOTS = 8
 ENGINE = ("--decode-ms", str(DECODE_MS), "--prefill-tokens-per-s", str(PREFILL_PER_S), "--slots", str(SLOTS))
-# A context whose mixes are short, for what is not about how exact the figures are, and one that has long prompts.
+# A context whose mixes are short, for what is not about how exact the figures are, and one that has long
+# prompts.
 SMALL, LARGE = 512, 4096
-# By how much the held-back mix may be predicted wrongly: on a machine of its own 1 %, on one that does other things as well far more.
+# By how much the held-back mix may be predicted wrongly: on a machine of its own 1 %, on one that does other
+# things as well far more.
 ERROR_MOST = 0.40
 
 
@@ -44,7 +48,8 @@ async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_no
     assert found is not None, outcome.failure
     assert SLOTS / 2 <= found.sequences <= SLOTS
     assert abs(found.error) <= ERROR_MOST, told
-    # An output token takes its share of a step. A prompt takes its prefill, and the part of a step in which its place was free.
+    # An output token takes its share of a step. A prompt takes its prefill, and the part of a step in which
+    # its place was free.
     w_out = 1000 * DECODE_MS / 1000 / SLOTS * PREFILL_PER_S
     assert 0.4 * w_out < found.fit.w_out_mu < 2.5 * w_out
     assert 0.4 * PREFILL_PER_S < found.fit.capacity_mu_s / 1000 < 1.5 * PREFILL_PER_S
@@ -80,8 +85,8 @@ async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
 
 
 async def test_what_queues_in_the_engine_is_not_taken_for_room(make_engine: EngineMaker) -> None:
-    # Slow enough to be kept busy by a machine that is busy itself. The targets alone would let any queue pass,
-    # and short answers leave a place empty now and then, so that a queue brings a little more.
+    # Slow enough to be kept busy by a machine that is busy itself. The targets alone would let any queue
+    # pass, and short answers leave a place empty now and then, so that a queue brings a little more.
     slots = 16
     engine = make_engine("--decode-ms", "30", "--prefill-tokens-per-s", "0", "--slots", str(slots))
     told: list[str] = []
@@ -94,7 +99,9 @@ async def test_what_queues_in_the_engine_is_not_taken_for_room(make_engine: Engi
     measuring = asyncio.create_task(calibrate(plan_for(engine, tpot_ms=10_000, ttft_ms=60_000), note))
     assert (await measuring).interrupted
     tried = {int(found[1]): line for line in told if (found := re.match(r"typical, (\d+) at once", line))}
-    assert all(line.endswith("the engine queues") for sequences, line in tried.items() if sequences > slots), told
+    assert all(
+        line.endswith("the engine queues") for sequences, line in tried.items() if sequences > slots
+    ), told
     used = re.match(r"reading, (\d+) at once", told[-1])
     assert used is not None, told
     assert int(used[1]) <= slots, told
@@ -104,7 +111,8 @@ def test_a_queue_is_one_that_is_there_in_most_looks() -> None:
     typical = Mix("typical", (Shape(0, 64, 64),))
     assert queues(typical, 32, [16, 15, 0, 16])
     assert queues(typical, 17, [1, 1, 1, 1])
-    # The moment between two steps of an engine, a queue that was there now and then, and too few looks to say.
+    # The moment between two steps of an engine, a queue that was there now and then, and too few looks to
+    # say.
     assert not queues(typical, 64, [3, 2, 3, 3])
     assert not queues(typical, 32, [16, 0, 0, 16])
     assert not queues(typical, 32, [16])
@@ -113,7 +121,9 @@ def test_a_queue_is_one_that_is_there_in_most_looks() -> None:
     assert not queues(Mix("long", (Shape(0, 1024, 1),)), 2, [2, 1, 2, 1])
 
 
-async def test_targets_that_one_request_misses_are_refused_and_what_it_cost_is_told(make_engine: EngineMaker) -> None:
+async def test_targets_that_one_request_misses_are_refused_and_what_it_cost_is_told(
+    make_engine: EngineMaker,
+) -> None:
     engine = make_engine(*ENGINE)
     outcome, _ = await measured(plan_for(engine, tpot_ms=5))
     assert outcome.calibration is None
