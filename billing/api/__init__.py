@@ -1,3 +1,3 @@
-"""The admin API: the control plane over HTTP (docs/interfaces.md §6). One module a noun; `app.build_app`
+"""The admin API: the control plane over HTTP (docs/admin-api.md). One module a noun; `app.build_app`
 puts them together.
 """

@@ -2,7 +2,7 @@
 that vLLM is run with.
 
 It must say the same as `/metrics` at the same moment. It knows neither routes nor texts. Source of the form:
-`docs/interfaces.md`.
+`docs/interfaces.md` §6.
 """
 
 import hmac

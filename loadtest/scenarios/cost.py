@@ -1,7 +1,7 @@
 """Cost: what a request takes of CPU in gateway and Valkey does not depend on how many tenants there are, or
 how many requests wait.
 
-Owns both comparisons. Tenants by the thousand are written where gateways read them (docs/interfaces.md, 3),
+Owns both comparisons. Tenants by the thousand are written where gateways read them (docs/interfaces.md §3),
 as billing writes them: the admin API takes them one at a time.
 """
 
