@@ -14,7 +14,6 @@ _WHY = {
     "room": "free capacity",
     "waited": "after it had waited",
     "restored": "again, after Redis had lost it",
-    "unmetered": "it makes no tokens",
     "local_lease": "by a local lease, while Redis was away",
 }
 
