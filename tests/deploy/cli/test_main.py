@@ -19,7 +19,8 @@ HEAVY = (
     "fastapi",
     "sqlalchemy",
     "redis",
-    "billing",
+    "billing.api",
+    "billing.schema",
     "gateway",
     "serving",
 )
