@@ -4,8 +4,8 @@ object, no model per chunk.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ from gateway.metrics.counts import Metrics
 from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
-from gateway.reserve import Reservation, Reserver, first_cost_mu
+from gateway.reserve import Reserver, first_cost_mu
 from gateway.route import candidates
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.engines import Engines
@@ -129,7 +129,11 @@ class InferenceApi:
             client_connection=connection,
         )
         exchange = self._exchange(request, found[0])
-        async with self._admitted(exchange, client, found) as reservation:
+        with self._settling(exchange, client):
+            cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
+            reservation = await self.reserver.reserve(
+                exchange, cost_mu, found, lambda: self._candidates(model)
+            )
             client.instance = lambda: exchange.attempt.instance.instance
             client.headers += limit_headers(
                 reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels,
@@ -138,25 +142,18 @@ class InferenceApi:
             client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
             await self._forward(exchange, client)
 
-    @asynccontextmanager
-    async def _admitted(
-        self, exchange: Exchange, client: AsgiClient, found: list[InstanceEntry]
-    ) -> AsyncIterator[Reservation]:
-        """Admitted, or refused; and from the cell's word on settled once, whatever happens inside: a request
-        that nobody settles is open for as long as this process lives.
+    @contextmanager
+    def _settling(self, exchange: Exchange, client: AsgiClient) -> Iterator[None]:
+        """From the cell's word on settled once, whatever happens inside: a request that nobody settles is
+        open for as long as this process lives.
         """
-        parsed, model, connection = (
-            exchange.parsed,
-            exchange.request.model,
-            exchange.request.client_connection,
-        )
+        connection = exchange.request.client_connection
         try:
-            if parsed.stream:
+            if exchange.parsed.stream:
                 self.heartbeats.watch(client)
             if connection is not None:
                 connection.on_disconnect(exchange.client_left)
-            cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
-            yield await self.reserver.reserve(exchange, cost_mu, found, lambda: self._candidates(model))
+            yield
         except BaseException as error:
             self._settle_failed(exchange.last_part, error, client)
             raise
