@@ -87,6 +87,22 @@ class EngineRun:
     exact: bool
     requests: RequestsAt | None = None
 
+    @classmethod
+    def new(
+        cls, instance: str, epoch: str, baseline: CounterPair, *, run: int = 0, state: str = "open"
+    ) -> "EngineRun":
+        """One that has not been read yet."""
+        return cls(
+            instance=instance,
+            epoch=epoch,
+            run=run,
+            started=None,
+            baseline=baseline,
+            last=baseline,
+            state=state,
+            exact=False,
+        )
+
     @property
     def produced(self) -> CounterPair:
         """What it has produced since its baseline."""
@@ -204,29 +220,10 @@ def read_runs(
 def _store_counters(connection: Connection, each: EngineInstance, reading: Counters) -> None:
     latest = latest_run(connection, each.instance, each.epoch)
     if latest is None or latest.state == "no_counters":
-        latest = EngineRun(
-            instance=each.instance,
-            epoch=each.epoch,
-            run=0,
-            started=None,
-            baseline=each.baseline,
-            last=each.baseline,
-            state="open",
-            exact=False,
-        )
+        latest = EngineRun.new(each.instance, each.epoch, each.baseline)
     if _restarted(latest, reading):
         _put(connection, latest, state="closed")
-        zero = CounterPair(0, 0)
-        latest = EngineRun(
-            instance=each.instance,
-            epoch=each.epoch,
-            run=latest.run + 1,
-            started=None,
-            baseline=zero,
-            last=zero,
-            state="open",
-            exact=False,
-        )
+        latest = EngineRun.new(each.instance, each.epoch, CounterPair(0, 0), run=latest.run + 1)
     _put(connection, latest, state="open", last=reading.tokens, started=reading.started)
 
 
@@ -238,36 +235,14 @@ def _restarted(latest: EngineRun, reading: Counters) -> bool:
 
 def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
     if latest_run(connection, each.instance, each.epoch) is None:
-        zero = CounterPair(0, 0)
-        _put(
-            connection,
-            EngineRun(
-                instance=each.instance,
-                epoch=each.epoch,
-                run=0,
-                started=None,
-                baseline=zero,
-                last=zero,
-                state="no_counters",
-                exact=False,
-            ),
-            state="no_counters",
-        )
+        run = EngineRun.new(each.instance, each.epoch, CounterPair(0, 0), state="no_counters")
+        _put(connection, run, state="no_counters")
 
 
 def _store_ended(connection: Connection, each: EngineInstance, ended: FinalCounters) -> None:
     latest = latest_run(connection, each.instance, ended.epoch)
     if latest is None:
-        latest = EngineRun(
-            instance=each.instance,
-            epoch=ended.epoch,
-            run=0,
-            started=None,
-            baseline=ended.baseline,
-            last=ended.baseline,
-            state="closed",
-            exact=False,
-        )
+        latest = EngineRun.new(each.instance, ended.epoch, ended.baseline, state="closed")
     elif latest.exact or latest.state == "no_counters":
         return
     _put(connection, latest, state="closed", last=latest.last.at_least(ended.counters), exact=ended.exact)

@@ -5,6 +5,7 @@ nothing itself but at the differences that were written down.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, select
@@ -165,20 +166,13 @@ def engine_findings(look: Look) -> list[Finding]:
     ]
     for each in look.poll.registry.instances:
         reading = look.poll.readings.get(each.instance)
+        finding = partial(Finding, instance=each.instance, epoch=each.epoch)
         if isinstance(reading, Unreachable):
             message = f"the engine does not tell its counters: {reading.reason}"
-            found.append(
-                Finding(
-                    kind=FindingKind.UNREACHABLE, message=message, instance=each.instance, epoch=each.epoch
-                )
-            )
+            found.append(finding(kind=FindingKind.UNREACHABLE, message=message))
         elif isinstance(reading, NoCounters):
             message = "the engine has no counters: its usage cannot be audited"
-            found.append(
-                Finding(
-                    kind=FindingKind.NO_COUNTERS, message=message, instance=each.instance, epoch=each.epoch
-                )
-            )
+            found.append(finding(kind=FindingKind.NO_COUNTERS, message=message))
     if look.open.unreadable:
         message = "open reservations that cannot be read"
         found.append(
@@ -196,20 +190,13 @@ def balance_findings(look: Look) -> list[Finding]:
     """What does not balance."""
     found: list[Finding] = []
     for balance in look.balances:
+        finding = partial(Finding, instance=balance.instance, epoch=balance.epoch)
         if balance.lost != NO_TOKENS:
             message = (
                 "the engine ended before its last counters were read; what was metered beyond them "
                 "counts as produced"
             )
-            found.append(
-                Finding(
-                    kind=FindingKind.COUNTER_LOST,
-                    message=message,
-                    instance=balance.instance,
-                    epoch=balance.epoch,
-                    tokens=balance.lost,
-                )
-            )
+            found.append(finding(kind=FindingKind.COUNTER_LOST, message=message, tokens=balance.lost))
         # What the engine did before its counters became the baseline is in no residual: a worker's first
         # probe, or others' requests.
         if balance.unexplained and balance.residual != NO_TOKENS:
@@ -217,11 +204,9 @@ def balance_findings(look: Look) -> list[Finding]:
             tokens = sum(balance.unexplained.values(), NO_TOKENS)
             names = sorted(balance.unexplained)
             found.append(
-                Finding(
+                finding(
                     kind=FindingKind.REQUEST_UNKNOWN,
                     message=message,
-                    instance=balance.instance,
-                    epoch=balance.epoch,
                     tokens=tokens,
                     count=len(names),
                     ids=names[:20],
@@ -229,13 +214,5 @@ def balance_findings(look: Look) -> list[Finding]:
             )
         if balance.residual != NO_TOKENS:
             message = "produced is not billed + absorbed + open"
-            found.append(
-                Finding(
-                    kind=FindingKind.RESIDUAL,
-                    message=message,
-                    instance=balance.instance,
-                    epoch=balance.epoch,
-                    tokens=balance.residual,
-                )
-            )
+            found.append(finding(kind=FindingKind.RESIDUAL, message=message, tokens=balance.residual))
     return found

@@ -2,7 +2,7 @@
 only signing holds capacity.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from billing.contracts.position import Holding, Position, worsened
 from billing.contracts.terms import BURST_MS, Step
@@ -47,15 +47,16 @@ def quote(
     free = left.with_other(Timeline(), lambda mu, _: mu * 1000 // burst_ms)
     found = tuple(free.spans(from_ms, until_ms))
     at_most_mu_s = min(span.value for span in found)
+    told = Quote(
+        pool=position.pool,
+        from_ms=from_ms,
+        until_ms=until_ms,
+        free=found,
+        at_most_mu_s=at_most_mu_s,
+        burst_ms=burst_ms,
+    )
     if mu_s is None:
-        return Quote(
-            pool=position.pool,
-            from_ms=from_ms,
-            until_ms=until_ms,
-            free=found,
-            at_most_mu_s=at_most_mu_s,
-            burst_ms=burst_ms,
-        )
+        return told
     onwards = list(free.spans(from_ms))
     lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
     wanted = Holding(
@@ -67,13 +68,8 @@ def quote(
         headroom_permille=headroom_permille,
         burst_ms=burst_ms,
     )
-    return Quote(
-        pool=position.pool,
-        from_ms=from_ms,
-        until_ms=until_ms,
-        free=found,
-        at_most_mu_s=at_most_mu_s,
-        burst_ms=burst_ms,
+    return replace(
+        told,
         mu_s=mu_s,
         fits=mu_s <= at_most_mu_s,
         fits_from_ms=_first_start(onwards, mu_s, lasts_ms),

@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.raw_caller import CHAT, LONG, ROUTES, TOKEN, RawCaller, body_of, callers_of
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import Stack, kill_9
+from tests.serving.conftest import is_running
 
 pytestmark = pytest.mark.vllm
 
@@ -57,11 +58,7 @@ def test_kill_9_of_the_worker_leaves_no_vllm(stack: Stack) -> None:
     family = worker.children(recursive=True)
     assert len(family) >= 3, "guard, server, engine core"
     worker.kill()
-    wait_until(lambda: not any(map(runs, family)), "end of vLLM", instead=lambda: list(filter(runs, family)))
-
-
-def runs(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    pids = [process.pid for process in family]
+    wait_until(
+        lambda: not any(map(is_running, pids)), "end of vLLM", instead=lambda: list(filter(is_running, pids))
+    )
