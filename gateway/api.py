@@ -32,9 +32,9 @@ from gateway.errors import (
     UnsupportedParameter,
 )
 from gateway.exchange import Exchange, Request, Resumable
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, GaveWay, Settle, ending_of
-from gateway.give_way import Continuer
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Preempted, Settle, ending_of
 from gateway.metrics.counts import Metrics
+from gateway.preempt import Resumer
 from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
@@ -62,7 +62,7 @@ class InferenceApi:
     reserver: Reserver
     forwarder: Forwarder
     settle: Settle
-    continuer: Continuer
+    resumer: Resumer
     heartbeats: Heartbeats
     metrics: Metrics
     clock: Clock
@@ -178,8 +178,8 @@ class InferenceApi:
             try:
                 await self.forwarder.forward(part, client)
                 return
-            except GaveWay:
-                part = await self.continuer.go_on(part, client, partial(self._candidates, part.request.model))
+            except Preempted:
+                part = await self.resumer.resume(part, client, partial(self._candidates, part.request.model))
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
         """The model, if this caller may know of it: unknown, not yours and not for sale are answered

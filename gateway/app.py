@@ -33,13 +33,13 @@ from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
 from gateway.forward import Forwarder
-from gateway.give_way import Continuer, give_way
 from gateway.housekeeping import Housekeeping
 from gateway.last_word import LastWords
 from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics.counts import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
+from gateway.preempt import Resumer, preempt
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
@@ -91,7 +91,7 @@ class Stages:
             redis_url=settings.redis_url,
             requests_max=settings.wait_requests,
             bytes_max=settings.wait_bytes,
-            give_way=self._give_way,
+            preempt=self._preempt,
             metrics=metrics,
         )
         self._engines = Engines(settings.connect_timeout_s)
@@ -150,7 +150,7 @@ class Stages:
             catalogue=self.catalogue,
             engines=self._engines,
             reserver=reserver,
-            continuer=Continuer(reserver, self._checkpointer, settle),
+            resumer=Resumer(reserver, self._checkpointer, settle),
             forwarder=forwarder,
             settle=settle,
             heartbeats=self._heartbeats,
@@ -215,10 +215,10 @@ class Stages:
         self.open_exchanges[exchange.request_id] = exchange
         self._metrics.open_delta(1)
 
-    def _give_way(self, request_id: str) -> None:
+    def _preempt(self, request_id: str) -> None:
         """The cell wants the place of a flex request."""
         if (found := self.open_exchanges.get(request_id)) is not None:
-            give_way(found)
+            preempt(found)
 
     def _stop(self, subject: str) -> None:
         """The operator stops a request, or all of a tenant."""

@@ -20,7 +20,7 @@ from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
 from gateway.request import ParsedRequest, ServiceTier
-from gateway.stream.continuation import Given, Splice, can_go_on, going_on
+from gateway.stream.continuation import Given, Splice, can_resume, remaining_request
 from gateway.stream.meter import Produced
 from gateway.stream.meter_choices import ChoicesMeter
 from gateway.upstream.attempt import Attempt
@@ -61,19 +61,19 @@ class Delivery:
 @dataclass(slots=True, eq=False, kw_only=True)
 class Resumable:
     """Of a flex stream that can be stopped and go on elsewhere. `given`: what its caller has of the present
-    try. `gives_way`: it is asked to. `following`: the part that goes on from here, which produces
+    try. `preempted`: it is asked to. `following`: the part that goes on from here, which produces
     `discarded_output` again.
     """
 
     given: Given | None = None
-    gives_way: bool = False
+    preempted: bool = False
     following: "Exchange | None" = None
     discarded_output: int = 0
 
     @classmethod
     def of(cls, parsed: ParsedRequest) -> "Resumable | None":
         """None for what cannot."""
-        return cls() if parsed.asked is ServiceTier.FLEX and can_go_on(parsed) else None
+        return cls() if parsed.asked is ServiceTier.FLEX and can_resume(parsed) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -160,9 +160,9 @@ class Exchange:
         return part
 
     @property
-    def gives_way(self) -> bool:
+    def preempted(self) -> bool:
         """Whether it is asked to stop and go on elsewhere."""
-        return self.resumable is not None and self.resumable.gives_way
+        return self.resumable is not None and self.resumable.preempted
 
     @property
     def discarded_output(self) -> int:
@@ -193,17 +193,17 @@ class Exchange:
             if part.on_stop is not None:
                 part.on_stop()
 
-    def give_way(self) -> None:
+    def preempt(self) -> None:
         """Stop inside the engine, to go on elsewhere."""
         assert self.resumable is not None
-        if self.stop_ending is None and not self.is_over and not self.resumable.gives_way:
-            self.resumable.gives_way = True
+        if self.stop_ending is None and not self.is_over and not self.resumable.preempted:
+            self.resumable.preempted = True
             if self.on_stop is not None:
                 self.on_stop()
 
     def begin_stream(self) -> bool:
         """A stream begins to come from this instance. Whether what its caller is given has to go through
-        `told`.
+        `rewrite`.
         """
         if self.resumable is not None:
             meter = self.attempt.meter
@@ -212,13 +212,13 @@ class Exchange:
             meter.counts = self.resumable.given.counts
         return self.resumable is not None or self.continued is not None
 
-    def told(self, passed: bytes) -> bytes:
+    def rewrite(self, passed: bytes) -> bytes:
         """A piece of the answer as the caller is to have it."""
         if self.resumable is not None and self.resumable.given is not None:
             self.resumable.given.add(passed)
-        return passed if self.continued is None else self.continued.splice.told(passed)
+        return passed if self.continued is None else self.continued.splice.rewrite(passed)
 
-    def last_words(self) -> bytes:
+    def closing_text(self) -> bytes:
         """What came with its stop, as the caller is to have it; raises ValueError where that is more than
         text.
         """
@@ -231,7 +231,7 @@ class Exchange:
         said = self.resumable.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
         if said:
             said = meter.written(said.removesuffix(b"\n\n")) + b"\n\n"
-        return said if self.continued is None else self.continued.splice.told(said)
+        return said if self.continued is None else self.continued.splice.rewrite(said)
 
     def prompt_read(self) -> Produced | None:
         """The figures of the first part before this one that has produced something: its prompt is the
@@ -256,7 +256,7 @@ class Exchange:
         assert resumable is not None
         assert resumable.given is not None
         text, carried = resumable.given.text_and_tokens(self.parsed)
-        parsed = going_on(self.parsed, text, carried)
+        parsed = remaining_request(self.parsed, text, carried)
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
         head = self.head
@@ -268,7 +268,7 @@ class Exchange:
         splice = Splice(
             request_id,
             first.request_id,
-            opened=resumable.given.begun or (before is not None and before.opened),
+            opened=resumable.given.started or (before is not None and before.opened),
             prompt=None if base is None else base.prompt,
             cached=0 if base is None else base.cached,
             output=carried + (0 if before is None else before.output),

@@ -35,7 +35,7 @@ from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
 
-TRIES_MAX = 2
+ATTEMPTS_MAX = 2
 ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine has nothing left to say but the end of the framing.
@@ -64,14 +64,14 @@ class Client(Protocol):
         """A whole answer."""
 
     async def break_off(self, error: GatewayError) -> None:
-        """One error object in a stream that has begun, and its end."""
+        """One error object in a stream that has started, and its end."""
 
 
 # Synchronous: when it returns the settle is on its way, so that no cancellation can come between.
 Settle = Callable[[Exchange, Ending, int], None]
 
 
-class TryFailed(Exception):
+class AttemptFailed(Exception):
     """This instance failed before its first token: another may be tried. `error` is what the caller gets
     when none is left.
     """
@@ -82,7 +82,7 @@ class TryFailed(Exception):
         self.kind = kind
 
 
-class GaveWay(Exception):
+class Preempted(Exception):
     """The stream was stopped to make room, and is to go on elsewhere; it is not settled."""
 
 
@@ -104,22 +104,22 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
-        """From the engine to the caller, and settled. What it raises, GaveWay excepted, is to be settled by
+        """From the engine to the caller, and settled. What it raises, Preempted excepted, is to be settled by
         whoever admitted it: a GatewayError while nothing of this exchange has been sent.
         """
         self._engines.opened(exchange.attempt.instance)
         try:
             exchange.on_stop = lambda: self._engines.abort(exchange.attempt)
-            await self._try_instances(exchange, client)
+            await self._attempt_instances(exchange, client)
         except UpstreamProtocolError:
-            self._let_down(exchange, "protocol")
+            self._mark_failed(exchange, "protocol")
             raise
         finally:
             # it leads back to the exchange, which would wait for the garbage collector
             exchange.on_stop = None
-            self._leave(exchange)
+            self._release(exchange)
 
-    async def _try_instances(self, exchange: Exchange, client: Client) -> None:
+    async def _attempt_instances(self, exchange: Exchange, client: Client) -> None:
         while True:
             try:
                 connection = await self._open(exchange)
@@ -128,9 +128,9 @@ class Forwarder:
                 else:
                     await self._pass_whole(exchange, connection, client)
                 return
-            except TryFailed as failed:
+            except AttemptFailed as failed:
                 exchange.tried = (*exchange.tried, exchange.attempt.instance.instance)
-                self._let_down(exchange, failed.kind)
+                self._mark_failed(exchange, failed.kind)
                 log.warning(
                     "engine failed before its first token",
                     extra={
@@ -141,12 +141,12 @@ class Forwarder:
                 )
                 if exchange.stop_ending is not None:
                     raise stop_error(exchange.stop_ending) from failed
-                if not self._move(exchange):
+                if not self._move_to_another_instance(exchange):
                     raise failed.error from failed
 
-    def _move(self, exchange: Exchange) -> bool:
+    def _move_to_another_instance(self, exchange: Exchange) -> bool:
         """To another instance on the same reservation, if one is left."""
-        if len(exchange.tried) >= TRIES_MAX:
+        if len(exchange.tried) >= ATTEMPTS_MAX:
             return False
         instances = self._instances(exchange.request.model.name)
         chosen = route(
@@ -154,17 +154,17 @@ class Forwarder:
         )
         if chosen is None:
             return False
-        self._leave(exchange)
+        self._release(exchange)
         exchange.move_to(chosen)
         self._engines.opened(chosen)
         return True
 
-    def _let_down(self, exchange: Exchange, kind: str) -> None:
+    def _mark_failed(self, exchange: Exchange, kind: str) -> None:
         """Counted, and avoided for a moment."""
         self._engines.failed(exchange.attempt.instance)
         self._upstream_failed(exchange.attempt.instance.instance, kind)
 
-    def _leave(self, exchange: Exchange) -> None:
+    def _release(self, exchange: Exchange) -> None:
         """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
         attempt = exchange.attempt
         attempt.end()
@@ -192,7 +192,7 @@ class Forwarder:
                     raise stop_error(exchange.stop_ending)
                 attempt.in_engine = True
                 connection.send(request)
-                if exchange.gives_way and attempt.instance.abort:  # asked while there was no engine to tell
+                if exchange.preempted and attempt.instance.abort:  # asked while there was no engine to tell
                     self._engines.abort(attempt)
                 status = await connection.head()
             except UpstreamError as exc:
@@ -204,7 +204,7 @@ class Forwarder:
                 kind = "timeout" if attempt.timed_out else exc.kind.value
                 if exc.kind is UpstreamFailure.PROTOCOL:
                     raise UpstreamProtocolError from exc
-                raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
+                raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
                 attempt.answered = True
                 self._check_head(exchange, connection)
@@ -247,12 +247,12 @@ class Forwarder:
             status, b"".join(pieces), exchange.parsed.route, exchange.engine_model
         )
         if status == 429 or status >= 500:
-            raise TryFailed(error, f"status_{status // 100}xx")
+            raise AttemptFailed(error, f"status_{status // 100}xx")
         raise error
 
     async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
         meter = exchange.attempt.meter
-        shapes = exchange.begin_stream()
+        rewrites = exchange.begin_stream()
         last = b""
         try:
             while not meter.finished and not meter.failed:
@@ -262,8 +262,8 @@ class Forwarder:
                     meter.feed(b"\n\n")
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
-                if passed and shapes:
-                    passed = exchange.told(passed)
+                if passed and rewrites:
+                    passed = exchange.rewrite(passed)
                 if meter.finished:
                     last = passed
                 elif passed and exchange.stop_ending is None:
@@ -271,7 +271,7 @@ class Forwarder:
                     exchange.passed_on()
         except (UpstreamError, ProtocolViolation) as exc:
             connection.close()
-            await self._broke(exchange, client, exc)
+            await self._on_broken_answer(exchange, client, exc)
             return
         await self._finish_stream(exchange, connection, client, last)
 
@@ -279,12 +279,12 @@ class Forwarder:
         self, exchange: Exchange, connection: UpstreamConnection, client: Client, last: bytes
     ) -> None:
         meter = exchange.attempt.meter
-        gave_way = False
+        preempted = False
         if exchange.stop_ending is not None:
             await self._end_stopped(exchange, client)
-        elif meter.aborted and exchange.gives_way:
-            gave_way = True
-            await self._pass_last_words(exchange, client, last)
+        elif meter.aborted and exchange.preempted:
+            preempted = True
+            await self._flush_tail(exchange, client, last)
         elif meter.failed or meter.aborted:
             if not client.answering:
                 raise failure_of(exchange)
@@ -295,19 +295,19 @@ class Forwarder:
             self._settle(exchange, Ending.COMPLETE, 200)
             await client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
-        if not gave_way:
+        if not preempted:
             return
         if exchange.stop_ending is None:
-            raise GaveWay
+            raise Preempted
         await self._end_stopped(exchange, client)
 
     @staticmethod
-    async def _pass_last_words(exchange: Exchange, client: Client, last: bytes) -> None:
+    async def _flush_tail(exchange: Exchange, client: Client, last: bytes) -> None:
         """Of a stream that gives way: what it goes on from is what its caller has. More than text it finds
         out when it is to go on.
         """
         with suppress(ValueError):
-            last = last.removesuffix(DONE) + exchange.last_words()
+            last = last.removesuffix(DONE) + exchange.closing_text()
             if last:
                 await client.send(last)
                 exchange.passed_on()
@@ -325,7 +325,7 @@ class Forwarder:
         except (UpstreamError, TimeoutError):
             connection.close()
 
-    async def _broke(
+    async def _on_broken_answer(
         self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation
     ) -> None:
         """The answer broke off. Before the first byte another instance may be tried; after it the stream
@@ -333,7 +333,7 @@ class Forwarder:
         """
         if exchange.stop_ending is not None:
             if exchange.stop_ending is Ending.DEADLINE:  # nor did it answer when told to stop
-                self._let_down(exchange, "timeout")
+                self._mark_failed(exchange, "timeout")
             await self._end_stopped(exchange, client)
             return
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
@@ -344,8 +344,8 @@ class Forwarder:
                 )
                 raise UpstreamProtocolError from cause
             kind = "timeout" if exchange.attempt.timed_out else str(cause)
-            raise TryFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
-        self._let_down(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
+            raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
+        self._mark_failed(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
         self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
         await client.break_off(UpstreamProtocolError() if broken_protocol else EngineFailed())
@@ -368,7 +368,7 @@ class Forwarder:
             answer = meter.close()
         except (UpstreamError, ProtocolViolation) as exc:
             connection.close()
-            await self._broke(exchange, client, exc)
+            await self._on_broken_answer(exchange, client, exc)
             return
         if exchange.stop_ending is not None:
             await self._end_stopped(exchange, client)

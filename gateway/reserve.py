@@ -270,7 +270,7 @@ class Reserver:
             wait_max=self._policy.requests_per_tenant if self._line.listening else 0,
             cancels_per_minute=self._policy.cancels_per_minute,
             resumed=exchange.previous is not None,
-            goes_on=exchange.resumable is not None,
+            can_resume=exchange.resumable is not None,
             prompt_mu=exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu
             if ask.sequences
             else 0,

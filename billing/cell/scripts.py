@@ -62,7 +62,7 @@ class Claim:
     tenant that may wait in the class, 0 for one that will not wait. `cancels_per_minute`: requests left
     before anything was produced, -1 for no limit. `resumed`: it goes on with a request that was admitted, and
     no limit refuses it. `restored`: it is one that was admitted and runs on its only candidate, and Redis has
-    lost its reservation. `goes_on`: as flex it could be stopped and go on elsewhere. `prompt_mu`: what
+    lost its reservation. `can_resume`: as flex it could be stopped and go on elsewhere. `prompt_mu`: what
     reading its prompt costs. `tokens`: its prompt and all that it may produce; of a restored one, what it has
     used.
     """
@@ -77,7 +77,7 @@ class Claim:
     wait_max: int = 0
     cancels_per_minute: int = UNLIMITED
     resumed: bool = False
-    goes_on: bool = False
+    can_resume: bool = False
     prompt_mu: int = 0
     tokens: int = 0
     restored: bool = False
@@ -203,7 +203,7 @@ def reserve_call(
         candidates=claim.candidates,
         resumed=claim.resumed,
         restored=claim.restored,
-        can_resume=claim.goes_on,
+        can_resume=claim.can_resume,
     )
     return call(
         "reserve", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), head, will

@@ -140,7 +140,7 @@ class AsgiClient:
         await self._send({"type": "http.response.body", "body": answer, "more_body": False})
 
     async def break_off(self, error: GatewayError) -> None:
-        """One error object in a stream that has begun, and its end: never an end that looks like success."""
+        """End a stream that has started with one error event, so that the end does not look like success."""
         number = 0
         if (
             self._route.answer is AnswerForm.RESPONSE

@@ -147,7 +147,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
                 log.error("bug in a parser's callback", exc_info=error.__context__)
             self._refuse(refusal or InternalError())
         if rest is not None:
-            self._go_on_without_upgrade(rest)
+            self._continue_without_upgrade(rest)
 
     def pause_writing(self) -> None:
         self._wire.pause_writing()
@@ -367,7 +367,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._wire.transport.write(refusal_bytes(refusal, self._target, self._cors_headers()))
         self._wire.close(linger=True)
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
+    def _continue_without_upgrade(self, rest: bytes) -> None:
         """An offer to speak another protocol (h2c, WebSocket) is not taken up: the request is what it was,
         its body follows.
 

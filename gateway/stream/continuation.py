@@ -1,13 +1,13 @@
-"""How a stream that gave way goes on as another request: from its own text so far, so that its caller sees a
-pause and one stream. Pure.
+"""How a preempted stream is resumed: as a new engine request that continues the text so far. The caller sees
+one stream with a pause. Pure.
 
-Only what a text can carry goes on: one sample of plain text on chat or completions. Tool calls, log
-probabilities, constrained output and penalties on what was said have state inside the engine that a text does
-not have. vLLM continues a final assistant message with `continue_final_message`.
+Only plain text can be resumed: one sample on chat or completions. Tool calls, log probabilities, constrained
+output and penalties on earlier output depend on state inside the engine that the text does not carry. vLLM
+continues a final assistant message with `continue_final_message`.
 
-What the engine had produced and its caller was not given (a character of which half the bytes were there,
-what might have become a stop string) is produced again: it counts towards no limit of the request, and nobody
-pays for it twice.
+Some output that the engine produced never reached the caller: the first bytes of a character, or text that
+might be the beginning of a stop string. The resumed part produces it again. It counts towards no limit of the
+request, and nobody pays for it twice.
 """
 
 from dataclasses import replace
@@ -17,13 +17,13 @@ import orjson
 
 from gateway.request import AnswerForm, ParsedRequest, RouteSpec
 
-# Of these 0 is none.
+# For these fields 0 means the same as leaving them out.
 _PENALTIES_ON_OUTPUT: Final = ("frequency_penalty", "presence_penalty")
 _DATA: Final = b"data: "
 
 
-def can_go_on(parsed: ParsedRequest) -> bool:
-    """Whether this request could be stopped in mid-stream and go on elsewhere."""
+def can_resume(parsed: ParsedRequest) -> bool:
+    """Whether this request can be stopped in mid-stream and resumed on another instance."""
     if (
         not parsed.stream
         or parsed.samples != 1
@@ -37,24 +37,27 @@ def can_go_on(parsed: ParsedRequest) -> bool:
     if not all(name in parsed.route.continued or _is_none(name, value) for name, value in body.items()):
         return False
     if body.get("stop") and body.get("include_stop_str_in_output"):
-        # nothing is held back: its caller may have the beginning of a stop string, and no engine sees the
-        # whole of it
+        # The engine holds nothing back: the caller may have the beginning of a stop string already, and the
+        # next engine would not recognise its rest.
         return False
     if parsed.route.answer is AnswerForm.CHAT:
         last = body["messages"][-1]
-        goes_on_already = body.get("continue_final_message") is True and isinstance(last.get("content"), str)
-        return bool(last["role"] != "assistant") or goes_on_already
+        if last["role"] != "assistant":
+            return True
+        return body.get("continue_final_message") is True and isinstance(last.get("content"), str)
     return isinstance(body["prompt"], str)
 
 
 def _is_none(name: str, value: Any) -> bool:
-    """Whether that is as good as not said. 0 log probabilities are those of what was said, and asked for."""
+    """Whether the value means the same as leaving the field out. `logprobs: 0` does not: it asks for the log
+    probabilities of the chosen tokens.
+    """
     return value is None or value is False or value == [] or (name in _PENALTIES_ON_OUTPUT and value == 0)
 
 
 class Given:
-    """What the caller of one part has been given. `counts`: the output tokens that the engine had counted
-    at each of these events.
+    """The events of one part that the caller has received. `counts`: the engine's output token count at each
+    of these events.
     """
 
     __slots__ = ("_end", "_pieces", "counts")
@@ -65,18 +68,21 @@ class Given:
         self.counts: list[int] = []
 
     @property
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return bool(self._pieces)
 
     def add(self, passed: bytes) -> None:
-        """Whole events, as the meter passed them."""
+        """Add complete events, as the meter passed them on."""
         if passed:
             self._pieces.append(passed)
 
     def close(self, parsed: ParsedRequest, chunk: dict[str, Any], output_tokens: int) -> bytes:
-        """The chunk that said it was stopped, as the caller is to have it: with the text that came with it
-        (what the engine had held back, too), but for what may have become a stop string: no engine would see
-        the whole of that. An empty one is none. Raises ValueError as `text_and_tokens`.
+        """Turn the engine's last chunk, which says that it was aborted, into an ordinary chunk for the
+        caller; empty bytes if it carries no text.
+
+        It keeps the text that came with the abort (the engine also flushes what it held back), except for a
+        possible beginning of a stop string: the next engine must see a stop string from its start. Raises
+        ValueError as `text_and_tokens` does.
         """
         so_far, _ = self.text_and_tokens(parsed)
         choice = chunk["choices"][0]
@@ -88,8 +94,8 @@ class Given:
             return b""
         self._end = len(so_far) + len(came), output_tokens
         said = came
-        if begun := _stop_begun_chars(so_far + came, _stops(parsed)):
-            said = _whole_words(came, max(0, len(came) - begun))
+        if partial := _partial_stop_chars(so_far + came, _stops(parsed)):
+            said = _whole_words(came, max(0, len(came) - partial))
         if not said:
             return b""
         where[name] = said
@@ -101,8 +107,8 @@ class Given:
         return event
 
     def text_and_tokens(self, parsed: ParsedRequest) -> tuple[str, int]:
-        """The text so far, and how many tokens carry it. Reasoning and calls, which a text does not carry,
-        raise ValueError.
+        """The text so far, and its number of tokens. Raises ValueError for reasoning and tool calls: a text
+        does not carry them.
         """
         pieces, chars = [], 0
         held_back = max(map(len, _stops(parsed)), default=1) - 1
@@ -111,17 +117,17 @@ class Given:
             if event.startswith(b"data: {") and (said := _said(parsed.route, event)):
                 pieces.append(said)
                 chars += len(said)
-                # the engine shows a token's text so many characters late
+                # the engine emits a token's text with a delay of this many characters
                 marks.append((chars + held_back, count))
-        if self._end is not None:  # from here on nothing was held back
+        if self._end is not None:  # the closing chunk held nothing back
             marks = [mark for mark in marks if mark[0] < self._end[0]]
             marks.append(self._end)
         return "".join(pieces), _tokens_of(chars, marks)
 
 
 def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
-    """How many tokens the first `chars` characters are, by marks (characters, tokens) that rise; between
-    two marks in proportion.
+    """How many tokens the first `chars` characters are. `marks` are rising pairs (characters, tokens);
+    between two marks the count is interpolated.
     """
     below = max(mark for mark in marks if mark[0] <= chars)
     above = min((mark for mark in marks if mark[0] > chars), default=below)
@@ -139,30 +145,30 @@ def _said(route: RouteSpec, event: bytes) -> str:
 
 
 def _stops(parsed: ParsedRequest) -> list[str]:
-    """vLLM holds back one character less than the longest of them: none begins in what it shows and ends
-    behind it.
+    """The request's stop strings. vLLM holds back one character less than the longest, so that no stop string
+    begins in text that was already sent.
     """
     stop = parsed.body.get("stop") or []
     return [stop] if isinstance(stop, str) else stop
 
 
 def _whole_words(text: str, end: int) -> str:
-    """What ends at or before `end` with a word, where there is one: a blank belongs to the token behind
-    it, and half a word is no token.
+    """Cut the text at the last word boundary at or before `end`, if there is one: a blank belongs to the
+    token after it, and half a word is no token.
     """
     blanks = [at for at in range(min(end + 1, len(text))) if text[at].isspace()]
     return text[: blanks[-1] if blanks else end].rstrip()
 
 
-def _stop_begun_chars(text: str, stops: list[str]) -> int:
-    """How much at the end of this text a stop string may have begun with."""
-    begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
-    return max(begun, default=0)
+def _partial_stop_chars(text: str, stops: list[str]) -> int:
+    """How many characters at the end of this text may be the beginning of a stop string."""
+    partial = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+    return max(partial, default=0)
 
 
-def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequest:
-    """The same request from where its text, of so many tokens, has come to. Raises ValueError when there
-    is nothing left to say.
+def remaining_request(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequest:
+    """The request that continues after `text`, which took `output_tokens`. Raises ValueError when no tokens
+    are left to produce.
     """
     assert parsed.max_output_tokens is not None
     left = parsed.max_output_tokens - output_tokens
@@ -194,11 +200,11 @@ def going_on(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequ
 
 
 class Splice:
-    """Makes the chunks of a later part look like those of the first: its id, no second opening, usage of the
-    whole.
+    """Rewrites the chunks of a resumed part so that they continue the first part's stream: the first part's
+    id, no second opening chunk, usage of the whole request.
 
-    `output`: tokens of the text before it. `prompt`, `cached`: as the part said that read the prompt first;
-    None where this is the one.
+    `output`: tokens of the text before this part. `prompt`, `cached`: usage of the part that read the prompt
+    first; None if this part is the one.
     """
 
     __slots__ = ("_cached", "_first_id", "_own_id", "_prompt", "opened", "output")
@@ -210,16 +216,16 @@ class Splice:
         self.opened = opened
         self._prompt, self._cached, self.output = prompt, cached, output
 
-    def told(self, passed: bytes) -> bytes:
-        """Whole events as the caller is to have them."""
-        events = [self._told(event) for event in passed.split(b"\n\n")[:-1]]
+    def rewrite(self, passed: bytes) -> bytes:
+        """Rewrite complete events for the caller."""
+        events = [self._rewrite_event(event) for event in passed.split(b"\n\n")[:-1]]
         kept = [event for event in events if event is not None]
         return b"".join([event + b"\n\n" for event in kept])
 
-    def _told(self, event: bytes) -> bytes | None:
+    def _rewrite_event(self, event: bytes) -> bytes | None:
         if not event.startswith(b"data: {"):
             return event
-        # The first occurrence is the chunk's own id: it stands before anything that was generated.
+        # The first occurrence is the chunk's own id: the id comes before any generated text.
         event = event.replace(self._own_id, self._first_id, 1)
         if self.opened and b'"role":"assistant"' in event and b'"content":""' in event:
             return None

@@ -12,7 +12,7 @@ from gateway.upstream.connection import UpstreamConnection
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attempt:
-    """`in_engine`: the instance may have it, it was sent there; `answered`: it has begun to answer;
+    """`in_engine`: the instance may have it, it was sent there; `answered`: it has started to answer;
     `timed_out`: it was given up as too slow. `over`: no more of its answer is read. `started_at`: monotonic
     seconds, 0 before.
     """
@@ -33,7 +33,7 @@ class Attempt:
     def on(
         cls, instance: InstanceEntry, parsed: ParsedRequest, request_id: str, *, tier: bytes | None = None
     ) -> "Attempt":
-        """A try that has not begun. `tier`: the class it is served in, where that is known already."""
+        """A try that has not started. `tier`: the class it is served in, where that is known already."""
         meter = adapter_of(instance).meter(parsed, tier)
         return cls(request_id=request_id, parsed=parsed, instance=instance, meter=meter)
 

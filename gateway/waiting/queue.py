@@ -76,7 +76,7 @@ class Line:
         redis_url: str,
         requests_max: int,
         bytes_max: int,
-        give_way: Callable[[str], None],
+        preempt: Callable[[str], None],
         metrics: Metrics,
     ) -> None:
         self._channel = redis_keys.wake_channel(gateway_id)
@@ -84,7 +84,7 @@ class Line:
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._give_way = give_way
+        self._preempt = preempt
         self._metrics = metrics
         self._turns: dict[str, asyncio.Event] = {}
         self._early: dict[str, None] = {}
@@ -133,7 +133,7 @@ class Line:
         if word == "*":
             self._all_again()
         elif word.startswith("!"):
-            self._give_way(word[1:])
+            self._preempt(word[1:])
         elif (turn := self._turns.get(word)) is not None:
             turn.set()
         else:

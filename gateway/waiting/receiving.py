@@ -77,7 +77,7 @@ class Receiving:
             raise self._refusal(waiter)
         self._waiting_of_tenant[tenant] = waiting + 1
         if waiter.share.bytes:
-            self._waiting.appendleft(waiter)  # to end what has begun is what makes room
+            self._waiting.appendleft(waiter)  # to end what has started is what makes room
         else:
             self._waiting.append(waiter)
 

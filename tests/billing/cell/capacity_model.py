@@ -26,7 +26,7 @@ class Request:
     sequences: int
     weight: int
     gateway: str
-    goes_on: bool = False
+    can_resume: bool = False
     resumed: bool = False
     prompt_mu: int = 0
     state: str = ""
@@ -300,7 +300,7 @@ class CellModel:
         self.cancels[request.tenant] = cancels
         if request.class_ == "f":
             self.lent[request.instance][request.request_id] = (
-                0 if request.goes_on else CANNOT_GO_ON
+                0 if request.can_resume else CANNOT_GO_ON
             ) - now_ms
         return "open"
 

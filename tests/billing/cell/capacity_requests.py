@@ -46,12 +46,14 @@ class MachineRequest(CellRequest):
     """A request with all that its claim may say."""
 
     resumed: bool = False
-    goes_on: bool = False
+    can_resume: bool = False
     prompt_mu: int = 0
 
     @property
     def claim(self) -> Claim:
-        return replace(super().claim, resumed=self.resumed, goes_on=self.goes_on, prompt_mu=self.prompt_mu)
+        return replace(
+            super().claim, resumed=self.resumed, can_resume=self.can_resume, prompt_mu=self.prompt_mu
+        )
 
 
 def request_of(
@@ -72,6 +74,6 @@ def request_of(
         weight=weights[tenant], sequences=sequences, wait_max=wait_max,
         tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency),
         candidates=plan.TWO, gateway=gateway_of(request_id), cancels_per_minute=limits.cancels,
-        resumed="-" in request_id, goes_on=asked is Asked.FLEX and sequences == 1 and number % 4 > 0,
+        resumed="-" in request_id, can_resume=asked is Asked.FLEX and sequences == 1 and number % 4 > 0,
         prompt_mu=prompt_mu,
     )  # fmt: skip

@@ -176,7 +176,7 @@ class CapacityMachine(RuleBasedStateMachine):
         reply = real.reserve(cost_mu)
         request = known or Request(
             request_id=request_id, tenant=real.tenant, asked=asked.value, cost_mu=cost_mu,
-            sequences=sequences, weight=real.weight, gateway=real.gateway, goes_on=real.goes_on,
+            sequences=sequences, weight=real.weight, gateway=real.gateway, can_resume=real.can_resume,
             resumed=real.resumed, prompt_mu=prompt_mu,
         )  # fmt: skip
         expected = self.model.reserve(request, wait_max, reply.now_ms, drained_cancels)

@@ -75,7 +75,7 @@ class Ground:
         will = made.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
         call = reserve_call(
             made.keys, lease_ms=60_000, cost_mu=0, tenant=made.tenant_limits, key=made.key_limits,
-            claim=replace(made.claim, goes_on=True), head=made.head.admission_json(), will=will,
+            claim=replace(made.claim, can_resume=True), head=made.head.admission_json(), will=will,
         )  # fmt: skip
         assert isinstance(parse_reserve(execute(self.text, call)), Reserved)
         return made

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
-from gateway.stream.continuation import Given, Splice, can_go_on
+from gateway.stream.continuation import Given, Splice, can_resume
 
 PATHS: dict[Route, dict[str, Any]] = {
     Route.CHAT: {"messages": [{"role": "user", "content": "x"}]},
@@ -87,20 +87,20 @@ def passed(tokens: list[str], held_back: int) -> Given:
         ({"stream": False}, False),
     ],
 )
-def test_only_what_a_text_carries_can_go_on(route: Route, fields: dict[str, Any], able: bool) -> None:
-    assert can_go_on(asked(route, **fields)) is able
+def test_only_what_a_text_carries_can_resume(route: Route, fields: dict[str, Any], able: bool) -> None:
+    assert can_resume(asked(route, **fields)) is able
 
 
 @pytest.mark.parametrize("route", list(PATHS))
-def test_a_parameter_that_nobody_has_thought_of_cannot_go_on(route: Route) -> None:
+def test_a_parameter_that_nobody_has_thought_of_cannot_resume(route: Route) -> None:
     parsed = asked(route)
     parsed.body["new_parameter"] = 1
-    assert not can_go_on(parsed)
+    assert not can_resume(parsed)
 
 
 def test_no_log_probabilities_beside_that_of_what_was_said_are_log_probabilities() -> None:
-    assert not can_go_on(asked(logprobs=0))
-    assert not can_go_on(asked(Route.CHAT, logprobs=True, top_logprobs=0))
+    assert not can_resume(asked(logprobs=0))
+    assert not can_resume(asked(Route.CHAT, logprobs=True, top_logprobs=0))
 
 
 def test_tokens_without_text_of_their_own_are_not_carried() -> None:
@@ -143,9 +143,9 @@ def test_what_may_become_a_stop_string_is_left_to_the_next_part(tokens: list[str
     shown, _ = made.text_and_tokens(request)
     made.close(request, chunk(whole[len(shown) :], "abort"), len(tokens))
     text, carried = made.text_and_tokens(request)
-    begun = max((size for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
+    partial = max((size for size in range(1, len(stop)) if whole.endswith(stop[:size])), default=0)
     assert whole.startswith(text)
-    assert len(shown) <= len(text) <= max(len(shown), len(whole) - begun)
+    assert len(shown) <= len(text) <= max(len(shown), len(whole) - partial)
     assert 0 <= carried <= len(tokens)
 
 
@@ -172,14 +172,14 @@ def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() ->
         + b"\n\n"
     )
 
-    def told(prompt: int | None) -> dict[str, Any]:
+    def rewritten(prompt: int | None) -> dict[str, Any]:
         splice = Splice("a-2", "a", opened=True, prompt=prompt, cached=0, output=20 if prompt else 0)
-        shown: dict[str, Any] = json.loads(splice.told(closing)[len(b"data: ") :])
+        shown: dict[str, Any] = json.loads(splice.rewrite(closing)[len(b"data: ") :])
         assert shown["id"] == "cmpl-a"
         return dict(shown["usage"])
 
-    assert told(10) == {
+    assert rewritten(10) == {
         "prompt_tokens": 10, "completion_tokens": 25, "total_tokens": 35,
         "prompt_tokens_details": {"cached_tokens": 0},
     }  # fmt: skip
-    assert told(None) == usage
+    assert rewritten(None) == usage

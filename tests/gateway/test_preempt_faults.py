@@ -14,7 +14,7 @@ from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 from tests.gateway.asking import ask
-from tests.gateway.test_give_way import FLEX_STREAM, TOKENS, delivered, plan
+from tests.gateway.test_preempt import FLEX_STREAM, TOKENS, delivered, plan
 
 
 @pytest.mark.parametrize(("fault", "value"), [("status", 500), ("status", 400), ("garbage", "html")])

@@ -21,17 +21,17 @@ from gateway.reserve import Reserver, first_cost_mu
 log = logging.getLogger(__name__)
 
 
-def give_way(exchange: Exchange) -> None:
-    """Ask a flex stream to. It is stopped by its id; what comes then is `Continuer.go_on`. Where no id
+def preempt(exchange: Exchange) -> None:
+    """Ask a flex stream to. It is stopped by its id; what comes then is `Resumer.resume`. Where no id
     stops it, it ends.
     """
     if exchange.resumable is not None and exchange.attempt.instance.abort:
-        exchange.give_way()
+        exchange.preempt()
     else:
         exchange.stop(Ending.GAVE_WAY)
 
 
-class Continuer:
+class Resumer:
     """Finds another place for what gave way."""
 
     def __init__(self, reserver: Reserver, checkpointer: Checkpointer, settle: Settle) -> None:
@@ -39,7 +39,7 @@ class Continuer:
         self._checkpointer = checkpointer
         self._settle = settle
 
-    async def go_on(
+    async def resume(
         self, exchange: Exchange, client: Client, look: Callable[[], list[InstanceEntry]]
     ) -> Exchange | None:
         """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room
