@@ -23,7 +23,7 @@ from gateway.edge.client import AsgiClient, ClientConnection, new_request_id
 from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import (
     BodyTooLarge,
-    CallerLeft,
+    ClientDisconnected,
     DependencyUnavailable,
     GatewayError,
     ModelNotFound,
@@ -78,15 +78,15 @@ class InferenceApi:
         try:
             await self._serve(route, scope, receive, client, started_at)
         except GatewayError as error:
-            self._count(error)
+            self._count_refusal(error)
             if client.started:  # a later part failed before it began: the stream says so
-                await client.break_off(error)
-            elif not isinstance(error, CallerLeft):
+                await client.end_with_error(error)
+            elif not isinstance(error, ClientDisconnected):
                 await client.refuse(error)
         except Exception:
             log.exception("bug in a request", extra={"request_id": request_id})
             if client.started:
-                await client.break_off(GatewayError())
+                await client.end_with_error(GatewayError())
             else:
                 await client.refuse(GatewayError())
 
@@ -104,7 +104,7 @@ class InferenceApi:
             raise BodyTooLarge(cap_bytes)
         parsed = check_against_model(parsed, self._limits(model))
         if parsed.ignored:
-            self._tell_ignored(parsed, scope, client)
+            self._report_ignored(parsed, scope, client)
         try:
             found = self._candidates(model)  # holds nothing, so failing leaks nothing
         except NoInstance:
@@ -152,10 +152,10 @@ class InferenceApi:
             if exchange.parsed.stream:
                 self.heartbeats.watch(client)
             if connection is not None:
-                connection.on_disconnect(exchange.client_left)
+                connection.on_disconnect(exchange.on_client_disconnect)
             yield
         except BaseException as error:
-            self._settle_failed(exchange.last_part, error, client)
+            self._settle_failed(exchange.current_part, error, client)
             raise
         finally:
             self.heartbeats.forget(client)
@@ -201,7 +201,7 @@ class InferenceApi:
             routes=model.routes,
         )
 
-    def _tell_ignored(self, parsed: ParsedRequest, scope: Scope, client: AsgiClient) -> None:
+    def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: AsgiClient) -> None:
         """Name to the caller what it said in vain; refuse it where the caller has asked for that."""
         if any(name == STRICT_HEADER and value.strip() == b"1" for name, value in scope["headers"]):
             raise UnsupportedParameter(parsed.ignored[0], "It would be ignored, and x-taas-strict is 1.")
@@ -242,7 +242,7 @@ class InferenceApi:
         attempt = Attempt.on(instance, parsed, request.request_id)
         return Exchange(request=request, head=head, attempt=attempt, resumable=Resumable.of(parsed))
 
-    def _count(self, error: GatewayError) -> None:
-        """Whoever left was not refused."""
-        if not isinstance(error, CallerLeft) and error.code != Ending.CLIENT_DISCONNECT:
+    def _count_refusal(self, error: GatewayError) -> None:
+        """Count a refusal. A client that disconnected was not refused."""
+        if error.code != Ending.CLIENT_DISCONNECT:
             self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)

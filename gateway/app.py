@@ -32,9 +32,9 @@ from gateway.edge.client import AsgiClient, id_headers, new_request_id
 from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
+from gateway.final_count import FinalCounts
 from gateway.forward import Forwarder
 from gateway.housekeeping import Housekeeping
-from gateway.last_word import LastWords
 from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics.counts import Metrics
@@ -52,7 +52,7 @@ from gateway.settle import Settler
 from gateway.upstream.engines import Engines
 from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
-from gateway.waiting.queue import Line
+from gateway.waiting.queue import WaitQueue
 from gateway.waiting.receiving import ReceivePolicy, Receiving
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Stages:
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
         self.clock = Clock()
-        self._line = Line(
+        self._wait_queue = WaitQueue(
             gateway_id=self.gateway_id,
             redis_url=settings.redis_url,
             requests_max=settings.wait_requests,
@@ -114,7 +114,7 @@ class Stages:
             lease_ms=settings.lease_ms,
             outage=outage,
             journal=self._journal,
-            line=self._line,
+            queue=self._wait_queue,
             pacer=self._pacer,
             policy=_waiting(settings),
             opened=self._opened,
@@ -131,12 +131,12 @@ class Stages:
             restore=reserver.restore,
         )
         self._heartbeats = Heartbeats(settings.heartbeat_s)
-        self._last_words = LastWords(self._engines, self.catalogue.instances, self._settler.settle)
+        self._final_counts = FinalCounts(self._engines, self.catalogue.instances, self._settler.settle)
         self.inference = self._inference(settings, reserver)
         lifecycle.on_deadline(self._stop_all)
 
     def _inference(self, settings: GatewaySettings, reserver: Reserver) -> InferenceApi:
-        settle = self._last_words.settle
+        settle = self._final_counts.settle
         receiving = _receiving(settings)
         forwarder = Forwarder(
             self._engines,
@@ -169,7 +169,7 @@ class Stages:
         rounds = [
             asyncio.create_task(self._checkpointer.run(), name="checkpoints"),
             asyncio.create_task(self._housekeeping.run(), name="housekeeping"),
-            asyncio.create_task(self._line.run(), name="line"),
+            asyncio.create_task(self._wait_queue.run(), name="wait-queue"),
             asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
             asyncio.create_task(self.readiness.watch(), name="readiness"),
         ]
@@ -177,15 +177,15 @@ class Stages:
             yield
         finally:
             self._stop_all()
-            self._last_words.give_up()
-            while self.open_exchanges or self._line.exchanges or self._settler.on_the_way:  # noqa: ASYNC110 - once, at the end of the process
+            self._final_counts.give_up()
+            while self.open_exchanges or self._wait_queue.exchanges or self._settler.settling:  # noqa: ASYNC110 - once, at the end of the process
                 await asyncio.sleep(0.01)
             await self._save_settles()
             for task in rounds:
                 task.cancel()
             await asyncio.gather(*rounds, return_exceptions=True)
             self._pacer.close()
-            await self._housekeeping.say_goodbye()
+            await self._housekeeping.deregister()
             await self.catalogue.stop()
             self._engines.close()
             await self._feed.close()
@@ -224,15 +224,17 @@ class Stages:
         """The operator stops a request, or all of a tenant."""
         if subject.startswith("tenant:"):
             tenant = subject.removeprefix("tenant:")
-            for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
+            for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
                 if exchange.request.caller.tenant.tenant == tenant:
                     exchange.stop(Ending.TENANT_SUSPENDED)
-        elif (found := self.open_exchanges.get(subject) or self._line.exchanges.get(subject)) is not None:
+            return
+        found = self.open_exchanges.get(subject) or self._wait_queue.exchanges.get(subject)
+        if found is not None:
             found.stop(Ending.OPERATOR_STOP)
 
     def _stop_all(self) -> None:
         """The drain's deadline."""
-        for exchange in [*self.open_exchanges.values(), *self._line.exchanges.values()]:
+        for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
             exchange.stop(Ending.GATEWAY_STOPPED)
 
     def _others_ready(self, exchange: Exchange) -> bool:
@@ -318,20 +320,20 @@ async def _refuse(inference_route: RouteSpec, error: GatewayError, send: Send) -
 
 def _spoken(scope: Scope) -> Dialect:
     """The dialect that a caller outside inference seems to speak."""
-    told = any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return Dialect.ANTHROPIC if told else dialect_of_path(scope["path"])
+    with_id = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return Dialect.ANTHROPIC if with_id else dialect_of_path(scope["path"])
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:
     """Outside inference, too, every answer has its id, whoever makes it."""
 
-    async def told(message: MutableMapping[str, Any]) -> None:
+    async def with_id(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             ids = id_headers(_spoken(scope), scope["taas.request_id"])
             message["headers"] = [*message.get("headers", ()), *ids]
         await send(message)
 
-    return told
+    return with_id
 
 
 def _error_response(request: Request, error: GatewayError) -> Response:

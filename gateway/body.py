@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from gateway.edge.client import ClientConnection
-from gateway.errors import BodyTooLarge, CallerLeft, UnsupportedContentEncoding
+from gateway.errors import BodyTooLarge, ClientDisconnected, UnsupportedContentEncoding
 from gateway.waiting.receiving import Receiving, Share
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,8 +24,8 @@ async def read_body(
 
     Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is
     declared or passed (the rest is not read), QuotaExceeded or ReceivingFull when there is no memory for it,
-    and CallerLeft when the sender left or was cut off before its end (the listener has answered by then):
-    there is nothing to run.
+    and ClientDisconnected when the sender left or was cut off before its end (the listener has answered by
+    then): there is nothing to run.
     """
     declared_bytes = _check_headers(scope, max_bytes)
     connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
@@ -39,7 +39,7 @@ async def read_body(
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                raise CallerLeft
+                raise ClientDisconnected
             piece: bytes = message.get("body", b"")
             size_bytes += len(piece)
             if size_bytes > max_bytes:
@@ -57,7 +57,7 @@ async def _read_arrived(receive: Receive, max_bytes: int) -> bytes:
     """
     message = await receive()
     if message["type"] != "http.request":
-        raise CallerLeft
+        raise ClientDisconnected
     body: bytes = message.get("body", b"")
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)

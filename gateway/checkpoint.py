@@ -1,8 +1,8 @@
 """Every half second, over all open exchanges of the process: checkpoints in one batch, and deadlines.
 
-A checkpoint records what was produced so far, tops the reservation up and renews its lease; what it records
-is what a request is settled with if this process dies. It decides no quota: a bucket that runs dry in
-mid-stream only goes into debt.
+A checkpoint records what was produced so far, tops up the reservation and renews its lease. If this process
+dies, the request is settled with its last checkpoint. A checkpoint refuses nothing: a bucket that runs dry in
+mid-stream goes into debt.
 """
 
 import asyncio
@@ -22,11 +22,10 @@ from gateway.settle import usage_event
 
 log = logging.getLogger(__name__)
 
-# What a checkpoint records: the exchange, its output and its head as they were sent.
+# A checkpoint that was sent: the exchange, and its output and head at that moment.
 _Written: TypeAlias = tuple[Exchange, int, EventHead]
-# A lease is renewed when this share of it has passed, even when nothing new was produced; and within these
-# seconds, however long it is: the reaper takes a request for dead that is not renewed for longer
-# (billing/process.py).
+# A lease is renewed after this share of it, even when nothing new was produced, and at the latest after
+# RENEW_S: the reaper takes a request for dead that is not renewed for longer (billing/process.py).
 RENEW_SHARE: Final = 0.3
 RENEW_S: Final = 3.0
 BATCH_MAX: Final = 1000
@@ -34,7 +33,9 @@ BATCH_MAX: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds: of a whole request, of its first token, of a caller that does not read."""
+    """The longest time in seconds for a whole request, for its first token, and for a client that does not
+    read.
+    """
 
     request_s: float
     first_token_s: float
@@ -64,7 +65,9 @@ class Checkpointer:
         self._restore = restore
 
     async def run(self) -> None:
-        """Until cancelled. A failing Redis costs checkpoints, not requests: leases outlast a short outage."""
+        """Runs until cancelled. When Redis fails, checkpoints are lost, not requests: leases outlast a
+        short outage.
+        """
         while True:
             await asyncio.sleep(self._interval_s)
             now = time.monotonic()
@@ -78,8 +81,8 @@ class Checkpointer:
                 log.exception("bug in a checkpoint round")
 
     async def write(self, now: float) -> int:
-        """Checkpoint what has moved or whose lease needs renewal; returns how many. Raises
-        RedisUnavailable.
+        """Write a checkpoint of each exchange that has produced something, has changed its instance, or needs
+        its lease renewed. Returns how many. Raises RedisUnavailable.
         """
         calls: list[Command] = []
         written: list[_Written] = []
@@ -87,7 +90,7 @@ class Checkpointer:
         for exchange in list(self._open.values()):
             output = exchange.attempt.meter.output_tokens()
             renew = now - exchange.recorded.at > renew_after_s
-            if output == exchange.recorded.output and not renew and not exchange.recorded.moved:
+            if output == exchange.recorded.output and not renew and not exchange.recorded.instance_changed:
                 continue
             written.append((exchange, output, exchange.head))
             calls.append(self._call(exchange))
@@ -96,7 +99,7 @@ class Checkpointer:
         return len(calls)
 
     async def _write_batch(self, now: float, written: list[_Written], calls: list[Command]) -> None:
-        """What Redis did not take is left as it was: the next round writes it again."""
+        """Write one batch. The next round writes again what Redis did not take."""
         outcomes = await asyncio.gather(
             *(self._redis.submit(*call) for call in calls), return_exceptions=True
         )
@@ -106,7 +109,9 @@ class Checkpointer:
                 away = outcome
                 continue
             exchange.recorded.at, exchange.recorded.output = now, output
-            exchange.recorded.moved = exchange.recorded.moved and exchange.head is not head
+            exchange.recorded.instance_changed = (
+                exchange.recorded.instance_changed and exchange.head is not head
+            )
             if isinstance(outcome, BaseException):
                 log.error(
                     "checkpoint refused", extra={"request_id": exchange.request_id, "reason": str(outcome)}
@@ -117,40 +122,41 @@ class Checkpointer:
             raise away
 
     async def _restore_lost(self, exchange: Exchange) -> None:
-        """Redis has no reservation of it: it was lost, or the request was admitted by a local lease. What
-        gave its place up has none to hold.
+        """Reserve again what Redis has no reservation of: Redis lost it, or a local lease admitted the
+        request. A preempted part holds no slot and needs no reservation.
         """
         if exchange.settled or exchange.following is not None:
             return
         await self._restore(exchange, self._cost_mu(exchange))
 
     async def pause(self, exchange: Exchange) -> None:
-        """Record usage so far and give the place up; the lease is renewed as before. Raises
+        """Record usage so far and give the slot back. The lease is renewed as before. Raises
         RedisUnavailable.
         """
         exchange.recorded.at, exchange.recorded.output = (
             time.monotonic(),
             exchange.attempt.meter.output_tokens(),
         )
-        # its place is where it has moved to
-        calls = [self._call(exchange)] if exchange.recorded.moved else []
-        exchange.recorded.moved = False
+        # the slot is on the instance to which it moved
+        calls = [self._call(exchange)] if exchange.recorded.instance_changed else []
+        exchange.recorded.instance_changed = False
         await self._redis.execute_many([*calls, self._call(exchange, pauses=True)])
 
     def _call(self, exchange: Exchange, *, pauses: bool = False) -> Command:
         if exchange.ended is None:
-            will = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
+            crash_event = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
         else:
-            will = usage_event(exchange, exchange.ended.ending, exchange.ended.http_status, 0)
+            crash_event = usage_event(exchange, exchange.ended.ending, exchange.ended.http_status, 0)
+        head, changed = exchange.head, exchange.recorded.instance_changed
         return checkpoint_call(
             exchange.request.keys,
             lease_ms=self._lease_ms,
             cost_mu=self._cost_mu(exchange),
-            produced=will.produced,
+            produced=crash_event.produced,
             delivered_output=exchange.delivery.output,
-            will=will.will_json(),
-            head=exchange.head.to_json() if exchange.recorded.moved else b"",
-            moved_to=(exchange.head.instance, exchange.head.epoch) if exchange.recorded.moved else ("", ""),
+            crash_event=crash_event.crash_event_json(),
+            head=head.to_json() if changed else b"",
+            moved_to=(head.instance, head.epoch) if changed else ("", ""),
             pauses=pauses,
         )
 
@@ -175,8 +181,8 @@ class Checkpointer:
             client.abort()
 
     def _check_first_token(self, exchange: Exchange, now: float) -> None:
-        """Half of the time for one instance where another could take over, all of it where none can.
-        Waiting for room is no engine's time.
+        """An instance has half of the time for the first token if another instance could take over, else all
+        of it. Time in the queue does not count.
         """
         waited_s = now - exchange.attempt.started_at
         if (

@@ -14,7 +14,7 @@ Written out in either dialect.
     ├── UnsupportedContentEncoding        415 unsupported_content_encoding
     ├── RequestTimeout                    408 request_timeout, closes
     ├── AuthenticationFailed              401 invalid_api_key: one body for every reason
-    ├── CallerLeft                        499: for nobody to read
+    ├── ClientDisconnected                        499: nobody reads it
     ├── PermissionDenied                  403 permission_denied
     ├── ModelNotFound                     404 model_not_found: one body for "unknown" and "not yours"
     │   └── ModelRouteUnsupported         404 model_route_unsupported: theirs, but not served on this route
@@ -195,13 +195,13 @@ class AuthenticationFailed(GatewayError):
     text = "Incorrect API key provided."
 
 
-class CallerLeft(GatewayError):
+class ClientDisconnected(GatewayError):
     """The caller went while it still sent its request, or while that waited: nothing was produced, and
     nobody reads this.
     """
 
     status = 499
-    code = "caller_left"
+    code = "client_disconnect"
 
 
 class PermissionDenied(GatewayError):

@@ -20,7 +20,7 @@ from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
 from gateway.request import ParsedRequest, ServiceTier
-from gateway.stream.continuation import Given, Splice, can_resume, remaining_request
+from gateway.stream.continuation import DeliveredEvents, Splice, can_resume, remaining_request
 from gateway.stream.meter import Produced
 from gateway.stream.meter_choices import ChoicesMeter
 from gateway.upstream.attempt import Attempt
@@ -60,12 +60,12 @@ class Delivery:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Resumable:
-    """Of a flex stream that can be stopped and go on elsewhere. `given`: what its caller has of the present
-    try. `preempted`: it is asked to. `following`: the part that goes on from here, which produces
+    """Of a flex stream that can be stopped and go on elsewhere. `delivered`: what its caller has of the
+    present try. `preempted`: it is asked to. `following`: the part that goes on from here, which produces
     `discarded_output` again.
     """
 
-    given: Given | None = None
+    delivered: DeliveredEvents | None = None
     preempted: bool = False
     following: "Exchange | None" = None
     discarded_output: int = 0
@@ -86,11 +86,11 @@ class Continued:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Recorded:
-    """What the last checkpoint has put down; `moved`: it is on another instance since."""
+    """What the last checkpoint has put down; `instance_changed`: it is on another instance since."""
 
     at: float = 0.0
     output: int = 0
-    moved: bool = False
+    instance_changed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Exchange:
     on_stop: Callable[[], None] | None = None
     stop_ending: Ending | None = None
     ended: Ended | None = None
-    last_word: Produced | None = None
+    final_count: Produced | None = None
     settled: bool = False
     _recorded: Recorded | None = None
 
@@ -152,7 +152,7 @@ class Exchange:
         return None if self.resumable is None else self.resumable.following
 
     @property
-    def last_part(self) -> "Exchange":
+    def current_part(self) -> "Exchange":
         """The one that is present, of a request that has gone on."""
         part = self
         while (following := part.following) is not None:
@@ -181,13 +181,13 @@ class Exchange:
 
     def produced(self) -> Produced:
         """What the engine has produced for it, as far as is known."""
-        return self.attempt.meter.produced() if self.last_word is None else self.last_word
+        return self.attempt.meter.produced() if self.final_count is None else self.final_count
 
     def stop(self, ending: Ending) -> None:
         """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as
         another ends there.
         """
-        part = self.last_part
+        part = self.current_part
         if part.stop_ending is None and not part.is_over:
             part.stop_ending = ending
             if part.on_stop is not None:
@@ -202,20 +202,20 @@ class Exchange:
                 self.on_stop()
 
     def begin_stream(self) -> bool:
-        """A stream begins to come from this instance. Whether what its caller is given has to go through
+        """The stream of this instance begins. Returns whether its chunks must go through
         `rewrite`.
         """
         if self.resumable is not None:
             meter = self.attempt.meter
             assert isinstance(meter, ChoicesMeter)
-            self.resumable.given = Given()
-            meter.counts = self.resumable.given.counts
+            self.resumable.delivered = DeliveredEvents()
+            meter.counts = self.resumable.delivered.counts
         return self.resumable is not None or self.continued is not None
 
     def rewrite(self, passed: bytes) -> bytes:
         """A piece of the answer as the caller is to have it."""
-        if self.resumable is not None and self.resumable.given is not None:
-            self.resumable.given.add(passed)
+        if self.resumable is not None and self.resumable.delivered is not None:
+            self.resumable.delivered.add(passed)
         return passed if self.continued is None else self.continued.splice.rewrite(passed)
 
     def closing_text(self) -> bytes:
@@ -224,11 +224,11 @@ class Exchange:
         """
         meter = self.attempt.meter
         assert self.resumable is not None
-        assert self.resumable.given is not None
+        assert self.resumable.delivered is not None
         assert isinstance(meter, ChoicesMeter)
         if meter.last_chunk is None:
             return b""
-        said = self.resumable.given.close(self.parsed, meter.last_chunk, meter.output_tokens())
+        said = self.resumable.delivered.close(self.parsed, meter.last_chunk, meter.output_tokens())
         if said:
             said = meter.written(said.removesuffix(b"\n\n")) + b"\n\n"
         return said if self.continued is None else self.continued.splice.rewrite(said)
@@ -254,8 +254,8 @@ class Exchange:
         while first.previous is not None:
             first = first.previous
         assert resumable is not None
-        assert resumable.given is not None
-        text, carried = resumable.given.text_and_tokens(self.parsed)
+        assert resumable.delivered is not None
+        text, carried = resumable.delivered.text_and_tokens(self.parsed)
         parsed = remaining_request(self.parsed, text, carried)
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
@@ -268,7 +268,7 @@ class Exchange:
         splice = Splice(
             request_id,
             first.request_id,
-            opened=resumable.given.started or (before is not None and before.opened),
+            opened=resumable.delivered.started or (before is not None and before.opened),
             prompt=None if base is None else base.prompt,
             cached=0 if base is None else base.cached,
             output=carried + (0 if before is None else before.output),
@@ -290,7 +290,7 @@ class Exchange:
         produced = self.produced()
         return self.prompt_read() or (produced if produced.output else None)
 
-    def end_before_it_began(self) -> None:
+    def not_admitted(self) -> None:
         """It found no place: the part before it is the last."""
         previous = self.previous
         assert previous is not None
@@ -299,7 +299,7 @@ class Exchange:
             previous.stop_ending = self.stop_ending
         previous.resumable.following = None
 
-    def client_left(self) -> None:
+    def on_client_disconnect(self) -> None:
         """The caller's connection has gone."""
         self.stop(Ending.CLIENT_DISCONNECT)
 
@@ -309,7 +309,7 @@ class Exchange:
         """
         return self.head.started_ms + int((monotonic_s - self.request.started_at) * 1000)
 
-    def passed_on(self) -> None:
+    def mark_delivered(self) -> None:
         """A piece of the answer has been handed to the caller's connection."""
         now, delivery = time.monotonic(), self.delivery
         if delivery.first_token_at is None:
@@ -351,4 +351,4 @@ class Exchange:
         tier = self.attempt.meter.tier
         self.attempt = Attempt.on(instance, self.parsed, self.request_id, tier=tier)
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)
-        self.recorded.moved = True
+        self.recorded.instance_changed = True

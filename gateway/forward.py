@@ -60,10 +60,10 @@ class Client(Protocol):
     async def end(self, piece: bytes) -> None:
         """The last piece of a stream."""
 
-    async def whole(self, answer: bytes) -> None:
-        """A whole answer."""
+    async def send_json(self, answer: bytes) -> None:
+        """Send a complete answer."""
 
-    async def break_off(self, error: GatewayError) -> None:
+    async def end_with_error(self, error: GatewayError) -> None:
         """One error object in a stream that has started, and its end."""
 
 
@@ -268,7 +268,7 @@ class Forwarder:
                     last = passed
                 elif passed and exchange.stop_ending is None:
                     await client.send(passed)
-                    exchange.passed_on()
+                    exchange.mark_delivered()
         except (UpstreamError, ProtocolViolation) as exc:
             connection.close()
             await self._on_broken_answer(exchange, client, exc)
@@ -289,9 +289,9 @@ class Forwarder:
             if not client.answering:
                 raise failure_of(exchange)
             self._settle(exchange, Ending.ENGINE_ERROR, 200)
-            await client.break_off(EngineFailed())
+            await client.end_with_error(EngineFailed())
         else:
-            exchange.passed_on()
+            exchange.mark_delivered()
             self._settle(exchange, Ending.COMPLETE, 200)
             await client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
@@ -310,7 +310,7 @@ class Forwarder:
             last = last.removesuffix(DONE) + exchange.closing_text()
             if last:
                 await client.send(last)
-                exchange.passed_on()
+                exchange.mark_delivered()
 
     @staticmethod
     async def _finish_framing(connection: UpstreamConnection, *, failed: bool) -> None:
@@ -348,7 +348,7 @@ class Forwarder:
         self._mark_failed(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
         self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
-        await client.break_off(UpstreamProtocolError() if broken_protocol else EngineFailed())
+        await client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
 
     async def _end_stopped(self, exchange: Exchange, client: Client) -> None:
         """The request was stopped and the engine's last word has been read."""
@@ -357,7 +357,7 @@ class Forwarder:
         if not client.started:
             raise error
         self._settle(exchange, exchange.stop_ending, 200)
-        await client.break_off(error)
+        await client.end_with_error(error)
 
     async def _pass_whole(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
         meter = exchange.attempt.meter
@@ -375,9 +375,9 @@ class Forwarder:
             return
         if meter.failed or meter.aborted:
             raise EngineFailed
-        exchange.passed_on()
+        exchange.mark_delivered()
         self._settle(exchange, Ending.COMPLETE, 200)
-        await client.whole(answer)
+        await client.send_json(answer)
 
 
 def failure_of(exchange: Exchange) -> GatewayError:

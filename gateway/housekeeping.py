@@ -83,7 +83,7 @@ class Housekeeping:
         leases = dict(zip(raw[::2], raw[1::2], strict=True))
         # A lease that ends much later than one given now was given before Redis's clock went back: who lives
         # has beaten since, or will.
-        self._outage.heard(
+        self._outage.count_gateways(
             sum(0 <= int(lease) - now_ms <= 2 * HEARTBEAT_LEASE_MS for lease in leases.values())
         )
         self._outage.renew()
@@ -92,7 +92,7 @@ class Housekeeping:
             await self._redis.execute("HDEL", redis_keys.GATEWAYS, *dead)
         self._metrics.redis_roundtrip(time.monotonic() - started_at)
 
-    async def say_goodbye(self) -> None:
+    async def deregister(self) -> None:
         """Leave the list of the living."""
         with contextlib.suppress(RedisUnavailable):
             await self._redis.execute("HDEL", redis_keys.GATEWAYS, self._gateway_id)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.checkpoint import Checkpointer
-from gateway.errors import CallerLeft, GatewayError, RequestStopped
+from gateway.errors import ClientDisconnected, GatewayError, RequestStopped
 from gateway.exchange import Exchange
 from gateway.forward import Client, Settle
 from gateway.redis.pipe import RedisUnavailable
@@ -40,7 +40,7 @@ class Resumer:
         self._settle = settle
 
     async def resume(
-        self, exchange: Exchange, client: Client, look: Callable[[], list[InstanceEntry]]
+        self, exchange: Exchange, client: Client, find_candidates: Callable[[], list[InstanceEntry]]
     ) -> Exchange | None:
         """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room
         in time and the stream says so.
@@ -51,25 +51,25 @@ class Resumer:
             await self._end(exchange, client, RequestStopped(Ending.GAVE_WAY.value))
             return None
         if exchange.request.client_connection is not None:
-            exchange.request.client_connection.on_disconnect(following.client_left)
+            exchange.request.client_connection.on_disconnect(following.on_client_disconnect)
         try:
             await self._checkpointer.pause(exchange)
             model = following.request.model
             cost_mu = first_cost_mu(following.parsed, model.default_max_tokens, model.weights)
-            await self._reserver.reserve(following, cost_mu, look(), look)
+            await self._reserver.reserve(following, cost_mu, find_candidates(), find_candidates)
         except (GatewayError, RedisUnavailable) as error:
             log.info("could not go on", extra={"request_id": exchange.request_id})
-            following.end_before_it_began()
-            ended = error if isinstance(error, CallerLeft) else RequestStopped(Ending.GAVE_WAY.value)
+            following.not_admitted()
+            ended = error if isinstance(error, ClientDisconnected) else RequestStopped(Ending.GAVE_WAY.value)
             await self._end(exchange, client, ended)
             return None
         return following
 
     async def _end(self, exchange: Exchange, client: Client, error: GatewayError) -> None:
-        if isinstance(error, CallerLeft):
+        if isinstance(error, ClientDisconnected):
             self._settle(exchange, Ending.CLIENT_DISCONNECT, 200)
             return
         self._settle(exchange, exchange.stop_ending or Ending.GAVE_WAY, 200)
         if not client.started:
             raise error
-        await client.break_off(error)
+        await client.end_with_error(error)

@@ -1,8 +1,8 @@
-"""What a request may cost before it is sent, and whether it may be sent: the policy over the reserve script.
+"""Reserves a request before it is sent to an engine: the policy over the reserve script.
 
-A reservation starts small (the prompt by estimate and the first output tokens): checkpoints top it up as the
-output streams, and settling puts it right. So a large `max_tokens` costs nothing that is not used. Where
-there is no room, on-demand and flex wait before they are refused.
+A reservation starts small, with the estimated prompt and the first output tokens. Checkpoints top it up as
+the output streams, and settle corrects it. So a large `max_tokens` costs nothing until it is used. When no
+slot is free, on-demand and flex requests wait before they are refused.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
 from gateway.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DependencyUnavailable,
     GatewayError,
     NoInstance,
@@ -48,21 +48,21 @@ from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import ParsedRequest, ServiceTier
 from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
-from gateway.waiting.queue import Line, WaitEnd
-from gateway.waiting.refusals import refusal, spread
+from gateway.waiting.queue import WaitEnd, WaitQueue
+from gateway.waiting.refusals import refusal, with_jitter
 
-# About as much as streams in the first second, until the first checkpoint.
+# About as many tokens as stream before the first checkpoint.
 FIRST_OUTPUT_TOKENS: Final = 64
-# Less than half of what the script grants to those who wait: coming back is all that waiting costs, and
-# on-demand need not.
+# Less than half of the queue lease (45 s, `WAIT_MS` in queue.lua). The poll only renews that lease; on-demand
+# requests time out before the first one.
 WAIT_RENEW_S: Final = 20.0
-BEHIND_S_MIN: Final = 1.0
-# Levels are counted anew within a second or two of their loss.
+BEHIND_POLL_S_MIN: Final = 1.0
+# Billing recounts lost levels within a second or two.
 REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
-# A request that waits outlives an outage of Redis that is shorter than its wait.
+# A waiting request survives an outage of Redis that is shorter than its wait.
 AWAY_POLL_S: Final = 0.5
-_COMES_BACK: Final = (Waiting, Later, Rebuilding)
+_PENDING: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0)
 _LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
@@ -76,8 +76,8 @@ _ASKED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class WaitPolicy:
-    """How long a request may wait for room, by class; how many of a tenant may; and how many may be left
-    before their first token, a minute.
+    """How long a request may wait for a slot, by class; how many requests of a tenant may wait; and how many
+    requests a minute a tenant may cancel before their first token.
     """
 
     on_demand_s: float
@@ -88,7 +88,7 @@ class WaitPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """An admitted request: its limits and how full its buckets are (for the `x-ratelimit-*` headers)."""
+    """An admitted request: its limits and bucket levels, for the `x-ratelimit-*` headers."""
 
     tenant_limits: Limits
     key_limits: Limits
@@ -97,7 +97,7 @@ class Reservation:
 
 
 def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weights) -> int:
-    """Milliunits to hold at first: each prompt once, `samples` times the first output tokens."""
+    """Milliunits to reserve at first: each prompt once, and the first output tokens of each sample."""
     if not parsed.route.metered:
         return 0
     output_tokens = min(FIRST_OUTPUT_TOKENS, parsed.max_output_tokens or default_max_tokens)
@@ -107,8 +107,8 @@ def first_cost_mu(parsed: ParsedRequest, default_max_tokens: int, weights: Weigh
 
 
 def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
-    """Tokens to hold at first: the prompt and all that may be produced, as a limit of tokens must not be
-    passed by it.
+    """Tokens to reserve: the prompt and the largest possible output, so that the request cannot exceed a
+    token limit.
     """
     if not parsed.route.metered:
         return 0
@@ -119,9 +119,7 @@ def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
 
 
 def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
-    """What is recorded of a request whose gateway dies before its first checkpoint: nothing was produced
-    that anybody knows of.
-    """
+    """The crash event of a request before its first checkpoint: it produced nothing that is known."""
     nothing = attribute(Ending.GATEWAY_DIED, Tokens())
     return head.ended(
         ending=Ending.GATEWAY_DIED,
@@ -145,7 +143,7 @@ class Reserver:
         lease_ms: int,
         outage: OutageLeases,
         journal: Journal,
-        line: Line,
+        queue: WaitQueue,
         pacer: Pacer,
         policy: WaitPolicy,
         opened: Callable[[Exchange], None],
@@ -153,27 +151,27 @@ class Reserver:
         self._redis = redis
         self._outage = outage
         self._journal = journal
-        self._line = line
+        self._wait_queue = queue
         self._pacer = pacer
         self._policy = policy
         self._opened = opened
         self._lease_ms = lease_ms
-        self._will = b""
+        self._crash_event = b""
 
     async def reserve(
         self,
         exchange: Exchange,
         cost_mu: int,
         candidates: list[InstanceEntry],
-        look_again: Callable[[], list[InstanceEntry]],
+        find_candidates: Callable[[], list[InstanceEntry]],
     ) -> Reservation:
-        """Hold `cost_mu` and a place on an instance, waiting for one where that may help; the exchange learns
-        its class and instance.
+        """Reserve `cost_mu` and a slot on an instance, waiting for a slot if that may help. Sets the
+        exchange's class and instance.
 
-        `candidates`, best first, are looked up again after a wait. Raises QuotaExceeded, NoContractHere,
-        PermissionDenied; DependencyUnavailable when Redis does not answer and the tenant has no lease, or
-        when the journal takes no more: admission stops before money is lost; RequestStopped or CallerLeft
-        when it was told to end while it waited.
+        `candidates`, best first, are looked up again after a wait. Raises QuotaExceeded, NoContractHere or
+        PermissionDenied; RequestStopped or ClientDisconnected if the request was to end while it waited;
+        DependencyUnavailable if Redis does not answer and the tenant has no local lease, or if the journal is
+        full: admission stops before money is lost.
         """
         if self._journal.full:
             raise DependencyUnavailable
@@ -181,13 +179,13 @@ class Reserver:
             exchange, cost_mu, most_tokens(exchange.parsed, exchange.request.model.default_max_tokens)
         )
         try:
-            reply = await self._try(exchange, ask, candidates)
-            if isinstance(reply, _COMES_BACK):
-                reply, candidates = await self._wait(exchange, ask, look_again, reply)
+            reply = await self._ask_cell(exchange, ask, candidates)
+            if isinstance(reply, _PENDING):
+                reply, candidates = await self._wait(exchange, ask, find_candidates, reply)
         except RedisUnavailable as exc:
             if exc.unknown_outcome:
-                self._leave(exchange)  # it may stand in line, and nobody comes back for it
-            if self._outage.take(exchange.request.caller.tenant, cost_mu):
+                self._leave_queue(exchange)  # it may be in the queue, and nobody would come back for it
+            if self._outage.admit(exchange.request.caller.tenant, cost_mu):
                 self._admit_by_lease(exchange, ask)
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
@@ -198,8 +196,8 @@ class Reserver:
         raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.route.dialect, now_ms)
 
     def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
-        """Redis hears of it as soon as it is back: from us that it runs or, if we die before, from whoever
-        finds the journal that it ran.
+        """Admit under the tenant's local lease. The journal keeps the admission until Redis is back: then
+        this gateway reserves it or, if it has died, whoever reads its journal records that the request ran.
         """
         self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
@@ -213,16 +211,16 @@ class Reserver:
         )
 
     def no_instance(self, cell: str, tenant: str, asked: ServiceTier) -> None:
-        """A request could not even ask: its contract, if it would have come under one, counts it as
-        refused. Best effort, nobody waits for it.
+        """Count a request that found no instance as refused in its contract's evidence, if it has a contract.
+        Best effort: nothing waits for the reply.
         """
         if asked in _CONTRACTS_FIRST:
-            self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_heard)
+            self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_consume_outcome)
 
     def _ask(self, exchange: Exchange, cost_mu: int, tokens: int) -> "_Ask":
         model, caller = exchange.head.model, exchange.request.caller
-        if not self._will:
-            self._will = died_event(exchange.head, 0).will_json()
+        if not self._crash_event:
+            self._crash_event = died_event(exchange.head, 0).crash_event_json()
         asked = _ASKED[exchange.parsed.asked]
         return _Ask(
             asked=asked,
@@ -235,24 +233,24 @@ class Reserver:
         )
 
     async def restore(self, exchange: Exchange, cost_mu: int) -> None:
-        """Hold again what Redis has lost of a request that runs; `cost_mu` is what it has used. Raises
-        RedisUnavailable.
+        """Reserve again a running request whose reservation Redis has lost. `cost_mu`: what it has used.
+        Raises RedisUnavailable.
         """
         used = exchange.attempt.meter.produced()
         ask = self._ask(exchange, cost_mu, used.prompt + used.output)
         ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
-        await self._try(exchange, ask, [exchange.attempt.instance], restored=True)
+        await self._ask_cell(exchange, ask, [exchange.attempt.instance], restored=True)
 
-    async def _try(
+    async def _ask_cell(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> ReserveReply:
         reply = parse_reserve(
             await self._redis.execute(*self._call(exchange, ask, candidates, restored=restored))
         )
         if isinstance(reply, Reserved | Replayed) and not restored:
-            self._opened(exchange)  # before anything else can fail: from here on it is settled
+            self._opened(exchange)  # before anything else can fail: from here on it will be settled
         if isinstance(reply, Waiting):
-            self._pacer.again(exchange.head.cell, reply.pace_ms)
+            self._pacer.schedule(exchange.head.cell, reply.pace_ms)
         return reply
 
     def _call(
@@ -267,7 +265,7 @@ class Reserver:
             weight=tenant.weight,
             sequences=ask.sequences,
             gateway=exchange.head.gateway,
-            wait_max=self._policy.requests_per_tenant if self._line.listening else 0,
+            wait_max=self._policy.requests_per_tenant if self._wait_queue.listening else 0,
             cancels_per_minute=self._policy.cancels_per_minute,
             resumed=exchange.previous is not None,
             can_resume=exchange.resumable is not None,
@@ -285,82 +283,83 @@ class Reserver:
             key=ask.key_limits,
             claim=claim,
             head=ask.head,
-            will=self._will,
+            crash_event=self._crash_event,
         )
 
     async def _wait(
         self,
         exchange: Exchange,
         ask: "_Ask",
-        look_again: Callable[[], list[InstanceEntry]],
+        find_candidates: Callable[[], list[InstanceEntry]],
         reply: Waiting | Later | Rebuilding,
     ) -> tuple[ReserveReply, list[InstanceEntry]]:
-        """Until it is admitted, refused, told to end, or its time is over: then it is refused with a time
-        to come back.
+        """Wait until the request is admitted, refused or to end. When its time is over it is refused, with a
+        time to retry.
         """
         wait_s = self._policy.flex_s if ask.asked is Asked.FLEX else self._policy.on_demand_s
         candidates: list[InstanceEntry] = []
         began_at = time.monotonic()
         ends_at = began_at + wait_s
         try:
-            turn = self._line.enter(exchange)
+            turn = self._wait_queue.enter(exchange)
         except Overloaded:
-            self._leave(exchange)
+            self._leave_queue(exchange)
             raise
         found: ReserveReply = reply
-        away = False
+        redis_away = False
         try:
-            while isinstance(found, _COMES_BACK) and exchange.stop_ending is None:
+            while isinstance(found, _PENDING) and exchange.stop_ending is None:
                 left_s = ends_at - time.monotonic()
                 if left_s <= 0:
                     raise await self._out_of_time(exchange, found, wait_s)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(AWAY_POLL_S if away else _nap_s(found), left_s)):
+                    async with asyncio.timeout(
+                        min(AWAY_POLL_S if redis_away else _poll_after_s(found), left_s)
+                    ):
                         await turn.wait()
-                # Before it asks: a wake that comes while it does is for the next answer.
+                # Before the call: a wake that arrives during it is about the reply after this one.
                 turn.clear()
                 if exchange.stop_ending is None:
-                    candidates = look_again()
+                    candidates = find_candidates()
                     try:
-                        found, away = await self._try(exchange, ask, candidates), False
+                        found, redis_away = await self._ask_cell(exchange, ask, candidates), False
                     except RedisUnavailable:
-                        # It may be back before the wait is over; who asked under this id is known to it then.
+                        # Redis may be back before the wait is over, and the call is idempotent by request id.
                         if time.monotonic() >= ends_at:
                             raise
-                        away = True
+                        redis_away = True
             if exchange.stop_ending is not None:
-                await self._give_up(exchange, found)
+                await self._stop_waiting(exchange, found)
             ended = WaitEnd.ADMITTED if isinstance(found, Reserved | Replayed) else WaitEnd.REFUSED
         except BaseException as error:
             ended = WaitEnd.of(error)
             if not isinstance(found, Reserved | Replayed):
-                # Cancelled, or Redis has gone: it must not keep a place that it was granted.
-                self._leave(exchange, refused=isinstance(error, NoInstance))
+                # Cancelled, or Redis is away: the request must not keep a slot that it was granted.
+                self._leave_queue(exchange, refused=isinstance(error, NoInstance))
             raise
         finally:
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
-            self._line.leave(exchange, ended)
+            self._wait_queue.leave(exchange, ended)
         return found, candidates
 
-    def _leave(self, exchange: Exchange, *, refused: bool = False) -> None:
-        """Out of the line, and out of a place that was granted. What Redis cannot hear now it hears when it
-        is back, as a settle: else whoever gave up would stand before others, and hold places that nobody
-        comes for.
+    def _leave_queue(self, exchange: Exchange, *, refused: bool = False) -> None:
+        """Leave the queue, and give back a slot that was granted. If Redis is away the journal sends this
+        later, as it does a settle: else an abandoned request would stay ahead of others and hold its slot.
         """
         call = leave_call(exchange.request.keys, refused=refused)
-        self._redis.submit(*call).add_done_callback(partial(self._left, call, exchange.head.cell))
+        self._redis.submit(*call).add_done_callback(partial(self._on_left_queue, call, exchange.head.cell))
 
-    def _left(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
+    def _on_left_queue(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
         if outcome.cancelled():
             return
         if outcome.exception() is None:
-            self._pacer.again(cell, parse_leave(outcome.result()).pace_ms)
+            self._pacer.schedule(cell, parse_leave(outcome.result()).pace_ms)
         elif isinstance(outcome.exception(), RedisUnavailable):
             self._journal.append(call)
 
-    async def _leave_now(self, exchange: Exchange, *, refused: bool = False) -> Left:
+    async def _leave_queue_now(self, exchange: Exchange, *, refused: bool = False) -> Left:
         left = parse_leave(await self._redis.execute(*leave_call(exchange.request.keys, refused=refused)))
-        self._pacer.again(exchange.head.cell, left.pace_ms)
+        self._pacer.schedule(exchange.head.cell, left.pace_ms)
         return left
 
     async def _out_of_time(
@@ -368,39 +367,41 @@ class Reserver:
     ) -> GatewayError:
         if isinstance(found, Rebuilding):
             return DependencyUnavailable(RETRY_MS_MIN)
-        left = await self._leave_now(exchange, refused=True)
+        left = await self._leave_queue_now(exchange, refused=True)
         if isinstance(found, Later):
-            return QuotaExceeded("contract", "The contract's capacity is in use.", spread(found.after_ms))
+            return QuotaExceeded(
+                "contract", "The contract's capacity is in use.", with_jitter(found.after_ms)
+            )
         retry_ms = max(RETRY_MS_MIN, math.ceil(left.tenants_waiting * left.between_grants_ms))
-        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", spread(retry_ms))
+        return QuotaExceeded("room", f"There was no room within {wait_s:g} s.", with_jitter(retry_ms))
 
-    async def _give_up(self, exchange: Exchange, found: ReserveReply) -> None:
+    async def _stop_waiting(self, exchange: Exchange, found: ReserveReply) -> None:
         assert exchange.stop_ending is not None
         if isinstance(found, Reserved):
-            return  # admitted in the same moment: it ends as any other that is stopped
-        await self._leave_now(exchange)
+            return  # admitted at the same moment: it ends like any stopped request
+        await self._leave_queue_now(exchange)
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
-            raise CallerLeft
+            raise ClientDisconnected
         raise RequestStopped(exchange.stop_ending.value)
 
 
-def _heard(outcome: "asyncio.Future[Any]") -> None:
-    """Whatever came of it is known."""
+def _consume_outcome(outcome: "asyncio.Future[Any]") -> None:
+    """Read the outcome, so that asyncio does not report an exception that nobody retrieved."""
     if not outcome.cancelled():
         outcome.exception()
 
 
-def _nap_s(found: Waiting | Later | Rebuilding) -> float:
+def _poll_after_s(found: Waiting | Later | Rebuilding) -> float:
     if isinstance(found, Later):
-        # Behind others it is woken; what it was told is a guess, and by then there may be nobody left to wake
-        # it.
-        return min(WAIT_RENEW_S, max(found.after_ms / 1000, BEHIND_S_MIN if found.before else 0.0))
+        # Behind other requests it is normally woken by a message. `after_ms` is an estimate and the gateway
+        # that would wake it may be gone, so it also polls.
+        return min(WAIT_RENEW_S, max(found.after_ms / 1000, BEHIND_POLL_S_MIN if found.before else 0.0))
     return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ask:
-    """What one request asks its cell for, however often it has to ask."""
+    """What one request asks its cell for. It stays the same however often the request has to ask."""
 
     asked: Asked
     cost_mu: int

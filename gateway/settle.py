@@ -1,8 +1,8 @@
-"""Settles a request, once, however it ended: the event of what was used, the difference given back, in one
-script.
+"""Settles a request, once, however it ended: one script records the usage event and gives back what was
+reserved but not used.
 
-With Redis away the settle goes to the local journal and is sent later; it is idempotent by request id, so an
-unknown outcome is sent again.
+While Redis is away the settle goes to the local journal and is sent later. It is idempotent by request id, so
+a settle with an unknown outcome is sent again.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: int) -> UsageEvent:
-    """The fact of a request as its exchange stands now; also the will of a checkpoint. Pure."""
+    """The usage event of a request as its exchange stands now; a checkpoint's crash event, too. Pure."""
     attempt, request, delivery = exchange.attempt, exchange.request, exchange.delivery
     meter, route = attempt.meter, request.parsed.route
     produced, discarded = exchange.produced(), exchange.discarded_output
     anomaly = meter.anomaly
-    if meter.exact or exchange.last_word is not None:
+    if meter.exact or exchange.final_count is not None:
         source = UsageSource.ENGINE
-        if exchange.last_word is not None and anomaly == USAGE_MISSING:
+        if exchange.final_count is not None and anomaly == USAGE_MISSING:
             anomaly = None
     elif meter.counted():
         source = UsageSource.COUNTED
@@ -75,7 +75,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
 
 
 class Settler:
-    """Settles on behalf of one process, and forgets the exchange."""
+    """Settles the requests of one process."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class Settler:
         self._metrics = metrics
         self._open = open_exchanges
         self._pacer = pacer
-        self._on_the_way = 0
+        self._settling = 0
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
-        """Settle now. When this returns the command is on its way, and safe from cancellation: it arrives,
-        or goes to the journal.
+        """Settle now. When this returns the command has been sent and no cancellation can stop it: Redis
+        takes it, or the journal does.
         """
         event = self._settle_part(exchange, ending, http_status)
-        # Earlier parts of a request that gave way and went on end as it ended.
+        # The earlier parts of a request that was preempted and resumed get the same ending.
         previous = exchange.previous
         while previous is not None:
             self._settle_part(previous, ending, http_status)
@@ -119,21 +119,21 @@ class Settler:
             event=event.to_json(),
             cancelled=cancelled,
         )
-        self._on_the_way += 1
+        self._settling += 1
         self._metrics.open_delta(-1)
-        self._redis.submit(*call).add_done_callback(partial(self._landed, call, exchange.head.cell))
+        self._redis.submit(*call).add_done_callback(partial(self._on_reply, call, exchange.head.cell))
         self._record_tokens(event)
         return event
 
     @property
-    def on_the_way(self) -> int:
-        """Settles that are neither in Redis nor in the journal yet; a process does not exit before it is
-        0.
+    def settling(self) -> int:
+        """Settles that are neither in Redis nor in the journal yet. A process exits only when there are
+        none.
         """
-        return self._on_the_way
+        return self._settling
 
-    def _landed(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
-        self._on_the_way -= 1
+    def _on_reply(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
+        self._settling -= 1
         try:
             reply = parse_settle(outcome.result())
         except (RedisUnavailable, RedisCommandError) as exc:
@@ -141,7 +141,7 @@ class Settler:
             self._journal.append(call)
             return
         if isinstance(reply, Settled):
-            self._pacer.again(cell, reply.pace_ms)
+            self._pacer.schedule(cell, reply.pace_ms)
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         now = time.monotonic()
@@ -151,7 +151,7 @@ class Settler:
             event.delivered_output,
         )
         if not exchange.parsed.stream:
-            first = None  # a whole answer comes at once: when its tokens came, only the engine knows
+            first = None  # an answer in one piece: only the engine knows when its first token was produced
         self._metrics.request_finished(
             exchange.parsed.route.name,
             exchange.request.model.name,

@@ -179,9 +179,9 @@ def reserve_call(
     key: Limits,
     claim: Claim,
     head: bytes,
-    will: bytes,
+    crash_event: bytes,
 ) -> Command:
-    """Admit the request, let it wait, or refuse it. `head` (of admission) and `will` are of
+    """Admit the request, let it wait, or refuse it. `head` (of admission) and `crash_event` are of
     `billing.wire.usage_event`.
     """
     ask = ReserveAsk(
@@ -206,7 +206,11 @@ def reserve_call(
         can_resume=claim.can_resume,
     )
     return call(
-        "reserve", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), head, will
+        "reserve",
+        (keys.open_requests, keys.tenant_bucket, keys.key_bucket),
+        orjson.dumps(ask),
+        head,
+        crash_event,
     )
 
 
@@ -279,7 +283,7 @@ def checkpoint_call(
     cost_mu: int,
     produced: Tokens,
     delivered_output: int,
-    will: bytes,
+    crash_event: bytes,
     head: bytes = b"",
     moved_to: tuple[str, str] = ("", ""),
     pauses: bool = False,
@@ -299,7 +303,7 @@ def checkpoint_call(
         epoch=moved_to[1],
         pauses=pauses,
     )
-    return call("checkpoint", (keys.open_requests,), orjson.dumps(ask), will, head)
+    return call("checkpoint", (keys.open_requests,), orjson.dumps(ask), crash_event, head)
 
 
 def settle_call(

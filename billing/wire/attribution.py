@@ -1,4 +1,4 @@
-"""Who pays: one rule for every ending, used by each settle and by each will. Pure.
+"""Who pays: one rule for every ending, used by each settle and each crash event. Pure.
 
 The engine's usage names a prompt once, its counters name it once for each sample (`n` > 1): the surplus is
 `shared_prompt`, which the caller passes and nobody pays. A request that stopped before its first token has

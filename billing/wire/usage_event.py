@@ -3,8 +3,8 @@ knows neither Redis nor SQL.
 
 An event has a head, known when the request is reserved, and a tail, known when it has ended. A reservation
 stores the head and a *will*: the tail to be recorded if its gateway is never heard of again. The reaper's
-script joins the two texts, so `EventHead.to_json` and `UsageEvent.will_json` are JSON objects that can be
-joined at their braces. Tokens are integers, times are ms since the epoch.
+script joins the two texts, so `EventHead.to_json` and `UsageEvent.crash_event_json` are JSON objects that can
+be joined at their braces. Tokens are integers, times are ms since the epoch.
 """
 
 from collections.abc import Mapping
@@ -177,7 +177,7 @@ class UsageEvent(EventHead):
             parts["orphan"] = True
         return orjson.dumps(parts)
 
-    def will_json(self) -> bytes:
+    def crash_event_json(self) -> bytes:
         """The tail without `ended_ms`, which the reaper's script adds."""
         return orjson.dumps(_tail_object(self))
 

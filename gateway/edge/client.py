@@ -66,7 +66,7 @@ class ClientConnection(Protocol):
         """Close without waiting."""
 
     def body_arrived(self) -> bool:
-        """Whether the whole request body is here."""
+        """Whether the whole request body has arrived."""
 
     def pause_body(self) -> None:
         """Read nothing more of the body before it is asked for again."""
@@ -131,15 +131,15 @@ class AsgiClient:
             {"type": "http.response.body", "body": _HEARTBEATS[self._route.dialect], "more_body": True}
         )
 
-    async def whole(self, answer: bytes) -> None:
-        """A whole JSON answer."""
+    async def send_json(self, answer: bytes) -> None:
+        """Send a complete JSON answer."""
         self._ended = True
         await self._start(
             200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         )
         await self._send({"type": "http.response.body", "body": answer, "more_body": False})
 
-    async def break_off(self, error: GatewayError) -> None:
+    async def end_with_error(self, error: GatewayError) -> None:
         """End a stream that has started with one error event, so that the end does not look like success."""
         number = 0
         if (

@@ -188,7 +188,7 @@ def item_written(text: bytes) -> bytes:
     return _NULL_MEMBER.sub(b"", text) if _NULL in text else text
 
 
-def whole_written(
+def answer_written(
     answer: bytes, decoded: dict[str, Any], form: AnswerForm, model: str | None, tier: bytes | None
 ) -> bytes:
     """A whole answer. `decoded` is what `answer` says, and is used up."""

@@ -55,7 +55,7 @@ def _is_none(name: str, value: Any) -> bool:
     return value is None or value is False or value == [] or (name in _PENALTIES_ON_OUTPUT and value == 0)
 
 
-class Given:
+class DeliveredEvents:
     """The events of one part that the caller has received. `counts`: the engine's output token count at each
     of these events.
     """

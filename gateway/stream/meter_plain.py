@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from gateway.request import AnswerForm
-from gateway.stream.answer_form import whole_written
+from gateway.stream.answer_form import answer_written
 from gateway.stream.meter import (
     USAGE_MISSING,
     Produced,
@@ -86,7 +86,7 @@ class PlainMeter:
         else:
             self._read(decoded, usage)
         self.finished = True
-        return whole_written(answer, decoded, self._form, self.model, self.tier)
+        return answer_written(answer, decoded, self._form, self.model, self.tier)
 
     def _read(self, decoded: dict[str, Any], usage: Any) -> None:
         try:

@@ -1,8 +1,8 @@
-"""What a tenant may do while Redis is gone: nothing, or a bounded lease that its policy names. Never a limit
-per process.
+"""What a tenant may do while Redis is away: nothing, or a bounded local lease that its policy names.
 
-The lease is of the tenant, over all gateways together: each process has its share by the number of processes
-last seen alive. What is admitted so settles through the journal. Pure but for the counting.
+The lease bounds the tenant over all gateways together: each process has a share of it, by the number of
+processes last seen alive. Requests admitted under it settle through the journal. Pure except for the
+counters.
 """
 
 from collections import deque
@@ -10,14 +10,14 @@ from typing import Final
 
 from gateway.catalogue.entries import Tenant
 
-# Rounds of the heartbeat: as long as the lease of one. Redis's clock may jump, as at a failover, and then for
-# a round only those count that have beaten since; a lease that was divided among too few would be given
-# several times over.
+# Rounds of the heartbeat, as long as the lease of one. Redis's clock may jump, as at a failover. Then only
+# the gateways that have sent a heartbeat since are counted for one round. A lease divided among too few would
+# be given several times over.
 _REMEMBERED_ROUNDS: Final = 5
 
 
 class OutageLeases:
-    """The leases of one process. `heard` is told by the heartbeat while Redis answers."""
+    """The local leases of one process. The heartbeat calls `count_gateways` while Redis answers."""
 
     def __init__(self) -> None:
         self._alive: deque[int] = deque([1], maxlen=_REMEMBERED_ROUNDS)
@@ -25,15 +25,17 @@ class OutageLeases:
 
     @property
     def gateways_alive(self) -> int:
-        """The most of late."""
+        """The highest of the last counts."""
         return max(self._alive)
 
-    def heard(self, gateways_alive: int) -> None:
-        """How many a heartbeat has counted."""
+    def count_gateways(self, gateways_alive: int) -> None:
+        """Note how many gateways a heartbeat has counted."""
         self._alive.append(max(1, gateways_alive))
 
-    def take(self, tenant: Tenant, cost_mu: int) -> bool:
-        """Admit one request against the tenant's lease, if there is one and this process's share has room."""
+    def admit(self, tenant: Tenant, cost_mu: int) -> bool:
+        """Admit one request under the tenant's lease, if it has one and this process's share is not used
+        up.
+        """
         policy = tenant.outage
         requests, used_mu = self._used.get(tenant.tenant, (0, 0))
         if (requests + 1) * self.gateways_alive > policy.requests:
@@ -44,7 +46,7 @@ class OutageLeases:
         return True
 
     def may_serve(self, tenant: Tenant) -> bool:
-        """Whether the tenant's lease has room for another request here."""
+        """Whether the tenant's lease admits another request here."""
         requests, used_mu = self._used.get(tenant.tenant, (0, 0))
         policy = tenant.outage
         return (requests + 1) * self.gateways_alive <= policy.requests and (
@@ -52,5 +54,5 @@ class OutageLeases:
         )
 
     def renew(self) -> None:
-        """Redis answers again: its limits hold, the next outage has leases of its own."""
+        """Redis answers again and its limits hold. The next outage starts with unused leases."""
         self._used.clear()

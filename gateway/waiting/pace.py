@@ -1,8 +1,8 @@
-"""Grants room again when an engine has read what holds the next prompt up: a timer a cell, while somebody
-waits there.
+"""Grants slots again as soon as an engine has prefilled the prompt that holds up the next one: one timer per
+cell, while requests wait there.
 
-The cell says when (`pace_ms` of its replies); any gateway that hears it may do it, and more than one does no
-harm.
+The cell says when (`pace_ms` of its replies). Any gateway that gets such a reply may do it; more than one
+does no harm.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ class Pacer:
         self._redis = redis
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def again(self, cell: str, after_ms: int) -> None:
-        """Grant the room of this cell after so long; 0: no need. One timer at a time is enough."""
+    def schedule(self, cell: str, after_ms: int) -> None:
+        """Grant this cell's free slots after so many ms; 0: no need. One timer at a time is enough."""
         if after_ms > 0 and cell not in self._timers:
             self._timers[cell] = asyncio.get_running_loop().call_later(after_ms / 1000, self._grant, cell)
 
     def close(self) -> None:
-        """Forget all timers."""
+        """Cancel all timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -38,6 +38,6 @@ class Pacer:
 
     def _granted(self, cell: str, outcome: "asyncio.Future[Any]") -> None:
         try:
-            self.again(cell, parse_grant(outcome.result()))
+            self.schedule(cell, parse_grant(outcome.result()))
         except (RedisUnavailable, RedisCommandError, asyncio.CancelledError):
             return  # the allocator's next round grants too

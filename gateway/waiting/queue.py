@@ -1,9 +1,8 @@
-"""The requests of one process that wait for room: who they are, that they are woken, and that they are not
-too many.
+"""The requests of one process that wait for a slot. It bounds how many may wait, and wakes them.
 
-The order in which they get room is the cell's (`billing/cell`), over all gateways; here each only sleeps
-until it is told. What waits holds its body in memory, so requests and bytes are bounded. Without its
-subscription a process cannot be woken and lets nobody wait.
+The cell (`billing/cell`) decides the order over all gateways; here each request only sleeps until it is
+woken. A waiting request holds its body in memory, so requests and bytes are bounded. A process without its
+subscription cannot be woken, so it lets no request wait.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ from redis.exceptions import RedisError
 from billing.wire import redis_keys
 from billing.wire.redis_address import parse_redis_url
 from gateway.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DependencyUnavailable,
     NoInstance,
     Overloaded,
@@ -30,15 +29,16 @@ from gateway.metrics.counts import Metrics
 
 log = logging.getLogger(__name__)
 
-_AGAIN_S: Final = 1.0
-# Wakes kept for those who are about to stand in line: more than can be between two answers.
-_EARLY_MAX: Final = 1_000
+_RECONNECT_S: Final = 1.0
+# Wake messages kept for requests that have not joined the queue yet: more than can arrive between two
+# replies.
+_EARLY_WAKES_MAX: Final = 1_000
 _BUSY_RETRY_MS: Final = 1_000
 
 
 class WaitEnd(StrEnum):
-    """How a wait for room ended. The last two never began: this process had as many requests, or as many
-    bytes of them, as it may.
+    """How a wait for a slot ended. The last two never began: this process already had its maximum of waiting
+    requests, or of their bytes.
     """
 
     ADMITTED = "admitted"
@@ -53,9 +53,9 @@ class WaitEnd(StrEnum):
 
     @classmethod
     def of(cls, error: BaseException) -> "WaitEnd":
-        """By what ended it. `lost`: Redis did not answer, or its task was cancelled."""
+        """The ending that this error means. `lost`: Redis did not answer, or the task was cancelled."""
         match error:
-            case CallerLeft():
+            case ClientDisconnected():
                 return cls.LEFT
             case RequestStopped():
                 return cls.STOPPED
@@ -66,8 +66,8 @@ class WaitEnd(StrEnum):
         return cls.LOST
 
 
-class Line:
-    """The line of one process. `exchanges` are those that wait now, by request id."""
+class WaitQueue:
+    """The queue of one process. `exchanges`: the requests that wait now, by id."""
 
     def __init__(
         self,
@@ -87,25 +87,25 @@ class Line:
         self._preempt = preempt
         self._metrics = metrics
         self._turns: dict[str, asyncio.Event] = {}
-        self._early: dict[str, None] = {}
+        self._early_wakes: dict[str, None] = {}
         self.exchanges: dict[str, Exchange] = {}
         self.listening = False
 
     async def run(self) -> None:
-        """Hear what is granted, until cancelled; a lost connection is made again."""
-        told: str | None = None
+        """Listen for wake messages until cancelled, reconnecting when the connection is lost."""
+        logged: str | None = None
         while True:
             try:
                 await self._listen()
             except (RedisError, OSError) as exc:
-                # Once, not each second: while Redis is away its pipe says why.
+                # Once, not each second: the pipe logs why Redis is away.
                 reason = " ".join(str(exc).split())[:200] or type(exc).__name__
-                if self.listening or reason != told:
-                    log.warning("not told of room", extra={"reason": reason})
-                told = reason
+                if self.listening or reason != logged:
+                    log.warning("not listening for wake messages", extra={"reason": reason})
+                logged = reason
             finally:
                 self.listening = False
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_RECONNECT_S)
 
     async def _listen(self) -> None:
         client = redis.asyncio.Redis(
@@ -116,35 +116,35 @@ class Line:
             async for message in channel.listen():
                 if message["type"] == "subscribe":
                     self.listening = True
-                    # What was granted while nobody listened went to others.
-                    self._all_again()
+                    # A slot that was granted while nobody listened went to another request.
+                    self._wake_all()
                 elif message["type"] == "message":
-                    self._told(message["data"].decode())
+                    self._on_message(message["data"].decode())
 
-    def _all_again(self) -> None:
-        """Everybody stands in line anew."""
+    def _wake_all(self) -> None:
+        """Have every request ask the cell again."""
         for turn in self._turns.values():
             turn.set()
 
-    def _told(self, word: str) -> None:
-        """A request id: it has been granted its place; `!` before it: it is to give its place up; `*`: the
-        cell has lost its line.
+    def _on_message(self, message: str) -> None:
+        """A request id: it has been granted a slot. `!` and an id: preempt it. `*`: the cell has lost its
+        queue.
         """
-        if word == "*":
-            self._all_again()
-        elif word.startswith("!"):
-            self._preempt(word[1:])
-        elif (turn := self._turns.get(word)) is not None:
+        if message == "*":
+            self._wake_all()
+        elif message.startswith("!"):
+            self._preempt(message[1:])
+        elif (turn := self._turns.get(message)) is not None:
             turn.set()
         else:
-            # Woken before it stood in line here: its own answer is still on the way.
-            self._early[word] = None
-            if len(self._early) > _EARLY_MAX:
-                del self._early[next(iter(self._early))]
+            # Woken before it joined the queue here: the reply to its own call is still on the way.
+            self._early_wakes[message] = None
+            if len(self._early_wakes) > _EARLY_WAKES_MAX:
+                del self._early_wakes[next(iter(self._early_wakes))]
 
     def enter(self, exchange: Exchange) -> asyncio.Event:
-        """Stand in line; the event is set when it is this request's turn, or when it has been told to end.
-        Raises Overloaded.
+        """Join the queue. The event is set when it is this request's turn, or when it is to end. Raises
+        Overloaded.
         """
         size, asked = exchange.request.body_bytes, exchange.parsed.asked.value
         many = len(self._turns) >= self._requests_max
@@ -152,8 +152,8 @@ class Line:
             self._metrics.wait_refused(asked, WaitEnd.TOO_MANY if many else WaitEnd.TOO_LARGE)
             raise Overloaded(_BUSY_RETRY_MS)
         turn = asyncio.Event()
-        if exchange.request_id in self._early:
-            del self._early[exchange.request_id]
+        if exchange.request_id in self._early_wakes:
+            del self._early_wakes[exchange.request_id]
             turn.set()
         self._turns[exchange.request_id] = turn
         self._bytes += size
@@ -163,7 +163,7 @@ class Line:
         return turn
 
     def leave(self, exchange: Exchange, end: WaitEnd) -> None:
-        """Out of line, served or not, after its `waited_ms`."""
+        """Leave the queue, served or not, after `waited_ms`."""
         if self._turns.pop(exchange.request_id, None) is not None:
             self._bytes -= exchange.request.body_bytes
             del self.exchanges[exchange.request_id]

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final
 
 from gateway.errors import GatewayError, QuotaExceeded, ReceivingFull
-from gateway.waiting.refusals import spread
+from gateway.waiting.refusals import with_jitter
 
 # Who waits holds a connection and what came with its head: a few hundred kB at most.
 WAITING_MAX: Final = 1_000
@@ -108,8 +108,8 @@ class Receiving:
         held = self.held_by(waiter.share.tenant)
         if held + waiter.more_bytes > self.policy.bytes_per_tenant_max:
             said = "Too many bytes of this account's requests are being received at once."
-            return QuotaExceeded("receiving", said, spread(RETRY_MS))
-        return ReceivingFull(spread(RETRY_MS))
+            return QuotaExceeded("receiving", said, with_jitter(RETRY_MS))
+        return ReceivingFull(with_jitter(RETRY_MS))
 
 
 class Share:

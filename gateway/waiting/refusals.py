@@ -1,6 +1,4 @@
-"""What the reserve script refuses, in words, and when to come back. Owns the texts; errors.py owns their
-form.
-"""
+"""The errors for what the reserve script refuses: the text, and when to retry. errors.py owns their form."""
 
 from secrets import randbelow
 from typing import Final
@@ -11,8 +9,8 @@ from gateway.errors import GatewayError, NoContractHere, PermissionDenied, Quota
 from gateway.request import Dialect
 from gateway.waiting.limit_headers import limit_headers
 
-# All who are refused at one moment wait for the same one: told just that, a crowd would come back as one.
-SPREAD_MS_MIN: Final = 250
+# Retry-After gets jitter, so that rejected clients do not retry in lockstep.
+JITTER_MS_MIN: Final = 250
 _MESSAGES: Final = {
     LimitKind.CANCELS: "Too many requests were left before their first token.",
     LimitKind.CONTRACT: "The contract's capacity is in use.",
@@ -24,7 +22,7 @@ _CROWDS: Final = (LimitKind.CONTRACT, LimitKind.ROOM)
 def refusal(
     reply: ReserveReply, tenant_limits: Limits, key_limits: Limits, dialect: Dialect, now_ms: int
 ) -> GatewayError:
-    """What a request that is not admitted is told; the limits are those that it was held against."""
+    """The error for a request that is not admitted. The limits are those that it was checked against."""
     match reply:
         case Refused():
             error = quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
@@ -40,11 +38,11 @@ def refusal(
 
 
 def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
-    """Which limit, and when it has room again."""
+    """Names the limit, and when it has room again."""
     message = _MESSAGES.get(reply.limit) or _limit_reached(reply, limits)
     retry_ms = reply.retry_after_ms
     if retry_ms is not None and reply.limit in _CROWDS:
-        retry_ms = spread(retry_ms)
+        retry_ms = with_jitter(retry_ms)
     return QuotaExceeded(reply.limit.value, message, retry_ms)
 
 
@@ -54,6 +52,6 @@ def _limit_reached(reply: Refused, limits: Limits) -> str:
     return f"Limit of this {reply.scope.value} reached: {amount} {limit.words}."
 
 
-def spread(retry_ms: int) -> int:
-    """Not before it helps, and not all at once."""
-    return retry_ms + randbelow(max(SPREAD_MS_MIN, retry_ms // 4) + 1)
+def with_jitter(retry_ms: int) -> int:
+    """`retry_ms` and up to a quarter more."""
+    return retry_ms + randbelow(max(JITTER_MS_MIN, retry_ms // 4) + 1)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway import body
-from gateway.errors import BodyTooLarge, CallerLeft, QuotaExceeded, UnsupportedContentEncoding
+from gateway.errors import BodyTooLarge, ClientDisconnected, QuotaExceeded, UnsupportedContentEncoding
 from gateway.waiting.receiving import ReceivePolicy, Receiving
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -89,7 +89,7 @@ async def test_identity_is_no_encoding(encoding: bytes) -> None:
 @pytest.mark.parametrize("pieces", [(), (b"ab",)])
 async def test_fault_05_body_whose_sender_left_is_never_taken_for_whole(pieces: tuple[bytes, ...]) -> None:
     receive, _ = receiving(*pieces, then={"type": "http.disconnect"})
-    with pytest.raises(CallerLeft):
+    with pytest.raises(ClientDisconnected):
         await read_body(scope(), receive, 1000)
 
 

@@ -133,7 +133,7 @@ async def reserved(pipe: RedisPipe, request_id: str) -> Exchange:
     claim = Claim(tenant="ten_a", candidates=[("i1", "epoch of i1")])
     call = reserve_call(
         made.request.keys, lease_ms=10_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
-        head=made.head.admission_json(), will=b"{}",
+        head=made.head.admission_json(), crash_event=b"{}",
     )  # fmt: skip
     await pipe.execute(*call)
     return made

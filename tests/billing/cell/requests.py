@@ -123,18 +123,18 @@ class CellRequest:
         )
 
     def reserve_command(self, cost_mu: int = 0) -> scripts.Command:
-        will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
-            claim=self.claim, head=self.head.admission_json(), will=will,
+            claim=self.claim, head=self.head.admission_json(), crash_event=crash_event,
         )  # fmt: skip
 
     def restore_command(self, cost_mu: int) -> scripts.Command:
         """What a gateway asks whose running request Redis has lost."""
-        will = self.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
-            claim=replace(self.claim, restored=True), head=self.head.to_json(), will=will,
+            claim=replace(self.claim, restored=True), head=self.head.to_json(), crash_event=crash_event,
         )  # fmt: skip
 
     def settle_command(
@@ -175,7 +175,7 @@ class CellRequest:
     ) -> replies.CheckpointReply:
         command = scripts.checkpoint_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, produced=usage, delivered_output=usage.output,
-            will=self.event(Ending.GATEWAY_DIED, usage, 0).will_json(), head=head,
+            crash_event=self.event(Ending.GATEWAY_DIED, usage, 0).crash_event_json(), head=head,
             moved_to=moved_to, pauses=pauses,
         )  # fmt: skip
         return replies.parse_checkpoint(execute(self.client, command))

@@ -72,10 +72,11 @@ class Ground:
     def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
         """An open flex request that can go on elsewhere."""
         made = self.request(request_id, instance, name, asked=Asked.FLEX)
-        will = made.event(Ending.GATEWAY_DIED, Tokens(), 0).will_json()
+        crash_event = made.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
         call = reserve_call(
             made.keys, lease_ms=60_000, cost_mu=0, tenant=made.tenant_limits, key=made.key_limits,
-            claim=replace(made.claim, can_resume=True), head=made.head.admission_json(), will=will,
+            claim=replace(made.claim, can_resume=True), head=made.head.admission_json(),
+            crash_event=crash_event,
         )  # fmt: skip
         assert isinstance(parse_reserve(execute(self.text, call)), Reserved)
         return made

@@ -27,9 +27,9 @@ def reserve(
     """Reserve, and checkpoint once where tokens are given."""
     client.sadd(redis_keys.CELLS, cell)
     keys = CellKeys.of(cell, request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
-    will = event(
+    crash_event = event(
         request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell=cell
-    ).will_json()
+    ).crash_event_json()
     execute(
         client,
         reserve_call(
@@ -40,7 +40,7 @@ def reserve(
             key=Limits(),
             claim=Claim(tenant="ten_a", candidates=[("i1", "e1")]),
             head=head(request_id, cell=cell).admission_json(),
-            will=will,
+            crash_event=crash_event,
         ),
     )
     if tokens is not None:
@@ -61,7 +61,7 @@ def checkpoint(
     dead = event(request_id, tokens, Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell=cell)
     call = checkpoint_call(
         keys, lease_ms=lease_ms, cost_mu=WEIGHTS.cost_mu(usage), produced=usage,
-        delivered_output=usage.output, will=dead.will_json(),
+        delivered_output=usage.output, crash_event=dead.crash_event_json(),
     )  # fmt: skip
     execute(client, call)
 
@@ -69,15 +69,15 @@ def checkpoint(
 def waits(client: redis.Redis, request_id: str, gateway: str = "") -> None:
     """Ask for a place, where there is none."""
     keys = CellKeys.of("m1", request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
-    will = event(
+    crash_event = event(
         request_id, (0, 0, 0), Ending.GATEWAY_DIED, source=UsageSource.CHECKPOINT, cell="m1"
-    ).will_json()
+    ).crash_event_json()
     claim = Claim(tenant="ten_a", candidates=[("i1", "e1")], wait_max=5, gateway=gateway)
     execute(
         client,
         reserve_call(
             keys, lease_ms=60_000, cost_mu=1000, tenant=Limits(), key=Limits(), claim=claim,
-            head=head(request_id, cell="m1").admission_json(), will=will,
+            head=head(request_id, cell="m1").admission_json(), crash_event=crash_event,
         ),
     )  # fmt: skip
 

@@ -51,8 +51,8 @@ def test_an_orphan_says_so_and_reads_back() -> None:
     assert UsageEvent.from_json(orphan.to_json()) == orphan
 
 
-def test_head_and_will_join_at_their_braces() -> None:
-    joined = HEAD.to_json()[:-1] + b"," + event().will_json()[1:-1] + b',"ended_ms":1780000001456}'
+def test_head_and_crash_event_join_at_their_braces() -> None:
+    joined = HEAD.to_json()[:-1] + b"," + event().crash_event_json()[1:-1] + b',"ended_ms":1780000001456}'
     assert UsageEvent.from_json(joined) == event()
 
 
@@ -74,7 +74,7 @@ def test_names_of_ignored_fields_are_there_only_where_something_was_ignored() ->
     assert b"ignored" not in event().to_json()
     told = replace(event(), ignored=("tools[0]", "seed"))
     assert UsageEvent.from_json(told.to_json()) == told
-    assert orjson.loads(told.will_json())["ignored"] == ["tools[0]", "seed"]
+    assert orjson.loads(told.crash_event_json())["ignored"] == ["tools[0]", "seed"]
 
 
 def test_unknown_fields_are_ignored() -> None:

@@ -13,7 +13,7 @@ from billing.wire.usage_event import CapacityClass
 from gateway.protocol import used_tier
 from gateway.request import Route
 from gateway.routes import ROUTES
-from gateway.stream.answer_form import ChunkForm, whole_written
+from gateway.stream.answer_form import ChunkForm, answer_written
 from gateway.stream.meter import Meter, ProtocolViolation
 from gateway.stream.meter_for import meter_for
 from gateway.stream.meter_plain import PlainMeter
@@ -387,7 +387,7 @@ def test_the_numbers_of_an_embedding_are_not_written_again() -> None:
     answer = compact(EMBEDDINGS | {"usage": usage | {"prompt_tokens_details": None}}).replace(
         b"0.1", b"1.0e-1"
     )
-    written = whole_written(answer, json.loads(answer), ROUTES[Route.EMBEDDINGS].answer, ASKED, b"flex")
+    written = answer_written(answer, json.loads(answer), ROUTES[Route.EMBEDDINGS].answer, ASKED, b"flex")
     assert read(written) == {**EMBEDDINGS, "model": ASKED, "usage": usage, "service_tier": "flex"}
     assert b"1.0e-1" in written
 

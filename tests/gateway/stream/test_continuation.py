@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.protocol import parse_request
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
-from gateway.stream.continuation import Given, Splice, can_resume
+from gateway.stream.continuation import DeliveredEvents, Splice, can_resume
 
 PATHS: dict[Route, dict[str, Any]] = {
     Route.CHAT: {"messages": [{"role": "user", "content": "x"}]},
@@ -36,9 +36,9 @@ def event(text: str) -> bytes:
     return b"data: " + json.dumps(chunk(text)).encode() + b"\n\n"
 
 
-def passed(tokens: list[str], held_back: int) -> Given:
+def passed(tokens: list[str], held_back: int) -> DeliveredEvents:
     """What an engine shows of these tokens, so many characters late: an event for each."""
-    made, whole, shown = Given(), "", 0
+    made, whole, shown = DeliveredEvents(), "", 0
     for count, token in enumerate(tokens, 1):
         whole += token
         until = max(shown, len(whole) - held_back)
@@ -105,7 +105,7 @@ def test_no_log_probabilities_beside_that_of_what_was_said_are_log_probabilities
 
 def test_tokens_without_text_of_their_own_are_not_carried() -> None:
     """Two of the three tokens of a character: the engine has counted them, and their text has not come."""
-    given_ = Given()
+    given_ = DeliveredEvents()
     for count, text in enumerate(["🌊", " ", "", ""], 3):
         given_.add(event(text))
         given_.counts.append(count)

@@ -15,7 +15,7 @@ from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
 from billing.wire import redis_keys
 from gateway.errors import (
-    CallerLeft,
+    ClientDisconnected,
     DependencyUnavailable,
     GatewayError,
     NoInstance,
@@ -167,7 +167,7 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
 @pytest.mark.parametrize(
     ("error", "end"),
     [
-        (CallerLeft(), WaitEnd.LEFT),
+        (ClientDisconnected(), WaitEnd.LEFT),
         (RequestStopped("operator_stop"), WaitEnd.STOPPED),
         (QuotaExceeded("room", "There was no room.", 1), WaitEnd.OUT_OF_TIME),
         (DependencyUnavailable(), WaitEnd.OUT_OF_TIME),

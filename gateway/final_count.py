@@ -1,10 +1,10 @@
-"""The last word of an engine on a request whose answer did not say what it had produced: asked for by id, off
-the request's path.
+"""Asks an engine, by request id, for the final token count of a request whose answer did not contain one.
+This runs off the request path.
 
-An answer that was refused late, cut off, or left while the engine stood still ends without a usage figure.
-Its caller hears of the end at once; the request stays open, with its reservation, until the engine has told
-what it produced, or is gone. Then it is settled, once. Owns when to ask again and when to give up. It knows
-nothing of bills.
+An answer ends without usage if the engine refused the request late, if the stream was cut off, or if the
+client disconnected while the engine was stalled. The caller is answered at once. The request stays open, with
+its reservation, until the engine has said what it produced, or is gone. Then it is settled, once. This module
+owns when to ask again and when to give up. It knows nothing of billing.
 """
 
 import asyncio
@@ -27,13 +27,15 @@ log = logging.getLogger(__name__)
 _ASK_S: Final = 2.0
 _PAUSES_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ANSWER_BYTES_MAX: Final = 64 * 1024
-# An engine that never answers and is never declared gone: then billing goes on asking, by the id in the
+# Stop asking an engine that never answers and is never declared gone. Billing asks later, by the id in the
 # event.
 _ASKED_S_MAX: Final = 600.0
 
 
-class LastWords:
-    """Those of one process. `settle` is given the request when its figures are as good as they will be."""
+class FinalCounts:
+    """The lookups of one process. `settle` is called when a request's figures are as good as they will
+    get.
+    """
 
     def __init__(
         self,
@@ -48,33 +50,35 @@ class LastWords:
         self._giving_up = asyncio.Event()
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
-        """Settle now where the figures are known; else as soon as the engine has told them. No
-        cancellation can come between.
+        """Settle now if the figures are known, else as soon as the engine has said them. No cancellation can
+        come between.
         """
-        if not wants_last_word(exchange):
+        if not needs_final_count(exchange):
             self._settle(exchange, ending, http_status)
             return
         exchange.ended = Ended(ending, http_status)
         exchange.recorded.at = 0.0  # so that the next round records how it ended
-        task = asyncio.create_task(self._find_out(exchange, ending, http_status), name="last-word")
+        task = asyncio.create_task(self._find_out(exchange, ending, http_status), name="final-count")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def give_up(self) -> None:
-        """The process ends: what no engine has told by now is settled as it stands, and billing asks on."""
+        """The process is ending: settle what no engine has answered yet with the figures so far. Billing asks
+        later.
+        """
         self._giving_up.set()
 
     async def _find_out(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
         try:
-            exchange.last_word = await self._ask_until_told(exchange)
+            exchange.final_count = await self._ask_until_known(exchange)
         except Exception:
             log.exception(
-                "bug while asking an engine for its last word", extra={"request_id": exchange.request_id}
+                "bug while asking an engine for a final count", extra={"request_id": exchange.request_id}
             )
         finally:
             self._settle(exchange, ending, http_status)
 
-    async def _ask_until_told(self, exchange: Exchange) -> Produced | None:
+    async def _ask_until_known(self, exchange: Exchange) -> Produced | None:
         await exchange.attempt.until_over()
         until = time.monotonic() + _ASKED_S_MAX
         tries = 0
@@ -84,7 +88,7 @@ class LastWords:
                 return produced(exchange, count)
             if self._is_gone(exchange) or self._giving_up.is_set() or time.monotonic() > until:
                 log.warning(
-                    "the engine's last word was not heard",
+                    "no final count from the engine",
                     extra={"request_id": exchange.request_id, "instance": exchange.attempt.instance.instance},
                 )
                 return None
@@ -95,7 +99,7 @@ class LastWords:
                 tries += 1
 
     def _is_gone(self, exchange: Exchange) -> bool:
-        """Whether this start of the engine is no more, or nobody knows of it any more."""
+        """Whether this start of the engine has ended, or its entry has been removed."""
         there = [
             entry.epoch
             for entry in self._instances(exchange.request.model.name)
@@ -104,7 +108,7 @@ class LastWords:
         return exchange.attempt.instance.epoch not in there
 
     async def _ask(self, exchange: Exchange) -> RequestCount | None:
-        """What the engine says now; None where it does not answer, or not so that it can be believed."""
+        """The engine's current count; None if it does not answer, or its answer cannot be trusted."""
         adapter = adapter_of(exchange.attempt.instance)
         question = adapter.count(exchange.request_id)
         try:
@@ -117,9 +121,9 @@ class LastWords:
         return adapter.read_count(answer, exchange.request_id) if status == 200 else None
 
 
-def wants_last_word(exchange: Exchange) -> bool:
-    """Whether the engine knows more of this request than its answer has told. Figures that are wrong stay
-    in doubt: nobody overrules them.
+def needs_final_count(exchange: Exchange) -> bool:
+    """Whether the engine may know more about this request than its answer said. Figures with an anomaly are
+    not asked about again: they stay flagged.
     """
     return (
         exchange.attempt.in_engine
@@ -131,13 +135,13 @@ def wants_last_word(exchange: Exchange) -> bool:
 
 
 def produced(exchange: Exchange, count: RequestCount) -> Produced | None:
-    """The engine's count in the tenant's terms: each prompt once. None where it contradicts what the
-    engine has said before.
+    """The engine's count as the tenant is billed: each prompt counts once. None if it contradicts what the
+    engine said before.
     """
     said = exchange.attempt.meter.produced()
     another = count.since > exchange.attempt.started_at
     if not count.known and (said.output or exchange.attempt.answered or another):
-        return None  # it has forgotten, or is another process than the one that was asked
+        return None  # it has forgotten the request, or is another process than the one that ran it
     parsed = exchange.parsed
     per_prompt = max(1, parsed.samples // max(1, parsed.prompts))
     prompt = said.prompt or count.prompt // per_prompt
