@@ -24,7 +24,7 @@ Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageRequest:
     """At most so many rows, after this mark."""
 
     limit: int
@@ -54,7 +54,11 @@ class Order(Generic[T]):
 
 
 def read_page(
-    connection: Connection, query: Select[Any], order: Order[T], read: Callable[[Row[Any]], T], asked: Asked
+    connection: Connection,
+    query: Select[Any],
+    order: Order[T],
+    read: Callable[[Row[Any]], T],
+    asked: PageRequest,
 ) -> Page[T]:
     """The rows of this query that come after the mark. Raises Invalid for a mark that is not one of this
     list.
@@ -67,7 +71,7 @@ def read_page(
     return _cut(rows, order, asked.limit)
 
 
-def page_of(rows: Sequence[T], order: Order[T], asked: Asked) -> Page[T]:
+def page_of(rows: Sequence[T], order: Order[T], asked: PageRequest) -> Page[T]:
     """The same of rows that are all there, in any order."""
     begins = None if asked.after is None else _place_of(asked.after, order)
     left = sorted((row for row in rows if begins is None or order.place(row) > begins), key=order.place)

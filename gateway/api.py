@@ -1,5 +1,5 @@
-"""The life of an inference request, in the order in which it meets the stages. Plain ASGI: no request
-object, no model per chunk.
+"""The life of an inference request: the stages in the order in which it passes them. Plain ASGI, without
+request objects or a model per chunk.
 """
 
 import logging
@@ -54,7 +54,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(slots=True, kw_only=True)
 class InferenceApi:
-    """The stages of one process, and what is open in it."""
+    """The stages of one process, and its open exchanges."""
 
     gateway_id: str
     catalogue: Catalogue
@@ -71,7 +71,7 @@ class InferenceApi:
     receiving: Receiving
 
     async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Every error reaches the caller in its dialect, with the request id."""
+        """Serve one request. The caller gets every error in its dialect, with the request id."""
         started_at = time.monotonic()
         request_id = new_request_id()
         client = AsgiClient(send, route, request_id, started_at)
@@ -79,7 +79,7 @@ class InferenceApi:
             await self._serve(route, scope, receive, client, started_at)
         except GatewayError as error:
             self._count_refusal(error)
-            if client.started:  # a later part failed before it began: the stream says so
+            if client.started:  # the stream has begun, so the error must be an event in it
                 await client.end_with_error(error)
             elif not isinstance(error, ClientDisconnected):
                 await client.refuse(error)
@@ -99,16 +99,16 @@ class InferenceApi:
         parsed = parse_request(route, raw)
         model = self._model(parsed, caller, self.clock.at_ms(started_at))
         body_bytes = len(raw)
-        del raw  # it would be held for as long as the answer takes
+        del raw  # else it would stay in memory until the answer ends
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
             raise BodyTooLarge(cap_bytes)
         parsed = check_against_model(parsed, self._limits(model))
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
         try:
-            found = self._candidates(model)  # holds nothing, so failing leaks nothing
+            found = self._candidates(model)  # nothing is reserved yet, so a failure leaks nothing
         except NoInstance:
-            self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.asked)
+            self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
             raise
         connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
         client.connection = connection
@@ -144,8 +144,8 @@ class InferenceApi:
 
     @contextmanager
     def _settling(self, exchange: Exchange, client: AsgiClient) -> Iterator[None]:
-        """From the cell's word on settled once, whatever happens inside: a request that nobody settles is
-        open for as long as this process lives.
+        """Settle the exchange if its block ends with an error and it was admitted but not settled. Without
+        this it would stay open for as long as the process lives.
         """
         connection = exchange.request.client_connection
         try:
@@ -163,7 +163,7 @@ class InferenceApi:
                 connection.on_disconnect(None)
 
     def _settle_failed(self, exchange: Exchange, error: BaseException, client: AsgiClient) -> None:
-        """Unless it was not admitted, or has been settled where it ended."""
+        """Settle an exchange that failed, unless it was never admitted or has been settled where it ended."""
         if exchange.is_over or exchange.request_id not in self.open_exchanges:
             return
         if isinstance(error, GatewayError):
@@ -172,7 +172,7 @@ class InferenceApi:
             self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
 
     async def _forward(self, exchange: Exchange, client: AsgiClient) -> None:
-        """To its end, in as many parts as it takes."""
+        """Forward the exchange until it ends, resuming it in a new part each time it is preempted."""
         part: Exchange | None = exchange
         while part is not None:
             try:
@@ -182,8 +182,8 @@ class InferenceApi:
                 part = await self.resumer.resume(part, client, partial(self._candidates, part.request.model))
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
-        """The model, if this caller may know of it: unknown, not yours and not for sale are answered
-        alike.
+        """The model, if this caller may see it. A model that is unknown, not for this tenant or not for sale
+        gets the same error.
         """
         model = self.catalogue.models.get(parsed.model)
         if model is None and not self.catalogue.loaded:
@@ -202,7 +202,9 @@ class InferenceApi:
         )
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: AsgiClient) -> None:
-        """Name to the caller what it said in vain; refuse it where the caller has asked for that."""
+        """Name the ignored fields in a header of the answer, or refuse the request if its caller asked for
+        that.
+        """
         if any(name == STRICT_HEADER and value.strip() == b"1" for name, value in scope["headers"]):
             raise UnsupportedParameter(parsed.ignored[0], "It would be ignored, and x-taas-strict is 1.")
         client.headers.append((IGNORED_HEADER, header_value(parsed.ignored)))

@@ -1,9 +1,8 @@
-"""One request in flight: what its stages, the checkpoint and a stop share. It owns the state, and decides
-nothing.
+"""One request in flight: the state that its stages, the checkpoint and a stop share. It decides nothing.
 
-An exchange ends once. Whoever wants it to end early calls `stop` with the reason; the forwarding task then
-reads the engine's answer to its end, because only the end says what was produced. Times ending in `_at` are
-monotonic seconds, `_ms` are milliseconds since the epoch.
+An exchange ends once. To end it early, call `stop` with the reason. The forwarding task then reads the
+engine's answer to its end, because only the end contains the final usage. Times named `_at` are monotonic
+seconds, those named `_ms` are milliseconds since the epoch.
 """
 
 import time
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from billing.cell.replies import Grant
-from billing.cell.scripts import Asked, CellKeys
+from billing.cell.scripts import CellKeys, Tier
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, Ending, EventHead
 from gateway.authenticate import Caller
@@ -27,7 +26,7 @@ from gateway.upstream.attempt import Attempt
 
 
 class Request(NamedTuple):
-    """What was asked, by whom. `keys` are those of its cell in Redis."""
+    """What was asked for, and by whom. `keys`: its keys in Redis."""
 
     request_id: str
     parsed: ParsedRequest
@@ -41,8 +40,8 @@ class Request(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Delivery:
-    """What has come to the caller, and when. `sent_at`: when the request first went to an engine; before
-    that the time is the gateway's own.
+    """What has been delivered to the caller, and when. `sent_at`: when the request was first sent to an
+    engine. The time before that is the gateway's own.
     """
 
     sent_at: float = 0.0
@@ -52,7 +51,7 @@ class Delivery:
     output: int = 0
 
     def of_next_part(self) -> "Delivery":
-        """Times count from the first part, tokens for each."""
+        """The delivery of the next part: its times continue, its tokens start at 0."""
         return Delivery(
             sent_at=self.sent_at, first_token_ms=self.first_token_ms, first_token_at=self.first_token_at
         )
@@ -60,9 +59,9 @@ class Delivery:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Resumable:
-    """Of a flex stream that can be stopped and go on elsewhere. `delivered`: what its caller has of the
-    present try. `preempted`: it is asked to. `following`: the part that goes on from here, which produces
-    `discarded_output` again.
+    """The state of a flex stream that can be preempted and resumed. `delivered`: what the caller has of this
+    part. `preempted`: it is to stop, to be resumed elsewhere. `following`: the part that resumes it; that
+    part produces `discarded_output` tokens again.
     """
 
     delivered: DeliveredEvents | None = None
@@ -72,13 +71,15 @@ class Resumable:
 
     @classmethod
     def of(cls, parsed: ParsedRequest) -> "Resumable | None":
-        """None for what cannot."""
-        return cls() if parsed.asked is ServiceTier.FLEX and can_resume(parsed) else None
+        """For a request that can be resumed, else None."""
+        return cls() if parsed.service_tier is ServiceTier.FLEX and can_resume(parsed) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Continued:
-    """Of a later part: the part before it, and how its chunks are made to look like those of the first."""
+    """The state of a later part: the part before it, and the splice that makes its chunks continue the
+    first part's stream.
+    """
 
     previous: "Exchange"
     splice: Splice
@@ -86,7 +87,9 @@ class Continued:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Recorded:
-    """What the last checkpoint has put down; `instance_changed`: it is on another instance since."""
+    """What the last checkpoint recorded. `instance_changed`: the request has moved to another instance
+    since.
+    """
 
     at: float = 0.0
     output: int = 0
@@ -95,7 +98,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a request has ended for its caller, while the engine's last word is still to come."""
+    """How a request has ended for its caller, while the gateway still asks the engine for the final count."""
 
     ending: Ending
     http_status: int
@@ -103,11 +106,11 @@ class Ended:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Exchange:
-    """A request from reserve to settle: the request, the present attempt, what came to its caller, and how it
-    can go on.
+    """A request from reserve to settle: the request, the current attempt, what was delivered, and how it can
+    be resumed.
 
-    `decision`: why it was admitted as it was, for its receipt. `tried`: instances that failed. `on_stop` is
-    called when it is to end early.
+    `decision`: why it was admitted in this class, for its receipt. `tried`: instances that failed. `on_stop`
+    is called when it is to end early.
     """
 
     request: Request
@@ -128,7 +131,7 @@ class Exchange:
 
     @property
     def recorded(self) -> Recorded:
-        """What checkpoints have put down of it; most requests end before the first."""
+        """What checkpoints have recorded of it. Most requests end before the first one."""
         if self._recorded is None:
             self._recorded = Recorded()
         return self._recorded
@@ -148,12 +151,12 @@ class Exchange:
 
     @property
     def following(self) -> "Exchange | None":
-        """The part that goes on from this one."""
+        """The part that resumes this one."""
         return None if self.resumable is None else self.resumable.following
 
     @property
     def current_part(self) -> "Exchange":
-        """The one that is present, of a request that has gone on."""
+        """The part that runs now, of a request that was preempted and resumed."""
         part = self
         while (following := part.following) is not None:
             part = following
@@ -161,31 +164,31 @@ class Exchange:
 
     @property
     def preempted(self) -> bool:
-        """Whether it is asked to stop and go on elsewhere."""
+        """Whether it is to stop, to be resumed elsewhere."""
         return self.resumable is not None and self.resumable.preempted
 
     @property
     def discarded_output(self) -> int:
-        """What it has produced and the next part produces again."""
+        """Tokens that it has produced and the next part produces again."""
         return 0 if self.resumable is None else self.resumable.discarded_output
 
     @property
     def engine_model(self) -> str:
-        """Its model, as its present instance calls it."""
+        """The name of its model on its current instance."""
         return self.attempt.instance.engine_model or self.request.model.engine_model
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it but being settled."""
+        """Whether only its settle is left to do."""
         return self.settled or self.ended is not None
 
     def produced(self) -> Produced:
-        """What the engine has produced for it, as far as is known."""
+        """The tokens that the engine has produced for it, as far as is known."""
         return self.attempt.meter.produced() if self.final_count is None else self.final_count
 
     def stop(self, ending: Ending) -> None:
-        """Ask for an early end. The first reason stays; after the end it is a no-op. What has gone on as
-        another ends there.
+        """Ask for an early end. The first reason counts; after the end this does nothing. A resumed request
+        stops in the part that runs now.
         """
         part = self.current_part
         if part.stop_ending is None and not part.is_over:
@@ -194,7 +197,7 @@ class Exchange:
                 part.on_stop()
 
     def preempt(self) -> None:
-        """Stop inside the engine, to go on elsewhere."""
+        """Stop it inside the engine, to be resumed elsewhere."""
         assert self.resumable is not None
         if self.stop_ending is None and not self.is_over and not self.resumable.preempted:
             self.resumable.preempted = True
@@ -213,14 +216,14 @@ class Exchange:
         return self.resumable is not None or self.continued is not None
 
     def rewrite(self, passed: bytes) -> bytes:
-        """A piece of the answer as the caller is to have it."""
+        """Rewrite a piece of the answer for the caller, and remember it as delivered."""
         if self.resumable is not None and self.resumable.delivered is not None:
             self.resumable.delivered.add(passed)
         return passed if self.continued is None else self.continued.splice.rewrite(passed)
 
     def closing_text(self) -> bytes:
-        """What came with its stop, as the caller is to have it; raises ValueError where that is more than
-        text.
+        """The last event of a preempted stream, with the text that came with the abort; empty if there is
+        none. Raises ValueError if it carries more than text.
         """
         meter = self.attempt.meter
         assert self.resumable is not None
@@ -228,13 +231,13 @@ class Exchange:
         assert isinstance(meter, ChoicesMeter)
         if meter.last_chunk is None:
             return b""
-        said = self.resumable.delivered.close(self.parsed, meter.last_chunk, meter.output_tokens())
-        if said:
-            said = meter.written(said.removesuffix(b"\n\n")) + b"\n\n"
-        return said if self.continued is None else self.continued.splice.rewrite(said)
+        event = self.resumable.delivered.close(self.parsed, meter.last_chunk, meter.output_tokens())
+        if event:
+            event = meter.written(event.removesuffix(b"\n\n")) + b"\n\n"
+        return event if self.continued is None else self.continued.splice.rewrite(event)
 
     def prompt_read(self) -> Produced | None:
-        """The figures of the first part before this one that has produced something: its prompt is the
+        """Usage of the first earlier part that has produced something: its prompt tokens are the
         request's.
         """
         found, part = None, self.previous
@@ -244,8 +247,8 @@ class Exchange:
         return found
 
     def next_part(self) -> "Exchange":
-        """What goes on from here; it has no instance of its own yet. Raises ValueError when nothing can,
-        or by figures that are wrong.
+        """The part that resumes this one; it has no instance of its own yet. Raises ValueError if the request
+        cannot be resumed, or its usage has an anomaly.
         """
         meter, resumable = self.attempt.meter, self.resumable
         if meter.anomaly is not None:
@@ -291,7 +294,7 @@ class Exchange:
         return self.prompt_read() or (produced if produced.output else None)
 
     def not_admitted(self) -> None:
-        """It found no place: the part before it is the last."""
+        """No slot was found for this part, so the part before it is the last."""
         previous = self.previous
         assert previous is not None
         assert previous.resumable is not None
@@ -300,12 +303,12 @@ class Exchange:
         previous.resumable.following = None
 
     def on_client_disconnect(self) -> None:
-        """The caller's connection has gone."""
+        """The caller's connection is closed."""
         self.stop(Ending.CLIENT_DISCONNECT)
 
     def at_ms(self, monotonic_s: float) -> int:
-        """A moment of this request, by the clock that says when it began: its times never contradict each
-        other.
+        """A moment of this request in ms since the epoch, counted from its start, so that its times never
+        contradict each other.
         """
         return self.head.started_ms + int((monotonic_s - self.request.started_at) * 1000)
 
@@ -318,11 +321,11 @@ class Exchange:
         delivery.last_token_at = now
         delivery.output = self.attempt.meter.output_tokens()
 
-    def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Asked) -> None:
-        """The cell has decided: class, contract and instance."""
+    def admitted(self, grant: Grant, candidates: Collection[InstanceEntry], asked: Tier) -> None:
+        """Note what the cell has decided: class, contract and instance."""
         head, attempt = self.head, self.attempt
-        # Also where the id is that of before: while it waited, the engine may have started anew, at another
-        # address and with another key.
+        # Even if the instance is the same: while the request waited, its engine may have restarted with
+        # another address and key.
         instance = next(entry for entry in candidates if entry.instance == grant.instance)
         if instance.engine == attempt.instance.engine:
             attempt.instance = instance
@@ -347,7 +350,7 @@ class Exchange:
         }
 
     def move_to(self, instance: InstanceEntry) -> None:
-        """Try again on another instance: same reservation, nothing produced yet."""
+        """Begin a new attempt on another instance: same reservation, nothing produced yet."""
         tier = self.attempt.meter.tier
         self.attempt = Attempt.on(instance, self.parsed, self.request_id, tier=tier)
         self.head = replace(self.head, instance=instance.instance, epoch=instance.epoch)

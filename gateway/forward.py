@@ -1,11 +1,10 @@
-"""Sends a reserved request to an engine and passes the answer on, until it has ended in one of the known
-ways; then settles it, once.
+"""Sends a reserved request to an engine, passes the answer on to the caller, and settles the request once, at
+whichever ending it meets.
 
-Nothing is sent to the caller before the engine has answered, so that a request whose engine fails before its
-first token can be tried on another instance (once), on the same reservation. After the first byte a failure
-becomes one error object in the stream. How it ended is recorded where it ended. Raises GatewayError only
-while nothing of this exchange has been sent (of the parts before it, if it goes on, something has); it is
-settled by then.
+Nothing is sent to the caller before the engine has answered. So if an engine fails before its first token,
+the request can be tried once on another instance, on the same reservation. After the first byte a failure
+becomes one error event in the stream. Each ending is recorded where it happens. A GatewayError is raised only
+while nothing of this exchange has been sent; earlier parts of a resumed request may have sent something.
 """
 
 import asyncio
@@ -38,13 +37,13 @@ log = logging.getLogger(__name__)
 ATTEMPTS_MAX = 2
 ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
-# After its last event an engine has nothing left to say but the end of the framing.
+# After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
 
 
 class Client(Protocol):
-    """The caller's side: the head goes out with the first piece."""
+    """The caller's side. The head is sent with the first piece."""
 
     @property
     def started(self) -> bool:
@@ -67,13 +66,13 @@ class Client(Protocol):
         """One error object in a stream that has started, and its end."""
 
 
-# Synchronous: when it returns the settle is on its way, so that no cancellation can come between.
+# Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
 Settle = Callable[[Exchange, Ending, int], None]
 
 
 class AttemptFailed(Exception):
-    """This instance failed before its first token: another may be tried. `error` is what the caller gets
-    when none is left.
+    """This instance failed before its first token, so another may be tried. `error`: for the caller, if no
+    other instance is left.
     """
 
     def __init__(self, error: GatewayError, kind: str) -> None:
@@ -83,11 +82,11 @@ class AttemptFailed(Exception):
 
 
 class Preempted(Exception):
-    """The stream was stopped to make room, and is to go on elsewhere; it is not settled."""
+    """The stream was stopped to make room and is to be resumed elsewhere. It is not settled."""
 
 
 class Forwarder:
-    """Forwards exchanges of one process."""
+    """Forwards the exchanges of one process."""
 
     def __init__(
         self,
@@ -104,8 +103,9 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
-        """From the engine to the caller, and settled. What it raises, Preempted excepted, is to be settled by
-        whoever admitted it: a GatewayError while nothing of this exchange has been sent.
+        """Forward the answer from the engine to the caller, and settle. If it raises anything but Preempted,
+        the caller of this method settles; it raises GatewayError only while nothing of this exchange has been
+        sent.
         """
         self._engines.opened(exchange.attempt.instance)
         try:
@@ -115,7 +115,7 @@ class Forwarder:
             self._mark_failed(exchange, "protocol")
             raise
         finally:
-            # it leads back to the exchange, which would wait for the garbage collector
+            # breaks the reference cycle with the exchange, which would wait for the garbage collector
             exchange.on_stop = None
             self._release(exchange)
 
@@ -145,7 +145,9 @@ class Forwarder:
                     raise failed.error from failed
 
     def _move_to_another_instance(self, exchange: Exchange) -> bool:
-        """To another instance on the same reservation, if one is left."""
+        """Begin an attempt on another instance, on the same reservation. Returns False if no instance is
+        left.
+        """
         if len(exchange.tried) >= ATTEMPTS_MAX:
             return False
         instances = self._instances(exchange.request.model.name)
@@ -160,12 +162,12 @@ class Forwarder:
         return True
 
     def _mark_failed(self, exchange: Exchange, kind: str) -> None:
-        """Counted, and avoided for a moment."""
+        """Count a failure of the instance, and avoid it for a moment."""
         self._engines.failed(exchange.attempt.instance)
         self._upstream_failed(exchange.attempt.instance.instance, kind)
 
     def _release(self, exchange: Exchange) -> None:
-        """Done with this instance: its connection goes back, or is closed if it cannot be used again."""
+        """End the attempt: return its connection to the pool, which closes it if it cannot be used again."""
         attempt = exchange.attempt
         attempt.end()
         self._engines.closed(attempt.instance)
@@ -174,8 +176,8 @@ class Forwarder:
             attempt.connection = None
 
     async def _open(self, exchange: Exchange) -> UpstreamConnection:
-        """Send the request and wait for a good head. A connection that was idle may have died of age: that
-        is not the engine's failure.
+        """Send the request and wait for a good head. If the engine had closed an idle connection, that is no
+        failure: the request is sent again on another connection.
         """
         attempt = exchange.attempt
         pool = self._engines.pool(attempt.instance)
@@ -192,7 +194,7 @@ class Forwarder:
                     raise stop_error(exchange.stop_ending)
                 attempt.in_engine = True
                 connection.send(request)
-                if exchange.preempted and attempt.instance.abort:  # asked while there was no engine to tell
+                if exchange.preempted and attempt.instance.abort:  # preempted before it was sent
                     self._engines.abort(attempt)
                 status = await connection.head()
             except UpstreamError as exc:
@@ -212,7 +214,9 @@ class Forwarder:
             await self._raise_refusal(exchange, connection, status)
 
     def _request_bytes(self, exchange: Exchange) -> bytes:
-        """For this instance: another one may be another engine, or know the model by another name."""
+        """The request for this instance. Another instance may be another engine, or have another name for
+        the model.
+        """
         instance = exchange.attempt.instance
         call = adapter_of(instance).request(
             exchange.parsed,
@@ -258,7 +262,7 @@ class Forwarder:
             while not meter.finished and not meter.failed:
                 chunk = await connection.read()
                 if not chunk:
-                    # what is left unfinished may be garbage rather than a stream cut short
+                    # complete an unfinished event: it may be garbage rather than a stream cut short
                     meter.feed(b"\n\n")
                     raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
                 passed = meter.feed(chunk)
@@ -303,8 +307,8 @@ class Forwarder:
 
     @staticmethod
     async def _flush_tail(exchange: Exchange, client: Client, last: bytes) -> None:
-        """Of a stream that gives way: what it goes on from is what its caller has. More than text it finds
-        out when it is to go on.
+        """Flush the text that came with the abort of a preempted stream, so that the resumed part continues
+        exactly where the caller's text ends. `next_part` rejects other output later.
         """
         with suppress(ValueError):
             last = last.removesuffix(DONE) + exchange.closing_text()
@@ -328,11 +332,11 @@ class Forwarder:
     async def _on_broken_answer(
         self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation
     ) -> None:
-        """The answer broke off. Before the first byte another instance may be tried; after it the stream
-        says so.
+        """The answer was cut off or malformed. Before the first byte another instance may be tried; after it
+        the stream ends with an error event.
         """
         if exchange.stop_ending is not None:
-            if exchange.stop_ending is Ending.DEADLINE:  # nor did it answer when told to stop
+            if exchange.stop_ending is Ending.DEADLINE:  # it did not answer the abort either
                 self._mark_failed(exchange, "timeout")
             await self._end_stopped(exchange, client)
             return
@@ -351,7 +355,7 @@ class Forwarder:
         await client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
 
     async def _end_stopped(self, exchange: Exchange, client: Client) -> None:
-        """The request was stopped and the engine's last word has been read."""
+        """End a request that was stopped, after the engine's answer has been read to its end."""
         assert exchange.stop_ending is not None
         error = stop_error(exchange.stop_ending)
         if not client.started:
@@ -381,8 +385,8 @@ class Forwarder:
 
 
 def failure_of(exchange: Exchange) -> GatewayError:
-    """What an engine meant that ended its stream with an error: it may have refused the request, unless it
-    had produced something of it.
+    """The error for a stream that the engine ended with an error event. If nothing was produced, the engine
+    may have refused the request.
     """
     meter = exchange.attempt.meter
     if not meter.failed or meter.output_tokens():
@@ -393,7 +397,7 @@ def failure_of(exchange: Exchange) -> GatewayError:
 
 
 def stop_error(ending: Ending) -> GatewayError:
-    """What the caller of a stopped request is told, if it is still there."""
+    """The error that the caller of a stopped request gets."""
     if ending is Ending.DEADLINE:
         return DeadlineExceeded()
     return RequestStopped(ending.value)
@@ -407,5 +411,6 @@ def ending_of(exchange: Exchange, error: GatewayError) -> Ending:
         return Ending.PROTOCOL_ERROR
     if isinstance(error, EngineFailed | NoInstance) or error.status >= 500:
         return Ending.ENGINE_DIED if isinstance(error, NoInstance) else Ending.ENGINE_ERROR
-    # A later part is made by us, and the parts before it, which end as it does, have produced something.
+    # The gateway made the request of a later part, and the earlier parts, which get the same ending, have
+    # output.
     return Ending.REFUSED_BY_ENGINE if exchange.previous is None else Ending.ENGINE_ERROR

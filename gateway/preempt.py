@@ -1,9 +1,9 @@
-"""Lent work gives way: a flex stream that stands where an owner or on-demand wants to be gives its place up,
-waits, and goes on from its text.
+"""Preempts a flex stream whose slot a contract holder or an on-demand request needs. The stream waits for
+another slot and is resumed from its text.
 
-What it has produced stays open, on a reservation without a place, until the whole request ends: then all its
-parts are settled alike, so that nobody pays for a part of an answer that our side broke off. What cannot go
-on is stopped, with an error object, unbilled.
+The preempted part stays open, with a reservation but without a slot, until the whole request ends. Then all
+its parts are settled with the same ending, so that nobody pays for part of an answer that our side broke off.
+A stream that cannot be resumed ends with an error event and is not billed.
 """
 
 import logging
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 
 def preempt(exchange: Exchange) -> None:
-    """Ask a flex stream to. It is stopped by its id; what comes then is `Resumer.resume`. Where no id
-    stops it, it ends.
+    """Preempt a flex stream: abort it in the engine by its id, after which `Resumer.resume` continues it. If
+    it cannot be resumed, or its engine has no abort by id, it is stopped for good.
     """
     if exchange.resumable is not None and exchange.attempt.instance.abort:
         exchange.preempt()
@@ -32,7 +32,7 @@ def preempt(exchange: Exchange) -> None:
 
 
 class Resumer:
-    """Finds another place for what gave way."""
+    """Resumes preempted streams on other slots."""
 
     def __init__(self, reserver: Reserver, checkpointer: Checkpointer, settle: Settle) -> None:
         self._reserver = reserver
@@ -42,8 +42,8 @@ class Resumer:
     async def resume(
         self, exchange: Exchange, client: Client, find_candidates: Callable[[], list[InstanceEntry]]
     ) -> Exchange | None:
-        """The next part, admitted; or None, and all is settled: its caller has gone, or there was no room
-        in time and the stream says so.
+        """The next part, admitted. None if the request is over and settled: its client has disconnected, or
+        no slot came free in time and its stream ended with an error.
         """
         try:
             following = exchange.next_part()
@@ -58,7 +58,7 @@ class Resumer:
             cost_mu = first_cost_mu(following.parsed, model.default_max_tokens, model.weights)
             await self._reserver.reserve(following, cost_mu, find_candidates(), find_candidates)
         except (GatewayError, RedisUnavailable) as error:
-            log.info("could not go on", extra={"request_id": exchange.request_id})
+            log.info("could not be resumed", extra={"request_id": exchange.request_id})
             following.not_admitted()
             ended = error if isinstance(error, ClientDisconnected) else RequestStopped(Ending.GAVE_WAY.value)
             await self._end(exchange, client, ended)

@@ -83,8 +83,8 @@ class ParsedRequest:
     (`gateway.protocol.ignored`). `samples` = n × `prompts`, which is how many prompts there are (1 except on
     completions and embeddings). `input_tokens_estimate` is for the reservation only, the engine's count
     replaces it. `max_output_tokens` is per sample, None where the caller set none. `wants_usage` and
-    `wants_continuous_usage` are what it asked for in `stream_options`; the rest is taken out. `asked` is its
-    `service_tier`, in OpenAI's words on every route.
+    `wants_continuous_usage` are what it asked for in `stream_options`; other usage is removed from the
+    stream. `service_tier` has OpenAI's names on every route.
     """
 
     route: RouteSpec
@@ -97,5 +97,5 @@ class ParsedRequest:
     wants_usage: bool
     wants_continuous_usage: bool
     body: dict[str, Any]
-    asked: ServiceTier = ServiceTier.AUTO
+    service_tier: ServiceTier = ServiceTier.AUTO
     ignored: tuple[str, ...] = ()

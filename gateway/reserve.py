@@ -26,7 +26,15 @@ from billing.cell.replies import (
     parse_leave,
     parse_reserve,
 )
-from billing.cell.scripts import Asked, Claim, Command, leave_call, refuse_call, reserve_call, settle_call
+from billing.cell.scripts import (
+    Claim,
+    Command,
+    Tier,
+    leave_call,
+    refuse_call,
+    reserve_call,
+    settle_call,
+)
 from billing.wire.attribution import attribute
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.limits import Limits
@@ -66,11 +74,11 @@ _PENDING: Final = (Waiting, Later, Rebuilding)
 _UNKNOWN: Final = Levels(0)
 _LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
-_ASKED: Final = {
-    ServiceTier.AUTO: Asked.AUTO,
-    ServiceTier.DEFAULT: Asked.ON_DEMAND,
-    ServiceTier.FLEX: Asked.FLEX,
-    ServiceTier.PRIORITY: Asked.RESERVED,
+_TIERS: Final = {
+    ServiceTier.AUTO: Tier.AUTO,
+    ServiceTier.DEFAULT: Tier.ON_DEMAND,
+    ServiceTier.FLEX: Tier.FLEX,
+    ServiceTier.PRIORITY: Tier.RESERVED,
 }
 
 
@@ -201,7 +209,7 @@ class Reserver:
         """
         self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)
-        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json(), tokens=0)
+        ask = replace(ask, asked=Tier(exchange.head.class_.value), head=exchange.head.to_json(), tokens=0)
         died = died_event(exchange.head, exchange.at_ms(time.monotonic()))
         self._journal.append_admission(
             Admission(
@@ -221,7 +229,7 @@ class Reserver:
         model, caller = exchange.head.model, exchange.request.caller
         if not self._crash_event:
             self._crash_event = died_event(exchange.head, 0).crash_event_json()
-        asked = _ASKED[exchange.parsed.asked]
+        asked = _TIERS[exchange.parsed.service_tier]
         return _Ask(
             asked=asked,
             cost_mu=cost_mu,
@@ -238,7 +246,7 @@ class Reserver:
         """
         used = exchange.attempt.meter.produced()
         ask = self._ask(exchange, cost_mu, used.prompt + used.output)
-        ask = replace(ask, asked=Asked(exchange.head.class_.value), head=exchange.head.to_json())
+        ask = replace(ask, asked=Tier(exchange.head.class_.value), head=exchange.head.to_json())
         await self._ask_cell(exchange, ask, [exchange.attempt.instance], restored=True)
 
     async def _ask_cell(
@@ -296,7 +304,7 @@ class Reserver:
         """Wait until the request is admitted, refused or to end. When its time is over it is refused, with a
         time to retry.
         """
-        wait_s = self._policy.flex_s if ask.asked is Asked.FLEX else self._policy.on_demand_s
+        wait_s = self._policy.flex_s if ask.asked is Tier.FLEX else self._policy.on_demand_s
         candidates: list[InstanceEntry] = []
         began_at = time.monotonic()
         ends_at = began_at + wait_s
@@ -403,7 +411,7 @@ def _poll_after_s(found: Waiting | Later | Rebuilding) -> float:
 class _Ask:
     """What one request asks its cell for. It stays the same however often the request has to ask."""
 
-    asked: Asked
+    asked: Tier
     cost_mu: int
     tokens: int
     sequences: int

@@ -10,7 +10,7 @@ from billing.api.capacity_answers import AbsorbedAnswer, CalibrationAnswer
 from billing.api.contract_shapes import Part, UnitsPerSecond, moment, part
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, MS_MAX, Body, Label, Name
-from billing.api.paging import PageAsked, listing
+from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import pools
 from billing.catalogue.models import Weights
@@ -143,7 +143,7 @@ def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, A
 @router.get("", response_model=Listing[CalibrationAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     model: Annotated[Name | None, Query(description="Of this model only.")] = None,
 ) -> dict[str, Any]:

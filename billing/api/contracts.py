@@ -23,7 +23,7 @@ from billing.api.contract_shapes import (
 )
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, IdPath, Label, Moment, Name, TenantQuery
-from billing.api.paging import PageAsked
+from billing.api.paging import PageQuery
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools, tenants
 from billing.catalogue.models import Weights
@@ -267,7 +267,7 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
 @router.get("", response_model=Listing[ContractAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     tenant: TenantQuery = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     state: Annotated[State | None, Query()] = None,

@@ -13,7 +13,7 @@ from billing.api.answer import Listing, Refusal
 from billing.api.catalogue_answers import InstanceAdded, InstanceAnswer, InstanceRemoved
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, Name, NamePath, Text
-from billing.api.paging import PageAsked, listing
+from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.audit.engine_runs import close_run
 from billing.catalogue import instances, models
@@ -86,7 +86,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
 @router.get("/instances", response_model=Listing[InstanceAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     model: Annotated[Name | None, Query(description="Of this model only.")] = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     status: Annotated[Status | None, Query()] = None,

@@ -11,7 +11,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import KeyAnswer, KeyMade, KeyRotated
 from billing.api.control import Control
 from billing.api.fields import Body, Label, Moment, Name, TenantQuery
-from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.projects import tenant_id_of
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import api_keys, projects, tenants
@@ -80,7 +80,7 @@ def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]
 @router.get("", response_model=Listing[KeyAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     tenant: TenantQuery = None,
     name: NameContains = None,
     status: Annotated[Status | None, Query()] = None,

@@ -10,7 +10,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import LimitAnswer, LimitSet
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, TenantQuery
-from billing.api.paging import PageAsked, listing
+from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import limits, tenants
 from billing.catalogue.limits import ANY_MODEL, Limit
@@ -61,7 +61,7 @@ def put(body: LimitChange, control: Control, response: Response) -> dict[str, An
 @router.get("", response_model=Listing[LimitAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     tenant: TenantQuery = None,
     key_id: Annotated[KeyId | None, Query()] = None,
     model: Annotated[ModelOrAny | None, Query(description="On this model only; `*`: those on each.")] = None,

@@ -11,7 +11,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import ModelAnswer
 from billing.api.control import Control
 from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
-from billing.api.paging import NameContains, PageAsked
+from billing.api.paging import NameContains, PageQuery
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
 from billing.catalogue.models import Model, ModelChange, ModelSpec, Status, Weights
@@ -116,7 +116,7 @@ def create(body: NewModel, control: Control, response: Response) -> dict[str, An
 @router.get("", response_model=Listing[ModelAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     name: NameContains = None,
     status: Annotated[Status | None, Query()] = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,

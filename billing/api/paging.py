@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Query
 
-from billing.page import MARK_CHARS_MAX, Asked, Page
+from billing.page import MARK_CHARS_MAX, Page, PageRequest
 
 ROWS_DEFAULT: Final = 100
 ROWS_MAX: Final = 1000
@@ -22,11 +22,11 @@ After = Annotated[
 def _asked(
     limit: Annotated[int, Query(ge=1, le=ROWS_MAX, description="At most so many.")] = ROWS_DEFAULT,
     after: After = None,
-) -> Asked:
-    return Asked(limit, after)
+) -> PageRequest:
+    return PageRequest(limit, after)
 
 
-PageAsked = Annotated[Asked, Depends(_asked)]
+PageQuery = Annotated[PageRequest, Depends(_asked)]
 NameContains = Annotated[
     str | None,
     Query(

@@ -15,7 +15,7 @@ from billing.api.capacity_answers import LivePool, PoolAnswer
 from billing.api.contract_shapes import Headroom, UnitsPerSecond, part, shown_span
 from billing.api.control import Control, ControlPlane
 from billing.api.fields import Body, NamePath
-from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools
 from billing.contracts import store
@@ -41,7 +41,7 @@ class PoolChange(Body):
 
 
 @router.get("", response_model=Listing[LivePool])
-def list_all(control: Control, asked: PageAsked, name: NameContains = None) -> dict[str, Any]:
+def list_all(control: Control, asked: PageQuery, name: NameContains = None) -> dict[str, Any]:
     """The pools by name, with what serves in them now."""
     with control.reading() as connection:
         catalogue = models.list_all(connection)

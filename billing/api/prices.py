@@ -9,7 +9,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
 from billing.api.fields import MS_MAX, Body, Moment, Name
-from billing.api.paging import PageAsked, listing
+from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
 from billing.catalogue.money import ZERO, price_string
@@ -122,7 +122,7 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
 
 @router.get("", response_model=Listing[PriceAnswer])
 def list_all(
-    control: Control, asked: PageAsked, model: Annotated[Name | None, Query()] = None
+    control: Control, asked: PageQuery, model: Annotated[Name | None, Query()] = None
 ) -> dict[str, Any]:
     """All prices, past and to come; of one model or of all, the newest of each first."""
     with control.reading() as connection:

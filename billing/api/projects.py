@@ -9,7 +9,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import ProjectAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath, TenantQuery
-from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import projects, tenants
 from billing.catalogue.projects import Project
@@ -43,7 +43,7 @@ def create(body: NewProject, control: Control, response: Response) -> dict[str, 
 @router.get("", response_model=Listing[ProjectAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     tenant: TenantQuery = None,
     name: NameContains = None,
     archived: Annotated[bool, Query(description="Archived ones, too.")] = False,

@@ -12,7 +12,7 @@ from billing.api.answer import Listing
 from billing.api.contract_shapes import UnitsPerSecond, moment, shown_span
 from billing.api.control import Control
 from billing.api.fields import Body, IdPath, Label, Moment, Name
-from billing.api.paging import PageAsked, listing
+from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.reclaim_answers import ReclaimAnswer, ReclaimOrdered, ReclaimPreview, ReclaimShown
 from billing.catalogue import pools, tenants
@@ -83,7 +83,7 @@ def create(body: NewReclaim, control: Control, response: Response) -> dict[str, 
 @router.get("", response_model=Listing[ReclaimAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     state: Annotated[State | None, Query()] = None,
 ) -> dict[str, Any]:

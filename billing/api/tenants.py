@@ -10,7 +10,7 @@ from billing.api.answer import Listing
 from billing.api.catalogue_answers import TenantAnswer
 from billing.api.control import Control
 from billing.api.fields import Body, NamePath, TenantName
-from billing.api.paging import NameContains, PageAsked, listing
+from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.api.tenant_shapes import RedisDown, Refuse, without_default
 from billing.catalogue import tenants
@@ -69,7 +69,7 @@ def create(body: NewTenant, control: Control, response: Response) -> dict[str, A
 @router.get("", response_model=Listing[TenantAnswer])
 def list_all(
     control: Control,
-    asked: PageAsked,
+    asked: PageQuery,
     name: NameContains = None,
     status: Annotated[Status | None, Query()] = None,
     kind: Annotated[Kind | None, Query()] = None,

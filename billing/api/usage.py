@@ -15,7 +15,7 @@ from billing.audit.run import Auditor
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
 from billing.ledger.usage_report import Dimension, UsageLine, parse_dimensions, report_usage
-from billing.page import Asked, Order, page_of
+from billing.page import Order, PageRequest, page_of
 from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY])
@@ -61,7 +61,7 @@ def usage(
         if from_ms > until_ms:
             raise Invalid("The period begins after it ends.", param="from")
         found = report_usage(connection, tenant=tenant_id, by=dimensions, from_ms=from_ms, until_ms=until)
-        page = page_of(found.lines, _by(dimensions), Asked(limit, after))
+        page = page_of(found.lines, _by(dimensions), PageRequest(limit, after))
         report = replace(found, lines=tuple(page.rows)).to_json()
         if Dimension.TENANT in dimensions:
             names = tenants.names(connection, [line["tenant"] for line in report["lines"]])

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, liter
 from billing.catalogue import outbox, projects
 from billing.catalogue.names import KEY_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, contains, read_page
+from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import api_key as table
 from billing.schema.catalogue import api_key_use, model, quota_limit
@@ -131,7 +131,7 @@ def find(connection: Connection, key_id: str) -> ApiKey:
 
 def list_page(
     connection: Connection,
-    asked: Asked,
+    asked: PageRequest,
     *,
     tenant_id: str | None = None,
     name: str | None = None,

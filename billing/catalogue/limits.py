@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import api_keys, models, outbox, tenants
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, read_page
+from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.catalogue import quota_limit as table
 from billing.schema.clock import NOW_MS
@@ -85,7 +85,7 @@ def put(connection: Connection, subject: Subject, model: str, given: Mapping[str
 
 
 def list_page(
-    connection: Connection, asked: Asked, subject: Subject | None = None, model: str | None = None
+    connection: Connection, asked: PageRequest, subject: Subject | None = None, model: str | None = None
 ) -> Page[Limit]:
     """Every limit; or those of a tenant, its keys' among them; or those of a key; or those on a model."""
     query = select(table)

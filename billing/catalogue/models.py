@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import outbox, tenants
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, contains, read_page
+from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import model as table
 from billing.schema.catalogue import model_audience, model_weights
@@ -175,7 +175,7 @@ def list_all(connection: Connection) -> list[Model]:
 
 def list_page(
     connection: Connection,
-    asked: Asked,
+    asked: PageRequest,
     *,
     name: str | None = None,
     status: Status | None = None,

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, RowMapping, column, func, insert, select
 from billing.catalogue import outbox
 from billing.catalogue.money import Money, MoneyError, parse_price, price_string
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, read_page
+from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.clock import database_now_ms
 from billing.schema.ledger import price as price_table
@@ -96,7 +96,7 @@ def list_prices(connection: Connection, model: str | None = None) -> list[Price]
     return [_price(row) for row in connection.execute(query).mappings()]
 
 
-def list_page(connection: Connection, asked: Asked, model: str | None = None) -> Page[Price]:
+def list_page(connection: Connection, asked: PageRequest, model: str | None = None) -> Page[Price]:
     """The same by pages."""
     query = select(price_table).where(_STANDS)
     if model is not None:

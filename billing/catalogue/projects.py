@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue import outbox
 from billing.catalogue.names import PROJECT_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, contains, read_page
+from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import api_key
 from billing.schema.catalogue import project as table
@@ -71,7 +71,7 @@ def find(connection: Connection, tenant_id: str, project: str) -> Project:
 
 def list_page(
     connection: Connection,
-    asked: Asked,
+    asked: PageRequest,
     *,
     tenant_id: str | None = None,
     name: str | None = None,

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue import outbox, projects
 from billing.catalogue.names import TENANT_PREFIX, new_id
 from billing.catalogue.outbox import ChangeKind
-from billing.page import Asked, Order, Page, contains, read_page
+from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, NotFound
 from billing.schema.catalogue import tenant as table
 
@@ -89,7 +89,7 @@ def find(connection: Connection, tenant: str, *, param: str = "tenant") -> Tenan
 
 def list_page(
     connection: Connection,
-    asked: Asked,
+    asked: PageRequest,
     *,
     name: str | None = None,
     status: Status | None = None,

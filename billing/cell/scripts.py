@@ -45,8 +45,10 @@ _ARGUMENTS: Final = ("keys", "args")
 _FIELDS: Final = "fields"
 
 
-class Asked(StrEnum):
-    """The class that a request asks for. `auto`: reserved where there is a contract, else on-demand."""
+class Tier(StrEnum):
+    """The service tier that a request asks for. `auto`: reserved if its tenant has a contract, else
+    on-demand.
+    """
 
     AUTO = "auto"
     RESERVED = "reserved"
@@ -69,7 +71,7 @@ class Claim:
 
     tenant: str
     candidates: Sequence[tuple[str, str]]
-    asked: Asked = Asked.AUTO
+    asked: Tier = Tier.AUTO
     on_demand: bool = True
     weight: int = 1
     sequences: int = 1

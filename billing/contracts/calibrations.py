@@ -20,7 +20,7 @@ from billing.contracts.position import refuse_worse
 from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_at_most, write_down
 from billing.ledger.absorbed_event import AbsorbedEvent
 from billing.ledger.absorbed_event import absorb as write_absorbed
-from billing.page import Asked, Order, Page, read_page
+from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.capacity import calibration as table
 from billing.schema.catalogue import model_weights
@@ -135,7 +135,7 @@ def record(
 
 
 def list_page(
-    connection: Connection, asked: Asked, *, pool: str | None = None, model: str | None = None
+    connection: Connection, asked: PageRequest, *, pool: str | None = None, model: str | None = None
 ) -> Page[Calibration]:
     """Newest first: the first of a pool is the one that holds."""
     same = (model_weights.c.model == table.c.model) & (model_weights.c.version == table.c.weights_version)

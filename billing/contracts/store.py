@@ -23,7 +23,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from billing.catalogue.names import new_id
 from billing.contracts.terms import Clause, Contract, State, Step, Terms
-from billing.page import Asked, Order, Page, read_page
+from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import contract as table
 from billing.schema.capacity import contract_history, contract_step
@@ -128,7 +128,7 @@ def list_all(
 
 def list_page(
     connection: Connection,
-    asked: Asked,
+    asked: PageRequest,
     *,
     tenant_id: str | None = None,
     pool: str | None = None,

@@ -13,7 +13,7 @@ from billing.catalogue.names import new_id
 from billing.catalogue.outbox import ChangeKind
 from billing.contracts.position import Taken
 from billing.contracts.timeline import FOREVER_MS
-from billing.page import Asked, Order, Page, read_page
+from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import NotFound
 from billing.schema.capacity import reclaim as table
 from billing.schema.capacity import reclaim_history
@@ -154,7 +154,7 @@ def list_all(
 
 
 def list_page(
-    connection: Connection, asked: Asked, *, pool: str | None = None, state: State | None = None
+    connection: Connection, asked: PageRequest, *, pool: str | None = None, state: State | None = None
 ) -> Page[Reclaim]:
     """By deadline; of a pool, in a state."""
     query = select(table)

@@ -1,8 +1,8 @@
-"""The caller's side of a request: sends what is passed on, in the caller's dialect, through ASGI. Knows
-headers and framing, no tokens.
+"""The caller's side of a request: sends the answer through ASGI, in the caller's dialect. It knows headers
+and framing, no tokens.
 
-The head goes out with the first piece, so that until then a failure can still become a proper error response;
-a heartbeat sends it earlier.
+The head is sent with the first piece, so that a failure before it can become a proper error response. A
+heartbeat sends the head earlier.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _STREAM_HEADERS: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-# What says no more than that there is still somebody: clients of either dialect pass over it.
+# They say only that the connection is alive. Clients of each dialect skip theirs.
 _HEARTBEATS = {Dialect.OPENAI: b": ping\n\n", Dialect.ANTHROPIC: b'event: ping\ndata: {"type": "ping"}\n\n'}
 _NUMBER = re.compile(rb'"sequence_number": ?(\d{1,18})\b')
 
@@ -36,12 +36,12 @@ def opaque_instance(instance: str) -> bytes:
 
 
 def new_request_id() -> str:
-    """Of every request, refused ones too: they are asked about as well."""
+    """A new id. Refused requests have one too, because people ask about them."""
     return "req_" + token_hex(12)
 
 
 def id_headers(dialect: Dialect, request_id: str) -> Headers:
-    """Where the SDK of a dialect looks for the id of its request; ours always, whatever the dialect."""
+    """The headers in which the SDK of a dialect looks for the request id, and `x-request-id` always."""
     headers = [(b"x-request-id", request_id.encode())]
     if dialect is Dialect.ANTHROPIC:
         headers.append((b"request-id", request_id.encode()))
@@ -49,15 +49,13 @@ def id_headers(dialect: Dialect, request_id: str) -> Headers:
 
 
 class ClientConnection(Protocol):
-    """What the listener lets the gateway know of the caller's connection
-    (`scope["extensions"]["taas.connection"]`).
-    """
+    """What the listener offers of the caller's connection (`scope["extensions"]["taas.connection"]`)."""
 
     def is_disconnected(self) -> bool:
-        """Whether the caller has gone."""
+        """Whether the caller has disconnected."""
 
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
-        """Call back once when it goes; at once if it has gone; None forgets the callback."""
+        """Call back once when the caller disconnects, at once if it has. None removes the callback."""
 
     def stalled_ms(self) -> float:
         """For how long the caller has not read what was written."""
@@ -88,7 +86,7 @@ class AsgiClient:
         self._started_at = started_at
         self.request_id = request_id
         self.headers: Headers = id_headers(route.dialect, request_id)
-        # Which instance answers is known when it does: another may have been tried before.
+        # A function, because a failed attempt may have been on another instance.
         self.instance: Callable[[], str] | None = None
         self.connection: ClientConnection | None = None
         self.started = False
@@ -102,7 +100,7 @@ class AsgiClient:
         return bool(self._last)
 
     async def send(self, piece: bytes) -> None:
-        """A piece of a stream; the first brings the head."""
+        """Send a piece of a stream. The first piece sends the head, too."""
         if not self.started:
             await self._start(200, _STREAM_HEADERS)
         self._last = piece
@@ -117,10 +115,10 @@ class AsgiClient:
         await self._send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def heartbeat(self) -> None:
-        """Send something that no client takes for a piece of the stream.
+        """Send something that clients do not take for a piece of the stream.
 
-        The head that it may bring names no instance: another one may answer. Nothing is sent where the caller
-        does not read, so that this waits for nobody.
+        If it sends the head, that names no instance, as another instance may answer. It sends nothing to a
+        caller that does not read, so it never waits.
         """
         if self._ended or (self.connection is not None and self.connection.stalled_ms()):
             return
@@ -144,13 +142,13 @@ class AsgiClient:
         number = 0
         if (
             self._route.answer is AnswerForm.RESPONSE
-        ):  # its events are numbered: this one comes after the last that the caller has
+        ):  # its events are numbered: this one follows the last that was sent
             numbers = _NUMBER.findall(self._last)
             number = int(numbers[-1]) + 1 if numbers else 0
         await self.end(error_event(error, self._route, self.request_id, number))
 
     async def refuse(self, error: GatewayError) -> None:
-        """An error instead of an answer."""
+        """Send an error response instead of an answer."""
         self._ended = True
         body = error_body(error, self._route.dialect, self.request_id)
         await self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])

@@ -38,7 +38,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_one_constraint, check_response_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
-from gateway.protocol.tier import asked_tier
+from gateway.protocol.tier import requested_tier
 from gateway.protocol.tools import chat_tools_size, check_chat_tools, check_tool_name
 from gateway.request import ParsedRequest, RouteSpec
 
@@ -77,7 +77,7 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
         wants_usage=usage,
         wants_continuous_usage=continuous,
         body=body,
-        asked=asked_tier(body),
+        service_tier=requested_tier(body),
     )
 
 

@@ -19,7 +19,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_one_constraint, check_response_format
 from gateway.protocol.text_size import text_bytes, tokens_of_bytes
-from gateway.protocol.tier import asked_tier
+from gateway.protocol.tier import requested_tier
 from gateway.request import ParsedRequest, RouteSpec
 
 PROMPTS_MAX = 64
@@ -53,7 +53,7 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
         wants_usage=usage,
         wants_continuous_usage=continuous,
         body=body,
-        asked=asked_tier(body),
+        service_tier=requested_tier(body),
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from gateway.protocol.fields import Checker, anything, check_fields, integer, missing, one_of, string, unsent
 from gateway.protocol.prompt import check_prompt
 from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_of
-from gateway.protocol.tier import asked_tier, check_tier
+from gateway.protocol.tier import check_tier, requested_tier
 from gateway.request import ParsedRequest, RouteSpec
 
 # OpenAI's own cap, which its clients fill; the caps on the body bound what is in them.
@@ -31,7 +31,7 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
         wants_usage=False,
         wants_continuous_usage=False,
         body=body,
-        asked=asked_tier(body),
+        service_tier=requested_tier(body),
     )
 
 

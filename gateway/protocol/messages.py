@@ -41,7 +41,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_json_schema
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
-from gateway.protocol.tier import asked_tier, check_anthropic_tier
+from gateway.protocol.tier import check_anthropic_tier, requested_tier
 from gateway.protocol.tools import anthropic_tools_size, check_anthropic_tools
 from gateway.request import ParsedRequest, RouteSpec
 
@@ -89,7 +89,7 @@ def _parsed(route: RouteSpec, body: dict[str, Any], *, samples: int, max_output_
         wants_usage=True,
         wants_continuous_usage=False,
         body=body,
-        asked=asked_tier(body),
+        service_tier=requested_tier(body),
     )
 
 

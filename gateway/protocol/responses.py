@@ -31,7 +31,7 @@ from gateway.protocol.sampling import (
 )
 from gateway.protocol.structured import check_one_constraint, check_text_format
 from gateway.protocol.text_size import TOKENS_PER_MESSAGE, text_bytes, tokens_of_bytes
-from gateway.protocol.tier import asked_tier
+from gateway.protocol.tier import requested_tier
 from gateway.protocol.tools import check_responses_tools, responses_tools_size
 from gateway.request import ParsedRequest, RouteSpec
 
@@ -72,7 +72,7 @@ def _parsed(route: RouteSpec, body: dict[str, Any], stream: bool, samples: int) 
         wants_usage=True,
         wants_continuous_usage=False,
         body=body,
-        asked=asked_tier(body),
+        service_tier=requested_tier(body),
     )
 
 

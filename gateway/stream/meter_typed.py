@@ -70,14 +70,14 @@ class TypedMeter:
             self._check_order(event)
             if kind.endswith(b"delta") and kind != b"message_delta":
                 self._deltas += 1
-                told = None
+                rewritten = None
             else:
-                told = self._read_event(kind, event[line_end + 7 :])
+                rewritten = self._read_event(kind, event[line_end + 7 :])
                 if self.model is None and self.tier is None:
-                    told = None
+                    rewritten = None
             if self.failed:
                 break
-            self._held.append(event if told is None else event[: line_end + 7] + told)
+            self._held.append(event if rewritten is None else event[: line_end + 7] + rewritten)
             if kind not in _BEFORE_ANY_TOKEN:
                 passed += self._held
                 self._held.clear()

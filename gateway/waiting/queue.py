@@ -146,7 +146,7 @@ class WaitQueue:
         """Join the queue. The event is set when it is this request's turn, or when it is to end. Raises
         Overloaded.
         """
-        size, asked = exchange.request.body_bytes, exchange.parsed.asked.value
+        size, asked = exchange.request.body_bytes, exchange.parsed.service_tier.value
         many = len(self._turns) >= self._requests_max
         if many or self._bytes + size > self._bytes_max:
             self._metrics.wait_refused(asked, WaitEnd.TOO_MANY if many else WaitEnd.TOO_LARGE)
@@ -168,9 +168,8 @@ class WaitQueue:
             self._bytes -= exchange.request.body_bytes
             del self.exchanges[exchange.request_id]
             exchange.on_stop = None
-            self._metrics.wait_ended(
-                exchange.parsed.asked.value, end, exchange.waited_ms / 1000, exchange.request.body_bytes
-            )
+            tier, size = exchange.parsed.service_tier.value, exchange.request.body_bytes
+            self._metrics.wait_ended(tier, end, exchange.waited_ms / 1000, size)
 
     def __len__(self) -> int:
         return len(self._turns)

@@ -9,7 +9,7 @@ from sqlalchemy import update
 from billing.allocator.supply import Calibration
 from billing.catalogue import models
 from billing.cell.replies import Refused, Reserved, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.schema.capacity import contract
 from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, only
@@ -114,7 +114,7 @@ def test_a_machine_that_queues_has_less_room_and_the_next_allocator_knows(ground
 
 def test_new_room_is_granted_at_once(ground: Ground) -> None:
     ground.text.hset(redis_keys.room(CELL), mapping={"m:i-1": 0, "x:i-1": 0})
-    waiting = ground.request("r1", asked=Asked.ON_DEMAND, wait_max=5)
+    waiting = ground.request("r1", asked=Tier.ON_DEMAND, wait_max=5)
     assert isinstance(waiting.reserve(), Waiting)
     with ground.text.pubsub() as heard:
         heard.subscribe("taas:wake:gw-1")
@@ -135,7 +135,7 @@ def test_an_idle_owners_share_is_lent_and_is_its_own_within_two_seconds(ground: 
     # It comes back, and flex is everywhere.
     for number in range(30):
         flex = ground.request(
-            f"f{number}", "bolt", asked=Asked.FLEX, candidates=((f"i-{number % 2 + 1}", "e"),)
+            f"f{number}", "bolt", asked=Tier.FLEX, candidates=((f"i-{number % 2 + 1}", "e"),)
         )
         assert isinstance(flex.reserve(), Reserved)
     for number in range(8):
@@ -153,10 +153,10 @@ def test_while_on_demand_waits_flex_gives_way(ground: Ground) -> None:
     allocator = ground.allocator()
     allocator.allocate_once(T0)
     for number in range(16):
-        class_ = Asked.FLEX if number < 6 else Asked.ON_DEMAND
+        class_ = Tier.FLEX if number < 6 else Tier.ON_DEMAND
         assert isinstance(ground.request(f"r{number}", "bolt", asked=class_).reserve(), Reserved)
     for number in range(3):
-        waiting = ground.request(f"w{number}", "core", asked=Asked.ON_DEMAND, wait_max=5)
+        waiting = ground.request(f"w{number}", "core", asked=Tier.ON_DEMAND, wait_max=5)
         assert isinstance(waiting.reserve(), Waiting)
     with ground.text.pubsub() as heard:
         heard.subscribe("taas:wake:gw-1")
@@ -248,7 +248,7 @@ def test_the_names_are_those_that_the_scripts_derive(ground: Ground) -> None:
     assert isinstance(own, Reserved)
     assert own.grant.contract == "con_1"
     assert isinstance(ground.request("r2").reserve(), Refused)
-    assert isinstance(ground.request("r3", asked=Asked.FLEX, wait_max=1).reserve(), Waiting)
+    assert isinstance(ground.request("r3", asked=Tier.FLEX, wait_max=1).reserve(), Waiting)
     assert ground.text.zrange(redis_keys.waiting_tenants(CELL, "f"), 0, -1) == [tenant]
     assert ground.text.zrange(redis_keys.waiting_requests(CELL, "f", tenant), 0, -1) == ["r3"]
     flight = ground.text.hgetall(redis_keys.flight(CELL))

@@ -14,7 +14,7 @@ from billing.allocator import rebuild
 from billing.catalogue import limits, tenants
 from billing.catalogue.limits import Subject
 from billing.cell.replies import Rebuilding, Refused, Reserved
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
 from billing.wire.limits import DAY_S, Limits
@@ -146,7 +146,7 @@ def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Groun
     ground.allocator().allocate_once(T0)
     assert restorer.restore_once(T0) == [CELL]
     assert float(ground.contract("acme")["u"]) == pytest.approx(200_000, rel=0.1)
-    refused = ground.request("next", asked=Asked.RESERVED).reserve()
+    refused = ground.request("next", asked=Tier.RESERVED).reserve()
     assert isinstance(refused, Refused)
     assert refused.limit == "contract"
 

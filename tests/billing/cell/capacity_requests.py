@@ -9,7 +9,7 @@ from typing import Any
 import redis
 
 from billing.cell.replies import AlreadySettled, Refused, Replayed, Reserved, Waiting
-from billing.cell.scripts import Asked, Claim
+from billing.cell.scripts import Claim, Tier
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import TenantLimits
 from tests.billing.cell.requests import CellRequest, limits_of
@@ -60,7 +60,7 @@ def request_of(
     client: redis.Redis,
     request_id: str,
     weights: Mapping[str, int],
-    asked: Asked,
+    asked: Tier,
     sequences: int,
     wait_max: int,
     prompt_mu: int,
@@ -74,6 +74,6 @@ def request_of(
         weight=weights[tenant], sequences=sequences, wait_max=wait_max,
         tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency),
         candidates=plan.TWO, gateway=gateway_of(request_id), cancels_per_minute=limits.cancels,
-        resumed="-" in request_id, can_resume=asked is Asked.FLEX and sequences == 1 and number % 4 > 0,
+        resumed="-" in request_id, can_resume=asked is Tier.FLEX and sequences == 1 and number % 4 > 0,
         prompt_mu=prompt_mu,
     )  # fmt: skip

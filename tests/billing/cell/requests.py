@@ -56,7 +56,7 @@ class CellRequest:
     model: str = "org/m:1"
     tenant_limits: Limits = field(default_factory=Limits)
     key_limits: Limits = field(default_factory=Limits)
-    asked: scripts.Asked = scripts.Asked.AUTO
+    asked: scripts.Tier = scripts.Tier.AUTO
     on_demand: bool = True
     weight: int = 1
     sequences: int = 1

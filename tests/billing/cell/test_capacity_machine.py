@@ -22,7 +22,7 @@ from billing.cell.replies import (
     StillLeased,
     Waiting,
 )
-from billing.cell.scripts import Asked, grant_call
+from billing.cell.scripts import Tier, grant_call
 from billing.wire import redis_keys
 from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
@@ -79,7 +79,7 @@ class CapacityMachine(RuleBasedStateMachine):
     def real(
         self,
         request_id: str,
-        asked: Asked = Asked.AUTO,
+        asked: Tier = Tier.AUTO,
         sequences: int = 1,
         wait_max: int = 3,
         prompt_mu: int = 0,
@@ -126,7 +126,15 @@ class CapacityMachine(RuleBasedStateMachine):
         return found[index % len(found)] if found else f"r{1_000 + index}"
 
     @rule(
-        asked=st.sampled_from([Asked.AUTO, Asked.ON_DEMAND, Asked.FLEX, Asked.FLEX, Asked.FLEX]),
+        asked=st.sampled_from(
+            [
+                Tier.AUTO,
+                Tier.ON_DEMAND,
+                Tier.FLEX,
+                Tier.FLEX,
+                Tier.FLEX,
+            ]
+        ),
         cost_mu=COSTS,
         sequences=st.sampled_from([1, 1, 1, 2, 9, 0]),
         wait_max=st.sampled_from([3, 3, 3, 0]),
@@ -134,7 +142,7 @@ class CapacityMachine(RuleBasedStateMachine):
         prompt_mu=PROMPTS,
     )
     def arrive(
-        self, asked: Asked, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int
+        self, asked: Tier, cost_mu: int, sequences: int, wait_max: int, count: int, prompt_mu: int
     ) -> None:
         for _ in range(count):
             self.arrived += 1
@@ -144,30 +152,30 @@ class CapacityMachine(RuleBasedStateMachine):
     def a_while_after_its_cancels_a_tenant_asks_again(self, halves: int) -> None:
         self.arrived += -self.arrived % 3 + 3
         self.passes("a", halves * HALF_MINUTE_S)
-        self.reserve(f"r{self.arrived}", Asked.ON_DEMAND, 1_000, 1, 3, 0, drained_cancels=halves)
+        self.reserve(f"r{self.arrived}", Tier.ON_DEMAND, 1_000, 1, 3, 0, drained_cancels=halves)
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open", "settled")]))
     def ask_again(self, index: int, states: tuple[str, ...]) -> None:
         request_id = self.pick(index, *states)
         if request_id in self.model.requests:
-            self.reserve(request_id, Asked.AUTO, 0, 1, 3, 0)
+            self.reserve(request_id, Tier.AUTO, 0, 1, 3, 0)
 
     @rule(index=INDEX, cost_mu=COSTS, prompt_mu=PROMPTS, wait_max=st.sampled_from([3, 3, 3, 0]))
     def go_on(self, index: int, cost_mu: int, prompt_mu: int, wait_max: int) -> None:
         paused = [each.request_id for each in self.model.requests.values() if each.paused]
         follow = [name for name in map(next_part, paused) if name not in self.model.requests]
         if follow:
-            self.reserve(follow[index % len(follow)], Asked.FLEX, cost_mu, 1, wait_max, prompt_mu)
+            self.reserve(follow[index % len(follow)], Tier.FLEX, cost_mu, 1, wait_max, prompt_mu)
 
     def reserve(
-        self, request_id: str, asked: Asked, cost_mu: int, sequences: int, wait_max: int, prompt_mu: int,
+        self, request_id: str, asked: Tier, cost_mu: int, sequences: int, wait_max: int, prompt_mu: int,
         *, drained_cancels: int = 0,
     ) -> None:  # fmt: skip
         known = self.model.requests.get(request_id)
         if known is not None and known.state in ("waiting", "granted"):
             # The same request again.
             asked, cost_mu, sequences, prompt_mu = (
-                Asked(known.asked),
+                Tier(known.asked),
                 known.cost_mu,
                 known.sequences,
                 known.prompt_mu,
@@ -212,7 +220,7 @@ class CapacityMachine(RuleBasedStateMachine):
         for its place.
         """
         if crowd:
-            self.arrive(Asked.FLEX, 1_000, 1, 3, crowd, 0)
+            self.arrive(Tier.FLEX, 1_000, 1, 3, crowd, 0)
         flex = [each for each in self.model.requests.values() if each.state == "open" and each.class_ == "f"]
         asked = [each for each in flex if each.request_id in self.told and not each.paused] or flex
         if asked:

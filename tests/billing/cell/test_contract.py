@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from billing.cell.replies import Later, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from billing.wire.limits import LimitKind, Limits
 from billing.wire.tokens import Tokens
@@ -31,7 +31,7 @@ RATE = 1_000_000
 DRIFT = 0.05 * RATE
 
 
-def ask(client: redis.Redis, request_id: str, cost_mu: int = 0, asked: Asked = Asked.AUTO) -> ReserveReply:
+def ask(client: redis.Redis, request_id: str, cost_mu: int = 0, asked: Tier = Tier.AUTO) -> ReserveReply:
     return CellRequest(client=client, request_id=request_id, asked=asked).reserve(cost_mu)
 
 
@@ -130,7 +130,7 @@ def test_a_reply_says_the_levels_of_the_contract(valkey: redis.Redis) -> None:
 def test_an_ended_contract_takes_nothing(valkey: redis.Redis) -> None:
     sign(valkey, "acme", RATE, ends_in_s=-2)
     assert how(ask(valkey, "a", 1_000)) == ("on_demand", "room")
-    assert isinstance(ask(valkey, "b", asked=Asked.RESERVED), NoContract)
+    assert isinstance(ask(valkey, "b", asked=Tier.RESERVED), NoContract)
     assert isinstance(CellRequest(client=valkey, request_id="c", on_demand=False).reserve(), NoRight)
     assert contract_field(valkey, "acme", "used") == contract_field(valkey, "acme", "u") == 0
 
@@ -164,7 +164,7 @@ def test_a_contract_that_queues_refuses_who_will_not_wait(valkey: redis.Redis) -
     open_past(valkey, 3 * RATE, "queue")
     assert refusal(ask(valkey, "hasty")) == pytest.approx(2_000, abs=50)
     assert contract_field(valkey, "acme", "refused") == 1
-    insists = CellRequest(client=valkey, request_id="insists", wait_max=5, asked=Asked.RESERVED)
+    insists = CellRequest(client=valkey, request_id="insists", wait_max=5, asked=Tier.RESERVED)
     assert isinstance(insists.reserve(), Later)
 
 
@@ -209,15 +209,16 @@ def test_what_spilled_is_trued_up_where_it_was_charged(valkey: redis.Redis) -> N
 
 def test_who_insists_on_reserved_never_spills(valkey: redis.Redis) -> None:
     open_past(valkey, 2 * RATE, "spill")
-    assert refusal(ask(valkey, "r", asked=Asked.RESERVED)) == pytest.approx(1_000, abs=50)
+    assert refusal(ask(valkey, "r", asked=Tier.RESERVED)) == pytest.approx(1_000, abs=50)
     assert isinstance(
-        CellRequest(client=valkey, request_id="x", tenant="other", asked=Asked.RESERVED).reserve(), NoContract
+        CellRequest(client=valkey, request_id="x", tenant="other", asked=Tier.RESERVED).reserve(),
+        NoContract,
     )
 
 
-@pytest.mark.parametrize("asked", [Asked.ON_DEMAND, Asked.FLEX])
+@pytest.mark.parametrize("asked", [Tier.ON_DEMAND, Tier.FLEX])
 def test_what_a_tenant_asks_for_beside_its_contract_is_not_charged_to_it(
-    valkey: redis.Redis, asked: Asked
+    valkey: redis.Redis, asked: Tier
 ) -> None:
     sign(valkey, "acme", RATE, "spill")
     request = CellRequest(client=valkey, request_id="r", asked=asked)
@@ -236,10 +237,12 @@ def test_a_tenant_without_on_demand_is_served_by_its_contract_only(valkey: redis
         "within_contract",
     )
     assert isinstance(
-        CellRequest(client=valkey, request_id="b", on_demand=False, asked=Asked.ON_DEMAND).reserve(), NoRight
+        CellRequest(client=valkey, request_id="b", on_demand=False, asked=Tier.ON_DEMAND).reserve(),
+        NoRight,
     )
     assert isinstance(
-        CellRequest(client=valkey, request_id="c", on_demand=False, asked=Asked.FLEX).reserve(), NoRight
+        CellRequest(client=valkey, request_id="c", on_demand=False, asked=Tier.FLEX).reserve(),
+        NoRight,
     )
 
 
@@ -247,7 +250,7 @@ def test_within_its_contract_nothing_makes_a_tenant_wait(valkey: redis.Redis, ga
     set_room(valkey, {"i-1": (1, 1)})
     for n in range(5):
         CellRequest(client=valkey, request_id=f"o{n}", tenant="crowd", wait_max=9).reserve(1_000)
-        CellRequest(client=valkey, request_id=f"f{n}", tenant="crowd", wait_max=9, asked=Asked.FLEX).reserve(
+        CellRequest(client=valkey, request_id=f"f{n}", tenant="crowd", wait_max=9, asked=Tier.FLEX).reserve(
             1_000
         )
     sign(valkey, "acme", RATE)
@@ -295,7 +298,7 @@ def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whos
     reserved.settle(60_000)
     assert contract_field(valkey, "acme", "used") == 60_000
     assert reserved.tenant_level("u") == reserved.key_level("u") == 0
-    beside = CellRequest(client=valkey, request_id="o", asked=Asked.ON_DEMAND, **limits).reserve(20_000)
+    beside = CellRequest(client=valkey, request_id="o", asked=Tier.ON_DEMAND, **limits).reserve(20_000)
     assert isinstance(beside, Refused)
     assert (beside.limit, beside.retry_after_ms) == (LimitKind.UNITS, None)
 
@@ -332,7 +335,8 @@ def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_c
         assert isinstance(refused, Refused)
         assert refused.limit == limit
     assert isinstance(
-        CellRequest(client=valkey, request_id="c", asked=Asked.ON_DEMAND, **of).reserve(1_000), Refused
+        CellRequest(client=valkey, request_id="c", asked=Tier.ON_DEMAND, **of).reserve(1_000),
+        Refused,
     )
     assert contract_field(valkey, "acme", f"limited:{limit}") == 2
     assert contract_field(valkey, "acme", "refused") == 0

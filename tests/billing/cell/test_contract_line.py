@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from billing.cell.replies import Dropped, Later, Refused, Reserved
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from billing.wire.limits import LimitKind
 from tests.billing.cell.plan import Listener, age_contract, contract_field, queue, sign, state_of
@@ -22,7 +22,7 @@ def full(client: redis.Redis, level_mu: int = 3 * RATE) -> None:
 
 
 def in_line(
-    client: redis.Redis, request_id: str, gateway: str = "gw-1", asked: Asked = Asked.AUTO
+    client: redis.Redis, request_id: str, gateway: str = "gw-1", asked: Tier = Tier.AUTO
 ) -> CellRequest:
     """One that stands in the contract's line."""
     request = CellRequest(client=client, request_id=request_id, gateway=gateway, wait_max=3, asked=asked)
@@ -39,7 +39,7 @@ def why(request: CellRequest, cost_mu: int = RATE // 2) -> tuple[str, str]:
 def test_who_comes_first_is_served_first_and_wakes_the_next(valkey: redis.Redis) -> None:
     full(valkey)
     with Listener(valkey, "gw-1", "gw-2") as gateways:
-        one, two = in_line(valkey, "one"), in_line(valkey, "two", "gw-2", Asked.RESERVED)
+        one, two = in_line(valkey, "one"), in_line(valkey, "two", "gw-2", Tier.RESERVED)
         three = in_line(valkey, "three")
         assert queue(valkey, "acme", "r") == ["one", "two", "three"]
         told = two.reserve(RATE // 2)
@@ -163,7 +163,7 @@ def test_what_spilled_and_found_no_room_counts_as_refused(valkey: redis.Redis) -
     patient.reserve(1_000)
     patient.leave(refused=True)
     assert contract_field(valkey, "acme", "refused") == 2
-    asked = CellRequest(client=valkey, request_id="asked", wait_max=3, asked=Asked.ON_DEMAND)
+    asked = CellRequest(client=valkey, request_id="asked", wait_max=3, asked=Tier.ON_DEMAND)
     asked.reserve(1_000)
     asked.leave(refused=True)
     assert contract_field(valkey, "acme", "refused") == 2

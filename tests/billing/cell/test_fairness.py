@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from billing.cell.replies import Reserved, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
     Listener,
@@ -166,7 +166,7 @@ def test_what_needs_no_room_does_not_lower_what_newcomers_are_lifted_to(valkey: 
 def test_flex_that_waited_long_gives_no_credit_to_on_demand(
     valkey: redis.Redis, gateway: Listener, full: CellRequest
 ) -> None:
-    waits(valkey, "f", "flexible", asked=Asked.FLEX)
+    waits(valkey, "f", "flexible", asked=Tier.FLEX)
     busy = CellRequest(client=valkey, request_id="busy", tenant="busy", sequences=0)
     busy.reserve(900_000)
     waits(valkey, "busy-w", "busy")
@@ -180,7 +180,7 @@ def test_flex_that_waited_long_gives_no_credit_to_on_demand(
 
 def test_on_demand_and_flex_are_one_account(valkey: redis.Redis, full: CellRequest) -> None:
     """Work of one class counts in the line of the other, at once."""
-    waits(valkey, "f", asked=Asked.FLEX)
+    waits(valkey, "f", asked=Tier.FLEX)
     waits(valkey, "o")
     request = CellRequest(client=valkey, request_id="z", sequences=0)
     request.reserve(50_000)
@@ -234,10 +234,10 @@ def test_a_counter_lasts_while_its_tenant_waits(valkey: redis.Redis, full: CellR
     """The bucket of a tenant with nothing open lives a minute; who waits renews it as it renews its lease."""
     busy = CellRequest(client=valkey, request_id="busy", sequences=0)
     busy.reserve(70_000)
-    waits(valkey, "f", asked=Asked.FLEX)
+    waits(valkey, "f", asked=Tier.FLEX)
     busy.settle(70_000)
     assert valkey.pttl(busy.keys.tenant_bucket) <= 60_000
-    waits(valkey, "f", asked=Asked.FLEX)
+    waits(valkey, "f", asked=Tier.FLEX)
     assert valkey.pttl(busy.keys.tenant_bucket) > 6 * 86_400_000
 
 

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from billing.cell.replies import AlreadySettled, Missing, Renewed, Replayed, Reserved, Settled, Stale, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
@@ -35,8 +35,8 @@ def fly_all_classes(client: redis.Redis) -> list[CellRequest]:
     sign(client, "acme", 10**9)
     requests = [
         CellRequest(client=client, request_id="r", sequences=2),
-        CellRequest(client=client, request_id="o", asked=Asked.ON_DEMAND, sequences=3),
-        CellRequest(client=client, request_id="f", asked=Asked.FLEX),
+        CellRequest(client=client, request_id="o", asked=Tier.ON_DEMAND, sequences=3),
+        CellRequest(client=client, request_id="f", asked=Tier.FLEX),
         CellRequest(client=client, request_id="z", sequences=0),
     ]
     for request in requests:
@@ -78,7 +78,7 @@ def test_who_moves_is_counted_where_it_goes(valkey: redis.Redis) -> None:
 
 
 def test_flex_that_moved_may_be_told_to_give_way_where_it_is(valkey: redis.Redis, gateway: Listener) -> None:
-    flex = CellRequest(client=valkey, request_id="f", asked=Asked.FLEX)
+    flex = CellRequest(client=valkey, request_id="f", asked=Tier.FLEX)
     flex.reserve()
     flex.checkpoint(Tokens(5, 0, 1), 5_000, moved_to=("i-2", "e-2"))
     set_room(valkey, {"i-1": (1, 1), "i-2": (1, 0)})
@@ -162,7 +162,7 @@ def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are
 ) -> None:
     set_room(valkey, {"i-1": (16, 16)})
     for name in ("f1", "f2", "f3"):
-        CellRequest(client=valkey, request_id=name, asked=Asked.FLEX, sequences=4).reserve()
+        CellRequest(client=valkey, request_id=name, asked=Tier.FLEX, sequences=4).reserve()
     valkey.hset(redis_keys.room(CELL), "g:i-1", 3)
     plan_anew(valkey)
     assert len(gateway.woken()) == 1
@@ -170,8 +170,8 @@ def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are
 
 def test_what_has_no_sequence_is_not_asked_to_give_way(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (16, 16)})
-    CellRequest(client=valkey, request_id="f1", asked=Asked.FLEX).reserve()
-    CellRequest(client=valkey, request_id="f0", asked=Asked.FLEX, sequences=0).reserve()
+    CellRequest(client=valkey, request_id="f1", asked=Tier.FLEX).reserve()
+    CellRequest(client=valkey, request_id="f0", asked=Tier.FLEX, sequences=0).reserve()
     valkey.hset(redis_keys.room(CELL), "g:i-1", 2)
     plan_anew(valkey)
     assert gateway.woken() == ["!f1"]

@@ -5,7 +5,7 @@ has them.
 import redis
 
 from billing.cell.replies import Reserved, Waiting
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from tests.billing.cell.plan import Listener, flight_field, plan_anew, set_room, waits
 from tests.billing.cell.requests import CELL, CellRequest
@@ -18,7 +18,7 @@ def keep(client: redis.Redis, most: int, on_demand: int) -> None:
 
 
 def flex(client: redis.Redis, request_id: str) -> CellRequest:
-    return CellRequest(client=client, request_id=request_id, tenant="flexible", asked=Asked.FLEX, wait_max=10)
+    return CellRequest(client=client, request_id=request_id, tenant="flexible", asked=Tier.FLEX, wait_max=10)
 
 
 def test_flex_has_what_on_demand_may_not(valkey: redis.Redis, gateway: Listener) -> None:
@@ -65,7 +65,11 @@ def test_more_is_lent_as_soon_as_the_plan_says_so(valkey: redis.Redis, gateway: 
 
 def test_how_many_have_run_for_long_is_counted_with_each_plan(valkey: redis.Redis) -> None:
     set_room(valkey, {"i-1": (9, 9)})
-    for name, asked in (("o1", Asked.ON_DEMAND), ("o2", Asked.ON_DEMAND), ("f1", Asked.FLEX)):
+    for name, asked in (
+        ("o1", Tier.ON_DEMAND),
+        ("o2", Tier.ON_DEMAND),
+        ("f1", Tier.FLEX),
+    ):
         CellRequest(client=valkey, request_id=name, asked=asked, sequences=2).reserve()
     plan_anew(valkey)
     assert flight_field(valkey, "l:i-1") == 0

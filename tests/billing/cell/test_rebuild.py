@@ -8,7 +8,7 @@ import redis
 from billing.cell import scripts
 from billing.cell.execute import execute
 from billing.cell.replies import Missing, Rebuilding, Refused, Replayed, Reserved, Settled, parse_reserve
-from billing.cell.scripts import Asked, BucketLevel, ContractLevel
+from billing.cell.scripts import BucketLevel, ContractLevel, Tier
 from billing.wire import redis_keys
 from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens
@@ -28,8 +28,8 @@ def rebuild(client: redis.Redis, *levels: BucketLevel | ContractLevel, run: str 
     execute(client, scripts.rebuild_call(CELL, run, levels))
 
 
-@pytest.mark.parametrize("asked", list(Asked))
-def test_fault_35_nobody_is_admitted_before_levels_are_counted(valkey: redis.Redis, asked: Asked) -> None:
+@pytest.mark.parametrize("asked", list(Tier))
+def test_fault_35_nobody_is_admitted_before_levels_are_counted(valkey: redis.Redis, asked: Tier) -> None:
     sign(valkey, "acme", 1_000_000)
     valkey.delete(redis_keys.intact(CELL))
     request = CellRequest(client=valkey, request_id="r", asked=asked, wait_max=10)
@@ -74,7 +74,7 @@ def test_a_contract_is_raised_and_one_without_numbers_is_not_made(valkey: redis.
     assert contract_field(valkey, "acme", "u") == 900_000
     assert contract_field(valkey, "acme", "sp") == 700_000
     assert not valkey.exists(nobodys)
-    assert isinstance(CellRequest(client=valkey, request_id="r", asked=Asked.RESERVED).reserve(1), Refused)
+    assert isinstance(CellRequest(client=valkey, request_id="r", asked=Tier.RESERVED).reserve(1), Refused)
 
 
 def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> None:
@@ -86,10 +86,11 @@ def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> N
 
 
 @pytest.mark.parametrize(
-    ("asked", "class_letter"), [(Asked.ON_DEMAND, "o"), (Asked.FLEX, "f"), (Asked.RESERVED, "r")]
+    ("asked", "class_letter"),
+    [(Tier.ON_DEMAND, "o"), (Tier.FLEX, "f"), (Tier.RESERVED, "r")],
 )
 def test_fault_35_what_runs_takes_its_place_again_and_is_charged_for_what_comes(
-    valkey: redis.Redis, asked: Asked, class_letter: str
+    valkey: redis.Redis, asked: Tier, class_letter: str
 ) -> None:
     limits = limits_of(requests=1, units_mu=60_000, concurrency=1)
     set_room(valkey, {"i-1": (1, 1)})

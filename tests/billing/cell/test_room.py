@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from billing.cell.replies import Reserved
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from tests.billing.cell.plan import (
     TWO,
     Listener,
@@ -22,7 +22,7 @@ from tests.billing.cell.requests import CellRequest
 
 
 def test_flex_waits_behind_on_demand(valkey: redis.Redis, gateway: Listener, full: CellRequest) -> None:
-    waits(valkey, "f", tenant="a", asked=Asked.FLEX)
+    waits(valkey, "f", tenant="a", asked=Tier.FLEX)
     waits(valkey, "o", tenant="b")
     full.settle()
     assert gateway.woken() == ["o"]
@@ -35,9 +35,10 @@ def test_flex_has_only_its_part(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (4, 2)})
     for n in range(2):
         assert isinstance(
-            CellRequest(client=valkey, request_id=f"f{n}", asked=Asked.FLEX, wait_max=1).reserve(), Reserved
+            CellRequest(client=valkey, request_id=f"f{n}", asked=Tier.FLEX, wait_max=1).reserve(),
+            Reserved,
         )
-    flex = waits(valkey, "f2", asked=Asked.FLEX)
+    flex = waits(valkey, "f2", asked=Tier.FLEX)
     for n in range(2):
         assert isinstance(
             CellRequest(client=valkey, request_id=f"o{n}", tenant="b", wait_max=1).reserve(), Reserved

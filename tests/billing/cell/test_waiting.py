@@ -7,7 +7,7 @@ import redis
 
 from billing.cell.execute import execute
 from billing.cell.replies import Dropped, Missing, Refused, Replayed, Reserved, Settled, StillLeased, Waiting
-from billing.cell.scripts import Asked, grant_call
+from billing.cell.scripts import Tier, grant_call
 from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
 from tests.billing.cell.plan import (
@@ -79,7 +79,7 @@ def test_a_line_is_bounded_for_each_tenant(valkey: redis.Redis, full: CellReques
     )
     # A line of each class.
     assert isinstance(
-        CellRequest(client=valkey, request_id="f", wait_max=3, asked=Asked.FLEX).reserve(), Waiting
+        CellRequest(client=valkey, request_id="f", wait_max=3, asked=Tier.FLEX).reserve(), Waiting
     )
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select
 from billing.catalogue.projection import Projector
 from billing.cell.execute import execute
 from billing.cell.replies import Reserved, parse_reserve
-from billing.cell.scripts import Asked, reserve_call
+from billing.cell.scripts import Tier, reserve_call
 from billing.contracts import lifecycle
 from billing.contracts.terms import Contract, Side
 from billing.reclaims import orders, store
@@ -71,7 +71,7 @@ class Ground:
 
     def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
         """An open flex request that can go on elsewhere."""
-        made = self.request(request_id, instance, name, asked=Asked.FLEX)
+        made = self.request(request_id, instance, name, asked=Tier.FLEX)
         crash_event = made.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
         call = reserve_call(
             made.keys, lease_ms=60_000, cost_mu=0, tenant=made.tenant_limits, key=made.key_limits,

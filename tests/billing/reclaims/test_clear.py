@@ -2,7 +2,7 @@
 and only where it can.
 """
 
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.reclaims.clear import ASK_LEAD_MS, PAUSE_MS, SETTLE_MS
 from tests.billing.contracts.selling import T0
 from tests.billing.reclaims.conftest import MINUTE, Ground
@@ -13,9 +13,9 @@ BY = T0 + MINUTE
 def furnish(ground: Ground) -> None:
     """On `a` one request of each kind; `b` is busier and stays."""
     for name in ("b1", "b2"):
-        assert ground.request(name, "b", "bolt", asked=Asked.ON_DEMAND).reserve()
-    assert ground.request("on_demand", "a", "bolt", asked=Asked.ON_DEMAND).reserve()
-    assert ground.request("fixed", "a", "bolt", asked=Asked.FLEX).reserve()
+        assert ground.request(name, "b", "bolt", asked=Tier.ON_DEMAND).reserve()
+    assert ground.request("on_demand", "a", "bolt", asked=Tier.ON_DEMAND).reserve()
+    assert ground.request("fixed", "a", "bolt", asked=Tier.FLEX).reserve()
     ground.lend("able", "a", "bolt")
 
 
@@ -48,7 +48,7 @@ def test_with_a_deadline_of_now_it_is_asked_when_nothing_can_come_back_and_has_i
         ground.order(T0, by_ms=T0)
         ground.step(T0)
         assert ground.stops() == ["fixed", "on_demand"]
-        for name, asked in (("fixed", Asked.FLEX), ("on_demand", Asked.ON_DEMAND)):
+        for name, asked in (("fixed", Tier.FLEX), ("on_demand", Tier.ON_DEMAND)):
             ground.request(name, "a", "bolt", asked=asked).settle()
         ground.step(T0 + SETTLE_MS - 1)
         assert heard() == []

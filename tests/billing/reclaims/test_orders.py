@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from billing.allocator.allocator import Allocator
 from billing.catalogue import pools
-from billing.cell.scripts import Asked
+from billing.cell.scripts import Tier
 from billing.contracts.clock import advance
 from billing.contracts.commitments import change_pool, read_for_sale
 from billing.contracts.quote import quote
@@ -109,9 +109,7 @@ def test_two_reclaims_do_not_take_the_same_machine(ground: Ground) -> None:
 def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground) -> None:
     ground.sign("acme", 500)
     ground.register("a", running=2)
-    for number, (asked, instance) in enumerate(
-        [(Asked.FLEX, "a"), (Asked.ON_DEMAND, "b"), (Asked.FLEX, "b")]
-    ):
+    for number, (asked, instance) in enumerate([(Tier.FLEX, "a"), (Tier.ON_DEMAND, "b"), (Tier.FLEX, "b")]):
         assert ground.request(f"r{number}", instance, "bolt", asked=asked).reserve()
     by_ms = T0 + DRAIN_LEAD_MS + DAY
     made = ground.order(T0, by_ms=by_ms)
@@ -120,7 +118,7 @@ def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground
     assert ground.now(made).state == "planned"
     # Chosen as loaded then: by now `a` has more that would be cut.
     for number in (3, 4):
-        assert ground.request(f"r{number}", "a", "bolt", asked=Asked.ON_DEMAND).reserve()
+        assert ground.request(f"r{number}", "a", "bolt", asked=Tier.ON_DEMAND).reserve()
     ground.step(by_ms - DRAIN_LEAD_MS)
     assert (ground.now(made).state, ground.now(made).chosen) == ("draining", ("b",))
     order = json.loads(ground.text.hget(redis_keys.DRAINED, "b") or "")
@@ -136,7 +134,7 @@ def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground
     assert ground.stops() == ["r2", "r1"]
     ground.step(by_ms + 1000)
     assert ground.stops() == ["r2", "r1", "r2", "r1"]
-    for number, asked in ((1, Asked.ON_DEMAND), (2, Asked.FLEX)):
+    for number, asked in ((1, Tier.ON_DEMAND), (2, Tier.FLEX)):
         ground.request(f"r{number}", "b", "bolt", asked=asked).settle()
     ground.step(by_ms + 2000)
     assert ground.now(made).state == "done"

@@ -21,18 +21,18 @@ UNTIERED = (Route.COUNT_TOKENS, Route.TOKENIZE)
 @pytest.mark.parametrize("tier", ServiceTier)
 def test_every_tier_may_be_asked_for_and_no_engine_hears_of_it(route: Route, tier: ServiceTier) -> None:
     parsed = parse(route, service_tier=tier.value)
-    assert parsed.asked is tier
+    assert parsed.service_tier is tier
     assert "service_tier" not in body_for(parsed)
 
 
 @pytest.mark.parametrize("route", TIERED)
 def test_nothing_and_null_ask_for_whatever_is_best(route: Route) -> None:
-    assert parse(route).asked is ServiceTier.AUTO
-    assert parse(route, service_tier=None).asked is ServiceTier.AUTO
+    assert parse(route).service_tier is ServiceTier.AUTO
+    assert parse(route, service_tier=None).service_tier is ServiceTier.AUTO
 
 
 def test_anthropics_standard_is_the_default() -> None:
-    assert parse(Route.MESSAGES, service_tier="standard_only").asked is ServiceTier.DEFAULT
+    assert parse(Route.MESSAGES, service_tier="standard_only").service_tier is ServiceTier.DEFAULT
     assert refusal(Route.CHAT, service_tier="standard_only").param == "service_tier"
 
 
@@ -51,8 +51,8 @@ def test_another_tier_is_refused_by_name(route: Route, value: Any) -> None:
 
 @pytest.mark.parametrize("route", UNTIERED)
 def test_what_produces_nothing_has_no_tier(route: Route) -> None:
-    assert parse(route, service_tier="flex").asked is ServiceTier.AUTO
-    assert parse(route).asked is ServiceTier.AUTO
+    assert parse(route, service_tier="flex").service_tier is ServiceTier.AUTO
+    assert parse(route).service_tier is ServiceTier.AUTO
 
 
 def test_each_class_has_a_name_on_the_wire_and_a_priority() -> None:
