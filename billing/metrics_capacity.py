@@ -89,18 +89,18 @@ class CapacityMetrics:
         )
         self.waiting = gauge(
             "taas_pool_waiting_tenants",
-            "Tenants of which requests wait for room in a pool, by class.",
+            "Tenants with requests in the queue of a pool, by class.",
             "pool",
             "class",
         )
-        self.give_way = gauge(
-            "taas_pool_give_way_sequences",
-            "Flex sequences in flight that are asked to make way for reserved work.",
+        self.preempt = gauge(
+            "taas_pool_preempt_sequences",
+            "Flex sequences in flight that are to be preempted.",
             "pool",
         )
-        self.asked_again = Counter(
-            "taas_pool_give_way_repeats",
-            "Flex requests that were asked to give way, did not within three seconds, and were asked again.",
+        self.preempt_repeats = Counter(
+            "taas_pool_preempt_repeats",
+            "Preempted flex requests that did not stop within three seconds and were signalled again.",
             ["pool"],
             registry=registry,
         )
@@ -140,8 +140,8 @@ class CapacityMetrics:
             self.room.labels(pool, "reserved").set(sum(share.held for share in done.shares))
             self.room.labels(pool, "on_demand").set(sum(share.on_demand for share in done.shares))
             self.room.labels(pool, "flex").set(sum(share.room - share.on_demand for share in done.shares))
-        self.give_way.labels(pool).set(sum(done.give_way.values()))
-        self.asked_again.labels(pool).inc(done.asked_again)
+        self.preempt.labels(pool).set(sum(done.preempt.values()))
+        self.preempt_repeats.labels(pool).inc(done.preempt_repeats)
         for class_ in ("reserved", "on_demand", "flex"):
             flying = sum(getattr(each, class_) for each in done.in_flight.values())
             self.in_flight.labels(pool, class_).set(flying)
@@ -195,7 +195,7 @@ class CapacityMetrics:
             self.room,
             self.in_flight,
             self.waiting,
-            self.give_way,
+            self.preempt,
             self.calibration_age,
         ):
             gauge.remove_by_labels({"pool": pool})

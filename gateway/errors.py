@@ -344,8 +344,8 @@ class EngineFailed(GatewayError):
 
 
 class RequestStopped(GatewayError):
-    """Stopped from our side before its end; `code` is the ending of its usage event. Only a stopped
-    gateway is worth another try.
+    """We stopped the request before its end. `code`: the ending of its usage event. A retry helps only after
+    a stopped gateway or a preemption.
     """
 
     status = 503
@@ -355,7 +355,7 @@ class RequestStopped(GatewayError):
     def __init__(self, ending: str) -> None:
         super().__init__()
         self.code = ending
-        if ending not in {"gateway_stopped", "gave_way"}:
+        if ending not in {"gateway_stopped", "preempted"}:
             self.should_retry = False
 
 

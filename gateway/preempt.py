@@ -28,7 +28,7 @@ def preempt(exchange: Exchange) -> None:
     if exchange.resumable is not None and exchange.attempt.instance.abort:
         exchange.preempt()
     else:
-        exchange.stop(Ending.GAVE_WAY)
+        exchange.stop(Ending.PREEMPTED)
 
 
 class Resumer:
@@ -48,7 +48,7 @@ class Resumer:
         try:
             following = exchange.next_part()
         except ValueError:
-            await self._end(exchange, client, RequestStopped(Ending.GAVE_WAY.value))
+            await self._end(exchange, client, RequestStopped(Ending.PREEMPTED.value))
             return None
         if exchange.request.client_connection is not None:
             exchange.request.client_connection.on_disconnect(following.on_client_disconnect)
@@ -60,7 +60,7 @@ class Resumer:
         except (GatewayError, RedisUnavailable) as error:
             log.info("could not be resumed", extra={"request_id": exchange.request_id})
             following.not_admitted()
-            ended = error if isinstance(error, ClientDisconnected) else RequestStopped(Ending.GAVE_WAY.value)
+            ended = error if isinstance(error, ClientDisconnected) else RequestStopped(Ending.PREEMPTED.value)
             await self._end(exchange, client, ended)
             return None
         return following
@@ -69,7 +69,7 @@ class Resumer:
         if isinstance(error, ClientDisconnected):
             self._settle(exchange, Ending.CLIENT_DISCONNECT, 200)
             return
-        self._settle(exchange, exchange.stop_ending or Ending.GAVE_WAY, 200)
+        self._settle(exchange, exchange.stop_ending or Ending.PREEMPTED, 200)
         if not client.started:
             raise error
         await client.end_with_error(error)

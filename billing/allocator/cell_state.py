@@ -15,7 +15,7 @@ import redis
 from billing.allocator.minutes import Account, Totals
 from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
-from billing.cell.replies import parse_asked_again
+from billing.cell.replies import parse_preempt_repeats
 from billing.cell.scripts import Command, grant_call
 from billing.wire import redis_clock, redis_keys
 
@@ -23,14 +23,14 @@ from billing.wire import redis_clock, redis_keys
 _TTL_MS: Final = 7 * 86_400_000
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
-# Of each instance: sequences of on-demand and flex together, of each of them, and of flex too many; and how
-# fast it reads prompts, mu per second.
+# Fields of `room` per instance: m = slots that on-demand and flex share, d = at most for on-demand, x = at
+# most for flex, g = flex sequences to preempt, w = prefill rate in mu/s.
 _ROOM: Final = "m:"
 _ON_DEMAND: Final = "d:"
 _FLEX: Final = "x:"
-_GIVE_WAY: Final = "g:"
+_PREEMPT: Final = "g:"
 _READS: Final = "w:"
-_PER_INSTANCE: Final = (_ROOM, _ON_DEMAND, _FLEX, _GIVE_WAY, _READS)
+_PER_INSTANCE: Final = (_ROOM, _ON_DEMAND, _FLEX, _PREEMPT, _READS)
 # What the scripts count of a contract, in the order of `Totals`.
 _TOTALS: Final = ("used", "borrowed", "refused", "limited:requests", "limited:concurrency", "limited:cancels")
 _COUNTED: Final = {"r": "reserved", "o": "on_demand", "f": "flex", "l": "long"}
@@ -158,7 +158,7 @@ def write_state(
     for share in shares:
         room |= {_ROOM + share.instance: share.room, _ON_DEMAND + share.instance: share.on_demand}
         room[_FLEX + share.instance] = share.flex
-        room |= {_GIVE_WAY + share.instance: share.give_way, _READS + share.instance: capacity_mu_s}
+        room |= {_PREEMPT + share.instance: share.preempt, _READS + share.instance: capacity_mu_s}
     stale = [prefix + instance for instance in gone for prefix in _PER_INSTANCE]
     keys = [redis_keys.room(cell)]
     arguments: list[Any] = [read.version, _TTL_MS, *_fields(room), len(stale), *stale]
@@ -209,7 +209,7 @@ def grant(client: redis.Redis, cell: str) -> int:
     """Ask what is in the way to give way, and hand room that has become free to those who wait. Returns
     how many had to be asked again.
     """
-    return parse_asked_again(execute(client, grant_call(cell)))
+    return parse_preempt_repeats(execute(client, grant_call(cell)))
 
 
 def _numbers(numbers: Numbers) -> dict[Any, Any]:

@@ -110,13 +110,13 @@ def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | No
     )
 
 
-def go_on(
+def advance(
     account: Account, now_ms: int, totals: Totals, *, end_ms: int, lent_mu: int
 ) -> tuple[list[Minute], Account]:
     """The minutes that this reading touches, oldest first, and the account after it.
 
-    What happened since the last reading is divided over its minutes by time: to the millisecond where the
-    reading is a second old, and as well as can be told after a pause.
+    What happened since the last reading is divided over the minutes in proportion to time. That is exact when
+    the last reading is a second old, and an estimate after a pause.
     """
     spans = list(_spans(account.at_ms, max(now_ms, account.at_ms)))
     change = totals.since(account.totals)

@@ -47,9 +47,9 @@ class Came:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
     """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as
-    it now is. `asked_again`: flex requests that had been asked to give way and had not. `failure`: why room
-    was not handed on; all the rest is written. `is_still`: nothing is sold or runs here, and a next round
-    would find the same unless something comes.
+    it now is. `preempt_repeats`: flex requests that had been asked to give way and had not. `failure`: why
+    room was not handed on; all the rest is written. `is_still`: nothing is sold or runs here, and a next
+    round would find the same unless something comes.
     """
 
     cell: Cell
@@ -61,14 +61,14 @@ class Round:
     flex_waits: int
     contracts: tuple[Came, ...]
     cut_mu: Mapping[tuple[str, int], int]
-    asked_again: int = 0
+    preempt_repeats: int = 0
     failure: redis.RedisError | None = None
     is_still: bool = False
 
     @property
-    def give_way(self) -> dict[str, int]:
+    def preempt(self) -> dict[str, int]:
         """Flex sequences to stop, by instance."""
-        return {share.instance: share.give_way for share in self.shares if share.give_way}
+        return {share.instance: share.preempt for share in self.shares if share.preempt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def allocate(
     charged = cell_state.charged_tenants(client, cell.cell, ended)
     state = cell_state.read_state(client, cell.cell, [*rates, *ended])
     now_ms = state.read_ms if now_ms is None else now_ms
-    books = _go_on(state, ended, ready_mu_s, now_ms)
+    books = _advance(state, ended, ready_mu_s, now_ms)
     missing = shares.missing({each.contract_id: each.mu_s for each in rates.values()}, ready_mu_s)
     cut_mu: dict[tuple[str, int], int] = {}
     if signed or books.accounts:
@@ -131,17 +131,18 @@ def allocate(
     )
     if not written:
         return None
-    asked_again, failure = 0, None
+    preempt_repeats, failure = 0, None
     try:
         cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
-        asked_again = cell_state.grant(client, cell.cell)
+        preempt_repeats = cell_state.grant(client, cell.cell)
     except redis.RedisError as exc:
         failure = exc  # what came is on the books: the caller counts it all the same
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
         on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came),
-        cut_mu=cut_mu, asked_again=asked_again, failure=failure, is_still=_is_still(supply, state, memory),
+        cut_mu=cut_mu, preempt_repeats=preempt_repeats, failure=failure,
+        is_still=_is_still(supply, state, memory),
     )  # fmt: skip
 
 
@@ -172,9 +173,9 @@ def _ended(
     return {tenant: ended[tenant] for tenant in cell_state.left_behind(client, cell.cell, contracts)}
 
 
-def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now_ms: int) -> _Books:
-    """Carry on the evidence of every contract whose numbers stand in the cell, by the rate that stood
-    there since.
+def _advance(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now_ms: int) -> _Books:
+    """Advance the evidence of every contract in the cell to now, at the rate that was in force since the last
+    round.
     """
     books = _Books()
     accounts = {tenant: _account(hash_, now_ms) for tenant, hash_ in state.contracts.items()}
@@ -192,7 +193,7 @@ def _go_on(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now
     for tenant, hash_ in state.contracts.items():
         account = accounts[tenant]
         change = hash_.totals.since(account.totals)
-        touched, after = minutes.go_on(
+        touched, after = minutes.advance(
             account, now_ms, hash_.totals, end_ms=ends[tenant], lent_mu=lent[tenant]
         )
         contract_id = account.contract_id

@@ -90,10 +90,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """One machine's sequences: `held` for reserved, `room` for on-demand and flex together, `on_demand` and
-    `flex` of it for each at most.
+    """One instance's slots: `held` for reserved, `room` for on-demand and flex together, and of `room` at
+    most `on_demand` and `flex` for each.
 
-    `give_way`: flex sequences in flight that stand in the way of reserved ones, or of on-demand that waits.
+    `preempt`: flex sequences to preempt, for reserved requests or for on-demand requests that wait.
     """
 
     instance: str
@@ -102,7 +102,7 @@ class Share:
     room: int
     on_demand: int
     flex: int
-    give_way: int
+    preempt: int
 
 
 def corrected(before: Health | None, calibrated: int, load: Load) -> Health:
@@ -223,21 +223,20 @@ def _guard(sequences: int, in_use: bool) -> int:
 
 
 def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
-    """`wanted`: places that flex has, for on-demand that waits."""
+    """`wanted`: slots to take from flex, for on-demand that waits."""
     sequences, guard, flight = parts.sequences, parts.guard, parts.machine.in_flight
     room = sequences - parts.held
-    give_way = 0
-    # Half of the guard may be used before anybody's stream is stopped: reserved work comes and goes all the
-    # time.
+    preempt = 0
+    # Reserved requests come and go all the time: half of the guard may be used before a stream is preempted.
     if flight.reserved and (sequences - flight.all) * 2 < guard:
-        give_way = max(0, min(flight.flex, flight.all + guard - sequences))
+        preempt = max(0, min(flight.flex, flight.all + guard - sequences))
     flex = room
     if on_demand_waits and parts.on_demand_may_take:
-        # On-demand comes first: flex keeps no more than leaves room for those who wait.
+        # On-demand comes first: flex keeps only what the waiting on-demand requests do not need.
         over = max(0, flight.on_demand + flight.flex + parts.free + wanted - room)
         flex = max(0, min(room, flight.flex - over))
         if wanted:
-            give_way = max(give_way, min(flight.flex, over))
+            preempt = max(preempt, min(flight.flex, over))
     return Share(
         instance=parts.machine.instance,
         sequences=sequences,
@@ -245,7 +244,7 @@ def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
         room=room,
         on_demand=parts.on_demand,
         flex=flex,
-        give_way=give_way,
+        preempt=preempt,
     )
 
 

@@ -84,7 +84,7 @@ class OthersUnits(Answer):
 
 
 class AffectedRequest(Answer):
-    """`goes_on`: it pauses and goes on at another instance; else it ends by then."""
+    """`resumes`: it is preempted and resumes on another instance; else it ends by `end_by`."""
 
     request: str
     tenant: str
@@ -92,7 +92,7 @@ class AffectedRequest(Answer):
     class_: str = Field(alias="class")
     instance: str
     started: Utc
-    goes_on: bool
+    resumes: bool
     end_by: Utc
 
 

@@ -240,7 +240,7 @@ def _shown_contract(held: Holding, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _shown_request(request: OpenRequest, names: Mapping[str, str], plan: Plan) -> dict[str, Any]:
-    """`goes_on`: it pauses and goes on at another instance; else it ends by then."""
+    """`resumes`: it is preempted and resumes on another instance; else it ends by `end_by`."""
     return {
         "request": request.request_id,
         "tenant": request.tenant,
@@ -248,6 +248,6 @@ def _shown_request(request: OpenRequest, names: Mapping[str, str], plan: Plan) -
         "class": request.class_,
         "instance": request.instance,
         "started": utc(request.started_ms),
-        "goes_on": plan.goes_on(request),
+        "resumes": plan.resumes(request),
         "end_by": utc(plan.order.by_ms),
     }

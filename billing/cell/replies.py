@@ -255,7 +255,7 @@ def parse_grant(raw: Sequence[Any]) -> int:
     return int(raw[4])
 
 
-def parse_asked_again(raw: Sequence[Any]) -> int:
+def parse_preempt_repeats(raw: Sequence[Any]) -> int:
     """Of the same reply: requests that were asked to give way, did not in the time for it, and were asked
     once more.
     """

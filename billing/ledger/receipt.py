@@ -1,6 +1,5 @@
-"""One request's receipt: what was produced, delivered, billed and absorbed, why, and what it costs. Owns
-finding it wherever it is: in SQL, in a usage stream on its way there, or still open in its cell. Changes
-nothing.
+"""One request's receipt: what was produced, delivered, billed and absorbed, why, and what it costs. This
+module finds it in SQL, in a usage stream on its way there, or still open in its cell. It changes nothing.
 """
 
 from collections.abc import Mapping
@@ -17,15 +16,15 @@ from billing.ledger.entries import STANDS, Pricing
 from billing.ledger.receipt_parts import Receipt, whole
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 from billing.wire import redis_keys
-from billing.wire.tokens import UsageEventError
-from billing.wire.usage_event import CapacityClass, UsageEvent
+from billing.wire.tokens import AbsorbReason, UsageEventError
+from billing.wire.usage_event import CapacityClass, Ending, UsageEvent
 
 
 def find_receipt(
     connection: Connection, client: redis.Redis, request_id: str, *, tenant: str | None = None
 ) -> Receipt | None:
-    """The receipt of this request; None where there is none, or where it is not this tenant's. The client
-    must not decode.
+    """The receipt of this request. None if there is none, or if it is another tenant's. The client must not
+    decode responses.
     """
     if "\x00" in request_id:
         return None
@@ -34,7 +33,7 @@ def find_receipt(
         return None
     if receipt.facts.get("class") != CapacityClass.FLEX:
         return receipt
-    # A flex request that gave way went on as another, with a number behind its id.
+    # A preempted flex request is resumed under its id with a number after it.
     parts = [receipt]
     while (part := _found(connection, client, f"{request_id}-{len(parts) + 1}")) is not None:
         parts.append(part)
@@ -42,7 +41,9 @@ def find_receipt(
 
 
 def is_waiting(client: redis.Redis, request_id: str) -> bool:
-    """Whether it waits for a place, or has one that it has not taken up: it has no receipt yet."""
+    """Whether it waits for a slot, or has been granted one that it does not use yet: it has no receipt
+    yet.
+    """
     with client.pipeline(transaction=False) as read:
         for cell in read_cells(client):
             read.hget(redis_keys.reservation(cell, request_id), "state")
@@ -100,12 +101,13 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     )  # fmt: skip
     ignored = {"ignored": row["ignored"]} if row["ignored"] else {}
     return {name: row[name] for name in names} | ignored | {
+        "ending": Ending(row["ending"]).value,
         "produced": _tokens(row, "produced"),
         "delivered": {"output": row["delivered_output"]},
         "billed": _tokens(row, "billed"),
         "absorbed": {
             "prompt": row["absorbed_prompt"], "output": row["absorbed_output"],
-            "reasons": row["absorbed_reasons"],
+            "reasons": {AbsorbReason(name).value: part for name, part in row["absorbed_reasons"].items()},
         },
     }  # fmt: skip
 

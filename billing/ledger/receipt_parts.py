@@ -1,4 +1,6 @@
-"""What a receipt says, and how the parts of one request become one receipt. Pure: it looks nothing up."""
+"""The content of a receipt, and how the parts of one request become one receipt. Pure: it looks nothing
+up.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,16 +10,16 @@ from billing.catalogue.money import Money, price_string
 from billing.catalogue.price_book import Price
 from billing.ledger.entries import Pricing
 
-# From what is least known of a request to what is most.
+# In the order in which they follow each other.
 _STATES: Final = ("open", "settled", "recorded")
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """`state`: `open` · `settled` (ended, not yet in the ledger) · `recorded`. `facts` are the usage event's
-    fields as far as known.
+    """`state`: `open`, `settled` (ended, not yet in the ledger) or `recorded`. `facts`: the usage event's
+    fields, as far as they are known.
 
-    `amount` is None where there is none yet, or never will be: `pricing` says which.
+    `amount` is None if there is none yet, or never will be: `pricing` says which.
     """
 
     state: str
@@ -28,7 +30,7 @@ class Receipt:
 
     @property
     def tenant(self) -> str | None:
-        """Whose request it is."""
+        """The tenant of the request."""
         tenant: str | None = self.facts["tenant"]
         return tenant
 
@@ -51,8 +53,8 @@ class Receipt:
 
 
 def whole(parts: Sequence[Receipt]) -> Receipt:
-    """One receipt of a request that gave way and went on: figures and amounts of all parts, the rest as
-    the first has it, its end as the last.
+    """One receipt for a request that was preempted and resumed: the sums of all parts, the ending of the last
+    part, and everything else from the first.
     """
     first, last = parts[0], parts[-1]
     facts = dict(first.facts)

@@ -12,7 +12,7 @@ from billing.catalogue.projection import Projector
 from billing.contracts.commitments import lock_position
 from billing.contracts.store import now_ms as clock_ms
 from billing.reclaims import orders, shortfall, store
-from billing.reclaims.clear import ASK_LEAD_MS, clear
+from billing.reclaims.clear import PREEMPT_LEAD_MS, clear
 from billing.reclaims.plan import DRAIN_LEAD_MS, drain_from_ms
 from billing.schema.capacity import reclaim as table
 
@@ -68,7 +68,7 @@ def _due(connection: Connection, now_ms: int) -> list[str]:
     query = select(table.c.reclaim_id).where(
         or_(
             (table.c.state == "planned") & (table.c.by_ms <= now_ms + DRAIN_LEAD_MS),
-            (table.c.state == "draining") & (table.c.by_ms <= now_ms + ASK_LEAD_MS),
+            (table.c.state == "draining") & (table.c.by_ms <= now_ms + PREEMPT_LEAD_MS),
         )
     )
     return list(connection.execute(query.order_by(table.c.by_ms, table.c.reclaim_id)).scalars())

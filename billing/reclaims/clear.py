@@ -1,9 +1,9 @@
-"""A machine that leaves is cleared: flex that can go on elsewhere gives way, what is open past the deadline
-is stopped, then it is done.
+"""Clears the machines of a reclaim: preempts flex requests that can be resumed elsewhere, stops what is still
+open past the deadline, then marks the reclaim as done.
 
-Flex is asked so shortly before the deadline that it has just time to pause: whoever can finish on the machine
-by then does, pays nothing for reading its prompt twice, and does not stand in line for a place it need not
-have. When it goes on is not a matter of the deadline, because then it is away.
+Flex is preempted as late as possible, with just enough time to pause. A request that can finish on the
+machine by then does: its prompt is not read twice and it does not wait for another slot. When it resumes does
+not matter to the deadline, because it has left the machine by then.
 """
 
 import logging
@@ -22,31 +22,33 @@ from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
 
-# A gateway learns within half a second that an instance drains; what it had begun to send there shows in the
-# cell well within this. What gave way before might come back.
+# A gateway learns within half a second that an instance drains. What it had begun to send there shows in the
+# cell well within this time. A request that is preempted earlier might be resumed there.
 SETTLE_MS: Final = 2_000
-# Flex is asked to give way one step before the deadline: an abort and a checkpoint take a tenth of that. So
-# long after it was asked it is stopped.
-ASK_LEAD_MS: Final = 1_000
+# Flex is preempted this long before the deadline: an abort and a checkpoint take a tenth of it.
+PREEMPT_LEAD_MS: Final = 1_000
+# A preempted request that is still open after this is stopped.
 PAUSE_MS: Final = 3_000
 
 
 def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: int) -> None:
-    """What is to be done at this moment for one that drains. May be repeated. Raises redis.RedisError."""
-    if now_ms < found.by_ms - ASK_LEAD_MS:
+    """Do what is due now for a reclaim that drains. May be repeated. Raises redis.RedisError."""
+    if now_ms < found.by_ms - PREEMPT_LEAD_MS:
         return
     history = store.history(connection, found.reclaim_id)
     drained_ms = max((entry.at_ms for entry in history if entry.change == "draining"), default=now_ms)
     requests = read_open_on(client, found.pool, found.chosen)
-    asked_ms = _named(history, "asked_to_give_way")
+    asked_ms = _named(history, "preempted")
     cells = (
         read_cells_ready(client, found.pool)
-        if any(request.can_go_on for request in requests)
+        if any(request.resumable for request in requests)
         else frozenset()
     )
-    able = [request for request in requests if request.request_id in asked_ms or _can_go_on(request, cells)]
-    if able and now_ms >= max(found.by_ms - ASK_LEAD_MS, drained_ms + SETTLE_MS):
-        _ask(connection, client, found, able, asked_ms, now_ms)
+    able = [
+        request for request in requests if request.request_id in asked_ms or _is_resumable(request, cells)
+    ]
+    if able and now_ms >= max(found.by_ms - PREEMPT_LEAD_MS, drained_ms + SETTLE_MS):
+        _preempt(connection, client, found, able, asked_ms, now_ms)
     if now_ms < found.by_ms:
         return
     paused_by_ms = {
@@ -59,12 +61,12 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
         _log.info("reclaim %s is done", found.reclaim_id)
 
 
-def _can_go_on(request: OpenRequest, cells: Collection[str]) -> bool:
-    """Where no instance stays it had better finish where it is, as far as it comes."""
-    return request.can_go_on and request.cell in cells
+def _is_resumable(request: OpenRequest, cells: Collection[str]) -> bool:
+    """If no instance is left to resume on, a request had better finish where it is."""
+    return request.resumable and request.cell in cells
 
 
-def _ask(
+def _preempt(
     connection: Connection,
     client: redis.Redis,
     found: Reclaim,
@@ -72,10 +74,10 @@ def _ask(
     asked_ms: Mapping[str, int],
     now_ms: int,
 ) -> None:
-    """Have their gateways pause them. Said again while they are there: the word may have been lost."""
-    new = _write_down(connection, found, "asked_to_give_way", requests, asked_ms, now_ms)
+    """Signal the gateways to preempt these requests; again while they are open, as a message may be lost."""
+    new = _write_down(connection, found, "preempted", requests, asked_ms, now_ms)
     if new:
-        _log.info("reclaim %s: %d flex requests are to go on elsewhere", found.reclaim_id, new)
+        _log.info("reclaim %s: preempting %d flex requests", found.reclaim_id, new)
     for request in requests:
         client.publish(redis_keys.wake_channel(request.gateway), f"!{request.request_id}")
 
@@ -87,7 +89,7 @@ def _stop(
     stopped_ms: Mapping[str, int],
     now_ms: int,
 ) -> None:
-    """Said again while they are open: a gateway may not have known them yet."""
+    """Stop these requests; again while they are open, as a gateway may not have known them yet."""
     new = _write_down(connection, found, "stopped", requests, stopped_ms, now_ms)
     if new:
         _log.info("reclaim %s: stopping %d requests", found.reclaim_id, new)
@@ -103,7 +105,7 @@ def _write_down(
     before_ms: Mapping[str, int],
     now_ms: int,
 ) -> int:
-    """In the history, each request once; how many are new there."""
+    """Record the requests in the history, each once. Returns how many are new there."""
     new = [_recorded(request) for request in requests if request.request_id not in before_ms]
     if new:
         store.append(connection, found.reclaim_id, change, {"requests": new}, now_ms=now_ms)
@@ -111,7 +113,7 @@ def _write_down(
 
 
 def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
-    """The requests that such entries name, and when."""
+    """The requests that entries of this change name, and when."""
     return {
         each["request"]: entry.at_ms
         for entry in history

@@ -1,4 +1,4 @@
-"""What runs in a pool at this moment: its instances, and what is open on each. Reads Redis only."""
+"""What runs in a pool now: its instances, and the open requests of each. Reads Redis only."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
@@ -13,13 +13,13 @@ from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
 
 _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
-# In the order in which they give way.
-GIVE_WAY: Final = ("flex", "on_demand", "reserved")
+# The classes in the order in which a leaving machine is cleared of them.
+CLEARING_ORDER: Final = ("flex", "on_demand", "reserved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRequest:
-    """One request in flight. `can_go_on`: it can give its place up and go on elsewhere from its text; only
+    """One request in flight. `resumable`: it can be preempted and resumed elsewhere from its text; only
     flex can.
     """
 
@@ -31,7 +31,7 @@ class OpenRequest:
     started_ms: int
     cell: str = ""
     gateway: str = ""
-    can_go_on: bool = False
+    resumable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,15 @@ class Occupied:
     requests: tuple[OpenRequest, ...] = ()
 
     def by_class(self) -> dict[str, int]:
-        """How many are open of each class, in the order in which they give way."""
+        """How many are open of each class, in the order of `CLEARING_ORDER`."""
         return count_classes(self.requests)
 
     @property
     def harm(self) -> tuple[int, ...]:
-        """What taking it does to whom, the worst first: reserved, on-demand, flex that cannot go on, what
-        its engine has besides, flex that can.
+        """Open requests that taking the instance would disturb, the worst first: reserved, on-demand, flex
+        that cannot be resumed, other load of its engine, flex that can be resumed.
         """
-        able = sum(request.can_go_on for request in self.requests)
+        able = sum(request.resumable for request in self.requests)
         count = self.by_class()
         return (
             count["reserved"],
@@ -66,9 +66,9 @@ class Occupied:
 
 
 def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
-    """How many there are of each class, in the order in which they give way."""
+    """How many there are of each class, in the order of `CLEARING_ORDER`."""
     counted = Counter(request.class_ for request in requests)
-    return {name: counted[name] for name in GIVE_WAY}
+    return {name: counted[name] for name in CLEARING_ORDER}
 
 
 def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[Occupied]:
@@ -84,15 +84,17 @@ def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list
 
 
 def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
-    """What is open on these instances of a pool, in the order in which it gives way. Raises redis.RedisError.
+    """The open requests of these instances of a pool, in the order of `CLEARING_ORDER`. Raises
+    redis.RedisError.
 
-    Looked for in every cell: an instance that has left the registry may have requests that nobody has settled
-    yet.
+    It looks in every cell: an instance that has left the registry may have requests that are not settled yet.
     """
     wanted = frozenset(instances)
     cells = {cell.decode() if isinstance(cell, bytes) else cell for cell in client.smembers(redis_keys.CELLS)}
     found = [request for request in _read_open(client, cells) if request.instance in wanted]
-    return sorted(found, key=lambda each: (GIVE_WAY.index(each.class_), each.started_ms, each.request_id))
+    return sorted(
+        found, key=lambda each: (CLEARING_ORDER.index(each.class_), each.started_ms, each.request_id)
+    )
 
 
 def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
@@ -101,8 +103,8 @@ def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
 
 
 def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
-    """The cells of a pool in which an instance takes new requests: what gives way can go on there. Raises
-    redis.RedisError.
+    """The cells of a pool in which an instance takes new requests: preempted requests can resume there.
+    Raises redis.RedisError.
     """
     return frozenset(
         entry.cell for entry in read_registered(client) if entry.pool == pool and entry.status == "ready"
@@ -128,11 +130,11 @@ def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
     able = _read_able(
         client, {(request.cell, request.instance) for request in there if request.class_ == "flex"}
     )
-    return [replace(request, can_go_on=request.request_id in able) for request in there]
+    return [replace(request, resumable=request.request_id in able) for request in there]
 
 
 def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> frozenset[str]:
-    """The flex requests at these (cell, instance) that can go on elsewhere."""
+    """The flex requests at these (cell, instance) that can be resumed elsewhere."""
     with client.pipeline(transaction=False) as read:
         for cell, instance in places:
             read.zrangebyscore(redis_keys.lent(cell, instance), "-inf", "(0")
@@ -140,7 +142,9 @@ def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> froz
 
 
 def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
-    """None for one that waits, has been granted a place but not begun, or has settled meanwhile."""
+    """None for a request that waits, that was granted a slot but has not begun, or that has settled
+    meanwhile.
+    """
     state, head, instance, class_, tenant, contract, gateway = fields
     if state != b"open" or not instance or tenant is None:
         return None

@@ -88,9 +88,9 @@ class Plan:
         """What is open on the instances that leave: each must have ended by the deadline."""
         return tuple(request for each in self.leaving for request in each.requests)
 
-    def goes_on(self, request: OpenRequest) -> bool:
-        """Whether one of them gives its place up and goes on at another instance."""
-        return request.can_go_on and bool(self.ready - {each.instance for each in self.leaving})
+    def resumes(self, request: OpenRequest) -> bool:
+        """Whether this request is preempted and resumes on another instance."""
+        return request.resumable and bool(self.ready - {each.instance for each in self.leaving})
 
     @property
     def open_by_class(self) -> dict[str, int]:

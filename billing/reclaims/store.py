@@ -51,6 +51,8 @@ class Reclaim:
         return Taken(self.instances, self.by_ms, FOREVER_MS if self.released_ms is None else self.released_ms)
 
 
+# A change that the last version recorded under another name.
+_EARLIER_CHANGES: Final = {"asked_to_give_way": "preempted"}
 _BY_DEADLINE: Final[Order[Reclaim]] = Order(
     "reclaims",
     lambda reclaim: (reclaim.by_ms, reclaim.reclaim_id),
@@ -173,10 +175,10 @@ def select_any_open() -> Select[bool]:
 
 
 def history(connection: Connection, reclaim_id: str) -> list[Entry]:
-    """Oldest first."""
+    """The entries of a reclaim, oldest first."""
     query = select(reclaim_history).where(reclaim_history.c.reclaim_id == reclaim_id)
     rows = connection.execute(query.order_by(reclaim_history.c.entry))
-    return [Entry(row.at_ms, row.change, row.detail) for row in rows]
+    return [Entry(row.at_ms, _EARLIER_CHANGES.get(row.change, row.change), row.detail) for row in rows]
 
 
 def away(connection: Connection) -> frozenset[str]:

@@ -39,9 +39,9 @@ def attribute(
     """Divide `usage`, the engine's cumulative figures, into billed and absorbed.
 
     `generates` is false on routes without output (embeddings): there the prompt alone is the product.
-    `continued`: a later part of a request, whose prompt is the first part's and its text: read again for our
-    sake, and billed to nobody. Nor is `discarded_output`: the output of a part that gave way which its caller
-    was not given, and which the next part produces again.
+    `continued`: a later part of a preempted request. Its prompt is the first part's prompt and text, which
+    the engine had to read again for our sake: it is not billed. Neither is `discarded_output`: output of a
+    preempted part that its caller did not get and that the next part produces again.
     """
     if not 0 <= discarded_output <= usage.output:
         raise ValueError(f"{discarded_output} tokens discarded of {usage.output}")

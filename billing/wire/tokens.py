@@ -14,14 +14,18 @@ class UsageEventError(ValueError):
     """
 
 
+# Names that events of the last version carry, in streams, journals and SQL. They are read as the new ones.
+EARLIER_NAMES: Final = {"gave_way": "preempted"}
+
+
 class AbsorbReason(StrEnum):
-    """Why nobody is billed for tokens that were produced: our failure, by its ending, an answer that the
-    engine refused after it had produced it, or one of the others.
+    """Why nobody is billed for tokens that were produced: an ending that is our failure, an answer that the
+    engine refused after it had produced it, or one of the other reasons.
     """
 
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
-    GAVE_WAY = "gave_way"
+    PREEMPTED = "preempted"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
     GATEWAY_DIED = "gateway_died"
@@ -33,6 +37,10 @@ class AbsorbReason(StrEnum):
     CONTINUED = "continued"
     USAGE_ANOMALY = "usage_anomaly"
     CALIBRATION = "calibration"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "AbsorbReason | None":
+        return cls(EARLIER_NAMES[value]) if isinstance(value, str) and value in EARLIER_NAMES else None
 
 
 def check_counts(*values: int) -> None:

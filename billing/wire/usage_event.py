@@ -2,9 +2,9 @@
 knows neither Redis nor SQL.
 
 An event has a head, known when the request is reserved, and a tail, known when it has ended. A reservation
-stores the head and a *will*: the tail to be recorded if its gateway is never heard of again. The reaper's
-script joins the two texts, so `EventHead.to_json` and `UsageEvent.crash_event_json` are JSON objects that can
-be joined at their braces. Tokens are integers, times are ms since the epoch.
+stores the head and a *crash event*: the tail that the reaper records if the gateway dies. The reaper's script
+joins the two texts, so `EventHead.to_json` and `UsageEvent.crash_event_json` are JSON objects that can be
+joined at their braces. Tokens are integers, times are ms since the epoch.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from billing.wire.tokens import (
+    EARLIER_NAMES,
     Absorbed,
     AbsorbedTokens,
     AbsorbReason,
@@ -36,13 +37,17 @@ class Ending(StrEnum):
     TENANT_SUSPENDED = "tenant_suspended"
     DEADLINE = "deadline"
     OPERATOR_STOP = "operator_stop"
-    GAVE_WAY = "gave_way"
+    PREEMPTED = "preempted"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
     GATEWAY_DIED = "gateway_died"
     GATEWAY_STOPPED = "gateway_stopped"
     PROTOCOL_ERROR = "protocol_error"
     REFUSED_BY_ENGINE = "refused_by_engine"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Ending | None":
+        return cls(EARLIER_NAMES[value]) if isinstance(value, str) and value in EARLIER_NAMES else None
 
 
 class UsageSource(StrEnum):

@@ -53,10 +53,18 @@ def _is_cut(contract: Mapping[str, Any]) -> bool:
 _CONTRACTS: Columns = {
     "CONTRACT": "contract", "TENANT": "tenant_name", "UNITS/S": _rate, "ENDS (UTC)": "ends", "THEN": _fate,
 }  # fmt: skip
+
+
+def _end_of(row: Mapping[str, Any]) -> str:
+    """A billing process of the last version says `goes_on`."""
+    end_by: str = row["end_by"]
+    return "resumes elsewhere" if row.get("resumes", row.get("goes_on")) else end_by
+
+
 _STREAMS: Columns = {
     "REQUEST": "request", "TENANT": "tenant_name", "CLASS": "class", "INSTANCE": "instance",
     "STARTED (UTC)": "started",
-    "MUST END BY (UTC)": lambda row: "goes on elsewhere" if row["goes_on"] else row["end_by"],
+    "MUST END BY (UTC)": _end_of,
 }  # fmt: skip
 _BROKEN: Columns = {"FROM (UTC)": "from", "UNTIL (UTC)": "until", "SHORT BY UNITS/S": number("units")}
 _STREAMS_SHOWN = 20
@@ -205,7 +213,8 @@ def _print_one(found: dict[str, Any], as_json: bool) -> None:
 
 def _detail(step: Mapping[str, Any]) -> str:
     detail = step["detail"]
-    if step["change"] in {"asked_to_give_way", "stopped"}:
+    # `asked_to_give_way`: `preempted`, as a billing process of the last version says it.
+    if step["change"] in {"preempted", "asked_to_give_way", "stopped"}:
         return ", ".join(f"{each['request']} ({each['class']})" for each in detail["requests"])
     if step["change"] == "planned":
         broken = ", breaks contracts" if detail["broken"] else ""

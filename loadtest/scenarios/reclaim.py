@@ -114,7 +114,7 @@ def judge(records: list[Record], told: dict[str, Any], end_s: float) -> Result:
     meanwhile = due(parts["owner"], BEFORE_S, deadline_s + 2)
     return Result("reclaim", verdicts, {
         "streams cut": len(cut),
-        "flex asked to go on elsewhere": named(told["history"], "asked_to_give_way"),
+        "flex preempted": named(told["history"], "preempted"),
         "state": done, "owner's TTFT meanwhile, ms": {"p50": ttft_ms(meanwhile, 0.5),
         "p99": ttft_ms(meanwhile, 0.99)},
         "not served": {name: codes(part) for name, part in parts.items()}, **conditions(records),

@@ -209,7 +209,7 @@ class Flex:
             "next part",
         )
 
-    def give_way(self) -> None:
+    def preempt(self) -> None:
         """As the allocator has it when an owner wants its place; there is room, so it goes on at once."""
         stack = self._stack
         with stack.redis.pipeline(transaction=True) as both:
@@ -251,7 +251,7 @@ SEAMS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("path", "fields", "finish"), SEAMS.values(), ids=SEAMS)
-def test_a_stream_that_gave_way_says_what_it_would_have_said(
+def test_a_preempted_stream_says_what_it_would_have_said(
     stack: Stack, sold: Sold, path: str, fields: dict[str, Any], finish: str
 ) -> None:
     with Flex(stack, path, **fields) as flex:
@@ -261,7 +261,7 @@ def test_a_stream_that_gave_way_says_what_it_would_have_said(
         with Flex(stack, path, **fields) as flex:
             for times in (1, 2):
                 flex.caller.read_until(b'"finish_reason":null', 14 * times)
-                flex.give_way()
+                flex.preempt()
                 flex.await_part(times + 1)
             events = flex.events()
         assert flex.text_of(events) == expected
@@ -274,7 +274,7 @@ def test_a_stream_that_gave_way_says_what_it_would_have_said(
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
-def test_a_stream_that_gives_way_while_it_reads_its_prompt_is_answered_all_the_same(
+def test_a_stream_that_is_preempted_during_prefill_is_answered_all_the_same(
     stack: Stack, sold: Sold, path: str
 ) -> None:
     """It is stopped before its first token, or after it on a fast machine: never an empty answer, nor a
@@ -284,7 +284,7 @@ def test_a_stream_that_gives_way_while_it_reads_its_prompt_is_answered_all_the_s
     fields = {"messages": [{"role": "user", "content": prompt}]} if path == CHAT else {"prompt": prompt}
     with Flex(stack, path, **fields, max_tokens=12) as flex:
         stack.await_open(1)
-        flex.give_way()
+        flex.preempt()
         events = flex.events()
     usage, receipt = events[-1]["usage"], stack.receipt(flex.caller.request_id)
     assert [choice["finish_reason"] for event in events for choice in event["choices"]][-1] == "length"
@@ -319,18 +319,22 @@ def test_an_owner_that_comes_back_has_its_place_and_flex_waits_and_goes_on(stack
 @pytest.mark.parametrize(
     "fields", [{"logprobs": 0}, {"presence_penalty": 0.5}], ids=["log probabilities", "penalties"]
 )
-def test_flex_that_cannot_go_on_ends_with_one_error_and_is_not_billed(
+def test_flex_that_cannot_be_resumed_ends_with_one_error_and_is_not_billed(
     stack: Stack, sold: Sold, fields: dict[str, Any]
 ) -> None:
     with Flex(stack, COMPLETIONS, prompt=COLOURS, **fields, max_tokens=LONG, ignore_eos=True) as flex:
         flex.caller.read_until(TOKEN[COMPLETIONS], 3)
-        flex.give_way()
+        flex.preempt()
         events = flex.caller.read_all()
     assert events.count(b'"error"') == 1
-    assert b'"code":"gave_way"' in events
+    assert b'"code":"preempted"' in events
     assert DONE not in events
     receipt = stack.receipt(flex.caller.request_id)
-    assert (receipt["ending"], receipt["billed"]["prompt"], receipt["billed"]["output"]) == ("gave_way", 0, 0)
+    assert (receipt["ending"], receipt["billed"]["prompt"], receipt["billed"]["output"]) == (
+        "preempted",
+        0,
+        0,
+    )
     assert receipt["absorbed"]["output"] == receipt["produced"]["output"] >= 3
 
 

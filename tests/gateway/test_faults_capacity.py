@@ -186,7 +186,7 @@ def test_fault_34_who_waits_longer_than_an_outage_is_served(
 
 
 @pytest.mark.parametrize("fault", [killed, readonly])
-def test_fault_34_a_flex_stream_that_is_to_give_way_in_an_outage_says_how_it_ended(
+def test_fault_34_a_flex_stream_that_is_preempted_in_an_outage_says_how_it_ended(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -210,7 +210,7 @@ def test_fault_34_a_flex_stream_that_is_to_give_way_in_an_outage_says_how_it_end
     with fault(own_valkey, catalogue.redis):
         if fault is not killed:
             tell(catalogue, "!" + request_id)
-            assert lent.result(30).error_code() == "gave_way"
+            assert lent.result(30).error_code() == "preempted"
         refused = scene.ask_reserved()
         assert (refused.status, refused.error_code()) == UNAVAILABLE
     scene.await_service()
@@ -221,8 +221,8 @@ def test_fault_34_a_flex_stream_that_is_to_give_way_in_an_outage_says_how_it_end
     if answer.done:
         assert {event.ending for event in parts} == {Ending.COMPLETE}
     else:
-        assert answer.error_code() == "gave_way"
-        assert {(event.ending, event.billed.output) for event in parts} == {(Ending.GAVE_WAY, 0)}
+        assert answer.error_code() == "preempted"
+        assert {(event.ending, event.billed.output) for event in parts} == {(Ending.PREEMPTED, 0)}
 
 
 def flex_requests(catalogue: Catalogue) -> list[str]:

@@ -28,9 +28,9 @@ FLEX_STREAM = {
 }
 
 
-def plan(catalogue: Catalogue, most: int, give_way: int) -> None:
+def plan(catalogue: Catalogue, most: int, preempt: int) -> None:
     """What an allocator writes when an owner has come back, and its round's end."""
-    catalogue.redis.hset(redis_keys.room(MODEL), mapping={"m:i1": most, "x:i1": most, "g:i1": give_way})
+    catalogue.redis.hset(redis_keys.room(MODEL), mapping={"m:i1": most, "x:i1": most, "g:i1": preempt})
     execute(catalogue.redis, grant_call(MODEL))
 
 
@@ -46,7 +46,7 @@ def delivered(engine: SimEngine) -> int:
 
 
 @pytest.mark.parametrize("route", ["chat", "completions"])
-def test_a_flex_stream_gives_way_and_goes_on_as_one_stream_and_one_price(
+def test_a_flex_stream_is_preempted_and_resumed_as_one_stream_at_one_price(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -105,7 +105,7 @@ def test_a_flex_stream_gives_way_and_goes_on_as_one_stream_and_one_price(
 
 
 @pytest.mark.parametrize("route", ["responses", "messages"])
-def test_what_cannot_go_on_is_stopped_unbilled(
+def test_what_cannot_be_resumed_is_stopped_unbilled(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -122,14 +122,14 @@ def test_what_cannot_go_on_is_stopped_unbilled(
     wait_until(lambda: delivered(slow) > 20, "tokens")
     plan(catalogue, 0, 1)
     answer = running.result()
-    assert answer.error_code() == "gave_way"
+    assert answer.error_code() == "preempted"
     (event,) = catalogue.await_events(1)
-    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+    assert (event.ending, event.billed.output) == (Ending.PREEMPTED, 0)
     assert event.absorbed.output == event.produced.output > 0
     conserved()
 
 
-def test_those_that_can_go_on_give_way_first_and_reserved_and_on_demand_never(
+def test_resumable_ones_are_preempted_first_and_reserved_and_on_demand_never(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -191,9 +191,9 @@ def test_without_room_in_time_the_stream_says_so_and_nobody_pays(
     running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
     wait_until(lambda: delivered(slow) > 20, "tokens")
     plan(catalogue, 0, 1)
-    assert running.result().error_code() == "gave_way"
+    assert running.result().error_code() == "preempted"
     (event,) = catalogue.await_events(1)
-    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+    assert (event.ending, event.billed.output) == (Ending.PREEMPTED, 0)
     conserved()
 
 

@@ -58,12 +58,12 @@ def test_where_no_engine_stops_by_id_it_is_told_so_and_the_engine_is_not_blamed(
     running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
     wait_until(lambda: delivered(slow) > 20, "tokens")
     plan(catalogue, 0, 1)
-    assert running.result().error_code() == "gave_way"
+    assert running.result().error_code() == "preempted"
     (event,) = catalogue.await_events(1)
-    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+    assert (event.ending, event.billed.output) == (Ending.PREEMPTED, 0)
 
 
-def test_one_that_was_asked_before_its_engine_had_it_gives_way_all_the_same(
+def test_one_that_is_preempted_before_its_engine_has_it_stops_all_the_same(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -93,7 +93,7 @@ def test_one_that_was_asked_before_its_engine_had_it_gives_way_all_the_same(
     conserved()
 
 
-def test_an_engine_whose_figures_are_wrong_is_not_gone_on_from(
+def test_a_request_whose_engine_counts_wrong_is_not_resumed(
     slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, pool: ThreadPoolExecutor
 ) -> None:
     catalogue.instance(slow.url, slow.key)
@@ -104,9 +104,9 @@ def test_an_engine_whose_figures_are_wrong_is_not_gone_on_from(
     running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
     wait_until(lambda: delivered(slow) > 20, "tokens")
     plan(catalogue, 4, 1)
-    assert running.result().error_code() == "gave_way"
+    assert running.result().error_code() == "preempted"
     (event,) = catalogue.await_events(1)
-    assert (event.ending, event.anomaly, event.billed.output) == (Ending.GAVE_WAY, "usage_backwards", 0)
+    assert (event.ending, event.anomaly, event.billed.output) == (Ending.PREEMPTED, "usage_backwards", 0)
 
 
 def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
@@ -138,7 +138,7 @@ def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
 
 
 @pytest.mark.parametrize("somebody_hears", [False, True], ids=["nobody listens", "the message is lost"])
-def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
+def test_one_that_did_not_hear_its_preemption_is_asked_again(
     slow: SimEngine,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -173,9 +173,9 @@ def test_one_that_did_not_hear_that_it_is_to_give_way_is_asked_again(
         plan(catalogue, 0, 1)
         rounds += 1
         wait_until(lambda: running.done() or rounds < 3, "end of the stream")  # noqa: B023
-    assert running.result().error_code() == "gave_way"
+    assert running.result().error_code() == "preempted"
     (event,) = catalogue.await_events(1)
-    assert (event.ending, event.billed.output) == (Ending.GAVE_WAY, 0)
+    assert (event.ending, event.billed.output) == (Ending.PREEMPTED, 0)
     conserved()
 
 

@@ -145,10 +145,10 @@ def test_an_idle_owners_share_is_lent_and_is_its_own_within_two_seconds(ground: 
     # Its half of the machines, whatever it has in flight yet, and the guard.
     assert [(share.held, share.room) for share in done.shares] == [(10, 6), (10, 6)]
     # 16 sequences a machine, 4 reserved, 15 flex: 5 are in the way of it and of its guard of two.
-    assert done.give_way == {"i-1": 5, "i-2": 5}
+    assert done.preempt == {"i-1": 5, "i-2": 5}
 
 
-def test_while_on_demand_waits_flex_gives_way(ground: Ground) -> None:
+def test_while_on_demand_waits_flex_is_preempted(ground: Ground) -> None:
     ground.text.hdel(redis_keys.INSTANCES, "i-2")
     allocator = ground.allocator()
     allocator.allocate_once(T0)
@@ -163,7 +163,7 @@ def test_while_on_demand_waits_flex_gives_way(ground: Ground) -> None:
         assert heard.get_message(timeout=5) is not None
         done = only(allocator.allocate_once(T0 + SECOND))
         told = [heard.get_message(timeout=5) for _ in range(3)]
-    assert [(share.room, share.flex, share.give_way) for share in done.shares] == [(16, 3, 3)]
+    assert [(share.room, share.flex, share.preempt) for share in done.shares] == [(16, 3, 3)]
     assert done.on_demand_waits == 1
     assert sorted(message["data"][:2] for message in told if message) == ["!r"] * 3
 

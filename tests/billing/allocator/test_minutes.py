@@ -6,7 +6,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.allocator.minutes import MINUTE_MS, Account, Minute, Totals, go_on, opened
+from billing.allocator.minutes import MINUTE_MS, Account, Minute, Totals, advance, opened
 
 T0 = 1_800_000_000_000
 FOREVER = T0 * 2
@@ -41,7 +41,7 @@ def written(steps: list[tuple[int, Totals]], *, again: bool) -> tuple[dict[int, 
             refused=total.refused + more.refused,
         )
         for _ in range(2 if again else 1):
-            touched, new = go_on(account, now_ms, total, end_ms=FOREVER, lent_mu=7)
+            touched, new = advance(account, now_ms, total, end_ms=FOREVER, lent_mu=7)
             rows |= {each.minute_ms: each for each in touched}
         account = Account.from_record(json.loads(json.dumps(new.to_record())))
     return rows, total, now_ms
@@ -61,7 +61,7 @@ def test_the_minutes_are_the_totals(steps: list[tuple[int, Totals]], again: bool
 
 def test_a_reading_across_a_minute_is_divided_by_time() -> None:
     account = replace(opened("c", T0 + 59_000, Totals()), rate_mu_s=1000)
-    touched, _ = go_on(
+    touched, _ = advance(
         account, T0 + 63_000, Totals(used_mu=400, borrowed_mu=40, refused=4), end_ms=FOREVER, lent_mu=0
     )
     assert touched == [
@@ -79,20 +79,20 @@ def test_a_reading_across_a_minute_is_divided_by_time() -> None:
 
 def test_nothing_is_assigned_past_the_end() -> None:
     account = replace(opened("c", T0, Totals()), rate_mu_s=1000, missing_mu_s=400)
-    touched, after = go_on(account, T0 + 3_000, Totals(used_mu=5), end_ms=T0 + 2_000, lent_mu=0)
+    touched, after = advance(account, T0 + 3_000, Totals(used_mu=5), end_ms=T0 + 2_000, lent_mu=0)
     assert touched == [Minute(minute_ms=T0, assigned_mu_ms=2_000_000, used_mu=5, missing_mu_ms=800_000)]
-    late, _ = go_on(after, T0 + 4_000, Totals(used_mu=6), end_ms=T0 + 2_000, lent_mu=0)
+    late, _ = advance(after, T0 + 4_000, Totals(used_mu=6), end_ms=T0 + 2_000, lent_mu=0)
     assert late == [Minute(minute_ms=T0, assigned_mu_ms=2_000_000, used_mu=6, missing_mu_ms=800_000)]
 
 
 def test_a_clock_that_goes_back_assigns_nothing_twice() -> None:
-    _, account = go_on(
+    _, account = advance(
         replace(opened("c", T0, Totals()), rate_mu_s=1000),
         T0 + 1_000,
         Totals(used_mu=1),
         end_ms=FOREVER,
         lent_mu=0,
     )
-    touched, after = go_on(account, T0 - 5_000, Totals(used_mu=3), end_ms=FOREVER, lent_mu=0)
+    touched, after = advance(account, T0 - 5_000, Totals(used_mu=3), end_ms=FOREVER, lent_mu=0)
     assert touched == [Minute(minute_ms=T0, assigned_mu_ms=1_000_000, used_mu=3)]
     assert after.at_ms == T0 + 1_000

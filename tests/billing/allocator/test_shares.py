@@ -53,7 +53,7 @@ def test_no_machine_is_divided_beyond_what_it_has(
         assert 0 <= share.flex <= share.room
         assert 0 <= share.on_demand <= share.room
         assert share.held >= 0
-        assert 0 <= share.give_way <= machine.in_flight.flex
+        assert 0 <= share.preempt <= machine.in_flight.flex
         # What reserved work has in flight is nobody else's.
         assert share.held >= min(share.sequences, machine.in_flight.reserved)
 
@@ -189,19 +189,19 @@ def test_recent_use_stays_between_nothing_and_the_rate(
     assert 0 <= recent(before, used, elapsed, rate) <= rate
 
 
-def test_flex_gives_way_where_reserved_work_lacks_its_guard_and_nowhere_else() -> None:
+def test_flex_is_preempted_where_reserved_work_lacks_its_guard_and_nowhere_else() -> None:
     owner = Owner(CAPACITY, float(CAPACITY))
     # 100 sequences, a guard of 10: 30 + 75 are 15 more than leave it free.
-    assert one(100, InFlight(30, 0, 75), owner).give_way == 15
-    assert one(100, InFlight(30, 70, 5), owner).give_way == 5
+    assert one(100, InFlight(30, 0, 75), owner).preempt == 15
+    assert one(100, InFlight(30, 70, 5), owner).preempt == 5
     # More than half of the guard is free.
-    assert one(100, InFlight(30, 0, 64), owner).give_way == 0
+    assert one(100, InFlight(30, 0, 64), owner).preempt == 0
     # Nobody came back: what is too much by a correction ends by itself.
-    assert one(50, InFlight(0, 0, 75), Owner(CAPACITY, 0.0)).give_way == 0
+    assert one(50, InFlight(0, 0, 75), Owner(CAPACITY, 0.0)).preempt == 0
 
 
 def test_flex_keeps_what_leaves_room_for_on_demand_that_waits() -> None:
-    for flight, waits, flex, give_way in [
+    for flight, waits, flex, preempt in [
         (InFlight(0, 60, 30), 0, 100, 0),
         (InFlight(0, 60, 30), 10, 30, 0),
         (InFlight(0, 60, 40), 1, 39, 1),
@@ -211,24 +211,24 @@ def test_flex_keeps_what_leaves_room_for_on_demand_that_waits() -> None:
         (InFlight(0, 80, 30), 1, 19, 11),
     ]:
         share = one(100, flight, on_demand_waits=waits)
-        assert (share.flex, share.give_way) == (flex, give_way), (flight, waits)
+        assert (share.flex, share.preempt) == (flex, preempt), (flight, waits)
 
 
 def test_flex_keeps_its_places_where_another_machine_has_free_ones() -> None:
     full, empty = Machine("i", Health(100), InFlight(0, 0, 100)), Machine("j", Health(100), InFlight())
-    for waits, give_way in [(100, 0), (103, 3)]:
+    for waits, preempt in [(100, 0), (103, 3)]:
         shares = divide([full, empty], [], CAPACITY, on_demand_waits=waits)
-        assert [(share.flex, share.give_way) for share in shares] == [(100 - give_way, give_way), (0, 0)]
+        assert [(share.flex, share.preempt) for share in shares] == [(100 - preempt, preempt), (0, 0)]
 
 
 def test_flex_keeps_what_is_kept_from_on_demand() -> None:
     # Half is sold and idle, and on-demand is trusted with none of it: it may have 50, and has 45.
     share = one(100, InFlight(0, 45, 55), Owner(CAPACITY // 2, 0.0), on_demand_waits=1_000, lending=0.0)
-    assert (share.on_demand, share.flex, share.give_way) == (50, 50, 5)
+    assert (share.on_demand, share.flex, share.preempt) == (50, 50, 5)
 
 
 @given(machines, owners, st.integers(0, 400), st.floats(0, 1))
-def test_no_more_of_flex_gives_way_to_on_demand_than_waits(
+def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
     given_machines: list[Machine], given_owners: list[Owner], waits: int, lending: float
 ) -> None:
     def given_up(on_demand_waits: int) -> int:
@@ -239,7 +239,7 @@ def test_no_more_of_flex_gives_way_to_on_demand_than_waits(
             max(0, machine.in_flight.on_demand + machine.in_flight.flex - share.room)
             for machine, share in zip(given_machines, found, strict=True)
         )
-        return sum(share.give_way for share in found) - crowded
+        return sum(share.preempt for share in found) - crowded
 
     assert given_up(waits) <= waits + max(0, given_up(0))
 

@@ -188,7 +188,7 @@ class CellModel:
             request.instance = ""
             self.grant_all()
 
-    def plan(self, give_way: dict[str, int]) -> None:
+    def plan(self, preempt: dict[str, int]) -> None:
         """Numbers are new: grants are told again or dropped, so many requests of an instance are asked to
         give way, what is free is granted.
         """
@@ -197,7 +197,7 @@ class CellModel:
                 self._heard.append(request.request_id)
             else:
                 self._drop(request)
-        for instance, count in give_way.items():
+        for instance, count in preempt.items():
             lent, going = self.lent[instance], 0
             for request_id in sorted(lent, key=lambda name: (lent[name], name)):
                 going += self._ask(self.requests[request_id])

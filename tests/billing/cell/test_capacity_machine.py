@@ -86,9 +86,9 @@ class CapacityMachine(RuleBasedStateMachine):
     ) -> MachineRequest:
         return request_of(self.client, request_id, self.weights, asked, sequences, wait_max, prompt_mu)
 
-    def plans(self, give_way: dict[str, int]) -> None:
+    def plans(self, preempt: dict[str, int]) -> None:
         _, on_demand, flex, _, pace_ms = plan.plan_anew(self.client)
-        self.model.plan(give_way)
+        self.model.plan(preempt)
         assert (on_demand, flex) == (len(self.model.waiting("o")), len(self.model.waiting("f")))
         self.paces(pace_ms)
         self.hears(in_order=False)

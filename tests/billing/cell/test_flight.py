@@ -77,7 +77,7 @@ def test_who_moves_is_counted_where_it_goes(valkey: redis.Redis) -> None:
     assert flight(valkey) == {}
 
 
-def test_flex_that_moved_may_be_told_to_give_way_where_it_is(valkey: redis.Redis, gateway: Listener) -> None:
+def test_flex_that_moved_may_be_preempted_where_it_is(valkey: redis.Redis, gateway: Listener) -> None:
     flex = CellRequest(client=valkey, request_id="f", asked=Tier.FLEX)
     flex.reserve()
     flex.checkpoint(Tokens(5, 0, 1), 5_000, moved_to=("i-2", "e-2"))
@@ -157,7 +157,7 @@ def test_a_step_costs_the_same_with_ten_and_with_ten_thousand_in_line(
     assert many < FACTOR * few
 
 
-def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are_to_go(
+def test_no_more_requests_are_preempted_than_free_the_sequences_that_are_to_go(
     valkey: redis.Redis, gateway: Listener
 ) -> None:
     set_room(valkey, {"i-1": (16, 16)})
@@ -168,7 +168,7 @@ def test_no_more_requests_are_asked_to_give_way_than_free_the_sequences_that_are
     assert len(gateway.woken()) == 1
 
 
-def test_what_has_no_sequence_is_not_asked_to_give_way(valkey: redis.Redis, gateway: Listener) -> None:
+def test_what_has_no_sequence_is_not_preempted(valkey: redis.Redis, gateway: Listener) -> None:
     set_room(valkey, {"i-1": (16, 16)})
     CellRequest(client=valkey, request_id="f1", asked=Tier.FLEX).reserve()
     CellRequest(client=valkey, request_id="f0", asked=Tier.FLEX, sequences=0).reserve()

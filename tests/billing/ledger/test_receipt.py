@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import redis
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from billing.catalogue.price_book import set_price
 from billing.cell.execute import execute
@@ -97,6 +97,25 @@ def test_absorbed_tokens_come_with_their_reason_and_cost_nothing(
     assert (receipt.to_json()["pricing"], receipt.to_json()["amount"]) == ("nothing_billed", "0.00")
 
 
+def test_a_row_by_the_last_versions_name_is_shown_by_the_new_one(
+    database: Engine, raw_redis: redis.Redis
+) -> None:
+    raw_redis.sadd(redis_keys.CELLS, "m1")
+    written = event("a", (10, 0, 5), Ending.PREEMPTED).to_json()
+    raw_redis.xadd(redis_keys.usage_stream("m1"), {redis_keys.USAGE_FIELD: written})
+    consume(database, raw_redis)
+    with database.begin() as connection:  # as it stands where the last version wrote it
+        connection.execute(text("alter table usage_event disable trigger user"))
+        old = '{"gave_way": {"prompt": 10, "output": 5}}'
+        update = text("update usage_event set ending = 'gave_way', absorbed_reasons = cast(:old as jsonb)")
+        assert connection.execute(update, {"old": old}).rowcount == 1
+        connection.execute(text("alter table usage_event enable trigger user"))
+    receipt = find(database, raw_redis, "a")
+    assert receipt is not None
+    assert receipt.to_json()["ending"] == "preempted"
+    assert receipt.to_json()["absorbed"]["reasons"] == {"preempted": {"prompt": 10, "output": 5}}
+
+
 def test_another_tenants_request_is_not_there(database: Engine, raw_redis: redis.Redis) -> None:
     reserve(raw_redis, "a", lease_ms=60_000)
     assert find(database, raw_redis, "a", tenant="ten_b") is None
@@ -108,9 +127,7 @@ def test_another_tenants_request_is_not_there(database: Engine, raw_redis: redis
     assert find(database, raw_redis, "a\x00") is None
 
 
-def test_a_request_that_gave_way_has_one_receipt_over_its_parts(
-    database: Engine, raw_redis: redis.Redis
-) -> None:
+def test_a_preempted_request_has_one_receipt_over_its_parts(database: Engine, raw_redis: redis.Redis) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
     for request_id, tokens in (("a", (10, 4, 5)), ("a-2", (15, 14, 7))):

@@ -1,9 +1,10 @@
-"""Promises of a machine that leaves: flex that can go on elsewhere is asked to before anything is stopped,
-and only where it can.
+"""Promises of a machine that leaves: flex that can be resumed elsewhere is preempted before anything is
+stopped, and only if it can be.
 """
 
 from billing.cell.scripts import Tier
-from billing.reclaims.clear import ASK_LEAD_MS, PAUSE_MS, SETTLE_MS
+from billing.reclaims import store
+from billing.reclaims.clear import PAUSE_MS, PREEMPT_LEAD_MS, SETTLE_MS
 from tests.billing.contracts.selling import T0
 from tests.billing.reclaims.conftest import MINUTE, Ground
 
@@ -19,24 +20,24 @@ def furnish(ground: Ground) -> None:
     ground.lend("able", "a", "bolt")
 
 
-def test_flex_that_can_go_on_is_asked_to_just_before_the_deadline(ground: Ground) -> None:
+def test_resumable_flex_is_preempted_just_before_the_deadline(ground: Ground) -> None:
     furnish(ground)
     with ground.wakes() as heard:
         made = ground.order(T0, by_ms=BY)
         assert made.chosen == ("a",)
-        ground.step(BY - ASK_LEAD_MS - 1)
+        ground.step(BY - PREEMPT_LEAD_MS - 1)
         # Until then it may finish where it is.
         assert heard() == []
-        ground.step(BY - ASK_LEAD_MS)
+        ground.step(BY - PREEMPT_LEAD_MS)
         ground.step(BY - 1)
-        # Again, because a word may be lost; in the record it stands once.
+        # Again, because a message may be lost; the history has it once.
         assert heard() == ["!able", "!able"]
-        assert ground.changes(made) == ["planned", "draining", "asked_to_give_way"]
+        assert ground.changes(made) == ["planned", "draining", "preempted"]
         assert ground.stops() == []
         ground.step(BY)
-        # What cannot go on ends at the deadline, what can has its time first.
+        # What cannot be resumed ends at the deadline; what can has its time first.
         assert ground.stops() == ["fixed", "on_demand"]
-        ground.step(BY - ASK_LEAD_MS + PAUSE_MS)
+        ground.step(BY - PREEMPT_LEAD_MS + PAUSE_MS)
     assert ground.stops()[2:] == ["able", "fixed", "on_demand"]
 
 
@@ -78,3 +79,15 @@ def test_where_no_machine_stays_it_may_finish_until_the_deadline(ground: Ground)
         ground.step(BY)
         assert heard() == []
     assert ground.stops()[:2] == ["able", "fixed"]
+
+
+def test_a_preemption_by_the_last_versions_name_counts(ground: Ground) -> None:
+    furnish(ground)
+    with ground.wakes() as heard:
+        made = ground.order(T0, by_ms=BY)
+        with ground.engine.begin() as connection:
+            named = {"requests": [{"request": "able"}]}
+            store.append(connection, made.reclaim_id, "asked_to_give_way", named, now_ms=BY - PREEMPT_LEAD_MS)
+        ground.step(BY - 1)
+        assert heard() == ["!able"]
+    assert ground.changes(made) == ["planned", "draining", "preempted"]

@@ -183,7 +183,7 @@ def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> 
             contract=None,
             instance=name,
             started_ms=0,
-            can_go_on=each == "able",
+            resumable=each == "able",
         )
         for n, each in enumerate(classes)
     )

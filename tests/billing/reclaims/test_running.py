@@ -180,7 +180,7 @@ def test_half_of_two_engines_is_taken_under_load_and_comes_back(
     wait_until(is_back, "request on the instance that came back")
 
 
-def test_a_flex_stream_goes_on_elsewhere_as_one_stream_with_one_receipt(
+def test_a_flex_stream_resumes_elsewhere_as_one_stream_with_one_receipt(
     operator: Operator, database: Engine, make_engine: EngineMaker, start_gateway: StartGateway
 ) -> None:
     """The machine is wanted at once; the other one appears, and the stream, which would last for a minute,
@@ -210,7 +210,7 @@ def test_a_flex_stream_goes_on_elsewhere_as_one_stream_with_one_receipt(
         counted = engine.counters()
         assert (event.produced.prompt, event.produced.output) == (counted["prompt"], counted["generation"])
     steps = operator.get(f"reclaims/{told['reclaim']}")["history"]
-    assert [step["change"] for step in steps] == ["planned", "draining", "asked_to_give_way", "done"]
+    assert [step["change"] for step in steps] == ["planned", "draining", "preempted", "done"]
     Consumer(
         database, operator.raw, name="c", batch=500, claim_idle_ms=0, metrics=BillingMetrics()
     ).consume_once()

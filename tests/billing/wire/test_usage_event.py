@@ -150,3 +150,13 @@ def test_negative_tokens_cannot_be_made() -> None:
 
 def test_cost_weighs_cached_input_apart() -> None:
     assert HEAD.weights.cost_mu(Tokens(10, 4, 7)) == 6 * 1000 + 4 * 100 + 7 * 4000
+
+
+def test_an_ending_by_its_earlier_name_is_read_as_the_new_one() -> None:
+    parts = event(Ending.PREEMPTED).to_json()
+    assert parts.count(b'"preempted"') == 2
+    read = UsageEvent.from_json(parts.replace(b'"preempted"', b'"gave_way"'))
+    assert read.ending is Ending.PREEMPTED
+    assert list(read.absorbed.reasons) == [AbsorbReason.PREEMPTED]
+    written = orjson.loads(read.to_json())
+    assert (written["ending"], list(written["absorbed"]["reasons"])) == ("preempted", ["preempted"])

@@ -178,10 +178,10 @@ def test_more_streams_than_are_shown_are_counted_below_them(capsys: pytest.Captu
         "started": "then",
         "end_by": "noon",
     }
-    streams = [{**stream, "goes_on": number == 0} for number in range(23)]
+    streams = [{**stream, "resumes": number == 0} for number in range(23)]
     print_plan(a_plan(streams=streams, broken=[{"from": "noon", "until": None, "units": "1"}]))
     shown = capsys.readouterr().out
-    assert shown.count("goes on elsewhere") == 1
+    assert shown.count("resumes elsewhere") == 1
     assert shown.index("and 3 more are open") < shown.index("BROKEN")
 
 
