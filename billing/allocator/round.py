@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from billing.allocator import capacity_usage, cell_state, minutes, shares
 from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
 from billing.allocator.minutes import Account, Minute, Totals
-from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
+from billing.allocator.shares import Health, InFlight, Machine, Owner, Share
 from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
@@ -280,7 +280,7 @@ def _divide(
         each.instance: shares.corrected(
             state.memory.health.get(each.instance),
             calibration.sequences,
-            Load(each.load.waiting, each.load.kv_usage),
+            each.load,
         )
         for each in ready
     }

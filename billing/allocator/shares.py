@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from billing.wire.instance_entry import EngineLoad
+
 # What a machine must report before it is trusted with less, and for how long it must be calm before it is
 # trusted with more: a queue that is seen once is the moment between two steps of an engine.
 _STRAINED_ROUNDS: Final = 2
@@ -29,14 +31,6 @@ _LENT_LESS: Final = 0.1
 _IN_USE: Final = 0.8
 # Below this part of its rate an owner is idle.
 _IDLE: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What an engine reports of itself."""
-
-    waiting: int
-    kv_usage: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +99,7 @@ class Share:
     preempt: int
 
 
-def corrected(before: Health | None, calibrated: int, load: Load) -> Health:
+def corrected(before: Health | None, calibrated: int, load: EngineLoad) -> Health:
     """A tenth less while the engine queues or its cache is full, never less than 1; back to what is
     calibrated in small steps.
     """

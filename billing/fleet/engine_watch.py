@@ -19,9 +19,10 @@ from typing import Any, Final
 import httpx
 import redis
 
-from billing.fleet.engine_reading import Counters, Load, NoCounters, Reading, read_engine
+from billing.fleet.engine_reading import Counters, NoCounters, Reading, read_engine
 from billing.leadership import Leadership
 from billing.wire import redis_keys
+from billing.wire.instance_entry import EngineLoad
 
 _log = logging.getLogger(__name__)
 
@@ -48,17 +49,17 @@ class Watched:
     silent: int = 0
     refused: int = 0
 
-    def take(self, reading: Reading) -> tuple[str, Load] | None:
+    def take(self, reading: Reading) -> tuple[str, EngineLoad] | None:
         """The status and the load that it should be shown with; None to leave both as they are until there
         is proof.
         """
         if isinstance(reading, Counters | NoCounters) or reading.answers:
             self.silent = self.refused = 0
-            return "ready", reading.load if isinstance(reading, Counters) else Load()
+            return "ready", reading.load if isinstance(reading, Counters) else EngineLoad()
         self.silent += 1
         self.refused = self.refused + 1 if reading.refused else 0
         down = self.refused >= _REFUSED_MOST or self.silent >= _SILENT_MOST
-        return ("down", Load()) if down else None
+        return ("down", EngineLoad()) if down else None
 
 
 class EngineWatch:
@@ -143,7 +144,7 @@ class EngineWatch:
             _log.warning("instance %s %s: it is %s", name, what, status)
 
 
-def _told(status: str, load: Load) -> dict[str, Any]:
+def _told(status: str, load: EngineLoad) -> dict[str, Any]:
     """The fields of an entry that say so."""
     kv_usage = round(load.kv_usage, _KV_DIGITS)
     return {

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from billing.allocator.shares import (
     Health,
     InFlight,
-    Load,
     Machine,
     Owner,
     Share,
@@ -23,6 +22,7 @@ from billing.allocator.shares import (
     trusted,
     unsold,
 )
+from billing.wire.instance_entry import EngineLoad
 
 CAPACITY: Final = 1_000_000
 
@@ -244,8 +244,8 @@ def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
     assert given_up(waits) <= waits + max(0, given_up(0))
 
 
-@given(st.integers(1, 512), st.lists(st.builds(Load, st.integers(0, 9), st.floats(0, 1)), max_size=60))
-def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[Load]) -> None:
+@given(st.integers(1, 512), st.lists(st.builds(st.integers(0, 9), st.floats(0, 1)), max_size=60))
+def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[EngineLoad]) -> None:
     health = None
     for load in loads:
         health = corrected(health, calibrated, load)
@@ -253,7 +253,7 @@ def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loa
 
 
 def test_a_machine_that_queues_is_trusted_with_a_tenth_less_each_round_and_recovers_slowly() -> None:
-    busy, calm, between = Load(3, 0.5), Load(0, 0.5), Load(0, 0.9)
+    busy, calm, between = EngineLoad(0, 3, 0.5), EngineLoad(0, 0, 0.5), EngineLoad(0, 0, 0.9)
     health = corrected(None, 100, busy)
     assert health.sequences == 100  # a queue seen once may be the moment between two steps
     for _ in range(2):
@@ -269,7 +269,7 @@ def test_a_machine_that_queues_is_trusted_with_a_tenth_less_each_round_and_recov
     assert gained[:2] == [0, 0]
     assert max(gained) <= 5
     assert health.sequences == 100
-    assert corrected(health, 100, Load(0, 0.96)).sequences == 90
+    assert corrected(health, 100, EngineLoad(0, 0, 0.96)).sequences == 90
 
 
 @given(
