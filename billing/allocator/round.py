@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from billing.allocator import capacity_usage, cell_state, minutes, shares
 from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
 from billing.allocator.minutes import Account, Minute, Totals
-from billing.allocator.shares import Health, InFlight, Machine, Owner, Share
+from billing.allocator.shares import ContractUse, Health, InFlight, ReadyInstance, Share
 from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
@@ -113,7 +113,7 @@ def allocate(
             _begin(connection, books, state, signed, missing, now_ms)
             capacity_usage.write_minutes(connection, books.minutes)
             cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
-    owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
+    owners = [ContractUse(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
     health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
@@ -269,7 +269,10 @@ def _cuts_since(state: CellState, now_ms: int) -> int:
 
 
 def _divide(
-    state: CellState, ready: Sequence[InstanceEntry], calibration: Calibration | None, owners: Sequence[Owner]
+    state: CellState,
+    ready: Sequence[InstanceEntry],
+    calibration: Calibration | None,
+    owners: Sequence[ContractUse],
 ) -> tuple[dict[str, Health], list[Share], float]:
     """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing
     is bounded.
@@ -284,7 +287,9 @@ def _divide(
         )
         for each in ready
     }
-    machines = [Machine(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()]
+    machines = [
+        ReadyInstance(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()
+    ]
     waits = state.on_demand_requests
     unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
     lending = shares.trusted(state.memory.lending, machines, unsold_part)

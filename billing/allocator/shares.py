@@ -61,7 +61,7 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ReadyInstance:
     """One ready instance."""
 
     instance: str
@@ -70,7 +70,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ContractUse:
     """A contract: what it may use, and what it has used lately."""
 
     rate_mu_s: int
@@ -123,7 +123,7 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
     return min(float(rate_mu_s), max(faded, used_mu * 1000 / elapsed_ms, 0.0))
 
 
-def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int) -> float:
+def unsold(machines: Sequence[ReadyInstance], owners: Iterable[ContractUse], capacity_mu_s: int) -> float:
     """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would
     ever be served.
     """
@@ -131,7 +131,7 @@ def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: 
     return min(1.0, max(_GUARD, 1 - sold))
 
 
-def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> float:
+def trusted(before: float, machines: Sequence[ReadyInstance], unsold_part: float) -> float:
     """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped,
     and an owner who comes back is to have its units within two seconds. So long streams get no more than what
     nobody has bought; while there are fewer, and what there is is in use, a little more is lent each round.
@@ -149,8 +149,8 @@ def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> f
 
 
 def divide(
-    machines: Sequence[Machine],
-    owners: Iterable[Owner],
+    machines: Sequence[ReadyInstance],
+    owners: Iterable[ContractUse],
     capacity_mu_s: int,
     *,
     on_demand_waits: int,
@@ -189,7 +189,7 @@ def divide(
 class _Parts:
     """One machine's sequences before flex has any: `held` for reserved, and what on-demand may have."""
 
-    machine: Machine
+    machine: ReadyInstance
     sequences: int
     held: int
     guard: int

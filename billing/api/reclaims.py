@@ -23,7 +23,7 @@ from billing.contracts.timeline import FOREVER_MS, Span
 from billing.moments import utc
 from billing.reclaims import orders, store
 from billing.reclaims.cuts import Cut
-from billing.reclaims.occupancy import Occupied, OpenRequest
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest
 from billing.reclaims.plan import Left, Order, Plan
 from billing.reclaims.store import Reclaim, State, Use
 
@@ -186,7 +186,7 @@ def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _shown_instance(occupied: Occupied) -> dict[str, Any]:
+def _shown_instance(occupied: OccupiedInstance) -> dict[str, Any]:
     return {
         "instance": occupied.instance,
         "ready": occupied.ready,
@@ -239,7 +239,7 @@ def _shown_contract(held: Holding, names: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _shown_request(request: OpenRequest, names: Mapping[str, str], plan: Plan) -> dict[str, Any]:
+def _shown_request(request: RunningRequest, names: Mapping[str, str], plan: Plan) -> dict[str, Any]:
     """`resumes`: it is preempted and resumes on another instance; else it ends by `end_by`."""
     return {
         "request": request.request_id,

@@ -12,7 +12,7 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from billing.fleet.engine_instances import EngineInstance
+from billing.fleet.engine_instances import AuditedInstance
 from billing.fleet.engine_reading import (
     Counters,
     NoCounters,
@@ -31,7 +31,7 @@ _WHOLE_WITHIN_S: Final = 5.0
 _COUNT_MAX: Final = 2**63 - 1
 
 
-def read_instance(client: httpx.Client, instance: EngineInstance, *, after: int = 0) -> Reading:
+def read_instance(client: httpx.Client, instance: AuditedInstance, *, after: int = 0) -> Reading:
     """Its counters now, with its requests where it counts them: those that ended after sequence `after`,
     and those that run.
     """

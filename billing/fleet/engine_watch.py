@@ -41,7 +41,7 @@ _KV_DIGITS: Final = 4
 
 
 @dataclass(slots=True)
-class Watched:
+class WatchedEngine:
     """What is known of one engine. `silent` and `refused`: looks in a row to which it has not answered."""
 
     looking: bool = False
@@ -78,7 +78,7 @@ class EngineWatch:
         )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
         self._show = client.register_script(_script())
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, WatchedEngine] = {}
         self._leadership = Leadership(client)
         self._closed = threading.Event()
 
@@ -91,7 +91,7 @@ class EngineWatch:
             return False
         entries: dict[bytes, bytes] = self._client.hgetall(redis_keys.INSTANCES)  # type: ignore[assignment]
         by_hand = {name.decode(): (raw, fields) for name, raw in entries.items() if (fields := _by_hand(raw))}
-        self._watched = {name: self._watched.get(name) or Watched() for name in by_hand}
+        self._watched = {name: self._watched.get(name) or WatchedEngine() for name in by_hand}
         now = self._clock()
         for name, (raw, fields) in by_hand.items():
             watched = self._watched[name]
@@ -112,7 +112,7 @@ class EngineWatch:
         except redis.RedisError:
             _log.info("the lock of the engine watch lapses by itself")
 
-    def _look(self, watched: Watched, name: str, raw: bytes, fields: dict[str, Any]) -> None:
+    def _look(self, watched: WatchedEngine, name: str, raw: bytes, fields: dict[str, Any]) -> None:
         try:
             reading = read_engine(self._http, str(fields["url"]), fields.get("key"))
             if self._closed.is_set():

@@ -15,7 +15,7 @@ from billing.contracts.position import Position
 from billing.contracts.terms import PAST_SLACK_MS
 from billing.moments import utc
 from billing.reclaims import shortfall, store
-from billing.reclaims.occupancy import Occupied, count_classes, read_occupied, read_open_on
+from billing.reclaims.occupancy import OccupiedInstance, count_classes, read_occupied, read_open_on
 from billing.reclaims.plan import Order, Plan, choose, draw_up
 from billing.reclaims.shown import PlanChanged, choose_named, more_broken
 from billing.reclaims.store import Reclaim
@@ -64,7 +64,9 @@ def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int
     return made, planned
 
 
-def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...], now_ms: int) -> Reclaim:
+def drain(
+    connection: Connection, planned: Reclaim, leaving: tuple[OccupiedInstance, ...], now_ms: int
+) -> Reclaim:
     """From now on these get nothing new."""
     requests = [request for each in leaving for request in each.requests]
     detail = {
@@ -78,7 +80,7 @@ def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...
 
 def choose_now(
     connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
-) -> tuple[Occupied, ...]:
+) -> tuple[OccupiedInstance, ...]:
     """The instances that leave: those that were asked for, or, where they are not all there any more or
     none were, as they are loaded now.
     """

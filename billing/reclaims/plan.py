@@ -13,7 +13,7 @@ from typing import Final
 from billing.contracts.position import Holding, Position, Taken, describe, worsened
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.reclaims.cuts import Cut, shortage_by, worst_cuts
-from billing.reclaims.occupancy import Occupied, OpenRequest, count_classes
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest, count_classes
 from billing.reclaims.store import Use
 from billing.refusals import Conflict, Invalid
 
@@ -71,7 +71,7 @@ class Plan:
 
     order: Order
     drain_from_ms: int
-    leaving: tuple[Occupied, ...]
+    leaving: tuple[OccupiedInstance, ...]
     ready: frozenset[str]
     not_running: int
     left: tuple[Left, ...]
@@ -84,11 +84,11 @@ class Plan:
     drains_now: bool
 
     @property
-    def requests(self) -> tuple[OpenRequest, ...]:
+    def requests(self) -> tuple[RunningRequest, ...]:
         """What is open on the instances that leave: each must have ended by the deadline."""
         return tuple(request for each in self.leaving for request in each.requests)
 
-    def resumes(self, request: OpenRequest) -> bool:
+    def resumes(self, request: RunningRequest) -> bool:
         """Whether this request is preempted and resumes on another instance."""
         return request.resumable and bool(self.ready - {each.instance for each in self.leaving})
 
@@ -115,7 +115,7 @@ class Plan:
 def draw_up(
     order: Order,
     position: Position,
-    occupied: Sequence[Occupied],
+    occupied: Sequence[OccupiedInstance],
     away: int,
     now_ms: int,
     breaking: Sequence[Taken] = (),
@@ -172,7 +172,9 @@ def check_there(order: Order, position: Position) -> None:
         raise Conflict(message, param="instances", code="not_so_many")
 
 
-def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple[tuple[Occupied, ...], int]:
+def choose(
+    occupied: Sequence[OccupiedInstance], instances: int, machines: int
+) -> tuple[tuple[OccupiedInstance, ...], int]:
     """The instances that leave, those first whose leaving harms least, and how many machines that run nothing
     go with them. `machines` is what the pool has now.
     """
@@ -181,7 +183,7 @@ def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple
     return tuple(ranked[:count]), instances - count
 
 
-def running_needed(occupied: Sequence[Occupied], instances: int, machines: int) -> int:
+def running_needed(occupied: Sequence[OccupiedInstance], instances: int, machines: int) -> int:
     """How many of those that run must leave: machines that run nothing go before them."""
     return max(0, min(instances, len(occupied) - (machines - instances)))
 

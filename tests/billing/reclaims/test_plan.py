@@ -14,7 +14,7 @@ from billing.contracts.position import Holding, Position, Span, Taken
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import Step
 from billing.reclaims.cuts import cut_pro_rata, rates_after_cuts, shortage_by_reclaims
-from billing.reclaims.occupancy import Occupied, OpenRequest
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest
 from billing.reclaims.outlook import outlook, quarter_of, quarter_starts
 from billing.reclaims.plan import Order, choose, draw_up, with_taken
 from billing.reclaims.shortfall import SECOND_MS, shortfalls
@@ -164,7 +164,12 @@ def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Ho
 
 
 def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None:
-    there = [Occupied("a", True, 3), Occupied("b", True, 1), Occupied("c", True, 2), Occupied("d", False, 0)]
+    there = [
+        OccupiedInstance("a", True, 3),
+        OccupiedInstance("b", True, 1),
+        OccupiedInstance("c", True, 2),
+        OccupiedInstance("d", False, 0),
+    ]
     leaving, not_running = choose(there, 2, 4)
     assert ([each.instance for each in leaving], not_running) == (["d", "b"], 0)
     # Of six machines two run nothing: these go first.
@@ -173,10 +178,10 @@ def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None
     assert choose(there, 2, 9) == ((), 2)
 
 
-def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> Occupied:
+def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> OccupiedInstance:
     """With a request open of each class named; `able` is flex that can go on elsewhere."""
     requests = tuple(
-        OpenRequest(
+        RunningRequest(
             request_id=f"{name}{n}",
             tenant="t",
             class_="flex" if each == "able" else each,
@@ -187,7 +192,7 @@ def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> 
         )
         for n, each in enumerate(classes)
     )
-    return Occupied(name, ready, len(requests) + besides, requests)
+    return OccupiedInstance(name, ready, len(requests) + besides, requests)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,7 @@ def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> 
         (occupied("a", "able"), occupied("z", "able")),
     ],
 )
-def test_those_leave_whose_leaving_harms_least(first: Occupied, second: Occupied) -> None:
+def test_those_leave_whose_leaving_harms_least(first: OccupiedInstance, second: OccupiedInstance) -> None:
     for both in ([first, second], [second, first]):
         assert choose(both, 1, 2) == ((first,), 0)
 
