@@ -17,7 +17,7 @@ from billing.catalogue import outbox
 from billing.catalogue.outbox import ChangeKind
 from billing.reclaims import store
 from billing.reclaims.occupancy import RunningRequest, read_cells_ready, read_open_on
-from billing.reclaims.store import Entry, Reclaim
+from billing.reclaims.store import Reclaim, ReclaimEvent
 from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _write_down(
     return len(new)
 
 
-def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
+def _named(history: Sequence[ReclaimEvent], change: str) -> dict[str, int]:
     """The requests that entries of this change name, and when."""
     return {
         each["request"]: entry.at_ms

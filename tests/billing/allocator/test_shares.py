@@ -251,7 +251,10 @@ def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
     assert given_up(waits) <= waits + max(0, given_up(0))
 
 
-@given(st.integers(1, 512), st.lists(st.builds(st.integers(0, 9), st.floats(0, 1)), max_size=60))
+@given(
+    st.integers(1, 512),
+    st.lists(st.builds(EngineLoad, st.just(0), st.integers(0, 9), st.floats(0, 1)), max_size=60),
+)
 def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[EngineLoad]) -> None:
     health = None
     for load in loads:

@@ -16,7 +16,7 @@ from billing.contracts.terms import Step
 from billing.reclaims.cuts import cut_pro_rata, rates_after_cuts, shortage_by_reclaims
 from billing.reclaims.occupancy import OccupiedInstance, RunningRequest
 from billing.reclaims.outlook import outlook, quarter_of, quarter_starts
-from billing.reclaims.plan import Order, choose, draw_up, with_taken
+from billing.reclaims.plan import ReclaimOrder, choose, draw_up, with_taken
 from billing.reclaims.shortfall import SECOND_MS, shortfalls
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict
@@ -62,7 +62,7 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
     by_ms = max(by_ms, now_ms)
     try:
         plan = draw_up(
-            Order(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms
+            ReclaimOrder(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms
         )
     except Conflict:
         away = sum(each.instances for each in position.taken)
@@ -223,7 +223,7 @@ def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     more = instances + sum(each.instances for each in (*base.taken, *breaking))
     position = replace(base, instances=max(base.instances, more), taken=(*base.taken, *breaking))
     plan = draw_up(
-        Order(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True),
+        ReclaimOrder(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True),
         position,
         [],
         0,
@@ -281,7 +281,7 @@ def test_an_outlook_has_no_gap_and_every_machine_has_one_use(
 def test_machines_that_are_not_there_are_refused() -> None:
     with pytest.raises(Conflict, match="no machines on record"):
         draw_up(
-            Order(pool="p", instances=1, use="idle", by_ms=5),
+            ReclaimOrder(pool="p", instances=1, use="idle", by_ms=5),
             Position(pool="p", instances=0, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=None),
             [],
             0,
@@ -289,7 +289,7 @@ def test_machines_that_are_not_there_are_refused() -> None:
         )
     with pytest.raises(Conflict, match="has 2 machines, and from then on 1 of them"):
         draw_up(
-            Order(pool="p", instances=2, use="idle", by_ms=5),
+            ReclaimOrder(pool="p", instances=2, use="idle", by_ms=5),
             Position(
                 pool="p",
                 instances=2,
