@@ -1,16 +1,15 @@
-"""The errors with which the control plane refuses what an operator asked for. One tree; the admin API turns
-each into a status.
+"""Why the control plane refuses what an operator asked for. One tree; the admin API turns each into a status.
 
-RequestRequestRefused
+Refused
 ├── Invalid         the request contradicts itself or the catalogue's rules
-├── NotFound        what it names does not exist
-├── Conflict        it exists already, or its state forbids this
+├── NotFound        what it names is not there
+├── Conflict        it is there already, or its state forbids this
 └── Unreachable     a machine or server that it needs did not answer
 """
 
 
-class RequestRefused(Exception):
-    """`message` is for people, `code` for programs. `param`: the field at fault, if there is one."""
+class Refused(Exception):
+    """`message` is for people, `code` for programs, `param` names the field at fault, if one is."""
 
     code = "refused"
 
@@ -21,25 +20,25 @@ class RequestRefused(Exception):
         self.code = code or type(self).code
 
 
-class Invalid(RequestRefused):
+class Invalid(Refused):
     """The request contradicts itself or the catalogue's rules."""
 
     code = "invalid_value"
 
 
-class NotFound(RequestRefused):
-    """What it names does not exist."""
+class NotFound(Refused):
+    """What it names is not there."""
 
     code = "not_found"
 
 
-class Conflict(RequestRefused):
-    """It exists already, or its state forbids this."""
+class Conflict(Refused):
+    """It is there already, or its state forbids this."""
 
     code = "already_exists"
 
 
-class Unreachable(RequestRefused):
+class Unreachable(Refused):
     """A machine or server that it needs did not answer."""
 
     code = "unreachable"

@@ -19,7 +19,7 @@ class BillingSettings(BaseSettings):
     service_key: str = Field(default="", repr=False)
 
     metrics_host: str = Field(default="127.0.0.1", alias="TAAS_BILLING_METRICS_HOST")
-    metrics_port: int = Field(default=9102, ge=0, le=65535, alias="TAAS_BILLING_METRICS_PORT")
+    metrics_port: int = Field(default=9109, ge=0, le=65535, alias="TAAS_BILLING_METRICS_PORT")
 
     # One SQL transaction: large enough to amortise a commit, small enough to be redone after a crash in well
     # under a second.

@@ -33,7 +33,7 @@ from gateway.errors import (
 )
 from gateway.exchange import Exchange, Request, Resumable
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Preempted, Settle, ending_of
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.preempt import Resumer
 from gateway.protocol import ModelLimits, check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name

@@ -37,7 +37,7 @@ from gateway.forward import Forwarder
 from gateway.housekeeping import Housekeeping
 from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
 from gateway.preempt import Resumer, preempt
 from gateway.readiness import Readiness

@@ -11,7 +11,7 @@ from typing import Final
 from billing.wire import redis_keys
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.waiting.outage import OutageLeases

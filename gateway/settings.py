@@ -3,11 +3,15 @@ other part.
 """
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.edge.cors import parse_origins
+
+_PORT_MAX: Final = 65_535
+_PROCESSES_MAX: Final = 256
 
 
 class GatewaySettings(BaseSettings):
@@ -40,12 +44,16 @@ class GatewaySettings(BaseSettings):
     port: int = Field(
         default=8000,
         ge=0,
-        le=65535,
+        le=_PORT_MAX,
         alias="TAAS_GATEWAY_PORT",
         description="Port of the API; 0 picks a free one.",
     )
     processes: int = Field(
-        default=1, ge=1, le=256, alias="TAAS_GATEWAY_PROCESSES", description="Processes that share the port."
+        default=1,
+        ge=1,
+        le=_PROCESSES_MAX,
+        alias="TAAS_GATEWAY_PROCESSES",
+        description="Processes that share the port.",
     )
     metrics_host: str = Field(
         default="127.0.0.1",
@@ -55,9 +63,10 @@ class GatewaySettings(BaseSettings):
     metrics_port: int = Field(
         default=9101,
         ge=0,
-        le=65535,
+        le=_PORT_MAX - _PROCESSES_MAX + 1,
         alias="TAAS_GATEWAY_METRICS_PORT",
-        description="Port of /metrics; 0 picks one.",
+        description="Port of /metrics of the first process; the next ones have the ports after it. 0 picks "
+        "any.",
     )
 
     admin_url: str = Field(
@@ -179,6 +188,11 @@ class GatewaySettings(BaseSettings):
     def _check_origins(cls, text: str) -> str:
         parse_origins(text)
         return text
+
+    @property
+    def metrics_ports(self) -> list[int]:
+        """Port of the metrics of each process."""
+        return [self.metrics_port and self.metrics_port + index for index in range(self.processes)]
 
     @property
     def journal_path(self) -> Path:

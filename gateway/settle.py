@@ -17,7 +17,7 @@ from billing.wire.attribution import BILLED_ENDINGS, Attribution, attribute, cha
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from gateway.stream.meter import USAGE_MISSING

@@ -30,7 +30,6 @@ VALUES = {
 ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
     "gateway": {
         "redis": (),
-        "metrics": (),
         "protocol": (),
         "edge": (),
         "catalogue": ("redis",),

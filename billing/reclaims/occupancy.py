@@ -18,7 +18,7 @@ CLEARING_ORDER: Final = ("flex", "on_demand", "reserved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunningRequest:
+class OpenRequest:
     """One request in flight. `resumable`: it can be preempted and resumed elsewhere from its text; only
     flex can.
     """
@@ -35,7 +35,7 @@ class RunningRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class OccupiedInstance:
+class Occupied:
     """An instance that could be taken, and what is open there. `load`: the greater of that and of what its
     engine says.
     """
@@ -43,7 +43,7 @@ class OccupiedInstance:
     instance: str
     ready: bool
     load: int
-    requests: tuple[RunningRequest, ...] = ()
+    requests: tuple[OpenRequest, ...] = ()
 
     def by_class(self) -> dict[str, int]:
         """How many are open of each class, in the order of `CLEARING_ORDER`."""
@@ -65,25 +65,25 @@ class OccupiedInstance:
         )
 
 
-def count_classes(requests: Iterable[RunningRequest]) -> dict[str, int]:
+def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
     """How many there are of each class, in the order of `CLEARING_ORDER`."""
     counted = Counter(request.class_ for request in requests)
     return {name: counted[name] for name in CLEARING_ORDER}
 
 
-def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[OccupiedInstance]:
+def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[Occupied]:
     """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by
     themselves. Raises redis.RedisError.
     """
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
     there = [entry for entry in there if entry.instance not in away]
-    open_on: defaultdict[str, list[RunningRequest]] = defaultdict(list)
+    open_on: defaultdict[str, list[OpenRequest]] = defaultdict(list)
     for request in _read_open(client, {entry.cell for entry in there}):
         open_on[request.instance].append(request)
     return [_occupied(entry, open_on[entry.instance]) for entry in there]
 
 
-def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[RunningRequest]:
+def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
     """The open requests of these instances of a pool, in the order of `CLEARING_ORDER`. Raises
     redis.RedisError.
 
@@ -97,9 +97,9 @@ def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> li
     )
 
 
-def _occupied(entry: InstanceEntry, requests: list[RunningRequest]) -> OccupiedInstance:
+def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
     load = max(len(requests), entry.load.running + entry.load.waiting)
-    return OccupiedInstance(entry.instance, entry.status == "ready", load, tuple(requests))
+    return Occupied(entry.instance, entry.status == "ready", load, tuple(requests))
 
 
 def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
@@ -111,7 +111,7 @@ def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
     )
 
 
-def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[RunningRequest]:
+def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
     names = sorted(cells)
     with client.pipeline(transaction=False) as read:
         for cell in names:
@@ -141,7 +141,7 @@ def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> froz
         return frozenset(raw.decode() for ids in read.execute() for raw in ids)
 
 
-def _request(cell: str, request_id: str, fields: list[bytes | None]) -> RunningRequest | None:
+def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
     """None for a request that waits, that was granted a slot but has not begun, or that has settled
     meanwhile.
     """
@@ -152,7 +152,7 @@ def _request(cell: str, request_id: str, fields: list[bytes | None]) -> RunningR
         started_ms = int(orjson.loads(head or b"{}").get("started_ms", 0))
     except (ValueError, AttributeError, TypeError):
         started_ms = 0
-    return RunningRequest(
+    return OpenRequest(
         request_id=request_id,
         tenant=tenant.decode(),
         class_=_CLASSES.get((class_ or b"o").decode(), "on_demand"),

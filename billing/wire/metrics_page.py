@@ -15,7 +15,7 @@ from typing import Final
 from wsgiref.simple_server import WSGIServer
 
 import redis
-from prometheus_client import CollectorRegistry, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics, start_http_server
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -47,6 +47,8 @@ class MetricsPage:
         self._job = job
         self._host = host
         self._redis_address = redis_address
+        # One more series for each counter and histogram, that nothing reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         build = Gauge(
             "taas_build_info",
             "The version of this process; the value is always 1.",

@@ -60,10 +60,10 @@ class Services:
             TAAS_ADMIN_KEY=keys.admin_key,
             TAAS_SERVICE_KEY=keys.service_key,
         )
-        ports = {
-            "TAAS_ADMIN_PORT": settings.admin_port,
-            "TAAS_BILLING_METRICS_PORT": settings.billing_metrics_port,
-        }
+        ports = [
+            ("TAAS_ADMIN_PORT", settings.admin_port),
+            ("TAAS_BILLING_METRICS_PORT", settings.billing_metrics_port),
+        ]
         running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, ports, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.admin_url}/healthz"), _START_TIMEOUT_S, step.note
@@ -76,10 +76,10 @@ class Services:
             settings, TAAS_REDIS_URL=stores.redis_url, TAAS_SERVICE_KEY=self._credentials.service_key
         )
         environment.setdefault("TAAS_UNREADY_S", "0")  # there is no load balancer that has to notice an end
-        ports = {
-            "TAAS_GATEWAY_PORT": settings.gateway_port,
-            "TAAS_GATEWAY_METRICS_PORT": settings.gateway_metrics_port,
-        }
+        ports = [
+            ("TAAS_GATEWAY_PORT", settings.gateway_port),
+            *(("TAAS_GATEWAY_METRICS_PORT", port) for port in settings.gateway_metrics_ports),
+        ]
         running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, ports, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
@@ -88,7 +88,7 @@ class Services:
     def start_worker(self, stores: Stores, model: str, step: Step) -> None:
         """Starts the worker only; its engine takes most of a minute, so other steps go on meanwhile."""
         environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
-        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, {}, step)
+        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, [], step)
 
     def wait_for_engine(self, admin: AdminApi, model: str, step: Step) -> dict[str, Any]:
         """Until an instance of the model is ready; the instance."""
@@ -110,7 +110,12 @@ class Services:
         return found[0]
 
     def _start(
-        self, name: str, command: list[str], environment: dict[str, str], ports: dict[str, int], step: Step
+        self,
+        name: str,
+        command: list[str],
+        environment: dict[str, str],
+        ports: list[tuple[str, int]],
+        step: Step,
     ) -> Running:
         running = self._processes.find_as(name, command, environment)
         if running is not None:
@@ -118,7 +123,7 @@ class Services:
             return running
         if self._processes.stop(name, grace_s(self._settings, name)):
             step.result = "started again with the new settings"
-        for variable, port in ports.items():
+        for variable, port in ports:
             require_free(
                 port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST
             )

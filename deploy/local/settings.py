@@ -50,9 +50,11 @@ class LocalSettings(BaseSettings):
 
     gateway_host: str = HOST
     gateway_port: int = Field(default=8000, ge=1, le=65_535)
-    gateway_metrics_port: int = Field(default=9101, ge=1, le=65_535)
+    gateway_processes: int = Field(default=1, ge=1, le=256)
+    # The first process's; there are 255 ports after it for the others.
+    gateway_metrics_port: int = Field(default=9101, ge=1, le=65_280)
     admin_port: int = Field(default=8001, ge=1, le=65_535)
-    billing_metrics_port: int = Field(default=9102, ge=1, le=65_535)
+    billing_metrics_port: int = Field(default=9109, ge=1, le=65_535)
     valkey_port: int = Field(default=6390, ge=1, le=65_535)
 
     vllm: Literal["cpu", "gpu"] = "cpu"
@@ -72,6 +74,11 @@ class LocalSettings(BaseSettings):
     def logs(self) -> Path:
         """One log a process and a build."""
         return self.folder / "logs"
+
+    @property
+    def gateway_metrics_ports(self) -> range:
+        """One for each process of the gateway."""
+        return range(self.gateway_metrics_port, self.gateway_metrics_port + self.gateway_processes)
 
     @property
     def gateway_url(self) -> str:

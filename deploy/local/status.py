@@ -55,9 +55,13 @@ def look(settings: LocalSettings) -> list[Part]:
         _process(processes, BILLING, get_ok(f"{settings.admin_url}/healthz"),
         f"{settings.admin_url}, metrics on {settings.billing_metrics_port}"),
         _process(processes, GATEWAY, get_ok(f"{settings.gateway_url}/readyz"),
-        f"{settings.gateway_url}, metrics on {settings.gateway_metrics_port}"),
+        f"{settings.gateway_url}, metrics on {_first_to_last(settings.gateway_metrics_ports)}"),
         *_instances(settings, processes),
     ]  # fmt: skip
+
+
+def _first_to_last(ports: range) -> str:
+    return f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
 
 
 def _redis(settings: LocalSettings, processes: Processes) -> Part:

@@ -1,5 +1,5 @@
-"""Runs one gateway: binds its port, serves in this process or under a supervisor, shuts down in order. Knows
-the application by its factory's name only.
+"""Runs one gateway: binds its ports, serves in this process or under a supervisor, shuts down in order. Knows
+the application by its factory's name only. Every process has a page of metrics of its own.
 
 Shutdown, on SIGTERM or SIGINT: (1) readiness goes, requests are taken on for `unready_s`, each answer closing
 its connection, so that load balancers turn away; (2) no connection is accepted, what runs, runs on for
@@ -20,18 +20,17 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from prometheus_client import CollectorRegistry
 
 from billing.wire.metrics_page import MetricsPage
-from billing.wire.redis_address import RedisAddressError
+from billing.wire.redis_address import RedisAddressError, parse_redis_url
 from billing.wire.redis_server import WrongRedis, require_usable
 from gateway.edge.connection import listening_protocol
 from gateway.edge.cors import CrossOrigin, parse_origins
 from gateway.edge.sweep import ListenLimits
 from gateway.lifecycle import Lifecycle
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.process.logs import configure_logs
-from gateway.process.sockets import BACKLOG, listening_sockets, port_of
+from gateway.process.sockets import BACKLOG, listening_sockets, port_of, require_free
 from gateway.process.supervise import Supervisor
 from gateway.settings import GatewaySettings
 
@@ -113,12 +112,45 @@ def make_server(app: Any, settings: GatewaySettings, lifecycle: Lifecycle, metri
     return GatewayServer(config, lifecycle, settings.unready_s, settings.drain_s)
 
 
-def exit_status(lifecycle: Lifecycle) -> int:
-    """What a process that has shut down ends with."""
+def serve(
+    settings: GatewaySettings,
+    factory: str,
+    sock: socket.socket,
+    *,
+    metrics_port: int,
+    deaths: int = 0,
+    on_ready: Callable[[GatewayServer], None] | None = None,
+) -> int:
+    """Serve on a socket in this process until told to stop; returns the exit status. `deaths`: how many
+    processes have died that had its place.
+    """
+    lifecycle, metrics = Lifecycle(), Metrics()
+    try:
+        page = MetricsPage(
+            "gateway",
+            metrics.registry,
+            host=settings.metrics_host,
+            ports=[metrics_port],
+            redis_address=parse_redis_url(settings.redis_url),
+        )
+    except OSError as exc:
+        _tell_taken(metrics_port, exc)
+        return 1
+    with page:
+        log.info("listening", extra={"port": port_of(sock), "metrics_port": page.port})
+        server = make_server(_build(factory, settings, lifecycle, metrics), settings, lifecycle, metrics)
+
+        def ready() -> None:
+            metrics.serves(deaths)
+            if on_ready is not None:
+                on_ready(server)
+
+        server.on_ready = ready
+        server.run(sockets=[sock])
     return SETTLES_LOST if lifecycle.settles_lost else 0
 
 
-def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
+def _build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
     """The application, from a `module:function` that takes the settings, the process's lifecycle and its
     metrics.
     """
@@ -126,11 +158,18 @@ def build(factory: str, settings: GatewaySettings, lifecycle: Lifecycle, metrics
     return getattr(importlib.import_module(module), name)(settings, lifecycle=lifecycle, metrics=metrics)
 
 
+def _tell_taken(metrics_port: int, exc: OSError) -> None:
+    log.error(
+        "cannot listen for metrics",
+        extra={"setting": "TAAS_GATEWAY_METRICS_PORT", "port": metrics_port, "reason": exc.strerror},
+    )
+
+
 def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
     """Serve until told to stop; returns the exit status."""
     configure_logs(settings.log_level)
     try:
-        address = require_usable(settings.redis_url)
+        require_usable(settings.redis_url)
     except (RedisAddressError, WrongRedis) as exc:
         log.error("cannot start", extra={"setting": "TAAS_REDIS_URL", "reason": str(exc)})
         return 1
@@ -146,30 +185,12 @@ def run(settings: GatewaySettings, factory: str = APP_FACTORY) -> int:
             return 1
         for sock in sockets:
             stack.callback(sock.close)
-        registry = CollectorRegistry()
-        try:
-            page = stack.enter_context(
-                MetricsPage(
-                    "gateway",
-                    registry,
-                    host=settings.metrics_host,
-                    ports=[settings.metrics_port],
-                    redis_address=address,
-                )
-            )
-        except OSError as exc:
-            log.error(
-                "cannot listen for metrics", extra={"port": settings.metrics_port, "reason": exc.strerror}
-            )
-            return 1
-        port = port_of(sockets[0])
-        where = {"port": port, "metrics_port": page.port, "processes": settings.processes}
-        if settings.processes > 1:
-            supervisor = Supervisor(settings, factory, sockets, registry)
-            log.info("listening", extra=where)
-            return supervisor.run()
-        lifecycle, metrics = Lifecycle(), Metrics(registry)
-        server = make_server(build(factory, settings, lifecycle, metrics), settings, lifecycle, metrics)
-        log.info("listening", extra=where)
-        server.run(sockets=sockets)
-        return exit_status(lifecycle)
+        if settings.processes == 1:
+            return serve(settings, factory, sockets[0], metrics_port=settings.metrics_port)
+        for port in settings.metrics_ports:
+            try:
+                require_free(settings.metrics_host, port)
+            except OSError as exc:
+                _tell_taken(port, exc)
+                return 1
+        return Supervisor(settings, factory, sockets).run()

@@ -21,7 +21,7 @@ def listening_sockets(host: str, port: int, count: int, write_stall_s: float) ->
     """
     if count == 1:
         return [_listen(host, port, write_stall_s, shared=False)]
-    _bind(host, port, shared=False).close()
+    require_free(host, port)
     first = _listen(host, port, write_stall_s, shared=True)
     sockets = [first]
     try:
@@ -32,6 +32,11 @@ def listening_sockets(host: str, port: int, count: int, write_stall_s: float) ->
             one.close()
         raise
     return sockets
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises OSError when something listens there."""
+    _bind(host, port, shared=False).close()
 
 
 def port_of(sock: socket.socket) -> int:

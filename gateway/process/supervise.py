@@ -1,13 +1,12 @@
-"""Keeps the processes of one gateway running, passes signals on, adds their figures up. Serves nothing
-itself.
+"""Keeps the processes of one gateway running and passes signals on. Serves nothing itself.
 
 It holds the listening sockets: connections that arrive while a process is being replaced wait for the next
 one instead of being refused.
 """
 
+import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -16,10 +15,8 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
-from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from gateway.metrics.shared_figures import SharedFigures
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
@@ -35,12 +32,14 @@ KILL_AFTER_S = 5.0
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Slot:
-    """A place for a process; its socket outlives the processes in it."""
+    """A place for a process; its listening socket outlives the processes in it."""
 
     index: int
-    socket: socket.socket
+    listener: socket.socket
     process: subprocess.Popen[bytes] | None = None
-    name: str = ""
+    # What the process has as its standard input.
+    channel: socket.socket | None = None
+    deaths: int = 0
     started_at: float = 0.0
     restart_at: float = 0.0
     failures: int = 0
@@ -51,18 +50,10 @@ class Supervisor:
     came up.
     """
 
-    def __init__(
-        self,
-        settings: GatewaySettings,
-        factory: str,
-        sockets: list[socket.socket],
-        registry: CollectorRegistry,
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, factory: str, sockets: list[socket.socket]) -> None:
         self._settings = settings
-        self._given = (json.dumps({"factory": factory, "settings": _plain(settings)}) + "\n").encode()
-        self._figures = SharedFigures()
-        registry.register(self._figures)
-        self._slots = [_Slot(index=index, socket=sock) for index, sock in enumerate(sockets)]
+        self._given = {"factory": factory, "settings": _plain(settings)}
+        self._slots = [_Slot(index=index, listener=sock) for index, sock in enumerate(sockets)]
         self._signals: list[int] = []
         self._came_up = False
 
@@ -91,8 +82,9 @@ class Supervisor:
                     if now >= slot.restart_at:
                         self._start(slot)
                     continue
-                self._came_up = self._came_up or self._figures.has_figures(slot.name)
-                if slot.process.poll() is not None:
+                ended = slot.process.poll() is not None
+                self._came_up = self._came_up or _serves(slot)
+                if ended:
                     status = self._bury(slot, slot.process)
                     if not self._came_up:
                         log.error("no process came up", extra={"status": status})
@@ -102,38 +94,34 @@ class Supervisor:
 
     def _start(self, slot: _Slot) -> None:
         slot.started_at = time.monotonic()
-        slot.name = f"{slot.index}-{time.time_ns()}"
-        figures = self._figures.begun(slot.name)
-        number = slot.socket.fileno()
-        try:
+        number = slot.listener.fileno()
+        slot.channel, its = socket.socketpair()
+        with its:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.process.serve_child", str(number), str(figures)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                pass_fds=[number, figures],
+                [sys.executable, "-m", "gateway.process.serve_child", str(number)],
+                stdin=its.fileno(),
+                pass_fds=[number],
                 # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear
                 # it once, from here.
                 start_new_session=True,
             )
-        finally:
-            os.close(figures)
-        assert process.stdin is not None
-        try:
-            process.stdin.write(self._given)
-        except BrokenPipeError:
-            log.debug("process ended before it had its settings")  # `poll` will say so, too
+        metrics_port = self._settings.metrics_ports[slot.index]
+        given = self._given | {"metrics_port": metrics_port, "deaths": slot.deaths}
+        with contextlib.suppress(OSError):  # it has ended before it had its settings: `poll` will say so, too
+            slot.channel.sendall(json.dumps(given).encode() + b"\n")
+        slot.channel.setblocking(False)
         slot.process = process
         log.info("process started", extra={"slot": slot.index, "child": process.pid})
 
     def _bury(self, slot: _Slot, process: subprocess.Popen[bytes]) -> int:
-        """A process has ended unasked: keep what it counted, and plan the next."""
+        """A process has ended unasked: plan the next."""
         status = process.returncode
         now = time.monotonic()
         slot.failures = 0 if now - slot.started_at > HEALTHY_S else slot.failures + 1
         delay_s = min(RESTART_MAX_S, RESTART_FIRST_S * 2 ** min(slot.failures, 10))
         slot.restart_at = now + delay_s
-        self._forget(slot, process)
-        self._figures.deaths += 1
+        self._forget(slot)
+        slot.deaths += 1
         log.error(
             "process ended",
             extra={"slot": slot.index, "child": process.pid, "status": status, "restart_in_s": delay_s},
@@ -145,7 +133,7 @@ class Supervisor:
         settings = self._settings
         heard = len(self._signals)
         for slot in self._slots:
-            slot.socket.close()
+            slot.listener.close()
             if slot.process is not None:
                 slot.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + settings.stop_s + KILL_AFTER_S
@@ -162,7 +150,7 @@ class Supervisor:
                         slot.process.returncode != -signal.SIGTERM
                     ):  # told to stop before it could hear it: nothing was open
                         status = status or abs(slot.process.returncode)
-                    self._forget(slot, slot.process)
+                    self._forget(slot)
             time.sleep(POLL_S)
         return status
 
@@ -171,13 +159,20 @@ class Supervisor:
             if slot.process is not None:
                 slot.process.kill()
                 slot.process.wait()
-                self._forget(slot, slot.process)
+                self._forget(slot)
 
-    def _forget(self, slot: _Slot, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        process.stdin.close()
-        slot.process = None
-        self._figures.ended(slot.name)
+    def _forget(self, slot: _Slot) -> None:
+        assert slot.channel is not None
+        slot.channel.close()
+        slot.process = slot.channel = None
+
+
+def _serves(slot: _Slot) -> bool:
+    """Whether its process has said so, also if it has ended since."""
+    assert slot.channel is not None
+    with contextlib.suppress(OSError):
+        return bool(slot.channel.recv(1))
+    return False
 
 
 def _plain(settings: GatewaySettings) -> dict[str, str | float]:

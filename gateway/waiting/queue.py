@@ -25,7 +25,7 @@ from gateway.errors import (
     RequestStopped,
 )
 from gateway.exchange import Exchange
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

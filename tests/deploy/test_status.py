@@ -58,6 +58,15 @@ def test_a_removed_instance_is_not_shown(settings: LocalSettings) -> None:
     assert shown == [("serves", "up"), ("reclaimed", "draining")]
 
 
+@pytest.mark.parametrize(("processes", "where"), [(1, "9201"), (4, "9201 to 9204")])
+def test_the_metrics_ports_of_all_gateway_processes_are_shown(
+    settings: LocalSettings, processes: int, where: str
+) -> None:
+    settings = settings.model_copy(update={"gateway_metrics_port": 9201, "gateway_processes": processes})
+    (gateway,) = (part for part in look(settings) if part.name == "gateway")
+    assert gateway.where.endswith(f", metrics on {where}")
+
+
 def test_models_that_would_be_sold_but_have_no_price_are_named(settings: LocalSettings) -> None:
     assert not_for_sale(settings) == ["unpriced", "fine-tune"]
 

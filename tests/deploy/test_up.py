@@ -14,6 +14,7 @@ from deploy.local.credentials import read_env
 from tests.deploy.conftest import Home
 from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
+from tests.fixtures.gateway import free_ports
 from tests.fixtures.valkey import free_port
 
 
@@ -120,12 +121,16 @@ def test_up_uses_the_stores_that_are_there(on_sim: Home, valkey_url: str, databa
     assert not (on_sim.folder / "postgres").exists()
 
 
-def test_a_taken_port_is_told_with_its_owner_and_the_way_out(on_sim: Home) -> None:
-    with socket.create_server(("127.0.0.1", on_sim.ports["GATEWAY_PORT"])):
-        run = on_sim.run("up")
+@pytest.mark.parametrize("variable", ["TAAS_GATEWAY_PORT", "TAAS_GATEWAY_METRICS_PORT"])
+def test_a_taken_port_is_told_with_its_owner_and_the_way_out(on_sim: Home, variable: str) -> None:
+    """Also where it is the last process's metrics."""
+    first = free_ports(2)
+    port = first + (variable == "TAAS_GATEWAY_METRICS_PORT")
+    with socket.create_server(("127.0.0.1", port)):
+        run = on_sim.run("up", TAAS_GATEWAY_PROCESSES="2", **{variable: str(first)})
     assert run.returncode == 1
-    assert re.search(rf"port {on_sim.ports['GATEWAY_PORT']} is taken by process \d+", run.stdout)
-    assert "TAAS_GATEWAY_PORT=" in run.stdout
+    assert re.search(rf"port {port} is taken by process \d+", run.stdout)
+    assert f"{variable}=" in run.stdout
 
 
 @pytest.mark.parametrize(

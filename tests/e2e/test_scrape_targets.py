@@ -196,14 +196,17 @@ def test_pages_keep_the_conventions_of_prometheus(
     with gateway.client(key) as client:
         body = {"model": "sim", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
-    product.await_jobs(gateway=1, billing=1, worker=1, engine=2)
+    product.await_jobs(gateway=2, billing=1, worker=1, engine=2)
+    finished = 'taas_requests_total{class="on_demand",ending="complete",model="sim",route="chat"}'
+    wait_until(lambda: product.total(finished, "gateway") == 1, "one finished request in the sum")
+    assert product.total("taas_gateway_processes", "gateway") == 2
     billed = 'taas_usage_events_total{ending="complete",model="sim",pricing="priced"}'
     wait_until(lambda: product.total(billed) == 1, "bill")
     wrong = []
     for job in ("gateway", "billing", "worker"):
-        (page,) = product.pages(job)
-        assert f'taas_build_info{{version="{VERSION}"}} 1.0' in page
-        wrong += [f"{job}: {told}" for told in breaches(page)]
+        for page in product.pages(job):
+            assert f'taas_build_info{{version="{VERSION}"}} 1.0' in page
+            wrong += [f"{job}: {told}" for told in breaches(page)]
     assert wrong == []
 
 

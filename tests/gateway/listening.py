@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from gateway.body import read_body
 from gateway.errors import GatewayError, error_body, error_headers
 from gateway.lifecycle import Lifecycle
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.process.serve import GatewayServer, make_server
 from gateway.process.sockets import listening_sockets, port_of
 from gateway.request import Dialect

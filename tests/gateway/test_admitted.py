@@ -11,7 +11,7 @@ from billing.wire.usage_event import Ending
 from gateway.app import Stages
 from gateway.clock import Clock
 from gateway.lifecycle import Lifecycle
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.request import Route
 from gateway.routes import ROUTES
 from gateway.settings import GatewaySettings

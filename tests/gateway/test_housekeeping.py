@@ -14,7 +14,7 @@ from billing.wire import redis_keys
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.housekeeping import Housekeeping
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
 from gateway.waiting.outage import OutageLeases
@@ -42,7 +42,8 @@ class Round:
 
     async def await_degraded(self, state: str, on: bool) -> None:
         async with asyncio.timeout(15):
-            while [[state], float(on)] not in self.metrics.snapshot()["taas_degraded"]:
+            told = self.metrics.registry.get_sample_value
+            while told("taas_degraded", {"component": state}) != on:
                 assert not self.task.done(), "the round has died"
                 await asyncio.sleep(0.01)
 

@@ -9,7 +9,7 @@ import pytest
 from billing.wire.routes import OFFERED_ROUTES, ROUTE_FACTS, Dialect, dialect_of_path
 from gateway.app import build_app
 from gateway.lifecycle import Lifecycle
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.request import AnswerForm, Route, RouteSpec
 from gateway.routes import ROUTES, ROUTES_BY_PATH
 from gateway.settings import GatewaySettings

@@ -29,6 +29,15 @@ def test_it_listens_on_loopback_unless_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert GatewaySettings().host == "127.0.0.1"
 
 
+def test_each_process_has_a_metrics_port_of_its_own_and_0_leaves_them_all_open() -> None:
+    assert GatewaySettings().metrics_ports == [9101]
+    assert GatewaySettings(processes=3).metrics_ports == [9101, 9102, 9103]
+    assert GatewaySettings(processes=3, metrics_port=0).metrics_ports == [0, 0, 0]
+    assert GatewaySettings(processes=256, metrics_port=65_280).metrics_ports[-1] == 65_535
+    with pytest.raises(ValidationError, match="metrics_port"):
+        GatewaySettings(metrics_port=65_281)
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         GatewaySettings().port = 1  # type: ignore[misc]

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from gateway.lifecycle import Lifecycle
-from gateway.metrics.counts import Metrics
+from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
 from tests.gateway.listening import answer
 

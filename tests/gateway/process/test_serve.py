@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 
 from gateway.process.serve import SETTLES_LOST
 from tests.fixtures import plain_http
+from tests.fixtures.gateway import free_ports
 from tests.gateway.listening import read_all, until
 
 START = (
@@ -33,8 +35,7 @@ class Gateway:
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self._log = log
-        self.host = "127.0.0.1"
-        self.port = self.metrics_port = 0
+        self.port = 0
 
     def logged(self, message: str) -> list[dict[str, Any]]:
         """The lines with this message; every line is JSON."""
@@ -45,19 +46,28 @@ class Gateway:
         until(
             lambda: len(self.logged("serving")) >= processes or self.process.poll() is not None, "ready", 30
         )
-        where = self.logged("listening")[0]
-        self.port, self.metrics_port = where["port"], where["metrics_port"]
+        self.port = self.logged("listening")[0]["port"]
 
     def get(self, path: str) -> httpx.Response:
         """On a connection of its own, so that the kernel picks a process each time."""
         return plain_http.get(
-            f"http://{self.host}:{self.port}{path}", timeout=10, headers={"connection": "close"}
+            f"http://127.0.0.1:{self.port}{path}", timeout=10, headers={"connection": "close"}
         )
 
-    def metric(self, series: str) -> float | None:
-        text = plain_http.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
-        found = re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
-        return None if found is None else float(found[1])
+    def metrics_ports(self) -> list[int]:
+        """One of each process that lives."""
+        living = {self.process.pid, *self.children()}
+        return [line["metrics_port"] for line in self.logged("listening") if line["process"] in living]
+
+    def metric(self, series: str) -> float:
+        """`sum(SERIES)` over all processes."""
+        total = 0.0
+        for port in self.metrics_ports():
+            with contextlib.suppress(httpx.TransportError):  # killed, or about to listen
+                text = plain_http.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+                found = re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+                total += 0.0 if found is None else float(found[1])
+        return total
 
     def children(self) -> list[int]:
         return [child.pid for child in psutil.Process(self.process.pid).children()]
@@ -76,10 +86,8 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(
-    tmp_path: Path, processes: int, factory: str = TINY, log_name: str = "log", **settings: str
-) -> Iterator[Gateway]:
-    log = tmp_path / log_name
+def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str) -> Iterator[Gateway]:
+    log = tmp_path / "log"
     environment = os.environ | {
         "TAAS_HOME": str(tmp_path / "home"),
         "TAAS_GATEWAY_PORT": "0",
@@ -92,7 +100,6 @@ def gateway(
     with log.open("wb") as stderr:
         process = subprocess.Popen([sys.executable, "-c", START, factory], stderr=stderr, env=environment)
     running = Gateway(process, log)
-    running.host = environment.get("TAAS_GATEWAY_HOST", running.host)
     try:
         running.wait_ready(processes)
         yield running
@@ -186,48 +193,60 @@ def test_every_process_serves_and_has_the_settings(tmp_path: Path) -> None:
         assert "secret-service-key" not in running._log.read_text()
 
 
-def test_metrics_of_all_processes_are_added_up_and_do_not_fall_when_one_dies(tmp_path: Path) -> None:
-    with gateway(tmp_path, 2) as running:
-        counted: set[int] = set()
-        requests = 0
-        while len(counted) < 2 or requests < 20:
-            counted.add(running.get("/count").json()["process"])
-            requests += 1
-        until(lambda: running.metric('taas_refusals_total{which="tiny"}') == requests, "the sum")
+def test_every_process_has_a_page_of_its_own_and_a_dead_ones_successor_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    first_port = free_ports(2)
+    with gateway(tmp_path, 2, TAAS_GATEWAY_METRICS_PORT=str(first_port)) as running:
+        counted: Counter[int] = Counter()
+        while len(counted) < 2 or counted.total() < 20:
+            counted[running.get("/count").json()["process"]] += 1
+        assert sorted(running.metrics_ports()) == [first_port, first_port + 1]
+        assert running.metric('taas_refusals_total{which="tiny"}') == counted.total()
         assert running.metric("taas_gateway_processes") == 2
-        victim = counted.pop()
+        victim, survivor = counted
         os.kill(victim, signal.SIGKILL)
-        until(lambda: running.metric("taas_gateway_process_deaths_total") == 1, "the death to be counted")
-        assert running.metric('taas_refusals_total{which="tiny"}') == requests
+        until(lambda: running.metric("taas_gateway_process_deaths_total") == 1, "the death to be counted", 20)
+        assert running.metric("taas_gateway_processes") == 2
+        assert sorted(running.metrics_ports()) == [first_port, first_port + 1]
+        assert running.metric('taas_refusals_total{which="tiny"}') == counted[survivor]
 
 
-def test_gateways_that_differ_by_their_address_alone_share_no_figures(tmp_path: Path) -> None:
-    with gateway(tmp_path, 2) as first:
-        for _ in range(10):
-            first.get("/count")
-        until(lambda: first.metric('taas_refusals_total{which="tiny"}') == 10, "figures of the first")
-        # They stand still, so that none of them can mend at once what the second gateway may do to its
-        # figures.
-        for child in first.children():
-            os.kill(child, signal.SIGSTOP)
-        same = {"TAAS_GATEWAY_PORT": str(first.port), "TAAS_GATEWAY_HOST": "127.0.0.2"}
-        with gateway(tmp_path, 2, log_name="second", **same) as second:
-            for _ in range(3):
-                second.get("/count")
-            until(lambda: second.metric('taas_refusals_total{which="tiny"}') == 3, "figures of the second")
-            assert first.metric('taas_refusals_total{which="tiny"}') == 10
-            assert first.metric("taas_gateway_processes") == 2
-        for child in first.children():
-            os.kill(child, signal.SIGCONT)
-        assert first.stop() == 0
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_metrics_port_that_is_taken_is_said_and_ends_the_gateway(tmp_path: Path, processes: int) -> None:
+    first_port = free_ports(processes)
+    with socket.create_server(("127.0.0.1", first_port + processes - 1)):
+        status, logged = start_in_vain(
+            tmp_path, TAAS_GATEWAY_METRICS_PORT=str(first_port), TAAS_GATEWAY_PROCESSES=str(processes)
+        )
+    assert status == 1
+    assert logged["message"] == "cannot listen for metrics"
+    assert (logged["setting"], logged["port"]) == ("TAAS_GATEWAY_METRICS_PORT", first_port + processes - 1)
+
+
+def start_in_vain(tmp_path: Path, **settings: str) -> tuple[int, dict[str, Any]]:
+    """The exit status of a gateway that cannot start, and the one line that it logs."""
+    log = tmp_path / "in_vain"
+    environment = os.environ | {
+        "TAAS_HOME": str(tmp_path / "home_in_vain"),
+        "TAAS_GATEWAY_PORT": "0",
+        "TAAS_GATEWAY_METRICS_PORT": "0",
+        **settings,
+    }
+    with log.open("wb") as stderr:
+        done = subprocess.run(
+            [sys.executable, "-c", START, TINY], check=False, stderr=stderr, env=environment, timeout=30
+        )
+    return done.returncode, json.loads(log.read_text())
 
 
 def test_gauges_of_a_dead_process_go(tmp_path: Path) -> None:
     with gateway(tmp_path, 2) as running, running.stream("?forever"), running.stream("?forever"):
-        until(lambda: running.metric("taas_reservations_open") == 2, "both streams to be seen")
+        assert running.metric("taas_reservations_open") == 2
         for child in running.children():
             os.kill(child, signal.SIGKILL)
-        until(lambda: running.metric("taas_reservations_open") == 0, "none to be seen")
+        until(lambda: running.metric("taas_gateway_process_deaths_total") == 2, "their successors", 20)
+        assert running.metric("taas_reservations_open") == 0
 
 
 def test_fault_37_killed_process_is_replaced_and_its_port_refuses_nobody(tmp_path: Path) -> None:
@@ -262,19 +281,10 @@ def test_application_that_cannot_start_ends_the_gateway(tmp_path: Path, processe
 @pytest.mark.parametrize("processes", [1, 2])
 def test_port_that_is_taken_is_said_and_ends_the_gateway(tmp_path: Path, processes: int) -> None:
     with gateway(tmp_path, 2) as first:
-        log = tmp_path / "second"
-        environment = os.environ | {
-            "TAAS_HOME": str(tmp_path / "second_home"),
-            "TAAS_GATEWAY_PORT": str(first.port),
-            "TAAS_GATEWAY_METRICS_PORT": "0",
-            "TAAS_GATEWAY_PROCESSES": str(processes),
-        }
-        with log.open("wb") as stderr:
-            done = subprocess.run(
-                [sys.executable, "-c", START, TINY], check=False, stderr=stderr, env=environment, timeout=30
-            )
-        assert done.returncode == 1
-        assert json.loads(log.read_text())["message"] == "cannot listen"
+        status, logged = start_in_vain(
+            tmp_path, TAAS_GATEWAY_PORT=str(first.port), TAAS_GATEWAY_PROCESSES=str(processes)
+        )
+    assert (status, logged["message"]) == (1, "cannot listen")
 
 
 def test_help_names_every_setting() -> None:

@@ -5,6 +5,7 @@ no room until the test makes some.
 import json
 import re
 import socket
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -33,21 +34,24 @@ from tests.gateway.test_waiting import instance_goes
 REQUEST = json.dumps(body("chat")).encode()
 
 
-class Page:
-    """A gateway's `/metrics`, all its processes together."""
+class Pages:
+    """What `/metrics` of a gateway's processes say together."""
 
-    def __init__(self, gateway: GatewayProcess) -> None:
-        lines = [json.loads(line) for line in gateway.log().splitlines()]
-        (port,) = {line["metrics_port"] for line in lines if line["message"] == "listening"}
-        self._url = f"http://127.0.0.1:{port}/metrics"
+    def __init__(self, gateway: GatewayProcess, processes: int = 1) -> None:
+        wait_until(lambda: len(gateway.metrics_ports()) == processes, "page of each process")
+        self._ports = gateway.metrics_ports()
 
     def series(self, name: str) -> dict[str, float]:
-        """Values by labels (`asked="auto",ending="left"`), without those that are 0."""
-        found = re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", plain_http.get(self._url).text, re.MULTILINE)
-        return {labels: float(value) for labels, value in found if float(value)}
+        """Sums by labels (`asked="auto",ending="left"`), without those that are 0."""
+        total: dict[str, float] = defaultdict(float)
+        for port in self._ports:
+            page = plain_http.get(f"http://127.0.0.1:{port}/metrics").text
+            for labels, value in re.findall(rf"^{name}(?:\{{(.*)\}})? (\S+)$", page, re.MULTILINE):
+                total[labels] += float(value)
+        return {labels: value for labels, value in total.items() if value}
 
     def await_series(self, name: str, expected: dict[str, float]) -> None:
-        """Until it says so: each process writes its figures down once a second."""
+        """Until they say so."""
         wait_until(lambda: self.series(name) == expected, f"{name} {expected}")
 
 
@@ -78,30 +82,30 @@ def test_who_waits_how_long_and_how_it_ended_over_all_processes(
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     make_room(catalogue, 0)
-    gateway = start_gateway(TAAS_PROCESSES="2", TAAS_WAIT_ON_DEMAND_S="60", TAAS_WAIT_FLEX_S="0.2")
-    page, key = Page(gateway), catalogue.key(catalogue.tenant("ten_a"))
-    assert page.series("taas_requests_waiting") == page.series("taas_waits_total") == {}
+    gateway = start_gateway(TAAS_GATEWAY_PROCESSES="2", TAAS_WAIT_ON_DEMAND_S="60", TAAS_WAIT_FLEX_S="0.2")
+    pages, key = Pages(gateway, 2), catalogue.key(catalogue.tenant("ten_a"))
+    assert pages.series("taas_requests_waiting") == pages.series("taas_waits_total") == {}
     late: list[Future[Outcome]] = [pool.submit(ask, gateway, key, "chat") for _ in range(4)]
     late += [pool.submit(ask, gateway, key, "chat", service_tier="default")]
     with caller_that_waits(gateway, key):
-        page.await_series("taas_requests_waiting", {'asked="auto"': 5, 'asked="default"': 1})
-        assert page.series("taas_waiting_bytes")[""] >= 6 * (len(REQUEST) - 50)
+        pages.await_series("taas_requests_waiting", {'asked="auto"': 5, 'asked="default"': 1})
+        assert pages.series("taas_waiting_bytes")[""] >= 6 * (len(REQUEST) - 50)
         assert ask(gateway, key, "chat", service_tier="flex").status == 429
-        page.await_series("taas_waits_total", {'asked="flex",ending="out_of_time"': 1})
+        pages.await_series("taas_waits_total", {'asked="flex",ending="out_of_time"': 1})
     ends = {'asked="flex",ending="out_of_time"': 1.0, 'asked="auto",ending="left"': 1.0}
-    page.await_series("taas_waits_total", ends)
+    pages.await_series("taas_waits_total", ends)
     make_room(catalogue, 9)
     assert [answer.result().status for answer in late] == [200] * 5
     ends |= {'asked="auto",ending="admitted"': 4, 'asked="default",ending="admitted"': 1}
-    page.await_series("taas_waits_total", ends)
-    assert page.series("taas_requests_waiting") == page.series("taas_waiting_bytes") == {}
-    assert page.series("taas_wait_seconds_count") == {
+    pages.await_series("taas_waits_total", ends)
+    assert pages.series("taas_requests_waiting") == pages.series("taas_waiting_bytes") == {}
+    assert pages.series("taas_wait_seconds_count") == {
         'asked="auto"': 5,
         'asked="default"': 1,
         'asked="flex"': 1,
     }
-    assert page.series("taas_wait_seconds_sum")['asked="flex"'] >= 0.2
-    assert 'asked="flex",le="0.1"' not in page.series("taas_wait_seconds_bucket")
+    assert pages.series("taas_wait_seconds_sum")['asked="flex"'] >= 0.2
+    assert 'asked="flex",le="0.1"' not in pages.series("taas_wait_seconds_bucket")
 
 
 @pytest.mark.parametrize(
@@ -117,17 +121,17 @@ def test_who_may_not_wait_because_of_a_bound_of_the_process_is_counted_by_it(
     catalogue.instance(engine.url, engine.key)
     make_room(catalogue, 0)
     gateway = start_gateway(**bound)
-    page, key = Page(gateway), catalogue.key(catalogue.tenant("ten_a"))
+    pages, key = Pages(gateway), catalogue.key(catalogue.tenant("ten_a"))
     with caller_that_waits(gateway, key):
-        page.await_series("taas_requests_waiting", {'asked="auto"': 1})
+        pages.await_series("taas_requests_waiting", {'asked="auto"': 1})
         with gateway.client(key) as client:
             refused = client.post(
                 PATHS["chat"], content=REQUEST, headers={"content-type": "application/json"}
             )
         assert refused.status_code == 503
-        page.await_series("taas_waits_total", {f'asked="auto",ending="{end}"': 1})
-        assert page.series("taas_requests_waiting") == {'asked="auto"': 1}
-        assert page.series("taas_wait_seconds_count") == {}
+        pages.await_series("taas_waits_total", {f'asked="auto",ending="{end}"': 1})
+        assert pages.series("taas_requests_waiting") == {'asked="auto"': 1}
+        assert pages.series("taas_wait_seconds_count") == {}
 
 
 def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_their_own(
@@ -136,7 +140,7 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     catalogue.instance(engine.url, engine.key)
     make_room(catalogue, 0)
     gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
-    page, key = Page(gateway), catalogue.key(catalogue.tenant("ten_a", on_demand=False))
+    pages, key = Pages(gateway), catalogue.key(catalogue.tenant("ten_a", on_demand=False))
     (channel,) = catalogue.redis.pubsub_channels("taas:wake:*")
 
     # Its contract takes it later; then the contract is gone, and its tenant has no other right.
@@ -147,21 +151,21 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
         bucket, mapping=full | {"end": (seconds + 86_400) * 1000, "t": seconds * 1_000_000 + micros}
     )
     late = pool.submit(ask, gateway, key, "chat")
-    page.await_series("taas_requests_waiting", {'asked="auto"': 1})
+    pages.await_series("taas_requests_waiting", {'asked="auto"': 1})
     catalogue.redis.delete(bucket)
     catalogue.redis.publish(channel, "*")
     assert late.result().status == 403
-    page.await_series("taas_waits_total", {'asked="auto",ending="refused"': 1})
+    pages.await_series("taas_waits_total", {'asked="auto",ending="refused"': 1})
 
     other = catalogue.key(catalogue.tenant("ten_b"))
     late = pool.submit(ask, gateway, other, "chat")
     wait_until(lambda: waiting(catalogue) == 1, "waiting request")
     instance_goes(catalogue, late)
     assert late.result().status == 503
-    page.await_series(
+    pages.await_series(
         "taas_waits_total", {'asked="auto",ending="refused"': 1, 'asked="auto",ending="no_instance"': 1}
     )
-    assert page.series("taas_requests_waiting") == {}
+    assert pages.series("taas_requests_waiting") == {}
 
 
 @pytest.mark.parametrize(
