@@ -366,8 +366,7 @@ def _weights_of(connection: Connection, asked: QuoteAsked) -> Weights:
 
 def _with_warnings(connection: Connection, contract: Contract) -> dict[str, Any]:
     """As shown, and which limits of its tenant could undercut it."""
-    most_mu_s = max(step.mu_s for step in contract.terms.steps)
-    warnings = undercutting(connection, contract.terms.tenant_id, contract.terms.pool, most_mu_s)
+    warnings = undercutting(connection, contract, store.now_ms(connection))
     return {**_shown(connection, [contract])[0], "warnings": warnings}
 
 

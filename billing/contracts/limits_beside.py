@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 from billing.catalogue import limits, models
 from billing.contracts.position import units
 from billing.contracts.store import list_all
+from billing.contracts.terms import Contract, rate_at
 from billing.wire.limits import MINUTE_S, WHILE_OPEN, LimitKind, Limits
 
 # A contract that takes requests as small as this to be used up by is not undercut.
@@ -14,10 +15,13 @@ _UNITS_A_REQUEST_MIN_MU = 100_000
 _UNITS_A_STREAM_MIN_MU_S = 1_000
 
 
-def undercutting(connection: Connection, tenant_id: str, pool: str, mu_s: int) -> list[str]:
-    """What to tell whoever signs, or sets a limit, of each model of the pool; empty where no limit is in
-    the way of this rate.
+def undercutting(connection: Connection, contract: Contract, now_ms: int) -> list[str]:
+    """What to tell whoever signs, amends, or sets a limit, of each model of the contract's pool; empty where
+    no limit is in the way of its greatest rate from now on.
     """
+    steps = contract.terms.steps
+    mu_s = max([rate_at(steps, now_ms)] + [step.mu_s for step in steps if step.from_ms > now_ms])
+    tenant_id, pool = contract.terms.tenant_id, contract.terms.pool
     table = limits.table_of(connection, {tenant_id})
     said = []
     for model in models.list_all(connection):
@@ -27,18 +31,15 @@ def undercutting(connection: Connection, tenant_id: str, pool: str, mu_s: int) -
 
 
 def undercut_by_limits(connection: Connection, tenant_id: str, now_ms: int) -> list[str]:
-    """The same of all that the tenant has signed, at its greatest rate from now on."""
-    said: list[str] = []
-    for contract in list_all(
+    """The same of all that the tenant has signed."""
+    signed = list_all(
         connection, tenant_id=tenant_id, states=("signed", "active", "notice_given"), ends_after_ms=now_ms
-    ):
-        steps = contract.terms.steps
-        rates = [step.mu_s for step in steps if step.from_ms > now_ms] + [contract.mu_s_at(now_ms)]
-        said += [
-            f"{contract.contract_id}: {line}"
-            for line in undercutting(connection, tenant_id, contract.terms.pool, max(rates))
-        ]
-    return said
+    )
+    return [
+        f"{contract.contract_id}: {line}"
+        for contract in signed
+        for line in undercutting(connection, contract, now_ms)
+    ]
 
 
 def _of_model(model: str, limits_: Limits, mu_s: int) -> list[str]:
@@ -52,12 +53,16 @@ def _of_model(model: str, limits_: Limits, mu_s: int) -> list[str]:
             if not requests
             else f"each must take {mu_s * 60 // requests // 1000} units on average to use it up"
         )
-        said.append(f"{model} is limited to {requests} requests a minute beside {rate}: {least}")
+        said.append(f"{model} is limited to {_requests(requests)} a minute beside {rate}: {least}")
     if concurrency == 0 or (concurrency is not None and mu_s > concurrency * _UNITS_A_STREAM_MIN_MU_S):
         least = (
             "none is served"
             if not concurrency
             else f"each must do {mu_s // concurrency // 1000} units a second on average to use it up"
         )
-        said.append(f"{model} is limited to {concurrency} requests at once beside {rate}: {least}")
+        said.append(f"{model} is limited to {_requests(concurrency)} at once beside {rate}: {least}")
     return said
+
+
+def _requests(count: int | None) -> str:
+    return "1 request" if count == 1 else f"{count} requests"

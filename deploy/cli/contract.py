@@ -307,7 +307,7 @@ def _weights(weights: Mapping[str, int]) -> str:
 
 
 def _ramp(contract: Mapping[str, Any]) -> str:
-    return ", ".join(f"{step['units']} from {step['from']}" for step in contract["steps"])
+    return ", ".join(f"{step['units']} from {minute(step['from'])}" for step in contract["steps"])
 
 
 def _overflow(clause: Mapping[str, Any]) -> str:
@@ -328,7 +328,7 @@ def _over_time(contract: Mapping[str, Any], word: Callable[[Mapping[str, Any]], 
     for clause in contract["planned"]:
         before, now = now, word(clause)
         if now != before:
-            said.append(f"from {clause['from']} {now}")
+            said.append(f"from {minute(clause['from'])} {now}")
     return "; ".join(said)
 
 

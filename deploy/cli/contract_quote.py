@@ -116,8 +116,7 @@ def fit(answer: Mapping[str, Any]) -> list[str]:
     """Whether what was asked about fits, and if not, when and by how much it does not."""
     units = rounded(answer["units"])
     if answer["fits"]:
-        until = "for good" if answer["fits_until"] is None else f"until {minute(answer['fits_until'])}"
-        return [f"{units} fit, {until}"]
+        return [f"{units} fit{_beyond(answer['until'], answer['fits_until'])}"]
     lines = [f"{units} do not fit over all of that"]
     for span in answer["short"][:_SHORT_MAX]:
         lines.append(
@@ -131,6 +130,17 @@ def fit(answer: Mapping[str, Any]) -> list[str]:
     later = answer["fits_from"]
     lines.append("no later start fits" if later is None else f"they fit for as long from {minute(later)} on")
     return lines
+
+
+def _beyond(asked: str | None, fits: str | None) -> str:
+    """Over what was asked about, and how much longer."""
+    if asked is None:
+        return ", for good"
+    if fits is None:
+        return " over all of that; a longer term fits, too, even one without an end"
+    if fits == asked:
+        return " over all of that, and no longer"
+    return f" over all of that; a longer term fits until {minute(fits)}"
 
 
 def _period(since: str, until: str | None) -> str:

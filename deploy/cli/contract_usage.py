@@ -49,7 +49,8 @@ def usage(
         print_json(report)
         return
     if not report["data"]:
-        click.echo(f"nothing was assigned or used from {report['from']} until {report['until']}")
+        period = f"from {minute(report['from'])} until {minute(report['until'])} (UTC)"
+        click.echo(f"nothing was assigned or used {period}")
         return
     columns: Columns = {
         "CONTRACT": "contract", "TENANT": "tenant_name", "POOL": "pool", "MINUTE (UTC)": _minute,

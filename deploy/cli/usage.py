@@ -11,6 +11,7 @@ from deploy.cli.output import Columns, json_option, minute, print_json, print_ta
 
 # As many as the API gives at once.
 _LINES_MAX: Final = 10_000
+_HEADINGS: Final = {"hour": "HOUR (UTC)", "day": "DAY (UTC)"}
 _KINDS: Final = {"uncached_input": "input", "cached_input": "cached input", "output": "output"}
 _ITEMS: Columns = {
     "MODEL": "model",
@@ -58,10 +59,10 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         click.echo(f"nothing was used {period}")
         return
     click.echo(f"{period}\n")
-    names: Any = {word.upper(): _group(word) for word in report["by"]}
+    names: Any = {_HEADINGS.get(word, word.upper()): _group(word) for word in report["by"]}
     figures: Any = {
-        "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"],
-        "CACHED": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
+        "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"] - row["tokens"]["cached"],
+        "CACHED INPUT": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
@@ -87,4 +88,6 @@ def _read(query: dict[str, Any]) -> dict[str, Any]:
 
 
 def _group(word: str) -> Any:
+    if word == "hour":
+        return lambda row: minute(row["hour"])
     return lambda row: row.get(f"{word}_name") or row[word]

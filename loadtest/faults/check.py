@@ -4,7 +4,7 @@ product's own audit. Names each discrepancy.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from loadtest.faults.callers import Answers
@@ -13,7 +13,8 @@ from loadtest.faults.parts import Installation
 _EVENTS: Final = """
 SELECT e.request_id, e.ending, e.produced_prompt, e.produced_output, e.billed_prompt + e.billed_output,
   e.absorbed_reasons,
-  e.anomaly, (SELECT count(*) FROM ledger_transaction t WHERE t.request_id = e.request_id)
+  e.anomaly, (SELECT count(*) FROM ledger_transaction t WHERE t.request_id = e.request_id),
+  e.usage_source, e.instance, e.epoch
 FROM usage_event e WHERE e.kind = 'request'
 """
 _NAMED: Final = (
@@ -77,7 +78,12 @@ def check(installation: Installation, answers: Answers) -> Checked:
         for row in events.values()
         if (row[2] or row[3]) and row[0] not in truth
     ]
-    found += of_audit(installation.audit())
+    found += [
+        replace(each, detail=f"{each.detail}; {_told(events[each.request_id])}")
+        if each.request_id in events
+        else each
+        for each in of_audit(installation.audit())
+    ]
     return Checked(len(truth.keys() | answers.status.keys()), len(events), len(cut), found)
 
 
@@ -97,6 +103,13 @@ def of_audit(report: Mapping[str, Any]) -> list[Discrepancy]:
 def _name(request_id: str) -> str:
     """As the ledger has it: a response's id at the engine is the request's own with another beginning."""
     return "req_" + request_id.removeprefix("resp_") if request_id.startswith("resp_") else request_id
+
+
+def _told(event: Any) -> str:
+    """What its event says, for whoever looks for the cause."""
+    names = ("ending", "source", "produced", "anomaly", "instance", "epoch")
+    values = (event[1], event[8], (event[2], event[3]), event[6], event[9], event[10])
+    return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
 def _against_engine(

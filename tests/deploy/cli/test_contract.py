@@ -157,12 +157,9 @@ def test_overflow_cap_and_notice_are_amended_and_shown_with_what_is_planned(
     )
     shown = taas("contract", "show", signed).stdout
     assert (
-        "spill, at most 12.5 units per second; from 2090-01-01T00:00:00Z spill; from 2091-01-01T00:00:00Z "
-        "queue"
+        "spill, at most 12.5 units per second; from 2090-01-01 00:00 spill; from 2091-01-01 00:00 queue"
     ) in shown
-    assert (
-        "7 days by the tenant, 7 by the operator; from 2091-01-01T00:00:00Z 30 days by the tenant, 7" in shown
-    )
+    assert "7 days by the tenant, 7 by the operator; from 2091-01-01 00:00 30 days by the tenant, 7" in shown
     history = taas("contract", "history", signed).stdout
     assert "at most 12.5 units per second; from 2090" in history
     assert "30 days by the tenant" in history
@@ -214,7 +211,14 @@ def test_what_does_not_fit_is_refused_with_when_and_how_much_and_quoted(taas: Ta
     ).stdout
     assert "0.5 units per second more than is free, from 2299-01-01 00:00 on, for good" in never
     assert "no later start fits" in never
-    assert "400 fit, until 2199-01-01" in taas(*asked[:-4], "--until", "30d").stdout
+    # Each says both: that the period is covered, and how far beyond it the rate would fit.
+    begun = [*asked[:-4], "--from", "2100-01-01", "--until"]
+    assert "400 fit over all of that; a longer term fits until 2199-01-01 00:00" in taas(*begun, "30d").stdout
+    assert "400 fit over all of that, and no longer" in taas(*begun, "2199-01-01").stdout
+    for_good = [*asked[:-6], "--units", "300", "--from", "2100-01-01"]
+    said = taas(*for_good, "--until", "30d").stdout
+    assert "300 fit over all of that; a longer term fits, too, even one without an end" in said
+    assert "300 fit, for good" in taas(*for_good).stdout
     assert "for good" in taas("contract", "quote", "--pool", "org/llama").stdout
     held = taas("pool", "set", "org/llama", "--instances", "1", exit_code=1)
     assert "by 600 units per second" in held.stderr
@@ -483,11 +487,15 @@ def test_limits_that_could_undercut_a_contract_are_warned_of_with_both_figures(
     ]
     signed = taas("contract", "sign", "--yes", *terms)
     assert "warning: org/llama is limited to 60 requests a minute beside 500 units a second" in signed.stderr
+    lowered = taas(
+        "contract", "amend", "--yes", re.findall("con_[0-9a-f]+", signed.stdout)[0], "--units", "200"
+    ).stderr
+    assert "warning: org/llama is limited to 60 requests a minute beside 200 units a second" in lowered
     warned = taas(
         "limit", "set", "--tenant", "acme", "--requests-per-minute", "none", "--concurrency", "2"
     ).stderr
     assert (
-        "is limited to 2 requests at once beside 500 units a second: each must do 250 units a second"
+        "is limited to 2 requests at once beside 200 units a second: each must do 100 units a second"
         in warned
     )
     assert "warning" not in taas("limit", "set", "--tenant", "acme", "--concurrency", "none").stderr

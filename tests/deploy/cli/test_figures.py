@@ -45,10 +45,10 @@ def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
     ]
     assert lines[0][:2] == ["from", "2020-01-01"]
     assert lines[2:] == [
-        ["MODEL", "HOUR", "REQUESTS", "INPUT", "CACHED", "OUTPUT", "ABSORBED", "USD"],
-        ["m1", "2023-11-14T22:00:00Z", "1", "1,000", "200", "50", "0", "0.00012"],
-        ["m1", "2023-11-14T23:00:00Z", "1", "2,000", "0", "10", "0", "0.000204"],
-        ["total", "2", "3,000", "200", "60", "0", "0.000324"],
+        ["MODEL", "HOUR", "(UTC)", "REQUESTS", "INPUT", "CACHED", "INPUT", "OUTPUT", "ABSORBED", "USD"],
+        ["m1", "2023-11-14", "22:00", "1", "800", "200", "50", "0", "0.00012"],
+        ["m1", "2023-11-14", "23:00", "1", "2,000", "0", "10", "0", "0.000204"],
+        ["total", "2", "2,800", "200", "60", "0", "0.000324"],
         [],
         ["MODEL", "PRICE", "TOKENS", "OF", "TOKENS", "USD", "A", "MILLION", "USD"],
         ["m1", "no.", "1", "input", "2,800", "0.10", "0.00028"],
