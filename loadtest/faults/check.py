@@ -35,7 +35,7 @@ class Discrepancy:
 class Checked:
     """All that was held against each other, and what did not agree. `cut`: requests that ran when their
     engine died. What it made of them in its last moments reached nobody, so that their events may say less
-    than it knew, and never more.
+    than it knew, and never more; and usage that only the engine could have told stays in doubt, off the bill.
     """
 
     requests: int
@@ -78,12 +78,12 @@ def check(installation: Installation, answers: Answers) -> Checked:
         for row in events.values()
         if (row[2] or row[3]) and row[0] not in truth
     ]
-    found += [
-        replace(each, detail=f"{each.detail}; {_told(events[each.request_id])}")
-        if each.request_id in events
-        else each
-        for each in of_audit(installation.audit())
-    ]
+    for each in of_audit(installation.audit()):
+        event = events.get(each.request_id)
+        if event is None:
+            found.append(each)
+        elif not _could_not_be_told(each, event, cut):
+            found.append(replace(each, detail=f"{each.detail}; {_told(event)}"))
     return Checked(len(truth.keys() | answers.status.keys()), len(events), len(cut), found)
 
 
@@ -103,6 +103,11 @@ def of_audit(report: Mapping[str, Any]) -> list[Discrepancy]:
 def _name(request_id: str) -> str:
     """As the ledger has it: a response's id at the engine is the request's own with another beginning."""
     return "req_" + request_id.removeprefix("resp_") if request_id.startswith("resp_") else request_id
+
+
+def _could_not_be_told(found: Discrepancy, event: Any, cut: set[str]) -> bool:
+    """Whether the usage is in doubt because its caller left and the engine died before it told it."""
+    return found.what == "audit_quarantined" and found.request_id in cut and event[6] == "usage_missing"
 
 
 def _told(event: Any) -> str:
