@@ -9,9 +9,10 @@ import pytest
 import redis
 import uvicorn
 from click.testing import CliRunner, Result
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, insert
 
 from billing.api.app import build_app
+from billing.schema.capacity import calibration
 from billing.settings import BillingSettings
 from deploy.cli.main import main
 
@@ -71,3 +72,21 @@ def run(*args: str, exit_code: int = 0) -> Result:
     result = CliRunner().invoke(main, args)
     assert result.exit_code == exit_code, result.output
     return result
+
+
+@pytest.fixture
+def shop(taas: Taas, told: Callable[..., Any], migrated_database_url: str) -> None:
+    """The tenant acme and a measured pool of two instances, 1,000 units per second each."""
+    told("tenant", "create", "acme")
+    told("model", "add", "org/llama", "--context", "4096")
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            insert(calibration).values(
+                calibration_id="cal_1", pool="org/llama", model="org/llama", weights_version=1,
+                capacity_mu_s=1_000_000, sequences=16, tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu",
+                engine_version="0.32", error_permille=30, report={},
+            )
+        )  # fmt: skip
+    engine.dispose()
+    assert told("pool", "set", "org/llama", "--instances", "2", "--headroom", "10%")["capacity"] == "1800"
