@@ -31,7 +31,7 @@ _COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KE
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyClaim:
     """A request under a key. `fingerprint` tells it from others that are sent under the same key."""
 
     caller: str
@@ -39,23 +39,23 @@ class Claim:
     fingerprint: str
 
     @staticmethod
-    def of(caller: str, key: str, *parts: bytes) -> "Claim":
+    def of(caller: str, key: str, *parts: bytes) -> "IdempotencyClaim":
         """The key of this caller, and all that makes the request what it is."""
         told = hashlib.sha256()
         for part in parts:
             told.update(len(part).to_bytes(8, "big") + part)
-        return Claim(caller, hashlib.sha256(key.encode()).hexdigest(), told.hexdigest())
+        return IdempotencyClaim(caller, hashlib.sha256(key.encode()).hexdigest(), told.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoredAnswer:
     """As it was given the first time."""
 
     status: int
     body: bytes
 
 
-def find_answer(connection: Connection, claim: Claim) -> Answer | None:
+def find_answer(connection: Connection, claim: IdempotencyClaim) -> StoredAnswer | None:
     """The first answer; None where there has been no such request.
 
     Raises Invalid where the key was used for another request; Conflict while the first one runs, and where
@@ -74,14 +74,14 @@ def find_answer(connection: Connection, claim: Claim) -> Answer | None:
         message = "This key came with another request before. A key belongs to one request: take a new one."
         raise Invalid(message, param=PARAM, code="idempotency_key_reused")
     if row.status is not None:
-        return Answer(row.status, bytes(row.answer))
+        return StoredAnswer(row.status, bytes(row.answer))
     if row.age_ms < _LOST_AFTER_MS:
         raise _still_running()
     message = "The request with this key was carried out, but its answer was not kept. Look at what is there."
     raise Conflict(message, param=PARAM, code="idempotency_answer_lost")
 
 
-def carry_out(connection: Connection, claim: Claim) -> None:
+def carry_out(connection: Connection, claim: IdempotencyClaim) -> None:
     """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict
     where another one does that or has done it.
     """
@@ -95,7 +95,7 @@ def carry_out(connection: Connection, claim: Claim) -> None:
         raise _still_running()
 
 
-def keep_answer(connection: Connection, claim: Claim, answer: Answer) -> None:
+def keep_answer(connection: Connection, claim: IdempotencyClaim, answer: StoredAnswer) -> None:
     """Writes down what was answered, also to a request that changed nothing. One that is too large is not
     kept.
     """
@@ -121,7 +121,7 @@ def forget_old(connection: Connection) -> int:
     return connection.execute(gone).rowcount
 
 
-def _same(claim: Claim) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _same(claim: IdempotencyClaim) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return table.c.caller == claim.caller, table.c.key_hash == claim.key_hash
 
 

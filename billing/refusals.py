@@ -1,15 +1,16 @@
-"""Why the control plane refuses what an operator asked for. One tree; the admin API turns each into a status.
+"""The errors with which the control plane refuses what an operator asked for. One tree; the admin API turns
+each into a status.
 
-Refused
+RequestRequestRefused
 ├── Invalid         the request contradicts itself or the catalogue's rules
-├── NotFound        what it names is not there
-├── Conflict        it is there already, or its state forbids this
+├── NotFound        what it names does not exist
+├── Conflict        it exists already, or its state forbids this
 └── Unreachable     a machine or server that it needs did not answer
 """
 
 
-class Refused(Exception):
-    """`message` is for people, `code` for programs, `param` names the field at fault, if one is."""
+class RequestRefused(Exception):
+    """`message` is for people, `code` for programs. `param`: the field at fault, if there is one."""
 
     code = "refused"
 
@@ -20,25 +21,25 @@ class Refused(Exception):
         self.code = code or type(self).code
 
 
-class Invalid(Refused):
+class Invalid(RequestRefused):
     """The request contradicts itself or the catalogue's rules."""
 
     code = "invalid_value"
 
 
-class NotFound(Refused):
-    """What it names is not there."""
+class NotFound(RequestRefused):
+    """What it names does not exist."""
 
     code = "not_found"
 
 
-class Conflict(Refused):
-    """It is there already, or its state forbids this."""
+class Conflict(RequestRefused):
+    """It exists already, or its state forbids this."""
 
     code = "already_exists"
 
 
-class Unreachable(Refused):
+class Unreachable(RequestRefused):
     """A machine or server that it needs did not answer."""
 
     code = "unreachable"

@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any, Final
 
 from billing.cell.replies import (
-    Later,
-    Left,
+    LeftQueue,
     Levels,
     Rebuilding,
     Replayed,
     Reserved,
     ReserveReply,
     Waiting,
+    WaitingForContract,
     parse_leave,
     parse_reserve,
 )
@@ -70,7 +70,7 @@ REBUILT_POLL_S: Final = 0.2
 RETRY_MS_MIN: Final = 1_000
 # A waiting request survives an outage of Redis that is shorter than its wait.
 AWAY_POLL_S: Final = 0.5
-_PENDING: Final = (Waiting, Later, Rebuilding)
+_PENDING: Final = (Waiting, WaitingForContract, Rebuilding)
 _UNKNOWN: Final = Levels(0)
 _LEVELS: Final = ("level_before_mu", "level_after_mu", "rate_mu_s")
 _CONTRACTS_FIRST: Final = (ServiceTier.AUTO, ServiceTier.PRIORITY)
@@ -299,7 +299,7 @@ class Reserver:
         exchange: Exchange,
         ask: "_Ask",
         find_candidates: Callable[[], list[InstanceEntry]],
-        reply: Waiting | Later | Rebuilding,
+        reply: Waiting | WaitingForContract | Rebuilding,
     ) -> tuple[ReserveReply, list[InstanceEntry]]:
         """Wait until the request is admitted, refused or to end. When its time is over it is refused, with a
         time to retry.
@@ -365,18 +365,18 @@ class Reserver:
         elif isinstance(outcome.exception(), RedisUnavailable):
             self._journal.append(call)
 
-    async def _leave_queue_now(self, exchange: Exchange, *, refused: bool = False) -> Left:
+    async def _leave_queue_now(self, exchange: Exchange, *, refused: bool = False) -> LeftQueue:
         left = parse_leave(await self._redis.execute(*leave_call(exchange.request.keys, refused=refused)))
         self._pacer.schedule(exchange.head.cell, left.pace_ms)
         return left
 
     async def _out_of_time(
-        self, exchange: Exchange, found: Waiting | Later | Rebuilding, wait_s: float
+        self, exchange: Exchange, found: Waiting | WaitingForContract | Rebuilding, wait_s: float
     ) -> GatewayError:
         if isinstance(found, Rebuilding):
             return DependencyUnavailable(RETRY_MS_MIN)
         left = await self._leave_queue_now(exchange, refused=True)
-        if isinstance(found, Later):
+        if isinstance(found, WaitingForContract):
             return QuotaExceeded(
                 "contract", "The contract's capacity is in use.", with_jitter(found.after_ms)
             )
@@ -399,8 +399,8 @@ def _consume_outcome(outcome: "asyncio.Future[Any]") -> None:
         outcome.exception()
 
 
-def _poll_after_s(found: Waiting | Later | Rebuilding) -> float:
-    if isinstance(found, Later):
+def _poll_after_s(found: Waiting | WaitingForContract | Rebuilding) -> float:
+    if isinstance(found, WaitingForContract):
         # Behind other requests it is normally woken by a message. `after_ms` is an estimate and the gateway
         # that would wake it may be gone, so it also polls.
         return min(WAIT_RENEW_S, max(found.after_ms / 1000, BEHIND_POLL_S_MIN if found.before else 0.0))

@@ -16,7 +16,7 @@ from loadtest.settings import TargetSettings, read_target
 from loadtest.workload import Mix
 
 
-class Refused(Exception):
+class CannotRun(Exception):
     """The load will not be sent; the message says why."""
 
 
@@ -68,21 +68,21 @@ def parse(target: TargetSettings, arguments: list[str] | None = None) -> argpars
 
 
 def check_target(arguments: argparse.Namespace) -> None:
-    """Raises Refused unless the target is named, and is this machine or the caller's own."""
+    """Raises CannotRun unless the target is named, and is this machine or the caller's own."""
     for name, value in (
         ("OPENAI_BASE_URL", arguments.base_url),
         ("OPENAI_API_KEY", arguments.api_key),
         ("TAAS_MODEL", arguments.model),
     ):
         if not value:
-            raise Refused(
+            raise CannotRun(
                 f"{name} is not set, and .taas/demo.env does not say it either. Run `make up` first."
             )
     host = urlsplit(arguments.base_url).hostname
     if host is None:
-        raise Refused(f"{arguments.base_url!r} is no URL.")
+        raise CannotRun(f"{arguments.base_url!r} is no URL.")
     if not arguments.i_own_this_host and not _is_loopback(host):
-        raise Refused(
+        raise CannotRun(
             f"{host} is not this machine. A load test may be sent elsewhere with --i-own-this-host only."
         )
 
@@ -92,7 +92,7 @@ def _is_loopback(host: str) -> bool:
     try:
         addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except OSError as exc:
-        raise Refused(f"{host}: {exc}") from exc
+        raise CannotRun(f"{host}: {exc}") from exc
     return all(ipaddress.ip_address(str(address).partition("%")[0]).is_loopback for address in addresses)
 
 
@@ -150,7 +150,7 @@ def main() -> int:
     arguments = parse(read_target())
     try:
         check_target(arguments)
-    except Refused as refused:
+    except CannotRun as refused:
         print(refused, file=sys.stderr)
         return 2
     return run(arguments)

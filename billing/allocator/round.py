@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Engine
 from billing.allocator import capacity_usage, cell_state, minutes, shares
 from billing.allocator.cell_state import CellState, ContractHash, Memory, Numbers
 from billing.allocator.minutes import Account, Minute, Totals
-from billing.allocator.shares import Health, InFlight, Load, Machine, Owner, Share
-from billing.allocator.supply import Calibration, Cell, Ended, PoolSupply
+from billing.allocator.shares import ContractUse, Health, InFlight, ReadyInstance, Share
+from billing.allocator.supply import CalibrationInForce, Cell, EndedContract, PoolSupply
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
 from billing.wire.instance_entry import InstanceEntry
@@ -54,7 +54,7 @@ class Round:
 
     cell: Cell
     now_ms: int
-    calibration: Calibration | None
+    calibration: CalibrationInForce | None
     shares: tuple[Share, ...]
     in_flight: Mapping[str, InFlight]
     on_demand_waits: int
@@ -113,7 +113,7 @@ def allocate(
             _begin(connection, books, state, signed, missing, now_ms)
             capacity_usage.write_minutes(connection, books.minutes)
             cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
-    owners = [Owner(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
+    owners = [ContractUse(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
     health, divided, lending = _divide(state, ready, calibration, owners)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
@@ -158,12 +158,12 @@ def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
 
 
 def _ended(
-    client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], lately: Sequence[Ended]
-) -> dict[str, Ended]:
+    client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], lately: Sequence[EndedContract]
+) -> dict[str, EndedContract]:
     """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is
     not among them.
     """
-    ended: dict[str, Ended] = {}
+    ended: dict[str, EndedContract] = {}
     for each in lately:
         if each.tenant not in rates:
             ended.setdefault(each.tenant, each)
@@ -173,7 +173,7 @@ def _ended(
     return {tenant: ended[tenant] for tenant in cell_state.left_behind(client, cell.cell, contracts)}
 
 
-def _advance(state: CellState, ended: Mapping[str, Ended], capacity_mu_s: int, now_ms: int) -> _Books:
+def _advance(state: CellState, ended: Mapping[str, EndedContract], capacity_mu_s: int, now_ms: int) -> _Books:
     """Advance the evidence of every contract in the cell to now, at the rate that was in force since the last
     round.
     """
@@ -269,7 +269,10 @@ def _cuts_since(state: CellState, now_ms: int) -> int:
 
 
 def _divide(
-    state: CellState, ready: Sequence[InstanceEntry], calibration: Calibration | None, owners: Sequence[Owner]
+    state: CellState,
+    ready: Sequence[InstanceEntry],
+    calibration: CalibrationInForce | None,
+    owners: Sequence[ContractUse],
 ) -> tuple[dict[str, Health], list[Share], float]:
     """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing
     is bounded.
@@ -280,11 +283,13 @@ def _divide(
         each.instance: shares.corrected(
             state.memory.health.get(each.instance),
             calibration.sequences,
-            Load(each.load.waiting, each.load.kv_usage),
+            each.load,
         )
         for each in ready
     }
-    machines = [Machine(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()]
+    machines = [
+        ReadyInstance(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()
+    ]
     waits = state.on_demand_requests
     unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
     lending = shares.trusted(state.memory.lending, machines, unsold_part)
@@ -305,7 +310,7 @@ def _in_force(rate: ContractRate) -> Numbers:
     )
 
 
-def _over(ended: Ended) -> Numbers:
+def _over(ended: EndedContract) -> Numbers:
     return Numbers(
         contract_id=ended.contract_id, rate_mu_s=0, overflow="reject", spill_mu_s=None, end_ms=ended.end_ms
     )

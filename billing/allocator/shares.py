@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from billing.wire.instance_entry import EngineLoad
+
 # What a machine must report before it is trusted with less, and for how long it must be calm before it is
 # trusted with more: a queue that is seen once is the moment between two steps of an engine.
 _STRAINED_ROUNDS: Final = 2
@@ -29,14 +31,6 @@ _LENT_LESS: Final = 0.1
 _IN_USE: Final = 0.8
 # Below this part of its rate an owner is idle.
 _IDLE: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What an engine reports of itself."""
-
-    waiting: int
-    kv_usage: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +61,7 @@ class InFlight:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ReadyInstance:
     """One ready instance."""
 
     instance: str
@@ -76,7 +70,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
+class ContractUse:
     """A contract: what it may use, and what it has used lately."""
 
     rate_mu_s: int
@@ -105,7 +99,7 @@ class Share:
     preempt: int
 
 
-def corrected(before: Health | None, calibrated: int, load: Load) -> Health:
+def corrected(before: Health | None, calibrated: int, load: EngineLoad) -> Health:
     """A tenth less while the engine queues or its cache is full, never less than 1; back to what is
     calibrated in small steps.
     """
@@ -129,7 +123,7 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
     return min(float(rate_mu_s), max(faded, used_mu * 1000 / elapsed_ms, 0.0))
 
 
-def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: int) -> float:
+def unsold(machines: Sequence[ReadyInstance], owners: Iterable[ContractUse], capacity_mu_s: int) -> float:
     """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would
     ever be served.
     """
@@ -137,7 +131,7 @@ def unsold(machines: Sequence[Machine], owners: Iterable[Owner], capacity_mu_s: 
     return min(1.0, max(_GUARD, 1 - sold))
 
 
-def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> float:
+def trusted(before: float, machines: Sequence[ReadyInstance], unsold_part: float) -> float:
     """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped,
     and an owner who comes back is to have its units within two seconds. So long streams get no more than what
     nobody has bought; while there are fewer, and what there is is in use, a little more is lent each round.
@@ -155,8 +149,8 @@ def trusted(before: float, machines: Sequence[Machine], unsold_part: float) -> f
 
 
 def divide(
-    machines: Sequence[Machine],
-    owners: Iterable[Owner],
+    machines: Sequence[ReadyInstance],
+    owners: Iterable[ContractUse],
     capacity_mu_s: int,
     *,
     on_demand_waits: int,
@@ -195,7 +189,7 @@ def divide(
 class _Parts:
     """One machine's sequences before flex has any: `held` for reserved, and what on-demand may have."""
 
-    machine: Machine
+    machine: ReadyInstance
     sequences: int
     held: int
     guard: int

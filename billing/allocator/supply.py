@@ -33,7 +33,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
+class CalibrationInForce:
     """What one machine of a pool can do."""
 
     capacity_mu_s: int
@@ -42,7 +42,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedContract:
     """A contract that is over, and since when."""
 
     contract_id: str
@@ -56,10 +56,10 @@ class PoolSupply:
     ended of late, the last one first.
     """
 
-    calibration: Calibration | None = None
+    calibration: CalibrationInForce | None = None
     signed: Sequence[ContractRate] = ()
     rates: Sequence[ContractRate] = ()
-    ended: Sequence[Ended] = ()
+    ended: Sequence[EndedContract] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class SupplyReader:
         self._rates_in_force = rates_in_force
         self._cells: dict[str, Cell] = {}
         self._models: tuple[int, int | None] | None = None
-        self._calibrations: dict[str, Calibration] = {}
+        self._calibrations: dict[str, CalibrationInForce] = {}
         self._calibrated: int | None = None
 
     def read(self, connection: Connection, now_ms: int) -> Supply:
@@ -132,7 +132,7 @@ def read_cells(connection: Connection) -> dict[str, Cell]:
     return {row.cell: Cell(row.cell, row.pool) for row in connection.execute(query)}
 
 
-def read_calibrations(connection: Connection) -> dict[str, Calibration]:
+def read_calibrations(connection: Connection) -> dict[str, CalibrationInForce]:
     """The newest of each pool."""
     query = (
         select(
@@ -142,12 +142,12 @@ def read_calibrations(connection: Connection) -> dict[str, Calibration]:
         .order_by(calibration.c.pool, calibration.c.created_ms.desc(), calibration.c.calibration_id.desc())
     )
     return {
-        row.pool: Calibration(row.capacity_mu_s, row.sequences, row.created_ms)
+        row.pool: CalibrationInForce(row.capacity_mu_s, row.sequences, row.created_ms)
         for row in connection.execute(query)
     }
 
 
-def _read_ended(connection: Connection, now_ms: int) -> dict[str, list[Ended]]:
+def _read_ended(connection: Connection, now_ms: int) -> dict[str, list[EndedContract]]:
     """Contracts that ended of late, the last one first."""
     query = (
         select(contract.c.contract_id, contract.c.tenant_id, contract.c.pool, contract.c.effective_end_ms)
@@ -158,7 +158,7 @@ def _read_ended(connection: Connection, now_ms: int) -> dict[str, list[Ended]]:
         )
         .order_by(contract.c.effective_end_ms.desc(), contract.c.contract_id)
     )
-    found: dict[str, list[Ended]] = defaultdict(list)
+    found: dict[str, list[EndedContract]] = defaultdict(list)
     for row in connection.execute(query):
-        found[row.pool].append(Ended(row.contract_id, row.tenant_id, row.effective_end_ms))
+        found[row.pool].append(EndedContract(row.contract_id, row.tenant_id, row.effective_end_ms))
     return found

@@ -19,7 +19,7 @@ from pydantic import (
 from billing.api.fields import MOMENT_FORMS, MOMENT_SCHEMAS, Moment
 from billing.contracts.position import units
 from billing.contracts.spans import after_ms
-from billing.contracts.store import Entry
+from billing.contracts.store import ContractEvent
 from billing.contracts.terms import Clause, Contract, burst_mu
 from billing.contracts.timeline import FOREVER_MS, Span
 from billing.moments import utc
@@ -173,7 +173,7 @@ def _cap(clause: Clause) -> str | None:
     return None if clause.spill_mu_s is None else units(clause.spill_mu_s)
 
 
-def shown_entry(entry: Entry, tenant_names: Mapping[str, str]) -> dict[str, Any]:
+def shown_entry(entry: ContractEvent, tenant_names: Mapping[str, str]) -> dict[str, Any]:
     """A line of the history; the contract as it then stood. `detail` is what that does not say: null, or
     the weights of one that was `reweighed`.
     """

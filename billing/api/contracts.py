@@ -28,7 +28,7 @@ from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, pools, tenants
 from billing.catalogue.models import Weights
 from billing.contracts import lifecycle, store
-from billing.contracts.clauses import Change
+from billing.contracts.clauses import ClauseChange
 from billing.contracts.commitments import read_for_sale, require_calibration
 from billing.contracts.limits_beside import undercutting
 from billing.contracts.position import units
@@ -154,9 +154,9 @@ class Amendment(Body):
     operator_notice_days: NoticeDays | None = None
     dry_run: bool = False
 
-    def change(self) -> Change:
+    def change(self) -> ClauseChange:
         """What is to hold besides the rates."""
-        return Change(
+        return ClauseChange(
             self.overflow,
             self.spill_units,
             self.spill_units is None and "spill_units" in self.model_fields_set,
@@ -180,7 +180,7 @@ class Amendment(Body):
         return _steps(now_ms if self.from_ms is None else self.from_ms, self.units, self.ramp)
 
 
-class Load(Body):
+class ExpectedLoad(Body):
     """Requests of one size: tokens in each, `cached` the part of the input that comes from the prefix
     cache.
     """
@@ -206,7 +206,7 @@ class QuoteAsked(Body):
 
     pool: Name
     units: UnitsPerSecond | None = None
-    load: Load | None = None
+    load: ExpectedLoad | None = None
     model: Name | None = None
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     until: When | None = None

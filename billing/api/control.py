@@ -13,7 +13,7 @@ from fastapi import Depends, Request, Response
 from sqlalchemy import Connection, Engine
 
 from billing.catalogue.projection import Projector
-from billing.idempotency import Claim, carry_out
+from billing.idempotency import IdempotencyClaim, carry_out
 
 # `now`: gateways were told. `pending`: it is saved, and they will be told when Redis is back.
 EFFECT_HEADER: Final = "x-taas-effect"
@@ -30,7 +30,7 @@ class ControlPlane:
     projector: Projector
     http: httpx.Client
     # The request, where it came with an `Idempotency-Key`.
-    claim: Claim | None = None
+    claim: IdempotencyClaim | None = None
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -56,7 +56,7 @@ class ControlPlane:
 
 def _control(request: Request) -> ControlPlane:
     control: ControlPlane = request.app.state.control
-    claim: Claim | None = request.scope["state"].get(CLAIM)
+    claim: IdempotencyClaim | None = request.scope["state"].get(CLAIM)
     return control if claim is None else replace(control, claim=claim)
 
 

@@ -15,12 +15,12 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from billing.refusals import Conflict, Invalid, NotFound, Refused, Unreachable
+from billing.refusals import Conflict, Invalid, NotFound, RequestRefused, Unreachable
 
 _log = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER: Final = "x-request-id"
-_STATUS_OF: Final[Mapping[type[Refused], int]] = {
+_STATUS_OF: Final[Mapping[type[RequestRefused], int]] = {
     Invalid: 400,
     NotFound: 404,
     Conflict: 409,
@@ -61,7 +61,7 @@ def error_response(
 
 def install(app: FastAPI) -> None:
     """Give every failure its shape."""
-    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestRefused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(OperationalError, _database_down)
@@ -71,7 +71,7 @@ def install(app: FastAPI) -> None:
 
 def answer_to(request: Request, exc: Exception) -> JSONResponse:
     """The answer to a failure outside the routes. Raises it again where it is a bug."""
-    if isinstance(exc, Refused):
+    if isinstance(exc, RequestRefused):
         return _refused(request, exc)
     if isinstance(exc, OperationalError):
         return _database_down(request, exc)
@@ -79,7 +79,7 @@ def answer_to(request: Request, exc: Exception) -> JSONResponse:
 
 
 def _refused(request: Request, exc: Exception) -> JSONResponse:
-    assert isinstance(exc, Refused)
+    assert isinstance(exc, RequestRefused)
     # By the branch of the tree: a noun may have kinds of its own below it.
     status = next((status for kind, status in _STATUS_OF.items() if isinstance(exc, kind)), 400)
     return error_response(status, exc.message, code=exc.code, param=exc.param)

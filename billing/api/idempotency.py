@@ -20,8 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from billing.api.control import CLAIM
 from billing.api.errors import answer_to, error_response
 from billing.catalogue.api_keys import SECRET_FORM
-from billing.idempotency import PARAM, Answer, Claim, find_answer, keep_answer
-from billing.refusals import Refused
+from billing.idempotency import PARAM, IdempotencyClaim, StoredAnswer, find_answer, keep_answer
+from billing.refusals import RequestRefused
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +55,12 @@ class Idempotency:
             return
         whole = await receive()
         body = whole.get("body", b"")
-        claim = Claim.of(scope["state"]["role"], keys[0], scope["path"].encode(), scope["query_string"], body)
+        claim = IdempotencyClaim.of(
+            scope["state"]["role"], keys[0], scope["path"].encode(), scope["query_string"], body
+        )
         try:
             answer = await asyncio.to_thread(self._find, claim)
-        except (Refused, OperationalError) as exc:
+        except (RequestRefused, OperationalError) as exc:
             await answer_to(Request(scope), exc)(scope, receive, send)
             return
         if answer is not None:
@@ -68,7 +70,7 @@ class Idempotency:
         scope["state"][CLAIM] = claim
         await self._app(scope, _once(whole, receive), _Keeping(self._engine, claim, send))
 
-    def _find(self, claim: Claim) -> Answer | None:
+    def _find(self, claim: IdempotencyClaim) -> StoredAnswer | None:
         with self._engine.connect() as connection:
             return find_answer(connection, claim)
 
@@ -76,7 +78,7 @@ class Idempotency:
 class _Keeping:
     """Sends an answer on once it is written down."""
 
-    def __init__(self, engine: Engine, claim: Claim, send: Send) -> None:
+    def __init__(self, engine: Engine, claim: IdempotencyClaim, send: Send) -> None:
         self._engine = engine
         self._claim = claim
         self._send = send
@@ -96,7 +98,7 @@ class _Keeping:
         await self._send({**message, "body": self._body})
 
     def _keep(self, status: int) -> None:
-        answer = Answer(status, _SECRET.sub(b"null", self._body))
+        answer = StoredAnswer(status, _SECRET.sub(b"null", self._body))
         with self._engine.begin() as connection:
             keep_answer(connection, self._claim, answer)
 

@@ -17,8 +17,8 @@ from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.audit.engine_runs import close_run
 from billing.catalogue import instances, models
-from billing.catalogue.instances import Instance, check_url
-from billing.fleet.engine_instances import EngineInstance
+from billing.catalogue.instances import AddedInstance, check_url
+from billing.fleet.engine_instances import AuditedInstance
 from billing.fleet.engine_probe import Probe, probe_engine, unprobed
 from billing.fleet.engine_reading import Unreachable, read_engine
 from billing.fleet.engine_request_counts import read_instance
@@ -114,7 +114,7 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
     return {**_shown(removed), "engine_answers": answers, "open_requests": _open_requests(control, removed)}
 
 
-def _open_requests(control: ControlPlane, instance: Instance) -> int | None:
+def _open_requests(control: ControlPlane, instance: AddedInstance) -> int | None:
     """How many requests run there by the registration that is in SQL; None where Redis does not say."""
     try:
         return read_open(control.redis, [instance.cell]).requests.get(
@@ -124,7 +124,7 @@ def _open_requests(control: ControlPlane, instance: Instance) -> int | None:
         return None
 
 
-def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
+def _check_nothing_open(control: ControlPlane, before: AddedInstance) -> None:
     """Raises Conflict while requests run under the removed registration: what they produce belongs to its
     epoch.
     """
@@ -136,9 +136,9 @@ def _check_nothing_open(control: ControlPlane, before: Instance) -> None:
         )
 
 
-def _as_counted(instance: Instance) -> EngineInstance:
+def _as_counted(instance: AddedInstance) -> AuditedInstance:
     baseline = CounterPair(instance.baseline_prompt, instance.baseline_generation)
-    return EngineInstance(
+    return AuditedInstance(
         instance=instance.instance_id,
         model=instance.model,
         pool=instance.pool,
@@ -177,7 +177,7 @@ def _check_not_a_workers(
             raise Conflict(f"There is an instance {instance!r} already.", param="instance")
 
 
-def _shown(instance: Instance) -> dict[str, Any]:
+def _shown(instance: AddedInstance) -> dict[str, Any]:
     return {
         "instance": instance.instance_id,
         "model": instance.model,

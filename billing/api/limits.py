@@ -13,7 +13,7 @@ from billing.api.fields import COUNT_MAX, UNITS_MAX, Body, ModelOrAny, Name, Ten
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import limits, tenants
-from billing.catalogue.limits import ANY_MODEL, Limit
+from billing.catalogue.limits import ANY_MODEL, StoredLimit
 from billing.contracts import store
 from billing.contracts.limits_beside import undercut_by_limits
 from billing.wire.limits import FIELDS, NAMES, LimitKind
@@ -90,7 +90,7 @@ def remove(
     return _shown(limit, names)
 
 
-def _shown(limit: Limit, tenant_names: Mapping[str, str]) -> dict[str, Any]:
+def _shown(limit: StoredLimit, tenant_names: Mapping[str, str]) -> dict[str, Any]:
     return {
         "tenant": limit.tenant_id,
         "tenant_name": tenant_names[limit.tenant_id],

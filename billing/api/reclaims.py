@@ -23,8 +23,8 @@ from billing.contracts.timeline import FOREVER_MS, Span
 from billing.moments import utc
 from billing.reclaims import orders, store
 from billing.reclaims.cuts import Cut
-from billing.reclaims.occupancy import Occupied, OpenRequest
-from billing.reclaims.plan import Left, Order, Plan
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest
+from billing.reclaims.plan import ReclaimOrder, ReclaimPlan, RemainingCapacity
 from billing.reclaims.store import Reclaim, State, Use
 
 router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"], dependencies=[KNOWN_QUERY])
@@ -117,7 +117,7 @@ def cancel(reclaim_id: IdPath, control: Control, response: Response) -> dict[str
         return _shown(orders.cancel(connection, control.redis, reclaim_id, now_ms(connection)))
 
 
-def _order(body: NewReclaim, at_ms: int) -> Order:
+def _order(body: NewReclaim, at_ms: int) -> ReclaimOrder:
     broken = None
     if body.broken is not None:
         broken = tuple(
@@ -125,7 +125,7 @@ def _order(body: NewReclaim, at_ms: int) -> Order:
             for each in body.broken
         )
     by_ms = at_ms if body.by is None else body.by
-    return Order(
+    return ReclaimOrder(
         pool=body.pool,
         instances=body.instances,
         use=body.use,
@@ -151,7 +151,7 @@ def _shown(reclaim: Reclaim) -> dict[str, Any]:
     }
 
 
-def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
+def _shown_plan(connection: Connection, plan: ReclaimPlan) -> dict[str, Any]:
     order = plan.order
     wanted = {each.tenant_id for each in (*plan.holding, *plan.run_out)} | {
         each.tenant for each in plan.requests
@@ -186,7 +186,7 @@ def _shown_plan(connection: Connection, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _shown_instance(occupied: Occupied) -> dict[str, Any]:
+def _shown_instance(occupied: OccupiedInstance) -> dict[str, Any]:
     return {
         "instance": occupied.instance,
         "ready": occupied.ready,
@@ -195,7 +195,7 @@ def _shown_instance(occupied: Occupied) -> dict[str, Any]:
     }
 
 
-def _shown_left(left: Left) -> dict[str, Any]:
+def _shown_left(left: RemainingCapacity) -> dict[str, Any]:
     return {
         "from": utc(left.from_ms),
         "until": moment(left.until_ms),
@@ -239,7 +239,7 @@ def _shown_contract(held: Holding, names: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _shown_request(request: OpenRequest, names: Mapping[str, str], plan: Plan) -> dict[str, Any]:
+def _shown_request(request: RunningRequest, names: Mapping[str, str], plan: ReclaimPlan) -> dict[str, Any]:
     """`resumes`: it is preempted and resumes on another instance; else it ends by `end_by`."""
     return {
         "request": request.request_id,

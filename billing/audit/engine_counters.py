@@ -25,7 +25,7 @@ from billing.audit.engine_runs import (
     store_requests,
 )
 from billing.audit.request_check import EngineRef, check_requests, read_events
-from billing.fleet.engine_instances import EngineInstance, Registry, read_instances
+from billing.fleet.engine_instances import AuditedInstance, Registry, read_instances
 from billing.fleet.engine_reading import Counters, Reading
 from billing.fleet.engine_request_counts import read_instance
 from billing.schema.ledger import usage_event
@@ -113,7 +113,7 @@ class CounterPoller:
         self._seen = seen
         return Poll(registry, readings, requests, tuple(absorbed))
 
-    def _read(self, instance: EngineInstance) -> Reading:
+    def _read(self, instance: AuditedInstance) -> Reading:
         """One look; from the beginning where its process is another than at the last look."""
         seen = self._seen.get((instance.instance, instance.epoch))
         reading = read_instance(self._http, instance, after=0 if seen is None else seen.sequence)
@@ -124,7 +124,7 @@ class CounterPoller:
     def _take(
         self,
         connection: Connection,
-        each: EngineInstance,
+        each: AuditedInstance,
         reading: Counters,
         moments: tuple[int, int],
         absorbed: list[Absorbed],

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from billing.fleet.engine_instances import EngineInstance
+from billing.fleet.engine_instances import AuditedInstance
 from billing.fleet.engine_reading import Counters, NoCounters, Reading
 from billing.schema.clock import NOW_MS
 from billing.schema.ledger import engine_counter
@@ -115,7 +115,7 @@ def hold_off_polls(connection: Connection) -> None:
 
 
 def store_poll(
-    connection: Connection, instances: Sequence[EngineInstance], readings: Mapping[str, Reading]
+    connection: Connection, instances: Sequence[AuditedInstance], readings: Mapping[str, Reading]
 ) -> None:
     """Close the runs that are no more, take over the counters that workers left, and store the new
     readings.
@@ -134,7 +134,7 @@ def store_poll(
             _store_counters(connection, each, reading)
 
 
-def close_run(connection: Connection, each: EngineInstance, reading: Reading) -> None:
+def close_run(connection: Connection, each: AuditedInstance, reading: Reading) -> None:
     """The last counters of an instance whose id is about to be used anew. Holds off every poll until the
     transaction ends.
     """
@@ -217,7 +217,7 @@ def read_runs(
     return [_run(row) for row in connection.execute(query).mappings()]
 
 
-def _store_counters(connection: Connection, each: EngineInstance, reading: Counters) -> None:
+def _store_counters(connection: Connection, each: AuditedInstance, reading: Counters) -> None:
     latest = latest_run(connection, each.instance, each.epoch)
     if latest is None or latest.state == "no_counters":
         latest = EngineRun.new(each.instance, each.epoch, each.baseline)
@@ -233,13 +233,13 @@ def _restarted(latest: EngineRun, reading: Counters) -> bool:
     return reading.tokens.prompt < latest.last.prompt or reading.tokens.generation < latest.last.generation
 
 
-def _store_no_counters(connection: Connection, each: EngineInstance) -> None:
+def _store_no_counters(connection: Connection, each: AuditedInstance) -> None:
     if latest_run(connection, each.instance, each.epoch) is None:
         run = EngineRun.new(each.instance, each.epoch, CounterPair(0, 0), state="no_counters")
         _put(connection, run, state="no_counters")
 
 
-def _store_ended(connection: Connection, each: EngineInstance, ended: FinalCounters) -> None:
+def _store_ended(connection: Connection, each: AuditedInstance, ended: FinalCounters) -> None:
     latest = latest_run(connection, each.instance, ended.epoch)
     if latest is None:
         latest = EngineRun.new(each.instance, ended.epoch, ended.baseline, state="closed")

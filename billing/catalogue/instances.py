@@ -47,7 +47,7 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Instance:
+class AddedInstance:
     """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it
     schedules by priority.
     """
@@ -91,7 +91,7 @@ def add(
     engine_key: str | None = None,
     instance_id: str | None = None,
     priority: bool = False,
-) -> Instance:
+) -> AddedInstance:
     """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use.
 
     An engine without token counters may serve several models from one URL. Of a removed id the caller has
@@ -166,7 +166,7 @@ def _check_counted_once(connection: Connection, url: str) -> None:
         )
 
 
-def find(connection: Connection, instance_id: str) -> Instance:
+def find(connection: Connection, instance_id: str) -> AddedInstance:
     """By id, removed or not. Raises NotFound."""
     row = connection.execute(select(table).where(table.c.instance_id == instance_id)).one_or_none()
     if row is None:
@@ -178,7 +178,7 @@ def find(connection: Connection, instance_id: str) -> Instance:
     return _instance(row)
 
 
-def list_all(connection: Connection) -> list[Instance]:
+def list_all(connection: Connection) -> list[AddedInstance]:
     """Those in use, oldest first."""
     query = (
         select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
@@ -195,14 +195,14 @@ def shown_ids(connection: Connection) -> dict[str, bool]:
     return {row.instance_id: row.removed_ms is not None for row in found}
 
 
-def find_removed(connection: Connection, instance_id: str) -> Instance | None:
+def find_removed(connection: Connection, instance_id: str) -> AddedInstance | None:
     """A removed one by id."""
     query = select(table).where(table.c.instance_id == instance_id, table.c.removed_ms.is_not(None))
     row = connection.execute(query).one_or_none()
     return None if row is None else _instance(row)
 
 
-def remove(connection: Connection, instance_id: str) -> Instance:
+def remove(connection: Connection, instance_id: str) -> AddedInstance:
     """It gets nothing new from now on; what it has open may end. Again is a no-op. Raises NotFound."""
     found = find(connection, instance_id)
     if found.removed_ms is None:
@@ -219,5 +219,5 @@ def _is_address(address: str) -> bool:
         return False
 
 
-def _instance(row: Row[Any]) -> Instance:
-    return Instance(**row._mapping)
+def _instance(row: Row[Any]) -> AddedInstance:
+    return AddedInstance(**row._mapping)

@@ -32,7 +32,7 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
+class StoredLimit:
     """One entry; None is no limit. Units are whole work units."""
 
     tenant_id: str
@@ -43,7 +43,7 @@ class Limit:
     updated_ms: int
 
 
-_BY_SUBJECT: Final[Order[Limit]] = Order(
+_BY_SUBJECT: Final[Order[StoredLimit]] = Order(
     "limits",
     lambda limit: (limit.tenant_id, limit.key_id or "", limit.model),
     (str, str, str),
@@ -63,7 +63,7 @@ def find_subject(connection: Connection, tenant: str | None, key_id: str | None)
     return Subject(tenants.find(connection, tenant).tenant_id, None)
 
 
-def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> Limit:
+def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> StoredLimit:
     """Set the fields given, and only these: None lifts one, and one not named stays. Raises NotFound,
     Invalid.
     """
@@ -86,7 +86,7 @@ def put(connection: Connection, subject: Subject, model: str, given: Mapping[str
 
 def list_page(
     connection: Connection, asked: PageRequest, subject: Subject | None = None, model: str | None = None
-) -> Page[Limit]:
+) -> Page[StoredLimit]:
     """Every limit; or those of a tenant, its keys' among them; or those of a key; or those on a model."""
     query = select(table)
     if model is not None:
@@ -120,7 +120,7 @@ def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     )
 
 
-def remove(connection: Connection, subject: Subject, model: str) -> Limit:
+def remove(connection: Connection, subject: Subject, model: str) -> StoredLimit:
     """Lift the whole entry. Raises NotFound when there is none."""
     row = connection.execute(
         delete(table).where(_of(subject), table.c.model == model).returning(table)
@@ -142,8 +142,8 @@ def _changed(connection: Connection, subject: Subject) -> None:
         outbox.record(connection, ChangeKind.KEY, subject.key_id)
 
 
-def _limit(row: Row[Any]) -> Limit:
-    return Limit(
+def _limit(row: Row[Any]) -> StoredLimit:
+    return StoredLimit(
         tenant_id=row.tenant_id,
         key_id=row.key_id,
         model=row.model,

@@ -25,7 +25,7 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class CatalogueChange:
     """One row, oldest first."""
 
     change_id: int
@@ -38,12 +38,12 @@ def record(connection: Connection, kind: ChangeKind, subject: str) -> None:
     connection.execute(insert(projection_outbox).values(kind=kind.value, subject=subject))
 
 
-def pending(connection: Connection, count_max: int) -> list[Change]:
+def pending(connection: Connection, count_max: int) -> list[CatalogueChange]:
     """The oldest changes that Redis has not been told."""
     rows = connection.execute(
         select(projection_outbox).order_by(projection_outbox.c.change_id).limit(count_max)
     )
-    return [Change(row.change_id, ChangeKind(row.kind), row.subject) for row in rows]
+    return [CatalogueChange(row.change_id, ChangeKind(row.kind), row.subject) for row in rows]
 
 
 def count(connection: Connection) -> int:
@@ -51,7 +51,7 @@ def count(connection: Connection) -> int:
     return connection.execute(select(func.count()).select_from(projection_outbox)).scalar_one()
 
 
-def done(connection: Connection, changes: list[Change]) -> None:
+def done(connection: Connection, changes: list[CatalogueChange]) -> None:
     """Forget exactly these: a smaller id may still be committed by a slower transaction."""
     if changes:
         ids = [change.change_id for change in changes]

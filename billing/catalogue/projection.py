@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Select, exists, select, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.catalogue import outbox, projected
-from billing.catalogue.outbox import Change, ChangeKind
+from billing.catalogue.outbox import CatalogueChange, ChangeKind
 from billing.schema.catalogue import projection_outbox, projection_state
 from billing.schema.locks import AdvisoryLock
 from billing.wire import redis_keys
@@ -202,7 +202,7 @@ def _advance(pipe: "redis.client.Pipeline", marker: _Marker) -> None:
     pipe.set(redis_keys.PROJECTION, str(_Marker(marker.source, marker.version + 1)))
 
 
-def _told(connection: Connection, marker: _Marker, changes: list[Change]) -> None:
+def _told(connection: Connection, marker: _Marker, changes: list[CatalogueChange]) -> None:
     """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written
     again.
     """
@@ -210,7 +210,9 @@ def _told(connection: Connection, marker: _Marker, changes: list[Change]) -> Non
     outbox.done(connection, changes)
 
 
-def _write_changes(pipe: "redis.client.Pipeline", connection: Connection, changes: list[Change]) -> None:
+def _write_changes(
+    pipe: "redis.client.Pipeline", connection: Connection, changes: list[CatalogueChange]
+) -> None:
     def subjects(kind: ChangeKind) -> list[str]:
         return list(dict.fromkeys(change.subject for change in changes if change.kind is kind))
 

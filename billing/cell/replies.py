@@ -56,7 +56,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """There is no room yet: it stands in line. Reserve it again when woken, and before its lease ends.
+    """No slot is free yet: it is in the queue. Reserve it again when woken, and before its lease ends.
 
     `pace_ms`: only the pace of reading holds it up, and room should be granted again after so many ms; 0: no
     need.
@@ -67,10 +67,10 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
-    """Its contract takes it in about so many ms: it stands in the contract's line, behind so many. The first
-    comes back by itself; the others are woken when it is their turn to be first, and come back before their
-    lease ends.
+class WaitingForContract:
+    """It is in its contract's queue, behind `before` requests. Its contract takes it in about `after_ms`. The
+    first comes back by itself; the others are woken when it is their turn to be first, and come back before
+    their lease ends.
     """
 
     now_ms: int
@@ -94,17 +94,17 @@ class NoRight:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilding:
-    """Redis has lost the cell's levels, and they are not counted anew yet: come back in a moment."""
+    """Redis has lost the cell's levels and billing has not recounted them yet. Retry in a moment."""
 
     now_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """A waiting request is out of line (`dropped`), or was none. For a true time to come back: how many
-    tenants wait, ms between grants.
+class LeftQueue:
+    """The request has left the queue (`dropped`), or was not in it. For an honest retry time: how many
+    tenants wait, and the ms between grants.
 
-    `pace_ms`: as of `Waiting`, for those whom the place that it gave back was not granted yet.
+    `pace_ms`: as of `Waiting`, for requests that could use the slot that it gave back.
     """
 
     now_ms: int
@@ -116,7 +116,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """It waited, its gateway is gone, and nothing was produced: no event."""
+    """It waited and its gateway is gone. Nothing was produced, so there is no event."""
 
     now_ms: int
 
@@ -132,9 +132,9 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """Not admitted, nothing consumed. `retry_after_ms` is None where no waiting helps: the cost alone
-    exceeds the limit.
+class LimitReached:
+    """A limit refused the request; nothing was consumed. `retry_after_ms` is None if waiting does not help,
+    because its cost alone exceeds the limit.
     """
 
     now_ms: int
@@ -192,7 +192,15 @@ class Missing:
 
 
 ReserveReply: TypeAlias = (
-    Reserved | Replayed | Refused | Waiting | Later | NoContract | NoRight | Rebuilding | AlreadySettled
+    Reserved
+    | Replayed
+    | LimitReached
+    | Waiting
+    | WaitingForContract
+    | NoContract
+    | NoRight
+    | Rebuilding
+    | AlreadySettled
 )
 CheckpointReply: TypeAlias = Renewed | Stale | AlreadySettled | Missing
 SettleReply: TypeAlias = Settled | AlreadySettled
@@ -211,7 +219,7 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
         return Reserved(now_ms, tenant, key, _grant(raw))
     if status == "refused":
         scope, limit, window_s, retry_after_ms = raw[4:8]
-        return Refused(
+        return LimitReached(
             now_ms=now_ms,
             tenant=tenant,
             key=key,
@@ -223,7 +231,7 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
     if status == "replayed":
         return Replayed(now_ms, tenant, key, _grant(raw))
     if status == "later":
-        return Later(now_ms, raw[4], raw[5])
+        return WaitingForContract(now_ms, raw[4], raw[5])
     if status == "waiting":
         return Waiting(now_ms, raw[4])
     if status in _RESERVE:
@@ -262,9 +270,9 @@ def parse_preempt_repeats(raw: Sequence[Any]) -> int:
     return int(raw[5])
 
 
-def parse_leave(raw: Sequence[Any]) -> Left:
+def parse_leave(raw: Sequence[Any]) -> LeftQueue:
     """Read the reply of `leave_call`."""
-    return Left(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000, raw[4])
+    return LeftQueue(raw[1], _text(raw[0]) == "dropped", raw[2], raw[3] / 1000, raw[4])
 
 
 def parse_checkpoint(raw: Sequence[Any]) -> CheckpointReply:

@@ -17,7 +17,7 @@ from billing.contracts import store
 from billing.contracts.commitments import lock_for_sale
 from billing.contracts.lifecycle import OPERATOR
 from billing.contracts.position import refuse_worse
-from billing.contracts.reweigh import in_new_units, refuse_unsaid, told, worth_at_most, write_down
+from billing.contracts.reweigh import describe_worth, in_new_units, refuse_unsaid, worth_at_most, write_down
 from billing.ledger.absorbed_event import AbsorbedEvent
 from billing.ledger.absorbed_event import absorb as write_absorbed
 from billing.page import Order, Page, PageRequest, read_page
@@ -117,7 +117,7 @@ def record(
         pools.write(connection, pool, now_ms)
     after = replace(before, instances=pool.instances, capacity_mu_s=measured.capacity_mu_s)
     worth = worth_at_most(model.weights, measured.weights)
-    what = told(worth) if worth > 1 else "Less was measured than before, and what is signed"
+    what = describe_worth(worth) if worth > 1 else "Less was measured than before, and what is signed"
     refuse_worse(before, in_new_units(after, worth), now_ms, what=what, param="pool")
     changed = models.change(connection, model.name, ModelChange(weights=measured.weights))
     if changed.weights_version != model.weights_version:

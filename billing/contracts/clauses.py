@@ -12,7 +12,7 @@ from billing.refusals import Conflict, Invalid
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ClauseChange:
     """What is to hold from a moment on; None leaves as it is. `lift_cap`: what spills has no cap any more."""
 
     overflow: Overflow | None = None
@@ -22,10 +22,10 @@ class Change:
     operator_notice_days: int | None = None
 
     def __bool__(self) -> bool:
-        return self != Change()
+        return self != ClauseChange()
 
 
-def with_change(contract: Contract, change: Change, from_ms: int, now_ms: int) -> Contract:
+def with_change(contract: Contract, change: ClauseChange, from_ms: int, now_ms: int) -> Contract:
     """The contract with this from that moment on, also in place of what was agreed for later; what was agreed
     of other fields stays.
 
@@ -59,7 +59,7 @@ def with_change(contract: Contract, change: Change, from_ms: int, now_ms: int) -
     return replace(contract, terms=amended)
 
 
-def _changed(clause: Clause, change: Change) -> Clause:
+def _changed(clause: Clause, change: ClauseChange) -> Clause:
     overflow = change.overflow or clause.overflow
     # A cap belongs to the spilling that it was agreed for.
     spill_mu_s = clause.spill_mu_s if overflow == "spill" and not change.lift_cap else None

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from billing.catalogue import pools, tenants
 from billing.contracts import store
-from billing.contracts.clauses import Change, with_change
+from billing.contracts.clauses import ClauseChange, with_change
 from billing.contracts.commitments import lock_for_sale, require_calibration
 from billing.contracts.position import Holding, Position, overlapping, refuse_worse
 from billing.contracts.terms import Contract, Side, Step, Terms, amended, check, end_by_notice, start_now
@@ -86,7 +86,7 @@ def amend(
     *,
     steps: Sequence[Step] = (),
     ends_ms: int | None = None,
-    change: Change = Change(),  # noqa: B008 - it is frozen
+    change: ClauseChange = ClauseChange(),  # noqa: B008 - it is frozen
     burst_ms: int | None = None,
     from_ms: int | None = None,
     now_ms: int,

@@ -44,7 +44,7 @@ def change_model(
     if not reweigh:
         refuse_unsaid(position, model.weights, wanted.weights)
     worth = worth_at_most(model.weights, wanted.weights)
-    refuse_worse(position, in_new_units(position, worth), now_ms, what=told(worth), param="weights")
+    refuse_worse(position, in_new_units(position, worth), now_ms, what=describe_worth(worth), param="weights")
     changed = models.change(connection, name, wanted)
     if changed.weights_version != model.weights_version:
         write_down(connection, position, model, changed, by=by, now_ms=now_ms)
@@ -104,7 +104,7 @@ def worth_at_most(old: Weights, new: Weights) -> Fraction:
     return max([Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was)])
 
 
-def told(worth: Fraction) -> str:
+def describe_worth(worth: Fraction) -> str:
     """What does not fit then, as a refusal begins."""
     return f"What is signed may be worth up to {float(worth):.3g} times as many of the new units, and that"
 

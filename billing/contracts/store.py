@@ -49,7 +49,7 @@ _BY_START: Final[Order[Contract]] = Order(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class ContractEvent:
     """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if
     there is something.
     """
@@ -182,7 +182,7 @@ def select_any_due() -> Select[bool]:
     return select(exists(select(table.c.contract_id).where(_due(NOW_MS))))
 
 
-def history(connection: Connection, contract_id: str) -> list[Entry]:
+def history(connection: Connection, contract_id: str) -> list[ContractEvent]:
     """Every change of one contract, oldest first. Raises NotFound."""
     find(connection, contract_id)
     rows = connection.execute(
@@ -191,7 +191,7 @@ def history(connection: Connection, contract_id: str) -> list[Entry]:
         .order_by(contract_history.c.entry)
     )
     return [
-        Entry(
+        ContractEvent(
             entry=row.entry,
             at_ms=row.at_ms,
             change=row.change,

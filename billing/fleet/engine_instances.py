@@ -15,7 +15,7 @@ _NOT_RUNNING: Final = frozenset({InstanceStatus.STARTING, InstanceStatus.DOWN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineInstance:
+class AuditedInstance:
     """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has
     not ended, so its counters can be asked for.
 
@@ -42,7 +42,7 @@ class Registry:
     id.
     """
 
-    instances: tuple[EngineInstance, ...]
+    instances: tuple[AuditedInstance, ...]
     unreadable: tuple[str, ...]
     now_ms: int
 
@@ -63,10 +63,10 @@ def read_instances(client: redis.Redis) -> Registry:
     return Registry(tuple(instances), tuple(unreadable), now_ms)
 
 
-def _instance(entry: InstanceEntry, now_ms: int) -> EngineInstance:
+def _instance(entry: InstanceEntry, now_ms: int) -> AuditedInstance:
     unanswering = entry.lease_until_ms == 0 and entry.status is InstanceStatus.DOWN
     ended = entry.earlier if entry.final is None else (entry.final, *entry.earlier)
-    return EngineInstance(
+    return AuditedInstance(
         instance=entry.instance,
         model=entry.model,
         pool=entry.pool,

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import httpx
 
 from billing.wire import vllm_metrics
+from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
 
 # vLLM's page is about 100 kB; one of this size is not a metrics page.
@@ -19,17 +20,6 @@ _BYTES_MAX: Final = 4 * 1024 * 1024
 _WHOLE_WITHIN_S: Final = 5.0
 # What a proxy says of an engine that is not there: the engine itself has not answered.
 _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Requests that run and that wait, and the part of the KV cache in use, of the fullest of several
-    engines behind one server.
-    """
-
-    running: int = 0
-    waiting: int = 0
-    kv_usage: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +41,7 @@ class Counters:
     """
 
     tokens: CounterPair
-    load: Load
+    load: EngineLoad
     started: str | None
     requests: RequestCounts | None = None
 
@@ -122,7 +112,7 @@ def parse_counters(page: str) -> Reading:
         return Unreachable(str(exc), answers=True)
     if said.counters is None:
         return NoCounters(page=True)
-    return Counters(said.counters, Load(said.running, said.waiting, said.kv_usage), said.started)
+    return Counters(said.counters, EngineLoad(said.running, said.waiting, said.kv_usage), said.started)
 
 
 def _refused(exc: BaseException) -> bool:

@@ -12,10 +12,9 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from billing.fleet.engine_instances import EngineInstance
+from billing.fleet.engine_instances import AuditedInstance
 from billing.fleet.engine_reading import (
     Counters,
-    Load,
     NoCounters,
     Reading,
     RequestCounts,
@@ -23,6 +22,7 @@ from billing.fleet.engine_reading import (
     read_engine,
 )
 from billing.wire.instance_entry import REQUEST_COUNTS_PATH as PATH
+from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
 
 _VERSION: Final = 1
@@ -31,7 +31,7 @@ _WHOLE_WITHIN_S: Final = 5.0
 _COUNT_MAX: Final = 2**63 - 1
 
 
-def read_instance(client: httpx.Client, instance: EngineInstance, *, after: int = 0) -> Reading:
+def read_instance(client: httpx.Client, instance: AuditedInstance, *, after: int = 0) -> Reading:
     """Its counters now, with its requests where it counts them: those that ended after sequence `after`,
     and those that run.
     """
@@ -77,7 +77,7 @@ def parse_request_counts(page: bytes) -> Reading:
         running = _pairs(fields["running"])
         requests = RequestCounts(_count(fields["sequence"]), running, _pairs(fields["finished"]))
         counted = CounterPair(_count(fields["counted"]["prompt"]), _count(fields["counted"]["generation"]))
-        return Counters(counted, Load(running=len(running)), str(fields["boot"])[:64], requests)
+        return Counters(counted, EngineLoad(running=len(running)), str(fields["boot"])[:64], requests)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         return Unreachable(f"{PATH}: not a page of counts: {exc!r}"[:200], answers=True)
 

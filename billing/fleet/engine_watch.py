@@ -19,9 +19,10 @@ from typing import Any, Final
 import httpx
 import redis
 
-from billing.fleet.engine_reading import Counters, Load, NoCounters, Reading, read_engine
+from billing.fleet.engine_reading import Counters, NoCounters, Reading, read_engine
 from billing.leadership import Leadership
 from billing.wire import redis_keys
+from billing.wire.instance_entry import EngineLoad
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ _KV_DIGITS: Final = 4
 
 
 @dataclass(slots=True)
-class Watched:
+class WatchedEngine:
     """What is known of one engine. `silent` and `refused`: looks in a row to which it has not answered."""
 
     looking: bool = False
@@ -48,17 +49,17 @@ class Watched:
     silent: int = 0
     refused: int = 0
 
-    def take(self, reading: Reading) -> tuple[str, Load] | None:
+    def take(self, reading: Reading) -> tuple[str, EngineLoad] | None:
         """The status and the load that it should be shown with; None to leave both as they are until there
         is proof.
         """
         if isinstance(reading, Counters | NoCounters) or reading.answers:
             self.silent = self.refused = 0
-            return "ready", reading.load if isinstance(reading, Counters) else Load()
+            return "ready", reading.load if isinstance(reading, Counters) else EngineLoad()
         self.silent += 1
         self.refused = self.refused + 1 if reading.refused else 0
         down = self.refused >= _REFUSED_MOST or self.silent >= _SILENT_MOST
-        return ("down", Load()) if down else None
+        return ("down", EngineLoad()) if down else None
 
 
 class EngineWatch:
@@ -77,7 +78,7 @@ class EngineWatch:
         )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
         self._show = client.register_script(_script())
-        self._watched: dict[str, Watched] = {}
+        self._watched: dict[str, WatchedEngine] = {}
         self._leadership = Leadership(client)
         self._closed = threading.Event()
 
@@ -90,7 +91,7 @@ class EngineWatch:
             return False
         entries: dict[bytes, bytes] = self._client.hgetall(redis_keys.INSTANCES)  # type: ignore[assignment]
         by_hand = {name.decode(): (raw, fields) for name, raw in entries.items() if (fields := _by_hand(raw))}
-        self._watched = {name: self._watched.get(name) or Watched() for name in by_hand}
+        self._watched = {name: self._watched.get(name) or WatchedEngine() for name in by_hand}
         now = self._clock()
         for name, (raw, fields) in by_hand.items():
             watched = self._watched[name]
@@ -111,7 +112,7 @@ class EngineWatch:
         except redis.RedisError:
             _log.info("the lock of the engine watch lapses by itself")
 
-    def _look(self, watched: Watched, name: str, raw: bytes, fields: dict[str, Any]) -> None:
+    def _look(self, watched: WatchedEngine, name: str, raw: bytes, fields: dict[str, Any]) -> None:
         try:
             reading = read_engine(self._http, str(fields["url"]), fields.get("key"))
             if self._closed.is_set():
@@ -143,7 +144,7 @@ class EngineWatch:
             _log.warning("instance %s %s: it is %s", name, what, status)
 
 
-def _told(status: str, load: Load) -> dict[str, Any]:
+def _told(status: str, load: EngineLoad) -> dict[str, Any]:
     """The fields of an entry that say so."""
     kv_usage = round(load.kv_usage, _KV_DIGITS)
     return {

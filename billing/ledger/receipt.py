@@ -13,7 +13,7 @@ from billing.catalogue.money import Money
 from billing.catalogue.price_book import prices_by_id
 from billing.catalogue.projection import read_cells
 from billing.ledger.entries import STANDS, Pricing
-from billing.ledger.receipt_parts import Receipt, whole
+from billing.ledger.receipt_parts import Receipt, merge_parts
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 from billing.wire import redis_keys
 from billing.wire.tokens import AbsorbReason, UsageEventError
@@ -37,7 +37,7 @@ def find_receipt(
     parts = [receipt]
     while (part := _found(connection, client, f"{request_id}-{len(parts) + 1}")) is not None:
         parts.append(part)
-    return whole(parts) if len(parts) > 1 else receipt
+    return merge_parts(parts) if len(parts) > 1 else receipt
 
 
 def is_waiting(client: redis.Redis, request_id: str) -> bool:

@@ -52,7 +52,7 @@ class Receipt:
         }  # fmt: skip
 
 
-def whole(parts: Sequence[Receipt]) -> Receipt:
+def merge_parts(parts: Sequence[Receipt]) -> Receipt:
     """One receipt for a request that was preempted and resumed: the sums of all parts, the ending of the last
     part, and everything else from the first.
     """

@@ -16,8 +16,8 @@ from sqlalchemy import Connection
 from billing.catalogue import outbox
 from billing.catalogue.outbox import ChangeKind
 from billing.reclaims import store
-from billing.reclaims.occupancy import OpenRequest, read_cells_ready, read_open_on
-from billing.reclaims.store import Entry, Reclaim
+from billing.reclaims.occupancy import RunningRequest, read_cells_ready, read_open_on
+from billing.reclaims.store import Reclaim, ReclaimEvent
 from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
         _log.info("reclaim %s is done", found.reclaim_id)
 
 
-def _is_resumable(request: OpenRequest, cells: Collection[str]) -> bool:
+def _is_resumable(request: RunningRequest, cells: Collection[str]) -> bool:
     """If no instance is left to resume on, a request had better finish where it is."""
     return request.resumable and request.cell in cells
 
@@ -70,7 +70,7 @@ def _preempt(
     connection: Connection,
     client: redis.Redis,
     found: Reclaim,
-    requests: Sequence[OpenRequest],
+    requests: Sequence[RunningRequest],
     asked_ms: Mapping[str, int],
     now_ms: int,
 ) -> None:
@@ -85,7 +85,7 @@ def _preempt(
 def _stop(
     connection: Connection,
     found: Reclaim,
-    requests: Sequence[OpenRequest],
+    requests: Sequence[RunningRequest],
     stopped_ms: Mapping[str, int],
     now_ms: int,
 ) -> None:
@@ -101,7 +101,7 @@ def _write_down(
     connection: Connection,
     found: Reclaim,
     change: str,
-    requests: Sequence[OpenRequest],
+    requests: Sequence[RunningRequest],
     before_ms: Mapping[str, int],
     now_ms: int,
 ) -> int:
@@ -112,7 +112,7 @@ def _write_down(
     return len(new)
 
 
-def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
+def _named(history: Sequence[ReclaimEvent], change: str) -> dict[str, int]:
     """The requests that entries of this change name, and when."""
     return {
         each["request"]: entry.at_ms
@@ -122,7 +122,7 @@ def _named(history: Sequence[Entry], change: str) -> dict[str, int]:
     }
 
 
-def _recorded(request: OpenRequest) -> dict[str, str | None]:
+def _recorded(request: RunningRequest) -> dict[str, str | None]:
     return {
         "request": request.request_id, "tenant": request.tenant, "class": request.class_,
         "contract": request.contract, "instance": request.instance,

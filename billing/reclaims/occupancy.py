@@ -18,7 +18,7 @@ CLEARING_ORDER: Final = ("flex", "on_demand", "reserved")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRequest:
+class RunningRequest:
     """One request in flight. `resumable`: it can be preempted and resumed elsewhere from its text; only
     flex can.
     """
@@ -35,7 +35,7 @@ class OpenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Occupied:
+class OccupiedInstance:
     """An instance that could be taken, and what is open there. `load`: the greater of that and of what its
     engine says.
     """
@@ -43,7 +43,7 @@ class Occupied:
     instance: str
     ready: bool
     load: int
-    requests: tuple[OpenRequest, ...] = ()
+    requests: tuple[RunningRequest, ...] = ()
 
     def by_class(self) -> dict[str, int]:
         """How many are open of each class, in the order of `CLEARING_ORDER`."""
@@ -65,25 +65,25 @@ class Occupied:
         )
 
 
-def count_classes(requests: Iterable[OpenRequest]) -> dict[str, int]:
+def count_classes(requests: Iterable[RunningRequest]) -> dict[str, int]:
     """How many there are of each class, in the order of `CLEARING_ORDER`."""
     counted = Counter(request.class_ for request in requests)
     return {name: counted[name] for name in CLEARING_ORDER}
 
 
-def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[Occupied]:
+def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[OccupiedInstance]:
     """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by
     themselves. Raises redis.RedisError.
     """
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
     there = [entry for entry in there if entry.instance not in away]
-    open_on: defaultdict[str, list[OpenRequest]] = defaultdict(list)
+    open_on: defaultdict[str, list[RunningRequest]] = defaultdict(list)
     for request in _read_open(client, {entry.cell for entry in there}):
         open_on[request.instance].append(request)
     return [_occupied(entry, open_on[entry.instance]) for entry in there]
 
 
-def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[OpenRequest]:
+def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> list[RunningRequest]:
     """The open requests of these instances of a pool, in the order of `CLEARING_ORDER`. Raises
     redis.RedisError.
 
@@ -97,9 +97,9 @@ def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> li
     )
 
 
-def _occupied(entry: InstanceEntry, requests: list[OpenRequest]) -> Occupied:
+def _occupied(entry: InstanceEntry, requests: list[RunningRequest]) -> OccupiedInstance:
     load = max(len(requests), entry.load.running + entry.load.waiting)
-    return Occupied(entry.instance, entry.status == "ready", load, tuple(requests))
+    return OccupiedInstance(entry.instance, entry.status == "ready", load, tuple(requests))
 
 
 def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
@@ -111,7 +111,7 @@ def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
     )
 
 
-def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[OpenRequest]:
+def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[RunningRequest]:
     names = sorted(cells)
     with client.pipeline(transaction=False) as read:
         for cell in names:
@@ -141,7 +141,7 @@ def _read_able(client: redis.Redis, places: Collection[tuple[str, str]]) -> froz
         return frozenset(raw.decode() for ids in read.execute() for raw in ids)
 
 
-def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequest | None:
+def _request(cell: str, request_id: str, fields: list[bytes | None]) -> RunningRequest | None:
     """None for a request that waits, that was granted a slot but has not begun, or that has settled
     meanwhile.
     """
@@ -152,7 +152,7 @@ def _request(cell: str, request_id: str, fields: list[bytes | None]) -> OpenRequ
         started_ms = int(orjson.loads(head or b"{}").get("started_ms", 0))
     except (ValueError, AttributeError, TypeError):
         started_ms = 0
-    return OpenRequest(
+    return RunningRequest(
         request_id=request_id,
         tenant=tenant.decode(),
         class_=_CLASSES.get((class_ or b"o").decode(), "on_demand"),

@@ -15,14 +15,14 @@ from billing.contracts.position import Position
 from billing.contracts.terms import PAST_SLACK_MS
 from billing.moments import utc
 from billing.reclaims import shortfall, store
-from billing.reclaims.occupancy import Occupied, count_classes, read_occupied, read_open_on
-from billing.reclaims.plan import Order, Plan, choose, draw_up
+from billing.reclaims.occupancy import OccupiedInstance, count_classes, read_occupied, read_open_on
+from billing.reclaims.plan import ReclaimOrder, ReclaimPlan, choose, draw_up
 from billing.reclaims.shown import PlanChanged, choose_named, more_broken
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid
 
 
-def plan(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> Plan:
+def plan(connection: Connection, client: redis.Redis, asked: ReclaimOrder, now_ms: int) -> ReclaimPlan:
     """What it would do; changes nothing. Raises Invalid, NotFound, Conflict for machines that are not
     there.
     """
@@ -30,9 +30,11 @@ def plan(connection: Connection, client: redis.Redis, asked: Order, now_ms: int)
     return _plan(connection, client, order, read_position(connection, order.pool, now_ms), now_ms)
 
 
-def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int) -> tuple[Reclaim, Plan]:
-    """Plan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict where
-    it would break what is signed.
+def order(
+    connection: Connection, client: redis.Redis, asked: ReclaimOrder, now_ms: int
+) -> tuple[Reclaim, ReclaimPlan]:
+    """ReclaimPlan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict
+    where it would break what is signed.
 
     PlanChanged, a Conflict, where that is not what whoever orders was shown.
     """
@@ -64,7 +66,9 @@ def order(connection: Connection, client: redis.Redis, asked: Order, now_ms: int
     return made, planned
 
 
-def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...], now_ms: int) -> Reclaim:
+def drain(
+    connection: Connection, planned: Reclaim, leaving: tuple[OccupiedInstance, ...], now_ms: int
+) -> Reclaim:
     """From now on these get nothing new."""
     requests = [request for each in leaving for request in each.requests]
     detail = {
@@ -78,7 +82,7 @@ def drain(connection: Connection, planned: Reclaim, leaving: tuple[Occupied, ...
 
 def choose_now(
     connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
-) -> tuple[Occupied, ...]:
+) -> tuple[OccupiedInstance, ...]:
     """The instances that leave: those that were asked for, or, where they are not all there any more or
     none were, as they are loaded now.
     """
@@ -137,7 +141,9 @@ def _still_open(client: redis.Redis, found: Reclaim) -> dict[str, Any]:
     return {"open": count_classes(read_open_on(client, found.pool, found.chosen))} if found.chosen else {}
 
 
-def _plan(connection: Connection, client: redis.Redis, order: Order, position: Position, now_ms: int) -> Plan:
+def _plan(
+    connection: Connection, client: redis.Redis, order: ReclaimOrder, position: Position, now_ms: int
+) -> ReclaimPlan:
     """Raises PlanChanged."""
     occupied = read_occupied(client, order.pool, store.away(connection))
     breaking = [
@@ -159,7 +165,7 @@ def _away(connection: Connection, pool: str) -> int:
     return sum(each.instances for each in store.list_all(connection, pool=pool, states=store.AWAY))
 
 
-def _from_now(order: Order, now_ms: int) -> Order:
+def _from_now(order: ReclaimOrder, now_ms: int) -> ReclaimOrder:
     if order.by_ms < now_ms - PAST_SLACK_MS:
         raise Invalid(f"{utc(order.by_ms)} is in the past.", param="by")
     return replace(order, by_ms=max(order.by_ms, now_ms))

@@ -13,7 +13,7 @@ from typing import Final
 from billing.contracts.position import Holding, Position, Taken, describe, worsened
 from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.reclaims.cuts import Cut, shortage_by, worst_cuts
-from billing.reclaims.occupancy import Occupied, OpenRequest, count_classes
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest, count_classes
 from billing.reclaims.store import Use
 from billing.refusals import Conflict, Invalid
 
@@ -22,7 +22,7 @@ DRAIN_LEAD_MS: Final = 600_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ReclaimOrder:
     """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances,
     and no more broken than this.
     """
@@ -37,7 +37,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
+class RemainingCapacity:
     """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is
     what is sold, with its bursts.
     """
@@ -61,7 +61,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ReclaimPlan:
     """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then
     unless they were asked for by name. `ready` instances take new requests now, `not_running` machines run
     nothing and just go. `broken`: when, and by how much at most, contracts would not have what was signed;
@@ -69,12 +69,12 @@ class Plan:
     flex have at the deadline, beside what is sold.
     """
 
-    order: Order
+    order: ReclaimOrder
     drain_from_ms: int
-    leaving: tuple[Occupied, ...]
+    leaving: tuple[OccupiedInstance, ...]
     ready: frozenset[str]
     not_running: int
-    left: tuple[Left, ...]
+    left: tuple[RemainingCapacity, ...]
     holding: tuple[Holding, ...]
     run_out: tuple[Holding, ...]
     broken: tuple[Span, ...]
@@ -84,11 +84,11 @@ class Plan:
     drains_now: bool
 
     @property
-    def requests(self) -> tuple[OpenRequest, ...]:
+    def requests(self) -> tuple[RunningRequest, ...]:
         """What is open on the instances that leave: each must have ended by the deadline."""
         return tuple(request for each in self.leaving for request in each.requests)
 
-    def resumes(self, request: OpenRequest) -> bool:
+    def resumes(self, request: RunningRequest) -> bool:
         """Whether this request is preempted and resumes on another instance."""
         return request.resumable and bool(self.ready - {each.instance for each in self.leaving})
 
@@ -113,13 +113,13 @@ class Plan:
 
 
 def draw_up(
-    order: Order,
+    order: ReclaimOrder,
     position: Position,
-    occupied: Sequence[Occupied],
+    occupied: Sequence[OccupiedInstance],
     away: int,
     now_ms: int,
     breaking: Sequence[Taken] = (),
-) -> Plan:
+) -> ReclaimPlan:
     """The plan for a pool as it stands, of which `away` machines have drained for other reclaims, and to
     whose contracts `breaking` does what it does already. Raises Invalid, Conflict for machines that are not
     there; whether it breaks a contract is for whoever reads the plan.
@@ -134,7 +134,7 @@ def draw_up(
         max(0, count * (position.capacity_mu_s or 0) - at_deadline) for count in machines
     )
     from_ms = drain_from_ms(position, order.instances, order.by_ms, now_ms)
-    return Plan(
+    return ReclaimPlan(
         order=order,
         drain_from_ms=from_ms,
         leaving=leaving,
@@ -151,7 +151,7 @@ def draw_up(
     )
 
 
-def check_there(order: Order, position: Position) -> None:
+def check_there(order: ReclaimOrder, position: Position) -> None:
     """Raises Invalid, or Conflict where the pool does not own so many machines from the deadline on."""
     if order.instances < 1:
         raise Invalid("How many? At least one instance.", param="instances")
@@ -172,7 +172,9 @@ def check_there(order: Order, position: Position) -> None:
         raise Conflict(message, param="instances", code="not_so_many")
 
 
-def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple[tuple[Occupied, ...], int]:
+def choose(
+    occupied: Sequence[OccupiedInstance], instances: int, machines: int
+) -> tuple[tuple[OccupiedInstance, ...], int]:
     """The instances that leave, those first whose leaving harms least, and how many machines that run nothing
     go with them. `machines` is what the pool has now.
     """
@@ -181,7 +183,7 @@ def choose(occupied: Sequence[Occupied], instances: int, machines: int) -> tuple
     return tuple(ranked[:count]), instances - count
 
 
-def running_needed(occupied: Sequence[Occupied], instances: int, machines: int) -> int:
+def running_needed(occupied: Sequence[OccupiedInstance], instances: int, machines: int) -> int:
     """How many of those that run must leave: machines that run nothing go before them."""
     return max(0, min(instances, len(occupied) - (machines - instances)))
 
@@ -211,14 +213,14 @@ def machines_over_time(position: Position) -> Timeline:
     return Timeline.total([Span(0, FOREVER_MS, position.instances), *taken])
 
 
-def left_over_time(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Left]:
+def left_over_time(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[RemainingCapacity]:
     """What it has and owes, at each change."""
     lines = machines_over_time(position), position.capacity(), position.reserved(), position.held()
     moments = {at_ms for line in lines for at_ms, _ in line.points if from_ms < at_ms < until_ms}
     edges = [from_ms, *sorted(moments), until_ms]
     machines, capacity, reserved, held = lines
     return [
-        Left(
+        RemainingCapacity(
             from_ms=start_ms,
             until_ms=end_ms,
             machines=machines.at(start_ms),

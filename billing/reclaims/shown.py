@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 
 from billing.contracts.position import describe
 from billing.contracts.timeline import Span
-from billing.reclaims.occupancy import Occupied
-from billing.reclaims.plan import Order, running_needed
+from billing.reclaims.occupancy import OccupiedInstance
+from billing.reclaims.plan import ReclaimOrder, running_needed
 from billing.refusals import Conflict
 
 
@@ -24,8 +24,8 @@ class PlanChanged(Conflict):
 
 
 def choose_named(
-    occupied: Sequence[Occupied], instances: int, machines: int, named: Collection[str]
-) -> tuple[tuple[Occupied, ...], str | None]:
+    occupied: Sequence[OccupiedInstance], instances: int, machines: int, named: Collection[str]
+) -> tuple[tuple[OccupiedInstance, ...], str | None]:
     """The instances of these names, and what is amiss with them, if anything is. `machines` is what the
     pool has now.
     """
@@ -42,7 +42,7 @@ def choose_named(
     return leaving, None
 
 
-def more_broken(order: Order, broken: Sequence[Span]) -> str | None:
+def more_broken(order: ReclaimOrder, broken: Sequence[Span]) -> str | None:
     """What would be broken now and was not shown."""
     if order.broken is None:
         return None

@@ -62,7 +62,7 @@ _BY_DEADLINE: Final[Order[Reclaim]] = Order(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ReclaimEvent:
     """One line of a reclaim's history."""
 
     at_ms: int
@@ -174,11 +174,11 @@ def select_any_open() -> Select[bool]:
     )
 
 
-def history(connection: Connection, reclaim_id: str) -> list[Entry]:
+def history(connection: Connection, reclaim_id: str) -> list[ReclaimEvent]:
     """The entries of a reclaim, oldest first."""
     query = select(reclaim_history).where(reclaim_history.c.reclaim_id == reclaim_id)
     rows = connection.execute(query.order_by(reclaim_history.c.entry))
-    return [Entry(row.at_ms, _EARLIER_CHANGES.get(row.change, row.change), row.detail) for row in rows]
+    return [ReclaimEvent(row.at_ms, _EARLIER_CHANGES.get(row.change, row.change), row.detail) for row in rows]
 
 
 def away(connection: Connection) -> frozenset[str]:

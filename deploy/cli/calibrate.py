@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from billing.wire.routes import generates
-from deploy.cli.connection import Refused, call, call_list
+from deploy.cli.connection import AdminApiError, call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
 from deploy.cli.output import Columns, json_option, print_fields, print_json, print_table, show
 
 if TYPE_CHECKING:
     from serving.calibration.load import Step
-    from serving.calibration.measure import Calibration, Outcome, Plan
+    from serving.calibration.measure import MeasuredCapacity, MeasurementPlan, Outcome
 
 _HISTORY: Final[Columns] = {
     "CALIBRATION": "calibration", "POOL": "pool", "MODEL": "model", "UNITS/S": "capacity_units_per_second",
@@ -111,8 +111,8 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
     body = _body(pool, instance, hardware, plan, outcome.calibration)
     try:
         stored = call("POST", "calibrations", body=body | ({"reweigh": True} if options["reweigh"] else {}))
-    except Refused as exc:
-        raise Refused(f"nothing was stored: {exc.message}", exc.code) from exc
+    except AdminApiError as exc:
+        raise AdminApiError(f"nothing was stored: {exc.message}", exc.code) from exc
     if as_json:
         print_json(stored)
     else:
@@ -153,9 +153,9 @@ def _business(row: dict[str, Any]) -> str:
     return f"runs {load['running']}, {load['waiting']} wait" if busy else f"is {row['status']}"
 
 
-def _plan(instance: dict[str, Any], options: dict[str, Any]) -> "Plan":
+def _plan(instance: dict[str, Any], options: dict[str, Any]) -> "MeasurementPlan":
     from serving.calibration.load import Targets
-    from serving.calibration.measure import Plan
+    from serving.calibration.measure import MeasurementPlan
     from serving.calibration.probe import EngineAddress
 
     model = call("GET", "models", instance["model"])
@@ -164,10 +164,10 @@ def _plan(instance: dict[str, Any], options: dict[str, Any]) -> "Plan":
     key = find_key(instance["instance"], options["engine_key"])
     address = EngineAddress(instance["url"], key, model["engine_model"], instance["abort"])
     targets = Targets(options["tpot_ms"], options["ttft_ms"])
-    return Plan(address, model["context_tokens"], targets, options["seconds_per_step"])
+    return MeasurementPlan(address, model["context_tokens"], targets, options["seconds_per_step"])
 
 
-def _measure(plan: "Plan", instance: dict[str, Any]) -> "Outcome":
+def _measure(plan: "MeasurementPlan", instance: dict[str, Any]) -> "Outcome":
     """Run it and have what it cost accounted for, whatever came of it. Raises ClickException."""
     from serving.calibration.measure import CannotMeasure, calibrate
     from serving.calibration.probe import ProbeFailed
@@ -222,7 +222,7 @@ async def _until_stopped(measuring: Coroutine[Any, Any, "Outcome"]) -> "Outcome"
 
 
 def _body(
-    pool: str, instance: dict[str, Any], hardware: str, plan: "Plan", found: "Calibration"
+    pool: str, instance: dict[str, Any], hardware: str, plan: "MeasurementPlan", found: "MeasuredCapacity"
 ) -> dict[str, Any]:  # fmt: skip
     fit = found.fit
     return {

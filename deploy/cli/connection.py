@@ -26,7 +26,7 @@ _REPEAT_AFTER_S: Final = 0.5
 _PAGE_ROWS: Final = 1000
 
 
-class Refused(click.ClickException):
+class AdminApiError(click.ClickException):
     """The admin API has said no; `code` as it says why."""
 
     def __init__(self, message: str, code: str | None = None) -> None:
@@ -145,17 +145,19 @@ def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None and value not in ((), [])}
 
 
-def _refusal(status: int, content: bytes, url: str) -> Refused:
+def _refusal(status: int, content: bytes, url: str) -> AdminApiError:
     try:
         error = _json(content, url)["error"]
         message, code = str(error["message"]), error.get("code")
     except (click.ClickException, KeyError, TypeError, AttributeError):
-        return Refused(
+        return AdminApiError(
             f"{url} answers HTTP {status}, and not as the admin API does: is TAAS_ADMIN_URL right?"
         )
     if status == 401:
-        return Refused(f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?")
-    return Refused(message, code)
+        return AdminApiError(
+            f"{url} does not know this admin key; is TAAS_ADMIN_KEY that of this billing process?"
+        )
+    return AdminApiError(message, code)
 
 
 def _json(content: bytes, url: str) -> dict[str, Any]:

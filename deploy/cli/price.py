@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from deploy.cli.asking import ask, require_answerable, yes_option
-from deploy.cli.connection import Refused, call, call_list, given
+from deploy.cli.connection import AdminApiError, call, call_list, given
 from deploy.cli.moments import AHEAD, BACK, ahead, back
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
 
@@ -64,7 +64,7 @@ def set_price(
     )  # fmt: skip
     try:
         made = call("POST", "prices", body=body)
-    except Refused as refused:
+    except AdminApiError as refused:
         if refused.code != "price_changes_much":
             raise
         click.echo(refused.message, err=True)

@@ -3,7 +3,7 @@
 from secrets import randbelow
 from typing import Final
 
-from billing.cell.replies import LimitScope, NoContract, NoRight, Refused, ReserveReply
+from billing.cell.replies import LimitReached, LimitScope, NoContract, NoRight, ReserveReply
 from billing.wire.limits import FIELDS, LimitKind, Limits
 from gateway.errors import GatewayError, NoContractHere, PermissionDenied, QuotaExceeded
 from gateway.request import Dialect
@@ -24,7 +24,7 @@ def refusal(
 ) -> GatewayError:
     """The error for a request that is not admitted. The limits are those that it was checked against."""
     match reply:
-        case Refused():
+        case LimitReached():
             error = quota_exceeded(reply, tenant_limits if reply.scope is LimitScope.TENANT else key_limits)
             error.limit_headers = limit_headers(
                 tenant_limits, key_limits, reply.tenant, reply.key, dialect, now_ms
@@ -37,7 +37,7 @@ def refusal(
     raise AssertionError("request ids are ours and new")
 
 
-def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
+def quota_exceeded(reply: LimitReached, limits: Limits) -> QuotaExceeded:
     """Names the limit, and when it has room again."""
     message = _MESSAGES.get(reply.limit) or _limit_reached(reply, limits)
     retry_ms = reply.retry_after_ms
@@ -46,7 +46,7 @@ def quota_exceeded(reply: Refused, limits: Limits) -> QuotaExceeded:
     return QuotaExceeded(reply.limit.value, message, retry_ms)
 
 
-def _limit_reached(reply: Refused, limits: Limits) -> str:
+def _limit_reached(reply: LimitReached, limits: Limits) -> str:
     limit = next(each for each in FIELDS if (each.kind, each.window_s) == (reply.limit, reply.window_s))
     amount = (limits.amount(limit.kind, limit.window_s) or 0) // limit.scale
     return f"Limit of this {reply.scope.value} reached: {amount} {limit.words}."

@@ -42,7 +42,7 @@ class CannotMeasure(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MeasurementPlan:
     """What to measure."""
 
     engine: EngineAddress
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
+class MeasuredCapacity:
     """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix
     was predicted wrongly. `long`: prompts longer than any that was fitted; None where the context has none,
     or the time was too short for them.
@@ -79,13 +79,13 @@ class Outcome:
     """
 
     run: str
-    calibration: Calibration | None
+    calibration: MeasuredCapacity | None
     failure: str | None
     spent: Spent
     interrupted: bool = False
 
 
-async def calibrate(plan: Plan, note: Note) -> Outcome:
+async def calibrate(plan: MeasurementPlan, note: Note) -> Outcome:
     """Measure an idle engine; `note` is told of each step. Raises CannotMeasure, ProbeFailed as long as
     nothing was asked of it.
     """
@@ -120,7 +120,9 @@ async def calibrate(plan: Plan, note: Note) -> Outcome:
         return Outcome(probe.run, found, None, spent)
 
 
-async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: Note) -> Calibration:
+async def _measure(
+    probe: Probe, plan: MeasurementPlan, mixes: Mixes, version: str, note: Note
+) -> MeasuredCapacity:
     prompts = Prompts(f"calibration-{probe.run}", _SEED)
     sequences = (await _most_sequences(probe, prompts, plan, mixes, note)).sequences
     asked = (mixes.typical, *mixes.fitted, mixes.held_back)
@@ -144,7 +146,7 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
         *_remarks((*fitted, held_back), result, told=told),
         *remarks_on_long(plan.context_tokens, result, long),
     )
-    return Calibration(
+    return MeasuredCapacity(
         fit=result,
         sequences=sequences,
         steps=tuple(fitted),
@@ -155,7 +157,9 @@ async def _measure(probe: Probe, plan: Plan, mixes: Mixes, version: str, note: N
     )
 
 
-async def _most_sequences(probe: Probe, prompts: Prompts, plan: Plan, mixes: Mixes, note: Note) -> Step:
+async def _most_sequences(
+    probe: Probe, prompts: Prompts, plan: MeasurementPlan, mixes: Mixes, note: Note
+) -> Step:
     """The step with the most sequences of the typical mix at which the targets hold, none of them queues in
     the engine, and more would still have brought more.
     """

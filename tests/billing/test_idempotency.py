@@ -11,8 +11,8 @@ from billing.idempotency import (
     ANSWER_BYTES_MAX,
     KEPT_MAX,
     KEPT_MS,
-    Answer,
-    Claim,
+    IdempotencyClaim,
+    StoredAnswer,
     carry_out,
     find_answer,
     forget_old,
@@ -20,8 +20,8 @@ from billing.idempotency import (
 )
 from billing.refusals import Conflict, Invalid
 
-CLAIM = Claim.of("admin", "k-1", b"/path", b"", b"{}")
-ANSWER = Answer(201, b'{"a": 1}')
+CLAIM = IdempotencyClaim.of("admin", "k-1", b"/path", b"", b"{}")
+ANSWER = StoredAnswer(201, b'{"a": 1}')
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_an_answer_is_found_by_its_caller_and_its_request_alone(connection: Conn
     carry_out(connection, CLAIM)
     keep_answer(connection, CLAIM, ANSWER)
     assert find_answer(connection, CLAIM) == ANSWER
-    assert find_answer(connection, Claim.of("service", "k-1", b"/path", b"", b"{}")) is None
-    assert find_answer(connection, Claim.of("admin", "k-2", b"/path", b"", b"{}")) is None
+    assert find_answer(connection, IdempotencyClaim.of("service", "k-1", b"/path", b"", b"{}")) is None
+    assert find_answer(connection, IdempotencyClaim.of("admin", "k-2", b"/path", b"", b"{}")) is None
     for other in (
         (b"/other", b"", b"{}"),
         (b"/path", b"a=1", b"{}"),
@@ -47,7 +47,7 @@ def test_an_answer_is_found_by_its_caller_and_its_request_alone(connection: Conn
         (b"/pat", b"h", b"{}"),
     ):
         with pytest.raises(Invalid) as caught:
-            find_answer(connection, Claim.of("admin", "k-1", *other))
+            find_answer(connection, IdempotencyClaim.of("admin", "k-1", *other))
         assert caught.value.code == "idempotency_key_reused"
 
 
@@ -85,24 +85,24 @@ def test_an_answer_that_never_came_is_told_as_lost(database: Engine):
 
 def test_the_first_answer_stays_and_a_large_one_is_not_kept(connection: Connection):
     keep_answer(connection, CLAIM, ANSWER)
-    keep_answer(connection, CLAIM, Answer(200, b"{}"))
+    keep_answer(connection, CLAIM, StoredAnswer(200, b"{}"))
     assert find_answer(connection, CLAIM) == ANSWER
-    other = Claim.of("admin", "k-2")
-    keep_answer(connection, other, Answer(200, b"x" * (ANSWER_BYTES_MAX + 1)))
+    other = IdempotencyClaim.of("admin", "k-2")
+    keep_answer(connection, other, StoredAnswer(200, b"x" * (ANSWER_BYTES_MAX + 1)))
     assert find_answer(connection, other) is None
 
 
 def test_what_is_older_than_a_day_is_forgotten_and_nothing_else(connection: Connection):
     keep_answer(connection, CLAIM, ANSWER)
     age(connection, KEPT_MS - 10_000)
-    keep_answer(connection, Claim.of("admin", "k-2"), ANSWER)
+    keep_answer(connection, IdempotencyClaim.of("admin", "k-2"), ANSWER)
     connection.commit()
     assert forget_old(connection) == 0
     age(connection, 10_001)
     connection.commit()
     assert forget_old(connection) == 1
     assert find_answer(connection, CLAIM) is None
-    assert find_answer(connection, Claim.of("admin", "k-2")) == ANSWER
+    assert find_answer(connection, IdempotencyClaim.of("admin", "k-2")) == ANSWER
 
 
 def test_no_more_than_the_cap_is_kept(connection: Connection):

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from billing.cell.execute import execute
-from billing.cell.replies import Levels, LimitScope, Refused
+from billing.cell.replies import Levels, LimitReached, LimitScope
 from billing.cell.scripts import grant_call
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
@@ -287,7 +287,7 @@ def test_fault_44_a_storm_against_a_contract_that_rejects_is_spread_and_takes_al
 
 @pytest.mark.parametrize("limit", [LimitKind.CONTRACT, LimitKind.ROOM])
 def test_fault_44_a_crowd_that_is_refused_at_one_moment_is_not_called_back_at_one(limit: LimitKind) -> None:
-    reply = Refused(
+    reply = LimitReached(
         now_ms=0, tenant=Levels(0), key=Levels(0), scope=LimitScope.TENANT, limit=limit, retry_after_ms=40
     )
     told = [quota_exceeded(reply, Limits()).retry_after_ms or 0 for _ in range(100)]

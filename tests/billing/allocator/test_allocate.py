@@ -6,9 +6,9 @@ import pytest
 import redis
 from sqlalchemy import update
 
-from billing.allocator.supply import Calibration
+from billing.allocator.supply import CalibrationInForce
 from billing.catalogue import models
-from billing.cell.replies import Refused, Reserved, Waiting
+from billing.cell.replies import LimitReached, Reserved, Waiting
 from billing.cell.scripts import Tier
 from billing.schema.capacity import contract
 from billing.wire import redis_keys
@@ -79,10 +79,10 @@ def test_without_a_calibration_nothing_is_bounded(ground: Ground) -> None:
 def test_a_later_calibration_holds_whatever_its_id(ground: Ground, later_id: str) -> None:
     """Ids are random: the later one may come before the earlier one."""
     allocator = ground.allocator()
-    assert only(allocator.allocate_once(T0)).calibration == Calibration(1_000_000, 16, T0)
+    assert only(allocator.allocate_once(T0)).calibration == CalibrationInForce(1_000_000, 16, T0)
     with ground.engine.begin() as connection:
         calibrate(connection, 700, at_ms=T0 + 1, calibration_id=later_id)
-    assert only(allocator.allocate_once(T0 + SECOND)).calibration == Calibration(700_000, 16, T0 + 1)
+    assert only(allocator.allocate_once(T0 + SECOND)).calibration == CalibrationInForce(700_000, 16, T0 + 1)
 
 
 def test_machines_that_are_gone_or_drain_have_no_room(ground: Ground) -> None:
@@ -247,7 +247,7 @@ def test_the_names_are_those_that_the_scripts_derive(ground: Ground) -> None:
     own = ground.request("r1").reserve(cost_mu=9000)
     assert isinstance(own, Reserved)
     assert own.grant.contract == "con_1"
-    assert isinstance(ground.request("r2").reserve(), Refused)
+    assert isinstance(ground.request("r2").reserve(), LimitReached)
     assert isinstance(ground.request("r3", asked=Tier.FLEX, wait_max=1).reserve(), Waiting)
     assert ground.text.zrange(redis_keys.waiting_tenants(CELL, "f"), 0, -1) == [tenant]
     assert ground.text.zrange(redis_keys.waiting_requests(CELL, "f", tenant), 0, -1) == ["r3"]

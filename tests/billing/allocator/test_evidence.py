@@ -10,7 +10,7 @@ import redis
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DBAPIError
 
-from billing.cell.replies import Refused, Reserved
+from billing.cell.replies import LimitReached, Reserved
 from billing.contracts.rates import RatesByPool
 from billing.schema.capacity import contract_minute, contract_shortfall
 from billing.wire import redis_keys
@@ -31,7 +31,7 @@ def test_what_the_scripts_count_is_in_its_minute(ground: Ground) -> None:
     allocator.allocate_once(T0)
     own = ground.request("r1")
     assert isinstance(own.reserve(cost_mu=12_000), Reserved)
-    assert isinstance(ground.request("r2").reserve(cost_mu=1_000), Refused)
+    assert isinstance(ground.request("r2").reserve(cost_mu=1_000), LimitReached)
     own.settle(cost_mu=20_000)
     allocator.allocate_once(T0 + 4 * SECOND)
     assert figures(ground.minutes(signed.contract_id)[0]) == (40_000, 20_000, 0, 0, 1, 0)

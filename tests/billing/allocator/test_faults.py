@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from billing.cell.replies import Refused, Reserved
+from billing.cell.replies import LimitReached, Reserved
 from billing.loop import Loop
 from billing.wire import redis_keys
 from billing.wire.limits import Limits
@@ -191,7 +191,7 @@ def test_fault_40_levels_drain_after_redis_clock_went_back_by_an_hour(ground: Gr
     ):
         seconds, _ = ground.text.time()
         ground.text.hset(key, mapping={**fields, "t": (int(seconds) + 3_600) * 1_000_000})
-        assert isinstance(ground.request(f"{name}-1", name, **limits).reserve(1), Refused)
+        assert isinstance(ground.request(f"{name}-1", name, **limits).reserve(1), LimitReached)
         # As if so much time had passed since.
         age_bucket(ground.text, key, 60)
         assert isinstance(ground.request(f"{name}-2", name, **limits).reserve(1), Reserved)

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from billing.allocator import rebuild
 from billing.catalogue import limits, tenants
 from billing.catalogue.limits import Subject
-from billing.cell.replies import Rebuilding, Refused, Reserved
+from billing.cell.replies import LimitReached, Rebuilding, Reserved
 from billing.cell.scripts import Tier
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
@@ -104,7 +104,7 @@ def test_fault_35_a_minutes_requests_that_were_used_stay_used(ground: Ground) ->
     lose_everything(ground)
     ground.restorer().step(T0)
     refused = ground.request("r", tenant_limits=limits_of(requests=3)).reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit == "requests"
     assert isinstance(ground.request("s", "bolt", tenant_limits=limits_of(requests=3)).reserve(), Reserved)
 
@@ -118,7 +118,7 @@ def test_fault_35_a_days_use_stays_used(ground: Ground, limit: dict[str, int]) -
     lose_everything(ground)
     ground.restorer().step(T0)
     refused = ground.request("r", tenant_limits=Limits.of(**limit), tokens=10).reserve(100)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.window_s == DAY_S
     assert isinstance(
         ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved
@@ -147,7 +147,7 @@ def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Groun
     assert restorer.restore_once(T0) == [CELL]
     assert float(ground.contract("acme")["u"]) == pytest.approx(200_000, rel=0.1)
     refused = ground.request("next", asked=Tier.RESERVED).reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit == "contract"
 
 
@@ -195,7 +195,7 @@ def test_fault_35_an_older_copy_is_raised_to_what_was_used_since(ground: Ground)
     ground.text.set(redis_keys.intact(CELL), "the run before")
     assert isinstance(ground.request("meanwhile", tenant_limits=limits_).reserve(), Reserved)
     ground.restorer().step(T0)
-    assert isinstance(ground.request("next", tenant_limits=limits_).reserve(), Refused)
+    assert isinstance(ground.request("next", tenant_limits=limits_).reserve(), LimitReached)
 
 
 def test_keys_have_their_own_limits_and_another_cells_use_is_not_counted(ground: Ground) -> None:

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.allocator.shares import (
+    ContractUse,
     Health,
     InFlight,
-    Load,
-    Machine,
-    Owner,
+    ReadyInstance,
     Share,
     corrected,
     divide,
@@ -23,6 +22,7 @@ from billing.allocator.shares import (
     trusted,
     unsold,
 )
+from billing.wire.instance_entry import EngineLoad
 
 CAPACITY: Final = 1_000_000
 
@@ -30,11 +30,11 @@ counts = st.integers(0, 300)
 in_flights = st.builds(InFlight, counts, counts, counts)
 healths = st.builds(Health, st.floats(1, 256, allow_nan=False))
 machines = st.lists(st.tuples(healths, in_flights), max_size=8).map(
-    lambda each: [Machine(f"i{number}", health, flight) for number, (health, flight) in enumerate(each)]
+    lambda each: [ReadyInstance(f"i{number}", health, flight) for number, (health, flight) in enumerate(each)]
 )
 owners = st.lists(
     st.tuples(st.integers(0, 4 * CAPACITY), st.floats(0, 1)).map(
-        lambda each: Owner(each[0], each[0] * each[1])
+        lambda each: ContractUse(each[0], each[0] * each[1])
     ),
     max_size=5,
 )
@@ -42,7 +42,7 @@ owners = st.lists(
 
 @given(machines, owners, st.integers(0, 400))
 def test_no_machine_is_divided_beyond_what_it_has(
-    given_machines: list[Machine], given_owners: list[Owner], on_demand_waits: int
+    given_machines: list[ReadyInstance], given_owners: list[ContractUse], on_demand_waits: int
 ) -> None:
     for machine, share in zip(
         given_machines,
@@ -60,7 +60,7 @@ def test_no_machine_is_divided_beyond_what_it_has(
 
 @given(machines, owners)
 def test_flex_does_not_grow_while_on_demand_waits(
-    given_machines: list[Machine], given_owners: list[Owner]
+    given_machines: list[ReadyInstance], given_owners: list[ContractUse]
 ) -> None:
     for machine, share in zip(
         given_machines, divide(given_machines, given_owners, CAPACITY, on_demand_waits=10_000), strict=True
@@ -70,22 +70,26 @@ def test_flex_does_not_grow_while_on_demand_waits(
 
 
 @given(machines)
-def test_without_contracts_all_is_shared(given_machines: list[Machine]) -> None:
+def test_without_contracts_all_is_shared(given_machines: list[ReadyInstance]) -> None:
     idle = [replace(machine, in_flight=InFlight()) for machine in given_machines]
-    assert all(share.held == 0 for share in divide(idle, [Owner(0, 0.0)], CAPACITY, on_demand_waits=0))
+    assert all(share.held == 0 for share in divide(idle, [ContractUse(0, 0.0)], CAPACITY, on_demand_waits=0))
 
 
 def one(
-    sequences: float, flight: InFlight, *given_owners: Owner, on_demand_waits: int = 0, lending: float = 1.0
+    sequences: float,
+    flight: InFlight,
+    *given_owners: ContractUse,
+    on_demand_waits: int = 0,
+    lending: float = 1.0,
 ) -> Share:
     """One machine of so many sequences."""
-    machine = Machine("i", Health(sequences), flight)
+    machine = ReadyInstance("i", Health(sequences), flight)
     return divide([machine], given_owners, CAPACITY, on_demand_waits=on_demand_waits, lending=lending)[0]
 
 
 @given(st.integers(20, 512), st.integers(1, CAPACITY))
 def test_an_idle_owners_floor_is_lent_but_for_a_twentieth(sequences: int, rate_mu_s: int) -> None:
-    assert one(sequences, InFlight(), Owner(rate_mu_s, 0.0)).room >= 0.95 * sequences
+    assert one(sequences, InFlight(), ContractUse(rate_mu_s, 0.0)).room >= 0.95 * sequences
 
 
 class Crowd:
@@ -94,14 +98,14 @@ class Crowd:
     """
 
     def __init__(self, sequences: int, sold: float) -> None:
-        self.sequences, self.owners = sequences, [Owner(int(CAPACITY * sold), 0.0)]
+        self.sequences, self.owners = sequences, [ContractUse(int(CAPACITY * sold), 0.0)]
         self.may_have, self.lending, self.ages = 0, 0.0, list[int]()
 
     def round(self, lasts: int) -> Share:
         self.ages = [age + 1 for age in self.ages if age + 1 < lasts]
         self._fill()
         flight = InFlight(0, len(self.ages), 0, sum(age > 2 for age in self.ages))
-        machines = [Machine("i", Health(self.sequences), flight)]
+        machines = [ReadyInstance("i", Health(self.sequences), flight)]
         self.lending = trusted(self.lending, machines, unsold(machines, self.owners, CAPACITY))
         (share,) = divide(machines, self.owners, CAPACITY, on_demand_waits=1_000, lending=self.lending)
         self.may_have = share.on_demand
@@ -143,7 +147,7 @@ def test_what_short_streams_have_borrowed_is_not_left_to_long_ones_for_long(
 
 
 def test_who_is_not_there_is_trusted_with_less_and_less() -> None:
-    machines = [Machine("i", Health(100), InFlight())]
+    machines = [ReadyInstance("i", Health(100), InFlight())]
     lending = 1.0
     for _ in range(11):
         lending = trusted(lending, machines, 0.4)
@@ -155,24 +159,24 @@ def test_without_owners_nothing_is_kept_from_on_demand() -> None:
 
 
 def test_where_all_is_sold_on_demand_has_a_guards_worth() -> None:
-    assert one(100, InFlight(), Owner(CAPACITY, 0.0), lending=0.0).on_demand == 10
+    assert one(100, InFlight(), ContractUse(CAPACITY, 0.0), lending=0.0).on_demand == 10
 
 
 def test_a_machine_of_one_sequence_can_still_be_lent() -> None:
-    assert one(1, InFlight(), Owner(CAPACITY // 2, 0.0)).room == 1
+    assert one(1, InFlight(), ContractUse(CAPACITY // 2, 0.0)).room == 1
 
 
 @given(st.integers(1, 512), st.floats(0.1, 1))
 def test_an_owner_in_use_has_its_floor_and_a_guard(sequences: int, part: float) -> None:
     rate_mu_s = int(CAPACITY * part)
-    share = one(sequences, InFlight(), Owner(rate_mu_s, float(rate_mu_s)))
+    share = one(sequences, InFlight(), ContractUse(rate_mu_s, float(rate_mu_s)))
     assert share.held >= min(sequences, sequences * rate_mu_s / CAPACITY + max(1, sequences // 10) - 1e-6)
 
 
 def test_an_owner_that_comes_back_has_its_floor_in_the_next_round() -> None:
     rate_mu_s = CAPACITY // 2
     assert recent(0.0, rate_mu_s, 1000, rate_mu_s) == rate_mu_s
-    assert one(100, InFlight(), Owner(rate_mu_s, float(rate_mu_s))).room == 40
+    assert one(100, InFlight(), ContractUse(rate_mu_s, float(rate_mu_s))).room == 40
 
 
 def test_an_owner_that_stops_has_lent_most_of_it_after_ten_seconds() -> None:
@@ -190,14 +194,14 @@ def test_recent_use_stays_between_nothing_and_the_rate(
 
 
 def test_flex_is_preempted_where_reserved_work_lacks_its_guard_and_nowhere_else() -> None:
-    owner = Owner(CAPACITY, float(CAPACITY))
+    owner = ContractUse(CAPACITY, float(CAPACITY))
     # 100 sequences, a guard of 10: 30 + 75 are 15 more than leave it free.
     assert one(100, InFlight(30, 0, 75), owner).preempt == 15
     assert one(100, InFlight(30, 70, 5), owner).preempt == 5
     # More than half of the guard is free.
     assert one(100, InFlight(30, 0, 64), owner).preempt == 0
     # Nobody came back: what is too much by a correction ends by itself.
-    assert one(50, InFlight(0, 0, 75), Owner(CAPACITY, 0.0)).preempt == 0
+    assert one(50, InFlight(0, 0, 75), ContractUse(CAPACITY, 0.0)).preempt == 0
 
 
 def test_flex_keeps_what_leaves_room_for_on_demand_that_waits() -> None:
@@ -215,7 +219,10 @@ def test_flex_keeps_what_leaves_room_for_on_demand_that_waits() -> None:
 
 
 def test_flex_keeps_its_places_where_another_machine_has_free_ones() -> None:
-    full, empty = Machine("i", Health(100), InFlight(0, 0, 100)), Machine("j", Health(100), InFlight())
+    full, empty = (
+        ReadyInstance("i", Health(100), InFlight(0, 0, 100)),
+        ReadyInstance("j", Health(100), InFlight()),
+    )
     for waits, preempt in [(100, 0), (103, 3)]:
         shares = divide([full, empty], [], CAPACITY, on_demand_waits=waits)
         assert [(share.flex, share.preempt) for share in shares] == [(100 - preempt, preempt), (0, 0)]
@@ -223,13 +230,13 @@ def test_flex_keeps_its_places_where_another_machine_has_free_ones() -> None:
 
 def test_flex_keeps_what_is_kept_from_on_demand() -> None:
     # Half is sold and idle, and on-demand is trusted with none of it: it may have 50, and has 45.
-    share = one(100, InFlight(0, 45, 55), Owner(CAPACITY // 2, 0.0), on_demand_waits=1_000, lending=0.0)
+    share = one(100, InFlight(0, 45, 55), ContractUse(CAPACITY // 2, 0.0), on_demand_waits=1_000, lending=0.0)
     assert (share.on_demand, share.flex, share.preempt) == (50, 50, 5)
 
 
 @given(machines, owners, st.integers(0, 400), st.floats(0, 1))
 def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
-    given_machines: list[Machine], given_owners: list[Owner], waits: int, lending: float
+    given_machines: list[ReadyInstance], given_owners: list[ContractUse], waits: int, lending: float
 ) -> None:
     def given_up(on_demand_waits: int) -> int:
         found = divide(
@@ -244,8 +251,11 @@ def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
     assert given_up(waits) <= waits + max(0, given_up(0))
 
 
-@given(st.integers(1, 512), st.lists(st.builds(Load, st.integers(0, 9), st.floats(0, 1)), max_size=60))
-def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[Load]) -> None:
+@given(
+    st.integers(1, 512),
+    st.lists(st.builds(EngineLoad, st.just(0), st.integers(0, 9), st.floats(0, 1)), max_size=60),
+)
+def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loads: list[EngineLoad]) -> None:
     health = None
     for load in loads:
         health = corrected(health, calibrated, load)
@@ -253,7 +263,7 @@ def test_a_correction_stays_between_one_and_the_calibration(calibrated: int, loa
 
 
 def test_a_machine_that_queues_is_trusted_with_a_tenth_less_each_round_and_recovers_slowly() -> None:
-    busy, calm, between = Load(3, 0.5), Load(0, 0.5), Load(0, 0.9)
+    busy, calm, between = EngineLoad(0, 3, 0.5), EngineLoad(0, 0, 0.5), EngineLoad(0, 0, 0.9)
     health = corrected(None, 100, busy)
     assert health.sequences == 100  # a queue seen once may be the moment between two steps
     for _ in range(2):
@@ -269,7 +279,7 @@ def test_a_machine_that_queues_is_trusted_with_a_tenth_less_each_round_and_recov
     assert gained[:2] == [0, 0]
     assert max(gained) <= 5
     assert health.sequences == 100
-    assert corrected(health, 100, Load(0, 0.96)).sequences == 90
+    assert corrected(health, 100, EngineLoad(0, 0, 0.96)).sequences == 90
 
 
 @given(

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.engine_runs import EngineRun, read_runs
-from billing.fleet.engine_reading import Counters, Load, NoCounters, Unreachable, parse_counters, read_engine
+from billing.fleet.engine_reading import Counters, NoCounters, Unreachable, parse_counters, read_engine
+from billing.wire.instance_entry import EngineLoad
 from billing.wire.tokens import CounterPair
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.fixtures import plain_http
@@ -51,7 +52,7 @@ vllm:kv_cache_usage_perc{engine="1"} 0.5
 process_start_time_seconds 1.79549207214e+09
 """
     assert parse_counters(page) == Counters(
-        CounterPair(546, 69), Load(running=0, waiting=2, kv_usage=0.5), started="1.79549207214e+09"
+        CounterPair(546, 69), EngineLoad(running=0, waiting=2, kv_usage=0.5), started="1.79549207214e+09"
     )
 
 

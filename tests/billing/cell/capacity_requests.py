@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from billing.cell.replies import AlreadySettled, Refused, Replayed, Reserved, Waiting
+from billing.cell.replies import AlreadySettled, LimitReached, Replayed, Reserved, Waiting
 from billing.cell.scripts import Claim, Tier
 from tests.billing.cell import plan
 from tests.billing.cell.capacity_model import TenantLimits
@@ -24,7 +24,7 @@ LIMITS = {
 # What the model says, as replies.
 KINDS: dict[str, type[Any]] = {
     "settled": AlreadySettled, "replayed": Replayed, "open": Reserved, "waiting": Waiting,
-    "concurrency": Refused, "cancels": Refused, "units": Refused, "room": Refused,
+    "concurrency": LimitReached, "cancels": LimitReached, "units": LimitReached, "room": LimitReached,
 }  # fmt: skip
 
 

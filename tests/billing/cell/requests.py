@@ -161,7 +161,7 @@ class CellRequest:
             execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled))
         )
 
-    def leave(self, *, refused: bool = False) -> replies.Left:
+    def leave(self, *, refused: bool = False) -> replies.LeftQueue:
         return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys, refused=refused)))
 
     def checkpoint(

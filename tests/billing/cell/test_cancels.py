@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from billing.cell.replies import LimitScope, Refused, Reserved, Settled, Waiting
+from billing.cell.replies import LimitReached, LimitScope, Reserved, Settled, Waiting
 from billing.wire.limits import LimitKind, Limits
 from tests.billing.cell.plan import Listener, set_room, tenants_waiting
 from tests.billing.cell.requests import CellRequest, age_bucket, limits_of
@@ -26,7 +26,7 @@ def test_the_limit_is_exact_and_says_when_to_come_back(valkey: redis.Redis) -> N
     cancel(valkey, CANCELS)
     one = request(valkey, "r")
     refused = one.reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert (refused.scope, refused.limit) == (LimitScope.TENANT, LimitKind.CANCELS)
     assert refused.retry_after_ms is not None
     assert 10_000 < refused.retry_after_ms <= 20_000
@@ -76,7 +76,7 @@ def test_who_waits_when_its_cancels_are_used_up_is_out_of_line(
     other = CellRequest(client=valkey, request_id="z", cancels_per_minute=1, sequences=0)
     other.reserve()
     other.settle(cancelled=True)
-    assert isinstance(waiting.reserve(), Refused)
+    assert isinstance(waiting.reserve(), LimitReached)
     assert tenants_waiting(valkey) == {}
     full.settle()
     assert gateway.woken() == []
@@ -102,5 +102,5 @@ def test_without_a_limit_nothing_is_counted(valkey: redis.Redis) -> None:
 
 def test_no_cancel_at_all_refuses_for_good(valkey: redis.Redis) -> None:
     refused = request(valkey, "r", cancels=0).reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms is None

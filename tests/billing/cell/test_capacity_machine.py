@@ -14,8 +14,8 @@ from billing.cell.execute import execute
 from billing.cell.replies import (
     AlreadySettled,
     Dropped,
+    LimitReached,
     Missing,
-    Refused,
     Renewed,
     Reserved,
     Settled,
@@ -189,7 +189,7 @@ class CapacityMachine(RuleBasedStateMachine):
         )  # fmt: skip
         expected = self.model.reserve(request, wait_max, reply.now_ms, drained_cancels)
         assert isinstance(reply, KINDS[expected]), (reply, expected)
-        if isinstance(reply, Refused):
+        if isinstance(reply, LimitReached):
             assert reply.limit is LimitKind(expected)
         if isinstance(reply, Waiting):
             self.paces(reply.pace_ms)

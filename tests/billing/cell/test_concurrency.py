@@ -34,7 +34,7 @@ async def test_fault_39_two_gateways_admit_exactly_the_limit(
     ]
     replies = await asyncio.gather(*(pipes[n % 2].execute(*commands[n]) for n in range(callers)))
     outcomes = Counter(type(parse_reserve(reply)).__name__ for reply in replies)
-    assert outcomes == {"Reserved": LIMIT, "Refused": callers - LIMIT}
+    assert outcomes == {"Reserved": LIMIT, "LimitReached": callers - LIMIT}
     assert CellRequest(client=valkey, request_id="r0").tenant_level("c") == LIMIT
     for pipe in pipes:
         await pipe.close()

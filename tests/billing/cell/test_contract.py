@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import redis
 
-from billing.cell.replies import Later, NoContract, NoRight, Refused, Reserved, ReserveReply, Waiting
+from billing.cell.replies import (
+    LimitReached,
+    NoContract,
+    NoRight,
+    Reserved,
+    ReserveReply,
+    Waiting,
+    WaitingForContract,
+)
 from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from billing.wire.limits import LimitKind, Limits
@@ -43,7 +51,7 @@ def how(reply: ReserveReply) -> tuple[str, str]:
 
 def refusal(reply: ReserveReply) -> int | None:
     """The time to come back, of a refusal by the contract."""
-    assert isinstance(reply, Refused)
+    assert isinstance(reply, LimitReached)
     assert reply.limit is LimitKind.CONTRACT
     return reply.retry_after_ms
 
@@ -150,7 +158,7 @@ def test_a_contract_that_queues_says_when_it_will_have_drained(valkey: redis.Red
     open_past(valkey, 3 * RATE, "queue")
     late = CellRequest(client=valkey, request_id="late", wait_max=1)
     reply = late.reserve(1_000)
-    assert isinstance(reply, Later)
+    assert isinstance(reply, WaitingForContract)
     assert (reply.after_ms, reply.before) == (pytest.approx(2_000, abs=50), 0)
     assert tenants_waiting(valkey) == {}
     assert flight(valkey) == {"r:i-1": 1}
@@ -165,7 +173,7 @@ def test_a_contract_that_queues_refuses_who_will_not_wait(valkey: redis.Redis) -
     assert refusal(ask(valkey, "hasty")) == pytest.approx(2_000, abs=50)
     assert contract_field(valkey, "acme", "refused") == 1
     insists = CellRequest(client=valkey, request_id="insists", wait_max=5, asked=Tier.RESERVED)
-    assert isinstance(insists.reserve(), Later)
+    assert isinstance(insists.reserve(), WaitingForContract)
 
 
 def test_a_spill_without_cap_goes_on_as_on_demand(valkey: redis.Redis) -> None:
@@ -299,7 +307,7 @@ def test_a_units_limit_does_not_count_what_is_reserved(valkey: redis.Redis, whos
     assert contract_field(valkey, "acme", "used") == 60_000
     assert reserved.tenant_level("u") == reserved.key_level("u") == 0
     beside = CellRequest(client=valkey, request_id="o", asked=Tier.ON_DEMAND, **limits).reserve(20_000)
-    assert isinstance(beside, Refused)
+    assert isinstance(beside, LimitReached)
     assert (beside.limit, beside.retry_after_ms) == (LimitKind.UNITS, None)
 
 
@@ -311,7 +319,7 @@ def test_what_spills_is_counted_by_a_units_limit(valkey: redis.Redis) -> None:
         "spilled",
     )
     over = CellRequest(client=valkey, request_id="s2", tenant_limits=limits).reserve(8_000)
-    assert isinstance(over, Refused)
+    assert isinstance(over, LimitReached)
     assert over.limit is LimitKind.UNITS
     # The contract had no room: what it says of limits is about what it would have taken.
     assert contract_field(valkey, "acme", "limited:units") == contract_field(valkey, "acme", "refused") == 0
@@ -332,11 +340,11 @@ def test_a_limit_that_refuses_what_the_contract_would_take_is_counted_with_its_c
     )
     for n in range(2):
         refused = CellRequest(client=valkey, request_id=f"b{n}", **of).reserve(1_000)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, LimitReached)
         assert refused.limit == limit
     assert isinstance(
         CellRequest(client=valkey, request_id="c", asked=Tier.ON_DEMAND, **of).reserve(1_000),
-        Refused,
+        LimitReached,
     )
     assert contract_field(valkey, "acme", f"limited:{limit}") == 2
     assert contract_field(valkey, "acme", "refused") == 0

@@ -5,7 +5,7 @@ behind who has gone.
 import pytest
 import redis
 
-from billing.cell.replies import Dropped, Later, Refused, Reserved
+from billing.cell.replies import Dropped, LimitReached, Reserved, WaitingForContract
 from billing.cell.scripts import Tier
 from billing.wire import redis_keys
 from billing.wire.limits import LimitKind
@@ -26,7 +26,7 @@ def in_line(
 ) -> CellRequest:
     """One that stands in the contract's line."""
     request = CellRequest(client=client, request_id=request_id, gateway=gateway, wait_max=3, asked=asked)
-    assert isinstance(request.reserve(RATE // 2), Later)
+    assert isinstance(request.reserve(RATE // 2), WaitingForContract)
     return request
 
 
@@ -43,18 +43,18 @@ def test_who_comes_first_is_served_first_and_wakes_the_next(valkey: redis.Redis)
         three = in_line(valkey, "three")
         assert queue(valkey, "acme", "r") == ["one", "two", "three"]
         told = two.reserve(RATE // 2)
-        assert isinstance(told, Later)
+        assert isinstance(told, WaitingForContract)
         assert (told.before, told.after_ms) == (1, pytest.approx(2_500, abs=50))
         assert gateways.woken() == []
         age_contract(valkey, "acme", 2.1)
         # Not even when there is room for one: it is that of the first.
         late = CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=4)
-        assert isinstance(late.reserve(RATE // 2), Later)
-        assert isinstance(three.reserve(RATE // 2), Later)
+        assert isinstance(late.reserve(RATE // 2), WaitingForContract)
+        assert isinstance(three.reserve(RATE // 2), WaitingForContract)
         assert gateways.woken() == ["one", "one"]
         assert why(one) == ("reserved", "waited")
         assert gateways.woken() == ["two"]
-        assert isinstance(two.reserve(RATE // 2), Later)
+        assert isinstance(two.reserve(RATE // 2), WaitingForContract)
         age_contract(valkey, "acme", 0.5)
         assert why(two) == ("reserved", "waited")
         assert gateways.woken() == ["three"]
@@ -70,7 +70,8 @@ def test_those_whose_gateway_is_gone_hold_up_nobody(valkey: redis.Redis) -> None
         alive = in_line(valkey, "alive", "gw-2")
         age_contract(valkey, "acme", 2.1)
         assert isinstance(
-            CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=3).reserve(), Later
+            CellRequest(client=valkey, request_id="late", gateway="gw-2", wait_max=3).reserve(),
+            WaitingForContract,
         )
         assert gateways.woken() == ["alive"]
         assert state_of(valkey, "dead") is state_of(valkey, "dead too") is None
@@ -114,7 +115,7 @@ def test_a_line_is_only_so_long(valkey: redis.Redis) -> None:
     for number in range(3):
         in_line(valkey, f"r-{number}")
     reply = CellRequest(client=valkey, request_id="one too many", wait_max=3).reserve(RATE // 2)
-    assert isinstance(reply, Refused)
+    assert isinstance(reply, LimitReached)
     assert (reply.limit, reply.retry_after_ms) == (LimitKind.CONTRACT, pytest.approx(3_500, abs=50))
     assert contract_field(valkey, "acme", "refused") == 1
     assert state_of(valkey, "one too many") is None
@@ -138,7 +139,7 @@ def test_a_contract_that_rejects_from_now_on_refuses_who_waits_for_it(valkey: re
     full(valkey)
     one = in_line(valkey, "one")
     sign(valkey, "acme", RATE, "reject")
-    assert isinstance(one.reserve(RATE // 2), Refused)
+    assert isinstance(one.reserve(RATE // 2), LimitReached)
     sign(valkey, "acme", 0, "queue")
     assert queue(valkey, "acme", "r") == []
     assert valkey.zrange(redis_keys.open_requests(CELL), 0, -1) == ["first"]
@@ -148,7 +149,7 @@ def test_a_rate_that_becomes_nothing_refuses_who_waits_for_it(valkey: redis.Redi
     full(valkey)
     one = in_line(valkey, "one")
     sign(valkey, "acme", 0, "queue")
-    assert isinstance(one.reserve(RATE // 2), Refused)
+    assert isinstance(one.reserve(RATE // 2), LimitReached)
     assert queue(valkey, "acme", "r") == []
 
 
@@ -157,7 +158,7 @@ def test_what_spilled_and_found_no_room_counts_as_refused(valkey: redis.Redis) -
     sign(valkey, "acme", RATE, "spill")
     assert isinstance(CellRequest(client=valkey, request_id="first").reserve(3 * RATE), Reserved)
     hasty = CellRequest(client=valkey, request_id="hasty").reserve(1_000)
-    assert isinstance(hasty, Refused)
+    assert isinstance(hasty, LimitReached)
     assert contract_field(valkey, "acme", "refused") == 1
     patient = CellRequest(client=valkey, request_id="patient", wait_max=3)
     patient.reserve(1_000)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing.cell import scripts
 from billing.cell.execute import execute
-from billing.cell.replies import LimitKind, Refused, Renewed, Reserved, Settled, parse_reserve
+from billing.cell.replies import LimitKind, LimitReached, Renewed, Reserved, Settled, parse_reserve
 from billing.cell.scripts import BucketLevel
 from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, WHILE_OPEN, Limit, Limits
 from billing.wire.tokens import Tokens
@@ -56,9 +56,9 @@ async def test_two_gateways_admit_exactly_the_limit(
     replies = await asyncio.gather(*(pipes[n % 2].execute(*commands[n]) for n in range(60)))
     assert Counter(type(parse_reserve(reply)).__name__ for reply in replies) == {
         "Reserved": 20,
-        "Refused": 40,
+        "LimitReached": 40,
     }
-    refused = next(reply for raw in replies if isinstance(reply := parse_reserve(raw), Refused))
+    refused = next(reply for raw in replies if isinstance(reply := parse_reserve(raw), LimitReached))
     assert (refused.limit, refused.window_s) == (field.kind, field.window_s)
     for pipe in pipes:
         await pipe.close()
@@ -73,9 +73,9 @@ def test_tokens_are_held_for_all_that_may_come_and_put_right_at_the_end(
     held = one.reserve(1)
     assert isinstance(held, Reserved)
     assert held.tenant.levels[0] == 4_000
-    assert isinstance(request(valkey, "s", limits, tokens=2_000).reserve(1), Refused)
+    assert isinstance(request(valkey, "s", limits, tokens=2_000).reserve(1), LimitReached)
     assert isinstance(one.checkpoint(Tokens(100, 80, 20), 1), Renewed)
-    assert isinstance(request(valkey, "s", limits, tokens=2_000).reserve(1), Refused)
+    assert isinstance(request(valkey, "s", limits, tokens=2_000).reserve(1), LimitReached)
     assert isinstance(one.settle(1, Tokens(100, 80, 50)), Settled)
     after = request(valkey, "t", limits, tokens=2_000).reserve(1)
     assert isinstance(after, Reserved)
@@ -89,14 +89,14 @@ def test_more_than_was_held_is_charged_as_debt(valkey: redis.Redis) -> None:
     one.reserve(1)
     one.settle(1, Tokens(900, 0, 600))
     refused = request(valkey, "s", limits, tokens=1).reserve(1)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     # 501 tokens have to drain at 1,000 a day.
     assert refused.retry_after_ms == pytest.approx(0.501 * DAY_S * 1000, rel=0.01)
 
 
 def test_a_request_that_can_never_pass_is_told_so(valkey: redis.Redis) -> None:
     refused = request(valkey, "r", only(LimitKind.TOKENS, MINUTE_S, 999)).reserve(1)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms is None
 
 
@@ -123,13 +123,13 @@ def test_a_day_drains_evenly_and_outlives_an_idle_hour(valkey: redis.Redis) -> N
         assert isinstance(one.reserve(), Reserved)
         one.settle()
     refused = request(valkey, "over", limits).reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms == pytest.approx(3_600_000, rel=0.01)
     bucket = request(valkey, "over", limits).keys.tenant_bucket
     assert valkey.pttl(bucket) > 23 * 3_600_000
     age(valkey, bucket, 3_600)
     assert isinstance(request(valkey, "next", limits).reserve(), Reserved)
-    assert isinstance(request(valkey, "last", limits).reserve(), Refused)
+    assert isinstance(request(valkey, "last", limits).reserve(), LimitReached)
 
 
 @pytest.mark.parametrize("field", WINDOWED, ids=lambda field: field.name)
@@ -140,7 +140,7 @@ def test_a_changed_limit_keeps_its_level(valkey: redis.Redis, field: Any) -> Non
     raised = request(valkey, "raised", only(field.kind, field.window_s, 4 * cost))
     assert isinstance(raised.reserve(1_000), Reserved)
     assert isinstance(
-        request(valkey, "over", only(field.kind, field.window_s, 4 * cost)).reserve(1_000), Refused
+        request(valkey, "over", only(field.kind, field.window_s, 4 * cost)).reserve(1_000), LimitReached
     )
 
 
@@ -149,7 +149,7 @@ def test_a_lifted_limit_is_forgotten_and_others_stay(valkey: redis.Redis) -> Non
     request(valkey, "a", both).reserve()
     request(valkey, "b", Limits.of(requests_per_day=2)).reserve()
     again = request(valkey, "c", both).reserve()
-    assert isinstance(again, Refused)
+    assert isinstance(again, LimitReached)
     assert again.limit is LimitKind.REQUESTS
 
 
@@ -171,7 +171,7 @@ def test_levels_of_every_kind_are_raised_to_the_ledgers(valkey: redis.Redis) -> 
     levels = [(each, 4_500.0 if each.kind is LimitKind.TOKENS else 1.0) for each in limits.all]
     execute(valkey, scripts.rebuild_call(CELL, "run", [BucketLevel(one.keys.tenant_bucket, levels)]))
     refused = one.reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit is LimitKind.TOKENS
     assert valkey.pttl(one.keys.tenant_bucket) > 20 * 3_600_000
 
@@ -187,7 +187,7 @@ def test_limits_that_an_earlier_gateway_does_not_know_stay_when_it_serves_beside
     third = request(valkey, "n3", limits).reserve()
     assert isinstance(third, Reserved)
     assert sorted(third.tenant.levels) == pytest.approx([4, 3_000], rel=0.01)
-    assert isinstance(request(valkey, "n4", limits).reserve(), Refused)
+    assert isinstance(request(valkey, "n4", limits).reserve(), LimitReached)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -208,7 +208,7 @@ def test_a_level_is_the_sum_of_what_was_used_and_is_held(
         one = request(valkey, f"r{number}", limits, tokens=held)
         cost = {LimitKind.REQUESTS: 1, LimitKind.UNITS: held * 1_000, LimitKind.TOKENS: held}[field.kind]
         reply = one.reserve(held * 1_000)
-        assert isinstance(reply, Reserved if level + cost <= amount else Refused)
+        assert isinstance(reply, Reserved if level + cost <= amount else LimitReached)
         if isinstance(reply, Reserved):
             level += cost
             if ends:

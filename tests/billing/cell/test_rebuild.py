@@ -7,7 +7,7 @@ import redis
 
 from billing.cell import scripts
 from billing.cell.execute import execute
-from billing.cell.replies import Missing, Rebuilding, Refused, Replayed, Reserved, Settled, parse_reserve
+from billing.cell.replies import LimitReached, Missing, Rebuilding, Replayed, Reserved, Settled, parse_reserve
 from billing.cell.scripts import BucketLevel, ContractLevel, Tier
 from billing.wire import redis_keys
 from billing.wire.limits import Limits
@@ -52,7 +52,7 @@ def test_fault_35_a_bucket_is_raised_to_what_the_ledger_says(valkey: redis.Redis
     request = CellRequest(client=valkey, request_id="r", tenant_limits=LIMITS)
     rebuild(valkey, bucket(request, 60, 0, LIMITS))
     refused = request.reserve(1_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit == "requests"
     rebuild(valkey, bucket(request, 0, 59_990, LIMITS))
     assert request.tenant_level("u") == pytest.approx(59_990, abs=1_000)
@@ -74,7 +74,9 @@ def test_a_contract_is_raised_and_one_without_numbers_is_not_made(valkey: redis.
     assert contract_field(valkey, "acme", "u") == 900_000
     assert contract_field(valkey, "acme", "sp") == 700_000
     assert not valkey.exists(nobodys)
-    assert isinstance(CellRequest(client=valkey, request_id="r", asked=Tier.RESERVED).reserve(1), Refused)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="r", asked=Tier.RESERVED).reserve(1), LimitReached
+    )
 
 
 def test_the_cell_is_intact_only_after_the_last_levels(valkey: redis.Redis) -> None:

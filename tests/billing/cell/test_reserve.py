@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from billing.cell.replies import AlreadySettled, LimitScope, Refused, Replayed, Reserved
+from billing.cell.replies import AlreadySettled, LimitReached, LimitScope, Replayed, Reserved
 from billing.wire.limits import LimitKind, Limits
 from tests.billing.cell.requests import CELL, CellRequest, age_bucket, limits_of
 
@@ -34,7 +34,7 @@ def test_each_limit_admits_up_to_it_and_not_one_past_it(
     tenant, key = (limits, Limits()) if scope is LimitScope.TENANT else (Limits(), limits)
     *admitted, last = admit(valkey, 4, 1_000, tenant, key)
     assert all(isinstance(reply, Reserved) for reply in admitted)
-    assert isinstance(last, Refused)
+    assert isinstance(last, LimitReached)
     assert (last.scope, last.limit) == (scope, kind)
 
 
@@ -75,13 +75,13 @@ def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis
     )
     late = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     refused = late.reserve(300_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit is LimitKind.UNITS
     assert refused.retry_after_ms is not None
     assert 20_000 < refused.retry_after_ms <= 30_000
     age_bucket(valkey, late.keys.tenant_bucket, refused.retry_after_ms / 1000 - 10)
     again = late.reserve(300_000)
-    assert isinstance(again, Refused)
+    assert isinstance(again, LimitReached)
     assert again.retry_after_ms is not None
     assert again.retry_after_ms <= 10_000
     age_bucket(valkey, late.keys.tenant_bucket, again.retry_after_ms / 1000)
@@ -94,7 +94,7 @@ def test_waiting_the_retry_time_is_enough_and_a_little_less_is_not(valkey: redis
 )
 def test_what_can_never_fit_is_refused_without_a_retry_time(valkey: redis.Redis, limits: Limits) -> None:
     refused = CellRequest(client=valkey, request_id="r", tenant_limits=limits).reserve(1_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms is None
 
 
@@ -106,7 +106,7 @@ def test_the_longest_wait_of_all_limits_is_told(valkey: redis.Redis) -> None:
         tenant_limits=limits_of(requests=1, concurrency=1),
         key_limits=limits_of(units_mu=60_000),
     ).reserve(100)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert (refused.scope, refused.limit) == (LimitScope.TENANT, LimitKind.REQUESTS)
     never = CellRequest(
         client=valkey,
@@ -114,13 +114,13 @@ def test_the_longest_wait_of_all_limits_is_told(valkey: redis.Redis) -> None:
         tenant_limits=limits_of(requests=1, concurrency=1),
         key_limits=limits_of(units_mu=60_000),
     ).reserve(60_001)
-    assert isinstance(never, Refused)
+    assert isinstance(never, LimitReached)
     assert (never.scope, never.limit, never.retry_after_ms) == (LimitScope.KEY, LimitKind.UNITS, None)
 
 
 def test_concurrency_is_told_to_come_back_soon(valkey: redis.Redis) -> None:
     refused = admit(valkey, 2, 0, limits_of(concurrency=1))[-1]
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms == 1_000
 
 
@@ -136,7 +136,7 @@ def test_changing_a_limit_keeps_the_level(valkey: redis.Redis) -> None:
     assert isinstance(raised, Reserved)
     assert 3.9 < raised.tenant.levels[0] <= 4
     lowered = CellRequest(client=valkey, request_id="lowered", tenant_limits=limits_of(requests=2)).reserve(0)
-    assert isinstance(lowered, Refused)
+    assert isinstance(lowered, LimitReached)
 
 
 def test_levels_drain_to_nothing_in_a_minute(valkey: redis.Redis) -> None:
@@ -154,7 +154,9 @@ def test_a_clock_that_jumped_back_neither_drains_nor_sticks(valkey: redis.Redis)
     request.reserve()
     age_bucket(valkey, request.keys.tenant_bucket, -3600)
     assert isinstance(CellRequest(client=valkey, request_id="r1", tenant_limits=limits).reserve(), Reserved)
-    assert isinstance(CellRequest(client=valkey, request_id="r2", tenant_limits=limits).reserve(), Refused)
+    assert isinstance(
+        CellRequest(client=valkey, request_id="r2", tenant_limits=limits).reserve(), LimitReached
+    )
     age_bucket(valkey, request.keys.tenant_bucket, 31)
     assert isinstance(CellRequest(client=valkey, request_id="r2", tenant_limits=limits).reserve(), Reserved)
 

@@ -5,8 +5,8 @@ import redis
 
 from billing.cell.replies import (
     AlreadySettled,
+    LimitReached,
     Missing,
-    Refused,
     Renewed,
     Reserved,
     Settled,
@@ -40,7 +40,7 @@ def test_settle_charges_what_was_reserved_too_little_as_debt(
     request_.settle(150_000)
     assert request_.tenant_level("u") == pytest.approx(150_000, abs=200)
     refused = CellRequest(client=valkey, request_id="next", tenant_limits=LIMITS).reserve(10_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.retry_after_ms == pytest.approx(36_000, abs=500)
 
 
@@ -228,7 +228,7 @@ def test_concurrency_freed_by_a_settle_admits_the_next(valkey: redis.Redis) -> N
     first = CellRequest(client=valkey, request_id="a", tenant_limits=limits)
     second = CellRequest(client=valkey, request_id="b", tenant_limits=limits)
     first.reserve()
-    assert isinstance(second.reserve(), Refused)
+    assert isinstance(second.reserve(), LimitReached)
     first.settle()
     assert isinstance(second.reserve(), Reserved)
 

@@ -9,8 +9,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 
 from billing.cell.replies import (
     AlreadySettled,
+    LimitReached,
     Missing,
-    Refused,
     Renewed,
     Replayed,
     Reserved,
@@ -115,9 +115,9 @@ class CellMachine(RuleBasedStateMachine):
         if self.tenant.fits(cost_mu, 0) and self.key.fits(cost_mu, 0):
             assert isinstance(reply, Reserved)
         elif not (self.tenant.fits(cost_mu, self.drift()) and self.key.fits(cost_mu, self.drift())):
-            assert isinstance(reply, Refused)
+            assert isinstance(reply, LimitReached)
             assert (reply.retry_after_ms is None) == (cost_mu > self.key.max_mu)
-        if isinstance(reply, Refused):
+        if isinstance(reply, LimitReached):
             return
         self.state[request_id] = "open"
         self.used[request_id] = 0

@@ -14,8 +14,8 @@ import redis
 from billing.cell.replies import (
     AlreadySettled,
     Dropped,
+    LimitReached,
     Missing,
-    Refused,
     Renewed,
     Replayed,
     Reserved,
@@ -89,7 +89,7 @@ def test_both_admit_together_what_the_limit_says(valkey: redis.Redis, limits: Li
         assert Earlier(request(valkey, f"e{number}", limits)).reserve(1_000) == "reserved"
         assert isinstance(request(valkey, f"n{number}", limits).reserve(1_000), Reserved)
     assert Earlier(request(valkey, "e", limits)).reserve(1_000) == "refused"
-    assert isinstance(request(valkey, "n", limits).reserve(1_000), Refused)
+    assert isinstance(request(valkey, "n", limits).reserve(1_000), LimitReached)
 
 
 @pytest.mark.parametrize("limits", [Limits(), LIMITS, limits_of(units_mu=60_000)])

@@ -6,7 +6,16 @@ import pytest
 import redis
 
 from billing.cell.execute import execute
-from billing.cell.replies import Dropped, Missing, Refused, Replayed, Reserved, Settled, StillLeased, Waiting
+from billing.cell.replies import (
+    Dropped,
+    LimitReached,
+    Missing,
+    Replayed,
+    Reserved,
+    Settled,
+    StillLeased,
+    Waiting,
+)
 from billing.cell.scripts import Tier, grant_call
 from billing.wire.limits import LimitKind
 from billing.wire.tokens import Tokens
@@ -70,7 +79,7 @@ def test_a_line_is_bounded_for_each_tenant(valkey: redis.Redis, full: CellReques
     for n in range(3):
         assert isinstance(CellRequest(client=valkey, request_id=f"r{n}", wait_max=3).reserve(), Waiting)
     refused = CellRequest(client=valkey, request_id="r3", wait_max=3).reserve()
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit is LimitKind.ROOM
     assert (refused.retry_after_ms or 0) >= 1_000
     assert state_of(valkey, "r3") is None
@@ -148,7 +157,7 @@ def test_a_granted_request_refused_by_its_own_limits_hands_its_place_on(
     full.settle()
     assert gateway.woken() == ["limited"]
     refused = one.reserve(1_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit is LimitKind.CONCURRENCY
     assert gateway.woken() == ["r"]
     assert flight(valkey)["o:i-1"] == 1
@@ -162,7 +171,7 @@ def test_a_waiting_request_refused_by_its_own_limits_is_out_of_line(
     CellRequest(
         client=valkey, request_id="count", sequences=0, tenant_limits=limits_of(concurrency=1)
     ).reserve()
-    assert isinstance(one.reserve(1_000), Refused)
+    assert isinstance(one.reserve(1_000), LimitReached)
     assert tenants_waiting(valkey) == {}
     full.settle()
     assert gateway.woken() == []
@@ -259,7 +268,7 @@ def test_a_place_it_cannot_see_and_no_line_to_go_back_to_is_handed_on(
         waits(valkey, f"more{n}", tenant="a", candidates=TWO)
     assert gateway.woken() == ["blind"]
     refused = blind.reserve(1_000)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, LimitReached)
     assert refused.limit is LimitKind.ROOM
     assert flight(valkey) == {"o:i-2": 1}
     assert gateway.woken() == ["more1"]

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, select, update
 
 from billing.allocator.allocator import Allocator
 from billing.contracts import store
-from billing.contracts.clauses import Change, with_change
+from billing.contracts.clauses import ClauseChange, with_change
 from billing.contracts.lifecycle import amend, draft, give_notice, sign, withdraw
 from billing.contracts.rates import rates_now
 from billing.contracts.terms import Clause, Contract, Step
@@ -27,7 +27,7 @@ from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, 
 
 DAYS = 20
 CHANGES = st.builds(
-    Change,
+    ClauseChange,
     overflow=st.sampled_from([None, "reject", "spill", "queue"]),
     spill_mu_s=st.sampled_from([None, 1, 2]),
     lift_cap=st.sampled_from([False, False, True]),
@@ -51,7 +51,7 @@ def everything(connection: Connection) -> list[Any]:
 
 
 @given(st.lists(st.tuples(st.integers(0, DAYS - 1), CHANGES), max_size=8))
-def test_each_field_is_what_was_agreed_last_for_that_moment(acts: list[tuple[int, Change]]) -> None:
+def test_each_field_is_what_was_agreed_last_for_that_moment(acts: list[tuple[int, ClauseChange]]) -> None:
     """Beside it the slow and plain way: a value for each day and field."""
     base = terms("ten_1", 10, until_ms=T0 + DAYS * DAY)
     now = Contract(
@@ -96,11 +96,15 @@ def test_the_cell_is_told_of_an_amendment_when_it_holds_and_not_before(
         shop = furnish(connection)
         made = signed(connection, shop)
         amend(
-            connection, made.contract_id, change=Change(overflow="spill", spill_mu_s=5 * UNIT),
+            connection, made.contract_id, change=ClauseChange(overflow="spill", spill_mu_s=5 * UNIT),
             from_ms=T0 + 10_000, now_ms=T0
         )  # fmt: skip
         amend(
-            connection, made.contract_id, change=Change(overflow="queue"), from_ms=T0 + 20_000, now_ms=T0 + 1
+            connection,
+            made.contract_id,
+            change=ClauseChange(overflow="queue"),
+            from_ms=T0 + 20_000,
+            now_ms=T0 + 1,
         )
     allocator = Allocator(database, raw_redis, BillingMetrics(), owner="a")
 
@@ -113,7 +117,7 @@ def test_the_cell_is_told_of_an_amendment_when_it_holds_and_not_before(
     assert told(10_000) == ["spill", "5000"]
     assert told(20_000) == ["queue", "-1"]
     with database.begin() as connection:
-        amend(connection, made.contract_id, change=Change(overflow="spill"), now_ms=T0 + 21_000)
+        amend(connection, made.contract_id, change=ClauseChange(overflow="spill"), now_ms=T0 + 21_000)
     assert told(21_000) == ["spill", "-1"]
 
 
@@ -121,7 +125,7 @@ def test_an_amendment_is_an_entry_and_comes_back_as_it_was_agreed(connection: Co
     made = signed(connection, shop, overflow="spill", spill_mu_s=7)
     changed = amend(
         connection, made.contract_id, steps=(Step(T0 + DAY, 20 * UNIT),), ends_ms=T0 + 200 * DAY,
-        change=Change(lift_cap=True, operator_notice_days=5), from_ms=T0 + DAY, now_ms=T0,
+        change=ClauseChange(lift_cap=True, operator_notice_days=5), from_ms=T0 + DAY, now_ms=T0,
     )  # fmt: skip
     assert [asdict(each) for each in changed.terms.later] == [
         {"from_ms": T0 + DAY, "overflow": "spill", "spill_mu_s": None, "tenant_notice_days": 30,
@@ -131,7 +135,7 @@ def test_an_amendment_is_an_entry_and_comes_back_as_it_was_agreed(connection: Co
     entry = store.history(connection, made.contract_id)[-1]
     assert (entry.change, entry.after) == ("amended", changed)
     again = amend(
-        connection, made.contract_id, change=Change(spill_mu_s=7, operator_notice_days=30), now_ms=T0
+        connection, made.contract_id, change=ClauseChange(spill_mu_s=7, operator_notice_days=30), now_ms=T0
     )
     assert again.terms.later == ()
     (rate,) = rates_now(connection, POOL, T0 + 2 * DAY)
@@ -149,7 +153,7 @@ def test_a_contract_that_was_written_before_there_were_such_amendments_is_read(
 
 def test_notice_takes_the_days_that_are_agreed_when_it_is_given(connection: Connection, shop: Shop) -> None:
     made = signed(connection, shop, until_ms=T0 + 1000 * DAY)
-    change = Change(tenant_notice_days=100, operator_notice_days=1)
+    change = ClauseChange(tenant_notice_days=100, operator_notice_days=1)
     amend(connection, made.contract_id, change=change, from_ms=T0 + 10 * DAY, now_ms=T0)
     before = give_notice(connection, made.contract_id, "tenant", now_ms=T0 + 10 * DAY - 1)
     assert before.effective_end_ms == T0 + 40 * DAY - 1
@@ -164,32 +168,34 @@ def test_notice_is_not_amended_once_it_has_been_given_and_the_overflow_is(
     given = give_notice(connection, made.contract_id, "tenant", now_ms=T0)
     before = everything(connection)
     for change, param in (
-        (Change(tenant_notice_days=1), "tenant_notice_days"),
-        (Change(overflow="queue", operator_notice_days=1), "operator_notice_days"),
+        (ClauseChange(tenant_notice_days=1), "tenant_notice_days"),
+        (ClauseChange(overflow="queue", operator_notice_days=1), "operator_notice_days"),
     ):
         with pytest.raises(Conflict, match="Notice has been given") as refused:
             amend(connection, made.contract_id, change=change, now_ms=T0)
         assert (refused.value.code, refused.value.param) == ("notice_given", param)
     assert everything(connection) == before
-    queued = amend(connection, made.contract_id, change=Change(overflow="queue"), now_ms=T0)
+    queued = amend(connection, made.contract_id, change=ClauseChange(overflow="queue"), now_ms=T0)
     assert (queued.state, queued.effective_end_ms) == ("notice_given", given.effective_end_ms)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "the past": ({"change": Change(overflow="queue"), "from_ms": T0 - DAY}, "from"),
-    "beyond the end": ({"change": Change(overflow="queue"), "from_ms": T0 + 100 * DAY}, "from"),
-    "an overflow that is none": ({"change": Change(overflow="explode")}, "overflow"),
+    "the past": ({"change": ClauseChange(overflow="queue"), "from_ms": T0 - DAY}, "from"),
+    "beyond the end": ({"change": ClauseChange(overflow="queue"), "from_ms": T0 + 100 * DAY}, "from"),
+    "an overflow that is none": ({"change": ClauseChange(overflow="explode")}, "overflow"),
     # type: ignore[arg-type]
-    "a cap without spill": ({"change": Change(spill_mu_s=1)}, "spill_units"),
-    "a cap that is taken from what does not spill": ({"change": Change(lift_cap=True)}, "spill_units"),
-    "a cap with another overflow": ({"change": Change(overflow="queue", spill_mu_s=1)}, "spill_units"),
-    "a cap of nothing": ({"change": Change(overflow="spill", spill_mu_s=0)}, "spill_units"),
-    "a negative cap": ({"change": Change(overflow="spill", spill_mu_s=-1)}, "spill_units"),
-    "a cap beyond any pool": ({"change": Change(overflow="spill", spill_mu_s=10**15 + 1)}, "spill_units"),
-    "negative notice": ({"change": Change(tenant_notice_days=-1)}, "tenant_notice_days"),
-    "a notice of decades": ({"change": Change(operator_notice_days=3661)}, "operator_notice_days"),
-    "nothing": ({"change": Change()}, "units"),
-    "good rates with a bad notice": ({"steps": (Step(T0, 5),), "change": Change(tenant_notice_days=-1)},
+    "a cap without spill": ({"change": ClauseChange(spill_mu_s=1)}, "spill_units"),
+    "a cap that is taken from what does not spill": ({"change": ClauseChange(lift_cap=True)}, "spill_units"),
+    "a cap with another overflow": ({"change": ClauseChange(overflow="queue", spill_mu_s=1)}, "spill_units"),
+    "a cap of nothing": ({"change": ClauseChange(overflow="spill", spill_mu_s=0)}, "spill_units"),
+    "a negative cap": ({"change": ClauseChange(overflow="spill", spill_mu_s=-1)}, "spill_units"),
+    "a cap beyond any pool": (
+        {"change": ClauseChange(overflow="spill", spill_mu_s=10**15 + 1)}, "spill_units"
+    ),
+    "negative notice": ({"change": ClauseChange(tenant_notice_days=-1)}, "tenant_notice_days"),
+    "a notice of decades": ({"change": ClauseChange(operator_notice_days=3661)}, "operator_notice_days"),
+    "nothing": ({"change": ClauseChange()}, "units"),
+    "good rates with a bad notice": ({"steps": (Step(T0, 5),), "change": ClauseChange(tenant_notice_days=-1)},
     "tenant_notice_days"),
 }  # fmt: skip
 
@@ -216,9 +222,9 @@ def test_agreeing_on_something_again_and_again_ends_somewhere() -> None:
         effective_end_ms=base.ends_ms,
         created_ms=T0,
     )
-    with_change(now, Change(tenant_notice_days=3), T0 + 999, T0)
+    with_change(now, ClauseChange(tenant_notice_days=3), T0 + 999, T0)
     with pytest.raises(Invalid, match="at most 1000 times"):
-        with_change(now, Change(tenant_notice_days=3), T0 + 2000, T0)
+        with_change(now, ClauseChange(tenant_notice_days=3), T0 + 2000, T0)
 
 
 def test_a_draft_that_is_withdrawn_has_ended_and_held_nothing(connection: Connection, shop: Shop) -> None:

@@ -15,7 +15,7 @@ from billing.contracts.commitments import change_pool
 from billing.contracts.lifecycle import amend, draft, give_notice, sign
 from billing.contracts.terms import Contract, Side, Step, Terms, check
 from billing.contracts.timeline import FOREVER_MS, Span
-from billing.refusals import Conflict, Invalid, NotFound, Refused
+from billing.refusals import Conflict, Invalid, NotFound, RequestRefused
 from billing.schema.capacity import contract, contract_history, contract_step
 from tests.billing.contracts.selling import (
     DAY,
@@ -350,6 +350,6 @@ def test_names_of_nothing_are_not_found(connection: Connection, shop: Shop):
         lambda: store.history(connection, "con_0"),
     )
     for act in acts:
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RequestRefused) as refused:
             act()
         assert isinstance(refused.value, NotFound)

@@ -23,7 +23,7 @@ from billing.contracts.lifecycle import amend, draft, give_notice, sign
 from billing.contracts.position import Taken, refuse_worse
 from billing.contracts.rates import rates_now
 from billing.contracts.terms import Step, burst_mu
-from billing.refusals import Conflict, Refused
+from billing.refusals import Conflict, RequestRefused
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool, reclaim
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, furnish, shortfalls, take, terms
 from tests.examples import examples
@@ -77,7 +77,7 @@ class Operator:
         try:
             with self.connection.begin_nested():
                 getattr(self, name)(*said)
-        except Refused:
+        except RequestRefused:
             pass
 
     def sign(
@@ -288,7 +288,7 @@ def at_once(engine: Engine, acts: list[Callable[[Connection], object]]) -> list[
             with engine.begin() as connection:
                 acts[index](connection)
             outcomes[index] = "done"
-        except Refused as refused:
+        except RequestRefused as refused:
             outcomes[index] = refused.code
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(len(acts))]

@@ -14,7 +14,7 @@ from billing.contracts import store
 from billing.contracts.calibrations import Calibration, Measured, record
 from billing.contracts.lifecycle import draft, give_notice, sign, withdraw
 from billing.contracts.reweigh import change_model
-from billing.refusals import Conflict, Refused
+from billing.refusals import Conflict, RequestRefused
 from billing.schema.capacity import calibration, contract_history
 from billing.schema.catalogue import model_weights
 from tests.billing.contracts.selling import DAY, POOL, T0, UNIT, Shop, furnish, terms
@@ -188,7 +188,7 @@ def test_who_changes_weights_while_another_signs_sees_what_was_signed(database: 
                 change = ModelChange(weights=Weights(1000, 100, 8000))
                 change_model(other, POOL, change, reweigh=False, by="operator", now_ms=T0)
             outcomes.append("done")
-        except Refused as refused:
+        except RequestRefused as refused:
             outcomes.append(refused.code)
 
     def waits() -> bool:

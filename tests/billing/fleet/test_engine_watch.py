@@ -12,11 +12,11 @@ from sqlalchemy import Engine
 
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.engine_runs import read_runs
-from billing.fleet.engine_reading import Counters, Load, NoCounters, Unreachable
-from billing.fleet.engine_watch import EngineWatch, Watched
+from billing.fleet.engine_reading import Counters, NoCounters, Unreachable
+from billing.fleet.engine_watch import EngineWatch, WatchedEngine
 from billing.fleet.registered import read_registered
 from billing.wire import redis_keys
-from billing.wire.instance_entry import InstanceEntry
+from billing.wire.instance_entry import EngineLoad, InstanceEntry
 from billing.wire.tokens import CounterPair
 from tests.billing.engine_server import ScriptedEngine, register, serve
 
@@ -120,13 +120,13 @@ def test_one_that_hangs_is_down_after_several_looks(raw_redis: redis.Redis, hang
 
 def test_a_refusal_counts_twice_and_silence_only_after_five_looks() -> None:
     silent, refused = Unreachable("ReadTimeout"), Unreachable("ConnectError", refused=True)
-    watched = Watched()
+    watched = WatchedEngine()
     assert [watched.take(silent) for _ in range(4)] == [None] * 4
-    assert watched.take(silent) == ("down", Load())
-    busy = Counters(CounterPair(1, 1), Load(2, 1, 0.9), None)
-    assert watched.take(busy) == ("ready", Load(2, 1, 0.9))
-    assert [watched.take(refused), watched.take(refused)] == [None, ("down", Load())]
-    assert watched.take(NoCounters()) == ("ready", Load())
+    assert watched.take(silent) == ("down", EngineLoad())
+    busy = Counters(CounterPair(1, 1), EngineLoad(2, 1, 0.9), None)
+    assert watched.take(busy) == ("ready", EngineLoad(2, 1, 0.9))
+    assert [watched.take(refused), watched.take(refused)] == [None, ("down", EngineLoad())]
+    assert watched.take(NoCounters()) == ("ready", EngineLoad())
     # One look that is refused between two that are not says little.
     assert [watched.take(each) for each in (refused, silent, refused, silent)] == [None] * 4
 

@@ -18,7 +18,7 @@ from billing.contracts import lifecycle
 from billing.contracts.terms import Contract, Side
 from billing.reclaims import orders, store
 from billing.reclaims.carry_out import Reclaimer
-from billing.reclaims.plan import Order, Plan
+from billing.reclaims.plan import ReclaimOrder, ReclaimPlan
 from billing.reclaims.store import Reclaim
 from billing.schema.capacity import contract_shortfall
 from billing.wire import redis_keys
@@ -100,12 +100,12 @@ class Ground:
 
             yield heard
 
-    def plan(self, now_ms: int, instances: int = 1, by_ms: int = T0, **fields: Any) -> Plan:
+    def plan(self, now_ms: int, instances: int = 1, by_ms: int = T0, **fields: Any) -> ReclaimPlan:
         with self.engine.connect() as connection:
             return orders.plan(
                 connection,
                 self.raw,
-                Order(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
+                ReclaimOrder(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
                 now_ms,
             )
 
@@ -114,7 +114,7 @@ class Ground:
             made, _ = orders.order(
                 connection,
                 self.raw,
-                Order(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
+                ReclaimOrder(pool=POOL, instances=instances, use="research", by_ms=by_ms, **fields),
                 now_ms,
             )
         self.projector.deliver()

@@ -14,9 +14,9 @@ from billing.contracts.position import Holding, Position, Span, Taken
 from billing.contracts.rates import ContractRate
 from billing.contracts.terms import Step
 from billing.reclaims.cuts import cut_pro_rata, rates_after_cuts, shortage_by_reclaims
-from billing.reclaims.occupancy import Occupied, OpenRequest
+from billing.reclaims.occupancy import OccupiedInstance, RunningRequest
 from billing.reclaims.outlook import outlook, quarter_of, quarter_starts
-from billing.reclaims.plan import Order, choose, draw_up, with_taken
+from billing.reclaims.plan import ReclaimOrder, choose, draw_up, with_taken
 from billing.reclaims.shortfall import SECOND_MS, shortfalls
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict
@@ -62,7 +62,7 @@ def test_a_plan_that_is_not_refused_never_leaves_less_than_what_is_signed(
     by_ms = max(by_ms, now_ms)
     try:
         plan = draw_up(
-            Order(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms
+            ReclaimOrder(pool="p", instances=instances, use="research", by_ms=by_ms), position, [], 0, now_ms
         )
     except Conflict:
         away = sum(each.instances for each in position.taken)
@@ -164,7 +164,12 @@ def test_shortfalls_are_what_each_millisecond_adds_up_to(schedule: tuple[list[Ho
 
 
 def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None:
-    there = [Occupied("a", True, 3), Occupied("b", True, 1), Occupied("c", True, 2), Occupied("d", False, 0)]
+    there = [
+        OccupiedInstance("a", True, 3),
+        OccupiedInstance("b", True, 1),
+        OccupiedInstance("c", True, 2),
+        OccupiedInstance("d", False, 0),
+    ]
     leaving, not_running = choose(there, 2, 4)
     assert ([each.instance for each in leaving], not_running) == (["d", "b"], 0)
     # Of six machines two run nothing: these go first.
@@ -173,10 +178,10 @@ def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None
     assert choose(there, 2, 9) == ((), 2)
 
 
-def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> Occupied:
+def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> OccupiedInstance:
     """With a request open of each class named; `able` is flex that can go on elsewhere."""
     requests = tuple(
-        OpenRequest(
+        RunningRequest(
             request_id=f"{name}{n}",
             tenant="t",
             class_="flex" if each == "able" else each,
@@ -187,7 +192,7 @@ def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> 
         )
         for n, each in enumerate(classes)
     )
-    return Occupied(name, ready, len(requests) + besides, requests)
+    return OccupiedInstance(name, ready, len(requests) + besides, requests)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,7 @@ def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> 
         (occupied("a", "able"), occupied("z", "able")),
     ],
 )
-def test_those_leave_whose_leaving_harms_least(first: Occupied, second: Occupied) -> None:
+def test_those_leave_whose_leaving_harms_least(first: OccupiedInstance, second: OccupiedInstance) -> None:
     for both in ([first, second], [second, first]):
         assert choose(both, 1, 2) == ((first,), 0)
 
@@ -218,7 +223,7 @@ def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     more = instances + sum(each.instances for each in (*base.taken, *breaking))
     position = replace(base, instances=max(base.instances, more), taken=(*base.taken, *breaking))
     plan = draw_up(
-        Order(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True),
+        ReclaimOrder(pool="p", instances=instances, use="research", by_ms=by_ms, breaks=True),
         position,
         [],
         0,
@@ -276,7 +281,7 @@ def test_an_outlook_has_no_gap_and_every_machine_has_one_use(
 def test_machines_that_are_not_there_are_refused() -> None:
     with pytest.raises(Conflict, match="no machines on record"):
         draw_up(
-            Order(pool="p", instances=1, use="idle", by_ms=5),
+            ReclaimOrder(pool="p", instances=1, use="idle", by_ms=5),
             Position(pool="p", instances=0, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=None),
             [],
             0,
@@ -284,7 +289,7 @@ def test_machines_that_are_not_there_are_refused() -> None:
         )
     with pytest.raises(Conflict, match="has 2 machines, and from then on 1 of them"):
         draw_up(
-            Order(pool="p", instances=2, use="idle", by_ms=5),
+            ReclaimOrder(pool="p", instances=2, use="idle", by_ms=5),
             Position(
                 pool="p",
                 instances=2,

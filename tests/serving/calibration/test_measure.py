@@ -8,7 +8,7 @@ import re
 import pytest
 
 from serving.calibration.load import Targets, queues
-from serving.calibration.measure import CannotMeasure, Outcome, Plan, calibrate
+from serving.calibration.measure import CannotMeasure, MeasurementPlan, Outcome, calibrate
 from serving.calibration.mixes import Mix, Shape
 from serving.calibration.probe import EngineAddress, ProbeFailed
 from tests.fixtures.engine import EngineMaker, SimEngine
@@ -28,13 +28,13 @@ ERROR_MOST = 0.40
 
 def plan_for(
     engine: SimEngine, *, key: str | None = None, abort: bool = True, context: int = SMALL, **wanted: float
-) -> Plan:
+) -> MeasurementPlan:
     targets = Targets(int(wanted.get("tpot_ms", 100)), int(wanted.get("ttft_ms", 2000)))
     address = EngineAddress(engine.url, key or engine.key, engine.model, abort)
-    return Plan(address, context, targets, wanted.get("seconds", 0.2))
+    return MeasurementPlan(address, context, targets, wanted.get("seconds", 0.2))
 
 
-async def measured(plan: Plan) -> tuple[Outcome, list[str]]:
+async def measured(plan: MeasurementPlan) -> tuple[Outcome, list[str]]:
     told: list[str] = []
     return await calibrate(plan, told.append), told
 
