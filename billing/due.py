@@ -27,7 +27,7 @@ class Due:
     projection: ProjectionState
 
 
-class DueLook:
+class DueReader:
     """One a process, for all its threads."""
 
     def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:

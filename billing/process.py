@@ -24,7 +24,7 @@ from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
-from billing.due import DueLook
+from billing.due import DueReader
 from billing.fleet.engine_watch import WATCH_INTERVAL_MS, EngineWatch
 from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
@@ -253,7 +253,7 @@ def _capacity_loops(
     engine = stores.loops_engine
     keeping_up = Projector(engine, stores.client)
     reclaimer = Reclaimer(engine, stores.client, projector)
-    look = DueLook(engine)
+    look = DueReader(engine)
 
     def allocate() -> bool:
         allocator.allocate_once()

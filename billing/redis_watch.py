@@ -22,7 +22,7 @@ class RedisWatch:
     def __init__(self, client: redis.Redis, address: RedisAddress) -> None:
         self._client = client
         self._address = address
-        self._told: list[str] = []
+        self._reported: list[str] = []
 
     def step(self) -> bool:
         """A loop's step. Raises redis.RedisError where Redis does not answer, which the loop tells."""
@@ -33,13 +33,13 @@ class RedisWatch:
             found = [str(exc)]
         except redis.RedisError as exc:
             if login_refused(exc):
-                self._tell([trouble(self._address, exc)])
+                self._report([trouble(self._address, exc)])
             raise
-        self._tell(found)
+        self._report(found)
         return False
 
-    def _tell(self, found: list[str]) -> None:
+    def _report(self, found: list[str]) -> None:
         for line in found:
-            if line not in self._told:
+            if line not in self._reported:
                 _log.warning("%s", line)
-        self._told = found
+        self._reported = found

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import RedisAddress
-from serving.agent import Agent
 from serving.engine_process import EngineStartFailed
 from serving.launch import (
     CannotStart,
@@ -35,6 +34,7 @@ from serving.metrics import WorkerMetrics
 from serving.model_files import ModelFilesError
 from serving.ports import claim_port
 from serving.settings import WorkerSettings
+from serving.worker import Worker
 
 _METRICS_PORTS_TRIED = 100
 
@@ -150,16 +150,16 @@ async def _serve(
             plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
             previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
-            agent = Agent(plan, redis, metrics, _note, previous)
+            worker = Worker(plan, redis, metrics, _note, previous)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, agent.request_stop)
+                loop.add_signal_handler(number, worker.request_stop)
             with _page(settings, metrics, address) as page:
                 _note(
                     f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{page.port}/"
                     "metrics"
                 )
-                await agent.run()
+                await worker.run()
         _note("stopped")
 
 

@@ -18,7 +18,6 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.redis_address import RedisAddress, RedisAddressError
 from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
-from serving.agent import WorkerPlan, WorkerTimes
 from serving.catalogue import known_models
 from serving.cpu_dtype import cpu_dtype
 from serving.model_files import ensure_model
@@ -26,6 +25,7 @@ from serving.ports import family_of
 from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
 from serving.vllm_command import EngineOptions, build_command
+from serving.worker import WorkerPlan, WorkerTimes
 
 _REDIS_TIMEOUT_S: Final = 1.5
 

@@ -33,10 +33,10 @@ from billing.api import (
     tenants,
     usage,
 )
+from billing.api.buffered_body import BufferedBody
 from billing.api.control import ControlPlane
 from billing.api.edge import Access, RequestId
 from billing.api.idempotency import Idempotency
-from billing.api.whole_body import WholeBody
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.catalogue.projection import Projector
@@ -89,7 +89,7 @@ def build_app(
         middleware=[
             Middleware(RequestId),
             Middleware(Access, admin_key=settings.admin_key, service_key=settings.service_key),
-            Middleware(WholeBody),
+            Middleware(BufferedBody),
             Middleware(Idempotency, engine=engine),
         ],
     )

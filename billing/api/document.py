@@ -12,11 +12,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
 from billing.api.answer import Refusal
+from billing.api.buffered_body import BODY_BYTES_MAX
 from billing.api.control import EFFECT_HEADER
 from billing.api.errors import REQUEST_ID_HEADER
 from billing.api.idempotency import REPLAYED_HEADER
 from billing.api.rights import RIGHTS, Right
-from billing.api.whole_body import BODY_BYTES_MAX
 from billing.idempotency import PARAM
 
 _ABOUT: Final = f"""\

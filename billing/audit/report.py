@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, select
 
 from billing.audit.balance import EpochBalance, Metered
 from billing.audit.engine_counters import Absorbed
-from billing.audit.look import Look
+from billing.audit.reading import AuditReading
 from billing.audit.reconcile import Reconciliation
 from billing.audit.request_check import CALIBRATION_ID
 from billing.findings import Finding, FindingKind, pair_json
@@ -108,7 +108,7 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
     by_epoch: dict[tuple[str, str], list[Absorbed]] = defaultdict(list)
     for each in absorbed:
         if each.request_id.startswith(CALIBRATION_ID):
-            continue  # what measuring costs is nothing to look at
+            continue  # what measuring costs is nothing to reading at
         by_epoch[each.instance, each.epoch].append(each)
     return [
         Finding(
@@ -156,40 +156,40 @@ def difference_findings(connection: Connection) -> list[Finding]:
     ]
 
 
-def engine_findings(look: Look) -> list[Finding]:
+def engine_findings(reading: AuditReading) -> list[Finding]:
     """What could not be read."""
     found = [
         Finding(
             kind=FindingKind.UNREADABLE, message=f"the entry of instance {name} cannot be read", instance=name
         )
-        for name in look.poll.registry.unreadable
+        for name in reading.poll.registry.unreadable
     ]
-    for each in look.poll.registry.instances:
-        reading = look.poll.readings.get(each.instance)
+    for each in reading.poll.registry.instances:
+        engine = reading.poll.readings.get(each.instance)
         finding = partial(Finding, instance=each.instance, epoch=each.epoch)
-        if isinstance(reading, Unreachable):
-            message = f"the engine does not tell its counters: {reading.reason}"
+        if isinstance(engine, Unreachable):
+            message = f"the engine does not tell its counters: {engine.reason}"
             found.append(finding(kind=FindingKind.UNREACHABLE, message=message))
-        elif isinstance(reading, NoCounters):
+        elif isinstance(engine, NoCounters):
             message = "the engine has no counters: its usage cannot be audited"
             found.append(finding(kind=FindingKind.NO_COUNTERS, message=message))
-    if look.open.unreadable:
+    if reading.open.unreadable:
         message = "open reservations that cannot be read"
         found.append(
             Finding(
                 kind=FindingKind.UNREADABLE,
                 message=message,
-                count=len(look.open.unreadable),
-                ids=look.open.unreadable[:20],
+                count=len(reading.open.unreadable),
+                ids=reading.open.unreadable[:20],
             )
         )
     return found
 
 
-def balance_findings(look: Look) -> list[Finding]:
+def balance_findings(reading: AuditReading) -> list[Finding]:
     """What does not balance."""
     found: list[Finding] = []
-    for balance in look.balances:
+    for balance in reading.balances:
         finding = partial(Finding, instance=balance.instance, epoch=balance.epoch)
         if balance.lost != NO_TOKENS:
             message = (

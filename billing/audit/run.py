@@ -1,9 +1,8 @@
-"""The audit: does every token that the engines counted stand on a bill, among the absorbed, or in an open
-request?
+"""The audit: is every token that the engines counted on a bill, absorbed, or part of an open request?
 
-It holds while requests come and go. Owns how often it looks, and what is absorbed where nothing is under way.
-`audit_look` reads, `balance` computes, `request_check` and `reconcile` absorb what can be explained,
-`audit_report` tells. What it finds are values; it raises only where it cannot look.
+It is exact while requests come and go. This module owns how often the audit reads, and what it absorbs at
+idle engines. `reading` reads, `balance` computes, `request_check` and `reconcile` absorb what can be
+explained, `report` makes the report. Findings are values; it raises only if it cannot read.
 """
 
 import threading
@@ -15,7 +14,7 @@ from sqlalchemy import Engine
 
 from billing.audit.clocks import check_clocks, difference_ms
 from billing.audit.engine_counters import Absorbed, CounterPoller
-from billing.audit.look import Look, snapshot, take_look
+from billing.audit.reading import AuditReading, read_all, snapshot
 from billing.audit.reconcile import Reconciliation, reconcile
 from billing.audit.report import (
     AuditReport,
@@ -31,7 +30,7 @@ from billing.ledger.check import check_ledger, set_aside
 from billing.usage.busy_cells import BusyCells
 from billing.wire.tokens import NO_TOKENS
 
-# Between two looks that must agree before a residual is believed: many steps of any engine.
+# Time between two readings that must agree before a residual is believed: many steps of any engine.
 _SETTLE_S: Final = 0.25
 
 
@@ -48,43 +47,45 @@ class Auditor:
         self._pause = threading.Event()
 
     def audit(self, *, wait_ms: int = 5_000, check_facts: bool = True) -> AuditReport:
-        """Looks again, for up to `wait_ms`, where something seems to be unexplained: what two looks agree on
-        is. `check_facts` reads the whole ledger back.
+        """Audit now. While something seems unexplained it reads again, for up to `wait_ms`: a residual is
+        real if two readings agree on it. `check_facts` reads the whole ledger back.
         """
         deadline = time.monotonic() + wait_ms / 1000
         reconciled: list[Reconciliation] = []
-        look = self._look()
-        absorbed = [*look.poll.absorbed]
-        if absorbed:  # with it on the books
-            look = self._look()
-            absorbed += look.poll.absorbed
-        while look.evidence or any(balance.residual != NO_TOKENS for balance in look.balances):
+        reading = self._read()
+        absorbed = [*reading.poll.absorbed]
+        if absorbed:  # read again, with what was absorbed in the ledger
+            reading = self._read()
+            absorbed += reading.poll.absorbed
+        while reading.evidence or any(balance.residual != NO_TOKENS for balance in reading.balances):
             if time.monotonic() + _SETTLE_S > deadline:
                 break
             self._pause.wait(_SETTLE_S)
-            before, look = look, self._look()
-            absorbed += look.poll.absorbed
-            if before.agrees_with(look) and look.complete:
-                made = self._reconcile(look, before.idle & look.idle)
+            before, reading = reading, self._read()
+            absorbed += reading.poll.absorbed
+            if before.agrees_with(reading) and reading.complete:
+                made = self._reconcile(reading, before.idle & reading.idle)
                 if made is None:
-                    break  # Two looks agree and nothing explains what is left.
+                    break  # two readings agree and nothing explains the rest
                 reconciled += made
-                look = self._look()
-        return self._report(look, reconciled, absorbed, check_facts=check_facts)
+                reading = self._read()
+        return self._report(reading, reconciled, absorbed, check_facts=check_facts)
 
-    def _look(self) -> Look:
-        return take_look(self._engine, self._client, self._poller, self._busy)
+    def _read(self) -> AuditReading:
+        return read_all(self._engine, self._client, self._poller, self._busy)
 
-    def _reconcile(self, look: Look, idle: frozenset[tuple[str, str]]) -> list[Reconciliation] | None:
-        """Absorb, at engines that do not count their requests, what cut-off requests explain; None where
-        nothing does.
+    def _reconcile(
+        self, reading: AuditReading, idle: frozenset[tuple[str, str]]
+    ) -> list[Reconciliation] | None:
+        """At engines that do not count their requests, absorb what cut-off requests explain. None if they
+        explain nothing.
         """
         made: list[Reconciliation] = []
         closed = False
-        counting = {each.instance for each in look.poll.registry.instances if each.counts}
-        for balance in look.balances:
+        counting = {each.instance for each in reading.poll.registry.instances if each.counts}
+        for balance in reading.balances:
             engine = balance.instance, balance.epoch
-            evidence = [each for each in look.evidence if (each.instance, each.epoch) == engine]
+            evidence = [each for each in reading.evidence if (each.instance, each.epoch) == engine]
             if not evidence or engine not in idle or balance.instance in counting:
                 continue
             with self._engine.begin() as connection:
@@ -95,14 +96,19 @@ class Auditor:
         return made if closed else None
 
     def _report(
-        self, look: Look, reconciled: list[Reconciliation], absorbed: list[Absorbed], *, check_facts: bool
+        self,
+        reading: AuditReading,
+        reconciled: list[Reconciliation],
+        absorbed: list[Absorbed],
+        *,
+        check_facts: bool,
     ) -> AuditReport:
         findings = [
-            *reconciled_findings(reconciled), *absorbed_findings(absorbed), *engine_findings(look),
-            *balance_findings(look),
+            *reconciled_findings(reconciled), *absorbed_findings(absorbed), *engine_findings(reading),
+            *balance_findings(reading),
         ]  # fmt: skip
-        if not look.complete:
-            message = "more usage is on its way to SQL than can be looked through: the figures are not final"
+        if not reading.complete:
+            message = "more usage is on its way to SQL than can be read here: the figures are not final"
             findings.append(Finding(kind=FindingKind.NOT_DRAINED, message=message))
         with snapshot(self._engine) as connection:
             findings += difference_findings(connection)
@@ -110,4 +116,4 @@ class Auditor:
             findings += check_clocks(difference_ms(connection, self._client))
             if check_facts:
                 findings += check_ledger(connection)
-        return AuditReport(by_instance(look.balances), tuple(findings))
+        return AuditReport(by_instance(reading.balances), tuple(findings))

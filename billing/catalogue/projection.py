@@ -80,15 +80,15 @@ class Projector:
             return False
         return True
 
-    def keep_up(self, look: Callable[[], ProjectionState] | None = None) -> bool:
-        """A loop's step: write everything once, then whatever is due. `look` says what SQL has, as
+    def keep_up(self, read_state: Callable[[], ProjectionState] | None = None) -> bool:
+        """A loop's step: write everything once, then whatever is due. `read_state` says what SQL has, as
         `select_state` asks for it. True: there may be more. Raises redis.RedisError, SQLAlchemyError.
         """
         if not self._rebuilt:
             self.rebuild()
             self._rebuilt = True
             return True
-        return self._behind((look or self._look)()) and self._deliver_some()
+        return self._behind((read_state or self._read_state)()) and self._deliver_some()
 
     def rebuild(self) -> None:
         """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
@@ -96,7 +96,7 @@ class Projector:
             marker = _lock(connection)
             self._rebuild(connection, marker)
 
-    def _look(self) -> ProjectionState:
+    def _read_state(self) -> ProjectionState:
         with self._looks.connect() as connection:
             return ProjectionState(*connection.execute(select_state()).one())
 
@@ -113,8 +113,8 @@ class Projector:
             marker = _lock(connection)
             changes = outbox.pending(connection, _CHANGES_MAX)
             with self._client.pipeline(transaction=True) as pipe:
-                # Redis may be emptied between this look and the write: the write then fails, and its caller
-                # comes again.
+                # Redis may be emptied between this read_state and the write: the write then fails, and its
+                # caller comes again.
                 _watch(pipe)
                 if pipe.get(redis_keys.PROJECTION) not in _spellings(marker):
                     pipe.unwatch()
@@ -130,7 +130,7 @@ class Projector:
                     pipe.execute()
                 except redis.WatchError:
                     return True
-            _told(connection, marker, changes)
+            _mark_delivered(connection, marker, changes)
         return True
 
     def _rebuild(self, connection: Connection, marker: _Marker) -> None:
@@ -177,7 +177,7 @@ class Projector:
                     _announce(pipe, change.kind, change.subject)
             _advance(pipe, marker)
             pipe.execute()
-        _told(connection, marker, changes)
+        _mark_delivered(connection, marker, changes)
 
     def _stale_keys(self, pattern: str, wanted: set[str]) -> list[str]:
         return [
@@ -202,7 +202,7 @@ def _advance(pipe: "redis.client.Pipeline", marker: _Marker) -> None:
     pipe.set(redis_keys.PROJECTION, str(_Marker(marker.source, marker.version + 1)))
 
 
-def _told(connection: Connection, marker: _Marker, changes: list[CatalogueChange]) -> None:
+def _mark_delivered(connection: Connection, marker: _Marker, changes: list[CatalogueChange]) -> None:
     """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written
     again.
     """

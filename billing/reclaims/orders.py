@@ -15,9 +15,9 @@ from billing.contracts.position import Position
 from billing.contracts.terms import PAST_SLACK_MS
 from billing.moments import utc
 from billing.reclaims import shortfall, store
+from billing.reclaims.confirmed_plan import PlanChanged, choose_named, more_broken
 from billing.reclaims.occupancy import OccupiedInstance, count_classes, read_occupied, read_open_on
 from billing.reclaims.plan import ReclaimOrder, ReclaimPlan, choose, draw_up
-from billing.reclaims.shown import PlanChanged, choose_named, more_broken
 from billing.reclaims.store import Reclaim
 from billing.refusals import Conflict, Invalid
 

@@ -103,9 +103,9 @@ def flight(cell: str) -> str:
     return f"{_cell(cell)}:flight"
 
 
-def lent(cell: str, instance: str) -> str:
+def borrowed(cell: str, instance: str) -> str:
     """Open flex requests there in the order in which they give way; those below 0 can go on elsewhere."""
-    return f"{_cell(cell)}:lent:{instance}"
+    return f"{_cell(cell)}:borrowed:{instance}"
 
 
 def waiting_tenants(cell: str, class_letter: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.asking import ask, require_answerable, yes_option
+from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import call, call_list
 from deploy.cli.contract_quote import quote
 from deploy.cli.contract_terms import amendment_body, amendment_options, body_of, terms_options
@@ -86,7 +86,7 @@ def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **sa
     require_answerable(yes=yes, as_json=as_json)
     if not yes:
         _print(call("GET", "contracts", contract_id), as_json=False)
-        ask("sign it?", yes=yes)
+        confirm("sign it?", yes=yes)
     signed = call("POST", "contracts", contract_id, "sign")
     _warn(signed)
     for line in changed_since(stood_before("signed", _history(contract_id)), signed):
@@ -160,7 +160,7 @@ def notice(contract_id: str, by: str, yes: bool, as_json: bool) -> None:
             f"{plan['contract']} of {plan['tenant_name']} would end at {minute(plan['ends'])} (UTC), by "
             f"notice of the {by}"
         )
-        ask("give notice?", yes=yes)
+        confirm("give notice?", yes=yes)
     ended = call("POST", "contracts", contract_id, "notice", body={"by": by})
     if as_json:
         print_json(ended)
@@ -197,7 +197,7 @@ def amend(contract_id: str, yes: bool, as_json: bool, **said: Any) -> None:
             for line in less:
                 click.echo(line, err=as_json)
             require_answerable(yes=yes, as_json=as_json)
-            ask("amend it?", yes=yes)
+            confirm("amend it?", yes=yes)
     amended = call("POST", "contracts", contract_id, "amend", body=body)
     _warn(amended)
     for line in changed_since(stood_before("amended", _history(contract_id)), amended):
@@ -268,11 +268,11 @@ def _units_at(contract: Mapping[str, Any], moment: str) -> float:
 
 
 def _sign_when_shown(body: dict[str, Any]) -> dict[str, Any]:
-    """Write it down, show it, ask, and sign it; whatever does not come to that is withdrawn."""
+    """Write it down, show it, confirm, and sign it; whatever does not come to that is withdrawn."""
     drafted = call("POST", "contracts", body={**body, "draft": True})
     try:
         _print(drafted, as_json=False)
-        ask("sign it?", yes=False)
+        confirm("sign it?", yes=False)
         return call("POST", "contracts", drafted["contract"], "sign")
     except (click.Abort, click.ClickException):
         call("POST", "contracts", drafted["contract"], "withdraw")

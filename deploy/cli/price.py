@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.asking import ask, require_answerable, yes_option
+from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import AdminApiError, call, call_list, given
 from deploy.cli.moments import AHEAD, BACK, ahead, back
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
@@ -69,7 +69,7 @@ def set_price(
             raise
         click.echo(refused.message, err=True)
         require_answerable(yes=yes, as_json=as_json)
-        ask("set it?", yes=yes)
+        confirm("set it?", yes=yes)
         made = call("POST", "prices", body={**body, "confirmed": True})
     if as_json:
         print_json(made)
@@ -138,7 +138,7 @@ def backfill(
             print_json(plan)
         return
     require_answerable(yes=yes, as_json=as_json)
-    ask("bill it?", yes=yes)
+    confirm("bill it?", yes=yes)
     done = call("POST", "prices", "backfill", body=body)
     if as_json:
         print_json(done)

@@ -4,12 +4,12 @@ from sqlalchemy import Engine
 
 from billing.catalogue import outbox
 from billing.catalogue.outbox import ChangeKind
-from billing.due import DueLook
+from billing.due import DueReader
 
 
 def test_a_look_is_shared_for_a_moment_and_no_longer(database: Engine) -> None:
     now_s = 100.0
-    look = DueLook(database, clock=lambda: now_s)
+    look = DueReader(database, clock=lambda: now_s)
     first = look.read()
     assert (first.contracts, first.reclaims, first.projection.waits) == (False, False, False)
     with database.begin() as connection:

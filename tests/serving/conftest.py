@@ -1,4 +1,4 @@
-"""An agent over the fake engine and a real Valkey."""
+"""A worker over the fake engine and a real Valkey."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from redis.asyncio import Redis
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.redis_address import parse_redis_url
 from serving import registry
-from serving.agent import Agent, WorkerPlan, WorkerTimes
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from serving.metrics import WorkerMetrics
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
+from serving.worker import Worker, WorkerPlan, WorkerTimes
 from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port
 
@@ -59,10 +59,10 @@ def is_running(pid: int) -> bool:
 
 
 @dataclass(kw_only=True)
-class Worker:
-    """An agent and what a test may ask or do to its engine."""
+class WorkerUnderTest:
+    """A worker and what a test may ask or do to its engine."""
 
-    agent: Agent
+    subject: Worker
     plan: WorkerPlan
     redis: Redis
     metrics: WorkerMetrics
@@ -71,7 +71,7 @@ class Worker:
     running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self.running = asyncio.create_task(self.agent.run())
+        self.running = asyncio.create_task(self.subject.run())
 
     async def entry(self) -> InstanceEntry | None:
         return await registry.find(self.redis, self.plan.instance)
@@ -121,11 +121,11 @@ class Workers:
 
     redis: Redis
     folder: Path
-    made: list[Worker] = field(default_factory=list)
+    made: list[WorkerUnderTest] = field(default_factory=list)
 
     def make(
         self, *engine_args: str, times: WorkerTimes | None = None, previous: InstanceEntry | None = None
-    ) -> Worker:
+    ) -> WorkerUnderTest:
         port = free_port()
         pids_file = self.folder / f"pids-{port}"
         env = {**os.environ, "VLLM_API_KEY": "engine-key", "FAKE_PIDS": str(pids_file)}
@@ -140,8 +140,8 @@ class Workers:
         )
         metrics = WorkerMetrics(instance=plan.instance, model="m")
         notes: list[str] = []
-        worker = Worker(
-            agent=Agent(plan, self.redis, metrics, notes.append, previous),
+        worker = WorkerUnderTest(
+            subject=Worker(plan, self.redis, metrics, notes.append, previous),
             plan=plan,
             redis=self.redis,
             metrics=metrics,
@@ -177,7 +177,7 @@ async def workers(redis: Redis, tmp_path: Path) -> AsyncIterator[Workers]:
     yield made
     for worker in made.made:
         if worker.running is not None and not worker.running.done():
-            worker.agent.request_stop()
-            worker.agent.request_stop()
+            worker.subject.request_stop()
+            worker.subject.request_stop()
             with contextlib.suppress(Exception):
                 await worker.running

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing.api.whole_body import BODY_BYTES_MAX
+from billing.api.buffered_body import BODY_BYTES_MAX
 from tests.examples import examples
 
 Make = Callable[..., dict[str, Any]]

@@ -79,7 +79,7 @@ async def test_a_dead_engine_is_shown_down_and_started_again_as_a_new_epoch(work
     first = await worker.entry_with(READY)
     first_pids = worker.pids()
     await worker.tell(tokens=40)
-    await eventually(lambda: worker.agent.last_counters == CounterPair(2, 41))
+    await eventually(lambda: worker.subject.last_counters == CounterPair(2, 41))
     await worker.tell(do="die")
     down = await worker.entry_with(DOWN)
     assert down.final is not None
@@ -128,7 +128,7 @@ async def test_stop_drains_first_and_leaves_the_last_counters_for_a_minute(
     await worker.tell(running=2)
     await worker.entry_with(READY, load=EngineLoad(2, 0, 0.125))
     before_ms = await _now_ms(redis)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.entry_with(DRAINING)
     assert all(is_running(pid) for pid in worker.pids()), "requests in flight keep their engine"
     await worker.tell(tokens=9, running=0)
@@ -154,7 +154,7 @@ async def test_draining_ends_when_its_time_is_up_and_says_that_the_counters_are_
     worker.start()
     await worker.entry_with(READY)
     await worker.tell(running=1)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     left = await worker.entry()
     assert left is not None
@@ -169,9 +169,9 @@ async def test_a_second_stop_does_not_wait_for_requests_in_flight(workers: Worke
     await worker.entry_with(READY)
     await worker.tell(running=1)
     await worker.entry_with(READY, load=EngineLoad(1, 0, 0.125))
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.entry_with(DRAINING)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     assert not any(is_running(pid) for pid in worker.pids())
 
@@ -181,7 +181,7 @@ async def test_a_stop_while_the_engine_starts_ends_it_at_once_and_leaves_no_entr
     worker.start()
     await worker.entry_with(STARTING)
     await eventually(lambda: worker.pids_file.exists() and worker.pids())
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     assert await worker.entry() is None
     assert not any(is_running(pid) for pid in worker.pids())
@@ -193,7 +193,7 @@ async def test_a_stop_between_two_starts_does_not_wait_for_the_pause(workers: Wo
     await worker.entry_with(READY)
     await worker.tell(do="die")
     await worker.entry_with(DOWN)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
 
 
@@ -230,7 +230,7 @@ async def test_a_start_that_the_machine_refuses_is_tried_again(workers: Workers)
 async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Workers) -> None:
     worker = workers.make("--fail-with", "the weights are of another model")
     with pytest.raises(EngineStartFailed, match="ended with status 1") as failed:
-        await worker.agent.run()
+        await worker.subject.run()
     assert "RuntimeError: the weights are of another model" in str(failed.value)
     assert str(worker.plan.log_path) in str(failed.value)
     assert await worker.entry() is None
@@ -240,7 +240,7 @@ async def test_a_first_start_that_fails_says_why_and_leaves_no_entry(workers: Wo
 async def test_a_start_that_takes_too_long_fails(workers: Workers) -> None:
     worker = workers.make("--start-seconds", "600", times=fast_times(start_timeout_s=3))
     with pytest.raises(EngineStartFailed, match="did not answer within"):
-        await worker.agent.run()
+        await worker.subject.run()
     assert not any(is_running(pid) for pid in worker.pids())
 
 
@@ -248,7 +248,7 @@ async def test_what_an_earlier_worker_left_unread_is_carried_on(workers: Workers
     worker = workers.make()
     worker.start()
     await worker.entry_with(READY)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     left = await worker.entry()
     assert left is not None
@@ -262,7 +262,7 @@ async def test_at_most_eight_ended_epochs_are_carried_on(workers: Workers) -> No
     worker = workers.make()
     worker.start()
     await worker.entry_with(READY)
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     left = await worker.entry()
     assert left is not None
@@ -293,7 +293,7 @@ async def test_redis_going_away_stops_nothing_and_the_entry_comes_back_with_it(
         assert back.epoch == ready.epoch
         assert worker.metric("redis_up") == 1
         assert [note for note in worker.notes if "Redis is back" in note]
-        worker.agent.request_stop()
+        worker.subject.request_stop()
         await worker.stopped()
         own_valkey.stop()
 

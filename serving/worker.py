@@ -2,7 +2,7 @@
 drain it when told to stop.
 
 It decides when the status changes. How an engine is run (`engine_process`), watched (`engine_watch`) and
-shown (`presence`) is theirs. One start of the engine is an *epoch*: its counters begin anew, so its entry
+shown (`registration`) is theirs. One start of the engine is an *epoch*: its counters begin anew, so its entry
 gets a new epoch and a new baseline.
 """
 
@@ -26,8 +26,8 @@ from serving.engine_metrics import EngineReading
 from serving.engine_process import EngineProcess, EngineStartFailed
 from serving.engine_watch import WatchLimits, until_idle, watch
 from serving.metrics import WorkerMetrics
-from serving.presence import RENEW_S, Presence
-from serving.reclaimed import Reclaimed
+from serving.reclaim_watch import ReclaimWatch
+from serving.registration import RENEW_S, Registration
 from serving.registry import FINAL_LEASE_MS, LEASE_MS
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
@@ -62,7 +62,7 @@ class WorkerPlan:
     times: WorkerTimes
 
 
-class Agent:
+class Worker:
     """One worker's loop. `note` gets a line for people at each turn of events; it is never told anything
     of a request.
     """
@@ -96,8 +96,8 @@ class Agent:
             engine_model=plan.model.engine_model,
             earlier=() if previous is None else _ended_epochs(previous),
         )
-        self._presence = Presence(redis, entry, metrics, note, plan.times.renew_s)
-        self._reclaimed = Reclaimed(redis, plan.instance, plan.times.renew_s, note)
+        self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)
+        self._reclaim_watch = ReclaimWatch(redis, plan.instance, plan.times.renew_s, note)
 
     @property
     def last_counters(self) -> CounterPair | None:
@@ -114,9 +114,9 @@ class Agent:
         """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this
         instance yet, and whoever started the worker should see why. Later starts are tried again for ever.
         """
-        following = asyncio.create_task(self._reclaimed.follow())
+        following = asyncio.create_task(self._reclaim_watch.follow())
         try:
-            await self._reclaimed.look()
+            await self._reclaim_watch.read_order()
             await self._stay_away()
             if not self._stop_asked.is_set():
                 await self._keep_serving()
@@ -126,7 +126,7 @@ class Agent:
     async def _keep_serving(self) -> None:
         backoff = Backoff()
         await self._begin_epoch()
-        renewing = asyncio.create_task(self._presence.renew_forever())
+        renewing = asyncio.create_task(self._registration.renew_forever())
         try:
             healthy_s = await self._live_one_epoch()
             while not self._stop_asked.is_set():
@@ -151,11 +151,11 @@ class Agent:
 
     async def _stay_away(self) -> bool:
         """While a reclaim has the machine, leave it alone. Whether one had it."""
-        if not self._reclaimed.taken.is_set():
+        if not self._reclaim_watch.taken.is_set():
             return False
         self._note("no engine runs here until the machine is given back")
         free, stopping = (
-            asyncio.create_task(event.wait()) for event in (self._reclaimed.free, self._stop_asked)
+            asyncio.create_task(event.wait()) for event in (self._reclaim_watch.free, self._stop_asked)
         )
         try:
             await asyncio.wait({free, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -168,18 +168,20 @@ class Agent:
         it must be given.
         """
         while True:
-            await self._reclaimed.taken.wait()
-            await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
-            await self._reclaimed.until_due()
-            if self._reclaimed.order is not None:
+            await self._reclaim_watch.taken.wait()
+            await self._registration.publish(
+                replace(self._registration.entry, status=InstanceStatus.DRAINING)
+            )
+            await self._reclaim_watch.until_due()
+            if self._reclaim_watch.order is not None:
                 return
-            await self._presence.show(replace(self._presence.entry, status=InstanceStatus.READY))
+            await self._registration.publish(replace(self._registration.entry, status=InstanceStatus.READY))
 
     async def _begin_epoch(self) -> None:
-        entry = self._presence.entry
+        entry = self._registration.entry
         self._last = None
         self._metrics.set("epoch_started_timestamp_seconds", time.time())
-        await self._presence.show(
+        await self._registration.publish(
             replace(
                 entry,
                 epoch=_new_epoch(),
@@ -251,7 +253,7 @@ class Agent:
         times = self._plan.times
         self._note("draining: no new requests, waiting for those in flight")
         self._metrics.set("draining", 1)
-        await self._presence.show(replace(self._presence.entry, status=InstanceStatus.DRAINING))
+        await self._registration.publish(replace(self._registration.entry, status=InstanceStatus.DRAINING))
         idle = False
         waiting = asyncio.create_task(
             until_idle(
@@ -291,15 +293,17 @@ class Agent:
         self._last = EngineReading(EngineLoad(), baseline)
         self._metrics.set("engine_up", 1)
         self._metrics.set("draining", 0)
-        entry = replace(self._presence.entry, status=InstanceStatus.READY, baseline=baseline, counts=counts)
-        await self._presence.show(entry)
+        entry = replace(
+            self._registration.entry, status=InstanceStatus.READY, baseline=baseline, counts=counts
+        )
+        await self._registration.publish(entry)
         self._note(
             f"ready after {took_s:.0f} s: {self._plan.instance} serves {self._plan.model.name} on "
             f"{self._plan.url}"
         )
 
     async def _show_down(self, *, exact: bool = False) -> None:
-        entry = self._presence.entry
+        entry = self._registration.entry
         final = (
             None
             if self._last is None
@@ -309,7 +313,7 @@ class Agent:
         self._metrics.show_load(EngineLoad())
         # When it is over, nobody renews: the lease must reach to where the audit has read it.
         lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else LEASE_MS
-        await self._presence.show(
+        await self._registration.publish(
             replace(entry, status=InstanceStatus.DOWN, load=EngineLoad(), final=final), lease_ms
         )
 
@@ -317,23 +321,23 @@ class Agent:
         """Out of the registry, unless there are last counters that somebody still has to read: then `down`
         until the lease lapses.
         """
-        entry = self._presence.entry
+        entry = self._registration.entry
         if entry.final is None and not entry.earlier:
-            await self._presence.remove()
+            await self._registration.deregister()
         else:
-            await self._presence.show(replace(entry, status=InstanceStatus.DOWN), FINAL_LEASE_MS)
+            await self._registration.publish(replace(entry, status=InstanceStatus.DOWN), FINAL_LEASE_MS)
 
     def _take_reading(self, reading: EngineReading) -> None:
         self._last = reading
         self._metrics.show_load(reading.load)
-        self._presence.show_soon(replace(self._presence.entry, load=reading.load))
+        self._registration.publish_soon(replace(self._registration.entry, load=reading.load))
 
     async def _unless_called_off(self, coming: Coroutine[Any, Any, CounterPair]) -> CounterPair | None:
         """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has
         anything here yet.
         """
         task = asyncio.create_task(coming)
-        calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaimed.taken)]
+        calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaim_watch.taken)]
         try:
             await asyncio.wait({task, *calls}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None

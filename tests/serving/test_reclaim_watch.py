@@ -6,20 +6,20 @@ from redis.asyncio import Redis
 
 from billing.wire import redis_keys
 from billing.wire.instance_entry import EngineLoad, InstanceStatus
-from serving.reclaimed import DrainOrder, Reclaimed
-from tests.serving.conftest import Worker, Workers, eventually, is_running
+from serving.reclaim_watch import DrainOrder, ReclaimWatch
+from tests.serving.conftest import Workers, WorkerUnderTest, eventually, is_running
 
 READY, DOWN, DRAINING = InstanceStatus.READY, InstanceStatus.DOWN, InstanceStatus.DRAINING
 
 
-async def take(redis: Redis, worker: Worker, in_ms: int) -> None:
+async def take(redis: Redis, worker: WorkerUnderTest, in_ms: int) -> None:
     seconds, micros = await redis.time()
     order = {"use": "research", "by_ms": seconds * 1000 + micros // 1000 + in_ms, "reclaim": "rec_1"}
     await redis.set(redis_keys.PROJECTION, "here:1")
     await redis.hset(redis_keys.DRAINED, worker.plan.instance, json.dumps(order))
 
 
-async def give_back(redis: Redis, worker: Worker) -> None:
+async def give_back(redis: Redis, worker: WorkerUnderTest) -> None:
     await redis.hdel(redis_keys.DRAINED, worker.plan.instance)
 
 
@@ -77,25 +77,25 @@ async def test_a_worker_that_waits_for_its_machine_can_be_stopped(workers: Worke
     await take(redis, worker, 0)
     worker.start()
     await eventually(lambda: any("given back" in note for note in worker.notes))
-    worker.agent.request_stop()
+    worker.subject.request_stop()
     await worker.stopped()
     assert not worker.pids_file.exists()
 
 
 async def test_redis_that_was_emptied_gives_no_machine_back(redis: Redis) -> None:
-    reclaimed = Reclaimed(redis, "m-test", 0.05, print)
+    reclaimed = ReclaimWatch(redis, "m-test", 0.05, print)
     order = {"use": "research", "by_ms": 1, "reclaim": "rec_1"}
     await redis.set(redis_keys.PROJECTION, "here:1")
     await redis.hset(redis_keys.DRAINED, "m-test", json.dumps(order))
-    await reclaimed.look()
+    await reclaimed.read_order()
     assert reclaimed.order == DrainOrder("research", 1, "rec_1")
     await redis.flushall()
-    assert await reclaimed.look() is not None
+    assert await reclaimed.read_order() is not None
     assert reclaimed.taken.is_set()
     assert not reclaimed.free.is_set()
     # Billing has written the catalogue again, and this order is not in it.
     await redis.set(redis_keys.PROJECTION, "here:2")
-    await reclaimed.look()
+    await reclaimed.read_order()
     assert reclaimed.free.is_set()
 
 

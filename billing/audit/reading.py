@@ -1,9 +1,9 @@
-"""All figures of one moment: what each engine has counted, and where each request stands that it speaks of.
+"""Reads all figures of an audit: what each engine has counted, and where each of its requests is.
 
-Owns the order in which they are read, so that nothing is missed and nothing is counted twice while requests
-come and go: first where requests stand, from open to stream to SQL, the way they go; then the engines; then,
-of requests that an engine speaks of and that had no event before, who else knows of them. `balance` computes,
-and nothing is written.
+The order of reading makes sure that nothing is missed or counted twice while requests come and go. First it
+reads where requests are, in the direction in which they move: open, in a stream, in SQL. Then it reads the
+engines. Last, for requests that an engine names and that had no event before, it looks for them again.
+`balance` computes; nothing is written.
 """
 
 from collections import defaultdict
@@ -37,9 +37,9 @@ Epoch = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """`idle`: epochs for which nothing is under way anywhere. Not `complete`: there is more than could be
-    read.
+class AuditReading:
+    """One reading. `idle`: epochs that have no request anywhere on its way. Not `complete`: there was more
+    than could be read.
     """
 
     balances: tuple[EpochBalance, ...]
@@ -49,18 +49,19 @@ class Look:
     open: OpenRequests
     complete: bool
 
-    def agrees_with(self, other: "Look") -> bool:
-        """Whether the same is left unexplained."""
+    def agrees_with(self, other: "AuditReading") -> bool:
+        """Whether both leave the same unexplained."""
         residuals = [
-            [(each.instance, each.epoch, each.residual) for each in look.balances] for look in (self, other)
+            [(each.instance, each.epoch, each.residual) for each in reading.balances]
+            for reading in (self, other)
         ]
         return residuals[0] == residuals[1] and self.evidence == other.evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """What was read, before it is put together. `recorded`, `without` and `events` are of one moment of
-    SQL, before the engines were asked.
+    """The figures as read. `recorded`, `without` and `events` are from one snapshot of SQL, taken before the
+    engines were asked.
     """
 
     open: OpenRequests
@@ -75,8 +76,8 @@ class _Facts:
     poll: Poll
 
 
-def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells) -> Look:
-    """Look now. Raises what SQL and Redis raise."""
+def read_all(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells) -> AuditReading:
+    """AuditReading now. Raises what SQL and Redis raise."""
     opened, streams = _read_open(client, busy)
     with snapshot(engine) as before:
         recorded = _read_totals(before)
@@ -102,12 +103,11 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
                 },
                 poll=poll,
             )
-            # Where an engine counts its requests, each is held against its event: nothing has to be
-            # concluded.
+            # If an engine counts its requests, each is compared with its event and no evidence is needed.
             evidence = tuple(each for each in read_evidence(now) if (each.instance, each.epoch) not in counts)
     balances = _balances(facts)
     complete = streams.complete and not opened.unreadable
-    return Look(
+    return AuditReading(
         balances=balances,
         evidence=evidence,
         idle=_idle(balances, facts),
@@ -118,13 +118,13 @@ def take_look(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: 
 
 
 def _read_open(client: redis.Redis, busy: BusyCells) -> tuple[OpenRequests, Streams]:
-    """First what is open: what ends meanwhile is in a stream then."""
+    """Open requests first: those that end meanwhile are in a stream then."""
     cells = busy.names(fresh=True)
     return read_open(client, cells), read_streams(client, cells)
 
 
 def snapshot(engine: Engine) -> Connection:
-    """A connection that sees one moment of SQL, that of its first query."""
+    """A connection that sees one snapshot of SQL, taken at its first query."""
     return engine.connect().execution_options(isolation_level="REPEATABLE READ")
 
 
@@ -173,7 +173,7 @@ def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch
             spoken_of = found.setdefault((each.instance, each.epoch), {})
             for run in runs.get((each.instance, each.epoch), ()):
                 if run.state == "open" and run.requests is not None:
-                    # Another process may have looked since: what counts is this look.
+                    # Another process may have looked since: what counts is this reading.
                     for name in run.requests.counts:
                         spoken_of.pop(name, None)
             spoken_of.update(poll.requests[each.instance])

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-yes_option: Callable[..., Any] = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+yes_option: Callable[..., Any] = click.option("--yes", "-y", is_flag=True, help="Do not confirm.")
 
 
 def require_answerable(*, yes: bool, as_json: bool) -> None:
-    """Raises UsageError where it would have to ask and cannot."""
+    """Raises UsageError where it would have to confirm and cannot."""
     if not yes and (as_json or not sys.stdin.isatty()):
         raise click.UsageError("this asks before it is done, and nobody can answer here: give --yes.")
 
 
-def ask(question: str, *, yes: bool) -> None:
+def confirm(question: str, *, yes: bool) -> None:
     """Raises Abort for a no."""
     if not yes:
         click.confirm(f"\n{question}", abort=True)

@@ -25,7 +25,7 @@ class DrainOrder:
     reclaim: str
 
 
-class Reclaimed:
+class ReclaimWatch:
     """Follows the orders for one instance. `taken` is set while there is one, `free` while there is none."""
 
     def __init__(self, redis: Redis, instance: str, poll_s: float, note: Callable[[str], None]) -> None:
@@ -38,30 +38,30 @@ class Reclaimed:
         self.free = asyncio.Event()
         self.free.set()
 
-    async def look(self) -> int | None:
+    async def read_order(self) -> int | None:
         """Look once; the time in ms, by Redis's clock. None where Redis does not answer."""
         try:
             async with self._redis.pipeline(transaction=True) as read:
                 read.time()
                 read.hget(redis_keys.DRAINED, self._instance)
                 read.exists(redis_keys.PROJECTION)
-                clock, raw, told = await read.execute()
+                clock, raw, has_catalogue = await read.execute()
         except (RedisError, OSError):
             return None
-        if raw is not None or told:
+        if raw is not None or has_catalogue:
             self._take(None if raw is None else _read(raw))
         return redis_clock.milliseconds(clock)
 
     async def follow(self) -> None:
         """Look again and again, until cancelled."""
         while True:
-            await self.look()
+            await self.read_order()
             await asyncio.sleep(self._poll_s)
 
     async def until_due(self) -> None:
         """Returns once the machine must be given, or the order has been taken back."""
         while self.order is not None:
-            now_ms = await self.look()
+            now_ms = await self.read_order()
             if now_ms is not None and self.order is not None and now_ms >= self.order.by_ms:
                 return
             await asyncio.sleep(self._poll_s)

@@ -20,7 +20,7 @@ from serving.registry import LEASE_MS
 RENEW_S: Final = 1.0
 
 
-class Presence:
+class Registration:
     """One entry, written by one writer at a time, so that an older one never lands on a newer."""
 
     def __init__(
@@ -41,17 +41,17 @@ class Presence:
         self._reached = True
         self._removed = False
 
-    async def show(self, entry: InstanceEntry, lease_ms: int = LEASE_MS) -> None:
+    async def publish(self, entry: InstanceEntry, lease_ms: int = LEASE_MS) -> None:
         """Publish now, and from now on. Returns also when Redis is away: the next renewal tries again."""
         self.entry = entry
         self._lease_ms = lease_ms
         await self._write()
 
-    def show_soon(self, entry: InstanceEntry) -> None:
+    def publish_soon(self, entry: InstanceEntry) -> None:
         """Publish with the next renewal: for load, which changes all the time."""
         self.entry = entry
 
-    async def remove(self) -> None:
+    async def deregister(self) -> None:
         """Take the entry out, for good."""
         self._removed = True
         await self._write()

@@ -18,7 +18,7 @@ BODY_BYTES_MAX: Final = 256 * 1024
 _TOO_LARGE: Final = f"The body is larger than {BODY_BYTES_MAX} bytes."
 
 
-class WholeBody:
+class BufferedBody:
     """Passes on with a `receive` that gives the body in one piece."""
 
     def __init__(self, app: ASGIApp) -> None:
