@@ -1,7 +1,7 @@
 """The errors with which the control plane refuses what an operator asked for. One tree; the admin API turns
 each into a status.
 
-RequestRequestRefused
+RequestRefused
 ├── Invalid         the request contradicts itself or the catalogue's rules
 ├── NotFound        what it names does not exist
 ├── Conflict        it exists already, or its state forbids this

@@ -1,8 +1,8 @@
-"""Builds the app of one process: the stages, wired once, under a FastAPI app whose inference routes are plain
-ASGI.
+"""Builds the app of one process. It wires the stages once, under a FastAPI app whose inference routes are
+plain ASGI.
 
-What is started in the lifespan is stopped there in the reverse order; a process does not end before every
-settle is in Redis or in the journal.
+The lifespan stops what it started in reverse order. A process does not end before every settle is in Redis or
+in the journal.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ def _waiting(settings: GatewaySettings) -> WaitPolicy:
 
 
 class Stages:
-    """Everything of one process that lives as long as it does."""
+    """The stages of one process and their background tasks."""
 
     def __init__(self, settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> None:
         self.gateway_id = f"{socket.gethostname()}-{os.getpid()}-{token_hex(3)}"
@@ -244,7 +244,9 @@ class Stages:
 
 
 class GatewayApp(FastAPI):
-    """FastAPI for everything but inference, which goes by the raw path straight to its handler."""
+    """FastAPI for everything but inference. Inference routes are matched by their raw path and go straight to
+    their handler.
+    """
 
     stages: Stages
 

@@ -1,9 +1,9 @@
-"""Who is calling: an API key from the raw headers to a key and its tenant. Fails closed, and says the same
-whatever was wrong.
+"""Authenticates a caller: reads an API key from the raw headers and finds the key and its tenant. It fails
+closed, and every failure gets the same answer.
 
-The key is hashed before any look-up, so a look-up can leak nothing of it; what comes back is compared in
-constant time. A key is never logged. `Authorization: Bearer` and `x-api-key` are both understood on every
-route; two that disagree are refused.
+The key is hashed before any look-up, so that a look-up leaks nothing of it, and the result is compared in
+constant time. A key is never logged. Every route accepts `Authorization: Bearer` and `x-api-key`; two keys
+that differ are refused.
 """
 
 import hashlib

@@ -1,6 +1,4 @@
-"""Asks billing on a caller's behalf. It owns which billing process is asked; it knows no route and no
-answer.
-"""
+"""Asks billing on a caller's behalf. It chooses the billing process; it knows no route and no answer."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,7 +11,9 @@ _CONNECT_TIMEOUT_S: Final = 1.0
 
 
 class BillingClient:
-    """The admin APIs of one installation, any of which can answer. Who answered last is asked first."""
+    """The admin APIs of one installation. Any of them can answer; the one that answered last is asked
+    first.
+    """
 
     def __init__(self, urls: str, service_key: str) -> None:
         """`urls` is one, or several with commas between them."""

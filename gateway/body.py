@@ -1,7 +1,6 @@
-"""Reads a request's body, whole and bounded, within the memory that its tenant and the process have for
-bodies that arrive.
+"""Reads a whole request body, within the memory that its tenant and the process have for arriving bodies.
 
-It knows neither what is in it nor what the tenant may ask for.
+It knows neither the content nor what the tenant may ask for.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping

@@ -1,8 +1,8 @@
-"""The time that this process writes into records: Redis's, as it was last heard, going on by the monotonic
-clock. Pure but for reading that.
+"""The time that this process writes into records: Redis's time as last read, advanced by the monotonic clock.
+Pure except for reading that clock.
 
-A machine whose own clock is wrong, or jumps, puts no request at another price or into another month. Until
-Redis has been heard it is this machine's clock, read once.
+So a machine whose own clock is wrong or jumps cannot put a request at another price or into another month.
+Before the first reply from Redis, it is this machine's clock, read once.
 """
 
 import time

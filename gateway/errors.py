@@ -67,12 +67,12 @@ class GatewayError(Exception):
 
 
 class InternalError(GatewayError):
-    """What a bug of ours looks like to a caller."""
+    """The error that a caller gets for a bug of ours."""
 
 
 class InvalidRequest(GatewayError):
-    """The body says something that this route does not take. `param` is the path of the culprit, as in
-    `messages[0].role`.
+    """The body contains something that this route does not take. `param`: the path of the member at fault, as
+    in `messages[0].role`.
     """
 
     status = 400
@@ -103,7 +103,7 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class RemoteMediaDisabled(InvalidRequest):
-    """Media by reference: nothing here ever fetches a caller's URL."""
+    """Media by URL. The product never fetches a caller's URL."""
 
     code = "remote_media_disabled"
 
@@ -114,9 +114,8 @@ class RemoteMediaDisabled(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """More tokens than the model's context holds; the message names both numbers.
-
-    `counted` says what `requested` counts; with `at_least` it was not counted to the end.
+    """More tokens than the model's context holds; the message names both numbers. `counted` names what
+    `requested` counts; `at_least`: counting stopped before the end.
     """
 
     code = "context_length_exceeded"
@@ -141,7 +140,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class NoContractHere(InvalidRequest):
-    """Reserved capacity was asked for by name, and the tenant has none for this model."""
+    """The caller asked for reserved capacity, and its tenant has no contract for this model."""
 
     code = "no_contract"
 
@@ -150,7 +149,7 @@ class NoContractHere(InvalidRequest):
 
 
 class EngineRefused(InvalidRequest):
-    """A 4xx of the engine, cleaned. Not retried: another engine would say the same."""
+    """A 4xx of the engine, cleaned up. Not retried: another engine would answer the same."""
 
     code = "engine_refused"
 
@@ -186,7 +185,7 @@ class RequestTimeout(GatewayError):
 
 
 class AuthenticationFailed(GatewayError):
-    """Always the very same body: it must not tell a missing key from a revoked one."""
+    """Always the same body, so that it does not tell a missing key from a revoked one."""
 
     status = 401
     type = "invalid_request_error"
@@ -196,7 +195,7 @@ class AuthenticationFailed(GatewayError):
 
 
 class ClientDisconnected(GatewayError):
-    """The caller went while it still sent its request, or while that waited: nothing was produced, and
+    """The client disconnected while it sent its request, or while that waited. Nothing was produced, and
     nobody reads this.
     """
 
@@ -256,8 +255,8 @@ class MethodNotAllowed(GatewayError):
 
 
 class QuotaExceeded(GatewayError):
-    """`limit` says which one refused (`requests`, `units`, `concurrency`); `retry_after_ms` None: waiting
-    does not help. `limit_headers`: how full the buckets are, as on any answer, where that is known.
+    """`limit`: which limit refused (`requests`, `units`, `concurrency`, …). `retry_after_ms` None: waiting
+    does not help. `limit_headers`: bucket levels, as on any answer, if they are known.
     """
 
     status = 429
@@ -279,7 +278,7 @@ class QuotaExceeded(GatewayError):
 
 
 class TryLater(GatewayError):
-    """Not now: `retry_after_ms` says when, where that is known."""
+    """Try again later: `retry_after_ms` says when, if that is known."""
 
     status = 503
     anthropic_type = "overloaded_error"
@@ -290,7 +289,7 @@ class TryLater(GatewayError):
 
 
 class Overloaded(TryLater):
-    """There are engines, none has room now."""
+    """There are engines, but too many requests wait already."""
 
     code = "overloaded"
     text = "The model is overloaded. Try again later."
@@ -311,8 +310,8 @@ class NoInstance(TryLater):
 
 
 class DependencyUnavailable(TryLater):
-    """Redis is gone and the tenant's policy is to refuse, its answer cannot be trusted, or the catalogue
-    is not read yet.
+    """Redis is away and the tenant's policy is to refuse, its data cannot be trusted, or the catalogue has
+    not been read yet.
     """
 
     code = "dependency_unavailable"
@@ -328,7 +327,7 @@ class UsageUnavailable(TryLater):
 
 
 class UpstreamProtocolError(GatewayError):
-    """The engine's answer is not what it should be: garbage, HTML, a stream that ends without a finish."""
+    """The engine's answer is malformed: garbage, HTML, or a stream that ends without a finish."""
 
     status = 502
     code = "upstream_protocol_error"
@@ -336,7 +335,7 @@ class UpstreamProtocolError(GatewayError):
 
 
 class EngineFailed(GatewayError):
-    """The engine died, failed inside, or refuses us rather than the caller."""
+    """The engine died, failed inside, or refused the gateway rather than the caller."""
 
     status = 502
     code = "engine_failed"

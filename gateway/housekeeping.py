@@ -1,5 +1,5 @@
-"""Once a second, beside the requests: this process's heartbeat, its journal on the way to Redis, and what
-is degraded.
+"""The once-a-second work of a process beside its requests: its heartbeat, sending its journal to Redis, and
+noting what is degraded.
 """
 
 import asyncio

@@ -1,15 +1,13 @@
-"""Where this process stands between start and end. Knows nothing of who asks or of how streams are ended."""
+"""The state of this process between start and end. It knows neither who asks nor how streams are ended."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class Lifecycle:
-    """Two turning points of a shutdown.
-
-    `begin_drain` (SIGTERM): readiness goes, streams run on. `end_streams` (the drain's deadline): whatever
-    still runs ends now with an error of its own and settles. Both happen once and in the loop's thread; later
-    calls do nothing. A callback must not block or raise.
+    """The two steps of a shutdown. `begin_drain` (SIGTERM): the process is no longer ready, streams run on.
+    `end_streams` (the drain's deadline): streams that still run end with an error of their own and settle.
+    Both happen once, in the loop's thread; later calls do nothing. A callback must not block or raise.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The routes beside inference: models that a key may see, the receipt of a request, what came of the tenant's
-contracts, readiness.
+"""The routes beside inference: the models that a key may see, the receipt of a request, the use of the
+tenant's contracts, readiness.
 
-Off the hot path, so FastAPI serves them.
+They are off the hot path, so FastAPI serves them.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The inference routes in the OpenAPI document: they are plain ASGI, so FastAPI cannot see what they take."""
+"""The inference routes in the OpenAPI document. They are plain ASGI, so FastAPI cannot describe them."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Whether this process may be sent requests, and why not: what `/readyz` answers and the log says when it
+"""Whether this process can serve requests, and why not: the answer of `/readyz`, and a log line when it
 changes.
 
-It owns the reasons and their words. They are read without a key, so they name settings and states, never an
+It owns the reasons and their texts. They are read without a key, so they name settings and states, never an
 address or a tenant.
 """
 
@@ -52,7 +52,9 @@ JOURNAL_FULL: Final = Reason(
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`reasons` why no request should be sent here; `degraded`: what is wrong while some are served."""
+    """`reasons`: why no request should be sent here. `degraded`: what is wrong although requests are
+    served.
+    """
 
     reasons: tuple[Reason, ...]
     degraded: tuple[Reason, ...]
@@ -73,7 +75,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Looks at the parts of one process; it changes none."""
+    """Reads the parts of one process; it changes none."""
 
     lifecycle: Lifecycle
     catalogue: Catalogue

@@ -1,4 +1,4 @@
-"""What a checked request is, between parsing and forwarding. Knows no HTTP and no Redis."""
+"""A checked request, between parsing and forwarding. It knows no HTTP and no Redis."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["AnswerForm", "Dialect", "ParsedRequest", "Route", "RouteSpec", "Serv
 
 
 class AnswerForm(StrEnum):
-    """What an answer looks like: which meter reads it, and how it is written for its caller."""
+    """The form of an answer: which meter reads it, and how it is written for the caller."""
 
     CHAT = "chat"
     COMPLETION = "completion"
@@ -35,13 +35,11 @@ class ServiceTier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RouteSpec:
-    """One route as a gateway serves it.
-
-    `facts`: what everybody knows of it. `parser`: its allow-list and caps. `prompt_param`: the parameter that
-    holds the prompt, in its caller's words; `takes_token_ids`: it may hold token ids, so that its length is
-    known here. `output_params`: those that bound the answer, the engine's own first. `continued`: the
-    parameters with which a stream can be stopped and go on elsewhere; with any other it cannot. `summary` and
-    `required` are for the API's document.
+    """One route as a gateway serves it. `facts`: what all processes know of it. `parser`: its allow-list and
+    caps. `prompt_param`: the parameter with the prompt; `takes_token_ids`: it may hold token ids, whose
+    number is known here. `output_params`: the parameters that bound the answer, the engine's own first.
+    `continued`: the parameters with which a stream can be resumed; with any other it cannot. `summary` and
+    `required`: for the API's document.
     """
 
     facts: RouteFacts

@@ -1,8 +1,8 @@
-"""Which instance serves a request. Pure: holds nothing, so that failing here leaks nothing; called again
-after a wait or a failed try.
+"""Which instance serves a request. Pure: it holds nothing, so a failure leaks nothing. It is called again
+after a wait or a failed attempt.
 
-The choice: of the ready instances, not in `excluded`, the one with the least work that this process and the
-engine know of.
+It chooses, among the ready instances that are not in `excluded`, the one with the least work that this
+process and the engine know of.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,4 +1,4 @@
-"""The inference routes of a gateway: one row each, which everything that depends on a route reads."""
+"""The inference routes of a gateway: one row each. Everything that depends on a route reads it here."""
 
 from collections.abc import Mapping
 from typing import Final

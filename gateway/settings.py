@@ -1,5 +1,5 @@
-"""What a gateway process reads from its environment, once, at start (names begin with `TAAS_`). Knows no
-other part.
+"""The settings of a gateway process, read once at start from environment variables that begin with `TAAS_`.
+It knows no other part.
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""How large a request body may be: what its model's entry says, and before the model is known what the
-largest visible model takes.
+"""The largest request body: as the model's entry says or, before the model is known, as the largest visible
+model allows.
 """
 
 from gateway.catalogue.entries import Model, Tenant
@@ -7,8 +7,8 @@ from gateway.catalogue.feed import Catalogue
 
 
 class BodyCaps:
-    """Caps of one process. `default_bytes` holds for models that name none; `most_bytes` is what the
-    process can receive at all.
+    """The caps of one process. `default_bytes`: for models that name none. `most_bytes`: the most that the
+    process can receive.
     """
 
     def __init__(self, catalogue: Catalogue, default_bytes: int, most_bytes: int) -> None:

@@ -1,5 +1,5 @@
-"""The salt of each tenant in the engines' prefix caches: nobody can tell from timing what another tenant
-has sent.
+"""The salt of each tenant in the engines' prefix caches. It prevents a tenant from telling by timing what
+another tenant has sent.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ _KEPT_MAX: Final = 100_000
 
 
 class CacheSalts:
-    """Derived from the catalogue's secret, and kept."""
+    """Salts derived from the catalogue's secret, and cached."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue

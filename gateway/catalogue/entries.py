@@ -19,8 +19,8 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class LimitTable:
-    """Limits by model; the model's own entry wins over `*`, field by field. What holds for a model is put
-    together once.
+    """Limits by model. The model's own entry wins over `*`, field by field. The limits of a model are merged
+    once.
     """
 
     by_model: dict[str, LimitEntry]
@@ -56,7 +56,7 @@ def _limit(value: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class OutagePolicy:
-    """What a tenant may do while Redis is gone: nothing (`requests` 0), or a bounded lease over all
+    """What a tenant may do while Redis is away: nothing (`requests` 0), or a bounded local lease over all
     gateways together.
     """
 
@@ -100,8 +100,8 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A key that exists and was not revoked; expiry is checked at use. `models`: those that it may ask for,
-    None for all that its tenant may. `archived`: its project is, and it is refused.
+    """A key that exists and is not revoked; its expiry is checked at use. `models`: the models that it may
+    ask for, None for all of its tenant's. `archived`: its project is archived, so the key is refused.
     """
 
     key_id: str
@@ -134,8 +134,8 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A name that callers ask for. `for_sale_from_ms`: from then on it has a price, None for never; an
-    entry that says nothing of it is for sale.
+    """A name that callers ask for. `for_sale_from_ms`: when it has a price from, None for never. An entry
+    without this field is for sale.
     """
 
     name: str

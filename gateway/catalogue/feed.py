@@ -1,9 +1,9 @@
-"""The gateway's view of the catalogue: models and instances whole, keys and tenants as they are asked for,
-all from Redis.
+"""The gateway's view of the catalogue, all from Redis: it holds all models and instances, and caches keys and
+tenants as they are asked for.
 
-A change takes effect within a second on every process: the change feed drops what changed from the cache, and
-a cache whose feed has been silent for a second is not believed (each look-up then goes to Redis). It reads
-only; billing and the workers write.
+A change takes effect within a second on every process: the change feed drops it from the cache. If the feed
+has been silent for a second the cache is not trusted, and each look-up goes to Redis. This module only reads;
+billing and the workers write.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ UNKNOWN_ENTRIES_MAX = 50_000
 
 
 class Catalogue:
-    """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that
-    the operator stops.
+    """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that the
+    operator stops.
     """
 
     def __init__(self, redis: RedisPipe, feed: RedisPipe, on_stop: Callable[[str], None]) -> None:

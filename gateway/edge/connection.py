@@ -1,10 +1,10 @@
-"""The listening edge: HTTP/1.1 from the wire to ASGI, for uvicorn's server. It refuses whatever two parsers
-could read differently and whatever takes too long; it knows no routes, no keys and no bodies' content.
+"""The listening edge: HTTP/1.1 from the wire to ASGI, for uvicorn's server. It refuses what two parsers could
+read differently and what takes too long. It knows no routes, no keys and no bodies.
 
-A protocol of our own rather than a subclass of uvicorn's httptools one, because the order of answers is the
-point: a request that is refused is answered after those that came before it on the connection, nothing that
-follows it is ever run, and every request on the connection learns of its end. Time limits cost a request
-nothing: one sweep over all connections looks at them a few times a second.
+It is a protocol of its own and not a subclass of uvicorn's httptools one, because it must keep answers in
+order: a refused request is answered after those before it on the connection, no request after it runs, and
+every request on the connection learns that the connection ends. Time limits cost a request nothing, because
+one sweep checks all connections a few times a second.
 """
 
 import asyncio
@@ -53,7 +53,9 @@ _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class Receiving(IntEnum):
-    """Which part of a request comes next on the connection. DONE: whole, nothing of another has come."""
+    """Which part of a request comes next on the connection. DONE: the request is complete and no other has
+    begun.
+    """
 
     IDLE = 0
     HEAD = 1

@@ -1,9 +1,8 @@
-"""Which web pages may read the answers (CORS): headers for every answer, and the answer to a preflight. Knows
+"""Which web pages may read answers (CORS): headers for every answer, and the answer to a preflight. It knows
 no routes and no keys.
 
-It is part of the listener because a page must be able to read refusals, too, and some of them are made before
-the application runs. Credentials of the browser (cookies) are never asked for: a page sends its API key
-itself.
+It is part of the listener because a page must be able to read refusals, too, and some are made before the
+application runs. It never asks for the browser's credentials (cookies): a page sends its API key itself.
 """
 
 import re

@@ -1,8 +1,8 @@
 """One request on a connection and its response: ASGI's receive and send, and what the gateway may know of the
 caller's connection.
 
-It does not know its scope: the scope knows it (`extensions["taas.connection"]`), and a pair that know each
-other is garbage that only the collector frees.
+It has no reference to its scope, because the scope refers to it (`extensions["taas.connection"]`): the cycle
+of two references would be left to the garbage collector.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _STATUS_LINES = {
 
 
 class RequestCycle:
-    """From a complete head to a complete response. `lose` ends it when the caller goes first."""
+    """From a complete head to a complete response. `lose` ends it when the client disconnects first."""
 
     __slots__ = (
         "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue",

@@ -1,10 +1,10 @@
-"""What a request's head may say, beyond what llhttp already insists on, and the answer to one that says
-otherwise. No I/O.
+"""What a request's head may contain, beyond what llhttp insists on, and the answer to one that breaks this.
+No I/O.
 
-llhttp (httptools 0.9) refuses by itself, each checked by a test: bare LF, obs-fold, space before a colon,
+llhttp (httptools 0.9) itself refuses, each checked by a test: bare LF, obs-fold, space before a colon,
 Content-Length twice or beside Transfer-Encoding or not a number, control characters, broken chunk framing. It
-lets through: no Host or several, any Host, a Transfer-Encoding other than `chunked` as long as that is last,
-any Transfer-Encoding in HTTP/1.0, any URL as absolute-form and fragments, versions 0.9 and 2.0, and trailers,
+accepts: no Host or several, any Host, a Transfer-Encoding other than `chunked` as long as that is last, any
+Transfer-Encoding in HTTP/1.0, any URL as absolute-form and fragments, versions 0.9 and 2.0, and trailers,
 which arrive as if they were headers.
 """
 

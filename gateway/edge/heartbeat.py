@@ -1,9 +1,9 @@
-"""Keeps streams from looking dead: whoever has waited for long, in the queue or for the next token, is sent
-something that means nothing.
+"""Keeps streams from looking dead: a caller that has waited for long, in the queue or for the next token, is
+sent a comment or a ping.
 
-Proxies and clients cut connections on which nothing comes. A heartbeat is no piece of an answer: it is not
-metered, it is no first token, and after it another instance may still be tried. But the head has gone out
-with it, so that what fails then is told in the stream.
+Proxies and clients cut silent connections. A heartbeat is not part of the answer: it is not metered, it is no
+first token, and another instance may still be tried after it. But it sends the head, so a later failure can
+only be an event in the stream.
 """
 
 import asyncio
@@ -18,9 +18,8 @@ ROUND_SECONDS_MAX: Final = 1.0
 
 
 class Heartbeats:
-    """The streams of one process.
-
-    One round for all of them: a timer for each would cost every request something.
+    """The streams of one process. One round serves them all; a timer for each would cost every request
+    something.
     """
 
     def __init__(self, interval_s: float) -> None:

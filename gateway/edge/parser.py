@@ -1,5 +1,5 @@
-"""Makes the request parser, and a second one for a request that offers to leave HTTP/1.1. Refuses nothing
-itself.
+"""Makes the request parser, and a second one for a request that offers an upgrade from HTTP/1.1. It refuses
+nothing itself.
 """
 
 from typing import Any, Protocol

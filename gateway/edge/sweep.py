@@ -1,5 +1,5 @@
-"""How long a caller may take, and the sweep that holds every connection to it: a request sets no timer.
-Knows no HTTP.
+"""How long a caller may take, and the sweep that enforces it on every connection, so that a request sets no
+timer. It knows no HTTP.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ListenLimits:
-    """How long a caller may take. Seconds."""
+    """How long a caller may take, in seconds."""
 
     head_s: float = 10.0
     body_s: float = 30.0
@@ -20,7 +20,7 @@ class ListenLimits:
 
 
 class Sweep:
-    """Looks at all connections of one server a few times within the shortest limit, while there are any."""
+    """Checks all connections of one server, several times within the shortest limit, while there are any."""
 
     def __init__(self, limits: ListenLimits) -> None:
         shortest_s = min(limits.head_s, limits.body_s, limits.idle_s, limits.write_stall_s, limits.linger_s)

@@ -1,5 +1,5 @@
-"""A caller's connection as bytes: pausing both ways, a caller that does not read, and the ways to close.
-Knows no HTTP.
+"""A caller's connection as bytes: backpressure both ways, a caller that does not read, and the ways to close.
+It knows no HTTP.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ READ_BYTES_MAX = 64 * 1024
 
 
 class Wire:
-    """Wraps a transport. `closing` once no more will be written; `lost` once it has gone."""
+    """Wraps a transport. `closing`: no more will be written. `lost`: the connection is closed."""
 
     __slots__ = (
         "_loop", "_waiters", "_write_bytes", "closing", "closing_since", "lingering", "lost",

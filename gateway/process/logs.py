@@ -1,5 +1,5 @@
-"""Log lines as JSON on stderr. Must never carry what a caller sent: no bodies, no keys, no texts of
-foreign exceptions.
+"""Log lines as JSON on stderr. They never contain what a caller sent: no bodies, no keys, no texts of foreign
+exceptions.
 """
 
 import json
@@ -14,12 +14,10 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "colo
 
 
 class JsonFormatter(logging.Formatter):
-    """One line a record: time, severity, logger, message, fields of `extra`, and where an exception came
-    from.
-
-    An exception's text may quote a request (a JSON error quotes its document), so only its type and frames
-    are written; of the system's own errors also the number. Of asyncio's messages only the first line is
-    kept: it puts the repr of exceptions on the next.
+    """One line per record: time, severity, logger, message, the fields of `extra`, and where an exception was
+    raised. An exception's text may quote a request (a JSON error quotes its document), so only its type and
+    frames are written, and the number of an operating system error. Only the first line of asyncio's messages
+    is kept, because the next one holds the repr of an exception.
     """
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,11 +1,12 @@
-"""Runs one gateway: binds its ports, serves in this process or under a supervisor, shuts down in order. Knows
-the application by its factory's name only. Every process has a page of metrics of its own.
+"""Runs one gateway: binds its ports, serves in this process or under a supervisor, shuts down in order. It
+knows the application only by the name of its factory. Every process has a metrics page of its own.
 
-Shutdown, on SIGTERM or SIGINT: (1) readiness goes, requests are taken on for `unready_s`, each answer closing
-its connection, so that load balancers turn away; (2) no connection is accepted, what runs, runs on for
-`drain_s`; (3) then the application ends the rest with an error and settles, for `settle_s`; (4) what is left
-is cancelled, the application closes, and waits for up to `unsaved_wait_s` if settles can be kept nowhere; (5)
-exit 0, or SETTLES_LOST. A second signal exits at once: leases and the reaper settle what was open.
+Shutdown, on SIGTERM or SIGINT: (1) the process is no longer ready; for `unready_s` it still takes requests
+and closes each connection with the answer, so that load balancers turn away; (2) it accepts no connection,
+and requests run on for `drain_s`; (3) the application ends the rest with an error and settles, for
+`settle_s`; (4) what is left is cancelled, and the application closes; if settles can be kept nowhere it waits
+for up to `unsaved_wait_s`; (5) exit 0, or SETTLES_LOST. A second signal exits at once: leases and the reaper
+settle what was open.
 """
 
 import asyncio
@@ -43,7 +44,7 @@ SETTLES_LOST = 4
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn's server with our order of shutdown, after which it does not die of the signal."""
+    """uvicorn's server with our order of shutdown. It does not end by the signal itself."""
 
     def __init__(
         self, config: uvicorn.Config, lifecycle: Lifecycle, unready_s: float, drain_s: float

@@ -1,5 +1,5 @@
-"""Makes listening sockets. Their options are inherited by every connection, so they cost a request
-nothing. Accepts nothing itself.
+"""Makes listening sockets. Connections inherit their options, so these cost a request nothing. It accepts
+nothing itself.
 """
 
 import socket

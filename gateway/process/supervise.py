@@ -1,7 +1,7 @@
-"""Keeps the processes of one gateway running and passes signals on. Serves nothing itself.
+"""Keeps the processes of one gateway running and passes signals on. It serves nothing itself.
 
-It holds the listening sockets: connections that arrive while a process is being replaced wait for the next
-one instead of being refused.
+It holds the listening sockets, so that connections that arrive while a process is being replaced wait for the
+next one and are not refused.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ KILL_AFTER_S = 5.0
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class _Slot:
-    """A place for a process; its listening socket outlives the processes in it."""
+    """The place of one process. Its listening socket outlives the processes in it."""
 
     index: int
     listener: socket.socket
@@ -46,8 +46,8 @@ class _Slot:
 
 
 class Supervisor:
-    """`run` returns the exit status: 0 after an orderly stop, the first process's own if none of them ever
-    came up.
+    """`run` returns the exit status: 0 after an orderly stop, or the first process's status if none ever came
+    up.
     """
 
     def __init__(self, settings: GatewaySettings, factory: str, sockets: list[socket.socket]) -> None:

@@ -1,8 +1,8 @@
-"""The contents of Anthropic's messages: a string, or typed blocks. Returns sizes for the estimate; knows
-blocks, no routes.
+"""The contents of Anthropic's messages: a string, or typed blocks. It returns sizes for the estimate; it
+knows blocks, no routes.
 
-Blocks that hold plain text in a form of their own (documents, search results, references to tools) become
-text blocks: engines know no others.
+Blocks with plain text in a form of their own (documents, search results, references to tools) become text
+blocks, because engines know no others.
 """
 
 from collections.abc import Callable, Iterable, Iterator

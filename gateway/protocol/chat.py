@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: its allow-list, its messages, and what holds between its parameters."""
+"""`/v1/chat/completions`: its allow-list, its messages, and the rules between its parameters."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""The contents of OpenAI's chat messages: a string, or typed parts. Returns sizes for the estimate; knows
-messages, no routes.
+"""The contents of OpenAI's chat messages: a string, or typed parts. It returns sizes for the estimate; it
+knows messages, no routes.
 """
 
 from typing import Any

@@ -1,13 +1,13 @@
-"""Checkers of single values, and what becomes of a member that no engine is sent. Knows no route.
+"""Checkers of single values, and how members that no engine gets are removed. It knows no route.
 
-A checker takes the parameter's path and its value. It raises InvalidRequest naming the path, `Dropped` when
-the value is fine and goes nowhere, or `Replaced` when an engine is to get another value for it. Whoever holds
-the member (`check_fields`, `check_members`, `check_elements`) then takes it out of the body, or puts the
-other value there: this is the only place where anything is dropped.
+A checker takes a parameter's path and value. It raises InvalidRequest with the path, `Dropped` if the value
+is fine but goes to no engine, or `Replaced` if an engine is to get another value. The function that holds the
+member (`check_fields`, `check_members`, `check_elements`) then removes it from the body or replaces it.
+Nothing is dropped anywhere else.
 
 A member that a table does not name is dropped and noted (`gateway.protocol.ignored`), unless its name is in
-`REFUSED`. Types are exact: `true`, `"3"` and `1.0` are not integers, so that nothing here means something
-else to an engine. `None` never gets to a checker: null is the same as absent.
+`REFUSED`. Types are exact: `true`, `"3"` and `1.0` are not integers, so that no value means something else to
+an engine. A checker never gets `None`: null is the same as absent.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -24,14 +24,16 @@ NAME_CHARS_MAX = 64
 
 
 class Dropped(Exception):
-    """Take this member out of the body. `named`: tell the caller, because what it asked for is not done."""
+    """Remove this member from the body. `named`: name it to the caller, because what it asked for is not
+    done.
+    """
 
     def __init__(self, *, named: bool) -> None:
         self.named = named
 
 
 class Replaced(Exception):
-    """Put `value` in the place of this member."""
+    """Replace this member by `value`."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

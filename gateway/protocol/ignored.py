@@ -1,8 +1,8 @@
-"""The record of what a request said that is taken and dropped: its names, bounded, for the answer's header,
+"""The record of the ignored members of a request: their names, bounded in number, for the answer's header,
 the receipt and a metric.
 
-Only names are kept, never values. A name is the path of the first place where it was met, as in
-`messages[1].annotations`; the same member of another element of that list counts as the same name.
+Only names are kept, never values. A name is the path where it was first met, as in `messages[1].annotations`;
+the same member of another element of that list counts as the same name.
 """
 
 import re
@@ -31,7 +31,7 @@ _NOT_IN_A_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 class IgnoredNames:
-    """What one request said in vain. At most `NAMES_MAX` names are kept; the rest is counted."""
+    """The ignored names of one request. At most `NAMES_MAX` names are kept; the rest is counted."""
 
     __slots__ = ("_first_places", "_more")
 
@@ -62,7 +62,7 @@ _current: ContextVar[IgnoredNames | None] = ContextVar("ignored_names", default=
 
 
 class Recording:
-    """While this context is open, what checkers drop is noted in the `IgnoredNames` that it gives."""
+    """While this context is open, checkers note what they drop in the `IgnoredNames` that it returns."""
 
     __slots__ = ("_names", "_token")
 

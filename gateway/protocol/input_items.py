@@ -1,4 +1,4 @@
-"""The `input` of OpenAI's Responses: a string, or typed items. Returns sizes for the estimate; knows
+"""The `input` of OpenAI's Responses: a string, or typed items. It returns sizes for the estimate; it knows
 items, not the rest of the route.
 """
 

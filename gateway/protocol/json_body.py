@@ -1,10 +1,10 @@
-"""Bytes to one JSON object that every parser reads alike, or `InvalidJson`. Knows JSON, no routes and no
-parameters.
+"""Parses bytes to one JSON object that every parser reads alike, or raises `InvalidJson`. It knows JSON, no
+routes and no parameters.
 
-Refused: anything but UTF-8 without a byte order mark, lone surrogates, NaN and infinities (1e999 too),
-duplicate keys at any depth (two parsers may disagree on which one counts), deep nesting, and bodies made of
-more pieces than an honest request has: those cost far more memory and time than their bytes. All of it stays
-under 50 ms of CPU for 4 MB, because nothing is built before its pieces are counted.
+It refuses anything but UTF-8 without a byte order mark, lone surrogates, NaN and infinities (1e999 too),
+duplicate keys at any depth (two parsers may disagree on which one counts), deep nesting, and bodies of more
+pieces than an honest request has: those cost far more memory and time than their bytes. Checking 4 MB takes
+less than 50 ms of CPU, because pieces are counted before anything is built.
 """
 
 from typing import Any

@@ -1,5 +1,5 @@
-"""What only the model can say of a checked request: context, vocabulary, route, template variables. Pure;
-the catalogue fills `ModelLimits`.
+"""Checks that depend on the model: context, vocabulary, route, template variables. Pure; the catalogue fills
+`ModelLimits`.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """From the model's entry. `vocabulary_tokens` None: not known, then the engine checks it."""
+    """The limits of a model's entry. `vocabulary_tokens` None: not known, so the engine checks it."""
 
     context_tokens: int
     vocabulary_tokens: int | None

@@ -1,7 +1,7 @@
-"""Inline media inside messages: base64 data and nothing else, since whoever fetches a caller's URL can be
-sent to places that only we can reach.
+"""Inline media in messages: base64 data only. A product that fetches a caller's URL can be sent to places
+that only it can reach.
 
-How large it may be is said by the cap on the whole body, which is the model's.
+The cap on the whole body, which is the model's, bounds the size.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`: their allow-lists, their messages, and what
-holds between their parameters.
+"""Anthropic's `/v1/messages` and `/v1/messages/count_tokens`: their allow-lists, their messages, and the
+rules between their parameters.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""The entry: a body is held against the allow-list of its route."""
+"""The entry: checks a body against the allow-list of its route."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A prompt that is text or token ids, one or a list: of completions and of embeddings."""
+"""A prompt of completions or embeddings: text or token ids, one or a list."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,8 +1,8 @@
-"""Parameters that exist elsewhere and are refused here by name, each with what to do about it. Knows names
+"""Parameters of other servers that this one refuses by name, each with what to do instead. It knows names
 only.
 
-`NEVER` is what could reach past the tenant or into an engine: refused whatever its value. `MISSED` is what a
-caller would miss in the answer: refused where it asks for something (`false`, `[]` and the like do not).
+`NEVER` is refused whatever its value: it could reach past the tenant or into an engine. `MISSED` is what a
+caller would miss in the answer: it is refused if it asks for something (`false`, `[]` and the like do not).
 Every other name that a route's table does not know is dropped and named to the caller. docs/fields.md says
 all of this for callers.
 """

@@ -1,9 +1,9 @@
-"""Caps on regular expressions that an engine would compile into an automaton. Knows the syntax that engines
-share, not what a pattern means.
+"""Caps on regular expressions that an engine would compile into an automaton. It knows the syntax that
+engines share, not what a pattern means.
 
-Refused: what engines cannot compile (look-around, back references, unbalanced groups), repetition inside
-unbounded repetition, and counted repetition that multiplies out to a large automaton. One pass, without
-backtracking and without compiling anything.
+It refuses what engines cannot compile (look-around, back references, unbalanced groups), repetition inside
+unbounded repetition, and counted repetition that multiplies out to a large automaton. It takes one pass,
+without backtracking and without compiling anything.
 """
 
 import re
@@ -28,8 +28,8 @@ def check_regex(param: str, pattern: str) -> None:
 
 
 class _Scan:
-    """`_atom` is the last thing that a quantifier could apply to: its states, and whether it repeats
-    without bound.
+    """`_atom`: the last thing that a quantifier could apply to, as its states and whether it repeats without
+    bound.
     """
 
     __slots__ = ("_at", "_atom", "_groups", "_param", "_pattern")

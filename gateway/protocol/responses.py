@@ -1,5 +1,5 @@
-"""OpenAI's `/v1/responses` and `/v1/responses/input_tokens`, without state: what refers to something
-stored is refused by name.
+"""OpenAI's `/v1/responses` and `/v1/responses/input_tokens`, without state: references to something stored
+are refused by name.
 """
 
 from typing import Any

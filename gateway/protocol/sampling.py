@@ -1,5 +1,5 @@
-"""The parameters of sampling that OpenAI's routes share, with their caps. What an engine accepts beyond
-these is refused.
+"""The sampling parameters that OpenAI's routes share, with their caps. Anything else that an engine accepts
+is refused.
 """
 
 from typing import Any

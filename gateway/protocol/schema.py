@@ -1,5 +1,5 @@
 """Caps on JSON schemas that an engine would compile into a grammar: size, depth, references, repetition,
-patterns. Does not judge what a schema means.
+patterns. It does not judge what a schema means.
 """
 
 import re

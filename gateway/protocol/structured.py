@@ -1,4 +1,4 @@
-"""Constraints on the form of an answer, in each way that a route can say it. Everything that becomes a
+"""Constraints on the form of an answer, in each way that a route can express them. Everything that becomes a
 grammar or an automaton passes the caps here.
 """
 

@@ -1,5 +1,5 @@
-"""How much text there is, in UTF-8 bytes and, roughly, in tokens. For reservations only: the engine's
-count replaces it.
+"""The size of a text in UTF-8 bytes and, roughly, in tokens. For reservations only: the engine's count
+replaces it.
 """
 
 # A tokenizer makes a token of about four bytes of English; other scripts have more bytes a character, and

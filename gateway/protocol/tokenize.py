@@ -1,4 +1,4 @@
-"""`/tokenize`: a prompt or messages, counted and never generated from."""
+"""`/tokenize`: counts a prompt or messages and generates nothing."""
 
 from typing import Any
 

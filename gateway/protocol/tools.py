@@ -1,11 +1,11 @@
-"""Tool definitions and the choice among them, in the three forms that the routes use. Only functions: nothing
-is ever run here.
+"""Tool definitions and the choice among them, in the three forms that the routes use. Functions only: the
+product runs no tool.
 
-A tool that only its own service can run (web search, code, MCP, …) is dropped, as long as the request does
-not force it. Schemas are bounded by their size and by the body's depth; what a grammar's compiler cannot take
-is refused only where an engine builds a grammar. vLLM 0.32 does so from the schemas of strict tools, and from
-all of them where a call is forced or limited to one (`Parser.adjust_request`, `get_json_schema_from_tools`);
-with `tool_choice` `none` it builds nothing.
+A tool that only its own service can run (web search, code, MCP, …) is dropped, unless the request forces it.
+Schemas are bounded by their size and by the body's depth. What a grammar's compiler cannot take is refused
+only if an engine builds a grammar. vLLM 0.32 does so from the schemas of strict tools, and from all of them
+if a call is forced or limited to one (`Parser.adjust_request`, `get_json_schema_from_tools`); with
+`tool_choice` `none` it builds nothing.
 """
 
 import re
@@ -54,8 +54,8 @@ def check_tool_name(param: str, value: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How a dialect writes a tool: the types that are functions, its members, and where its function and
-    its schema are.
+    """How a dialect writes a tool: the types that are functions, its members, and where its function and its
+    schema are.
     """
 
     types: tuple[str | None, ...]

@@ -1,7 +1,7 @@
-"""One connection to Redis: commands of one loop tick leave in one write, replies come back in their order.
+"""One connection to Redis. The commands of one loop tick leave in one write; replies come back in order.
 
-It knows RESP and time, not what commands mean; it does not reconnect. Whoever is waiting when it ends is told
-`RedisUnavailable`.
+It knows RESP and time, not what commands mean, and it does not reconnect. When it ends, every waiting call
+gets `RedisUnavailable`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ LOAD_SCRIPTS: Final = ("FUNCTION", "LOAD")
 
 
 class RedisUnavailable(Exception):
-    """Redis could not serve the call. With `unknown_outcome` it may have been run: repeat it only if that
+    """Redis could not serve the call. `unknown_outcome`: the command may have run, so repeat it only if that
     is harmless.
     """
 
@@ -40,11 +40,11 @@ class RedisUnavailable(Exception):
 
 
 class RedisCommandError(Exception):
-    """Redis refused a command for what it says: a bug of the caller, not an outage."""
+    """Redis refused a command for its content: a bug of the caller, not an outage."""
 
 
 class RedisConnection(asyncio.Protocol):
-    """The protocol. `scripts`: the library that a server is given which does not know the function that is
+    """The protocol. `scripts`: the library to load into a server that does not know the function that is
     called.
     """
 

@@ -1,10 +1,10 @@
 """Settles that Redis could not take, and requests admitted without it, kept on disk until it can. It owns the
-files, and knows neither Redis nor what a settle means.
+files. It knows neither Redis nor what a settle means.
 
-Each process appends to a file of its own, which it holds locked; the file of a dead process is unlocked, and
-whoever drains next adopts it. `append` hands the record to the operating system at once (kill -9 loses
-nothing) and to the disk in batches (a power cut loses the last one). Sending again is harmless: a settle is
-idempotent by request id. With `full`, admission has to stop before money is lost.
+Each process appends to its own file, which it keeps locked. The file of a dead process is unlocked, and the
+next process that drains adopts it. `append` hands the record to the operating system at once (kill -9 loses
+nothing) and to the disk in batches (a power cut loses the last batch). Sending again is harmless: a settle is
+idempotent by request id. `full`: admission must stop before money is lost.
 """
 
 import asyncio

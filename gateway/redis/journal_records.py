@@ -1,9 +1,9 @@
-"""The text of a journal: one line a record, `length crc32 JSON`, so that a torn or damaged line is told from
-a whole one. Pure.
+"""The text of a journal: one line per record, `length crc32 JSON`, so that a torn or damaged line is
+recognised. Pure.
 
-A record is a script's name, its keys and its arguments: a gateway of a later version sends it through its own
-script. Or it is the admission of a request while Redis was away: what reserves it, for the process that
-serves it, and what settles it, for whoever finds the file of that process after its death.
+A record is a script's name, its keys and its arguments; a gateway of a later version sends it through its own
+script. Or it is the admission of a request while Redis was away: a command that reserves it, for the process
+that serves it, and one that settles it, for the process that adopts the file of a dead one.
 """
 
 import zlib
@@ -17,8 +17,8 @@ from billing.cell.scripts import CellKeys, Command, call, leave_call, script_of,
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request admitted without Redis. `reserve` makes its reservation, `died` settles it as one whose
-    gateway died.
+    """A request admitted without Redis. `reserve`: the command that makes its reservation. `died`: the
+    command that settles it if its gateway has died.
     """
 
     reserve: Command
@@ -30,11 +30,9 @@ Record: TypeAlias = Command | Admission
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a journal holds: its commands in order, the bytes up to the end of the last whole record, and
-    damaged lines before that.
-
-    `died`: what settles the requests that a dead process had admitted. It goes after everything else: what a
-    settle says of them counts.
+    """The content of a journal: its commands in order, the bytes up to the end of the last complete record,
+    and damaged lines before that. `died`: commands that settle the requests that a dead process had admitted.
+    They are sent last, because a settle of such a request counts more.
     """
 
     commands: tuple[Command, ...]

@@ -1,8 +1,8 @@
-"""The gateway's Redis client: one connection a process, kept up, for calls of many requests at once.
+"""The gateway's Redis client: one connection per process, kept up, shared by the calls of many requests.
 
-Own code because it is the hot path (docs/decisions/002). Calls made while the connection is first being made,
-or made again, wait for that one attempt; when it fails, calls fail at once until a later one succeeds.
-Nothing is repeated of itself, but for a script that the server lost.
+It is our own code because it is the hot path (docs/decisions/002). Calls made during a connection attempt
+wait for that attempt. If it fails, calls fail at once until a later attempt succeeds. Nothing is repeated
+automatically, except a script that the server lost.
 """
 
 import asyncio
@@ -31,13 +31,11 @@ _HELLO: Final = ("HELLO",)
 
 
 class RedisPipe:
-    """`await execute("GET", key)`. Connects at the first call and again whenever the connection is lost,
-    until `close`.
-
-    `timeout_s` is how long the oldest call may wait: then the connection is given up, and with it every call
-    on it. A command that blocks in Redis needs a pipe of its own, since the replies of all others would wait
-    behind it. Replies are bytes, integers, None and lists. With `log_outages` a change of `failure` is
-    logged; of several pipes to one server, one should.
+    """`await execute("GET", key)`. It connects at the first call, and again whenever the connection is lost,
+    until `close`. `timeout_s`: how long the oldest call may wait; then the connection is closed and every
+    call on it fails. A command that blocks in Redis needs a pipe of its own, since all other replies would
+    wait behind it. Replies are bytes, integers, None and lists. `log_outages`: log each change of `failure`;
+    of several pipes to one server, one should.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What is read off an engine's answer: its tokens, its text, its usage. Pure: bytes in, figures out."""
+"""Reads an engine's answer: its tokens, its text, its usage. Pure: bytes in, figures out."""

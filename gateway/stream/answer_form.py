@@ -1,10 +1,10 @@
-"""The form in which a caller gets an engine's answer: the model as it was asked for, the tier it was served
-in, and no engine's empty extras.
+"""The form in which a caller gets an engine's answer: with the model name as requested, the tier that served
+it, and without the engine's empty extras.
 
-Pure: takes what a meter has read and returns the bytes to pass on. Text that a model wrote is never searched
-or changed: names and tiers are written at places that no text can reach, or into objects that are decoded.
-Engines fill members of their own with null ("reasoning": null); clients send those back, or stumble over
-them. So of all null members only those are kept that the vendors send as null themselves.
+Pure: it takes what a meter has read and returns the bytes to pass on. Text that a model wrote is never
+searched or changed: names and tiers are written where no text can be, or into decoded objects. Engines fill
+members of their own with null ("reasoning": null); clients send those back, or fail on them. So only those
+null members are kept that the vendors send as null themselves.
 """
 
 import json
@@ -65,10 +65,9 @@ _NULL_MEMBER: Final = re.compile(rb',"\w+":null(?=[,}])')
 
 
 class ChunkForm:
-    """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's word.
-
-    Chunks in mid-stream differ in their text and little else, so the beginning and the end of one are
-    remembered and replaced in the next.
+    """Writes the chunks of one chat or completions stream. `model` or `tier` None leaves the engine's value.
+    Chunks in mid-stream differ in little but their text, so the beginning and the end of one are remembered
+    and replaced in the next.
     """
 
     __slots__ = ("_end", "_model", "_opening", "_opening_written", "_tier")

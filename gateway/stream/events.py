@@ -1,4 +1,4 @@
-"""Cuts a byte stream into whole server-sent events. Knows nothing of what they say."""
+"""Splits a byte stream into complete server-sent events. It does not know their content."""
 
 from gateway.stream.meter import ProtocolViolation
 
@@ -6,7 +6,7 @@ EVENT_BYTES_MAX = 1024 * 1024
 
 
 class EventSplitter:
-    """Whole events out of whatever pieces arrive; holds at most one unfinished event of 1 MiB."""
+    """Returns complete events from pieces of any size. It holds at most one unfinished event of 1 MiB."""
 
     __slots__ = ("_rest",)
 

@@ -1,5 +1,5 @@
-"""What an engine has produced for one request, as figures. Pure: no bytes of a stream and no I/O; the meters
-that read streams stand on it.
+"""What an engine has produced for one request, as figures. Pure: it reads no stream and does no I/O; the
+meters that read streams are built on it.
 
 Figures are the engine's own, cumulative, counted as its counters count (docs/design.md): a prompt counts once
 for each sample that has produced a token, and costs nothing before that.
@@ -11,15 +11,14 @@ from typing import Any, Final, Protocol
 
 
 class ProtocolViolation(Exception):
-    """The engine's bytes are not what its protocol allows; the message names the rule, never the content."""
+    """The engine's bytes break its protocol. The message names the rule, never the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """Tokens produced for one request so far.
-
-    `prompt` is what a tenant may be billed (each prompt once), `prompt_counted` what the engine's counters
-    moved by; `cached` is the part of `prompt` that came from the prefix cache, known only at the end.
+    """Tokens produced for one request so far. `prompt`: what a tenant may be billed, each prompt once.
+    `prompt_counted`: by how much the engine's counters moved. `cached`: the part of `prompt` that came from
+    the prefix cache, known only at the end.
     """
 
     prompt: int = 0
@@ -29,13 +28,11 @@ class Produced:
 
 
 class Meter(Protocol):
-    """Reads usage off an answer while it passes through.
-
-    `finished`: complete by its own protocol. `failed`: the engine said so itself, in `failure` (its JSON).
-    `aborted`: stopped inside the engine. `exact`: `produced()` is the engine's final figure. `anomaly`: what
-    is wrong with its figures. What the answer is to say, set before the first byte is fed (None leaves the
-    engine's word): `model`, as it was asked for, and `tier`, the class it was served in
-    (`gateway.protocol.used_tier`).
+    """Reads usage from an answer while it passes through. `finished`: the answer is complete by its own
+    protocol. `failed`: the engine reported a failure, in `failure` (its JSON). `aborted`: the engine was told
+    to stop it. `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures.
+    Two values for the caller are set before the first byte is fed (None leaves the engine's value): `model`,
+    as requested, and `tier`, the class that served it (`gateway.protocol.used_tier`).
     """
 
     finished: bool

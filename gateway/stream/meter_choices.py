@@ -1,9 +1,8 @@
-"""The meter of chat and completions streams: usage is cumulative on each chunk, per sample; the last chunk
-says the total.
+"""The meter of chat and completions streams. Usage is cumulative on each chunk, per sample; the last chunk
+has the total.
 
-A chunk in mid-stream of a single sample is read by one regular expression; only a chunk that finishes
-something is decoded. Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the
-member itself.
+One regular expression reads a mid-stream chunk of a single sample; only a chunk that finishes something is
+decoded. Inside JSON a quote in a string is escaped, so the bytes `,"usage":{` can only be the member itself.
 """
 
 import re
@@ -34,10 +33,9 @@ _DATA = b"data: "
 
 
 class ChoicesMeter:
-    """Implements `gateway.stream.meter.Meter` for `samples` choices of `prompts` prompts.
-
-    `counts`, where it is set, is told for each event that is passed on how many output tokens there were by
-    then. `last_chunk` is the one that said it was stopped inside the engine, which is not passed on.
+    """Implements `gateway.stream.meter.Meter` for `samples` choices of `prompts` prompts. `counts`: if set,
+    it gets the output tokens so far for each event that is passed on. `last_chunk`: the chunk that said that
+    the request was aborted, which is not passed on.
     """
 
     __slots__ = (

@@ -1,5 +1,5 @@
-"""The meter of answers that come whole: one JSON object with its usage. Buffers it, so that a broken
-answer can still become an error.
+"""The meter of answers in one piece: one JSON object with its usage. It buffers the answer, so that a broken
+one can still become an error.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ ANSWER_BYTES_MAX = 32 * 1024 * 1024
 
 
 class PlainMeter:
-    """Implements `gateway.stream.meter.Meter`: `feed` passes nothing on; `close` decodes, then `answer` is
-    what to send.
+    """Implements `gateway.stream.meter.Meter`. `feed` passes nothing on; `close` decodes and returns the
+    answer to send.
     """
 
     __slots__ = (

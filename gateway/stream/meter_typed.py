@@ -1,8 +1,7 @@
-"""The meters of streams whose events have types: Anthropic messages and OpenAI responses. They say usage only
-at their ends.
+"""The meters of streams with typed events: Anthropic messages and OpenAI responses. Their usage comes only at
+the beginning and the end.
 
-Between the ends the output is counted by text events, which is good enough for a checkpoint and is never
-billed.
+In between the output is counted by text events, which is good enough for a checkpoint and is never billed.
 """
 
 import re
@@ -130,7 +129,7 @@ class TypedMeter:
 
 
 class MessagesMeter(TypedMeter):
-    """Anthropic's dialect: `message_start` says the prompt, `message_delta` the split and the output,
+    """Anthropic's dialect: `message_start` has the prompt, `message_delta` the split and the output,
     `message_stop` ends it.
     """
 

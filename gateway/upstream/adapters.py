@@ -1,4 +1,4 @@
-"""Which adapter speaks with an instance."""
+"""Which adapter serves an instance."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""One try of a request on one instance: what was sent there, and what has come back."""
+"""One attempt of a request on one instance: what was sent there, and what has come back."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from gateway.upstream.connection import UpstreamConnection
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Attempt:
-    """`in_engine`: the instance may have it, it was sent there; `answered`: it has started to answer;
-    `timed_out`: it was given up as too slow. `over`: no more of its answer is read. `started_at`: monotonic
-    seconds, 0 before.
+    """`in_engine`: the request was sent, so the instance may have it. `answered`: the answer has started.
+    `timed_out`: the attempt was given up as too slow. `over`: no more of its answer is read. `started_at`:
+    monotonic seconds, 0 before.
     """
 
     request_id: str
@@ -33,18 +33,18 @@ class Attempt:
     def on(
         cls, instance: InstanceEntry, parsed: ParsedRequest, request_id: str, *, tier: bytes | None = None
     ) -> "Attempt":
-        """A try that has not started. `tier`: the class it is served in, where that is known already."""
+        """An attempt that has not started. `tier`: the class that serves it, if that is known already."""
         meter = adapter_of(instance).meter(parsed, tier)
         return cls(request_id=request_id, parsed=parsed, instance=instance, meter=meter)
 
     def end(self) -> None:
-        """No more of its answer is read."""
+        """Note that no more of its answer is read."""
         self.over = True
         if self._over is not None:
             self._over.set()
 
     async def until_over(self) -> None:
-        """Wait for that."""
+        """Wait until no more of its answer is read."""
         if not self.over:
             self._over = self._over or asyncio.Event()
             await self._over.wait()

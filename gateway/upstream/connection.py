@@ -1,7 +1,7 @@
 """HTTP/1.1 towards an engine: one connection, one request at a time, and a pool of them per instance.
 
-Own code because it is the hot path: an httptools parser in an asyncio protocol costs about a third of a
-client library. It knows bytes, not tokens: no metering, no JSON. Limits: response head 64 KiB, 256 KiB
+It is our own code because it is the hot path: an httptools parser in an asyncio protocol costs about a third
+of a client library. It knows bytes, not tokens: no metering, no JSON. Limits: response head 64 KiB, 256 KiB
 buffered before the engine is paused. Errors: `UpstreamError` with a kind.
 """
 
@@ -22,7 +22,7 @@ IDLE_CONNECTIONS_MAX = 512
 
 
 class UpstreamFailure(StrEnum):
-    """How an engine failed us, as far as the wire shows."""
+    """How an engine failed, as far as the connection shows."""
 
     REFUSED = "refused"
     CONNECT_TIMEOUT = "connect_timeout"
@@ -32,7 +32,7 @@ class UpstreamFailure(StrEnum):
 
 
 class UpstreamError(Exception):
-    """The engine could not be reached, broke off, or did not speak HTTP. `kind` says which."""
+    """The engine could not be reached, closed the connection, or did not speak HTTP. `kind` says which."""
 
     def __init__(self, kind: UpstreamFailure) -> None:
         super().__init__(kind.value)
@@ -40,8 +40,8 @@ class UpstreamError(Exception):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One keep-alive connection. `send` a request, `head` until status and headers are there, `read` until
-    it returns b"".
+    """One keep-alive connection. `send` a request; `head` waits for status and headers; `read` returns b"" at
+    the end.
     """
 
     __slots__ = (
@@ -197,7 +197,7 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class UpstreamPool:
-    """The connections to one instance's address. Not bounded: reservations bound what is open."""
+    """The connections to one instance. It is unbounded, because reservations bound the open requests."""
 
     def __init__(self, url: str, key: str | None, connect_timeout_s: float) -> None:
         parts = urlsplit(url)

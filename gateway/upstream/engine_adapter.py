@@ -1,8 +1,8 @@
-"""What a gateway asks of the engine of an instance, whichever engine that is: one adapter is one module that
-implements `EngineAdapter`.
+"""What a gateway needs of an engine, whichever engine that is. An adapter is one module that implements
+`EngineAdapter`.
 
-`gateway.upstream.adapters` chooses by the instance. An adapter does no I/O: it makes requests, and reads what
-is answered.
+`gateway.upstream.adapters` chooses one by the instance. An adapter does no I/O: it makes requests and reads
+answers.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from gateway.stream.meter import Meter
 
 
 class EngineCall(NamedTuple):
-    """A POST. `headers` are whole lines, each with its end; address, key and length are the connection's
-    to add.
+    """A POST. `headers` are complete lines, each with its line end; the connection adds address, key and
+    length.
     """
 
     path: bytes
@@ -27,11 +27,9 @@ class EngineCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestCount:
-    """What an engine says that one request has produced, as its counters moved: the prompt once for each
-    sample that has produced a token.
-
-    `finished`: it produces no more. `known`: the engine remembers it. `since`: when the process that says so
-    began, by our monotonic clock.
+    """The tokens of one request by the engine's counters: the prompt counts once for each sample that has
+    produced a token. `finished`: it produces no more. `known`: the engine remembers it. `since`: when the
+    answering process started, by our monotonic clock.
     """
 
     finished: bool

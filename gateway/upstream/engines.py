@@ -1,5 +1,5 @@
-"""The engines this process talks to: a connection pool for each instance, what is open there, and how to stop
-a request by its id.
+"""The engines that this process talks to: a connection pool for each instance, its open requests, and how to
+stop a request by its id.
 
 It knows addresses and failures, no tokens and no callers.
 """
@@ -25,7 +25,7 @@ ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 
 
 class Engines:
-    """Pools by instance. A changed address or key of an instance makes a new pool."""
+    """Pools by instance. If an instance's address or key changes it gets a new pool."""
 
     def __init__(self, connect_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s

@@ -1,10 +1,10 @@
-"""How vLLM 0.32 is spoken with: requests, ids, stopping, counts and what its answers mean. Implements
+"""The adapter of vLLM 0.32: requests, ids, aborts, counts and errors. Implements
 `engine_adapter.EngineAdapter`. Pure.
 
-The engine sees nothing of the account (metadata, tier), no null (to vLLM some are errors), and only our salt,
-priority and ids. Where vLLM takes them: `cache_salt` on every route that uses the prefix cache, messages
-among them; `priority` in the body of all of these but messages, where only the header `X-Vllm-Priority` sets
-it; the request id from `X-Request-Id`, on responses from the body.
+The engine gets nothing of the account (metadata, tier), no null (vLLM takes some for errors), and only our
+salt, priority and ids. vLLM takes `cache_salt` on every route that uses the prefix cache, including messages.
+It takes `priority` in the body of those routes, except on messages, where only the header `X-Vllm-Priority`
+sets it. It takes the request id from `X-Request-Id`, on responses from the body.
 """
 
 import math
@@ -37,10 +37,9 @@ _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, Capa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Served:
-    """One route. `salted`: it uses the prefix cache, and schedules by priority. `id_prefix`: of the engine's
-    own id for a request; `id_for_each_prompt`: it has one for each. `streams_usage`: it has to be asked for
-    usage in streams. `names_response`: its answer is an object that bears our id and says again what it was
-    sent.
+    """One route. `salted`: it uses the prefix cache and schedules by priority. `id_prefix`: the prefix of the
+    engine's own request id; `id_for_each_prompt`: there is one per prompt. `streams_usage`: the request must
+    ask for usage in streams. `names_response`: its answer is an object with our id that repeats the request.
     """
 
     path: bytes

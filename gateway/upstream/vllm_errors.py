@@ -1,8 +1,8 @@
-"""An engine's error answer, translated at the edge: what a caller may know of it. Written for vLLM 0.32.
+"""Translates an engine's error answer into what a caller may know. Written for vLLM 0.32.
 
-Only sentences that are known here are passed on, rebuilt from their numbers and names; the rest becomes a
-general one. So no host, path, alias, flag, traceback or repeated input of an engine gets out. What the engine
-holds against us, not the caller (401, 404), is our failure.
+Only known sentences are passed on, rebuilt from their numbers and names; all others become a general one. So
+no host, path, alias, flag, traceback or repeated input of an engine gets out. If the engine refuses the
+gateway and not the caller (401, 404), that is our failure.
 """
 
 import re

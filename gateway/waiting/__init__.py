@@ -1,3 +1,1 @@
-"""Who waits, for what, and what they are told: the queue, the pace of prompts, refusals, and requests
-while Redis is away.
-"""
+"""Requests that wait: the queue, the pace of prefills, refusals, and requests while Redis is away."""

@@ -1,9 +1,7 @@
-"""The `x-ratelimit-*` headers, as OpenAI's clients read them, from how full the tightest bucket is. Pure.
+"""The `x-ratelimit-*` headers, as OpenAI's clients read them, from the level of the tightest bucket. Pure.
 
-On Anthropic's routes `anthropic-ratelimit-*` stand beside them.
-
-`requests`, `tokens` and `units` (work units) each count what their name says. What is not limited has no
-headers.
+Anthropic's routes have `anthropic-ratelimit-*`, too. `requests`, `tokens` and `units` (work units) each count
+what their name says. What is not limited has no headers.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Memory for request bodies that are arriving: a budget for the process and one for each tenant, asked for
-before a byte is read.
+"""Memory for request bodies that are arriving: a budget for the process and one for each tenant, taken before
+a byte is read.
 
-Without it one key could hold a body on each of its connections, since limits are asked when a body is whole.
-It knows tenants and bytes, no HTTP. Bodies that are whole already when their turn comes are not counted:
-those are bounded by what a connection reads at once.
+Without it one key could hold a body on each of its connections, since rate limits are checked when a body is
+complete. It knows tenants and bytes, no HTTP. Bodies that have arrived completely before they are read do not
+count: what a connection buffers bounds them.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ RETRY_MS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class ReceivePolicy:
-    """How many bytes of bodies may be held while they arrive, in all and of one tenant, and how long a
-    body waits for its part of them.
+    """How many bytes of arriving bodies may be held, in all and per tenant, and how long a body waits for its
+    share.
     """
 
     bytes_max: int
@@ -113,7 +113,7 @@ class Receiving:
 
 
 class Share:
-    """What one body holds of the budget."""
+    """The bytes of the budget that one body holds."""
 
     __slots__ = ("_budget", "bytes", "tenant")
 
@@ -168,7 +168,7 @@ class Share:
 
 
 class _Waiter:
-    """A body that waits for room."""
+    """A body that waits for a share of the budget."""
 
     __slots__ = ("granted", "more_bytes", "share")
 
