@@ -19,7 +19,7 @@ from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.entries import Model
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.edge.client import AsgiClient, ClientConnection, new_request_id
+from gateway.edge.client import Client, new_request_id
 from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import (
     BodyTooLarge,
@@ -70,28 +70,28 @@ class InferenceApi:
     body_caps: BodyCaps
     receiving: Receiving
 
-    async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive) -> None:
         """Serve one request. The caller gets every error in its dialect, with the request id."""
         started_at = time.monotonic()
         request_id = new_request_id()
-        client = AsgiClient(send, route, request_id, started_at)
+        client = Client(scope["extensions"]["taas.connection"], route, request_id, started_at)
         try:
             await self._serve(route, scope, receive, client, started_at)
         except GatewayError as error:
             self._count_refusal(error)
             if client.started:  # the stream has begun, so the error must be an event in it
-                await client.end_with_error(error)
+                client.end_with_error(error)
             elif not isinstance(error, ClientDisconnected):
-                await client.refuse(error)
+                client.refuse(error)
         except Exception:
             log.exception("bug in a request", extra={"request_id": request_id})
             if client.started:
-                await client.end_with_error(GatewayError())
+                client.end_with_error(GatewayError())
             else:
-                await client.refuse(GatewayError())
+                client.refuse(GatewayError())
 
     async def _serve(
-        self, route: RouteSpec, scope: Scope, receive: Receive, client: AsgiClient, started_at: float
+        self, route: RouteSpec, scope: Scope, receive: Receive, client: Client, started_at: float
     ) -> None:
         caller = await authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
         tenant = caller.tenant
@@ -110,8 +110,6 @@ class InferenceApi:
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
             raise
-        connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
-        client.connection = connection
         request = Request(
             request_id=client.request_id,
             parsed=parsed,
@@ -126,7 +124,7 @@ class InferenceApi:
             ),
             started_at=started_at,
             body_bytes=body_bytes,
-            client_connection=connection,
+            client_connection=client.connection,
         )
         exchange = self._exchange(request, found[0])
         with self._settling(exchange, client):
@@ -143,26 +141,24 @@ class InferenceApi:
             await self._forward(exchange, client)
 
     @contextmanager
-    def _settling(self, exchange: Exchange, client: AsgiClient) -> Iterator[None]:
+    def _settling(self, exchange: Exchange, client: Client) -> Iterator[None]:
         """Settle the exchange if its block ends with an error and it was admitted but not settled. Without
         this it would stay open for as long as the process lives.
         """
-        connection = exchange.request.client_connection
+        connection = client.connection
         try:
             if exchange.parsed.stream:
                 self.heartbeats.watch(client)
-            if connection is not None:
-                connection.on_disconnect(exchange.on_client_disconnect)
+            connection.on_disconnect(exchange.on_client_disconnect)
             yield
         except BaseException as error:
             self._settle_failed(exchange.current_part, error, client)
             raise
         finally:
             self.heartbeats.forget(client)
-            if connection is not None:
-                connection.on_disconnect(None)
+            connection.on_disconnect(None)
 
-    def _settle_failed(self, exchange: Exchange, error: BaseException, client: AsgiClient) -> None:
+    def _settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
         """Settle an exchange that failed, unless it was never admitted or has been settled where it ended."""
         if exchange.is_over or exchange.request_id not in self.open_exchanges:
             return
@@ -171,7 +167,7 @@ class InferenceApi:
         else:
             self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
 
-    async def _forward(self, exchange: Exchange, client: AsgiClient) -> None:
+    async def _forward(self, exchange: Exchange, client: Client) -> None:
         """Forward the exchange until it ends, resuming it in a new part each time it is preempted."""
         part: Exchange | None = exchange
         while part is not None:
@@ -201,7 +197,7 @@ class InferenceApi:
             routes=model.routes,
         )
 
-    def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: AsgiClient) -> None:
+    def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
         """Name the ignored fields in a header of the answer, or refuse the request if its caller asked for
         that.
         """

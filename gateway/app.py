@@ -28,7 +28,7 @@ from gateway.catalogue.cache_salts import CacheSalts
 from gateway.catalogue.feed import Catalogue
 from gateway.checkpoint import Checkpointer, Deadlines
 from gateway.clock import Clock
-from gateway.edge.client import AsgiClient, id_headers, new_request_id
+from gateway.edge.client import Client, id_headers, new_request_id
 from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import GatewayError, MethodNotAllowed, RouteNotFound, error_body, error_headers
 from gateway.exchange import Exchange
@@ -257,9 +257,9 @@ class GatewayApp(FastAPI):
                 inference_route = ROUTES_BY_PATH.get(scope["raw_path"])
             if inference_route is not None:
                 if scope["method"] == "POST":
-                    await self.stages.inference(inference_route, scope, receive, send)
+                    await self.stages.inference(inference_route, scope, receive)
                 else:
-                    await _refuse(inference_route, MethodNotAllowed("POST"), send)
+                    _refuse(inference_route, MethodNotAllowed("POST"), scope)
                 return
             if scope["method"] == "HEAD":
                 scope["method"] = "GET"  # the listener knows that nobody wants the body
@@ -316,8 +316,10 @@ def _without_trailing_slash(scope: Scope) -> bool:
     return True
 
 
-async def _refuse(inference_route: RouteSpec, error: GatewayError, send: Send) -> None:
-    await AsgiClient(send, inference_route, new_request_id(), time.monotonic()).refuse(error)
+def _refuse(inference_route: RouteSpec, error: GatewayError, scope: Scope) -> None:
+    Client(
+        scope["extensions"]["taas.connection"], inference_route, new_request_id(), time.monotonic()
+    ).refuse(error)
 
 
 def _spoken(scope: Scope) -> Dialect:

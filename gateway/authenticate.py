@@ -9,8 +9,8 @@ that differ are refused.
 import hashlib
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from billing.wire.value_object import value_object
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.catalogue.feed import Catalogue
 from gateway.errors import AuthenticationFailed, PermissionDenied
@@ -18,7 +18,7 @@ from gateway.errors import AuthenticationFailed, PermissionDenied
 KEY_BYTES_MAX = 256
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Caller:
     """An authenticated caller."""
 

@@ -27,9 +27,9 @@ async def read_body(
     then): there is nothing to run.
     """
     declared_bytes = _check_headers(scope, max_bytes)
-    connection: ClientConnection | None = scope.get("extensions", {}).get("taas.connection")
-    if connection is not None and connection.body_arrived():
-        return await _read_arrived(receive, max_bytes)
+    connection: ClientConnection = scope["extensions"]["taas.connection"]
+    if connection.body_arrived():
+        return _arrived(connection, max_bytes)
     with receiving.share(tenant) as share:
         await _hold(share, min(max_bytes, declared_bytes or UNDECLARED_FIRST_BYTES), connection)
         pieces: list[bytes] = []
@@ -50,23 +50,21 @@ async def read_body(
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def _read_arrived(receive: Receive, max_bytes: int) -> bytes:
+def _arrived(connection: ClientConnection, max_bytes: int) -> bytes:
     """It is here already, in one piece: ordinary requests come so, and take nothing of what arriving
     bodies have.
     """
-    message = await receive()
-    if message["type"] != "http.request":
+    if connection.is_disconnected():
         raise ClientDisconnected
-    body: bytes = message.get("body", b"")
+    body = connection.take_body()
     if len(body) > max_bytes:
         raise BodyTooLarge(max_bytes)
     return body
 
 
-async def _hold(share: Share, size_bytes: int, connection: ClientConnection | None) -> None:
+async def _hold(share: Share, size_bytes: int, connection: ClientConnection) -> None:
     if not share.grow(size_bytes):
-        if connection is not None:
-            connection.pause_body()
+        connection.pause_body()
         await share.wait_to_grow(size_bytes)
 
 

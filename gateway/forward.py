@@ -12,10 +12,10 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Protocol
 
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
+from gateway.edge.client import Client
 from gateway.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -40,30 +40,6 @@ NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
-
-
-class Client(Protocol):
-    """The caller's side. The head is sent with the first piece."""
-
-    @property
-    def started(self) -> bool:
-        """Whether the head has been sent: with the first piece, or with a heartbeat before it."""
-
-    @property
-    def answering(self) -> bool:
-        """Whether a piece of the answer has been sent."""
-
-    async def send(self, piece: bytes) -> None:
-        """A piece of a stream."""
-
-    async def end(self, piece: bytes) -> None:
-        """The last piece of a stream."""
-
-    async def send_json(self, answer: bytes) -> None:
-        """Send a complete answer."""
-
-    async def end_with_error(self, error: GatewayError) -> None:
-        """One error object in a stream that has started, and its end."""
 
 
 # Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
@@ -241,41 +217,55 @@ class Forwarder:
 
     @staticmethod
     async def _raise_refusal(exchange: Exchange, connection: UpstreamConnection, status: int) -> None:
-        pieces: list[bytes] = []
+        body = bytearray()
+
+        def take(piece: bytes) -> bool:
+            body.extend(piece)
+            return len(body) >= ERROR_BODY_BYTES_MAX
+
         try:
-            while (piece := await connection.read()) and sum(map(len, pieces)) < ERROR_BODY_BYTES_MAX:
-                pieces.append(piece)
+            await connection.read(take)
         except UpstreamError:
             connection.close()
         error = adapter_of(exchange.attempt.instance).refusal(
-            status, b"".join(pieces), exchange.parsed.route, exchange.engine_model
+            status, bytes(body), exchange.parsed.route, exchange.engine_model
         )
         if status == 429 or status >= 500:
             raise AttemptFailed(error, f"status_{status // 100}xx")
         raise error
 
     async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
+        """The pieces go from the engine's connection to the caller's as they arrive; this task sleeps until
+        the end.
+        """
         meter = exchange.attempt.meter
         rewrites = exchange.begin_stream()
         last = b""
+
+        def take(chunk: bytes) -> bool:
+            nonlocal last
+            passed = meter.feed(chunk)
+            if passed and rewrites:
+                passed = exchange.rewrite(passed)
+            if meter.finished:
+                last = passed
+            elif passed and exchange.stop_ending is None:
+                client.send(passed)
+                exchange.mark_delivered()
+                if client.connection.write_paused:
+                    connection.pause()
+                    client.connection.on_drained(connection.resume)
+            return meter.finished or meter.failed
+
         try:
-            while not meter.finished and not meter.failed:
-                chunk = await connection.read()
-                if not chunk:
-                    # complete an unfinished event: it may be garbage rather than a stream cut short
-                    meter.feed(b"\n\n")
-                    raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
-                passed = meter.feed(chunk)
-                if passed and rewrites:
-                    passed = exchange.rewrite(passed)
-                if meter.finished:
-                    last = passed
-                elif passed and exchange.stop_ending is None:
-                    await client.send(passed)
-                    exchange.mark_delivered()
+            await connection.read(take)
+            if not (meter.finished or meter.failed):
+                # what is left unfinished may be garbage rather than a stream cut short
+                meter.feed(b"\n\n")
+                raise UpstreamError(UpstreamFailure.CLOSED_IN_BODY)
         except (UpstreamError, ProtocolViolation) as exc:
             connection.close()
-            await self._on_broken_answer(exchange, client, exc)
+            self._on_broken_answer(exchange, client, exc)
             return
         await self._finish_stream(exchange, connection, client, last)
 
@@ -285,35 +275,35 @@ class Forwarder:
         meter = exchange.attempt.meter
         preempted = False
         if exchange.stop_ending is not None:
-            await self._end_stopped(exchange, client)
+            self._end_stopped(exchange, client)
         elif meter.aborted and exchange.preempted:
             preempted = True
-            await self._flush_tail(exchange, client, last)
+            self._flush_tail(exchange, client, last)
         elif meter.failed or meter.aborted:
             if not client.answering:
                 raise failure_of(exchange)
             self._settle(exchange, Ending.ENGINE_ERROR, 200)
-            await client.end_with_error(EngineFailed())
+            client.end_with_error(EngineFailed())
         else:
             exchange.mark_delivered()
             self._settle(exchange, Ending.COMPLETE, 200)
-            await client.end(last)
+            client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
         if not preempted:
             return
         if exchange.stop_ending is None:
             raise Preempted
-        await self._end_stopped(exchange, client)
+        self._end_stopped(exchange, client)
 
     @staticmethod
-    async def _flush_tail(exchange: Exchange, client: Client, last: bytes) -> None:
+    def _flush_tail(exchange: Exchange, client: Client, last: bytes) -> None:
         """Flush the text that came with the abort of a preempted stream, so that the resumed part continues
         exactly where the caller's text ends. `next_part` rejects other output later.
         """
         with suppress(ValueError):
             last = last.removesuffix(DONE) + exchange.closing_text()
             if last:
-                await client.send(last)
+                client.send(last)
                 exchange.mark_delivered()
 
     @staticmethod
@@ -324,12 +314,11 @@ class Forwarder:
         try:
             if not connection.reusable:  # the end of the framing has not come yet
                 async with asyncio.timeout(FRAMING_SECONDS_MAX):
-                    while await connection.read():
-                        pass
+                    await connection.read(lambda _: False)
         except (UpstreamError, TimeoutError):
             connection.close()
 
-    async def _on_broken_answer(
+    def _on_broken_answer(
         self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation
     ) -> None:
         """The answer was cut off or malformed. Before the first byte another instance may be tried; after it
@@ -338,7 +327,7 @@ class Forwarder:
         if exchange.stop_ending is not None:
             if exchange.stop_ending is Ending.DEADLINE:  # it did not answer the abort either
                 self._mark_failed(exchange, "timeout")
-            await self._end_stopped(exchange, client)
+            self._end_stopped(exchange, client)
             return
         broken_protocol = isinstance(cause, ProtocolViolation) or cause.kind is UpstreamFailure.PROTOCOL
         if not client.answering:
@@ -352,36 +341,35 @@ class Forwarder:
         self._mark_failed(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
         self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
-        await client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
+        client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
 
-    async def _end_stopped(self, exchange: Exchange, client: Client) -> None:
+    def _end_stopped(self, exchange: Exchange, client: Client) -> None:
         """End a request that was stopped, after the engine's answer has been read to its end."""
         assert exchange.stop_ending is not None
         error = stop_error(exchange.stop_ending)
         if not client.started:
             raise error
         self._settle(exchange, exchange.stop_ending, 200)
-        await client.end_with_error(error)
+        client.end_with_error(error)
 
     async def _pass_whole(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
         meter = exchange.attempt.meter
         assert isinstance(meter, PlainMeter)
         try:
-            while chunk := await connection.read():
-                meter.feed(chunk)
+            await connection.read(lambda piece: bool(meter.feed(piece)))  # it passes nothing on
             answer = meter.close()
         except (UpstreamError, ProtocolViolation) as exc:
             connection.close()
-            await self._on_broken_answer(exchange, client, exc)
+            self._on_broken_answer(exchange, client, exc)
             return
         if exchange.stop_ending is not None:
-            await self._end_stopped(exchange, client)
+            self._end_stopped(exchange, client)
             return
         if meter.failed or meter.aborted:
             raise EngineFailed
         exchange.mark_delivered()
         self._settle(exchange, Ending.COMPLETE, 200)
-        await client.send_json(answer)
+        client.send_json(answer)
 
 
 def failure_of(exchange: Exchange) -> GatewayError:

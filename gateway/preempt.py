@@ -12,9 +12,10 @@ from collections.abc import Callable
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import Ending
 from gateway.checkpoint import Checkpointer
+from gateway.edge.client import Client
 from gateway.errors import ClientDisconnected, GatewayError, RequestStopped
 from gateway.exchange import Exchange
-from gateway.forward import Client, Settle
+from gateway.forward import Settle
 from gateway.redis.pipe import RedisUnavailable
 from gateway.reserve import Reserver, first_cost_mu
 
@@ -72,4 +73,4 @@ class Resumer:
         self._settle(exchange, exchange.stop_ending or Ending.PREEMPTED, 200)
         if not client.started:
             raise error
-        await client.end_with_error(error)
+        client.end_with_error(error)

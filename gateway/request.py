@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from billing.wire.routes import Dialect, Route, RouteFacts
+from billing.wire.value_object import value_object
 
 __all__ = ["AnswerForm", "Dialect", "ParsedRequest", "Route", "RouteSpec", "ServiceTier"]
 
@@ -73,7 +74,7 @@ class RouteSpec:
         return self.facts.generates
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class ParsedRequest:
     """A request that has passed the allow-list and all caps.
 

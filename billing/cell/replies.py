@@ -3,11 +3,11 @@ decoded (str), and nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from billing.wire.limits import LimitKind
+from billing.wire.value_object import value_object
 
 
 class LimitScope(StrEnum):
@@ -18,7 +18,7 @@ class LimitScope(StrEnum):
     CELL = "cell"
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Levels:
     """How full a bucket is: a level for each limit that was asked with, in its order. A level may exceed its
     limit: what was produced is charged, as debt.
@@ -28,7 +28,7 @@ class Levels:
     levels: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Reserved:
     """Admitted, on this instance. Levels include this request."""
 
@@ -38,7 +38,7 @@ class Reserved:
     grant: "Grant"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class Grant:
     """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the
     contract's, in mu; its rate in mu per second.
@@ -54,7 +54,7 @@ class Grant:
     rate_mu_s: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Waiting:
     """No slot is free yet: it is in the queue. Reserve it again when woken, and before its lease ends.
 
@@ -66,7 +66,7 @@ class Waiting:
     pace_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class WaitingForContract:
     """It is in its contract's queue, behind `before` requests. Its contract takes it in about `after_ms`. The
     first comes back by itself; the others are woken when it is their turn to be first, and come back before
@@ -78,28 +78,28 @@ class WaitingForContract:
     before: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class NoContract:
     """It asked for reserved capacity, and its tenant has none here."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class NoRight:
     """Its tenant is served by contract only, and has none here."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Rebuilding:
     """Redis has lost the cell's levels and billing has not recounted them yet. Retry in a moment."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class LeftQueue:
     """The request has left the queue (`dropped`), or was not in it. For an honest retry time: how many
     tenants wait, and the ms between grants.
@@ -114,14 +114,14 @@ class LeftQueue:
     pace_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Dropped:
     """It waited and its gateway is gone. Nothing was produced, so there is no event."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Replayed:
     """The same request id is open already; nothing was charged again."""
 
@@ -131,7 +131,7 @@ class Replayed:
     grant: "Grant"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class LimitReached:
     """A limit refused the request; nothing was consumed. `retry_after_ms` is None if waiting does not help,
     because its cost alone exceeds the limit.
@@ -146,21 +146,21 @@ class LimitReached:
     retry_after_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Renewed:
     """A checkpoint was recorded and the lease renewed."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Stale:
     """A checkpoint came after a later one; nothing changed."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Settled:
     """The event is in the usage stream, once. `orphan`: its reservation had been lost."""
 
@@ -170,21 +170,21 @@ class Settled:
     pace_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class AlreadySettled:
     """This request id has ended before; nothing changed."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class StillLeased:
     """Its gateway is alive: not reaped."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Missing:
     """There is no such reservation."""
 

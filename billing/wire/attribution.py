@@ -5,11 +5,11 @@ The engine's usage names a prompt once, its counters name it once for each sampl
 moved no counter, though its usage names the prompt.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens
 from billing.wire.usage_event import Ending
+from billing.wire.value_object import value_object
 
 BILLED_ENDINGS: Final = frozenset(
     {Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED, Ending.TENANT_SUSPENDED}
@@ -17,7 +17,7 @@ BILLED_ENDINGS: Final = frozenset(
 _NOTHING: Final = Tokens()
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Attribution:
     """produced = billed + absorbed, for the prompt and for the output."""
 

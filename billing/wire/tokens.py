@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from billing.wire.value_object import value_object
+
 
 class UsageEventError(ValueError):
     """An event that is not one: a field is missing, of another type, negative, or the tokens do not
@@ -71,7 +73,7 @@ class CounterPair:
 NO_TOKENS: Final = CounterPair()
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Tokens:
     """Tokens of one request; `cached` is the part of `prompt` that came from the prefix cache."""
 
@@ -85,7 +87,7 @@ class Tokens:
             raise UsageEventError(f"{self.cached} cached tokens of a prompt of {self.prompt}")
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class AbsorbedTokens:
     """Tokens absorbed for one reason."""
 
@@ -96,7 +98,7 @@ class AbsorbedTokens:
         check_counts(self.prompt, self.output)
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Absorbed:
     """Tokens that nobody is billed for; the reasons add up to the totals."""
 

@@ -1,5 +1,5 @@
-"""The caller's side of a request: sends the answer through ASGI, in the caller's dialect. It knows headers
-and framing, no tokens.
+"""The caller's side of a request: writes what is passed on, in the caller's dialect. Knows headers, no
+tokens. Nothing here waits: what the caller does not take in time is buffered, and `write_paused` says so.
 
 The head is sent with the first piece, so that a failure before it can become a proper error response. A
 heartbeat sends the head earlier.
@@ -8,16 +8,15 @@ heartbeat sends the head earlier.
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from functools import lru_cache
 from secrets import token_hex
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.errors import GatewayError, error_body, error_event, error_headers
 from gateway.request import AnswerForm, Dialect, RouteSpec
 
 Headers = list[tuple[bytes, bytes]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _STREAM_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -49,7 +48,20 @@ def id_headers(dialect: Dialect, request_id: str) -> Headers:
 
 
 class ClientConnection(Protocol):
-    """What the listener offers of the caller's connection (`scope["extensions"]["taas.connection"]`)."""
+    """What the gateway may do with the caller's connection (`scope["extensions"]["taas.connection"]`)."""
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the caller takes less than is written."""
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Write the head of the response. What is written once the caller has gone is thrown away."""
+
+    def write(self, piece: bytes, *, more: bool) -> None:
+        """Write a piece of the body; without `more` it is the last one."""
+
+    def on_drained(self, callback: Callable[[], None]) -> None:
+        """Call back once when the caller has taken what was written, or has gone."""
 
     def is_disconnected(self) -> bool:
         """Whether the caller has disconnected."""
@@ -66,29 +78,33 @@ class ClientConnection(Protocol):
     def body_arrived(self) -> bool:
         """Whether the whole request body has arrived."""
 
+    def take_body(self) -> bytes:
+        """What has arrived of the body and was not taken yet."""
+
     def pause_body(self) -> None:
         """Read nothing more of the body before it is asked for again."""
 
 
-class AsgiClient:
-    """Implements `gateway.forward.Client`. `headers` are those of a good answer (request id, limits,
-    class, instance).
+class Client:
+    """Whoever waits for the answer. `headers` are those of a good answer (request id, limits, class,
+    instance). `started`: the head has been sent, with the first piece or with a heartbeat before it.
     """
 
     __slots__ = (
-        "_ended", "_last", "_route", "_send", "_started_at", "connection", "headers", "instance",
-        "request_id", "rounds_silent", "started",
+        "_ended", "_last", "_route", "_started_at", "connection", "headers", "instance", "request_id",
+        "rounds_silent", "started",
     )  # fmt: skip
 
-    def __init__(self, send: Send, route: RouteSpec, request_id: str, started_at: float) -> None:
-        self._send = send
+    def __init__(
+        self, connection: ClientConnection, route: RouteSpec, request_id: str, started_at: float
+    ) -> None:
+        self.connection = connection
         self._route = route
         self._started_at = started_at
         self.request_id = request_id
         self.headers: Headers = id_headers(route.dialect, request_id)
         # A function, because a failed attempt may have been on another instance.
         self.instance: Callable[[], str] | None = None
-        self.connection: ClientConnection | None = None
         self.started = False
         self.rounds_silent = 0  # of the heartbeats, since the last piece
         self._last = b""
@@ -99,45 +115,43 @@ class AsgiClient:
         """Whether a piece of the answer has been sent."""
         return bool(self._last)
 
-    async def send(self, piece: bytes) -> None:
+    def send(self, piece: bytes) -> None:
         """Send a piece of a stream. The first piece sends the head, too."""
         if not self.started:
-            await self._start(200, _STREAM_HEADERS)
+            self._start(200, _STREAM_HEADERS)
         self._last = piece
         self.rounds_silent = 0
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self.connection.write(piece, more=True)
 
-    async def end(self, piece: bytes) -> None:
+    def end(self, piece: bytes) -> None:
         """The last piece of a stream."""
         if not self.started:
-            await self._start(200, _STREAM_HEADERS)
+            self._start(200, _STREAM_HEADERS)
         self._ended = True
-        await self._send({"type": "http.response.body", "body": piece, "more_body": False})
+        self.connection.write(piece, more=False)
 
-    async def heartbeat(self) -> None:
+    def heartbeat(self) -> None:
         """Send something that clients do not take for a piece of the stream.
 
         If it sends the head, that names no instance, as another instance may answer. It sends nothing to a
-        caller that does not read, so it never waits.
+        caller that does not read.
         """
-        if self._ended or (self.connection is not None and self.connection.stalled_ms()):
+        if self._ended or self.connection.stalled_ms():
             return
         self.rounds_silent = 0
         if not self.started:
-            await self._start(200, _STREAM_HEADERS, names_instance=False)
-        await self._send(
-            {"type": "http.response.body", "body": _HEARTBEATS[self._route.dialect], "more_body": True}
-        )
+            self._start(200, _STREAM_HEADERS, names_instance=False)
+        self.connection.write(_HEARTBEATS[self._route.dialect], more=True)
 
-    async def send_json(self, answer: bytes) -> None:
+    def send_json(self, answer: bytes) -> None:
         """Send a complete JSON answer."""
         self._ended = True
-        await self._start(
+        self._start(
             200, [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         )
-        await self._send({"type": "http.response.body", "body": answer, "more_body": False})
+        self.connection.write(answer, more=False)
 
-    async def end_with_error(self, error: GatewayError) -> None:
+    def end_with_error(self, error: GatewayError) -> None:
         """End a stream that has started with one error event, so that the end does not look like success."""
         number = 0
         if (
@@ -145,24 +159,19 @@ class AsgiClient:
         ):  # its events are numbered: this one follows the last that was sent
             numbers = _NUMBER.findall(self._last)
             number = int(numbers[-1]) + 1 if numbers else 0
-        await self.end(error_event(error, self._route, self.request_id, number))
+        self.end(error_event(error, self._route, self.request_id, number))
 
-    async def refuse(self, error: GatewayError) -> None:
+    def refuse(self, error: GatewayError) -> None:
         """Send an error response instead of an answer."""
         self._ended = True
         body = error_body(error, self._route.dialect, self.request_id)
-        await self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._start(error.status, [*error_headers(error), (b"content-length", str(len(body)).encode())])
+        self.connection.write(body, more=False)
 
-    async def _start(self, status: int, headers: Headers, *, names_instance: bool = True) -> None:
+    def _start(self, status: int, headers: Headers, *, names_instance: bool = True) -> None:
         self.started = True
         if self.instance is not None and names_instance:
             headers = [*headers, (b"x-taas-instance", opaque_instance(self.instance()))]
         took_ms = int((time.monotonic() - self._started_at) * 1000)
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*self.headers, (b"openai-processing-ms", b"%d" % took_ms), *headers],
-            }
-        )
+        processing = (b"openai-processing-ms", b"%d" % took_ms)
+        self.connection.begin(status, [*self.headers, processing, *headers])

@@ -110,6 +110,39 @@ class RequestCycle:
         if self.more_body:
             self._wire.pause_reading()
 
+    def take_body(self) -> bytes:
+        """What has arrived of the body and was not taken yet."""
+        pieces, self._pieces = self._pieces, []
+        self._body_bytes = 0
+        self._body_delivered = not self.more_body
+        self._wire.resume_reading()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the caller takes less than is written."""
+        return self._wire.write_paused
+
+    def on_drained(self, callback: Callable[[], None]) -> None:
+        """Call back once when it has taken what was written, or has gone."""
+        self._wire.on_drained(callback)
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """Write the head of the response. What is written once the caller has gone is thrown away."""
+        if self.disconnected or self._wire.closing:
+            return
+        if self.started:
+            raise RuntimeError("the response has begun already")
+        self._start(status, headers)
+
+    def write(self, piece: bytes, *, more: bool) -> None:
+        """Write a piece of the body; without `more` it is the last one."""
+        if self.disconnected or self._wire.closing:
+            return
+        if not self.started or self.complete:
+            raise RuntimeError(f"a piece {'after' if self.complete else 'before'} the response")
+        self._write_body(piece, more)
+
     # What the connection tells
 
     def feed(self, piece: bytes) -> None:
@@ -152,11 +185,11 @@ class RequestCycle:
             raise
         except Exception:
             log.exception("bug in the application")
-            await self._answer_bug(scope)
+            self._answer_bug(scope)
         else:
             if not (self.complete or self.disconnected or self._wire.closing):
                 log.error("the application ended without completing its response")
-                await self._answer_bug(scope)
+                self._answer_bug(scope)
 
     async def receive(self) -> Message:
         """The next piece of the body, all that is there; after the last one waits for the end of the
@@ -167,13 +200,7 @@ class RequestCycle:
             self._wire.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not (self.disconnected or self.complete):
             if self._pieces or not (self.more_body or self._body_delivered):
-                pieces = self._pieces
-                body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                self._pieces = []
-                self._body_bytes = 0
-                self._body_delivered = not self.more_body
-                self._wire.resume_reading()
-                return {"type": "http.request", "body": body, "more_body": self.more_body}
+                return {"type": "http.request", "body": self.take_body(), "more_body": self.more_body}
             self._wire.resume_reading()
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -186,18 +213,12 @@ class RequestCycle:
         """
         if self._wire.write_paused:
             await self._wire.drain()
-        if self.disconnected or self._wire.closing:
-            return
-        if not self.started:
-            if message["type"] != "http.response.start":
-                raise RuntimeError(f"expected http.response.start, got {message['type']}")
-            self._start(message["status"], message.get("headers", ()))
-        elif self.complete:
-            raise RuntimeError(f"{message['type']} after the response was complete")
+        if message["type"] == "http.response.start":
+            self.begin(message["status"], message.get("headers", []))
         elif message["type"] == "http.response.body":
-            self._write_body(message.get("body", b""), message.get("more_body", False))
+            self.write(message.get("body", b""), more=message.get("more_body", False))
         else:
-            raise RuntimeError(f"expected http.response.body, got {message['type']}")
+            raise RuntimeError(f"unexpected {message['type']}")
 
     def _start(self, status: int, headers: Headers) -> None:
         self._expects_continue = False
@@ -267,7 +288,7 @@ class RequestCycle:
                 self._wire.close(linger=self.more_body)
             self._on_end()
 
-    async def _answer_bug(self, scope: Scope) -> None:
+    def _answer_bug(self, scope: Scope) -> None:
         if self.complete:
             return  # the caller has its answer, and the connection may be another request's by then
         if self.started:
@@ -281,8 +302,8 @@ class RequestCycle:
             (b"content-length", b"%d" % len(body)),
         ]
         self.keep_alive = False
-        await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        self.begin(error.status, headers)
+        self.write(body, more=False)
 
     def _wake(self) -> None:
         for waiter in self._waiters:

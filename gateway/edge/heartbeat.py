@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import Final
 
-from gateway.edge.client import AsgiClient
+from gateway.edge.client import Client
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ class Heartbeats:
         self._round_s = min(ROUND_SECONDS_MAX, interval_s / 4)
         # A round less than the interval holds, because the first one may come at once.
         self._rounds_silent_max = int(interval_s / self._round_s) - 1 if interval_s else 0
-        self._streams: set[AsgiClient] = set()
+        self._streams: set[Client] = set()
 
-    def watch(self, client: AsgiClient) -> None:
+    def watch(self, client: Client) -> None:
         """A stream was asked for."""
         self._streams.add(client)
 
-    def forget(self, client: AsgiClient) -> None:
+    def forget(self, client: Client) -> None:
         """It has ended, if it was one."""
         self._streams.discard(client)
 
@@ -43,11 +43,11 @@ class Heartbeats:
             for client in list(self._streams):
                 client.rounds_silent += 1
                 if client.rounds_silent >= self._rounds_silent_max:
-                    await self._beat(client)
+                    self._beat(client)
 
     @staticmethod
-    async def _beat(client: AsgiClient) -> None:
+    def _beat(client: Client) -> None:
         try:
-            await client.heartbeat()
+            client.heartbeat()
         except Exception:  # one stream must not end the heartbeats of all others
             log.exception("bug in a heartbeat", extra={"request_id": client.request_id})

@@ -3,6 +3,7 @@ It knows no HTTP.
 """
 
 import asyncio
+from collections.abc import Callable
 
 # Unread request bytes above which reading pauses.
 READ_BYTES_MAX = 64 * 1024
@@ -12,7 +13,7 @@ class Wire:
     """Wraps a transport. `closing`: no more will be written. `lost`: the connection is closed."""
 
     __slots__ = (
-        "_loop", "_waiters", "_write_bytes", "closing", "closing_since", "lingering", "lost",
+        "_loop", "_on_drained", "_waiters", "_write_bytes", "closing", "closing_since", "lingering", "lost",
         "paused_since", "read_paused", "stalled", "transport", "write_paused",
     )  # fmt: skip
 
@@ -24,6 +25,7 @@ class Wire:
         self.paused_since = 0.0
         self._write_bytes = 0
         self._waiters: list[asyncio.Future[None]] = []
+        self._on_drained: Callable[[], None] | None = None
         self.closing = False
         self.closing_since = 0.0
         self.lingering = False
@@ -56,6 +58,13 @@ class Wire:
             if not waiter.done():
                 waiter.set_result(None)
         self._waiters.clear()
+        callback, self._on_drained = self._on_drained, None
+        if callback is not None:
+            callback()
+
+    def on_drained(self, callback: Callable[[], None]) -> None:
+        """Call back once when `drain` would return; the last one who asks is called."""
+        self._on_drained = callback
 
     async def drain(self) -> None:
         """Wait until writing makes sense, or is over: a caller that never reads is cut off by `check`, so

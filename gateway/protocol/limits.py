@@ -2,9 +2,10 @@
 `ModelLimits`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from billing.wire.value_object import value_object
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids
 from gateway.protocol.refused import NEVER
@@ -14,7 +15,7 @@ from gateway.request import ParsedRequest
 THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class ModelLimits:
     """The limits of a model's entry. `vocabulary_tokens` None: not known, so the engine checks it."""
 

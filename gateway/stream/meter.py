@@ -6,15 +6,16 @@ for each sample that has produced a token, and costs nothing before that.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from billing.wire.value_object import value_object
 
 
 class ProtocolViolation(Exception):
     """The engine's bytes break its protocol. The message names the rule, never the content."""
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Produced:
     """Tokens produced for one request so far. `prompt`: what a tenant may be billed, each prompt once.
     `prompt_counted`: by how much the engine's counters moved. `cached`: the part of `prompt` that came from

@@ -7,6 +7,7 @@ buffered before the engine is paused. Errors: `UpstreamError` with a kind.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 from typing import cast
 from urllib.parse import urlsplit
@@ -40,14 +41,12 @@ class UpstreamError(Exception):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One keep-alive connection. `send` a request; `head` waits for status and headers; `read` returns b"" at
-    the end.
-    """
+    """One keep-alive connection. `send` a request, wait for the `head`, `read` the body."""
 
     __slots__ = (
-        "_buffer", "_buffered_bytes", "_complete", "_error", "_head_bytes", "_head_done", "_loop", "_parser",
-        "_paused", "_transport", "_waiter", "content_encoding", "content_type", "idle_since", "reusable",
-        "status",
+        "_buffer", "_buffered_bytes", "_complete", "_enough", "_error", "_head_bytes", "_head_done", "_loop",
+        "_parser", "_paused", "_raised", "_take", "_transport", "_waiter", "content_encoding", "content_type",
+        "idle_since", "reusable", "status",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,6 +65,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._complete = False
         self._paused = False
         self._error: UpstreamFailure | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        self._raised: Exception | None = None
+        self._enough = False
         self.reusable = False
         self.status = 0
         self.content_type = b""
@@ -91,10 +93,9 @@ class UpstreamConnection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail(UpstreamFailure.PROTOCOL)
             return
-        if self._buffered_bytes > BUFFER_BYTES_MAX and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
+        if self._take is None and self._buffered_bytes > BUFFER_BYTES_MAX:
+            self.pause()
+        self._tell()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -103,7 +104,7 @@ class UpstreamConnection(asyncio.Protocol):
                 UpstreamFailure.CLOSED_IN_BODY if self._head_done else UpstreamFailure.CLOSED_BEFORE_HEAD
             )
         self.reusable = False
-        self._wake()
+        self._tell()
 
     # httptools callbacks
 
@@ -157,27 +158,58 @@ class UpstreamConnection(asyncio.Protocol):
             await self._wait()
         return self.status
 
-    async def read(self) -> bytes:
-        """Whatever has arrived of the body, at least one byte; b"" when the response is complete."""
-        while not self._buffer:
-            if self._complete:
-                return b""
-            if self._error is not None:
-                raise UpstreamError(self._error)
-            await self._wait()
-        chunk = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
-        self._buffer.clear()
-        self._buffered_bytes = 0
+    async def read(self, take: Callable[[bytes], bool]) -> None:
+        """Hand the body over to `take`, piece by piece, until that says that it has enough or the response
+        is complete. Raises what `take` raises.
+
+        A piece is handed over as its bytes arrive: no task is woken for it.
+        """
+        self._take, self._enough = take, False
+        self.resume()
+        try:
+            self._tell()
+            while self._take is not None:
+                await self._wait()
+        finally:
+            self._take = None
+        if self._raised is not None:
+            raise self._raised
+        if self._error is not None and not (self._complete or self._enough):
+            raise UpstreamError(self._error)
+
+    def pause(self) -> None:
+        """Let the engine wait: whoever takes its answer is slower than it."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Undo `pause`."""
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-        return chunk
 
     def close(self) -> None:
         """Close at once; an engine takes it as an abort of what is running."""
         self.reusable = False
         if self._transport is not None:
             self._transport.abort()
+
+    def _tell(self) -> None:
+        """Something has arrived, or nothing more will."""
+        if self._take is not None:
+            if self._buffer:
+                pieces, self._buffer = self._buffer, []
+                self._buffered_bytes = 0
+                try:
+                    self._enough = self._take(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                except Exception as exc:
+                    self._raised = exc
+            if not (self._enough or self._complete or self._raised or self._error):
+                return
+            self._take = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -186,14 +218,10 @@ class UpstreamConnection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _fail(self, kind: UpstreamFailure) -> None:
         self._error = kind
         self.close()
-        self._wake()
+        self._tell()
 
 
 class UpstreamPool:
@@ -250,6 +278,7 @@ class UpstreamPool:
 
     def release(self, connection: UpstreamConnection) -> None:
         """Give a connection back after its response; one that cannot be used again is closed."""
+        connection.resume()
         if connection.reusable and not connection.closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)

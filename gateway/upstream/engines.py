@@ -63,6 +63,7 @@ class Engines:
         """
         if attempt.connection is None:
             return
+        attempt.connection.resume()  # its caller may not read, but the end has to come
         if not attempt.instance.abort:
             attempt.connection.close()
             return
@@ -99,19 +100,23 @@ class Engines:
         """
         pool = self.pool(instance)
         connection, _ = await pool.acquire()
-        answer = b""
+        answer = bytearray()
+
+        def take(piece: bytes) -> bool:
+            answer.extend(piece)
+            if len(answer) > bytes_max:
+                raise UpstreamError(UpstreamFailure.PROTOCOL)
+            return False
+
         try:
             connection.send(pool.request_bytes(call.path, call.headers, call.body))
             status = await connection.head()
-            while piece := await connection.read():
-                answer += piece
-                if len(answer) > bytes_max:
-                    raise UpstreamError(UpstreamFailure.PROTOCOL)
+            await connection.read(take)
         except BaseException:
             connection.close()
             raise
         pool.release(connection)
-        return status, answer
+        return status, bytes(answer)
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -37,8 +37,34 @@ def receiving(*pieces: bytes, then: dict[str, Any] | None = None) -> tuple[Recei
     return receive, taken
 
 
+class Connection:
+    """What the listener tells of a connection whose body is here, or is not."""
+
+    def __init__(self, arrived: bytes | None = None) -> None:
+        self.arrived = arrived
+        self.gone = False
+        self.paused = 0
+
+    def body_arrived(self) -> bool:
+        return self.arrived is not None
+
+    def is_disconnected(self) -> bool:
+        return self.gone
+
+    def take_body(self) -> bytes:
+        assert self.arrived is not None
+        return self.arrived
+
+    def pause_body(self) -> None:
+        self.paused += 1
+
+
 def scope(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
-    return {"type": "http", "headers": list(headers)}
+    return over(Connection(), *headers)
+
+
+def over(connection: Connection, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http", "headers": list(headers), "extensions": {"taas.connection": connection}}
 
 
 async def test_body_in_one_piece_is_that_very_piece() -> None:
@@ -93,24 +119,6 @@ async def test_fault_05_body_whose_sender_left_is_never_taken_for_whole(pieces: 
         await read_body(scope(), receive, 1000)
 
 
-class Connection:
-    """What the listener tells of a connection whose body is here, or is not."""
-
-    def __init__(self, arrived: bool) -> None:
-        self.arrived = arrived
-        self.paused = 0
-
-    def body_arrived(self) -> bool:
-        return self.arrived
-
-    def pause_body(self) -> None:
-        self.paused += 1
-
-
-def over(connection: Connection, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
-    return scope(*headers) | {"extensions": {"taas.connection": connection}}
-
-
 async def test_a_declared_body_is_held_whole_before_it_is_read() -> None:
     held: list[int] = []
     receive, _ = receiving(b"a" * 600, b"b" * 400)
@@ -119,7 +127,7 @@ async def test_a_declared_body_is_held_whole_before_it_is_read() -> None:
         held.append(ROOM.held_by("ten_a"))
         return await receive()
 
-    await read_body(over(Connection(arrived=False), (b"content-length", b"1000")), watching, 2000)
+    await read_body(over(Connection(), (b"content-length", b"1000")), watching, 2000)
     assert held == [1000, 1000]
 
 
@@ -132,20 +140,31 @@ async def test_a_body_of_unknown_length_holds_more_as_it_grows_and_never_more_th
         held.append(room.held_bytes)
         return await receive()
 
-    assert len(await read_body(over(Connection(arrived=False)), watching, 300_000, room)) == 280_000
+    assert len(await read_body(over(Connection()), watching, 300_000, room)) == 280_000
     assert held == [65_536, 65_536, 160_000, 160_000, 300_000, 300_000, 300_000]
     assert room.held_bytes == 0
 
 
 async def test_a_body_that_is_here_already_takes_nothing_from_those_that_arrive() -> None:
     room = Receiving(ReceivePolicy(10, 10, 0.0))
-    receive, _ = receiving(b"a" * 1000)
-    assert len(await read_body(over(Connection(arrived=True)), receive, 2000, room)) == 1000
+    receive, taken = receiving(b"")
+    assert len(await read_body(over(Connection(b"a" * 1000)), receive, 2000, room)) == 1000
+    assert taken == []
+
+
+async def test_a_body_that_is_here_already_has_the_same_cap_and_the_same_sender() -> None:
+    receive, _ = receiving(b"")
+    connection = Connection(b"a" * 1001)
+    with pytest.raises(BodyTooLarge):
+        await read_body(over(connection), receive, 1000)
+    connection.gone = True
+    with pytest.raises(ClientDisconnected):
+        await read_body(over(connection), receive, 2000)
 
 
 async def test_without_room_nothing_is_read_and_the_connection_is_paused() -> None:
     room = Receiving(ReceivePolicy(1000, 1000, 0.0))
-    connection = Connection(arrived=False)
+    connection = Connection()
     receive, taken = receiving(b"a")
     with room.share("ten_a") as other:
         assert other.grow(1)
@@ -158,5 +177,5 @@ async def test_a_growing_body_without_room_is_given_up_and_gives_back_what_it_he
     room = Receiving(ReceivePolicy(100_000, 100_000, 0.0))
     receive, taken = receiving(*[b"a" * 40_000] * 9)
     with pytest.raises(QuotaExceeded):
-        await read_body(over(Connection(arrived=False)), receive, 300_000, room)
+        await read_body(over(Connection()), receive, 300_000, room)
     assert (len(taken), room.held_bytes) == (2, 0)

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.upstream.connection import UpstreamError, UpstreamFailure, UpstreamPool
+from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure, UpstreamPool
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -46,11 +46,15 @@ async def fetch(pool: UpstreamPool) -> tuple[int, bytes]:
     connection, _ = await pool.acquire()
     connection.send(pool.request_bytes(b"/v1/x", b"x-request-id: req_1\r\n", b'{"a":1}'))
     status = await connection.head()
-    body = b""
-    while piece := await connection.read():
-        body += piece
+    body = await read_all(connection)
     pool.release(connection)
     return status, body
+
+
+async def read_all(connection: UpstreamConnection) -> bytes:
+    pieces: list[bytes] = []
+    await connection.read(lambda piece: pieces.append(piece) is not None)
+    return b"".join(pieces)
 
 
 async def test_request_carries_only_our_headers_and_the_connection_is_kept() -> None:
@@ -93,7 +97,7 @@ async def test_a_header_of_our_own_is_sent_beside_the_others() -> None:
     assert body == b"{}"
 
 
-async def test_pieces_come_as_they_arrive() -> None:
+async def test_pieces_are_handed_over_as_they_arrive() -> None:
     go_on = asyncio.Event()
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,15 +106,92 @@ async def test_pieces_come_as_they_arrive() -> None:
         await go_on.wait()
         writer.write(b"2\r\nde\r\n0\r\n\r\n")
 
-    async with server(script) as pool:
-        connection, _ = await pool.acquire()
-        connection.send(pool.request_bytes(b"/", b"", b""))
-        await connection.head()
-        assert await connection.read() == b"abc"
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> bool:
+        pieces.append(piece)
         go_on.set()
-        assert await connection.read() == b"de"
-        assert await connection.read() == b""
+        return False
+
+    async with server(script) as pool:
+        connection = await asked(pool)
+        await connection.read(take)
+        assert pieces == [b"abc", b"de"]
         assert connection.reusable
+
+
+async def asked(pool: UpstreamPool) -> UpstreamConnection:
+    """A connection on which a request has been sent and its head read."""
+    connection, _ = await pool.acquire()
+    connection.send(pool.request_bytes(b"/", b"", b""))
+    await connection.head()
+    return connection
+
+
+async def test_whoever_has_enough_is_handed_no_more_and_can_read_on_later() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await reader.read(1)
+        writer.write(b"2\r\nde\r\n0\r\n\r\n")
+
+    pieces: list[bytes] = []
+    async with server(script) as pool:
+        connection = await asked(pool)
+        await connection.read(lambda piece: pieces.append(piece) is None)
+        assert pieces == [b"abc"]
+        assert not connection.reusable
+        assert connection._transport is not None
+        connection._transport.write(b"x")
+        assert await read_all(connection) == b"de"
+        assert connection.reusable
+
+
+async def test_what_the_taker_raises_is_raised_where_it_reads() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(OK)
+
+    def take(_: bytes) -> bool:
+        raise LookupError
+
+    async with server(script) as pool:
+        connection = await asked(pool)
+        with pytest.raises(LookupError):
+            await connection.read(take)
+
+
+async def test_a_paused_engine_is_not_read_until_it_is_resumed() -> None:
+    pieces: list[bytes] = []
+    paused, asked_again = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await paused.wait()
+        writer.write(b"2\r\nde\r\n0\r\n\r\n")
+        await writer.drain()
+        await read_request(reader)
+        asked_again.set()
+
+    def take(piece: bytes) -> bool:
+        pieces.append(piece)
+        if len(pieces) == 1:
+            connection.pause()
+            paused.set()
+        return False
+
+    async with server(script) as pool:
+        connection = await asked(pool)
+        reading = asyncio.create_task(connection.read(take))
+        await paused.wait()
+        assert connection._transport is not None
+        connection._transport.write(pool.request_bytes(b"/", b"", b""))
+        await asked_again.wait()  # the rest has been written, and was not read
+        assert pieces == [b"abc"]
+        connection.resume()
+        await reading
+        assert pieces == [b"abc", b"de"]
 
 
 async def failure_of(script: Script) -> UpstreamFailure:
@@ -198,7 +279,4 @@ async def test_an_engine_faster_than_its_reader_is_paused() -> None:
             last = sent
             await asyncio.sleep(0.05)
         assert sent < 200
-        total = 0
-        while piece := await connection.read():
-            total += len(piece)
-        assert total == 1000 * 65536
+        assert len(await read_all(connection)) == 1000 * 65536
