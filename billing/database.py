@@ -1,5 +1,5 @@
-"""How the product reaches PostgreSQL: the form of its URL, what every connection is set to, and the oldest
-version that is taken.
+"""How the product reaches PostgreSQL: the form of its URL, the settings of every connection, and the oldest
+version that it accepts.
 
 It owns connections, not tables. They work through PgBouncer in transaction mode: nothing outlives a
 transaction, neither prepared statements nor session settings nor session locks. No error that it raises shows
@@ -20,7 +20,7 @@ _CONNECT_S: Final = 5
 
 
 class DatabaseError(ValueError):
-    """The URL, or the server it leads to, cannot be used. The text says why in one line."""
+    """The URL, or its server, cannot be used. The text says why in one line."""
 
 
 def read_database_url(url: str) -> URL:

@@ -1,5 +1,5 @@
-"""What SQL has for the loops to do: one statement that several of them share, because each asks every
-second and nearly always in vain.
+"""What SQL has for the loops to do, in one statement that several of them share, because each asks every
+second and nearly always finds nothing.
 """
 
 import threading
@@ -20,7 +20,9 @@ _SHARED_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """`contracts`: a contract's state is behind the clock. `reclaims`: one takes machines, now or later."""
+    """`contracts`: a contract's state is behind the clock. `reclaims`: a reclaim takes machines, now or
+    later.
+    """
 
     contracts: bool
     reclaims: bool
@@ -28,7 +30,7 @@ class Due:
 
 
 class DueReader:
-    """One a process, for all its threads."""
+    """One per process, for all its threads."""
 
     def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -1,4 +1,4 @@
-"""What an audit can find, as values. Owns their kinds and their JSON; finds nothing itself."""
+"""What an audit can find, as values. It owns their kinds and their JSON; it finds nothing itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from billing.wire.tokens import CounterPair
 
 
 class FindingKind(StrEnum):
-    """What was found. All but the first four mean that somebody should look."""
+    """The kind of a finding. All but the first four need somebody's attention."""
 
     RECONCILED = "reconciled"
     NO_COUNTERS = "no_counters"
@@ -34,7 +34,7 @@ class FindingKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found. `ids` are examples, 20 at most; `count` says how many there are."""
+    """One finding. `ids` are examples, 20 at most; `count` says how many there are."""
 
     kind: FindingKind
     message: str

@@ -1,9 +1,9 @@
-"""What came of requests that carried an `Idempotency-Key`, so that the same request again changes nothing and
-gets the same answer. In SQL.
+"""The outcome of requests with an `Idempotency-Key`, so that a repeated request changes nothing and gets the
+same answer. In SQL.
 
-That a request was carried out is written in the transaction of its change, and so holds exactly when the
-change does, whichever process made it. Its answer follows once it is known. A request that is refused changes
-nothing, and leaves its key free. Knows no HTTP.
+That a request was carried out is written in the transaction of its change, so it holds exactly when the
+change does, whichever process made it. The answer is added once it is known. A refused request changes
+nothing and leaves its key free. It knows no HTTP.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KE
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyClaim:
-    """A request under a key. `fingerprint` tells it from others that are sent under the same key."""
+    """A request under a key. `fingerprint` distinguishes it from other requests under the same key."""
 
     caller: str
     key_hash: str
@@ -49,7 +49,7 @@ class IdempotencyClaim:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """As it was given the first time."""
+    """The first answer, as it was sent."""
 
     status: int
     body: bytes

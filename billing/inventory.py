@@ -1,8 +1,7 @@
-"""What the product has at a moment, for Prometheus: engines by status, instances that pools declare, names of
-tenants, ends of contracts.
+"""The inventory for Prometheus: engines by status, declared instances of pools, names of tenants, ends of
+contracts.
 
-Reads only. Owns how many tenants and contracts are named, so that a page stays of bounded size however many
-there are.
+It only reads. It owns how many tenants and contracts are named, so that the metrics page stays bounded.
 """
 
 from collections import Counter
@@ -29,7 +28,7 @@ CONTRACTS_MAX: Final = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContractInfo:
-    """A contract that is signed and not over. `ends_ms`: what notice has made of its end."""
+    """A contract that is signed and has not ended. `ends_ms`: its end after notice."""
 
     contract_id: str
     tenant_id: str
@@ -42,7 +41,7 @@ class ContractInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`engines`: how many by pool, model and status, every status of each pool and model that has one.
+    """`engines`: how many, by pool, model and status; a pool and model with any engine has every status.
     `declared`: instances by pool.
     """
 

@@ -1,7 +1,7 @@
-"""Which process does what only one may do: a lock each, taken by whoever comes first and renewed while it
-lives.
+"""Which process does what only one may do: a lock for each task, taken by the first process and renewed while
+it lives.
 
-Owns the locks, and when a leader's work is due. Knows no work.
+It owns the locks, and when a leader's work is due. It does not know the work.
 """
 
 import time
@@ -23,7 +23,7 @@ def shorten(client: redis.Redis, name: str, lease_s: float) -> None:
 
 
 class Leadership:
-    """What one process leads; it is named `owner`, or at random."""
+    """The locks that one process holds. `owner`: its name, random by default."""
 
     def __init__(
         self, client: redis.Redis, owner: str | None = None, *, clock: Callable[[], float] = time.monotonic
@@ -72,9 +72,7 @@ class Leadership:
 
 
 class LeadersRounds:
-    """Work that one process does for all of them: at once when it begins to lead, and then once in
-    `interval_ms`.
-    """
+    """Work that one process does for all: at once when it begins to lead, then once per `interval_ms`."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""A loop that outlives what it depends on: repeats a step, backs off while it fails, says so loudly, and
-stops when told.
+"""A loop that survives failures: it repeats a step, backs off while the step fails, logs that, and stops when
+it is told to.
 
-Owns time and failure; does not know what the step does.
+It owns time and failure; it does not know what the step does.
 """
 
 import logging
@@ -24,11 +24,11 @@ _BACKOFF_MAX_S: Final = 5.0
 
 
 class Loop:
-    """Calls `step` once in `interval_ms`; at once again when it returns true: there is more to do.
+    """Calls `step` once per `interval_ms`, and at once again if it returns true: there is more to do.
 
-    Steps begin where the clock is a multiple of the interval, so that loops wake together: one look at a
-    store serves several, and a processor that has just run one runs the next for less. After a step it rests
-    for `rest_ms` at least, so that what comes in small pieces is taken together.
+    Steps begin when the clock is a multiple of the interval, so that loops wake together: several share one
+    reading, and a busy processor runs the next step for less. After a step it rests for at least `rest_ms`,
+    so that small pieces are collected.
     """
 
     def __init__(

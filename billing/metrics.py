@@ -1,8 +1,8 @@
-"""What the billing process tells Prometheus. Owns metric names and labels; measures nothing itself.
+"""The metrics of the billing process. It owns metric names and labels; it measures nothing itself.
 
 Label values come from catalogues only: cells, models, tenants, engines, enums. Kinds of tokens do not
-overlap: `input`, `cached_input` and `output`. Where it is not known which part of a prompt came from the
-cache (absorbed tokens, an engine's counters) it is `prompt`, all of it.
+overlap: `input`, `cached_input` and `output`. If it is unknown which part of a prompt came from the cache
+(absorbed tokens, an engine's counters), all of it is `prompt`.
 """
 
 from collections.abc import Mapping

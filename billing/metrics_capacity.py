@@ -1,7 +1,7 @@
-"""What the allocator tells Prometheus: of each contract and each pool that this process allocates. Owns
-metric names and labels; measures nothing.
+"""The metrics of the allocator, for each contract and pool that this process allocates. It owns metric names
+and labels; it measures nothing.
 
-Work is in work units. A counter is this process's own: when another one leads it goes on there.
+Work is in work units. A counter belongs to its process: when another one leads, its own counter continues.
 """
 
 from collections.abc import Collection

@@ -1,8 +1,7 @@
-"""What all billing processes see alike, as Prometheus gets it: from one of them, so that a sum over all is
-right. Measures nothing itself.
+"""Metrics that all billing processes see alike. Only one of them exports these, so that a sum over all
+processes is right. It measures nothing itself.
 
-Each process keeps these figures; the one that leads exports them. When it dies, another one leads within
-seconds.
+Each process keeps these figures; the leader exports them. When it dies, another one leads within seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ from billing.inventory import Inventory
 
 
 class SharedFigures(Collector):
-    """The figures of a registry of its own, shown for as long as this process leads; else their families
-    are empty.
+    """The figures of a registry of its own, exported while this process leads; otherwise their families are
+    empty.
     """
 
     def __init__(self) -> None:
@@ -45,7 +44,7 @@ class SharedFigures(Collector):
 
 
 class InventoryMetrics(Collector):
-    """What the product has, as it was read last."""
+    """The inventory as it was read last."""
 
     def __init__(self) -> None:
         self._seen = Inventory({}, {}, (), ())

@@ -1,4 +1,4 @@
-"""Bring a database to the newest schema. Owns that only one process does it at a time; knows no table."""
+"""Upgrades a database to the newest schema. Only one process does it at a time. It knows no table."""
 
 from pathlib import Path
 

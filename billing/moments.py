@@ -1,4 +1,4 @@
-"""Moments as people and JSON have them: RFC 3339 in UTC."""
+"""Moments for people and JSON: RFC 3339 in UTC."""
 
 from datetime import UTC, datetime
 

@@ -1,7 +1,7 @@
-"""One page of a list: how long it is, where it begins, and the mark by which the next one goes on.
+"""One page of a list: its length, its start, and the mark at which the next page starts.
 
-A mark holds the values of the order's columns in the last row that was shown. So a page costs the same
-wherever it is, and rows that come or go meanwhile shift nothing. Knows neither HTTP nor a noun.
+A mark holds the values of the order's columns in the last row shown. So every page costs the same, and rows
+that are added or removed meanwhile shift nothing. It knows neither HTTP nor a noun.
 """
 
 import base64
@@ -25,7 +25,7 @@ Place = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """At most so many rows, after this mark."""
+    """At most `limit` rows after the mark."""
 
     limit: int
     after: str | None = None
@@ -33,7 +33,7 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """`next` is the mark of the next page; None where this is the last."""
+    """`next`: the mark of the next page; None if this is the last."""
 
     rows: list[T]
     next: str | None
@@ -41,9 +41,8 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Order(Generic[T]):
-    """How a list is sorted: by `place`, whose values are of these types and together unique. `columns` say
-    the same in SQL, and are never null; a list that is not read by SQL has none. `name` keeps marks of other
-    lists out.
+    """How a list is sorted: by `place`, whose values have these types and are unique together. `columns`: the
+    same in SQL, never null; a list that is not read by SQL has none. `name` keeps out marks of other lists.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The billing process: which loops run beside the admin API, and in which order they start and stop. Owns
+"""The billing process: which loops run beside the admin API, and in which order they start and stop. It does
 no work of its own.
 """
 
@@ -109,7 +109,7 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Stores:
-    """PostgreSQL as requests use it and as the loops do, and Redis."""
+    """PostgreSQL, as requests use it and as the loops do, and Redis."""
 
     engine: Engine
     loops_engine: Engine
@@ -174,7 +174,9 @@ def _work(
 
 
 class _AdminServer(uvicorn.Server):
-    """Looks once a second whether it is to end, not ten times: an idle installation pays for each look."""
+    """Checks once a second whether it is to end, not ten times: every check costs an idle installation
+    something.
+    """
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):  # noqa: ASYNC110 (another thread ends it, by `should_exit`)
@@ -314,7 +316,7 @@ REAP_CALM_S: Final = 15
 
 
 class _Either(threading.Event):
-    """Set when one of two is; waits for the first, which a signal sets."""
+    """Set when one of two events is; it waits for the first, which a signal sets."""
 
     def __init__(self, stop: threading.Event, done: threading.Event) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Tells the operator, in the log of billing, when Redis refuses the login or may lose what it has
-acknowledged. It mends nothing.
+"""Warns the operator, in the log of billing, when Redis refuses the login or may lose acknowledged data. It
+repairs nothing.
 """
 
 import logging
@@ -17,7 +17,7 @@ REDIS_WATCH_INTERVAL_MS: Final = 10_000
 
 
 class RedisWatch:
-    """One a process. It says each thing once, and again after it was mended."""
+    """One per process. It reports each problem once, and again if it returns."""
 
     def __init__(self, client: redis.Redis, address: RedisAddress) -> None:
         self._client = client

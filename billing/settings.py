@@ -1,4 +1,6 @@
-"""What the billing process reads from its environment, once, at start (names begin with `TAAS_`)."""
+"""The settings of the billing process, read once at start from environment variables that begin with
+`TAAS_`.
+"""
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict

@@ -1,5 +1,5 @@
-"""How long to wait before an engine that died is started again. Pure: it is told how long the engine had
-been healthy.
+"""How long to wait before an engine that died is restarted. Pure: it gets the time that the engine had been
+healthy.
 """
 
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Backoff:
-    """Doubles from `first_s` to `most_s`; a run that was healthy for `reset_after_s` starts the row anew."""
+    """Doubles from `first_s` to `most_s`. A run that was healthy for `reset_after_s` starts again at
+    `first_s`.
+    """
 
     first_s: float = 1.0
     most_s: float = 60.0

@@ -1,4 +1,4 @@
-"""Ending tasks for certain. Knows nothing of what they do."""
+"""Cancels tasks and waits until they have ended. It knows nothing of what they do."""
 
 import asyncio
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""In which number format vLLM should compute on this machine's CPU."""
+"""The number format in which vLLM should compute on this machine's CPU."""
 
 from pathlib import Path
 

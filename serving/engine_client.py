@@ -1,4 +1,4 @@
-"""What the worker asks its own engine over HTTP: health, metrics, and one tiny generation. Knows no
+"""What the worker asks its own engine over HTTP: health, metrics, and one tiny generation. It knows no
 process and no registry.
 """
 

@@ -1,11 +1,11 @@
 """A small process between worker and engine, so that no engine outlives its worker, not even after kill -9.
-Standard library only, run as a script.
+It uses the standard library only and runs as a script.
 
-The worker holds the other end of our stdin: when it closes, by intent or because the worker is gone, the
-engine's whole process group is killed. SIGTERM is passed on to the engine's first process alone, which stops
+The worker holds the other end of its stdin. When that closes, on purpose or because the worker is gone, the
+engine's whole process group is killed. SIGTERM is passed on to the engine's first process only, which stops
 its own children in order. When that process ends, whatever it left is killed.
 
-Usage: engine_guard.py -- ARGV…   stdout: one line, the engine's pid, which is its process group; stderr: what
+Usage: engine_guard.py -- ARGV… stdout: one line, the engine's pid, which is its process group; stderr: what
 the engine writes. Exit status: the engine's; 128 + signal when a signal ended it.
 """
 

@@ -1,5 +1,5 @@
-"""The log of an engine: where it goes, how long it may get, and which of its lines tell why a start
-failed. Knows no process.
+"""The log of an engine: where it is, how long it may get, and which of its lines explain a failed start. It
+knows no process.
 """
 
 import itertools

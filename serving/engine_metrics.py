@@ -1,4 +1,4 @@
-"""One look at an engine through its `/metrics`. Pure; it does not know how the text was fetched."""
+"""One reading of an engine's `/metrics`. Pure; it does not know how the text was fetched."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from billing.wire.tokens import CounterPair
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
-    """One look at an engine."""
+    """One reading of an engine."""
 
     load: EngineLoad
     counters: CounterPair

@@ -1,7 +1,7 @@
-"""One run of an engine: start it under its guard, wait until it truly answers, stop it, leave nothing behind.
-Knows no registry.
+"""One run of an engine: start it under its guard, wait until it really answers, stop it, leave nothing
+behind. It knows no registry.
 
-"Truly": /health says 200 and the served model has produced a token. The tokens of that probe are in the
+"Really": /health returns 200 and the served model has produced a token. The tokens of that probe are in the
 baseline, which is read after it.
 """
 
@@ -34,14 +34,14 @@ Progress = Callable[[str], None]
 
 
 class EngineStartFailed(Exception):
-    """The engine did not come up. The text is for people: what happened, the lines of its log that matter,
-    where the rest is.
+    """The engine did not start. The text is for people: what happened, the relevant lines of its log, where
+    the rest is.
     """
 
 
 class EngineProcess:
-    """A started engine. Whoever starts it must `stop` it; `exited` resolves to its exit status when it
-    ends by itself.
+    """A started engine. Its starter must `stop` it; `exited` resolves to its exit status when it ends by
+    itself.
     """
 
     def __init__(self, guard: asyncio.subprocess.Process, log_path: Path, log_offset: int) -> None:

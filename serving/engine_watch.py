@@ -1,5 +1,5 @@
-"""Watches a running engine: reads load and counters every second, and says when it no longer works. Knows
-no registry and stops nothing.
+"""Watches a running engine: reads load and counters every second, and reports when it no longer works. It
+knows no registry and stops nothing.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from serving.engine_metrics import EngineReading
 
 @dataclass(frozen=True, slots=True)
 class WatchLimits:
-    """How often to look, how long to wait for an answer, and how many looks in a row may fail: a loaded
+    """How often to read, how long to wait for an answer, and how many readings in a row may fail. A loaded
     engine may be slow, so there is time.
     """
 

@@ -1,5 +1,5 @@
 """What a worker decides before it starts: the model's entry, where its files are, and the plan of its
-instance. Starts nothing that stays.
+instance. It starts nothing that stays.
 """
 
 import ipaddress

@@ -1,4 +1,4 @@
-"""Every Prometheus series of a worker, but for those that each page of metrics has. One worker serves one
+"""Every Prometheus series of a worker, except those that each metrics page has. One worker serves one
 instance, so all have the same labels.
 """
 

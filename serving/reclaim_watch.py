@@ -1,8 +1,8 @@
-"""Whether a reclaim has this instance, as `taas:drained` says (docs/interfaces.md §3). Follows it every
-second; decides and stops nothing.
+"""Whether a reclaim takes this instance, by `taas:drained` (docs/interfaces.md §3). It reads that every
+second; it decides and stops nothing.
 
-With Redis away, or emptied and not told the catalogue yet, what was last heard holds: an engine is neither
-stopped nor started on a guess.
+While Redis is away, or emptied and without a catalogue, the last known order stays in force: no engine is
+stopped or started on a guess.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""The instance's place in the registry: says what it is told, renews it every second, and keeps trying while
-Redis is away.
+"""The instance's entry in the registry: writes it, renews it every second, and keeps trying while Redis is
+away.
 
-It owns the lease. It must not know why a status changes. An engine goes on serving without Redis; that is the
-gateways' matter.
+It owns the lease. It does not know why a status changes. An engine goes on serving without Redis; gateways
+decide what that means.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ RENEW_S: Final = 1.0
 
 
 class Registration:
-    """One entry, written by one writer at a time, so that an older one never lands on a newer."""
+    """One entry, written by one writer at a time, so that an older entry never overwrites a newer one."""
 
     def __init__(
         self,

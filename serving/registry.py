@@ -1,5 +1,5 @@
-"""The registry of instances, as a worker writes it: published, renewed, found and removed. Its form is
-`billing.wire.instance_entry`'s.
+"""The registry of instances as a worker writes it: published, renewed, found and removed.
+`billing.wire.instance_entry` owns its form.
 """
 
 from dataclasses import replace

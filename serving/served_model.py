@@ -9,8 +9,8 @@ from billing.wire.routes import generates
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """The part of a model's entry that decides how an engine is started and registered. `routes` are the
-    names of its inference routes.
+    """The part of a model's entry that decides how an engine is started and registered. `routes`: the names
+    of its inference routes.
     """
 
     name: str

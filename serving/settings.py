@@ -1,4 +1,4 @@
-"""The worker's settings: the only place of `serving` that reads the environment (`TAAS_…`, and what an
+"""The worker's settings: the only module of `serving` that reads the environment (`TAAS_…`, and what an
 engine inherits).
 """
 

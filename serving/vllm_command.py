@@ -1,8 +1,8 @@
 """The command line and environment of a vLLM server, from a model's entry and the worker's options. Pure: it
 starts nothing.
 
-Checked against vLLM 0.32. What must hold whatever the operator adds: the worker's address, the instance's own
-key (in the environment, where `ps` does not show it), abort by id, exact usage, and no prompt in any log.
+Checked against vLLM 0.32. Whatever the operator adds, it keeps the worker's address, the instance's own key
+(in the environment, where `ps` does not show it), abort by id, exact usage, and no prompt in any log.
 """
 
 import os

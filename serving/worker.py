@@ -1,9 +1,9 @@
-"""The life of one instance: start the engine, register it, keep its entry true, start it again when it dies,
-drain it when told to stop.
+"""The life of one instance: starts the engine, registers it, keeps its entry up to date, restarts it when it
+dies, drains it on request.
 
-It decides when the status changes. How an engine is run (`engine_process`), watched (`engine_watch`) and
-shown (`registration`) is theirs. One start of the engine is an *epoch*: its counters begin anew, so its entry
-gets a new epoch and a new baseline.
+It decides when the status changes. `engine_process` runs an engine, `engine_watch` watches it, `registration`
+publishes it. One start of the engine is an *epoch*: its counters begin at zero, so its entry gets a new epoch
+and a new baseline.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ _STOP_SLACK_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerTimes:
-    """Seconds, all of them. `notice_s`: how long gateways may take to see that an instance is draining."""
+    """All in seconds. `notice_s`: how long gateways may take to see that an instance is draining."""
 
     start_timeout_s: float
     drain_s: float
@@ -63,9 +63,7 @@ class WorkerPlan:
 
 
 class Worker:
-    """One worker's loop. `note` gets a line for people at each turn of events; it is never told anything
-    of a request.
-    """
+    """One worker's loop. `note` gets a line for people at each change; never anything about a request."""
 
     def __init__(
         self,

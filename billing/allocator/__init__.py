@@ -1,3 +1,3 @@
-"""The allocator: once a second it writes the numbers that a cell's scripts decide by, and records what
-came of them.
+"""The allocator: once a second it writes the figures by which a cell's scripts decide, and records what came
+of them.
 """

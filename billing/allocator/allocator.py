@@ -1,7 +1,7 @@
-"""Allocates the busy cells that this process holds, once a call, side by side: a cell that is slow or broken
-holds up no other.
+"""Allocates the busy cells that this process holds, side by side, so that a slow or broken cell holds up no
+other.
 
-Owns whose turn it is and what failed. Without any allocator the last numbers hold.
+It owns which cells are due and which have failed. Without any allocator the last figures stay in force.
 """
 
 import logging
@@ -35,10 +35,9 @@ _Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, E
 
 
 class Allocator:
-    """One a process; any number may run. `owner` names it among them. The client must not decode.
-
-    `patience_s`: how long a call waits for its rounds; None: for all of them. One that takes longer goes on
-    beside the next call.
+    """One per process; any number may run. `owner`: its name among them. The client must not decode.
+    `patience_s`: how long a call waits for its rounds, None for all of them. A round that takes longer runs
+    on beside the next call.
     """
 
     def __init__(

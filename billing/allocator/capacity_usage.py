@@ -1,6 +1,6 @@
-"""The evidence: per contract and minute, what was assigned, used, lent, borrowed, refused, cut and missing.
-Owns the rows of `contract_minute`, writing and reading them; what they say is worked out elsewhere. Each
-function works in the caller's transaction.
+"""The evidence per contract and minute: assigned, used, lent, borrowed, refused, cut and missing. It reads
+and writes the rows of `contract_minute`; other modules compute them. Each function works in the caller's
+transaction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +21,9 @@ _FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What came of a contract over some time; mu, and requests: `refused` over the contract, `limited_…` by
-    that limit of its tenant or key while the contract had room. `shortfall_mu` is what was cut and what was
-    missing.
+    """The figures of a contract over a time, in mu and requests. `refused`: requests over the contract.
+    `limited_…`: requests that the contract had room for and that this limit of its tenant or key refused.
+    `shortfall_mu`: what was cut plus what was missing.
     """
 
     contract_id: str

@@ -1,6 +1,6 @@
-"""One cell in Redis as the allocator sees it: what it reads of it at the start of a round, and what it leaves
-there. Owns the fields of the contracts' hashes and of `room`; decides nothing. What it must remember from
-round to round is in `room` too, for whoever allocates next.
+"""One cell in Redis as the allocator sees it: what it reads at the start of a round, and what it writes at
+the end. It owns the fields of the contracts' hashes and of `room`; it decides nothing. What the allocator
+must remember from round to round is in `room` too, so that any other process can continue.
 """
 
 import json
@@ -40,7 +40,7 @@ _LOOKED_AT: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class ContractHash:
-    """What a tenant's contract hash says: whose numbers it has, and what the scripts have counted."""
+    """A tenant's contract hash: the figures in force, and what the scripts have counted."""
 
     contract_id: str
     rate_mu_s: int
@@ -51,8 +51,8 @@ class ContractHash:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a round goes on from: the cell's work in all when it was last read, each machine's health, what
-    each owner used lately, what part of what is idle on-demand is trusted with.
+    """What a round needs from the last one: the cell's total work when it was last read, each instance's
+    health, the recent use of each contract, and which part of the idle sold capacity on-demand may use.
     """
 
     at_ms: int = 0
@@ -64,9 +64,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellState:
-    """A cell at one moment, by Redis's clock. `work_mu`: charged in all, of every class. `on_demand_waits`,
-    `flex_waits`: tenants that wait; `on_demand_requests`: how many requests of the first kind do. `version`:
-    what a write must find unchanged.
+    """A cell at one moment, by Redis's clock. `work_mu`: charged in total, over all classes.
+    `on_demand_waits`, `flex_waits`: tenants that wait. `on_demand_requests`: on-demand requests that wait.
+    `version`: a write must find it unchanged.
     """
 
     read_ms: int
@@ -83,7 +83,7 @@ class CellState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What the scripts decide a tenant's contract by; `spill_mu_s` None: no cap."""
+    """The figures by which the scripts decide a tenant's contract. `spill_mu_s` None: no cap."""
 
     contract_id: str
     rate_mu_s: int

@@ -1,8 +1,8 @@
 """Which cells this process allocates: the busy ones, divided evenly among the billing processes that are
 alive.
 
-Owns a process's lease and the cells under it. One call a second renews the lease for all cells at once. What
-a dead process held is free when its lease lapses; a process that joins is given its part by those that have
+It owns a process's lease and the cells under it. One call a second renews the lease for all cells. The cells
+of a dead process are free when its lease lapses; a process that joins gets its part from those that have
 more.
 """
 
@@ -19,7 +19,7 @@ _LEASE_MS: Final = 3_000
 
 
 class CellLeases:
-    """One a process, named `owner`. The client must not decode responses."""
+    """One per process, named `owner`. The client must not decode responses."""
 
     def __init__(self, client: redis.Redis, owner: str) -> None:
         self._owner = owner

@@ -1,9 +1,8 @@
-"""Running totals of a contract into minutes. Pure: the arithmetic of the evidence, and the state that it goes
-on from.
+"""Turns the running totals of a contract into minutes. Pure: the arithmetic of the evidence, and its state.
 
-The state is what was read last and the minute so far, never a difference still to be written. So a minute is
-always written whole: writing it again, or another allocator's going on from an older state, changes nothing
-that is not then written anew. Σ of the minutes is the total.
+The state is the last reading and the current minute so far, never a difference that is still to be written.
+So each minute is written as a whole. Writing it again, or continuing from an older state, leads to the same
+rows. The sum of the minutes is the total.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ MINUTE_MS: Final = 60_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """What the scripts have counted for a contract since its hash was made: mu, and refused requests.
-    `limited_…`: those that a limit of the tenant or its key refused while the contract had room.
+    `limited_…`: requests that the contract had room for and that this limit of its tenant or key refused.
     """
 
     used_mu: int = 0
@@ -39,7 +38,8 @@ class Totals:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minute:
     """One minute of a contract so far. `assigned_mu_ms`: rate × time, in mu/s × ms, so that nothing is
-    rounded between two readings; `missing_mu_ms`: so much of it the ready machines could not have done.
+    rounded between two readings. `missing_mu_ms`: the part of it that the ready instances could not have
+    done.
     """
 
     minute_ms: int
@@ -71,8 +71,8 @@ class Minute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Where the evidence of a contract stands: what was read, when, and the minute it was read in.
-    `rate_mu_s`, as signed, holds since, and so does `missing_mu_s`, for which machines are not ready.
+    """The state of a contract's evidence: the last reading, its time, and its minute. `rate_mu_s` (as signed)
+    and `missing_mu_s` (for lack of ready instances) are in force since then.
     """
 
     contract_id: str

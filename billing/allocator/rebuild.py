@@ -1,5 +1,5 @@
-"""What the buckets of a cell must hold by the ledger, for `restore`, which raises them to it after Redis
-has lost something.
+"""What the buckets of a cell must hold at least, by the ledger. `restore` raises them to it after Redis has
+lost something.
 """
 
 from collections import defaultdict
@@ -38,7 +38,7 @@ Levels = list[BucketLevel | ContractLevel]
 
 @dataclass(slots=True)
 class _Charges:
-    """What one bucket was charged, each (ms, amount): requests, and work in mu."""
+    """The charges of one bucket, each as (ms, amount): requests, and work in mu."""
 
     requests: list[Charge] = field(default_factory=list)
     units_mu: list[Charge] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Charges:
 
 @dataclass(slots=True)
 class _CellCharges:
-    """What one cell was charged: limits by tenant, key and model, contracts by id, and what spilled by
+    """The charges of one cell: limits by tenant, key and model, contracts by id, and spilled work by
     tenant.
     """
 

@@ -1,13 +1,13 @@
-"""After Redis has lost something: holds the buckets of every cell against the ledger, all cells in one pass,
-and calls them whole.
+"""After Redis has lost data: compares the buckets of every cell with the ledger, in one pass for all cells,
+and marks them as intact.
 
-A cell says in which run of the server its levels were last held against the ledger. Without that word (Redis
-was emptied, or began empty) nobody is admitted there until this has been done; with another run's word (a
-restart, an older copy, a failover) levels are raised within a second. What is open is not the ledger's:
-gateways restore it themselves.
+The `intact` marker of a cell names the run of the Redis server in which its levels were last compared with
+the ledger. Without a marker (Redis was emptied, or started empty) no request is admitted there until this has
+been done. With the marker of another run (a restart, an older copy, a failover) levels are raised within a
+second. Open requests are not in the ledger: gateways restore them themselves.
 
-One billing process at a time does this. It looks at the cells one by one only when Redis's own word for all
-of them has gone; otherwise at those that are busy or new.
+One billing process at a time does this. It checks every cell only if the server's marker for all cells is
+gone, otherwise only those that are busy or new.
 """
 
 import logging
@@ -49,8 +49,8 @@ _COMMANDS_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The run of the server, which changes with every start of it; its word for all cells, and that of some;
-    its clock; the gateways that listen.
+    """The state of the Redis server: its run, which changes with every start; its marker for all cells, and
+    those of some; its clock; the gateways that listen.
     """
 
     run: str
@@ -61,7 +61,7 @@ class _Server:
 
 
 class Restorer:
-    """One a process; the one that holds the lock works. The client must not decode."""
+    """One per process; the one that holds the lock works. The client must not decode."""
 
     def __init__(
         self,

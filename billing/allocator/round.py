@@ -1,8 +1,8 @@
-"""One round of one cell: read what is, work out the numbers and the evidence, record the one in SQL and write
-the other to Redis, grant.
+"""One round of one cell: read its state, compute figures and evidence, record the evidence in SQL, write the
+figures to Redis, grant slots.
 
-SQL comes first. A round that ends between the two is repeated by the next one from the same state, with the
-same outcome.
+SQL comes first. If a round ends between the two, the next one repeats it from the same state with the same
+outcome.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Came:
-    """What has come of one contract since the round before, in mu and refused requests. `used_mu` may be
-    below 0: given back; `missing_mu`: its ready machines could not have done it; `limited`: requests that it
-    had room for and a limit of its tenant or key refused, by the limit.
+    """What has come of one contract since the last round, in mu and refused requests. `used_mu` may be below
+    0 after work was given back. `missing_mu`: its ready instances could not have done it. `limited`: requests
+    that it had room for and that a limit of its tenant or key refused, by limit.
     """
 
     contract_id: str
@@ -46,10 +46,10 @@ class Came:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What a round has found and written. `cut_mu`: of each contract and minute in which it has changed, as
-    it now is. `preempt_repeats`: flex requests that had been asked to give way and had not. `failure`: why
-    room was not handed on; all the rest is written. `is_still`: nothing is sold or runs here, and a next
-    round would find the same unless something comes.
+    """What a round has found and written. `cut_mu`: the new value of each contract and minute in which it has
+    changed. `preempt_repeats`: preempted flex requests that had not stopped and were signalled again.
+    `failure`: why slots were not granted; all the rest is written. `is_still`: nothing is sold or runs here,
+    and the next round would find the same unless something arrives.
     """
 
     cell: Cell
@@ -73,8 +73,8 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class _Books:
-    """The evidence of a round: the minutes to write and the accounts after it, by contract; what came;
-    what owners used lately.
+    """The evidence of a round, by contract: the minutes to write and the accounts after it; what came; the
+    recent use.
     """
 
     minutes: dict[str, list[Minute]] = field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""How much of each machine on-demand and flex may have. Pure arithmetic: reads no clock, knows neither Redis
-nor SQL.
+"""How much of each instance on-demand and flex may use. Pure arithmetic: it reads no clock and knows neither
+Redis nor SQL.
 
-Room is counted in sequences, what tenants use in milliunits (mu) per second; a calibration says how many of
-each a machine can do.
+Room is counted in sequences, use in milliunits (mu) per second. A calibration says how many of each an
+instance can do.
 """
 
 import math
@@ -35,7 +35,7 @@ _IDLE: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How many sequences a machine is trusted with now, and for how many rounds it has been strained or
+    """How many sequences an instance is trusted with now, and for how many rounds it has been strained or
     calm.
     """
 
@@ -46,7 +46,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Sequences on one machine, by class."""
+    """Sequences on one instance, by class."""
 
     reserved: int = 0
     on_demand: int = 0
@@ -71,7 +71,7 @@ class ReadyInstance:
 
 @dataclass(frozen=True, slots=True)
 class ContractUse:
-    """A contract: what it may use, and what it has used lately."""
+    """A contract: its rate, and its recent use."""
 
     rate_mu_s: int
     recent_mu_s: float
@@ -187,7 +187,7 @@ def divide(
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """One machine's sequences before flex has any: `held` for reserved, and what on-demand may have."""
+    """One instance's slots before flex gets any: `held` for reserved, and what on-demand may have."""
 
     machine: ReadyInstance
     sequences: int

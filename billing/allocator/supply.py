@@ -1,8 +1,8 @@
-"""What SQL says of all cells at one moment: which there are, what their machines can do, what is signed, what
-has ended. Reads only.
+"""What SQL says of all cells at one moment: which cells there are, what their instances can do, what is
+signed, and what has ended. It only reads.
 
-One look serves every cell of a second, whatever their number. Of what has not changed it asks nothing but
-whether it has.
+One reading per second serves all cells, however many there are. For what has not changed it only asks whether
+it has.
 """
 
 from collections import defaultdict
@@ -26,7 +26,7 @@ RatesInForce: TypeAlias = Callable[[Connection, RatesByPool, int], RatesByPool]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell and the pool whose machines it has: all of them."""
+    """A cell and the pool to which all of its instances belong."""
 
     cell: str
     pool: str
@@ -34,7 +34,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationInForce:
-    """What one machine of a pool can do."""
+    """What one instance of a pool can do."""
 
     capacity_mu_s: int
     sequences: int
@@ -43,7 +43,7 @@ class CalibrationInForce:
 
 @dataclass(frozen=True, slots=True)
 class EndedContract:
-    """A contract that is over, and since when."""
+    """A contract that has ended, and when."""
 
     contract_id: str
     tenant: str
@@ -52,8 +52,8 @@ class EndedContract:
 
 @dataclass(frozen=True, slots=True)
 class PoolSupply:
-    """One pool: its calibration, the contracts in force as signed and as they hold now, and those that
-    ended of late, the last one first.
+    """One pool: its calibration, the contracts in force as signed and as they hold now, and the contracts
+    that ended recently, the latest first.
     """
 
     calibration: CalibrationInForce | None = None
@@ -84,7 +84,7 @@ def signed_alone(_connection: Connection, signed: RatesByPool, _now_ms: int) -> 
 
 
 class SupplyReader:
-    """Reads it once a second; remembers cells and calibrations for as long as there are no others."""
+    """Reads the supply once a second. It keeps cells and calibrations until there are new ones."""
 
     def __init__(self, rates_in_force: RatesInForce = signed_alone) -> None:
         self._rates_in_force = rates_in_force

@@ -1,5 +1,5 @@
-"""What answers are made of: types that say in the API's document what a value is. What a route answers is
-checked against its model on the way out.
+"""What answers are made of: types that describe values in the API's document. Each answer of a route is
+checked against its model before it is sent.
 """
 
 from typing import Annotated, Generic, TypeVar
@@ -10,20 +10,22 @@ T = TypeVar("T")
 
 
 class Answer(BaseModel):
-    """A JSON object that we send. Clients are to ignore members that they do not know: more may come."""
+    """A JSON object that we send. Clients must ignore members that they do not know, because more may be
+    added.
+    """
 
     model_config = ConfigDict(frozen=True)
 
 
 class Listing(Answer, Generic[T]):
-    """A page of a list. `next`: give it as `after`, for the page after this one; null: this is the last."""
+    """A page of a list. `next`: give it as `after` to get the next page; null: this is the last page."""
 
     data: list[T]
     next: str | None
 
 
 class Problem(Answer):
-    """What was wrong. `param`: with which parameter; `code`: for programs."""
+    """What was wrong. `param`: the parameter at fault. `code`: for programs."""
 
     message: str
     type: str
@@ -32,7 +34,7 @@ class Problem(Answer):
 
 
 class Refusal(Answer):
-    """Every answer that is no success has this form."""
+    """The form of every answer that is not a success."""
 
     error: Problem
 

@@ -1,8 +1,8 @@
-"""Reads a request's body before a route sees it: all of it, up to a cap, and refuses JSON that says the same
-key twice. Pure ASGI.
+"""Reads a request's whole body, up to a cap, before a route sees it, and refuses JSON with duplicate keys.
+Pure ASGI.
 
-A body has to be whole before it can be told from another one, and of two values under one key a caller cannot
-know which counts.
+Two bodies can only be compared when they are complete. If a key occurs twice, a caller cannot know which
+value counts.
 """
 
 import json
@@ -19,7 +19,7 @@ _TOO_LARGE: Final = f"The body is larger than {BODY_BYTES_MAX} bytes."
 
 
 class BufferedBody:
-    """Passes on with a `receive` that gives the body in one piece."""
+    """Calls the application with a `receive` that returns the body in one piece."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

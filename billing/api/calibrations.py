@@ -1,4 +1,4 @@
-"""Routes of calibrations: what was measured, and what measuring cost. Owns their form on the wire."""
+"""Routes of calibrations: what was measured, and what measuring cost. It owns their form on the wire."""
 
 from typing import Annotated, Any
 
@@ -43,8 +43,8 @@ class WeightsMeasured(Body):
 
 
 class StepBody(Body):
-    """One mix as it was measured. `error`: by what part of its time the fit is off; times null where too
-    little was seen.
+    """One mix as it was measured. `error`: the relative error of the fit in its time. Times are null if too
+    few were seen.
     """
 
     mix: Label
@@ -60,8 +60,8 @@ class StepBody(Body):
 
 
 class NewCalibration(Body):
-    """What was found out about one instance of a pool. Capacity is a decimal, `error` a part of one: 0.034 is
-    3.4 %. `reweigh`: what is signed may count in units that buy something else.
+    """What was measured on one instance of a pool. Capacity is a decimal, `error` a fraction: 0.034 is 3.4 %.
+    `reweigh`: confirms that signed contracts may count in units that buy something else.
     """
 
     pool: Name
@@ -84,8 +84,8 @@ class NewCalibration(Body):
 
 
 class SpentBody(Body):
-    """What measuring made an engine produce, whether or not anything came of it. The same `run` again
-    changes nothing.
+    """What an engine produced while it was measured, whether or not that led to a calibration. Sending the
+    same `run` again changes nothing.
     """
 
     run: Annotated[str, Field(pattern=r"^[0-9a-f]{12,32}$")]

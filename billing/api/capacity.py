@@ -1,4 +1,4 @@
-"""The route of the evidence: what came of contracts, minute by minute. The gateway asks it on behalf of
+"""The route of the evidence: what came of contracts, minute by minute. The gateway calls it on behalf of
 tenants.
 """
 

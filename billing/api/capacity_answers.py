@@ -1,4 +1,4 @@
-"""What is answered of pools, calibrations, the plan, and what came of contracts."""
+"""The answers about pools, calibrations, the plan, and what came of contracts."""
 
 from pydantic import Field
 
@@ -15,8 +15,8 @@ class RateSpan(Answer):
 
 
 class LivePool(Answer):
-    """What serves in a pool now: `instances` it has, `registered` of these stand in the registry, `ready`
-    of these serve.
+    """What serves in a pool now: its `instances`, how many of them are `registered`, and how many are
+    `ready`.
     """
 
     pool: str
@@ -31,8 +31,8 @@ class LivePool(Answer):
 
 
 class PoolAnswer(Answer):
-    """What a pool has, owes and could sell now, in units per second. `registered` and `ready` null: Redis
-    does not say.
+    """What a pool has, owes and could sell now, in units per second. `registered` and `ready` are null if
+    Redis does not answer.
     """
 
     pool: str
@@ -51,7 +51,7 @@ class PoolAnswer(Answer):
 
 
 class StepAnswer(Answer):
-    """One mix as it was measured; times null where too little was seen."""
+    """One mix as it was measured. Times are null if too few were seen."""
 
     mix: str
     held_back: bool
@@ -66,7 +66,9 @@ class StepAnswer(Answer):
 
 
 class CalibrationAnswer(Answer):
-    """A measurement of one instance. `error`: by what part of one the mix held back was predicted wrongly."""
+    """A measurement of one instance. `error`: the relative error with which the held-back mix was
+    predicted.
+    """
 
     calibration: str
     pool: str
@@ -86,8 +88,8 @@ class CalibrationAnswer(Answer):
 
 
 class AbsorbedAnswer(Answer):
-    """`recorded`: whether it was now; not again for the same `run`, nor for an engine that tells its
-    requests itself.
+    """`recorded`: whether this call recorded it. It does not if the same `run` was recorded before, or if the
+    engine counts its own requests.
     """
 
     run: str
@@ -97,7 +99,7 @@ class AbsorbedAnswer(Answer):
 
 
 class PlanPeriod(Answer):
-    """A time in which nothing changes: machines by use, units per second."""
+    """A time in which nothing changes: instances by use, units per second."""
 
     quarter: str
     from_: Utc = Field(alias="from")
@@ -110,7 +112,7 @@ class PlanPeriod(Answer):
 
 
 class PoolPlan(Answer):
-    """`own_use`: what its machines do when nobody has taken them."""
+    """`own_use`: the use of its machines while no reclaim has taken them."""
 
     pool: str
     own_use: str
@@ -128,7 +130,7 @@ class PlanAnswer(Answer):
 
 
 class Limited(Answer):
-    """Requests that the contract had room for, and that this limit of its tenant or key refused."""
+    """Requests that the contract had room for and that this limit of its tenant or key refused."""
 
     requests: int
     concurrency: int
@@ -159,7 +161,7 @@ class ContractMinute(ContractWork):
 
 
 class CapacityAnswer(Answer):
-    """By contract and minute, and their sums."""
+    """Figures by contract and minute, and their sums."""
 
     from_: Utc = Field(alias="from")
     until: Utc
@@ -168,16 +170,14 @@ class CapacityAnswer(Answer):
 
 
 class ScrapeTarget(Answer):
-    """As Prometheus' HTTP service discovery wants it."""
+    """A target in the form of Prometheus' HTTP service discovery."""
 
     targets: list[str]
     labels: dict[str, str]
 
 
 class HealthAnswer(Answer):
-    """`projection_pending`: changes of which gateways have not been told; null: the database does not
-    answer.
-    """
+    """`projection_pending`: changes that gateways have not got yet; null if the database does not answer."""
 
     status: str
     database: str
@@ -186,7 +186,7 @@ class HealthAnswer(Answer):
 
 
 class StopAnswer(Answer):
-    """The gateways were told."""
+    """The stop was sent to the gateways."""
 
     request_id: str
     announced: bool

@@ -1,4 +1,4 @@
-"""What is answered of tenants, projects, keys, limits, models, prices and instances."""
+"""The answers about tenants, projects, keys, limits, models, prices and instances."""
 
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class ProjectAnswer(Answer):
 
 
 class KeyAnswer(Answer):
-    """What is known of a key; `models` null: all that its tenant may ask for."""
+    """A key without its secret. `models` null: all models that its tenant may use."""
 
     key_id: str
     display: str
@@ -58,15 +58,13 @@ class KeyAnswer(Answer):
 
 
 class KeyMade(KeyAnswer):
-    """`key` is shown in this answer and never again: it is null where the answer is repeated for an
-    `Idempotency-Key`.
-    """
+    """`key` is only shown in this answer. It is null if the answer is repeated for an `Idempotency-Key`."""
 
     key: str | None
 
 
 class KeyRotated(KeyMade):
-    """The new key, and the old one as it now is."""
+    """The new key, and the old one as it is now."""
 
     old: KeyAnswer
 
@@ -82,13 +80,13 @@ _AMOUNTS: Any = {each.name: (int | None, Field(description=each.words)) for each
 
 
 class LimitAnswer(create_model("_LimitAmounts", __base__=_LimitOf, **_AMOUNTS)):  # type: ignore[misc]
-    """Of a tenant, or of one key of it; null is no limit. Units are whole work units."""
+    """The limits of a tenant or of one key; null is no limit. Units are whole work units."""
 
     updated_ms: Ms
 
 
 class LimitSet(LimitAnswer):
-    """`warnings`: contracts that it could undercut."""
+    """`warnings`: contracts that this limit could undercut."""
 
     warnings: list[str]
 
@@ -103,8 +101,8 @@ class WeightsAnswer(Answer):
 
 
 class ModelAnswer(Answer):
-    """Tenants by id, their names in `tenant_names`. `for_sale_from_ms`: from then on it has a price; null:
-    external tenants do not know of it.
+    """Tenants by id, with their names in `tenant_names`. `for_sale_from_ms`: when it has a price from; null:
+    external tenants cannot see it.
     """
 
     name: str
@@ -140,13 +138,13 @@ class PriceAnswer(Answer):
 
 
 class PriceSet(PriceAnswer):
-    """`replaces`: the price that it took the place of before that held."""
+    """`replaces`: the price that was to take effect later and that this one replaces."""
 
     replaces: int | None
 
 
 class BilledTokens(Answer):
-    """By kind of price."""
+    """Billed tokens by kind of price."""
 
     uncached: int
     cached: int
@@ -154,7 +152,7 @@ class BilledTokens(Answer):
 
 
 class BackfillLine(Answer):
-    """What one tenant owes by one price."""
+    """What one tenant owes at one price."""
 
     tenant: str
     tenant_name: str | None
@@ -177,7 +175,7 @@ class BackfillAnswer(Answer):
 
 
 class EngineLoad(Answer):
-    """As the engine says; `kv_usage` is a part of one."""
+    """The load that the engine reports; `kv_usage` is a fraction."""
 
     running: int
     waiting: int
@@ -185,7 +183,7 @@ class EngineLoad(Answer):
 
 
 class InstanceAnswer(Answer):
-    """One that is there now. `lease_until_ms` 0: it does not lapse."""
+    """An instance that is registered now. `lease_until_ms` 0: it does not lapse."""
 
     instance: str
     model: str
@@ -203,14 +201,14 @@ class InstanceAnswer(Answer):
 
 
 class Counters(Answer):
-    """Tokens, as an engine counts them."""
+    """Tokens as an engine counts them."""
 
     prompt: int
     generation: int
 
 
 class RegisteredInstance(Answer):
-    """One that was added by hand."""
+    """An instance that was added by hand."""
 
     instance: str
     model: str
@@ -228,13 +226,13 @@ class RegisteredInstance(Answer):
 
 
 class InstanceAdded(RegisteredInstance):
-    """`warnings`: what it lacks."""
+    """`warnings`: what the engine lacks."""
 
     warnings: list[str]
 
 
 class InstanceRemoved(RegisteredInstance):
-    """`engine_answers`: whether the engine still runs; `open_requests` null: Redis does not say."""
+    """`engine_answers`: whether the engine still runs. `open_requests` is null if Redis does not answer."""
 
     engine_answers: bool
     open_requests: int | None

@@ -1,4 +1,4 @@
-"""What is answered of contracts."""
+"""The answers about contracts."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from billing.contracts.terms import Overflow, Side, State
 
 
 class RateStep(Answer):
-    """From then on so many units per second."""
+    """The rate in units per second from this moment on."""
 
     from_: Utc = Field(alias="from")
     units: Decimal
 
 
 class PlannedClause(Answer):
-    """What has been agreed for later."""
+    """A clause that takes effect later."""
 
     from_: Utc = Field(alias="from")
     overflow: Overflow
@@ -27,8 +27,8 @@ class PlannedClause(Answer):
 
 
 class ContractAnswer(Answer):
-    """`until`: the end that was signed; `ends`: the one that notice has made of it. `units`, overflow, cap
-    and notice days are those of now.
+    """`until`: the end as signed. `ends`: the end after notice. `units`, overflow, cap and notice days are
+    the current ones.
     """
 
     contract: str
@@ -63,8 +63,8 @@ class ContractSigned(ContractAnswer):
 
 
 class HistoryEntry(Answer):
-    """A change; `after`: the contract as it then stood. `detail`: what that does not say, such as the
-    weights of one that was `reweighed`.
+    """A change. `after`: the contract after it. `detail`: what `after` does not show, such as the weights of
+    a `reweighed` contract.
     """
 
     at: Utc
@@ -81,8 +81,9 @@ class ContractHistory(Answer):
 
 
 class QuoteAnswer(Answer):
-    """`at_most`: so many units per second would fit over all of the time. `fits` and what follows: only where
-    units were asked for; null where nothing was measured yet, and only `pool` and `units` are known.
+    """`at_most`: the units per second that would fit over the whole period. `fits` and the fields after it
+    are only set if units were asked about; they are null before the first calibration, when only `pool` and
+    `units` are known.
     """
 
     pool: str

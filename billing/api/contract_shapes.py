@@ -1,5 +1,5 @@
-"""How contracts look on the wire: units per second as decimals of at most three places, times as RFC 3339
-in UTC. Owns no route.
+"""The form of contracts on the wire: units per second as decimals of at most three places, times as RFC 3339
+in UTC. It owns no route.
 """
 
 import math

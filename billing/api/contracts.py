@@ -64,7 +64,7 @@ NoticeDays = Annotated[
 
 
 class RampStep(Body):
-    """From then on this rate."""
+    """The rate from this moment on."""
 
     from_ms: Annotated[When, Field(alias="from")]
     units: UnitsPerSecond
@@ -74,10 +74,11 @@ Ramp = Annotated[tuple[RampStep, ...], Field(max_length=STEPS_MAX, strict=False)
 
 
 class NewContract(Body):
-    """`units` holds from the start, which is now unless `from` says when; a ramp goes on from there.
-    `burst_seconds`: as much as the rate does in that time may come at once, 1 (the default) to 60. Notice in
-    days, of both sides or of each. Without `minimum_until`, or with one that is over at the start, notice may
-    be given from the start. Spans such as `+1y` count from the start. `draft`: written down only.
+    """`units` is the rate from the start, which is now unless `from` says otherwise; `ramp` holds later
+    steps. `burst_seconds`: how many seconds' worth of the rate may come at once, 1 (the default) to 60.
+    Notice is in days, for both sides or for each. Notice may be given from `minimum_until` on, or from the
+    start if that is missing or not after the start. Spans such as `+1y` count from the start. `draft`: only
+    store it, do not sign it.
     """
 
     tenant: Name
@@ -129,17 +130,17 @@ class NewContract(Body):
 
 
 class Notice(Body):
-    """Which side gives it; it is given now. `dry_run`: only say what that would make of the contract."""
+    """Which side gives notice, as of now. `dry_run`: only show what it would do to the contract."""
 
     by: Side
     dry_run: bool = False
 
 
 class Amendment(Body):
-    """`units` holds from `from` (now, if it is not said) on, a ramp goes on from there; they replace all
-    later steps. So do the overflow, its cap (null: none any more) and the notice days, each in place of what
-    was agreed of it for later. `until`: a later end. `burst_seconds` holds from now on. `dry_run`: only say
-    what that would make of the contract.
+    """`units` is the rate from `from` on (default: now), `ramp` the later steps; together they replace all
+    later steps. Overflow, its cap (null: no cap) and notice days replace what was agreed of each for later.
+    `until`: a later end. `burst_seconds` takes effect now. `dry_run`: only show what it would do to the
+    contract.
     """
 
     units: UnitsPerSecond | None = None
@@ -181,7 +182,7 @@ class Amendment(Body):
 
 
 class ExpectedLoad(Body):
-    """Requests of one size: tokens in each, `cached` the part of the input that comes from the prefix
+    """Requests of one size: the tokens in each. `cached`: the part of the input that comes from the prefix
     cache.
     """
 
@@ -199,9 +200,9 @@ class ExpectedLoad(Body):
 
 
 class QuoteAsked(Body):
-    """How much fits from `from` (now) until `until` (for good); of `units`, if said, also from when on and
-    until when. `load` in place of `units`: so many as that takes, by the weights of the pool's model
-    (`model`, where it has several).
+    """How much fits between `from` (default: now) and `until` (default: for good). With `units`, also from
+    when on and until when that rate fits. `load` in place of `units`: the rate that this load needs, by the
+    weights of the pool's model (`model` names it if the pool has several).
     """
 
     pool: Name

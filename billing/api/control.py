@@ -1,5 +1,5 @@
-"""What the routes work with: the database, Redis, and the rule that a change is told to Redis right after
-its commit.
+"""What the routes work with: the database, Redis, and the rule that a change is sent to Redis right after its
+commit.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ CLAIM: Final = "claim"
 
 @dataclass(frozen=True, slots=True)
 class ControlPlane:
-    """One per app; used by many threads."""
+    """One per app; many threads use it."""
 
     engine: Engine
     redis: redis.Redis

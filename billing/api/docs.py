@@ -1,5 +1,5 @@
-"""The page that shows the API's document. Its script is served from here: who reads it may have no way to the
-internet, and a script from elsewhere would see the admin key that is typed into it.
+"""The page that shows the API's document. Its script is served from here: the reader may have no internet,
+and a foreign script would see the admin key that is typed into the page.
 """
 
 from importlib.resources import files

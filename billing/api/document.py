@@ -1,7 +1,7 @@
-"""The API's document of itself: what FastAPI knows of the routes, and what it does not: rights, the one form
-of an error, and keys of requests.
+"""The API's document: what FastAPI knows of the routes, and what it does not: rights, the form of errors, and
+idempotency keys.
 
-Right is what the routes do, so this only adds; a test holds real answers against it.
+The routes are the truth, so this module only adds; a test compares real answers with the document.
 """
 
 from collections.abc import Iterator, Mapping

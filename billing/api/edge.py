@@ -1,7 +1,7 @@
-"""What every request passes before anything of its body is read: an id of ours, and whether its caller may.
-Pure ASGI.
+"""What every request passes before its body is read: it gets a request id, and its caller's rights are
+checked. Pure ASGI.
 
-Knows the keys' rights, not what the routes do.
+It knows the rights of keys, not what the routes do.
 """
 
 import hmac
@@ -20,7 +20,7 @@ _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
 class RequestId:
-    """Gives each request an id of ours, whatever it brought, and says it in the answer."""
+    """Gives each request an id of ours, whatever id it brought, and returns it in the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class RequestId:
 
 
 class Access:
-    """Lets a request through when its bearer key has the route's right (`rights.RIGHTS`); compares in
+    """Lets a request through if its bearer key has the route's right (`rights.RIGHTS`). It compares in
     constant time.
     """
 

@@ -1,7 +1,7 @@
-"""The one shape of an error, `{"error": {"message", "type", "param", "code"}}`, and how each failure gets it.
-Never FastAPI's own.
+"""The one form of an error, `{"error": {"message", "type", "param", "code"}}`, for each kind of failure;
+never FastAPI's own.
 
-Owns status codes. What a caller sent is not repeated in an error, but for names it asked for.
+It owns status codes. An error never repeats what a caller sent, except names that the caller asked for.
 """
 
 import logging

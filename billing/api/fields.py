@@ -1,8 +1,7 @@
-"""What the fields of requests look like: pydantic types that every noun's body is made of. Unknown fields are
-refused.
+"""The pydantic types of which the bodies of all requests are made. Unknown fields are refused.
 
-Strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would refuse, and
-no lone surrogate.
+They are strict: `true` is not 1, `"5"` is not 5, `1.0` is not 1. Texts hold no NUL, which PostgreSQL would
+refuse, and no lone surrogate.
 """
 
 from datetime import UTC, datetime, timedelta

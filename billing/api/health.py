@@ -1,4 +1,4 @@
-"""The route that says whether the control plane can do its work. Public, so it says no more than that."""
+"""The route that says whether the control plane works. It is public, so it says no more than that."""
 
 from typing import Any
 

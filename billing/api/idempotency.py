@@ -1,8 +1,8 @@
-"""`Idempotency-Key` on POST: the same request again gets the first answer, and does nothing a second time.
-Pure ASGI; what was answered is in SQL.
+"""`Idempotency-Key` on POST: a repeated request gets the first answer and changes nothing. Pure ASGI; answers
+are stored in SQL.
 
-Stands behind `WholeBody`. Only successes are kept: what is refused has changed nothing, and may be asked for
-again under its key.
+It runs behind `BufferedBody`. Only successes are stored: a refused request has changed nothing and may be
+repeated under its key.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _SECRET: Final = re.compile(f'"{SECRET_FORM}"'.encode())
 
 
 class Idempotency:
-    """Answers a POST that was carried out before as it was answered then."""
+    """Answers a POST that was carried out before with the stored answer."""
 
     def __init__(self, app: ASGIApp, *, engine: Engine) -> None:
         self._app = app
@@ -76,7 +76,7 @@ class Idempotency:
 
 
 class _Keeping:
-    """Sends an answer on once it is written down."""
+    """Sends an answer on once it is stored."""
 
     def __init__(self, engine: Engine, claim: IdempotencyClaim, send: Send) -> None:
         self._engine = engine

@@ -36,11 +36,9 @@ _BY_ID: Final[Order[InstanceEntry]] = Order("instances", lambda entry: (entry.in
 
 
 class NewInstance(Body):
-    """An engine that runs already. `key` is what it asks of us; `force` adds it though it does not answer as
-    it should.
-
-    `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This cannot be seen from
-    outside, and other servers refuse a parameter that they do not know.
+    """An engine that runs already. `key`: the key that it requires, if any. `force`: add it although it does
+    not answer as it should. `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This
+    cannot be detected from outside, and other servers refuse a parameter that they do not know.
     """
 
     model: Name

@@ -1,4 +1,4 @@
-"""Routes of API keys. The key itself is in one answer only: that of its making."""
+"""Routes of API keys. Only the answer to its creation contains the key itself."""
 
 import time
 from typing import Annotated, Any
@@ -25,9 +25,9 @@ router = APIRouter(prefix="/admin/v1/keys", tags=["keys"], dependencies=[KNOWN_Q
 
 
 class NewKey(Body):
-    """A key of a tenant. `name` is for people; without `expires_at_ms` (ms, or ISO 8601) it lasts until
-    revoked. `models`: those that it may ask for; any other is unknown to it. Without, all that its tenant
-    may.
+    """A key of a tenant. `name` is for people. Without `expires_at_ms` (ms, or ISO 8601) it lasts until it is
+    revoked. `models`: the models that it may ask for; it cannot see any other. Without `models` it may use
+    all of its tenant's.
     """
 
     tenant: Name
@@ -38,7 +38,7 @@ class NewKey(Body):
 
 
 class KeyChangeBody(Body):
-    """What is not given stays. Null lifts the expiry, or the list of models."""
+    """Fields that are not given stay. Null removes the expiry, or the list of models."""
 
     name: Label | None = None
     expires_at_ms: Moment | None = None
@@ -56,7 +56,7 @@ class KeyChangeBody(Body):
 
 
 class Rotation(Body):
-    """For how long the old key still works beside the new one."""
+    """How long the old key still works beside the new one."""
 
     overlap_seconds: Annotated[int, Field(ge=0, le=366 * 86_400)] = 0
 

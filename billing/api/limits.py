@@ -39,8 +39,8 @@ _AMOUNTS: Any = {
 
 
 class LimitChange(create_model("_Amounts", __base__=_Whose, **_AMOUNTS)):  # type: ignore[misc]
-    """A tenant's limit on a model (`*`: on each), or a key's. A field not given stays; null lifts it; 0
-    admits nothing.
+    """The limits of a tenant or a key on a model (`*`: on every model). Fields that are not given stay; null
+    removes a limit; 0 admits nothing.
     """
 
 

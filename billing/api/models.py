@@ -40,8 +40,8 @@ Weight = Annotated[int, Field(ge=0, le=COUNT_MAX)]
 
 
 class WeightsBody(Body):
-    """Milliunits per token (1000 = one work unit a token). Versions are counted here; one may be said, to
-    begin elsewhere than at 1.
+    """Milliunits per token (1000 = one work unit a token). Versions are counted from 1, unless a version is
+    given.
     """
 
     w_in_mu: Weight
@@ -55,8 +55,8 @@ class WeightsBody(Body):
 
 
 class NewModel(Body):
-    """A name that callers may ask for. `visible` and `owner` name tenants by id or name; an owned model is
-    its owner's alone.
+    """A name that callers may ask for. `visible` and `owner` name tenants by id or name; only its owner can
+    see an owned model.
     """
 
     name: Name
@@ -74,8 +74,8 @@ class NewModel(Body):
 
 
 class ModelChangeBody(Body):
-    """What is not given stays. New weights become a new version; requests for a retired model get 404.
-    `reweigh`: what is signed may count in units that buy something else.
+    """Fields that are not given stay. New weights become a new version; requests for a retired model get 404.
+    `reweigh`: confirms that signed contracts may count in units that buy something else.
     """
 
     status: Status | None = None

@@ -1,4 +1,4 @@
-"""How a list is asked for by pages, and how a page is answered."""
+"""Query parameters and answers of paged lists."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeVar

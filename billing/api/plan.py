@@ -1,4 +1,4 @@
-"""The route of the plan: what each pool's machines are for over coming quarters."""
+"""The route of the plan: the use of each pool's machines over coming quarters."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

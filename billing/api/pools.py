@@ -1,4 +1,4 @@
-"""Routes of pools: what serves in them now, what they have, and what of it is sold."""
+"""Routes of pools: what serves in them now, what they have, and how much of it is sold."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -31,8 +31,8 @@ _BY_NAME: Final[Order[str]] = Order("pools", lambda pool: (pool,), (str,))
 
 
 class PoolChange(Body):
-    """What is not given stays. Refused where it would break what is signed; units per second are decimals,
-    headroom a part of one.
+    """Fields that are not given stay. A change that would break a signed contract is refused. Units per
+    second are decimals, headroom is a fraction.
     """
 
     instances: int | None = Field(default=None, ge=0, le=1_000_000)

@@ -24,11 +24,9 @@ PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class NewPrice(Body):
-    """USD per million tokens, as decimal strings with at most six decimals. Without `from` it holds from now
-    on.
-
-    Without `cached_input`, cached input costs what other input does. `free`: all of them are 0. `confirmed`:
-    a token may cost over ten times more or less than before.
+    """USD per million tokens, as decimal strings with at most six decimals. Without `from` it takes effect
+    now. Without `cached_input`, cached input costs the same as other input. `free`: all prices are 0.
+    `confirmed`: confirms a price more than ten times higher or lower than before.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
@@ -55,8 +53,8 @@ class NewPrice(Body):
 
 
 class Backfill(Body):
-    """Price what a model's unpriced requests of [from, until) cost by the price list as it now is;
-    `dry_run`: only say what that would be.
+    """Prices a model's unpriced requests of [from, until) by the current price list. `dry_run`: only show
+    what that would be.
     """
 
     model: Name

@@ -18,14 +18,14 @@ router = APIRouter(prefix="/admin/v1/projects", tags=["projects"], dependencies=
 
 
 class NewProject(Body):
-    """A heading under which a tenant's usage is kept apart."""
+    """A part of a tenant whose usage is shown separately."""
 
     tenant: Name
     name: Name
 
 
 class ProjectChange(Body):
-    """Of which tenant; what is not given stays."""
+    """`tenant`: the project's tenant. Fields that are not given stay."""
 
     tenant: Name
     name: Name | None = None

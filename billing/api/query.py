@@ -1,5 +1,5 @@
-"""What a query may say: a name that a route does not know is refused, not passed over. A filter that is
-mistyped would show everything.
+"""Refuses query parameters that a route does not know. If they were ignored, a mistyped filter would show
+everything.
 """
 
 from collections.abc import Iterator

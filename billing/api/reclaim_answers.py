@@ -1,4 +1,4 @@
-"""What is answered of reclaims, and of what one would do."""
+"""The answers about reclaims and their dry runs."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from billing.reclaims.store import State, Use
 
 
 class ReclaimAnswer(Answer):
-    """`chosen`: the instances that left, or are to leave."""
+    """`chosen`: the instances that have left or are to leave."""
 
     reclaim: str
     pool: str
@@ -25,7 +25,7 @@ class ReclaimAnswer(Answer):
 
 
 class ReclaimEntry(Answer):
-    """One step of it."""
+    """One step of a reclaim's history."""
 
     at: Utc
     change: str
@@ -33,13 +33,13 @@ class ReclaimEntry(Answer):
 
 
 class ReclaimShown(ReclaimAnswer):
-    """With each step of it, oldest first."""
+    """A reclaim with its steps, oldest first."""
 
     history: list[ReclaimEntry]
 
 
 class Leaving(Answer):
-    """An instance that leaves, and what is open there by class."""
+    """An instance that leaves, and its open requests by class."""
 
     instance: str
     ready: bool
@@ -48,7 +48,7 @@ class Leaving(Answer):
 
 
 class LeftOver(Answer):
-    """What a pool has left, in units per second."""
+    """The capacity that a pool has left, in units per second."""
 
     from_: Utc = Field(alias="from")
     until: Utc | None
@@ -60,8 +60,8 @@ class LeftOver(Answer):
 
 
 class AffectedContract(Answer):
-    """`units` at the deadline; `units_then`: what it is left with when that is least, from `least_from`
-    on.
+    """`units`: the rate at the deadline. `units_then`: the lowest rate that it is left with, from
+    `least_from` on.
     """
 
     contract: str
@@ -77,7 +77,7 @@ class AffectedContract(Answer):
 
 
 class OthersUnits(Answer):
-    """What on-demand and flex have, in units per second."""
+    """The capacity of on-demand and flex, in units per second."""
 
     units_before: Decimal
     units_after: Decimal
@@ -97,8 +97,8 @@ class AffectedRequest(Answer):
 
 
 class ReclaimPlan(Answer):
-    """What a reclaim does to whom. `refusal`: why it would not be done; `broken`: by how much contracts do
-    not have what was signed.
+    """What a reclaim would do. `refusal`: why it would be refused. `broken`: by how much contracts would miss
+    what was signed.
     """
 
     pool: str

@@ -1,4 +1,4 @@
-"""Routes of reclaims: machines of a pool for another use, and back."""
+"""Routes of reclaims: taking machines of a pool for another use, and giving them back."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
@@ -43,12 +43,10 @@ class ShownSpan(Body):
 
 
 class NewReclaim(Body):
-    """`instances` machines of a pool for another use, from `by` on (now, if it is not said). `break`: also
-    against what is signed.
-
-    `dry_run`: only say what it would do, and in `refusal` why it would not be done. `chosen`, `broken`: the
-    instances that leave, and what is broken, as a plan has shown them; where that is not so any more, 409
-    `plan_changed`. Without them whatever it finds is done.
+    """Takes `instances` machines of a pool for another use, from `by` on (default: now). `break`: even if it
+    breaks signed contracts. `dry_run`: only show what it would do, and in `refusal` why it would be refused.
+    `chosen`, `broken`: the leaving instances and the broken contracts of a plan that was shown; if they have
+    changed, the answer is 409 `plan_changed`. Without them the current plan is carried out.
     """
 
     pool: Name

@@ -1,7 +1,7 @@
-"""Who may call which route: the one table. A route that is not in it is the admin's, and a test fails until
-it is.
+"""Who may call which route, in one table. A route that is not in it is for the admin only, and a test fails
+until it is added.
 
-The key of an entry is the method and the path's template, as `routes_of` reads them off the app.
+The key of an entry is the method and the path's template, as `routes_of` reads them from the app.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 
 class Right(StrEnum):
-    """What a caller must be. The admin may do what a service may."""
+    """What a caller must be. The admin may do whatever a service may."""
 
     PUBLIC = "public"
     SERVICE = "service"

@@ -1,4 +1,4 @@
-"""What holds for a tenant while Redis is gone, as it is said and answered."""
+"""The form of a tenant's policy for the time while Redis is away."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,13 +8,13 @@ from billing.api.fields import COUNT_MAX, UNITS_MAX, Body
 
 
 class Refuse(Body):
-    """While Redis is gone, nothing is served."""
+    """While Redis is away, nothing is served."""
 
     policy: Literal["refuse"]
 
 
 class LocalLease(Body):
-    """While Redis is gone, this many requests and work units, over all gateways together."""
+    """While Redis is away, this many requests and work units are served, over all gateways together."""
 
     policy: Literal["local_lease"]
     requests: Annotated[int, Field(ge=1, le=COUNT_MAX)]

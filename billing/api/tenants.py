@@ -25,8 +25,8 @@ Weight = Annotated[int, Field(ge=1, le=1000)]
 
 
 class NewTenant(Body):
-    """Who is to be billed. Without a contract, `on_demand` is the right to be served at all. `redis_down`:
-    `refuse`, unless it is said.
+    """A new tenant. `on_demand`: whether it may be served without a contract. `redis_down`: the default is
+    `refuse`.
     """
 
     name: TenantName
@@ -38,8 +38,8 @@ class NewTenant(Body):
 
 
 class TenantChange(Body):
-    """What is not given stays. An archived tenant is refused like a suspended one and left out of lists; its
-    usage stays. `stop_streams`, with `suspended` or `archived`: end what is open, too.
+    """Fields that are not given stay. An archived tenant is refused like a suspended one and is not listed;
+    its usage stays. `stop_streams`, with `suspended` or `archived`: also stop its open requests.
     """
 
     name: TenantName | None = None

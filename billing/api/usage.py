@@ -1,4 +1,4 @@
-"""Routes of what was used, and of the proof that it is all of it."""
+"""Routes of usage, and of the audit that proves it complete."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""What is answered of usage, of the audit, and of one request."""
+"""The answers about usage, the audit, and single requests."""
 
 from typing import Any, Literal
 
@@ -19,14 +19,14 @@ class UsedTokens(Answer):
 
 
 class AbsorbedTokens(Answer):
-    """What nobody is billed for."""
+    """Tokens that nobody is billed for."""
 
     prompt: int
     output: int
 
 
 class Unpriced(Answer):
-    """Requests of models without a price, and the tokens of them that are billed."""
+    """Requests of models without a price, and their billed tokens."""
 
     requests: int
     tokens: int
@@ -50,7 +50,7 @@ class UsageTotal(Answer):
 
 
 class UsageLine(UsageTotal):
-    """The same of one group; the group's names are there where it was asked for by them."""
+    """The usage of one group. It has the names by which it was grouped."""
 
     tenant: str | None = None
     tenant_name: str | None = None
@@ -77,7 +77,7 @@ class BillItem(Answer):
 
 
 class UsageAnswer(Answer):
-    """`lines` by group, a page of them; `total` and `items` are of all of it, whichever page. `until`
+    """`lines`: a page of the groups. `total` and `items` are of all groups, whichever page is shown. `until`
     null: now.
     """
 
@@ -106,7 +106,7 @@ class InstanceAudit(Answer):
 
 
 class FindingAnswer(Answer):
-    """One thing found; what does not apply is not there. `ids` are examples, `count` says how many there
+    """One finding, without the fields that do not apply. `ids` are examples, `count` says how many there
     are.
     """
 
@@ -129,13 +129,13 @@ class AuditAnswer(Answer):
 
 
 class DeliveredTokens(Answer):
-    """What was passed on to the caller."""
+    """Tokens passed on to the caller."""
 
     output: int
 
 
 class AbsorbedByReason(AbsorbedTokens):
-    """What nobody is billed for, and why."""
+    """Tokens that nobody is billed for, and why."""
 
     reasons: dict[str, AbsorbedTokens]
 
@@ -150,8 +150,8 @@ class ReceiptPrice(Answer):
 
 
 class ReceiptAnswer(Answer):
-    """All that is known of a request by now: `open` · `settled`: it has ended and is not in the ledger yet
-    · `recorded`. What is not known is not there.
+    """All that is known of a request. `state`: `open`, `settled` (it has ended and is not in the ledger yet)
+    or `recorded`. Unknown fields are missing.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

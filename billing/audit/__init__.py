@@ -1,1 +1,1 @@
-"""Whether produced = billed + absorbed + open, engine by engine and request by request."""
+"""Checks that produced = billed + absorbed + open, engine by engine and request by request."""

@@ -1,11 +1,11 @@
-"""The balance of one start of an engine: produced = billed + absorbed + open. Pure: it is given the figures
-and says what is left.
+"""The balance of one start of an engine: produced = billed + absorbed + open. Pure: it gets the figures and
+returns the residual.
 
-`produced` is what the engine counted, `open` what requests without an event yet explain. Of an engine that
-counts its requests each of them is known in the very moment of the counters, so that nothing has to stand
-still for the balance to be exact. Of another one an open request explains what lies between its last
-checkpoint and all that it can produce. What an engine counted after it was last asked, before it died, nobody
-can know: what is metered beyond counts as produced, and how far the counters fell short is told as `lost`.
+`produced` is what the engine counted. `open` is what requests without an event explain. If an engine counts
+its requests, their figures are from the same moment as its counters, so the balance is exact while requests
+run. For other engines an open request explains anything between its last checkpoint and the most that it can
+produce. Nobody knows what an engine counted between its last reading and its death: metered tokens beyond its
+counters count as produced, and the difference is reported as `lost`.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ from billing.wire.tokens import NO_TOKENS, CounterPair
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """What requests are accounted for with, by the same two kinds of token."""
+    """Tokens that requests are accounted for with, of the same two kinds."""
 
     billed: CounterPair = NO_TOKENS
     absorbed: CounterPair = NO_TOKENS
@@ -30,8 +30,8 @@ class Metered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochBalance:
-    """One epoch of one instance. `has_counters` is false where there is nothing to compare with; the residual
-    is 0 there. `unexplained`: requests of which the engine speaks and nobody else does.
+    """One epoch of one instance. `has_counters` false: there is nothing to compare with and the residual is
+    0. `unexplained`: requests that only the engine knows.
     """
 
     instance: str
@@ -53,8 +53,8 @@ class EpochBalance:
 @dataclass(frozen=True, slots=True)
 class Produced:
     """What one epoch of an engine has produced: by the counters of all its runs, and beyond them. `cut_off`:
-    of a run that died, or does not answer now, nothing is known but its last counters; `uncounted`: it has
-    none.
+    a run that died or does not answer, of which only the last counters are known. `uncounted`: it has no
+    counters.
     """
 
     counted: CounterPair = NO_TOKENS
@@ -65,9 +65,9 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class WithoutEvent:
-    """Requests of one epoch that have no event in SQL. `counts`: as their engine says; `explained`: those of
-    which somebody else knows; `forgotten`: what others have produced that are on their way to SQL and of
-    which the engine speaks no more.
+    """Requests of one epoch that have no event in SQL. `counts`: as their engine counts them. `explained`:
+    those that are known elsewhere. `forgotten`: what requests on their way to SQL have produced that the
+    engine no longer names.
     """
 
     counts: Mapping[str, CounterPair]

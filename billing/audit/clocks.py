@@ -1,5 +1,5 @@
-"""The two clocks of the installation: Redis's, by which requests and prices go, and PostgreSQL's, by which
-the rest of the catalogue goes.
+"""The two clocks of the installation: Redis's, for requests and prices, and PostgreSQL's, for the rest of the
+catalogue.
 """
 
 import time

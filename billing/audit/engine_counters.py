@@ -1,4 +1,4 @@
-"""Asks every engine for its counters and its requests, and holds each request against its event.
+"""Asks every engine for its counters and its requests, and compares each request with its event.
 `engine_runs` remembers the counters, `engine_reading` asks the engines, `request_check` compares and absorbs.
 """
 
@@ -39,7 +39,7 @@ _ENDED_CHECKED_MS: Final = 3_600_000
 
 @dataclass(frozen=True, slots=True)
 class Absorbed:
-    """What one request had produced beyond its event, absorbed just now."""
+    """What one request had produced beyond its event, and what has just been absorbed."""
 
     request_id: str
     instance: str
@@ -49,8 +49,8 @@ class Absorbed:
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """One pass over all instances: the registry, what each engine that should answer said, what it says of
-    each request that may have no event yet, and what was absorbed.
+    """One pass over all instances: the registry, each engine's answer, its counts of requests that may have
+    no event yet, and what was absorbed.
     """
 
     registry: Registry
@@ -61,7 +61,7 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Where reading one engine's requests stands: the last page, and those of before that had no event
+    """How far one engine's requests have been read: the last page, and earlier requests that had no event
     yet.
     """
 
@@ -71,7 +71,7 @@ class _Seen:
 
 
 class CounterPoller:
-    """Polls every instance, remembers its counters, and holds its requests against their events."""
+    """Polls every instance, remembers its counters, and compares its requests with their events."""
 
     def __init__(self, engine: Engine, client: redis.Redis, *, timeout_ms: int) -> None:
         self._engine = engine

@@ -1,10 +1,9 @@
-"""What every run of every engine has counted, remembered in SQL. Owns the table and when a run begins and
+"""The counters of every run of every engine, remembered in SQL. It owns the table, and when a run begins and
 ends.
 
-A *run* is one life of an engine process. The catalogue names it by the instance's epoch; an engine that
-restarted without telling (added by hand) shows by counters that went back, and starts a further run of the
-same epoch from zero. The last counters of an ended run are what was polled, or, better, what its worker left
-in its entry.
+A *run* is one life of an engine process. The catalogue names it by the instance's epoch. If an engine that
+was added by hand restarts, its counters go back; that begins another run of the same epoch at zero. The last
+counters of an ended run are those that were polled or, better, those that its worker left in its entry.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,12 +24,11 @@ from billing.wire.tokens import CounterPair
 
 @dataclass(frozen=True, slots=True)
 class RequestsAt:
-    """What an engine said of its requests, of those that ran and of those whose event had not come or ended
-    later; when that was by Redis's clock, and what it had counted in all in that moment. Of an engine that
-    died its worker may have read later counters: of those no request can be told.
-
-    Once a later run of the same epoch has answered: `until_ms`, after which no request began on this run, and
-    `later`, those that began before and that a later run speaks of.
+    """What an engine said of its requests at one moment: those that ran, and those whose event had not come
+    or ended later; the moment by Redis's clock; and its counters at that moment. If the engine died, its
+    worker may have read later counters, which say nothing of single requests. Once a later run of the same
+    epoch has answered: `until_ms`, after which no request began on this run, and `later`, requests that began
+    before and that a later run names.
     """
 
     at_ms: int
@@ -73,8 +71,8 @@ class RequestsAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRun:
-    """One run and the last that is known of its counters. `state`: `open` · `closed` · `no_counters`.
-    `requests`: what it said of its requests in the same moment, where it counts them.
+    """One run and its last known counters. `state`: `open`, `closed` or `no_counters`. `requests`: its
+    requests at the same moment, if it counts them.
     """
 
     instance: str

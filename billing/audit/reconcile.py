@@ -1,11 +1,11 @@
-"""Of engines that do not count their requests: tokens produced beyond the last that was heard of requests
-that were cut off.
+"""For engines that do not count their requests: absorbs tokens that cut-off requests produced after their
+last known figure.
 
-No request's event can name them; the engine's counters do, once it is idle and everything metered has
-arrived. They are absorbed, never billed, with the requests that were cut off as evidence, and bounded by what
-those requests could still have produced. Where there is no such request, or the bound is passed, the residual
-stays: it is not explained. An engine that counts its requests needs none of this: `request_check` holds each
-of them against its event.
+No event can contain those tokens; the engine's counters do, once it is idle and everything metered has
+arrived. They are absorbed, never billed, with the cut-off requests as evidence, and at most as much as those
+requests could still have produced. Without such a request, or beyond that bound, the residual stays: it is
+unexplained. An engine that counts its requests needs none of this: `request_check` compares each of them with
+its event.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ _NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, Us
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A request whose event does not have the engine's final word, however it ended, and whose engine has not
-    been found in balance since. `room`: what it can still have produced.
+    """A request whose event lacks the engine's final count, and whose engine has not been found in balance
+    since. `room`: what it can still have produced.
     """
 
     request_id: str

@@ -1,5 +1,5 @@
-"""What an audit found out, as a report: figures by instance, and findings. Owns how they are told; looks at
-nothing itself but at the differences that were written down.
+"""The result of an audit as a report: figures by instance, and findings. It owns their texts. It reads
+nothing but the stored differences.
 """
 
 from collections import defaultdict
@@ -46,7 +46,7 @@ class InstanceAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found out."""
+    """The result of an audit."""
 
     instances: tuple[InstanceAudit, ...]
     findings: tuple[Finding, ...]

@@ -1,9 +1,9 @@
-"""Each request's event held against what its engine says that the request produced, one by one.
+"""Compares each request's event with what its engine says that the request produced.
 
-An event that does not have the engine's final word (its gateway died, the answer broke off) is completed:
-exactly what that request produced beyond it is absorbed, with the request's id as evidence. Any other
-difference is a finding, kept by name, and stays in the residual. It runs while requests come and go: what an
-engine says of a request that has ended there does not change any more.
+An event that lacks the engine's final count (its gateway died, the answer was cut off) is completed: what the
+request produced beyond it is absorbed, with the request's id as evidence. Any other difference is a finding,
+stored by request, and stays in the residual. It runs while requests come and go: an engine's figures for a
+request that has ended there do not change.
 """
 
 import hashlib
@@ -45,8 +45,8 @@ class EngineRef:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`recorded`: when those requests began and ended that have an event. `absorbed`: what was absorbed
-    just now.
+    """`recorded`: start and end of the requests that have an event. `absorbed`: what has just been
+    absorbed.
     """
 
     recorded: Mapping[str, tuple[int, int]]
@@ -109,8 +109,8 @@ def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of requests that an engine speaks of: those without an event, and what it counted beyond the events
-    that do not claim to be complete.
+    """The state of the requests that an engine names: those without an event, and what it counted beyond the
+    events that do not claim to be complete.
     """
 
     recorded: frozenset[str]

@@ -1,1 +1,1 @@
-"""Tenants, keys, models, prices and pools in SQL, and how they get to Redis."""
+"""Tenants, keys, models, prices and pools in SQL, and their projection to Redis."""

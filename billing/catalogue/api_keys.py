@@ -1,6 +1,6 @@
-"""API keys in SQL: made once, shown once, kept as a hash. Knows neither HTTP nor Redis.
+"""API keys in SQL: created once, shown once, stored as a hash. It knows neither HTTP nor Redis.
 
-A key is `sk-` and 256 random bits; nothing here can give it back. Revoked keys stay as rows, because usage
+A key is `sk-` and 256 random bits; nothing here can recover it. Revoked keys stay as rows, because usage
 events name them.
 """
 
@@ -37,9 +37,8 @@ _QUERY: Final = select(table, api_key_use.c.last_used_ms, _STATUS.label("status"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """What is known of a key. `display` is its beginning and its last four characters; `models` those that it
-    may ask for, None for all that its tenant may; `last_used_ms` the end of the last request that was
-    recorded.
+    """A key without its secret. `display`: its beginning and its last four characters. `models`: the models
+    that it may ask for, None for all of its tenant's. `last_used_ms`: the end of its last recorded request.
     """
 
     key_id: str
@@ -59,8 +58,8 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What is to be set; None leaves as it is. `for_good`: it does not expire any more; `any_model`: all
-    that its tenant may ask for.
+    """The fields to set; None leaves a field. `for_good`: remove the expiry. `any_model`: allow all of its
+    tenant's models.
     """
 
     name: str | None = None
@@ -72,7 +71,7 @@ class KeyChange:
 
 @dataclass(frozen=True, slots=True)
 class NewApiKey:
-    """A key at its making: the only moment at which `secret` is known."""
+    """A key at its creation, the only moment at which `secret` is known."""
 
     key: ApiKey
     secret: str = field(repr=False)

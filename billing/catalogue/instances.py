@@ -1,8 +1,8 @@
-"""Instances added by hand, in SQL: engines that somebody else starts. Knows neither HTTP nor Redis.
+"""Instances added by hand, in SQL: engines that somebody else starts. It knows neither HTTP nor Redis.
 
-Those of `taas worker` are not here: they stand in Redis while their lease holds. A removed id can be used
-again: each time under a new epoch, by which the audit and every usage event tell the times apart. One engine
-stands under one id, because its counters would be read twice.
+Instances of `taas worker` are not here; they are in Redis while their lease holds. A removed id can be used
+again, each time under a new epoch, by which the audit and usage events distinguish them. One engine may have
+only one id, else its counters would be read twice.
 """
 
 import re
@@ -34,9 +34,7 @@ _URL: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """What is known of a running engine at the moment it is added: which start of it, and where its
-    counters stand.
-    """
+    """A running engine at the moment it is added: its start, and its counters."""
 
     epoch: str
     abort: bool
@@ -48,7 +46,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedInstance:
-    """One engine added by hand. `engine_key` is what it asks of us, if anything; `priority` whether it
+    """One engine added by hand. `engine_key`: the key that it requires, if any. `priority`: whether it
     schedules by priority.
     """
 

@@ -1,8 +1,8 @@
-"""Limits in SQL: what a tenant, or one key of it, may ask for in a minute or a day and have open at once.
-Knows neither HTTP nor Redis.
+"""Limits in SQL: how much a tenant, or one of its keys, may ask for in a minute or a day, and have open at
+once. It knows neither HTTP nor Redis.
 
-A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). What is
-not limited is null.
+A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). Null is
+no limit.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ ANY_MODEL: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose limit: a tenant's (`key_id` None) or one of its keys'."""
+    """The owner of a limit: a tenant (`key_id` None) or one of its keys."""
 
     tenant_id: str
     key_id: str | None
@@ -100,7 +100,7 @@ def list_page(
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What holds for tenants (None) and for their keys, by model."""
+    """The limits of tenants (None) and of their keys, by model."""
 
     entries: Mapping[tuple[str, str | None, str], LimitEntry]
 

@@ -1,8 +1,8 @@
-"""Models in SQL: names that callers ask for, who may see them, and what a token of them weighs. Knows neither
-HTTP nor Redis.
+"""Models in SQL: the names that callers ask for, who may see them, and the weights of their tokens. It knows
+neither HTTP nor Redis.
 
-Weights are versioned rows: a usage event names the version it was charged by. A model's pool and cell bear
-its name at first.
+Weights are versioned rows: a usage event names the version by which it was charged. A model's pool and cell
+first get its name.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ Visible = Literal["everyone", "internal"] | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Milliunits per token. Until calibration measures them: reading is cheap, cached reading nearly free,
-    writing dear.
+    """Milliunits per token. The defaults hold until a calibration measures them: input is cheap, cached input
+    nearly free, output expensive.
     """
 
     w_in_mu: int = 1000
@@ -58,7 +58,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What an operator says of a model. `visible` and `owner` name tenants by id or name."""
+    """A model as an operator describes it. `visible` and `owner` name tenants by id or name."""
 
     name: str
     context_tokens: int
@@ -77,7 +77,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChange:
-    """What an operator changes of a model; None leaves it."""
+    """The fields that an operator changes; None leaves a field."""
 
     status: Status | None = None
     visible: Visible | None = None
@@ -94,7 +94,7 @@ class ModelChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One model as it stands; tenants by id."""
+    """One model as it is now; tenants by id."""
 
     name: str
     pool: str

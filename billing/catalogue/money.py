@@ -1,5 +1,5 @@
-"""Money: whole pico-dollars, and the decimal strings it is written as. Owns exactness; knows no table, tenant
-or model.
+"""Money: whole pico-dollars, and the decimal strings in which it is written. It owns exactness; it knows no
+table, tenant or model.
 
 1 USD = 10^12 pico-dollars. A price has at most six decimals of USD per million tokens, so the price of one
 token is a whole number of pico-dollars (`price × 10^6`) and an amount is a product of integers: nothing here

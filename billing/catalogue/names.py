@@ -1,8 +1,8 @@
-"""What names and ids look like. Pure: knows no table.
+"""The form of names and ids. Pure: it knows no table.
 
-Names come from operators and end up in URLs, Redis keys and metric labels; so they are plain ASCII, hold no
-braces (a Redis hash tag must not close early), and read as a path that no client rewrites. Ids are ours: a
-prefix that says of what, and 96 random bits.
+Operators choose names, and names get into URLs, Redis keys and metric labels. So they are plain ASCII,
+contain no braces (a Redis hash tag must not close early), and are paths that no client rewrites. Ids are
+ours: a prefix for the kind, and 96 random bits.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What Redis has still to be told: rows written in the transaction that changed the catalogue, gone once
-Redis has it.
+"""Changes that are still to be written to Redis: rows of the transaction that changed the catalogue, removed
+once Redis has them.
 
-Owns the rows of `projection_outbox`; does not know what is told, nor Redis.
+It owns the rows of `projection_outbox`. It knows neither what is written to Redis nor Redis itself.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from billing.schema.catalogue import projection_outbox
 
 
 class ChangeKind(StrEnum):
-    """What changed; the subject is its id, a model's name, or for `drain` an instance that a reclaim has or
-    had, for `stop` what gateways are to stop."""
+    """What changed. The subject is its id; a model's name; for `drain` an instance that a reclaim takes or
+    has given back; for `stop` what gateways are to stop.
+    """
 
     TENANT = "tenant"
     KEY = "key"
@@ -26,7 +27,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CatalogueChange:
-    """One row, oldest first."""
+    """One row of the outbox."""
 
     change_id: int
     kind: ChangeKind

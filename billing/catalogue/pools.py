@@ -1,4 +1,4 @@
-"""The row of a pool: how many machines it has and what of them is kept back, and what that was before. Knows
+"""The row of a pool: how many machines it has, how much is kept back, and what that was before. It knows
 nothing of what is sold; a change that could break a contract goes through `billing.contracts.commitments`.
 """
 

@@ -1,10 +1,10 @@
-"""Prices per model with validity dates, append-only. Owns which price holds at a moment; knows no event and
-no ledger.
+"""Prices per model with validity dates, append-only. It owns which price holds at a moment; it knows no event
+and no ledger.
 
-A price holds from its `valid_from_ms` until the next one of its model. What was priced stays priced: a new
-price never starts at a moment in the past that already has one, and only a price that does not hold yet can
-be withdrawn or replaced. Requests recorded before their model had a price stay `unpriced` until `backfill`
-prices them. Moments are by Redis's clock, as the requests' are.
+A price holds from its `valid_from_ms` until the next one of its model. Priced requests stay priced: a new
+price never starts at a past moment that already has one, and only a price that does not hold yet can be
+withdrawn or replaced. Requests recorded before their model had a price stay `unpriced` until `backfill`
+prices them. Moments are by Redis's clock, like the requests'.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -119,7 +119,7 @@ def hold_prices(connection: Connection) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SetPrice:
-    """A price that was set, and the one that it took the place of, before that held."""
+    """A price that was set, and the price that it replaced before that took effect."""
 
     price: Price
     replaces: Price | None = None

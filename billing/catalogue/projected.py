@@ -1,8 +1,8 @@
-"""The catalogue as Redis shows it: JSON entries (docs/interfaces.md §3) read from SQL. Reads only; does not
-know Redis.
+"""The catalogue as Redis shows it: JSON entries (docs/interfaces.md §3) read from SQL. It only reads, and it
+does not know Redis.
 
-Each function takes the ids it is asked for, or None for all, so that a single change and a rebuild write the
-very same.
+Each function takes the ids to read, or None for all, so that a single change and a rebuild write the same
+entries.
 """
 
 import json
@@ -28,7 +28,7 @@ Entries = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class KeyEntries:
-    """Projections of keys by hash, and the hashes of those asked for that must not be there."""
+    """Entries of keys by hash, and hashes that must not have an entry."""
 
     live: Entries
     revoked: frozenset[str]
@@ -36,7 +36,7 @@ class KeyEntries:
 
 @dataclass(frozen=True, slots=True)
 class ModelEntries:
-    """Projections of models by name, and the cells they live in."""
+    """Entries of models by name, and their cells."""
 
     entries: Entries
     cells: frozenset[str]

@@ -1,11 +1,11 @@
-"""From SQL to Redis: tells gateways what the catalogue says, at once and, after an outage, surely.
+"""Projects the catalogue from SQL to Redis: at once, and reliably after an outage.
 
-Owns the writing of `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes`
-and, in `taas:instances`, the entries without a lease (their load and status are then kept true by
-`engine_watch`). What changed stands in the outbox; it goes to Redis in one MULTI together with its entry in
-`taas:changes` and a new marker. Writers take turns by a lock in SQL, so that nobody writes what it read
-before another's change. A marker that is not the one SQL expects means that Redis was emptied, restored or
-exchanged: then everything is written again, and what is not in SQL removed.
+It writes `taas:key:*`, `taas:tenant:*`, `taas:models`, `taas:cells`, `taas:drained`, `taas:changes` and, in
+`taas:instances`, the entries without a lease (`engine_watch` then updates their load and status). Changes
+wait in the outbox. They go to Redis in one MULTI together with their entries in `taas:changes` and a new
+marker. Writers take turns by a lock in SQL, so that nobody writes what it read before another's change. If
+the marker is not the one that SQL expects, Redis was emptied, restored or exchanged: then everything is
+written again, and what is not in SQL is removed.
 """
 
 import logging
@@ -48,7 +48,7 @@ class _Marker:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionState:
-    """What Redis should hold, and whether something waits to be told."""
+    """The marker that Redis should have, and whether a change waits."""
 
     source: str
     version: int
@@ -62,7 +62,7 @@ def select_state() -> Select[str, int, bool]:
 
 
 class Projector:
-    """Keeps Redis as SQL says. Safe to call from any thread, and in several processes at once."""
+    """Keeps Redis equal to SQL. Any thread may call it, in several processes at once."""
 
     def __init__(self, engine: Engine, client: redis.Redis) -> None:
         self._engine = engine

@@ -1,6 +1,6 @@
-"""Projects in SQL: the headings under which a tenant's usage is kept apart. A key belongs to one of them.
+"""Projects in SQL: parts of a tenant whose usage is shown separately. A key belongs to one of them.
 
-Knows neither HTTP nor Redis: gateways learn a project from the key.
+It knows neither HTTP nor Redis: gateways learn a project from the key.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
-"""Tenants in SQL: who is billed, and what they may at all. Knows neither HTTP nor Redis.
+"""Tenants in SQL: who is billed, and what they may do. It knows neither HTTP nor Redis.
 
-Each function works in the caller's transaction and notes in the outbox what Redis has to be told.
+Each function works in the caller's transaction and notes in the outbox what must be written to Redis.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,8 +27,8 @@ REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
-    """One tenant. `redis_down` is what holds for it while Redis is gone (docs/interfaces.md §3); `weight`
-    is its share of what is divided fairly.
+    """One tenant. `redis_down`: its policy while Redis is away (docs/interfaces.md §3). `weight`: its share
+    of what is divided fairly.
     """
 
     tenant_id: str

@@ -1,7 +1,8 @@
-"""What each script of a cell is asked, by name: the JSON that is its first argument. Pure.
+"""The JSON argument of each script of a cell, by name. Pure.
 
-The scripts read the same names (`ask.…`). Amounts of work are in milliunits. A script that a journal may hold
-for a later version (`SettleAsk`, `LeaveAsk`) is only ever given more fields, and must do without them.
+The scripts read the same names (`ask.…`). Work is in milliunits. A later version may get the argument of an
+earlier one from a journal (`SettleAsk`, `LeaveAsk`): those only ever get more fields, and the scripts must do
+without the new ones.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import orjson
 
 
 class ReserveAsk(TypedDict):
-    """Who asks for what, under which limits. Meanings are those of `billing.cell.scripts.Claim`."""
+    """Who asks for what, under which limits. The fields mean the same as in `billing.cell.scripts.Claim`."""
 
     request_id: str
     lease_ms: int
@@ -35,8 +36,8 @@ class ReserveAsk(TypedDict):
 
 
 class CheckpointAsk(TypedDict):
-    """What was used so far, in all. `instance`, `epoch`: where it has moved, '' where it is; `pauses`: it
-    gives its slot up.
+    """The total use so far. `instance`, `epoch`: where the request has moved, '' if it has not. `pauses`: it
+    gives its slot back.
     """
 
     request_id: str
@@ -52,7 +53,7 @@ class CheckpointAsk(TypedDict):
 
 
 class SettleAsk(TypedDict):
-    """What the request has cost, in work and in tokens. `cancelled`: its caller left before anything was
+    """The final cost, in work and in tokens. `cancelled`: the client disconnected before anything was
     produced.
     """
 
@@ -63,34 +64,34 @@ class SettleAsk(TypedDict):
 
 
 class ReapAsk(TypedDict):
-    """`watched_lease_ms`: the lease that was seen unrenewed for long enough, 0 for none."""
+    """`watched_lease_ms`: the lease that was seen without renewal for long enough, 0 for none."""
 
     request_id: str
     watched_lease_ms: int
 
 
 class LeaveAsk(TypedDict):
-    """`refused`: its time to wait was over, and its contract counts it."""
+    """`refused`: its time to wait was over, which its contract's evidence counts."""
 
     request_id: str
     refused: bool
 
 
 class RefuseAsk(TypedDict):
-    """Whose contract counts a request that found no instance."""
+    """The tenant whose contract's evidence counts a request that found no instance."""
 
     tenant: str
 
 
 class GrantAsk(TypedDict):
-    """`recount`: count anew what is in flight first, as after a new plan."""
+    """`recount`: first recount what is in flight, as after a new plan."""
 
     recount: bool
 
 
 class BucketRaise(TypedDict):
-    """A bucket by its key, and of each limit its kind, window in s, amount and the level that it must have
-    at least.
+    """A bucket by its key; for each limit its kind, window in s, amount, and the least level that it must
+    have.
     """
 
     key: str
@@ -98,7 +99,7 @@ class BucketRaise(TypedDict):
 
 
 class ContractRaise(TypedDict):
-    """A contract by its key, and what its levels must be at least."""
+    """A contract by its key, and the least levels that it must have."""
 
     key: str
     used_mu: float
@@ -106,9 +107,7 @@ class ContractRaise(TypedDict):
 
 
 class RebuildAsk(TypedDict):
-    """`run`: the run of the server in which the cell is whole with these levels, '' where more are to
-    come.
-    """
+    """`run`: mark the cell as intact in this run of the server; '' if more levels follow."""
 
     run: str
     buckets: Sequence[BucketRaise]

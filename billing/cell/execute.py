@@ -1,5 +1,5 @@
-"""Run a cell's script through redis-py: for the control plane, where a call's CPU time does not matter.
-The gateway has its own client.
+"""Runs a cell's script through redis-py, for the control plane, where a call's CPU time does not matter. The
+gateway has its own client.
 """
 
 from typing import Any, Final

@@ -1,6 +1,4 @@
-"""What the scripts of a cell answer, as values. It owns the reading of their replies, raw (bytes) or
-decoded (str), and nothing else.
-"""
+"""The replies of a cell's scripts, as values. It only reads replies, raw (bytes) or decoded (str)."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -11,7 +9,7 @@ from billing.wire.value_object import value_object
 
 
 class LimitScope(StrEnum):
-    """Whose limit refused."""
+    """Whose limit refused: the tenant's, the key's, or the cell's."""
 
     TENANT = "tenant"
     KEY = "key"
@@ -20,8 +18,8 @@ class LimitScope(StrEnum):
 
 @value_object(frozen=True, slots=True)
 class Levels:
-    """How full a bucket is: a level for each limit that was asked with, in its order. A level may exceed its
-    limit: what was produced is charged, as debt.
+    """The levels of a bucket, one for each limit of the call, in its order. A level may exceed its limit:
+    what was produced is charged, as debt.
     """
 
     open_requests: int
@@ -41,7 +39,7 @@ class Reserved:
 @value_object(frozen=True, slots=True, kw_only=True)
 class Grant:
     """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the
-    contract's, in mu; its rate in mu per second.
+    contract's, in mu; its rate is in mu per second.
     """
 
     class_: str
@@ -56,10 +54,10 @@ class Grant:
 
 @value_object(frozen=True, slots=True)
 class Waiting:
-    """No slot is free yet: it is in the queue. Reserve it again when woken, and before its lease ends.
+    """No slot is free yet, and the request is in the queue. Reserve it again when it is woken, and before its
+    lease ends.
 
-    `pace_ms`: only the pace of reading holds it up, and room should be granted again after so many ms; 0: no
-    need.
+    `pace_ms`: only the pace of prefills holds it up, so grant slots again after this time; 0: no need.
     """
 
     now_ms: int
@@ -69,8 +67,8 @@ class Waiting:
 @value_object(frozen=True, slots=True)
 class WaitingForContract:
     """It is in its contract's queue, behind `before` requests. Its contract takes it in about `after_ms`. The
-    first comes back by itself; the others are woken when it is their turn to be first, and come back before
-    their lease ends.
+    first request asks again by itself; the others are woken when they become the first, and must also ask
+    again before their lease ends.
     """
 
     now_ms: int
@@ -80,14 +78,14 @@ class WaitingForContract:
 
 @value_object(frozen=True, slots=True)
 class NoContract:
-    """It asked for reserved capacity, and its tenant has none here."""
+    """It asked for reserved capacity, and its tenant has no contract here."""
 
     now_ms: int
 
 
 @value_object(frozen=True, slots=True)
 class NoRight:
-    """Its tenant is served by contract only, and has none here."""
+    """Its tenant has no on-demand right, and no contract here."""
 
     now_ms: int
 
@@ -172,7 +170,7 @@ class Settled:
 
 @value_object(frozen=True, slots=True)
 class AlreadySettled:
-    """This request id has ended before; nothing changed."""
+    """This request id has already ended; nothing changed."""
 
     now_ms: int
 

@@ -1,8 +1,8 @@
 """The scripts of a cell as Redis commands. It owns how their texts are put together; it opens no connection.
 
-They are the functions of one library. A command is a whole `FCALL …`, good for any client; whoever is told
-that the server does not know the function loads `library().text` and calls again. `billing.cell.asks` names
-what a script is asked, `billing.cell.replies` reads what comes back.
+They are the functions of one library. A command is a complete `FCALL …` for any client; if the server does
+not know the function, the client loads `library().text` and calls again. `billing.cell.asks` has the
+arguments of the scripts, `billing.cell.replies` their replies.
 """
 
 import hashlib
@@ -58,15 +58,16 @@ class Tier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """Who asks a cell for what, beside limits: by the tenant's contract there, or for a share of the rest.
+    """What a request asks of a cell, apart from limits: capacity of its tenant's contract, or a share of the
+    rest.
 
-    `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: requests of this
-    tenant that may wait in the class, 0 for one that will not wait. `cancels_per_minute`: requests left
-    before anything was produced, -1 for no limit. `resumed`: it goes on with a request that was admitted, and
-    no limit refuses it. `restored`: it is one that was admitted and runs on its only candidate, and Redis has
-    lost its reservation. `can_resume`: as flex it could be stopped and go on elsewhere. `prompt_mu`: what
-    reading its prompt costs. `tokens`: its prompt and all that it may produce; of a restored one, what it has
-    used.
+    `candidates`: instance and epoch of those that could serve it, best first. `wait_max`: how many requests
+    of this tenant may wait in the class; 0: it does not wait. `cancels_per_minute`: how many requests may be
+    cancelled before anything was produced, -1 for no limit. `resumed`: it resumes a request that was
+    admitted, and no limit refuses it. `restored`: it was admitted and runs on its only candidate, but Redis
+    has lost its reservation. `can_resume`: as flex it could be preempted and resumed elsewhere. `prompt_mu`:
+    the cost of prefilling its prompt. `tokens`: its prompt and the most that it may produce; for a restored
+    one, what it has used.
     """
 
     tenant: str
@@ -87,7 +88,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellKeys:
-    """The keys that one request touches."""
+    """The Redis keys of one request."""
 
     request_id: str
     reservation: str
@@ -112,7 +113,7 @@ class CellKeys:
 @dataclass(frozen=True, slots=True)
 class Library:
     """All scripts as Redis functions: the text to load, and the name of each function. A changed text has
-    other names, so that processes of two versions call their own.
+    other names, so that processes of two versions each call their own.
     """
 
     text: str
@@ -240,7 +241,7 @@ def grant_call(cell: str, *, room_only: bool = False) -> Command:
 
 @dataclass(frozen=True, slots=True)
 class BucketLevel:
-    """What a bucket must hold at least: a level for each limit by which it drains."""
+    """The least that a bucket must hold: a level for each limit."""
 
     key: str
     levels: Sequence[tuple[Limit, float]]
@@ -248,7 +249,7 @@ class BucketLevel:
 
 @dataclass(frozen=True, slots=True)
 class ContractLevel:
-    """What a contract's bucket must hold at least, and what of it spilled, in mu."""
+    """The least that a contract's bucket must hold, and how much of it spilled, in mu."""
 
     key: str
     used_mu: float

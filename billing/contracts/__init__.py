@@ -1,3 +1,1 @@
-"""Contracts: capacity assigned to a tenant in a pool for a term. What is signed is never more than there
-is.
-"""
+"""Contracts: capacity assigned to a tenant in a pool for a term. No more is ever signed than there is."""

@@ -1,8 +1,8 @@
-"""What instances of a pool can do, as measured: each calibration a row that stays, the newest of a pool
-holds. Knows neither HTTP nor Redis.
+"""What instances of a pool can do, as measured. Each calibration is a row that stays; the newest one of a
+pool is in force. It knows neither HTTP nor Redis.
 
-Recording one sets the model's weights, and gives a pool that has no machines yet those that are registered.
-What measuring cost is absorbed here too: the engine counted tokens that no tenant asked for.
+Recording one sets the model's weights, and gives a pool without machines those that are registered. It also
+absorbs the cost of measuring: the engine counted tokens that no tenant asked for.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -37,8 +37,8 @@ ERROR_PERMILLE_MAX: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was found out about one instance. `error_permille`: by how much the held-back mix was predicted
-    wrongly.
+    """What was measured on one instance. `error_permille`: the error with which the held-back mix was
+    predicted.
     """
 
     pool: str
@@ -56,7 +56,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration(Measured):
-    """As it stands in SQL."""
+    """A calibration as stored in SQL."""
 
     calibration_id: str
     weights_version: int
@@ -74,8 +74,8 @@ _NEWEST_FIRST: Final[Order[Calibration]] = Order(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpentTokens:
-    """What one run of a measurement made an engine produce, by the engine's counters. `run` names it, so
-    that it is absorbed once.
+    """What an engine produced in one run of a measurement, by its counters. `run` names it, so that it is
+    absorbed once.
     """
 
     run: str

@@ -1,7 +1,7 @@
-"""Amendments of what a contract says besides its rate and its end: the overflow, the cap on what spills, the
-notice of each side.
+"""Amendments of a contract apart from its rate and its end: the overflow, the cap on spilling, the notice of
+each side.
 
-Pure: what holds from when on is worked out here; who may amend, and that it is kept, is `lifecycle`.
+Pure: it computes which clause holds when. `lifecycle` decides who may amend, and stores it.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from billing.refusals import Conflict, Invalid
 
 @dataclass(frozen=True, slots=True)
 class ClauseChange:
-    """What is to hold from a moment on; None leaves as it is. `lift_cap`: what spills has no cap any more."""
+    """What is to hold from a moment on; None leaves a field. `lift_cap`: spilling gets no cap."""
 
     overflow: Overflow | None = None
     spill_mu_s: int | None = None

@@ -1,5 +1,5 @@
-"""What time alone does to contracts: they become active and they end. Whoever runs the control plane's
-loops calls it.
+"""What happens to contracts by time alone: they become active and they end. The control plane's loops call
+it.
 """
 
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""What a pool has and owes as SQL has it, and the one way to change the pool itself. Whoever takes machines
-reads it with `lock_position`, whoever sells or measures with `lock_for_sale`, so that of two who do so at
+"""What a pool has and owes, read from SQL, and the only way to change the pool itself. Code that takes
+machines reads it with `lock_position`, code that sells or measures with `lock_for_sale`, so that of two at
 once the second sees what the first did.
 """
 

@@ -1,8 +1,8 @@
-"""A contract's life by hand: drafted, withdrawn, signed, amended, given notice of. What time does is in
-`clock`.
+"""A contract's life by hand: drafted, withdrawn, signed, amended, given notice of. `clock` does what happens
+by time.
 
-Signing and amending hold the pool, so that of two at once the second counts the first; whatever is refused
-changes nothing.
+Signing and amending lock the pool, so that of two at once the second counts the first. A refused call changes
+nothing.
 """
 
 from collections.abc import Sequence

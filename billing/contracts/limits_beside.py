@@ -1,5 +1,5 @@
-"""Limits of a tenant that could undercut its contract: requests and concurrency count what is reserved,
-too. Words for people, with both figures.
+"""Limits of a tenant that could undercut its contract, because request and concurrency limits count reserved
+requests, too. Texts for people, with both figures.
 """
 
 from sqlalchemy import Connection

@@ -1,11 +1,11 @@
-"""What a pool has and what it owes, over time, and whether that fits. Pure: a value that others read from SQL
-or make up.
+"""What a pool has and owes over time, and whether that fits. Pure: others read the position from SQL or make
+it up.
 
-For every instant t, with the headroom of the pool or of a contract in force at t, whichever is the greatest:
-Σ held(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside. A contract holds what its
-burst asks of the pool within a second: its rate times the seconds of its burst, of which there is at least
-one. So the bursts of all contracts at once are no more than the pool does in a second, and Σ of the rates is
-no more than it does for good.
+For every instant t, with the headroom of the pool or of a contract in force at t, whichever is greater: Σ
+held(t) ≤ ⌊(instances − taken(t)) · capacity · (1 − headroom(t))⌋ − set aside. A contract holds what its burst
+asks of the pool within a second: its rate times the seconds of its burst, which are at least one. So the
+bursts of all contracts at once are no more than the pool can do in a second, and the sum of the rates is no
+more than it can sustain.
 """
 
 from collections.abc import Sequence
@@ -62,8 +62,8 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Machines that another use has, in [from, until). `drains`: they serve nothing new already, before
-    it; that does not make it another one.
+    """Machines that another use has in [from, until). `drains`: they already take nothing new before that;
+    this does not count as another use.
     """
 
     instances: int

@@ -1,5 +1,5 @@
-"""What could be signed: how much over a period, from when on, until when. Pure; it promises nothing, as
-only signing holds capacity.
+"""What could be signed: how much over a period, from when, until when. Pure. It promises nothing: only
+signing holds capacity.
 """
 
 from dataclasses import dataclass, replace
@@ -11,11 +11,10 @@ from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quote:
-    """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. Of the rate that was asked
-    about, if one was: `fits` over the whole period; `fits_from_ms`, the first start from which it fits for as
-    long as the period (None: never); `fits_until_ms`, up to when it fits from the period's start (that start
-    itself: not at all); `short`, when and by how much it does not fit within the period, as a refusal says
-    it.
+    """`at_most_mu_s` fits over the whole period, with a burst of `burst_ms`. If a rate was asked about:
+    `fits`, over the whole period; `fits_from_ms`, the first start from which it fits for the length of the
+    period (None: never); `fits_until_ms`, until when it fits from the period's start (equal to the start: not
+    at all); `short`, when and by how much it does not fit within the period, worded as a refusal.
     """
 
     pool: str

@@ -1,4 +1,4 @@
-"""What each contract is worth at this moment: for the allocator, which asks every second. Reads only."""
+"""The rate of each contract at this moment, for the allocator, which asks every second. It only reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from billing.schema.capacity import contract, contract_step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContractRate:
-    """One contract in force. `spill_mu_s` None: what spills has no cap of its own."""
+    """One contract in force. `spill_mu_s` None: spilling has no cap."""
 
     contract_id: str
     tenant: str

@@ -1,8 +1,8 @@
-"""Other weights of a model, where something is signed in its pool: a unit is what contracts are in, and the
-weights say what it buys.
+"""New weights for a model with signed contracts in its pool. Contracts are in units, and the weights say what
+a unit buys.
 
-Owns when that must be said aloud, what a signed unit may be worth afterwards, and that each contract's
-history says it. Decides nothing of capacity.
+It owns when such a change needs confirmation, what a signed unit may be worth afterwards, and that each
+contract's history records it. It decides nothing about capacity.
 """
 
 from dataclasses import replace

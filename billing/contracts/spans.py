@@ -1,5 +1,5 @@
-"""Spans of time as they are agreed, `+20s`, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar,
-in UTC. Pure; knows no contract.
+"""Spans of time as they are agreed, `+20s`, `+90d`, `+6mo`, `+3y`: counted from a start, by the calendar, in
+UTC. Pure; it knows no contract.
 """
 
 import calendar

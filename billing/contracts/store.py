@@ -1,5 +1,5 @@
-"""Contracts in SQL: rows in and out, and the history, which only grows. Decides nothing; each function
-works in the caller's transaction.
+"""Contracts in SQL: rows in and out, and the append-only history. It decides nothing; each function works in
+the caller's transaction.
 """
 
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ _BY_START: Final[Order[Contract]] = Order(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContractEvent:
-    """One change: `after` is the whole contract as it then stood; `detail` is what that does not say, if
-    there is something.
+    """One change. `after`: the whole contract after it. `detail`: what `after` does not show, if there is
+    something.
     """
 
     entry: int

@@ -1,7 +1,8 @@
-"""What a contract says, and the rules that need nothing but the contract itself and the time. Pure: knows no
-table and no pool.
+"""The terms of a contract, and the rules that need only the contract and the time. Pure: it knows no table
+and no pool.
 
-Rates are milliunits per second (mu_s), times ms since the epoch; a span includes its start and not its end.
+Rates are milliunits per second (mu_s), times are ms since the epoch; a span includes its start and not its
+end.
 """
 
 from bisect import bisect_right
@@ -34,7 +35,7 @@ _OVERFLOWS: Final = ("reject", "spill", "queue")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """From then on this rate, until the next step."""
+    """The rate from this moment until the next step."""
 
     from_ms: int
     mu_s: int
@@ -42,8 +43,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """From then on this, until the next clause: what is done over the contract (`spill_mu_s` None: no
-    cap), and the notice of each side.
+    """What holds from this moment until the next clause: what happens beyond the contract (`spill_mu_s` None:
+    no cap), and the notice of each side.
     """
 
     from_ms: int
@@ -55,9 +56,9 @@ class Clause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What both sides sign. `headroom_permille` is left free beside it, where it is more than the pool's;
-    `spill_mu_s` None: no cap. `burst_ms`: as much work as the rate does in this time may come at once.
-    `later`: what amendments have made of overflow, cap and notice, by time.
+    """What both sides sign. `headroom_permille`: kept free beside it, if it is more than the pool's.
+    `spill_mu_s` None: no cap. `burst_ms`: how much time's worth of the rate may come at once. `later`:
+    overflow, cap and notice as amended, by time.
     """
 
     tenant_id: str
@@ -87,7 +88,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:
-    """A contract as it stands."""
+    """A contract as it is now."""
 
     contract_id: str
     terms: Terms

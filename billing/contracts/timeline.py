@@ -1,7 +1,6 @@
-"""Whole numbers over time that change at moments and hold in between. Pure: knows neither contracts nor
-pools.
+"""Whole numbers that change at moments and hold in between. Pure: it knows neither contracts nor pools.
 
-Because nothing changes between two moments of change, whatever holds at each of these holds at every instant.
+Nothing changes between two moments of change, so what holds at each of them holds at every instant.
 """
 
 import heapq

@@ -1,1 +1,1 @@
-"""The engines that there are, and what they say of themselves."""
+"""The engines of the installation, and what they report."""

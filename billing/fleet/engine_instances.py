@@ -1,5 +1,5 @@
-"""The instances of `taas:instances` as the audit needs them. Owns reading their entries; knows no engine
-and no table.
+"""The entries of `taas:instances` as the audit needs them. It only reads entries; it knows no engine and no
+table.
 """
 
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ _NOT_RUNNING: Final = frozenset({InstanceStatus.STARTING, InstanceStatus.DOWN})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedInstance:
     """One entry. `alive`: its lease holds, its engine has come up (before that it has no baseline) and has
-    not ended, so its counters can be asked for.
+    not ended, so its counters can be read.
 
-    One added by hand that is `down` has not ended for us: it does not answer, and only its own counters will
-    show whether it started anew. `counts`: it tells what each request has produced.
+    An instance added by hand that is `down` has not ended for the audit: it does not answer, and only its own
+    counters will show whether it has restarted. `counts`: it reports what each request has produced.
     """
 
     instance: str
@@ -38,8 +38,8 @@ class AuditedInstance:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All instances at one moment (`now_ms`, by Redis's clock), and what could not be read, by instance
-    id.
+    """All instances at one moment (`now_ms`, by Redis's clock), and the ids of entries that could not be
+    read.
     """
 
     instances: tuple[AuditedInstance, ...]

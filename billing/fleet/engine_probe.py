@@ -1,8 +1,8 @@
-"""Look at an engine that somebody wants to add: does it answer, what does it serve, what can it do, where do
-its counters stand?
+"""Probes an engine that somebody wants to add: whether it answers, what it serves, what it can do, and where
+its counters are.
 
-Owns the questions asked over HTTP and their bounds; knows no table and no Redis. It follows no redirect and
-uses no proxy.
+It owns the HTTP questions and their bounds; it knows no table and no Redis. It follows no redirect and uses
+no proxy.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Ask an engine for its counters and its load over HTTP. Owns the page's limits; knows no table and no
-Redis.
+"""Reads the counters and the load of an engine over HTTP. It owns the limits of the page; it knows no table
+and no Redis.
 """
 
 import time
@@ -24,9 +24,9 @@ _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class RequestCounts:
-    """What each request has produced, in the same moment as the counters. `sequence` numbers the last request
-    that ended; `finished` are those that ended after the sequence asked for. Tokens are as the counters
-    moved: `n` samples count the prompt n times.
+    """What each request has produced, at the same moment as the counters. `sequence`: the number of the last
+    request that ended. `finished`: requests that ended after the sequence asked for. Tokens are counted as in
+    the counters: `n` samples count the prompt n times.
     """
 
     sequence: int
@@ -36,8 +36,8 @@ class RequestCounts:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What an engine's counters and gauges say now. `started` changes with its process, where it tells;
-    `requests` where it counts them.
+    """An engine's counters and gauges now. `started` changes with its process, if it reports that;
+    `requests`: if it counts them.
     """
 
     tokens: CounterPair
@@ -53,8 +53,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class NoCounters:
-    """It answers and has none: another provider's API, or an engine that does not count. `page`: it has
-    metrics all the same.
+    """It answers without counters: another provider's API, or an engine that does not count. `page`: it has a
+    metrics page nevertheless.
     """
 
     page: bool = False
@@ -62,9 +62,7 @@ class NoCounters:
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """No answer that could be read. `answers`: something was said all the same. `refused`: nobody listens
-    there.
-    """
+    """No readable answer. `answers`: there was some answer. `refused`: nobody listens there."""
 
     reason: str
     answers: bool = False

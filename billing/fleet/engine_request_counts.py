@@ -1,8 +1,8 @@
-"""What an engine says that each request has produced, by the id that the gateway gave it. Owns reading that
-page and its limits.
+"""Reads what an engine has produced for each request, by the id that the gateway gave it. It owns reading
+that page and its limits.
 
-The page is taken in one moment: the engine's own counters and the requests that moved them agree. It knows no
-table and no Redis. Source of the form: `serving/vllm_middleware/taas_request_counts.py`.
+The page is a snapshot: the engine's counters and the requests agree. It knows no table and no Redis. The form
+is from `serving/vllm_middleware/taas_request_counts.py`.
 """
 
 import time

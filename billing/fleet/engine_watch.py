@@ -1,9 +1,9 @@
-"""Looks at the engines that were added by hand, once a second each, and keeps in `taas:instances` true what
-their entries say of load, status and metrics.
+"""Reads the engines that were added by hand, once a second each, and keeps load, status and metrics of their
+entries in `taas:instances` up to date.
 
-A worker does this for its own engine. Owns the rhythm, when an engine counts as down, and the writing of
-these fields; what an entry says otherwise is the projection's, and a removed one is left alone. Writes no
-SQL: counters are `engine_counters`' and the audit's.
+A worker does this for its own engine. This module owns the rhythm, when an engine counts as down, and the
+writing of these fields. The projection writes the rest of an entry; a removed entry is left alone. It writes
+no SQL: `engine_counters` and the audit store counters.
 """
 
 import json
@@ -42,7 +42,7 @@ _KV_DIGITS: Final = 4
 
 @dataclass(slots=True)
 class WatchedEngine:
-    """What is known of one engine. `silent` and `refused`: looks in a row to which it has not answered."""
+    """The state of one engine. `silent` and `refused`: consecutive readings without an answer."""
 
     looking: bool = False
     not_before: float = 0.0
@@ -63,7 +63,7 @@ class WatchedEngine:
 
 
 class EngineWatch:
-    """Any number of processes may have one: whoever holds the lock looks. `step` never waits for an
+    """Any number of processes may have one; the one that holds the lock reads. `step` never waits for an
     engine.
     """
 

@@ -1,8 +1,8 @@
-"""Takes entries out of `taas:instances` that nobody renews any more, so that every reader's list does not
-grow with each worker there ever was.
+"""Removes entries that nobody renews from `taas:instances`, so that the list does not grow with every worker
+that ever ran.
 
-Owns which entries are forgotten. It knows no engine and no table: whoever calls it has stored what their
-entries said of counters.
+It owns which entries are removed. It knows no engine and no table: its caller has stored the counters of
+these entries.
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""What stands in `taas:instances` now, added by hand or by workers, for people to see and for the
-allocator. Reads only.
+"""The entries of `taas:instances` now, added by hand or by workers, for people and for the allocator. It only
+reads.
 """
 
 from collections.abc import Callable, Collection

@@ -1,1 +1,1 @@
-"""What was billed and absorbed, and to whom; receipts and usage by day."""
+"""What was billed and absorbed, and to whom; receipts, and usage by day."""

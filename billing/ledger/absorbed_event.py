@@ -1,8 +1,9 @@
-"""Tokens that an engine produced and that no request's event accounts for, as an event of their own:
-absorbed, on nobody's bill.
+"""An event for tokens that an engine produced and that no request's event accounts for: they are absorbed and
+on nobody's bill.
 
-Owns how such an event is written, with its ledger transaction and the running totals. Who found the tokens,
-and why they are absorbed and not a residual, is the caller's: `reconcile`, `request_check`, `calibrations`.
+It owns how such an event is written, with its ledger transaction and the running totals. Its callers
+(`reconcile`, `request_check`, `calibrations`) find the tokens and decide why they are absorbed and not a
+residual.
 """
 
 import hashlib
@@ -27,8 +28,8 @@ _NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_D
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbsorbedEvent:
-    """`request_id` makes it unique: written twice, it counts once. `evidence`: the requests that explain
-    the tokens.
+    """`request_id` makes it unique: if it is written twice, it counts once. `evidence`: the requests that
+    explain the tokens.
     """
 
     request_id: str

@@ -1,8 +1,8 @@
-"""Pricing what was recorded before its model had a price: new transactions beside the unpriced ones, which
-stay as they are.
+"""Prices requests that were recorded before their model had a price: new transactions beside the unpriced
+ones, which stay as they are.
 
-All of it in one SQL transaction of the caller's, with prices held: what a preview says is what is done. Doing
-it again finds nothing.
+All of it is in one SQL transaction of the caller's, with prices locked, so a preview shows exactly what is
+done. Doing it again finds nothing.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Insert many rows as one statement with one parameter. Owns the SQL of it; knows no particular table.
+"""Inserts many rows as one statement with one parameter. It owns the SQL; it knows no particular table.
 
-A statement with a parameter for each value is parsed by the driver on each call: for 500 usage events that
-took longer than everything else together. Here PostgreSQL reads the rows off one JSON array, by the column
-types of the table.
+The driver parses a statement with a parameter per value at each call: for 500 usage events that took longer
+than everything else together. Here PostgreSQL reads the rows from one JSON array, by the column types of the
+table.
 """
 
 from collections.abc import Mapping, Sequence

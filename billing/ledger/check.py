@@ -1,6 +1,5 @@
-"""Read the ledger back and check it: every event has its transaction, every transaction balances, every
-amount is its tokens times its price, the running totals are the sums of the events. Owns the checking;
-corrects nothing.
+"""Checks the ledger: every event has its transaction, every transaction balances, every amount is tokens
+times price, and the running totals are the sums of the events. It corrects nothing.
 """
 
 from collections.abc import Sequence

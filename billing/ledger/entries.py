@@ -1,8 +1,8 @@
-"""Recording usage: events, and for each one balanced money transaction, exactly once by request id. Owns SQL
-of the ledger's facts.
+"""Records usage: events, and one balanced money transaction for each, exactly once by request id. It owns the
+SQL of the ledger's facts.
 
 It knows nothing of Redis. All functions work inside the caller's SQL transaction: an event, its transaction,
-its postings and the running totals appear together or not at all.
+its postings and the running totals are written together or not at all.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class Pricing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """An event and the text it came as. Two texts that say the same in another order have one digest."""
+    """An event and its original text. Texts that differ only in the order of members have one digest."""
 
     event: UsageEvent
     raw: bytes
@@ -93,9 +93,7 @@ class RecordedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What one batch added. `duplicates` were known already; `conflicts` were too and say something else
-    than the first.
-    """
+    """What one batch added. `duplicates` were known already; `conflicts` were too, with different content."""
 
     events: tuple[RecordedEvent, ...]
     duplicates: int

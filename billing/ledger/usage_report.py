@@ -1,8 +1,7 @@
-"""What tenants used and owe over a time, in groups. Owns the grouping of recorded usage; prices nothing, it
-adds up ledger amounts.
+"""What tenants used and owe over a time, in groups. It groups recorded usage; it prices nothing, it adds
+ledger amounts.
 
-A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that the periods add up
-to the whole.
+A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +46,9 @@ _COLUMNS: Final[dict[Dimension, ColumnElement[Any]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageLine:
-    """One group. `cached` is a part of `prompt`. What has no amount is counted apart: `unpriced` for want of
-    a price (its tokens are among the billed), `quarantined` for doubt about its usage (its tokens are not).
+    """One group. `cached` is a part of `prompt`. Requests without an amount are counted apart: `unpriced` for
+    lack of a price (their tokens are among the billed), `quarantined` for doubt about their usage (their
+    tokens are not).
     """
 
     group: Mapping[str, str]
@@ -103,7 +103,7 @@ class BillItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageReport:
-    """Lines in the order of their groups, and their sum; and the items whose amounts add up to it."""
+    """Lines in the order of their groups, their sum, and the items whose amounts add up to it."""
 
     tenant: str | None
     by: tuple[Dimension, ...]

@@ -1,3 +1,1 @@
-"""Reclaims: machines of a pool that another use takes, on the terms that were signed, and that come back
-when they are released.
-"""
+"""Reclaims: another use takes machines of a pool, on signed terms, and gives them back on release."""

@@ -1,6 +1,7 @@
-"""What time does to reclaims: they drain, are cleared, are done; and what they cut is recorded.
+"""Advances reclaims with time: they drain, are cleared, are done; and records what they cut.
 
-A step takes each reclaim in a transaction of its own and may be repeated; several processes may step at once.
+Each step handles each reclaim in a transaction of its own and may be repeated; several processes may step at
+once.
 """
 
 import logging
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reclaimer:
-    """Carries reclaims out, once a call. The client must not decode."""
+    """Advances all reclaims, once per call. The client must not decode."""
 
     def __init__(self, engine: Engine, client: redis.Redis, projector: Projector) -> None:
         self._engine = engine

@@ -1,6 +1,6 @@
-"""Whether a reclaim still is what whoever orders it was shown: the same instances, and no more broken. Pure.
+"""Whether a reclaim still matches the plan that was shown: the same instances, and no more broken. Pure.
 
-Which streams are open there is not part of it: they come and go while somebody reads.
+Open streams are not compared: they come and go while somebody reads.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from billing.refusals import Conflict
 
 
 class PlanChanged(Conflict):
-    """It is not what was shown."""
+    """The plan is not the one that was shown."""
 
     code = "plan_changed"
 

@@ -1,5 +1,5 @@
-"""What each contract gives up while machines are taken against it, pro rata and exact. Pure arithmetic,
-but for the two that say they read.
+"""What each contract loses while machines are taken against it, pro rata and exact. Pure arithmetic, except
+for the two functions that read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,9 +51,7 @@ def shortage_by(position: Position, breaking: Sequence[Taken]) -> Timeline:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """When a contract is left with the least part of its rate, what it has signed then, and what it is
-    left with.
-    """
+    """When a contract has the smallest part of its rate, its signed rate then, and what it is left with."""
 
     from_ms: int
     signed_mu_s: int

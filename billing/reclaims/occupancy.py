@@ -36,8 +36,8 @@ class RunningRequest:
 
 @dataclass(frozen=True, slots=True)
 class OccupiedInstance:
-    """An instance that could be taken, and what is open there. `load`: the greater of that and of what its
-    engine says.
+    """An instance that could be taken, and its open requests. `load`: their number, or the load that its
+    engine reports, whichever is greater.
     """
 
     instance: str

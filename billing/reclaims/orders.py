@@ -1,7 +1,6 @@
-"""A reclaim by hand: planned, ordered, cancelled, released. What time does to it is in `carry_out`.
+"""Reclaims by hand: planned, ordered, cancelled, released. `carry_out` does what happens by time.
 
-Whoever orders holds the pool, as whoever signs does, so that of two at once the second sees what the first
-did.
+Ordering locks the pool, as signing does, so that of two at once the second sees what the first did.
 """
 
 from dataclasses import replace

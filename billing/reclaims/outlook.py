@@ -1,4 +1,4 @@
-"""What a pool's machines are for over coming quarters: by use, with what is signed and what is free. Pure:
+"""The use of a pool's machines over coming quarters: by use, with what is signed and what is free. Pure: it
 works on a position and its reclaims.
 """
 
@@ -15,7 +15,7 @@ from billing.reclaims.store import Reclaim
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """A time within one quarter in which nothing changes. `machines` by use; mu per second."""
+    """A time within one quarter in which nothing changes. `machines`: by use; rates in mu per second."""
 
     quarter: str
     from_ms: int

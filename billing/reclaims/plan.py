@@ -1,8 +1,8 @@
-"""What a reclaim would do to whom. Pure: works on a pool's position and on what runs there, reads and changes
+"""What a reclaim would do. Pure: it works on a pool's position and on its open requests; it reads and changes
 nothing.
 
-From the deadline on the machines are gone from the pool. They drain before it: as long before as a request
-may last, but at no instant at which the rest would not cover what is signed.
+From the deadline on the machines are gone from the pool. They drain before it: for as long as a request may
+last, but not while the rest would not cover what is signed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ DRAIN_LEAD_MS: Final = 600_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimOrder:
-    """What was asked for. `chosen`, `broken`: what whoever asks was shown, and agrees to: these instances,
-    and no more broken than this.
+    """What was ordered. `chosen`, `broken`: the plan that the operator was shown and confirmed: these
+    instances, and no more broken than this.
     """
 
     pool: str
@@ -38,7 +38,7 @@ class ReclaimOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemainingCapacity:
-    """What the pool has and owes over a time; mu per second. `machines` are what it keeps; `held_mu_s` is
+    """What the pool has and owes over a time, in mu per second. `machines`: those that it keeps. `held_mu_s`:
     what is sold, with its bursts.
     """
 
@@ -62,11 +62,11 @@ class RemainingCapacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimPlan:
-    """`leaving` drain from `drain_from_ms` on: at once (`drains_now`), or later, and are chosen anew then
-    unless they were asked for by name. `ready` instances take new requests now, `not_running` machines run
-    nothing and just go. `broken`: when, and by how much at most, contracts would not have what was signed;
-    `cuts`: what each that is cut is left with. `others_before_mu_s`, `others_after_mu_s`: what on-demand and
-    flex have at the deadline, beside what is sold.
+    """`leaving` instances drain from `drain_from_ms` on: at once (`drains_now`), or later; then they are
+    chosen again unless they were ordered by name. `ready` instances take new requests now; `not_running`
+    machines run nothing and simply leave. `broken`: when, and by how much at most, contracts would miss what
+    was signed; `cuts`: what each cut contract is left with. `others_before_mu_s`, `others_after_mu_s`: the
+    capacity of on-demand and flex at the deadline, without and with the reclaim.
     """
 
     order: ReclaimOrder

@@ -1,9 +1,9 @@
-"""What contracts are short of while a reclaim cuts them, per contract and second: the basis of a credit. Owns
-the rows of `contract_shortfall`.
+"""What contracts lack while a reclaim cuts them, per contract and second: the basis of a credit. It owns the
+rows of `contract_shortfall`.
 
-Nothing is counted up: each second is worked out from what was signed, there and taken then. So seconds that
-were missed are filled in, and writing one again changes nothing. Parts of a milliunit are rounded up, once a
-second and contract.
+Nothing is accumulated: each second is computed from what was signed, present and taken then. So missed
+seconds are filled in later, and writing one again changes nothing. Fractions of a milliunit are rounded up,
+once per second and contract.
 """
 
 from collections import defaultdict
@@ -32,7 +32,7 @@ SECONDS_MAX: Final = 3_600
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """One contract in one second, mu."""
+    """What one contract lacked in one second, in mu."""
 
     contract_id: str
     second_ms: int

@@ -1,5 +1,5 @@
-"""Reclaims in SQL: rows in and out, and the history, which only grows. Decides nothing; each function
-works in the caller's transaction.
+"""Reclaims in SQL: rows in and out, and the append-only history. It decides nothing; each function works in
+the caller's transaction.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ AWAY: Final[tuple[State, ...]] = ("draining", "done")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaim:
     """`instances` machines of a pool for another use, from `by_ms` until they are released. `chosen` is empty
-    until they drain, and shorter than `instances` where some of the machines ran nothing.
+    until they drain, and shorter than `instances` if some machines ran nothing.
     """
 
     reclaim_id: str
@@ -63,7 +63,7 @@ _BY_DEADLINE: Final[Order[Reclaim]] = Order(
 
 @dataclass(frozen=True, slots=True)
 class ReclaimEvent:
-    """One line of a reclaim's history."""
+    """One entry of a reclaim's history."""
 
     at_ms: int
     change: str

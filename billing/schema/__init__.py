@@ -1,1 +1,1 @@
-"""The SQL tables, as SQLAlchemy Core. One room per subject; none of them opens a connection."""
+"""The SQL tables, as SQLAlchemy Core. One module per subject; none of them opens a connection."""

@@ -1,5 +1,5 @@
-"""Tables of capacity: what a pool can do, what of it is sold, what its machines are for, and what came of it.
-Owns columns, not how they are filled.
+"""Tables of capacity: what a pool can do, what is sold, the use of its machines, and the evidence. It owns
+columns, not how they are filled.
 
 Work is in milliunits (mu), rates in mu per second, times in ms since the epoch. A pool without a row has the
 defaults and no machines to sell.

@@ -1,9 +1,9 @@
-"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances; and of what was
-answered. Owns columns, not how they are filled.
+"""Tables of who may ask for what: tenants, projects, API keys, models, limits, instances; and of stored
+answers. It owns columns, not how they are filled.
 
-Nothing is deleted that a usage event may name: keys are revoked, models retired, instances removed by a date.
-Times are ms since the epoch. `projection_outbox` holds what Redis has not been told yet; it is written in the
-transaction that made the change.
+Nothing is deleted that a usage event may name: keys are revoked, models retired, instances get a removal
+date. Times are ms since the epoch. `projection_outbox` holds what is still to be written to Redis; its rows
+are written in the transaction that made the change.
 """
 
 from sqlalchemy import (

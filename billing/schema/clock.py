@@ -1,4 +1,4 @@
-"""PostgreSQL's clock, in milliseconds since 1970: by which contracts and the catalogue go."""
+"""PostgreSQL's clock, in milliseconds since 1970. Contracts and the catalogue use it."""
 
 from typing import Final
 

@@ -1,10 +1,10 @@
-"""Tables of what was used and what it costs: events, prices, the ledger, engine counters. Owns columns, not
-how they are filled.
+"""Tables of usage and its cost: events, prices, the ledger, engine counters. It owns columns, not how they
+are filled.
 
 Times are ms since the epoch, as in the usage event. Amounts are whole pico-dollars in NUMERIC(38): a BIGINT
-would end at 9.2 million USD, which one large invoice can pass. A token's price is bounded
+would end at 9.2 million USD, which one large invoice can exceed. A token's price is bounded
 (`money.PRICE_MAX…`) and fits a BIGINT. Tables of facts are append-only, and a transaction's postings sum to
-zero: triggers of the migration hold both.
+zero: triggers of the migration enforce both.
 """
 
 from typing import Final

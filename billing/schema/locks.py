@@ -1,12 +1,12 @@
-"""The advisory locks of the database: numbers that no other program on it uses. What is held for how long,
-the place that takes one says.
+"""The advisory locks of the database: numbers that no other program uses on it. The code that takes a lock
+says for how long.
 """
 
 from enum import IntEnum
 
 
 class AdvisoryLock(IntEnum):
-    """One number each; of `IDEMPOTENCY` the second number is that of the key."""
+    """One number each; `IDEMPOTENCY` has a second number, from the key."""
 
     MIGRATIONS = 7_461_615
     # Two processes that poll at once could write an older reading over a newer one, which looks like a

@@ -1,4 +1,4 @@
-"""The one MetaData of the database. Owns how constraints are named, so that migrations can name them;
+"""The one MetaData of the database. It owns the names of constraints, so that migrations can name them; it
 knows no table.
 """
 

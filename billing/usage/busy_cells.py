@@ -1,8 +1,8 @@
-"""Which cells have something to do, so that the loops of billing look at these and leave the others alone.
+"""Which cells have something to do, so that billing's loops visit these and leave the others alone.
 
 A cell is busy while it has a live instance, an open or waiting request, or usage that is not in SQL, and for
 a minute after that. Requests reach a cell only through an instance, so a cell that becomes busy shows in
-`taas:instances`. All other cells are looked at once at the start and then a few a second, so that nothing is
+`taas:instances`. All other cells are checked once at the start and then a few per second, so that nothing is
 ever left behind in one of them.
 """
 
@@ -29,7 +29,7 @@ _LOOKS_MAX: Final = 1_000
 
 
 class BusyCells:
-    """One a process, for all its threads. The client must not decode responses."""
+    """One per process, for all its threads. The client must not decode responses."""
 
     def __init__(self, client: redis.Redis, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client

@@ -1,9 +1,8 @@
-"""From the usage streams into the ledger: read a batch, record it in one SQL transaction, acknowledge after
+"""Moves usage streams into the ledger: reads a batch, records it in one SQL transaction, acknowledges after
 the commit.
 
-Owns at-least-once delivery and what becomes of an entry that is not an event. It knows neither prices nor
-tables: `ledger` records. A kill at any moment leaves entries that are read again, and recording is unique by
-request id.
+It owns at-least-once delivery, and what happens to an entry that is not an event. It knows neither prices nor
+tables: `ledger` records. After a kill the entries are read again, and recording is unique by request id.
 """
 
 import logging

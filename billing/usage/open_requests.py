@@ -1,5 +1,5 @@
-"""Where requests stand that have no event in SQL yet: open, by their last checkpoints, or ended, in a
-usage stream. Changes nothing in Redis.
+"""Requests without an event in SQL: open ones, by their last checkpoints, or ended ones, in a usage stream.
+It changes nothing in Redis.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ _ENTRIES_MAX: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """One that runs: where, what it had produced at its last checkpoint, and for how many samples it was
-    asked.
+    """A running request: its instance, what it had produced at its last checkpoint, and its number of
+    samples.
     """
 
     instance: str
@@ -33,7 +33,7 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True)
 class OpenRequests:
-    """Open requests by id; ids of reservations that could not be read."""
+    """Open requests by id, and ids of reservations that could not be read."""
 
     by_id: Mapping[str, OpenRequest]
     unreadable: tuple[str, ...]
@@ -46,7 +46,7 @@ class OpenRequests:
 
 @dataclass(frozen=True, slots=True)
 class OnTheWay:
-    """A request that has ended, whose event is in a stream."""
+    """A request that has ended and whose event is in a stream."""
 
     instance: str
     epoch: str
@@ -55,9 +55,7 @@ class OnTheWay:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The events in all usage streams by request id. Not `complete`: there are more than can be looked
-    through.
-    """
+    """The events in all usage streams by request id. Not `complete`: there are more than can be read."""
 
     by_id: Mapping[str, OnTheWay]
     complete: bool

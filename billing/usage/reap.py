@@ -1,12 +1,11 @@
-"""The reaper: ends every request whose gateway no longer renews its lease, at its last checkpoint. Owns
-finding them.
+"""The reaper: settles every orphaned request, whose gateway no longer renews its lease, at its last
+checkpoint. It owns finding them.
 
-A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then
-leases seem to have passed that are renewed all the time, or hold for as long as the clock went back. So a
-lease that has passed is only the occasion to look: a request is ended once its lease has not changed for some
-seconds of this process's own monotonic clock, in which Redis was there to take a renewal. That needs no
-earlier pass, and no word from other reapers. The cell's script decides in the end: a renewal that comes in
-between wins, and nothing is ended twice.
+A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine. Then
+leases seem to have passed although they are renewed, or hold for as long as the clock went back. So a passed
+lease is only a reason to watch: a request is settled once its lease has not changed for some seconds of this
+process's own monotonic clock, during which Redis could take a renewal. That needs no earlier pass and no
+other reaper. The cell's script decides in the end: a renewal in between wins, and nothing is settled twice.
 """
 
 import logging
@@ -44,7 +43,7 @@ _AHEAD_EVERY: Final = 10
 
 
 class Lease(NamedTuple):
-    """One request's lease as Redis says it now."""
+    """The lease of one request, as it is in Redis now."""
 
     cell: str
     request_id: str
@@ -53,7 +52,7 @@ class Lease(NamedTuple):
 
 @dataclass(slots=True)
 class _Watch:
-    """Since when leases have been seen as they are."""
+    """Since when leases have been unchanged."""
 
     since: dict[Lease, float] = field(default_factory=dict)
 
@@ -68,11 +67,9 @@ class _Watch:
 
 
 class Reaper:
-    """Reaps all cells. Any number may run; they take turns.
-
-    `patience_s`: for so long a lease that has passed is watched. A Redis that has been up for less than
-    `calm_s` is not reaped at all: after an outage the gateways come first, with the settles in their
-    journals, or a request that ended well would be taken for a dead one.
+    """Reaps all cells. Any number may run; they take turns. `patience_s`: how long a passed lease is watched.
+    `calm_s`: a Redis that has been up for less is not reaped. After an outage the gateways send the settles
+    of their journals first, else a request that ended well would be taken for an orphan.
     """
 
     def __init__(

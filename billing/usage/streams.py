@@ -1,8 +1,8 @@
-"""The cells' usage streams as the consumer group `billing` sees them. Owns reading, claiming and
-acknowledging; reads no event's content.
+"""The cells' usage streams as the consumer group `billing` sees them. It reads, claims and acknowledges
+entries; it does not read an event's content.
 
-Each method serves many cells in one round trip. Every reader here may hand out an entry that another reader
-has too: recording is idempotent, losing one is not.
+Each method serves many cells in one round trip. A reader may return an entry that another reader has too:
+recording is idempotent, and losing an entry would not be.
 """
 
 from collections import defaultdict
@@ -21,9 +21,7 @@ _STRANDED_MS: Final = 60_000
 
 @dataclass(frozen=True, slots=True)
 class StreamEntry:
-    """One entry. `raw` is None where it was deleted after it had been delivered: another consumer has
-    recorded it.
-    """
+    """One entry. `raw` None: it was deleted after its delivery, because another consumer has recorded it."""
 
     cell: str
     entry_id: str
@@ -32,7 +30,7 @@ class StreamEntry:
 
 @dataclass(frozen=True, slots=True)
 class StreamLag:
-    """What a stream still holds, and how old its oldest entry is."""
+    """How many entries a stream holds, and the age of the oldest."""
 
     entries: int
     oldest_age_ms: int

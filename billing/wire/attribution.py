@@ -1,6 +1,6 @@
 """Who pays: one rule for every ending, used by each settle and each crash event. Pure.
 
-The engine's usage names a prompt once, its counters name it once for each sample (`n` > 1): the surplus is
+The engine's usage counts a prompt once, its counters count it once per sample (`n` > 1). The surplus is
 `shared_prompt`, which the caller passes and nobody pays. A request that stopped before its first token has
 moved no counter, though its usage names the prompt.
 """

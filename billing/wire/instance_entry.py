@@ -1,9 +1,9 @@
-"""An entry of `taas:instances`: an engine that can be sent requests, as its worker or the catalogue shows it.
-Owns the entry's form.
+"""An entry of `taas:instances`: an engine that can serve requests, as written by its worker or the catalogue.
+It owns the entry's form.
 
-It must not know how an engine runs or how a gateway chooses. Pure: the reader brings the hash and the time
-(Redis's clock, ms). An entry is renewed by writing it again; what a dead worker left counts no more once its
-lease has lapsed, and billing takes it out a day later.
+It does not know how an engine runs or how a gateway chooses. Pure: the reader brings the hash and the time
+(Redis's clock, ms). An entry is renewed by writing it again. A dead worker's entry counts no more once its
+lease has lapsed, and billing removes it a day later.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -23,7 +23,7 @@ VLLM: Final = "vllm"
 
 
 class InstanceStatus(StrEnum):
-    """Only `ready` instances get new requests; `draining` ones finish what they have."""
+    """Only `ready` instances get new requests; `draining` ones finish those that they have."""
 
     STARTING = "starting"
     READY = "ready"
@@ -33,8 +33,8 @@ class InstanceStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """What the engine says of itself: requests running and waiting, and the share of its KV cache in use
-    (0 to 1).
+    """The load that an engine reports: requests running and waiting, and the part of its KV cache in use (0
+    to 1). If one server runs several engines, `kv_usage` is that of the fullest.
     """
 
     running: int = 0
@@ -44,8 +44,8 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class FinalCounters:
-    """The last counters of an engine that runs no more, as read (its baseline is not taken off). Not `exact`:
-    it died or was cut off, and may have produced more than was read.
+    """The last counters of an engine that no longer runs, as read (without subtracting its baseline). Not
+    `exact`: it died or was cut off, and may have produced more than was read.
     """
 
     epoch: str
@@ -56,12 +56,12 @@ class FinalCounters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceEntry:
-    """One instance as the registry shows it. `epoch` changes with each start of the engine; `baseline` is
-    what its counters said before any tenant's request; `priority`: it schedules by priority, so requests may
-    be sent with one; `counts`: it tells what each request has produced, by its id; `final` is set once this
-    epoch has ended; `earlier` are ended epochs of the same instance, newest first; `has_metrics`: its engine
-    has a page of them, or was never asked for it; `engine`: what kind of engine it is; `engine_model`: what
-    it calls its model, None where that is what the model's entry says.
+    """One instance in the registry. `epoch`: changes with each start of the engine. `baseline`: its counters
+    before any tenant's request. `priority`: it schedules by priority, so requests may be sent with one.
+    `counts`: it reports what each request has produced, by its id. `final`: set once this epoch has ended.
+    `earlier`: ended epochs of the same instance, newest first. `has_metrics`: its engine has a metrics page,
+    or was never asked for it. `engine`: the kind of engine. `engine_model`: its name for the model, None if
+    that is the name in the model's entry.
     """
 
     instance: str

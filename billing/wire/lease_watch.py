@@ -1,10 +1,10 @@
-"""Which instances are there, also where Redis's clock has jumped. Pure: the reader brings entries and the
-time, and is asked often.
+"""Which instances are alive, even if Redis's clock has jumped. Pure: the reader brings entries and the time,
+and asks often.
 
-A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine: then all
-leases seem to have passed at once, or hold for as long as the clock went back. So a lease is also held
-against this process's own monotonic clock: one that was renewed a moment ago holds, and one that nobody has
-renewed for longer than any lease lasts does not.
+A lease is a moment of Redis's clock, and that clock may jump, as at a failover to another machine. Then all
+leases seem to have passed at once, or hold for as long as the clock went back. So leases are also checked
+against this process's own monotonic clock: a lease that was renewed a moment ago holds, and one that has not
+been renewed for longer than any lease lasts does not.
 """
 
 import time
@@ -23,7 +23,7 @@ _LONGEST_LEASE_S: Final = 605.0
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A lease, since when it has been as it is, and whether it was seen to be renewed then."""
+    """A lease, since when it has been unchanged, and whether it was renewed then."""
 
     until_ms: int
     since_s: float
@@ -31,7 +31,7 @@ class _Seen:
 
 
 class LeaseWatch:
-    """One a reader, for all entries. Not for two threads at once."""
+    """One per reader, for all entries. Not for two threads at once."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

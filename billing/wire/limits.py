@@ -1,7 +1,7 @@
-"""Limits: what they count, over which window, and how each is named where people set them. Pure.
+"""Limits: what they count, over which window, and their names. Pure.
 
-A limit is a kind, a window and an amount. `FIELDS` is the one table of those that can be set; the catalogue,
-the admin API, the CLI, the gateway and the cell's scripts go by it.
+A limit is a kind, a window and an amount. `FIELDS` is the one table of the limits that can be set; the
+catalogue, the admin API, the CLI, the gateway and the cell's scripts use it.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ MU_PER_UNIT: Final = 1000
 
 
 class LimitKind(StrEnum):
-    """What refused a request: a limit of this kind, the contract, or that there was no room."""
+    """What refused a request: a limit of this kind, the contract, or a full queue (`room`)."""
 
     REQUESTS = "requests"
     UNITS = "units"
@@ -32,7 +32,7 @@ class LimitKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """So much of this kind in a window of so many seconds. Work is in milliunits."""
+    """An amount of this kind in a window of `window_s` seconds. Work is in milliunits."""
 
     kind: LimitKind
     window_s: int
@@ -41,8 +41,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class LimitField:
-    """A limit as people set it. `words`: what it counts, behind a number; `scale`: how much of its kind one
-    of it is; `column`: its head in a table.
+    """A limit as people set it. `words`: what it counts, written after a number. `scale`: how much of its
+    kind one unit of it is. `column`: its column name in a table.
     """
 
     name: str
@@ -74,8 +74,8 @@ LimitEntry: TypeAlias = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's
-    scripts read them.
+    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's scripts
+    read them.
     """
 
     all: tuple[Limit, ...] = ()

@@ -30,9 +30,8 @@ _REDIS_TIMEOUT_S: Final = 1.5
 
 
 class MetricsPage:
-    """`/metrics`, answered by a thread of its own, and in the list of targets from `with` to its end.
-
-    Made on the first of `ports` that is free; 0 is any. Raises OSError where none is.
+    """`/metrics`, served by a thread of its own, and listed as a scrape target while the `with` block runs.
+    It listens on the first of `ports` that is free; 0 is any. Raises OSError if none is.
     """
 
     def __init__(

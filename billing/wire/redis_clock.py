@@ -1,4 +1,6 @@
-"""Redis's clock, by which leases, requests and prices go: every process of the product asks the same one."""
+"""Redis's clock. Leases, requests and prices use it, because every process of the product asks the same
+one.
+"""
 
 from typing import TYPE_CHECKING, Any
 

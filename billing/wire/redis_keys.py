@@ -1,8 +1,8 @@
 """Every Redis key of the product, spelled once. It owns names only: no client, no contents.
 
-Keys of a cell share one hash tag, so that a script sees and changes all of them in one slot. Tenants, key
-ids, models and request ids come after the tag and cannot change the slot; a cell's name stands inside it and
-must not close it.
+Keys of a cell share one hash tag, so that a script can access all of them in one hash slot. Tenants, key ids,
+models and request ids come after the tag and cannot change the slot; a cell's name is inside the tag and must
+not close it.
 """
 
 from typing import Final

@@ -1,5 +1,5 @@
-"""What a Redis server must be for the product, and how to say in one line why it cannot be used or may lose
-what it has acknowledged.
+"""What the product requires of a Redis server, and one-line texts that say why it cannot be used or may lose
+acknowledged data.
 
 It owns the requirements: the oldest versions, one server and no cluster, and persistence. It knows no key of
 the product.
@@ -39,7 +39,7 @@ _LOGIN_CODES: Final = {
 
 
 class WrongRedis(Exception):
-    """A server that cannot be used, however long one waits. The text says what it is and what to do."""
+    """A server that can never be used, however long one waits. The text says what it is and what to do."""
 
 
 def read_hello(reply: Any) -> dict[str, str]:

@@ -1,7 +1,6 @@
-"""The fields of a reservation in Redis: their names in code, and those under which they are stored. It owns
-names only.
+"""The fields of a reservation in Redis: their names in code, and their stored names. It owns names only.
 
-The cell's scripts are given this table, so that each field is spelled once. A stored name must not change:
+The cell's scripts get this table, so that each field is spelled once. A stored name must not change:
 processes of two versions work on the same reservations during an upgrade.
 """
 

@@ -1,6 +1,6 @@
-"""The inference routes: their names, where callers find them, and what everybody may know of them.
+"""The inference routes: their names, their paths, and the facts that all processes may know of them.
 
-A gateway adds to these facts how it reads and answers a route (`gateway/routes.py`). Pure; loads no SQL.
+A gateway adds how it reads and answers a route (`gateway/routes.py`). Pure; it loads no SQL.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,14 +10,14 @@ from typing import Any, Final
 
 
 class Dialect(StrEnum):
-    """Whose words a route speaks: decides the form of errors and of streams."""
+    """The dialect of a route's callers. It decides the form of errors and of streams."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
 
 
 class Route(StrEnum):
-    """An inference route, by the name that a model's entry lists and events carry."""
+    """An inference route, by the name in a model's entry and in events."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
@@ -32,8 +32,8 @@ class Route(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RouteFacts:
     """One route. `offered_as`: the route that a model's entry must list for this one to be served. A route
-    that is not `metered` costs nothing; one that `generates` writes tokens. `smallest`: what, with a model's
-    name, is the smallest request by which an engine shows that it works.
+    that is not `metered` costs nothing; one that `generates` produces tokens. `smallest`: together with a
+    model's name, the smallest request by which an engine shows that it works.
     """
 
     name: Route

@@ -1,9 +1,9 @@
-"""Which processes have a page of metrics now: each says so in Redis every second while it lives. Owns that
-list; asks no page.
+"""Which processes have a metrics page now: each renews its entry in Redis every second. It owns that list; it
+reads no page.
 
 A member is a page's job and address, its score the end of its lease by Redis's clock. Two processes with the
-same address (two machines that both serve their figures on loopback) are one member, and Prometheus could not
-tell them apart either.
+same address (two machines that both serve their metrics on loopback) are one member; Prometheus could not
+distinguish them either.
 """
 
 import json
@@ -25,9 +25,7 @@ _UNSPECIFIED: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared 
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """One page at `/metrics`. `job` is what Prometheus is to call its kind of process; `address` is
-    HOST:PORT.
-    """
+    """One page at `/metrics`. `job`: Prometheus's name for this kind of process. `address`: HOST:PORT."""
 
     job: str
     address: str

@@ -11,9 +11,7 @@ from billing.wire.value_object import value_object
 
 
 class UsageEventError(ValueError):
-    """An event that is not one: a field is missing, of another type, negative, or the tokens do not
-    balance.
-    """
+    """Not a usage event: a field is missing, has another type, is negative, or the tokens do not balance."""
 
 
 # Names that events of the last version carry, in streams, journals and SQL. They are read as the new ones.
@@ -54,7 +52,7 @@ def check_counts(*values: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class CounterPair:
-    """Tokens as an engine's own counters tell them apart. A difference may be negative."""
+    """Tokens in the two kinds of an engine's own counters. A difference may be negative."""
 
     prompt: int = 0
     generation: int = 0
@@ -118,7 +116,7 @@ class Absorbed:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Work units a token, in milliunits (mu)."""
+    """Work units per token, in milliunits (mu)."""
 
     version: int
     w_in_mu: int

@@ -51,10 +51,9 @@ class Ending(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Who counted the tokens. `engine`: it is the engine's final word. Of `checkpoint`, `counted` and
-    `unread` it is not: the engine may have produced more. `checkpoint`: the engine's figure so far;
-    `counted`: our count of chunks; `unread`: it was sent, and nothing was heard. `none`: nothing was
-    produced.
+    """Who counted the tokens. `engine`: the engine's final count. The next three are not final; the engine
+    may have produced more. `checkpoint`: the engine's count so far. `counted`: our count of chunks. `unread`:
+    the request was sent, and nothing came back. `none`: nothing was produced.
     """
 
     ENGINE = "engine"

@@ -1,5 +1,5 @@
-"""What a page of vLLM's metrics says that the product needs: load and token counters. The one place that
-knows their names. Pure.
+"""What the product needs of a vLLM metrics page: load and token counters. The only module that knows their
+names. Pure.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ _SERIES: Final = (_PROMPT, _GENERATION, _RUNNING, _WAITING, _KV_USAGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmPage:
-    """Summed over the engines behind one server; `kv_usage` is that of the fullest, 0 to 1. `counters` None:
-    it counts no tokens. `missing`: names of series that are not there or say nothing, which are 0 here.
-    `started` changes with the process, where it tells.
+    """Sums over the engines behind one server; `kv_usage` is that of the fullest, 0 to 1. `counters` None: it
+    counts no tokens. `missing`: names of series that are absent or unreadable, which are 0 here. `started`:
+    changes with the process, if the page has it.
     """
 
     counters: CounterPair | None

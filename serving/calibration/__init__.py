@@ -1,3 +1,3 @@
-"""Calibration: load one idle engine, see what it can do, and say that in work units. It knows engines over
-HTTP; no registry, no table.
+"""Calibration: loads one idle engine and measures what it can do, in work units. It knows engines over HTTP;
+no registry, no table.
 """

@@ -1,5 +1,5 @@
-"""From measurements to weights and capacity. Pure arithmetic: it knows neither engines nor how they were
-measured.
+"""Computes weights and capacity from measurements. Pure arithmetic: it knows neither engines nor how they
+were measured.
 
 A busy engine's time is taken to be a sum over its tokens: `seconds = a·uncached + b·cached + c·output`. A
 work unit is one uncached input token, so its weight is 1000 milliunits, the others weigh b/a and c/a of that,
@@ -18,7 +18,7 @@ _PIVOT_LEAST: Final = 1e-9
 
 
 class FitFailed(ValueError):
-    """The measurements do not tell the costs apart; the text says what is missing."""
+    """The measurements do not separate the costs. The text says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Milliunits per token, and milliunits per second. `cached_measured` is false where nothing came from
-    a cache: then it weighs as uncached.
+    """Milliunits per token, and milliunits per second. `cached_measured` false: nothing came from a cache, so
+    cached input weighs as much as uncached.
     """
 
     w_in_mu: int

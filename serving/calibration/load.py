@@ -1,9 +1,8 @@
-"""One step of a measurement: hold so many requests of a mix in flight until the engine is in its stride, then
-count for a while.
+"""One step of a measurement: holds a number of requests of a mix in flight until the engine is in a steady
+state, then counts for a while.
 
-The time that is counted begins and ends with some request's first token: prompts are computed one after
-another or many together, and a time cut anywhere else would hold work without its tokens or tokens without
-their work.
+The counted time begins and ends with some request's first token. Prompts are computed one after another or
+many together, and any other cut would contain work without its tokens, or tokens without their work.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ CLIENT_BUSY: Final = 0.85
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What callers are promised, in ms: between two tokens, and until the first."""
+    """The latency targets in ms: between two tokens (ITL), and until the first (TTFT)."""
 
     tpot_ms: int
     ttft_ms: int
@@ -49,9 +48,9 @@ class Targets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What came of it. Times are the 95th percentile; NaN where too little was seen. `client_busy`: share of
-    a core that we took ourselves. `queued`: the engine let requests wait in most of the looks at it, so fewer
-    were in work than in flight.
+    """The result of a step. Times are the 95th percentile, NaN if too few were seen. `client_busy`: the share
+    of a core that the client used. `queued`: the engine queued requests in most readings, so fewer were in
+    work than in flight.
     """
 
     sequences: int

@@ -1,4 +1,4 @@
-"""Prompts far longer than those that the fit was made of: whether reading so much costs what it says.
+"""Measures prompts far longer than those of the fit: whether reading them costs what the fit predicts.
 Bounded in time, and no part of the fit.
 """
 

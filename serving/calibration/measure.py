@@ -1,9 +1,9 @@
-"""The measurement as a whole: how many sequences the targets allow, what each mix then gets done, the fit,
-and how well it predicts a mix it has not seen and prompts far longer than those it has.
+"""The whole measurement: how many sequences the targets allow, what each mix then achieves, the fit, and how
+well it predicts an unseen mix and far longer prompts.
 
-All mixes run with the same number of sequences in flight, because what an output token costs depends on how
-many share a step. Whatever happens, it says what the engine was made to produce: nobody is billed for that,
-and the audit must know.
+All mixes run with the same number of sequences in flight, because the cost of an output token depends on how
+many share a step. In any case it returns what the engine produced: nobody is billed for that, and the audit
+must know.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ Note = Callable[[str], None]
 
 
 class CannotMeasure(Exception):
-    """The engine cannot be measured now, or not with these targets; the text says why and what to do."""
+    """The engine cannot be measured now, or not with these targets. The text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class MeasurementPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredCapacity:
-    """What came out. `steps` are those of the fit; `error` is the part of its time by which the held-back mix
-    was predicted wrongly. `long`: prompts longer than any that was fitted; None where the context has none,
-    or the time was too short for them.
+    """The result. `steps`: those of the fit. `error`: the relative error with which the held-back mix was
+    predicted. `long`: prompts longer than any that was fitted; None if the context has none, or if time was
+    too short.
     """
 
     fit: Fit
@@ -74,9 +74,7 @@ class MeasuredCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Either a calibration or why there is none, and what the engine produced for it either way. `run`
-    names it.
-    """
+    """A calibration, or why there is none, and what the engine produced in either case. `run` names it."""
 
     run: str
     calibration: MeasuredCapacity | None

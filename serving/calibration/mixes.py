@@ -1,9 +1,9 @@
-"""What the engine is asked while it is measured: mixes of request shapes, and the prompts of each. Pure; it
-sends nothing.
+"""What the engine is asked during a measurement: mixes of request shapes, and their prompts. Pure; it sends
+nothing.
 
-Prompts are token ids, so that their length is exact for any model. What must not come from the prefix cache
-has a cache salt of its own; what must has one of four prefixes under the salt of this run, so that nothing of
-tenants or of earlier runs is found, and nothing is left for them to find.
+Prompts are token ids, so that their length is exact for any model. A prompt that must not come from the
+prefix cache has a cache salt of its own; one that must has one of four prefixes under the salt of this run.
+So nothing of tenants or of earlier runs is found, and nothing is left for them to find.
 """
 
 import random
@@ -39,8 +39,8 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Mixes:
-    """`typical` finds how many sequences the targets allow; with `fitted` it makes the fit, and
-    `held_back` is what the fit must predict.
+    """`typical` finds how many sequences the targets allow and, with `fitted`, makes the fit; `held_back` is
+    what the fit must predict.
     """
 
     typical: Mix
@@ -94,7 +94,7 @@ def long_mix(context_tokens: int, tokens_most: int) -> Mix | None:
 
 
 class Prompts:
-    """Makes requests. The same seed asks for the same; `salt` is this run's own."""
+    """Makes requests. The same seed makes the same requests; `salt` is this run's own."""
 
     def __init__(self, salt: str, seed: int) -> None:
         self._salt = salt

@@ -1,8 +1,8 @@
-"""The one engine that is measured, over HTTP with its own key: streams with their usage, load and counters,
-version, stopping by id.
+"""A client of the one engine that is measured, with its own key: streams with their usage, load and counters,
+version, aborts by id.
 
-It owns the requests and what their answers say, and adds up what they cost; it does not decide what is asked
-or how many at once.
+It owns the requests and their answers, and adds up their cost. It does not decide what is asked or how many
+at once.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ _STOP_AGAIN_S: Final = 0.5
 
 
 class ProbeFailed(Exception):
-    """The engine did not answer as it must to be measured; the text says to what and why."""
+    """The engine did not answer as a measurement needs. The text says to what and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineAddress:
-    """Where the engine is, what it asks of us, and the name by which it serves the model."""
+    """Where the engine is, the key that it requires, and its name for the model."""
 
     url: str
     key: str | None = field(repr=False)
@@ -41,8 +41,8 @@ class EngineAddress:
 
 @dataclass(slots=True)
 class Stream:
-    """One request as it was answered. `marks`: output tokens so far, by time. `cached` is None where the
-    engine does not tell.
+    """One answered request. `marks`: output tokens so far, by time. `cached` None: the engine does not report
+    it.
     """
 
     sent_at: float
@@ -58,8 +58,8 @@ class Stream:
 
 @dataclass(slots=True)
 class Spent:
-    """What all requests have cost, as the engine's counters count: a prompt counts once a token of its
-    answer is there.
+    """The cost of all requests, as the engine's counters count: a prompt counts once a token of its answer
+    has come.
     """
 
     prompt: int = 0

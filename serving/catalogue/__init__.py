@@ -1,5 +1,5 @@
-"""Models that we know how to get and serve, one TOML file each. It says what a model is; it creates
-nothing in billing and fetches nothing.
+"""Models that we know how to get and serve, one TOML file each. It describes models; it creates nothing in
+billing and fetches nothing.
 """
 
 import tomllib
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class GgufWheel:
-    """A GGUF file inside a wheel, pinned: `gguf` is its path in the wheel, `sha256` the wheel's."""
+    """A pinned GGUF file inside a wheel: `gguf` is its path in the wheel, `sha256` the wheel's."""
 
     package: str
     version: str
@@ -20,8 +20,8 @@ class GgufWheel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model's entry as it should be created, with where its files come from and what its engine needs
-    beside the usual flags.
+    """A model's entry as it should be created, where its files come from, and what its engine needs beside
+    the usual flags.
     """
 
     name: str

@@ -1,12 +1,11 @@
-"""An ASGI middleware for vLLM: what each request has produced, by the id that its caller gave it, whatever
-became of its answer.
+"""An ASGI middleware for vLLM: counts what each request has produced, by the id that its caller gave it,
+whatever happened to its answer.
 
-vLLM's answers say what was produced only where they end well, and its `/metrics` say it only in all. This
-module keeps the same figures for each request, so that a request whose caller left, whose gateway died, or
-which the engine refused after it had worked can be settled exactly. It runs inside vLLM's process and
-environment (`--middleware taas_request_counts.RequestCounts`, with this folder on `PYTHONPATH`), so it uses
-the standard library and `prometheus_client` only. It holds ids and numbers, never a word of a prompt or an
-answer.
+vLLM's answers contain usage only if they end well, and its `/metrics` only has sums. This module keeps the
+same figures for each request, so that a request can be settled exactly even if its client disconnected, its
+gateway died, or the engine refused it after working. It runs inside vLLM's process and environment
+(`--middleware taas_request_counts.RequestCounts`, with this folder on `PYTHONPATH`), so it uses the standard
+library and `prometheus_client` only. It holds ids and numbers, never text of a prompt or an answer.
 
 Checked against vLLM 0.32: `OutputProcessor.request_states` holds a `RequestState` for each sequence from
 `add_request` until it has finished or was aborted, and `/metrics` counts a sequence's prompt with its first
@@ -46,7 +45,7 @@ Count = tuple[int, int, int]
 
 
 class WatchedStates(dict):  # type: ignore[type-arg]
-    """vLLM's `request_states`, which also tells the book of each sequence that begins and ends."""
+    """vLLM's `request_states`, which also reports each sequence that begins or ends to the book."""
 
     def __init__(self, states: dict[str, Any], book: "Book") -> None:
         super().__init__()
