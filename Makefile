@@ -37,13 +37,14 @@ test: environments ## every test, those on real vLLM included; ARGS="-k name" fo
 test-fast: environment ## the tests that need no vLLM
 	@exec $(RUN) $(PYTEST) -m "not vllm" $(ARGS)
 
-check: environment ## lint, format, types and unused names
+check: environment ## lint, format, types, unused names, and metrics that nothing feeds
 	@command -v luacheck >/dev/null || { echo "luacheck is needed to check the scripts of Redis: apt-get install lua-check" >&2; exit 1; }
 	luacheck -q billing
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m vulture
+	$(RUN) -m pytest tests/test_metrics.py
 
 bench: environment ## CPU per request and per streamed token, beside a naive proxy; writes $TAAS_HOME/bench.json
 	@exec $(RUN) -m loadtest.bench $(ARGS)

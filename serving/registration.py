@@ -75,7 +75,7 @@ class Registration:
                 self._tell(reached=True, why="")
 
     def _tell(self, *, reached: bool, why: str) -> None:
-        self._metrics.set("redis_up", 1 if reached else 0)
+        self._metrics.redis_up.set(1 if reached else 0)
         if reached != self._reached:
             self._reached = reached
             self._note(

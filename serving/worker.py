@@ -134,14 +134,14 @@ class Worker:
                     await _set_within(self._stop_asked, wait_s)
                 if self._stop_asked.is_set():
                     return
-                self._metrics.count("engine_restarts")
+                self._metrics.engine_restarts.inc()
                 await self._begin_epoch()
                 try:
                     healthy_s = await self._live_one_epoch()
                 except EngineStartFailed as exc:
                     healthy_s = 0.0
                     await self._show_down()
-                    self._metrics.count("engine_start_failures")
+                    self._metrics.engine_start_failures.inc()
                     self._note(str(exc))
         finally:
             await end_tasks(renewing)
@@ -178,7 +178,7 @@ class Worker:
     async def _begin_epoch(self) -> None:
         entry = self._registration.entry
         self._last = None
-        self._metrics.set("epoch_started_timestamp_seconds", time.time())
+        self._metrics.epoch_started.set(time.time())
         await self._registration.publish(
             replace(
                 entry,
@@ -212,7 +212,7 @@ class Worker:
                     await self._show_down()
                     return 0.0
                 ready = time.monotonic()
-                self._metrics.set("engine_start_duration_seconds", ready - started)
+                self._metrics.engine_start_duration.set(ready - started)
                 await self._show_ready(baseline, ready - started, counts=await self._counts_requests(client))
                 why = await self._serve(engine, client)
                 if why is None:
@@ -228,7 +228,7 @@ class Worker:
                     self._note(f"the engine {why}")
                 return time.monotonic() - ready
         finally:
-            self._metrics.set("engine_up", 0)
+            self._metrics.engine_up.set(0)
             await engine.stop(grace_s)
 
     async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
@@ -250,7 +250,7 @@ class Worker:
         """
         times = self._plan.times
         self._note("draining: no new requests, waiting for those in flight")
-        self._metrics.set("draining", 1)
+        self._metrics.draining.set(1)
         await self._registration.publish(replace(self._registration.entry, status=InstanceStatus.DRAINING))
         idle = False
         waiting = asyncio.create_task(
@@ -289,8 +289,8 @@ class Worker:
 
     async def _show_ready(self, baseline: CounterPair, took_s: float, *, counts: bool) -> None:
         self._last = EngineReading(EngineLoad(), baseline)
-        self._metrics.set("engine_up", 1)
-        self._metrics.set("draining", 0)
+        self._metrics.engine_up.set(1)
+        self._metrics.draining.set(0)
         entry = replace(
             self._registration.entry, status=InstanceStatus.READY, baseline=baseline, counts=counts
         )
@@ -307,7 +307,7 @@ class Worker:
             if self._last is None
             else FinalCounters(entry.epoch, self._last.counters, entry.baseline, exact)
         )
-        self._metrics.set("engine_up", 0)
+        self._metrics.engine_up.set(0)
         self._metrics.show_load(EngineLoad())
         # When it is over, nobody renews: the lease must reach to where the audit has read it.
         lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else LEASE_MS
