@@ -40,6 +40,7 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.value_object import value_object
 from gateway.errors import (
     ClientDisconnected,
     DependencyUnavailable,
@@ -94,7 +95,7 @@ class WaitPolicy:
     cancels_per_minute: int
 
 
-@dataclass(frozen=True, slots=True)
+@value_object(frozen=True, slots=True)
 class Reservation:
     """An admitted request: its limits and bucket levels, for the `x-ratelimit-*` headers."""
 
@@ -407,7 +408,7 @@ def _poll_after_s(found: Waiting | WaitingForContract | Rebuilding) -> float:
     return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class _Ask:
     """What one request asks its cell for. It stays the same however often the request has to ask."""
 

@@ -31,6 +31,7 @@ from billing.cell.asks import (
 from billing.wire import redis_keys, reservation
 from billing.wire.limits import Limit, Limits
 from billing.wire.tokens import Tokens
+from billing.wire.value_object import value_object
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
@@ -56,7 +57,7 @@ class Tier(StrEnum):
     FLEX = "flex"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class Claim:
     """What a request asks of a cell, apart from limits: capacity of its tenant's contract, or a share of the
     rest.
@@ -86,7 +87,7 @@ class Claim:
     restored: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class CellKeys:
     """The Redis keys of one request."""
 

@@ -8,7 +8,6 @@ joined at their braces. Tokens are integers, times are ms since the epoch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from billing.wire.tokens import (
     Weights,
     check_counts,
 )
+from billing.wire.value_object import value_object
 
 EVENT_VERSION: Final = 1
 
@@ -71,7 +71,7 @@ class CapacityClass(StrEnum):
     FLEX = "flex"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class EventHead:
     """What is known of a request when it is reserved. A failover to another instance makes a new head."""
 
@@ -135,7 +135,7 @@ class EventHead:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True, kw_only=True)
 class UsageEvent(EventHead):
     """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the
     output.

@@ -195,7 +195,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
             head_bytes += len(name) + len(value) + 4
         if head_bytes > HEAD_BYTES_MAX:
             raise InvalidHead("The request head is too large.")
-        if target[:1] != b"/" or b"#" in target:
+        if target[:1] != b"/" or target.find(b"#") >= 0:
             target = self._take_origin_form(target)
         if len(self._waiting) >= PIPELINED_MAX:
             raise InvalidHead("Too many requests were sent before their answers were read.")

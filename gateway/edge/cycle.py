@@ -255,7 +255,7 @@ class RequestCycle:
         parts.append(b"\r\n")
         head = b"".join(parts)
         # A header that holds a line end would be a second header, or a second response.
-        if head.count(b"\n") != lines + 1 or head.count(b"\r") != lines + 1 or b"\0" in head:
+        if head.count(b"\n") != lines + 1 or head.count(b"\r") != lines + 1 or head.count(0):
             raise RuntimeError("a response header holds a line end or NUL")
         self._bytes_left = 0 if bodiless else length
         self.started = True

@@ -41,7 +41,7 @@ def load_object(raw: bytes) -> dict[str, Any]:
     # Every key has one colon outside strings. A key that was overwritten by its duplicate is missing from the
     # value with its colon.
     colons = raw.count(b":")
-    if b"\\u003" in raw:
+    if raw.find(b"\\u003") >= 0:
         escapes = raw.replace(b"\\\\", b"")
         colons += escapes.count(b"\\u003a") + escapes.count(b"\\u003A")
     if _keys_and_colons(value, 1) != colons:

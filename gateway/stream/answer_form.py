@@ -89,7 +89,7 @@ class ChunkForm:
                 if (event.endswith(self._end[0]) or self._learn_end(event)) and nulls == self._end[1]:
                     end, _, written = self._end
                     return self._opening_written + event[len(self._opening) : -len(end)] + written
-            elif _TIER_BYTES not in event:
+            elif event.find(_TIER_BYTES) < 0:
                 return self._opening_written + event[len(self._opening) :]
         return self._write_decoded(event) if event.startswith(_DATA) else event
 
@@ -100,7 +100,7 @@ class ChunkForm:
         if not one_member or not event.startswith(_CHUNK):
             return False
         opening = event[: choices_at + len(_CHOICES)]
-        if _TIER_BYTES in opening or _NULL in opening:
+        if opening.find(_TIER_BYTES) >= 0 or opening.find(_NULL) >= 0:
             return False
         model = (
             event[model_at:choices_at] if self._model is None else b',"model":' + orjson.dumps(self._model)
@@ -184,7 +184,7 @@ def response_written(
 
 def item_written(text: bytes) -> bytes:
     """The JSON of an event that carries an item of a response or a part of one."""
-    return _NULL_MEMBER.sub(b"", text) if _NULL in text else text
+    return _NULL_MEMBER.sub(b"", text) if text.find(_NULL) >= 0 else text
 
 
 def answer_written(

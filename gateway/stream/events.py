@@ -19,7 +19,7 @@ class EventSplitter:
         """
         if self._rest:
             chunk = self._rest + chunk
-        if b"\r" in chunk:
+        if chunk.find(b"\r") >= 0:  # `in` between bytes is many times as slow
             chunk = chunk.replace(b"\r\n", b"\n")
         events = chunk.split(b"\n\n")
         self._rest = events.pop()
