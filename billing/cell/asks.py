@@ -1,38 +1,44 @@
 """The JSON argument of each script of a cell, by name. Pure.
 
-The scripts read the same names (`ask.…`). Work is in milliunits. A later version may get the argument of an
-earlier one from a journal (`SettleAsk`, `LeaveAsk`): those only ever get more fields, and the scripts must do
-without the new ones.
+The scripts read the same names (`ask.…`). What is not required is absent where it is false. Work is in
+milliunits. A later version may get the argument of an earlier one from a journal (`SettleAsk`, `LeaveAsk`):
+those only ever get more fields, and the scripts must do without the new ones.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import orjson
 
 
 class ReserveAsk(TypedDict):
-    """Who asks for what, under which limits. The fields mean the same as in `billing.cell.scripts.Claim`."""
+    """What one request asks for. The fields mean the same as in `billing.cell.scripts.Claim`."""
 
     request_id: str
-    lease_ms: int
     cost_mu: int
     prompt_mu: int
     tokens: int
+    asked: str
+    sequences: int
+    resumed: NotRequired[bool]
+    restored: NotRequired[bool]
+    can_resume: NotRequired[bool]
+
+
+class ReserveTerms(TypedDict):
+    """Who asks, under which limits: the second argument, alike for all requests of a tenant and key. The
+    third are the candidates. The script makes of each of these texts once what it needs, and then knows it.
+    """
+
+    lease_ms: int
     tenant: str
     tenant_limits: orjson.Fragment
     key_limits: orjson.Fragment
     cancels_per_minute: int
-    asked: str
     may_on_demand: bool
     weight: int
-    sequences: int
     gateway: str
     wait_max: int
-    candidates: Sequence[tuple[str, str]]
-    resumed: bool
-    restored: bool
-    can_resume: bool
 
 
 class CheckpointAsk(TypedDict):
@@ -60,7 +66,7 @@ class SettleAsk(TypedDict):
     request_id: str
     cost_mu: int
     tokens: int
-    cancelled: bool
+    cancelled: NotRequired[bool]
 
 
 class ReapAsk(TypedDict):

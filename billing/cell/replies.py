@@ -212,11 +212,12 @@ class ReplyError(ValueError):
 def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
     """Read the reply of `reserve_call`."""
     status, now_ms = _text(raw[0]), raw[1]
-    tenant, key = _levels(raw[2]), _levels(raw[3])
+    tenant, end = _levels(raw, 2)
+    key, end = _levels(raw, end)
     if status == "reserved":
-        return Reserved(now_ms, tenant, key, _grant(raw))
+        return Reserved(now_ms, tenant, key, _grant(raw, end))
     if status == "refused":
-        scope, limit, window_s, retry_after_ms = raw[4:8]
+        scope, limit, window_s, retry_after_ms = raw[end:]
         return LimitReached(
             now_ms=now_ms,
             tenant=tenant,
@@ -227,19 +228,19 @@ def parse_reserve(raw: Sequence[Any]) -> ReserveReply:
             retry_after_ms=retry_after_ms if retry_after_ms >= 0 else None,
         )
     if status == "replayed":
-        return Replayed(now_ms, tenant, key, _grant(raw))
+        return Replayed(now_ms, tenant, key, _grant(raw, end))
     if status == "later":
-        return WaitingForContract(now_ms, raw[4], raw[5])
+        return WaitingForContract(now_ms, raw[end], raw[end + 1])
     if status == "waiting":
-        return Waiting(now_ms, raw[4])
+        return Waiting(now_ms, raw[end])
     if status in _RESERVE:
         return _RESERVE[status](now_ms)
     raise ReplyError(f"reserve answered {status!r}")
 
 
-def _grant(raw: Sequence[Any]) -> Grant:
-    class_, contract, instance, epoch, why = map(_text, raw[4:9])
-    before_mu, after_mu, rate_mu_s = raw[9:12]
+def _grant(raw: Sequence[Any], start: int) -> Grant:
+    class_, contract, instance, epoch, why = map(_text, raw[start : start + 5])
+    before_mu, after_mu, rate_mu_s = raw[start + 5 :]
     return Grant(
         class_=class_,
         contract=contract or None,
@@ -252,8 +253,10 @@ def _grant(raw: Sequence[Any]) -> Grant:
     )
 
 
-def _levels(raw: Sequence[int]) -> Levels:
-    return Levels(raw[0], tuple(level / 1000 for level in raw[1:]))
+def _levels(raw: Sequence[Any], start: int) -> tuple[Levels, int]:
+    """Behind their number; and where they end."""
+    end = start + 1 + raw[start]
+    return Levels(raw[start + 1], tuple([level / 1000 for level in raw[start + 2 : end]])), end
 
 
 def parse_grant(raw: Sequence[Any]) -> int:

@@ -26,6 +26,7 @@ from billing.cell.asks import (
     RebuildAsk,
     RefuseAsk,
     ReserveAsk,
+    ReserveTerms,
     SettleAsk,
 )
 from billing.wire import redis_keys, reservation
@@ -37,11 +38,10 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 
 UNLIMITED: Final = -1
 _FOLDER: Final = Path(__file__).parent / "lua"
-# A file is a complete program; its first statement names the tables of functions that it is given.
-_NEEDS: Final = re.compile(r"^local ([\w, ]+) = \.\.\.$", re.MULTILINE)
+# A file is a complete program; its first statement names the tables of functions that it is given. It
+# returns such a table, or it is a script: then it returns the function that is called.
+_NEEDS: Final = re.compile(r"^local ([\w,\s]+?) = \.\.\.$", re.MULTILINE)
 SCRIPTS: Final = ("reserve", "settle", "checkpoint", "leave", "grant", "refuse", "reap", "rebuild")
-# What a script is called with.
-_ARGUMENTS: Final = ("keys", "args")
 # A table that is made here and not in a file.
 _FIELDS: Final = "fields"
 
@@ -123,9 +123,7 @@ class Library:
 
 @cache
 def library() -> Library:
-    """Each file becomes a function of the tables that it needs; those of scripts run at each call, the
-    others once.
-    """
+    """Each file is run once, when the library is loaded, with the tables that it needs."""
     parts: dict[str, str] = {}
     for name in SCRIPTS:
         _add(name, parts)
@@ -134,7 +132,7 @@ def library() -> Library:
     functions = {name: f"taas_{version}_{name}" for name in SCRIPTS}
     registered = "\n".join(
         f"redis.register_function('{functions[name]}', function(keys, args)\n"
-        f"  cell.enter(keys[1])\n  return {name}({', '.join(_needs(_source(name)))})\nend)"
+        f"  cell.enter(keys[1])\n  return {name}(keys, args)\nend)"
         for name in SCRIPTS
     )
     return Library(f"#!lua name=taas_{version}\n{body}\n{registered}\n", functions)
@@ -146,11 +144,11 @@ def _source(name: str) -> str:
 
 def _needs(source: str) -> list[str]:
     found = _NEEDS.search(source)
-    return found[1].split(", ") if found else []
+    return re.split(r",\s+", found[1]) if found else []
 
 
 def _add(name: str, parts: dict[str, str]) -> None:
-    if name in parts or name in _ARGUMENTS:
+    if name in parts:
         return
     if name == _FIELDS:
         pairs = (f"['{field}'] = '{stored}'" for field, stored in reservation.FIELDS.items())
@@ -160,8 +158,7 @@ def _add(name: str, parts: dict[str, str]) -> None:
     needs = _needs(source)
     for need in needs:
         _add(need, parts)
-    made = f"function(...)\n{source}end"
-    parts[name] = made if name in SCRIPTS else f"({made})({', '.join(needs)})"
+    parts[name] = f"(function(...)\n{source}end)({', '.join(needs)})"
 
 
 def script_of(function: str) -> str:
@@ -190,29 +187,35 @@ def reserve_call(
     """
     ask = ReserveAsk(
         request_id=keys.request_id,
-        lease_ms=lease_ms,
         cost_mu=cost_mu,
         prompt_mu=claim.prompt_mu,
         tokens=claim.tokens,
+        asked=claim.asked,
+        sequences=claim.sequences,
+    )
+    if claim.resumed:
+        ask["resumed"] = True
+    if claim.restored:
+        ask["restored"] = True
+    if claim.can_resume:
+        ask["can_resume"] = True
+    terms = ReserveTerms(
+        lease_ms=lease_ms,
         tenant=claim.tenant,
         tenant_limits=tenant.encoded,
         key_limits=key.encoded,
         cancels_per_minute=claim.cancels_per_minute,
-        asked=claim.asked,
         may_on_demand=claim.on_demand,
         weight=claim.weight,
-        sequences=claim.sequences,
         gateway=claim.gateway,
         wait_max=claim.wait_max,
-        candidates=claim.candidates,
-        resumed=claim.resumed,
-        restored=claim.restored,
-        can_resume=claim.can_resume,
     )
     return call(
         "reserve",
         (keys.open_requests, keys.tenant_bucket, keys.key_bucket),
         orjson.dumps(ask),
+        orjson.dumps(terms),
+        orjson.dumps(claim.candidates),
         head,
         crash_event,
     )
@@ -316,7 +319,9 @@ def settle_call(
     """End the request with its final cost and its whole event. `cancelled`: its caller left before
     anything was produced.
     """
-    ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, tokens=tokens, cancelled=cancelled)
+    ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, tokens=tokens)
+    if cancelled:
+        ask["cancelled"] = True
     return call("settle", (keys.open_requests, keys.tenant_bucket, keys.key_bucket), orjson.dumps(ask), event)
 
 

@@ -1,127 +1,115 @@
--- Levels of limits, of a tenant or of a key on a model. A limit is a kind, a window in seconds and an amount: its
--- level is a leaky bucket that drains the amount in a window. Window 0: it counts what is open, and nothing drains.
+-- Levels of limits, of a tenant or of a key on a model: each is a leaky bucket that drains its limit in its window.
 -- The key of a bucket says whose it is and nothing else: a limit that changes keeps its level.
-local cell = ...
+local cell, limits = ...
 local IDLE_TTL_MS, REBUILT_TTL_MS, CONCURRENCY_RETRY_MS, MINUTE_S = 60000, 600000, 1000, 60
 -- What a contract takes is on the contract's level, and not on these.
 local NOT_OF_CONTRACTS = {units = true, tokens = true}
--- Fields of limits that an older version knows too, and drains since `t`; others are named `kind:window` and drain
--- since `at`. Beside the field of a level stands that of its limit, with an `l` before it; -1 is no limit.
-local SHORT = {['requests:60'] = 'r', ['units:60'] = 'u', ['cancels:60'] = 'x'}
-local LONG = {r = 'requests:60', u = 'units:60', x = 'cancels:60'}
 -- An older version needs these two in every bucket.
 local ALWAYS = {'r', 'u'}
 
--- `v` and `vw` are of shares.lua.
-local function load(key)
-  local v = redis.call('HMGET', key, 'at', 'r', 'u', 't', 'c', 'lr', 'lu', 'x', 'lx', 'v', 'vw')
-  local stored = {
-    r = v[2] or nil, u = v[3] or nil, t = v[4] or nil, c = v[5] or nil, lr = v[6] or nil, lu = v[7] or nil,
-    x = v[8] or nil, lx = v[9] or nil, v = v[10] or nil, vw = v[11] or nil,
+-- Microseconds since a level drained. Where the clock of Redis went back, as another host's may be after a failover,
+-- it drains from now on, and not only once the clock is there again.
+local function since(key, name, at_us)
+  if at_us > cell.now_us then redis.call('HSET', key, name, cell.now_us) end
+  return math.max(0, cell.now_us - at_us)
+end
+
+-- A bucket of the values that `plan.read` names. `virtual` and `weight` are of shares.lua.
+local function made(key, scope, plan, values)
+  local written_us, long_us = tonumber(values[3] or cell.now_us), tonumber(values[limits.AT_PLACE] or cell.now_us)
+  local bucket = {
+    key = key, scope = scope, plan = plan, values = values, levels = {}, is_new = not values[2], text = values[1],
+    open = tonumber(values[2] or 0), written_us = values[3] and written_us,
+    virtual = tonumber(values[4] or 0), weight = tonumber(values[5] or nil),
   }
-  if v[1] then
-    local words = redis.call('HGETALL', key)
-    for i = 1, #words, 2 do stored[words[i]] = words[i + 1] end
-  end
-  return stored
-end
-
--- Names are made once for all calls.
-local made = {}
-local function field_of(kind, window_s)
-  made[kind] = made[kind] or {}
-  if not made[kind][window_s] then
-    local name = kind .. ':' .. window_s
-    made[kind][window_s] = SHORT[name] or name
-  end
-  return made[kind][window_s]
-end
-
-local function clock_of(field) return LONG[field] and 't' or 'at' end
-
--- The clock of Redis went back, as another host's may be after a failover: levels drain from now on, and not only
--- once the clock is there again.
-local function rewind(key, stored)
-  for _, name in ipairs({'t', 'at'}) do
-    if stored[name] and tonumber(stored[name]) > cell.now_us then
-      redis.call('HSET', key, name, cell.now_us)
-      stored[name] = cell.now_us
+  bucket.open_before = bucket.open
+  local short_us = since(key, 't', written_us)
+  long_us = plan.is_long and since(key, 'at', long_us) or 0
+  local levels, asked = bucket.levels, plan.limits
+  for i = 1, #asked do
+    local limit = asked[i]
+    local level = values[limit.place]
+    if limit.window_s == 0 then
+      levels[i] = bucket.open
+    elseif not level or level == '0' then
+      levels[i] = 0
+    else
+      levels[i] = math.max(0, level - limit.per_us * (limit.is_long and long_us or short_us))
     end
-  end
-end
-
-local function add(bucket, field, kind, window_s, amount)
-  local stored = bucket.stored
-  local level = bucket.open
-  if window_s > 0 then
-    level = math.max(0, (stored[field] or 0) - amount * cell.seconds_since(stored[clock_of(field)]) / window_s)
-  end
-  local limit = {field = field, kind = kind, window_s = window_s, amount = amount, level = level}
-  bucket.limits[#bucket.limits + 1] = limit
-  bucket.by_field[field] = limit
-end
-
-local function add_stored(bucket)
-  for name, amount in pairs(bucket.stored) do
-    local field = name:sub(1, 1) == 'l' and name:sub(2)
-    if field and not bucket.by_field[field] and tonumber(amount) >= 0 then
-      local kind, window_s = (LONG[field] or field):match('^(%a+):(%d+)$')
-      add(bucket, field, kind, tonumber(window_s), tonumber(amount))
-    end
-  end
-end
-
--- A bucket by the limits that hold now: {{kind, window, amount}, …}. Those that were lifted are forgotten.
-local function read(key, scope, limits)
-  local stored = load(key)
-  rewind(key, stored)
-  local bucket = {key = key, scope = scope, stored = stored, open = tonumber(stored.c or 0),
-                  virtual = tonumber(stored.v or 0), limits = {}, by_field = {}}
-  for _, limit in ipairs(limits) do
-    add(bucket, field_of(limit[1], limit[2]), limit[1], limit[2], limit[3])
   end
   return bucket
+end
+
+-- A bucket by the limits that hold now. Those that were lifted are forgotten when it is written.
+local function read(key, scope, plan)
+  return made(key, scope, plan, redis.call('HMGET', key, unpack(plan.read)))
+end
+
+local function fields_of(key)
+  local fields, words = {}, redis.call('HGETALL', key)
+  for i = 1, #words, 2 do fields[words[i]] = words[i + 1] end
+  return fields
 end
 
 -- A bucket by the limits that it was last admitted by; nil where there is none.
 local function read_stored(key)
-  local stored = load(key)
-  if not stored.c then return nil end
-  local bucket = {key = key, stored = stored, open = tonumber(stored.c), virtual = tonumber(stored.v or 0),
-                  limits = {}, by_field = {}}
-  add_stored(bucket)
-  return bucket
+  if key == '' then return nil end
+  local values = redis.call('HMGET', key, unpack(limits.READ))
+  if not values[2] then return nil end
+  local plan = values[1] and limits.remembered(values[1]) or limits.plan(limits.stored(fields_of(key)))
+  return plan.is_long and read(key, nil, plan) or made(key, nil, plan, values)
 end
 
+local words = {}
+
 local function write(bucket)
-  local stored, words, n = bucket.stored, {'t', cell.now_us, 'c', bucket.open}, 4
-  for _, limit in ipairs(bucket.limits) do
-    local field = limit.field
+  local plan, levels, n = bucket.plan, bucket.levels, 4
+  local asked = plan.limits
+  words[1], words[2], words[3], words[4] = 't', cell.now_us, 'c', bucket.open
+  for i = 1, #asked do
+    local limit, level = asked[i], levels[i]
+    if limit.window_s > 0 and not (level == 0 and bucket.values[limit.place] == '0') then
+      words[n + 1], words[n + 2], n = limit.field, level, n + 2
+    end
+  end
+  if plan.is_long then words[n + 1], words[n + 2], n = 'at', cell.now_us, n + 2 end
+  if bucket.new_virtual then words[n + 1], words[n + 2], n = 'v', bucket.new_virtual, n + 2 end
+  if bucket.new_weight and bucket.new_weight ~= bucket.weight then
+    words[n + 1], words[n + 2], n = 'vw', bucket.new_weight, n + 2
+  end
+  redis.call('HSET', bucket.key, unpack(words, 1, n))
+end
+
+-- Its limits are others than it was last admitted by: it remembers these, each also in a field of its own, by which
+-- an older version drains.
+local function remember(bucket)
+  local now, lifted = {'by', bucket.plan.text}, fields_of(bucket.key)
+  for _, limit in ipairs(bucket.plan.limits) do
     if limit.window_s > 0 then
-      words[n + 1], words[n + 2], n = field, limit.level, n + 2
-      if tonumber(stored['l' .. field]) ~= limit.amount then
-        words[n + 1], words[n + 2], n = 'l' .. field, limit.amount, n + 2
-      end
-      if clock_of(field) == 'at' then words[n + 1], words[n + 2], n = 'at', cell.now_us, n + 2 end
+      now[#now + 1], now[#now + 2] = 'l' .. limit.field, limit.amount
+      lifted['l' .. limit.field], lifted[limit.field] = nil, true
+    end
+  end
+  for name, amount in pairs(lifted) do
+    local field = type(amount) == 'string' and name:match('^l(.+)$')
+    if field and tonumber(amount) >= 0 then
+      now[#now + 1], now[#now + 2], now[#now + 3], now[#now + 4] = field, 0, name, -1
     end
   end
   for _, field in ipairs(ALWAYS) do
-    if not bucket.by_field[field] and not stored[field] then
-      words[n + 1], words[n + 2], words[n + 3], words[n + 4], n = field, 0, 'l' .. field, -1, n + 4
+    if not lifted[field] then
+      now[#now + 1], now[#now + 2], now[#now + 3], now[#now + 4] = field, 0, 'l' .. field, -1
     end
   end
-  if bucket.weight then
-    words[n + 1], words[n + 2], words[n + 3], words[n + 4] = 'v', bucket.virtual, 'vw', bucket.weight
-  end
-  redis.call('HSET', bucket.key, unpack(words))
+  redis.call('HSET', bucket.key, unpack(now))
 end
 
 -- Until the bucket is empty.
 local function ttl_ms(bucket, least_ms)
   local longest = least_ms
-  for _, limit in ipairs(bucket.limits) do
-    if limit.amount > 0 and limit.window_s > 0 then
-      longest = math.max(longest, math.ceil(limit.level / limit.amount * limit.window_s * 1000))
+  for i, limit in ipairs(bucket.plan.limits) do
+    if bucket.levels[i] > 0 and limit.amount > 0 and limit.window_s > 0 then
+      longest = math.max(longest, math.ceil(bucket.levels[i] / limit.amount * limit.window_s * 1000))
     end
   end
   return longest
@@ -129,21 +117,17 @@ end
 
 -- Which limit refuses a request of such costs by kind: {scope, kind, ms until it would not, window}, -1 where no
 -- time helps. Of several it is the one that takes longest to clear; nil where none refuses.
-local function refusal(both, class, costs)
-  local found
-  for _, bucket in ipairs(both) do
-    for _, limit in ipairs(bucket.limits) do
-      local cost, amount = costs[limit.kind], limit.amount
-      local counts = class ~= 'r' or not NOT_OF_CONTRACTS[limit.kind]
-      if counts and limit.level + cost > amount * (1 + 1e-9) then
-        local wait_ms = CONCURRENCY_RETRY_MS
-        if limit.window_s > 0 then
-          wait_ms = math.ceil((limit.level + cost - amount) * limit.window_s * 1000 / amount)
-        end
-        if cost > amount or amount == 0 then wait_ms = -1 end
-        if not found or (found.after_ms >= 0 and (wait_ms < 0 or wait_ms > found.after_ms)) then
-          found = {scope = bucket.scope, kind = limit.kind, after_ms = wait_ms, window_s = limit.window_s}
-        end
+local function refusal(bucket, class, costs, found)
+  local levels, asked = bucket.levels, bucket.plan.limits
+  for i = 1, #asked do
+    local limit = asked[i]
+    local cost, amount, level = costs[limit.kind], limit.amount, levels[i]
+    if level + cost > amount * (1 + 1e-9) and not (class == 'r' and NOT_OF_CONTRACTS[limit.kind]) then
+      local wait_ms = CONCURRENCY_RETRY_MS
+      if limit.window_s > 0 then wait_ms = math.ceil((level + cost - amount) * limit.window_s * 1000 / amount) end
+      if cost > amount or amount == 0 then wait_ms = -1 end
+      if not found or (found.after_ms >= 0 and (wait_ms < 0 or wait_ms > found.after_ms)) then
+        found = {scope = bucket.scope, kind = limit.kind, after_ms = wait_ms, window_s = limit.window_s}
       end
     end
   end
@@ -153,70 +137,81 @@ end
 -- One request more, of such costs. `restored`: it was admitted before, and Redis lost it; what it has used of a
 -- minute has drained for the most part, what it has used of longer windows has not.
 local function admit(bucket, class, costs, restored)
+  local levels, asked = bucket.levels, bucket.plan.limits
   bucket.open = bucket.open + 1
-  for _, limit in ipairs(bucket.limits) do
-    local counts = class ~= 'r' or not NOT_OF_CONTRACTS[limit.kind]
+  for i = 1, #asked do
+    local limit = asked[i]
     if limit.window_s == 0 then
-      limit.level = bucket.open
-    elseif counts and limit.kind ~= 'cancels' and not (restored and limit.window_s <= MINUTE_S) then
-      limit.level = limit.level + costs[limit.kind]
+      levels[i] = bucket.open
+    elseif limit.kind ~= 'cancels' and not (class == 'r' and NOT_OF_CONTRACTS[limit.kind])
+      and not (restored and limit.window_s <= MINUTE_S) then
+      levels[i] = levels[i] + costs[limit.kind]
     end
   end
-  for name, amount in pairs(bucket.stored) do
-    local field = name:sub(1, 1) == 'l' and name:sub(2)
-    if field and not bucket.by_field[field] and tonumber(amount) >= 0 then
-      redis.call('HSET', bucket.key, field, 0, name, -1)
-    end
-  end
+  if bucket.text ~= bucket.plan.text then remember(bucket) end
   write(bucket)
-  redis.call('PEXPIRE', bucket.key, cell.OPEN_TTL_MS)
+  -- While nothing is open its life is short.
+  if bucket.open_before == 0 or cell.is_of_earlier_minute(bucket.written_us) then
+    redis.call('PEXPIRE', bucket.key, cell.OPEN_TTL_MS)
+  end
 end
 
 -- What a request has used more (or less) than it was charged, by kind, and whether it is open no more. `share`: what
 -- that is of its tenant's fair share, {mu, weight}. Returns the tenant's virtual counter where that has changed.
-local function correct(tenant_key, key_key, class, changes, closed, share)
-  local changed = closed
-  for kind, change in pairs(changes) do
-    changed = changed or change ~= 0 and not (class == 'r' and NOT_OF_CONTRACTS[kind])
-  end
-  local virtual
-  for _, key in ipairs(changed and {tenant_key, key_key} or {}) do
-    local bucket = read_stored(key)
-    if bucket then
-      if closed then bucket.open = math.max(0, bucket.open - 1) end
-      for _, limit in ipairs(bucket.limits) do
-        local counts = class ~= 'r' or not NOT_OF_CONTRACTS[limit.kind]
-        limit.level = math.max(0, limit.level + (counts and changes[limit.kind] or 0))
-      end
-      local weight_now = bucket.stored.vw
-      if share and key == tenant_key and weight_now then
-        virtual = bucket.virtual + share.mu / (share.weight or weight_now)
-        bucket.virtual, bucket.weight = virtual, weight_now
-      end
-      write(bucket)
-      -- While something is open it has the time that its last admission gave it.
-      if bucket.open == 0 then redis.call('PEXPIRE', key, ttl_ms(bucket, IDLE_TTL_MS)) end
+local function correct(key, class, changes, closed, share)
+  local bucket = read_stored(key)
+  if not bucket then return nil end
+  local levels, asked = bucket.levels, bucket.plan.limits
+  if closed then bucket.open = math.max(0, bucket.open - 1) end
+  for i = 1, #asked do
+    local kind = asked[i].kind
+    local change = changes[kind]
+    if change and change ~= 0 and not (class == 'r' and NOT_OF_CONTRACTS[kind]) then
+      levels[i] = math.max(0, levels[i] + change)
     end
   end
-  return virtual
+  if share and share.mu ~= 0 and bucket.weight then
+    bucket.new_virtual = bucket.virtual + share.mu / (share.weight or bucket.weight)
+  end
+  write(bucket)
+  -- While something is open it has the time that its last admission gave it.
+  if bucket.open == 0 then redis.call('PEXPIRE', key, ttl_ms(bucket, IDLE_TTL_MS)) end
+  return bucket.new_virtual
+end
+
+-- Whether such changes are any of a bucket's.
+local function concern(class, changes)
+  for kind, change in pairs(changes) do
+    if change ~= 0 and not (class == 'r' and NOT_OF_CONTRACTS[kind]) then return true end
+  end
+  return false
 end
 
 -- Raise levels to what the ledger says: {kind, window, amount, level} each. What is higher stays.
-local function raise(key, levels)
-  local bucket = read(key, nil, levels)
-  add_stored(bucket)
-  for i, level in ipairs(levels) do
-    if level[2] > 0 then bucket.limits[i].level = math.max(bucket.limits[i].level, level[4]) end
+local function raise(key, raised)
+  local together, of = {}, {}
+  for i, level in ipairs(raised) do together[i], of[level[1] .. ':' .. level[2]] = level, level[4] end
+  for _, limit in ipairs(limits.stored(fields_of(key))) do
+    if not of[limit[1] .. ':' .. limit[2]] then together[#together + 1] = limit end
   end
+  local bucket = read(key, nil, limits.plan(together))
+  for i, limit in ipairs(bucket.plan.limits) do
+    bucket.levels[i] = math.max(bucket.levels[i], of[limit.kind .. ':' .. limit.window_s] or 0)
+  end
+  if bucket.text ~= bucket.plan.text then remember(bucket) end
   write(bucket)
-  if not bucket.stored.c then redis.call('PEXPIRE', key, ttl_ms(bucket, REBUILT_TTL_MS)) end
+  if bucket.is_new then redis.call('PEXPIRE', key, ttl_ms(bucket, REBUILT_TTL_MS)) end
 end
 
--- For an answer: what is open, then the levels in the order of the limits, in thousandths.
-local function levels(bucket)
-  local found = {bucket.open}
-  for i, limit in ipairs(bucket.limits) do found[i + 1] = math.ceil(limit.level * 1000) end
-  return found
+-- In an answer, behind its first n elements: how many levels follow, what is open, then the levels in the order of the
+-- limits, in thousandths. Returns how many elements there are now. A bucket that is not there has nothing open.
+local function tell(bucket, reply, n)
+  local levels = bucket and bucket.levels or {}
+  reply[n + 1], reply[n + 2] = #levels + 1, bucket and bucket.open or 0
+  for i = 1, #levels do reply[n + 2 + i] = math.ceil(levels[i] * 1000) end
+  return n + 2 + #levels
 end
 
-return {read = read, refusal = refusal, admit = admit, correct = correct, raise = raise, levels = levels}
+return {
+  read = read, refusal = refusal, admit = admit, correct = correct, concern = concern, raise = raise, tell = tell,
+}

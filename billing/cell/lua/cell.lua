@@ -1,35 +1,80 @@
 -- The cell in which a script runs: its clock, and the names of its keys as billing/wire/redis_keys.py spells them.
 -- The first key of every script is the cell's `open`; all other keys stand in the same slot.
+local once = ...
 -- A request whose lease nobody reaps may stay for days, while the control plane is away: what counts it must not
 -- expire before it.
 local OPEN_TTL_MS = 7 * 86400 * 1000
-local cell, prefix = {OPEN_TTL_MS = OPEN_TTL_MS}, nil
+local MINUTE_US = 60000000
+local cell = {OPEN_TTL_MS = OPEN_TTL_MS}
+local names, reservation_of, reservation_name, somebody_waits
+
+local names_of = once(function(open)
+  local prefix = open:sub(1, -5)
+  return {
+    prefix = prefix, room = prefix .. 'room', flight = prefix .. 'flight', usage = prefix .. 'usage',
+    intact = prefix .. 'intact', reservation = prefix .. 'r:', waiting = {o = prefix .. 'w:o', f = prefix .. 'w:f'},
+  }
+end)
 
 -- Once for each call, before anything else.
 function cell.enter(open)
-  prefix = open:sub(1, -5)
+  names = names_of(open)
   local time = redis.call('TIME')
   cell.now_us = time[1] * 1000000 + time[2]
   cell.now_ms = math.floor(cell.now_us / 1000)
-  cell.open, cell.room, cell.flight = open, prefix .. 'room', prefix .. 'flight'
+  cell.open, cell.room, cell.flight = open, names.room, names.flight
   -- Ms after which slots should be granted again, as only the pace of reading holds a request up; 0 where it does not.
   cell.held_up_ms = 0
-  cell.reading_rates = {}
+  -- What pace.lua has read of instances.
+  cell.reading = {}
+  reservation_of, somebody_waits = nil, nil
 end
 
-function cell.usage() return prefix .. 'usage' end
-function cell.intact() return prefix .. 'intact' end
-function cell.reservation(request_id) return prefix .. 'r:' .. request_id end
-function cell.contract(tenant) return prefix .. 'q:' .. tenant end
-function cell.waiting_tenants(class) return prefix .. 'w:' .. class end
-function cell.queue(class, tenant) return prefix .. 'wl:' .. class .. ':' .. tenant end
-function cell.borrowed(instance) return prefix .. 'lent:' .. instance end
+function cell.usage() return names.usage end
+function cell.intact() return names.intact end
+function cell.reservation(request_id)
+  if request_id ~= reservation_of then
+    reservation_of, reservation_name = request_id, names.reservation .. request_id
+  end
+  return reservation_name
+end
+function cell.contract(tenant) return names.prefix .. 'q:' .. tenant end
+function cell.waiting_tenants(class) return names.waiting[class] or names.prefix .. 'w:' .. class end
+function cell.queue(class, tenant) return names.prefix .. 'wl:' .. class .. ':' .. tenant end
+function cell.borrowed(instance) return names.prefix .. 'lent:' .. instance end
 
 -- 0 for a moment that is not known, or is still to come because the clock of Redis went back.
 function cell.seconds_since(at_us) return math.max(0, cell.now_us - (at_us or cell.now_us)) / 1000000 end
 
+-- Whether the minute of this moment is over. What is written all the time has its life prolonged once a minute.
+function cell.is_of_earlier_minute(at_us)
+  return not at_us or math.floor(at_us / MINUTE_US) ~= math.floor(cell.now_us / MINUTE_US)
+end
+
 function cell.keep(...)
   for i = 1, select('#', ...) do redis.call('PEXPIRE', select(i, ...), OPEN_TTL_MS) end
+end
+
+-- Whether the cell's levels are there, and of a tenant's contract whether it is. It also sees whether anybody waits
+-- for a slot. All in one command: a key that is named four times counts four.
+function cell.look_around(tenant)
+  local intact, contract = names.intact, cell.contract(tenant)
+  local found = redis.call('EXISTS', intact, intact, intact, intact, contract, names.waiting.o, names.waiting.f)
+  if found == 4 then somebody_waits = false end
+  return found >= 4, found ~= 4 and found > 0
+end
+
+-- Whether anybody waits for a slot. It may have been true and be no more, but not the other way round.
+function cell.anybody_waits()
+  if somebody_waits == nil then
+    somebody_waits = redis.call('EXISTS', names.waiting.o, names.waiting.f) > 0
+  end
+  return somebody_waits
+end
+
+function cell.begins_to_wait(class, tenant, virtual)
+  redis.call('ZADD', names.waiting[class], virtual, tenant)
+  somebody_waits = true
 end
 
 -- Returns whether a gateway of this name listens.

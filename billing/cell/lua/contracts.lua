@@ -3,12 +3,14 @@ local cell = ...
 
 -- nil where there is none. The allocator writes the numbers, and leaves `ends` to be compared with the clock.
 local function read(key)
-  local v = redis.call('HMGET', key, 'id', 'rate', 'burst', 'of', 'spill', 'end', 'u', 't', 'sp', 'st')
+  local v = redis.call('HMGET', key, 'id', 'rate', 'burst', 'of', 'spill', 'end', 'u', 't', 'sp', 'st', 'used',
+    'borrowed')
   if not v[1] then return nil end
   return {
     key = key, id = v[1], rate = tonumber(v[2]), burst = tonumber(v[3]), overflow = v[4], spill = tonumber(v[5]),
     ends = tonumber(v[6]), used = tonumber(v[7] or 0), used_at = tonumber(v[8] or cell.now_us),
     spilled = tonumber(v[9] or 0), spilled_at = tonumber(v[10] or cell.now_us),
+    used_in_all = tonumber(v[11] or 0), borrowed_in_all = tonumber(v[12] or 0),
   }
 end
 
@@ -38,15 +40,15 @@ end
 -- Its evidence: `refused`, or `limited:<kind>` where a limit refused what it would have taken.
 local function count(contract, what) redis.call('HINCRBY', contract.key, what, 1) end
 
--- What its tenant has used more (or less) of it, or beside it where that spilled.
-local function charge(key, class, spilled, change_mu)
-  local contract = read(key)
+-- What its tenant has used more (or less) of it, or beside it where that spilled. `contract`: it, if it was read.
+local function charge(key, class, spilled, change_mu, contract)
+  contract = contract or read(key)
   if contract and class == 'r' then
-    redis.call('HSET', key, 'u', math.max(0, level(contract) + change_mu), 't', cell.now_us)
-    redis.call('HINCRBY', key, 'used', math.floor(change_mu))
+    redis.call('HSET', key, 'u', math.max(0, level(contract) + change_mu), 't', cell.now_us,
+      'used', contract.used_in_all + math.floor(change_mu))
   elseif contract and spilled then
-    redis.call('HSET', key, 'sp', math.max(0, spill_level(contract) + change_mu), 'st', cell.now_us)
-    redis.call('HINCRBY', key, 'borrowed', math.floor(change_mu))
+    redis.call('HSET', key, 'sp', math.max(0, spill_level(contract) + change_mu), 'st', cell.now_us,
+      'borrowed', contract.borrowed_in_all + math.floor(change_mu))
   end
 end
 

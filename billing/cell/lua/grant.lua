@@ -6,12 +6,13 @@
 -- ARGV: `GrantAsk` of billing/cell/asks.py (JSON)
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which slots should be
 --   granted again (0 = no need), requests that were asked again to give their slot up}
-local args, cell, reservations, slots, queue, grants = ...
-local ask = cjson.decode(args[1])
+local cell, reservations, slots, queue, grants = ...
 local LONG_MS = 2000
 -- Rounds, of a second each, in which a request that was asked to give its slot up may stop. Then it is asked again,
 -- as the message may be lost.
 local ROUNDS_TO_STOP = 3
+local read = reservations.reader({'state', 'class', 'instance', 'sequences', 'gateway', 'admitted_ms'})
+local read_slot = reservations.reader({'gateway', 'sequences'})
 
 -- Sequences in flight by class and instance, and those of on-demand that run for long already (`l`): their slot does
 -- not come free soon.
@@ -22,7 +23,7 @@ local function count(open)
     counted[field] = (counted[field] or 0) + tonumber(sequences)
   end
   for _, id in ipairs(open) do
-    local held = reservations.read(id, {'state', 'class', 'instance', 'sequences', 'gateway', 'admitted_ms'})
+    local held = read(id)
     -- A wake-up may have been lost, or its gateway since.
     if held.state == 'granted' and not cell.wake(held.gateway, id) then
       queue.drop(id)
@@ -60,7 +61,7 @@ end
 local function preempt_at(instance)
   local over, repeats = tonumber(redis.call('HGET', cell.room, 'g:' .. instance)), 0
   for _, id in ipairs(over > 0 and redis.call('ZRANGE', cell.borrowed(instance), 0, -1) or {}) do
-    local held = reservations.read(id, {'gateway', 'sequences'})
+    local held = read_slot(id)
     if not held.sequences then
       -- Redis has lost its reservation, and there is nobody to ask.
       redis.call('ZREM', cell.borrowed(instance), id)
@@ -75,12 +76,15 @@ local function preempt_at(instance)
   return repeats
 end
 
-local open, repeats = {}, 0
-if ask.recount then
-  open = redis.call('ZRANGE', cell.open, 0, -1)
-  recount(open)
-  for _, instance in ipairs(slots.instances_with('g:')) do repeats = repeats + preempt_at(instance) end
+return function(_, args)
+  local ask = cjson.decode(args[1])
+  local open, repeats = {}, 0
+  if ask.recount then
+    open = redis.call('ZRANGE', cell.open, 0, -1)
+    recount(open)
+    for _, instance in ipairs(slots.instances_with('g:')) do repeats = repeats + preempt_at(instance) end
+  end
+  grants.grant_all()
+  return {cell.now_ms, redis.call('ZCARD', cell.waiting_tenants('o')), redis.call('ZCARD', cell.waiting_tenants('f')),
+    #open, cell.held_up_ms, repeats}
 end
-grants.grant_all()
-return {cell.now_ms, redis.call('ZCARD', cell.waiting_tenants('o')), redis.call('ZCARD', cell.waiting_tenants('f')),
-  #open, cell.held_up_ms, repeats}

@@ -4,6 +4,8 @@ local cell, reservations, shares, pace, slots, queue = ...
 local GRANT_MS = 3000
 -- Requests at which one run looks: a crowd whose gateway died must not hold up the cell. The next run goes on.
 local LOOKS_MAX = 200
+local read = reservations.reader({'state', 'class', 'tenant', 'sequences', 'gateway', 'cost_mu', 'tenant_bucket',
+  'contract_key', 'spilled', 'weight', 'prompt_mu'})
 
 -- The first request of this tenant that waits, and its reservation. Whether its gateway lives is seen when it is
 -- woken and not by its lease, which says nothing after the clock of Redis has jumped.
@@ -13,8 +15,7 @@ local function first_waiting(class, tenant)
     redis.call('ZREM', cell.waiting_tenants(class), tenant)
     return nil
   end
-  local held = reservations.read(request_id, {'state', 'class', 'tenant', 'sequences', 'gateway', 'cost_mu',
-    'tenant_bucket', 'contract_key', 'spilled', 'weight', 'prompt_mu'})
+  local held = read(request_id)
   if held.state == 'waiting' then return request_id, held end
   if not queue.drop(request_id) then queue.remove(class, tenant, request_id) end
 end
@@ -42,6 +43,7 @@ end
 -- `asking`: a request that asks now has its answer in hand and needs no wake, and of all instances only those
 -- that its gateway sees (`seen`) are a place for it.
 local function grant_all(asking, seen)
+  if not cell.anybody_waits() then return end
   local instances, looks = nil, 0
   for _, class in ipairs({'o', 'f'}) do
     while true do

@@ -2,30 +2,53 @@
 -- begun to read it does not put off for a contract holder who comes, and that one would wait for all of it.
 local cell = ...
 
--- How much (mu) is still to be read there, and the rate at which it is (mu a second, 0 = not known).
-local function unread(instance)
-  local rate = tonumber(cell.reading_rates[instance] or redis.call('HGET', cell.room, 'w:' .. instance) or 0)
-  if rate <= 0 then return 0, 0 end
+-- What was read of an instance: the rate at which it reads (mu a second, 0 = not known), how much of its prompts was
+-- unread, and as of when.
+local function note(instance, rate, level, at_us)
+  rate = tonumber(rate or 0)
+  local unread_mu = 0
+  if rate > 0 then
+    -- The clock of Redis went back: it is read from now on.
+    if at_us and tonumber(at_us) > cell.now_us then
+      redis.call('HSET', cell.flight, 'pt:' .. instance, cell.now_us)
+    end
+    unread_mu = math.max(0, (level or 0) - rate * cell.seconds_since(at_us or nil))
+  end
+  local noted = {rate = rate, unread_mu = unread_mu}
+  cell.reading[instance] = noted
+  return noted
+end
+
+local function of(instance)
+  if cell.reading[instance] then return cell.reading[instance] end
+  local rate = redis.call('HGET', cell.room, 'w:' .. instance)
+  if not rate or tonumber(rate) <= 0 then return note(instance) end
   local v = redis.call('HMGET', cell.flight, 'pl:' .. instance, 'pt:' .. instance)
-  -- The clock of Redis went back: it is read from now on.
-  if v[2] and tonumber(v[2]) > cell.now_us then redis.call('HSET', cell.flight, 'pt:' .. instance, cell.now_us) end
-  return math.max(0, (v[1] or 0) - rate * cell.seconds_since(v[2] or nil)), rate
+  return note(instance, rate, v[1], v[2])
+end
+
+-- What there is to be read with one prompt more; nil where nobody counts that.
+local function with_prompt(instance, prompt_mu)
+  local reading = of(instance)
+  if reading.rate <= 0 then return nil end
+  reading.unread_mu = reading.unread_mu + prompt_mu
+  return reading.unread_mu
 end
 
 local function start_reading(instance, prompt_mu)
-  local level, rate = unread(instance)
-  if rate > 0 then
-    redis.call('HSET', cell.flight, 'pl:' .. instance, level + prompt_mu, 'pt:' .. instance, cell.now_us)
+  local unread_mu = with_prompt(instance, prompt_mu)
+  if unread_mu then
+    redis.call('HSET', cell.flight, 'pl:' .. instance, unread_mu, 'pt:' .. instance, cell.now_us)
   end
 end
 
 -- Whether a prompt may start there now.
 local function may_read(instance)
-  local level, rate = unread(instance)
-  if level <= 0 then return true end
-  local wait_ms = math.ceil(level / rate * 1000)
+  local reading = of(instance)
+  if reading.unread_mu <= 0 then return true end
+  local wait_ms = math.ceil(reading.unread_mu / reading.rate * 1000)
   cell.held_up_ms = cell.held_up_ms == 0 and wait_ms or math.min(cell.held_up_ms, wait_ms)
   return false
 end
 
-return {start_reading = start_reading, may_read = may_read}
+return {note = note, with_prompt = with_prompt, start_reading = start_reading, may_read = may_read}

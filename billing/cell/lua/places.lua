@@ -2,8 +2,9 @@
 local slots = ...
 
 local function first(ask, wanted)
-  for _, candidate in ipairs(ask.candidates) do
-    if wanted(candidate[1]) then return candidate end
+  local candidates = ask.candidates
+  for i = 1, #candidates do
+    if wanted(candidates[i][1]) then return candidates[i] end
   end
 end
 

@@ -3,6 +3,9 @@
 local cell, reservations, shares, slots = ...
 -- A gateway comes back for a request that waits before this has passed; sooner, it is woken.
 local WAIT_MS = 45000
+local read_gateway = reservations.reader({'gateway'})
+local read = reservations.reader({'state', 'class', 'tenant', 'instance', 'sequences', 'cost_mu', 'tenant_bucket',
+  'contract_key', 'spilled', 'weight'})
 
 local function remove(class, tenant, request_id)
   local key = cell.queue(class, tenant)
@@ -15,7 +18,7 @@ local function wake_first_of_contract(tenant)
   while true do
     local first = redis.call('ZRANGE', cell.queue('r', tenant), 0, 0)[1]
     if not first then return end
-    local gateway = reservations.read(first, {'gateway'}).gateway
+    local gateway = read_gateway(first).gateway
     if gateway and cell.wake(gateway, first) then return end
     remove('r', tenant, first)
     reservations.forget(first)
@@ -41,13 +44,12 @@ local function stand(request_id, record, is_in)
   reservations.write(request_id, {lease = cell.now_ms + WAIT_MS})
   reservations.lease(request_id, cell.now_ms + WAIT_MS)
   reservations.keep(request_id)
-  cell.keep(key, cell.flight)
+  cell.keep(key, cell.flight, cell.open)
 end
 
 -- Forget a request that waits, or that was granted a slot and will not use it. Returns whether there was one.
 local function drop(request_id)
-  local held = reservations.read(request_id, {'state', 'class', 'tenant', 'instance', 'sequences', 'cost_mu',
-    'tenant_bucket', 'contract_key', 'spilled', 'weight'})
+  local held = read(request_id)
   if held.state == 'waiting' then
     remove(held.class, held.tenant, request_id)
   elseif held.state == 'granted' then

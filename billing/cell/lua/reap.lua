@@ -5,29 +5,34 @@
 --   long enough, whatever the clock of Redis says by now; 0 = none: only a lease that has passed
 -- Returns: {settled, now_ms, entry id, ms after which slots should be granted again (0 = no need)}, or
 --   {leased | dropped | missing | already_settled, now_ms}; dropped: it waited, and there is no event
-local args, cell, reservations, queue, grants, usage = ...
-local ask = cjson.decode(args[1])
-local id = ask.request_id
+local cell, reservations, queue, grants, usage = ...
+local read = usage.reader({'lease'})
+local read_event = reservations.reader({'head', 'crash_event'})
 
-local held = usage.read(id)
-if held.state == 'settled' then return {'already_settled', cell.now_ms} end
-if not held.state then
-  redis.call('ZREM', cell.open, id)
-  return {'missing', cell.now_ms}
-end
-local lease = tonumber(held.lease)
-if lease > cell.now_ms and lease ~= ask.watched_lease_ms then return {'leased', cell.now_ms} end
-if held.state ~= 'open' then
-  queue.drop(id)
-  grants.grant_all()
-  return {'dropped', cell.now_ms}
-end
+return function(_, args)
+  local ask = cjson.decode(args[1])
+  local id = ask.request_id
 
-local stored = reservations.read(id, {'head', 'crash_event'})
-local left = cjson.decode(stored.crash_event)
-local billed = left.billed or {prompt = 0, output = 0}
-usage.charge(held, left.units_mu, billed.prompt + billed.output, {}, not held.paused)
--- A clock that went back leaves leases that end in times to come.
-local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
-local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'
-return {'settled', cell.now_ms, usage.record(id, held, event, 'reap')}
+  local held = read(id)
+  if held.state == 'settled' then return {'already_settled', cell.now_ms} end
+  if not held.state then
+    redis.call('ZREM', cell.open, id)
+    return {'missing', cell.now_ms}
+  end
+  local lease = tonumber(held.lease)
+  if lease > cell.now_ms and lease ~= ask.watched_lease_ms then return {'leased', cell.now_ms} end
+  if held.state ~= 'open' then
+    queue.drop(id)
+    grants.grant_all()
+    return {'dropped', cell.now_ms}
+  end
+
+  local stored = read_event(id)
+  local left = cjson.decode(stored.crash_event)
+  local billed = left.billed or {prompt = 0, output = 0}
+  usage.charge(held, left.units_mu, billed.prompt + billed.output, {}, not held.paused)
+  -- A clock that went back leaves leases that end in times to come.
+  local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
+  local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'
+  return {'settled', cell.now_ms, usage.record(id, held, event, 'reap')}
+end

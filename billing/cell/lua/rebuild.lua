@@ -4,9 +4,12 @@
 -- KEYS: {c:CELL}:open
 -- ARGV: `RebuildAsk` of billing/cell/asks.py (JSON). `run`: the run of the server, '' where more levels are to come
 -- Returns: {now_ms}
-local args, cell, buckets, contracts = ...
-local ask = cjson.decode(args[1])
-for _, bucket in ipairs(ask.buckets) do buckets.raise(bucket.key, bucket.levels) end
-for _, contract in ipairs(ask.contracts) do contracts.raise(contract.key, contract.used_mu, contract.spilled_mu) end
-if ask.run ~= '' then redis.call('SET', cell.intact(), ask.run) end
-return {cell.now_ms}
+local cell, buckets, contracts = ...
+
+return function(_, args)
+  local ask = cjson.decode(args[1])
+  for _, bucket in ipairs(ask.buckets) do buckets.raise(bucket.key, bucket.levels) end
+  for _, contract in ipairs(ask.contracts) do contracts.raise(contract.key, contract.used_mu, contract.spilled_mu) end
+  if ask.run ~= '' then redis.call('SET', cell.intact(), ask.run) end
+  return {cell.now_ms}
+end

@@ -2,34 +2,54 @@
 -- (billing/wire/reservation.py).
 local cell, fields = ...
 
--- The fields asked for, as text; a field that is not there is nil.
-local function read(request_id, names)
-  local stored, record = {}, {}
-  for i, name in ipairs(names) do stored[i] = fields[name] end
-  local values = redis.call('HMGET', cell.reservation(request_id), unpack(stored))
-  for i, name in ipairs(names) do record[name] = values[i] or nil end
-  return record
+-- A function that reads these fields of a request, as text; a field that is not there is nil. (While a library is
+-- loaded there is no `ipairs`, nor anything else that is global.)
+local function reader(names)
+  local stored = {}
+  for i = 1, #names do stored[i] = fields[names[i]] end
+  return function(request_id)
+    local record, values = {}, redis.call('HMGET', cell.reservation(request_id), unpack(stored))
+    for i = 1, #names do record[names[i]] = values[i] or nil end
+    return record
+  end
 end
 
+local function state(request_id) return redis.call('HGET', cell.reservation(request_id), fields.state) end
+
+local words = {}
+
 local function write(request_id, record)
-  local words, n = {}, 0
+  local n = 0
   for name, value in pairs(record) do
     words[n + 1], words[n + 2], n = fields[name], value, n + 2
   end
-  redis.call('HSET', cell.reservation(request_id), unpack(words))
+  redis.call('HSET', cell.reservation(request_id), unpack(words, 1, n))
+end
+
+-- An open request: names and values in turn, then what not every request has.
+local function open(request_id, record, key_bucket, contract_key, spilled, contract)
+  local n = #record
+  if key_bucket then record[n + 1], record[n + 2], n = fields.key_bucket, key_bucket, n + 2 end
+  if contract_key then record[n + 1], record[n + 2], n = fields.contract_key, contract_key, n + 2 end
+  if spilled then record[n + 1], record[n + 2], n = fields.spilled, spilled, n + 2 end
+  if contract ~= '' then record[n + 1], record[n + 2] = fields.contract, contract end
+  redis.call('HSET', cell.reservation(request_id), unpack(record))
 end
 
 -- The request is looked at again when this lease has passed.
 local function lease(request_id, lease_ms)
-  redis.call('ZADD', cell.open, lease_ms, request_id)
+  if redis.call('ZADD', cell.open, lease_ms, request_id) == 1 then
+    -- The first of all makes the set, and nothing has given it a life yet.
+    redis.call('PEXPIRE', cell.open, cell.OPEN_TTL_MS, 'NX')
+  end
 end
 
 -- For as long as anybody may come for it.
-local function keep(request_id) cell.keep(cell.reservation(request_id), cell.open) end
+local function keep(request_id) redis.call('PEXPIRE', cell.reservation(request_id), cell.OPEN_TTL_MS) end
 
 local function forget(request_id)
   redis.call('DEL', cell.reservation(request_id))
   redis.call('ZREM', cell.open, request_id)
 end
 
-return {read = read, write = write, lease = lease, keep = keep, forget = forget}
+return {reader = reader, state = state, write = write, open = open, lease = lease, keep = keep, forget = forget}

@@ -4,26 +4,30 @@
 -- ARGV: `SettleAsk` of billing/cell/asks.py (JSON), the event (JSON)
 -- Returns: {settled | orphan, now_ms, entry id, ms after which slots should be granted again (0 = no need)}, or
 --   {already_settled, now_ms}; orphan: its reservation was lost
-local keys, args, cell, queue, grants, usage = ...
-local ask, event = cjson.decode(args[1]), args[2]
+local cell, queue, grants, usage = ...
+local read = usage.reader({})
 
-local held = usage.read(ask.request_id)
-if held.state == 'settled' then return {'already_settled', cell.now_ms} end
-if held.state == 'waiting' or held.state == 'granted' then
-  -- Served without its slot, while Redis did not answer: recorded like any whose reservation is lost.
-  queue.drop(ask.request_id)
-  grants.grant_all()
-  held.state = nil
+return function(keys, args)
+  local ask, event = cjson.decode(args[1]), args[2]
+
+  local held = read(ask.request_id)
+  if held.state == 'settled' then return {'already_settled', cell.now_ms} end
+  if held.state == 'waiting' or held.state == 'granted' then
+    -- Served without its slot, while Redis did not answer: recorded like any whose reservation is lost.
+    queue.drop(ask.request_id)
+    grants.grant_all()
+    held.state = nil
+  end
+  if not held.state then
+    held.charged_mu, held.charged_tokens, held.tenant_bucket, held.key_bucket = 0, 0, keys[2], keys[3]
+    -- With the reservation the class is lost by which it is charged.
+    held.class = cjson.decode(event).class == 'reserved' and 'r' or 'o'
+    event = event:sub(1, -2) .. ',"orphan":true}'
+  end
+  local closed = held.state and not held.paused or false
+  -- A journal of an earlier version knows no tokens.
+  local tokens = ask.tokens or held.charged_tokens
+  usage.charge(held, ask.cost_mu, tokens, {cancels = ask.cancelled and closed and 1 or 0}, closed)
+  local status = held.state and 'settled' or 'orphan'
+  return {status, cell.now_ms, usage.record(ask.request_id, held, event, 'settle')}
 end
-if not held.state then
-  held.charged_mu, held.charged_tokens, held.tenant_bucket, held.key_bucket = 0, 0, keys[2], keys[3]
-  -- With the reservation the class is lost by which it is charged.
-  held.class = cjson.decode(event).class == 'reserved' and 'r' or 'o'
-  event = event:sub(1, -2) .. ',"orphan":true}'
-end
-local closed = held.state and not held.paused or false
--- A journal of an earlier version knows no tokens.
-local tokens = ask.tokens or held.charged_tokens
-usage.charge(held, ask.cost_mu, tokens, {cancels = ask.cancelled and closed and 1 or 0}, closed)
-local status = held.state and 'settled' or 'orphan'
-return {status, cell.now_ms, usage.record(ask.request_id, held, event, 'settle')}

@@ -3,6 +3,7 @@
 local cell, contracts = ...
 
 local function keep_turn(tenant, virtual)
+  if not cell.anybody_waits() then return end
   for _, class in ipairs({'o', 'f'}) do redis.call('ZADD', cell.waiting_tenants(class), 'XX', virtual, tenant) end
 end
 
@@ -12,14 +13,8 @@ local function set(bucket_key, tenant, virtual, weight)
   keep_turn(tenant, virtual)
 end
 
--- No tenant that comes later starts below this counter.
-local function floor() return tonumber(redis.call('HGET', cell.flight, 'vl') or 0) end
-local function raise_floor(virtual, before)
-  if virtual > before then redis.call('HSET', cell.flight, 'vl', virtual) end
-end
-
 -- The counter of a tenant that comes to a class: who was idle has earned no credit.
--- `blocked`: others wait in it.
+-- `blocked`: others wait in it; `least_of_all`: no tenant starts below this counter.
 local function joined(class, tenant, virtual, blocked, least_of_all)
   if not blocked then return math.max(virtual, least_of_all) end
   local waiting = cell.waiting_tenants(class)
@@ -31,7 +26,7 @@ end
 local function charge_contract(request, change_mu)
   if change_mu == 0 then return end
   redis.call('HINCRBY', cell.flight, 'used', math.floor(change_mu))
-  if request.contract_key and request.contract_key ~= '' then
+  if (request.contract_key or '') ~= '' then
     contracts.charge(request.contract_key, request.class, request.spilled == '1', change_mu)
   end
 end
@@ -43,14 +38,14 @@ local function charge(request, change_mu)
   charge_contract(request, change_mu)
   if change_mu == 0 or request.class == 'r' then return end
   -- A bucket that was lost has lost its counter too, and is not made again: nothing would end it.
-  local weight_now = redis.call('HGET', request.tenant_bucket, 'vw')
-  if weight_now then
-    local change = change_mu / (request.weight or weight_now)
-    keep_turn(request.tenant, redis.call('HINCRBYFLOAT', request.tenant_bucket, 'v', change))
+  local v = redis.call('HMGET', request.tenant_bucket, 'v', 'vw')
+  if v[2] then
+    local virtual = (v[1] or 0) + change_mu / (request.weight or v[2])
+    redis.call('HSET', request.tenant_bucket, 'v', virtual)
+    keep_turn(request.tenant, virtual)
   end
 end
 
 return {
-  set = set, keep_turn = keep_turn, floor = floor, raise_floor = raise_floor, joined = joined, charge = charge,
-  charge_contract = charge_contract,
+  set = set, keep_turn = keep_turn, joined = joined, charge = charge, charge_contract = charge_contract,
 }

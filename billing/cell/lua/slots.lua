@@ -34,15 +34,20 @@ end
 -- contract holders, flex alone may borrow.
 local function room_at(instance, class)
   local most = redis.call('HMGET', cell.room, 'm:' .. instance, 'x:' .. instance, 'd:' .. instance, 'w:' .. instance)
-  cell.reading_rates[instance] = most[4] or 0
+  if not most[4] then pace.note(instance) end
   if not most[1] then return nil end
-  local flight = redis.call('HMGET', cell.flight, 'o:' .. instance, 'f:' .. instance)
+  local flight = redis.call('HMGET', cell.flight, 'o:' .. instance, 'f:' .. instance, 'pl:' .. instance,
+    'pt:' .. instance)
+  if not cell.reading[instance] then pace.note(instance, most[4], flight[3], flight[4]) end
   local on_demand, flex = tonumber(flight[1] or 0), tonumber(flight[2] or 0)
   local free = tonumber(most[1]) - on_demand - flex
   local for_on_demand = tonumber(most[3] or most[1]) - on_demand
   if class == 'f' then
     free = math.min(free, tonumber(most[2] or most[1]) - flex)
-    if free > 0 and for_on_demand > 0 and redis.call('ZCARD', cell.waiting_tenants('o')) > 0 then free = 0 end
+    if free > 0 and for_on_demand > 0 and cell.anybody_waits()
+      and redis.call('ZCARD', cell.waiting_tenants('o')) > 0 then
+      free = 0
+    end
   else
     free = math.min(free, for_on_demand)
   end

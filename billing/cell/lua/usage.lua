@@ -3,36 +3,44 @@ local cell, buckets, reservations, shares, slots, grants = ...
 -- A settle that is sent again within this time is known for one.
 local TOMBSTONE_TTL_MS = 900 * 1000
 
--- The reservation; `paused`: it has given its slot up.
-local function read(request_id)
-  local held = reservations.read(request_id, {'state', 'charged_mu', 'charged_tokens', 'prompt', 'output',
-    'delivered', 'lease', 'class', 'instance', 'sequences', 'tenant', 'contract_key', 'spilled', 'weight',
-    'tenant_bucket', 'key_bucket'})
-  held.charged_mu, held.charged_tokens = tonumber(held.charged_mu or 0), tonumber(held.charged_tokens or 0)
-  held.sequences = tonumber(held.sequences or 0)
-  held.paused = held.instance == ''
-  return held
+-- A function that reads the reservation, and these fields of it as well; `paused`: it has given its slot up.
+local function reader(more)
+  local names = {'state', 'charged_mu', 'charged_tokens', 'class', 'instance', 'sequences', 'tenant', 'contract_key',
+    'spilled', 'weight', 'tenant_bucket', 'key_bucket'}
+  for i = 1, #more do names[#names + 1] = more[i] end
+  local read = reservations.reader(names)
+  return function(request_id)
+    local held = read(request_id)
+    held.charged_mu, held.charged_tokens = tonumber(held.charged_mu or 0), tonumber(held.charged_tokens or 0)
+    held.sequences = tonumber(held.sequences or 0)
+    held.paused = held.instance == ''
+    return held
+  end
 end
 
 -- Its charge becomes `final_mu` and `final_tokens`. `changes`: what else it has used more, by kind; `closed`: it is
 -- open no more.
 local function charge(held, final_mu, final_tokens, changes, closed)
-  local change_mu = final_mu - held.charged_mu
+  local class, change_mu = held.class, final_mu - held.charged_mu
   changes.units, changes.tokens = change_mu, final_tokens - held.charged_tokens
-  local share = held.state and held.class ~= 'r' and {mu = change_mu, weight = held.weight} or nil
-  local virtual = buckets.correct(held.tenant_bucket, held.key_bucket, held.class, changes, closed, share)
-  if virtual then shares.keep_turn(held.tenant, virtual) end
+  if closed or buckets.concern(class, changes) then
+    local share = held.state and class ~= 'r' and {mu = change_mu, weight = held.weight} or nil
+    local virtual = buckets.correct(held.tenant_bucket, class, changes, closed, share)
+    if virtual then shares.keep_turn(held.tenant, virtual) end
+    if held.key_bucket then buckets.correct(held.key_bucket, class, changes, closed) end
+  end
   if held.state then shares.charge_contract(held, change_mu) end
 end
 
 -- Its event goes to the usage stream, its slot to whoever waits. Returns the entry's id and the ms after which slots
 -- should be granted again.
 local function record(request_id, held, event, by)
+  local name = cell.reservation(request_id)
   redis.call('ZREM', cell.open, request_id)
   local entry_id = redis.call('XADD', cell.usage(), '*', 'e', event)
-  redis.call('DEL', cell.reservation(request_id))
+  redis.call('DEL', name)
   reservations.write(request_id, {state = 'settled', event = entry_id, ended_by = by})
-  redis.call('PEXPIRE', cell.reservation(request_id), TOMBSTONE_TTL_MS)
+  redis.call('PEXPIRE', name, TOMBSTONE_TTL_MS)
   if held.state and not held.paused then
     slots.give_back(request_id, held.class, held.instance, held.sequences)
     grants.grant_all()
@@ -40,4 +48,4 @@ local function record(request_id, held, event, by)
   return entry_id, cell.held_up_ms
 end
 
-return {read = read, charge = charge, record = record}
+return {reader = reader, charge = charge, record = record}

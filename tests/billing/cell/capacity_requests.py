@@ -73,6 +73,8 @@ def request_of(
         client=client, request_id=request_id, tenant=tenant, key_id=tenant, asked=asked,
         weight=weights[tenant], sequences=sequences, wait_max=wait_max,
         tenant_limits=limits_of(units_mu=limits.units_mu, concurrency=limits.concurrency),
+        # One that refuses nothing: a key without limits has no bucket, and the machine looks at its count.
+        key_limits=limits_of(concurrency=1_000),
         candidates=plan.TWO, gateway=gateway_of(request_id), cancels_per_minute=limits.cancels,
         resumed="-" in request_id, can_resume=asked is Tier.FLEX and sequences == 1 and number % 4 > 0,
         prompt_mu=prompt_mu,

@@ -171,7 +171,8 @@ def test_models_and_tenants_do_not_share_a_bucket(valkey: redis.Redis) -> None:
 
 
 def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.Redis) -> None:
-    request = CellRequest(client=valkey, request_id="r", tenant_limits=limits_of(requests=10))
+    limits = limits_of(requests=10)
+    request = CellRequest(client=valkey, request_id="r", tenant_limits=limits, key_limits=limits)
     request.reserve()
     keys = [key for key in valkey.keys("*") if not key.endswith(":intact")]
     assert len(keys) == 5

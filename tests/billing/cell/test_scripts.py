@@ -14,8 +14,11 @@ from billing.wire import reservation
 LUA = Path(inspect.getfile(scripts)).parent / "lua"
 TEXTS = {path.stem: path.read_text() for path in LUA.glob("*.lua")}
 ASKS = {name: getattr(asks, f"{name.capitalize()}Ask") for name in scripts.SCRIPTS}
-# What a script hands its `ask` to.
+# What a script hands its `ask` to, and what else it is asked with.
 HANDED = {"reserve": ("classes", "places")}
+TERMS = {"reserve": asks.ReserveTerms.__annotations__}
+# What is made of the terms and candidates of a request.
+MADE = {"reserve": {"tenant_plan", "key_plan", "candidates"}}
 
 
 @pytest.mark.parametrize("name", scripts.SCRIPTS)
@@ -24,7 +27,8 @@ def test_a_script_reads_what_it_is_asked_and_nothing_else(name: str) -> None:
     read = set(re.findall(r"\bask\.(\w+)", text)) | set(
         re.findall(r"cjson\.decode\(args\[1\]\)\.(\w+)", text)
     )
-    assert read == set(ASKS[name].__annotations__)
+    read |= set(re.findall(r"\bmade\.(\w+)", TEXTS["terms"])) if name in TERMS else set()
+    assert read - MADE.get(name, set()) == {*ASKS[name].__annotations__, *TERMS.get(name, ())}
 
 
 def test_each_field_of_a_reservation_has_its_own_name_in_redis() -> None:

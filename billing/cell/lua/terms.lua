@@ -1,0 +1,32 @@
+-- What a request is asked with that all requests of a tenant and key have alike (`ReserveTerms` of
+-- billing/cell/asks.py), and the instances that could serve it: each made of its JSON once.
+local once, limits = ...
+
+local terms = once(function(text)
+  local made = cjson.decode(text)
+  if made.cancels_per_minute >= 0 then
+    table.insert(made.tenant_limits, {'cancels', 60, made.cancels_per_minute})
+  end
+  made.tenant_plan = limits.plan(made.tenant_limits)
+  -- A key without limits has no bucket.
+  made.key_plan = #made.key_limits > 0 and limits.plan(made.key_limits) or nil
+  return {__index = made}
+end)
+
+-- {instance, epoch} each, and how the event says that; best first.
+local candidates = once(function(text)
+  local made = cjson.decode(text)
+  for _, candidate in ipairs(made) do
+    candidate.said = ',"instance":' .. cjson.encode(candidate[1]) .. ',"epoch":' .. cjson.encode(candidate[2]) .. '}'
+  end
+  return made
+end)
+
+-- The ask of a request, which has its terms as well.
+local function ask_of(ask_json, terms_json, candidates_json)
+  local ask = cjson.decode(ask_json)
+  ask.candidates = candidates(candidates_json)
+  return setmetatable(ask, terms(terms_json))
+end
+
+return {ask_of = ask_of}
