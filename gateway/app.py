@@ -163,7 +163,7 @@ class Stages:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start, and at the end wait for what is open to settle."""
+        """Start the stages; at the end, wait until open requests have settled."""
         await self._journal.open()
         await self.catalogue.start(self._settings.start_wait_s)
         rounds = [
@@ -193,8 +193,8 @@ class Stages:
             await self._journal.close()
 
     async def _save_settles(self) -> None:
-        """Wait until the disk, or Redis by way of the housekeeping, has taken every settle; count those
-        that nothing took in time.
+        """Wait until the disk, or Redis through the housekeeping, has taken every settle. Counts those that
+        nothing took in time.
         """
         wait_s, journal = self._settings.unsaved_wait_s, self._journal
         deadline = time.monotonic() + wait_s
@@ -211,17 +211,17 @@ class Stages:
             log.error("settles are lost", extra={"settles": journal.unsaved})
 
     def _opened(self, exchange: Exchange) -> None:
-        """It is admitted: from now on it is checkpointed, and has to be settled."""
+        """Note an admitted request: from now on it is checkpointed and must be settled."""
         self.open_exchanges[exchange.request_id] = exchange
         self._metrics.open_delta(1)
 
     def _preempt(self, request_id: str) -> None:
-        """The cell wants the place of a flex request."""
+        """The cell needs the slot of a flex request."""
         if (found := self.open_exchanges.get(request_id)) is not None:
             preempt(found)
 
     def _stop(self, subject: str) -> None:
-        """The operator stops a request, or all of a tenant."""
+        """The operator stops a request, or all requests of a tenant."""
         if subject.startswith("tenant:"):
             tenant = subject.removeprefix("tenant:")
             for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
@@ -233,7 +233,7 @@ class Stages:
             found.stop(Ending.OPERATOR_STOP)
 
     def _stop_all(self) -> None:
-        """The drain's deadline."""
+        """The drain's deadline has passed: stop every request."""
         for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
             exchange.stop(Ending.GATEWAY_STOPPED)
 
@@ -306,8 +306,8 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
 
 
 def _without_trailing_slash(scope: Scope) -> bool:
-    """Take `/v1/models/` for `/v1/models`, before anything is decided by the path; whether there was a
-    slash to take off.
+    """Treat `/v1/models/` as `/v1/models`, before anything is decided by the path. Returns whether there was
+    a slash.
     """
     raw_path: bytes = scope["raw_path"]
     if len(raw_path) < 2 or raw_path[-1:] != b"/":
@@ -323,13 +323,13 @@ def _refuse(inference_route: RouteSpec, error: GatewayError, scope: Scope) -> No
 
 
 def _spoken(scope: Scope) -> Dialect:
-    """The dialect that a caller outside inference seems to speak."""
+    """The dialect that a caller outside inference seems to use."""
     with_id = any(name == b"anthropic-version" for name, _ in scope["headers"])
     return Dialect.ANTHROPIC if with_id else dialect_of_path(scope["path"])
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:
-    """Outside inference, too, every answer has its id, whoever makes it."""
+    """Adds a request id to every answer outside inference, whoever makes the answer."""
 
     async def with_id(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -341,7 +341,7 @@ def _with_request_id(scope: Scope, send: Send) -> Send:
 
 
 def _error_response(request: Request, error: GatewayError) -> Response:
-    """An error outside inference, in the dialect that the caller seems to speak."""
+    """An error outside inference, in the dialect that the caller seems to use."""
     body = error_body(error, _spoken(request.scope), request.scope["taas.request_id"])
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
     return Response(body, error.status, headers)

@@ -26,7 +26,7 @@ class Caller:
     tenant: Tenant
 
     def may_see(self, model: Model, now_ms: int) -> bool:
-        """Whether this caller may know of the model at this moment, by the clock that all gateways share."""
+        """Whether this caller may see the model now, by the clock that all gateways share."""
         allowed = self.key.models
         if allowed is not None and model.name not in allowed:
             return False

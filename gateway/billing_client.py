@@ -6,7 +6,7 @@ from typing import Final
 import httpx
 
 _TIMEOUT_S: Final = 5.0
-# A process on a machine that is gone answers nothing at all: the next one is asked soon.
+# A process on a dead machine gives no answer at all, so the next one is asked soon.
 _CONNECT_TIMEOUT_S: Final = 1.0
 
 
@@ -21,7 +21,7 @@ class BillingClient:
         self._http = httpx.AsyncClient(
             headers={"authorization": f"Bearer {service_key}"},
             timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
-            # The service key is for billing alone: a proxy that the environment names would read it.
+            # The service key is for billing only; a proxy from the environment would read it.
             trust_env=False,
         )
 

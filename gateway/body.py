@@ -12,19 +12,19 @@ from gateway.waiting.receiving import Receiving, Share
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-# What a body without a declared length holds at first; it then doubles. Most are small.
+# The first share of a body without a declared length; it then doubles. Most bodies are small.
 UNDECLARED_FIRST_BYTES = 64 * 1024
 
 
 async def read_body(
     scope: MutableMapping[str, Any], receive: Receive, max_bytes: int, receiving: Receiving, tenant: str
 ) -> bytes:
-    """The body, at most `max_bytes` long; one that arrives in one piece is not copied.
+    """Read the body, at most `max_bytes` long. A body that arrives in one piece is not copied.
 
-    Raises UnsupportedContentEncoding (nothing is ever inflated), BodyTooLarge as soon as the length is
-    declared or passed (the rest is not read), QuotaExceeded or ReceivingFull when there is no memory for it,
-    and ClientDisconnected when the sender left or was cut off before its end (the listener has answered by
-    then): there is nothing to run.
+    Raises UnsupportedContentEncoding (nothing is ever decompressed); BodyTooLarge as soon as the declared or
+    actual length exceeds the cap (the rest is not read); QuotaExceeded or ReceivingFull if there is no memory
+    for it; ClientDisconnected if the client disconnected or was cut off before the end (the listener has
+    answered by then).
     """
     declared_bytes = _check_headers(scope, max_bytes)
     connection: ClientConnection = scope["extensions"]["taas.connection"]
@@ -51,8 +51,8 @@ async def read_body(
 
 
 def _arrived(connection: ClientConnection, max_bytes: int) -> bytes:
-    """It is here already, in one piece: ordinary requests come so, and take nothing of what arriving
-    bodies have.
+    """Return a body that has already arrived in one piece, as ordinary ones do. It takes nothing of the
+    budget for arriving bodies.
     """
     if connection.is_disconnected():
         raise ClientDisconnected

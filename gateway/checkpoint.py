@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # A checkpoint that was sent: the exchange, and its output and head at that moment.
 _Written: TypeAlias = tuple[Exchange, int, EventHead]
 # A lease is renewed after this share of it, even when nothing new was produced, and at the latest after
-# RENEW_S: the reaper takes a request for dead that is not renewed for longer (billing/process.py).
+# RENEW_S: the reaper treats a request as an orphan that is not renewed for longer (billing/process.py).
 RENEW_SHARE: Final = 0.3
 RENEW_S: Final = 3.0
 BATCH_MAX: Final = 1000

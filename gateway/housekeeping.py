@@ -45,8 +45,8 @@ class Housekeeping:
         self._clock = clock
 
     async def run(self) -> None:
-        """Until cancelled; an outage of Redis makes it degraded, not dead, and so does what was foreseen
-        nowhere.
+        """Runs until cancelled. An outage of Redis, or an unexpected error, makes the process degraded and
+        does not end it.
         """
         while True:
             away = failed = False
@@ -57,7 +57,7 @@ class Housekeeping:
                 away = True
             except (
                 Exception
-            ):  # a disk that is full, or a bug: without this round no journal would ever reach Redis
+            ):  # a full disk, or a bug: without this round no journal would ever be sent to Redis
                 log.exception("housekeeping failed")
                 failed = True
             self._metrics.set_degraded("redis", away)
@@ -69,7 +69,7 @@ class Housekeeping:
             await asyncio.sleep(INTERVAL_SECONDS)
 
     async def _heartbeat(self) -> None:
-        """Say that this process lives, and count those that do."""
+        """Renew this process's lease, and count the gateways that are alive."""
         started_at = time.monotonic()
         seconds, micros = await self._redis.execute("TIME")
         now_ms = int(seconds) * 1000 + int(micros) // 1000
@@ -81,8 +81,8 @@ class Housekeeping:
             ]
         )
         leases = dict(zip(raw[::2], raw[1::2], strict=True))
-        # A lease that ends much later than one given now was given before Redis's clock went back: who lives
-        # has beaten since, or will.
+        # A lease that ends much later than one given now was given before Redis's clock went back. A living
+        # gateway has sent a heartbeat since, or will soon.
         self._outage.count_gateways(
             sum(0 <= int(lease) - now_ms <= 2 * HEARTBEAT_LEASE_MS for lease in leases.values())
         )
@@ -93,6 +93,6 @@ class Housekeeping:
         self._metrics.redis_roundtrip(time.monotonic() - started_at)
 
     async def deregister(self) -> None:
-        """Leave the list of the living."""
+        """Remove this process from the list of gateways that are alive."""
         with contextlib.suppress(RedisUnavailable):
             await self._redis.execute("HDEL", redis_keys.GATEWAYS, self._gateway_id)

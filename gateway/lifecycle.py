@@ -18,18 +18,18 @@ class Lifecycle:
         self._on_deadline: list[Callable[[], None]] = []
 
     def on_deadline(self, callback: Callable[[], None]) -> None:
-        """Call `callback` when streams must end; at once if that time has come."""
+        """Call `callback` when streams must end; at once if that time has passed."""
         if self.deadline_passed.is_set():
             callback()
         else:
             self._on_deadline.append(callback)
 
     def begin_drain(self) -> None:
-        """Take no new work; what runs, runs on."""
+        """Take no new work; running requests continue."""
         self.draining = True
 
     def end_streams(self) -> None:
-        """The drain's deadline: what still runs must end."""
+        """The drain's deadline has passed: requests that still run must end."""
         self.begin_drain()
         if self.deadline_passed.is_set():
             return

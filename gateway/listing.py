@@ -30,7 +30,7 @@ from gateway.errors import (
 from gateway.readiness import Readiness
 
 REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
-# What a tenant may narrow its capacity by, and how long each may be.
+# The filters that a tenant may use on its capacity, and how long each may be.
 CAPACITY_WORDS = ("contract", "from", "until")
 CAPACITY_CHARS_MAX = 128
 CAPACITY_FIELDS = (
@@ -106,7 +106,7 @@ def listing_router(
 def _add_usage_routes(
     router: APIRouter, billing: BillingClient, caller_of: Callable[[Request], Awaitable[Caller]]
 ) -> None:
-    """What billing is asked for on the caller's behalf, and of nobody else."""
+    """Routes that ask billing on the caller's behalf, and only about the caller's tenant."""
 
     @router.get(
         "/v1/usage/requests/{request_id}", summary="What one request produced and cost", tags=["usage"]
@@ -133,7 +133,7 @@ def _add_usage_routes(
             if len(text) > CAPACITY_CHARS_MAX:
                 raise InvalidRequest(f"'{word}' has at most {CAPACITY_CHARS_MAX} characters.", param=word)
         try:
-            # Last, so that nothing asked for can name another tenant.
+            # Last, so that no parameter of the caller can name another tenant.
             found = await billing.get("/admin/v1/capacity", asked | {"tenant": caller.tenant.tenant})
         except httpx.HTTPError as exc:
             raise UsageUnavailable from exc
@@ -148,7 +148,7 @@ def _add_usage_routes(
 
 
 def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
-    """A receipt without what names our machines and processes; the instance as `x-taas-instance` names it."""
+    """A receipt without the names of our machines and processes; the instance as in `x-taas-instance`."""
     shown = {name: value for name, value in receipt.items() if name not in OPERATORS_FIELDS}
     if isinstance(receipt.get("instance"), str):
         shown["instance"] = opaque_instance(receipt["instance"]).decode()
@@ -156,7 +156,7 @@ def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
 
 
 def tenants_capacity(report: dict[str, Any]) -> dict[str, Any]:
-    """The evidence without what names our machines: the tenant knows its contracts by their ids."""
+    """The evidence without the names of our machines: the tenant knows its contracts by their ids."""
     shown = {
         part: [{name: line[name] for name in CAPACITY_FIELDS if name in line} for line in report[part]]
         for part in ("data", "total")

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 OTHER: Final = "other"
-# Sets of labels that one metric may have; past it, the label that can grow counts as `other`.
+# How many sets of labels one metric may have. Beyond it, the label that can grow is `other`.
 SERIES_MAX: Final = 1_000
 # Models × routes × classes × endings, and tenants × models.
 ROWS_MAX: Final = 4_000
@@ -206,8 +206,8 @@ class Metrics:
         tpot_s: float | None,
         added_s: float,
     ) -> None:
-        """One request has ended: once for each, whatever its ending. Times in seconds, None where there
-        was no token to time.
+        """One request has ended: called once for each, whatever its ending. Times are in seconds, None if
+        there was no token to time.
         """
         series = self._request_series[self._known(model), route, cls, ending]
         series.requests.inc()
@@ -233,11 +233,11 @@ class Metrics:
         self._refusals[which,].inc()
 
     def ignored_field(self, name: str) -> None:
-        """A request said something in vain; `name` out of a fixed list."""
+        """A field of a request was ignored; `name` is from a fixed list."""
         self._ignored[name,].inc()
 
     def upstream_error(self, instance: str, kind: str) -> None:
-        """An instance failed a request; `kind` is an UpstreamFailure or a meter's verdict."""
+        """An instance failed a request; `kind` is an UpstreamFailure or a rule that a meter found broken."""
         self._upstream_errors[instance, kind].inc()
 
     def anomaly(self, kind: str) -> None:
@@ -245,7 +245,7 @@ class Metrics:
         self._anomalies[kind,].inc()
 
     def set_degraded(self, component: str, on: bool) -> None:
-        """A component such as `redis` does, or does not, do its work in this process."""
+        """A component such as `redis` works, or does not work, in this process."""
         self._degraded[component,].set(on)
 
     def open_delta(self, n: int) -> None:
@@ -253,30 +253,30 @@ class Metrics:
         self._reservations.inc(n)
 
     def set_journal_entries(self, n: int) -> None:
-        """Settles that wait on this process's disk."""
+        """Settles that wait in this process's journal."""
         self._journal.set(n)
 
     def wait_begun(self, asked: str, body_bytes: int) -> None:
-        """A request has begun to wait for room; `asked` is its ServiceTier."""
+        """A request has joined the queue; `asked` is its ServiceTier."""
         self._waiting[asked,].inc()
         self._waiting_bytes.inc(body_bytes)
 
     def wait_ended(self, asked: str, ending: str, seconds: float, body_bytes: int) -> None:
-        """It waits no more; `ending` is a WaitEnd. Once for each `wait_begun`."""
+        """A request has left the queue; `ending` is a WaitEnd. Called once for each `wait_begun`."""
         self._waiting[asked,].dec()
         self._waiting_bytes.dec(body_bytes)
         self._waits[asked, ending].inc()
         self._wait[asked,].observe(seconds)
 
     def wait_refused(self, asked: str, ending: str) -> None:
-        """A request was not let wait, because of a bound of this process."""
+        """A request could not join the queue, because of a bound of this process."""
         self._waits[asked, ending].inc()
 
     def redis_roundtrip(self, seconds: float) -> None:
-        """One pipeline's time to Redis and back."""
+        """The time of one pipeline to Redis and back."""
         self._redis.observe(seconds)
 
     def serves(self, deaths: int) -> None:
-        """This process takes requests; so many that had its place have died."""
+        """This process takes requests. `deaths`: how many processes in its place have died."""
         self._processes.set(1)
         self._deaths.inc(deaths)

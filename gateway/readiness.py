@@ -19,7 +19,7 @@ from gateway.waiting.outage import OutageLeases
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.5
-# How a server that may come back by itself fails us. Any other failure is for an operator to mend.
+# Failures of a server that may recover by itself. Any other failure needs an operator.
 _AWAY: Final = (
     "busy", "cannot connect", "closed", "clusterdown", "connection lost", "loading", "masterdown", "misconf",
     "noreplicas", "oom", "protocol", "readonly", "timeout", "tryagain",
@@ -84,7 +84,7 @@ class Readiness:
     outage: OutageLeases
 
     def report(self) -> Report:
-        """How things stand now."""
+        """The current state."""
         reasons: list[Reason] = []
         degraded: list[Reason] = []
         if self.lifecycle.draining:
@@ -99,7 +99,7 @@ class Readiness:
         return Report(tuple(reasons), tuple(degraded))
 
     async def watch(self) -> None:
-        """Log how it stands, and each change; until cancelled."""
+        """Log the state, and each change; until cancelled."""
         told: tuple[list[str], list[str]] | None = None
         while True:
             report = self.report()
@@ -120,7 +120,7 @@ class Readiness:
             log.info("ready")
 
     def _redis_trouble(self) -> Reason | None:
-        """Why the catalogue is not there, or not up to date."""
+        """Why the catalogue is missing or out of date."""
         if self.catalogue.loaded and self.catalogue.fresh:
             return None
         failure = self.redis.failure

@@ -55,22 +55,22 @@ class RouteSpec:
 
     @property
     def name(self) -> Route:
-        """As models' entries and events call it."""
+        """The name in models' entries and in events."""
         return self.facts.name
 
     @property
     def dialect(self) -> Dialect:
-        """Whose words its callers speak."""
+        """The dialect of its callers."""
         return self.facts.dialect
 
     @property
     def metered(self) -> bool:
-        """Whether it costs anything."""
+        """Whether its requests cost anything."""
         return self.facts.metered
 
     @property
     def generates(self) -> bool:
-        """Whether its answers are written by the model."""
+        """Whether the model generates its answers."""
         return self.facts.generates
 
 

@@ -205,8 +205,9 @@ class Reserver:
         raise refusal(reply, ask.tenant_limits, ask.key_limits, exchange.parsed.route.dialect, now_ms)
 
     def _admit_by_lease(self, exchange: Exchange, ask: "_Ask") -> None:
-        """Admit under the tenant's local lease. The journal keeps the admission until Redis is back: then
-        this gateway reserves it or, if it has died, whoever reads its journal records that the request ran.
+        """Admit under the tenant's local lease. The journal keeps the admission until Redis is back. Then
+        this gateway reserves it or, if it has died, the process that reads its journal records that the
+        request ran.
         """
         self._opened(exchange)
         exchange.decision = {"asked": ask.asked.value, "why": "local_lease"} | dict.fromkeys(_LEVELS, 0)

@@ -19,16 +19,16 @@ class BodyCaps:
         self._largest_first: list[tuple[int, Model]] = []
 
     def of_model(self, model: Model) -> int:
-        """For a request whose model is known."""
+        """The cap once the model is known."""
         wanted = self._default_bytes if model.max_body_bytes is None else model.max_body_bytes
         return min(wanted, self._most_bytes)
 
     def of_tenant(self, tenant: Tenant) -> int:
-        """For a request of which only the caller is known; the default while the tenant sees no model."""
+        """The cap while only the caller is known; the default if the tenant sees no model."""
         models = self._catalogue.models
         if models is not self._sorted_from:
             self._sorted_from = models
-            # Of equals those that everyone sees come first, so that the search is short.
+            # Among equal caps, models that everyone sees come first, so that the search is short.
             self._largest_first = sorted(
                 ((self.of_model(model), model) for model in models.values()),
                 key=lambda entry: (-entry[0], entry[1].visible != "everyone" or entry[1].owner is not None),

@@ -156,15 +156,15 @@ class Model:
     for_sale_from_ms: int | None = 0
 
     def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:
-        """Whether it has a price at this moment, or the tenant needs none: internal ones may use what is
-        not for sale.
+        """Whether it has a price now, or the tenant needs none: internal tenants may use models that are not
+        for sale.
         """
         return tenant.kind == "internal" or (
             self.for_sale_from_ms is not None and self.for_sale_from_ms <= now_ms
         )
 
     def visible_to(self, tenant: Tenant) -> bool:
-        """Whether this tenant may know of the model, once it is for sale."""
+        """Whether this tenant may see the model, once it is for sale."""
         if not self.active or (self.owner is not None and self.owner != tenant.tenant):
             return False
         if isinstance(self.visible, frozenset):

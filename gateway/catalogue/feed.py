@@ -45,7 +45,7 @@ class Catalogue:
         self.models: dict[str, Model] = {}
         self._models_read = asyncio.Event()
         self._instances_read = asyncio.Event()
-        # Redis answers, and holds nothing that billing wrote.
+        # Redis answers but holds nothing that billing wrote.
         self.not_projected = False
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
         self._leases = LeaseWatch()
@@ -56,8 +56,8 @@ class Catalogue:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, wait_s: float) -> None:
-        """Load what is loaded whole and follow the changes; returns when it is loaded, or after `wait_s`:
-        then it is still tried.
+        """Read models and instances, and follow the changes. Returns once they are read, or after `wait_s`;
+        it then keeps trying.
         """
         self._tasks = [
             asyncio.create_task(self._follow_changes(), name="catalogue-changes"),
@@ -77,12 +77,12 @@ class Catalogue:
 
     @property
     def loaded(self) -> bool:
-        """Whether models and instances have been read once. Until then, what is not found may well exist."""
+        """Whether models and instances have been read once. Until then, what is not found may exist."""
         return self._models_read.is_set() and self._instances_read.is_set()
 
     @property
     def fresh(self) -> bool:
-        """Whether the cache may be believed."""
+        """Whether the cache can be trusted."""
         return time.monotonic() < self._fresh_until
 
     def instances(self, model: str) -> tuple[InstanceEntry, ...]:
@@ -90,11 +90,11 @@ class Catalogue:
         return self._instances.get(model, ())
 
     def tenants_seen(self) -> Iterable[Tenant]:
-        """Tenants that have asked of late."""
+        """Tenants that have sent requests recently."""
         return self._tenants.values()
 
     def cached_key(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
-        """A key and its tenant where both are known and fresh: the fast path."""
+        """A key and its tenant if both are cached and fresh: the fast path."""
         if time.monotonic() >= self._fresh_until:
             return None
         key = self._keys.get(key_hash)
@@ -104,9 +104,8 @@ class Catalogue:
         return None if tenant is None else (key, tenant)
 
     async def find_key(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
-        """A key and its tenant from Redis where the cache does not have them; None when there is no such key.
-
-        Raises DependencyUnavailable when Redis cannot say.
+        """A key and its tenant, from Redis if they are not cached; None if there is no such key. Raises
+        DependencyUnavailable if Redis cannot say.
         """
         if self.fresh and key_hash in self._unknown_keys:
             return None
@@ -115,7 +114,7 @@ class Catalogue:
             raw = await self._redis.execute("GET", redis_keys.key_of_api_key(key_hash))
             if raw is None:
                 if not await self._redis.execute("EXISTS", redis_keys.PROJECTION):
-                    # Redis was emptied: it knows no key at all, which says nothing of this one.
+                    # Redis was emptied and has no key at all, so it cannot say that this one does not exist.
                     raise DependencyUnavailable
                 if changes_seen == self._changes_seen:
                     self._remember_unknown(key_hash)
@@ -134,7 +133,7 @@ class Catalogue:
             log.error("unreadable catalogue entry", extra={"key_hash_prefix": key_hash[:8]})
             return None
         if changes_seen != self._changes_seen:
-            return key, tenant  # what was read may be from before the change: use it once, do not keep it
+            return key, tenant  # what was read may be older than the change: use it once, do not cache it
         if len(self._keys) >= CACHE_ENTRIES_MAX:
             self._keys.clear()
             self._tenants.clear()
@@ -143,7 +142,7 @@ class Catalogue:
         return key, tenant
 
     def _known_before_outage(self, key_hash: str) -> tuple[ApiKey, Tenant] | None:
-        """A key as last seen, where the tenant's policy lets it work on through an outage."""
+        """A key as last seen, if its tenant's policy allows requests during an outage."""
         key = self._keys.get(key_hash)
         tenant = None if key is None else self._tenants.get(key.tenant)
         return None if key is None or tenant is None or tenant.outage.requests == 0 else (key, tenant)
@@ -160,7 +159,9 @@ class Catalogue:
         self._unknown_keys.clear()
 
     async def _follow_changes(self) -> None:
-        """The change feed. After a gap everything cached is dropped: a change may have been missed."""
+        """Follow the change feed. After a gap everything cached is dropped, because a change may have been
+        missed.
+        """
         self._last_change = ""
         while True:
             try:
@@ -178,13 +179,13 @@ class Catalogue:
                 await asyncio.sleep(0.1)
 
     async def _start_over(self) -> None:
-        """Where the feed stands now, then the state: in this order nothing can be missed."""
+        """Read the position of the feed first and the state second: in this order no change is missed."""
         last, projected = await self._feed.execute_many(
             [("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1), ("EXISTS", redis_keys.PROJECTION)]
         )
         self.not_projected = not projected
         if not projected:
-            # Redis is new or was emptied: that it holds no models says nothing of them.
+            # Redis is new or was emptied, so it cannot say that there are no models.
             raise RedisUnavailable("no catalogue", unknown_outcome=False)
         position = last[0][0].decode() if last else "0-0"
         self._forget_all()
@@ -225,8 +226,8 @@ class Catalogue:
             await self._start_over()
 
     async def _poll_instances(self) -> None:
-        """Twice a second: a draining or dead instance gets nothing new within a second. With Redis away,
-        or emptied, the last view stays.
+        """Read instances twice a second, so that a draining or dead instance gets no new request within a
+        second. While Redis is away, or empty, the last view stays.
         """
         while True:
             with contextlib.suppress(RedisUnavailable):

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any
 
-# Attributes that logging itself puts on a record; anything else came in by `extra` and is a field of ours.
+# Attributes that logging itself puts on a record; any other came through `extra` and is a field of ours.
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def describe_exception(exception: BaseException) -> dict[str, Any]:
-    """Type, system error number and the last twelve frames; nothing that the exception says."""
+    """Type, system error number and the last twelve frames; nothing of the exception's text."""
     frames = traceback.extract_tb(exception.__traceback__)[-12:]
     described: dict[str, Any] = {
         "type": f"{type(exception).__module__}.{type(exception).__qualname__}",

@@ -38,8 +38,8 @@ from gateway.settings import GatewaySettings
 log = logging.getLogger(__name__)
 
 APP_FACTORY = "gateway.app:build_app"
-# Exit status of a process that had to end before Redis or its journal took every settle; its log says how
-# many were lost.
+# Exit status of a process that ended before Redis or its journal took every settle; its log says how many
+# were lost.
 SETTLES_LOST = 4
 
 
@@ -65,7 +65,7 @@ class GatewayServer(uvicorn.Server):
             self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: shut down. Second: now."""
+        """The first signal shuts down in order, the second at once."""
         if self.should_exit:
             os._exit(128 + sig)
         self.should_exit = True

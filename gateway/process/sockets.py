@@ -5,8 +5,8 @@ nothing itself.
 import socket
 
 BACKLOG = 2048
-# Bytes that the kernel takes before they are on their way: a caller that does not read is noticed by us, not
-# only by the kernel's megabytes of buffers.
+# Bytes that the kernel buffers. With its default of megabytes only the kernel would notice a caller that does
+# not read.
 NOT_SENT_BYTES_MAX = 128 * 1024
 KEEP_ALIVE_IDLE_S = 60
 KEEP_ALIVE_INTERVAL_S = 10
@@ -14,10 +14,10 @@ KEEP_ALIVE_TRIES = 3
 
 
 def listening_sockets(host: str, port: int, count: int, write_stall_s: float) -> list[socket.socket]:
-    """`count` sockets on one port, between which the kernel spreads connections; port 0 picks a free one.
-
-    One socket a process, not one for all: on a shared one whoever wakes first takes every waiting connection.
-    Raises OSError when the port is taken, also by a gateway that shares it among its own processes.
+    """`count` sockets on one port, among which the kernel distributes connections; port 0 picks a free one.
+    There is one socket per process and not one for all: on a shared socket the process that wakes first takes
+    every waiting connection. Raises OSError if the port is taken, also by a gateway that shares it among its
+    own processes.
     """
     if count == 1:
         return [_listen(host, port, write_stall_s, shared=False)]
@@ -35,7 +35,7 @@ def listening_sockets(host: str, port: int, count: int, write_stall_s: float) ->
 
 
 def require_free(host: str, port: int) -> None:
-    """Raises OSError when something listens there."""
+    """Raises OSError if something listens there."""
     _bind(host, port, shared=False).close()
 
 
@@ -69,7 +69,8 @@ def _listen(host: str, port: int, write_stall_s: float, *, shared: bool) -> sock
         "TCP_KEEPINTVL": KEEP_ALIVE_INTERVAL_S,
         "TCP_KEEPCNT": KEEP_ALIVE_TRIES,
         "TCP_NOTSENT_LOWAT": NOT_SENT_BYTES_MAX,
-        # What is in the kernel's buffers counts, too: unread for this long, and the connection is reset.
+        # This includes what is in the kernel's buffers: if it stays unread for this long, the connection is
+        # reset.
         "TCP_USER_TIMEOUT": int(write_stall_s * 1000),
     }
     for name, value in options.items():

@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 POLL_S = 0.1
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 10.0
-# A process that lived this long had started well: its death says nothing about the next one's chances.
+# A process that lived this long had started well: its death says nothing about the next one.
 HEALTHY_S = 30.0
-# Over the time that a process gives itself, before it is killed.
+# Added to the time that a process gives itself, before it is killed.
 KILL_AFTER_S = 5.0
 
 
@@ -101,20 +101,22 @@ class Supervisor:
                 [sys.executable, "-m", "gateway.process.serve_child", str(number)],
                 stdin=its.fileno(),
                 pass_fds=[number],
-                # A terminal's ^C and a signal to the whole group reach the supervisor alone: processes hear
-                # it once, from here.
+                # A terminal's ^C and a signal to the whole group reach only the supervisor, which passes them
+                # on once.
                 start_new_session=True,
             )
         metrics_port = self._settings.metrics_ports[slot.index]
         given = self._given | {"metrics_port": metrics_port, "deaths": slot.deaths}
-        with contextlib.suppress(OSError):  # it has ended before it had its settings: `poll` will say so, too
+        with contextlib.suppress(
+            OSError
+        ):  # it ended before it got its settings: `poll` will report that, too
             slot.channel.sendall(json.dumps(given).encode() + b"\n")
         slot.channel.setblocking(False)
         slot.process = process
         log.info("process started", extra={"slot": slot.index, "child": process.pid})
 
     def _bury(self, slot: _Slot, process: subprocess.Popen[bytes]) -> int:
-        """A process has ended unasked: plan the next."""
+        """Note a process that has ended unexpectedly, and plan the next one."""
         status = process.returncode
         now = time.monotonic()
         slot.failures = 0 if now - slot.started_at > HEALTHY_S else slot.failures + 1
@@ -129,7 +131,7 @@ class Supervisor:
         return status
 
     def _stop(self) -> int:
-        """Tell every process once, wait for as long as they may take. A second signal ends the wait."""
+        """Signal every process once, and wait for as long as they may take. A second signal ends the wait."""
         settings = self._settings
         heard = len(self._signals)
         for slot in self._slots:
@@ -148,7 +150,7 @@ class Supervisor:
                 if slot.process is not None and slot.process.poll() is not None:
                     if (
                         slot.process.returncode != -signal.SIGTERM
-                    ):  # told to stop before it could hear it: nothing was open
+                    ):  # signalled before it could handle that: nothing was open
                         status = status or abs(slot.process.returncode)
                     self._forget(slot)
             time.sleep(POLL_S)
@@ -168,7 +170,7 @@ class Supervisor:
 
 
 def _serves(slot: _Slot) -> bool:
-    """Whether its process has said so, also if it has ended since."""
+    """Whether its process has said that it serves, even if it has ended since."""
     assert slot.channel is not None
     with contextlib.suppress(OSError):
         return bool(slot.channel.recv(1))

@@ -133,7 +133,7 @@ _CONTENT_SOURCE: dict[str, Checker] = {"type": string(), "content": anything}
 _AS_TEXT: dict[str, Callable[[str, dict[str, Any]], Iterable[str]]] = {
     "document": _document_texts,
     "search_result": _search_result_texts,
-    # Every tool is in the prompt already, so the reference has only its name to say.
+    # Every tool is in the prompt already, so a reference only adds its name.
     "tool_reference": lambda _param, block: (block["tool_name"],),
 }
 _BLOCKS: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {

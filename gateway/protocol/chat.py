@@ -46,7 +46,7 @@ MESSAGES_MAX = 2048
 TOOL_CALLS_MAX = 128
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 NAME_CHARS_MAX = 256
-# What an answer without a word or a call may consist of: thought that its max_tokens has cut short, for one.
+# What an answer without text or a call may consist of, for example reasoning that max_tokens has cut short.
 INSTEAD_OF_CONTENT = ("reasoning", "reasoning_content", "refusal")
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -89,7 +89,7 @@ def check_messages(messages: Any) -> int:
         raise empty("messages")
     size = 0
     for index, message in enumerate(messages):
-        # Nearly every message is a role and a string; the rest takes the long way round.
+        # Nearly every message is a role and a string; all others take the slower path.
         if type(message) is dict and len(message) == 2 and type(content := message.get("content")) is str:
             role = message.get("role")
             if type(role) is str and role in ROLES and role != "tool":
@@ -159,7 +159,7 @@ MESSAGE_FIELDS: dict[str, dict[str, Checker]] = {
     "developer": _SPOKEN,
     "user": _SPOKEN,
     "tool": {**_SPOKEN, "tool_call_id": string(NAME_CHARS_MAX, may_be_empty=False)},
-    # What an SDK sends back of an answer it was given.
+    # Members of an answer that SDKs send back.
     "assistant": {
         **_SPOKEN,
         "annotations": echoed,

@@ -58,7 +58,7 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
 
 
 def _max_output_tokens(body: dict[str, Any]) -> int | None:
-    """Tools that score a text ask for 0 tokens and an echo. vLLM makes one token all the same."""
+    """Tools that score a text ask for 0 tokens and an echo. vLLM produces one token nevertheless."""
     asked: int | None = body.get("max_tokens")
     if asked == 0:
         if not body.get("echo"):

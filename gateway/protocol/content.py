@@ -34,10 +34,10 @@ _MEDIA: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
     "input_audio": (_AUDIO, ("data", "format")),
 }
 _TEXT = {"text": "text", "refusal": "refusal"}
-# Prefixes are cached without being marked.
+# Prefixes are cached without marks.
 _PART: dict[str, Checker] = {"type": string(), "cache_control": echoed}
 _TEXT_FIELDS = {kind: {**_PART, member: string()} for kind, member in _TEXT.items()}
-# Pieces of a request that only exist elsewhere: by reference, or as tensors.
+# Parts that only exist elsewhere: by reference, or as tensors.
 _ELSEWHERE = frozenset({"file", "image_file", "input_file"})
 
 

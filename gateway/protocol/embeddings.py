@@ -8,7 +8,7 @@ from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_o
 from gateway.protocol.tier import check_tier, requested_tier
 from gateway.request import ParsedRequest, RouteSpec
 
-# OpenAI's own cap, which its clients fill; the caps on the body bound what is in them.
+# OpenAI's own cap, which its clients use up; the caps on the body bound the content.
 INPUTS_MAX = 2048
 DIMENSIONS_MAX = 65_536
 

@@ -40,8 +40,8 @@ class Replaced(Exception):
 
 
 def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
-    """Check every top-level parameter with its checker in `fields`; drop what `fields` does not name,
-    unless it is to be refused.
+    """Check every top-level parameter with its checker in `fields`. A parameter that `fields` does not name
+    is dropped, unless it is to be refused.
     """
     dropped: list[str] = []
     for name, value in body.items():
@@ -65,7 +65,7 @@ def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
 def check_members(
     param: str, value: Any, fields: Mapping[str, Checker], required: Collection[str] = ()
 ) -> None:
-    """The same for an object inside the body; `required` members must be there."""
+    """Do the same for an object inside the body; `required` members must be present."""
     members = mapping(param, value)
     dropped: list[str] = []
     for name, member in members.items():
@@ -91,7 +91,7 @@ def check_members(
 
 
 def check_elements(param: str, values: list[Any], checker: Checker) -> None:
-    """Check every element of a list; those that the checker drops are taken out of it."""
+    """Check every element of a list, and remove those that the checker drops."""
     dropped: list[int] = []
     for index, member in enumerate(values):
         try:
@@ -107,12 +107,12 @@ def check_elements(param: str, values: list[Any], checker: Checker) -> None:
 
 
 def _check_unknown(name: str, value: Any) -> None:
-    """A top-level parameter that this route's table does not name: to be dropped, if this returns."""
+    """Check a top-level parameter that this route's table does not name. If this returns, it is dropped."""
     if value is None:
         return
     reason = REFUSED.get(name)
-    # `false`, `[]` and the like ask for nothing that could be missed; what reaches past the tenant has no
-    # harmless value.
+    # `false`, `[]` and the like ask for nothing, so the caller would miss nothing. A parameter that could
+    # reach past the tenant has no harmless value.
     if reason is not None and (value or name in NEVER):
         raise UnsupportedParameter(name, reason)
     note(name[:NAME_CHARS_MAX])
@@ -169,7 +169,7 @@ def integer(low: int, high: int) -> Checker:
 
 
 def number(low: float, high: float, *, above_low: bool = False) -> Checker:
-    """`above_low`: `low` itself is out."""
+    """`above_low`: `low` itself is not allowed."""
 
     def check(param: str, value: Any) -> None:
         if type(value) is not float and type(value) is not int:
@@ -187,7 +187,7 @@ def boolean(param: str, value: Any) -> None:
 
 
 def string(chars_max: int | None = None, *, may_be_empty: bool = True) -> Checker:
-    """Without `chars_max` the body's own limit is the cap."""
+    """Without `chars_max` the limit on the body is the cap."""
 
     def check(param: str, value: Any) -> None:
         if type(value) is not str:
@@ -211,8 +211,8 @@ def one_of(*allowed: str) -> Checker:
 
 
 def only(allowed: Any, reason: str) -> Checker:
-    """A parameter that exists, of which only the value without effect is taken, and dropped. Exact in
-    type: `true` is not 1.
+    """A parameter of which only the value without effect is allowed, and dropped. The type is exact: `true`
+    is not 1.
     """
 
     def check(param: str, value: Any) -> None:
@@ -233,8 +233,8 @@ def refused(reason: str) -> Checker:
 
 
 def hint(*without_effect: Any) -> Checker:
-    """Any value is taken and dropped; the caller is told, unless it is one of those that change nothing
-    here.
+    """Any value is allowed and dropped. It is named to the caller, unless it is one of those that change
+    nothing here.
     """
 
     def check(_param: str, value: Any) -> None:
@@ -244,7 +244,9 @@ def hint(*without_effect: Any) -> Checker:
 
 
 def unsent(checker: Checker) -> Checker:
-    """Checked, and not sent: it is done elsewhere, or there is nothing to do, so the caller is not told."""
+    """Checked and not sent, because it is done elsewhere or changes nothing; so it is not named to the
+    caller.
+    """
 
     def check(param: str, value: Any) -> None:
         checker(param, value)
@@ -254,7 +256,7 @@ def unsent(checker: Checker) -> Checker:
 
 
 def preferred(checker: Checker) -> Checker:
-    """What the checker refuses is a wish that is not met: dropped, and the caller is told."""
+    """What the checker refuses is dropped and named to the caller, as a wish that is not met."""
 
     def check(param: str, value: Any) -> None:
         try:
@@ -280,8 +282,8 @@ def members(fields: Mapping[str, Checker], required: Collection[str] = ()) -> Ch
 
 
 def anything(_param: str, _value: Any) -> None:
-    """For what is checked elsewhere, or bounded by the body's limits alone."""
+    """For values that are checked elsewhere, or bounded by the body's limits alone."""
 
 
-# Said for other services, or sent back as it was received: it says nothing to a model.
+# Meant for other services, or sent back as it was received: it means nothing to a model.
 echoed = unsent(anything)

@@ -13,7 +13,8 @@ STRICT_HEADER = b"x-taas-strict"
 NAMES_MAX = 16
 NAME_CHARS_MAX = 64
 
-# What a metric counts by its own name; every other name is `other`. Names that clients are known to send.
+# Names that a metric counts by themselves, because clients are known to send them; every other name is
+# `other`.
 COUNTED = frozenset(
     {
         "allowed_callers", "annotations", "billing_policy", "cache_control", "client_metadata", "compaction",
@@ -40,7 +41,7 @@ class IgnoredNames:
         self._more = 0
 
     def note(self, path: str) -> None:
-        """Remember the member at `path`; made safe for a header, whatever the caller has called it."""
+        """Remember the member at `path`, made safe for a header."""
         place = _NOT_IN_A_HEADER.sub("_", path[:NAME_CHARS_MAX])
         name = _INDEX.sub("", place)
         if name in self._first_places:
@@ -51,8 +52,8 @@ class IgnoredNames:
             self._more += 1
 
     def places(self) -> tuple[str, ...]:
-        """The first place of each name, in the order in which they were met; then `+N` where N more were
-        met.
+        """The first path of each name, in the order in which they were met; then `+N` if there were N
+        more.
         """
         more = (f"+{self._more}",) if self._more else ()
         return (*self._first_places.values(), *more)
@@ -78,7 +79,7 @@ class Recording:
 
 
 def note(path: str) -> None:
-    """Note in the record that is open, if one is."""
+    """Note a path in the record that is open, if one is."""
     names = _current.get()
     if names is not None:
         names.note(path)

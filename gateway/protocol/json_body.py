@@ -17,9 +17,10 @@ DEPTH_MAX = 64
 KEYS_MAX = 20_000
 CONTAINERS_MAX = 20_000
 STRINGS_MAX = 60_000
-# A prompt of token ids is one value a token.
+# A prompt of token ids has one value per token.
 VALUES_MAX = 300_000
-# Below this many marks, in text or not, no count can reach a cap; the exact count is taken only above it.
+# With fewer marks than this, inside strings or not, no count can reach a cap; the exact count is only taken
+# above it.
 MARKS_UNCOUNTED_MAX = 20_000
 MARKS = b",:[{"
 STRINGS_SEARCHED_MAX = 256
@@ -27,8 +28,8 @@ NAME_BYTES_MAX = 64
 
 
 def load_object(raw: bytes) -> dict[str, Any]:
-    """The object in `raw`. Raises InvalidJson; never returns a value in which a duplicate key has hidden
-    something.
+    """The object in `raw`. Raises InvalidJson; it never returns a value in which a duplicate key has hidden
+    another.
     """
     if len(raw) - len(raw.translate(None, MARKS)) > MARKS_UNCOUNTED_MAX:
         _count_pieces(raw)
@@ -38,8 +39,8 @@ def load_object(raw: bytes) -> dict[str, Any]:
         raise InvalidJson(f"The request body is not valid JSON: {_reason(exc)}.") from None
     if type(value) is not dict:
         raise InvalidJson("The request body must be a JSON object.")
-    # Every key has one colon outside strings. A key that was overwritten by its duplicate is missing from the
-    # value with its colon.
+    # Every key has one colon outside strings. If a duplicate key replaced a value, the value has fewer keys
+    # than the text has colons.
     colons = raw.count(b":")
     if raw.find(b"\\u003") >= 0:
         escapes = raw.replace(b"\\\\", b"")
@@ -90,8 +91,8 @@ def _keys_and_colons(value: Any, depth: int) -> int:
 
 
 def _too_many(what: str, plain: bytes) -> InvalidJson:
-    """Names the top-level member that the body's first strings end in: an overlong list or object usually
-    starts among them.
+    """Names the top-level member at which the body's first strings end: an overlong list or object usually
+    begins there.
     """
     pieces = plain.split(b'"', 2 * STRINGS_SEARCHED_MAX)
     depth = 0
@@ -106,5 +107,5 @@ def _too_many(what: str, plain: bytes) -> InvalidJson:
 
 
 def _reason(exc: Exception) -> str:
-    """orjson's own words without a quote of the body; they hold a position, never content."""
+    """orjson's own text without a quote of the body; it holds a position, never content."""
     return str(exc).partition(": line ")[0]

@@ -11,7 +11,7 @@ from gateway.protocol.prompt import greatest_id, longest_ids
 from gateway.protocol.refused import NEVER
 from gateway.request import ParsedRequest
 
-# The template variables by which models are told to think; an operator lists those that a model takes.
+# The template variables that make models think; an operator lists those that a model takes.
 THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
 
 
@@ -46,8 +46,8 @@ def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> Par
 
 
 def _without_idle_budget(parsed: ParsedRequest, variables: frozenset[str]) -> ParsedRequest:
-    """vLLM refuses a budget of thought for a model that does not think. Such a model's template has no
-    variable for it.
+    """Remove a thinking budget for a model that does not think (its template has no variable for it): vLLM
+    would refuse it.
     """
     if variables & THINKING_VARIABLES:
         return parsed
@@ -63,8 +63,8 @@ def _without_idle_budget(parsed: ParsedRequest, variables: frozenset[str]) -> Pa
 
 
 def _check_context(parsed: ParsedRequest, body: dict[str, Any], context_tokens: int) -> None:
-    """Exact where the prompt is token ids. Text is the engine's to count: it refuses what is too long
-    before it costs anything.
+    """Exact if the prompt is token ids. The engine counts a text: it refuses one that is too long before that
+    costs anything.
     """
     output_tokens = parsed.max_output_tokens or 0
     if output_tokens > context_tokens:

@@ -10,7 +10,7 @@ from typing import Any
 from gateway.errors import InvalidRequest, RemoteMediaDisabled
 from gateway.protocol.fields import Checker, anything, check_members, empty, wrong_type
 
-# No engine is asked what an image costs before it runs; a middling figure for the reservation.
+# The cost of an image is only known when it runs; a middling figure for the reservation.
 MEDIA_TOKENS_ESTIMATE = 1024
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
@@ -25,7 +25,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 
 def check_data_url(param: str, value: Any) -> None:
     """A `data:` URL of an image, a sound or a film, in base64. Every other URL is remote, however it is
-    spelled.
+    written.
     """
     if type(value) is not str:
         raise wrong_type(param, "a string")

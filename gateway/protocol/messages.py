@@ -64,8 +64,8 @@ def parse(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
 
 
 def parse_count(route: RouteSpec, body: dict[str, Any]) -> ParsedRequest:
-    """The same messages, counted and never answered: what only an answer would need may be there, and is
-    not looked at.
+    """The same messages, counted and never answered. Parameters that only an answer would need are allowed
+    and not checked.
     """
     check_fields(body, COUNT_FIELDS)
     return _parsed(route, body, samples=0, max_output_tokens=0)
@@ -146,12 +146,12 @@ _OUTPUT_CONFIG = members(
     }
 )
 
-# No context is edited here. Agents ask on every request for the edit that changes nothing.
+# Contexts are not edited here. Agents ask on every request for the edit that changes nothing.
 _NO_EDIT = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 
 
 def _decline_thread(param: str, _value: Any) -> None:
-    """The tool runners of Anthropic's SDKs ask for a thread, and go on without one at this code."""
+    """Anthropic's tool runners ask for a thread, and continue without one if they get this code."""
     raise InvalidRequest("Threads are not kept here: send all messages.", param, "thread_unsupported_request")
 
 

@@ -8,7 +8,7 @@ from gateway.request import ParsedRequest, RouteSpec
 
 
 def parse_request(route: RouteSpec, raw: bytes) -> ParsedRequest:
-    """The checked request in `raw`. Raises InvalidJson or another InvalidRequest, before anything is held
+    """The checked request in `raw`. Raises InvalidJson or another InvalidRequest, before anything is reserved
     for it.
     """
     with Recording() as ignored:

@@ -12,8 +12,8 @@ _EXPECTED = "a string, an array of strings, or one or more arrays of token ids"
 
 
 def check_prompt(param: str, value: Any, prompts_max: int) -> tuple[int, int]:
-    """How many prompts there are, and how many tokens: estimated for text, exact for ids. None of them may
-    be empty.
+    """How many prompts there are, and how many tokens: estimated for text, exact for ids. No prompt may be
+    empty.
     """
     if type(value) is str:
         return 1, _text_tokens(param, value)
@@ -39,9 +39,7 @@ def check_prompt(param: str, value: Any, prompts_max: int) -> tuple[int, int]:
 
 
 def longest_ids(value: Any) -> int:
-    """The length of the longest prompt of token ids in a checked prompt; 0 when it is text, whose tokens
-    only an engine can count.
-    """
+    """The length of the longest prompt of token ids; 0 for text, whose tokens only an engine can count."""
     if type(value) is not list or type(value[0]) is str:
         return 0
     return len(value) if type(value[0]) is int else max(map(len, value))

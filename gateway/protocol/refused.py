@@ -20,7 +20,7 @@ _ENGINE_ONLY = "It is an engine setting that callers may not change."
 _STRUCTURED = "Use response_format or structured_outputs."
 
 NEVER = {
-    # What would let one tenant reach another, or take an engine down.
+    # Parameters that would let one tenant reach another, or take an engine down.
     "cache_salt": _GATEWAY_SETS,
     "chat_template": _ENGINE_ONLY,
     "chat_template_kwargs": "This model takes none.",
@@ -36,7 +36,7 @@ NEVER = {
     "return_mm_kwargs": _ENGINE_ONLY,
     "session_id": _GATEWAY_SETS,
     "vllm_xargs": _ENGINE_ONLY,
-    # What costs an engine more than its tokens say.
+    # Parameters that cost an engine more than their tokens.
     "bad_words": _ENGINE_ONLY,
     "length_penalty": "Beam search is not served.",
     "logprob_token_ids": _ENGINE_ONLY,
@@ -52,7 +52,7 @@ NEVER = {
 
 MISSED = {
     "best_of": "Only 1 is supported: use n.",
-    # Engines' own words for what this service takes in another form, or does not give.
+    # Engines' own names for what this service takes in another form, or does not offer.
     "documents": "Put the documents into the messages.",
     "echo": "Only completions echo.",
     "enable_response_messages": _NOT_SERVED,
@@ -78,18 +78,18 @@ MISSED = {
     "modalities": "Only text is produced.",
     "moderation": _NOT_SERVED,
     "web_search_options": "Tools are not run here: search yourself and send the results.",
-    # Anthropic's words, on OpenAI's routes.
+    # Anthropic's names, on OpenAI's routes.
     "output_config": _OTHER_DIALECT,
     "stop_sequences": f"{_OTHER_DIALECT} Here it is called stop.",
     "system": f"{_OTHER_DIALECT} Here it is a message with the role system.",
-    # Words of one route, on another.
+    # Names of one route, on another.
     "logit_bias": _CHAT_ONLY,
     "logprobs": _CHAT_ONLY,
     "n": _CHAT_ONLY,
     "response_format": "On /v1/messages it is called output_config.format, on /v1/responses text.format.",
     "stop": "On /v1/messages it is called stop_sequences.",
     "top_logprobs": _CHAT_ONLY,
-    # A bound that is not heeded costs its caller money.
+    # If a bound on the answer were ignored it would cost the caller money.
     "max_completion_tokens": _BOUND,
     "max_output_tokens": _BOUND,
     "max_tokens": _BOUND,

@@ -29,10 +29,10 @@ from gateway.protocol.fields import (
 from gateway.protocol.structured import check_structured_outputs
 from gateway.protocol.tier import check_tier
 
-# One figure an engine prefills and decodes at once; samples are n for each prompt.
+# Samples run at once in an engine; there are n for each prompt.
 CHOICES_MAX = 16
 SAMPLES_MAX = 64
-# No context is longer; what a model's own context allows is checked when the model is known.
+# No context is longer. The model's own context is checked when the model is known.
 OUTPUT_TOKENS_MAX = 16 * 1024 * 1024
 # An engine's own cap (VLLM_MAX_STOP_STRINGS), and OpenAI's.
 STOP_STRINGS_MAX = 4
@@ -116,9 +116,7 @@ def check_template_kwargs(param: str, value: Any) -> None:
 
 
 def check_top_p(param: str, value: Any) -> None:
-    """OpenAI takes 0, which leaves the likeliest token alone; vLLM wants to be told so with a small
-    number.
-    """
+    """OpenAI allows 0, which leaves only the likeliest token; vLLM needs a small number instead."""
     number(0, 1)(param, value)
     if value == 0:
         raise Replaced(TOP_P_LEAST)
@@ -127,7 +125,7 @@ def check_top_p(param: str, value: Any) -> None:
 check_output_tokens = integer(1, OUTPUT_TOKENS_MAX)
 check_choices = integer(1, CHOICES_MAX)
 
-# Said for the record of the account; no engine sees them.
+# For the caller's own records; no engine sees them.
 ACCOUNT_FIELDS: dict[str, Checker] = {
     "metadata": check_metadata,
     "prompt_cache_key": unsent(string(IDENTIFIER_CHARS_MAX)),
@@ -138,7 +136,7 @@ ACCOUNT_FIELDS: dict[str, Checker] = {
     "user": unsent(string(IDENTIFIER_CHARS_MAX)),
 }
 
-# Obfuscation pads chunks against length guessing; taken, and not done.
+# Obfuscation pads chunks against guessing their length. It is accepted and not done.
 STREAM_OPTIONS: dict[str, Checker] = {
     "include_usage": boolean,
     "continuous_usage_stats": boolean,
@@ -177,7 +175,7 @@ COMPLETION_FIELDS: dict[str, Checker] = {
 
 
 def wants_usage(body: dict[str, Any]) -> tuple[bool, bool]:
-    """What the caller's `stream_options` ask for: usage at the end, usage on every chunk. They need a
+    """The usage that the caller's `stream_options` ask for: at the end, or on every chunk. They need a
     stream.
     """
     options = body.get("stream_options")

@@ -14,10 +14,10 @@ from gateway.protocol.regex import check_regex
 
 SCHEMA_BYTES_MAX = 64 * 1024
 SCHEMA_DEPTH_MAX = 32
-# Objects and arrays after every $ref is written out: small schemas can name an exponential number of them.
+# Objects and arrays after every $ref is expanded: small schemas can name an exponential number of them.
 SCHEMA_EXPANDED_MAX = 20_000
 ENUM_VALUES_MAX = 1000
-# minItems, maxLength and their kin are written out by a grammar.
+# A grammar writes out minItems, maxLength and the like.
 REPEAT_MAX = 10_000
 PATTERN_CHARS_MAX = 8192
 
@@ -42,7 +42,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 def check_schema(param: str, schema: Any) -> int:
-    """How many characters its patterns have. Raises InvalidRequest, with code `invalid_schema` where
+    """Returns how many characters its patterns have. Raises InvalidRequest, with code `invalid_schema` if
     nothing more precise is known.
     """
     mapping(param, schema)
@@ -106,7 +106,7 @@ def _check_keyword(param: str, keyword: str, value: Any) -> None:
 def _expanded(
     param: str, schema: dict[str, Any], pointer: str, open_pointers: list[str], known: dict[str, int]
 ) -> int:
-    """How many nodes are under `pointer` with all references written out. A pointer met while it is open
+    """How many nodes are under `pointer` with all references expanded. A pointer that is met while it is open
     is a recursion.
     """
     if pointer in known:

@@ -32,7 +32,9 @@ def check_json_schema(param: str, value: Any) -> None:
 
 
 def check_structured_outputs(param: str, value: Any) -> None:
-    """The engine's own form: exactly one constraint. Grammars are refused: nothing bounds what they cost."""
+    """The engine's own form: exactly one constraint. Grammars are refused, because nothing bounds their
+    cost.
+    """
     check_members(param, value, _STRUCTURED)
     if sum(value.get(name) is not None for name in ("json", "regex", "choice", "json_object")) != 1:
         raise InvalidRequest(
@@ -61,7 +63,7 @@ def check_text_format(param: str, value: Any) -> None:
 def check_one_constraint(
     body: dict[str, Any], format_param: str, answer_format: dict[str, Any] | None
 ) -> None:
-    """Two constraints at once are a contradiction that engines resolve as they like."""
+    """Two constraints at once are a contradiction, which each engine resolves differently."""
     constrained = answer_format is not None and answer_format.get("type") != "text"
     if constrained and body.get("structured_outputs") is not None:
         raise InvalidRequest(

@@ -2,15 +2,15 @@
 replaces it.
 """
 
-# A tokenizer makes a token of about four bytes of English; other scripts have more bytes a character, and
-# about as many a token.
+# A token is about four bytes of English. Other scripts have more bytes per character, and about as many per
+# token.
 BYTES_PER_TOKEN = 4
 # Roles and markers that a chat template puts around a message.
 TOKENS_PER_MESSAGE = 4
 
 
 def text_bytes(text: str) -> int:
-    """UTF-8 length; free for ASCII, which knows itself."""
+    """The UTF-8 length; free for ASCII text, whose length Python knows."""
     return len(text) if text.isascii() else len(text.encode())
 
 

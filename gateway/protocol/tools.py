@@ -97,7 +97,7 @@ class _Form:
         return tools_bytes(body)
 
     def _check_grammars(self, tools: list[dict[str, Any]], forced: bool) -> None:
-        """Check the schemas that become a grammar; together their patterns may take only so long to read."""
+        """Check the schemas that become a grammar. Together their patterns may only take so long to read."""
         pattern_chars = 0
         for index, tool in enumerate(tools):
             function = self.function_of(tool)
@@ -183,7 +183,7 @@ def _openai_size(
 
 
 def _drop_choice(body: dict[str, Any], *, asks_nothing: bool) -> None:
-    """A choice without tools, or whose tools cannot run here."""
+    """Drop a choice without tools, or one whose tools cannot run here."""
     if not asks_nothing:
         raise InvalidRequest(
             "Invalid 'tool_choice': allowed only when tools are given that can be called here, which are "
@@ -209,7 +209,7 @@ def _check_known(param: str, name: str, names: Iterator[str]) -> None:
 
 
 def _check_is_of_object(param: str, schema: dict[str, Any]) -> None:
-    """The arguments of a call are an object, so a schema of anything else only makes calls that nobody can
+    """The arguments of a call are an object, so a schema of anything else only leads to calls that cannot be
     read.
     """
     if schema.get("type", "object") != "object":

@@ -13,9 +13,9 @@ import hiredis
 
 from billing.wire.redis_server import why_refused
 
-# Beyond this a server is not slow but gone, and memory would grow instead of callers being told.
+# Beyond this a server counts as gone and not as slow; else memory would grow and callers would wait.
 OUTSTANDING_MAX: Final = 100_000
-# What a server says when it cannot serve now. The command was not run.
+# Errors of a server that cannot serve now. The command was not run.
 _UNAVAILABLE_CODES: Final = frozenset(
     {
         "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOREPLICAS", "NOPERM",
@@ -24,7 +24,7 @@ _UNAVAILABLE_CODES: Final = frozenset(
 )  # fmt: skip
 _INCOMPLETE: Final = object()
 _NO_FUNCTION: Final = "ERR Function not found"
-# Before the text. A server that has the scripts already refuses, which is as good.
+# The command before the text. A server that already has the scripts refuses it, which is as good.
 LOAD_SCRIPTS: Final = ("FUNCTION", "LOAD")
 
 
@@ -65,11 +65,11 @@ class RedisConnection(asyncio.Protocol):
         self._outstanding: deque[tuple[asyncio.Future[Any] | None, tuple[Any, ...] | None, float]] = deque()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.readonly_seen = False
-        # Told when the server does not permit a command: an operator has to mend that.
+        # Called when the server does not permit a command, which an operator must fix.
         self.on_denied: Callable[[str], None] | None = None
 
     def send(self, future: asyncio.Future[Any], command: tuple[Any, ...]) -> None:
-        """Send with the other commands of this tick; the reply or an error goes to `future`."""
+        """Send with the other commands of this tick. `future` gets the reply or an error."""
         if len(self._outstanding) >= OUTSTANDING_MAX:
             future.set_exception(RedisUnavailable("overloaded", unknown_outcome=False))
             return
@@ -81,7 +81,7 @@ class RedisConnection(asyncio.Protocol):
         return self._transport is not None
 
     def abort(self, reason: str) -> None:
-        """Close at once and tell everybody who waits."""
+        """Close at once, with an error for every waiting call."""
         transport, self._transport = self._transport, None
         self._fail_outstanding(reason)
         if transport is not None:
@@ -90,7 +90,7 @@ class RedisConnection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are asyncio's in all but their class.
+        # uvloop's transports behave like asyncio's but have no common class.
         self._transport = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(self._timeout_s / 4, self._check_oldest)
 

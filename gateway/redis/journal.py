@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 BYTES_MAX: Final = 256 * 1024 * 1024
 _BATCH: Final = 64
-# Read at once: some thousand records, and a few ms.
+# Read in one piece: some thousand records, a few ms.
 _PIECE_BYTES: Final = 1024 * 1024
 _SUFFIX: Final = ".journal"
-# Records that Redis refuses for good and damaged lines: set aside for a person to look at, never thrown away.
+# Records that Redis refuses for good, and damaged lines: kept for a person to look at, never deleted.
 _REJECTED: Final = "rejected"
 
 
@@ -45,7 +45,7 @@ class Journal:
         self._entries = 0
         self._dead_bytes = 0
         self._dead_entries = 0
-        # What the disk would not take: kept here as long as the process lives.
+        # Records that the disk did not take: kept here as long as the process lives.
         self._unwritten: deque[Record] = deque()
         self._sync: asyncio.Task[None] | None = None
         self._dirty = False
@@ -53,14 +53,14 @@ class Journal:
         self._draining = asyncio.Lock()
 
     async def open(self) -> None:
-        """Begin a file of this process's own. Call it in the process that appends, after any fork."""
+        """Start a file of this process's own. Call it in the process that appends, after any fork."""
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         unlocked = self._folder / f"{name}.new"
         self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._path = self._folder / f"{name}{_SUFFIX}"
-        # Visible to those who adopt only once it is locked.
+        # Other processes can see it only once it is locked.
         unlocked.rename(self._path)
         for path in self._others():
             with contextlib.suppress(FileNotFoundError):
@@ -70,45 +70,45 @@ class Journal:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing of this process waits."""
+        """Whether no record of this process waits."""
         return self._bytes == 0 and not self._unwritten
 
     @property
     def entries(self) -> int:
-        """How many settles wait, those of other processes as found at the start included."""
+        """How many settles wait, including those of other processes as found at the start."""
         return self._entries + self._dead_entries + len(self._unwritten)
 
     @property
     def full(self) -> bool:
-        """Whether admission must stop: at its cap, or the disk takes no more."""
+        """Whether admission must stop: the journal is at its cap, or the disk is full."""
         return self._bytes + self._dead_bytes >= self._bytes_max or bool(self._unwritten) or self._sync_failed
 
     def append(self, call: Command) -> None:
-        """Keep a settle call. Never refuses: past the cap it is `full` that speaks, and a disk that fails
-        leaves the call in memory.
+        """Keep a settle call. It never refuses: past the cap `full` is true, and if the disk fails the call
+        stays in memory.
         """
         self._unwritten.append(call)
         self._write()
 
     def append_admission(self, admission: Admission) -> None:
-        """Keep the trace of a request that is admitted without Redis: killed, we leave it to whoever finds
-        this file.
+        """Record a request that is admitted without Redis, so that another process can settle it if this one
+        is killed.
         """
         self._unwritten.append(admission)
         self._write()
 
     @property
     def unsaved(self) -> int:
-        """How many settles are neither in Redis nor on the disk: they end with the process."""
+        """How many settles are neither in Redis nor on the disk: they would be lost with the process."""
         return sum(not isinstance(record, Admission) for record in self._unwritten)
 
     def write_again(self) -> None:
-        """Try once more to put on the disk what it did not take."""
+        """Try again to write what the disk did not take."""
         self._write()
 
     async def drain(self, execute: Callable[..., Awaitable[Any]]) -> int:
-        """Send everything in order, that of dead processes too; returns how many. Raises RedisUnavailable,
-        having lost nothing.
+        """Send everything in order, including records of dead processes. Returns how many. Raises
+        RedisUnavailable, having lost nothing.
         """
         async with self._draining:
             sent = 0
@@ -120,18 +120,18 @@ class Journal:
             while self._unwritten:
                 record = self._unwritten[0]
                 sent += await self._send((command_of(record),), execute)
-                # Until it is in Redis it counts as unsaved; meanwhile the disk may have taken it.
+                # It counts as unsaved until it is in Redis, although the disk may have taken it meanwhile.
                 if self._unwritten and self._unwritten[0] is record:
                     self._unwritten.popleft()
             return sent
 
     async def synced(self) -> None:
-        """Until all that was appended is on the disk."""
+        """Wait until all that was appended is on the disk."""
         if self._sync is not None:
             await asyncio.shield(self._sync)
 
     async def close(self) -> None:
-        """Give the file up: removed when empty, else left to whoever comes next."""
+        """Close the file; remove it if it is empty, else leave it to the next process."""
         if self._file < 0:
             return
         self._write()
@@ -181,9 +181,9 @@ class Journal:
 
     async def _drain_own(self, execute: Callable[..., Awaitable[Any]]) -> int:
         sent, done = await self._drain_file(self._file, lambda: self._bytes, execute, own=True)
-        # No await since the last look at the size: nothing can have been appended.
+        # No await since the size was last read, so nothing can have been appended.
         if done < self._bytes:
-            # We append whole lines only: the disk has damaged these.
+            # Only complete lines are appended, so the disk has damaged these.
             self._reject(os.pread(self._file, self._bytes - done, done), "damaged")
         if self._bytes:
             os.ftruncate(self._file, 0)
@@ -214,8 +214,8 @@ class Journal:
     async def _drain_file(
         self, file: int, size: Callable[[], int], execute: Callable[..., Awaitable[Any]], *, own: bool
     ) -> tuple[int, int]:
-        """Send what a file holds, in pieces, so that others have their turn; how many were sent, and up to
-        where its records are whole.
+        """Send the records of a file, in pieces, so that other tasks can run between. Returns how many were
+        sent, and where its complete records end.
         """
         sent = done = 0
         piece = _PIECE_BYTES
@@ -231,7 +231,7 @@ class Journal:
             if recovered.valid_bytes:
                 piece = _PIECE_BYTES
             elif len(unread) < left:
-                piece *= 2  # not one whole record in it
+                piece *= 2  # it contains no complete record
             else:
                 break
         return sent + await self._send(died, execute), done

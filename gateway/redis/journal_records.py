@@ -52,13 +52,13 @@ def encode(record: Record) -> bytes:
 
 
 def command_of(record: Record) -> Command:
-    """What the process that wrote it sends."""
+    """The command that the process that wrote the record would send."""
     return record.reserve if isinstance(record, Admission) else record
 
 
 def recover(journal: bytes, *, own: bool) -> Recovered:
-    """Read a journal, whatever state a crash has left it in. `own`: the process that wrote it lives, and
-    goes on with what it admitted.
+    """Read a journal, in whatever state a crash has left it. `own`: the process that wrote it lives, and
+    continues with the requests that it admitted.
     """
     commands: list[Command] = []
     died: list[Command] = []
@@ -95,7 +95,7 @@ def _command(record: list[Any]) -> Command:
     if isinstance(record[0], str):
         name, keys, *arguments = record
         return call(name, keys, *arguments)
-    # As an earlier version wrote it: five keys, then what to do and for whom, all in one script's arguments.
+    # The form of an earlier version: five keys, then what to do and for whom, all in one script's arguments.
     _, reservation, tenant_bucket, key_bucket, open_requests, usage_stream, verb, request_id, flag, *rest = (
         record
     )

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_FIRST_S: Final = 0.05
 BACKOFF_LONGEST_S: Final = 1.0
-# Different refusals of commands that are logged; what the user of a pipe lacks is soon said.
+# How many different refusals of commands are logged.
 _DENIALS_MAX: Final = 20
 _HELLO: Final = ("HELLO",)
 
@@ -67,19 +67,19 @@ class RedisPipe:
 
     @property
     def failure(self) -> str | None:
-        """Why the last attempt to connect failed, in words for an operator; None while there is a
-        connection, and before the first attempt.
+        """Why the last attempt to connect failed, for an operator; None while there is a connection, and
+        before the first attempt.
         """
         return self._failure
 
     async def wait_healthy(self) -> None:
-        """Until there is."""
+        """Wait until there is a connection that has answered."""
         self._start()
         await self._healthy.wait()
 
     def submit(self, *command: Any) -> "asyncio.Future[Any]":
-        """Send a command now; the future gives its reply. Raises nothing itself but TypeError for an
-        argument that is no text or number.
+        """Send a command now; the future gets its reply. Raises only TypeError, for an argument that is
+        neither text nor number.
         """
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._connection is not None and self._connection.open:
@@ -87,14 +87,14 @@ class RedisPipe:
         elif self._closed or self._failure is not None:
             future.set_exception(RedisUnavailable(self._failure or "closed", unknown_outcome=False))
         else:
-            # An argument that cannot be sent is the caller's error now, not the connector's later.
+            # An argument that cannot be sent is an error of this caller now, not of the connector later.
             hiredis.pack_command(command)
             self._waiting.append((future, command))
             self._start()
         return future
 
     async def execute(self, *command: Any) -> Any:
-        """Its reply. Raises RedisUnavailable or RedisCommandError."""
+        """The reply to a command. Raises RedisUnavailable or RedisCommandError."""
         return await self.submit(*command)
 
     async def execute_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -109,7 +109,7 @@ class RedisPipe:
         return outcomes
 
     async def close(self) -> None:
-        """Wait for the replies of what was sent, as long as one call may take, then close for good."""
+        """Wait for the replies to what was sent, as long as one call may take, then close for good."""
         connection = self._connection
         if connection is not None and connection.open:
             with contextlib.suppress(RedisUnavailable):
@@ -155,7 +155,7 @@ class RedisPipe:
             self._connection = None
             self._healthy.clear()
             if connection.readonly_seen:
-                # A replica, after a failover perhaps: look again, without hurry.
+                # A replica, perhaps after a failover: try again, without hurry.
                 self._failure = "readonly"
                 await asyncio.sleep(BACKOFF_LONGEST_S)
 
@@ -199,14 +199,14 @@ class RedisPipe:
             if command is _HELLO and isinstance(outcome, RedisCommandError):
                 continue  # a proxy that does not know it
             if command[:2] == LOAD_SCRIPTS:
-                continue  # it has them, or takes none now; a call that misses them loads them
+                continue  # it has them, or accepts none now; a call that misses them loads them
             if isinstance(outcome, BaseException):
                 raise outcome
             if command is _HELLO and (why := why_unusable(read_hello(outcome))):
                 raise RedisUnavailable(why, unknown_outcome=False)
 
     def _log_outage(self, why: str | None) -> None:
-        """Once for each change."""
+        """Log each change once."""
         before, self._outage_logged = self._outage_logged, why
         if not self._log_outages or why == before:
             return
