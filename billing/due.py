@@ -10,9 +10,11 @@ from typing import Final
 
 from sqlalchemy import Engine
 
+from billing.allocator.supply import SupplyState, select_supply_state
 from billing.catalogue.projection import ProjectionState, select_state
 from billing.contracts.store import select_any_due
 from billing.reclaims.store import select_any_open
+from billing.schema.clock import NOW_MS
 
 # Loops wake together: each sees what was so when it asked, within this.
 _SHARED_S: Final = 0.1
@@ -27,6 +29,7 @@ class Due:
     contracts: bool
     reclaims: bool
     projection: ProjectionState
+    supply: SupplyState
 
 
 class DueReader:
@@ -47,7 +50,12 @@ class DueReader:
             begun_s = self._clock()
             with self._engine.connect() as connection:
                 row = connection.execute(_DUE).one()
-            due = Due(row.contracts, row.reclaims, ProjectionState(row.source, row.version, row.waits))
+            due = Due(
+                row.contracts,
+                row.reclaims,
+                ProjectionState(row.source, row.version, row.waits),
+                SupplyState(row.models, row.model_changed_ms, row.calibrations, row.sold),
+            )
             self._seen = begun_s, due
             return due
 
@@ -55,4 +63,5 @@ class DueReader:
 _DUE: Final = select_state().add_columns(
     select_any_due().scalar_subquery().label("contracts"),
     select_any_open().scalar_subquery().label("reclaims"),
+    *select_supply_state(NOW_MS).selected_columns,
 )

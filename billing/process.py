@@ -131,9 +131,10 @@ def _work(
     app = build_app(settings, engine, client, auditor=auditor, projector=projector)
     server = _AdminServer(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    look = DueReader(stores.loops_engine)
     allocator = Allocator(
         stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy,
-        patience_s=_PATIENCE_S,
+        patience_s=_PATIENCE_S, look=lambda: look.read().supply,
     )  # fmt: skip
     restorer = Restorer(
         stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy
@@ -142,7 +143,7 @@ def _work(
     watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
     loops = [
         *_loops(settings, stores, poller, auditor, metrics, busy),
-        *_capacity_loops(stores, projector, allocator, metrics),
+        *_capacity_loops(stores, projector, allocator, look, metrics),
         Loop("restorer", restorer.step, interval_ms=RESTORE_INTERVAL_MS, metrics=metrics),
         Loop("engines", watch.step, interval_ms=WATCH_INTERVAL_MS, metrics=metrics),
         Loop(
@@ -250,12 +251,11 @@ def _loops(
 
 
 def _capacity_loops(
-    stores: _Stores, projector: Projector, allocator: Allocator, metrics: BillingMetrics
+    stores: _Stores, projector: Projector, allocator: Allocator, look: DueReader, metrics: BillingMetrics
 ) -> list[Loop]:
     engine = stores.loops_engine
     keeping_up = Projector(engine, stores.client)
     reclaimer = Reclaimer(engine, stores.client, projector)
-    look = DueReader(engine)
 
     def allocate() -> bool:
         allocator.allocate_once()

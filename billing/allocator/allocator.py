@@ -16,7 +16,15 @@ from sqlalchemy import Engine
 
 from billing.allocator.leases import CellLeases
 from billing.allocator.round import Round, allocate
-from billing.allocator.supply import Cell, PoolSupply, RatesInForce, Supply, SupplyReader, signed_alone
+from billing.allocator.supply import (
+    Cell,
+    PoolSupply,
+    RatesInForce,
+    Supply,
+    SupplyReader,
+    SupplyState,
+    signed_alone,
+)
 from billing.fleet.registered import read_registered_now
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
@@ -37,7 +45,8 @@ _Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, E
 class Allocator:
     """One per process; any number may run. `owner`: its name among them. The client must not decode.
     `patience_s`: how long a call waits for its rounds, None for all of them. A round that takes longer runs
-    on beside the next call.
+    on beside the next call. `look`: what SQL has, as another loop
+    has just read it; None: the allocator asks.
     """
 
     def __init__(
@@ -50,18 +59,18 @@ class Allocator:
         rates_in_force: RatesInForce = signed_alone,
         busy: BusyCells | None = None,
         patience_s: float | None = None,
+        look: Callable[[], SupplyState | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._engine = engine
-        # A look is one statement: no transaction about it.
-        self._looks = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._look = look
         self._client = client
         self._metrics = metrics.capacity
         self._busy = busy or BusyCells(client)
         self._leases = CellLeases(client, owner)
         self._instance_leases = LeaseWatch()
-        self._supply = SupplyReader(rates_in_force)
+        self._supply = SupplyReader(engine, rates_in_force)
         self._patience_s = patience_s
         self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
         self._running: dict[str, Future[Round | None]] = {}
@@ -113,8 +122,7 @@ class Allocator:
         cells that it holds.
         """
         clock_ms, instances = read_registered_now(self._client, self._instance_leases.holds)
-        with self._looks.connect() as connection:
-            supply = self._supply.read(connection, clock_ms if now_ms is None else now_ms)
+        supply = self._supply.read(clock_ms if now_ms is None else now_ms, self._look())
         busy = {
             *self._busy.names(),
             *supply.with_contracts(),

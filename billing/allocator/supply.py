@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from sqlalchemy import Connection, bindparam, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, literal, select
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.contracts.rates import ContractRate, RatesByPool, rates_by_pool
@@ -83,28 +83,64 @@ def signed_alone(_connection: Connection, signed: RatesByPool, _now_ms: int) -> 
     return signed
 
 
+@dataclass(frozen=True, slots=True)
+class SupplyState:
+    """What says that SQL has something new. Models and calibrations are only ever added, or changed at a
+    later moment. `contracts`: there are some that matter, which are then read each time.
+    """
+
+    models: int
+    model_changed_ms: int | None
+    calibrations: int
+    contracts: bool
+
+
+def select_supply_state(now_ms: ColumnElement[int]) -> Select[int, int | None, int, bool]:
+    """A row of these, for whoever asks for more at once."""
+    lately = contract.c.effective_end_ms > now_ms - _ENDED_LATELY_MS
+    return select(
+        select(func.count()).select_from(model).scalar_subquery().label("models"),
+        select(func.max(model.c.updated_ms)).scalar_subquery().label("model_changed_ms"),
+        select(func.count()).select_from(calibration).scalar_subquery().label("calibrations"),
+        exists(select(contract.c.contract_id).where(lately)).label("sold"),
+    )
+
+
 class SupplyReader:
-    """Reads the supply once a second. It keeps cells and calibrations until there are new ones."""
+    """Reads the supply. It keeps cells and calibrations until there are new ones."""
 
-    def __init__(self, rates_in_force: RatesInForce = signed_alone) -> None:
+    def __init__(self, engine: Engine, rates_in_force: RatesInForce = signed_alone) -> None:
+        # A look is one statement: no transaction about it.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._rates_in_force = rates_in_force
-        self._cells: dict[str, Cell] = {}
-        self._models: tuple[int, int | None] | None = None
-        self._calibrations: dict[str, CalibrationInForce] = {}
-        self._calibrated: int | None = None
+        self._cells: Mapping[str, Cell] = {}
+        self._calibrations: Mapping[str, CalibrationInForce] = {}
+        self._seen: SupplyState | None = None
 
-    def read(self, connection: Connection, now_ms: int) -> Supply:
-        """As of this moment. Raises SQLAlchemyError."""
-        changed = connection.execute(_CHANGED, {"ended_after_ms": now_ms - _ENDED_LATELY_MS}).one()
-        if self._models != (changed.models, changed.model_changed_ms):
-            self._cells = read_cells(connection)
-            self._models = changed.models, changed.model_changed_ms
-        if self._calibrated != changed.calibrations:
-            self._calibrations = read_calibrations(connection)
-            self._calibrated = changed.calibrations
-        signed = rates_by_pool(connection, now_ms) if changed.contracts else {}
+    def read(self, now_ms: int, state: SupplyState | None = None) -> Supply:
+        """As of `state`, or of this moment. SQL is not asked where it says that nothing has changed. Raises
+        SQLAlchemyError.
+        """
+        if state is not None and state == self._seen and not state.contracts:
+            return self._put_together({}, {}, {})
+        with self._engine.connect() as connection:
+            if state is None:
+                state = SupplyState(*connection.execute(select_supply_state(literal(now_ms))).one())
+            return self._read(connection, now_ms, state)
+
+    def _read(self, connection: Connection, now_ms: int, state: SupplyState) -> Supply:
+        if state != self._seen:
+            self._cells, self._calibrations = read_cells(connection), read_calibrations(connection)
+            self._seen = state
+        if not state.contracts:
+            return self._put_together({}, {}, {})
+        signed = rates_by_pool(connection, now_ms)
         rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
-        ended = _read_ended(connection, now_ms) if changed.contracts else {}
+        return self._put_together(signed, rates, _read_ended(connection, now_ms))
+
+    def _put_together(
+        self, signed: RatesByPool, rates: RatesByPool, ended: Mapping[str, Sequence[EndedContract]]
+    ) -> Supply:
         pools = {
             pool: PoolSupply(
                 self._calibrations.get(pool), signed.get(pool, ()), rates.get(pool, ()), ended.get(pool, ())
@@ -112,18 +148,6 @@ class SupplyReader:
             for pool in {*signed, *ended, *self._calibrations}
         }
         return Supply(self._cells, pools)
-
-
-# Models and calibrations are only ever added. Their ids are random: none of them says that another one is
-# new.
-_CHANGED: Final = select(
-    select(func.count()).select_from(model).scalar_subquery().label("models"),
-    select(func.max(model.c.updated_ms)).scalar_subquery().label("model_changed_ms"),
-    select(func.count()).select_from(calibration).scalar_subquery().label("calibrations"),
-    exists(
-        select(contract.c.contract_id).where(contract.c.effective_end_ms > bindparam("ended_after_ms"))
-    ).label("contracts"),
-)
 
 
 def read_cells(connection: Connection) -> dict[str, Cell]:
