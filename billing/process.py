@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import redis
@@ -21,6 +22,7 @@ from billing.api.app import build_app
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
 from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
+from billing.cell.execute import forget_other_versions
 from billing.contracts import store
 from billing.contracts.clock import advance
 from billing.database import DatabaseError, connect, read_database_url
@@ -64,6 +66,8 @@ _RECLAIM_INTERVAL_MS: Final = 1_000
 _INVENTORY_INTERVAL_MS: Final = 10_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
+# Scripts of versions that were replaced take 40 kB each.
+_LIBRARIES_INTERVAL_MS: Final = 86_400_000
 # In the half-minutely audit; whoever asks for one waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
@@ -145,6 +149,12 @@ def _work(
         *_loops(settings, stores, poller, auditor, metrics, busy),
         *_capacity_loops(stores, projector, allocator, look, metrics),
         Loop("restorer", restorer.step, interval_ms=RESTORE_INTERVAL_MS, metrics=metrics),
+        Loop(
+            "libraries",
+            partial(_forget_libraries, client),
+            interval_ms=_LIBRARIES_INTERVAL_MS,
+            metrics=metrics,
+        ),
         Loop("engines", watch.step, interval_ms=WATCH_INTERVAL_MS, metrics=metrics),
         Loop(
             "redis",
@@ -172,6 +182,11 @@ def _work(
         restorer.close()
     server.should_exit = True
     admin.join()
+
+
+def _forget_libraries(client: redis.Redis) -> bool:
+    forget_other_versions(client)
+    return False
 
 
 class _AdminServer(uvicorn.Server):

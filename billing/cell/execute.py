@@ -2,11 +2,15 @@
 gateway has its own client.
 """
 
+import logging
+import re
 from typing import Any, Final
 
 import redis
 
-from billing.cell.scripts import Command, library
+from billing.cell.scripts import LIBRARY_PREFIX, Command, library
+
+_log = logging.getLogger(__name__)
 
 # What a server says to a call of a function that it does not have.
 FUNCTION_NOT_FOUND: Final = "Function not found"
@@ -32,3 +36,30 @@ def load(client: redis.Redis) -> None:
     except redis.exceptions.ResponseError as exc:
         if "already exists" not in str(exc):
             raise
+
+
+def forget_other_versions(client: redis.Redis) -> None:
+    """Delete the libraries of other versions, which would stay for ever. A process that still uses one gives
+    it to the server again with its next call.
+    """
+    try:
+        loaded: Any = client.function_list(library=f"{LIBRARY_PREFIX}*")
+    except redis.exceptions.NoPermissionError:
+        _log.warning("old libraries of scripts stay in Redis: its user may not use FUNCTION LIST")
+        return
+    for name in _names(loaded):
+        if re.fullmatch(LIBRARY_PREFIX + "[0-9a-f]{16}", name) and name != library().name:
+            try:
+                client.function_delete(name)
+            except redis.exceptions.ResponseError as exc:
+                if "not found" not in str(exc):
+                    raise
+
+
+def _names(loaded: Any) -> list[str]:
+    found = []
+    for each in loaded:
+        words = each if isinstance(each, list) else [word for pair in each.items() for word in pair]
+        texts = [word.decode() if isinstance(word, bytes) else word for word in words]
+        found.append(texts[texts.index("library_name") + 1])
+    return found

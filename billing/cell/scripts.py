@@ -37,6 +37,8 @@ from billing.wire.value_object import value_object
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 UNLIMITED: Final = -1
+# Of a library's name, before the version.
+LIBRARY_PREFIX: Final = "taas_"
 _FOLDER: Final = Path(__file__).parent / "lua"
 # A file is a complete program; its first statement names the tables of functions that it is given. It
 # returns such a table, or it is a script: then it returns the function that is called.
@@ -117,6 +119,7 @@ class Library:
     other names, so that processes of two versions each call their own.
     """
 
+    name: str
     text: str
     functions: dict[str, str]
 
@@ -129,13 +132,14 @@ def library() -> Library:
         _add(name, parts)
     body = "\n".join(f"local {name} = {text}" for name, text in parts.items())
     version = hashlib.sha1(body.encode(), usedforsecurity=False).hexdigest()[:16]
-    functions = {name: f"taas_{version}_{name}" for name in SCRIPTS}
+    library_name = LIBRARY_PREFIX + version
+    functions = {name: f"{library_name}_{name}" for name in SCRIPTS}
     registered = "\n".join(
         f"redis.register_function('{functions[name]}', function(keys, args)\n"
         f"  cell.enter(keys[1])\n  return {name}(keys, args)\nend)"
         for name in SCRIPTS
     )
-    return Library(f"#!lua name=taas_{version}\n{body}\n{registered}\n", functions)
+    return Library(library_name, f"#!lua name={library_name}\n{body}\n{registered}\n", functions)
 
 
 def _source(name: str) -> str:

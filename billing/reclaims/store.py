@@ -21,7 +21,7 @@ from billing.schema.capacity import reclaim_history
 Use = Literal["external", "internal", "research", "recsys", "idle"]
 State = Literal["planned", "draining", "done", "released", "cancelled"]
 
-RECLAIM_PREFIX: Final = "rec_"
+RECLAIM_PREFIX: Final = "rcl_"
 # Those that take machines, now or later.
 TAKING: Final[tuple[State, ...]] = ("planned", "draining", "done")
 # Those whose chosen instances are away.

@@ -46,6 +46,8 @@ FIELDS: Final = {
     "instance": "inst",
     "epoch": "epoch",
     "sequences": "seq",
+    # Rounds of the allocator since it was first asked to give its slot up.
+    "preempt_rounds": "asked",
     # The id of its entry in the usage stream, and the script that ended it.
     "event": "event",
     "ended_by": "by",

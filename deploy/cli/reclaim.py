@@ -100,7 +100,7 @@ def reclaim(
     taas reclaim llama-70b --instances 4 --for research --by 30min
     taas reclaim llama-70b --instances 4 --for recsys --by 2027-01-01 --dry-run
     taas reclaim                        all of them
-    taas reclaim --show rec_0f3a…
+    taas reclaim --show rcl_0f3a…
     """
     if shown is not None:
         _print_one(call("GET", "reclaims", shown), as_json)

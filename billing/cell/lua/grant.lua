@@ -6,7 +6,7 @@
 -- ARGV: `GrantAsk` of billing/cell/asks.py (JSON)
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which slots should be
 --   granted again (0 = no need), requests that were asked again to give their slot up}
-local cell, reservations, slots, queue, grants = ...
+local cell, fields, reservations, slots, queue, grants = ...
 local LONG_MS = 2000
 -- Rounds, of a second each, in which a request that was asked to give its slot up may stop. Then it is asked again,
 -- as the message may be lost.
@@ -49,11 +49,11 @@ end
 -- turn until its slot is free: who was asked in an earlier round is about to stop, or has not heard.
 local function preempt(id, gateway)
   local name = cell.reservation(id)
-  local rounds = redis.call('HINCRBY', name, 'asked', 1)
+  local rounds = redis.call('HINCRBY', name, fields.preempt_rounds, 1)
   local asks = rounds % ROUNDS_TO_STOP == 1
   if not asks or cell.wake(gateway or '', '!' .. id) then return true, asks and rounds > 1 end
   -- Nobody listens there now: the next round asks, and meanwhile another may stop.
-  redis.call('HSET', name, 'asked', 0)
+  redis.call('HSET', name, fields.preempt_rounds, 0)
   return false, false
 end
 
