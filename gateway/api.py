@@ -4,11 +4,10 @@ request objects or a model per chunk.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from billing.cell.scripts import CellKeys
 from billing.wire.instance_entry import InstanceEntry
@@ -35,7 +34,7 @@ from gateway.exchange import Exchange, Request, Resumable
 from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Preempted, Settle, ending_of
 from gateway.metrics import Metrics
 from gateway.preempt import Resumer
-from gateway.protocol import ModelLimits, check_against_model, parse_request
+from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
@@ -50,6 +49,8 @@ log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_CLASS_HEADERS: Final = {each: (b"x-taas-class", each.value.encode()) for each in CapacityClass}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,7 +103,7 @@ class InferenceApi:
         del raw  # else it would stay in memory until the answer ends
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
             raise BodyTooLarge(cap_bytes)
-        parsed = check_against_model(parsed, self._limits(model))
+        parsed = check_against_model(parsed, model)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
         try:
@@ -127,7 +128,7 @@ class InferenceApi:
             client_connection=client.connection,
         )
         exchange = self._exchange(request, found[0])
-        with self._settling(exchange, client):
+        with _Settling(self, exchange, client):
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
                 exchange, cost_mu, found, lambda: self._candidates(model)
@@ -137,28 +138,10 @@ class InferenceApi:
                 reservation.tenant_limits, reservation.key_limits, reservation.tenant_levels,
                 reservation.key_levels, route.dialect, self.clock.at_ms(time.monotonic()),
             )  # fmt: skip
-            client.headers += [(b"x-taas-class", exchange.head.class_.value.encode())]
+            client.headers.append(_CLASS_HEADERS[exchange.head.class_])
             await self._forward(exchange, client)
 
-    @contextmanager
-    def _settling(self, exchange: Exchange, client: Client) -> Iterator[None]:
-        """Settle the exchange if its block ends with an error and it was admitted but not settled. Without
-        this it would stay open for as long as the process lives.
-        """
-        connection = client.connection
-        try:
-            if exchange.parsed.stream:
-                self.heartbeats.watch(client)
-            connection.on_disconnect(exchange.on_client_disconnect)
-            yield
-        except BaseException as error:
-            self._settle_failed(exchange.current_part, error, client)
-            raise
-        finally:
-            self.heartbeats.forget(client)
-            connection.on_disconnect(None)
-
-    def _settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
+    def settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
         """Settle an exchange that failed, unless it was never admitted or has been settled where it ended."""
         if exchange.is_over or exchange.request_id not in self.open_exchanges:
             return
@@ -187,15 +170,6 @@ class InferenceApi:
         if model is None or not caller.may_see(model, now_ms):
             raise ModelNotFound(parsed.model)
         return model
-
-    @staticmethod
-    def _limits(model: Model) -> ModelLimits:
-        return ModelLimits(
-            context_tokens=model.context_tokens,
-            vocabulary_tokens=model.vocabulary_tokens,
-            chat_template_kwargs=model.chat_template_kwargs,
-            routes=model.routes,
-        )
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
         """Name the ignored fields in a header of the answer, or refuse the request if its caller asked for
@@ -244,3 +218,29 @@ class InferenceApi:
         """Count a refusal. A client that disconnected was not refused."""
         if error.code != Ending.CLIENT_DISCONNECT:
             self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)
+
+
+class _Settling:
+    """Settles the exchange if its block ends with an error and it was admitted but not settled. Without this
+    it would stay open for as long as the process lives.
+    """
+
+    __slots__ = ("_api", "_client", "_exchange")
+
+    def __init__(self, api: InferenceApi, exchange: Exchange, client: Client) -> None:
+        self._api = api
+        self._exchange = exchange
+        self._client = client
+
+    def __enter__(self) -> None:
+        if self._exchange.parsed.stream:
+            self._api.heartbeats.watch(self._client)
+        self._client.connection.on_disconnect(self._exchange.on_client_disconnect)
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        try:
+            if error is not None:
+                self._api.settle_failed(self._exchange.current_part, error, self._client)
+        finally:
+            self._api.heartbeats.forget(self._client)
+            self._client.connection.on_disconnect(None)

@@ -9,6 +9,7 @@ joined at their braces. Tokens are integers, times are ms since the epoch.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -95,14 +96,11 @@ class EventHead:
 
     def to_json(self) -> bytes:
         """The head as a JSON object."""
-        return orjson.dumps(_head_object(self))
+        return _json(_own_head(self) | _decided(self), self)
 
     def admission_json(self) -> bytes:
         """The head without class, contract, instance and epoch: the script that decides them adds them."""
-        parts = _head_object(self)
-        for decided in ("class", "contract", "instance", "epoch"):
-            del parts[decided]
-        return orjson.dumps(parts)
+        return _json(_own_head(self), self)
 
     def ended(
         self,
@@ -175,11 +173,11 @@ class UsageEvent(EventHead):
 
     def to_json(self) -> bytes:
         """The whole event as stored in the usage stream."""
-        parts = _head_object(self) | _tail_object(self)
+        parts = _own_head(self) | _decided(self) | _tail_object(self)
         parts["ended_ms"] = self.ended_ms
         if self.orphan:
             parts["orphan"] = True
-        return orjson.dumps(parts)
+        return _json(parts, self)
 
     def crash_event_json(self) -> bytes:
         """The tail without `ended_ms`, which the reaper's script adds."""
@@ -201,27 +199,56 @@ class UsageEvent(EventHead):
             raise UsageEventError(f"not a usage event: {type(exc).__name__}: {exc}") from exc
 
 
-def _head_object(head: EventHead) -> dict[str, Any]:
+def _json(parts: dict[str, Any], head: EventHead) -> bytes:
+    """These members, and those that all requests of a key for a model have in common."""
+    common = _common_json(
+        head.tenant, head.project, head.key_id, head.model, head.pool, head.cell, head.gateway, head.weights
+    )
+    return orjson.dumps(parts)[:-1] + common
+
+
+@lru_cache(maxsize=4096)
+def _common_json(
+    tenant: str, project: str, key_id: str, model: str, pool: str, cell: str, gateway: str, weights: Weights
+) -> bytes:
+    """What follows a request's own members in its object, up to the end of the object."""
+    members = {
+        "tenant": tenant,
+        "project": project,
+        "key_id": key_id,
+        "model": model,
+        "pool": pool,
+        "cell": cell,
+        "weights": weights,
+        "gateway": gateway,
+    }
+    return b"," + orjson.dumps(members)[1:]
+
+
+def _own_head(head: EventHead) -> dict[str, Any]:
+    """What is known of the request itself before it is admitted."""
     return {
         "v": EVENT_VERSION,
         "request_id": head.request_id,
-        "tenant": head.tenant,
-        "project": head.project,
-        "key_id": head.key_id,
-        "model": head.model,
-        "pool": head.pool,
-        "cell": head.cell,
-        "instance": head.instance,
-        "epoch": head.epoch,
         "route": head.route,
         "stream": head.stream,
-        "class": head.class_,
-        "contract": head.contract,
-        "weights": head.weights,
         "samples": head.samples,
         "started_ms": head.started_ms,
-        "gateway": head.gateway,
     }
+
+
+def _decided(head: EventHead) -> dict[str, Any]:
+    """What its cell decides."""
+    return {
+        "instance": head.instance,
+        "epoch": head.epoch,
+        "class": head.class_,
+        "contract": head.contract,
+    }
+
+
+def _tokens_object(tokens: Tokens) -> dict[str, int]:
+    return {"prompt": tokens.prompt, "cached": tokens.cached, "output": tokens.output}
 
 
 def _tail_object(event: UsageEvent) -> dict[str, Any]:
@@ -231,9 +258,9 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         "ending": event.ending,
         "usage_source": event.usage_source,
         "anomaly": event.anomaly,
-        "produced": event.produced,
+        "produced": _tokens_object(event.produced),
         "delivered": {"output": event.delivered_output},
-        "billed": event.billed,
+        "billed": _tokens_object(event.billed),
         "absorbed": {
             "prompt": event.absorbed.prompt,
             "output": event.absorbed.output,

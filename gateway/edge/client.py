@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from secrets import token_hex
+from os import urandom
 from typing import Protocol
 
 from gateway.errors import GatewayError, error_body, error_event, error_headers
@@ -36,7 +36,7 @@ def opaque_instance(instance: str) -> bytes:
 
 def new_request_id() -> str:
     """A new id. Refused requests have one too, because people ask about them."""
-    return "req_" + token_hex(12)
+    return "req_" + urandom(12).hex()
 
 
 def id_headers(dialect: Dialect, request_id: str) -> Headers:

@@ -24,8 +24,11 @@ Message = dict[str, Any]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 _STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in http.HTTPStatus
 }
+_BODILESS = frozenset({204, 304})
+# Headers that say how a message is framed.
+_FRAMING = frozenset({b"content-length", b"connection", b"transfer-encoding"})
 
 
 class RequestCycle:
@@ -226,36 +229,32 @@ class RequestCycle:
             self.keep_alive = (
                 False  # the rest of the request is not wanted: nothing of it must be taken for the next one
             )
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        lines = 1
+        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
         length: int | None = None
-        self._chunked = False
-        for group in (self._default_headers, headers):
-            for name, value in group:
+        for header in (*self._default_headers, *headers):
+            name = header[0]
+            if name in _FRAMING:
                 if name == b"content-length":
-                    length = int(value)
+                    length = int(header[1])
                 elif name == b"connection":
-                    self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                    self.keep_alive = self.keep_alive and b"close" not in header[1].lower()
                     continue
-                elif name == b"transfer-encoding":
+                else:
                     continue  # framing is ours
-                parts += (name, b": ", value, b"\r\n")
-                lines += 1
-        bodiless = self._is_head or status in {204, 304}
-        if length is None and not bodiless:
-            if self._version_10:
-                self.keep_alive = False
-            else:
-                self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
-                lines += 1
+            lines.append(b"%b: %b" % header)
+        bodiless = self._is_head or status in _BODILESS
+        self._chunked = length is None and not bodiless and not self._version_10
+        if self._chunked:
+            lines.append(b"transfer-encoding: chunked")
+        elif length is None and not bodiless:
+            self.keep_alive = False  # the end of the connection is the end of the body
         if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-            lines += 1
-        parts.append(b"\r\n")
-        head = b"".join(parts)
+            lines.append(b"connection: close")
+        lines += (b"", b"")
+        head = b"\r\n".join(lines)
         # A header that holds a line end would be a second header, or a second response.
-        if head.count(b"\n") != lines + 1 or head.count(b"\r") != lines + 1 or head.count(0):
+        line_ends = len(lines) - 1
+        if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or head.count(0):
             raise RuntimeError("a response header holds a line end or NUL")
         self._bytes_left = 0 if bodiless else length
         self.started = True

@@ -1,11 +1,8 @@
-"""Checks that depend on the model: context, vocabulary, route, template variables. Pure; the catalogue fills
-`ModelLimits`.
-"""
+"""Checks that depend on the model: context, vocabulary, route, template variables. Pure."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from billing.wire.value_object import value_object
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids
 from gateway.protocol.refused import NEVER
@@ -15,14 +12,24 @@ from gateway.request import ParsedRequest
 THINKING_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
 
 
-@value_object(frozen=True, slots=True)
-class ModelLimits:
-    """The limits of a model's entry. `vocabulary_tokens` None: not known, so the engine checks it."""
+class ModelLimits(Protocol):
+    """What a model's entry in the catalogue says of the requests that it takes."""
 
-    context_tokens: int
-    vocabulary_tokens: int | None
-    chat_template_kwargs: frozenset[str]
-    routes: frozenset[str]
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and output together."""
+
+    @property
+    def vocabulary_tokens(self) -> int | None:
+        """None: not known, so the engine checks it."""
+
+    @property
+    def chat_template_kwargs(self) -> frozenset[str]:
+        """The template variables that a caller may set."""
+
+    @property
+    def routes(self) -> frozenset[str]:
+        """The routes that it is offered on."""
 
 
 def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> ParsedRequest:

@@ -9,11 +9,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 from billing.cell.replies import Levels
-from billing.wire.limits import MU_PER_UNIT, LimitKind, Limits
+from billing.wire.limits import MU_PER_UNIT, Limit, LimitKind, Limits
 from gateway.request import Dialect
 
-_SHOWN: Final = tuple(
-    (kind.value.encode(), kind) for kind in (LimitKind.REQUESTS, LimitKind.TOKENS, LimitKind.UNITS)
+# Each with its name in headers and its scale: work is counted in milliunits.
+_SHOWN: Final = (
+    (LimitKind.REQUESTS, b"requests", 1),
+    (LimitKind.TOKENS, b"tokens", 1),
+    (LimitKind.UNITS, b"units", MU_PER_UNIT),
 )
 
 
@@ -23,21 +26,20 @@ def limit_headers(
     """Limit, remaining and when the bucket is full again; of tenant and key, minute and day, whichever has
     least left.
     """
+    tightest: dict[LimitKind, tuple[float, Limit]] = {}
+    for limits, levels in ((tenant, tenant_levels), (key, key_levels)):
+        for limit, level in zip(limits.all, levels.levels, strict=False):
+            known = tightest.get(limit.kind)
+            if known is None or limit.amount - level < known[1].amount - known[0]:
+                tightest[limit.kind] = (level, limit)
     headers: list[tuple[bytes, bytes]] = []
-    found = [
-        *zip(tenant.all, tenant_levels.levels, strict=False),
-        *zip(key.all, key_levels.levels, strict=False),
-    ]
-    for name, kind in _SHOWN:
-        scale = MU_PER_UNIT if kind is LimitKind.UNITS else 1
-        buckets = [
-            (each.amount / scale, level / scale, each.window_s) for each, level in found if each.kind is kind
-        ]
-        if buckets:
-            limit, level, window_s = min(buckets, key=lambda bucket: bucket[0] - bucket[1])
-            reset_s = window_s * level / limit if limit else window_s
+    for kind, name, scale in _SHOWN:
+        if kind in tightest:
+            level, limit = tightest[kind]
+            reset_s = limit.window_s * level / limit.amount if limit.amount else limit.window_s
             reset_ms = math.ceil(reset_s * 1000)
-            allowed, left = b"%d" % limit, b"%d" % max(0, math.floor(limit - level + 1e-6))
+            allowed = b"%d" % (limit.amount // scale)
+            left = b"%d" % max(0, math.floor((limit.amount - level) / scale + 1e-6))
             headers += [
                 (b"x-ratelimit-limit-" + name, allowed),
                 (b"x-ratelimit-remaining-" + name, left),

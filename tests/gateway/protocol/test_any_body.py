@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, error_body, error_headers
 from gateway.protocol import (
-    ModelLimits,
     chat,
     check_against_model,
     completions,
@@ -25,6 +24,7 @@ from gateway.request import Dialect, Route
 from gateway.routes import ROUTES
 from tests.examples import examples
 from tests.gateway.protocol.bodies import SMALLEST
+from tests.gateway.protocol.model_limits import ModelLimits
 from tests.gateway.upstream.asked import body_for
 
 NAMES = sorted(

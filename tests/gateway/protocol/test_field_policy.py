@@ -11,13 +11,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gateway.protocol import ModelLimits, check_against_model, parse_request
+from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, metric_name
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
 from tests.examples import examples
 from tests.gateway.protocol.bodies import SMALLEST, parse, refusal
+from tests.gateway.protocol.model_limits import ModelLimits
 from tests.gateway.upstream.asked import call_for
 
 HELLO = {"role": "user", "content": "hi"}

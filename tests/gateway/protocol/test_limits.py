@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import ContextLengthExceeded, GatewayError
-from gateway.protocol import ModelLimits, check_against_model
+from gateway.protocol import check_against_model
 from gateway.request import Route
 from tests.gateway.protocol.bodies import parse
+from tests.gateway.protocol.model_limits import ModelLimits
 
 ROUTES = frozenset({"chat", "completions", "responses", "messages", "embeddings", "tokenize"})
 LIMITS = ModelLimits(

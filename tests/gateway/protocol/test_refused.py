@@ -6,10 +6,11 @@ import orjson
 import pytest
 
 from gateway.errors import error_body
-from gateway.protocol import ModelLimits, check_against_model, refused
+from gateway.protocol import check_against_model, refused
 from gateway.protocol.refused import REFUSED
 from gateway.request import Dialect, Route
 from tests.gateway.protocol.bodies import parse, refusal
+from tests.gateway.protocol.model_limits import ModelLimits
 
 OPENAI_ROUTES = (Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.EMBEDDINGS, Route.TOKENIZE)
 ANTHROPIC_ROUTES = (Route.MESSAGES, Route.COUNT_TOKENS)
