@@ -16,15 +16,15 @@ _STOPPING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 def main() -> int:
-    """Run; the exit status is 0 after a stop that was asked for."""
+    """Run billing. The exit status is 0 after an orderly stop."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     stop = threading.Event()
-    # Waited for in a thread: a handler would run inside whatever the main thread holds, the event's own lock
-    # included.
+    # A thread waits for signals: a handler would run while the main thread may hold a lock, even the event's
+    # own.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     threading.Thread(target=_stop_when_asked, args=(stop,), name="signals", daemon=True).start()
     try:

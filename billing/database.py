@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 _DRIVER: Final = "postgresql+psycopg"
 _SCHEMES: Final = frozenset({"postgres", "postgresql", _DRIVER})
-# The oldest that the whole test run has passed on.
+# The oldest version on which all tests have passed.
 _OLDEST: Final = 15
 _CONNECT_S: Final = 5
 
@@ -55,7 +55,8 @@ def connect(url: str, **pool: Any) -> Engine:
     """An engine; it connects when it is used. Raises DatabaseError for the URL."""
     arguments = {
         "connect_timeout": _CONNECT_S,
-        # A statement prepared on one server connection is unknown on the next one that PgBouncer gives.
+        # A statement that was prepared on one server connection is unknown on the next one that PgBouncer
+        # assigns.
         "prepare_threshold": None,
     }
     return create_engine(read_database_url(url), connect_args=arguments, **pool)

@@ -16,7 +16,7 @@ from billing.contracts.store import select_any_due
 from billing.reclaims.store import select_any_open
 from billing.schema.clock import NOW_MS
 
-# Loops wake together: each sees what was so when it asked, within this.
+# Loops wake together and share a reading that is at most this old.
 _SHARED_S: Final = 0.1
 
 

@@ -22,11 +22,11 @@ PARAM: Final = "Idempotency-Key"
 KEPT_MS: Final = 24 * 3_600_000
 KEPT_MAX: Final = 200_000
 ANSWER_BYTES_MAX: Final = 64 * 1024
-# Between a commit and the writing of the answer lie milliseconds; after this its process has died in between.
+# The answer is written milliseconds after the commit. If it is missing after this time, the process has died
+# in between.
 _LOST_AFTER_MS: Final = 60_000
 _FORGOTTEN_AT_ONCE: Final = 10_000
-# The moment at which the transaction began: unlike the clock, it does not change under a query, which can
-# then use the index.
+# The start of the transaction: unlike the clock it does not change during a query, so the index can be used.
 _COUNT: Final = select(func.count()).select_from(select(table.c.caller).limit(KEPT_MAX + 1).subquery())
 
 
@@ -56,10 +56,8 @@ class StoredAnswer:
 
 
 def find_answer(connection: Connection, claim: IdempotencyClaim) -> StoredAnswer | None:
-    """The first answer; None where there has been no such request.
-
-    Raises Invalid where the key was used for another request; Conflict while the first one runs, and where
-    its answer is not known.
+    """The first answer; None if there has been no such request. Raises Invalid if the key was used for
+    another request; Conflict while the first one runs, or if its answer is unknown.
     """
     age_ms = (NOW_MS - table.c.created_ms).label("age_ms")
     row = connection.execute(select(table, age_ms).where(*_same(claim))).one_or_none()
@@ -82,8 +80,8 @@ def find_answer(connection: Connection, claim: IdempotencyClaim) -> StoredAnswer
 
 
 def carry_out(connection: Connection, claim: IdempotencyClaim) -> None:
-    """Writes down, in the transaction of the change, that this request is carried out. Raises Conflict
-    where another one does that or has done it.
+    """Record, in the transaction of the change, that this request is carried out. Raises Conflict if another
+    process does that or has done it.
     """
     key = func.hashtext(claim.caller + claim.key_hash)
     free = connection.execute(
@@ -96,8 +94,8 @@ def carry_out(connection: Connection, claim: IdempotencyClaim) -> None:
 
 
 def keep_answer(connection: Connection, claim: IdempotencyClaim, answer: StoredAnswer) -> None:
-    """Writes down what was answered, also to a request that changed nothing. One that is too large is not
-    kept.
+    """Record the answer, also of a request that changed nothing. An answer that is too large is not
+    stored.
     """
     if len(answer.body) > ANSWER_BYTES_MAX:
         return
@@ -114,7 +112,7 @@ def keep_answer(connection: Connection, claim: IdempotencyClaim, answer: StoredA
 
 
 def forget_old(connection: Connection) -> int:
-    """Deletes what has been kept for long enough, so many at once; how many that were."""
+    """Delete what has been stored for long enough, in batches; returns how many were deleted."""
     old = select(table.c.caller, table.c.key_hash).where(table.c.created_ms < NOW_MS - KEPT_MS)
     some = old.order_by(table.c.created_ms).limit(_FORGOTTEN_AT_ONCE).subquery()
     gone = delete(table).where(table.c.caller == some.c.caller, table.c.key_hash == some.c.key_hash)

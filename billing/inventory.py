@@ -20,8 +20,8 @@ from billing.schema.catalogue import tenant
 from billing.wire.instance_entry import InstanceEntry
 
 STATUSES: Final = ("starting", "ready", "draining", "down")
-# As many tenants as a gateway tells apart in its own figures. The oldest are named, so that a new one takes
-# no other's place.
+# As many tenants as a gateway has series for. The oldest are named, so that a new one does not replace
+# another.
 TENANTS_MAX: Final = 4_000
 CONTRACTS_MAX: Final = 4_000
 

@@ -11,13 +11,13 @@ from typing import Final
 import redis
 from redis.lock import Lock
 
-# A leader renews it every second; one that is gone is replaced within this.
+# A leader renews it every second; a dead one is replaced within this time.
 _LEASE_S: Final = 3.0
 
 
 def shorten(client: redis.Redis, name: str, lease_s: float) -> None:
-    """Let another process's lock lapse within its lease, where it would hold for longer because Redis's
-    clock went back. Raises redis.RedisError.
+    """Let another process's lock lapse within its lease, if it would hold for longer because Redis's clock
+    went back. Raises redis.RedisError.
     """
     client.pexpire(name, int(lease_s * 1000), lt=True)
 
@@ -32,11 +32,11 @@ class Leadership:
         self._clock = clock
         self._owner = owner
         self._locks: dict[str, Lock] = {}
-        # By the monotonic clock, and from before Redis was asked: never later than the lock itself lapses.
+        # By the monotonic clock, from before the call to Redis, so that it never ends later than the lock.
         self._until_s: dict[str, float] = {}
 
     def hold(self, name: str) -> bool:
-        """Renew the lock of this key, or take it where nobody has it. False while another process has it.
+        """Renew the lock of this key, or take it if it is free. Returns False while another process has it.
         Raises redis.RedisError.
         """
         lock = self._locks.get(name)
@@ -47,7 +47,7 @@ class Leadership:
                 self._until_s[name] = until_s
                 return True
             except redis.exceptions.LockError:
-                # It lapsed while this process stood still: whoever has it by now keeps it.
+                # It lapsed while this process was suspended; a process that has taken it keeps it.
                 del self._locks[name]
         lock = self._client.lock(name, timeout=_LEASE_S, blocking=False, thread_local=False)
         if not lock.acquire(token=self._owner):
@@ -58,7 +58,9 @@ class Leadership:
         return True
 
     def holds(self, name: str) -> bool:
-        """Whether it has this lock for certain: it has asked lately, and nobody else can have come since."""
+        """Whether it certainly has this lock: it has renewed it recently, and nobody else can have taken it
+        since.
+        """
         return name in self._locks and self._clock() < self._until_s[name]
 
     def release_all(self) -> None:

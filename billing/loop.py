@@ -19,7 +19,7 @@ from billing.wire.redis_server import login_refused
 _log = logging.getLogger(__name__)
 
 _BACKOFF_FIRST_S: Final = 0.1
-# Redis or PostgreSQL that comes back is noticed within this.
+# The return of Redis or PostgreSQL is noticed within this time.
 _BACKOFF_MAX_S: Final = 5.0
 
 
@@ -48,14 +48,14 @@ class Loop:
         self._degraded.set(0)
 
     def run(self, stop: threading.Event) -> None:
-        """Until stopped; a step that has begun is finished."""
+        """Runs until stopped; a step that has begun is finished."""
         backoff_s = 0.0
         while not stop.is_set():
             try:
                 more = self._step()
             except (redis.RedisError, SQLAlchemyError, OSError) as exc:
                 backoff_s = self._failed(backoff_s)
-                # A login that Redis refuses stops every loop: `redis_watch` says it once for all.
+                # A refused login to Redis stops every loop: `redis_watch` logs it once for all.
                 _log.log(
                     logging.DEBUG if login_refused(exc) else logging.ERROR,
                     "%s cannot work, again in %.1f s: %s: %s",
@@ -65,8 +65,8 @@ class Loop:
                     _first_line(exc),
                 )
             except Exception:
-                # A bug, or something that was foreseen nowhere. The other loops go on, and so does this one:
-                # billing that stands still silently would be worse.
+                # A bug, or something unforeseen. This loop and the others continue: a billing process that
+                # silently stands still would be worse.
                 backoff_s = self._failed(backoff_s)
                 _log.exception("%s failed, again in %.1f s", self.name, backoff_s)
             else:
@@ -87,5 +87,5 @@ class Loop:
 
 
 def _first_line(exc: Exception) -> str:
-    """Never the parameters of a statement, which SQLAlchemy writes on further lines."""
+    """Without the parameters of a statement, which SQLAlchemy writes on further lines."""
     return (str(exc).splitlines() or [""])[0]

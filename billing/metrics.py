@@ -124,7 +124,7 @@ class BillingMetrics:
                     self.absorbed.labels(event.model, reason.value, kind).inc(tokens)
 
     def audited(self, report: "AuditReport") -> None:
-        """Publish an audit; instances that are no longer in it lose their series."""
+        """Publish an audit; instances that are not in it lose their series."""
         for finding in FindingKind:
             self.findings.labels(finding.value).set(sum(each.kind is finding for each in report.findings))
         instances = {each.instance for each in report.instances}
@@ -137,7 +137,7 @@ class BillingMetrics:
             self.residual.labels(each.instance, "output").set(each.residual.generation)
 
     def stream_lags(self, lags: Mapping[str, "StreamLag"]) -> None:
-        """Publish what the streams of the busy cells still hold. Other cells lose their series."""
+        """Publish what the streams of the busy cells hold. Other cells lose their series."""
         for gone in self._lagging - lags.keys():
             self.lag_entries.remove(gone)
             self.lag_seconds.remove(gone)

@@ -119,8 +119,8 @@ class CapacityMetrics:
         )
 
     def held(self, cells: Collection[str], failing: Collection[str]) -> None:
-        """Which cells this process allocates, and which of them it cannot. The others' gauges go: they
-        would say what was.
+        """Note which cells this process allocates, and which of them it cannot. The gauges of others are
+        removed, because they would be out of date.
         """
         for cell in cells:
             self.allocated.labels(cell).set(int(cell not in failing))
@@ -180,14 +180,14 @@ class CapacityMetrics:
         self._cuts = {each: mu for each, mu in self._cuts.items() if each[1] > done.now_ms - hour_ms}
 
     def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
-        """A counter only grows: what is given back is taken off what comes next."""
+        """A counter only grows: what is given back is subtracted from what comes next."""
         amount += self._owed.pop((counter, labels), 0.0)
         if amount < 0:
             self._owed[counter, labels] = amount
         counter.labels(*labels).inc(max(0.0, amount))
 
     def _forget(self, pool: str) -> None:
-        """The gauges of a pool that another process allocates now."""
+        """Remove the gauges of a pool that another process allocates now."""
         for labels in self._contracts.pop(pool, set()):
             self.assigned.remove(*labels)
         for gauge in (

@@ -23,11 +23,11 @@ class SharedFigures(Collector):
         self._leads: Callable[[], bool] = lambda: True
 
     def report_while(self, leads: Callable[[], bool]) -> None:
-        """From now on this says whether this process exports them; a process alone always does."""
+        """From now on this function says whether this process exports them. A process alone always does."""
         self._leads = leads
 
     def leads(self) -> bool:
-        """Whether it does now."""
+        """Whether this process exports them now."""
         return self._leads()
 
     def gauge(self, name: str, text: str, *labels: str) -> Gauge:

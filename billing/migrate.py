@@ -21,8 +21,8 @@ def alembic_config() -> Config:
 
 
 def upgrade(database_url: str) -> None:
-    """Run what is missing up to head. Processes that start together wait for the first one; it is all or
-    nothing. Raises DatabaseError.
+    """Run all missing migrations. Processes that start together wait for the first one; it is all or nothing.
+    Raises DatabaseError.
     """
     engine = connect(database_url, poolclass=NullPool)
     with engine.connect() as connection:

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 
 def utc(moment_ms: int) -> str:
-    """RFC 3339 in UTC, to the second where it is whole; a moment that no calendar has, as the number it
-    is.
+    """RFC 3339 in UTC, without a fraction if it is a whole second; a moment that no calendar has, as its
+    number.
     """
     whole, ms = divmod(moment_ms, 1000)
     try:

@@ -71,14 +71,14 @@ def read_page(
 
 
 def page_of(rows: Sequence[T], order: Order[T], asked: PageRequest) -> Page[T]:
-    """The same of rows that are all there, in any order."""
+    """The same for rows that are all given, in any order."""
     begins = None if asked.after is None else _place_of(asked.after, order)
     left = sorted((row for row in rows if begins is None or order.place(row) > begins), key=order.place)
     return _cut(left, order, asked.limit)
 
 
 def contains(column: ColumnElement[Any], text: str) -> ColumnElement[bool]:
-    """Whether a column has this text in it, in whatever case."""
+    """Whether a column contains this text, in any case."""
     return column.icontains(text, autoescape=True)
 
 
@@ -105,7 +105,7 @@ def _place_of(mark: str, order: Order[T]) -> Place:
 
 
 def _can_be_asked(value: str | int) -> bool:
-    """Whether PostgreSQL takes it: no number beyond its own, no NUL, no lone surrogate."""
+    """Whether PostgreSQL accepts it: no number beyond its range, no NUL, no lone surrogate."""
     if isinstance(value, int):
         return abs(value) <= _INT_MAX
     return "\x00" not in value and not any("\ud800" <= char <= "\udfff" for char in value)

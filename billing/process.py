@@ -48,40 +48,38 @@ from billing.wire.redis_server import require_usable
 
 _log = logging.getLogger(__name__)
 
-# Threads of the admin API hold a connection each; the loops need a few of their own.
+# Threads of the admin API have a connection each; the loops need a few of their own.
 _SQL_POOL: Final = 10
 _SQL_OVERFLOW: Final = 40
 _REDIS_TIMEOUT_S: Final = 5.0
 _CLAIM_INTERVAL_MS: Final = 1_000
-# What the cells' scripts decide by is never older, and a contract begins and ends within it.
+# The figures by which the cells' scripts decide are never older, and a contract begins and ends within it.
 _ALLOCATE_INTERVAL_MS: Final = 1_000
-# A round that takes longer goes on beside the next ones.
+# A round that takes longer runs on beside the next ones.
 _PATIENCE_S: Final = 0.8
-# How long the consumer waits for usage in one call; shorter than the client's timeout, and a stop is heard
-# within it.
+# How long the consumer waits for usage in one call: shorter than the client's time-out, and short enough to
+# notice a stop.
 _CONSUME_BLOCK_MS: Final = 1_000
-# A deadline is kept to within this.
+# Deadlines are kept to within this time.
 _RECLAIM_INTERVAL_MS: Final = 1_000
-# A machine that has gone, and a contract that was signed, are shown within this.
+# A lost instance, and a signed contract, are visible within this time.
 _INVENTORY_INTERVAL_MS: Final = 10_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
 _LIBRARIES_INTERVAL_MS: Final = 86_400_000
-# In the half-minutely audit; whoever asks for one waits longer.
+# For the periodic audit, every half minute; one that an operator asks for waits longer.
 _AUDIT_WAIT_MS: Final = 2_000
 
 
 def run(settings: BillingSettings, stop: threading.Event) -> None:
-    """Work until stopped. Outages of Redis and PostgreSQL are waited out.
-
-    Raises OSError when a port is taken; RedisAddressError, WrongRedis or DatabaseError for stores that cannot
-    be used.
+    """Work until stopped. It waits out outages of Redis and PostgreSQL. Raises OSError if a port is taken;
+    RedisAddressError, WrongRedis or DatabaseError for stores that cannot be used.
     """
     read_database_url(settings.database_url)
     address = require_usable(settings.redis_url)
     metrics = BillingMetrics()
-    # Taken first: a second billing process on this machine fails here, before it has begun anything.
+    # Bound first: a second billing process on this machine fails here, before it has started anything.
     admin_socket = _listen(settings.admin_host, settings.admin_port)
     with contextlib.closing(admin_socket), MetricsPage(
         "billing", metrics.registry, host=settings.metrics_host, ports=[settings.metrics_port],
@@ -92,7 +90,7 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
         engine = connect(
             settings.database_url, pool_pre_ping=True, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW
         )
-        # A loop comes again when its connection has died, and asks too often to ask twice each time.
+        # A loop retries by itself after its connection has died, and calls too often to check it each time.
         loops_engine = connect(
             settings.database_url, pool_size=_SQL_POOL, max_overflow=_SQL_OVERFLOW, pool_use_lifo=True
         )
@@ -164,8 +162,7 @@ def _work(
         ),
     ]
     threads = [threading.Thread(target=loop.run, args=(stop,), name=loop.name) for loop in loops]
-    # Not joined before the loops: a request to the admin API may take its time, a batch is never left half
-    # done.
+    # Joined after the loops: a request to the admin API may take its time, and no batch is left half done.
     admin = threading.Thread(
         target=_serve, args=(server, admin_socket, stop, metrics), name="admin-api", daemon=True
     )
@@ -209,7 +206,7 @@ def _serve(
     except Exception:
         _log.exception("the admin API failed")
     if not stop.is_set():
-        # Billing goes on: what is used is still recorded, and the metric calls for somebody.
+        # Billing continues: usage is still recorded, and the metric shows the failure.
         degraded.set(1)
         _log.error("the admin API has ended although nobody asked it to")
 
@@ -303,8 +300,8 @@ def _capacity_loops(
 
 
 def _migrate(settings: BillingSettings, metrics: BillingMetrics, stop: threading.Event) -> bool:
-    """Bring the database to the newest schema, waiting for it to be there. False when told to stop before.
-    Raises DatabaseError.
+    """Upgrade the database to the newest schema, waiting until it answers. Returns False if it is told to
+    stop before. Raises DatabaseError.
     """
     done = threading.Event()
     refused: list[DatabaseError] = []

@@ -12,7 +12,7 @@ from billing.wire.redis_server import WrongRedis, durability_warnings, examine, 
 
 _log = logging.getLogger(__name__)
 
-# The first look is at the start; later ones notice a password or a setting that was changed meanwhile.
+# The first check is at the start; later ones notice a password or a setting that was changed meanwhile.
 REDIS_WATCH_INTERVAL_MS: Final = 10_000
 
 
@@ -25,7 +25,7 @@ class RedisWatch:
         self._reported: list[str] = []
 
     def step(self) -> bool:
-        """A loop's step. Raises redis.RedisError where Redis does not answer, which the loop tells."""
+        """A loop's step. Raises redis.RedisError if Redis does not answer, which the loop logs."""
         try:
             examine(self._client, self._address)
             found = durability_warnings(self._client)

@@ -14,7 +14,7 @@ class BillingSettings(BaseSettings):
     database_url: str = Field(default="postgresql+psycopg://127.0.0.1:5432/taas", repr=False)
     redis_url: str = Field(default="redis://127.0.0.1:6390/0", repr=False)
 
-    # The admin API. An empty key answers nobody: the API then refuses every caller.
+    # The admin API. With an empty key it refuses every caller.
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(default=8001, ge=0, le=65535)
     admin_key: str = Field(default="", repr=False)

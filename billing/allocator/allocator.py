@@ -33,12 +33,11 @@ from billing.wire.lease_watch import LeaseWatch
 
 _log = logging.getLogger(__name__)
 
-# Rounds wait for Redis and PostgreSQL most of their time. More at once than connections to spare would wait
-# for these.
+# Rounds mostly wait for Redis and PostgreSQL. More rounds than spare connections would wait for connections.
 _SIDE_BY_SIDE: Final = 8
-# A quiet cell is allocated so often all the same: whatever nobody has thought of is put right by then.
+# A quiet cell is allocated this often nevertheless, which corrects anything unforeseen.
 _STILL_S: Final = 10.0
-# What a pool has, what says that Redis has lost something, and the machines with their load.
+# The pool's supply, the sign that Redis has lost something, and the instances with their load.
 _Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, EngineLoad]]]
 
 
@@ -74,14 +73,14 @@ class Allocator:
         self._patience_s = patience_s
         self._threads = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="allocator")
         self._running: dict[str, Future[Round | None]] = {}
-        # On what the last round of a cell went by that would find the same again, and until when that is
-        # believed.
+        # The inputs of a cell's last round, if the next one would find the same, and until when that is
+        # trusted.
         self._still: dict[str, tuple[_Basis, float]] = {}
         self._failing: set[str] = set()
 
     def allocate_once(self, now_ms: int | None = None) -> list[Round]:
-        """A round of each busy cell that it holds; `now_ms` is Redis's clock unless given. Raises what all
-        of them failed with.
+        """Run a round of each busy cell that this process holds. `now_ms` is Redis's clock unless given.
+        Raises the error if all of them failed.
         """
         held = self._share(now_ms)
         rounds, failures = [], []
@@ -103,7 +102,7 @@ class Allocator:
         self._failing &= set(held)
         self._metrics.held(held, self._failing)
         if failures and not rounds:
-            # Nothing works, which is for the loop to say and to wait out.
+            # All cells failed: the loop logs it and waits.
             raise failures[0]
         return rounds
 
@@ -118,8 +117,8 @@ class Allocator:
         self._leases.leave()
 
     def _share(self, now_ms: int | None) -> list[str]:
-        """Renew the lease, see what there is, begin a round of each cell that has none under way; the
-        cells that it holds.
+        """Renew the lease, read the supply, and begin a round of each held cell that has none under way.
+        Returns the held cells.
         """
         clock_ms, instances = read_registered_now(self._client, self._instance_leases.holds)
         supply = self._supply.read(clock_ms if now_ms is None else now_ms, self._look())
@@ -149,9 +148,7 @@ class Allocator:
         return held
 
     def _is_still(self, cell: str, basis: "_Basis") -> bool:
-        """Whether a round of a cell in which nothing runs would only write again what the last one has
-        written.
-        """
+        """Whether a round of a quiet cell would only write again what the last one has written."""
         before, until_s = self._still.get(cell, (None, 0.0))
         return before == basis and self._clock() < until_s
 
@@ -166,7 +163,7 @@ class Allocator:
             _log.warning("cell %s is allocated again", cell)
 
     def _failed(self, cell: str, exc: Exception) -> None:
-        """Once, not every second: the metric shows how long it lasts."""
+        """Log a failure once and not every second; the metric shows how long it lasts."""
         if cell not in self._failing:
             self._failing.add(cell)
             _log.error("cell %s cannot be allocated; its last numbers hold", cell, exc_info=exc)

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.allocator.minutes import MINUTE_MS, Minute
 from billing.schema.capacity import contract, contract_minute, contract_shortfall
 
-# What rounds count; the cuts are taken over from their seconds.
+# Columns that rounds count; cuts come from their seconds.
 _LIMITED: Final = ("limited_requests", "limited_concurrency", "limited_cancels")
 _NOT_CUT: Final = ("assigned_mu", "used_mu", "lent_mu", "borrowed_mu", "refused", "missing_mu", *_LIMITED)
 _FIGURES: Final = (*_NOT_CUT, "cut_mu", "shortfall_mu")
@@ -44,8 +44,8 @@ class Figures:
 
 
 def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]]) -> None:
-    """Write the minutes of contracts, whole, over what stands there. One that has been taken further
-    stays: another allocator was faster.
+    """Write whole minutes of contracts over the stored ones. A stored minute that is further on stays:
+    another allocator was faster.
     """
     rows = [
         {
@@ -70,8 +70,8 @@ def write_minutes(connection: Connection, minutes: Mapping[str, Sequence[Minute]
 def take_cuts(
     connection: Connection, contract_ids: Sequence[str], since_ms: int
 ) -> dict[tuple[str, int], int]:
-    """Bring what was cut, second by second, into the minutes; `since_ms` begins one. Returns contract and
-    minute → mu, of those that it changed.
+    """Add what was cut, second by second, to the minutes; `since_ms` begins one. Returns the mu of each
+    contract and minute that changed.
     """
     minute = _minute_of(contract_shortfall.c.second_ms)
     nothing = literal_column("0", BigInteger)
@@ -88,7 +88,7 @@ def take_cuts(
         )
         .group_by(contract_shortfall.c.contract_id, minute)
     )
-    # A minute in which all was cut has no row yet.
+    # A minute in which everything was cut has no row yet.
     new = insert(contract_minute).from_select(["contract_id", "minute_ms", *_NOT_CUT, "cut_mu"], cuts)
     changed = new.on_conflict_do_update(
         index_elements=["contract_id", "minute_ms"],
@@ -99,7 +99,7 @@ def take_cuts(
 
 
 def read_minute(connection: Connection, contract_id: str, minute_ms: int) -> Minute | None:
-    """What stands of one minute, for whoever goes on from it without knowing more."""
+    """The stored minute, for a process that continues it without knowing more."""
     row = connection.execute(
         select(contract_minute).where(
             contract_minute.c.contract_id == contract_id, contract_minute.c.minute_ms == minute_ms
@@ -130,9 +130,7 @@ def list_minutes(
     until_ms: int,
     most: int,
 ) -> list[Figures]:
-    """The minutes that began in [from, until), by contract and time; `most` + 1 of them where there are
-    more.
-    """
+    """The minutes that began in [from, until), by contract and time; `most` + 1 of them if there are more."""
     query = _among(
         select(contract_minute, contract.c.tenant_id, contract.c.pool),
         tenant_id,
@@ -147,7 +145,7 @@ def list_minutes(
 def sum_minutes(
     connection: Connection, *, tenant_id: str | None, contract_id: str | None, from_ms: int, until_ms: int
 ) -> list[Figures]:
-    """Their sum, a line a contract; its `minute_ms` is None."""
+    """The sums, one line per contract; `minute_ms` is None."""
     sums = [func.sum(contract_minute.c[name]).cast(BigInteger).label(name) for name in _FIGURES]
     owner = (contract_minute.c.contract_id, contract.c.tenant_id, contract.c.pool)
     query = _among(select(*owner, *sums), tenant_id, contract_id, from_ms, until_ms).group_by(*owner)

@@ -19,7 +19,7 @@ from billing.cell.replies import parse_preempt_repeats
 from billing.cell.scripts import Command, grant_call
 from billing.wire import redis_clock, redis_keys
 
-# A cell that nobody allocates any more keeps its last numbers so long.
+# A cell that is no longer allocated keeps its last figures for this long.
 _TTL_MS: Final = 7 * 86_400_000
 _ACCOUNT: Final = "ev"
 _MEMORY: Final = "s"
@@ -94,7 +94,7 @@ class Numbers:
 
 
 def room_of(cell: str, instance: str) -> Command:
-    """Asks how many sequences this machine has room for; nil until a round has written it."""
+    """A command that reads how many slots this instance has; nil until a round has written it."""
     return "HGET", redis_keys.room(cell), _ROOM + instance
 
 
@@ -126,7 +126,9 @@ def read_state(client: redis.Redis, cell: str, tenants: Sequence[str]) -> CellSt
 
 
 def _requests_waiting(client: redis.Redis, cell: str, tenants: int) -> int:
-    """Requests of on-demand that wait, of so many tenants; of those beyond the first hundred, one each."""
+    """How many on-demand requests wait, of `tenants` tenants; tenants beyond the first hundred count as one
+    request each.
+    """
     if not tenants:
         return 0
     first: Any = client.zrange(redis_keys.waiting_tenants(cell, "o"), 0, _LOOKED_AT - 1)
@@ -148,11 +150,9 @@ def write_state(
     gone: Iterable[str],
     memory: Memory,
 ) -> bool:
-    """All numbers of a round at once: contracts and accounts by tenant, and the room of each instance. `gone`
-    ones have none any more.
-
-    False, and nothing is written, where another allocator has written since `read` was. Raises
-    redis.RedisError.
+    """Write all figures of a round at once: contracts and accounts by tenant, and the room of each instance.
+    The figures of `gone` ones are removed. Returns False, and writes nothing, if another allocator has
+    written since `read`. Raises redis.RedisError.
     """
     room: dict[Any, Any] = {_MEMORY: json.dumps(asdict(memory), separators=(",", ":"))}
     for share in shares:
@@ -178,13 +178,13 @@ def _fields(fields: Mapping[Any, Any]) -> list[Any]:
 
 
 def forget_contracts(client: redis.Redis, cell: str, tenants: Iterable[str]) -> None:
-    """Take away the hashes of contracts that are over."""
+    """Delete the hashes of contracts that have ended."""
     for tenant in tenants:
         client.delete(redis_keys.contract_bucket(cell, tenant))
 
 
 def left_behind(client: redis.Redis, cell: str, contracts: Mapping[str, str]) -> list[str]:
-    """Of these contracts, by tenant, those whose numbers still stand in the cell. Raises redis.RedisError."""
+    """Of these contracts, by tenant, those whose figures are still in the cell. Raises redis.RedisError."""
     with client.pipeline(transaction=False) as read:
         for tenant in contracts:
             read.hget(redis_keys.contract_bucket(cell, tenant), "id")
@@ -194,7 +194,7 @@ def left_behind(client: redis.Redis, cell: str, contracts: Mapping[str, str]) ->
 
 
 def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> set[str]:
-    """Those of these tenants whose contract something open is still charged to."""
+    """Of these tenants, those whose contract is still charged for an open request."""
     keys = {redis_keys.contract_bucket(cell, tenant).encode(): tenant for tenant in tenants}
     if not keys:
         return set()
@@ -206,8 +206,8 @@ def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> s
 
 
 def grant(client: redis.Redis, cell: str) -> int:
-    """Ask what is in the way to give way, and hand room that has become free to those who wait. Returns
-    how many had to be asked again.
+    """Preempt flex requests that are in the way, and grant free slots. Returns how many preempted requests
+    had to be signalled again.
     """
     return parse_preempt_repeats(execute(client, grant_call(cell)))
 

@@ -14,7 +14,7 @@ import redis
 
 from billing.wire import redis_keys
 
-# Renewed every second: a process that is gone is replaced within this.
+# Renewed every second: a dead process is replaced within this time.
 _LEASE_MS: Final = 3_000
 
 
@@ -26,16 +26,14 @@ class CellLeases:
         self._share = client.register_script((Path(__file__).parent / "lua" / "share_cells.lua").read_text())
 
     def share(self, busy: Iterable[str], pinned: Collection[str] = ()) -> list[str]:
-        """Renew, and say which of the busy cells this process holds now. `pinned` ones are kept: it works on
-        them at this moment.
-
-        Raises redis.RedisError.
+        """Renew the lease, and return which busy cells this process holds now. `pinned` ones are kept,
+        because a round works on them. Raises redis.RedisError.
         """
         others = [cell for cell in busy if cell not in pinned]
         return sorted(self._call(_LEASE_MS, [*sorted(pinned), *others], len(pinned)))
 
     def leave(self) -> None:
-        """Let others have the cells at once. Raises redis.RedisError; then the lease lapses by itself."""
+        """Give the cells up at once. Raises redis.RedisError; then the lease lapses by itself."""
         self._call(0, (), 0)
 
     def _call(self, lease_ms: int, cells: Sequence[str], pinned: int) -> list[str]:

@@ -98,8 +98,8 @@ def minute_of(moment_ms: int) -> int:
 
 
 def opened(contract_id: str, now_ms: int, totals: Totals, *, minute: Minute | None = None) -> Account:
-    """The first reading of a contract, at no rate yet, which may have a row for this minute already;
-    `totals` are not its own.
+    """The first reading of a contract, at no rate yet. It may have a row for this minute already; `totals`
+    are not its own.
     """
     return Account(
         contract_id=contract_id,
@@ -146,7 +146,7 @@ def advance(
 
 
 def _spans(start_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
-    """[start, until) cut at full minutes; one empty span where no time has passed."""
+    """Split [start, until) at full minutes; one empty span if no time has passed."""
     while minute_of(start_ms) + MINUTE_MS < until_ms:
         yield start_ms, minute_of(start_ms) + MINUTE_MS
         start_ms = minute_of(start_ms) + MINUTE_MS
@@ -154,7 +154,7 @@ def _spans(start_ms: int, until_ms: int) -> Iterator[tuple[int, int]]:
 
 
 def _divided(amount: int, spans: list[tuple[int, int]]) -> list[int]:
-    """By length, whole, and together the amount."""
+    """Divide the amount in proportion to length, in whole numbers that add up to it."""
     start_ms, length_ms = spans[0][0], spans[-1][1] - spans[0][0]
     upto = [amount * (until_ms - start_ms) // length_ms if length_ms else amount for _, until_ms in spans]
     return [after - before for before, after in zip([0, *upto], upto, strict=False)]

@@ -19,9 +19,9 @@ from billing.wire import redis_keys
 from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, LimitKind
 from billing.wire.usage_event import Ending
 
-# A bucket drains within a minute; what is older counts only where it was in debt.
+# A bucket drains within a minute; older charges only count if the bucket was in debt.
 _WINDOW_MS: Final = 120_000
-# How finely the output of a stream is spread over its time; checkpoints charge it twice a second.
+# How finely the output of a stream is distributed over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
 _OF_DAYS: Final = tuple(each.name for each in FIELDS if each.window_s > MINUTE_S)
 _TOKENS: Final = case(
@@ -61,7 +61,7 @@ class _CellCharges:
     buckets: dict[tuple[str, str | None, str], _Charges] = field(
         default_factory=lambda: defaultdict(_Charges)
     )
-    # The same over a day, of tenants that have such a limit.
+    # The same over a day, for tenants that have such a limit.
     days: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
     used: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
     spilled: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
@@ -78,7 +78,7 @@ class _CellCharges:
         for key_id in (None, row.key_id):
             charges = self.buckets[row.tenant, key_id, row.model]
             charges.requests.append((row.started_ms + row.waited_ms, 1))
-            # What a contract took is on its own level alone.
+            # Work of a contract is only on the contract's own level.
             charges.units_mu += work if row.contract is None else ()
             charges.tokens += [(row.ended_ms, _tokens(row))] if row.contract is None else ()
         if row.contract is not None:
@@ -90,8 +90,8 @@ class _CellCharges:
 def levels_of(
     connection: Connection, rates_by_cell: Mapping[str, Sequence[ContractRate]], now_ms: int
 ) -> dict[str, Levels]:
-    """Of each of these cells, each bucket that has limits and each contract in force, as what has ended
-    left them. Four queries for all.
+    """The levels of every bucket with limits and every contract in force in these cells, as ended requests
+    left them. Four queries in all.
     """
     charged: dict[str, _CellCharges] = defaultdict(_CellCharges)
     for row in _ended_lately(connection, list(rates_by_cell), now_ms):
@@ -153,7 +153,7 @@ def _contract_levels(
 
 
 def level(charges: Sequence[Charge], drains_per_ms: float, now_ms: int) -> float:
-    """A leaky bucket now, after these charges."""
+    """The level of a leaky bucket now, after these charges."""
     held, before = 0.0, 0.0
     for at, amount in sorted(charges):
         held = max(0.0, held - drains_per_ms * (at - before)) + amount
@@ -162,7 +162,9 @@ def level(charges: Sequence[Charge], drains_per_ms: float, now_ms: int) -> float
 
 
 def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
-    """What ended in these cells of late. Tenant by tenant, as the index goes: the whole table is long."""
+    """What ended recently in these cells. It reads tenant by tenant, in the order of the index, because the
+    table is long.
+    """
     theirs = (
         select(usage_event)
         .where(usage_event.c.tenant == tenant.c.tenant_id, usage_event.c.ended_ms > now_ms - _WINDOW_MS)
@@ -174,7 +176,7 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
 
 
 def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
-    """What ended within a day, summed by minute, of tenants with a limit of a day."""
+    """What ended within a day, summed by minute, for tenants with a limit per day."""
     limited = select(quota_limit.c.tenant_id).where(
         or_(*(quota_limit.c[name].is_not(None) for name in _OF_DAYS))
     )
@@ -200,14 +202,14 @@ def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -
 
 
 def _tokens(row: Row[Any]) -> int:
-    """Those that count against limits, as `billing.wire.attribution.charged` says."""
+    """The tokens that count against limits, as in `billing.wire.attribution.charged`."""
     if row.ending == Ending.REFUSED_BY_ENGINE:
         return int(row.produced_prompt + row.produced_output)
     return int(row.billed_prompt + row.billed_output)
 
 
 def _work(row: Row[Any]) -> Iterator[Charge]:
-    """The prompt when it was admitted, the output as it streamed."""
+    """The charges over time: the prompt at admission, the output as it streamed."""
     admitted_ms = row.started_ms + row.waited_ms
     output_mu = min(row.units_mu, row.weights["w_out_mu"] * row.produced_output)
     begun_ms = row.first_token_ms or admitted_ms

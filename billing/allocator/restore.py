@@ -35,11 +35,11 @@ from billing.wire.instance_entry import InstanceStatus
 
 _log = logging.getLogger(__name__)
 
-# How often `step` should be called: half of what a caller waits for after Redis was emptied.
+# How often `step` should be called: half of the time that a caller waits after Redis was emptied.
 RESTORE_INTERVAL_MS: Final = 500
-# How often it looks at busy and new cells, at the server's run and at its own lock.
+# How often it checks busy and new cells, the server's run and its own lock.
 _LOOK_S: Final = 0.95
-# By then each gateway has checkpointed what runs, and so taken its places again.
+# By then each gateway has checkpointed its running requests, which reserves their slots again.
 _RESTORED_MS: Final = 900
 # Levels in one script: a few ms of Redis.
 _LEVELS_MAX: Final = 1_000
@@ -83,11 +83,11 @@ class Restorer:
         self._pause = threading.Event()
         self._again_s = 0.0
         self._word: bytes | None = None
-        # Since when a cell without a word is known to have none.
+        # Since when a cell is known to have no marker.
         self._since: dict[str, int] = {}
 
     def step(self, now_ms: int | None = None) -> bool:
-        """A loop's step; between whole ones it only asks whether Redis was emptied. Raises
+        """A loop's step. Between full passes it only checks whether Redis was emptied. Raises
         redis.RedisError, SQLAlchemyError.
         """
         now_s = time.monotonic()
@@ -104,22 +104,24 @@ class Restorer:
             return False
         self.restore_once(now_ms)
         if now_ms is None and self._since:
-            # Callers wait: go on as soon as the gateways have had their moment.
+            # Callers wait, so continue as soon as the gateways have had their time.
             self._pause.wait(_RESTORED_MS / 1000 / 3)
             return True
         return False
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that works, which then also reports what every process sees."""
+        """Whether this process is the one that works, which then also exports what all processes see
+        alike.
+        """
         return self._leadership.holds(redis_keys.RESTORER_LOCK)
 
     def close(self) -> None:
-        """Let another process work at once. Raises redis.RedisError."""
+        """Let another process take over at once. Raises redis.RedisError."""
         self._leadership.release_all()
 
     def restore_once(self, now_ms: int | None = None) -> list[str]:
-        """Restore the cells that need it and can be; which. The caller holds the lock."""
+        """Restore the cells that need it and can be restored; returns them. The caller holds the lock."""
         busy = self._busy.names()
         looked_at = [*busy, *(set(self._busy.all()) - self._whole - set(busy))]
         server = self._read_server(looked_at[:_COMMANDS_MAX])
@@ -136,7 +138,7 @@ class Restorer:
         emptied = {cell for cell, word in lost.items() if word is None}
         done = self._restore(due, emptied, now_ms, run) if due else []
         if done:
-            # Who waited stands in a line that is gone.
+            # The queue of waiting requests is gone, so they must reserve again.
             for channel in listeners:
                 self._client.publish(channel, "*")
             self._metrics.restored.inc(len(done))
@@ -151,7 +153,7 @@ class Restorer:
         return done
 
     def _read_server(self, cells: Sequence[str]) -> _Server:
-        """All that there is to know while nothing is lost, in one call."""
+        """Read all that must be known while nothing is lost, in one call."""
         with self._client.pipeline(transaction=False) as read:
             read.info("server")
             read.get(redis_keys.INTACT)
@@ -166,8 +168,8 @@ class Restorer:
     def _lost(
         self, run: str, looked_at: Sequence[str], known: Mapping[str, bytes | None]
     ) -> dict[str, bytes | None]:
-        """Those of these cells whose levels were not held against the ledger in this run, with the word
-        that they have.
+        """Of these cells, those whose levels were not compared with the ledger in this run of the server,
+        with their marker.
         """
         rest = [cell for cell in looked_at if cell not in known]
         asked = zip(
@@ -179,13 +181,13 @@ class Restorer:
         return lost
 
     def _due(self, lost: Mapping[str, bytes | None], now_ms: int, *, waits: bool) -> list[str]:
-        """Those to restore now. A cell without a word is given a moment: what runs is to have its place
-        before others come.
+        """The cells to restore now. A cell without a marker waits 0.9 s first, so that running requests
+        reserve their slots again before new ones are admitted.
         """
         self._since = {
             cell: self._since.get(cell, now_ms) for cell, word in lost.items() if word is None and waits
         }
-        # Also where the clock went back: else it would wait until the clock is there again.
+        # Also if the clock went back, or it would wait until the clock is there again.
         return [cell for cell in lost if not 0 <= now_ms - self._since.get(cell, 0) < _RESTORED_MS]
 
     def _restore(self, cells: Sequence[str], emptied: Collection[str], now_ms: int, run: str) -> list[str]:
@@ -194,8 +196,8 @@ class Restorer:
             signed = rates_by_pool(connection, now_ms)
             rates = self._rates_in_force(connection, signed, now_ms) if signed else {}
             calibrated = read_calibrations(connection)
-            # A cell that waits for the allocator's numbers is not whole yet: its contracts' levels would have
-            # no place, and whoever waits for room would find no bound.
+            # A cell that waits for the allocator's figures is not intact yet: its contracts would have no
+            # levels, and a request that waits for a slot would find no bound.
             bounded = {cell for cell in emptied if cell in pools and pools[cell].pool in calibrated}
             roomy = self._with_room([cell for cell in cells if cell in pools], bounded)
             ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in roomy})
@@ -210,8 +212,8 @@ class Restorer:
         return list(ready)
 
     def _with_room(self, cells: Sequence[str], emptied: Collection[str]) -> list[str]:
-        """Of these cells, those each of whose ready machines has its room in Redis, and those whose room
-        was not lost.
+        """Of these cells, those whose ready instances all have their room in Redis, and those whose room was
+        not lost.
         """
         ready = [each for each in read_registered(self._client) if each.status == InstanceStatus.READY]
         machines = [(each.cell, each.instance) for each in ready if each.cell in emptied]
@@ -220,7 +222,7 @@ class Restorer:
         return [cell for cell in cells if cell not in missing]
 
     def _numbered(self, rates: Mapping[str, Sequence[ContractRate]]) -> dict[str, Sequence[ContractRate]]:
-        """Of these cells, those whose contracts have their numbers in Redis."""
+        """Of these cells, those whose contracts have their figures in Redis."""
         asked = [(cell, rate.tenant) for cell, found in rates.items() for rate in found]
         there = _run_all(self._client, [("EXISTS", redis_keys.contract_bucket(*each)) for each in asked])
         missing = {cell for (cell, _), exists in zip(asked, there, strict=True) if not exists}

@@ -21,7 +21,7 @@ from billing.contracts.rates import ContractRate
 from billing.contracts.terms import burst_mu
 from billing.wire.instance_entry import InstanceEntry
 
-# Cuts are recorded by another process, a moment after they happen; after a pause, those of the pause.
+# Another process records cuts, a moment after they happen or, after a pause, all of them later.
 _CUTS_LATE_MS: Final = 5 * minutes.MINUTE_MS
 _CUTS_FILLED_IN_MS: Final = 24 * 60 * minutes.MINUTE_MS
 
@@ -91,9 +91,9 @@ def allocate(
     ready: Sequence[InstanceEntry],
     now_ms: int | None = None,
 ) -> Round | None:
-    """Do it, with the cell's ready machines; `now_ms` is Redis's clock as the cell is read, unless given.
-    None where another allocator has written meanwhile. Raises redis.RedisError, SQLAlchemyError; then the
-    numbers before hold.
+    """Run a round with the cell's ready instances. `now_ms` is Redis's clock as the cell is read, unless
+    given. Returns None if another allocator has written meanwhile. Raises redis.RedisError, SQLAlchemyError;
+    then the last figures stay in force.
     """
     calibration = supply.calibration
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
@@ -101,7 +101,7 @@ def allocate(
     signed = {rate.tenant: rate for rate in supply.signed}
     rates = {rate.tenant: rate for rate in supply.rates if rate.tenant in signed}
     ended = _ended(client, cell, rates, supply.ended)
-    # Asked before the totals are read: what settles in between is in them.
+    # Read before the totals: what settles in between is in the totals.
     charged = cell_state.charged_tenants(client, cell.cell, ended)
     state = cell_state.read_state(client, cell.cell, [*rates, *ended])
     now_ms = state.read_ms if now_ms is None else now_ms
@@ -136,7 +136,7 @@ def allocate(
         cell_state.forget_contracts(client, cell.cell, ended.keys() - charged)
         preempt_repeats = cell_state.grant(client, cell.cell)
     except redis.RedisError as exc:
-        failure = exc  # what came is on the books: the caller counts it all the same
+        failure = exc  # the evidence is recorded: the caller counts it nevertheless
     in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
     return Round(
         cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
@@ -147,8 +147,8 @@ def allocate(
 
 
 def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
-    """Also every machine is trusted with all that was calibrated, and nothing that was lent is called
-    back.
+    """Also whether every instance is trusted with all that was calibrated, and nothing that was lent is
+    called back.
     """
     sold = supply.signed or supply.ended or state.contracts
     runs = state.on_demand_waits or state.flex_waits or any(each.all for each in state.in_flight.values())
@@ -160,8 +160,8 @@ def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:
 def _ended(
     client: redis.Redis, cell: Cell, rates: Mapping[str, ContractRate], lately: Sequence[EndedContract]
 ) -> dict[str, EndedContract]:
-    """Contracts that are over and whose numbers still stand, by tenant. One that another has followed is
-    not among them.
+    """Contracts that have ended and whose figures are still in the cell, by tenant, unless another contract
+    has followed.
     """
     ended: dict[str, EndedContract] = {}
     for each in lately:
@@ -224,7 +224,7 @@ def _advance(state: CellState, ended: Mapping[str, EndedContract], capacity_mu_s
 
 
 def _account(hash_: ContractHash, now_ms: int) -> Account:
-    """The hash's own; all that it has counted is still to be recorded where it has none."""
+    """The account in the hash. If there is none, all that the hash has counted is still to be recorded."""
     if hash_.account is not None and hash_.account.contract_id == hash_.contract_id:
         return hash_.account
     return minutes.opened(hash_.contract_id, now_ms, Totals())
@@ -247,8 +247,8 @@ def _begin(
     missing: Mapping[str, int],
     now_ms: int,
 ) -> None:
-    """What is signed holds from now on, and so does what is missing of it, by contract. Opens an account for
-    each contract without: a new one, one that follows another in its hash, or one that Redis has lost.
+    """Set the signed rates, and what is missing of them, from now on, by contract. Opens an account for each
+    contract without one: a new contract, one that follows another in its hash, or one that Redis has lost.
     """
     for tenant, rate in rates.items():
         account = books.accounts.get(rate.contract_id)
@@ -263,7 +263,7 @@ def _begin(
 
 
 def _cuts_since(state: CellState, now_ms: int) -> int:
-    """From when on cuts are looked at: once a minute further back."""
+    """From when on cuts are read: once a minute further back."""
     begun = minutes.minute_of(now_ms)
     return begun - (_CUTS_LATE_MS if minutes.minute_of(state.memory.at_ms) == begun else _CUTS_FILLED_IN_MS)
 
@@ -274,7 +274,7 @@ def _divide(
     calibration: CalibrationInForce | None,
     owners: Sequence[ContractUse],
 ) -> tuple[dict[str, Health], list[Share], float]:
-    """The machines' health and shares, and what on-demand is trusted with; without a calibration nothing
+    """Health and shares of the instances, and what on-demand is trusted with. Without a calibration nothing
     is bounded.
     """
     if calibration is None:

@@ -12,24 +12,25 @@ from typing import Final
 
 from billing.wire.instance_entry import EngineLoad
 
-# What a machine must report before it is trusted with less, and for how long it must be calm before it is
-# trusted with more: a queue that is seen once is the moment between two steps of an engine.
+# How long an instance must be strained before it is trusted with less, and calm before it is trusted with
+# more. A queue that is seen once may be the moment between two steps of an engine.
 _STRAINED_ROUNDS: Final = 2
 _CALM_ROUNDS: Final = 3
 _KV_FULL: Final = 0.95
 _KV_CALM: Final = 0.85
 _SHRINK: Final = 0.9
 _RECOVER: Final = 0.05
-# An owner that stops has lent most of its share after a few seconds, one that comes back has it at once.
+# A contract holder that stops lends most of its share after a few seconds; one that comes back has it at
+# once.
 _RECENT_MS: Final = 3_000
-# Kept free beside what reserved work has in flight, so that the next of it finds room at once.
+# Kept free beside reserved requests in flight, so that the next one finds a slot at once.
 _GUARD: Final = 0.10
-# How much more, or less, of what is idle on-demand is trusted with each round; and from which part on what it
-# may have is in use.
+# By how much the part of idle capacity that on-demand is trusted with grows or shrinks each round; and above
+# which share of it on-demand counts as using it.
 _LENT_MORE: Final = 0.1
 _LENT_LESS: Final = 0.1
 _IN_USE: Final = 0.8
-# Below this part of its rate an owner is idle.
+# Below this part of its rate a contract is idle.
 _IDLE: Final = 0.01
 
 
@@ -78,7 +79,7 @@ class ContractUse:
 
     @property
     def idle(self) -> bool:
-        """Nothing worth naming lately."""
+        """Whether it has used nearly nothing recently."""
         return self.recent_mu_s <= self.rate_mu_s * _IDLE
 
 
@@ -100,8 +101,8 @@ class Share:
 
 
 def corrected(before: Health | None, calibrated: int, load: EngineLoad) -> Health:
-    """A tenth less while the engine queues or its cache is full, never less than 1; back to what is
-    calibrated in small steps.
+    """A tenth less while the engine queues or its cache is full, but at least 1; back to the calibrated
+    number in small steps.
     """
     now = min(float(calibrated), before.sequences) if before else float(calibrated)
     strained = load.waiting > 0 or load.kv_usage > _KV_FULL
@@ -116,7 +117,9 @@ def corrected(before: Health | None, calibrated: int, load: EngineLoad) -> Healt
 
 
 def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) -> float:
-    """What an owner has used lately, up to its rate: follows a rise at once, and a fall over some seconds."""
+    """The recent use of a contract, up to its rate. It follows a rise at once, and a fall over some
+    seconds.
+    """
     if elapsed_ms <= 0:
         return min(before_mu_s, float(rate_mu_s))
     faded = before_mu_s * math.exp(-elapsed_ms / _RECENT_MS)
@@ -124,7 +127,7 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
 
 
 def unsold(machines: Sequence[ReadyInstance], owners: Iterable[ContractUse], capacity_mu_s: int) -> float:
-    """The part of the machines that nobody has bought; never less than a guard, or nobody but owners would
+    """The part of the instances that is not sold. Never less than a guard, or only contract holders would
     ever be served.
     """
     sold = sum(owner.rate_mu_s for owner in owners) / (capacity_mu_s * len(machines) or 1)
@@ -132,9 +135,10 @@ def unsold(machines: Sequence[ReadyInstance], owners: Iterable[ContractUse], cap
 
 
 def trusted(before: float, machines: Sequence[ReadyInstance], unsold_part: float) -> float:
-    """How much of what is sold and idle on-demand may have, as a part of one: its streams cannot be stopped,
-    and an owner who comes back is to have its units within two seconds. So long streams get no more than what
-    nobody has bought; while there are fewer, and what there is is in use, a little more is lent each round.
+    """How much of the idle sold capacity on-demand may use, as a fraction. Its streams cannot be preempted,
+    and a contract holder that comes back must have its units within two seconds. So long streams get no more
+    than the unsold capacity. While there are fewer, and the granted part is in use, a little more is lent
+    each round.
     """
     total = sum(machine.health.sequences for machine in machines)
     kept = total * unsold_part
@@ -156,8 +160,8 @@ def divide(
     on_demand_waits: int,
     lending: float = 1.0,
 ) -> list[Share]:
-    """Divide the machines of a cell; `capacity_mu_s` is what one of them can do, as calibrated.
-    `on_demand_waits`: requests of that class that wait. `lending`: as `trusted` says.
+    """Divide the instances of a cell. `capacity_mu_s`: what one of them can do, as calibrated.
+    `on_demand_waits`: waiting requests of that class. `lending`: the result of `trusted`.
     """
     active = [owner for owner in owners if owner.rate_mu_s > 0]
     unsold_part = unsold(machines, active, capacity_mu_s)
@@ -165,7 +169,7 @@ def divide(
     sequences = {machine.instance: math.floor(machine.health.sequences) for machine in machines}
     total = sum(sequences.values())
     wanted = sum(owner.recent_mu_s for owner in active) / (capacity_mu_s * len(machines) or 1) * total
-    # Reserved work that is expected beyond what is in flight, as it has been lately, may come to any machine.
+    # Expected reserved work beyond what is in flight, by recent use, may come to any instance.
     expected = max(0.0, wanted - sum(machine.in_flight.reserved for machine in machines))
     in_use = any(not owner.idle for owner in active)
     divided = []
@@ -197,12 +201,12 @@ class _Parts:
 
     @property
     def on_demand_may_take(self) -> int:
-        """Places beyond those that it has."""
+        """Slots that on-demand may take beyond those that it has."""
         return max(0, self.on_demand - self.machine.in_flight.on_demand)
 
     @property
     def free(self) -> int:
-        """Those of them that nobody has."""
+        """Those of them that are free."""
         flight = self.machine.in_flight
         return max(
             0, min(self.on_demand_may_take, self.sequences - self.held - flight.on_demand - flight.flex)
@@ -210,8 +214,8 @@ class _Parts:
 
 
 def _guard(sequences: int, in_use: bool) -> int:
-    """Nothing while every owner is idle: all of it is lent. An owner's first request is admitted over the
-    room, and some place is always between one request and the next.
+    """The slots to keep free. None while every contract is idle, so that all of it is lent: a contract
+    holder's first request is admitted beyond the room, and between two requests some slot is always free.
     """
     return max(1, math.ceil(sequences * _GUARD)) if in_use else 0
 
@@ -243,8 +247,8 @@ def _share(parts: _Parts, wanted: int, *, on_demand_waits: bool) -> Share:
 
 
 def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str, int]:
-    """What each owner left idle and others used: they use what nobody has bought first, then of each owner
-    in proportion to what it left.
+    """What each contract left idle and others used. Others use unsold capacity first, then each contract's in
+    proportion to what it left.
     """
     left = sum(idle_mu.values())
     taken = max(0, min(left, others_mu - unsold_mu))
@@ -252,8 +256,8 @@ def lent(idle_mu: Mapping[str, int], others_mu: int, unsold_mu: int) -> dict[str
 
 
 def missing(rates_mu_s: Mapping[str, int], ready_mu_s: int) -> dict[str, int]:
-    """What each contract could not have now if all used what is theirs, mu per second: in proportion, of
-    what the ready machines cannot do.
+    """What each contract would lack now if all contracts used their rates, in mu per second: its proportional
+    part of what the ready instances cannot do.
     """
     owed_mu_s = sum(rates_mu_s.values())
     short_mu_s = max(0, owed_mu_s - ready_mu_s)

@@ -17,10 +17,10 @@ from billing.contracts.rates import ContractRate, RatesByPool, rates_by_pool
 from billing.schema.capacity import calibration, contract
 from billing.schema.catalogue import model
 
-# As long as the hash of a contract lives after it was last written.
+# As long as a contract's hash lives after its last write.
 _ENDED_LATELY_MS: Final = 7 * 86_400_000
 
-# What contracts may have at a moment, out of what is signed: less where a reclaim cuts.
+# The rates that contracts may use now: the signed ones, less what a reclaim cuts.
 RatesInForce: TypeAlias = Callable[[Connection, RatesByPool, int], RatesByPool]
 
 
@@ -70,11 +70,11 @@ class Supply:
     pools: Mapping[str, PoolSupply]
 
     def of(self, cell: Cell) -> PoolSupply:
-        """What its pool has."""
+        """The supply of this cell's pool."""
         return self.pools.get(cell.pool, PoolSupply())
 
     def with_contracts(self) -> list[str]:
-        """Cells that have evidence to keep, whether they have a machine or not."""
+        """Cells that have evidence to record, whether they have an instance or not."""
         return [name for name, cell in self.cells.items() if (pool := self.of(cell)).signed or pool.ended]
 
 
@@ -151,13 +151,13 @@ class SupplyReader:
 
 
 def read_cells(connection: Connection) -> dict[str, Cell]:
-    """Every cell of the catalogue, in the order of their names."""
+    """Every cell of the catalogue, by name."""
     query = select(model.c.cell, model.c.pool).distinct().order_by(model.c.cell)
     return {row.cell: Cell(row.cell, row.pool) for row in connection.execute(query)}
 
 
 def read_calibrations(connection: Connection) -> dict[str, CalibrationInForce]:
-    """The newest of each pool."""
+    """The newest calibration of each pool."""
     query = (
         select(
             calibration.c.pool, calibration.c.capacity_mu_s, calibration.c.sequences, calibration.c.created_ms
@@ -172,7 +172,7 @@ def read_calibrations(connection: Connection) -> dict[str, CalibrationInForce]:
 
 
 def _read_ended(connection: Connection, now_ms: int) -> dict[str, list[EndedContract]]:
-    """Contracts that ended of late, the last one first."""
+    """Contracts that ended recently, the latest first."""
     query = (
         select(contract.c.contract_id, contract.c.tenant_id, contract.c.pool, contract.c.effective_end_ms)
         .where(

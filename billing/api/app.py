@@ -58,11 +58,9 @@ def build_app(
     auditor: Auditor | None = None,
     projector: Projector | None = None,
 ) -> FastAPI:
-    """The app, on a database at the newest schema. `redis` must not decode, and should bring time-outs of a
-    few seconds.
-
-    It tells Redis each change it makes. What it could not tell, and a Redis that lost something, is for
-    whoever runs `Projector.keep_up`. Engine and client stay the caller's to close.
+    """The app, on a database with the newest schema. `redis` must not decode, and should have time-outs of a
+    few seconds. The app writes each change to Redis. `Projector.keep_up`, which somebody else runs, writes
+    what it could not, and restores a Redis that lost data. The caller closes engine and client.
     """
     http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
     poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)
@@ -97,7 +95,7 @@ def build_app(
     app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
     errors.install(app)
     for router in ROUTERS:
-        # Flat, so that the table of rights sees every route.
+        # Flat, so that the table of rights covers every route.
         app.router.routes.extend(router.routes)
     document.install(app)
     return app

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from billing.api.errors import error_response, is_plain
 
-# A ramp of a thousand steps is a quarter of it, and so is a reclaim that names two thousand instances.
+# A ramp of a thousand steps takes a quarter of it, and so does a reclaim that names two thousand instances.
 BODY_BYTES_MAX: Final = 256 * 1024
 _TOO_LARGE: Final = f"The body is larger than {BODY_BYTES_MAX} bytes."
 
@@ -72,7 +72,9 @@ class _GivenTwice(Exception):
 
 
 def _key_given_twice(body: bytes) -> str | None:
-    """At any depth. What is no JSON is for the route to refuse."""
+    """Whether a key occurs twice in an object, at any depth. A body that is not JSON is for the route to
+    refuse.
+    """
     if not body:
         return None
     try:

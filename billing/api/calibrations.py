@@ -28,7 +28,7 @@ Milliseconds = Annotated[float, Field(allow_inf_nan=False, ge=0, le=MS_MAX)]
 TargetMs = Annotated[int, Field(ge=1, le=3_600_000)]
 
 
-# The rule itself is the calibration's.
+# The rule is in `billing.contracts.calibrations`.
 MeasuredWeight = Annotated[
     int, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": calibrations.WEIGHT_MU_MAX})
 ]
@@ -100,8 +100,8 @@ class SpentBody(Body):
 
 @router.post("", status_code=201, response_model=CalibrationAnswer)
 def record(body: NewCalibration, control: Control, response: Response) -> dict[str, Any]:
-    """Store a measurement: its weights are the model's from now on, its capacity is what an instance of
-    the pool can do.
+    """Store a measurement. Its weights become the model's, its capacity is what an instance of the pool can
+    do.
     """
     measured = Measured(
         pool=body.pool,
@@ -127,8 +127,8 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
 
 @router.post("/absorbed", status_code=201, response_model=AbsorbedAnswer)
 def absorb(body: SpentBody, control: Control, response: Response) -> dict[str, Any]:
-    """Account for tokens that an engine produced while it was measured: nobody is billed for them. An engine
-    that counts its requests tells them itself, request by request; then nothing is recorded here.
+    """Account for tokens that an engine produced while it was measured: nobody is billed for them. If the
+    engine counts its requests, the audit reads these from it, and nothing is recorded here.
     """
     spent = SpentTokens(**body.model_dump())
     there = read_instances(control.redis).instances
@@ -147,7 +147,7 @@ def list_all(
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     model: Annotated[Name | None, Query(description="Of this model only.")] = None,
 ) -> dict[str, Any]:
-    """All, newest first; the first of a pool holds."""
+    """All calibrations, newest first; the first of a pool is in force."""
     with control.reading() as connection:
         pools.require_named(connection, pool)
         return listing(calibrations.list_page(connection, asked, pool=pool, model=model), _shown)

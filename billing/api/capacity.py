@@ -36,11 +36,9 @@ def capacity(
     since: Annotated[Moment | None, Query(alias="from")] = None,
     until: Annotated[Moment | None, Query()] = None,
 ) -> dict[str, Any]:
-    """Per contract and minute that began in [from, until): assigned, used, lent, borrowed, refused, shortfall
-    and what of it was missing; and their sums.
-
-    Work is in units. Without `from` the last hour before `until`, which is now unless given. With `tenant`,
-    only of that tenant.
+    """The evidence per contract and minute that began in [from, until): assigned, used, lent, borrowed,
+    refused, shortfall, and the part of it that was missing; and the sums. Work is in units. `until` is now
+    and `from` is an hour before it, unless given. With `tenant`, only of that tenant.
     """
     if tenant is None and request.state.role is not Right.ADMIN:
         raise Invalid("Say whose capacity it is: the service key reads no others.", param="tenant")
@@ -49,7 +47,7 @@ def capacity(
         if contract is not None:
             store.find(connection, contract, tenant_id=tenant_id)
         until_ms = min(store.now_ms(connection) + 1 if until is None else until, MS_MAX)
-        # The minute that is running then, too.
+        # Including the current minute.
         from_ms = max(0, until_ms - _HOUR_MS - until_ms % MINUTE_MS) if since is None else since
         if until_ms <= from_ms:
             raise Invalid(

@@ -31,7 +31,7 @@ _SPAN: Final = r"^\+[0-9]{1,6}(s|min|h|d|w|mo|y)$"
 
 
 def _thousandths(given: object) -> object:
-    """A decimal string or a number, times 1000 and whole; what it means is for the rules of the noun."""
+    """A decimal string or a number, times 1000, as a whole number."""
     if isinstance(given, bool) or not isinstance(given, str | int | float):
         raise ValueError("a decimal string or a number with at most three decimals")
     if isinstance(given, float) and not math.isfinite(given):
@@ -49,7 +49,7 @@ def _thousandths(given: object) -> object:
 
 
 def _either(given: object, read: ValidatorFunctionWrapHandler) -> object:
-    """What neither reads is told of both."""
+    """If the text is neither a moment nor a span, the error describes both formats."""
     try:
         return read(given)
     except ValidationError as exc:
@@ -71,7 +71,7 @@ Part = Annotated[
     BeforeValidator(_thousandths),
     WithJsonSchema(_PART | {"description": "A part of one, such as 0.2, with at most three decimals."}),
 ]
-# A pool that keeps all of itself free has nothing to sell.
+# A pool with a headroom of 1 has nothing to sell.
 _BELOW_ONE: Final = {"anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1}, _DECIMAL_TEXT]}
 Headroom = Annotated[
     int,
@@ -84,7 +84,7 @@ Seconds = Annotated[
     BeforeValidator(_thousandths),
     WithJsonSchema(_DECIMAL | {"description": "With at most three decimals."}),
 ]
-# A moment, or a span from the start of what is asked for.
+# A moment, or a span that counts from the start of the request's period.
 When = Annotated[
     Moment | Annotated[str, Field(pattern=_SPAN, max_length=16)],
     WrapValidator(_either),
@@ -127,8 +127,8 @@ def part(permille: int) -> str:
 
 
 def shown(contract: Contract, tenant_names: Mapping[str, str], now_ms: int) -> dict[str, Any]:
-    """A contract. `until` is the end that was signed, `ends` the one that notice has made of it. `units`,
-    overflow, cap and notice days are those of this moment, `planned` what has been agreed for later.
+    """A contract as JSON. `until` is the end as signed, `ends` the end after notice. `units`, overflow, cap
+    and notice days are the current ones, `planned` what has been agreed for later.
     """
     terms = contract.terms
     clause = terms.clause_at(now_ms)
@@ -174,8 +174,8 @@ def _cap(clause: Clause) -> str | None:
 
 
 def shown_entry(entry: ContractEvent, tenant_names: Mapping[str, str]) -> dict[str, Any]:
-    """A line of the history; the contract as it then stood. `detail` is what that does not say: null, or
-    the weights of one that was `reweighed`.
+    """An entry of the history, with the contract after it. `detail`: what the contract does not show: null,
+    or the weights of a `reweighed` one.
     """
     return {
         "at": utc(entry.at_ms),

@@ -54,7 +54,7 @@ from billing.refusals import Invalid
 router = APIRouter(prefix="/admin/v1/contracts", tags=["contracts"], dependencies=[KNOWN_QUERY])
 
 
-# The rule itself is the contract's.
+# The rule is in `billing.contracts.terms`.
 NoticeDays = Annotated[
     int,
     WithJsonSchema(
@@ -217,8 +217,8 @@ class QuoteAsked(Body):
 
 @router.post("", status_code=201, response_model=ContractSigned)
 def create(body: NewContract, control: Control, response: Response) -> dict[str, Any]:
-    """Sign a contract, or write a draft. Refused, with nothing changed, unless it fits at every instant of
-    its term.
+    """Sign a contract, or store a draft. Signing is refused, and changes nothing, unless the contract fits at
+    every instant of its term.
     """
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
@@ -231,7 +231,7 @@ def create(body: NewContract, control: Control, response: Response) -> dict[str,
 
 @router.post("/quote", response_model=QuoteAnswer, response_model_exclude_unset=True)
 def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
-    """How much, from when, until when would fit. It holds nothing."""
+    """How much would fit, from when, until when. It holds nothing."""
     with control.reading() as connection:
         now_ms = store.now_ms(connection)
         from_ms = now_ms if body.from_ms is None else body.from_ms
@@ -251,7 +251,7 @@ def ask(body: QuoteAsked, control: Control) -> dict[str, Any]:
         if body.load is not None:
             wanted = max(1, body.load.mu_s(_weights_of(connection, body)))
             if position.capacity_mu_s is None:
-                # How many it takes can be said without knowing how many there are.
+                # How many units it takes is known even if it is unknown how many there are.
                 return {"pool": body.pool, "units": units(wanted), "fits": None}
         require_calibration(position)
         found = quote(
@@ -277,8 +277,8 @@ def list_all(
     ] = None,
     until: Annotated[Moment | None, Query(description="Those that begin before this moment.")] = None,
 ) -> dict[str, Any]:
-    """Contracts, drafts and ended ones too, by start; of a tenant, of a pool, in a state, running within a
-    time.
+    """Contracts, including drafts and ended ones, by start; of a tenant, of a pool, in a state, or running
+    within a time.
     """
     with control.reading() as connection:
         tenant_id = None if tenant is None else tenants.find(connection, tenant).tenant_id
@@ -317,7 +317,7 @@ def withdraw(contract_id: IdPath, control: Control, response: Response) -> dict[
 
 @router.post("/{contract_id}/notice", response_model=ContractAnswer)
 def notice(contract_id: IdPath, body: Notice, control: Control, response: Response) -> dict[str, Any]:
-    """Give notice for one side; the answer says when it ends."""
+    """Give notice for one side. The answer says when the contract ends."""
     with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
         return _shown(connection, [lifecycle.give_notice(connection, contract_id, body.by, now_ms=now_ms)])[0]
@@ -325,8 +325,8 @@ def notice(contract_id: IdPath, body: Notice, control: Control, response: Respon
 
 @router.post("/{contract_id}/amend", response_model=ContractSigned)
 def amend(contract_id: IdPath, body: Amendment, control: Control, response: Response) -> dict[str, Any]:
-    """Increase, decrease, extend, or agree on another overflow or notice; checked as signing is. What has
-    passed stays as it was.
+    """Increase, decrease or extend the contract, or agree on another overflow or notice. It is checked like
+    signing. The past stays as it was.
     """
     with control.changing(response, dry_run=body.dry_run) as connection:
         now_ms = store.now_ms(connection)
@@ -345,7 +345,7 @@ def amend(contract_id: IdPath, body: Amendment, control: Control, response: Resp
 
 @router.get("/{contract_id}/history", response_model=ContractHistory)
 def history(contract_id: IdPath, control: Control) -> dict[str, Any]:
-    """Every change, oldest first, with the whole contract as it then stood."""
+    """Every change, oldest first, with the whole contract after it."""
     with control.reading() as connection:
         entries = store.history(connection, contract_id)
         names = tenants.names(connection, {entry.after.terms.tenant_id for entry in entries})
@@ -366,7 +366,7 @@ def _weights_of(connection: Connection, asked: QuoteAsked) -> Weights:
 
 
 def _with_warnings(connection: Connection, contract: Contract) -> dict[str, Any]:
-    """As shown, and which limits of its tenant could undercut it."""
+    """The contract as JSON, with the limits of its tenant that could undercut it."""
     warnings = undercutting(connection, contract, store.now_ms(connection))
     return {**_shown(connection, [contract])[0], "warnings": warnings}
 
@@ -382,7 +382,7 @@ def _shown(connection: Connection, contracts: list[Contract]) -> list[dict[str, 
     return [shown(contract, names, now_ms) for contract in contracts]
 
 
-# A quote names at most so many steps of what is free, and of what is missing; the figures count them all.
+# A quote lists at most this many steps of free and missing capacity; its figures include all of them.
 _FREE_SHOWN_MAX: Final = 500
 
 

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine
 from billing.catalogue.projection import Projector
 from billing.idempotency import IdempotencyClaim, carry_out
 
-# `now`: gateways were told. `pending`: it is saved, and they will be told when Redis is back.
+# `now`: the change is in Redis. `pending`: it is saved, and is written to Redis when that is back.
 EFFECT_HEADER: Final = "x-taas-effect"
-# Where a request's state holds its claim.
+# The name under which a request's state holds its claim.
 CLAIM: Final = "claim"
 
 
@@ -29,7 +29,7 @@ class ControlPlane:
     redis: redis.Redis
     projector: Projector
     http: httpx.Client
-    # The request, where it came with an `Idempotency-Key`.
+    # The request, if it has an `Idempotency-Key`.
     claim: IdempotencyClaim | None = None
 
     @contextmanager
@@ -40,8 +40,8 @@ class ControlPlane:
 
     @contextmanager
     def changing(self, response: Response, *, dry_run: bool = False) -> Iterator[Connection]:
-        """A transaction; once it is committed Redis is told, and the answer says whether that was
-        possible. A dry run takes all of it back.
+        """A transaction. Once it is committed the change is written to Redis, and the answer says whether
+        that was possible. A dry run is rolled back.
         """
         if dry_run:
             with self.engine.connect() as connection:

@@ -34,7 +34,7 @@ with another request; 409 `idempotency_key_in_use`: the first one is not answere
 `idempotency_answer_lost`: it was carried out, and its answer is not known. A tenant's API key is in no
 repeated answer."""
 _CHANGES: Final = frozenset({"post", "put", "patch", "delete"})
-# Who names one of these may name one that is not there.
+# A request that names one of these may name one that does not exist.
 _NAMING: Final = frozenset(
     {"tenant", "model", "pool", "contract", "key_id", "project", "owner", "visible", "models", "instance"}
 )

@@ -51,7 +51,7 @@ class Access:
         self._keys = ((Right.ADMIN, admin_key.encode()), (Right.SERVICE, service_key.encode()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """401 without a known key, 403 with one that does not reach this far."""
+        """401 without a known key, 403 with a key that has not this right."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -69,7 +69,7 @@ class Access:
             )
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         elif presented.startswith(SECRET_PREFIX.encode()):
-            # Said of any such key, so that it tells nothing about this one.
+            # The same text for every such key, so that it reveals nothing about this one.
             message = "A tenant's API key has no rights here; this takes the admin key."
             await error_response(403, message, code="admin_key_required")(scope, receive, send)
         else:
@@ -79,7 +79,7 @@ class Access:
             )
 
     def _role(self, presented: bytes) -> Right:
-        """`public` for whoever has no key of ours. An unset key is nobody's."""
+        """`public` for a caller without one of our keys. An unset key matches nobody."""
         found = Right.PUBLIC
         for role, key in self._keys:
             if hmac.compare_digest(presented, key) and key and found is Right.PUBLIC:

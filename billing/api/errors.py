@@ -60,7 +60,7 @@ def error_response(
 
 
 def install(app: FastAPI) -> None:
-    """Give every failure its shape."""
+    """Give every failure the form of an error."""
     app.add_exception_handler(RequestRefused, _refused)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -70,7 +70,7 @@ def install(app: FastAPI) -> None:
 
 
 def answer_to(request: Request, exc: Exception) -> JSONResponse:
-    """The answer to a failure outside the routes. Raises it again where it is a bug."""
+    """The answer to a failure outside the routes. A bug is raised again."""
     if isinstance(exc, RequestRefused):
         return _refused(request, exc)
     if isinstance(exc, OperationalError):
@@ -80,7 +80,7 @@ def answer_to(request: Request, exc: Exception) -> JSONResponse:
 
 def _refused(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestRefused)
-    # By the branch of the tree: a noun may have kinds of its own below it.
+    # By the branch of the tree: a noun may have subclasses of its own.
     status = next((status for kind, status in _STATUS_OF.items() if isinstance(exc, kind)), 400)
     return error_response(status, exc.message, code=exc.code, param=exc.param)
 
@@ -96,7 +96,7 @@ def _http(request: Request, exc: Exception) -> JSONResponse:
 
 
 def _invalid(request: Request, exc: Exception) -> JSONResponse:
-    """The first finding; its place as the parameter. 400, because clients of OpenAI's API do not expect
+    """The first finding, with its path as the parameter. 400, because clients of OpenAI's API do not expect
     422.
     """
     assert isinstance(exc, RequestValidationError)
@@ -119,7 +119,7 @@ def _sentence(finding: Mapping[str, Any]) -> str:
 
 
 def is_plain(step: str) -> bool:
-    """Whether a name that a caller chose may stand in an error."""
+    """Whether a name that a caller chose may be repeated in an error."""
     return len(step) <= 64 and step.isascii() and step.replace("_", "").replace("-", "").isalnum()
 
 

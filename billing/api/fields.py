@@ -32,14 +32,14 @@ def _name_or_any(model: str) -> str:
 
 
 def _moment(given: object) -> object:
-    """Milliseconds as they are; ISO 8601 in UTC unless it says otherwise."""
+    """Milliseconds are taken as they are; ISO 8601 is in UTC unless it says otherwise."""
     if not isinstance(given, str):
         return given
     if given.isascii() and given.isdecimal() and len(given) <= 18:
         return int(given)
     try:
         moment = datetime.fromisoformat(given)
-        # Not by way of seconds as a float: those of later years miss their millisecond.
+        # Not as seconds in a float, which loses the milliseconds of later years.
         return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH) // timedelta(
             milliseconds=1
         )
@@ -61,7 +61,7 @@ ModelOrAny = Annotated[
 ]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
-# What a moment may be on the wire.
+# The forms of a moment on the wire.
 MOMENT_SCHEMAS: Final[list[dict[str, Any]]] = [
     {"type": "string", "format": "date-time"},
     {"type": "string", "format": "date", "description": "It begins, in UTC."},

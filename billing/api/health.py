@@ -15,9 +15,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}})
 def healthz(control: Control, response: Response) -> dict[str, Any]:
-    """200 when both stores answer, else 503. `projection_pending`: changes of which gateways have not been
-    told.
-    """
+    """200 if both stores answer, else 503. `projection_pending`: changes that gateways have not got yet."""
     pending = _pending(control)
     redis_up = _redis_up(control)
     up = pending is not None and redis_up
@@ -31,7 +29,7 @@ def healthz(control: Control, response: Response) -> dict[str, Any]:
 
 
 def _pending(control: ControlPlane) -> int | None:
-    """None when the database does not answer."""
+    """None if the database does not answer."""
     try:
         with control.reading() as connection:
             return outbox.count(connection)

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 HEADER: Final = "idempotency-key"
 REPLAYED_HEADER: Final = "idempotent-replayed"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-# A key of a tenant is shown once, and is nowhere but in that answer.
+# A tenant's key is shown once, and is only in that answer.
 _SECRET: Final = re.compile(f'"{SECRET_FORM}"'.encode())
 
 
@@ -40,7 +40,7 @@ class Idempotency:
         self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """400 for a key that is none or belongs to another request, 409 while the first request runs."""
+        """400 for a key that is malformed or belongs to another request, 409 while the first request runs."""
         keys = (
             Headers(scope=scope).getlist(HEADER)
             if scope["type"] == "http" and scope["method"] == "POST"

@@ -51,10 +51,8 @@ class NewInstance(Body):
 
 @router.post("/instances", status_code=201, response_model=InstanceAdded, responses={424: {"model": Refusal}})
 def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
-    """Look at an engine and, if it serves the model, send it requests from now on. Its counters so far become
-    its baseline.
-
-    The id of a removed instance may be used again, once nothing of it is open any more.
+    """Probe an engine and, if it serves the model, send it requests from now on. Its counters so far become
+    its baseline. The id of a removed instance may be used again once it has no open requests.
     """
     url = check_url(body.url)
     with control.reading() as connection:
@@ -89,7 +87,7 @@ def list_all(
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
     status: Annotated[Status | None, Query()] = None,
 ) -> dict[str, Any]:
-    """The instances that are there now, by id, of workers too, with their load."""
+    """The registered instances, by id, including those of workers, with their load."""
     with control.reading() as connection:
         by_hand = instances.shown_ids(connection)
     found = [
@@ -102,7 +100,7 @@ def list_all(
 
 @router.delete("/instances/{instance:path}", response_model=InstanceRemoved)
 def remove(instance: NamePath, control: Control, response: Response) -> dict[str, Any]:
-    """Take an instance out: nothing new goes there, what is open may end. The engine is left as it is:
+    """Remove an instance: it gets no new requests, and open ones may end. The engine is left alone;
     `engine_answers` says whether it runs.
     """
     with control.changing(response) as connection:
@@ -113,7 +111,7 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
 
 
 def _open_requests(control: ControlPlane, instance: AddedInstance) -> int | None:
-    """How many requests run there by the registration that is in SQL; None where Redis does not say."""
+    """How many requests run there under the registration in SQL; None if Redis does not answer."""
     try:
         return read_open(control.redis, [instance.cell]).requests.get(
             (instance.instance_id, instance.epoch), 0
@@ -123,9 +121,7 @@ def _open_requests(control: ControlPlane, instance: AddedInstance) -> int | None
 
 
 def _check_nothing_open(control: ControlPlane, before: AddedInstance) -> None:
-    """Raises Conflict while requests run under the removed registration: what they produce belongs to its
-    epoch.
-    """
+    """Raises Conflict while requests run under the removed registration: their tokens belong to its epoch."""
     if count := read_open(control.redis, [before.cell]).requests.get((before.instance_id, before.epoch), 0):
         raise Conflict(
             f"Requests of before {before.instance_id!r} was removed still run there: {count}. Add it again "
@@ -165,7 +161,7 @@ def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Mod
 def _check_not_a_workers(
     control: ControlPlane, by_hand: Collection[str], url: str, instance: str | None
 ) -> None:
-    """Raises Conflict when a worker serves under this URL or id: its tokens would be counted twice."""
+    """Raises Conflict if a worker serves under this URL or id: its tokens would be counted twice."""
     for entry in read_registered(control.redis):
         if entry.instance in by_hand:
             continue
@@ -194,7 +190,7 @@ def _shown(instance: AddedInstance) -> dict[str, Any]:
 
 
 def _registered(entry: InstanceEntry, by_hand: Mapping[str, bool]) -> dict[str, Any]:
-    """Without the engine's key, which is nobody's to see."""
+    """The entry without the engine's key, which nobody may see."""
     return {
         "instance": entry.instance,
         "model": entry.model,

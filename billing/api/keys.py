@@ -63,7 +63,7 @@ class Rotation(Body):
 
 @router.post("", status_code=201, response_model=KeyMade)
 def create(body: NewKey, control: Control, response: Response) -> dict[str, Any]:
-    """Create a key. `key` is shown here and never again."""
+    """Create a key. `key` is only shown in this answer."""
     if body.expires_at_ms is not None and body.expires_at_ms <= time.time() * 1000:
         raise Invalid("A key must not expire before it is made.", param="expires_at_ms")
     response.headers["cache-control"] = "no-store"
@@ -85,7 +85,7 @@ def list_all(
     name: NameContains = None,
     status: Annotated[Status | None, Query()] = None,
 ) -> dict[str, Any]:
-    """The keys of a tenant, or of all, oldest first; revoked ones too."""
+    """The keys of a tenant, or of all, oldest first, including revoked ones."""
     with control.reading() as connection:
         tenant_id = tenant_id_of(connection, tenant)
         found = api_keys.list_page(connection, asked, tenant_id=tenant_id, name=name, status=status)
@@ -105,15 +105,15 @@ def show(key_id: KeyPath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{key_id}", response_model=KeyAnswer)
 def change(key_id: KeyPath, body: KeyChangeBody, control: Control, response: Response) -> dict[str, Any]:
-    """Change a key's name, expiry or models; every gateway knows within a second."""
+    """Change a key's name, expiry or models. Every gateway applies it within a second."""
     with control.changing(response) as connection:
         return _named(connection, api_keys.change(connection, key_id, body.change()))
 
 
 @router.post("/{key_id}/rotate", status_code=201, response_model=KeyRotated)
 def rotate(key_id: KeyPath, body: Rotation, control: Control, response: Response) -> dict[str, Any]:
-    """Make a new key with all that this one may, and its limits; this one works for the overlap. `key` is
-    shown here and never again.
+    """Make a new key with the same rights and limits; this one works for the overlap. `key` is only shown in
+    this answer.
     """
     response.headers["cache-control"] = "no-store"
     with control.changing(response) as connection:

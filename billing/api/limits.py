@@ -46,8 +46,8 @@ class LimitChange(create_model("_Amounts", __base__=_Whose, **_AMOUNTS)):  # typ
 
 @router.put("", response_model=LimitSet)
 def put(body: LimitChange, control: Control, response: Response) -> dict[str, Any]:
-    """Set a limit. Levels stay: a changed limit does not give a fresh minute. `warnings`: contracts that
-    it could undercut.
+    """Set limits. Levels stay: a changed limit does not start a fresh minute. `warnings`: contracts that it
+    could undercut.
     """
     given = body.model_dump(exclude_unset=True, include=set(NAMES))
     with control.changing(response) as connection:
@@ -83,7 +83,7 @@ def remove(
     key_id: Annotated[KeyId | None, Query()] = None,
     model: Annotated[ModelOrAny, Query()] = ANY_MODEL,
 ) -> dict[str, Any]:
-    """Lift one entry. Answers what it was."""
+    """Remove one entry. The answer shows it."""
     with control.changing(response) as connection:
         limit = limits.remove(connection, limits.find_subject(connection, tenant, key_id), model)
         names = tenants.names(connection, [limit.tenant_id])

@@ -23,7 +23,7 @@ from billing.wire.routes import OFFERED_ROUTES, TEXT_ROUTES
 
 router = APIRouter(prefix="/admin/v1/models", tags=["models"], dependencies=[KNOWN_QUERY])
 
-# A type checker cannot know the names of a table.
+# A type checker cannot know the columns of a table.
 if TYPE_CHECKING:
     RouteName = str
 else:
@@ -121,7 +121,7 @@ def list_all(
     status: Annotated[Status | None, Query()] = None,
     pool: Annotated[Name | None, Query(description="Of this pool only.")] = None,
 ) -> dict[str, Any]:
-    """Models by name; retired ones too."""
+    """Models by name, including retired ones."""
     with control.reading() as connection:
         found = models.list_page(connection, asked, name=name, status=status, pool=pool)
         return {"data": _shown(connection, found.rows), "next": found.next}
@@ -136,7 +136,7 @@ def show(name: NamePath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{name:path}", response_model=ModelAnswer)
 def change(name: NamePath, body: ModelChangeBody, control: Control, response: Response) -> dict[str, Any]:
-    """Change a model; requests under way keep the weights they began with."""
+    """Change a model. Running requests keep the weights with which they began."""
     wanted = ModelChange(
         status=body.status,
         visible=body.visible,
@@ -171,9 +171,7 @@ def _tenants_of(model: Model) -> tuple[str, ...]:
 
 
 def _one(model: Model, names: dict[str, str], for_sale_from_ms: int | None) -> dict[str, Any]:
-    """`for_sale_from_ms`: from then on it has a price; null: it has none, and external tenants do not know
-    of it.
-    """
+    """`for_sale_from_ms`: when it has a price from; null: it has none, and external tenants cannot see it."""
     return {
         "name": model.name,
         "status": model.status,

@@ -34,8 +34,8 @@ def show(
     pool: Annotated[Name | None, Query()] = None,
     quarters: Annotated[int, Query(ge=1, le=40)] = 4,
 ) -> dict[str, Any]:
-    """Per pool and time in which nothing changes: machines by use, units signed and free; from ramps,
-    notices and reclaims.
+    """For each pool and each time in which nothing changes: machines by use, units signed and free; from
+    ramps, notices and reclaims.
     """
     there = _there(control)
     with control.reading() as connection:
@@ -55,17 +55,15 @@ def _pools(connection: Connection, catalogue: list[models.Model]) -> list[str]:
 
 
 def _own_use(pool: str, catalogue: list[models.Model]) -> str:
-    """What its machines do when nobody has taken them: serve internal tenants, if its models are visible
-    to no others.
+    """The use of machines that no reclaim has taken: internal, if all of the pool's models are visible to
+    internal tenants only.
     """
     visible = {str(model.visible) for model in catalogue if model.pool == pool}
     return "internal" if visible == {"internal"} else "external"
 
 
 def _there(control: ControlPlane) -> Mapping[str, Sequence[InstanceEntry]]:
-    """What stands in the registry, by pool; nothing while Redis cannot say, because what is planned is in
-    SQL.
-    """
+    """The registered instances by pool; none if Redis does not answer, because the plan is in SQL."""
     found: defaultdict[str, list[InstanceEntry]] = defaultdict(list)
     with suppress(redis.RedisError):
         for entry in read_registered(control.redis):
@@ -74,7 +72,7 @@ def _there(control: ControlPlane) -> Mapping[str, Sequence[InstanceEntry]]:
 
 
 def _position(connection: Connection, pool: str, at_ms: int, there: Sequence[InstanceEntry]) -> Position:
-    """With as many machines as `taas pool` shows."""
+    """The position with as many machines as `taas pool` shows."""
     position = read_position(connection, pool, at_ms)
     measured = position.capacity_mu_s is not None
     return replace(position, instances=machines_of(position.instances, there, measured=measured))

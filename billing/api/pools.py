@@ -66,7 +66,7 @@ def list_all(control: Control, asked: PageQuery, name: NameContains = None) -> d
 
 @router.get("/{pool:path}", response_model=PoolAnswer)
 def show(pool: NamePath, control: Control) -> dict[str, Any]:
-    """What a pool has, owes and could sell at this moment, and where more is signed than there is."""
+    """What a pool has, owes and could sell now, and where more is signed than there is."""
     there = _there(control, pool)
     with control.reading() as connection:
         return _shown(connection, pool, there)
@@ -74,7 +74,7 @@ def show(pool: NamePath, control: Control) -> dict[str, Any]:
 
 @router.patch("/{pool:path}", response_model=PoolAnswer)
 def change(pool: NamePath, body: PoolChange, control: Control, response: Response) -> dict[str, Any]:
-    """Say how many instances it has, what of the capacity stays free, and what the operator keeps for
+    """Set how many instances it has, how much of the capacity stays free, and what the operator keeps for
     itself.
     """
     there = _there(control, pool)
@@ -91,9 +91,7 @@ def change(pool: NamePath, body: PoolChange, control: Control, response: Respons
 
 
 def _there(control: ControlPlane, pool: str) -> list[InstanceEntry] | None:
-    """What stands in the registry; None while Redis cannot say, because what a pool has and owes is in
-    SQL.
-    """
+    """The registered instances; None if Redis does not answer, because what a pool has and owes is in SQL."""
     try:
         return [entry for entry in read_registered(control.redis) if entry.pool == pool]
     except redis.RedisError:

@@ -66,8 +66,8 @@ class Backfill(Body):
 
 @router.post("", status_code=201, response_model=PriceSet)
 def create(body: NewPrice, control: Control, response: Response) -> dict[str, Any]:
-    """Set a price; one that is to hold from the same moment, still to come, is replaced. What was priced
-    stays priced; a request keeps the price that held when it started.
+    """Set a price. It replaces a future price for the same moment. Priced requests stay priced; a request has
+    the price that held when it started.
     """
     input_price, cached_input, output = body.amounts()
     with control.changing(response) as connection:
@@ -89,15 +89,15 @@ def create(body: NewPrice, control: Control, response: Response) -> dict[str, An
 def withdraw(
     price_id: Annotated[int, Path(ge=1, le=2**63 - 1)], control: Control, response: Response
 ) -> dict[str, Any]:
-    """Withdraw a price that does not hold yet. One that holds or has held stays."""
+    """Withdraw a price that does not hold yet. A price that holds or has held stays."""
     with control.changing(response) as connection:
         return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
 
 
 @router.post("/backfill", response_model=BackfillAnswer)
 def price_later(body: Backfill, control: Control, response: Response) -> dict[str, Any]:
-    """Price requests that were recorded before their model had a price, in new ledger transactions. Again,
-    it finds nothing more to do.
+    """Price requests that were recorded before their model had a price, in new ledger transactions. Doing it
+    again finds nothing.
     """
     with control.changing(response, dry_run=body.dry_run) as connection:
         models.find(connection, body.model)
@@ -122,7 +122,7 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
 def list_all(
     control: Control, asked: PageQuery, model: Annotated[Name | None, Query()] = None
 ) -> dict[str, Any]:
-    """All prices, past and to come; of one model or of all, the newest of each first."""
+    """All past and future prices, of one model or of all, the newest of each first."""
     with control.reading() as connection:
         if model is not None:
             models.find(connection, model)

@@ -58,9 +58,7 @@ def list_all(
 
 @router.patch("/{project}", response_model=ProjectAnswer)
 def change(project: NamePath, body: ProjectChange, control: Control, response: Response) -> dict[str, Any]:
-    """Rename, archive, or take out of the archive. The keys of an archived project are refused; its usage
-    stays.
-    """
+    """Rename, archive, or restore a project. The keys of an archived project are refused; its usage stays."""
     with control.changing(response) as connection:
         tenant = tenants.find(connection, body.tenant)
         changed = projects.change(connection, tenant.tenant_id, project, name=body.name, status=body.status)

@@ -29,7 +29,8 @@ from billing.reclaims.store import Reclaim, State, Use
 
 router = APIRouter(prefix="/admin/v1/reclaims", tags=["reclaims"], dependencies=[KNOWN_QUERY])
 
-# A plan names at most so many open requests and steps of what is left; its counts say them all.
+# A plan lists at most this many open requests and steps of remaining capacity; its counts include all of
+# them.
 _SHOWN_MAX: Final = 500
 _CHOSEN_MAX: Final = 10_000
 
@@ -61,8 +62,8 @@ class NewReclaim(Body):
 
 @router.post("", status_code=201, response_model=ReclaimOrdered, responses={200: {"model": ReclaimPreview}})
 def create(body: NewReclaim, control: Control, response: Response) -> dict[str, Any] | JSONResponse:
-    """Take them, or say what that would do. Refused, with nothing changed, where it would break what is
-    signed, or is not what was shown.
+    """Take machines, or show what that would do. It is refused, and changes nothing, if it would break what
+    is signed or is not what was shown.
     """
     if body.dry_run:
         with control.reading() as connection:
@@ -103,14 +104,14 @@ def show(reclaim_id: IdPath, control: Control) -> dict[str, Any]:
 
 @router.post("/{reclaim_id}/release", response_model=ReclaimAnswer)
 def release(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
-    """Give the machines back; one that has not begun is cancelled."""
+    """Give the machines back. A reclaim that has not begun is cancelled."""
     with control.changing(response) as connection:
         return _shown(orders.release(connection, control.redis, reclaim_id, now_ms(connection)))
 
 
 @router.post("/{reclaim_id}/cancel", response_model=ReclaimAnswer)
 def cancel(reclaim_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
-    """Call it off before its deadline."""
+    """Cancel it before its deadline."""
     with control.changing(response) as connection:
         return _shown(orders.cancel(connection, control.redis, reclaim_id, now_ms(connection)))
 

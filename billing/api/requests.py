@@ -24,7 +24,7 @@ router = APIRouter(prefix="/admin/v1/requests", tags=["requests"], dependencies=
 def show(
     request_id: IdPath, request: Request, control: Control, tenant: TenantQuery = None
 ) -> dict[str, Any]:
-    """The receipt: produced, delivered, billed, absorbed and why. With `tenant`, only if it is that
+    """The receipt: produced, delivered, billed, absorbed, and why. With `tenant`, only if the request is that
     tenant's.
     """
     if tenant is None and request.state.role is not Right.ADMIN:
@@ -39,8 +39,8 @@ def show(
 
 @router.post("/{request_id}/stop", status_code=202, response_model=StopAnswer)
 def stop(request_id: IdPath, control: Control) -> dict[str, Any]:
-    """Have the gateways end a request; its tenant is not billed for it. 404 for one that nobody knows, 409
-    for one that has ended.
+    """Have the gateways stop a request; its tenant is not billed for it. 404 if it is unknown, 409 if it has
+    ended.
     """
     with control.reading() as connection:
         receipt = find_receipt(connection, control.redis, request_id)

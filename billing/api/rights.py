@@ -23,7 +23,7 @@ class Right(StrEnum):
 
 RIGHTS: Final[Mapping[str, Right]] = {
     "GET /healthz": Right.PUBLIC,
-    # What the API can do is no secret, and a browser that opens a page has no key to show.
+    # What the API can do is no secret, and a browser that opens a page has no key to send.
     "GET /docs": Right.PUBLIC,
     "GET /docs/{asset}": Right.PUBLIC,
     "GET /openapi.json": Right.PUBLIC,
@@ -86,8 +86,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
 
 
 def routes_of(app: FastAPI) -> Iterator[str]:
-    """Every method and path template that the app answers. Raises TypeError for a route of another kind:
-    it could hide others.
+    """Every method and path template that the app answers. Raises TypeError for a route of another kind,
+    which could hide others.
     """
     for route in app.routes:
         if not isinstance(route, Route):
@@ -97,8 +97,8 @@ def routes_of(app: FastAPI) -> Iterator[str]:
 
 
 def right_for(app: FastAPI, scope: Scope) -> Right:
-    """What this request asks of its caller. Unknown paths and methods are the admin's: nobody else learns
-    what there is.
+    """The right that this request needs. Unknown paths and methods need the admin's, so that nobody else
+    learns which ones exist.
     """
     for route in app.routes:
         if isinstance(route, Route) and route.matches(scope)[0] is Match.FULL:

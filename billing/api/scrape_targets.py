@@ -23,18 +23,14 @@ _PORTS: Final = {"http": 80, "https": 443}
 @router.get("", response_model=list[ScrapeTarget])
 def list_all(control: Control) -> list[dict[str, Any]]:
     """Every gateway, billing process, worker and engine that runs now, each with its `job`; engines with
-    their id, model and pool.
-
-    For `http_sd_configs` of Prometheus, which wants a bare list.
+    their id, model and pool. For `http_sd_configs` of Prometheus, which needs a bare list.
     """
     pages = [_group(target.address, {"job": target.job}) for target in read_targets(control.redis)]
     return [*pages, *_engines(read_registered(control.redis))]
 
 
 def _engines(entries: list[InstanceEntry]) -> Iterator[dict[str, Any]]:
-    """A server that stands under several ids is one target, as the first of them: its page would be
-    counted twice.
-    """
+    """A server with several ids is one target, under the first id: its page would be counted twice."""
     seen = set()
     for entry in entries:
         url = entry.url.rstrip("/").removesuffix("/v1")

@@ -32,7 +32,7 @@ class NewTenant(Body):
     name: TenantName
     kind: Kind = "external"
     on_demand: bool = True
-    # A default that is an object is more than makers of clients understand.
+    # Generators of clients do not understand a default that is an object.
     redis_down: RedisDown = Field(Refuse(policy="refuse"), json_schema_extra=without_default)
     weight: Weight = 1
 

@@ -20,7 +20,7 @@ from billing.refusals import Invalid
 
 router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY])
 
-# Each page adds up the whole time again, so it is longer than those of other lists.
+# Each page computes the whole period again, so pages are longer than those of other lists.
 _LINES_DEFAULT: Final = 1_000
 _LINES_MAX: Final = 10_000
 
@@ -88,6 +88,6 @@ def _month_ms(moment_ms: int) -> int:
 
 @router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)
 def audit(request: Request) -> dict[str, Any]:
-    """Per instance: what its engine counted, what is billed, absorbed and open, and what is left over."""
+    """Per instance: what its engine counted, what is billed, absorbed and open, and the residual."""
     auditor: Auditor = request.app.state.auditor
     return auditor.audit().to_json()

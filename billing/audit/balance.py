@@ -44,9 +44,7 @@ class EpochBalance:
 
     @property
     def residual(self) -> CounterPair:
-        """What the engine counted beyond what is accounted for; negative where more is accounted for than
-        it counted.
-        """
+        """What the engine counted beyond what is accounted for; negative if more is accounted for."""
         return self.produced - self.metered.total
 
 
@@ -78,7 +76,9 @@ class WithoutEvent:
 def balance_by_request(
     instance: str, epoch: str, produced: Produced, recorded: Metered, without: WithoutEvent
 ) -> EpochBalance:
-    """Of an engine that counts its requests. `recorded`: what had an event before the engine was asked."""
+    """The balance of an engine that counts its requests. `recorded`: requests that had an event before the
+    engine was asked.
+    """
     known = sum(
         (count for name, count in without.counts.items() if name in without.explained), without.forgotten
     )
@@ -101,8 +101,8 @@ def balance_by_request(
 def balance_by_bounds(
     instance: str, epoch: str, produced: Produced, metered: Metered, room: CounterPair
 ) -> EpochBalance:
-    """Of an engine that does not count its requests. `metered.open` is what open requests had produced at
-    their last checkpoints, `room` what they can have produced since.
+    """The balance of an engine that does not count its requests. `metered.open`: what open requests had
+    produced at their last checkpoints. `room`: what they can have produced since.
     """
     if produced.uncounted:
         return EpochBalance(

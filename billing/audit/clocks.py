@@ -12,13 +12,13 @@ from billing.findings import Finding, FindingKind
 from billing.schema.clock import database_now_ms
 from billing.wire import redis_clock
 
-# More than asking both takes, and less than anybody notices on a bill.
+# More than the two queries take, and less than would matter on a bill.
 DIFFERENCE_MS_MAX: Final = 1_000
 
 
 def difference_ms(connection: Connection, client: redis.Redis) -> int:
-    """How far PostgreSQL's clock is ahead of Redis's, at least; the time that asking takes is in nobody's
-    favour. Raises redis.RedisError.
+    """By how much, at least, PostgreSQL's clock is ahead of Redis's; the time of the queries counts for
+    neither. Raises redis.RedisError.
     """
     began = time.monotonic()
     database_ms = database_now_ms(connection)
@@ -28,7 +28,7 @@ def difference_ms(connection: Connection, client: redis.Redis) -> int:
 
 
 def check_clocks(ahead_ms: int) -> list[Finding]:
-    """A finding where they are too far apart."""
+    """A finding if they are too far apart."""
     if abs(ahead_ms) <= DIFFERENCE_MS_MAX:
         return []
     word = "ahead of" if ahead_ms > 0 else "behind"

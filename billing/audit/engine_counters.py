@@ -32,7 +32,7 @@ from billing.schema.ledger import usage_event
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
 _READERS: Final = 16
-# Requests of one engine whose event has not come yet, that are remembered: minutes of a busy one.
+# How many requests of one engine without an event are remembered: minutes of a busy engine.
 _UNRECORDED_MAX: Final = 20_000
 _ENDED_CHECKED_MS: Final = 3_600_000
 
@@ -86,7 +86,7 @@ class CounterPoller:
         self._http.close()
 
     def poll_once(self) -> Poll:
-        """Ask all engines now and store what they say. Waits for a pass of another process."""
+        """Read all engines now and store what they report. Waits for a pass of another process."""
         with self._engine.begin() as connection:
             hold_off_polls(connection)
             began = time.monotonic()
@@ -114,7 +114,7 @@ class CounterPoller:
         return Poll(registry, readings, requests, tuple(absorbed))
 
     def _read(self, instance: AuditedInstance) -> Reading:
-        """One look; from the beginning where its process is another than at the last look."""
+        """One reading, from the beginning if its process is another than at the last one."""
         seen = self._seen.get((instance.instance, instance.epoch))
         reading = read_instance(self._http, instance, after=0 if seen is None else seen.sequence)
         if isinstance(reading, Counters) and seen is not None and reading.started != seen.boot:
@@ -129,8 +129,8 @@ class CounterPoller:
         moments: tuple[int, int],
         absorbed: list[Absorbed],
     ) -> tuple[dict[str, CounterPair], _Seen]:
-        """Check the requests that have ended, and store what is left of them beside the counters of the
-        same moment, which lies between two.
+        """Check the requests that have ended, and store the others beside the counters of the same moment,
+        which lies between two pages.
         """
         assert reading.requests is not None
         before = self._seen.get((each.instance, each.epoch))
@@ -150,8 +150,7 @@ class CounterPoller:
         ]
         unrecorded = {name: count for name, count in ended.items() if name not in checked.recorded}
         newest = dict(list(unrecorded.items())[-_UNRECORDED_MAX:])
-        # Those that ended after the moment that is stored beside them would else look as if they came after
-        # this look.
+        # Else requests that ended after the stored moment would look as if they came after this reading.
         asked_ms, answered_ms = moments
         just_ended = {
             name: ended[name] for name, (_, ended_ms) in checked.recorded.items() if ended_ms > asked_ms
@@ -169,8 +168,9 @@ class CounterPoller:
 def lost_tokens(
     connection: Connection, runs: Sequence[EngineRun], spoken_of: Collection[str] = ()
 ) -> dict[int, CounterPair]:
-    """By run of one epoch: what requests are accounted for with beyond the last look at an engine that died.
-    It produced that, and no counter has it. `spoken_of`: those that the run speaks of that answers now.
+    """By run of one epoch: what requests are accounted for with beyond the last reading of an engine that
+    died. The engine produced it, and no counter has it. `spoken_of`: requests that the run names that answers
+    now.
     """
     died = [(run, run.requests) for run in runs if run.requests is not None and not run.exact]
     if not died:
@@ -200,7 +200,7 @@ def lost_tokens(
 
 
 def _beyond(connection: Connection, run: EngineRun, requests: RequestsAt) -> CounterPair:
-    """What the events of those requests say beyond it that a run had spoken of."""
+    """What the events of those requests contain beyond the run's last count of them."""
     found = NO_TOKENS
     for row in read_events(connection, list(requests.counts)):
         if (row["instance"], row["epoch"]) == (run.instance, run.epoch):
@@ -210,8 +210,8 @@ def _beyond(connection: Connection, run: EngineRun, requests: RequestsAt) -> Cou
 
 
 def _check_ended_runs(connection: Connection, now_ms: int) -> list[Absorbed]:
-    """Of engines that have ended: the requests that they had last spoken of, held against the events that
-    have come since. An hour later all have come, and the run is as exact as it will be.
+    """For engines that have ended: compare the requests that they last named with events that have come
+    since. After an hour all have come, and the run is as exact as it will get.
     """
     absorbed: list[Absorbed] = []
     for run in read_runs(connection, state="closed", with_requests=True):
@@ -243,8 +243,8 @@ def _lost_of(connection: Connection, run: EngineRun) -> CounterPair:
 def _short_of(
     connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]
 ) -> dict[str, CounterPair]:
-    """Those whose event says less than the engine had said: after its last word an engine may have gone
-    on, so more is no fault.
+    """Requests whose event has less than the engine had counted. After its last count an engine may have
+    produced more, so more is correct.
     """
     events = {row["request_id"]: row for row in read_events(connection, list(counts))}
     short = {}

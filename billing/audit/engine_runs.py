@@ -61,8 +61,8 @@ class RequestsAt:
         )
 
     def may_have_run(self, request_id: str, started_ms: int, ended_ms: int) -> bool:
-        """Whether a request of this epoch that the run had not spoken of may have run here, after it was
-        last asked.
+        """Whether a request of this epoch that the run had not named may have run here after its last
+        reading.
         """
         if ended_ms <= self.at_ms or request_id in self.later:
             return False
@@ -108,14 +108,14 @@ class EngineRun:
 
 
 def hold_off_polls(connection: Connection) -> None:
-    """Until the transaction ends, whatever process polls."""
+    """Block polls of all processes until the transaction ends."""
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.ENGINE_RUNS)))
 
 
 def store_poll(
     connection: Connection, instances: Sequence[AuditedInstance], readings: Mapping[str, Reading]
 ) -> None:
-    """Close the runs that are no more, take over the counters that workers left, and store the new
+    """Close the runs that have ended, take the final counters that workers left, and store the new
     readings.
     """
     current = {each.instance: each.epoch for each in instances if each.alive}
@@ -133,7 +133,7 @@ def store_poll(
 
 
 def close_run(connection: Connection, each: AuditedInstance, reading: Reading) -> None:
-    """The last counters of an instance whose id is about to be used anew. Holds off every poll until the
+    """Store the last counters of an instance whose id is about to be used again. Blocks all polls until the
     transaction ends.
     """
     hold_off_polls(connection)
@@ -145,13 +145,13 @@ def close_run(connection: Connection, each: AuditedInstance, reading: Reading) -
 
 
 def store_requests(connection: Connection, run: EngineRun, requests: RequestsAt | None) -> None:
-    """What a run says of its requests; None once nothing more can be learnt of them."""
+    """Store a run's requests; None once nothing more can be learnt of them."""
     values = None if requests is None else requests.to_json()
     connection.execute(update(engine_counter).where(_same(run)).values(requests=values))
 
 
 def end_run(connection: Connection, run: EngineRun, last: CounterPair) -> None:
-    """What a closed run has produced is as exact as it will be: its requests are no longer needed."""
+    """Mark a closed run as as exact as it will get: its requests are no longer needed."""
     _put(connection, run, state="closed", exact=True, last=last)
     store_requests(connection, run, None)
 
@@ -163,8 +163,8 @@ def note_later_run(
     spoken_of: Iterable[str],
     began_ms: Mapping[str, int],
 ) -> None:
-    """Tell the requests of earlier runs of its epoch from those of the latest run, which has just spoken of
-    some. `until_ms`: by when it had answered; `began_ms`: when those of them began that have an event.
+    """Separate the requests of earlier runs of an epoch from those of the latest run, which has just named
+    some. `until_ms`: by when it had answered. `began_ms`: the start of those requests that have an event.
     """
     if latest.run == 0:
         return
@@ -200,8 +200,8 @@ def read_runs(
     epoch: tuple[str, str] | None = None,
     with_requests: bool = False,
 ) -> list[EngineRun]:
-    """All runs, those of one instance's epoch, or those of which requests are still to be told; in the
-    order of instance, epoch and run.
+    """All runs, those of one instance's epoch, or those with requests that are not clear yet; by instance,
+    epoch and run.
     """
     query = select(engine_counter).order_by(
         engine_counter.c.instance, engine_counter.c.epoch, engine_counter.c.run

@@ -77,7 +77,7 @@ class _Facts:
 
 
 def read_all(engine: Engine, client: redis.Redis, poller: CounterPoller, busy: BusyCells) -> AuditReading:
-    """AuditReading now. Raises what SQL and Redis raise."""
+    """Read now. Raises what SQL and Redis raise."""
     opened, streams = _read_open(client, busy)
     with snapshot(engine) as before:
         recorded = _read_totals(before)
@@ -137,8 +137,8 @@ def _without_event(
     streams: Streams,
     counts: Mapping[Epoch, Mapping[str, CounterPair]],
 ) -> dict[Epoch, WithoutEvent]:
-    """Of the requests that engines speak of: those that had no event in the snapshot, and which of those
-    are known to somebody else.
+    """Of the requests that engines name: those that had no event in the snapshot, and which of those are
+    known elsewhere.
     """
     stands = {epoch: standing(before, *epoch, spoken_of) for epoch, spoken_of in counts.items()}
     later_open, later_streams = _read_open(client, busy)
@@ -160,8 +160,8 @@ def _without_event(
 
 
 def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch, dict[str, CounterPair]]:
-    """What engines say of their requests: those that answer now, and those that have died, or do not
-    answer, when they were last asked.
+    """The engines' counts of their requests: current ones if they answer, else those of their last
+    reading.
     """
     found: dict[Epoch, dict[str, CounterPair]] = {}
     for epoch, own in runs.items():
@@ -173,7 +173,7 @@ def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch
             spoken_of = found.setdefault((each.instance, each.epoch), {})
             for run in runs.get((each.instance, each.epoch), ()):
                 if run.state == "open" and run.requests is not None:
-                    # Another process may have looked since: what counts is this reading.
+                    # Another process may have polled since; this reading counts.
                     for name in run.requests.counts:
                         spoken_of.pop(name, None)
             spoken_of.update(poll.requests[each.instance])
@@ -183,8 +183,8 @@ def _counts(runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll) -> dict[Epoch
 def _lost(
     now: Connection, runs: Mapping[Epoch, Sequence[EngineRun]], poll: Poll
 ) -> dict[tuple[str, str, int], CounterPair]:
-    """What engines that died, or do not answer, have produced after they were last asked, as far as
-    requests are accounted for with it.
+    """What engines that died or do not answer have produced after their last reading, as far as requests are
+    accounted for with it.
     """
     answering = {
         (each.instance, each.epoch) for each in poll.registry.instances if each.instance in poll.requests
@@ -235,8 +235,8 @@ def _produced(
 
 
 def _open_tokens(epoch: Epoch, facts: _Facts) -> tuple[CounterPair, CounterPair]:
-    """What requests of an engine that does not count them had produced when last heard of, and what they
-    can have produced since.
+    """What requests of an engine that does not count them had produced at their last checkpoint, and what
+    they can have produced since.
     """
     known = room = NO_TOKENS
     for name, way in facts.streams.by_id.items():
@@ -252,14 +252,14 @@ def _open_tokens(epoch: Epoch, facts: _Facts) -> tuple[CounterPair, CounterPair]
 
 
 def _idle(balances: Sequence[EpochBalance], facts: _Facts) -> frozenset[Epoch]:
-    """Epochs that have no open request and whose engine has ended, or answers that it has nothing to do."""
+    """Epochs without open requests whose engine has ended, or reports that it has nothing to do."""
     working = {(each.instance, each.epoch) for each in facts.streams.by_id.values()}
     for each in facts.poll.registry.instances:
         reading = facts.poll.readings.get(each.instance)
         if each.alive and not (isinstance(reading, Counters) and not reading.busy):
             working.add((each.instance, each.epoch))
     engines = {(balance.instance, balance.epoch) for balance in balances}
-    # Whose a reservation is that cannot be read is not known: then nothing is idle.
+    # It is unknown to which engine an unreadable reservation belongs, so no engine counts as idle.
     return frozenset() if facts.open.unreadable else frozenset(engines - working - set(facts.open.requests))
 
 

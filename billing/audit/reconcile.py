@@ -24,7 +24,7 @@ from billing.schema.locks import AdvisoryLock
 from billing.wire.tokens import NO_TOKENS, CounterPair
 from billing.wire.usage_event import Ending, UsageSource
 
-# As in the index `ix_usage_event_not_final`.
+# The same condition as in the index `ix_usage_event_not_final`.
 _NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)
 
 
@@ -53,7 +53,7 @@ class Reconciliation:
 
 
 def read_evidence(connection: Connection) -> list[Evidence]:
-    """Requests without a final word, not reconciled yet, in the order of their ids."""
+    """Requests without a final count that are not reconciled yet, by id."""
     not_final = or_(
         usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL)
     )
@@ -73,8 +73,8 @@ def read_evidence(connection: Connection) -> list[Evidence]:
 
 
 def _room(row: RowMapping) -> CounterPair:
-    """Each sample can fill the model's context, prompt and output together; without a known context
-    nothing is taken for granted.
+    """Each sample can fill the model's context, prompt and output together. Without a known context there is
+    no room.
     """
     whole = (row["context_tokens"] or 0) * row["samples"]
     return CounterPair(max(0, whole - row["produced_prompt"]), max(0, whole - row["produced_output"]))
@@ -84,10 +84,8 @@ def reconcile(
     connection: Connection, balance: EpochBalance, evidence: Sequence[Evidence]
 ) -> Reconciliation | None:
     """Absorb the residual of an idle epoch, or note that there is none. The caller has made sure that nothing
-    is under way.
-
-    Returns None where nothing was absorbed: a negative residual is left for all to see, and so are the
-    requests it may belong to.
+    is under way. Returns None if nothing was absorbed: a negative residual stays visible, and so do the
+    requests that it may belong to.
     """
     residual = balance.residual
     if not evidence or residual.prompt < 0 or residual.generation < 0:
@@ -99,7 +97,7 @@ def reconcile(
         if (each.instance, each.epoch) == (balance.instance, balance.epoch)
     ]
     if [each.request_id for each in here] != [each.request_id for each in evidence]:
-        return None  # Another process was here meanwhile, or another request has come to light: look again.
+        return None  # Another process was faster, or another request has come to light: read again.
     room = sum((each.room for each in evidence), NO_TOKENS)
     tokens = CounterPair(min(residual.prompt, room.prompt), min(residual.generation, room.generation))
     if residual != NO_TOKENS and tokens == NO_TOKENS:

@@ -108,7 +108,7 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
     by_epoch: dict[tuple[str, str], list[Absorbed]] = defaultdict(list)
     for each in absorbed:
         if each.request_id.startswith(CALIBRATION_ID):
-            continue  # what measuring costs is nothing to reading at
+            continue  # the cost of measuring needs no attention
         by_epoch[each.instance, each.epoch].append(each)
     return [
         Finding(
@@ -126,7 +126,7 @@ def absorbed_findings(absorbed: Sequence[Absorbed]) -> list[Finding]:
 
 
 def difference_findings(connection: Connection) -> list[Finding]:
-    """Requests of which an engine says something else than their events."""
+    """Requests whose events differ from what their engine counted."""
     rows = connection.execute(
         select(request_difference).order_by(request_difference.c.found_ms, request_difference.c.request_id)
     ).mappings()
@@ -197,8 +197,8 @@ def balance_findings(reading: AuditReading) -> list[Finding]:
                 "counts as produced"
             )
             found.append(finding(kind=FindingKind.COUNTER_LOST, message=message, tokens=balance.lost))
-        # What the engine did before its counters became the baseline is in no residual: a worker's first
-        # probe, or others' requests.
+        # What the engine did before its baseline (a worker's first probe, or requests of others) is in no
+        # residual.
         if balance.unexplained and balance.residual != NO_TOKENS:
             message = "the engine produced tokens for requests that have neither a reservation nor an event"
             tokens = sum(balance.unexplained.values(), NO_TOKENS)

@@ -22,7 +22,7 @@ from billing.schema.ledger import engine_counter, reconciled_request, request_di
 from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import Ending, UsageSource
 
-# Tokens that measuring an instance costs are sent under ids of this form: nobody is to pay for them.
+# Measurements send requests with ids of this form: nobody pays for their tokens.
 CALIBRATION_ID: Final = "calibration-"
 _IDS_A_QUERY: Final = 5_000
 _FINAL: Final = frozenset({UsageSource.ENGINE.value, UsageSource.NONE.value})
@@ -54,8 +54,8 @@ class Checked:
 
 
 def check_requests(connection: Connection, engine: EngineRef, counts: Mapping[str, CounterPair]) -> Checked:
-    """Hold requests that have ended in the engine against their events; those without an event yet are
-    left for later.
+    """Compare requests that have ended in the engine with their events. Requests without an event yet are
+    checked later.
     """
     if not counts:
         return Checked({}, {})
@@ -121,7 +121,7 @@ class Standing:
 def standing(
     connection: Connection, instance: str, epoch: str, counts: Mapping[str, CounterPair]
 ) -> Standing:
-    """Where they stand in SQL; changes nothing."""
+    """The state of these requests in SQL; it changes nothing."""
     events = {row["request_id"]: row for row in read_events(connection, list(counts))}
     places = places_of(connection, instance, epoch) if counts else frozenset()
     to_complete = CounterPair()
@@ -137,7 +137,7 @@ def standing(
 
 
 def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
-    """The events of these requests, wherever they ran; without the completions of this module."""
+    """The events of these requests, on whatever instance, without the completions that this module wrote."""
     query = select(*(usage_event.c[name] for name in _COLUMNS)).where(
         usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")),
         usage_event.c.kind == "request",
@@ -149,14 +149,14 @@ def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
 
 
 def completion_id(instance: str, epoch: str, request_id: str) -> str:
-    """The id of the event that completes a request's on one engine."""
+    """The id of the event that completes a request's event on one engine."""
     named = hashlib.sha256(orjson.dumps([instance, epoch, request_id])).hexdigest()
     return f"rec_{named[:32]}"
 
 
 def places_of(connection: Connection, instance: str, epoch: str) -> frozenset[tuple[str, str]]:
-    """Instances and epochs under which one process of an engine has been known. One that was removed and
-    added again was not started anew, and goes on speaking of what it did before.
+    """The instances and epochs of one engine process. A process that was removed and added again has not
+    restarted, and still names requests from before.
     """
     ours = select(engine_counter.c.started).where(
         engine_counter.c.instance == instance, engine_counter.c.epoch == epoch
@@ -178,8 +178,8 @@ def read_completion(
 
 
 def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:
-    """Whether the event does not claim to be complete: the engine's last word is not in it, or it is about
-    another try elsewhere.
+    """Whether the event does not claim to be complete: it lacks the engine's final count, or is about another
+    attempt elsewhere.
     """
     return (
         not here
@@ -205,7 +205,7 @@ def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missin
 def _absorb_measurement(
     connection: Connection, engine: EngineRef, request_id: str, count: CounterPair
 ) -> bool:
-    """Whether it could be: the model must be known."""
+    """Absorb the tokens of a measurement. Returns False if the model is unknown."""
     try:
         model = models.find(connection, engine.model)
     except NotFound:
@@ -234,7 +234,7 @@ def _absorb_measurement(
 def _note_difference(
     connection: Connection, engine: EngineRef, request_id: str, counted: CounterPair, recorded: CounterPair
 ) -> None:
-    """Keep it: the engine forgets its requests, and a difference that nobody has explained must not be
+    """Store a difference: the engine forgets its requests, and an unexplained difference must not be
     forgotten with them.
     """
     values = {

@@ -25,7 +25,7 @@ SECRET_PREFIX: Final = "sk-"  # noqa: S105
 # 32 bytes are 43 characters of URL-safe base 64.
 _SECRET_BYTES: Final = 32
 SECRET_FORM: Final = SECRET_PREFIX + r"[A-Za-z0-9_-]{43}"
-# What is revoked stays revoked, whenever it would have expired.
+# A revoked key stays revoked, whatever its expiry.
 Status = Literal["active", "expired", "revoked"]
 _STATUS: Final[ColumnElement[str]] = case(
     (table.c.revoked_ms.is_not(None), "revoked"), (table.c.expires_at_ms <= NOW_MS, "expired"), else_="active"
@@ -136,8 +136,8 @@ def list_page(
     name: str | None = None,
     status: Status | None = None,
 ) -> Page[ApiKey]:
-    """Of one tenant or of all, oldest first; revoked ones too, those whose name contains `name`, those in
-    this status.
+    """Keys of one tenant or of all, oldest first, including revoked ones; those whose name contains `name`,
+    those in this status.
     """
     query = _QUERY
     if tenant_id is not None:
@@ -150,7 +150,7 @@ def list_page(
 
 
 def revoke(connection: Connection, key_id: str) -> ApiKey:
-    """It ceases to work, for good; again is a no-op that keeps the first time. Raises NotFound."""
+    """Revoke the key for good. Revoking again changes nothing and keeps the first time. Raises NotFound."""
     find(connection, key_id)
     revoked_ms = func.coalesce(table.c.revoked_ms, NOW_MS)
     connection.execute(update(table).where(table.c.key_id == key_id).values(revoked_ms=revoked_ms))
@@ -159,7 +159,7 @@ def revoke(connection: Connection, key_id: str) -> ApiKey:
 
 
 def change(connection: Connection, key_id: str, wanted: KeyChange) -> ApiKey:
-    """Set what is given. Raises NotFound; Conflict for a revoked key, which is over."""
+    """Set what is given. Raises NotFound; Conflict for a revoked key."""
     if find(connection, key_id).revoked_ms is not None:
         raise Conflict(f"Key {key_id} is revoked, for good.", param="key_id", code="key_revoked")
     _require_models(connection, wanted.models)
@@ -177,7 +177,7 @@ def change(connection: Connection, key_id: str, wanted: KeyChange) -> ApiKey:
 
 
 def rotate(connection: Connection, key_id: str, *, ends_ms: int) -> NewApiKey:
-    """A new key with all that this one may and its limits; this one ends then, or when it ends anyway.
+    """A new key with the same rights and limits; this one ends at the given moment, or earlier if it expires.
     Raises NotFound, Conflict.
     """
     old = find(connection, key_id)

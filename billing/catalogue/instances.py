@@ -21,10 +21,10 @@ from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import instance as table
 from billing.schema.clock import NOW_MS
 
-# A removed instance gets nothing new; what it has open may end, and its counters are read until then.
+# A removed instance gets no new requests; open ones may end, and its counters are read until then.
 DRAIN_MS: Final = 600_000
 _URL_CHARS_MAX: Final = 2048
-# No user, query, fragment or escape: what is not plain would be read differently by somebody.
+# No user, query, fragment or escape: different programs read those differently.
 _URL: Final = re.compile(
     r"(?P<scheme>https?)://(?P<address>[a-z0-9._-]+(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?)(?P<path>(/"
     r"[a-z0-9._~-]*)*)",
@@ -90,10 +90,9 @@ def add(
     instance_id: str | None = None,
     priority: bool = False,
 ) -> AddedInstance:
-    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use.
-
-    An engine without token counters may serve several models from one URL. Of a removed id the caller has
-    closed the last run of its counters.
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use. An
+    engine without token counters may serve several models from one URL. If the id was removed before, the
+    caller has closed the last run of its counters.
     """
     entry = models.find(connection, model)
     check_free(connection, entry.name, url, instance_id)
@@ -113,8 +112,7 @@ def add(
         "baseline_prompt": facts.baseline_prompt,
         "baseline_generation": facts.baseline_generation,
     }
-    # The engine may be the one of before, not started anew: the mark makes its epoch another one all the
-    # same.
+    # The engine may be the same process as before; the mark makes it another epoch nevertheless.
     epoch_again = literal(f"{facts.epoch}+") + cast(NOW_MS, Text)
     again = {"epoch": epoch_again, "removed_ms": None, "created_ms": NOW_MS, "updated_ms": NOW_MS}
     statement = (
@@ -149,9 +147,7 @@ def check_free(connection: Connection, model: str, url: str, instance_id: str | 
 
 
 def _check_counted_once(connection: Connection, url: str) -> None:
-    """Raises Conflict when another model has this engine: its counters would be held against two
-    instances.
-    """
+    """Raises Conflict if another model has this engine: its counters would be compared with two instances."""
     in_use = select(table.c.instance_id, table.c.model).where(
         table.c.url == url, table.c.removed_ms.is_(None)
     )
@@ -177,7 +173,7 @@ def find(connection: Connection, instance_id: str) -> AddedInstance:
 
 
 def list_all(connection: Connection) -> list[AddedInstance]:
-    """Those in use, oldest first."""
+    """Instances in use, oldest first."""
     query = (
         select(table).where(table.c.removed_ms.is_(None)).order_by(table.c.created_ms, table.c.instance_id)
     )
@@ -185,7 +181,7 @@ def list_all(connection: Connection) -> list[AddedInstance]:
 
 
 def shown_ids(connection: Connection) -> dict[str, bool]:
-    """Those added by hand that Redis may show, and whether they are removed: what they had open may still
+    """Instances added by hand that are in Redis, and whether they are removed: their open requests may still
     end.
     """
     not_long = table.c.removed_ms.is_(None) | (table.c.removed_ms + DRAIN_MS > NOW_MS)
@@ -201,7 +197,9 @@ def find_removed(connection: Connection, instance_id: str) -> AddedInstance | No
 
 
 def remove(connection: Connection, instance_id: str) -> AddedInstance:
-    """It gets nothing new from now on; what it has open may end. Again is a no-op. Raises NotFound."""
+    """Remove it: it gets no new requests, and open ones may end. Removing again changes nothing. Raises
+    NotFound.
+    """
     found = find(connection, instance_id)
     if found.removed_ms is None:
         connection.execute(update(table).where(table.c.instance_id == instance_id).values(removed_ms=NOW_MS))

@@ -52,7 +52,9 @@ _BY_SUBJECT: Final[Order[StoredLimit]] = Order(
 
 
 def find_subject(connection: Connection, tenant: str | None, key_id: str | None) -> Subject:
-    """From what was named. Raises NotFound, Invalid when neither is named or the key is not the tenant's."""
+    """The owner of a limit by name. Raises NotFound; Invalid if neither is named or the key is not the
+    tenant's.
+    """
     if key_id is not None:
         key = api_keys.find(connection, key_id)
         if tenant is not None and tenants.find(connection, tenant).tenant_id != key.tenant_id:
@@ -64,7 +66,7 @@ def find_subject(connection: Connection, tenant: str | None, key_id: str | None)
 
 
 def put(connection: Connection, subject: Subject, model: str, given: Mapping[str, int | None]) -> StoredLimit:
-    """Set the fields given, and only these: None lifts one, and one not named stays. Raises NotFound,
+    """Set only the fields given: None removes a limit, and a field that is not given stays. Raises NotFound,
     Invalid.
     """
     if not given:
@@ -105,14 +107,14 @@ class Table:
     entries: Mapping[tuple[str, str | None, str], LimitEntry]
 
     def for_model(self, tenant_id: str, key_id: str | None, model: str) -> Limits:
-        """What the scripts are given of it."""
+        """The limits for one model, as the scripts get them."""
         own, rest = (self.entries.get((tenant_id, key_id, name)) for name in (model, ANY_MODEL))
         return Limits.of_entries(own, rest)
 
 
 def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
     """The limits of these tenants and of their keys."""
-    # As one parameter: there may be more of them than a statement can have.
+    # One parameter, because there may be more ids than a statement can have parameters.
     these = any_(literal(list(tenant_ids), ARRAY(Text)))
     rows = connection.execute(select(table).where(table.c.tenant_id == these))
     return Table(
@@ -121,7 +123,7 @@ def table_of(connection: Connection, tenant_ids: Collection[str]) -> Table:
 
 
 def remove(connection: Connection, subject: Subject, model: str) -> StoredLimit:
-    """Lift the whole entry. Raises NotFound when there is none."""
+    """Remove the whole entry. Raises NotFound if there is none."""
     row = connection.execute(
         delete(table).where(_of(subject), table.c.model == model).returning(table)
     ).one_or_none()

@@ -21,9 +21,9 @@ from billing.schema.catalogue import model_audience, model_weights
 from billing.wire.routes import TEXT_ROUTES
 
 Status = Literal["active", "retired"]
-# What a request may produce that does not say; half the context where that is less.
+# The output of a request without a limit; half the context if that is less.
 _DEFAULT_MAX_TOKENS: Final = 1024
-# Columns that a change sets as they are given.
+# Columns that a change sets as given.
 _PLAIN_COLUMNS: Final = (
     "status", "engine_model", "context_tokens", "vocabulary_tokens", "default_max_tokens", "max_body_bytes",
 )  # fmt: skip
@@ -194,7 +194,7 @@ def list_page(
 
 def change(connection: Connection, name: str, wanted: ModelChange) -> Model:
     """Set what is given; new weights become a new version. Raises NotFound, Invalid."""
-    # The row is held, so that two changes at once do not make one version of weights.
+    # The row is locked, so that two concurrent changes do not make the same version of weights.
     connection.execute(select(table.c.name).where(table.c.name == name).with_for_update())
     now = find(connection, name)
     columns: dict[str, Any] = {}
@@ -244,7 +244,7 @@ def _model(row: Row[Any]) -> Model:
 
 
 def _audience(connection: Connection, owner: str | None, visible: Visible) -> tuple[str | None, Visible]:
-    """Owner and audience by id. A private model is for its owner only, whatever else is said."""
+    """Owner and audience by id. An owned model is visible to its owner only, whatever else is given."""
     ids = visible if isinstance(visible, str) else _tenant_ids(connection, visible)
     if owner is None:
         if not ids:

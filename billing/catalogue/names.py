@@ -11,7 +11,7 @@ from typing import Final
 
 NAME_CHARS_MAX: Final = 128
 _NAME: Final = re.compile(r"[A-Za-z0-9._/-]{1,128}", re.ASCII)
-# 12 bytes: no two ids meet by chance in any number of tenants, and nobody guesses one.
+# 12 bytes: ids never collide by chance, and cannot be guessed.
 _ID_BYTES: Final = 12
 
 TENANT_PREFIX: Final = "ten_"

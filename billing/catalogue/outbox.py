@@ -40,7 +40,7 @@ def record(connection: Connection, kind: ChangeKind, subject: str) -> None:
 
 
 def pending(connection: Connection, count_max: int) -> list[CatalogueChange]:
-    """The oldest changes that Redis has not been told."""
+    """The oldest changes that are not in Redis yet."""
     rows = connection.execute(
         select(projection_outbox).order_by(projection_outbox.c.change_id).limit(count_max)
     )
@@ -48,14 +48,15 @@ def pending(connection: Connection, count_max: int) -> list[CatalogueChange]:
 
 
 def count(connection: Connection) -> int:
-    """How many changes Redis has not been told."""
+    """How many changes are not in Redis yet."""
     return connection.execute(select(func.count()).select_from(projection_outbox)).scalar_one()
 
 
 def done(connection: Connection, changes: list[CatalogueChange]) -> None:
-    """Forget exactly these: a smaller id may still be committed by a slower transaction."""
+    """Delete exactly these: a slower transaction may still commit a smaller id."""
     if changes:
         ids = [change.change_id for change in changes]
-        # As one parameter: after a long outage there may be more of them than a statement can have.
+        # One parameter, because after a long outage there may be more ids than a statement can have
+        # parameters.
         these = any_(literal(ids, ARRAY(BigInteger)))
         connection.execute(delete(projection_outbox).where(projection_outbox.c.change_id == these))

@@ -26,8 +26,8 @@ class Pool:
 
 
 def find(connection: Connection, pool: str) -> Pool:
-    """By name; the defaults where nothing was set. Raises NotFound for a pool that no model has and nobody
-    has set.
+    """A pool by name, with the defaults if nothing was set. Raises NotFound for a pool that no model has and
+    that was never set.
     """
     row = connection.execute(select(table).where(table.c.pool == pool)).one_or_none()
     if row is not None:
@@ -38,21 +38,19 @@ def find(connection: Connection, pool: str) -> Pool:
 
 
 def require_named(connection: Connection, pool: str | None) -> None:
-    """Raises NotFound where a listing names a pool that is none: that nothing is there would mislead."""
+    """Raises NotFound for a pool that does not exist: an empty list would mislead."""
     if pool is not None:
         find(connection, pool)
 
 
 def declared(connection: Connection) -> dict[str, int]:
-    """How many instances each pool has of which anything was set; those of which nothing was have none
-    yet.
-    """
+    """How many instances each pool was set to have. Other pools have none yet."""
     return {row.pool: row.instances for row in connection.execute(select(table.c.pool, table.c.instances))}
 
 
 def lock(connection: Connection, pool: str) -> Pool:
-    """As `find`, and held until the transaction ends: of all who sell, take or measure in this pool one
-    goes at a time.
+    """Like `find`, and locked until the transaction ends: only one at a time sells, takes or measures in this
+    pool.
     """
     found = find(connection, pool)
     connection.execute(
@@ -70,11 +68,11 @@ def lock(connection: Connection, pool: str) -> Pool:
 
 
 def write(connection: Connection, pool: Pool, now_ms: int) -> None:
-    """The row as it is from now on, in a transaction that holds it; what it was stays on record."""
+    """Set the row, in a transaction that has locked it; its old values are recorded."""
     before = find(connection, pool.pool)
     if before == pool:
         return
-    # Two who wait for the same row may have looked at the clock the other way round.
+    # Two transactions that wait for the same row may have read the clock in the other order.
     last_ms = connection.execute(
         select(func.max(pool_past.c.until_ms)).where(pool_past.c.pool == pool.pool)
     ).scalar_one()
@@ -91,7 +89,7 @@ def write(connection: Connection, pool: Pool, now_ms: int) -> None:
 
 
 def past(connection: Connection, pool: str) -> list[tuple[int, Pool]]:
-    """What it was, each until a moment, oldest first; what `find` says has held since the last of them."""
+    """The old values, each until a moment, oldest first; the values of `find` hold since the last of them."""
     rows = connection.execute(select(pool_past).where(pool_past.c.pool == pool).order_by(pool_past.c.entry))
     return [
         (row.until_ms, Pool(row.pool, row.instances, row.headroom_permille, row.set_aside_mu_s))

@@ -24,7 +24,7 @@ from billing.schema.ledger import price_withdrawal
 from billing.schema.locks import AdvisoryLock
 from billing.wire.tokens import Tokens
 
-# A greater change is more likely a slip than meant.
+# A greater change is more likely a mistake than intended.
 _FACTOR_UNASKED: Final = 10
 _STANDS: Final = price_table.c.price_id.not_in(select(price_withdrawal.c.price_id))
 
@@ -77,8 +77,8 @@ class PriceBook:
 
 
 def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
-    """The prices of these models. Until the transaction ends no price can be set, so none is missed by
-    what it records.
+    """The prices of these models. No price can be set until the transaction ends, so the caller records with
+    all of them.
     """
     connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
     named = price_table.c.model.in_(sorted(set(models)))
@@ -87,7 +87,7 @@ def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
 
 
 def list_prices(connection: Connection, model: str | None = None) -> list[Price]:
-    """All prices that stand, of one model or of all, the newest of each first."""
+    """All prices that were not withdrawn, of one model or of all, the newest of each first."""
     query = (
         select(price_table).where(_STANDS).order_by(price_table.c.model, price_table.c.valid_from_ms.desc())
     )
@@ -105,14 +105,14 @@ def list_page(connection: Connection, asked: PageRequest, model: str | None = No
 
 
 def for_sale_from(connection: Connection) -> dict[str, int]:
-    """From when on each model has a price; one without a price is not in it."""
+    """When each model has a price from; a model without a price is missing."""
     query = select(price_table.c.model, func.min(price_table.c.valid_from_ms)).where(_STANDS)
     return {row[0]: row[1] for row in connection.execute(query.group_by(price_table.c.model))}
 
 
 def hold_prices(connection: Connection) -> None:
-    """Waits for the batches being recorded and holds the next ones back until the transaction ends: no
-    price changes, and nothing is priced.
+    """Wait for batches that are being recorded, and block new ones until the transaction ends: no price
+    changes, and nothing is priced.
     """
     connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.PRICES)))
 
@@ -137,11 +137,10 @@ def set_price(
     now_ms: Callable[[], int] | None = None,
 ) -> SetPrice:
     """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The
-    caller commits. `now_ms` asks Redis's clock.
+    caller commits. `now_ms` reads Redis's clock. It replaces a future price for the same moment.
 
-    One that was to hold from the same moment, still to come, is replaced. Raises `Invalid` for a text that is
-    no price; `Conflict` where it would change what a moment in the past costs, and, unless `confirmed`, where
-    a token would cost over ten times more or less.
+    Raises `Invalid` for a text that is not a price; `Conflict` if it would change the price of a past moment,
+    and, unless `confirmed`, if a token would cost over ten times more or less.
     """
     amounts: dict[str, int] = {}
     for name, given in (("input", input), ("cached_input", cached_input), ("output", output)):
@@ -150,7 +149,7 @@ def set_price(
         except MoneyError as exc:
             raise Invalid(str(exc), param=name) from exc
     hold_prices(connection)
-    # Asked under the lock: "from now on" is then true to the millisecond.
+    # Read under the lock, so that "from now on" is true to the millisecond.
     now = database_now_ms(connection) if now_ms is None else now_ms()
     start_ms = now if valid_from_ms is None else valid_from_ms
     known = list_prices(connection, model)
@@ -180,7 +179,9 @@ def set_price(
 def withdraw_price(
     connection: Connection, price_id: int, *, now_ms: Callable[[], int] | None = None
 ) -> Price:
-    """Take a price back that does not hold yet. Raises NotFound; Conflict for one that holds or has held."""
+    """Withdraw a price that does not hold yet. Raises NotFound; Conflict for a price that holds or has
+    held.
+    """
     hold_prices(connection)
     found = next((price for price in list_prices(connection) if price.price_id == price_id), None)
     if found is None:
@@ -220,6 +221,6 @@ def _price(row: RowMapping) -> Price:
 
 
 def prices_by_id(connection: Connection, price_ids: Sequence[int]) -> dict[int, Price]:
-    """These prices, whatever their dates: what a recorded transaction names."""
+    """These prices, whatever their dates, as recorded transactions name them."""
     rows = connection.execute(select(price_table).where(column("price_id").in_(price_ids))).mappings()
     return {row["price_id"]: _price(row) for row in rows}

@@ -63,7 +63,7 @@ def read_tenants(connection: Connection, tenant_ids: Collection[str] | None) -> 
 
 
 def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEntries:
-    """Projections of keys by hash. Expired ones are among the live: gateways look at the clock themselves."""
+    """Entries of keys by hash, including expired ones: gateways check the expiry themselves."""
     limits = _limits(connection, quota_limit.c.key_id, quota_limit.c.key_id.is_not(None), key_ids)
     live: dict[str, str] = {}
     revoked = set()
@@ -100,10 +100,8 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
 
 
 def read_instances(connection: Connection, instance_ids: Collection[str] | None) -> Entries:
-    """Projections of instances added by hand; a removed one is shown draining while what it has open may end.
-
-    Ready until proved otherwise, with nothing to do until it has been looked at: SQL knows neither,
-    `engine_watch` tells both.
+    """Entries of instances added by hand; a removed one is draining while its open requests may end. Entries
+    are `ready` with no load at first: SQL knows neither, `engine_watch` updates both.
     """
     removed_not_long = (instance.c.removed_ms.is_(None)) | (instance.c.removed_ms + DRAIN_MS > NOW_MS)
     query = select(instance).where(removed_not_long)
@@ -182,7 +180,7 @@ def _json(entry: dict[str, Any]) -> str:
 
 
 def is_by_hand(entry: str | bytes) -> bool:
-    """Whether an entry of `taas:instances` was added by hand, or cannot be read: then no worker will renew
-    it either.
+    """Whether an entry of `taas:instances` was added by hand, or cannot be read: in both cases no worker
+    renews it.
     """
     return not lease_of(entry)

@@ -26,11 +26,11 @@ from billing.wire import redis_keys
 
 _log = logging.getLogger(__name__)
 
-# How often `keep_up` should be called: Redis that was emptied is told again within this.
+# How often `keep_up` should be called: an emptied Redis is filled again within this time.
 KEEP_UP_INTERVAL_MS: Final = 1_000
 # One MULTI: a few ms of Redis, so that a flood of changes does not hold up the gateways' scripts.
 _CHANGES_MAX: Final = 200
-# An admin call rather answers "saved, not yet in effect" than waits longer behind another's slow Redis.
+# An admin call answers "saved, not yet in effect" rather than wait longer for a slow Redis.
 _LOCK_TIMEOUT_MS: Final = 5_000
 _SALT_BYTES: Final = 32
 
@@ -56,7 +56,7 @@ class ProjectionState:
 
 
 def select_state() -> Select[str, int, bool]:
-    """A row of these, for whoever asks for more at once."""
+    """A query for this state, to be combined with others."""
     waits = exists(select(projection_outbox.c.change_id)).label("waits")
     return select(projection_state.c.source, projection_state.c.version, waits)
 
@@ -71,7 +71,9 @@ class Projector:
         self._rebuilt = False
 
     def deliver(self) -> bool:
-        """Tell Redis what it has not been told. False when that was not possible: `keep_up` will, later."""
+        """Write pending changes to Redis. Returns False if that was not possible; `keep_up` will do it
+        later.
+        """
         try:
             while self._deliver_some():
                 pass
@@ -81,8 +83,8 @@ class Projector:
         return True
 
     def keep_up(self, read_state: Callable[[], ProjectionState] | None = None) -> bool:
-        """A loop's step: write everything once, then whatever is due. `read_state` says what SQL has, as
-        `select_state` asks for it. True: there may be more. Raises redis.RedisError, SQLAlchemyError.
+        """A loop's step: write everything once, then pending changes. `read_state` reads the state in SQL, as
+        `select_state` does. Returns True if there may be more. Raises redis.RedisError, SQLAlchemyError.
         """
         if not self._rebuilt:
             self.rebuild()
@@ -91,7 +93,7 @@ class Projector:
         return self._behind((read_state or self._read_state)()) and self._deliver_some()
 
     def rebuild(self) -> None:
-        """Write everything, remove what SQL does not have. Raises redis.RedisError, SQLAlchemyError."""
+        """Write everything, and remove what is not in SQL. Raises redis.RedisError, SQLAlchemyError."""
         with self._engine.begin() as connection:
             marker = _lock(connection)
             self._rebuild(connection, marker)
@@ -101,20 +103,18 @@ class Projector:
             return ProjectionState(*connection.execute(select_state()).one())
 
     def _behind(self, state: ProjectionState) -> bool:
-        """Whether Redis may have to be told something. Takes no turn for it: nearly always there is
-        nothing.
-        """
+        """Whether Redis may lack something. It takes no lock, because there is nearly always nothing."""
         marker = _Marker(state.source, state.version)
         return state.waits or self._client.get(redis_keys.PROJECTION) not in _spellings(marker)
 
     def _deliver_some(self) -> bool:
-        """Whether there may be more. Rebuilds when the marker is not ours."""
+        """Write some changes; returns whether there may be more. Rebuilds if the marker is not ours."""
         with self._engine.begin() as connection:
             marker = _lock(connection)
             changes = outbox.pending(connection, _CHANGES_MAX)
             with self._client.pipeline(transaction=True) as pipe:
-                # Redis may be emptied between this read_state and the write: the write then fails, and its
-                # caller comes again.
+                # Redis may be emptied between this reading and the write. Then the write fails, and the
+                # caller tries again.
                 _watch(pipe)
                 if pipe.get(redis_keys.PROJECTION) not in _spellings(marker):
                     pipe.unwatch()
@@ -134,7 +134,7 @@ class Projector:
         return True
 
     def _rebuild(self, connection: Connection, marker: _Marker) -> None:
-        # Read before everything else: what is committed meanwhile stays in the outbox and is written again.
+        # Read first: what is committed meanwhile stays in the outbox and is written again.
         changes = outbox.pending(connection, 10**9)
         tenants = projected.read_tenants(connection, None)
         keys = projected.read_keys(connection, None)
@@ -191,7 +191,7 @@ class Projector:
 
 
 def _lock(connection: Connection) -> _Marker:
-    """Wait for one's turn; it ends with the transaction. Returns the marker that Redis should hold."""
+    """Wait for one's turn, which ends with the transaction. Returns the marker that Redis should have."""
     connection.execute(text(f"set local lock_timeout = {_LOCK_TIMEOUT_MS}"))
     connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": AdvisoryLock.PROJECTION})
     row = connection.execute(select(projection_state.c.source, projection_state.c.version)).one()
@@ -203,8 +203,8 @@ def _advance(pipe: "redis.client.Pipeline", marker: _Marker) -> None:
 
 
 def _mark_delivered(connection: Connection, marker: _Marker, changes: list[CatalogueChange]) -> None:
-    """Redis has it. Should this not be committed, its marker is ahead of ours, and everything is written
-    again.
+    """Note that Redis has the changes. If this is not committed, the marker in Redis is ahead of ours, and
+    everything is written again.
     """
     connection.execute(update(projection_state).values(version=marker.version + 1))
     outbox.done(connection, changes)
@@ -247,9 +247,7 @@ def _write_changes(
 
 
 def announce_stop(client: redis.Redis, request_id: str) -> None:
-    """Have the gateways end one request. Raises redis.RedisError: what cannot be said now is not worth
-    saying later.
-    """
+    """Have the gateways stop one request. Raises redis.RedisError; a stop is not repeated later."""
     fields: dict[Any, Any] = {"kind": ChangeKind.STOP.value, "id": request_id}
     client.xadd(redis_keys.CHANGES, fields, maxlen=redis_keys.CHANGES_MAXLEN, approximate=True)
 
@@ -279,7 +277,7 @@ def _watch(pipe: "redis.client.Pipeline") -> None:
 
 
 def _spellings(marker: _Marker) -> tuple[str, bytes]:
-    """As clients that decode, and those that do not, read it."""
+    """The names as clients that decode, and clients that do not, read them."""
     return str(marker), str(marker).encode()
 
 

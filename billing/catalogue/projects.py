@@ -20,7 +20,7 @@ from billing.schema.catalogue import project as table
 
 # The keys of an archived project are refused, and it is left out of lists.
 Status = Literal["active", "archived"]
-# Every tenant has it from the start, so that nobody has to think of projects.
+# Every tenant has this one from the start, so that projects are optional.
 DEFAULT: Final = "default"
 
 
@@ -119,7 +119,7 @@ def change(
 
 def names(connection: Connection, project_ids: Iterable[str]) -> dict[str, str]:
     """The names of these ids; unknown ones are left out."""
-    # As one parameter: there may be more of them than a statement can have.
+    # One parameter, because there may be more ids than a statement can have parameters.
     these = any_(literal(list(set(project_ids)), ARRAY(Text)))
     rows = connection.execute(select(table.c.project_id, table.c.name).where(table.c.project_id == these))
     return {row.project_id: row.name for row in rows}

@@ -21,7 +21,7 @@ Kind = Literal["external", "internal"]
 # An archived tenant is refused like a suspended one, and left out of lists.
 Status = Literal["active", "suspended", "archived"]
 
-# With Redis gone, nobody is served on a guess.
+# While Redis is away, the default is to serve nobody.
 REFUSE: Final[Mapping[str, Any]] = {"policy": "refuse"}
 
 
@@ -146,7 +146,9 @@ def change(
 
 
 def stop_streams(connection: Connection, tenant_id: str) -> None:
-    """Have the gateways end what this tenant has open; the outbox keeps it behind the tenant's own change."""
+    """Have the gateways stop this tenant's open requests; in the outbox that comes after the tenant's own
+    change.
+    """
     outbox.record(connection, ChangeKind.STOP, f"tenant:{tenant_id}")
 
 

@@ -12,12 +12,12 @@ from billing.cell.scripts import LIBRARY_PREFIX, Command, library
 
 _log = logging.getLogger(__name__)
 
-# What a server says to a call of a function that it does not have.
+# The error of a server that does not have the called function.
 FUNCTION_NOT_FOUND: Final = "Function not found"
 
 
 def execute(client: redis.Redis, command: Command) -> list[Any]:
-    """Run it; a server that does not have the scripts is given them."""
+    """Run a script. A server that does not have the library gets it first."""
     untyped: Any = client
     try:
         reply: list[Any] = untyped.execute_command(*command)
@@ -30,7 +30,7 @@ def execute(client: redis.Redis, command: Command) -> list[Any]:
 
 
 def load(client: redis.Redis) -> None:
-    """Give the server the scripts, unless it has them."""
+    """Load the library into the server, unless it has it."""
     try:
         client.function_load(library().text)
     except redis.exceptions.ResponseError as exc:

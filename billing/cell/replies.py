@@ -265,9 +265,7 @@ def parse_grant(raw: Sequence[Any]) -> int:
 
 
 def parse_preempt_repeats(raw: Sequence[Any]) -> int:
-    """Of the same reply: requests that were asked to give way, did not in the time for it, and were asked
-    once more.
-    """
+    """From the same reply: preempted requests that had not stopped in time and were signalled again."""
     return int(raw[5])
 
 

@@ -226,22 +226,24 @@ def reserve_call(
 
 
 def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
-    """Take out a request that waits; it gives back a place that it was granted meanwhile. `refused`: its
-    time was over, and its contract counts it.
+    """Remove a waiting request from its queue, and give back a slot that it was granted meanwhile. `refused`:
+    its time was over, which its contract's evidence counts.
     """
     ask = LeaveAsk(request_id=keys.request_id, refused=refused)
     return call("leave", (keys.open_requests,), orjson.dumps(ask))
 
 
 def refuse_call(cell: str, tenant: str) -> Command:
-    """Count a request that found no instance as refused of its tenant's contract, if it has one."""
+    """Count a request that found no instance as refused in the evidence of its tenant's contract, if it has
+    one.
+    """
     ask = RefuseAsk(tenant=tenant)
     return call("refuse", (redis_keys.open_requests(cell),), orjson.dumps(ask))
 
 
 def grant_call(cell: str, *, room_only: bool = False) -> Command:
-    """Hand the room of the cell to those who wait; without `room_only` after counting anew what is in
-    flight, as a plan wants it.
+    """Grant the free slots of the cell. Without `room_only` it first recounts what is in flight, as after a
+    new plan.
     """
     ask = GrantAsk(recount=not room_only)
     return call("grant", (redis_keys.open_requests(cell),), orjson.dumps(ask))
@@ -265,8 +267,8 @@ class ContractLevel:
 
 
 def rebuild_call(cell: str, run: str, levels: Sequence[BucketLevel | ContractLevel]) -> Command:
-    """Raise levels to these; then, unless `run` is empty because more are to come, say that the cell is
-    whole in this run of the server.
+    """Raise levels to these. Then, unless `run` is empty because more follow, mark the cell as intact in this
+    run of the server.
     """
     ask = RebuildAsk(
         run=run,
@@ -300,7 +302,7 @@ def checkpoint_call(
     pauses: bool = False,
 ) -> Command:
     """Record usage so far and renew the lease. A new `head` follows a failover to another instance:
-    `moved_to` it, in its epoch. `pauses`: it gives its place up.
+    `moved_to` is the instance and its epoch. `pauses`: the request was preempted and gives its slot back.
     """
     ask = CheckpointAsk(
         request_id=keys.request_id,
@@ -320,7 +322,7 @@ def checkpoint_call(
 def settle_call(
     keys: CellKeys, *, cost_mu: int, tokens: int = 0, event: bytes, cancelled: bool = False
 ) -> Command:
-    """End the request with its final cost and its whole event. `cancelled`: its caller left before
+    """End the request with its final cost and its whole event. `cancelled`: the client disconnected before
     anything was produced.
     """
     ask = SettleAsk(request_id=keys.request_id, cost_mu=cost_mu, tokens=tokens)
@@ -330,7 +332,7 @@ def settle_call(
 
 
 def reap_call(cell: str, request_id: str, watched_lease_ms: int = 0) -> Command:
-    """End the request as its last checkpoint left it, if its lease has passed or is still the one that was
+    """End the request as its last checkpoint left it, if its lease has passed, or is still the one that was
     watched for long enough.
     """
     ask = ReapAsk(request_id=request_id, watched_lease_ms=watched_lease_ms)

@@ -28,10 +28,11 @@ from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import CapacityClass, Ending
 
 CALIBRATION_PREFIX: Final = "cal_"
-# No instance reads a hundred million tokens a second, no token weighs a thousand times a thousand others.
+# Bounds of plausible values: no instance reads a hundred million tokens a second, and no token weighs a
+# thousand times another.
 CAPACITY_MU_S_MAX: Final = 10**11
 WEIGHT_MU_MAX: Final = 10**7
-# A fit that misses by more says nothing of what a tenant will get.
+# A fit with a greater error does not predict what a tenant will get.
 ERROR_PERMILLE_MAX: Final = 500
 
 
@@ -96,18 +97,17 @@ def record(
     reweigh: bool = False,
     at_ms: int | None = None,
 ) -> Calibration:
-    """Store it, make its weights the model's, and give a pool without machines the `registered` ones.
-    `at_ms`: as if it were then, not now.
-
-    Raises Invalid, NotFound, and Conflict where less was measured than is signed, or where a unit that is
-    signed would buy something else and nobody said that it may (`reweigh`); then nothing has changed.
+    """Store a calibration, set the model's weights, and give a pool without machines the `registered` ones.
+    `at_ms`: as if it were recorded then. Raises Invalid, NotFound; Conflict if less was measured than is
+    signed, or if a signed unit would buy something else and `reweigh` does not confirm it. Then nothing has
+    changed.
     """
     _check(measured)
     if models.find(connection, measured.model).pool != measured.pool:
         raise Invalid(f"Model {measured.model!r} is not in pool {measured.pool!r}.", param="pool")
     now_ms = store.now_ms(connection) if at_ms is None else at_ms
     before = lock_for_sale(connection, measured.pool, now_ms)
-    # Not before the pool is held: of two who measure at once the second compares with what the first stored.
+    # After the pool is locked: of two concurrent measurements the second compares with what the first stored.
     model = models.find(connection, measured.model)
     if not reweigh:
         refuse_unsaid(before, model.weights, measured.weights)
@@ -149,8 +149,8 @@ def list_page(
 
 
 def absorb(connection: Connection, spent: SpentTokens) -> bool:
-    """Account for what measuring cost, once a run; whether this was the first time. Raises NotFound for
-    the model.
+    """Account for the cost of measuring, once per run. Returns whether this was the first time. Raises
+    NotFound for the model.
     """
     model = models.find(connection, spent.model)
     if spent.cached > spent.prompt:
@@ -178,8 +178,8 @@ def absorb(connection: Connection, spent: SpentTokens) -> bool:
 
 
 def require_live(spent: SpentTokens, models_by_instance: dict[str, str]) -> None:
-    """Raises NotFound, Invalid when no such instance of the model is registered: its tokens would be held
-    against nothing.
+    """Raises NotFound or Invalid if no such instance of the model is registered: its tokens would be compared
+    with nothing.
     """
     model = models_by_instance.get(spent.instance)
     if model is None:

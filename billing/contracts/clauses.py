@@ -26,11 +26,11 @@ class ClauseChange:
 
 
 def with_change(contract: Contract, change: ClauseChange, from_ms: int, now_ms: int) -> Contract:
-    """The contract with this from that moment on, also in place of what was agreed for later; what was agreed
-    of other fields stays.
+    """The contract with this change from that moment on. It replaces what was agreed of these fields for
+    later; other fields stay.
 
     Raises Invalid for a moment that has passed or comes after the end, and for values that make no sense;
-    Conflict for the notice of one that has been given it: the end has been worked out by then.
+    Conflict for changing a notice that has been given: the end has been computed by then.
     """
     if from_ms < now_ms - PAST_SLACK_MS:
         raise Invalid(f"{utc(from_ms)} is in the past, and the past does not change.", param="from")
@@ -61,7 +61,7 @@ def with_change(contract: Contract, change: ClauseChange, from_ms: int, now_ms: 
 
 def _changed(clause: Clause, change: ClauseChange) -> Clause:
     overflow = change.overflow or clause.overflow
-    # A cap belongs to the spilling that it was agreed for.
+    # A cap only belongs to the overflow for which it was agreed.
     spill_mu_s = clause.spill_mu_s if overflow == "spill" and not change.lift_cap else None
     if change.spill_mu_s is not None and overflow == "spill":
         spill_mu_s = change.spill_mu_s
@@ -79,7 +79,7 @@ def _given(days: int | None, otherwise: int) -> int:
 
 
 def _told_apart(signed: Clause, clauses: list[Clause]) -> list[Clause]:
-    """Without those that change nothing."""
+    """The clauses without those that change nothing."""
     kept: list[Clause] = []
     for clause in clauses:
         if replace(clause, from_ms=0) != replace(kept[-1] if kept else signed, from_ms=0):

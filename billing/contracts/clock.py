@@ -14,9 +14,10 @@ BY: Final = "clock"
 
 
 def advance(connection: Connection, now_ms: int) -> list[Contract]:
-    """Bring the states up to the clock, each change in the history; what changed. Again at once: nothing.
+    """Advance the states to the clock, each change in the history. Returns what changed; again at once:
+    nothing.
 
-    One that slept through its whole term becomes active and then ended, so that no history skips a state.
+    A contract whose whole term has passed becomes active and then ended, so that no history skips a state.
     """
     changed = []
     for contract in store.lock_due(connection, now_ms):

@@ -21,29 +21,29 @@ SET_ASIDE_MU_S_MAX: Final = 10**15
 
 
 def read_position(connection: Connection, pool: str, from_ms: int) -> Position:
-    """The pool from this moment on; what had ended by then is left out. Raises NotFound."""
+    """The pool from this moment on, without what had ended by then. Raises NotFound."""
     return _position(connection, pools.find(connection, pool), from_ms)
 
 
 def lock_position(connection: Connection, pool: str, from_ms: int) -> Position:
-    """As `read_position`, and nobody else sells, takes or measures there until the transaction ends."""
+    """Like `read_position`, and nobody else sells, takes or measures there until the transaction ends."""
     return _position(connection, pools.lock(connection, pool), from_ms)
 
 
 def read_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
-    """As `read_position`, without the machines that drain: from their deadline on they are taken, and
-    serve nothing new already.
+    """Like `read_position`, without the machines that drain: they take nothing new, and are gone from their
+    deadline on.
     """
     return read_position(connection, pool, from_ms).serving(from_ms)
 
 
 def lock_for_sale(connection: Connection, pool: str, from_ms: int) -> Position:
-    """As `read_for_sale`, held as by `lock_position`."""
+    """Like `read_for_sale`, locked as by `lock_position`."""
     return lock_position(connection, pool, from_ms).serving(from_ms)
 
 
 def require_calibration(position: Position) -> None:
-    """Raises Conflict: what nobody has measured is not sold."""
+    """Raises Conflict for a pool without a calibration: it is not sold."""
     if position.capacity_mu_s is None:
         message = (
             f"Pool {position.pool!r} has not been measured; calibrate first: `taas calibrate "
@@ -61,8 +61,8 @@ def change_pool(
     headroom_permille: int | None = None,
     set_aside_mu_s: int | None = None,
 ) -> Pool:
-    """Set what is given. Raises Invalid, NotFound, and Conflict where it would break what is signed; then
-    nothing has changed.
+    """Set what is given. Raises Invalid, NotFound; Conflict if it would break what is signed. Then nothing
+    has changed.
     """
     before = lock_for_sale(connection, pool, now_ms)
     wanted = Pool(

@@ -24,8 +24,8 @@ OPERATOR: Final = "operator"
 
 
 def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """Write down what might be signed; it holds nothing. The tenant is there; raises Invalid, NotFound for
-    the pool.
+    """Store what might be signed; it holds nothing. The tenant exists; raises Invalid, NotFound for the
+    pool.
     """
     check(terms)
     pools.find(connection, terms.pool)
@@ -35,8 +35,8 @@ def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERAT
 
 
 def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """Make a draft binding, if it fits at every instant of its term. Raises Conflict, saying when and by
-    how much it does not.
+    """Make a draft binding, if it fits at every instant of its term. Raises Conflict, with when and by how
+    much it does not fit.
     """
     position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
@@ -55,12 +55,12 @@ def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPE
 
 
 def withdraw(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPERATOR) -> Contract:
-    """End a draft: it will not be signed, and has never held anything. Raises Conflict for one that was
-    signed.
+    """End a draft: it will not be signed and has never held anything. Raises Conflict for a signed
+    contract.
     """
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
-    # Not after its start, so that it has held at no instant of its term.
+    # No later than its start, so that it has held at no instant of its term.
     ended = replace(contract, state="ended", effective_end_ms=min(now_ms, contract.terms.starts_ms))
     return store.save(connection, ended, "withdrawn", by=by, now_ms=now_ms)
 
@@ -92,8 +92,8 @@ def amend(
     now_ms: int,
     by: str = OPERATOR,
 ) -> Contract:
-    """Other rates from the first of `steps` on, in place of all later ones; a later end; another overflow or
-    notice from `from_ms` (now) on; another burst, from now on. All of it or nothing, checked as signing is.
+    """Set other rates from the first of `steps` on, in place of all later ones; a later end; another overflow
+    or notice from `from_ms` (now) on; another burst from now on. All of it or nothing, checked like signing.
     """
     if not steps and ends_ms is None and not change and burst_ms is None:
         message = "Nothing to amend: give new units, a later end, another burst, overflow or notice."

@@ -10,14 +10,15 @@ from billing.contracts.store import list_all
 from billing.contracts.terms import Contract, rate_at
 from billing.wire.limits import MINUTE_S, WHILE_OPEN, LimitKind, Limits
 
-# A contract that takes requests as small as this to be used up by is not undercut.
+# Requests this small would be needed to use the contract up with; a limit that allows them does not undercut
+# it.
 _UNITS_A_REQUEST_MIN_MU = 100_000
 _UNITS_A_STREAM_MIN_MU_S = 1_000
 
 
 def undercutting(connection: Connection, contract: Contract, now_ms: int) -> list[str]:
-    """What to tell whoever signs, amends, or sets a limit, of each model of the contract's pool; empty where
-    no limit is in the way of its greatest rate from now on.
+    """The warnings for an operator who signs, amends, or sets a limit, for each model of the contract's pool;
+    none if no limit is below its greatest rate from now on.
     """
     steps = contract.terms.steps
     mu_s = max([rate_at(steps, now_ms)] + [step.mu_s for step in steps if step.from_ms > now_ms])
@@ -31,7 +32,7 @@ def undercutting(connection: Connection, contract: Contract, now_ms: int) -> lis
 
 
 def undercut_by_limits(connection: Connection, tenant_id: str, now_ms: int) -> list[str]:
-    """The same of all that the tenant has signed."""
+    """The same for all contracts of the tenant."""
     signed = list_all(
         connection, tenant_id=tenant_id, states=("signed", "active", "notice_given"), ends_after_ms=now_ms
     )

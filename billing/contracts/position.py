@@ -17,7 +17,7 @@ from billing.contracts.timeline import FOREVER_MS, Span, Timeline
 from billing.moments import utc
 from billing.refusals import Conflict
 
-# More than a few lines nobody reads.
+# Nobody reads more than a few lines.
 _DESCRIBED_MAX: Final = 5
 
 
@@ -95,7 +95,7 @@ class Position:
         )
 
     def serving(self, now_ms: int) -> "Position":
-        """As it serves from now on: what drains is away."""
+        """The position without the machines that drain."""
         taken = (
             replace(each, from_ms=min(each.from_ms, now_ms)) if each.drains else each for each in self.taken
         )
@@ -110,22 +110,22 @@ class Position:
         return Timeline.total(span for held in self.holdings for span in held.spans())
 
     def held(self) -> Timeline:
-        """What nobody else may be sold at each moment: what is sold, and more where bursts are longer than
-        a second.
+        """What cannot be sold to anybody else at each moment: what is sold, and more for bursts longer than a
+        second.
         """
         return Timeline.total(span for held in self.holdings for span in held.held())
 
     def free(self, *, headroom_permille: int = 0) -> Timeline:
-        """What could still be sold at each moment to somebody who asks for this headroom."""
+        """What could still be sold at each moment with this headroom."""
         capacity = self.capacity(headroom_permille=headroom_permille)
         return capacity.with_other(self.held(), lambda has, owes: max(0, has - owes))
 
     def shortage(self) -> Timeline:
-        """By how much more is sold than there is; 0 where it fits."""
+        """By how much more is sold than there is; 0 if it fits."""
         return self.reserved().with_other(self.capacity(), lambda owes, has: max(0, owes - has))
 
     def overheld(self) -> Timeline:
-        """By how much more is held than there is, bursts included; 0 where it fits."""
+        """By how much more is held than there is, bursts included; 0 if it fits."""
         return self.held().with_other(self.capacity(), lambda owes, has: max(0, owes - has))
 
     def _ceiling(self, headroom_permille: int) -> Timeline:
@@ -147,8 +147,8 @@ def shortfalls(position: Position, from_ms: int, until_ms: int = FOREVER_MS) -> 
 
 
 def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FOREVER_MS) -> list[Span]:
-    """When what is held does not fit afterwards and the change is to blame, and by how much it does not: a
-    span for each amount.
+    """When contracts do not fit after the change because of the change, and by how much: a span for each
+    amount.
     """
     worse = after.overheld().with_other(before.overheld(), lambda now, was: now if now > was else 0)
     return _above_0(worse, from_ms, until_ms)
@@ -157,7 +157,7 @@ def worsened(before: Position, after: Position, from_ms: int, until_ms: int = FO
 def refuse_worse(
     before: Position, after: Position, from_ms: int, *, what: str, param: str | None = None
 ) -> None:
-    """Raises Conflict, saying when and by how much, if the change breaks what is signed or makes it worse."""
+    """Raises Conflict, with when and by how much, if the change breaks what is signed or makes it worse."""
     found = worsened(before, after, from_ms)
     if not found:
         return
@@ -169,9 +169,7 @@ def refuse_worse(
 
 
 def describe_all(spans: Sequence[Span]) -> str:
-    """For people: each with its own amount; of many the first few, how many more there are, and the worst
-    of all.
-    """
+    """For people: the first few spans with their amounts, how many more there are, and the worst."""
     said = "; ".join(describe(span) for span in spans[:_DESCRIBED_MAX])
     if len(spans) <= _DESCRIBED_MAX:
         return said
@@ -197,7 +195,7 @@ def _above_0(timeline: Timeline, from_ms: int, until_ms: int) -> list[Span]:
 
 
 def overlapping(holdings: Sequence[Holding], wanted: Holding) -> Holding | None:
-    """One of the same tenant, of another contract, that holds at some instant of the wanted one's term."""
+    """Another contract of the same tenant that holds at some instant of this one's term."""
     for held in holdings:
         other = held.tenant_id == wanted.tenant_id and held.contract_id != wanted.contract_id
         if other and max(held.starts_ms, wanted.starts_ms) < min(held.ends_ms, wanted.ends_ms):

@@ -39,8 +39,8 @@ def quote(
     headroom_permille: int = 0,
     burst_ms: int = BURST_MS,
 ) -> Quote:
-    """For a period that is not empty; without an end it is for good. `free` is what could be sold with
-    this burst over that period, step by step.
+    """For a period that is not empty; without an end it is for good. `free`: what could be sold with this
+    burst over that period, step by step.
     """
     left = position.free(headroom_permille=headroom_permille)
     free = left.with_other(Timeline(), lambda mu, _: mu * 1000 // burst_ms)

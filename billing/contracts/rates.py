@@ -28,8 +28,8 @@ RatesByPool: TypeAlias = Mapping[str, Sequence[ContractRate]]
 
 
 def rates_now(connection: Connection, pool: str, now_ms: int) -> list[ContractRate]:
-    """The contracts of a pool that are in force at this moment, by the clock and not by their state, which
-    follows it.
+    """The contracts of a pool that are in force now, by the clock and not by their state, which follows the
+    clock.
     """
     return _rates(connection, now_ms, contract.c.pool == pool).get(pool, [])
 

@@ -20,7 +20,7 @@ from billing.contracts.terms import Step
 from billing.refusals import Conflict
 
 CHANGE: Final = "reweighed"
-# Two measurements of one engine differ by some percent: that is not another good.
+# Two measurements of one engine differ by a few percent: that does not change what a unit buys.
 _SAID_ABOVE: Final = Fraction(1, 10)
 _NAMED_MAX: Final = 20
 _KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_mu"}
@@ -29,14 +29,14 @@ _KINDS: Final = {"input": "w_in_mu", "cached": "w_cached_mu", "output": "w_out_m
 def change_model(
     connection: Connection, name: str, wanted: ModelChange, *, reweigh: bool, by: str, now_ms: int
 ) -> Model:
-    """As `models.change`, which knows no contracts. Raises Conflict where new weights make something else of
-    what is signed and nobody said that they may, or where what is signed might not fit any more.
+    """Like `models.change`, which knows no contracts. Raises Conflict if new weights change what a signed
+    unit buys and that is not confirmed, or if signed contracts might not fit any more.
     """
     pool = models.find(connection, name).pool
     if wanted.status == "retired":
         refuse_retired_under_contract(connection, name, pool, now_ms)
-    # Holding a pool makes a row of it: only where there is something to hold it for. Where nobody has
-    # measured, nobody signs; where somebody has, somebody may be signing just now.
+    # `lock_for_sale` inserts the pool's row. Lock only if the pool is calibrated: an uncalibrated pool cannot
+    # have contracts, and in a calibrated one somebody may be signing now.
     if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:
         return models.change(connection, name, wanted)
     position = lock_for_sale(connection, pool, now_ms)
@@ -70,8 +70,8 @@ def refuse_retired_under_contract(connection: Connection, name: str, pool: str, 
 
 
 def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
-    """Raises Conflict where something is signed and a kind of token would become dearer or cheaper by more
-    than a tenth.
+    """Raises Conflict if something is signed and a kind of token would become dearer or cheaper by more than
+    a tenth.
     """
     signed = len(position.holdings)
     moved = [
@@ -95,29 +95,28 @@ def refuse_unsaid(position: Position, old: Weights, new: Weights) -> None:
 
 
 def worth_at_most(old: Weights, new: Weights) -> Fraction:
-    """How many new units a unit signed by the old weights may take, whatever its owner asks for: never less
-    than 1.
+    """How many new units a signed unit may need, whatever its holder asks for: at least 1.
 
-    A kind that weighed nothing bought any number of tokens; no capacity covers that, so it does not count
+    A kind that weighed nothing bought any number of tokens. No capacity covers that, so it does not count
     here.
     """
     return max([Fraction(1), *(Fraction(now, was) for _, was, now in _pairs(old, new) if was)])
 
 
 def describe_worth(worth: Fraction) -> str:
-    """What does not fit then, as a refusal begins."""
+    """The beginning of a refusal: what does not fit."""
     return f"What is signed may be worth up to {float(worth):.3g} times as many of the new units, and that"
 
 
 def in_new_units(position: Position, worth: Fraction) -> Position:
-    """The pool, owing so many new units for each that is signed; rounded up."""
+    """The pool's position with its contracts in new units, rounded up."""
     return replace(position, holdings=tuple(_scaled(held, worth) for held in position.holdings))
 
 
 def write_down(
     connection: Connection, position: Position, before: Model, after: Model, *, by: str, now_ms: int
 ) -> None:
-    """An entry in the history of each contract that holds; the caller holds the pool."""
+    """Record the change in the history of each contract that holds; the caller has locked the pool."""
     detail = {"model": after.name, "from": before.versioned_weights(), "to": after.versioned_weights()}
     for held in sorted(position.holdings, key=lambda each: each.contract_id):
         contract = store.lock(connection, held.contract_id)

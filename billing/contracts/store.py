@@ -30,7 +30,7 @@ from billing.schema.capacity import contract_history, contract_step
 from billing.schema.clock import NOW_MS, database_now_ms
 
 CONTRACT_PREFIX: Final = "con_"
-# Those that hold capacity.
+# States that hold capacity.
 BINDING: Final[tuple[State, ...]] = ("signed", "active", "notice_given")
 
 
@@ -63,7 +63,7 @@ class ContractEvent:
 
 
 def now_ms(connection: Connection) -> int:
-    """The database's clock, which all who sign share."""
+    """The database's clock, which everybody who signs shares."""
     return database_now_ms(connection)
 
 
@@ -85,7 +85,7 @@ def insert_draft(connection: Connection, terms: Terms, *, by: str, now_ms: int) 
 
 
 def save(connection: Connection, contract: Contract, change: str, *, by: str, now_ms: int) -> Contract:
-    """The contract as it now stands, and the change in its history."""
+    """Store the contract, and the change in its history."""
     connection.execute(
         update(table).where(table.c.contract_id == contract.contract_id).values(_columns(contract))
     )
@@ -98,12 +98,12 @@ def save(connection: Connection, contract: Contract, change: str, *, by: str, no
 def note(
     connection: Connection, contract: Contract, change: str, detail: dict[str, Any], *, by: str, now_ms: int
 ) -> None:
-    """A line in the history of a contract that itself stays as it is."""
+    """Add an entry to the history of a contract that itself does not change."""
     _append(connection, contract, change, by, now_ms, detail)
 
 
 def find(connection: Connection, contract_id: str, *, tenant_id: str | None = None) -> Contract:
-    """By id; of this tenant, if one is given: another's is as if it were not. Raises NotFound."""
+    """A contract by id. With a tenant, another tenant's contract does not exist. Raises NotFound."""
     found = _read(connection, _query().where(table.c.contract_id == contract_id))
     if not found or tenant_id not in {None, found[0].terms.tenant_id}:
         message = f"There is no contract {contract_id!r}; `taas contract list` shows those that are."
@@ -157,7 +157,7 @@ def _those(tenant_id: str | None, pool: str | None, states: Sequence[State]) -> 
 
 
 def lock(connection: Connection, contract_id: str) -> Contract:
-    """The contract, held against other changes until the transaction ends. Raises NotFound."""
+    """The contract, locked until the transaction ends. Raises NotFound."""
     connection.execute(
         select(table.c.contract_id).where(table.c.contract_id == contract_id).with_for_update()
     )
@@ -165,8 +165,8 @@ def lock(connection: Connection, contract_id: str) -> Contract:
 
 
 def lock_due(connection: Connection, now_ms: int) -> list[Contract]:
-    """Those whose state is behind the clock, held; what another transaction holds is left for the next
-    time.
+    """Contracts whose state is behind the clock, locked. Those that another transaction has locked are left
+    for the next time.
     """
     held = select(table.c.contract_id).where(_due(now_ms)).with_for_update(skip_locked=True)
     ids = connection.execute(held).scalars().all()

@@ -19,13 +19,13 @@ Side = Literal["tenant", "operator"]
 Overflow = Literal["reject", "spill", "queue"]
 
 MS_PER_DAY: Final = 86_400_000
-# `now` as the caller's clock had it, and the time that a form is open.
+# Tolerance for the caller's clock, and for the time that a form is open.
 PAST_SLACK_MS: Final = 5 * 60_000
 # 10^12 units a second: exact in a Lua number, and more than any pool does.
 RATE_MU_S_MAX: Final = 10**15
 TERM_MS_MAX: Final = 100 * 366 * MS_PER_DAY
 NOTICE_DAYS_MAX: Final = 3_660
-# A burst in the time that its rate would take for it.
+# A burst as the time in which the rate would do it.
 BURST_MS: Final = 1_000
 BURST_MS_MAX: Final = 60_000
 STEPS_MAX: Final = 1_000
@@ -107,7 +107,7 @@ class Contract:
         """What `to_record` wrote, through JSON."""
         terms = dict(record["terms"])
         terms["steps"] = tuple(Step(**step) for step in terms["steps"])
-        # Contracts knew no such amendments once.
+        # Older records have no such amendments.
         terms["later"] = tuple(Clause(**clause) for clause in terms.get("later", ()))
         rest = {field.name: record[field.name] for field in fields(cls) if field.name != "terms"}
         return cls(terms=Terms(**terms), **rest)
@@ -118,20 +118,18 @@ class Contract:
         return rate_at(self.terms.steps, moment_ms) if within and self.state not in {"draft", "ended"} else 0
 
     def over(self, now_ms: int) -> bool:
-        """Has its end passed, whether or not its state says so yet?"""
+        """Whether its end has passed, whatever its state says."""
         return self.state == "ended" or (self.state != "draft" and self.effective_end_ms <= now_ms)
 
 
 def rate_at(steps: Sequence[Step], moment_ms: int) -> int:
-    """The rate that holds then; 0 before the first step."""
+    """The rate at a moment; 0 before the first step."""
     index = bisect_right(steps, moment_ms, key=lambda step: step.from_ms)
     return steps[index - 1].mu_s if index else 0
 
 
 def start_now(terms: Terms, now_ms: int) -> Terms:
-    """The same, beginning now if it was to begin a moment ago. Raises Invalid when it began longer ago
-    than that.
-    """
+    """The same, starting now if its start was a moment ago. Raises Invalid if it was longer ago."""
     if terms.starts_ms >= now_ms:
         return terms
     if terms.starts_ms < now_ms - PAST_SLACK_MS:
@@ -166,7 +164,7 @@ def check_burst(burst_ms: int) -> None:
 
 
 def burst_mu(mu_s: int, burst_ms: int) -> int:
-    """What may come at once of a contract at this rate; rounded up."""
+    """How much may come at once under a contract with this rate; rounded up."""
     return -(-mu_s * burst_ms // 1000)
 
 
@@ -202,7 +200,7 @@ def _check_span(terms: Terms) -> None:
 
 
 def check_steps(steps: Sequence[Step], starts_ms: int, ends_ms: int) -> None:
-    """Raises Invalid unless the steps say one sensible rate for each moment of [starts, ends)."""
+    """Raises Invalid unless the steps give exactly one sensible rate for each moment of [starts, ends)."""
     if not steps:
         raise Invalid("How many units per second? A contract needs at least one rate.", param="units")
     if len(steps) > STEPS_MAX:
@@ -235,8 +233,8 @@ def check_steps(steps: Sequence[Step], starts_ms: int, ends_ms: int) -> None:
 
 
 def end_by_notice(terms: Terms, side: Side, given_ms: int) -> int:
-    """When it ends if this side gives notice then: after its notice, not within the minimum term, at the
-    latest when it ends anyway.
+    """When it ends if this side gives notice then: after its notice, not within the minimum term, and no
+    later than its end.
     """
     clause = terms.clause_at(given_ms)
     days = clause.tenant_notice_days if side == "tenant" else clause.operator_notice_days
@@ -244,11 +242,9 @@ def end_by_notice(terms: Terms, side: Side, given_ms: int) -> int:
 
 
 def amended(contract: Contract, steps: Sequence[Step], ends_ms: int | None, now_ms: int) -> Contract:
-    """The contract with these rates from the first of them on, in place of all later ones, and this end. What
-    has passed stays.
-
-    Raises Invalid for rates of the past, out of order or beyond the end; Conflict where the notice that was
-    given rules it out.
+    """The contract with these rates from the first of them on, in place of all later ones, and this end. The
+    past stays. Raises Invalid for rates in the past, out of order or beyond the end; Conflict if a notice
+    that was given rules it out.
     """
     terms = contract.terms
     if ends_ms is not None and ends_ms <= terms.ends_ms:

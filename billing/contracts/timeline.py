@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Self
 
-# After every moment: what goes on until further notice ends here.
+# After every moment: what has no end ends here.
 FOREVER_MS: Final = 253_402_300_800_000  # the beginning of the year 10000
 
 
@@ -83,8 +83,8 @@ class Timeline:
         return min(span.value for span in self.spans(from_ms, until_ms))
 
     def with_other(self, other: "Timeline", rule: Callable[[int, int], int]) -> "Timeline":
-        """What the rule makes of both at each moment. It holds before the first moment as well, so it must
-        make 0 of two zeros there or the caller must not look there.
+        """Combine both with a rule at each moment. The rule is also applied before the first moment, so it
+        must make 0 of two zeros, or the caller must not look there.
         """
         moments = sorted({at_ms for at_ms, _ in (*self.points, *other.points)})
         return Timeline(_joined([(at_ms, rule(self.at(at_ms), other.at(at_ms))) for at_ms in moments]))

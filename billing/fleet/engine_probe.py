@@ -73,7 +73,7 @@ def probe_engine(
 
 
 def unprobed() -> EngineFacts:
-    """Of an engine that did not answer and is added all the same."""
+    """The probe of an engine that did not answer and is added nevertheless."""
     return EngineFacts(epoch=_epoch_now(), abort=False, baseline_prompt=0, baseline_generation=0)
 
 
@@ -102,7 +102,9 @@ def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any
 
 
 def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: int) -> list[str]:
-    """Warnings about what the engine lists. Raises when it refuses us, or answers with no list of models."""
+    """Warnings about the engine's list of models. Raises if it refuses us, or answers without a list of
+    models.
+    """
     if answer.status in {401, 403}:
         raise EngineUnreachable(
             f"{url} refuses the key given (HTTP {answer.status}).", param="key", code="engine_refused"
@@ -119,7 +121,7 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
             f"{url}/v1/models is not a list of models.", param="url", code="engine_refused"
         )
     if engine_model not in listed:
-        # A backend may serve more than it lists, so this is for the operator to judge.
+        # A backend may serve more models than it lists, so the operator decides.
         names = ", ".join(sorted(listed))[:300] or "none"
         return [
             f"It does not list {engine_model!r} but: {names}. If it knows the model by another name: "
@@ -135,7 +137,7 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
 
 
 def _can_abort(answer: _Answer) -> bool:
-    """vLLM answers with nothing at all; a backend that answers every path alike does not."""
+    """vLLM answers with an empty body; a backend that answers every path alike does not."""
     return answer.status == 200 and answer.body.strip() in {b"", b"{}", b"null"}
 
 

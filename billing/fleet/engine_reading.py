@@ -15,10 +15,10 @@ from billing.wire.tokens import CounterPair
 
 # vLLM's page is about 100 kB; one of this size is not a metrics page.
 _BYTES_MAX: Final = 4 * 1024 * 1024
-# The client's time-out is between two parts of an answer: one that drips would otherwise hold up whoever
-# waits for all engines.
+# The client's time-out is for each part of an answer. An answer that trickles in would otherwise hold up the
+# reading of all engines.
 _WHOLE_WITHIN_S: Final = 5.0
-# What a proxy says of an engine that is not there: the engine itself has not answered.
+# The statuses of a proxy whose engine is not there: the engine itself has not answered.
 _NOT_THE_ENGINE: Final = frozenset({502, 503, 504})
 
 

@@ -37,7 +37,7 @@ def read_instance(client: httpx.Client, instance: AuditedInstance, *, after: int
     """
     if instance.counts:
         reading = read_request_counts(client, instance.url, instance.key, after=after)
-        # Without the page it is another start of the engine, without our middleware.
+        # Without this page it is another start of the engine, without our middleware.
         if not isinstance(reading, NoCounters):
             return reading
     return read_engine(client, instance.url, instance.key)

@@ -28,14 +28,15 @@ _log = logging.getLogger(__name__)
 
 # How often `step` should be called: as often as a worker publishes its load.
 WATCH_INTERVAL_MS: Final = 1_000
-# Nobody listens on the port: no busy engine says that. Twice, because one that is started again at once has
-# hardly been away.
+# A refused connection means that nobody listens on the port, which a busy engine never causes. Twice, because
+# an engine that restarts at once has hardly been away.
 _REFUSED_MOST: Final = 2
-# A busy engine may be slow to answer: as many looks in a row as a worker gives its own, each of some seconds.
+# A busy engine may be slow to answer: as many readings in a row as a worker allows its own engine, of some
+# seconds each.
 _SILENT_MOST: Final = 5
-# What tells no load is looked at for its life only, and it may be somebody else's service.
+# An engine without load figures is only checked for life, and may be somebody else's service.
 _UNCOUNTED_S: Final = 10.0
-# More engines than hang at once, so that one of them never delays those that answer.
+# More threads than engines that hang at once, so that those never delay the others.
 _READERS_MOST: Final = 64
 _KV_DIGITS: Final = 4
 
@@ -50,9 +51,7 @@ class WatchedEngine:
     refused: int = 0
 
     def take(self, reading: Reading) -> tuple[str, EngineLoad] | None:
-        """The status and the load that it should be shown with; None to leave both as they are until there
-        is proof.
-        """
+        """The status and load to publish; None to leave both until there is proof."""
         if isinstance(reading, Counters | NoCounters) or reading.answers:
             self.silent = self.refused = 0
             return "ready", reading.load if isinstance(reading, Counters) else EngineLoad()
@@ -83,7 +82,7 @@ class EngineWatch:
         self._closed = threading.Event()
 
     def step(self) -> bool:
-        """A loop's step: begin a look at every engine that is due and not being looked at. Raises
+        """A loop's step: begin a reading of every engine that is due and is not being read. Raises
         redis.RedisError.
         """
         if not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
@@ -101,8 +100,8 @@ class EngineWatch:
         return False
 
     def close(self) -> None:
-        """End the looks that have begun, and let another process look. What Redis cannot hear lapses by
-        itself.
+        """End the readings that have begun, and let another process take over. What Redis cannot be told
+        lapses by itself.
         """
         self._closed.set()
         self._readers.shutdown(wait=True, cancel_futures=True)
@@ -125,7 +124,7 @@ class EngineWatch:
                     told["metrics"] = isinstance(reading, Counters) or reading.page
                 self._tell(name, raw, fields, told, getattr(reading, "reason", ""))
         except redis.RedisError as exc:
-            # The loop says so, loudly, with its own next call.
+            # The loop's own next call logs the error.
             _log.info("the load of %s is not shown: %s", name, type(exc).__name__)
         except Exception:
             _log.exception("instance %s cannot be looked at", name)
@@ -133,7 +132,7 @@ class EngineWatch:
             watched.looking = False
 
     def _tell(self, name: str, raw: bytes, fields: dict[str, Any], told: dict[str, Any], reason: str) -> None:
-        """Show what has changed. Of an entry that somebody has changed meanwhile the next look tells."""
+        """Publish what has changed. If the entry has changed meanwhile, the next reading publishes."""
         before, status = fields["status"], told["status"]
         shown = fields | told
         if shown == fields:
@@ -145,7 +144,7 @@ class EngineWatch:
 
 
 def _told(status: str, load: EngineLoad) -> dict[str, Any]:
-    """The fields of an entry that say so."""
+    """The fields of an entry for this status and load."""
     kv_usage = round(load.kv_usage, _KV_DIGITS)
     return {
         "status": status,
@@ -154,8 +153,8 @@ def _told(status: str, load: EngineLoad) -> dict[str, Any]:
 
 
 def _by_hand(raw: bytes) -> dict[str, Any] | None:
-    """The fields of an entry that nobody renews and nobody has removed. One that is not there yet, or
-    goes, is not judged.
+    """The fields of an entry that was added by hand and not removed. One that is starting or draining is not
+    judged.
     """
     try:
         fields = json.loads(raw)

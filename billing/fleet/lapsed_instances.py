@@ -13,15 +13,13 @@ import redis
 from billing.wire import redis_clock, redis_keys
 from billing.wire.instance_entry import lease_of
 
-# A worker that comes back by then finds its own entry, and people what became of an instance.
+# A worker that returns by then finds its own entry, and people see what became of an instance.
 _KEPT_MS: Final = 86_400_000
 
 
 def forget_lapsed(client: redis.Redis) -> int:
-    """Forget what lapsed a day ago, by Redis's clock; how many. One added by hand has no lease, what cannot
-    be read is left for somebody to see.
-
-    Raises redis.RedisError.
+    """Remove entries that lapsed a day ago by Redis's clock; returns how many. Entries added by hand have no
+    lease; unreadable ones are left for a person to see. Raises redis.RedisError.
     """
     with client.pipeline(transaction=False) as read:
         read.time()

@@ -12,8 +12,8 @@ from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 
 
 def read_registered(client: redis.Redis) -> list[InstanceEntry]:
-    """Entries whose lease holds by Redis's clock, by id; one that a reclaim has is draining, unreadable
-    ones are left out. Raises redis.RedisError.
+    """Entries whose lease holds by Redis's clock, by id. An instance that a reclaim has is draining;
+    unreadable entries are left out. Raises redis.RedisError.
     """
     return read_registered_now(client)[1]
 
@@ -27,15 +27,15 @@ def read_registered_now(
 
 
 def machines_of(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
-    """How many machines a pool has: as declared, or, as long as nothing was declared or measured, those
-    that are registered.
+    """How many machines a pool has: as declared or, as long as nothing was declared or measured, as
+    registered.
     """
     return declared if declared or measured else len(there)
 
 
 def read_known(client: redis.Redis) -> list[InstanceEntry]:
-    """As `read_registered`, and as `down` those whose worker was lost: their lease has lapsed before they
-    said that they had ended. Such an entry is kept for a day. Raises redis.RedisError.
+    """Like `read_registered`, plus, as `down`, entries whose worker was lost: their lease has lapsed before
+    they reported an end. Such an entry is kept for a day. Raises redis.RedisError.
     """
     now_ms, found = _read_all(client)
     lost = [
@@ -64,7 +64,7 @@ def _read_all(client: redis.Redis) -> tuple[int, list[InstanceEntry]]:
 
 
 def _goes(entry: InstanceEntry, drained: Collection[str]) -> bool:
-    """Whether a reclaim has it, and it has not left yet."""
+    """Whether a reclaim has it and it has not left yet."""
     return entry.instance in drained and entry.status in {InstanceStatus.READY, InstanceStatus.STARTING}
 
 

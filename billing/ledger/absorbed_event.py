@@ -21,8 +21,8 @@ from billing.wire.tokens import AbsorbReason, CounterPair
 from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
 
 KIND: Final = "reconciliation"
-# Why tokens are absorbed that a request produced beyond its event, by its ending: of others nobody read the
-# last word.
+# Why tokens beyond a request's event are absorbed, by its ending. For other endings the final count was not
+# read.
 _NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
 
 
@@ -61,9 +61,7 @@ class AbsorbedEvent:
         evidence: tuple[str, ...],
         ending: Ending,
     ) -> "AbsorbedEvent":
-        """What an engine (instance, epoch) produced beyond the event in `row`, or beyond several that are
-        like it.
-        """
+        """What an engine (instance, epoch) produced beyond the event in `row`, or beyond several like it."""
         return cls(
             request_id=request_id,
             model=row["model"],
@@ -95,7 +93,7 @@ class AbsorbedEvent:
 
 
 def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
-    """Write it, once; whether this was the first time."""
+    """Write the event, once. Returns whether this was the first time."""
     tokens = absorbed.tokens
     row: dict[str, Any] = {
         "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import hold_prices
 
-# What is unpriced of a model, with the price that the price list has for its moment by now.
+# The unpriced requests of a model, with the price that the price list has for their moment now.
 _DUE: Final = """
 select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached, e.billed_output,
   p.price_id,
@@ -79,7 +79,7 @@ class Due:
 
 
 def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence[Due]:
-    """Price what is in the scope; with `dry_run` only say what that would be."""
+    """Price the requests in the scope; with `dry_run` only show the result."""
     hold_prices(connection)
     values: dict[str, Any] = {
         "model": scope.model, "from_ms": scope.from_ms, "until_ms": scope.until_ms, "tenant": scope.tenant_id,

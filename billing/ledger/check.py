@@ -83,16 +83,14 @@ _NO_AMOUNT: Final = (
 
 
 def check_ledger(connection: Connection) -> list[Finding]:
-    """Reads every fact there is, in one snapshot: for an audit that somebody asked for, not for every half
-    minute.
-    """
+    """Reads every fact, in one snapshot: for an audit that somebody asked for, not for the periodic one."""
     return [
         finding for kind, message, query in _CHECKS for finding in _found(connection, kind, message, query)
     ]
 
 
 def set_aside(connection: Connection) -> list[Finding]:
-    """What is recorded but waits for a person: rejected entries, conflicts, requests without an amount."""
+    """What is recorded but needs a person: rejected entries, conflicts, requests without an amount."""
     found = [
         finding for kind, message, query in _SET_ASIDE for finding in _found(connection, kind, message, query)
     ]

@@ -36,7 +36,7 @@ from billing.wire.usage_event import EVENT_VERSION, UsageEvent
 RAW_BYTES_MAX: Final = 65_536
 
 
-# Of a request's transactions the one that counts: an unpriced one may have been corrected since.
+# The transaction of a request that counts: an unpriced one may have been corrected since.
 _correction = ledger_transaction.alias("correction")
 STANDS: Final = or_(
     ledger_transaction.c.pricing != "unpriced",
@@ -115,8 +115,8 @@ class UnbalancedError(AssertionError):
 
 
 def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
-    """Price a request by what held when it started. Usage in doubt has no amount; neither has what no
-    price covers.
+    """Price a request by the price that held when it started. There is no amount if its usage is in doubt, or
+    if no price covers it.
     """
     if event.anomaly is not None:
         return RecordedEvent(event, Pricing.QUARANTINED, None, ZERO)
@@ -129,7 +129,7 @@ def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
 
 
 def postings(recorded: RecordedEvent) -> tuple[Posting, ...]:
-    """The tenant owes, the model has earned. An amount of zero needs no lines."""
+    """The tenant owes, the model has earned. An amount of zero needs no postings."""
     if recorded.amount == ZERO:
         return ()
     lines = (
@@ -148,7 +148,7 @@ def check_balanced(lines: Sequence[Posting]) -> None:
 
 
 def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> Recorded:
-    """Record what is new of a batch; the first event of a request counts, in whatever order and however
+    """Record the new events of a batch. The first event of a request counts, in whatever order and however
     often they come.
     """
     if not received:
@@ -156,8 +156,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
     firsts: dict[str, ReceivedEvent] = {}
     for item in received:
         firsts.setdefault(item.event.request_id, item)
-    # In one order everywhere, so that two consumers that hold the same entries cannot wait for each other in
-    # a circle.
+    # The same order everywhere, so that two consumers with the same entries cannot deadlock.
     rows = [event_row(firsts[request_id]) for request_id in sorted(firsts)]
     inserted = set(
         insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars()
@@ -222,12 +221,12 @@ def _write_transactions(connection: Connection, priced: Sequence[RecordedEvent])
 
 
 def _note_use(connection: Connection, events: Sequence[UsageEvent]) -> None:
-    """When keys were last used."""
+    """Record when keys were last used."""
     latest: dict[str, int] = {}
     for event in events:
         latest[event.key_id] = max(event.ended_ms, latest.get(event.key_id, 0))
     if latest:
-        # In one order everywhere, so that two consumers cannot wait for each other in a circle.
+        # The same order everywhere, so that two consumers cannot deadlock.
         rows = [{"key_id": key_id, "last_used_ms": latest[key_id]} for key_id in sorted(latest)]
         statement = insert(api_key_use).values(rows)
         newest = func.greatest(api_key_use.c.last_used_ms, statement.excluded.last_used_ms)
@@ -255,7 +254,7 @@ def add_total(connection: Connection, instance: str, epoch: str, tokens: dict[st
 
 
 def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -> int:
-    """Keep what could not be read, once for each entry. Returns how many are new."""
+    """Store what could not be read, once per entry. Returns how many are new."""
     if not rejected:
         return 0
     rows = [

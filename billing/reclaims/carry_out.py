@@ -30,8 +30,8 @@ class Reclaimer:
         self._projector = projector
 
     def step(self, now_ms: int | None = None) -> bool:
-        """Bring every reclaim up to the clock. True: there is more to do at once. Raises redis.RedisError,
-        SQLAlchemyError.
+        """Advance every reclaim to the clock. Returns True if there is more to do at once. Raises
+        redis.RedisError, SQLAlchemyError.
         """
         with self._looks.connect() as connection:
             moment_ms = clock_ms(connection) if now_ms is None else now_ms
@@ -50,7 +50,7 @@ class Reclaimer:
 
     def _carry_out(self, connection: Connection, reclaim_id: str, now_ms: int) -> None:
         before = store.find(connection, reclaim_id)
-        # In the order in which whoever orders and releases takes them.
+        # In the order in which orders and releases lock them.
         position = lock_position(connection, before.pool, now_ms)
         found = store.lock(connection, reclaim_id)
         if found.state == "planned":

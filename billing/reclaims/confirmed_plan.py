@@ -26,8 +26,8 @@ class PlanChanged(Conflict):
 def choose_named(
     occupied: Sequence[OccupiedInstance], instances: int, machines: int, named: Collection[str]
 ) -> tuple[tuple[OccupiedInstance, ...], str | None]:
-    """The instances of these names, and what is amiss with them, if anything is. `machines` is what the
-    pool has now.
+    """The instances of these names, and what is wrong with them, if anything is. `machines` is what the pool
+    has now.
     """
     leaving = tuple(each for each in occupied if each.instance in named)
     gone = sorted(set(named) - {each.instance for each in leaving})

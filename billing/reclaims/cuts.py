@@ -17,9 +17,9 @@ from billing.reclaims.store import Reclaim
 
 
 def cut_pro_rata(rates_mu_s: Mapping[str, int], cut_mu_s: int) -> dict[str, int]:
-    """How much each gives up, in proportion to its rate: together exactly what is to be cut, or all there is.
-    The remainders of rounding go to those who were rounded down by the most, then by name, so that everybody
-    who asks gets the same answer.
+    """How much each contract gives up, in proportion to its rate: together exactly the amount to cut, or all
+    there is. The remainders of rounding go to those rounded down by the most, then by name, so that the
+    result is always the same.
     """
     total = sum(rates_mu_s.values())
     wanted = max(0, min(cut_mu_s, total))
@@ -33,8 +33,8 @@ def cut_pro_rata(rates_mu_s: Mapping[str, int], cut_mu_s: int) -> dict[str, int]
 
 
 def shortage_by_reclaims(position: Position, breaking: Sequence[Reclaim]) -> Timeline:
-    """By how much what is signed exceeds what there is because of these reclaims. What would be short
-    without them is not theirs.
+    """By how much what is signed exceeds what there is because of these reclaims. A shortage without them is
+    not theirs.
     """
     return shortage_by(position, [each.taken for each in breaking])
 
@@ -64,7 +64,7 @@ class Cut:
 
 
 def worst_cuts(holdings: Sequence[Holding], shortage: Timeline, from_ms: int) -> dict[str, Cut]:
-    """Of each contract that is cut from that moment on; the earliest of what is equally bad."""
+    """The worst cut of each contract that is cut from that moment on; the earliest of equally bad ones."""
     lines = {held.contract_id: Timeline.total(held.spans()) for held in holdings}
     moments = {
         from_ms,
@@ -83,14 +83,14 @@ def worst_cuts(holdings: Sequence[Holding], shortage: Timeline, from_ms: int) ->
 
 
 def rates_after_cuts(rates: Sequence[ContractRate], cut_mu_s: int) -> list[ContractRate]:
-    """The same contracts at what is left of their rates when so much is cut of all together."""
+    """The same contracts with the rates that are left when this much is cut of all together."""
     cuts = cut_pro_rata({rate.contract_id: rate.mu_s for rate in rates}, cut_mu_s)
     return [replace(rate, mu_s=rate.mu_s - cuts[rate.contract_id]) for rate in rates]
 
 
 def rates_in_force(connection: Connection, signed: RatesByPool, now_ms: int) -> RatesByPool:
-    """Reads what each contract may have at this moment: its rate, less what a reclaim cuts of it. One
-    query while no reclaim cuts.
+    """Reads what each contract may use now: its rate, less what a reclaim cuts of it. One query while no
+    reclaim cuts.
     """
     breaking = store.list_all(connection, states=store.TAKING, breaks=True)
     cut = {each.pool for each in breaking if each.by_ms <= now_ms} & signed.keys()

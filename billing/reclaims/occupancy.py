@@ -72,7 +72,7 @@ def count_classes(requests: Iterable[RunningRequest]) -> dict[str, int]:
 
 
 def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list[OccupiedInstance]:
-    """The instances of a pool that stay as far as is known, by id: not those that are `away`, or leave by
+    """The instances of a pool that are expected to stay, by id: not those that are `away`, or drain by
     themselves. Raises redis.RedisError.
     """
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]

@@ -22,8 +22,8 @@ from billing.refusals import Conflict, Invalid
 
 
 def plan(connection: Connection, client: redis.Redis, asked: ReclaimOrder, now_ms: int) -> ReclaimPlan:
-    """What it would do; changes nothing. Raises Invalid, NotFound, Conflict for machines that are not
-    there.
+    """The plan of a reclaim; it changes nothing. Raises Invalid, NotFound, Conflict for machines that do not
+    exist.
     """
     order = _from_now(asked, now_ms)
     return _plan(connection, client, order, read_position(connection, order.pool, now_ms), now_ms)
@@ -32,10 +32,8 @@ def plan(connection: Connection, client: redis.Redis, asked: ReclaimOrder, now_m
 def order(
     connection: Connection, client: redis.Redis, asked: ReclaimOrder, now_ms: int
 ) -> tuple[Reclaim, ReclaimPlan]:
-    """ReclaimPlan it and set it down; it drains at once where it is time. Raises as `plan` does, and Conflict
-    where it would break what is signed.
-
-    PlanChanged, a Conflict, where that is not what whoever orders was shown.
+    """Plan a reclaim and store it; it drains at once if it is time. Raises as `plan` does, and Conflict if it
+    would break what is signed; PlanChanged, a Conflict, if the plan is not the one that was shown.
     """
     wanted = _from_now(asked, now_ms)
     position = lock_position(connection, wanted.pool, now_ms)
@@ -68,7 +66,7 @@ def order(
 def drain(
     connection: Connection, planned: Reclaim, leaving: tuple[OccupiedInstance, ...], now_ms: int
 ) -> Reclaim:
-    """From now on these get nothing new."""
+    """From now on these instances get no new requests."""
     requests = [request for each in leaving for request in each.requests]
     detail = {
         "chosen": [each.instance for each in leaving],
@@ -82,8 +80,8 @@ def drain(
 def choose_now(
     connection: Connection, client: redis.Redis, planned: Reclaim, position: Position
 ) -> tuple[OccupiedInstance, ...]:
-    """The instances that leave: those that were asked for, or, where they are not all there any more or
-    none were, as they are loaded now.
+    """The instances that leave: those that were ordered by name or, if none were or some are gone, those that
+    fit best now.
     """
     others = _away(connection, planned.pool)
     occupied = read_occupied(client, planned.pool, store.away(connection))
@@ -98,7 +96,7 @@ def choose_now(
 
 
 def release(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
-    """Give the machines back to their pool: instances are ready again. One that has not begun is
+    """Give the machines back to their pool: the instances are ready again. A reclaim that has not begun is
     cancelled. Raises NotFound, Conflict.
     """
     found = _lock(connection, reclaim_id, now_ms)
@@ -114,7 +112,7 @@ def release(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms
 
 
 def cancel(connection: Connection, client: redis.Redis, reclaim_id: str, now_ms: int) -> Reclaim:
-    """Call it off before its deadline. Raises NotFound, Conflict."""
+    """Cancel it before its deadline. Raises NotFound, Conflict."""
     found = _lock(connection, reclaim_id, now_ms)
     if found.state not in store.TAKING:
         raise Conflict(
@@ -131,7 +129,7 @@ def _lock(connection: Connection, reclaim_id: str, now_ms: int) -> Reclaim:
     lock_position(connection, pool, now_ms)
     found = store.lock(connection, reclaim_id)
     if found.breaks and found.state in store.TAKING:
-        # The cut ends with this transaction; what of it has not been written is written now.
+        # The cut ends with this transaction, so write now what has not been written of it.
         shortfall.record(connection, pool, now_ms, last=True)
     return found
 

@@ -30,8 +30,8 @@ class Period:
 def outlook(
     position: Position, reclaims: Sequence[Reclaim], own_use: str, now_ms: int, quarters: int
 ) -> list[Period]:
-    """From now to the end of so many quarters, this one included: a period for each change. What nobody
-    has taken has its pool's own use.
+    """From now to the end of this many quarters, including this one: a period for each change. What no
+    reclaim has taken has the pool's own use.
     """
     edges = quarter_starts(now_ms, quarters)
     uses = {
@@ -45,7 +45,7 @@ def outlook(
     periods = []
     for start_ms, end_ms in zip([now_ms, *edges[1:-1]], edges[1:], strict=True):
         for part in left_over_time(position, start_ms, end_ms):
-            # One use may follow another while the pool keeps as many.
+            # One use may follow another while the pool keeps the same number of machines.
             moments = {
                 at_ms
                 for line in uses.values()

@@ -17,7 +17,7 @@ from billing.reclaims.occupancy import OccupiedInstance, RunningRequest, count_c
 from billing.reclaims.store import Use
 from billing.refusals import Conflict, Invalid
 
-# As long as a gateway lets a request last: what begins before it may finish.
+# The longest time of a request: what begins before it may finish.
 DRAIN_LEAD_MS: Final = 600_000
 
 
@@ -51,12 +51,12 @@ class RemainingCapacity:
 
     @property
     def free_mu_s(self) -> int:
-        """May still be sold, with a burst of a second."""
+        """What may still be sold, with a burst of a second."""
         return max(0, self.capacity_mu_s - self.held_mu_s)
 
     @property
     def short_mu_s(self) -> int:
-        """Held, bursts included, and not there."""
+        """What is held, bursts included, beyond what there is."""
         return max(0, self.held_mu_s - self.capacity_mu_s)
 
 
@@ -85,7 +85,7 @@ class ReclaimPlan:
 
     @property
     def requests(self) -> tuple[RunningRequest, ...]:
-        """What is open on the instances that leave: each must have ended by the deadline."""
+        """The open requests of the leaving instances: each must have ended by the deadline."""
         return tuple(request for each in self.leaving for request in each.requests)
 
     def resumes(self, request: RunningRequest) -> bool:
@@ -99,7 +99,7 @@ class ReclaimPlan:
 
     @property
     def refusal(self) -> str | None:
-        """Why it is not done: it would break contracts, and may not."""
+        """Why it is refused: it would break contracts and may not."""
         if self.order.breaks or not self.broken:
             return None
         first, more = self.broken[0], ""
@@ -120,9 +120,9 @@ def draw_up(
     now_ms: int,
     breaking: Sequence[Taken] = (),
 ) -> ReclaimPlan:
-    """The plan for a pool as it stands, of which `away` machines have drained for other reclaims, and to
-    whose contracts `breaking` does what it does already. Raises Invalid, Conflict for machines that are not
-    there; whether it breaks a contract is for whoever reads the plan.
+    """The plan for a pool as it is now, of which `away` machines have drained for other reclaims; `breaking`
+    reclaims already cut its contracts. Raises Invalid, Conflict for machines that do not exist; the reader of
+    the plan decides whether it may break a contract.
     """
     check_there(order, position)
     taken = Taken(order.instances, order.by_ms)
@@ -152,7 +152,7 @@ def draw_up(
 
 
 def check_there(order: ReclaimOrder, position: Position) -> None:
-    """Raises Invalid, or Conflict where the pool does not own so many machines from the deadline on."""
+    """Raises Invalid, or Conflict if the pool does not own so many machines from the deadline on."""
     if order.instances < 1:
         raise Invalid("How many? At least one instance.", param="instances")
     if position.instances == 0:
@@ -175,8 +175,8 @@ def check_there(order: ReclaimOrder, position: Position) -> None:
 def choose(
     occupied: Sequence[OccupiedInstance], instances: int, machines: int
 ) -> tuple[tuple[OccupiedInstance, ...], int]:
-    """The instances that leave, those first whose leaving harms least, and how many machines that run nothing
-    go with them. `machines` is what the pool has now.
+    """The instances that leave, first those whose leaving harms least, and how many machines that run nothing
+    leave with them. `machines` is what the pool has now.
     """
     count = running_needed(occupied, instances, machines)
     ranked = sorted(occupied, key=lambda each: (each.ready, *each.harm, each.instance))
@@ -184,13 +184,13 @@ def choose(
 
 
 def running_needed(occupied: Sequence[OccupiedInstance], instances: int, machines: int) -> int:
-    """How many of those that run must leave: machines that run nothing go before them."""
+    """How many running instances must leave: machines that run nothing leave before them."""
     return max(0, min(instances, len(occupied) - (machines - instances)))
 
 
 def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -> int:
-    """From when on so many may take nothing new: before that the rest would not cover what is signed. At
-    the latest at the deadline.
+    """From when on so many may take nothing new: before that the rest would not cover what is signed. No
+    later than the deadline.
     """
     earliest_ms = max(now_ms, by_ms - DRAIN_LEAD_MS)
     if earliest_ms >= by_ms:
@@ -203,7 +203,7 @@ def drain_from_ms(position: Position, instances: int, by_ms: int, now_ms: int) -
 
 
 def with_taken(position: Position, taken: Taken) -> Position:
-    """The same pool less these machines."""
+    """The same pool without these machines."""
     return replace(position, taken=(*position.taken, taken))
 
 

@@ -26,7 +26,7 @@ from billing.reclaims.store import Reclaim
 from billing.schema.capacity import calibration, contract, contract_shortfall
 
 SECOND_MS: Final = 1_000
-# Filled in at once after a pause, so that no transaction grows without bound.
+# Seconds filled in per transaction after a pause, so that none grows without bound.
 SECONDS_MAX: Final = 3_600
 
 
@@ -42,16 +42,14 @@ class Shortfall:
 
 
 def pools_cut(connection: Connection, now_ms: int) -> list[str]:
-    """Pools of which a reclaim that may break contracts has machines."""
+    """Pools whose machines a reclaim has that may break contracts."""
     breaking = store.list_all(connection, states=store.TAKING, breaks=True)
     return sorted({each.pool for each in breaking if each.by_ms <= now_ms})
 
 
 def record(connection: Connection, pool: str, now_ms: int, *, last: bool = False) -> bool:
-    """Write every whole second that has passed and is not written yet; `last`: the part of this one as well,
-    because the cut ends now.
-
-    True: there is more to fill in.
+    """Write every full second that has passed and is not written yet. `last`: also the part of the current
+    one, because the cut ends now. Returns True if there is more to fill in.
     """
     begun = store.list_all(connection, pool=pool, states=store.TAKING, breaks=True)
     breaking = [each for each in begun if each.by_ms < now_ms]
@@ -84,8 +82,8 @@ def record(connection: Connection, pool: str, now_ms: int, *, last: bool = False
 def shortfalls(
     holdings: Sequence[Holding], cut: Sequence[Span], breaking: Sequence[Reclaim]
 ) -> list[Shortfall]:
-    """Each contract and second of `cut`, which says without a gap how much is cut of all contracts
-    together. Pure.
+    """Each contract and second of `cut`, which gives without a gap how much is cut of all contracts together.
+    Pure.
     """
     lines = {held.contract_id: Timeline.total(held.spans()) for held in holdings}
     moments = sorted({at_ms for line in lines.values() for at_ms, _ in line.points})
@@ -106,7 +104,7 @@ def shortfalls(
 
 
 def _next_second(connection: Connection, pool: str, first_ms: int) -> int:
-    # By contract, because that is what the index of the rows begins with: they become many.
+    # By contract, which is how the index of the rows begins: there will be many rows.
     newest = (
         select(func.max(contract_shortfall.c.second_ms))
         .where(contract_shortfall.c.contract_id == contract.c.contract_id)
@@ -147,8 +145,8 @@ def _cut_over_time(
 
 
 def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
-    """What one instance could do, each from a moment on. What was measured first is taken to have held
-    before as well.
+    """What one instance could do, from each moment on. The first measurement is assumed to have held before
+    as well.
     """
     rows = connection.execute(
         select(calibration.c.created_ms, calibration.c.capacity_mu_s)
@@ -159,7 +157,7 @@ def _measured(connection: Connection, pool: str) -> list[tuple[int, int]]:
 
 
 def _split(spans: Sequence[Span], moments: Sequence[int]) -> Iterator[Span]:
-    """The same, cut at these moments as well."""
+    """The same spans, also split at these moments."""
     for span in spans:
         edges = [
             span.from_ms,
@@ -171,8 +169,8 @@ def _split(spans: Sequence[Span], moments: Sequence[int]) -> Iterator[Span]:
 
 
 def _seconds(span: Span, *, all_of_it: bool) -> Iterator[tuple[int, int]]:
-    """The seconds it touches, and for how many ms; else the first and the last only, which it may share
-    with a cut.
+    """The seconds that a span touches, and for how many ms; without a cut only the first and the last, which
+    may share a second with a cut.
     """
     first_ms, last_ms = (
         span.from_ms - span.from_ms % SECOND_MS,
@@ -196,7 +194,7 @@ def _after(cut: Sequence[Span], seconds: int) -> int:
 
 
 def _cause(breaking: Sequence[Reclaim], second_ms: int) -> str:
-    """The one that came last."""
+    """The cause that came last."""
     begun = [each for each in breaking if each.by_ms < second_ms + SECOND_MS]
     return max(begun, key=lambda each: (each.by_ms, each.reclaim_id)).reclaim_id
 

@@ -22,9 +22,9 @@ Use = Literal["external", "internal", "research", "recsys", "idle"]
 State = Literal["planned", "draining", "done", "released", "cancelled"]
 
 RECLAIM_PREFIX: Final = "rcl_"
-# Those that take machines, now or later.
+# States of reclaims that take machines, now or later.
 TAKING: Final[tuple[State, ...]] = ("planned", "draining", "done")
-# Those whose chosen instances are away.
+# States in which the chosen instances are away.
 AWAY: Final[tuple[State, ...]] = ("draining", "done")
 
 
@@ -73,7 +73,7 @@ class ReclaimEvent:
 def add(
     connection: Connection, pool: str, instances: int, use: Use, by_ms: int, *, breaks: bool, now_ms: int
 ) -> Reclaim:
-    """A new one, planned; its history begins with whoever plans it."""
+    """Add a reclaim, as planned; its history begins with its order."""
     made = Reclaim(
         reclaim_id=new_id(RECLAIM_PREFIX),
         pool=pool,
@@ -99,8 +99,8 @@ def move(
     now_ms: int,
     **fields: Any,
 ) -> Reclaim:
-    """The reclaim in another state, with the line in its history. Redis is told which instances are away
-    and which are back.
+    """Change the state of the reclaim, with an entry in its history. Redis gets which instances are away and
+    which are back.
     """
     after = replace(before, state=state, **fields)
     connection.execute(update(table).where(table.c.reclaim_id == before.reclaim_id).values(_columns(after)))
@@ -114,7 +114,7 @@ def move(
 def append(
     connection: Connection, reclaim_id: str, change: str, detail: Mapping[str, Any], *, now_ms: int
 ) -> None:
-    """A line in the history."""
+    """Add an entry to the history."""
     connection.execute(
         insert(reclaim_history).values(
             reclaim_id=reclaim_id, change=change, detail=dict(detail), at_ms=now_ms
@@ -132,7 +132,7 @@ def find(connection: Connection, reclaim_id: str) -> Reclaim:
 
 
 def lock(connection: Connection, reclaim_id: str) -> Reclaim:
-    """As `find`, and held until the transaction ends."""
+    """Like `find`, and locked until the transaction ends."""
     connection.execute(select(table.c.reclaim_id).where(table.c.reclaim_id == reclaim_id).with_for_update())
     return find(connection, reclaim_id)
 
@@ -168,7 +168,7 @@ def list_page(
 
 
 def select_any_open() -> Select[bool]:
-    """Whether there is one that takes machines, now or later."""
+    """Whether there is a reclaim that takes machines, now or later."""
     return select(
         exists(select(table.c.reclaim_id).where(or_(*(table.c.state == state for state in TAKING))))
     )

@@ -17,12 +17,12 @@ import redis
 from billing.wire import redis_clock, redis_keys
 from billing.wire.instance_entry import InstanceEntry
 
-# Several loops ask every second; they share one look at Redis.
+# Several loops ask every second; they share one reading of Redis.
 _FRESH_S: Final = 0.9
-# A cell that falls idle stays in the set for this long, so that one whose instance restarts does not come and
-# go.
+# An idle cell stays in the set for this long, so that an instance that restarts does not make it leave and
+# return.
 _LINGER_S: Final = 60.0
-# In this time every idle cell is looked at once.
+# In this time every idle cell is checked once.
 _SWEEP_S: Final = 60.0
 # Commands of one pipeline.
 _LOOKS_MAX: Final = 1_000
@@ -52,23 +52,19 @@ class BusyCells:
             return sorted(self._busy_until)
 
     def all(self) -> list[str]:
-        """The names of all cells, as of the last look. Raises redis.RedisError."""
+        """The names of all cells, as last read. Raises redis.RedisError."""
         self.names()
         return self._all
 
     def quiet(self) -> frozenset[str]:
-        """Busy cells in which nothing was open, waiting or unread at the last look: they have an instance and
-        nothing else.
-
+        """Busy cells in which nothing was open, waiting or unread when last read: they only have an instance.
         Raises redis.RedisError.
         """
         self.names()
         return self._quiet
 
     def marks(self) -> tuple[object, ...]:
-        """Compares unequal with what it was before Redis was emptied, restored or exchanged, or the catalogue
-        changed.
-
+        """A value that changes when Redis was emptied, restored or exchanged, or the catalogue changed.
         Raises redis.RedisError.
         """
         self.names()
@@ -79,8 +75,8 @@ class BusyCells:
         instances, has_work = self._read_catalogue(known)
         self._quiet = frozenset(cell for cell, work in zip(known, has_work, strict=True) if not work)
         first = self._refreshed is None
-        # The reading before this one says how many are due: the sweep goes by time, not by how often somebody
-        # asks.
+        # The time of the last reading determines how many are due: the sweep depends on time, not on how
+        # often it is called.
         passed_s = _SWEEP_S if self._refreshed is None else now - self._refreshed
         self._busy_until |= dict.fromkeys(instances, now + _LINGER_S)
         lapsed = [cell for cell, until in self._busy_until.items() if until < now]
@@ -129,8 +125,8 @@ class BusyCells:
 
 
 def _cell_of_live(entry: bytes, now_ms: int) -> str | None:
-    """The cell of an instance whose lease holds or that has none; one that cannot be read is for the audit
-    to tell.
+    """The cell of an instance whose lease holds or that has none. The audit reports entries that cannot be
+    read.
     """
     try:
         instance = InstanceEntry.from_json(entry)
@@ -140,14 +136,14 @@ def _cell_of_live(entry: bytes, now_ms: int) -> str | None:
 
 
 def _with_work(client: redis.Redis, cells: Iterable[str]) -> set[str]:
-    """Those that have open or waiting requests, or usage that is not in SQL."""
+    """Cells with open or waiting requests, or usage that is not in SQL."""
     rest, found = list(cells), set()
     while rest:
         part, rest = rest[:_LOOKS_MAX], rest[_LOOKS_MAX:]
         there = _ask(
             client, part, lambda pipe, cell: pipe.exists(*_waits(cell), redis_keys.usage_stream(cell))
         )
-        # A stream outlives its entries.
+        # A stream exists longer than its entries.
         maybe = [cell for cell, count in zip(part, there, strict=True) if count]
         waiting = _ask(client, maybe, lambda pipe, cell: pipe.exists(*_waits(cell)))
         unread = _ask(client, maybe, lambda pipe, cell: pipe.xlen(redis_keys.usage_stream(cell)))

@@ -23,9 +23,9 @@ from billing.wire.tokens import UsageEventError
 _log = logging.getLogger(__name__)
 
 
-# Of one stream, at least so many at a time, however many streams there are.
+# At least this many entries of one stream at a time, however many streams there are.
 _LEAST: Final = 50
-# Where so many were taken at once, more of them wait.
+# If this many were read at once, more are waiting.
 MORE_WAITS: Final = _LEAST
 
 
@@ -55,8 +55,8 @@ class Consumer:
         self._own_first = True
 
     def consume_once(self, *, block_ms: int | None = None) -> int:
-        """What is new of each cell; with `block_ms` it waits so long for something new. Returns how many
-        entries were taken off the streams.
+        """Record the new usage of each cell; with `block_ms` it waits that long for some. Returns how many
+        entries were read from the streams.
         """
         try:
             return self._consume(self._cells(), block_ms)
@@ -69,8 +69,8 @@ class Consumer:
             return 0
 
     def claim_once(self) -> int:
-        """Take over what dead consumers hold, and what no consumer was ever given. Publishes the lag first:
-        while SQL takes nothing, what waits is what somebody must see.
+        """Take over entries of dead consumers, and entries that no consumer ever got. It publishes the lag
+        first, because that must be visible while SQL accepts nothing.
         """
         cells = [cell for cell, lag in self._look().items() if lag.entries]
         if not cells:
@@ -139,7 +139,7 @@ class Consumer:
                 recorded = record_events(connection, received)
                 new_rejected = record_rejected(connection, rejected)
         except (DataError, IntegrityError) as exc:
-            # The database refuses a value in it. Alone, the one that it refuses can be told from the rest.
+            # The database refuses a value in the batch. One by one, the refused event can be identified.
             if len(received) == 1:
                 reason = (
                     f"refused by the database: {type(exc.orig).__name__}: {str(exc.orig).splitlines()[0]}"

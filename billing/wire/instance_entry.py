@@ -15,10 +15,10 @@ import orjson
 
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
-# Where an engine tells what each request has produced, if it does: `serving/vllm_middleware`.
+# The path at which an engine reports what each request has produced, if it does: `serving/vllm_middleware`.
 REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
-# A kind of engine: how requests are put to it (`gateway/upstream/`), and how its counters are read. An entry
-# that says none is of this kind.
+# A kind of engine: it decides how requests are sent (`gateway/upstream/`) and how counters are read. The
+# default for entries without one.
 VLLM: Final = "vllm"
 
 

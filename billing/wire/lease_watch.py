@@ -14,10 +14,10 @@ from typing import Final
 
 from billing.wire.instance_entry import InstanceEntry
 
-# A worker renews its lease of 5 s every second. Less than the lease, so that a dead one is not believed for
-# longer than it says.
+# A worker renews its lease of 5 s every second. This is less than the lease, so that a dead worker is not
+# trusted for longer than its lease.
 _RENEWED_LATELY_S: Final = 4.0
-# One that was removed by hand is shown for ten minutes, while it drains.
+# An instance that was removed by hand is shown for ten minutes, while it drains.
 _LONGEST_LEASE_S: Final = 605.0
 
 
@@ -38,8 +38,8 @@ class LeaseWatch:
         self._seen: dict[str, _Seen] = {}
 
     def holds(self, entry: InstanceEntry, now_ms: int) -> bool:
-        """Whether its lease does; `now_ms` is Redis's clock as of the reading. One seen for the first time
-        is judged by that alone.
+        """Whether the lease of an entry holds. `now_ms` is Redis's clock as of the reading. An entry that is
+        seen for the first time is judged by that alone.
         """
         if entry.lease_until_ms == 0:
             return True

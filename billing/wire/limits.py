@@ -13,7 +13,7 @@ import orjson
 
 MINUTE_S: Final = 60
 DAY_S: Final = 86_400
-# Of a concurrency limit: it counts what is open, and nothing of that passes with time.
+# The window of a concurrency limit: it counts open requests, and does not drain with time.
 WHILE_OPEN: Final = 0
 MU_PER_UNIT: Final = 1000
 
@@ -68,7 +68,7 @@ FIELDS: Final = (
 )
 NAMES: Final = tuple(each.name for each in FIELDS)
 
-# What one entry says, by the names of `FIELDS`; None or nothing where it says nothing.
+# The amounts of one entry, by the names of `FIELDS`; None or missing is no limit.
 LimitEntry: TypeAlias = Mapping[str, int | None]
 
 
@@ -92,9 +92,7 @@ class Limits:
 
     @classmethod
     def of_entries(cls, own: LimitEntry | None, rest: LimitEntry | None) -> Self:
-        """What a model's own entry and the one for all models make together: the own one wins, field by
-        field.
-        """
+        """Merge a model's own entry with the one for all models: the own one wins, field by field."""
         limits = []
         for each in FIELDS:
             amounts = (entry.get(each.name) for entry in (own, rest) if entry)
@@ -104,7 +102,7 @@ class Limits:
         return cls(tuple(limits))
 
     def amount(self, kind: LimitKind, window_s: int) -> int | None:
-        """Of one limit, None where there is none."""
+        """The amount of one limit, None if there is none."""
         return next(
             (each.amount for each in self.all if (each.kind, each.window_s) == (kind, window_s)), None
         )

@@ -25,7 +25,7 @@ from billing.wire.scrape_targets import RENEW_S, ScrapeTarget, address_of, renew
 
 _log = logging.getLogger(__name__)
 
-# Shorter than the lease: a Redis that hangs must not keep a renewal from its next try.
+# Shorter than the lease: a Redis that hangs must not prevent the next renewal.
 _REDIS_TIMEOUT_S: Final = 1.5
 
 
@@ -46,7 +46,7 @@ class MetricsPage:
         self._job = job
         self._host = host
         self._redis_address = redis_address
-        # One more series for each counter and histogram, that nothing reads.
+        # These would be one more series for each counter and histogram, which nothing reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         build = Gauge(
             "taas_build_info",
@@ -91,7 +91,7 @@ class MetricsPage:
                 )
                 renew(client, target, self._read_clock(client))
             except (redis.RedisError, OSError) as exc:
-                # Whoever works with Redis says that it is away. The list is kept by the next second's try.
+                # Other code logs that Redis is away. The next second's try renews the entry.
                 _log.debug("not listed as a scrape target: %s", type(exc).__name__)
             self._ended.wait(RENEW_S)
         with contextlib.suppress(redis.RedisError, OSError):

@@ -171,7 +171,7 @@ def _options(query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in OPTIONS:
-            # What is no plain word may be anything, a piece of a password too.
+            # A text that is not a plain word may be anything, even part of a password.
             shown = repr(name) if _OPTION_NAME.fullmatch(name) else "something that is no name"
             raise RedisAddressError(f"unknown option {shown}; known are {', '.join(OPTIONS)}")
         if name in options:

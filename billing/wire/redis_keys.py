@@ -11,28 +11,27 @@ MODELS: Final = "taas:models"
 CHANGES: Final = "taas:changes"
 CHANGES_MAXLEN: Final = 10_000
 INSTANCES: Final = "taas:instances"
-# Instances that a reclaim has: nothing new goes there, and what is there ends.
+# Instances that a reclaim has: they get no new requests, and open ones end.
 DRAINED: Final = "taas:drained"
 SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"
-# The pages of metrics that are there (a sorted set, by the end of their lease in ms).
+# The metrics pages that exist (a sorted set, by the end of their lease in ms).
 SCRAPE_TARGETS: Final = "taas:scrape-targets"
 CELLS: Final = "taas:cells"
 # Held by the billing process that reaps, for the length of one pass.
 REAPER_LOCK: Final = "taas:reaper"
-# Held by the billing process that looks at the engines added by hand.
+# Held by the billing process that reads the engines added by hand.
 ENGINE_WATCH_LOCK: Final = "taas:engine-watch"
-# Held by the billing process that holds the cells' levels against the ledger after Redis has lost something.
+# Held by the billing process that compares the cells' levels with the ledger after Redis has lost data.
 RESTORER_LOCK: Final = "taas:restorer"
-# The run of the server in which all cells together were last found whole.
+# The run of the server in which all cells together were last found intact.
 INTACT: Final = "taas:intact"
 # Which billing process allocates each busy cell (a hash), and which are alive (a sorted set, by the end of
 # their lease in ms).
 ALLOCATORS: Final = "taas:allocators"
 ALLOCATORS_ALIVE: Final = "taas:allocators:alive"
-# How far the catalogue's projection has come. Anything else than what SQL says of it: Redis has lost
-# something.
+# The marker of the catalogue's projection. If it differs from SQL, Redis has lost data.
 PROJECTION: Final = "taas:projection"
 
 # The usage stream: one consumer group, one field an entry.
@@ -82,19 +81,19 @@ def usage_stream(cell: str) -> str:
 
 
 def wake_channel(gateway: str) -> str:
-    """Where a gateway hears that a request of it, which waits, has been granted its place; the message is the
-    request id. With `!` before it: it is to give its place up.
+    """The channel of a gateway: a request id wakes its waiting request, `!` and an id preempts a flex
+    request.
     """
     return f"taas:wake:{gateway}"
 
 
 def contract_bucket(cell: str, tenant_id: str) -> str:
-    """A tenant's contract: what it may have, its level, and what came of it."""
+    """A tenant's contract: its rate, its level, and its totals."""
     return f"{_cell(cell)}:q:{tenant_id}"
 
 
 def room(cell: str) -> str:
-    """What on-demand and flex may have of each instance."""
+    """How many slots on-demand and flex may use of each instance."""
     return f"{_cell(cell)}:room"
 
 
@@ -104,22 +103,24 @@ def flight(cell: str) -> str:
 
 
 def borrowed(cell: str, instance: str) -> str:
-    """Open flex requests there in the order in which they give way; those below 0 can go on elsewhere."""
+    """Open flex requests of an instance in the order of preemption; those below 0 can be resumed
+    elsewhere.
+    """
     return f"{_cell(cell)}:borrowed:{instance}"
 
 
 def waiting_tenants(cell: str, class_letter: str) -> str:
-    """Tenants who wait for on-demand (`o`) or flex (`f`), by their virtual counter."""
+    """Tenants that wait for on-demand (`o`) or flex (`f`), by their virtual counter."""
     return f"{_cell(cell)}:w:{class_letter}"
 
 
 def waiting_requests(cell: str, class_letter: str, tenant_id: str) -> str:
-    """The requests of one tenant that wait, by arrival."""
+    """The queue of one tenant: its waiting requests by arrival."""
     return f"{_cell(cell)}:wl:{class_letter}:{tenant_id}"
 
 
 def intact(cell: str) -> str:
-    """There while the cell's levels are: the run of the server in which they were last held against the
+    """Present while the cell's levels are: the run of the server in which they were last compared with the
     ledger.
     """
     return f"{_cell(cell)}:intact"

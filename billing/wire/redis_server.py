@@ -16,12 +16,12 @@ from redis.retry import Retry
 
 from billing.wire.redis_address import NO_CLUSTER, RedisAddress, parse_redis_url
 
-# By the name that the server gives itself. Scripts read the clock and then write, and streams are claimed
-# with XAUTOCLAIM.
+# By the name that the server reports. Scripts read the clock and then write, and streams are claimed with
+# XAUTOCLAIM.
 _OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 OLDEST_TEXT: Final = "Redis 7.0 or Valkey 7.2"
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
-# What "acknowledged usage is never lost" stands on, and what each other value costs.
+# The settings that "acknowledged usage is never lost" depends on, and what each other value risks.
 _DURABLE: Final = {
     "appendonly": ("yes", "a restart of Redis loses usage that is not billed yet, and every limit's level"),
     "appendfsync": ("always", "a crash of its machine loses the last second or more of acknowledged usage"),
@@ -49,8 +49,8 @@ def read_hello(reply: Any) -> dict[str, str]:
 
 
 def why_unusable(hello: Mapping[str, str]) -> str | None:
-    """Why the server that gave this reply cannot be used; None where it can. What does not tell its
-    version is believed.
+    """Why the server that gave this reply cannot be used; None if it can. A server that does not report its
+    version is accepted.
     """
     if hello.get("mode") in {"cluster", "sentinel"}:
         return f"is a {'Redis Cluster' if hello['mode'] == 'cluster' else 'Sentinel'}. {NO_CLUSTER}"
@@ -62,11 +62,9 @@ def why_unusable(hello: Mapping[str, str]) -> str | None:
 
 
 def require_usable(url: str) -> RedisAddress:
-    """For the start of a process: the address, once the server there, if it answers now, has said that it can
-    be used.
-
-    Raises RedisAddressError or WrongRedis. A server that is away, or refuses the login, may yet come right:
-    that is not told here.
+    """For the start of a process: the address, once the server has shown that it can be used, if it answers
+    now. Raises RedisAddressError or WrongRedis. It does not report a server that is away or refuses the
+    login, because that may change.
     """
     address = parse_redis_url(url)
     with redis.Redis(
@@ -87,7 +85,7 @@ def examine(client: redis.Redis, address: RedisAddress) -> None:
     except redis.exceptions.ResponseError as exc:
         if isinstance(exc, redis.exceptions.NoPermissionError) or login_refused(exc):
             raise
-        return  # a proxy that does not know the command: what stands behind it cannot be told
+        return  # a proxy that does not know the command: the server behind it is unknown
     if why := why_unusable(read_hello(reply)):
         raise WrongRedis(f"Redis at {address} {why}.")
 
@@ -118,8 +116,8 @@ def login_refused(exc: Exception) -> bool:
 
 
 def why_refused(message: str) -> str | None:
-    """What an error reply says of the login or its permissions, with the server's own words where they
-    help; None for any other reply.
+    """What an error reply says of the login or its permissions, with the server's own text if that helps;
+    None for any other reply.
     """
     code = message.partition(" ")[0]
     said = _LOGIN_CODES.get(code)

@@ -7,13 +7,12 @@ processes of two versions work on the same reservations during an upgrade.
 from typing import Final
 
 FIELDS: Final = {
-    # waiting | granted | open | settled. What has settled keeps `event` and `ended_by` alone.
+    # waiting | granted | open | settled. A settled one only keeps `event` and `ended_by`.
     "state": "state",
-    # JSON, without its closing part: what the event says from the start, and what it says if the gateway dies
-    # now.
+    # JSON: the head of the usage event, and the crash event, its tail if the gateway dies now.
     "head": "head",
     "crash_event": "will",
-    # Milliunits: held while it waits, charged and used so far while it is open, for reading its prompt.
+    # Milliunits: held while it waits; charged and used so far while it is open; for prefilling its prompt.
     "cost_mu": "cost",
     "charged_mu": "charged",
     "used_mu": "used",
@@ -25,10 +24,10 @@ FIELDS: Final = {
     "cached": "c",
     "output": "o",
     "delivered": "d",
-    # The ms until which its gateway has it, and when it was admitted.
+    # The end of its lease in ms, and when it was admitted.
     "lease": "lease",
     "admitted_ms": "at",
-    # Whose it is, and the buckets of its limits.
+    # Its tenant and gateway, and the buckets of its limits.
     "tenant": "ten",
     "gateway": "gw",
     "tenant_bucket": "tb",
@@ -42,7 +41,7 @@ FIELDS: Final = {
     "contract_key": "qb",
     "spilled": "spl",
     "weight": "wt",
-    # Where it runs ('' = it has given its slot up), and how many sequences it has there.
+    # Where it runs ('' = it was preempted and holds no slot), and its number of sequences there.
     "instance": "inst",
     "epoch": "epoch",
     "sequences": "seq",

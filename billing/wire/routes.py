@@ -84,7 +84,7 @@ _ALL: Final = (
     ),
 )
 ROUTE_FACTS: Final[Mapping[Route, RouteFacts]] = {facts.name: facts for facts in _ALL}
-# What a model's entry may list, and what a model that generates text offers unless it is told otherwise.
+# The routes that a model's entry may list, and the default of a model that generates text.
 OFFERED_ROUTES: Final = tuple(facts.name.value for facts in _ALL if facts.offered_as is facts.name)
 TEXT_ROUTES: Final = tuple(
     facts.name.value
@@ -94,16 +94,12 @@ TEXT_ROUTES: Final = tuple(
 
 
 def generates(offered: Collection[str]) -> bool:
-    """Whether a model that offers these routes writes text. A route that is not known here belongs to
-    another version.
-    """
+    """Whether a model with these routes generates text. An unknown route belongs to another version."""
     return any(name not in OFFERED_ROUTES or ROUTE_FACTS[Route(name)].generates for name in offered)
 
 
 def smallest_request(offered: Collection[str]) -> RouteFacts:
-    """The route by whose smallest request an engine of a model that offers these routes shows that it
-    works.
-    """
+    """The route whose smallest request shows that an engine of a model with these routes works."""
     known = [ROUTE_FACTS[Route(name)] for name in OFFERED_ROUTES if name in offered]
     metered = [facts for facts in known if facts.metered]
     if not metered or generates(offered):
@@ -112,8 +108,6 @@ def smallest_request(offered: Collection[str]) -> RouteFacts:
 
 
 def dialect_of_path(path: str) -> Dialect:
-    """Whose form an error takes of which only the path is known: that of the route whose path it begins
-    with.
-    """
+    """The dialect of an error if only the path is known: that of the route with whose path it begins."""
     spoken = (facts.dialect for facts in _ALL if path.startswith(facts.path))
     return next(spoken, Dialect.OPENAI)

@@ -45,26 +45,26 @@ def address_of(host: str, port: int, seen_from: RedisAddress) -> str:
 
 
 def renew(client: redis.Redis, target: ScrapeTarget, now_ms: int) -> None:
-    """Say that this page is there, for another lease. Raises redis.RedisError."""
+    """List this page for another lease. Raises redis.RedisError."""
     client.zadd(redis_keys.SCRAPE_TARGETS, {target.member(): now_ms + LEASE_MS})
 
 
 def withdraw(client: redis.Redis, target: ScrapeTarget) -> None:
-    """Say that it is gone. Raises redis.RedisError."""
+    """Remove this page from the list. Raises redis.RedisError."""
     client.zrem(redis_keys.SCRAPE_TARGETS, target.member())
 
 
 def read_targets(client: redis.Redis) -> list[ScrapeTarget]:
-    """The pages that are there, by job and address; what has lapsed is taken out. The client must not
-    decode. Raises redis.RedisError.
+    """The listed pages, by job and address; lapsed ones are removed. The client must not decode. Raises
+    redis.RedisError.
     """
     with client.pipeline(transaction=False) as read:
         read.time()
         read.zrange(redis_keys.SCRAPE_TARGETS, 0, -1, withscores=True)
         clock, members = read.execute()
     now_ms = redis_clock.milliseconds(clock)
-    # A lease that ends later than one given now was given before Redis's clock went back: who lives has
-    # renewed it since, or will.
+    # A lease that ends later than one given now was given before Redis's clock went back. A living process
+    # has renewed it since, or will soon.
     live = [member for member, until_ms in members if 0 <= until_ms - now_ms <= LEASE_MS]
     if len(live) < len(members):
         client.zremrangebyscore(redis_keys.SCRAPE_TARGETS, 0, f"({now_ms}")

@@ -14,7 +14,7 @@ class UsageEventError(ValueError):
     """Not a usage event: a field is missing, has another type, is negative, or the tokens do not balance."""
 
 
-# Names that events of the last version carry, in streams, journals and SQL. They are read as the new ones.
+# Names in events of the last version, in streams, journals and SQL. They are read as the new ones.
 EARLIER_NAMES: Final = {"gave_way": "preempted"}
 
 
@@ -64,7 +64,7 @@ class CounterPair:
         return CounterPair(self.prompt - other.prompt, self.generation - other.generation)
 
     def at_least(self, other: "CounterPair") -> "CounterPair":
-        """The greater of each."""
+        """The greater of each kind."""
         return CounterPair(max(self.prompt, other.prompt), max(self.generation, other.generation))
 
 

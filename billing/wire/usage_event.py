@@ -120,7 +120,7 @@ class EventHead:
         decision: Mapping[str, Any] | None = None,
         ignored: tuple[str, ...] = (),
     ) -> "UsageEvent":
-        """The event of this request, ended so."""
+        """The event of this request with this ending."""
         return UsageEvent(
             request_id=self.request_id, tenant=self.tenant, project=self.project, key_id=self.key_id,
             model=self.model, pool=self.pool, cell=self.cell, instance=self.instance, epoch=self.epoch,
@@ -151,11 +151,11 @@ class UsageEvent(EventHead):
     absorbed: Absorbed
     units_mu: int
     http_status: int
-    # The reservation was gone when it settled: its quota state had been lost, the tokens were not.
+    # The reservation was gone when it settled: Redis had lost it, the tokens were not lost.
     orphan: bool = False
     # Why it was admitted as it was (docs/interfaces.md §7).
     decision: Mapping[str, Any] | None = None
-    # Names of what the request said in vain (docs/fields.md); bounded by whoever writes them.
+    # Names of ignored fields of the request (docs/fields.md); their writer bounds them.
     ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

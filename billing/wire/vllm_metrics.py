@@ -9,7 +9,7 @@ from typing import Final
 
 from billing.wire.tokens import CounterPair
 
-# What the ledger's columns hold; no engine counts so far.
+# The range of the ledger's columns; no engine counts that far.
 _COUNT_MAX: Final = 2**63 - 1
 _PROMPT: Final = "vllm:prompt_tokens_total"
 _GENERATION: Final = "vllm:generation_tokens_total"
@@ -66,7 +66,7 @@ def read_page(text: str) -> VllmPage:
 
 
 def _number(name: str, text: str) -> Decimal | None:
-    """None for a gauge that says nothing: no reason not to read the counters."""
+    """None for a gauge without a value, so that the counters can still be read."""
     try:
         number = Decimal(text)
     except InvalidOperation:
