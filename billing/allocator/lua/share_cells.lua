@@ -10,7 +10,7 @@ local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 
 redis.call('ZREMRANGEBYSCORE', alive_key, '-inf', now_ms - 1)
--- Redis's clock may have gone back since: no lease holds for longer than one that is given now.
+-- Redis's clock may have gone back: no lease holds for longer than one that is given now.
 for _, name in ipairs(lease_ms > 0 and redis.call('ZRANGEBYSCORE', alive_key, '(' .. (now_ms + lease_ms), '+inf') or {}) do
   redis.call('ZADD', alive_key, now_ms + lease_ms, name)
 end
@@ -53,7 +53,7 @@ for _, cell in ipairs(free) do
   redis.call('HSET', holders_key, cell, me)
   held[#held + 1] = cell
 end
--- The first ones are those that it cannot give away, so that giving begins at the end.
+-- The first cells are those that it cannot give away, so giving begins at the end.
 while #held > fair and #held > pinned do
   redis.call('HDEL', holders_key, table.remove(held))
 end

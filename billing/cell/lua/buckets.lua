@@ -2,13 +2,13 @@
 -- The key of a bucket says whose it is and nothing else: a limit that changes keeps its level.
 local cell, limits = ...
 local IDLE_TTL_MS, REBUILT_TTL_MS, CONCURRENCY_RETRY_MS, MINUTE_S = 60000, 600000, 1000, 60
--- What a contract takes is on the contract's level, and not on these.
+-- Work of a contract is on the contract's level and not on these.
 local NOT_OF_CONTRACTS = {units = true, tokens = true}
--- An older version needs these two in every bucket.
+-- Processes of an earlier version need these two in every bucket.
 local ALWAYS = {'r', 'u'}
 
--- Microseconds since a level drained. Where the clock of Redis went back, as another host's may be after a failover,
--- it drains from now on, and not only once the clock is there again.
+-- Microseconds since a level drained. If Redis's clock went back, as at a failover to another host, it drains from now
+-- on and not only once the clock is there again.
 local function since(key, name, at_us)
   if at_us > cell.now_us then redis.call('HSET', key, name, cell.now_us) end
   return math.max(0, cell.now_us - at_us)
@@ -40,7 +40,7 @@ local function made(key, scope, plan, values)
   return bucket
 end
 
--- A bucket by the limits that hold now. Those that were lifted are forgotten when it is written.
+-- A bucket with the current limits. Levels of removed limits are dropped when it is written.
 local function read(key, scope, plan)
   return made(key, scope, plan, redis.call('HMGET', key, unpack(plan.read)))
 end
@@ -51,7 +51,7 @@ local function fields_of(key)
   return fields
 end
 
--- A bucket by the limits that it was last admitted by; nil where there is none.
+-- A bucket with the limits of its last admission; nil if there is none.
 local function read_stored(key)
   if key == '' then return nil end
   local values = redis.call('HMGET', key, unpack(limits.READ))
@@ -80,8 +80,8 @@ local function write(bucket)
   redis.call('HSET', bucket.key, unpack(words, 1, n))
 end
 
--- Its limits are others than it was last admitted by: it remembers these, each also in a field of its own, by which
--- an older version drains.
+-- Its limits have changed since the last admission. It remembers the new ones, each also in a field of its own, by
+-- which processes of an earlier version drain it.
 local function remember(bucket)
   local now, lifted = {'by', bucket.plan.text}, fields_of(bucket.key)
   for _, limit in ipairs(bucket.plan.limits) do
@@ -104,7 +104,7 @@ local function remember(bucket)
   redis.call('HSET', bucket.key, unpack(now))
 end
 
--- Until the bucket is empty.
+-- Keeps the bucket until it is empty.
 local function ttl_ms(bucket, least_ms)
   local longest = least_ms
   for i, limit in ipairs(bucket.plan.limits) do
@@ -115,8 +115,8 @@ local function ttl_ms(bucket, least_ms)
   return longest
 end
 
--- Which limit refuses a request of such costs by kind: {scope, kind, ms until it would not, window}, -1 where no
--- time helps. Of several it is the one that takes longest to clear; nil where none refuses.
+-- Which limit refuses a request with these costs by kind: {scope, kind, ms until it would not, window}, with -1 if
+-- waiting does not help. Of several it is the one that takes longest to clear; nil if none refuses.
 local function refusal(bucket, class, costs, found)
   local levels, asked = bucket.levels, bucket.plan.limits
   for i = 1, #asked do
@@ -134,8 +134,8 @@ local function refusal(bucket, class, costs, found)
   return found
 end
 
--- One request more, of such costs. `restored`: it was admitted before, and Redis lost it; what it has used of a
--- minute has drained for the most part, what it has used of longer windows has not.
+-- Admits one more request with these costs. `restored`: it was admitted before, and Redis lost it. Most of what it has
+-- used of a minute's limit has drained; what it has used of longer windows has not.
 local function admit(bucket, class, costs, restored)
   local levels, asked = bucket.levels, bucket.plan.limits
   bucket.open = bucket.open + 1
@@ -150,14 +150,15 @@ local function admit(bucket, class, costs, restored)
   end
   if bucket.text ~= bucket.plan.text then remember(bucket) end
   write(bucket)
-  -- While nothing is open its life is short.
+  -- While nothing is open its TTL is short.
   if bucket.open_before == 0 or cell.is_of_earlier_minute(bucket.written_us) then
     redis.call('PEXPIRE', bucket.key, cell.OPEN_TTL_MS)
   end
 end
 
--- What a request has used more (or less) than it was charged, by kind, and whether it is open no more. `share`: what
--- that is of its tenant's fair share, {mu, weight}. Returns the tenant's virtual counter where that has changed.
+-- Charges the difference between what a request has used and what it was charged, by kind, and whether it is no longer
+-- open. `share`: the part that counts for its tenant's fair share, {mu, weight}. Returns the tenant's virtual counter
+-- if that has changed.
 local function correct(key, class, changes, closed, share)
   local bucket = read_stored(key)
   if not bucket then return nil end
@@ -174,12 +175,12 @@ local function correct(key, class, changes, closed, share)
     bucket.new_virtual = bucket.virtual + share.mu / (share.weight or bucket.weight)
   end
   write(bucket)
-  -- While something is open it has the time that its last admission gave it.
+  -- While something is open it has the TTL of its last admission.
   if bucket.open == 0 then redis.call('PEXPIRE', key, ttl_ms(bucket, IDLE_TTL_MS)) end
   return bucket.new_virtual
 end
 
--- Whether such changes are any of a bucket's.
+-- Whether any of these changes concerns a bucket.
 local function concern(class, changes)
   for kind, change in pairs(changes) do
     if change ~= 0 and not (class == 'r' and NOT_OF_CONTRACTS[kind]) then return true end
@@ -187,7 +188,7 @@ local function concern(class, changes)
   return false
 end
 
--- Raise levels to what the ledger says: {kind, window, amount, level} each. What is higher stays.
+-- Raises levels to the ledger's: {kind, window, amount, level} each. A higher level stays.
 local function raise(key, raised)
   local together, of = {}, {}
   for i, level in ipairs(raised) do together[i], of[level[1] .. ':' .. level[2]] = level, level[4] end
@@ -203,9 +204,9 @@ local function raise(key, raised)
   if bucket.is_new then redis.call('PEXPIRE', key, ttl_ms(bucket, REBUILT_TTL_MS)) end
 end
 
--- In an answer, behind its first n elements: how many levels follow, what is open, then the levels in the order of the
--- limits, in thousandths. Returns how many elements there are now. A bucket that is not there has nothing open.
-local function tell(bucket, reply, n)
+-- Appends to a reply, after its first n elements: the number of levels, the open requests, then the levels in the order
+-- of the limits, in thousandths. Returns the new number of elements. A missing bucket has no open requests.
+local function append_levels(bucket, reply, n)
   local levels = bucket and bucket.levels or {}
   reply[n + 1], reply[n + 2] = #levels + 1, bucket and bucket.open or 0
   for i = 1, #levels do reply[n + 2 + i] = math.ceil(levels[i] * 1000) end
@@ -213,5 +214,6 @@ local function tell(bucket, reply, n)
 end
 
 return {
-  read = read, refusal = refusal, admit = admit, correct = correct, concern = concern, raise = raise, tell = tell,
+  read = read, refusal = refusal, admit = admit, correct = correct, concern = concern, raise = raise,
+  append_levels = append_levels,
 }

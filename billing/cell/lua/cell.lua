@@ -1,8 +1,7 @@
 -- The cell in which a script runs: its clock, and the names of its keys as billing/wire/redis_keys.py spells them.
--- The first key of every script is the cell's `open`; all other keys stand in the same slot.
+-- The first key of every script is the cell's `open`; all other keys are in the same hash slot.
 local once = ...
--- A request whose lease nobody reaps may stay for days, while the control plane is away: what counts it must not
--- expire before it.
+-- While the control plane is away a request may stay open for days: its keys must not expire before it.
 local OPEN_TTL_MS = 7 * 86400 * 1000
 local MINUTE_US = 60000000
 local cell = {OPEN_TTL_MS = OPEN_TTL_MS}
@@ -23,9 +22,9 @@ function cell.enter(open)
   cell.now_us = time[1] * 1000000 + time[2]
   cell.now_ms = math.floor(cell.now_us / 1000)
   cell.open, cell.room, cell.flight = open, names.room, names.flight
-  -- Ms after which slots should be granted again, as only the pace of reading holds a request up; 0 where it does not.
+  -- Ms after which slots should be granted again, if only the pace of prefills holds a request up; else 0.
   cell.held_up_ms = 0
-  -- What pace.lua has read of instances.
+  -- Figures of instances that pace.lua has read.
   cell.reading = {}
   reservation_of, somebody_waits = nil, nil
 end
@@ -43,10 +42,10 @@ function cell.waiting_tenants(class) return names.waiting[class] or names.prefix
 function cell.queue(class, tenant) return names.prefix .. 'wl:' .. class .. ':' .. tenant end
 function cell.borrowed(instance) return names.prefix .. 'lent:' .. instance end
 
--- 0 for a moment that is not known, or is still to come because the clock of Redis went back.
+-- 0 for an unknown moment, and for one in the future because Redis's clock went back.
 function cell.seconds_since(at_us) return math.max(0, cell.now_us - (at_us or cell.now_us)) / 1000000 end
 
--- Whether the minute of this moment is over. What is written all the time has its life prolonged once a minute.
+-- Whether another minute has begun. The TTL of keys that are written all the time is renewed once a minute.
 function cell.is_of_earlier_minute(at_us)
   return not at_us or math.floor(at_us / MINUTE_US) ~= math.floor(cell.now_us / MINUTE_US)
 end
@@ -55,16 +54,16 @@ function cell.keep(...)
   for i = 1, select('#', ...) do redis.call('PEXPIRE', select(i, ...), OPEN_TTL_MS) end
 end
 
--- Whether the cell's levels are there, and of a tenant's contract whether it is. It also sees whether anybody waits
--- for a slot. All in one command: a key that is named four times counts four.
-function cell.look_around(tenant)
+-- Whether the cell's levels exist, and whether a tenant's contract does. It also notes whether any request waits for a
+-- slot. All in one command: a key that is named four times counts four.
+function cell.read_markers(tenant)
   local intact, contract = names.intact, cell.contract(tenant)
   local found = redis.call('EXISTS', intact, intact, intact, intact, contract, names.waiting.o, names.waiting.f)
   if found == 4 then somebody_waits = false end
   return found >= 4, found ~= 4 and found > 0
 end
 
--- Whether anybody waits for a slot. It may have been true and be no more, but not the other way round.
+-- Whether any request waits for a slot. True may be out of date, false is not.
 function cell.anybody_waits()
   if somebody_waits == nil then
     somebody_waits = redis.call('EXISTS', names.waiting.o, names.waiting.f) > 0

@@ -1,6 +1,6 @@
 -- checkpoint.lua -- v1
 -- Records what a request has used so far and renews its lease. It may have moved to another instance, or give its slot
--- up (`pauses`) to resume later as another request.
+-- back because it was preempted (`pauses`), to resume later as another request.
 -- KEYS: {c:CELL}:open
 -- ARGV: `CheckpointAsk` of billing/cell/asks.py (JSON; instance '': where it is), the crash event (JSON),
 --   a new head of the event, or '' to keep it
@@ -22,13 +22,13 @@ return function(_, args)
 
   local pauses = ask.pauses and not held.paused
   local moves = ask.instance ~= '' and ask.instance ~= held.instance and not held.paused
-  -- A lower use than was charged stays charged until it ends. What pauses counts as a request again when it resumes.
+  -- A charge above the use stays until it ends. A preempted request counts as a request again when it resumes.
   local charged_mu = math.max(held.charged_mu, ask.cost_mu)
-  -- Tokens are held from the start, for as much as it may produce.
+  -- Tokens are charged from the start, for the most that it may produce.
   local tokens = pauses and ask.prompt + ask.output or math.max(held.charged_tokens, ask.prompt + ask.output)
   usage.charge(held, charged_mu, tokens, {requests = pauses and -1 or 0}, pauses)
 
-  -- Not the later of this and the old lease: after the clock of Redis went back the old one would hold for as long.
+  -- Not the later of this and the old lease: after Redis's clock went back the old one would hold for too long.
   local lease = cell.now_ms + ask.lease_ms
   local record = {
     charged_mu = charged_mu, charged_tokens = tokens,

@@ -3,8 +3,8 @@ local contracts, queue = ...
 local NAMES = {r = 'reserved', o = 'on_demand', f = 'flex'}
 local LETTERS = {reserved = 'r', on_demand = 'o', flex = 'f', auto = 'o'}
 
--- By its contract, first. `until_ms`: when the contract would take it, -1 where it never does; `before`: requests in
--- its queue before this one, each taken for as large as it is.
+-- By its contract first. `until_ms`: when the contract would take it, -1 if never; `before`: requests in its queue
+-- before this one, each assumed to be as large as this one.
 local function by_contract(ask, held, contract)
   local queues, level = contract.overflow == 'queue', contracts.level(contract)
   local room = level < contract.burst
@@ -22,8 +22,8 @@ local function by_contract(ask, held, contract)
   return {class = 'r', why = 'over', until_ms = until_ms}
 end
 
--- `why`: within_contract, waited, spilled, room, restored; or later, over, no_contract, no_right.
--- What waits for a slot keeps the class in which it began to wait.
+-- `why`: within_contract, waited, spilled, room, restored; or later, over, no_contract, no_right. A request that waits
+-- for a slot keeps the class in which it joined the queue.
 local function choose(ask, held, contract)
   if ask.restored and not held.state then return {class = LETTERS[ask.asked], why = 'restored'} end
   if held.state and not (held.class == 'r' and held.state == 'waiting') then

@@ -1,7 +1,7 @@
--- A tenant's contract in the cell: its numbers, its level in mu, and what of its tenant's use spilled over it.
+-- A tenant's contract in the cell: its figures, its level in mu, and how much of its tenant's use spilled over it.
 local cell = ...
 
--- nil where there is none. The allocator writes the numbers, and leaves `ends` to be compared with the clock.
+-- nil if there is none. The allocator writes the figures; `ends` is compared with the clock here.
 local function read(key)
   local v = redis.call('HMGET', key, 'id', 'rate', 'burst', 'of', 'spill', 'end', 'u', 't', 'sp', 'st', 'used',
     'borrowed')
@@ -14,7 +14,7 @@ local function read(key)
   }
 end
 
--- The contract if it is in force. Where the clock of Redis went back, its levels drain from now on.
+-- The contract if it is in force. If Redis's clock went back, its levels drain from now on.
 local function in_force(tenant)
   local contract = read(cell.contract(tenant))
   if not contract then return nil end
@@ -37,10 +37,11 @@ local function may_spill(contract)
     and spill_level(contract) < (contract.spill < 0 and 1 or contract.spill)
 end
 
--- Its evidence: `refused`, or `limited:<kind>` where a limit refused what it would have taken.
+-- Counts in its evidence: `refused`, or `limited:<kind>` if a limit refused what the contract had capacity for.
 local function count(contract, what) redis.call('HINCRBY', contract.key, what, 1) end
 
--- What its tenant has used more (or less) of it, or beside it where that spilled. `contract`: it, if it was read.
+-- Charges the additional (or negative) use of it, or beside it if that spilled. `contract`: the contract, if it was
+-- read.
 local function charge(key, class, spilled, change_mu, contract)
   contract = contract or read(key)
   if contract and class == 'r' then

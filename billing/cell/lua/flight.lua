@@ -3,14 +3,14 @@
 -- that is admitted reads once and writes once.
 local cell = ...
 
--- The floor, what was charged in all, when its life was last prolonged, and the sequences of a class at an instance.
+-- The floor, the total charge, when its TTL was last renewed, and the sequences of a class at an instance.
 local function read(class, instance)
   local v = redis.call('HMGET', cell.flight, 'vl', 'used', 'kept', class .. ':' .. instance)
   return {floor = tonumber(v[1] or 0), used_mu = v[2] or 0, kept_us = tonumber(v[3] or nil), sequences = v[4] or 0}
 end
 
--- One request more at an instance, as it was read. `virtual`: its tenant's counter, nil where it takes no turn;
--- `unread_mu`: what there is to be read there with its prompt, nil where nobody counts that.
+-- Adds one request at an instance, to the values as read. `virtual`: its tenant's counter, nil if it takes no turn;
+-- `unread_mu`: the prompts to be read there including its own, nil if they are not counted.
 local function admit(before, class, instance, sequences, change_mu, virtual, unread_mu)
   local words, n = {class .. ':' .. instance, before.sequences + sequences}, 2
   if change_mu ~= 0 then words[3], words[4], n = 'used', before.used_mu + math.floor(change_mu), 4 end

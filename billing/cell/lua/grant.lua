@@ -1,21 +1,20 @@
 -- grant.lua -- v2
--- Grants the slots that there are to those who wait. After a new plan (`recount`), and against wake-ups that were lost,
--- it first counts anew what is in flight, and asks preemptible work that is in the way to give its slot up: its gateway
--- hears `!<request id>`.
+-- Grants the free slots to waiting requests. After a new plan (`recount`), and in case wake-ups were lost, it first
+-- recounts what is in flight, and preempts flex requests that are in the way: their gateway gets `!<request id>`.
 -- KEYS: {c:CELL}:open
 -- ARGV: `GrantAsk` of billing/cell/asks.py (JSON)
 -- Returns: {now_ms, tenants that wait for on-demand, for flex, requests open, ms after which slots should be
---   granted again (0 = no need), requests that were asked again to give their slot up}
+--   granted again (0 = no need), preempted requests that were signalled again}
 local cell, fields, reservations, slots, queue, grants = ...
 local LONG_MS = 2000
--- Rounds, of a second each, in which a request that was asked to give its slot up may stop. Then it is asked again,
--- as the message may be lost.
+-- Rounds, of a second each, within which a preempted request should stop. Then it is signalled again, as the message
+-- may be lost.
 local ROUNDS_TO_STOP = 3
 local read = reservations.reader({'state', 'class', 'instance', 'sequences', 'gateway', 'admitted_ms'})
 local read_slot = reservations.reader({'gateway', 'sequences'})
 
--- Sequences in flight by class and instance, and those of on-demand that run for long already (`l`): their slot does
--- not come free soon.
+-- Sequences in flight by class and instance, and on-demand sequences that have run for long (`l`): their slots do not
+-- come free soon.
 local function count(open)
   local counted = {}
   local function add(class, instance, sequences)
@@ -24,7 +23,7 @@ local function count(open)
   end
   for _, id in ipairs(open) do
     local held = read(id)
-    -- A wake-up may have been lost, or its gateway since.
+    -- The wake-up, or the gateway itself, may have been lost.
     if held.state == 'granted' and not cell.wake(held.gateway, id) then
       queue.drop(id)
     elseif (held.state == 'open' or held.state == 'granted') and (held.instance or '') ~= '' then
@@ -45,25 +44,25 @@ local function recount(open)
   for field, sequences in pairs(counted) do redis.call('HSET', cell.flight, field, sequences) end
 end
 
--- Ask one request to give its slot up. Returns whether it will, and whether it was asked again for that. It keeps its
--- turn until its slot is free: who was asked in an earlier round is about to stop, or has not heard.
+-- Preempts one request. Returns whether it will stop, and whether it was signalled again. It keeps its turn until its
+-- slot is free: a request that was signalled in an earlier round is about to stop, or has not got the message.
 local function preempt(id, gateway)
   local name = cell.reservation(id)
   local rounds = redis.call('HINCRBY', name, fields.preempt_rounds, 1)
   local asks = rounds % ROUNDS_TO_STOP == 1
   if not asks or cell.wake(gateway or '', '!' .. id) then return true, asks and rounds > 1 end
-  -- Nobody listens there now: the next round asks, and meanwhile another may stop.
+  -- Nobody listens there now: the next round tries again, and meanwhile another request may stop.
   redis.call('HSET', name, fields.preempt_rounds, 0)
   return false, false
 end
 
--- As many as are over what the plan leaves to flex there. Returns how many were asked again.
+-- Preempts as many as exceed what the plan leaves to flex there. Returns how many were signalled again.
 local function preempt_at(instance)
   local over, repeats = tonumber(redis.call('HGET', cell.room, 'g:' .. instance)), 0
   for _, id in ipairs(over > 0 and redis.call('ZRANGE', cell.borrowed(instance), 0, -1) or {}) do
     local held = read_slot(id)
     if not held.sequences then
-      -- Redis has lost its reservation, and there is nobody to ask.
+      -- Redis has lost its reservation, so there is no gateway to signal.
       redis.call('ZREM', cell.borrowed(instance), id)
     elseif tonumber(held.sequences) > 0 then
       local stops, again = preempt(id, held.gateway)

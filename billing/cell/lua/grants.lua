@@ -1,14 +1,14 @@
--- Slots that came free go to those who wait.
+-- Grants free slots to waiting requests.
 local cell, reservations, shares, pace, slots, queue = ...
--- A gateway takes a slot that it was granted within this time.
+-- A gateway reserves a granted slot within this time.
 local GRANT_MS = 3000
--- Requests at which one run looks: a crowd whose gateway died must not hold up the cell. The next run goes on.
+-- Requests that one run checks: a crowd whose gateway died must not hold up the cell. The next run continues.
 local LOOKS_MAX = 200
 local read = reservations.reader({'state', 'class', 'tenant', 'sequences', 'gateway', 'cost_mu', 'tenant_bucket',
   'contract_key', 'spilled', 'weight', 'prompt_mu'})
 
--- The first request of this tenant that waits, and its reservation. Whether its gateway lives is seen when it is
--- woken and not by its lease, which says nothing after the clock of Redis has jumped.
+-- The first waiting request of this tenant, and its reservation. Whether its gateway lives shows when it is woken, and
+-- not by its lease, which means nothing after a jump of Redis's clock.
 local function first_waiting(class, tenant)
   local request_id = redis.call('ZRANGE', cell.queue(class, tenant), 0, 0)[1]
   if not request_id then
@@ -20,7 +20,7 @@ local function first_waiting(class, tenant)
   if not queue.drop(request_id) then queue.remove(class, tenant, request_id) end
 end
 
--- The mean time between grants, from which those who are refused are told when to come back.
+-- The mean time between grants. The retry time of refused requests is computed from it.
 local function time_grant(virtual)
   local last = redis.call('HMGET', cell.flight, 'gt', 'gi', 'vl')
   local since = math.max(0, cell.now_us - (last[1] or cell.now_us))
@@ -39,9 +39,9 @@ local function grant(request_id, held, virtual, instance)
   time_grant(virtual)
 end
 
--- Hand out the slots that there are: always to the tenant with the least counter, on-demand before flex.
--- `asking`: a request that asks now has its answer in hand and needs no wake, and of all instances only those
--- that its gateway sees (`seen`) are a place for it.
+-- Grants the free slots, always to the tenant with the lowest counter, on-demand before flex. `asking`: the request of
+-- this call; it gets its reply directly and needs no wake-up, and only instances that its gateway sees (`seen`) may
+-- serve it.
 local function grant_all(asking, seen)
   if not cell.anybody_waits() then return end
   local instances, looks = nil, 0

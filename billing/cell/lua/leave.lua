@@ -1,5 +1,5 @@
 -- leave.lua -- v1
--- Takes a request out of its queue, with the slot that it was granted meanwhile. What is open stays.
+-- Removes a request from its queue, and gives back a slot that it was granted meanwhile. An open request stays.
 -- KEYS: {c:CELL}:open
 -- ARGV: `LeaveAsk` of billing/cell/asks.py (JSON). `refused`: its time to wait is over, and its contract counts it
 -- Returns: {dropped | missing | open, now_ms, tenants that wait, us between grants, ms after which slots should be
@@ -20,7 +20,7 @@ return function(_, args)
   local status = held.state and 'open' or 'missing'
   if queue.drop(ask.request_id) then
     status = 'dropped'
-    -- Others may have waited behind it.
+    -- Other requests may have waited behind it.
     grants.grant_all()
   end
   local between_us = math.floor(tonumber(redis.call('HGET', cell.flight, 'gi') or 0))

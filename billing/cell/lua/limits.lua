@@ -1,11 +1,11 @@
 -- Limits as they are asked with, {{kind, window in s, amount}, …}, made into a plan of a bucket: which of its fields
 -- are read, and by how much each level drains. Window 0: it counts what is open, and nothing drains.
 local once = ...
--- Fields of limits that an older version knows too, and drains since `t`; others are named `kind:window` and drain
--- since `at`.
+-- Fields of limits that processes of an earlier version know, too, and drain since `t`. Others are named `kind:window`
+-- and drain since `at`.
 local SHORT = {['requests:60'] = 'r', ['units:60'] = 'u', ['cancels:60'] = 'x'}
 local LONG = {r = 'requests:60', u = 'units:60', x = 'cancels:60'}
--- What is read of every bucket, in this order; then `at` and the others, where there are any.
+-- Fields that are read of every bucket, in this order; then `at` and the others, if there are any.
 local READ = {'by', 'c', 't', 'v', 'vw', 'r', 'u', 'x'}
 local PLACES = {r = 6, u = 7, x = 8}
 local AT_PLACE = 9
@@ -32,7 +32,7 @@ local function plan(limits)
   return made
 end
 
--- Of the text that a bucket has.
+-- From the text that a bucket has.
 local remembered = once(function(text)
   local limits = {}
   for field, amount in text:gmatch('(%S+)=(%S+) ') do

@@ -1,6 +1,5 @@
--- Values that are made of a text once, for the many calls in which the same text comes: what a tenant's requests have
--- in common, the names of a cell's keys. Nobody changes a value that was handed out.
--- Of so many texts; then all are forgotten, and made again as they come.
+-- A cache of values that are made from a text: what the requests of a tenant have in common, the names of a cell's
+-- keys. Nobody may change a cached value. When it is full, all are dropped and made again when needed.
 local TEXTS_MAX = 4096
 
 return function(make)

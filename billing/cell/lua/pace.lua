@@ -1,14 +1,14 @@
--- Prompts of on-demand and flex start one after the other, no faster than the engine reads: a prompt that it has
--- begun to read it does not put off for a contract holder who comes, and that one would wait for all of it.
+-- Prefills of on-demand and flex start one after the other, no faster than the engine reads: an engine does not
+-- interrupt a prefill for a contract holder's request, which would have to wait for all of it.
 local cell = ...
 
--- What was read of an instance: the rate at which it reads (mu a second, 0 = not known), how much of its prompts was
--- unread, and as of when.
+-- Figures of an instance: its prefill rate (mu a second, 0 = unknown), how much of its prompts was unread, and as of
+-- when.
 local function note(instance, rate, level, at_us)
   rate = tonumber(rate or 0)
   local unread_mu = 0
   if rate > 0 then
-    -- The clock of Redis went back: it is read from now on.
+    -- Redis's clock went back: prefills count from now on.
     if at_us and tonumber(at_us) > cell.now_us then
       redis.call('HSET', cell.flight, 'pt:' .. instance, cell.now_us)
     end
@@ -27,7 +27,7 @@ local function of(instance)
   return note(instance, rate, v[1], v[2])
 end
 
--- What there is to be read with one prompt more; nil where nobody counts that.
+-- The prompts still to be read, with this one; nil if they are not counted.
 local function with_prompt(instance, prompt_mu)
   local reading = of(instance)
   if reading.rate <= 0 then return nil end

@@ -12,7 +12,8 @@ local function named(ask, instance)
   return first(ask, function(name) return name == instance end)
 end
 
--- Where it needs no free slot: what is reserved, what makes no tokens, what runs already, what was granted its slot.
+-- The place of a request that needs no free slot: it is reserved, produces no tokens, runs already, or was granted its
+-- slot.
 local function own(ask, class, held)
   if class == 'r' or ask.sequences == 0 or ask.restored and not held.state then return ask.candidates[1] end
   return held.state == 'granted' and named(ask, held.instance) or nil

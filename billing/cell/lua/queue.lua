@@ -1,7 +1,7 @@
 -- Queues of requests that wait: one for each tenant and class, served tenant by tenant; in class r those over the
 -- rate of a contract that queues, first come, first served.
 local cell, reservations, shares, slots = ...
--- A gateway comes back for a request that waits before this has passed; sooner, it is woken.
+-- A gateway reserves a waiting request again before this has passed; it is woken earlier if there is a slot.
 local WAIT_MS = 45000
 local read_gateway = reservations.reader({'gateway'})
 local read = reservations.reader({'state', 'class', 'tenant', 'instance', 'sequences', 'cost_mu', 'tenant_bucket',
@@ -13,7 +13,7 @@ local function remove(class, tenant, request_id)
   if redis.call('ZCARD', key) == 0 then redis.call('ZREM', cell.waiting_tenants(class), tenant) end
 end
 
--- Wake the first request in the queue of a tenant's contract; those before it whose gateway is gone are dropped.
+-- Wakes the first request in the queue of a tenant's contract; those before it whose gateway is gone are dropped.
 local function wake_first_of_contract(tenant)
   while true do
     local first = redis.call('ZRANGE', cell.queue('r', tenant), 0, 0)[1]
@@ -25,8 +25,8 @@ local function wake_first_of_contract(tenant)
   end
 end
 
--- How many requests of its tenant's contract are before this one. Whoever comes while the first of them could be
--- admitted (`could_be`) wakes that one.
+-- How many requests are before this one in its contract's queue. If the first of them could be admitted (`could_be`),
+-- it is woken.
 local function before_in_contract(tenant, request_id, is_in, could_be)
   local key = cell.queue('r', tenant)
   local function before() return is_in and redis.call('ZRANK', key, request_id) or redis.call('ZCARD', key) end
@@ -34,8 +34,8 @@ local function before_in_contract(tenant, request_id, is_in, could_be)
   return before()
 end
 
--- The request waits, at the end of its queue if it is new there, and its gateway comes back in time.
-local function stand(request_id, record, is_in)
+-- The request waits, at the end of its queue if it is new there. Its gateway reserves it again in time.
+local function enqueue(request_id, record, is_in)
   local key = cell.queue(record.class, record.tenant)
   if not is_in then
     redis.call('ZADD', key, redis.call('HINCRBY', cell.flight, 'n', 1), request_id)
@@ -47,7 +47,7 @@ local function stand(request_id, record, is_in)
   cell.keep(key, cell.flight, cell.open)
 end
 
--- Forget a request that waits, or that was granted a slot and will not use it. Returns whether there was one.
+-- Forgets a request that waits, or that was granted a slot and will not use it. Returns whether there was one.
 local function drop(request_id)
   local held = read(request_id)
   if held.state == 'waiting' then
@@ -65,5 +65,5 @@ end
 
 return {
   remove = remove, wake_first_of_contract = wake_first_of_contract, before_in_contract = before_in_contract,
-  stand = stand, drop = drop,
+  enqueue = enqueue, drop = drop,
 }

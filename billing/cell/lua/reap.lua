@@ -31,7 +31,7 @@ return function(_, args)
   local left = cjson.decode(stored.crash_event)
   local billed = left.billed or {prompt = 0, output = 0}
   usage.charge(held, left.units_mu, billed.prompt + billed.output, {}, not held.paused)
-  -- A clock that went back leaves leases that end in times to come.
+  -- After the clock went back, leases end far in the future.
   local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
   local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'
   return {'settled', cell.now_ms, usage.record(id, held, event, 'reap')}

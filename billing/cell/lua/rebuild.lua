@@ -1,8 +1,7 @@
 -- rebuild.lua -- v2
--- After Redis has lost something: raises levels to what the ledger says was used, and says that the cell is whole
--- again. What is higher stays.
+-- After Redis has lost data: raises levels to those of the ledger, and marks the cell as intact. A higher level stays.
 -- KEYS: {c:CELL}:open
--- ARGV: `RebuildAsk` of billing/cell/asks.py (JSON). `run`: the run of the server, '' where more levels are to come
+-- ARGV: `RebuildAsk` of billing/cell/asks.py (JSON). `run`: the run of the server, '' if more levels follow
 -- Returns: {now_ms}
 local cell, buckets, contracts = ...
 

@@ -1,5 +1,5 @@
 -- refuse.lua -- v2
--- A request found no instance and never asked for a slot: the contract under which it would have come counts it.
+-- Counts a request that found no instance as refused in the evidence of the contract that would have applied.
 -- KEYS: {c:CELL}:open
 -- ARGV: `RefuseAsk` of billing/cell/asks.py (JSON)
 -- Returns: {now_ms}

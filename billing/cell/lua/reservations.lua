@@ -26,7 +26,7 @@ local function write(request_id, record)
   redis.call('HSET', cell.reservation(request_id), unpack(words, 1, n))
 end
 
--- An open request: names and values in turn, then what not every request has.
+-- An open request: alternating names and values, then the fields that not every request has.
 local function open(request_id, record, key_bucket, contract_key, spilled, contract)
   local n = #record
   if key_bucket then record[n + 1], record[n + 2], n = fields.key_bucket, key_bucket, n + 2 end
@@ -36,15 +36,15 @@ local function open(request_id, record, key_bucket, contract_key, spilled, contr
   redis.call('HSET', cell.reservation(request_id), unpack(record))
 end
 
--- The request is looked at again when this lease has passed.
+-- The reaper checks the request when this lease has passed.
 local function lease(request_id, lease_ms)
   if redis.call('ZADD', cell.open, lease_ms, request_id) == 1 then
-    -- The first of all makes the set, and nothing has given it a life yet.
+    -- The first entry creates the set, which has no TTL yet.
     redis.call('PEXPIRE', cell.open, cell.OPEN_TTL_MS, 'NX')
   end
 end
 
--- For as long as anybody may come for it.
+-- For as long as any process may need it.
 local function keep(request_id) redis.call('PEXPIRE', cell.reservation(request_id), cell.OPEN_TTL_MS) end
 
 local function forget(request_id)

@@ -1,12 +1,12 @@
 -- reserve.lua -- v5
--- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, by the
--- slots there are. Idempotent by request id; a refusal consumes nothing, and neither does waiting.
+-- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, and by
+-- the free slots. Idempotent by request id. Neither a refusal nor waiting consumes anything.
 -- KEYS: {c:CELL}:open, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>
--- ARGV: `ReserveAsk`, `ReserveTerms` and the candidates of billing/cell/asks.py (JSON), the head of the event (JSON;
---   where it is restored the whole one, else without class, contract, instance and epoch, which are decided here), the
---   crash event (JSON)
--- Returns: {status, now_ms, levels of the tenant, levels of the key, …}, levels being how many there are of them: open
---   requests, then each limit's in its order, in thousandths; then
+-- ARGV: `ReserveAsk`, `ReserveTerms` and the candidates of billing/cell/asks.py (JSON); the head of the event (JSON,
+--   without class, contract, instance and epoch, which are decided here; the whole head if it is restored); the crash
+--   event (JSON)
+-- Returns: {status, now_ms, levels of the tenant, levels of the key, …}. Levels are their number, the open requests,
+--   then the level of each limit in its order, in thousandths. Then, by status:
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
 --   later: ms until its contract takes it, requests in the queue before it
@@ -14,19 +14,19 @@
 --   already_settled | no_contract | no_right | rebuilding
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
--- One request of a tenant that waits may come for its slot in a second.
+-- A waiting request may get its slot within a second.
 local RETRY_MS_MIN = 1000
 
 local read_held = reservations.reader({'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch',
   'cost_mu', 'weight'})
 
--- What is there of it already; most often nothing.
+-- What exists of the request already; mostly nothing.
 local function held_before(id) return reservations.state(id) and read_held(id) or {} end
 
 local function answer(both, status, ...)
   local reply, n = {status, cell.now_ms}, 2
-  n = buckets.tell(both.tenant, reply, n)
-  n = buckets.tell(both.key, reply, n)
+  n = buckets.append_levels(both.tenant, reply, n)
+  n = buckets.append_levels(both.key, reply, n)
   for i = 1, select('#', ...) do reply[n + i] = select(i, ...) end
   return reply
 end
@@ -36,19 +36,19 @@ local function refusal(both, class, costs)
   return both.key and buckets.refusal(both.key, class, costs, found) or found
 end
 
--- What stays out, as an answer; nil for what may have a slot.
-local function kept_out(ask, choice, held, contract, both, costs)
+-- The reply to a request that is not admitted, or that waits for its contract; nil for one that may have a slot.
+local function not_admitted(ask, choice, held, contract, both, costs)
   local id = ask.request_id
   local limit = not ask.resumed and not ask.restored and refusal(both, choice.class, costs)
   if limit then
-    -- The contract would have taken it: its evidence says which limit did not.
+    -- The contract had capacity: its evidence counts which limit refused.
     if choice.class == 'r' and (choice.why == 'within_contract' or choice.why == 'waited') then
       contracts.count(contract, 'limited:' .. limit.kind)
     end
     if held.state and queue.drop(id) then grants.grant_all() end
     return answer(both, 'refused', limit.scope, limit.kind, limit.window_s, limit.after_ms)
   elseif choice.why == 'later' then
-    queue.stand(id, {
+    queue.enqueue(id, {
       state = 'waiting', class = 'r', why = 'waited', tenant = ask.tenant, sequences = ask.sequences,
       gateway = ask.gateway, cost_mu = ask.cost_mu, tenant_bucket = both.tenant.key,
       key_bucket = both.key and both.key.key or '', contract_key = cell.contract(ask.tenant), spilled = 0,
@@ -64,7 +64,7 @@ local function kept_out(ask, choice, held, contract, both, costs)
   end
 end
 
--- It has no slot: it joins its queue, or is refused where that is full. `blocked`: others waited already.
+-- No slot is free: the request joins its queue, or is refused if that is full. `blocked`: others waited already.
 local function join_queue(ask, choice, contract, both, blocked)
   local class, tenant, spilled = choice.class, both.tenant, choice.why == 'spilled'
   if redis.call('ZCARD', cell.queue(class, ask.tenant)) >= ask.wait_max then
@@ -75,26 +75,26 @@ local function join_queue(ask, choice, contract, both, blocked)
   end
   cell.begins_to_wait(class, ask.tenant, tenant.virtual)
   shares.set(tenant.key, ask.tenant, tenant.virtual, ask.weight)
-  queue.stand(ask.request_id, {
+  queue.enqueue(ask.request_id, {
     state = 'waiting', class = class, why = spilled and 'spilled' or 'waited', tenant = ask.tenant,
     sequences = ask.sequences, gateway = ask.gateway, cost_mu = ask.cost_mu, tenant_bucket = tenant.key,
     key_bucket = both.key and both.key.key or '', contract_key = contract and contract.key or '',
     spilled = spilled and 1 or 0, weight = ask.weight, prompt_mu = ask.prompt_mu,
   })
-  -- The time between grants runs while somebody waits.
+  -- The time between grants is measured while requests wait.
   if not blocked then redis.call('HSET', cell.flight, 'gt', cell.now_us) end
 end
 
--- It waits on; or it is granted a slot that is there. Returns what it then has.
+-- The request keeps waiting, or is granted a free slot. Returns its reservation after that.
 local function wait(ask, class, tenant, is_in)
-  if is_in then queue.stand(ask.request_id, {class = class, tenant = ask.tenant}, true) end
+  if is_in then queue.enqueue(ask.request_id, {class = class, tenant = ask.tenant}, true) end
   cell.keep(cell.waiting_tenants(class), tenant.key)
   grants.grant_all(ask.request_id, places.names(ask))
   return read_held(ask.request_id)
 end
 
--- A request that was granted its slot was charged for it when it was granted. What it was charged by then holds: its
--- contract may have ended since.
+-- A granted request was charged when it was granted, so only the difference is charged now. It keeps the contract and
+-- the weight of then: its contract may have ended since.
 local function charge_granted(ask, choice, held, both)
   local granted = {
     class = choice.class, contract_key = held.contract_key, spilled = choice.why == 'spilled' and '1' or nil,
@@ -104,13 +104,13 @@ local function charge_granted(ask, choice, held, both)
   return granted
 end
 
--- Its slot, and its first charge. `before`: the cell's flight.
+-- Takes the slot and makes the first charge. `before`: the cell's flight.
 local function charge_new(ask, choice, contract, both, instance, before)
   local class, tenant = choice.class, both.tenant
   local is_spilled = choice.why == 'spilled'
   local of_contract = (contract or ask.restored) and (class == 'r' or is_spilled)
   local contract_key = of_contract and cell.contract(ask.tenant) or nil
-  -- What a restored one used before its reservation was lost has drained for the most part.
+  -- Most of what a restored request used before its reservation was lost has drained.
   local change_mu = ask.restored and 0 or ask.cost_mu
   local virtual, unread_mu
   if of_contract and change_mu ~= 0 then contracts.charge(contract_key, class, is_spilled, change_mu, contract) end
@@ -128,7 +128,7 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   local id, lease = ask.request_id, cell.now_ms + ask.lease_ms
   if not ask.restored then
     head = head:sub(1, -2) .. ',"class":"' .. classes.NAMES[choice.class] .. '","contract":'
-      .. (contract_id == '' and 'null' or '"' .. contract_id .. '"') .. place.said
+      .. (contract_id == '' and 'null' or '"' .. contract_id .. '"') .. place.json
   end
   reservations.open(id, {
     fields.state, 'open', fields.head, head, fields.crash_event, crash_event, fields.charged_mu, ask.cost_mu,
@@ -142,8 +142,8 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
 
--- Where its slot is if it has one, and the cell's flight if it was read. `tenant.virtual` becomes the counter from
--- which its tenant goes on.
+-- Returns its place if it has a slot, the cell's flight if it was read, and whether others wait. Sets `tenant.virtual`
+-- to the counter from which its tenant continues.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
@@ -165,24 +165,24 @@ return function(keys, args)
     return answer(both, 'replayed', classes.NAMES[held.class], held.contract or '', held.instance, held.epoch or '',
       held.why, 0, 0, 0)
   end
-  -- Levels were lost and nobody has counted them anew: whoever came now would have all of its limits once more.
-  local is_intact, may_have_contract = cell.look_around(ask.tenant)
+  -- Levels were lost and are not recounted yet: an admission now would have all of its limits once more.
+  local is_intact, may_have_contract = cell.read_markers(ask.tenant)
   if not ask.restored and not is_intact then return answer(both, 'rebuilding') end
 
   local contract = may_have_contract and contracts.in_force(ask.tenant) or nil
   local level = contract and contracts.level(contract) or 0
-  -- It waits for its contract, and that has ended or queues nobody any more: it begins anew.
+  -- It waits for its contract, and that has ended or no longer queues: start again as a new request.
   if held.state == 'waiting' and held.class == 'r' and not (contract and contract.overflow == 'queue') then
     queue.drop(id)
     held = {}
   end
   local choice = classes.choose(ask, held, contract)
   local costs = {requests = 1, units = ask.cost_mu, tokens = ask.tokens, concurrency = 1, cancels = 1}
-  local refused = kept_out(ask, choice, held, contract, both, costs)
+  local refused = not_admitted(ask, choice, held, contract, both, costs)
   if refused then return refused end
   local class = choice.class
   if class == 'r' and held.state == 'waiting' then
-    -- Its turn in its contract's queue has come, and may be the next one's as well.
+    -- It is its turn in its contract's queue, and perhaps that of the next request as well.
     queue.remove('r', ask.tenant, id)
     queue.wake_first_of_contract(ask.tenant)
     held = {}
@@ -190,7 +190,8 @@ return function(keys, args)
 
   local place = places.own(ask, class, held)
   if held.state and not place and (held.state == 'granted' or places.unbounded(ask, class)) then
-    -- The slot is where this gateway sees no instance, or none is needed any more: it begins anew.
+    -- Its slot is on an instance that this gateway does not see, or no slot is needed any more: start again as a new
+    -- request.
     queue.drop(id)
     grants.grant_all()
     held, both.tenant.virtual = {}, tonumber(redis.call('HGET', both.tenant.key, 'v') or 0)

@@ -6,8 +6,7 @@ local function take(class, instance, sequences)
   redis.call('HINCRBY', cell.flight, class .. ':' .. instance, sequences)
 end
 
--- Flex requests stand in the order in which they are preempted: those that can resume elsewhere first, of these
--- the youngest.
+-- Flex requests are kept in the order of preemption: first those that can be resumed elsewhere, of these the youngest.
 local function may_be_preempted(request_id, instance, can_resume)
   local key = cell.borrowed(instance)
   redis.call('ZADD', key, (can_resume and 0 or 1e15) - cell.now_ms, request_id)
@@ -29,9 +28,9 @@ local function move(request_id, class, from, to, sequences)
   end
 end
 
--- How many sequences may still start there, nil where nothing bounds them; and whether the instance is idle: then
--- one request of any size may start. On-demand comes before flex wherever it may have the slot; what is kept for
--- contract holders, flex alone may borrow.
+-- How many sequences may still start there, nil if nothing bounds them; and whether the instance is idle: then one
+-- request of any size may start. On-demand comes before flex wherever it may have the slot; only flex may borrow what
+-- is kept for contract holders.
 local function room_at(instance, class)
   local most = redis.call('HMGET', cell.room, 'm:' .. instance, 'x:' .. instance, 'd:' .. instance, 'w:' .. instance)
   if not most[4] then pace.note(instance) end
@@ -60,7 +59,7 @@ local function fits(instance, class, sequences)
   return not free or free >= sequences or idle
 end
 
--- The instance with the most free slots of those where so many sequences may start.
+-- The instance with the most free slots among those where so many sequences may start.
 local function roomiest(instances, class, sequences)
   local best, most
   for _, instance in ipairs(instances) do
@@ -70,7 +69,7 @@ local function roomiest(instances, class, sequences)
   return best
 end
 
--- The instances for which `room` has such a field.
+-- The instances that have such a field in `room`.
 local function instances_with(field)
   local names = {}
   for _, name in ipairs(redis.call('HKEYS', cell.room)) do

@@ -1,5 +1,5 @@
--- What a request is asked with that all requests of a tenant and key have alike (`ReserveTerms` of
--- billing/cell/asks.py), and the instances that could serve it: each made of its JSON once.
+-- The arguments that all requests of a tenant and key have in common (`ReserveTerms` of billing/cell/asks.py), and the
+-- instances that could serve it: each parsed from its JSON once.
 local once, limits = ...
 
 local terms = once(function(text)
@@ -13,16 +13,16 @@ local terms = once(function(text)
   return {__index = made}
 end)
 
--- {instance, epoch} each, and how the event says that; best first.
+-- {instance, epoch} each, with their JSON in the event; best first.
 local candidates = once(function(text)
   local made = cjson.decode(text)
   for _, candidate in ipairs(made) do
-    candidate.said = ',"instance":' .. cjson.encode(candidate[1]) .. ',"epoch":' .. cjson.encode(candidate[2]) .. '}'
+    candidate.json = ',"instance":' .. cjson.encode(candidate[1]) .. ',"epoch":' .. cjson.encode(candidate[2]) .. '}'
   end
   return made
 end)
 
--- The ask of a request, which has its terms as well.
+-- The arguments of a request, including its terms.
 local function ask_of(ask_json, terms_json, candidates_json)
   local ask = cjson.decode(ask_json)
   ask.candidates = candidates(candidates_json)

@@ -1,9 +1,9 @@
--- What an open request has used: charged while it runs, put right when it ends, and recorded then.
+-- The use of an open request: charged while it runs, corrected and recorded when it ends.
 local cell, buckets, reservations, shares, slots, grants = ...
--- A settle that is sent again within this time is known for one.
+-- A settle that is sent again within this time is recognised.
 local TOMBSTONE_TTL_MS = 900 * 1000
 
--- A function that reads the reservation, and these fields of it as well; `paused`: it has given its slot up.
+-- A function that reads the reservation with these additional fields; `paused`: it was preempted and holds no slot.
 local function reader(more)
   local names = {'state', 'charged_mu', 'charged_tokens', 'class', 'instance', 'sequences', 'tenant', 'contract_key',
     'spilled', 'weight', 'tenant_bucket', 'key_bucket'}
@@ -18,8 +18,8 @@ local function reader(more)
   end
 end
 
--- Its charge becomes `final_mu` and `final_tokens`. `changes`: what else it has used more, by kind; `closed`: it is
--- open no more.
+-- Sets its charge to `final_mu` and `final_tokens`. `changes`: what else it has used in addition, by kind; `closed`: it
+-- is no longer open.
 local function charge(held, final_mu, final_tokens, changes, closed)
   local class, change_mu = held.class, final_mu - held.charged_mu
   changes.units, changes.tokens = change_mu, final_tokens - held.charged_tokens
@@ -32,8 +32,8 @@ local function charge(held, final_mu, final_tokens, changes, closed)
   if held.state then shares.charge_contract(held, change_mu) end
 end
 
--- Its event goes to the usage stream, its slot to whoever waits. Returns the entry's id and the ms after which slots
--- should be granted again.
+-- Adds its event to the usage stream and grants its slot to a waiting request. Returns the entry's id and the ms after
+-- which slots should be granted again.
 local function record(request_id, held, event, by)
   local name = cell.reservation(request_id)
   redis.call('ZREM', cell.open, request_id)
