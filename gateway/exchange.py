@@ -127,7 +127,12 @@ class Exchange:
     ended: Ended | None = None
     final_count: Produced | None = None
     settled: bool = False
+    request_id: str = field(init=False)
+    parsed: ParsedRequest = field(init=False)
     _recorded: Recorded | None = None
+
+    def __post_init__(self) -> None:
+        self.request_id, self.parsed = self.request.request_id, self.request.parsed
 
     @property
     def recorded(self) -> Recorded:
@@ -135,14 +140,6 @@ class Exchange:
         if self._recorded is None:
             self._recorded = Recorded()
         return self._recorded
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def parsed(self) -> ParsedRequest:
-        return self.request.parsed
 
     @property
     def previous(self) -> "Exchange | None":

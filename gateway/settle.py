@@ -155,8 +155,8 @@ class Settler:
         self._metrics.request_finished(
             exchange.parsed.route.name,
             exchange.request.model.name,
-            event.class_.value,
-            event.ending.value,
+            event.class_,
+            event.ending,
             now - exchange.request.started_at,
             None if first is None else first - exchange.request.started_at,
             (last - first) / (output - 1) if first is not None and last is not None and output > 1 else None,

@@ -72,6 +72,10 @@ class CapacityClass(StrEnum):
     FLEX = "flex"
 
 
+# Encoded, a member of an enum is asked for its value through Python.
+_PLAIN: Final = {each: each.value for names in (Ending, UsageSource, CapacityClass) for each in names}
+
+
 @value_object(frozen=True, slots=True, kw_only=True)
 class EventHead:
     """What is known of a request when it is reserved. A failover to another instance makes a new head."""
@@ -242,7 +246,7 @@ def _decided(head: EventHead) -> dict[str, Any]:
     return {
         "instance": head.instance,
         "epoch": head.epoch,
-        "class": head.class_,
+        "class": _PLAIN[head.class_],
         "contract": head.contract,
     }
 
@@ -255,8 +259,8 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
     tail: dict[str, Any] = {
         "first_token_ms": event.first_token_ms,
         "waited_ms": event.waited_ms,
-        "ending": event.ending,
-        "usage_source": event.usage_source,
+        "ending": _PLAIN[event.ending],
+        "usage_source": _PLAIN[event.usage_source],
         "anomaly": event.anomaly,
         "produced": _tokens_object(event.produced),
         "delivered": {"output": event.delivered_output},

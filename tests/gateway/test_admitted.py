@@ -49,6 +49,40 @@ class BrokenAtAdmission(Metrics):
         super().open_delta(delta)
 
 
+class Connection:
+    """A caller's connection on which the whole request is here; keeps the status of the answer."""
+
+    write_paused = False
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.status = 0
+
+    def begin(self, status: int, headers: Any) -> None:
+        self.status = status
+
+    def write(self, piece: bytes, *, more: bool) -> None:
+        """Nobody reads it."""
+
+    def on_disconnect(self, callback: Any) -> None:
+        """It stays."""
+
+    def is_disconnected(self) -> bool:
+        return False
+
+    def stalled_ms(self) -> float:
+        return 0.0
+
+    def body_arrived(self) -> bool:
+        return True
+
+    def take_body(self) -> bytes:
+        return self._body
+
+    async def receive(self) -> Any:
+        raise AssertionError("the body is here")
+
+
 @pytest.mark.parametrize("at_once", [True, False], ids=["as it is admitted", "before it is sent"])
 async def test_a_mistake_between_admission_and_sending_leaves_nothing_open(
     at_once: bool, catalogue: Catalogue, engine: SimEngine, valkey_url: str, tmp_path: Path
@@ -57,23 +91,20 @@ async def test_a_mistake_between_admission_and_sending_leaves_nothing_open(
     key = catalogue.key(catalogue.tenant("ten_a"))
     metrics = BrokenAtAdmission() if at_once else Metrics()
     stages = Stages(GatewaySettings(redis_url=valkey_url, home=tmp_path), Lifecycle(), metrics)
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": json.dumps(body("chat")).encode(), "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
+    connection = Connection(json.dumps(body("chat")).encode())
 
     async with stages.running():
         if not at_once:
             stages.inference.clock = BrokenOnceAdmitted(stages.open_exchanges)
-        scope = {"headers": [(b"authorization", f"Bearer {key}".encode())], "extensions": {}}
-        await stages.inference(ROUTES[Route.CHAT], scope, receive, send)
+        scope = {
+            "headers": [(b"authorization", f"Bearer {key}".encode())],
+            "extensions": {"taas.connection": connection},
+        }
+        await stages.inference(ROUTES[Route.CHAT], scope, connection.receive)
         left = dict(stages.open_exchanges)
         stages.open_exchanges.clear()  # what is left open would hold up the end
     assert left == {}
-    assert sent[0]["status"] == 500
+    assert connection.status == 500
     (event,) = catalogue.await_events(1)
     assert event.ending is Ending.GATEWAY_STOPPED
     assert event.produced.output == 0
