@@ -17,7 +17,7 @@ RUN := .venv/bin/python
 ENVIRONMENTS := $(PYTHON) -m deploy.local.environments --home $(TAAS_HOME) --build $(TAAS_VLLM) --torch-index "$(TAAS_TORCH_INDEX)"
 COMPILE := --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 --universal --quiet
 
-.PHONY: help up down status test test-fast check bench loadtest scenarios lock clean python environment environments
+.PHONY: help up down status test test-fast check bench instructions loadtest scenarios lock clean python environment environments
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: environment ## lint, format, types, unused names, and metrics that nothin
 
 bench: environment ## CPU per request and per streamed token, beside a naive proxy; writes $TAAS_HOME/bench.json
 	@exec $(RUN) -m loadtest.bench $(ARGS)
+
+instructions: environment ## the gateway's instructions a request and a token, held against those stored; needs valgrind
+	@exec $(RUN) -m loadtest.bench.instructions $(ARGS)
 
 loadtest: environment ## streams at an open arrival rate against what runs
 	@exec $(RUN) -m loadtest $(ARGS)

@@ -6,6 +6,7 @@ It starts them as processes and sets them up through the admin API; it imports n
 
 import secrets
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,18 @@ class Served:
 
 class OwnStack:
     """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves
-    and the rest is on the other.
+    and the rest is on the other. `under`: the words of a command that runs each gateway, such as valgrind's.
     """
 
-    def __init__(self, folder: Path, models: list[Served], *, gateways: int = 1, pinned: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        models: list[Served],
+        *,
+        gateways: int = 1,
+        pinned: bool = True,
+        under: Sequence[str] = (),
+    ) -> None:
         self.ports = [free_port() for _ in range(gateways)]
         self.port = self.ports[0]
         self.key = ""
@@ -48,6 +57,7 @@ class OwnStack:
         self._folder = folder
         self._models = models
         self._pinned = pinned
+        self._under = under
         self._children: list[Child] = []
         self._postgres: Any = None
         self.admin = httpx.Client(
@@ -96,7 +106,10 @@ class OwnStack:
                 "TAAS_HOME": str(self._folder / f"gateway-{number}"), "TAAS_GATEWAY_PORT": str(port),
                 "TAAS_GATEWAY_PROCESSES": "1", "TAAS_GATEWAY_METRICS_PORT": str(free_port()),
             }  # fmt: skip
-            self._start(f"gateway-{number}", python("-m", "gateway"), environment | own, core=cores()[1])
+            if self._under:
+                own |= {"PYTHONHASHSEED": "0", "TAAS_REDIS_TIMEOUT_MS": "20000"}
+            command = [*self._under, *python("-m", "gateway")]
+            self._start(f"gateway-{number}", command, environment | own, core=cores()[1])
         for port, child in zip(self.ports, self.gateways, strict=True):
             child.wait_until(partial(self._serves, port))
 

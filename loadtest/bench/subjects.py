@@ -2,6 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtest.bench.shapes import MODELS
@@ -84,13 +85,13 @@ class Gateway(Subject):
 
     name = "gateway"
 
-    def __init__(self, folder: Path, backend_ports: list[int]) -> None:
+    def __init__(self, folder: Path, backend_ports: list[int], under: Sequence[str] = ()) -> None:
         super().__init__(folder, backend_ports)
         served = [
             Served(model, url, 4096, routes=("chat",))
             for model, url in zip(MODELS, self.backends, strict=True)
         ]
-        self._stack = OwnStack(folder, served)
+        self._stack = OwnStack(folder, served, under=under)
 
     def start(self) -> None:
         self._stack.start()

@@ -1,0 +1,126 @@
+"""Instructions of the gateway a request and a streamed token, counted by valgrind's callgrind: `python -m
+loadtest.bench.instructions`.
+
+Seconds depend on the machine and on what else runs there; instructions hardly do. Exits 1 when a figure is
+more than 10 % above the one in `instructions.json`, which `--store` writes. Figures are those of one version
+of Python: with another one nothing is held against them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from loadtest.bench.measure import Load, Tally, run_load
+from loadtest.bench.shapes import MODELS, TOKENS
+from loadtest.bench.subjects import Gateway
+from loadtest.children import Child, answers, cores, free_port, python, stop_children_on_sigterm
+
+STORED: Final = Path(__file__).with_name("instructions.json")
+TOLERANCE: Final = 1.10
+# What is measured, with the load of it; a request's own cost is part of its tokens'.
+_REQUEST: Final = Load("request", "s128x0", False, 1, 300)
+_TOKEN: Final = Load("streamed_token", "u128x10", True, 4, 12)
+_WARM_UP: Final = (Load("warm", "s128x0", False, 4, 60), Load("warm", "u128x10", True, 4, 12))
+_TOTAL: Final = re.compile(r"^(?:summary|totals): (\d+)", re.MULTILINE)
+
+
+class Callgrind:
+    """The counter of one process that runs under valgrind."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # valgrind's own files are in the folder that the process starts in, which is this one.
+        self.under = [
+            "valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no",
+            f"--callgrind-out-file={folder}/callgrind.%p",
+        ]  # fmt: skip
+
+    def counted(self, pid: int, run: Load, subject: Gateway, tally: Tally) -> int:
+        """The instructions of the process while this load runs."""
+        self._control(pid, "--zero")
+        self._control(pid, "--instr=on")
+        run_load(subject, run, tally)
+        self._control(pid, "--instr=off")
+        self._control(pid, f"--dump={run.name}")
+        newest = max(self._folder.glob("callgrind.*"), key=lambda path: path.stat().st_mtime_ns)
+        return max(int(total) for total in _TOTAL.findall(newest.read_text(errors="replace")))
+
+    @staticmethod
+    def _control(pid: int, what: str) -> None:
+        subprocess.run(["callgrind_control", what, str(pid)], check=True, capture_output=True)
+
+
+def count() -> dict[str, int]:
+    """Thousands of instructions: `request` (not streamed, one connection) and `streamed_token`. Raises
+    RuntimeError when a request failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="taas-instructions-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # PostgreSQL runs as a user of its own where we are root
+        ports = [free_port() for _ in MODELS]
+        command = python("-m", "loadtest.bench.backend", *map(str, ports))
+        backend = Child("backend", command, cores()[0], folder)
+        callgrind = Callgrind(folder)
+        subject = Gateway(folder, ports, under=callgrind.under)
+        tally = Tally()
+        try:
+            backend.wait_until(answers(f"http://127.0.0.1:{ports[-1]}/health"))
+            print("starting the gateway under valgrind", file=sys.stderr)
+            subject.start()
+            for load in _WARM_UP:
+                run_load(subject, load, tally)
+            pid = subject.child.pid
+            request = callgrind.counted(pid, _REQUEST, subject, tally) / _REQUEST.requests
+            token = callgrind.counted(pid, _TOKEN, subject, tally) / (_TOKEN.requests * TOKENS)
+        finally:
+            subject.stop()
+            backend.stop()
+    if tally.problems:
+        raise RuntimeError("; ".join(tally.problems))
+    return {_REQUEST.name: round(request / 1000), _TOKEN.name: round(token / 1000)}
+
+
+def exceeded(counted: dict[str, int], stored: dict[str, int]) -> list[str]:
+    """What is more than it may be, in words."""
+    return [
+        f"{name}: {figure} thousand instructions, {stored[name]} are stored"
+        for name, figure in counted.items()
+        if figure > stored[name] * TOLERANCE
+    ]
+
+
+def main() -> int:
+    """The command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m loadtest.bench.instructions", description=__doc__)
+    parser.add_argument(
+        "--store", action="store_true", help="store the figures: from now on others are held against them"
+    )
+    arguments = parser.parse_args()
+    stop_children_on_sigterm()
+    os.sched_setaffinity(0, {cores()[0]})  # and so for every child that is not put elsewhere
+    counted = count()
+    for name, figure in counted.items():
+        print(f"{name}: {figure} thousand instructions")
+    version = platform.python_version()
+    if arguments.store:
+        STORED.write_text(json.dumps({"python": version} | counted, indent=2) + "\n")
+        return 0
+    stored = json.loads(STORED.read_text())
+    if stored.pop("python") != version:
+        print(f"nothing is stored for Python {version}")
+        return 0
+    wrong = exceeded(counted, stored)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
