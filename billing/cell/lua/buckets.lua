@@ -11,16 +11,16 @@ local ALWAYS = {'r', 'u'}
 -- on and not only once the clock is there again.
 local function since(key, name, at_us)
   if at_us > cell.now_us then redis.call('HSET', key, name, cell.now_us) end
-  return math.max(0, cell.now_us - at_us)
+  return at_us < cell.now_us and cell.now_us - at_us or 0
 end
 
--- A bucket of the values that `plan.read` names. `virtual` and `weight` are of shares.lua.
+-- A bucket of the values that `plan.read` names. `virtual` is of shares.lua.
 local function made(key, scope, plan, values)
   local written_us, long_us = tonumber(values[3] or cell.now_us), tonumber(values[limits.AT_PLACE] or cell.now_us)
   local bucket = {
     key = key, scope = scope, plan = plan, values = values, levels = {}, is_new = not values[2], text = values[1],
     open = tonumber(values[2] or 0), written_us = values[3] and written_us,
-    virtual = tonumber(values[4] or 0), weight = tonumber(values[5] or nil),
+    virtual = tonumber(values[4] or 0),
   }
   bucket.open_before = bucket.open
   local short_us = since(key, 't', written_us)
@@ -34,7 +34,8 @@ local function made(key, scope, plan, values)
     elseif not level or level == '0' then
       levels[i] = 0
     else
-      levels[i] = math.max(0, level - limit.per_us * (limit.is_long and long_us or short_us))
+      local left = level - limit.per_us * (limit.is_long and long_us or short_us)
+      levels[i] = left > 0 and left or 0
     end
   end
   return bucket
@@ -74,17 +75,16 @@ local function write(bucket)
   end
   if plan.is_long then words[n + 1], words[n + 2], n = 'at', cell.now_us, n + 2 end
   if bucket.new_virtual then words[n + 1], words[n + 2], n = 'v', bucket.new_virtual, n + 2 end
-  if bucket.new_weight and bucket.new_weight ~= bucket.weight then
-    words[n + 1], words[n + 2], n = 'vw', bucket.new_weight, n + 2
-  end
   redis.call('HSET', bucket.key, unpack(words, 1, n))
 end
 
 -- Its limits have changed since the last admission. It remembers the new ones, each also in a field of its own, by
 -- which processes of an earlier version drain it.
 local function remember(bucket)
-  local now, lifted = {'by', bucket.plan.text}, fields_of(bucket.key)
-  for _, limit in ipairs(bucket.plan.limits) do
+  local plan = bucket.plan
+  local now, lifted = {'by', plan.text}, fields_of(bucket.key)
+  if plan.weight then now[3], now[4] = 'vw', plan.weight end
+  for _, limit in ipairs(plan.limits) do
     if limit.window_s > 0 then
       now[#now + 1], now[#now + 2] = 'l' .. limit.field, limit.amount
       lifted['l' .. limit.field], lifted[limit.field] = nil, true
@@ -171,8 +171,9 @@ local function correct(key, class, changes, closed, share)
       levels[i] = math.max(0, levels[i] + change)
     end
   end
-  if share and share.mu ~= 0 and bucket.weight then
-    bucket.new_virtual = bucket.virtual + share.mu / (share.weight or bucket.weight)
+  -- A bucket that was lost has lost its counter too.
+  if share and share.mu ~= 0 and bucket.values[4] then
+    bucket.new_virtual = bucket.virtual + share.mu / share.weight
   end
   write(bucket)
   -- While something is open it has the TTL of its last admission.

@@ -54,13 +54,15 @@ function cell.keep(...)
   for i = 1, select('#', ...) do redis.call('PEXPIRE', select(i, ...), OPEN_TTL_MS) end
 end
 
--- Whether the cell's levels exist, and whether a tenant's contract does. It also notes whether any request waits for a
--- slot. All in one command: a key that is named four times counts four.
-function cell.read_markers(tenant)
-  local intact, contract = names.intact, cell.contract(tenant)
-  local found = redis.call('EXISTS', intact, intact, intact, intact, contract, names.waiting.o, names.waiting.f)
-  if found == 4 then somebody_waits = false end
-  return found >= 4, found ~= 4 and found > 0
+-- Whether the cell's levels exist, and whether anything that is rare may exist: a reservation of this request, a
+-- contract of its tenant, a request that waits for a slot. All in one command: a key that is named five times counts
+-- five.
+function cell.read_markers(request_id, tenant)
+  local intact = names.intact
+  local found = redis.call('EXISTS', intact, intact, intact, intact, intact, cell.reservation(request_id),
+    cell.contract(tenant), names.waiting.o, names.waiting.f)
+  if found == 5 then somebody_waits = false end
+  return found >= 5, found ~= 5
 end
 
 -- Whether any request waits for a slot. True may be out of date, false is not.

@@ -6,14 +6,16 @@ local once = ...
 local SHORT = {['requests:60'] = 'r', ['units:60'] = 'u', ['cancels:60'] = 'x'}
 local LONG = {r = 'requests:60', u = 'units:60', x = 'cancels:60'}
 -- Fields that are read of every bucket, in this order; then `at` and the others, if there are any.
-local READ = {'by', 'c', 't', 'v', 'vw', 'r', 'u', 'x'}
-local PLACES = {r = 6, u = 7, x = 8}
-local AT_PLACE = 9
+local READ = {'by', 'c', 't', 'v', 'r', 'u', 'x'}
+local PLACES = {r = 5, u = 6, x = 7}
+local AT_PLACE = 8
 
 -- `limits`: kind, window_s, amount, and for those with a window `field`, `place` among those read, `per_us` that
--- drains, `is_long` (it drains since `at`). `text`: those with a window, as the bucket remembers them.
-local function plan(limits)
-  local made = {limits = {}, read = {unpack(READ)}, text = '', is_long = false}
+-- drains, `is_long` (it drains since `at`). `text`: those with a window, and the weight of a tenant (nil for a key), as
+-- the bucket remembers them.
+local function plan(limits, weight)
+  local made = {limits = {}, read = {unpack(READ)}, is_long = false, weight = weight}
+  made.text = weight and 'w=' .. weight .. ' ' or ''
   for i, asked in ipairs(limits) do
     local limit = {kind = asked[1], window_s = asked[2], amount = asked[3]}
     made.limits[i] = limit
@@ -37,7 +39,7 @@ local remembered = once(function(text)
   local limits = {}
   for field, amount in text:gmatch('(%S+)=(%S+) ') do
     local kind, window_s = (LONG[field] or field):match('^(%a+):(%d+)$')
-    limits[#limits + 1] = {kind, tonumber(window_s), tonumber(amount)}
+    if kind then limits[#limits + 1] = {kind, tonumber(window_s), tonumber(amount)} end
   end
   return plan(limits)
 end)

@@ -14,7 +14,7 @@ local function reader(names)
   end
 end
 
-local function state(request_id) return redis.call('HGET', cell.reservation(request_id), fields.state) end
+local function is_there(request_id) return redis.call('EXISTS', cell.reservation(request_id)) == 1 end
 
 local words = {}
 
@@ -36,10 +36,10 @@ local function open(request_id, record, key_bucket, contract_key, spilled, contr
   redis.call('HSET', cell.reservation(request_id), unpack(record))
 end
 
--- The reaper checks the request when this lease has passed.
-local function lease(request_id, lease_ms)
-  if redis.call('ZADD', cell.open, lease_ms, request_id) == 1 then
-    -- The first entry creates the set, which has no TTL yet.
+-- The reaper checks the request when this lease has passed. The first entry creates the set, which has no TTL yet;
+-- `beside_others`: this is not the first.
+local function lease(request_id, lease_ms, beside_others)
+  if redis.call('ZADD', cell.open, lease_ms, request_id) == 1 and not beside_others then
     redis.call('PEXPIRE', cell.open, cell.OPEN_TTL_MS, 'NX')
   end
 end
@@ -52,4 +52,4 @@ local function forget(request_id)
   redis.call('ZREM', cell.open, request_id)
 end
 
-return {reader = reader, state = state, write = write, open = open, lease = lease, keep = keep, forget = forget}
+return {reader = reader, is_there = is_there, write = write, open = open, lease = lease, keep = keep, forget = forget}

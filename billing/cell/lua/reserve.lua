@@ -20,14 +20,12 @@ local RETRY_MS_MIN = 1000
 local read_held = reservations.reader({'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch',
   'cost_mu', 'weight'})
 
--- What exists of the request already; mostly nothing.
-local function held_before(id) return reservations.state(id) and read_held(id) or {} end
-
-local function answer(both, status, ...)
+local function answer(both, status, a, b, c, d, e, f, g, h)
   local reply, n = {status, cell.now_ms}, 2
   n = buckets.append_levels(both.tenant, reply, n)
   n = buckets.append_levels(both.key, reply, n)
-  for i = 1, select('#', ...) do reply[n + i] = select(i, ...) end
+  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = a, b, c, d
+  reply[n + 5], reply[n + 6], reply[n + 7], reply[n + 8] = e, f, g, h
   return reply
 end
 
@@ -116,7 +114,7 @@ local function charge_new(ask, choice, contract, both, instance, before)
   if of_contract and change_mu ~= 0 then contracts.charge(contract_key, class, is_spilled, change_mu, contract) end
   if class ~= 'r' then
     virtual = tenant.virtual
-    tenant.new_virtual, tenant.new_weight = virtual + change_mu / ask.weight, ask.weight
+    tenant.new_virtual = virtual + change_mu / ask.weight
     shares.keep_turn(ask.tenant, tenant.new_virtual)
   end
   if not ask.restored then unread_mu = pace.with_prompt(instance, ask.prompt_mu) end
@@ -137,7 +135,7 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
     place[2], fields.sequences, ask.sequences, fields.gateway, ask.gateway, fields.tenant, ask.tenant, fields.why,
     choice.why, fields.weight, charged.weight, fields.admitted_ms, cell.now_ms,
   }, both.key and both.key.key, charged.contract_key, charged.spilled, contract_id)
-  reservations.lease(id, lease)
+  reservations.lease(id, lease, both.tenant.open > 1)
   reservations.keep(id)
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
@@ -155,7 +153,9 @@ end
 
 return function(keys, args)
   local ask = terms.ask_of(args[1], args[2], args[3])
-  local id, held = ask.request_id, held_before(ask.request_id)
+  local id = ask.request_id
+  local is_intact, is_rare = cell.read_markers(id, ask.tenant)
+  local held = is_rare and reservations.is_there(id) and read_held(id) or {}
   local both = {
     tenant = buckets.read(keys[2], 'tenant', ask.tenant_plan),
     key = ask.key_plan and buckets.read(keys[3], 'key', ask.key_plan),
@@ -166,10 +166,9 @@ return function(keys, args)
       held.why, 0, 0, 0)
   end
   -- Levels were lost and are not recounted yet: an admission now would have all of its limits once more.
-  local is_intact, may_have_contract = cell.read_markers(ask.tenant)
   if not ask.restored and not is_intact then return answer(both, 'rebuilding') end
 
-  local contract = may_have_contract and contracts.in_force(ask.tenant) or nil
+  local contract = is_rare and contracts.in_force(ask.tenant) or nil
   local level = contract and contracts.level(contract) or 0
   -- It waits for its contract, and that has ended or no longer queues: start again as a new request.
   if held.state == 'waiting' and held.class == 'r' and not (contract and contract.overflow == 'queue') then

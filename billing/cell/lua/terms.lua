@@ -7,7 +7,7 @@ local terms = once(function(text)
   if made.cancels_per_minute >= 0 then
     table.insert(made.tenant_limits, {'cancels', 60, made.cancels_per_minute})
   end
-  made.tenant_plan = limits.plan(made.tenant_limits)
+  made.tenant_plan = limits.plan(made.tenant_limits, made.weight)
   -- A key without limits has no bucket.
   made.key_plan = #made.key_limits > 0 and limits.plan(made.key_limits) or nil
   return {__index = made}

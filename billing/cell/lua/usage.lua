@@ -24,7 +24,7 @@ local function charge(held, final_mu, final_tokens, changes, closed)
   local class, change_mu = held.class, final_mu - held.charged_mu
   changes.units, changes.tokens = change_mu, final_tokens - held.charged_tokens
   if closed or buckets.concern(class, changes) then
-    local share = held.state and class ~= 'r' and {mu = change_mu, weight = held.weight} or nil
+    local share = held.state and class ~= 'r' and {mu = change_mu, weight = held.weight or 1} or nil
     local virtual = buckets.correct(held.tenant_bucket, class, changes, closed, share)
     if virtual then shares.keep_turn(held.tenant, virtual) end
     if held.key_bucket then buckets.correct(held.key_bucket, class, changes, closed) end

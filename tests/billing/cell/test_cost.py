@@ -35,7 +35,7 @@ def commands(client: redis.Redis, call: Any) -> int:
 
 @pytest.mark.parametrize(
     ("case", "reserve", "settle"),
-    [("plain", 12, 12), ("key", 14, 14), ("room", 13, 12), ("contract", 14, 14)],
+    [("plain", 10, 12), ("key", 12, 14), ("room", 11, 12), ("contract", 13, 14)],
 )
 def test_a_call_runs_no_more_commands_than_it_needs(
     valkey: redis.Redis, case: str, reserve: int, settle: int
