@@ -100,7 +100,7 @@ class BillingMetrics:
         )
         self.reaped = counter(
             "taas_reaped_requests",
-            "Requests that were settled at their last checkpoint because their lease had lapsed.",
+            "Orphans: requests that were settled at their last checkpoint because their lease had lapsed.",
             "cell",
         )
 

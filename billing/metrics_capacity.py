@@ -53,12 +53,12 @@ class CapacityMetrics:
         )
         self.limited = counter(
             "taas_contract_limited_requests",
-            "Requests that a contract had room for and that a limit of its tenant or key refused.",
+            "Requests that a contract had capacity for and that a limit of its tenant or key refused.",
             "limit",
         )
         self.shortfall = counter(
             "taas_contract_shortfall_units",
-            "Work that a contract was short of, because a reclaim cut it or engines were missing.",
+            "Work that a contract lacked, because a reclaim cut it or engines were missing.",
         )
         self.missing = counter(
             "taas_contract_missing_units",
@@ -114,7 +114,7 @@ class CapacityMetrics:
         )
         self.restored = Counter(
             "taas_cells_restored",
-            "Cells whose limits were counted anew from the ledger, because Redis may have lost some.",
+            "Cells whose limits were recounted from the ledger, because Redis may have lost some.",
             registry=registry,
         )
 

@@ -58,14 +58,14 @@ class InventoryMetrics(Collector):
         seen = self._seen
         engines = GaugeMetricFamily(
             "taas_instances",
-            "Instances of a model by status; one whose worker was lost without a word is down, for a day.",
+            "Instances of a model by status; an instance whose worker was lost is down, for a day.",
             labels=["pool", "model", "status"],
         )
         for labels, count in seen.engines.items():
             engines.add_metric(labels, count)
         yield engines
         declared = GaugeMetricFamily(
-            "taas_pool_declared_instances", "Instances that a pool is said to have.", labels=["pool"]
+            "taas_pool_declared_instances", "Instances that a pool was set to have.", labels=["pool"]
         )
         for pool, instances in seen.declared.items():
             declared.add_metric([pool], instances)
@@ -82,7 +82,7 @@ class InventoryMetrics(Collector):
         ids = ["tenant", "pool", "contract"]
         info = GaugeMetricFamily(
             "taas_contract_info",
-            "What a contract that is signed and not over is like; the value is always 1.",
+            "A contract that is signed and has not ended; the value is always 1.",
             labels=[*ids, "tenant_name", "state", "overflow"],
         )
         ends = GaugeMetricFamily(

@@ -100,11 +100,11 @@ class Metrics:
         )  # fmt: skip
         self._first_token = self._histogram(
             "taas_time_to_first_token_seconds",
-            "Time from the arrival of a streamed request to its first token.", _FIRST_TOKEN_S, *_REQUEST,
+            "Time to first token (TTFT) of streamed requests.", _FIRST_TOKEN_S, *_REQUEST,
         )  # fmt: skip
         self._per_token = self._histogram(
             "taas_time_per_output_token_seconds",
-            "Mean time between the tokens of a stream, after its first one.", _PER_TOKEN_S, *_REQUEST,
+            "Mean inter-token latency (ITL) of a stream, after its first token.", _PER_TOKEN_S, *_REQUEST,
         )  # fmt: skip
         self._added = self._histogram(
             "taas_gateway_added_seconds",
@@ -124,17 +124,17 @@ class Metrics:
 
     def _make_of_waits(self) -> None:
         self._waiting = _Kept(self._gauge(
-            "taas_requests_waiting", "Requests that wait for room at an engine now.", "asked",
+            "taas_requests_waiting", "Requests in the queue for a slot at an engine.", "asked",
         ).labels)  # fmt: skip
         self._waiting_bytes = self._gauge(
-            "taas_waiting_bytes", "Bytes of the bodies of requests that wait for room at an engine now."
+            "taas_waiting_bytes", "Bytes of the bodies of requests in the queue for a slot."
         )
         self._wait = _Kept(self._histogram(
-            "taas_wait_seconds", "Time that requests waited for room at an engine, however the wait ended.",
+            "taas_wait_seconds", "Time that requests waited in the queue for a slot, however that ended.",
             _WAIT_S, "asked",
         ).labels)  # fmt: skip
         self._waits = _Kept(self._counter(
-            "taas_waits", "Waits for room at an engine that are over, by how they ended.", "asked", "ending",
+            "taas_waits", "Waits in the queue that are over, by how they ended.", "asked", "ending",
         ).labels)  # fmt: skip
 
     def _make_of_process(self) -> None:
@@ -142,7 +142,7 @@ class Metrics:
             "taas_refusals", "Requests that were refused, by the limit or check that refused them.", "which",
         ).labels)  # fmt: skip
         self._ignored = _Kept(self._counter(
-            "taas_ignored_fields", "Fields of requests that were taken and had no effect.", "name",
+            "taas_ignored_fields", "Fields of requests that were ignored.", "name",
         ).labels)  # fmt: skip
         self._upstream_errors = _Kept(self._counter(
             "taas_upstream_errors", "Requests that an engine failed, by the kind of failure.",
@@ -157,7 +157,7 @@ class Metrics:
             "component",
         ).labels)  # fmt: skip
         self._journal = self._gauge(
-            "taas_journal_entries", "Settles that wait on this process's disk until Redis takes them."
+            "taas_journal_entries", "Settles that wait in this process's journal until Redis takes them."
         )
         self._redis = self._histogram(
             "taas_redis_roundtrip_seconds", "Time that one pipeline takes to Redis and back.", _REDIS_S
@@ -165,7 +165,7 @@ class Metrics:
         self._processes = self._gauge("taas_gateway_processes", "Processes of the gateway that serve now.")
         self._deaths = self._counter(
             "taas_gateway_process_deaths",
-            "Processes of the gateway that ended in this one's place although nobody asked them to.",
+            "Processes of the gateway that ended unexpectedly in this one's place.",
         )
 
     def _series_of_requests(self, model: str, route: str, class_: str, ending: str) -> _RequestSeries:

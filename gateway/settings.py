@@ -27,13 +27,13 @@ class GatewaySettings(BaseSettings):
     redis_url: str = Field(
         default="redis://127.0.0.1:6390/0",
         repr=False,
-        description="Redis or Valkey with quotas and catalogue.",
+        description="Redis or Valkey, with limits and catalogue.",
     )
     redis_timeout_ms: int = Field(default=1_000, ge=10, description="How long one Redis call may take.")
     log_level: str = Field(
         default="info",
         pattern="^(?i:debug|info|warning|error)$",
-        description="Least severity that is logged.",
+        description="The lowest severity that is logged.",
     )
 
     host: str = Field(
@@ -71,15 +71,14 @@ class GatewaySettings(BaseSettings):
 
     admin_url: str = Field(
         default="http://127.0.0.1:8001",
-        description="Billing's API, asked for receipts and capacity; of several processes, with commas "
-        "between them.",
+        description="Billing's API, for receipts and capacity; several processes with commas between them.",
     )
     service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
 
     max_body_bytes: int = Field(
         default=4 * 1024 * 1024,
         ge=1024,
-        description="Largest request body, for models whose entry names no other.",
+        description="Largest request body, unless the model's entry has its own.",
     )
     receive_bytes: int = Field(
         default=256 * 1024 * 1024,
@@ -89,7 +88,7 @@ class GatewaySettings(BaseSettings):
     receive_bytes_per_tenant: int = Field(
         default=64 * 1024 * 1024,
         ge=1024,
-        description="Those of one tenant. No body may be larger, whatever its model says.",
+        description="The same for one tenant. No body may be larger, whatever its model allows.",
     )
     receive_wait_s: float = Field(
         default=2.0,
@@ -109,7 +108,7 @@ class GatewaySettings(BaseSettings):
     heartbeat_s: float = Field(
         default=15.0,
         ge=0,
-        description="A stream that is silent for so long is sent a comment or ping; 0: never.",
+        description="A stream that is silent for this long gets a comment or ping; 0: never.",
     )
     write_stall_s: float = Field(
         default=30.0, gt=0, description="How long a client may read nothing of its answer."
@@ -125,27 +124,27 @@ class GatewaySettings(BaseSettings):
         default=600.0, gt=0, description="How long a request may take as a whole."
     )
     first_token_deadline_s: float = Field(
-        default=120.0, gt=0, description="How long an engine may take to begin."
+        default=120.0, gt=0, description="How long an engine may take until its first token."
     )
     connect_timeout_s: float = Field(
         default=2.0, gt=0, description="How long connecting to an engine may take."
     )
 
     wait_on_demand_s: float = Field(
-        default=10.0, ge=0, description="How long an on-demand request may wait for room."
+        default=10.0, ge=0, description="How long an on-demand request may wait for a slot."
     )
-    wait_flex_s: float = Field(default=60.0, ge=0, description="How long a flex request may wait for room.")
+    wait_flex_s: float = Field(default=60.0, ge=0, description="How long a flex request may wait for a slot.")
     wait_requests_per_tenant: int = Field(
-        default=1_000, ge=0, description="Requests of one tenant that may wait in a class; 0: none waits."
+        default=1_000, ge=0, description="Requests of one tenant that may wait in a class; 0: none."
     )
     wait_requests: int = Field(default=10_000, ge=0, description="Requests that may wait in one process.")
     wait_bytes: int = Field(
-        default=256 * 1024 * 1024, ge=0, description="Request bodies that may wait in one process."
+        default=256 * 1024 * 1024, ge=0, description="Bytes of request bodies that may wait in one process."
     )
     cancels_per_minute: int = Field(
         default=6_000,
         ge=-1,
-        description="Requests a minute that a tenant may leave before their first token; -1: any number.",
+        description="Requests a minute that a tenant may cancel before their first token; -1: any number.",
     )
 
     lease_ms: int = Field(

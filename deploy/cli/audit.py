@@ -23,8 +23,10 @@ _IDS_SHOWN: Final = 3
 def audit(context: click.Context, as_json: bool) -> None:
     """Compare what engines counted with what is billed, absorbed and open, in tokens.
 
-    The residual is what nobody accounts for; it should be 0, also while requests run. Pairs are
-    prompt/generation. The exit status is 1 where there is a residual, or the ledger is not as it should be.
+    The
+    residual is what nothing explains; it should be 0, also while requests run. Pairs are
+    prompt/generation. The exit status is 1
+    if there is a residual or an error in the ledger.
     """
     report = call("GET", "audit")
     if as_json:

@@ -35,52 +35,52 @@ _IDLE_POLL_S: Final = 0.2
 @click.command()
 @click.argument("pool", required=False)
 @click.option(
-    "--instance", "instance_id", metavar="ID", help="Measure this one. Default: the first that is idle."
+    "--instance", "instance_id", metavar="ID", help="The instance to measure. Default: the first idle one."
 )
 @click.option(
     "--tpot-ms",
     type=click.IntRange(1, 3_600_000),
     default=100,
     show_default=True,
-    help="Most time between two tokens.",
+    help="The longest time between two tokens (ITL) to allow.",
 )
 @click.option(
     "--ttft-ms",
     type=click.IntRange(1, 3_600_000),
     default=2000,
     show_default=True,
-    help="Most time until the first token.",
+    help="The longest time to first token (TTFT) to allow.",
 )
 @click.option(
     "--seconds-per-step",
     type=click.FloatRange(0.2, 600),
     default=3.0,
     show_default=True,
-    help="How long each step is counted.",
+    help="How long each step is measured.",
 )
 @click.option(
     "--engine-key",
-    help="The key that the engine asks for; better in TAAS_ENGINE_KEY. Default: as it is registered.",
+    help="The engine's API key; better in TAAS_ENGINE_KEY. Default: as registered.",
 )
 @click.option(
-    "--hardware", metavar="TEXT", help="What the engine runs on. Default: this machine, if it is here."
+    "--hardware", metavar="TEXT", help="The engine's hardware. Default: this machine, if the engine is on it."
 )
 @click.option(
     "--reweigh",
     is_flag=True,
-    help="What is signed may count in units that buy over 10% more or less than now.",
+    help="Accept that units of signed contracts buy over 10% more or less than now.",
 )
-@click.option("--history", is_flag=True, help="Measure nothing; list what was measured, of POOL or of all.")
+@click.option("--history", is_flag=True, help="Measure nothing; list past calibrations, of POOL or of all.")
 @click.option("--yes", is_flag=True, help="Do not ask before loading the instance.")
 @json_option
 def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **options: Any) -> None:
-    """Measure what an instance of POOL can do, in work units per second; capacity is sold by that.
+    """Measure what an instance of POOL can do, in work units per second. Capacity is sold by that.
 
-    It loads one idle instance for a minute or two: it finds how many sequences keep the targets, runs
-    mixes of prompts that are long, cached, or short with long answers, fits what each kind of token
-    costs, and predicts a mix that the fit has not seen, and prompts of up to half the context. Weights
-    become the model's, as a new version. Where contracts are signed, weights that differ by more than 10%
-    are refused without --reweigh: the same units would buy something else.
+    It loads one idle instance for a minute or two. It finds how many sequences meet the latency targets,
+    runs mixes of prompts that are long, cached, or short with long answers, fits the cost of each kind of
+    token, and predicts a mix that the fit has not seen, and prompts of up to half the context. The weights
+    become a new version of the model's. If contracts are signed, weights that differ by more than 10% are
+    refused without --reweigh, because the same units would buy something else.
 
     \b
     taas calibrate llama-70b
@@ -96,7 +96,7 @@ def calibrate(pool: str | None, history: bool, yes: bool, as_json: bool, **optio
         )
         return
     if pool is None:
-        raise click.UsageError("which pool? `taas pool list` shows them.")
+        raise click.UsageError("name a pool; `taas pool list` shows them.")
     instance = _choose(pool, options["instance_id"])
     hardware = find_hardware(instance["url"], options["hardware"])
     if not yes:
@@ -133,7 +133,7 @@ def _choose(pool: str, instance_id: str | None) -> dict[str, Any]:
             return chosen
         if not up or time.monotonic() > ends_at:
             why = ", ".join(f"{row['instance']} {_business(row)}" for row in members)
-            raise click.ClickException(f"no instance is idle ({why}): drain one, or come back later.")
+            raise click.ClickException(f"no instance is idle ({why}): drain one, or try again later.")
         time.sleep(_IDLE_POLL_S)
 
 
@@ -160,7 +160,7 @@ def _plan(instance: dict[str, Any], options: dict[str, Any]) -> "MeasurementPlan
 
     model = call("GET", "models", instance["model"])
     if not generates(model["routes"]):
-        raise click.ClickException(f"{model['name']} writes no text: this measures only what does.")
+        raise click.ClickException(f"{model['name']} generates no text, so it cannot be calibrated.")
     key = find_key(instance["instance"], options["engine_key"])
     address = EngineAddress(instance["url"], key, model["engine_model"], instance["abort"])
     targets = Targets(options["tpot_ms"], options["ttft_ms"])

@@ -1,6 +1,4 @@
-"""Asking before something is done that is not easily undone. Nobody is asked where nobody can answer: then
-it takes `--yes`.
-"""
+"""Confirmation before something that is not easily undone. Where nobody can answer, it needs `--yes`."""
 
 import sys
 from collections.abc import Callable
@@ -8,16 +6,18 @@ from typing import Any
 
 import click
 
-yes_option: Callable[..., Any] = click.option("--yes", "-y", is_flag=True, help="Do not confirm.")
+yes_option: Callable[..., Any] = click.option(
+    "--yes", "-y", is_flag=True, help="Do not ask for confirmation."
+)
 
 
 def require_answerable(*, yes: bool, as_json: bool) -> None:
-    """Raises UsageError where it would have to confirm and cannot."""
+    """Raises UsageError if it would have to ask for confirmation and cannot."""
     if not yes and (as_json or not sys.stdin.isatty()):
-        raise click.UsageError("this asks before it is done, and nobody can answer here: give --yes.")
+        raise click.UsageError("this asks for confirmation, and nobody can answer here: give --yes.")
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Raises Abort for a no."""
+    """Ask for confirmation. Raises Abort if it is denied."""
     if not yes:
         click.confirm(f"\n{question}", abort=True)

@@ -46,7 +46,7 @@ contract.add_command(quote)
 @terms_options
 @json_option
 def draft(as_json: bool, **said: Any) -> None:
-    """Write down a contract; it holds no capacity until it is signed.
+    """Store a draft of a contract. It holds no capacity until it is signed.
 
     \b
     taas contract draft --tenant acme --pool llama-70b --units 500 --until 1y --notice-days 30
@@ -57,12 +57,12 @@ def draft(as_json: bool, **said: Any) -> None:
 @contract.command()
 @click.argument("contract_id", metavar="[CONTRACT]", required=False)
 @terms_options
-@click.option("--draft", "as_draft", is_flag=True, help="Write it down only, as `draft` does.")
+@click.option("--draft", "as_draft", is_flag=True, help="Only store it, as `draft` does.")
 @yes_option
 @json_option
 def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **said: Any) -> None:
-    """Sign the draft CONTRACT, or a new one at once; shows it and asks. Refused unless it fits at every
-    instant of its term.
+    """Sign the draft CONTRACT, or a new contract. Shows it and asks for confirmation. It is refused unless it
+    fits at every instant of its term.
 
     \b
     taas contract sign --tenant acme --pool llama-70b --units 500 --from now --until 3y --notice-days 90
@@ -98,7 +98,7 @@ def sign(contract_id: str | None, as_draft: bool, yes: bool, as_json: bool, **sa
 @click.argument("contract_id", metavar="CONTRACT")
 @json_option
 def withdraw(contract_id: str, as_json: bool) -> None:
-    """End the draft CONTRACT without signing it. One that is signed ends by notice."""
+    """End the draft CONTRACT without signing it. A signed contract ends by notice."""
     ended = call("POST", "contracts", contract_id, "withdraw")
     if as_json:
         print_json(ended)
@@ -107,8 +107,8 @@ def withdraw(contract_id: str, as_json: bool) -> None:
 
 
 @contract.command("list")
-@click.option("--tenant", help="Of this tenant only.")
-@click.option("--pool", help="In this pool only.")
+@click.option("--tenant", help="Only of this tenant.")
+@click.option("--pool", help="Only in this pool.")
 @click.option(
     "--state",
     type=click.Choice(["draft", "signed", "active", "notice_given", "ended"]),
@@ -119,7 +119,7 @@ def withdraw(contract_id: str, as_json: bool) -> None:
 def list_all(
     tenant: str | None, pool: str | None, state: str | None, limit: int | None, as_json: bool
 ) -> None:
-    """List contracts, drafts and ended ones too."""
+    """List contracts, including drafts and ended ones."""
     answer = call_list("contracts", query={"tenant": tenant, "pool": pool, "state": state}, limit=limit)
     show(answer, as_json, _COLUMNS, empty="no contracts; sign one with `taas contract sign`")
 
@@ -268,7 +268,9 @@ def _units_at(contract: Mapping[str, Any], moment: str) -> float:
 
 
 def _sign_when_shown(body: dict[str, Any]) -> dict[str, Any]:
-    """Write it down, show it, confirm, and sign it; whatever does not come to that is withdrawn."""
+    """Store a draft, show it, ask for confirmation, and sign it. If that does not happen, withdraw the
+    draft.
+    """
     drafted = call("POST", "contracts", body={**body, "draft": True})
     try:
         _print(drafted, as_json=False)

@@ -24,39 +24,41 @@ _UNIT: Final = (
     "--units",
     type=UNITS,
     metavar="N",
-    help="Would so many units per second fit, from when on and until when?",
+    help="Whether this many units per second fit, from when on and until when.",
 )
 @click.option(
     "--requests-per-minute",
     type=click.IntRange(min=1),
     metavar="N",
-    help="In place of --units: so many requests …",
+    help="Instead of --units: this many requests …",
 )
 @click.option(
     "--input",
     "input_tokens",
     type=click.IntRange(min=0),
     metavar="TOKENS",
-    help="… of so many input tokens each, …",
+    help="… with this many input tokens each, …",
 )
 @click.option(
     "--cached",
     type=WHOLE_PART,
     metavar="PART",
-    help="… of which such a part comes from the prefix cache, such as 50%, …",
+    help="… of which this part comes from the prefix cache, such as 50%, …",
 )
 @click.option(
     "--output",
     "output_tokens",
     type=click.IntRange(min=0),
     metavar="TOKENS",
-    help="… and so many output tokens.",
+    help="… and this many output tokens.",
 )
-@click.option("--model", help="Whose weights count, where the pool has several models.")
+@click.option("--model", help="The model whose weights count, if the pool has several.")
 @click.option("--from", "since", metavar="WHEN", help="A date, `now`, or a span from now. Default: now.")
 @click.option("--until", metavar="WHEN", help="A date, or a span from --from. Default: for good.")
 @burst_option
-@click.option("--headroom", type=PART, metavar="PART", help="That the contract would ask for, such as 10%.")
+@click.option(
+    "--headroom", type=PART, metavar="PART", help="The headroom that the contract would need, such as 10%."
+)
 @json_option
 def quote(as_json: bool, **said: Any) -> None:
     """What could be signed in a pool: how much over a time, from when on, until when. It holds nothing.
@@ -100,12 +102,12 @@ def _load(said: Mapping[str, Any]) -> dict[str, Any] | None:
     """Raises UsageError for half a load, or one beside --units."""
     if said["requests_per_minute"] is None:
         if any(said[name] is not None for name in ("input_tokens", "cached", "output_tokens")):
-            raise click.UsageError("how many of them? Give --requests-per-minute.")
+            raise click.UsageError("give --requests-per-minute.")
         return None
     if said["units"] is not None:
         raise click.UsageError("give --units, or --requests-per-minute with --input and --output.")
     if said["input_tokens"] is None or said["output_tokens"] is None:
-        raise click.UsageError("of what size? Give --input and --output, in tokens a request.")
+        raise click.UsageError("give --input and --output, in tokens per request.")
     return given(
         requests_per_minute=said["requests_per_minute"], input=said["input_tokens"], cached=said["cached"],
         output=said["output_tokens"]

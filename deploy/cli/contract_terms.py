@@ -32,7 +32,7 @@ class _Part(click.ParamType[str]):
             # A comparison with what is no number is one more thing that raises.
             sensible = 0 <= part < 1 or (self._whole and part == 1)
         except ArithmeticError:
-            raise click.BadParameter(f"{value!r} is no part: 10% or 0.1", ctx, param) from None
+            raise click.BadParameter(f"{value!r} is not a part such as 10% or 0.1", ctx, param) from None
         if not sensible:
             raise click.BadParameter(f"{value!r} is not 0% or more and less than 100%", ctx, param)
         permille = int(part * 1000)
@@ -58,7 +58,9 @@ class _Units(click.ParamType[str]):
         except ArithmeticError:
             sensible = False
         if not sensible:
-            raise click.BadParameter(f"{value!r} is no number of units above 0 and at most 10^12", ctx, param)
+            raise click.BadParameter(
+                f"{value!r} is not a number of units above 0 and at most 10^12", ctx, param
+            )
         return text
 
 
@@ -77,7 +79,7 @@ class _Burst(click.ParamType[str]):
         except ArithmeticError:
             seconds = Decimal(0)
         if not 1 <= seconds <= _BURST_S_MAX:
-            raise click.BadParameter(f"{value!r} is no burst: 1s to {_BURST_S_MAX}s", ctx, param)
+            raise click.BadParameter(f"{value!r} is not a burst of 1s to {_BURST_S_MAX}s", ctx, param)
         return format(seconds, "f")
 
 
@@ -108,7 +110,7 @@ burst_option = click.option(
 )  # fmt: skip
 ramp_option = click.option(
     "--ramp", type=_RampStep(), multiple=True, metavar="WHEN:UNITS",
-    help="From WHEN on so many units; again for each step."
+    help="From WHEN on this many units; repeat it for each step."
 )  # fmt: skip
 
 
@@ -151,7 +153,7 @@ def terms_options(command: Command) -> Command:
     """
     options = [
         click.option("--tenant", help="Name or id of the tenant."),
-        click.option("--pool", help="The pool that it is assigned capacity of."),
+        click.option("--pool", help="The pool of its capacity."),
         click.option("--units", type=UNITS, metavar="N",
         help="Work units per second, with at most three decimals."),
         click.option("--from", "since", metavar="WHEN",
@@ -159,21 +161,21 @@ def terms_options(command: Command) -> Command:
         click.option("--until", metavar="WHEN", help="End: a date, or a span from the start, such as 3y."),
         ramp_option,
         click.option("--min-term", metavar="WHEN",
-        help="No notice ends it before; a span from the start, such as 12mo."),
+        help="Notice cannot end it before this: a span from the start, such as 12mo."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
-        click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant, where it differs."),
+        click.option("--tenant-notice-days", type=int, metavar="N", help="The tenant's, if it differs."),
         click.option("--operator-notice-days", type=int, metavar="N",
-        help="Of the operator, where it differs."),
+        help="The operator's, if it differs."),
         click.option(
             "--overflow", type=click.Choice(["reject", "spill", "queue"]),
-            help="What is asked over it is refused, served on demand, or waits for its turn. Default: "
+            help="Requests beyond it are refused, served as on-demand, or queued. Default: "
                  "reject.",
         ),
         click.option("--spill-units", type=UNITS, metavar="N",
-        help="At most so many units per second spill. Default: no cap."),
+        help="At most this many units per second spill. Default: no cap."),
         burst_option,
         click.option("--headroom", type=PART, metavar="PART",
-        help="Left free beside it, such as 10%; the pool's holds at least."),
+        help="Kept free beside it, such as 10%; at least the pool's headroom."),
         click.option("--price-reference", metavar="TEXT", help="Where its price is agreed."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -192,12 +194,12 @@ def amendment_options(command: Command) -> Command:
         help="A later end: a date, or a span from --from, else from now."),
         burst_option,
         click.option("--overflow", type=click.Choice(["reject", "spill", "queue"]),
-        help="What becomes of what is asked over it from then on."),
+        help="What happens to requests beyond it from then on."),
         click.option("--spill-units", type=_Units(none=True), metavar="N|none",
-        help="At most so many units per second spill; `none`: no cap any more."),
+        help="At most so many units per second spill; `none`: no cap."),
         click.option("--notice-days", type=int, metavar="N", help="Notice of both sides, in days."),
-        click.option("--tenant-notice-days", type=int, metavar="N", help="Of the tenant."),
-        click.option("--operator-notice-days", type=int, metavar="N", help="Of the operator."),
+        click.option("--tenant-notice-days", type=int, metavar="N", help="The tenant's notice, in days."),
+        click.option("--operator-notice-days", type=int, metavar="N", help="The operator's notice, in days."),
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -232,13 +234,13 @@ def amendment_body(said: dict[str, Any]) -> dict[str, Any]:
 def body_of(said: dict[str, Any], *, draft: bool) -> dict[str, Any]:
     """The body of a new contract. Raises UsageError for what no contract can do without."""
     if not said["units"] and not said["ramp"]:
-        raise click.UsageError("how much? Give --units, in units per second.")
+        raise click.UsageError("give --units, in units per second.")
     for name, option in (("tenant", "--tenant"), ("pool", "--pool"), ("until", "--until")):
         if said[name] is None:
             raise click.UsageError(f"give {option}; `taas contract sign --help` shows a whole line.")
     both = said["tenant_notice_days"] is not None and said["operator_notice_days"] is not None
     if said["notice_days"] is None and not both:
-        raise click.UsageError("within how many days may each side end it? Give --notice-days.")
+        raise click.UsageError("give --notice-days: the notice of each side.")
     term = times(said["since"], said["until"], said["min_term"], said["ramp"])
     plain = (
         "tenant",

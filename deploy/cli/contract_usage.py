@@ -14,10 +14,10 @@ _SHORT: Final = ("shortfall", "missing")
 
 @click.command("usage")
 @click.argument("contract_id", metavar="[CONTRACT]", required=False)
-@click.option("--tenant", help="Of this tenant only. Default: of all.")
+@click.option("--tenant", help="Only of this tenant. Default: of all.")
 @click.option("--from", "since", metavar="WHEN", help=f"The first minute: {BACK}. Default: an hour ago.")
 @click.option("--until", metavar="WHEN", help="Before this moment. Default: now.")
-@click.option("--sum", "summed", is_flag=True, help="One line a contract.")
+@click.option("--sum", "summed", is_flag=True, help="One line per contract.")
 @json_option
 def usage(
     contract_id: str | None,
@@ -27,12 +27,12 @@ def usage(
     summed: bool,
     as_json: bool,
 ) -> None:
-    """Show what was assigned, used, lent, borrowed, refused and short, in work units, a line a minute.
+    """Show what was assigned, used, lent, borrowed, refused and short, in work units, one line per minute.
 
-    refused: requests over the contract. limited: requests that the contract had room for and that a limit of
-    the tenant or its key refused, by the limit. lent: what the owner left idle and others used. borrowed: the
-    owner's work beyond its contract, on-demand. shortfall: what a reclaim cut and what was missing. missing:
-    what the ready machines of the pool could not have done.
+    refused: requests over the contract. limited: requests that the contract had capacity for and that a
+    limit of the tenant or its key refused, by limit. lent: what its holder left idle and others used.
+    borrowed: its holder's work beyond the contract, as on-demand. shortfall: what a reclaim cut, plus
+    missing. missing: what the ready machines of the pool could not have done.
 
     \b
     taas contract usage con_0f3a…

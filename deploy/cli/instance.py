@@ -21,12 +21,12 @@ def instance() -> None:
 @instance.command()
 @click.option("--model", required=True, help="The model that it serves.")
 @click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000.")
-@click.option("--key", "engine_key", help="The API key that it asks for; better in TAAS_ENGINE_KEY.")
+@click.option("--key", "engine_key", help="Its API key; better in TAAS_ENGINE_KEY.")
 @click.option("--instance", "instance_id", metavar="ID", help="Its id. Default: a random one.")
 @click.option(
     "--priority", is_flag=True, help="It schedules by priority (vLLM: --scheduling-policy priority)."
 )
-@click.option("--force", is_flag=True, help="Add it though it does not answer as it should.")
+@click.option("--force", is_flag=True, help="Add it although it does not answer as it should.")
 @json_option
 def add(
     model: str,
@@ -37,7 +37,7 @@ def add(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add an engine that runs already: any server with OpenAI's API. It is looked at first.
+    """Add an engine that runs already: any server with OpenAI's API. It is probed first.
 
     \b
     taas instance add --model llama-70b --url http://10.0.0.5:8000
@@ -65,7 +65,7 @@ def add(
 @limit_option
 @json_option
 def list_all(limit: int | None, as_json: bool) -> None:
-    """List the instances that are there now, of workers too."""
+    """List the registered instances, including those of workers."""
     empty = "no instances; start one with `taas worker MODEL`, or add one with `taas instance add`"
     show(call_list("instances", limit=limit), as_json, _COLUMNS, empty=empty)
 
@@ -74,8 +74,8 @@ def list_all(limit: int | None, as_json: bool) -> None:
 @click.argument("instance_id")
 @json_option
 def remove(instance_id: str, as_json: bool) -> None:
-    """Take INSTANCE_ID out: nothing new goes there, what is open may end. Its engine is left as it is; the
-    id can be added again.
+    """Remove INSTANCE_ID: it gets no new requests, and open ones may end. Its engine is left alone. The id
+    can be added again.
     """
     gone = call("DELETE", "instances", instance_id)
     if as_json:

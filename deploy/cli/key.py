@@ -13,7 +13,7 @@ _models = click.option(
     "models",
     multiple=True,
     metavar="MODEL",
-    help="It may ask for this model only; repeat it for more.",
+    help="It may only ask for this model; repeat it for more.",
 )
 
 _COLUMNS: Columns = {
@@ -32,7 +32,7 @@ def key() -> None:
 @key.command()
 @click.option("--tenant", required=True, help="Name or id of the tenant.")
 @click.option("--project", help="Name or id of its project. Default: `default`.")
-@click.option("--name", help="What people call it.")
+@click.option("--name", help="A name for people.")
 @click.option("--expires", metavar="WHEN", help=f"{AHEAD}. Default: never.")
 @_models
 @json_option
@@ -44,7 +44,7 @@ def create(
     models: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create an API key. It is shown now and never again.
+    """Create an API key. It is only shown now.
 
     \b
     taas key create --tenant acme
@@ -71,13 +71,13 @@ def list_all(tenant: str | None, status: str | None, limit: int | None, as_json:
 @click.argument("key_id")
 @json_option
 def show_one(key_id: str, as_json: bool) -> None:
-    """Show the key KEY_ID: whose it is, what it may ask for, when it was last used."""
+    """Show the key KEY_ID: its tenant, its models, its last use."""
     _print(call("GET", "keys", key_id), as_json)
 
 
 @key.command("set")
 @click.argument("key_id")
-@click.option("--name", help="What people call it.")
+@click.option("--name", help="A name for people.")
 @click.option("--expires", metavar="WHEN|never", help=f"{AHEAD}; or never.")
 @_models
 @click.option("--any-model", is_flag=True, help="It may ask for all models of its tenant again.")
@@ -114,12 +114,12 @@ def set_fields(
     "--overlap",
     metavar="SPAN",
     default="0s",
-    help="The old key still works for so long, such as 24h. Default: not at all.",
+    help="How long the old key still works, such as 24h. Default: not at all.",
 )
 @json_option
 def rotate(key_id: str, overlap: str, as_json: bool) -> None:
-    """Make a new key in place of KEY_ID, with all that it may and its limits. The new one is shown now and
-    never again.
+    """Make a new key in place of KEY_ID, with the same rights and limits. The new one is
+    only shown now.
 
     \b
     taas key rotate key_0f3a… --overlap 24h

@@ -70,8 +70,8 @@ def set_limit(
     """Set limits; what is not given stays. A tenant may use up to the whole allowance of a minute or a day at
     once; it comes back evenly over that time.
 
-    What a contract takes counts for no limit of units or tokens: the contract is its own limit. Requests and
-    concurrency count it. Tokens are prompt and output, cached ones included.
+    Work of a contract counts for no limit of units or tokens: the contract is its own limit. Limits of
+    requests and concurrency count it, too. Tokens are prompt and output, cached ones included.
 
     \b
     taas limit set --tenant acme --requests-per-minute 60 --units-per-minute 100000
@@ -79,10 +79,10 @@ def set_limit(
     taas limit set --tenant acme --concurrency none
     """
     if tenant is None and key_id is None:
-        raise click.UsageError("whose limit? Give --tenant or --key.")
+        raise click.UsageError("give --tenant or --key.")
     limits = given(**amounts)
     if not limits:
-        raise click.UsageError(f"which limit? Give one of {', '.join(map(_option, NAMES))}.")
+        raise click.UsageError(f"give one of {', '.join(map(_option, NAMES))}.")
     body = given(tenant=tenant, key_id=key_id, model=model)
     body |= {name: None if value == _NO_LIMIT else value for name, value in limits.items()}
     changed = call("PUT", "limits", body=body)
@@ -108,9 +108,9 @@ def list_all(tenant: str | None, key_id: str | None, limit: int | None, as_json:
 @click.option("--model", help="On this model. Default: the one on each model (`*`).")
 @json_option
 def remove(tenant: str | None, key_id: str | None, model: str | None, as_json: bool) -> None:
-    """Lift the limits of a tenant or key on one model, or on `*`."""
+    """Remove the limits of a tenant or key on one model, or on `*`."""
     if tenant is None and key_id is None:
-        raise click.UsageError("whose limit? Give --tenant or --key.")
+        raise click.UsageError("give --tenant or --key.")
     gone = call("DELETE", "limits", query={"tenant": tenant, "key_id": key_id, "model": model})
     if as_json:
         print_json(gone)

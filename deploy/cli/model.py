@@ -70,7 +70,7 @@ def _shared(command: Command) -> Command:
             "context_tokens",
             type=int,
             metavar="TOKENS",
-            help="The longest prompt and answer together.",
+            help="Longest prompt and answer together.",
         ),
         click.option("--visible", type=click.Choice(["everyone", "internal"]), help="Who may see it."),
         click.option(
@@ -87,12 +87,12 @@ def _shared(command: Command) -> Command:
             type=click.Choice(OFFERED_ROUTES),
             help="Offered on this route; repeat it for more.",
         ),
-        click.option("--engine-model", metavar="NAME", help="The name under which its engines serve it."),
+        click.option("--engine-model", metavar="NAME", help="Its engines' name for it."),
         click.option(
             "--vocabulary", "vocabulary_tokens", type=int, metavar="TOKENS", help="Size of its vocabulary."
         ),
         click.option(
-            "--default-max-tokens", type=int, metavar="TOKENS", help="For requests that do not say."
+            "--default-max-tokens", type=int, metavar="TOKENS", help="Output limit of requests that set none."
         ),
         click.option(
             "--weights",
@@ -127,7 +127,7 @@ def model() -> None:
 
 @model.command()
 @click.argument("name")
-@click.option("--owner", metavar="TENANT", help="A private model: its owner's alone.")
+@click.option("--owner", metavar="TENANT", help="A private model: only its owner may use it.")
 @click.option("--pool", help="The pool of its instances. Default: its own.")
 @_shared
 def add(name: str, owner: str | None, pool: str | None, as_json: bool, **fields: Any) -> None:
@@ -140,7 +140,7 @@ def add(name: str, owner: str | None, pool: str | None, as_json: bool, **fields:
     """
     body = {**_known(name), **_body(fields)} | given(name=name, owner=owner, pool=pool)
     if "context_tokens" not in body:
-        raise click.UsageError(f"--context is needed: how many tokens does {name} hold?")
+        raise click.UsageError(f"give --context: how many tokens does the context of {name} hold?")
     made = call("POST", "models", body=body)
     if as_json:
         print_json(made)
@@ -151,7 +151,7 @@ def add(name: str, owner: str | None, pool: str | None, as_json: bool, **fields:
 
 
 @model.command("list")
-@click.option("--name", help="Whose name has this in it.")
+@click.option("--name", help="Only names that contain this.")
 @click.option("--status", type=click.Choice(["active", "retired"]), help="In this status only.")
 @limit_option
 @json_option
@@ -177,7 +177,7 @@ def show_one(name: str, as_json: bool) -> None:
 @click.option(
     "--reweigh",
     is_flag=True,
-    help="What is signed may count in units that buy over 10% more or less than now.",
+    help="Accept that units of signed contracts buy over 10% more or less than now.",
 )
 @_shared
 def set_fields(name: str, status: str | None, reweigh: bool, as_json: bool, **fields: Any) -> None:

@@ -15,9 +15,7 @@ Row = Mapping[str, Any]
 # Heading → what to show of a row: the name of a field, or a function of the row.
 Columns = Mapping[str, str | Callable[[Row], Any]]
 
-limit_option = click.option(
-    "--limit", type=click.IntRange(1), help="At most so many; all of them without it."
-)
+limit_option = click.option("--limit", type=click.IntRange(1), help="At most this many rows. Default: all.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 

@@ -15,9 +15,13 @@ _USES: Final = ("external", "internal", "research", "recsys", "idle")
 
 
 @click.command()
-@click.option("--pool", help="Of this pool only.")
+@click.option("--pool", help="Only of this pool.")
 @click.option(
-    "--quarters", type=click.IntRange(1, 40), default=4, show_default=True, help="So many, this one included."
+    "--quarters",
+    type=click.IntRange(1, 40),
+    default=4,
+    show_default=True,
+    help="How many quarters, including this one.",
 )
 @json_option
 def plan(pool: str | None, quarters: int, as_json: bool) -> None:

@@ -30,7 +30,7 @@ def pool() -> None:
 @limit_option
 @json_option
 def list_all(limit: int | None, as_json: bool) -> None:
-    """List pools, with what serves in them now."""
+    """List pools, with their instances."""
     columns: Columns = {
         "POOL": "pool", "MODELS": "models", "INSTANCES": "instances", "READY": "ready", "RUNNING": "running",
         "WAITING": "waiting",
@@ -47,7 +47,7 @@ def list_all(limit: int | None, as_json: bool) -> None:
 @click.argument("name", metavar="POOL")
 @json_option
 def show_one(name: str, as_json: bool) -> None:
-    """Show what POOL has and how much of it is there, what of it is sold, and what is free at this moment."""
+    """Show what POOL has, how much of it runs, how much is sold, and how much is free now."""
     _print(call("GET", "pools", name), as_json)
 
 
@@ -59,13 +59,13 @@ def show_one(name: str, as_json: bool) -> None:
     metavar="N",
     help="Total machines, including those in other use.",
 )
-@click.option("--headroom", type=PART, metavar="PART", help="What is never sold, such as 10%.")
+@click.option("--headroom", type=PART, metavar="PART", help="The part that is never sold, such as 10%.")
 @click.option("--set-aside", metavar="UNITS", help="Units per second that the operator keeps for itself.")
 @json_option
 def set_fields(
     name: str, instances: int | None, headroom: str | None, set_aside: str | None, as_json: bool
 ) -> None:
-    """Set how much of POOL may be sold. Refused where it would break what is signed.
+    """Set how much of POOL may be sold. It is refused if it would break a signed contract.
 
     \b
     taas pool set llama-70b --instances 8 --headroom 10%

@@ -46,10 +46,10 @@ def set_price(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Set a model's price. Without one it is not for sale: external tenants do not know of it.
+    """Set a model's price. Without one it is not for sale: external tenants cannot see it.
 
-    At most six decimals; a request keeps the price that held when it started. A price that is to hold from
-    the same moment, still to come, is replaced. A change by more than ten times is asked about.
+    At most six decimals; a request keeps the price that held when it started. It replaces a future price for
+    the same moment. A change by more than ten times needs confirmation.
 
     \b
     taas price set --model llama-70b --input 0.15 --cached-input 0.03 --output 0.60
@@ -84,7 +84,7 @@ def set_price(
 @limit_option
 @json_option
 def list_all(model: str | None, limit: int | None, as_json: bool) -> None:
-    """List prices, past and to come."""
+    """List past and future prices."""
     empty = "no prices: a model without one is unknown to external tenants"
     show(call_list("prices", query={"model": model}, limit=limit), as_json, _COLUMNS, empty=empty)
 
@@ -93,7 +93,7 @@ def list_all(model: str | None, limit: int | None, as_json: bool) -> None:
 @click.argument("price_id", type=click.IntRange(min=1), metavar="PRICE")
 @json_option
 def withdraw(price_id: int, as_json: bool) -> None:
-    """Withdraw PRICE (its number in `taas price list`), which does not hold yet. One that holds or has
+    """Withdraw PRICE (its number in `taas price list`), if it does not hold yet. A price that holds or has
     held stays.
     """
     gone = call("DELETE", "prices", str(price_id))

@@ -17,7 +17,7 @@ def up() -> None:
     """Start everything on this machine, in the background, up to a served and billed request.
 
     Environments, stores, engine, billing, gateway, and a demo tenant with a key in .taas/demo.env. It can be
-    repeated. TAAS_VLLM=gpu, TAAS_ENGINE_URL, TAAS_REDIS_URL and TAAS_DATABASE_URL use what is there already.
+    repeated. TAAS_VLLM=gpu, TAAS_ENGINE_URL, TAAS_REDIS_URL and TAAS_DATABASE_URL use existing services.
     """
     from deploy.local.up import up as start
 
@@ -35,7 +35,7 @@ def down() -> None:
 @click.command()
 @json_option
 def status(as_json: bool) -> None:
-    """Show what of `taas up` runs, and whether it is well."""
+    """Show which parts of `taas up` run, and whether they are healthy."""
     from deploy.local.status import status as look
 
     sys.exit(look(as_json=as_json))

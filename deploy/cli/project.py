@@ -30,7 +30,7 @@ def create(name: str, tenant: str, as_json: bool) -> None:
 
 @project.command("list")
 @click.option("--tenant", help="Of this tenant only.")
-@click.option("--all", "archived", is_flag=True, help="Archived ones, too.")
+@click.option("--all", "archived", is_flag=True, help="Include archived ones.")
 @limit_option
 @json_option
 def list_all(tenant: str | None, archived: bool, limit: int | None, as_json: bool) -> None:
@@ -70,7 +70,7 @@ def archive(name: str, tenant: str, as_json: bool) -> None:
 @click.option("--tenant", required=True, help="Name or id of the tenant.")
 @json_option
 def restore(name: str, tenant: str, as_json: bool) -> None:
-    """Take the project NAME out of the archive."""
+    """Restore the archived project NAME."""
     _change(name, {"tenant": tenant, "status": "active"}, as_json)
 
 

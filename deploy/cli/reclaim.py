@@ -35,7 +35,7 @@ _LEFT: Columns = {
 
 
 def _rate(contract: Mapping[str, Any]) -> str:
-    """What it has signed then, and what it is left with where that is less."""
+    """The signed rate then, and the rate that is left if that is lower."""
     signed = rounded(contract["units"])
     return f"{signed} → {rounded(contract['units_then'])}" if _is_cut(contract) else str(signed)
 
@@ -73,14 +73,14 @@ _STREAMS_SHOWN = 20
 @click.command()
 @click.argument("pool", required=False)
 @click.option("--instances", type=click.IntRange(min=1), metavar="N", help="How many machines.")
-@click.option("--for", "use", type=click.Choice(USES), help="What they are wanted for.")
+@click.option("--for", "use", type=click.Choice(USES), help="The other use.")
 @click.option("--by", metavar="WHEN", help="A date, `now`, or a span from now, such as 30min or 90d.")
 @click.option(
-    "--break", "breaks", is_flag=True, help="Also against what is signed: contracts are cut pro rata."
+    "--break", "breaks", is_flag=True, help="Even if it breaks signed contracts; they are cut pro rata."
 )
-@click.option("--dry-run", is_flag=True, help="Only show what it would do to whom.")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-@click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim, each step of it.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would do.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--show", "shown", metavar="RECLAIM", help="Show one reclaim with its steps.")
 @json_option
 def reclaim(
     pool: str | None,
@@ -119,7 +119,7 @@ def reclaim(
     body = given(pool=pool, instances=instances, use=use, by=moment, **{"break": breaks or None})
     if as_json:
         if not dry_run and not yes:
-            raise click.UsageError("with --json nobody is asked: give --yes, or --dry-run.")
+            raise click.UsageError("with --json there is no confirmation: give --yes, or --dry-run.")
         print_json(call("POST", "reclaims", body=given(**body, dry_run=dry_run or None)))
         return
     plan = call("POST", "reclaims", body={**body, "dry_run": True})["plan"]

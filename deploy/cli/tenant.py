@@ -34,7 +34,7 @@ def tenant() -> None:
 
 @tenant.command()
 @click.argument("name")
-@click.option("--internal", is_flag=True, help="One of the operator's own teams; sees internal models.")
+@click.option("--internal", is_flag=True, help="One of the operator's own teams, which sees internal models.")
 @click.option("--no-on-demand", is_flag=True, help="Served by contract only.")
 @json_option
 def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None:
@@ -55,8 +55,8 @@ def create(name: str, internal: bool, no_on_demand: bool, as_json: bool) -> None
 
 
 @tenant.command("list")
-@click.option("--all", "archived", is_flag=True, help="Archived ones, too.")
-@click.option("--name", help="Whose name has this in it.")
+@click.option("--all", "archived", is_flag=True, help="Include archived ones.")
+@click.option("--name", help="Only names that contain this.")
 @click.option("--status", type=click.Choice(["active", "suspended", "archived"]), help="In this status only.")
 @limit_option
 @json_option
@@ -82,7 +82,11 @@ def show_one(name: str, as_json: bool) -> None:
 
 @tenant.command()
 @click.argument("name")
-@click.option("--stop-streams", is_flag=True, help="End what it has open, too; it is billed up to there.")
+@click.option(
+    "--stop-streams",
+    is_flag=True,
+    help="Also stop its open requests; it is billed for what they have produced.",
+)
 @json_option
 def suspend(name: str, stop_streams: bool, as_json: bool) -> None:
     """Refuse the tenant NAME from now on, within a second."""
@@ -123,11 +127,9 @@ def resume(name: str, as_json: bool) -> None:
 @click.option(
     "--redis-down",
     type=_RedisDown(),
-    help="While Redis is gone: `refuse`, or `lease:REQUESTS:UNITS` over all gateways together.",
+    help="While Redis is away: `refuse`, or `lease:REQUESTS:UNITS` over all gateways together.",
 )
-@click.option(
-    "--weight", type=click.IntRange(1, 1000), help="Its share of what is divided fairly, against the others'."
-)
+@click.option("--weight", type=click.IntRange(1, 1000), help="Its weight in fair sharing.")
 @json_option
 def set_fields(
     name: str, on_demand: bool | None, redis_down: dict[str, Any] | None, weight: int | None, as_json: bool

@@ -202,7 +202,7 @@ def test_weights_that_change_what_is_signed_take_a_word_and_cost_what_they_cost(
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (("calibrate",), 2, "which pool?"),
+        (("calibrate",), 2, "name a pool"),
         (("calibrate", "nothing", "--yes"), 1, "no instance in pool nothing"),
         (("calibrate", "sim", "--instance", "x", "--yes"), 1, "no instance x in pool sim"),
         (("calibrate", "sim", "--tpot-ms", "0"), 2, "--tpot-ms"),

@@ -221,7 +221,7 @@ def test_units_are_rounded_for_people(capsys: pytest.CaptureFixture[str]) -> Non
         ((POOL, "--instances", "0", "--for", "idle", "--by", "now"), "instances"),
         ((POOL, "--instances", "1", "--for", "games", "--by", "now"), "games"),
         ((POOL, "--instances", "1", "--for", "idle", "--by", "soon"), "no moment"),
-        ((POOL, "--instances", "1", "--for", "idle", "--by", "now", "--json"), "nobody is asked"),
+        ((POOL, "--instances", "1", "--for", "idle", "--by", "now", "--json"), "there is no confirmation"),
     ],
 )
 def test_wrong_usage_says_what_to_give(taas: Taas, args: tuple[str, ...], word: str) -> None:
