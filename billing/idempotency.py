@@ -41,10 +41,10 @@ class IdempotencyClaim:
     @staticmethod
     def of(caller: str, key: str, *parts: bytes) -> "IdempotencyClaim":
         """The key of this caller, and all that makes the request what it is."""
-        told = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in parts:
-            told.update(len(part).to_bytes(8, "big") + part)
-        return IdempotencyClaim(caller, hashlib.sha256(key.encode()).hexdigest(), told.hexdigest())
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return IdempotencyClaim(caller, hashlib.sha256(key.encode()).hexdigest(), digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,10 @@ class Clock:
     def __init__(self) -> None:
         self._ahead_ms = time.time() * 1000 - time.monotonic() * 1000
 
-    def heard(self, redis_ms: float) -> None:
-        """What Redis says that it is now."""
+    def set_redis_time(self, redis_ms: float) -> None:
+        """Note the time that Redis has just given."""
         self._ahead_ms = redis_ms - time.monotonic() * 1000
 
     def at_ms(self, monotonic_s: float) -> int:
-        """That moment in milliseconds since the epoch."""
+        """The time at this monotonic moment, in milliseconds since the epoch."""
         return int(monotonic_s * 1000 + self._ahead_ms)

@@ -43,7 +43,7 @@ import orjson
 
 from gateway.request import AnswerForm, Dialect, Route, RouteSpec
 
-# SDKs wait at most this long when told to; a longer wait would only be three requests in place of one.
+# SDKs wait at most this long; a longer time would only lead to three requests instead of one.
 RETRY_AFTER_MS_MAX = 120_000
 NAME_CHARS_MAX = 256
 
@@ -366,19 +366,19 @@ class DeadlineExceeded(GatewayError):
 
 
 def _quotable(name: str) -> str:
-    """A caller's name, short and valid UTF-8 whatever it came from."""
+    """A name from the caller, short and in valid UTF-8."""
     return name[:NAME_CHARS_MAX].encode("utf-8", "replace").decode()
 
 
 def error_body(err: GatewayError, dialect: Dialect, request_id: str) -> bytes:
-    """The JSON body. Anthropic's form has no place for `code` but `details.error_code`, which its SDK
+    """The JSON body. Anthropic's form has no place for `code` except `details.error_code`, which its SDK
     reads.
     """
     return orjson.dumps(_error_object(err, dialect, request_id))
 
 
 def error_headers(err: GatewayError) -> list[tuple[bytes, bytes]]:
-    """The headers that the error itself decides; the request id and the length are the sender's."""
+    """The headers that the error itself decides; the sender adds request id and length."""
     headers = [(b"content-type", b"application/json")]
     if err.retry_after_ms is not None:
         wait_ms = max(err.retry_after_ms, 0)

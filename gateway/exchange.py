@@ -310,7 +310,7 @@ class Exchange:
         return self.head.started_ms + int((monotonic_s - self.request.started_at) * 1000)
 
     def mark_delivered(self) -> None:
-        """A piece of the answer has been handed to the caller's connection."""
+        """Note that a piece of the answer has been handed to the caller's connection."""
         now, delivery = time.monotonic(), self.delivery
         if delivery.first_token_at is None:
             delivery.first_token_at = now

@@ -73,7 +73,7 @@ class Housekeeping:
         started_at = time.monotonic()
         seconds, micros = await self._redis.execute("TIME")
         now_ms = int(seconds) * 1000 + int(micros) // 1000
-        self._clock.heard(now_ms)
+        self._clock.set_redis_time(now_ms)
         _, raw = await self._redis.execute_many(
             [
                 ("HSET", redis_keys.GATEWAYS, self._gateway_id, now_ms + HEARTBEAT_LEASE_MS),

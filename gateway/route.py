@@ -11,9 +11,9 @@ from typing import Final
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from gateway.upstream.adapters import ADAPTERS
 
-# An engine that just failed is avoided for so long, unless nothing else is left.
+# An engine that just failed is avoided for this long, unless no other is left.
 FAILURE_AVOIDED_SECONDS: Final = 2.0
-# As many as a cell has at most.
+# The most candidates that a cell accepts.
 CANDIDATES_MAX: Final = 64
 
 
@@ -23,7 +23,9 @@ def candidates(
     failed_at: Mapping[str, float],
     now: float,
 ) -> list[InstanceEntry]:
-    """All that could serve it, best first: the cell takes the first with room. As `route` ranks them."""
+    """All instances that could serve the model, best first, ranked as in `route`. The cell takes the first
+    with a free slot.
+    """
     ready = [
         entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS
     ]
@@ -36,8 +38,8 @@ def _rank(
     entry: InstanceEntry, open_here: Mapping[str, int], failed_at: Mapping[str, float], now: float
 ) -> tuple[bool, float]:
     avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
-    # The engine's own figure is up to a second old and includes ours; the greater of the two is the better
-    # guess.
+    # The engine's own figure is up to a second old and includes our requests; the greater of the two is the
+    # better estimate.
     return avoided, max(
         float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting)
     )

@@ -7,9 +7,9 @@ from billing.wire.routes import ROUTE_FACTS, Route
 from gateway.protocol import chat, completions, embeddings, messages, responses, tokenize
 from gateway.request import AnswerForm, RouteSpec
 
-# Of a stream that stops and goes on elsewhere: what its text carries, or what only its caller's answer shows.
-# Any other parameter has state inside the engine (a seed's random numbers, a grammar, log probabilities), or
-# nobody has thought of it yet.
+# Parameters with which a stream can be resumed: its text carries their effect, or only the caller's answer
+# shows it. Any other parameter has state inside the engine (a seed's random numbers, a grammar, log
+# probabilities), or is unknown.
 _CONTINUED: Final = frozenset(
     {
         "model", "stream", "stream_options", "n", "max_tokens", "min_tokens", "stop", "stop_token_ids",

@@ -54,7 +54,7 @@ def with_change(contract: Contract, change: ClauseChange, from_ms: int, now_ms: 
     before = [clause for clause in terms.later if clause.from_ms < from_ms]
     after = [_changed(clause, change) for clause in terms.later if clause.from_ms > from_ms]
     signed = replace(terms, later=()).clause_at(terms.starts_ms)
-    amended = replace(terms, later=tuple(_told_apart(signed, [*before, first, *after])))
+    amended = replace(terms, later=tuple(_without_repeats(signed, [*before, first, *after])))
     check(amended)
     return replace(contract, terms=amended)
 
@@ -78,7 +78,7 @@ def _given(days: int | None, otherwise: int) -> int:
     return otherwise if days is None else days
 
 
-def _told_apart(signed: Clause, clauses: list[Clause]) -> list[Clause]:
+def _without_repeats(signed: Clause, clauses: list[Clause]) -> list[Clause]:
     """The clauses without those that change nothing."""
     kept: list[Clause] = []
     for clause in clauses:

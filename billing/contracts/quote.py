@@ -46,7 +46,7 @@ def quote(
     free = left.with_other(Timeline(), lambda mu, _: mu * 1000 // burst_ms)
     found = tuple(free.spans(from_ms, until_ms))
     at_most_mu_s = min(span.value for span in found)
-    told = Quote(
+    answer = Quote(
         pool=position.pool,
         from_ms=from_ms,
         until_ms=until_ms,
@@ -55,7 +55,7 @@ def quote(
         burst_ms=burst_ms,
     )
     if mu_s is None:
-        return told
+        return answer
     onwards = list(free.spans(from_ms))
     lasts_ms = FOREVER_MS if until_ms >= FOREVER_MS else until_ms - from_ms
     wanted = Holding(
@@ -68,7 +68,7 @@ def quote(
         burst_ms=burst_ms,
     )
     return replace(
-        told,
+        answer,
         mu_s=mu_s,
         fits=mu_s <= at_most_mu_s,
         fits_from_ms=_first_start(onwards, mu_s, lasts_ms),

@@ -45,7 +45,7 @@ _KV_DIGITS: Final = 4
 class WatchedEngine:
     """The state of one engine. `silent` and `refused`: consecutive readings without an answer."""
 
-    looking: bool = False
+    reading_now: bool = False
     not_before: float = 0.0
     silent: int = 0
     refused: int = 0
@@ -76,7 +76,7 @@ class EngineWatch:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
-        self._show = client.register_script(_script())
+        self._write_entry = client.register_script(_script())
         self._watched: dict[str, WatchedEngine] = {}
         self._leadership = Leadership(client)
         self._closed = threading.Event()
@@ -94,14 +94,14 @@ class EngineWatch:
         now = self._clock()
         for name, (raw, fields) in by_hand.items():
             watched = self._watched[name]
-            if not watched.looking and now >= watched.not_before:
-                watched.looking = True
-                self._readers.submit(self._look, watched, name, raw, fields)
+            if not watched.reading_now and now >= watched.not_before:
+                watched.reading_now = True
+                self._readers.submit(self._read, watched, name, raw, fields)
         return False
 
     def close(self) -> None:
-        """End the readings that have begun, and let another process take over. What Redis cannot be told
-        lapses by itself.
+        """End the readings that have begun, and let another process take over. If Redis cannot be reached,
+        the lock lapses by itself.
         """
         self._closed.set()
         self._readers.shutdown(wait=True, cancel_futures=True)
@@ -111,7 +111,7 @@ class EngineWatch:
         except redis.RedisError:
             _log.info("the lock of the engine watch lapses by itself")
 
-    def _look(self, watched: WatchedEngine, name: str, raw: bytes, fields: dict[str, Any]) -> None:
+    def _read(self, watched: WatchedEngine, name: str, raw: bytes, fields: dict[str, Any]) -> None:
         try:
             reading = read_engine(self._http, str(fields["url"]), fields.get("key"))
             if self._closed.is_set():
@@ -119,31 +119,33 @@ class EngineWatch:
             if isinstance(reading, NoCounters):
                 watched.not_before = self._clock() + _UNCOUNTED_S
             if (shown := watched.take(reading)) is not None:
-                told = _told(*shown)
+                changes = _load_fields(*shown)
                 if isinstance(reading, Counters | NoCounters):
-                    told["metrics"] = isinstance(reading, Counters) or reading.page
-                self._tell(name, raw, fields, told, getattr(reading, "reason", ""))
+                    changes["metrics"] = isinstance(reading, Counters) or reading.page
+                self._publish(name, raw, fields, changes, getattr(reading, "reason", ""))
         except redis.RedisError as exc:
             # The loop's own next call logs the error.
             _log.info("the load of %s is not shown: %s", name, type(exc).__name__)
         except Exception:
             _log.exception("instance %s cannot be looked at", name)
         finally:
-            watched.looking = False
+            watched.reading_now = False
 
-    def _tell(self, name: str, raw: bytes, fields: dict[str, Any], told: dict[str, Any], reason: str) -> None:
+    def _publish(
+        self, name: str, raw: bytes, fields: dict[str, Any], changes: dict[str, Any], reason: str
+    ) -> None:
         """Publish what has changed. If the entry has changed meanwhile, the next reading publishes."""
-        before, status = fields["status"], told["status"]
-        shown = fields | told
+        before, status = fields["status"], changes["status"]
+        shown = fields | changes
         if shown == fields:
             return
         text = json.dumps(shown, separators=(",", ":"), ensure_ascii=False)
-        if self._show(keys=[redis_keys.INSTANCES], args=[name, raw, text]) and status != before:
+        if self._write_entry(keys=[redis_keys.INSTANCES], args=[name, raw, text]) and status != before:
             what = "answers again" if status == "ready" else f"does not answer ({reason})"
             _log.warning("instance %s %s: it is %s", name, what, status)
 
 
-def _told(status: str, load: EngineLoad) -> dict[str, Any]:
+def _load_fields(status: str, load: EngineLoad) -> dict[str, Any]:
     """The fields of an entry for this status and load."""
     kv_usage = round(load.kv_usage, _KV_DIGITS)
     return {

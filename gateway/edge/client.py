@@ -30,7 +30,7 @@ _NUMBER = re.compile(rb'"sequence_number": ?(\d{1,18})\b')
 
 @lru_cache(maxsize=4096)
 def opaque_instance(instance: str) -> bytes:
-    """An instance's name for callers: they can tell instances apart, and learn nothing else."""
+    """An instance's name for callers: it distinguishes instances and reveals nothing else."""
     return hashlib.blake2s(instance.encode(), digest_size=6).hexdigest().encode()
 
 
@@ -55,13 +55,13 @@ class ClientConnection(Protocol):
         """Whether the caller takes less than is written."""
 
     def begin(self, status: int, headers: Headers) -> None:
-        """Write the head of the response. What is written once the caller has gone is thrown away."""
+        """Write the head of the response. What is written after the client has disconnected is dropped."""
 
     def write(self, piece: bytes, *, more: bool) -> None:
         """Write a piece of the body; without `more` it is the last one."""
 
     def on_drained(self, callback: Callable[[], None]) -> None:
-        """Call back once when the caller has taken what was written, or has gone."""
+        """Call back once when the client has read what was written, or has disconnected."""
 
     def is_disconnected(self) -> bool:
         """Whether the caller has disconnected."""
@@ -79,10 +79,10 @@ class ClientConnection(Protocol):
         """Whether the whole request body has arrived."""
 
     def take_body(self) -> bytes:
-        """What has arrived of the body and was not taken yet."""
+        """The part of the body that has arrived and was not taken yet."""
 
     def pause_body(self) -> None:
-        """Read nothing more of the body before it is asked for again."""
+        """Read no more of the body until it is asked for again."""
 
 
 class Client:

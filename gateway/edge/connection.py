@@ -42,8 +42,8 @@ from gateway.errors import GatewayError, InternalError, RequestTimeout
 
 log = logging.getLogger(__name__)
 
-# Requests that wait behind the one being answered: reading pauses at the first number, and the second can
-# only be reached within one read.
+# Requests that wait behind the one being answered. Reading pauses at the first number; the second can only be
+# reached within one read.
 PIPELINED_PAUSE = 8
 PIPELINED_MAX = 64
 # Pieces of one body. Chunks of a byte each would cost a hundred times their size in memory and time; 4 MiB in
@@ -69,7 +69,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     limits: ClassVar[ListenLimits]
     sweep: ClassVar[Sweep]
     cross_origin: ClassVar[CrossOrigin | None]
-    # Told the code of every refusal made here: the application never hears of them.
+    # Called with the code of every refusal made here: the application never sees them.
     count_refusal: Callable[[str], None]
 
     def __init__(
@@ -89,7 +89,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._server: tuple[str, int | None] | None = None
         self._client: tuple[str, int] | None = None
 
-        # The request that arrives.
+        # The arriving request.
         self._receiving = Receiving.IDLE
         self._since = 0.0
         self._fresh = True
@@ -99,7 +99,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._has_host = self._is_chunked = self._expects_continue = self._is_upgrade = False
         self._body_pieces = 0
         self._arriving: RequestCycle | None = None
-        # Those that are answered: one at a time, in order; and what ends the connection after them.
+        # The requests being answered, one at a time, in order; and what ends the connection after them.
         self._answering: RequestCycle | None = None
         self._waiting: deque[tuple[RequestCycle, Scope]] = deque()
         self._refusal: GatewayError | None = None
@@ -107,7 +107,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
+        transport = cast("asyncio.Transport", transport)  # uvloop's behaves like one but has another class
         self._wire = Wire(transport, self._loop)
         self._server = get_local_addr(transport)
         self._client = get_remote_addr(transport)
@@ -130,7 +130,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self._wire.closing:
-            return  # read only so that the caller gets to read our last word
+            return  # read only so that the caller can read our last answer
         if self._receiving is Receiving.HEAD:
             self._head_bytes += len(data)
             if (
@@ -243,7 +243,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     # uvicorn's server
 
     def shutdown(self) -> None:
-        """Close when what has been received so far is answered."""
+        """Close the connection once everything received so far is answered."""
         if self._answering is None:
             self._wire.close()
         elif self._waiting:
@@ -254,14 +254,14 @@ class GatewayHttpProtocol(asyncio.Protocol):
     # The sweep
 
     def check(self, now: float) -> None:
-        """Hold this connection to its time limits."""
+        """Apply the time limits to this connection."""
         wire = self._wire
         limits = self.limits
         wire.check(now, limits.write_stall_s, limits.linger_s)
         if wire.closing or self._refusal is not None:
             return
         if wire.read_paused:
-            self._since = now  # it is we who keep the caller waiting
+            self._since = now  # the caller is waiting for us
             return
         waited_s = now - self._since
         if self._receiving is Receiving.HEAD:
@@ -330,7 +330,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         task.add_done_callback(tasks.discard)
 
     def _on_cycle_end(self) -> None:
-        """A response is complete: the next request's turn, or the end."""
+        """A response is complete: serve the next request, or close."""
         self._server_state.total_requests += 1
         self._answering = None
         if self._wire.closing:
@@ -350,7 +350,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
             self._wire.resume_reading()
 
     def _refuse(self, refusal: GatewayError) -> None:
-        """The request that arrives is broken: answer those before it, then it, and never read on."""
+        """The arriving request is broken: answer those before it, then refuse it, and read no further."""
         self._refusal = refusal
         broken = self._arriving
         self._arriving = None
@@ -370,11 +370,9 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._wire.close(linger=True)
 
     def _continue_without_upgrade(self, rest: bytes) -> None:
-        """An offer to speak another protocol (h2c, WebSocket) is not taken up: the request is what it was,
-        its body follows.
-
-        The parser stops at such an offer, so another takes over behind a head with the same framing. Java's
-        own HTTP client offers h2c by default.
+        """An offer of another protocol (h2c, WebSocket) is declined: the request stays as it is and its body
+        follows. The parser stops at such an offer, so another parser takes over after a head with the same
+        framing. Java's own HTTP client offers h2c by default.
         """
         framing = b"transfer-encoding: chunked\r\n" if self._is_chunked else b""
         for name, value in self._headers:

@@ -24,7 +24,7 @@ _HEADERS_ALLOWED = (
 )  # fmt: skip
 _PREFIXES_ALLOWED = (b"anthropic-", b"openai-", b"x-stainless-", b"x-taas-")
 _METHODS_ALLOWED = b"GET, HEAD, POST"
-# Browsers know no prefixes here. The star is for headers to come; browsers that do not know it read the
+# Browsers know no prefixes here. The star covers future headers; browsers that do not know the star read the
 # names.
 _EXPOSED = (
     "*", "x-request-id", "request-id", "retry-after", "retry-after-ms", "x-should-retry",
@@ -49,7 +49,7 @@ class CrossOrigin:
     origins: frozenset[bytes]
 
     def answer_headers(self, request_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """What every answer to this request says, whatever else it is."""
+        """The headers of every answer to this request."""
         headers = [(b"vary", b"Origin")]
         allowed = self._allowed(_value(request_headers, b"origin"))
         if allowed is not None:
@@ -63,8 +63,8 @@ class CrossOrigin:
         receive: Callable[[], Awaitable[Any]],
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        """As an ASGI application. An origin that is not allowed gets no permission, which is how a browser
-        is told.
+        """Answer a preflight, as an ASGI application. An origin that is not allowed gets no permission, which
+        is how browsers learn that.
         """
         headers = [(b"x-request-id", new_request_id().encode())]
         if self._allowed(_value(scope["headers"], b"origin")) is not None:
@@ -87,12 +87,12 @@ class CrossOrigin:
 
 
 def is_preflight(method: str, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Whether a browser asks here if it may ask."""
+    """Whether the request is a browser's preflight."""
     return method == "OPTIONS" and _value(headers, b"access-control-request-method") is not None
 
 
 def parse_origins(text: str) -> frozenset[bytes]:
-    """Read a list with commas, as the setting holds it. Raises ValueError for what no browser sends as an
+    """Read the comma-separated list of the setting. Raises ValueError for a text that no browser sends as an
     origin.
     """
     origins = [word.strip().lower() for word in text.split(",") if word.strip()]
@@ -107,6 +107,6 @@ def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes | Non
 
 
 def _allowed_of(asked: bytes) -> list[bytes]:
-    """The headers that are always allowed, then those with an allowed prefix among the ones asked for."""
+    """The headers that are always allowed, then those of the requested ones with an allowed prefix."""
     names = {word.strip().lower() for word in asked.split(b",")}
     return [*_HEADERS_ALLOWED, *sorted(name for name in names if name.startswith(_PREFIXES_ALLOWED))]

@@ -68,18 +68,18 @@ class RequestCycle:
         self.started = False
         self.complete = False
         self._chunked = False
-        # Of a response with a length: what is still owed. None: the end of the connection is the end of the
-        # body.
+        # The bytes still to be sent of a response with a length. None: the end of the connection is the end
+        # of the body.
         self._bytes_left: int | None = 0
 
     # What the gateway may know (gateway.client.ClientConnection)
 
     def is_disconnected(self) -> bool:
-        """Whether the caller has gone before the response was complete."""
+        """Whether the client disconnected before the response was complete."""
         return self.disconnected
 
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
-        """Call back once, synchronously, when the caller goes; at once if it has gone. None forgets the
+        """Call back once, synchronously, when the client disconnects; at once if it has. None removes the
         callback.
         """
         self._on_disconnect = callback
@@ -88,33 +88,35 @@ class RequestCycle:
             callback()
 
     def stalled_ms(self) -> float:
-        """For how long the caller has taken nothing of what waits for it."""
+        """For how long the client has read nothing of what waits for it."""
         return self._wire.stalled_ms()
 
     def was_stalled(self) -> bool:
-        """Whether the caller counts as gone because it did not read, rather than because it left."""
+        """Whether the connection was closed because the client did not read, and not because it
+        disconnected.
+        """
         return self._wire.stalled
 
     def abort(self) -> None:
-        """Cut the caller off, unless its response is complete: the connection may be another request's by
-        then.
+        """Close the connection, unless the response is complete: the connection may belong to another request
+        by then.
         """
         if not self.complete:
             self._wire.abort()
 
     def body_arrived(self) -> bool:
-        """Whether the whole request body is here."""
+        """Whether the whole request body has arrived."""
         return not self.more_body
 
     def pause_body(self) -> None:
-        """Read nothing more of the body before `receive` is called again. Meanwhile the caller's time does
-        not run.
+        """Read no more of the body until `receive` is called again. The caller's time does not run
+        meanwhile.
         """
         if self.more_body:
             self._wire.pause_reading()
 
     def take_body(self) -> bytes:
-        """What has arrived of the body and was not taken yet."""
+        """The part of the body that has arrived and was not taken yet."""
         pieces, self._pieces = self._pieces, []
         self._body_bytes = 0
         self._body_delivered = not self.more_body
@@ -127,11 +129,11 @@ class RequestCycle:
         return self._wire.write_paused
 
     def on_drained(self, callback: Callable[[], None]) -> None:
-        """Call back once when it has taken what was written, or has gone."""
+        """Call back once when the client has read what was written, or has disconnected."""
         self._wire.on_drained(callback)
 
     def begin(self, status: int, headers: Headers) -> None:
-        """Write the head of the response. What is written once the caller has gone is thrown away."""
+        """Write the head of the response. What is written after the client has disconnected is dropped."""
         if self.disconnected or self._wire.closing:
             return
         if self.started:
@@ -164,7 +166,7 @@ class RequestCycle:
             self._wake()
 
     def lose(self) -> None:
-        """The caller has gone, or its request turned out to be broken."""
+        """The client has disconnected, or its request turned out to be broken."""
         if self.complete or self.disconnected:
             return
         self.disconnected = True
@@ -176,10 +178,10 @@ class RequestCycle:
     # ASGI
 
     async def run(self, app: App, scope: Scope) -> None:
-        """Run the application to its end; whatever it does, the caller gets an answer or a broken
-        connection, never a false success.
+        """Run the application to its end. Whatever it does, the caller gets an answer or a broken connection,
+        never a false success.
         """
-        if self.disconnected:  # refused, or left, before its turn
+        if self.disconnected:  # refused, or disconnected, before its turn
             return
         try:
             await app(scope, self.receive, self.send)
@@ -195,7 +197,7 @@ class RequestCycle:
                 self._answer_bug(scope)
 
     async def receive(self) -> Message:
-        """The next piece of the body, all that is there; after the last one waits for the end of the
+        """The next piece of the body: all that has arrived. After the last one it waits for the end of the
         response or of the connection.
         """
         if self._expects_continue and not self._wire.closing:
@@ -211,8 +213,8 @@ class RequestCycle:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Write a part of the response. Waits while the caller does not read; does nothing once it has
-        gone.
+        """Send a part of the response. It waits while the client does not read, and does nothing after it has
+        disconnected.
         """
         if self._wire.write_paused:
             await self._wire.drain()
@@ -227,7 +229,7 @@ class RequestCycle:
         self._expects_continue = False
         if self.more_body:
             self.keep_alive = (
-                False  # the rest of the request is not wanted: nothing of it must be taken for the next one
+                False  # the rest of the request is not read: nothing of it may be taken for the next request
             )
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
         length: int | None = None
@@ -252,7 +254,7 @@ class RequestCycle:
             lines.append(b"connection: close")
         lines += (b"", b"")
         head = b"\r\n".join(lines)
-        # A header that holds a line end would be a second header, or a second response.
+        # A header with a line end in it would be a second header, or a second response.
         line_ends = len(lines) - 1
         if head.count(b"\n") != line_ends or head.count(b"\r") != line_ends or head.count(0):
             raise RuntimeError("a response header holds a line end or NUL")
@@ -291,7 +293,7 @@ class RequestCycle:
         if self.complete:
             return  # the caller has its answer, and the connection may be another request's by then
         if self.started:
-            self._wire.close()  # mid-body: the missing rest tells the caller
+            self._wire.close()  # mid-body: the missing rest shows the caller that it failed
             return
         error, request_id, dialect = InternalError(), new_request_id(), dialect_of_path(scope["path"])
         body = error_body(error, dialect, request_id)

@@ -20,7 +20,7 @@ from gateway.errors import GatewayError, InvalidRequest, MethodNotAllowed, error
 HEAD_BYTES_MAX = 32 * 1024
 HEADERS_MAX = 100
 TARGET_BYTES_MAX = 8 * 1024
-# Headers that decide where a request ends or where it goes: exactly one reading of each.
+# Headers that decide where a request ends or where it goes: there must be exactly one reading of each.
 WATCHED = frozenset({b"host", b"transfer-encoding", b"expect"})
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
@@ -46,7 +46,7 @@ class UnknownMethod(MethodNotAllowed):
 
 
 def check_host(value: bytes) -> None:
-    """A host and a port, nothing that a URL parser behind us would cut off."""
+    """A host and a port, without anything that a URL parser would cut off."""
     if _HOST.fullmatch(value) is None:
         raise InvalidHead("The Host header is not a host name or address with an optional port.")
 
@@ -58,7 +58,7 @@ def check_transfer_encoding(value: bytes) -> None:
 
 
 def check_line(version: str, has_host: bool, is_chunked: bool) -> None:
-    """The request line against the headers."""
+    """Check the request line together with the headers."""
     if version == "1.1":
         if not has_host:
             raise InvalidHead("An HTTP/1.1 request needs a Host header.")
@@ -69,10 +69,9 @@ def check_line(version: str, has_host: bool, is_chunked: bool) -> None:
 
 
 def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
-    """The target as path and query, and the authority of one in absolute-form (RFC 9112 §3.2.2), which stands
-    for the Host header.
-
-    Everything behind the listener sees the path alone, so that what is routed is what was authorised.
+    """The target as path and query, and the authority of a target in absolute-form (RFC 9112 §3.2.2), which
+    replaces the Host header. Everything behind the listener sees only the path, so that what is routed is
+    what was authorised.
     """
     if b"#" in target:
         raise InvalidHead("The request target must not have a fragment.")
@@ -87,8 +86,8 @@ def origin_form(target: bytes) -> tuple[bytes, bytes | None]:
 
 
 def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayError | None:
-    """What to answer to a parser's error: ours if one of our checks raised it, None if it was a bug.
-    `received`: the request's beginning, if known.
+    """The answer to a parser's error: our error if one of our checks raised it, None for a bug. `received`:
+    the beginning of the request, if known.
     """
     context = error.__context__
     if isinstance(context, GatewayError):
@@ -104,7 +103,7 @@ def refusal_of(error: httptools.HttpParserError, received: bytes) -> GatewayErro
 def refusal_bytes(
     error: GatewayError, target: bytes, more_headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> bytes:
-    """A whole response, in the dialect of the path if that much is known; it announces the end of the
+    """A complete response, in the dialect of the path if that is known; it announces the end of the
     connection.
     """
     request_id = new_request_id()

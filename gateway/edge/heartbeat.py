@@ -24,20 +24,20 @@ class Heartbeats:
 
     def __init__(self, interval_s: float) -> None:
         self._round_s = min(ROUND_SECONDS_MAX, interval_s / 4)
-        # A round less than the interval holds, because the first one may come at once.
+        # One round less than fit into the interval, because the first may come at once.
         self._rounds_silent_max = int(interval_s / self._round_s) - 1 if interval_s else 0
         self._streams: set[Client] = set()
 
     def watch(self, client: Client) -> None:
-        """A stream was asked for."""
+        """Add a stream."""
         self._streams.add(client)
 
     def forget(self, client: Client) -> None:
-        """It has ended, if it was one."""
+        """Remove a stream that has ended."""
         self._streams.discard(client)
 
     async def run(self) -> None:
-        """Until cancelled. Returns at once where heartbeats are off."""
+        """Runs until cancelled. Returns at once if heartbeats are off."""
         while self._rounds_silent_max:
             await asyncio.sleep(self._round_s)
             for client in list(self._streams):

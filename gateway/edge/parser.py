@@ -47,8 +47,8 @@ class AfterHead:
 
 
 def new_parser(target: ParserTarget) -> Any:
-    """A request parser in its strict mode, except that bytes after `Connection: close` are thrown away
-    instead of failing the request before them.
+    """A request parser in strict mode, except that it drops bytes after `Connection: close` and does not fail
+    the request before them.
     """
     parser = httptools.HttpRequestParser(target)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -15,7 +15,7 @@ class ListenLimits:
     body_s: float = 30.0
     idle_s: float = 120.0
     write_stall_s: float = 30.0
-    # After our last word: time for the caller to read it before what it still sends is answered with a reset.
+    # Time for the caller to read our last answer, before what it still sends is answered with a reset.
     linger_s: float = 2.0
 
 
@@ -28,7 +28,7 @@ class Sweep:
         self._scheduled = False
 
     def start(self, loop: asyncio.AbstractEventLoop, connections: set[Any]) -> None:
-        """Begin, unless it is under way."""
+        """Start the sweep, unless it is running."""
         if not self._scheduled:
             self._scheduled = True
             loop.call_later(self._period_s, self._look, loop, connections)

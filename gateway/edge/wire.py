@@ -30,11 +30,11 @@ class Wire:
         self.closing_since = 0.0
         self.lingering = False
         self.lost = False
-        # It was given up because the caller did not read, rather than left by the caller.
+        # The connection was closed because the caller did not read, and not by the caller.
         self.stalled = False
 
     def pause_reading(self) -> None:
-        """Let the kernel, and then the caller, wait."""
+        """Stop reading, so that the kernel's buffers fill and the caller waits (backpressure)."""
         if not self.read_paused and not self.closing:
             self.read_paused = True
             self.transport.pause_reading()
@@ -52,7 +52,7 @@ class Wire:
         self._write_bytes = self.transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
-        """It has fallen below its low-water mark, or there is nothing to wait for any more."""
+        """The transport has fallen below its low-water mark, or there is nothing to wait for any more."""
         self.write_paused = False
         for waiter in self._waiters:
             if not waiter.done():
@@ -63,12 +63,12 @@ class Wire:
             callback()
 
     def on_drained(self, callback: Callable[[], None]) -> None:
-        """Call back once when `drain` would return; the last one who asks is called."""
+        """Call back once when `drain` would return. Only the last callback is kept."""
         self._on_drained = callback
 
     async def drain(self) -> None:
-        """Wait until writing makes sense, or is over: a caller that never reads is cut off by `check`, so
-        this ends.
+        """Wait until writing is possible, or the connection is closed. `check` closes the connection of a
+        caller that never reads, so this ends.
         """
         while self.write_paused and not self.lost:
             waiter = self._loop.create_future()
@@ -76,12 +76,12 @@ class Wire:
             await waiter
 
     def stalled_ms(self) -> float:
-        """For how long the caller has taken nothing of what waits for it."""
+        """For how long the caller has read nothing of what waits for it."""
         return (self._loop.time() - self.paused_since) * 1000 if self.write_paused else 0.0
 
     def check(self, now: float, stall_s: float, linger_s: float) -> None:
-        """Give the connection up if nothing has moved for too long. A caller that reads slowly makes
-        progress, one that stopped does not.
+        """Close the connection if nothing has moved for too long. A caller that reads slowly makes progress;
+        one that has stopped does not.
         """
         if not self.write_paused and not self.closing:
             return
@@ -98,11 +98,10 @@ class Wire:
             self.transport.abort()
 
     def close(self, *, linger: bool = False) -> None:
-        """Close once everything is written.
-
-        `linger`: the caller may still be sending. Closing at once would make the kernel answer that with a
-        reset, which destroys what the caller has not read yet; so only our side is closed, and what comes is
-        thrown away until the caller closes or `check` loses patience.
+        """Close once everything is written. `linger`: the caller may still be sending. If both sides closed
+        at once the kernel would answer that with a reset, which destroys what the caller has not read yet. So
+        only our side is closed, and what arrives is dropped until the caller closes or `check` closes the
+        connection.
         """
         if self.closing:
             return

@@ -24,15 +24,15 @@ _TIER_BYTES: Final = b'"service_tier"'
 _CHUNK: Final = b'data: {"'
 _MODEL: Final = b',"model":"'
 _CHOICES: Final = b',"choices":['
-# What vLLM's embeddings begin with, up to their numbers.
+# The beginning of vLLM's embeddings, up to their numbers.
 _EMBEDDINGS: Final = re.compile(
     rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,'
     rb'512}"),"data":\['
 )
 _NULL: Final = b'":null'
 _FINISH: Final = b'"finish_reason":null}]}'
-# How vLLM ends the chunks in mid-stream of chat and completions, and the first one of chat. What it has more
-# than `_FINISH` is its own.
+# How vLLM ends mid-stream chunks of chat and completions, and the first chunk of chat. Members beyond
+# `_FINISH` are its own.
 _VLLM_ENDS: Final = (
     b'"finish_reason":null,"token_ids":null}]}',
     b'"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
@@ -40,14 +40,14 @@ _VLLM_ENDS: Final = (
     _FINISH,
 )
 _NO_LOGPROBS: Final = b'"logprobs":null,'
-# Each with its number of nulls, and what is to be in its place.
+# Each with its number of nulls, and its replacement.
 _ENDS: Final = tuple(
     (before + end, (before + end).count(_NULL), before + _FINISH)
     for before in (_NO_LOGPROBS, b"")
     for end in _VLLM_ENDS
 )
 
-# Where OpenAI and Anthropic send null themselves.
+# Members that OpenAI and Anthropic send as null themselves.
 _NO_NULLS: Final[frozenset[str]] = frozenset()
 _CHOICE_NULLS: Final = frozenset({"logprobs", "finish_reason"})
 _MESSAGE_NULLS: Final = frozenset({"content", "refusal"})
@@ -80,11 +80,11 @@ class ChunkForm:
         self._end = _ENDS[0]
 
     def write(self, event: bytes) -> bytes:
-        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation where it is
-        not a JSON object.
+        """An event without its blank line; a comment stays as it is. Raises ProtocolViolation if it is not a
+        JSON object.
         """
         if event.startswith(self._opening) or self._learn_opening(event):
-            nulls = event.count(_NULL)  # one inside a text counts too, which costs time only
+            nulls = event.count(_NULL)  # a match inside a text counts too, which only costs time
             if nulls:
                 if (event.endswith(self._end[0]) or self._learn_end(event)) and nulls == self._end[1]:
                     end, _, written = self._end
@@ -94,7 +94,9 @@ class ChunkForm:
         return self._write_decoded(event) if event.startswith(_DATA) else event
 
     def _learn_opening(self, event: bytes) -> bool:
-        """What stands before the choices, if the model stands last in it: nothing of that was generated."""
+        """Learn the bytes before the choices, if the model is the last member there: nothing in them was
+        generated.
+        """
         model_at, choices_at = event.find(_MODEL), event.find(_CHOICES)
         one_member = 0 <= model_at < choices_at and event.count(b'":', model_at, choices_at) == 1
         if not one_member or not event.startswith(_CHUNK):
@@ -127,7 +129,7 @@ class ChunkForm:
 
 
 def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
-    """A chunk or a whole answer of chat or completions, which is used up."""
+    """A chunk or a whole answer of chat or completions. `answer` is modified."""
     _drop_nulls(answer, _NO_NULLS)
     for choice in _objects(answer.get("choices")):
         _drop_nulls(choice, _CHOICE_NULLS)
@@ -147,8 +149,8 @@ def choices_written(answer: dict[str, Any], model: str | None, tier: bytes | Non
 def message_written(
     outermost: dict[str, Any], message: dict[str, Any], model: str | None, tier: bytes | None
 ) -> bytes:
-    """`outermost` once `message`, itself or what an event of it carries, says the model and, in its
-    usage, the tier. Both are used up.
+    """`outermost` as JSON, after model and tier were set in `message`, which is `outermost` itself or part of
+    an event. Both are modified.
     """
     if model is not None and message:
         message["model"] = model
@@ -163,9 +165,8 @@ def message_written(
 def response_written(
     outermost: dict[str, Any], response: dict[str, Any], model: str | None, tier: bytes | None
 ) -> bytes:
-    """`outermost` once `response`, itself or what an event of it carries, says the model and the tier.
-
-    Both are used up.
+    """`outermost` as JSON, after model and tier were set in `response`, which is `outermost` itself or part
+    of an event. Both are modified.
     """
     _drop_nulls(response, _RESPONSE_NULLS)
     for item in _objects(response.get("output")):
@@ -190,7 +191,7 @@ def item_written(text: bytes) -> bytes:
 def answer_written(
     answer: bytes, decoded: dict[str, Any], form: AnswerForm, model: str | None, tier: bytes | None
 ) -> bytes:
-    """A whole answer. `decoded` is what `answer` says, and is used up."""
+    """A whole answer. `decoded` is the decoded `answer`, and is modified."""
     if model is None and tier is None:
         return answer
     if form is AnswerForm.MESSAGE:
@@ -205,7 +206,7 @@ def answer_written(
 def _embeddings_written(
     answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None
 ) -> bytes:
-    """Many numbers, which are not to be written again: only what stands before and behind them is."""
+    """Embeddings are many numbers, which are not encoded again: only the text before and after them is."""
     found = _EMBEDDINGS.match(answer)
     if found is None or _TIER in decoded:
         return choices_written(decoded, model, tier)
@@ -226,7 +227,7 @@ def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:
 
 
 def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:
-    """Its details too, and the lists of turns that are empty where there was one turn."""
+    """Also in its details; and empty lists of turns if there was only one turn."""
     usage = holder.get("usage")
     if not isinstance(usage, dict):
         return

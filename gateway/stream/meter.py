@@ -49,27 +49,25 @@ class Meter(Protocol):
         """Take what arrived, return what to pass on (whole events only). Raises ProtocolViolation."""
 
     def produced(self) -> Produced:
-        """Cumulative, never going back."""
+        """Cumulative figures, which never decrease."""
 
     def output_tokens(self) -> int:
         """Output tokens so far; cheap."""
 
     def counted(self) -> bool:
-        """Whether `produced` is our own count of chunks, because the engine has said nothing yet: never
-        billed.
+        """Whether `produced` is our own count of chunks, because the engine has reported no usage yet. It is
+        never billed.
         """
 
 
-# The anomaly of an answer that says nothing of its usage; the others are of what it says.
+# The anomaly of an answer without usage; the others are of its figures.
 USAGE_MISSING: Final = "usage_missing"
-# No request has so many; what they cost, in milliunits, still fits where it is recorded.
+# No request has so many tokens; their cost in milliunits still fits where it is recorded.
 COUNT_MAX: Final = 10**9 - 1
 
 
 def token_count(figures: Mapping[str, Any], name: str) -> int:
-    """A figure of a usage object; an explicit 0 is 0, a missing, non-integer or absurdly high one raises
-    ValueError.
-    """
+    """A figure of a usage object. 0 is 0; a missing, non-integer or absurdly high one raises ValueError."""
     value = figures.get(name)
     if type(value) is not int or value > COUNT_MAX:
         raise ValueError(name)
@@ -77,12 +75,12 @@ def token_count(figures: Mapping[str, Any], name: str) -> int:
 
 
 def optional_count(figures: Mapping[str, Any], name: str) -> int:
-    """The same where a missing figure is 0."""
+    """The same, but a missing figure is 0."""
     return 0 if figures.get(name) is None else token_count(figures, name)
 
 
 def cached_count(figures: Mapping[str, Any], details_name: str) -> int:
-    """The cached part that `details_name` names; 0 where the engine does not say. Raises ValueError on a
+    """The cached part in `details_name`; 0 if the engine does not report it. Raises ValueError for a
     non-integer.
     """
     details = figures.get(details_name)
@@ -90,7 +88,7 @@ def cached_count(figures: Mapping[str, Any], details_name: str) -> int:
 
 
 def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> str | None:
-    """The name of what is wrong with final figures, None when nothing is."""
+    """The name of the anomaly of final figures, None if there is none."""
     if prompt < 0 or cached < 0 or output < 0:
         return "usage_negative"
     if cached > prompt:
@@ -101,9 +99,7 @@ def usage_anomaly(prompt: int, cached: int, output: int, output_tokens_max: int 
 
 
 def clamped(prompt: int, cached: int, output: int, output_tokens_max: int | None) -> tuple[int, int, int]:
-    """Wrong figures brought into the bounds of what is possible: absorbed until they are reconciled, never
-    billed.
-    """
+    """Wrong figures, clamped to what is possible: absorbed until they are reconciled, never billed."""
     prompt, output = max(prompt, 0), max(output, 0)
     return (
         prompt,
@@ -125,8 +121,8 @@ class SampleCounts:
         self.anomaly: str | None = None
 
     def saw(self, index: int, prompt: int, output: int) -> None:
-        """Figures of one sample so far; one that is negative, too high or goes back is an anomaly and is
-        not taken.
+        """Note the figures of one sample so far. A negative, too high or decreasing figure is an anomaly and
+        is not used.
         """
         if prompt < 0 or output < 0:
             self.anomaly = "usage_negative"

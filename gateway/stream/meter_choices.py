@@ -63,7 +63,7 @@ class ChoicesMeter:
         self._splitter = EventSplitter()
         self._counts = SampleCounts(max(1, samples // prompts), output_tokens_max)
         self._prompt = self._output = 0  # of the only sample, the fast path's figures
-        self._chunks = 0  # with something in them, since the last figure that could be taken
+        self._chunks = 0  # chunks with output since the last usable figure
         self._finished_samples = 0
         self._previous = b""
         self._total: Produced | None = None
@@ -127,14 +127,16 @@ class ChoicesMeter:
         return self._total is None and self._samples == 1 and self._chunks > 0
 
     def _read_fast(self, event: bytes) -> bytes:
-        """A chunk in mid-stream of the only sample; returns it without what the caller did not ask for."""
+        """Read a mid-stream chunk of a single sample. Returns it without usage that the caller did not ask
+        for.
+        """
         if self.finished or self._finished_samples:
             raise ProtocolViolation("chunk after the end")
         found = _USAGE_SO_FAR.search(event, event.rfind(b',"usage":'))
         if found is None:
             if event.find(b'"usage"') >= 0:
                 return self._read_decoded(event) or b": \n"
-            # An engine that says no usage on chunks: count chunks with text, until its final figure comes.
+            # The engine reports no usage on chunks: count chunks with text until its final usage comes.
             self._chunks += event.find(_ROLE) < 0
             return event
         output = int(found[2])
@@ -155,7 +157,7 @@ class ChoicesMeter:
     def _read_done(self) -> None:
         if self.finished:
             raise ProtocolViolation("[DONE] sent twice")
-        # A bare backend may leave finish reasons out; with neither these nor its final figure nothing says
+        # A minimal backend may leave finish reasons out. Without these and without final usage nothing shows
         # that this is the end.
         if self._finished_samples < self._samples and self._total is None:
             raise ProtocolViolation("[DONE] without a finish reason")
@@ -164,7 +166,7 @@ class ChoicesMeter:
             self.anomaly = USAGE_MISSING
 
     def _read_decoded(self, event: bytes) -> bytes | None:
-        """A chunk that ends something, or of several samples: decoded whole. What to pass on of it, in the
+        """Decode a chunk that finishes something, or of several samples. Returns what to pass on, in the
         caller's form.
         """
         if self.finished:
@@ -187,11 +189,11 @@ class ChoicesMeter:
         if not choices:
             self._read_total(usage)
             if self._total is not None and not self._total.output and not self._finished_samples:
-                self.aborted = True  # stopped before its first token: then no chunk says so
+                self.aborted = True  # aborted before its first token: then no chunk shows it
             return self.written(event) if self._wants_usage and not self.aborted else None
         for choice in choices:
             self._read_choice(choice, usage)
-        if self.aborted:  # stopped inside the engine: not an ending that a caller's client knows
+        if self.aborted:  # aborted inside the engine: clients do not know this finish reason
             self.last_chunk = chunk
             return None
         if usage is None or self._wants_continuous:
@@ -200,7 +202,7 @@ class ChoicesMeter:
         return self._written_decoded(chunk, None)
 
     def _written_decoded(self, chunk: dict[str, Any], event: bytes | None) -> bytes:
-        """A chunk in the form in which the caller gets it; `event` is its bytes, where they say the same."""
+        """A chunk in the caller's form; `event` is its bytes, if they have the same content."""
         if event is not None and self.model is None and self.tier is None:
             return event
         return _DATA + choices_written(chunk, self.model, self.tier)
@@ -237,7 +239,7 @@ class ChoicesMeter:
             self._prompt, self._output, self._chunks = prompt, output, 0
 
     def _read_total(self, usage: Any) -> None:
-        """The final figure: the engine's bill."""
+        """Read the final usage, which the bill uses."""
         if not isinstance(usage, dict):
             return
         try:

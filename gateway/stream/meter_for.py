@@ -8,7 +8,7 @@ from gateway.stream.meter_typed import MessagesMeter, ResponsesMeter
 
 
 def meter_for(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
-    """A fresh meter for one try of this request. `tier`: the class it is served in, where that is known
+    """A new meter for one attempt of this request. `tier`: the class that serves it, if that is known
     already.
     """
     meter = _fresh(parsed)

@@ -117,7 +117,7 @@ class PlainMeter:
 
 
 def _count_told(rendered: dict[str, Any]) -> bytes:
-    """The answer of `/v1/responses/input_tokens`, of an engine's `/v1/responses/render`. Raises
+    """The answer of `/v1/responses/input_tokens`, made from an engine's `/v1/responses/render`. Raises
     ProtocolViolation.
     """
     token_ids = rendered.get("token_ids")

@@ -22,8 +22,8 @@ from gateway.stream.meter import (
     usage_anomaly,
 )
 
-# An engine says these before it has produced anything. Held until something follows, so that until then
-# another engine can still answer.
+# Engines send these events before they have produced anything. They are held until something follows, so that
+# another engine can still answer until then.
 _BEFORE_ANY_TOKEN = frozenset({b"response.created", b"response.queued", b"response.in_progress"})
 
 _NUMBER_NAME = b'"sequence_number":'
@@ -99,12 +99,12 @@ class TypedMeter:
         return self._total is None and self._deltas > 0
 
     def _check_order(self, event: bytes) -> None:
-        """Where a dialect numbers its events: raises ProtocolViolation for one that comes twice or too
+        """For a dialect with numbered events: raises ProtocolViolation if an event comes twice or too
         late.
         """
 
     def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
-        """Read an event; returns what to pass on in place of `text`, None for `text` itself."""
+        """Read an event. Returns what to pass on in place of `text`, None for `text` itself."""
         raise NotImplementedError
 
     def _decode(self, text: bytes) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class ResponsesMeter(TypedMeter):
         self._number = -1
 
     def _check_order(self, event: bytes) -> None:
-        # The last one: objects that the event carries stand before its own number.
+        # The last match: objects inside the event come before its own number.
         found = _NUMBER.match(event, max(0, event.rfind(_NUMBER_NAME)))
         if found is not None:
             number = int(found[1])
@@ -199,7 +199,7 @@ class ResponsesMeter(TypedMeter):
 
 
 def _object(parent: dict[str, Any], name: str) -> dict[str, Any]:
-    """A member that is an object; an empty one in its place where it is something else."""
+    """A member that is an object; an empty one if it is something else."""
     member = parent.get(name)
     return member if isinstance(member, dict) else {}
 

@@ -12,5 +12,5 @@ ADAPTERS: Final[Mapping[str, EngineAdapter]] = {VLLM: vllm}
 
 
 def adapter_of(instance: InstanceEntry) -> EngineAdapter:
-    """For an instance of a kind that this process knows; `gateway.route` chooses no other."""
+    """The adapter of an instance whose kind this process knows; `gateway.route` chooses no other."""
     return ADAPTERS[instance.engine]

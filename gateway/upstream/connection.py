@@ -16,8 +16,8 @@ import httptools
 
 HEAD_BYTES_MAX = 64 * 1024
 BUFFER_BYTES_MAX = 256 * 1024
-# An engine closes idle connections (uvicorn: 5 s); a connection idle for longer than this is not trusted with
-# a request.
+# An engine closes idle connections (uvicorn: 5 s). A connection that has been idle for longer than this is
+# not used.
 IDLE_SECONDS_MAX = 4.0
 IDLE_CONNECTIONS_MAX = 512
 
@@ -80,7 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        if self._complete:  # bytes that nobody asked for: never let them become the next request's answer
+        if self._complete:  # unrequested bytes: they must never become the next request's answer
             self._fail(UpstreamFailure.PROTOCOL)
             return
         if not self._head_done:
@@ -116,7 +116,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.content_encoding = value
 
     def on_headers_complete(self) -> None:
-        if self._complete:  # a second answer to one request: neither it nor the connection is to be believed
+        if self._complete:  # a second answer to one request: neither it nor the connection can be trusted
             self._error = UpstreamFailure.PROTOCOL
             self.reusable = False
             return
@@ -140,11 +140,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the transport has gone."""
+        """Whether the transport is closed."""
         return self._transport is None or self._transport.is_closing()
 
     def send(self, request: bytes) -> None:
-        """Write one whole request (head and body) and make ready for its response."""
+        """Write one whole request (head and body) and prepare for its response."""
         self._reset()
         if self._transport is None:
             raise UpstreamError(UpstreamFailure.CLOSED_BEFORE_HEAD)
@@ -178,7 +178,7 @@ class UpstreamConnection(asyncio.Protocol):
             raise UpstreamError(self._error)
 
     def pause(self) -> None:
-        """Let the engine wait: whoever takes its answer is slower than it."""
+        """Stop reading from the engine, because the caller reads more slowly (backpressure)."""
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -190,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def close(self) -> None:
-        """Close at once; an engine takes it as an abort of what is running."""
+        """Close at once; an engine treats that as an abort of the running request."""
         self.reusable = False
         if self._transport is not None:
             self._transport.abort()
@@ -250,8 +250,8 @@ class UpstreamPool:
         return b"POST %b%b%b%d\r\n%b\r\n%b" % (self._prefix, path, self._fixed_head, len(body), headers, body)
 
     async def acquire(self) -> tuple[UpstreamConnection, bool]:
-        """A connection, and whether it has been used before (then a failure before the head may be its
-        age, not the engine).
+        """A connection, and whether it was used before. If it was, a failure before the head may be due to
+        its age and not to the engine.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -277,7 +277,7 @@ class UpstreamPool:
         return connection
 
     def release(self, connection: UpstreamConnection) -> None:
-        """Give a connection back after its response; one that cannot be used again is closed."""
+        """Return a connection after its response; one that cannot be used again is closed."""
         connection.resume()
         if connection.reusable and not connection.closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
             connection.idle_since = asyncio.get_running_loop().time()
@@ -286,6 +286,6 @@ class UpstreamPool:
             connection.close()
 
     def close(self) -> None:
-        """Close what is idle; what is in use closes when it is released."""
+        """Close idle connections; used ones are closed when they are released."""
         while self._idle:
             self._idle.pop().close()

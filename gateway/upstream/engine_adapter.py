@@ -54,30 +54,28 @@ class EngineAdapter(Protocol):
         default_max_tokens: int | None,
         class_: CapacityClass,
     ) -> EngineCall:
-        """One try, as this instance takes it. `engine_model`: its model, as the engine calls it.
-        `cache_salt` is the tenant's, hex.
+        """One attempt, as this instance takes it. `engine_model`: the engine's name for its model.
+        `cache_salt`: the tenant's, in hex.
         """
 
     def abort(self, parsed: ParsedRequest, request_id: str) -> EngineCall:
-        """Ends a request, whose answer then finishes with its usage; only for an instance that can
-        `abort`.
-        """
+        """Aborts a request, whose answer then ends with its usage; only for an instance with `abort`."""
 
     def count(self, request_id: str) -> EngineCall:
-        """Asks what a request has produced; only of an instance that `counts`."""
+        """Asks what a request has produced; only for an instance with `counts`."""
 
     def read_count(self, answer: bytes, request_id: str) -> RequestCount | None:
-        """The answer to `count`; None where it cannot be believed."""
+        """Reads the answer to `count`; None if it cannot be trusted."""
 
     def meter(self, parsed: ParsedRequest, tier: bytes | None) -> Meter:
-        """A fresh meter for the answer to one try. `tier`: the class it is served in, where that is known
+        """A new meter for the answer to one attempt. `tier`: the class that serves it, if that is known
         already.
         """
 
     def refusal(self, status: int, body: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
-        """What a caller on `route` hears of an answer with this status, not 200. Never raises, and names
-        nothing of the engine.
+        """The error that a caller on `route` gets for an answer with this status, not 200. It never raises,
+        and names nothing of the engine.
         """
 
     def failure(self, event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
-        """The same for the error with which a stream ended before it had produced anything."""
+        """The same for an error with which a stream ended before it had produced anything."""

@@ -35,7 +35,7 @@ class Engines:
         self._aborts: set[asyncio.Task[None]] = set()
 
     def pool(self, instance: InstanceEntry) -> UpstreamPool:
-        """The pool to this instance's present address."""
+        """The pool for this instance's current address."""
         known = self._pools.get(instance.instance)
         if known is not None and known[0] == instance.url and known[1] == instance.key:
             return known[2]
@@ -46,20 +46,20 @@ class Engines:
         return pool
 
     def opened(self, instance: InstanceEntry) -> None:
-        """A request goes there."""
+        """Count a request that goes there."""
         self.open_here[instance.instance] = self.open_here.get(instance.instance, 0) + 1
 
     def closed(self, instance: InstanceEntry) -> None:
-        """It has ended."""
+        """Count a request that has ended there."""
         self.open_here[instance.instance] -= 1
 
     def failed(self, instance: InstanceEntry) -> None:
-        """It let a request down: avoid it for a moment."""
+        """Note that the instance failed a request, to avoid it for a moment."""
         self.failed_at[instance.instance] = time.monotonic()
 
     def abort(self, attempt: Attempt) -> None:
-        """Make the engine stop a request: by id where it can (its answer then ends with the exact usage),
-        else by closing the connection.
+        """Make the engine stop a request: by id if it can (its answer then ends with the exact usage), else
+        by closing the connection.
         """
         if attempt.connection is None:
             return
@@ -95,8 +95,8 @@ class Engines:
                 return
 
     async def ask(self, instance: InstanceEntry, call: EngineCall, *, bytes_max: int) -> tuple[int, bytes]:
-        """One small POST beside the requests: status and body. Raises UpstreamError, for an answer of more
-        than `bytes_max` too.
+        """Send one small POST beside the requests; returns status and body. Raises UpstreamError, also for an
+        answer of more than `bytes_max`.
         """
         pool = self.pool(instance)
         connection, _ = await pool.acquire()

@@ -28,10 +28,10 @@ __all__ = ["abort", "count", "failure", "meter", "read_count", "refusal", "reque
 _ABORT_PATH: Final = b"/inference/v1/abort_requests"
 _COUNTS_PATH: Final = REQUEST_COUNTS_PATH.encode()
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
-# What the gateway itself acts on. What nobody acts on is no longer in a checked body
+# Parameters that the gateway itself acts on. Those without any effect are no longer in a checked body
 # (`gateway.protocol.fields`).
 _NOT_THE_ENGINES: Final = frozenset({"metadata", "service_tier", "stream_options"})
-# Lower is served first. Apart, so that something can be put between them.
+# Lower is served first. There are gaps for future classes.
 _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
 
 
@@ -62,8 +62,8 @@ _SERVED: Final = {
     Route.EMBEDDINGS: _Served(path=b"/v1/embeddings", id_prefix="embd-", id_for_each_prompt=True),
     Route.COUNT_TOKENS: _Served(path=b"/v1/messages/count_tokens", salted=False),
     Route.TOKENIZE: _Served(path=b"/tokenize", salted=False),
-    # vLLM has no such route; this one says the tokens that it would answer to. The images themselves need not
-    # come back.
+    # vLLM has no such route; this one returns the tokens of the prompt. The images themselves need not come
+    # back.
     Route.INPUT_TOKENS: _Served(path=b"/v1/responses/render", salted=False, added={"mm_payload": "none"}),
 }
 
@@ -78,8 +78,8 @@ def request(
     default_max_tokens: int | None,
     class_: CapacityClass,
 ) -> EngineCall:
-    """Only an engine that schedules by priority is sent one. vLLM refuses a `max_tokens` that is more than
-    the context, which no default is, and cuts what is more than the prompt leaves of it.
+    """A priority is only sent to an engine that schedules by it. vLLM refuses a `max_tokens` above the
+    context, which no default is, and cuts one that is more than the prompt leaves of it.
     """
     served = _SERVED[parsed.route.name]
     headers = b"x-request-id: %b\r\n" % request_id.encode()
@@ -132,23 +132,25 @@ def request_ids(parsed: ParsedRequest, request_id: str) -> list[str]:
 
 
 def abort(parsed: ParsedRequest, request_id: str) -> EngineCall:
-    """By all of its ids."""
+    """Aborts a request by all of its ids."""
     body = orjson.dumps({"request_ids": request_ids(parsed, request_id)})
     return EngineCall(_ABORT_PATH, b"x-request-id: %b\r\n" % request_id.encode(), body)
 
 
 def count(request_id: str) -> EngineCall:
-    """The engine forgets what it has told of a request that has ended."""
+    """Asks for the count of a request; the engine forgets a request that has ended once it has reported
+    it.
+    """
     body = orjson.dumps({"ids": [request_id], "close": True})
     return EngineCall(_COUNTS_PATH, b"x-request-id: %b\r\n" % request_id.encode(), body)
 
 
 def read_count(answer: bytes, request_id: str) -> RequestCount | None:
-    """As `serving/vllm_middleware/taas_request_counts.py` answers."""
+    """Reads the answer of `serving/vllm_middleware/taas_request_counts.py`."""
     try:
         fields: Any = orjson.loads(answer)
         state, prompt, cached, output = fields["requests"][request_id]
-        # An engine's process that does not tell its age may be any.
+        # Without its age, this may be any process of the engine.
         since = time.monotonic() - fields["age_ms"] / 1000 if "age_ms" in fields else math.inf
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return None

@@ -17,10 +17,10 @@ RETRY_AFTER_MS = 1000
 MESSAGE_CHARS_MAX = 4096
 DETAIL_CHARS_MAX = 200
 
-# Statuses in which an engine judges the request itself.
+# Statuses with which an engine refuses the request itself.
 _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
 _PARAM = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}(?:\.[A-Za-z0-9_]{1,64}){0,8}")
-# Names of vLLM's own for what the caller called otherwise.
+# vLLM's own names for parameters that callers know by other names.
 _INPUT = frozenset({"input_tokens", "input_text", "prompt_token_ids", "max_model_len"})
 
 _PROMPT_TOO_LONG = re.compile(
@@ -32,7 +32,7 @@ _OUT_OF_VOCABULARY = re.compile(r"Token id (\d+) is out of vocabulary")
 _SUFFIX = re.compile(r"\s*\((?:parameter=|value=).*\Z", re.DOTALL)
 _VALIDATION = re.compile(r"\A\d+ validation errors?:")
 _VALIDATION_REASON = re.compile(r"'msg': (?:'([^'\n]{1,200})'|\"([^\"\n]{1,200})\")")
-# What a model wrote as a tool's input, read by vLLM's messages route once it has it whole: no JSON, or no
+# A tool's input from the model, parsed by vLLM's messages route once it is complete: not JSON, or not an
 # object.
 _TOOL_INPUT_NO_OBJECT = re.compile(r"\A\d+ validation errors? for AnthropicContentBlock\ninput\b")
 _TOOL_INPUT_NO_JSON = re.compile(
@@ -46,7 +46,7 @@ _IN_A_MESSAGES_STREAM = re.compile(
     re.DOTALL,
 )
 _THINKING = "thinking_token_budget is set but reasoning_config"
-# A path, a URL, a host with a port, a flag, an address, a place in a source file.
+# A path, a URL, a host with a port, a flag, an address, or a position in a source file.
 _LEAK = re.compile(
     r"[\\/]\w|://|\w:\d|--\w|0x[0-9a-f]|Traceback|File \"|<path>|\bhost\b|\bself\b|Error\(", re.IGNORECASE
 )
@@ -61,7 +61,9 @@ def translate_engine_error(status: int, body: bytes, route: RouteSpec, engine_mo
 
 
 def translate_stream_error(event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
-    """The same for the JSON of an error event: the engine began a stream before it looked at the request."""
+    """The same for the JSON of an error event: the engine had started a stream before it checked the
+    request.
+    """
     error = _error_of(event)
     message, param = _said(error)
     code = error.get("code")
@@ -84,7 +86,7 @@ def _translated(
 
 
 def _read(body: bytes) -> tuple[str, str | None]:
-    """Message and parameter out of OpenAI's form or Anthropic's; nothing out of anything else."""
+    """Message and parameter, from OpenAI's form or Anthropic's; nothing from any other."""
     return _said(_error_of(body))
 
 
@@ -141,8 +143,8 @@ def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
 
 
 def _general(message: str, param: str | None, engine_model: str) -> EngineRefused:
-    """What is safe to say of a sentence that is not known: the parameter, and the reason if it begins with
-    the parameter and gives nothing away.
+    """What is safe to pass on of an unknown sentence: the parameter, and the reason if it begins with the
+    parameter and reveals nothing.
     """
     if param is None:
         return EngineRefused("The model's engine refused the request.")
@@ -166,7 +168,7 @@ def _general(message: str, param: str | None, engine_model: str) -> EngineRefuse
 
 
 def _caller_param(param: str | None, route: RouteSpec) -> str | None:
-    """The parameter as the caller knows it, or None when it is no name of a caller's."""
+    """The caller's name for the parameter, or None if the caller has no name for it."""
     if param is None:
         return None
     param = param.removeprefix("body.")

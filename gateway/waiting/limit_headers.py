@@ -23,8 +23,8 @@ _SHOWN: Final = (
 def limit_headers(
     tenant: Limits, key: Limits, tenant_levels: Levels, key_levels: Levels, dialect: Dialect, now_ms: int
 ) -> list[tuple[bytes, bytes]]:
-    """Limit, remaining and when the bucket is full again; of tenant and key, minute and day, whichever has
-    least left.
+    """Limit, remaining, and when the bucket is full again, from the limit of tenant or key, minute or day,
+    with the least remaining.
     """
     tightest: dict[LimitKind, tuple[float, Limit]] = {}
     for limits, levels in ((tenant, tenant_levels), (key, key_levels)):
@@ -56,5 +56,5 @@ def limit_headers(
 
 
 def _rfc_3339(moment_ms: int) -> bytes:
-    """The whole second at or after a moment: never before the bucket is full."""
+    """The full second at or after a moment, so that it is never before the bucket is full."""
     return datetime.fromtimestamp(-(-moment_ms // 1000), UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()

@@ -45,7 +45,7 @@ class WaitEnd(StrEnum):
     OUT_OF_TIME = "out_of_time"
     REFUSED = "refused"
     NO_INSTANCE = "no_instance"
-    LEFT = "left"
+    CLIENT_DISCONNECT = "client_disconnect"
     STOPPED = "stopped"
     LOST = "lost"
     TOO_MANY = "too_many"
@@ -56,7 +56,7 @@ class WaitEnd(StrEnum):
         """The ending that this error means. `lost`: Redis did not answer, or the task was cancelled."""
         match error:
             case ClientDisconnected():
-                return cls.LEFT
+                return cls.CLIENT_DISCONNECT
             case RequestStopped():
                 return cls.STOPPED
             case NoInstance():

@@ -15,7 +15,7 @@ from typing import Final
 from gateway.errors import GatewayError, QuotaExceeded, ReceivingFull
 from gateway.waiting.refusals import with_jitter
 
-# Who waits holds a connection and what came with its head: a few hundred kB at most.
+# A waiting body holds a connection and what came with its head: a few hundred kB at most.
 WAITING_MAX: Final = 1_000
 WAITING_PER_TENANT_MAX: Final = 100
 RETRY_MS: Final = 1_000
@@ -44,15 +44,15 @@ class Receiving:
 
     @property
     def body_bytes_max(self) -> int:
-        """No larger body can ever be received."""
+        """No larger body can be received."""
         return min(self.policy.bytes_max, self.policy.bytes_per_tenant_max)
 
     def held_by(self, tenant: str) -> int:
-        """Bytes that are set aside for bodies of the tenant."""
+        """Bytes that bodies of the tenant hold."""
         return self._of_tenant.get(tenant, 0)
 
     def share(self, tenant: str) -> "Share":
-        """For one body; use it in a `with`, at whose end its bytes are given back however the body ended."""
+        """For one body. Use it in a `with`, which gives the bytes back at its end, however the body ended."""
         return Share(self, tenant)
 
     def _fits(self, tenant: str, more_bytes: int) -> bool:
@@ -77,7 +77,7 @@ class Receiving:
             raise self._refusal(waiter)
         self._waiting_of_tenant[tenant] = waiting + 1
         if waiter.share.bytes:
-            self._waiting.appendleft(waiter)  # to end what has started is what makes room
+            self._waiting.appendleft(waiter)  # finishing what has started is what frees memory
         else:
             self._waiting.append(waiter)
 
@@ -89,8 +89,8 @@ class Receiving:
             del self._waiting_of_tenant[tenant]
 
     def _grant(self) -> None:
-        """There is more room: in their order, whoever fits; a tenant's small bodies do not overtake its
-        large ones.
+        """Memory came free: grant it in order to the bodies that fit. A tenant's small bodies do not overtake
+        its large ones.
         """
         passed_over: set[str] = set()
         for waiter in list(self._waiting):
@@ -133,12 +133,12 @@ class Share:
             self._budget._grant()
 
     def add(self, more_bytes: int) -> None:
-        """Count so many more as held by this body; the budget has found that they fit."""
+        """Count this many more bytes for this body; the budget has found that they fit."""
         self.bytes += more_bytes
         self._budget._add(self.tenant, more_bytes)
 
     def grow(self, size_bytes: int) -> bool:
-        """Hold `size_bytes` in all, if there is room now and nobody of the tenant waits for it."""
+        """Hold `size_bytes` in all, if there is memory now and no other body of the tenant waits for it."""
         more_bytes = size_bytes - self.bytes
         if more_bytes <= 0:
             return True
@@ -150,7 +150,7 @@ class Share:
         return True
 
     async def wait_to_grow(self, size_bytes: int) -> None:
-        """Hold `size_bytes` in all, waiting for room. Raises QuotaExceeded or ReceivingFull when there is
+        """Hold `size_bytes` in all, waiting for memory. Raises QuotaExceeded or ReceivingFull if there is
         none in time.
         """
         waiter = _Waiter(self, size_bytes - self.bytes)

@@ -167,8 +167,8 @@ def test_an_engine_that_is_gone_leaves_what_was_heard_last_as_evidence(
 def test_an_engine_that_started_again_cannot_say_that_nothing_was_produced(
     counting: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:
-    """It has never heard of the request; what came before it has produced some of it, and its counters may
-    know.
+    """It has never heard of the request; what came before it has produced some of it, and its
+    counters may know.
     """
     gateway = start_gateway()
     caller = Caller(gateway, catalogue.key(catalogue.tenant("ten_a")))

@@ -42,7 +42,7 @@ class Pages:
         self._ports = gateway.metrics_ports()
 
     def series(self, name: str) -> dict[str, float]:
-        """Sums by labels (`asked="auto",ending="left"`), without those that are 0."""
+        """Sums by labels (`asked="auto",ending="client_disconnect"`), without those that are 0."""
         total: dict[str, float] = defaultdict(float)
         for port in self._ports:
             page = plain_http.get(f"http://127.0.0.1:{port}/metrics").text
@@ -92,7 +92,7 @@ def test_who_waits_how_long_and_how_it_ended_over_all_processes(
         assert pages.series("taas_waiting_bytes")[""] >= 6 * (len(REQUEST) - 50)
         assert ask(gateway, key, "chat", service_tier="flex").status == 429
         pages.await_series("taas_waits_total", {'asked="flex",ending="out_of_time"': 1})
-    ends = {'asked="flex",ending="out_of_time"': 1.0, 'asked="auto",ending="left"': 1.0}
+    ends = {'asked="flex",ending="out_of_time"': 1.0, 'asked="auto",ending="client_disconnect"': 1.0}
     pages.await_series("taas_waits_total", ends)
     make_room(catalogue, 9)
     assert [answer.result().status for answer in late] == [200] * 5
@@ -171,7 +171,7 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
 @pytest.mark.parametrize(
     ("error", "end"),
     [
-        (ClientDisconnected(), WaitEnd.LEFT),
+        (ClientDisconnected(), WaitEnd.CLIENT_DISCONNECT),
         (RequestStopped("operator_stop"), WaitEnd.STOPPED),
         (QuotaExceeded("room", "There was no room.", 1), WaitEnd.OUT_OF_TIME),
         (DependencyUnavailable(), WaitEnd.OUT_OF_TIME),
