@@ -44,8 +44,8 @@ _Basis: TypeAlias = tuple[PoolSupply, tuple[object, ...], list[tuple[str, str, E
 class Allocator:
     """One per process; any number may run. `owner`: its name among them. The client must not decode.
     `patience_s`: how long a call waits for its rounds, None for all of them. A round that takes longer runs
-    on beside the next call. `look`: what SQL has, as another loop
-    has just read it; None: the allocator asks.
+    on beside the next call. `look`: what SQL has, as another loop has just read it; where it gives None, the
+    allocator asks.
     """
 
     def __init__(
