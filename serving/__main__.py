@@ -164,7 +164,7 @@ async def _serve(
 
 
 def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: RedisAddress) -> MetricsPage:
-    """On the first free port from the one in the settings up. Raises CannotStart."""
+    """Serve metrics on the first free port from the configured one up. Raises CannotStart."""
     first = settings.worker_metrics_port_first
     ports = range(first, min(first + _METRICS_PORTS_TRIED, 65_536))
     try:
@@ -179,7 +179,7 @@ def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: Redis
 
 @contextlib.contextmanager
 def _engine_port(settings: WorkerSettings, given: int | None) -> Iterator[int]:
-    """The port that was asked for, or one that is held for this worker until it ends."""
+    """The requested port, or a port that is claimed for this worker until it ends."""
     if given is not None:
         yield given
         return

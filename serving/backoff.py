@@ -17,7 +17,7 @@ class Backoff:
     _next_s: float = 0.0
 
     def after(self, healthy_s: float) -> float:
-        """The wait in seconds after a run that was healthy for `healthy_s` (0: it never came up)."""
+        """The wait in seconds after a run that was healthy for `healthy_s` (0: it never started)."""
         if self._next_s == 0.0 or healthy_s >= self.reset_after_s:
             self._next_s = self.first_s
         wait_s = self._next_s

@@ -7,9 +7,9 @@ _AGAIN_S: Final = 0.2
 
 
 async def end_tasks(*tasks: "asyncio.Task[Any]") -> None:
-    """Cancel them until they have ended; what they raise is read and dropped. Once is not enough: a client
-    library whose own timeout or reply comes in the same moment may take the cancellation for its own, and a
-    loop around it would run on for ever.
+    """Cancel tasks until they have ended; their exceptions are read and dropped. One cancel is not enough: a
+    client library whose own timeout or reply comes at the same moment may take the cancellation for its own,
+    and a loop around it would run on for ever.
     """
     while running := [task for task in tasks if not task.done()]:
         for task in running:

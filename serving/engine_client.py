@@ -42,8 +42,8 @@ class EngineClient:
         await self._http.aclose()
 
     async def is_healthy(self) -> bool:
-        """False when it answers that it is not (vLLM: its engine core is dead). Raises EngineUnanswering
-        when it does not answer.
+        """False if it answers that it is unhealthy (vLLM: its engine core is dead). Raises EngineUnanswering
+        if it does not answer.
         """
         return (await self._get("/health")).status_code == 200
 
@@ -62,8 +62,8 @@ class EngineClient:
         return (await self._get(REQUEST_COUNTS_PATH)).status_code == 200
 
     async def probe(self, model: ServedModel) -> CounterPair:
-        """Have the model produce one token (or one embedding); returns what that cost. Raises
-        EngineUnanswering when nothing comes out.
+        """Have the model produce one token (or one embedding); returns its cost. Raises EngineUnanswering if
+        nothing comes out.
         """
         route = smallest_request(model.routes)
         path, extra = route.path, route.smallest

@@ -22,15 +22,15 @@ _SECOND_HAND: Final = re.compile(r"See root cause|See stack trace for root cause
 
 
 def rotate(path: Path) -> None:
-    """Before a start: a log that has grown past the limit becomes `….1`, and the one before it goes."""
+    """Before a start: a log above the limit becomes `….1`, and the old `….1` is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
         path.replace(path.with_name(path.name + ".1"))
 
 
 def read_since(path: Path, offset: int) -> str:
-    """What was written after `offset`, its last 128 KiB at most; nothing where somebody has cleared the
-    log away: it only explains.
+    """What was written after `offset`, at most its last 128 KiB; empty if the log was deleted, since it only
+    explains.
     """
     try:
         with path.open("rb") as log:
@@ -42,8 +42,8 @@ def read_since(path: Path, offset: int) -> str:
 
 
 def telling_lines(text: str) -> list[str]:
-    """The lines that say why an engine did not start: those that end in an error, each with the line after it
-    (pydantic says there what is wrong), first cause first; without any, the last lines.
+    """The lines that explain why an engine did not start: those that end in an error, each with the line
+    after it (pydantic's explanation), first cause first; without any, the last lines.
     """
     lines = [_message(line) for line in text.splitlines() if line.strip()]
     telling: list[str] = []

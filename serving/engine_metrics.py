@@ -16,13 +16,13 @@ class EngineReading:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits, so the counters stand still."""
+        """Nothing runs and nothing waits, so the counters do not change."""
         return self.load.running == 0 and self.load.waiting == 0
 
 
 def parse_metrics(text: str) -> EngineReading:
-    """Read the exposition text. Several engine cores behind one server are added up (their KV usage: the
-    fullest one). ValueError when a metric is missing (a missing counter is not zero) or no number.
+    """Read the exposition text. Several engine cores behind one server are added up (KV usage: the fullest
+    one). ValueError if a metric is missing (a missing counter is not zero) or is not a number.
     """
     page = vllm_metrics.read_page(text)
     if page.missing or page.counters is None:

@@ -79,8 +79,8 @@ class EngineProcess:
     async def wait_until_answering(
         self, client: EngineClient, model: ServedModel, timeout_s: float, progress: Progress
     ) -> CounterPair:
-        """Returns the baseline: what the counters say once the probe's tokens are in them.
-        EngineStartFailed when it ends or takes too long.
+        """Returns the baseline: the counters with the probe's tokens in them. EngineStartFailed if it ends or
+        takes too long.
         """
         started = time.monotonic()
         answering = asyncio.create_task(self._answer(client, model, started, progress))
@@ -103,8 +103,8 @@ class EngineProcess:
             await end_tasks(answering)
 
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, `grace_s` to finish, then kill the whole group. Returns when nothing of it runs any
-        more. Safe to call again.
+        """SIGTERM, `grace_s` to finish, then kill the whole group. Returns when nothing of it runs. May be
+        called again.
         """
         if not self.exited.done() and grace_s > 0:
             with contextlib.suppress(ProcessLookupError):
@@ -122,7 +122,7 @@ class EngineProcess:
                 os.killpg(self.group, signal.SIGKILL)
 
     def died_because(self) -> str:
-        """For a log line after it ended by itself: the newest telling line of its log."""
+        """For a log line after it has ended by itself: the newest explaining line of its log."""
         lines = engine_log.telling_lines(engine_log.read_since(self._log_path, self._log_offset))
         return lines[-1] if lines else "its log is empty"
 

@@ -24,7 +24,7 @@ class WatchLimits:
 async def watch(
     client: EngineClient, limits: WatchLimits, on_reading: Callable[[EngineReading], None]
 ) -> str:
-    """Calls `on_reading` after each look; returns, once the engine has failed, why."""
+    """Calls `on_reading` after each reading. Once the engine has failed, returns why."""
     unanswered = 0
     while True:
         try:
@@ -48,9 +48,9 @@ async def until_idle(
     unanswered_most: int,
     poll_s: float = 0.25,
 ) -> bool:
-    """Wait until nothing has run for two looks in a row, but at least `notice_s`, in which gateways learn to
-    send nothing more: then the last reading's counters stand still. False when requests still ran after
-    `drain_s` more. Raises EngineUnanswering after as many failed looks in a row.
+    """Wait until nothing has run for two readings in a row, and at least `notice_s`, in which gateways stop
+    sending requests; then the last reading's counters are final. False if requests still ran after `drain_s`
+    more. Raises EngineUnanswering after too many failed readings in a row.
     """
     loop = asyncio.get_running_loop()
     started = loop.time()

@@ -43,9 +43,8 @@ def find_redis(redis_url: str) -> RedisAddress:
 
 
 def connect(address: RedisAddress) -> Redis:
-    """A client whose calls end before the lease does: a Redis that hangs must not keep a renewal from its
-    next try. One retry, because a connection that was open when Redis restarted shows it only when it is
-    used.
+    """A client whose calls end before the lease does, so that a Redis that hangs does not prevent the next
+    renewal. One retry, because a connection that was open when Redis restarted only fails when it is used.
     """
     return Redis(
         **address.client_arguments(),
@@ -84,8 +83,8 @@ async def read_previous(redis: Redis, address: RedisAddress, instance: str) -> I
 
 
 def check_host(host: str) -> str | None:
-    """Whether engine and metrics can listen there and others reach them; what the operator should know of
-    it. Raises CannotStart.
+    """A warning for the operator if engine and metrics would listen on an address that others should not or
+    cannot reach. Raises CannotStart.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -117,8 +116,8 @@ def in_url(host: str) -> str:
 
 
 def find_python(settings: WorkerSettings) -> Path:
-    """The Python that runs vLLM; not resolved, because a virtual environment's is a link that must stay
-    one. Raises CannotStart.
+    """The Python that runs vLLM. The path is not resolved, because a virtual environment's Python is a link
+    that must stay one. Raises CannotStart.
     """
     python = settings.vllm_python.absolute()
     if not python.exists():
@@ -155,7 +154,7 @@ def plan_worker(
     model_path: Path,
     engine_args: tuple[str, ...],
 ) -> WorkerPlan:
-    """All of it together, with a new key. Raises CannotStart when an engine argument cannot be taken."""
+    """The whole plan, with a new key. Raises CannotStart for an engine argument that is not allowed."""
     known = known_models().get(model.name)
     key = secrets.token_urlsafe(32)
     options = EngineOptions(

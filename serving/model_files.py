@@ -36,7 +36,7 @@ class ModelFilesError(Exception):
 
 
 def ensure_model(home: Path, name: str, vllm_python: Path, progress: Progress = print) -> Path:
-    """The folder of a model that the catalogue knows, made if it is not there. Raises ModelFilesError."""
+    """The folder of a known model, made if it does not exist. Raises ModelFilesError."""
     models = known_models()
     if name not in models:
         raise ModelFilesError(
@@ -47,8 +47,8 @@ def ensure_model(home: Path, name: str, vllm_python: Path, progress: Progress = 
 
 
 def make_folder(known: KnownModel, home: Path, vllm_python: Path, progress: Progress = print) -> Path:
-    """About a minute the first time, nothing after that. Several processes may ask at once: one works, the
-    others wait. Raises ModelFilesError.
+    """Takes about a minute the first time, nothing after that. Several processes may ask at once: one works,
+    the others wait. Raises ModelFilesError.
     """
     folder = home / "models" / known.name
     if is_complete(folder, known):
@@ -146,7 +146,7 @@ def _convert(
     vllm_python: Path,
     progress: Progress,
 ) -> None:
-    """Into a folder beside the final one, which is then renamed: nobody ever sees half a model."""
+    """Convert into a folder beside the final one, which is then renamed: nobody ever sees half a model."""
     if not vllm_python.exists():
         raise ModelFilesError(
             f"There is no {vllm_python}, whose transformers convert the model. `make up` makes it; "
@@ -214,7 +214,7 @@ def _write_manifest(folder: Path, known: KnownModel) -> None:
 
 @contextmanager
 def _alone(lock: Path, progress: Progress) -> Iterator[None]:
-    """One process at a time; the kernel gives the lock back when its holder dies."""
+    """One process at a time; the kernel releases the lock when its holder dies."""
     with lock.open("w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

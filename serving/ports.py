@@ -20,7 +20,7 @@ def family_of(host: str) -> socket.AddressFamily:
 def claim_port(host: str, port_first: int) -> tuple[int, socket.socket]:
     """The first port of this address from `port_first` up on which nothing listens and that no other worker
     has claimed. The claim is the UDP port of the same number, held by the returned socket: it is
-    machine-wide, and the kernel gives it back however its holder ends. Raises OSError when all are taken.
+    machine-wide, and the kernel releases it however its holder ends. Raises OSError if all are taken.
     """
     family = family_of(host)
     for port in range(port_first, port_first + _PORTS_TRIED):

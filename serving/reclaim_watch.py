@@ -39,7 +39,7 @@ class ReclaimWatch:
         self.free.set()
 
     async def read_order(self) -> int | None:
-        """Look once; the time in ms, by Redis's clock. None where Redis does not answer."""
+        """Read once; returns the time in ms, by Redis's clock. None if Redis does not answer."""
         try:
             async with self._redis.pipeline(transaction=True) as read:
                 read.time()
@@ -53,13 +53,13 @@ class ReclaimWatch:
         return redis_clock.milliseconds(clock)
 
     async def follow(self) -> None:
-        """Look again and again, until cancelled."""
+        """Read repeatedly, until cancelled."""
         while True:
             await self.read_order()
             await asyncio.sleep(self._poll_s)
 
     async def until_due(self) -> None:
-        """Returns once the machine must be given, or the order has been taken back."""
+        """Returns once the machine must be given up, or the order has been withdrawn."""
         while self.order is not None:
             now_ms = await self.read_order()
             if now_ms is not None and self.order is not None and now_ms >= self.order.by_ms:
@@ -81,7 +81,7 @@ class ReclaimWatch:
 
 
 def _read(raw: bytes | str) -> DrainOrder:
-    """An order that cannot be read is an order all the same: due at once would cut requests, so it is
+    """An order that cannot be read is still an order. If it were due at once it would cut requests, so it is
     never due.
     """
     try:

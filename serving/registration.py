@@ -42,7 +42,9 @@ class Registration:
         self._removed = False
 
     async def publish(self, entry: InstanceEntry, lease_ms: int = LEASE_MS) -> None:
-        """Publish now, and from now on. Returns also when Redis is away: the next renewal tries again."""
+        """Publish this entry now, and renew it from now on. Returns also if Redis is away: the next renewal
+        tries again.
+        """
         self.entry = entry
         self._lease_ms = lease_ms
         await self._write()
@@ -52,7 +54,7 @@ class Registration:
         self.entry = entry
 
     async def deregister(self) -> None:
-        """Take the entry out, for good."""
+        """Remove the entry for good."""
         self._removed = True
         await self._write()
 

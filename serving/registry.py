@@ -29,7 +29,7 @@ async def publish(redis: "Redis", entry: InstanceEntry, lease_ms: int = LEASE_MS
 
 
 async def find(redis: "Redis", instance: str) -> InstanceEntry | None:
-    """What stands under this id, lapsed or not; None when nothing readable does. Raises redis.RedisError."""
+    """The entry under this id, lapsed or not; None if there is no readable one. Raises redis.RedisError."""
     raw = await redis.hget(redis_keys.INSTANCES, instance)
     if raw is None:
         return None
@@ -40,5 +40,5 @@ async def find(redis: "Redis", instance: str) -> InstanceEntry | None:
 
 
 async def remove(redis: "Redis", instance: str) -> None:
-    """Take the entry out. Raises redis.RedisError."""
+    """Remove the entry. Raises redis.RedisError."""
     await redis.hdel(redis_keys.INSTANCES, instance)

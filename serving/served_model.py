@@ -22,12 +22,12 @@ class ServedModel:
 
     @property
     def generates(self) -> bool:
-        """Whether it writes text; a model that only embeds does not."""
+        """Whether it generates text; a model that only embeds does not."""
         return not self.routes or generates(self.routes)
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> "ServedModel":
-        """Read an entry of `taas:models`. ValueError when it is not one, or when the model is retired."""
+        """Read an entry of `taas:models`. ValueError if it is malformed, or the model is retired."""
         try:
             fields = orjson.loads(raw)
             if fields.get("status", "active") != "active":

@@ -92,7 +92,7 @@ def build_command(
 
 
 def check_engine_args(engine_args: tuple[str, ...]) -> None:
-    """ValueError when one of them sets what the worker owns, in any spelling that argparse takes for it."""
+    """ValueError if one of them sets what the worker owns, in any spelling that argparse accepts for it."""
     for argument in engine_args:
         if not argument.startswith("--"):
             continue
@@ -108,7 +108,9 @@ def check_engine_args(engine_args: tuple[str, ...]) -> None:
 
 
 def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The engine gets none of our own settings: they hold the admin key and the address of the ledger."""
+    """The engine gets none of our own settings, because they hold the admin key and the address of the
+    ledger.
+    """
     env = {name: value for name, value in inherited.items() if not name.startswith("TAAS_")}
     paths = [str(REQUEST_COUNTS_FOLDER), *filter(None, [env.get("PYTHONPATH")])]
     env |= {

@@ -103,14 +103,14 @@ class Worker:
         return None if self._last is None else self._last.counters
 
     def request_stop(self) -> None:
-        """Drain and end; asked a second time, end without waiting for requests in flight."""
+        """Drain and end. If it is called again, end without waiting for requests in flight."""
         if self._stop_asked.is_set():
             self._stop_at_once.set()
         self._stop_asked.set()
 
     async def run(self) -> None:
-        """Until `request_stop`. EngineStartFailed when the very first start fails: nobody depends on this
-        instance yet, and whoever started the worker should see why. Later starts are tried again for ever.
+        """Runs until `request_stop`. EngineStartFailed if the very first start fails: nothing depends on this
+        instance yet, and whoever started the worker should see why. Later starts are retried for ever.
         """
         following = asyncio.create_task(self._reclaim_watch.follow())
         try:
@@ -148,7 +148,7 @@ class Worker:
             await self._leave()
 
     async def _stay_away(self) -> bool:
-        """While a reclaim has the machine, leave it alone. Whether one had it."""
+        """Wait while a reclaim has the machine. Returns whether one had it."""
         if not self._reclaim_watch.taken.is_set():
             return False
         self._note("no engine runs here until the machine is given back")
@@ -162,8 +162,8 @@ class Worker:
         return True
 
     async def _until_machine_is_due(self) -> None:
-        """Draining while a reclaim has the machine, ready again if it is given back in time; returns when
-        it must be given.
+        """Drain while a reclaim has the machine, and be ready again if it is given back in time. Returns when
+        it must be given up.
         """
         while True:
             await self._reclaim_watch.taken.wait()
@@ -193,8 +193,8 @@ class Worker:
         )
 
     async def _live_one_epoch(self) -> float:
-        """Start the engine and see it to its end. Returns for how long it was healthy; a stop that was asked
-        for has then been carried out. Raises EngineStartFailed.
+        """Start the engine and run it to its end. Returns for how long it was healthy; a requested stop has
+        been carried out by then. Raises EngineStartFailed.
         """
         times = self._plan.times
         started = time.monotonic()
@@ -232,7 +232,9 @@ class Worker:
             await engine.stop(grace_s)
 
     async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
-        """Until the engine fails: why; or until a stop is asked for, or a reclaim needs the machine: None."""
+        """Runs until the engine fails, and returns why; or until a stop is requested or a reclaim needs the
+        machine, and returns None.
+        """
         watching = asyncio.create_task(watch(client, self._plan.times.watch, self._take_reading))
         stopping = asyncio.create_task(self._stop_asked.wait())
         due = asyncio.create_task(self._until_machine_is_due())
@@ -245,9 +247,7 @@ class Worker:
             await end_tasks(watching, stopping, due)
 
     async def _drain(self, client: EngineClient) -> None:
-        """Take no new requests, let the running ones end, and leave the last counters where the audit
-        finds them.
-        """
+        """Take no new requests, let the running ones end, and leave the last counters for the audit."""
         times = self._plan.times
         self._note("draining: no new requests, waiting for those in flight")
         self._metrics.draining.set(1)
@@ -276,8 +276,8 @@ class Worker:
         await self._show_down(exact=idle)
 
     async def _counts_requests(self, client: EngineClient) -> bool:
-        """Whether this engine tells what each request has produced; without that, what a late failure cost
-        is only bounded.
+        """Whether this engine reports what each request has produced. Without that, the cost of a late
+        failure is only bounded.
         """
         with contextlib.suppress(EngineUnanswering):
             if await client.counts_requests():
@@ -316,8 +316,8 @@ class Worker:
         )
 
     async def _leave(self) -> None:
-        """Out of the registry, unless there are last counters that somebody still has to read: then `down`
-        until the lease lapses.
+        """Deregister, unless the last counters are still to be read: then stay as `down` until the lease
+        lapses.
         """
         entry = self._registration.entry
         if entry.final is None and not entry.earlier:
@@ -331,8 +331,8 @@ class Worker:
         self._registration.publish_soon(replace(self._registration.entry, load=reading.load))
 
     async def _unless_called_off(self, coming: Coroutine[Any, Any, CounterPair]) -> CounterPair | None:
-        """What comes, or None when a stop is asked for first, or a reclaim takes the machine: nobody has
-        anything here yet.
+        """The result, or None if a stop is requested first, or a reclaim takes the machine: nothing depends
+        on this start yet.
         """
         task = asyncio.create_task(coming)
         calls = [asyncio.create_task(event.wait()) for event in (self._stop_asked, self._reclaim_watch.taken)]

@@ -49,7 +49,7 @@ class Fit:
         return self.w_in_mu * done.uncached + self.w_cached_mu * done.cached + self.w_out_mu * done.output
 
     def error_of(self, done: Measurement) -> float:
-        """By what part of its time the prediction is off: 0.05 = it says 5 % too long."""
+        """The relative error of the prediction in its time: 0.05 = it predicts 5 % too much."""
         return self.work_mu(done) / self.capacity_mu_s / done.seconds - 1
 
 
@@ -84,8 +84,8 @@ def fit(measurements: Sequence[Measurement]) -> Fit:
 def _candidates(
     rows: Sequence[tuple[float, ...]], *, cached_measured: bool
 ) -> list[tuple[float, float, float]]:
-    """The best costs inside the bounds of b, and on each bound. The best of those that keep all bounds is
-    the best there is.
+    """The best costs inside the bounds of b, and on each bound. The best of those that meet all bounds is the
+    optimum.
     """
     found = []
     if cached_measured:
@@ -99,8 +99,8 @@ def _candidates(
 
 
 def _least_squares(rows: Sequence[tuple[float, ...]]) -> list[float] | None:
-    """x with the least Σ (1 − row·x)²; None where that is not one x. Columns are scaled first: rates
-    differ by orders of magnitude.
+    """x with the least Σ (1 − row·x)²; None if there is no single such x. Columns are scaled first, because
+    rates differ by orders of magnitude.
     """
     width = len(rows[0])
     scale = [max(abs(row[at]) for row in rows) for at in range(width)]

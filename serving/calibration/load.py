@@ -62,26 +62,26 @@ class Step:
     queued: bool = False
 
     def meets(self, targets: Targets) -> bool:
-        """Whether both targets are met. What was not seen is not held against it."""
+        """Whether both targets are met. A time that was not measured counts as met."""
         return not (self.tpot_ms > targets.tpot_ms or self.ttft_ms > targets.ttft_ms)
 
     def holds(self, targets: Targets) -> bool:
-        """Whether it is the engine's to have so many at once: a queue that is short enough for the targets
-        is not room.
+        """Whether the engine really runs that many at once: a queue short enough for the targets is not
+        capacity.
         """
         return self.meets(targets) and not self.queued
 
     @property
     def output_per_s(self) -> float:
-        """Tokens written per second, by all."""
+        """Output tokens per second of all streams."""
         return self.done.output / self.done.seconds
 
 
 async def hold(
     probe: Probe, prompts: Prompts, mix: Mix, sequences: int, seconds: float, *, answers_least: int = 1
 ) -> Step:
-    """Run one step. It counts for longer than `seconds` until so many answers have begun. Raises
-    ProbeFailed, and ends every stream that it began.
+    """Run one step. It counts for longer than `seconds` until enough answers have begun. Raises ProbeFailed,
+    and ends every stream that it started.
     """
     streams: list[Stream] = []
     waiting: list[int] = []
@@ -125,7 +125,9 @@ async def hold(
 
 
 def queues(mix: Mix, sequences: int, waiting: Sequence[int]) -> bool:
-    """Whether the engine had more waiting than just came, in most of the looks. One look says nothing."""
+    """Whether the engine had more waiting requests than had just arrived, in most of the readings. One
+    reading means nothing.
+    """
     output = sum(shape.output for shape in mix.shapes) / len(mix.shapes)
     if output < _TELLING_OUTPUT_LEAST:
         return False
@@ -134,7 +136,7 @@ def queues(mix: Mix, sequences: int, waiting: Sequence[int]) -> bool:
 
 
 def together(steps: Sequence[Step]) -> Step:
-    """Steps of one mix as one: their work and time added up, of the rest the worst."""
+    """Steps of one mix as one: work and time are added, of the rest the worst counts."""
     done = Measurement(
         steps[0].done.mix,
         sum(step.done.seconds for step in steps),
@@ -158,8 +160,8 @@ def _worst(values: Sequence[float]) -> float:
 
 
 async def _look(probe: Probe, every_s: float, waiting: list[int]) -> None:
-    """How many wait in the engine, again and again. A look that fails is none: whether the engine is
-    there, the streams tell.
+    """Read repeatedly how many requests wait in the engine. A failed reading is ignored: the streams show
+    whether the engine is alive.
     """
     while True:
         with contextlib.suppress(ProbeFailed):
@@ -176,7 +178,7 @@ def _begun(streams: Iterable[Stream], since: float) -> int:
 
 
 async def _next_first(first: asyncio.Event, until: float) -> bool:
-    """Wait for some request's first token; False when none came."""
+    """Wait for some request's first token. False if none came."""
     first.clear()
     try:
         async with asyncio.timeout(max(0.0, until - time.monotonic())):
@@ -187,9 +189,7 @@ async def _next_first(first: asyncio.Event, until: float) -> bool:
 
 
 async def _moment(streams: Sequence[Stream], first: asyncio.Event, most_s: float) -> float:
-    """The time of the next first token; now, when none comes in time. Of several at once it is the first
-    one's: the others come after it.
-    """
+    """The time of the next first token; now, if none comes in time. Of several at once it is the first."""
     since = time.monotonic()
     if not await _next_first(first, since + most_s):
         return time.monotonic()

@@ -21,8 +21,8 @@ _MISS_MOST: Final = 0.15
 async def hold_long(
     probe: Probe, prompts: Prompts, fit: Fit, context_tokens: int, sequences: int, seconds: float
 ) -> Step | None:
-    """Prompts of half the context, or so long that one takes a step by the fit. None where that is nothing
-    new. Raises ProbeFailed.
+    """Measure prompts of half the context, or of the length that takes one step by the fit. None if that is
+    not longer than before. Raises ProbeFailed.
     """
     tokens_per_step = fit.capacity_mu_s / fit.w_in_mu * seconds
     mix = long_mix(context_tokens, int(tokens_per_step))

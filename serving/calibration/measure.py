@@ -84,8 +84,8 @@ class Outcome:
 
 
 async def calibrate(plan: MeasurementPlan, note: Note) -> Outcome:
-    """Measure an idle engine; `note` is told of each step. Raises CannotMeasure, ProbeFailed as long as
-    nothing was asked of it.
+    """Measure an idle engine; `note` gets each step. Raises CannotMeasure; ProbeFailed only while the engine
+    has not been asked for anything.
     """
     try:
         mixes = mixes_for(plan.context_tokens)
@@ -158,8 +158,8 @@ async def _measure(
 async def _most_sequences(
     probe: Probe, prompts: Prompts, plan: MeasurementPlan, mixes: Mixes, note: Note
 ) -> Step:
-    """The step with the most sequences of the typical mix at which the targets hold, none of them queues in
-    the engine, and more would still have brought more.
+    """The step with the most sequences of the typical mix at which the targets are met, none of them queues
+    in the engine, and more would still have increased the output.
     """
     best: Step | None = None
     sequences = 1
@@ -189,12 +189,12 @@ async def _most_sequences(
 
 
 def _without_cache(done: Measurement) -> Measurement:
-    """Where the engine does not tell what it had cached, the whole prompt counts, as it will for tenants."""
+    """If the engine does not report what it had cached, the whole prompt counts, as it will for tenants."""
     return Measurement(done.mix, done.seconds, done.uncached + done.cached, 0, done.output)
 
 
 def _remarks(steps: tuple[Step, ...], result: Fit, *, told: bool) -> tuple[str, ...]:
-    """What an operator should know before selling by it; the last of the steps was not fitted."""
+    """What an operator should know before selling by it; the last step was not part of the fit."""
     remarks = []
     if not told:
         remarks.append(
@@ -217,7 +217,7 @@ def _remarks(steps: tuple[Step, ...], result: Fit, *, told: bool) -> tuple[str, 
 
 
 async def _counted(probe: Probe, before: EngineReading) -> Spent:
-    """What the engine's own counters say it has produced, once it is at rest."""
+    """What the engine's own counters say that it has produced, once it is idle."""
     loop = asyncio.get_running_loop()
     until = loop.time() + _REST_S
     reading = await _reading(probe)

@@ -58,7 +58,7 @@ class Ask:
 
 
 def mixes_for(context_tokens: int) -> Mixes:
-    """Mixes that fit the context. ValueError when hardly anything does."""
+    """Mixes that fit the context. ValueError if hardly any does."""
     if context_tokens < CONTEXT_TOKENS_LEAST:
         raise ValueError(f"a context of {context_tokens} tokens is too small to measure with")
     long = min(_LONG_TOKENS_MAX, context_tokens // 4)
@@ -79,10 +79,9 @@ def mixes_for(context_tokens: int) -> Mixes:
 
 
 def long_mix(context_tokens: int, tokens_most: int) -> Mix | None:
-    """Prompts of half the context, or of as much as there is time for. None where that is not longer than
-    what the other mixes have.
-
-    One token is written to each: what is asked is whether reading so much costs what the fit says.
+    """Prompts of half the context, or of as much as there is time for. None if that is not longer than those
+    of the other mixes. Each gets one output token: the question is whether such a long prompt costs what the
+    fit predicts.
     """
     if context_tokens <= LONG_CONTEXT_TOKENS:
         return None

@@ -152,8 +152,8 @@ class Probe:
                 self.spent.output += seen.output
 
     async def stop_all(self) -> None:
-        """Until every stream has ended: by id where the engine can, so that each still tells its exact
-        usage; else by waiting.
+        """Wait until every stream has ended: by id if the engine can abort by id, so that each still reports
+        its exact usage; else by waiting.
         """
         while self._live:
             # Before they are told: they may all have ended by the time that the engine answers.

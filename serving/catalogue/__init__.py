@@ -52,7 +52,7 @@ class KnownModel:
 
 
 def known_models() -> dict[str, KnownModel]:
-    """By name. A file that is not as it should be raises: it is part of the program."""
+    """The known models by name. A malformed file raises, because it is part of the program."""
     found = {}
     for file in files(__name__).iterdir():
         if file.name.endswith(".toml"):

@@ -236,8 +236,8 @@ class RequestCounts:
         }  # fmt: skip
 
     def _states(self, book: Book, ids: list[str], close: bool) -> dict[str, Any]:
-        """What is known of each. With `close`, a request that has not arrived by now never will, so `unknown`
-        is final: for what was sent to this process, which `age_ms` tells from the one before it.
+        """The state of each request. With `close`, a request that has not arrived yet is refused later, so
+        `unknown` is final for this process, which `age_ms` distinguishes from the one before it.
         """
         if close:
             for caller_id in ids:
@@ -256,7 +256,7 @@ class RequestCounts:
 
 
 def count_of(state: Any) -> Count:
-    """What one sequence has moved the engine's counters by. Before its first output it has moved none."""
+    """By how much one sequence has moved the engine's counters. Before its first output it has moved none."""
     if state.is_prefilling:
         return (0, 0, 0)
     # Without `--disable-log-stats` there always are statistics; without statistics there are no counters
@@ -281,7 +281,7 @@ def _counters() -> tuple[int, int]:
 
 
 def _authorized(scope: Any) -> bool:
-    """vLLM's own key guards this path too; where it has none, nor has this."""
+    """vLLM's own key guards this path, too; if vLLM has no key, this path has none."""
     given = getattr(getattr(scope["app"].state, "args", None), "api_key", None)
     keys = [key for key in (given if isinstance(given, list) else [given]) if key]
     keys += [key for key in (os.environ.get("VLLM_API_KEY"),) if key]
