@@ -168,6 +168,30 @@ def test_while_on_demand_waits_flex_is_preempted(ground: Ground) -> None:
     assert sorted(message["data"][:2] for message in told if message) == ["!r"] * 3
 
 
+def test_who_is_preempted_and_runs_on_is_signalled_again_and_counted(ground: Ground) -> None:
+    """As after a lost message: in the third round after the first."""
+    ground.text.hdel(redis_keys.INSTANCES, "i-2")
+    allocator = ground.allocator()
+    allocator.allocate_once(T0)
+    for number in range(16):
+        assert isinstance(ground.request(f"f{number}", "bolt", asked=Tier.FLEX).reserve(), Reserved)
+    waiting = ground.request("w", "core", asked=Tier.ON_DEMAND, wait_max=5)
+    assert isinstance(waiting.reserve(), Waiting)
+    with ground.text.pubsub() as hears:
+        hears.subscribe("taas:wake:gw-1")
+        assert hears.get_message(timeout=5) is not None
+        rounds = []
+        for second in range(1, 5):
+            assert isinstance(waiting.reserve(), Waiting)
+            rounds.append(only(allocator.allocate_once(T0 + second * SECOND)))
+    (asked,) = {done.preempt["i-1"] for done in rounds}
+    assert [done.preempt_repeats for done in rounds] == [0, 0, 0, asked]
+    counted = ground.metrics.registry.get_sample_value(
+        "taas_pool_preempt_repeats_total", {"pool": rounds[0].cell.pool}
+    )
+    assert counted == asked
+
+
 def end(ground: Ground, contract_id: str, end_ms: int) -> None:
     with ground.engine.begin() as connection:
         connection.execute(
