@@ -106,7 +106,7 @@ def borrowed(cell: str, instance: str) -> str:
     """Open flex requests of an instance in the order of preemption; those below 0 can be resumed
     elsewhere.
     """
-    return f"{_cell(cell)}:borrowed:{instance}"
+    return f"{_cell(cell)}:lent:{instance}"
 
 
 def waiting_tenants(cell: str, class_letter: str) -> str:
