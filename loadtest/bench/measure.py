@@ -51,12 +51,15 @@ class Tally:
 
 
 def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
-    """Drive once; the driver's figures, with `cpu_us_request` and, for streams, `cpu_us_token`."""
+    """Drive once; the driver's figures, with `cpu_us_request` and, for streams, `cpu_us_token`; of a subject
+    that uses Valkey `valkey_us_request` and `both_us_request` too.
+    """
     command = python(
         "-m", "loadtest.bench.driver", str(subject.port), load.model, "stream" if load.stream else "plain",
         str(load.connections), str(load.requests)
     )  # fmt: skip
-    before = subject.child.cpu_s()
+    valkey = subject.valkey
+    before, valkey_before = subject.child.cpu_s(), 0.0 if valkey is None else valkey.cpu_s()
     done = subprocess.run(
         command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=subject.key.encode(),
         env=child_environment({}), preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
@@ -66,6 +69,10 @@ def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
         raise RuntimeError(f"the driver failed: {done.stderr.decode()[-1000:]}")
     result: dict[str, Any] = orjson.loads(done.stdout)
     result["cpu_us_request"] = round(1e6 * used_s / load.requests, 1)
+    if valkey is not None:
+        valkey_s = valkey.cpu_s() - valkey_before
+        result["valkey_us_request"] = round(1e6 * valkey_s / load.requests, 1)
+        result["both_us_request"] = round(1e6 * (used_s + valkey_s) / load.requests, 1)
     if load.stream:
         result["cpu_us_token"] = round(1e6 * used_s / load.output_tokens, 2)
     tally.requests += load.requests

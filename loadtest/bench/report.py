@@ -14,6 +14,9 @@ Round = dict[str, dict[str, Any]]
 _FIGURES = (
     ("cpu_us_request", "CPU µs/request\n64 connections", "plain64", "cpu_us_request"),
     ("cpu_us_request_1", "CPU µs/request\n1 connection", "plain1", "cpu_us_request"),
+    ("valkey_us_request", "Valkey's CPU µs/request\n64 connections", "plain64", "valkey_us_request"),
+    ("valkey_us_request_1", "Valkey's CPU µs/request\n1 connection", "plain1", "valkey_us_request"),
+    ("both_us_request", "both\n64 connections", "plain64", "both_us_request"),
     ("cpu_us_token", "CPU µs/token\n64 streams, 10 ms", "paced", "cpu_us_token"),
     ("cpu_us_token_usage", "CPU µs/token\nusage on chunks", "paced_usage", "cpu_us_token"),
     ("cpu_us_token_burst", "CPU µs/token\nburst", "burst", "cpu_us_token"),

@@ -33,6 +33,11 @@ class Subject(ABC):
         """The process on its own core."""
 
     @property
+    def valkey(self) -> Child | None:
+        """The Valkey that it asks, if it asks one."""
+        return None
+
+    @property
     @abstractmethod
     def port(self) -> int:
         """Where it listens."""
@@ -102,6 +107,10 @@ class Gateway(Subject):
     @property
     def child(self) -> Child:
         return self._stack.gateway
+
+    @property
+    def valkey(self) -> Child | None:
+        return self._stack.valkey
 
     @property
     def port(self) -> int:

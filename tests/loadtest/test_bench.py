@@ -28,6 +28,8 @@ def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Pa
         assert result["memory"]["requests"] == 300
         assert all(result[name] > 0 for name in ("p50_ms", "p99_ms", "ttft_ms_p50", "requests_per_s"))
         assert all(result[name] >= 0 for name in ("cpu_us_request", "cpu_us_token", "cpu_us_token_burst"))
+    assert results["naive"]["valkey_us_request"] is None
+    assert results["gateway"]["both_us_request"] >= results["gateway"]["valkey_us_request"] >= 0
     assert "CPU µs/request" in done.stdout
 
 
