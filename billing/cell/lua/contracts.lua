@@ -40,14 +40,31 @@ end
 -- Counts in its evidence: `refused`, or `limited:<kind>` if a limit refused what the contract had capacity for.
 local function count(contract, what) redis.call('HINCRBY', contract.key, what, 1) end
 
+-- What a charge changes of a contract: its level, or that of what spilled; nil where there is no contract.
+local function read_level(key, class)
+  if class == 'r' then
+    local v = redis.call('HMGET', key, 'id', 'rate', 'u', 't', 'used')
+    return v[1] and {
+      rate = tonumber(v[2]), used = tonumber(v[3] or 0), used_at = tonumber(v[4] or cell.now_us),
+      used_in_all = tonumber(v[5] or 0),
+    } or nil
+  end
+  local v = redis.call('HMGET', key, 'id', 'spill', 'sp', 'st', 'borrowed')
+  return v[1] and {
+    spill = tonumber(v[2]), spilled = tonumber(v[3] or 0), spilled_at = tonumber(v[4] or cell.now_us),
+    borrowed_in_all = tonumber(v[5] or 0),
+  } or nil
+end
+
 -- Charges the additional (or negative) use of it, or beside it if that spilled. `contract`: the contract, if it was
 -- read.
 local function charge(key, class, spilled, change_mu, contract)
-  contract = contract or read(key)
+  if class ~= 'r' and not spilled then return end
+  contract = contract or read_level(key, class)
   if contract and class == 'r' then
     redis.call('HSET', key, 'u', math.max(0, level(contract) + change_mu), 't', cell.now_us,
       'used', contract.used_in_all + math.floor(change_mu))
-  elseif contract and spilled then
+  elseif contract then
     redis.call('HSET', key, 'sp', math.max(0, spill_level(contract) + change_mu), 'st', cell.now_us,
       'borrowed', contract.borrowed_in_all + math.floor(change_mu))
   end

@@ -1,15 +1,16 @@
 -- A cache of values that are made from a text: what the requests of a tenant have in common, the names of a cell's
--- keys. Nobody may change a cached value. When it is full, all are dropped and made again when needed.
-local TEXTS_MAX = 4096
+-- keys. Nobody may change a cached value. When its texts are too long together, all values are dropped and made again
+-- when needed.
+local BYTES_MAX = 1048576
 
 return function(make)
-  local made, count = {}, 0
+  local made, bytes = {}, 0
   return function(text)
     local value = made[text]
     if value == nil then
-      if count == TEXTS_MAX then made, count = {}, 0 end
+      if bytes > BYTES_MAX then made, bytes = {}, 0 end
       value = make(text)
-      made[text], count = value, count + 1
+      made[text], bytes = value, bytes + #text
     end
     return value
   end

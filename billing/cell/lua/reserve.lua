@@ -20,6 +20,13 @@ local RETRY_MS_MIN = 1000
 local read_held = reservations.reader({'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch',
   'cost_mu', 'weight'})
 
+local function read_buckets(ask, keys)
+  return {
+    tenant = buckets.read(keys[2], 'tenant', ask.tenant_plan),
+    key = ask.key_plan and buckets.read(keys[3], 'key', ask.key_plan),
+  }
+end
+
 local function answer(both, status, a, b, c, d, e, f, g, h)
   local reply, n = {status, cell.now_ms}, 2
   n = buckets.append_levels(both.tenant, reply, n)
@@ -27,6 +34,15 @@ local function answer(both, status, a, b, c, d, e, f, g, h)
   reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = a, b, c, d
   reply[n + 5], reply[n + 6], reply[n + 7], reply[n + 8] = e, f, g, h
   return reply
+end
+
+-- The reply to a request that was admitted or has ended before; nil for others.
+local function known(held, both)
+  if held.state == 'settled' then return answer(both, 'already_settled') end
+  if held.state == 'open' then
+    return answer(both, 'replayed', classes.NAMES[held.class], held.contract or '', held.instance, held.epoch or '',
+      held.why, 0, 0, 0)
+  end
 end
 
 local function refusal(both, class, costs)
@@ -126,7 +142,7 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   local id, lease = ask.request_id, cell.now_ms + ask.lease_ms
   if not ask.restored then
     head = head:sub(1, -2) .. ',"class":"' .. classes.NAMES[choice.class] .. '","contract":'
-      .. (contract_id == '' and 'null' or '"' .. contract_id .. '"') .. place.json
+      .. (contract_id == '' and 'null' or '"' .. contract_id .. '"') .. terms.members(place)
   end
   reservations.open(id, {
     fields.state, 'open', fields.head, head, fields.crash_event, crash_event, fields.charged_mu, ask.cost_mu,
@@ -151,58 +167,61 @@ local function find_slot(ask, class, held, tenant, place)
   return place, before, blocked
 end
 
+-- A request that waits for its contract: what it still has of that. Where the contract has ended or no longer queues
+-- it starts again as a new request.
+local function leave_lost_queue(id, held, contract)
+  if held.state ~= 'waiting' or held.class ~= 'r' or contract and contract.overflow == 'queue' then return held end
+  queue.drop(id)
+  return {}
+end
+
+-- A request that is admitted by its contract and waited for it: it is its turn, and perhaps that of the next request.
+local function leave_contract_queue(ask)
+  queue.remove('r', ask.tenant, ask.request_id)
+  queue.wake_first_of_contract(ask.tenant)
+  return {}
+end
+
+-- Its slot is on an instance that this gateway does not see, or no slot is needed any more: it starts again as a new
+-- request.
+local function give_slot_back(ask, tenant)
+  queue.drop(ask.request_id)
+  grants.grant_all()
+  tenant.virtual = tonumber(redis.call('HGET', tenant.key, 'v') or 0)
+  return {}
+end
+
 return function(keys, args)
   local ask = terms.ask_of(args[1], args[2], args[3])
   local id = ask.request_id
   local is_intact, is_rare = cell.read_markers(id, ask.tenant)
   local held = is_rare and reservations.is_there(id) and read_held(id) or {}
-  local both = {
-    tenant = buckets.read(keys[2], 'tenant', ask.tenant_plan),
-    key = ask.key_plan and buckets.read(keys[3], 'key', ask.key_plan),
-  }
-  if held.state == 'settled' then return answer(both, 'already_settled') end
-  if held.state == 'open' then
-    return answer(both, 'replayed', classes.NAMES[held.class], held.contract or '', held.instance, held.epoch or '',
-      held.why, 0, 0, 0)
-  end
+  local both = read_buckets(ask, keys)
+  local reply = known(held, both)
+  if reply then return reply end
   -- Levels were lost and are not recounted yet: an admission now would have all of its limits once more.
   if not ask.restored and not is_intact then return answer(both, 'rebuilding') end
 
   local contract = is_rare and contracts.in_force(ask.tenant) or nil
   local level = contract and contracts.level(contract) or 0
-  -- It waits for its contract, and that has ended or no longer queues: start again as a new request.
-  if held.state == 'waiting' and held.class == 'r' and not (contract and contract.overflow == 'queue') then
-    queue.drop(id)
-    held = {}
-  end
+  held = leave_lost_queue(id, held, contract)
   local choice = classes.choose(ask, held, contract)
-  local costs = {requests = 1, units = ask.cost_mu, tokens = ask.tokens, concurrency = 1, cancels = 1}
-  local refused = not_admitted(ask, choice, held, contract, both, costs)
-  if refused then return refused end
   local class = choice.class
-  if class == 'r' and held.state == 'waiting' then
-    -- It is its turn in its contract's queue, and perhaps that of the next request as well.
-    queue.remove('r', ask.tenant, id)
-    queue.wake_first_of_contract(ask.tenant)
-    held = {}
-  end
+  local costs = {requests = 1, units = ask.cost_mu, tokens = ask.tokens, concurrency = 1, cancels = 1}
+  reply = not_admitted(ask, choice, held, contract, both, costs)
+  if reply then return reply end
+  if class == 'r' and held.state == 'waiting' then held = leave_contract_queue(ask) end
 
   local place = places.own(ask, class, held)
   if held.state and not place and (held.state == 'granted' or places.unbounded(ask, class)) then
-    -- Its slot is on an instance that this gateway does not see, or no slot is needed any more: start again as a new
-    -- request.
-    queue.drop(id)
-    grants.grant_all()
-    held, both.tenant.virtual = {}, tonumber(redis.call('HGET', both.tenant.key, 'v') or 0)
+    held = give_slot_back(ask, both.tenant)
     contract = contract and contracts.in_force(ask.tenant)
   end
   local before, blocked
   place, before, blocked = find_slot(ask, class, held, both.tenant, place)
   if class ~= 'r' and not place then
-    if not held.state then
-      local full = join_queue(ask, choice, contract, both, blocked)
-      if full then return full end
-    end
+    reply = not held.state and join_queue(ask, choice, contract, both, blocked)
+    if reply then return reply end
     held = wait(ask, class, both.tenant, held.state)
     if held.state ~= 'granted' then return answer(both, 'waiting', cell.held_up_ms) end
     place = places.named(ask, held.instance)

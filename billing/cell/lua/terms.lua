@@ -13,14 +13,16 @@ local terms = once(function(text)
   return {__index = made}
 end)
 
--- {instance, epoch} each, with their JSON in the event; best first.
-local candidates = once(function(text)
-  local made = cjson.decode(text)
-  for _, candidate in ipairs(made) do
-    candidate.json = ',"instance":' .. cjson.encode(candidate[1]) .. ',"epoch":' .. cjson.encode(candidate[2]) .. '}'
+-- {instance, epoch} each, best first.
+local candidates = once(function(text) return cjson.decode(text) end)
+
+-- How the head of an event names a candidate, as its last members.
+local function members(candidate)
+  if not candidate.members then
+    candidate.members = ',"instance":' .. cjson.encode(candidate[1]) .. ',"epoch":' .. cjson.encode(candidate[2]) .. '}'
   end
-  return made
-end)
+  return candidate.members
+end
 
 -- The arguments of a request, including its terms.
 local function ask_of(ask_json, terms_json, candidates_json)
@@ -29,4 +31,4 @@ local function ask_of(ask_json, terms_json, candidates_json)
   return setmetatable(ask, terms(terms_json))
 end
 
-return {ask_of = ask_of}
+return {ask_of = ask_of, members = members}

@@ -248,7 +248,8 @@ class CellModel:
         assert self._free(taken, request.class_) == max(self._free(name, request.class_) for name in fitting)
         self.queue(request.class_, request.tenant).remove(request.request_id)
         self.last_left = max(self.last_left, self.virtual[request.tenant])
-        request.state, request.instance = "granted", taken
+        # Whatever became of the lease by which it waited: it has a new one.
+        request.state, request.instance, request.lapsed = "granted", taken, False
         self._fly(request, request.sequences)
         self._start_reading(request)
         self.charge(request, request.cost_mu)

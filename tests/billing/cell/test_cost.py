@@ -14,8 +14,8 @@ from tests.billing.cell.plan import set_room, sign
 from tests.billing.cell.requests import CELL, CellRequest, limits_of
 
 LIMITS = limits_of(requests=1_000, units_mu=10**9, concurrency=100)
-# More than the texts that a library keeps (`TEXTS_MAX` in once.lua).
-MANY = 4_200
+# Their texts are more than a library keeps (`BYTES_MAX` in once.lua).
+MANY = 6_000
 _OF_THE_TEST = ("fcall", "info", "config|resetstat")
 
 
