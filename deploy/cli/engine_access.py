@@ -3,6 +3,8 @@ engine's key, so it is the operator's to give, or read from the registry by who 
 """
 
 import asyncio
+import contextlib
+import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +17,6 @@ from deploy.cli.connection import find_address
 if TYPE_CHECKING:
     from deploy.cli.settings import CliSettings
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _CPU_FILE: Final = Path("/proc/cpuinfo")
 _LOOK_S: Final = 10.0
 
@@ -69,11 +70,24 @@ def find_hardware(url: str, given: str | None) -> str:
     """
     if given:
         return given
-    if urlsplit(url).hostname not in _LOOPBACK:
+    if not _is_here(urlsplit(url).hostname or ""):
         raise click.UsageError(
             "the engine is on another machine: say what it is, such as --hardware '1 x H100 80GB'."
         )
     return _gpus() or _cpu()
+
+
+def _is_here(host: str) -> bool:
+    """Whether this machine has the address: only then can a socket be bound to it."""
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    for family, kind, _, _, address in addresses:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(address)
+            return True
+    return False
 
 
 def _redis_url(settings: "CliSettings") -> str | None:

@@ -84,6 +84,9 @@ def test_calibrating_measures_shows_stores_and_leaves_nothing_unaccounted(
 def test_the_hardware_is_what_is_said_or_this_machine_if_the_engine_is_here() -> None:
     assert find_hardware("http://10.0.0.1:8100", "a test") == "a test"
     here = find_hardware("http://127.0.0.1:8100", None)
+    # A worker with `--host` has an address of this machine other than localhost.
+    for address in ("127.0.0.2", "localhost"):
+        assert find_hardware(f"http://{address}:8100", None) == here
     assert "cores" in here or " x " in here
     with pytest.raises(click.UsageError, match="another machine"):
         find_hardware("http://10.0.0.1:8100", None)
