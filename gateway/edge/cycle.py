@@ -36,8 +36,8 @@ class RequestCycle:
 
     __slots__ = (
         "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue",
-        "_is_head", "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire", "complete",
-        "disconnected", "keep_alive", "more_body", "started",
+        "_head", "_is_head", "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire",
+        "complete", "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
     def __init__(
@@ -260,25 +260,25 @@ class RequestCycle:
             raise RuntimeError("a response header holds a line end or NUL")
         self._bytes_left = 0 if bodiless else length
         self.started = True
-        self._wire.transport.write(head)
+        self._head = head
 
     def _write_body(self, body: bytes, more_body: bool) -> None:
         if self._is_head:
             body = b""
+        head, self._head = self._head, b""  # with the first piece: one system call less
         if self._chunked:
-            if body and more_body:
-                self._wire.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-            elif body:
-                self._wire.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
-            elif not more_body:
-                self._wire.transport.write(b"0\r\n\r\n")
+            if body:
+                end = b"" if more_body else b"0\r\n\r\n"
+                self._wire.transport.write(b"%b%x\r\n%b\r\n%b" % (head, len(body), body, end))
+            elif head or not more_body:
+                self._wire.transport.write(head if more_body else head + b"0\r\n\r\n")
         else:
             if self._bytes_left is not None:
                 self._bytes_left -= len(body)
                 if self._bytes_left < 0 or (self._bytes_left and not more_body):
                     raise RuntimeError("the response is not as long as its content-length")
-            if body:
-                self._wire.transport.write(body)
+            if head or body:
+                self._wire.transport.write(head + body)
         if not more_body:
             self.complete = True
             self._pieces.clear()  # a body that nobody asked for
@@ -292,7 +292,7 @@ class RequestCycle:
     def _answer_bug(self, scope: Scope) -> None:
         if self.complete:
             return  # the caller has its answer, and the connection may be another request's by then
-        if self.started:
+        if self.started and not self._head:
             self._wire.close()  # mid-body: the missing rest shows the caller that it failed
             return
         error, request_id, dialect = InternalError(), new_request_id(), dialect_of_path(scope["path"])
@@ -302,7 +302,7 @@ class RequestCycle:
             *id_headers(dialect, request_id),
             (b"content-length", b"%d" % len(body)),
         ]
-        self.keep_alive = False
+        self.keep_alive = self.started = False
         self.begin(error.status, headers)
         self.write(body, more=False)
 

@@ -6,6 +6,7 @@ buffered before the engine is paused. Errors: `UpstreamError` with a kind.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
@@ -253,8 +254,7 @@ class UpstreamPool:
         """A connection, and whether it was used before. If it was, a failure before the head may be due to
         its age and not to the engine.
         """
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and now - connection.idle_since < IDLE_SECONDS_MAX:
@@ -280,7 +280,7 @@ class UpstreamPool:
         """Return a connection after its response; one that cannot be used again is closed."""
         connection.resume()
         if connection.reusable and not connection.closed and len(self._idle) < IDLE_CONNECTIONS_MAX:
-            connection.idle_since = asyncio.get_running_loop().time()
+            connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
             connection.close()

@@ -67,6 +67,9 @@ class TinyApp:
                 connection.abort()
             case "/bug":
                 raise ValueError("canary-7f3a")
+            case "/head-bug":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                raise ValueError("canary-7f3a")
             case "/late-bug":
                 await answer(send, 200, {"ran": path})
                 raise ValueError("canary-7f3a")

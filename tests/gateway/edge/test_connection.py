@@ -343,8 +343,9 @@ def test_an_answer_before_the_body_has_come_closes_the_connection(server: Listen
     assert server.app.ran == ["/early"]
 
 
-def test_a_bug_becomes_an_error_in_form(server: Listening) -> None:
-    check_error(server.ask(b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n"), 500, "internal_error")
+@pytest.mark.parametrize("path", [b"/bug", b"/head-bug"])
+def test_a_bug_before_the_first_piece_becomes_an_error_in_form(server: Listening, path: bytes) -> None:
+    check_error(server.ask(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path), 500, "internal_error")
 
 
 def test_a_bug_after_the_answer_leaves_the_connection_to_the_next_request(server: Listening) -> None:
