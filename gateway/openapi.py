@@ -56,8 +56,8 @@ def _tier(route: RouteSpec) -> dict[str, Any]:
         "enum": [*ServiceTier, *own],
         "default": "auto",
         "description": (
-            "priority: the capacity of your contract only; default: shared fairly; flex: what is idle, "
-            "first to give way; "
+            "priority: the capacity of your contract only; default: shared fairly; flex: idle capacity, "
+            "the first to be preempted; "
             f"auto: your contract's capacity where you have one, else default. The answer's {said} says "
             "what was used, as x-taas-class does."
         ),

@@ -113,8 +113,10 @@ def allocate(
             _begin(connection, books, state, signed, missing, now_ms)
             capacity_usage.write_minutes(connection, books.minutes)
             cut_mu = capacity_usage.take_cuts(connection, list(books.accounts), _cuts_since(state, now_ms))
-    owners = [ContractUse(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()]
-    health, divided, lending = _divide(state, ready, calibration, owners)
+    holders = [
+        ContractUse(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()
+    ]
+    health, divided, lending = _divide(state, ready, calibration, holders)
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
     memory = Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending)
@@ -272,7 +274,7 @@ def _divide(
     state: CellState,
     ready: Sequence[InstanceEntry],
     calibration: CalibrationInForce | None,
-    owners: Sequence[ContractUse],
+    holders: Sequence[ContractUse],
 ) -> tuple[dict[str, Health], list[Share], float]:
     """Health and shares of the instances, and what on-demand is trusted with. Without a calibration nothing
     is bounded.
@@ -291,10 +293,10 @@ def _divide(
         ReadyInstance(name, each, state.in_flight.get(name, InFlight())) for name, each in health.items()
     ]
     waits = state.on_demand_requests
-    unsold_part = shares.unsold(machines, owners, calibration.capacity_mu_s)
+    unsold_part = shares.unsold(machines, holders, calibration.capacity_mu_s)
     lending = shares.trusted(state.memory.lending, machines, unsold_part)
     divided = shares.divide(
-        machines, owners, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending
+        machines, holders, calibration.capacity_mu_s, on_demand_waits=waits, lending=lending
     )
     return health, divided, lending
 

@@ -126,11 +126,11 @@ def recent(before_mu_s: float, used_mu: int, elapsed_ms: int, rate_mu_s: int) ->
     return min(float(rate_mu_s), max(faded, used_mu * 1000 / elapsed_ms, 0.0))
 
 
-def unsold(machines: Sequence[ReadyInstance], owners: Iterable[ContractUse], capacity_mu_s: int) -> float:
+def unsold(machines: Sequence[ReadyInstance], holders: Iterable[ContractUse], capacity_mu_s: int) -> float:
     """The part of the instances that is not sold. Never less than a guard, or only contract holders would
     ever be served.
     """
-    sold = sum(owner.rate_mu_s for owner in owners) / (capacity_mu_s * len(machines) or 1)
+    sold = sum(holder.rate_mu_s for holder in holders) / (capacity_mu_s * len(machines) or 1)
     return min(1.0, max(_GUARD, 1 - sold))
 
 
@@ -154,7 +154,7 @@ def trusted(before: float, machines: Sequence[ReadyInstance], unsold_part: float
 
 def divide(
     machines: Sequence[ReadyInstance],
-    owners: Iterable[ContractUse],
+    holders: Iterable[ContractUse],
     capacity_mu_s: int,
     *,
     on_demand_waits: int,
@@ -163,15 +163,15 @@ def divide(
     """Divide the instances of a cell. `capacity_mu_s`: what one of them can do, as calibrated.
     `on_demand_waits`: waiting requests of that class. `lending`: the result of `trusted`.
     """
-    active = [owner for owner in owners if owner.rate_mu_s > 0]
+    active = [holder for holder in holders if holder.rate_mu_s > 0]
     unsold_part = unsold(machines, active, capacity_mu_s)
     on_demand_part = unsold_part + (1 - unsold_part) * lending
     sequences = {machine.instance: math.floor(machine.health.sequences) for machine in machines}
     total = sum(sequences.values())
-    wanted = sum(owner.recent_mu_s for owner in active) / (capacity_mu_s * len(machines) or 1) * total
+    wanted = sum(holder.recent_mu_s for holder in active) / (capacity_mu_s * len(machines) or 1) * total
     # Expected reserved work beyond what is in flight, by recent use, may come to any instance.
     expected = max(0.0, wanted - sum(machine.in_flight.reserved for machine in machines))
-    in_use = any(not owner.idle for owner in active)
+    in_use = any(not holder.idle for holder in active)
     divided = []
     for machine in machines:
         most = sequences[machine.instance]

@@ -1,5 +1,5 @@
-"""Capacity on real vLLM: a contract is served as reserved and says so; flex gives way to its owner and
-goes on as one stream with one bill.
+"""Capacity on real vLLM: a contract is served as reserved and says so; flex is preempted for its holder and
+resumes as one stream with one bill.
 """
 
 import json
@@ -270,7 +270,7 @@ def test_a_preempted_stream_says_what_it_would_have_said(
         if "parts" in stack.receipt(flex.caller.request_id):
             assert_one_stream_and_one_bill(stack, events, flex.caller.request_id)
             return
-    raise AssertionError("it never gave way")
+    raise AssertionError("it was never preempted")
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
@@ -293,7 +293,7 @@ def test_a_stream_that_is_preempted_during_prefill_is_answered_all_the_same(
 
 
 def test_an_owner_that_comes_back_has_its_place_and_flex_waits_and_goes_on(stack: Stack, sold: Sold) -> None:
-    """Nothing is set by hand: the allocator sees the owner, flex gives way, waits while the owner runs,
+    """Nothing is set by hand: the allocator sees the holder, flex is preempted, waits while the holder runs,
     and goes on.
     """
     waiting = redis_keys.waiting_tenants(stack.cell, "f")

@@ -35,7 +35,7 @@ def test_those_who_wait_for_a_contract_are_served_in_the_order_in_which_they_cam
     for number in range(4):
         tier = {"service_tier": "priority"} if number % 3 == 0 else {}
         waiting.append(pool.submit(ask, gateways[number % 2], key, "chat", max_tokens=3, **tier))
-        wait_until(lambda: catalogue.redis.zcard(line) == len(waiting), "one more in line")
+        wait_until(lambda: catalogue.redis.zcard(line) == len(waiting), "one more in the queue")
     order = list(catalogue.redis.zrange(line, 0, -1))
     level_mu(catalogue, 0)
     # They were told of an hour; whoever leaves says to the first that things may have changed.

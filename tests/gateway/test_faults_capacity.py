@@ -1,6 +1,6 @@
-"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, requests wait in line,
-flex is to give way. Each caller is told in its dialect, nothing is lost, and afterwards all counts are right
-by themselves. And faults 16, 40 and 44 there.
+"""Fault 34 where capacity is at stake: Redis goes away while reserved streams run, requests wait in the
+queue, flex is to be preempted. Each caller is told in its dialect, nothing is lost, and afterwards all counts
+are right by themselves. And faults 16, 40 and 44 there.
 """
 
 import json
@@ -103,7 +103,7 @@ def busy(
         for number, (route, stream, tier) in enumerate(WAITERS)
     ]
     # On a slow machine one may have waited long enough before the last has come.
-    wait_until(lambda: waiting(catalogue) + sum(each.done() for each in line) == len(line), "a line")
+    wait_until(lambda: waiting(catalogue) + sum(each.done() for each in line) == len(line), "a queue")
     return Busy(catalogue, gateways, owner, reserved, line)
 
 
@@ -150,7 +150,7 @@ def test_fault_34_who_waits_through_an_outage_is_told_and_leaves_no_trace(
             assert (refused.status, refused.error_code()) == UNAVAILABLE
         for answer in scene.line:
             told = answer.result(30)
-            # A full Redis can still take somebody out of the line.
+            # A full Redis can still take somebody out of the queue.
             assert (told.status, told.error_code()) in {UNAVAILABLE, (429, "rate_limit_exceeded")}
         # What runs is not touched by it, and settles into the journal.
         served = scene.reserved.result(30)
@@ -159,7 +159,7 @@ def test_fault_34_who_waits_through_an_outage_is_told_and_leaves_no_trace(
     scene.make_room()
     # Without anybody who reaps: nobody holds a place, or stands before others, who has been told to come
     # again.
-    wait_until(lambda: waiting(catalogue) == in_flight(catalogue) == 0, "empty line")
+    wait_until(lambda: waiting(catalogue) == in_flight(catalogue) == 0, "empty queue")
     assert_right(catalogue, conserved, [served])
     assert {event.ending for event in catalogue.events()} == {Ending.COMPLETE}
 

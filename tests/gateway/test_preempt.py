@@ -1,5 +1,5 @@
-"""Lent work gives way: a flex stream is stopped, waits, and goes on from its text; its caller sees one
-stream, its tenant one price.
+"""Preemption: a flex stream is stopped, waits, and is resumed from its text; its caller sees one stream, its
+tenant one price.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Lent work that gives way while something else goes wrong: its caller always learns how the stream ended,
-and nothing keeps a place.
+"""Preemption while something else goes wrong: the caller always learns how the stream ended, and nothing
+keeps a slot.
 """
 
 import socket

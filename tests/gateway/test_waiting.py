@@ -122,7 +122,7 @@ def test_a_caller_that_leaves_while_it_waits_leaves_no_trace(
         client.post(
             "/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
         )
-    wait_until(lambda: waiting(catalogue) == 0, "empty line")
+    wait_until(lambda: waiting(catalogue) == 0, "empty queue")
     assert held.result().status == 200
     assert [event.ending for event in catalogue.await_events(1)] == [Ending.COMPLETE]
     assert_nothing_left(catalogue)
@@ -236,7 +236,7 @@ def test_an_instance_that_goes_while_a_contract_is_waited_for_is_a_refusal_of_it
     key = catalogue.key(catalogue.tenant("ten_owner"))
     gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
     late = pool.submit(ask, gateway, key, "chat")
-    wait_until(lambda: waiting(catalogue) == 1, "a request in line")
+    wait_until(lambda: waiting(catalogue) == 1, "a request in the queue")
     instance_goes(catalogue, late)
     assert late.result().status == 503
     wait_until(lambda: catalogue.redis.hget(bucket, "refused") == "1", "count")
@@ -250,7 +250,7 @@ def test_an_operator_stops_a_request_that_waits(
     room(catalogue, 0)
     gateway = start_gateway(TAAS_WAIT_ON_DEMAND_S="60")
     late = pool.submit(ask, gateway, catalogue.key(catalogue.tenant("ten_a")), "chat")
-    wait_until(lambda: waiting(catalogue) == 1, "a request in line")
+    wait_until(lambda: waiting(catalogue) == 1, "a request in the queue")
     (request_id,) = catalogue.redis.zrange(redis_keys.open_requests(MODEL), 0, -1)
     catalogue.changed("stop", request_id)
     answer = late.result()

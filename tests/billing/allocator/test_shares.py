@@ -1,4 +1,4 @@
-"""The division of machines, for any load: never more than there is, lent while an owner is idle, its own
+"""The division of machines, for any load: never more than there is, lent while an holder is idle, its own
 at once when it is back.
 """
 
@@ -32,7 +32,7 @@ healths = st.builds(Health, st.floats(1, 256, allow_nan=False))
 machines = st.lists(st.tuples(healths, in_flights), max_size=8).map(
     lambda each: [ReadyInstance(f"i{number}", health, flight) for number, (health, flight) in enumerate(each)]
 )
-owners = st.lists(
+holders = st.lists(
     st.tuples(st.integers(0, 4 * CAPACITY), st.floats(0, 1)).map(
         lambda each: ContractUse(each[0], each[0] * each[1])
     ),
@@ -40,7 +40,7 @@ owners = st.lists(
 )
 
 
-@given(machines, owners, st.integers(0, 400))
+@given(machines, holders, st.integers(0, 400))
 def test_no_machine_is_divided_beyond_what_it_has(
     given_machines: list[ReadyInstance], given_owners: list[ContractUse], on_demand_waits: int
 ) -> None:
@@ -58,7 +58,7 @@ def test_no_machine_is_divided_beyond_what_it_has(
         assert share.held >= min(share.sequences, machine.in_flight.reserved)
 
 
-@given(machines, owners)
+@given(machines, holders)
 def test_flex_does_not_grow_while_on_demand_waits(
     given_machines: list[ReadyInstance], given_owners: list[ContractUse]
 ) -> None:
@@ -94,11 +94,11 @@ def test_an_idle_owners_floor_is_lent_but_for_a_twentieth(sequences: int, rate_m
 
 class Crowd:
     """On-demand that takes every place it may have at once, for streams of so many rounds (a second each);
-    the owners of a part are away.
+    the holders of a part are away.
     """
 
     def __init__(self, sequences: int, sold: float) -> None:
-        self.sequences, self.owners = sequences, [ContractUse(int(CAPACITY * sold), 0.0)]
+        self.sequences, self.holders = sequences, [ContractUse(int(CAPACITY * sold), 0.0)]
         self.may_have, self.lending, self.ages = 0, 0.0, list[int]()
 
     def round(self, lasts: int) -> Share:
@@ -106,8 +106,8 @@ class Crowd:
         self._fill()
         flight = InFlight(0, len(self.ages), 0, sum(age > 2 for age in self.ages))
         machines = [ReadyInstance("i", Health(self.sequences), flight)]
-        self.lending = trusted(self.lending, machines, unsold(machines, self.owners, CAPACITY))
-        (share,) = divide(machines, self.owners, CAPACITY, on_demand_waits=1_000, lending=self.lending)
+        self.lending = trusted(self.lending, machines, unsold(machines, self.holders, CAPACITY))
+        (share,) = divide(machines, self.holders, CAPACITY, on_demand_waits=1_000, lending=self.lending)
         self.may_have = share.on_demand
         self._fill()
         return share
@@ -194,12 +194,12 @@ def test_recent_use_stays_between_nothing_and_the_rate(
 
 
 def test_flex_is_preempted_where_reserved_work_lacks_its_guard_and_nowhere_else() -> None:
-    owner = ContractUse(CAPACITY, float(CAPACITY))
+    holder = ContractUse(CAPACITY, float(CAPACITY))
     # 100 sequences, a guard of 10: 30 + 75 are 15 more than leave it free.
-    assert one(100, InFlight(30, 0, 75), owner).preempt == 15
-    assert one(100, InFlight(30, 70, 5), owner).preempt == 5
+    assert one(100, InFlight(30, 0, 75), holder).preempt == 15
+    assert one(100, InFlight(30, 70, 5), holder).preempt == 5
     # More than half of the guard is free.
-    assert one(100, InFlight(30, 0, 64), owner).preempt == 0
+    assert one(100, InFlight(30, 0, 64), holder).preempt == 0
     # Nobody came back: what is too much by a correction ends by itself.
     assert one(50, InFlight(0, 0, 75), ContractUse(CAPACITY, 0.0)).preempt == 0
 
@@ -234,7 +234,7 @@ def test_flex_keeps_what_is_kept_from_on_demand() -> None:
     assert (share.on_demand, share.flex, share.preempt) == (50, 50, 5)
 
 
-@given(machines, owners, st.integers(0, 400), st.floats(0, 1))
+@given(machines, holders, st.integers(0, 400), st.floats(0, 1))
 def test_no_more_of_flex_is_preempted_for_on_demand_than_waits(
     given_machines: list[ReadyInstance], given_owners: list[ContractUse], waits: int, lending: float
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a cell does about classes, room, the line and giving way, in plain Python: the model that the scripts
+"""What a cell does about classes, room, the queue and preemption, in plain Python: the model that the scripts
 are held against. It knows no Redis.
 
 Time stands still but where a step says otherwise (`read_on`, `drained_cancels`).
@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 INSTANCES = ("i-1", "i-2")
-# Flex that cannot go on elsewhere comes after all that can.
-CANNOT_GO_ON = 1e15
+# Flex that cannot be resumed elsewhere comes after all that can.
+CANNOT_RESUME = 1e15
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class CellModel:
         self.prompts_mu: dict[str, tuple[int, int]] = {}
         # Until the next prompt may start, of what the last step looked at; 0: it was held up by none.
         self.pace_s = 0.0
-        # By instance the flex requests that may be asked to give way, and their turn.
+        # By instance the flex requests that may be preempted, and their turn.
         self.lent: dict[str, dict[str, float]] = {name: {} for name in INSTANCES}
         self.cancels = dict.fromkeys(limits, 0)
         self.requests: dict[str, Request] = {}
@@ -169,7 +169,7 @@ class CellModel:
         self.flight[name] = self.flight.get(name, 0) + sequences
 
     def _land(self, request: Request) -> float | None:
-        """Its place is free; what its turn to give way was."""
+        """Its place is free; its turn to be preempted."""
         self._fly(request, -request.sequences)
         return self.lent[request.instance].pop(request.request_id, None)
 
@@ -189,8 +189,8 @@ class CellModel:
             self.grant_all()
 
     def plan(self, preempt: dict[str, int]) -> None:
-        """Numbers are new: grants are told again or dropped, so many requests of an instance are asked to
-        give way, what is free is granted.
+        """New figures are written: grants are published again or dropped, `preempt` says how many requests of
+        each instance are preempted, and free slots are granted.
         """
         for request in [each for each in self.requests.values() if each.state == "granted"]:
             if request.gateway in self.listening:
@@ -206,8 +206,8 @@ class CellModel:
         self.grant_all()
 
     def _ask(self, request: Request) -> bool:
-        """To give way, and again in every third round. Whether it may be going: not where nobody listens,
-        who is asked in the next round.
+        """Ask a request to stop, and again in every third round. False where nobody listens; that one is
+        asked in the next round.
         """
         request.rounds_asked += 1
         if request.rounds_asked % 3 == 1:
@@ -233,7 +233,9 @@ class CellModel:
                     break
 
     def _grant(self, request: Request, asking: str) -> bool:
-        """Whether the first in line is in line no more: it has a place, or nobody hears that it has one."""
+        """Whether the first in the queue is no longer in it: it has a place, or nobody hears that it has
+        one.
+        """
         # Nothing is kept from on-demand here, and so flex has nothing while it waits.
         if request.class_ == "f" and self.waiting("o"):
             return False
@@ -301,7 +303,7 @@ class CellModel:
         self.cancels[request.tenant] = cancels
         if request.class_ == "f":
             self.lent[request.instance][request.request_id] = (
-                0 if request.can_resume else CANNOT_GO_ON
+                0 if request.can_resume else CANNOT_RESUME
             ) - now_ms
         return "open"
 

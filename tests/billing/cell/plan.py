@@ -114,7 +114,7 @@ def plan_anew(client: redis.Redis) -> list[int]:
 
 
 def waits(client: redis.Redis, request_id: str, tenant: str = "acme", **more: object) -> CellRequest:
-    """A request that stands in line."""
+    """A request that waits in the queue."""
     request = CellRequest(client=client, request_id=request_id, tenant=tenant, wait_max=1_000, **more)  # type: ignore[arg-type]
     assert isinstance(request.reserve(1_000), Waiting)
     return request

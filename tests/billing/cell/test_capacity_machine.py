@@ -1,4 +1,4 @@
-"""Classes, room, line, giving way and contract against a model in Python: any steps, in any order; after
+"""Classes, room, queue, preemption and contract against a model in Python: any steps, in any order; after
 each the cell holds what the model says.
 """
 
@@ -216,8 +216,8 @@ class CapacityMachine(RuleBasedStateMachine):
 
     @rule(index=INDEX, output=st.integers(0, 12), crowd=st.integers(0, 4))
     def pause(self, index: int, output: int, crowd: int) -> None:
-        """Who was asked to gives way; or another, whose gateway has its own reason. `crowd`: so many come
-        for its place.
+        """A request that was asked to is preempted, or another one, for a reason of its gateway. `crowd`: how
+        many arrive for its slot.
         """
         if crowd:
             self.arrive(Tier.FLEX, 1_000, 1, 3, crowd, 0)

@@ -1,4 +1,4 @@
-"""The order of the line: work done in proportion to weights, no credit for idling, one counter for
+"""The order of the queue: work done in proportion to weights, no credit for idling, one counter for
 on-demand and flex (VTC, arXiv 2401.00588).
 """
 
@@ -179,7 +179,7 @@ def test_flex_that_waited_long_gives_no_credit_to_on_demand(
 
 
 def test_on_demand_and_flex_are_one_account(valkey: redis.Redis, full: CellRequest) -> None:
-    """Work of one class counts in the line of the other, at once."""
+    """Work of one class counts in the queue of the other, at once."""
     waits(valkey, "f", asked=Tier.FLEX)
     waits(valkey, "o")
     request = CellRequest(client=valkey, request_id="z", sequences=0)

@@ -102,7 +102,7 @@ def test_a_grant_nobody_hears_goes_to_the_next(
     assert state_of(valkey, "gone") is None
     assert flight(valkey) == {"o:i-1": 1}
     assert virtual(valkey, "acme") == 0
-    # It was alive after all: it stands in line anew.
+    # It was alive after all: it joins the queue again.
     assert isinstance(gone.reserve(1_000), Waiting)
 
 

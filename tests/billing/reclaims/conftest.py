@@ -70,7 +70,7 @@ class Ground:
         )
 
     def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
-        """An open flex request that can go on elsewhere."""
+        """An open flex request that can be resumed elsewhere."""
         made = self.request(request_id, instance, name, asked=Tier.FLEX)
         crash_event = made.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
         call = reserve_call(

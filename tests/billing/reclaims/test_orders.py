@@ -130,7 +130,7 @@ def test_it_drains_stops_and_is_done_with_each_step_in_the_record(ground: Ground
     ground.step(by_ms - 1)
     assert ground.stops() == []
     ground.step(by_ms)
-    # Flex gives way before on-demand.
+    # Flex is preempted before on-demand.
     assert ground.stops() == ["r2", "r1"]
     ground.step(by_ms + 1000)
     assert ground.stops() == ["r2", "r1", "r2", "r1"]

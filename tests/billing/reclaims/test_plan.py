@@ -179,7 +179,7 @@ def test_the_least_loaded_leave_and_those_that_do_not_work_before_them() -> None
 
 
 def occupied(name: str, *classes: str, ready: bool = True, besides: int = 0) -> OccupiedInstance:
-    """With a request open of each class named; `able` is flex that can go on elsewhere."""
+    """With a request open of each class named; `able` is flex that can be resumed elsewhere."""
     requests = tuple(
         RunningRequest(
             request_id=f"{name}{n}",
