@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final, Self, TypeAlias
 
@@ -203,26 +203,46 @@ def reserve_call(
         ask["restored"] = True
     if claim.can_resume:
         ask["can_resume"] = True
-    terms = ReserveTerms(
-        lease_ms=lease_ms,
-        tenant=claim.tenant,
-        tenant_limits=tenant.encoded,
-        key_limits=key.encoded,
-        cancels_per_minute=claim.cancels_per_minute,
-        may_on_demand=claim.on_demand,
-        weight=claim.weight,
-        gateway=claim.gateway,
-        wait_max=claim.wait_max,
-    )
+    terms = _terms_json(
+        lease_ms, claim.tenant, tenant.encoded, key.encoded, claim.cancels_per_minute, claim.on_demand,
+        claim.weight, claim.gateway, claim.wait_max,
+    )  # fmt: skip
     return call(
         "reserve",
         (keys.open_requests, keys.tenant_bucket, keys.key_bucket),
         orjson.dumps(ask),
-        orjson.dumps(terms),
+        terms,
         orjson.dumps(claim.candidates),
         head,
         crash_event,
     )
+
+
+@lru_cache(maxsize=8192)
+def _terms_json(
+    lease_ms: int,
+    tenant: str,
+    tenant_limits: bytes,
+    key_limits: bytes,
+    cancels_per_minute: int,
+    may_on_demand: bool,
+    weight: int,
+    gateway: str,
+    wait_max: int,
+) -> bytes:
+    """Alike for all requests of a tenant and key, so it is encoded once, and the library decodes it once."""
+    terms = ReserveTerms(
+        lease_ms=lease_ms,
+        tenant=tenant,
+        tenant_limits=orjson.Fragment(tenant_limits),
+        key_limits=orjson.Fragment(key_limits),
+        cancels_per_minute=cancels_per_minute,
+        may_on_demand=may_on_demand,
+        weight=weight,
+        gateway=gateway,
+        wait_max=wait_max,
+    )
+    return orjson.dumps(terms)
 
 
 def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:

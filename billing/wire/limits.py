@@ -74,16 +74,16 @@ LimitEntry: TypeAlias = Mapping[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: as the cell's scripts
-    read them.
+    """All limits of a tenant or a key on a model, in the order of `FIELDS`. `encoded`: the JSON that the
+    cell's scripts read.
     """
 
     all: tuple[Limit, ...] = ()
-    encoded: orjson.Fragment = field(init=False, repr=False, compare=False)
+    encoded: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         text = orjson.dumps([(limit.kind, limit.window_s, limit.amount) for limit in self.all])
-        object.__setattr__(self, "encoded", orjson.Fragment(text))
+        object.__setattr__(self, "encoded", text)
 
     @classmethod
     def of(cls, **amounts: int | None) -> Self:
