@@ -43,6 +43,7 @@ from gateway.preempt import Resumer, preempt
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
+from gateway.redis.unsynced import WAIT_MS, UnsyncedSettles
 from gateway.request import Dialect, RouteSpec
 from gateway.reserve import Reserver, WaitPolicy
 from gateway.route import route
@@ -83,6 +84,10 @@ class Stages:
         self._redis = RedisPipe(settings.redis_url, timeout_s=timeout_s, log_outages=True)
         self._feed = RedisPipe(settings.redis_url, timeout_s=timeout_s + 1.0)
         self._journal = Journal(settings.journal_path)
+        self._markers = RedisPipe(settings.redis_url, timeout_s=timeout_s + WAIT_MS / 1000, scripts=False)
+        self._unsynced = UnsyncedSettles(
+            redis=self._redis, markers=self._markers, journal=self._journal, gateway_id=self.gateway_id
+        )
         self.open_exchanges: dict[str, Exchange] = {}
         outage = OutageLeases()
         self.clock = Clock()
@@ -97,13 +102,23 @@ class Stages:
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._pacer = Pacer(self._redis)
-        self._settler = Settler(self._redis, self._journal, metrics, self.open_exchanges, self._pacer)
+        self._settler = Settler(
+            self._redis,
+            self._journal,
+            metrics,
+            self.open_exchanges,
+            self._pacer,
+            unsynced=self._unsynced,
+        )
         self._lifecycle = lifecycle
-        self.readiness = Readiness(lifecycle, self.catalogue, self._redis, self._journal, outage)
+        self.readiness = Readiness(
+            lifecycle, self.catalogue, self._redis, self._journal, outage, self._unsynced
+        )
         self._housekeeping = Housekeeping(
             gateway_id=self.gateway_id,
             redis=self._redis,
             journal=self._journal,
+            unsynced=self._unsynced,
             outage=outage,
             catalogue=self.catalogue,
             metrics=metrics,
@@ -172,6 +187,7 @@ class Stages:
             asyncio.create_task(self._wait_queue.run(), name="wait-queue"),
             asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
             asyncio.create_task(self.readiness.watch(), name="readiness"),
+            asyncio.create_task(self._unsynced.run(), name="unsynced"),
         ]
         try:
             yield
@@ -189,6 +205,8 @@ class Stages:
             await self.catalogue.stop()
             self._engines.close()
             await self._feed.close()
+            await self._unsynced.close()
+            await self._markers.close()
             await self._redis.close()
             await self._journal.close()
 

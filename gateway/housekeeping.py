@@ -14,6 +14,7 @@ from gateway.clock import Clock
 from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
+from gateway.redis.unsynced import UnsyncedSettles
 from gateway.waiting.outage import OutageLeases
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Housekeeping:
         gateway_id: str,
         redis: RedisPipe,
         journal: Journal,
+        unsynced: UnsyncedSettles,
         outage: OutageLeases,
         catalogue: Catalogue,
         metrics: Metrics,
@@ -39,6 +41,7 @@ class Housekeeping:
         self._gateway_id = gateway_id
         self._redis = redis
         self._journal = journal
+        self._unsynced = unsynced
         self._outage = outage
         self._catalogue = catalogue
         self._metrics = metrics
@@ -52,7 +55,7 @@ class Housekeeping:
             away = failed = False
             try:
                 await self._heartbeat()
-                await self._journal.drain(self._redis.execute)
+                await self._journal.drain(self._unsynced.execute)
             except RedisUnavailable:
                 away = True
             except (
@@ -65,6 +68,7 @@ class Housekeeping:
             self._metrics.set_models(self._catalogue.models)
             self._metrics.set_journal_entries(self._journal.entries)
             self._metrics.set_degraded("journal", self._journal.full)
+            self._metrics.set_degraded("durability", not self._unsynced.promised)
             self._metrics.set_degraded("catalogue", not self._catalogue.fresh)
             await asyncio.sleep(INTERVAL_SECONDS)
 

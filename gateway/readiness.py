@@ -14,6 +14,7 @@ from gateway.catalogue.feed import Catalogue
 from gateway.lifecycle import Lifecycle
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
+from gateway.redis.unsynced import UnsyncedSettles
 from gateway.waiting.outage import OutageLeases
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,12 @@ JOURNAL_FULL: Final = Reason(
     "The journal takes no more settles (its disk may be full), so that nothing may be admitted.",
 )
 
+NOT_DURABLE: Final = Reason(
+    "not_durable",
+    "A crash of Redis's machine may lose the last seconds of usage: Redis does not confirm what is on its "
+    "disk (Redis or Valkey 7.2 with appendonly yes) or in a replica.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -82,6 +89,7 @@ class Readiness:
     redis: RedisPipe
     journal: Journal
     outage: OutageLeases
+    unsynced: UnsyncedSettles
 
     def report(self) -> Report:
         """The current state."""
@@ -96,6 +104,8 @@ class Readiness:
             degraded.append(redis)
         elif redis is not None:
             reasons.append(redis)
+        if not self.unsynced.promised:
+            degraded.append(NOT_DURABLE)
         return Report(tuple(reasons), tuple(degraded))
 
     async def watch(self) -> None:

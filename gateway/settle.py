@@ -20,6 +20,7 @@ from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
+from gateway.redis.unsynced import UnsyncedSettles
 from gateway.stream.meter import USAGE_MISSING
 from gateway.waiting.pace import Pacer
 
@@ -84,12 +85,15 @@ class Settler:
         metrics: Metrics,
         open_exchanges: dict[str, Exchange],
         pacer: Pacer,
+        *,
+        unsynced: UnsyncedSettles,
     ) -> None:
         self._redis = redis
         self._journal = journal
         self._metrics = metrics
         self._open = open_exchanges
         self._pacer = pacer
+        self._unsynced = unsynced
         self._settling = 0
 
     def settle(self, exchange: Exchange, ending: Ending, http_status: int) -> None:
@@ -140,6 +144,7 @@ class Settler:
             log.warning("settle goes to the journal", extra={"reason": str(exc)})
             self._journal.append(call)
             return
+        self._unsynced.keep(call)
         if isinstance(reply, Settled):
             self._pacer.schedule(cell, reply.pace_ms)
 

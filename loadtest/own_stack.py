@@ -149,7 +149,7 @@ class OwnStack:
         folder.mkdir()
         command = [
             str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
-            "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel", "warning",
+            "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--loglevel", "warning",
         ]  # fmt: skip
 
         def ready() -> bool:

@@ -8,7 +8,7 @@ its postings and the running totals are written together or not at all.
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -55,7 +55,9 @@ class Pricing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """An event and its original text. Texts that differ only in the order of members have one digest."""
+    """An event and its original text. Texts have one digest if they differ only in the order of members, or
+    in whether the reservation was lost: an event that is sent again after Redis lost data may find none.
+    """
 
     event: UsageEvent
     raw: bytes
@@ -66,7 +68,9 @@ class ReceivedEvent:
         """Parse; raises `UsageEventError`."""
         event = UsageEvent.from_json(raw)
         try:
-            canonical = orjson.dumps(orjson.loads(event.to_json()), option=orjson.OPT_SORT_KEYS)
+            canonical = orjson.dumps(
+                orjson.loads(replace(event, orphan=False).to_json()), option=orjson.OPT_SORT_KEYS
+            )
         except orjson.JSONEncodeError as exc:
             raise UsageEventError(f"an event that cannot be written again: {exc}") from exc
         return cls(event, raw, hashlib.sha256(canonical).hexdigest())

@@ -39,6 +39,11 @@ USAGE_GROUP: Final = "billing"
 USAGE_FIELD: Final = "e"
 
 
+def sync_marker(gateway: str) -> str:
+    """What a gateway writes behind its settles, to ask whether they are on Redis's disk."""
+    return f"taas:sync:{gateway}"
+
+
 def key_of_api_key(key_hash: str) -> str:
     """The projection of one API key, by the SHA-256 of the key in hex."""
     return f"taas:key:{key_hash}"

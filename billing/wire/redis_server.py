@@ -21,14 +21,18 @@ from billing.wire.redis_address import NO_CLUSTER, RedisAddress, parse_redis_url
 _OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 OLDEST_TEXT: Final = "Redis 7.0 or Valkey 7.2"
 _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
-# The settings that "acknowledged usage is never lost" depends on, and what each other value risks.
-_DURABLE: Final = {
-    "appendonly": ("yes", "a restart of Redis loses usage that is not billed yet, and every limit's level"),
-    "appendfsync": ("always", "a crash of its machine loses the last second or more of acknowledged usage"),
-    "maxmemory-policy": ("noeviction",
+# The settings that "acknowledged usage is never lost" depends on, the best value first, and what each other
+# value risks.
+_DURABLE: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
+    "appendonly": (("yes",), "a restart of Redis loses usage that is not billed yet, and every limit's level"),
+    "appendfsync": (("everysec", "always"),
+    "a crash of its machine loses the last seconds of acknowledged usage"),
+    "maxmemory-policy": (("noeviction",),
     "Redis may throw away usage, keys and reservations when its memory is full"),
 }  # fmt: skip
-_WANTED_TEXT: Final = ", ".join(f"{name} {wanted}" for name, (wanted, _) in _DURABLE.items())
+_WANTED_TEXT: Final = ", ".join(f"{name} {wanted[0]}" for name, (wanted, _) in _DURABLE.items())
+# The first versions that tell what is on their disk (WAITAOF).
+_TELLS_SYNCED: Final = {"redis": (7, 2), "valkey": (7, 2)}
 _START_TIMEOUT_S: Final = 2.0
 _LOGIN_CODES: Final = {
     "WRONGPASS": "refuses the login: wrong user or password in TAAS_REDIS_URL",
@@ -54,11 +58,15 @@ def why_unusable(hello: Mapping[str, str]) -> str | None:
     """
     if hello.get("mode") in {"cluster", "sentinel"}:
         return f"is a {'Redis Cluster' if hello['mode'] == 'cluster' else 'Sentinel'}. {NO_CLUSTER}"
-    oldest = _OLDEST.get(hello.get("server", ""))
-    found = _VERSION.match(hello.get("version", ""))
-    if oldest is not None and found is not None and (int(found[1]), int(found[2])) < oldest:
+    if _older(hello, _OLDEST):
         return f"is version {hello['version']}; {OLDEST_TEXT} or newer is needed"
     return None
+
+
+def _older(hello: Mapping[str, str], than: Mapping[str, tuple[int, int]]) -> bool:
+    first = than.get(hello.get("server", ""))
+    found = _VERSION.match(hello.get("version", ""))
+    return first is not None and found is not None and (int(found[1]), int(found[2])) < first
 
 
 def require_usable(url: str) -> RedisAddress:
@@ -101,13 +109,29 @@ def durability_warnings(client: redis.Redis) -> list[str]:
             "Whether Redis keeps what it has acknowledged cannot be checked: it does not permit CONFIG "
             f"GET. It should have {_WANTED_TEXT}."
         ]
-    return [
-        f"Redis has {name} {found[name]}, not {wanted}: {cost}."
+    warnings = [
+        f"Redis has {name} {found[name]}, not {wanted[0]}: {cost}."
         for name, (wanted, cost) in _DURABLE.items()
         # Without an append-only file it does not matter how the file is written.
-        if found.get(name, wanted) != wanted
+        if found.get(name, wanted[0]) not in wanted
         and not (name == "appendfsync" and found.get("appendonly") == "no")
     ]
+    syncs_later = found.get("appendonly") == "yes" and found.get("appendfsync") == "everysec"
+    if syncs_later and _older(_hello(client), _TELLS_SYNCED):
+        warnings.append(
+            "Redis has appendfsync everysec and is older than 7.2, so that gateways cannot learn what is on "
+            "its disk: a crash of its machine loses the last seconds of acknowledged usage, unless it has a "
+            "replica."
+        )
+    return warnings
+
+
+def _hello(client: redis.Redis) -> dict[str, str]:
+    untyped: Any = client
+    try:
+        return read_hello(untyped.execute_command("HELLO"))
+    except redis.exceptions.ResponseError:
+        return {}
 
 
 def login_refused(exc: Exception) -> bool:

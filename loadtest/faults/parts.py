@@ -259,7 +259,7 @@ class Installation:
         folder.mkdir()
         command = [
             str(get_binary_path()), "--port", str(self.valkey_port), "--bind", "127.0.0.1", "--dir",
-            str(folder), "--appendonly", "yes", "--appendfsync", "always", "--save", "", "--loglevel",
+            str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--loglevel",
             "warning",
         ]  # fmt: skip
         return Part(

@@ -102,7 +102,7 @@ def test_valkey_keeps_what_it_acknowledged_over_a_crash(settings: LocalSettings)
     assert valkey.start(settings, keys, processes)
     with redis.Redis.from_url(valkey.url(settings, keys)) as client:
         assert client.get("kept") == b"1"
-        assert client.config_get("appendfsync") == {"appendfsync": "always"}
+        assert client.config_get("appendfsync") == {"appendfsync": "everysec"}
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
 
 

@@ -17,6 +17,7 @@ from gateway.housekeeping import Housekeeping
 from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
+from gateway.redis.unsynced import UnsyncedSettles
 from gateway.waiting.outage import OutageLeases
 from tests.billing.cell.requests import CellRequest
 from tests.fixtures.gateway import wait_until
@@ -33,6 +34,7 @@ class Round:
             gateway_id="gw",
             redis=pipe,
             journal=journal,
+            unsynced=UnsyncedSettles(redis=pipe, markers=pipe, journal=journal, gateway_id="gw"),
             outage=self.outage,
             catalogue=catalogue,
             metrics=self.metrics,

@@ -93,9 +93,11 @@ def test_what_a_server_may_lose_is_told(start_redis: StartRedis) -> None:
     with client_of(f"redis://127.0.0.1:{server.port}") as client:
         assert durability_warnings(client) == []
         client.config_set("appendfsync", "everysec")
+        assert durability_warnings(client) == []
+        client.config_set("appendfsync", "no")
         client.config_set("maxmemory-policy", "allkeys-lru")
         weak_file, eviction = durability_warnings(client)
-        assert weak_file.startswith("Redis has appendfsync everysec, not always: ")
+        assert weak_file.startswith("Redis has appendfsync no, not everysec: ")
         assert eviction.startswith("Redis has maxmemory-policy allkeys-lru, not noeviction: ")
         client.config_set("appendonly", "no")
         assert [line.partition(",")[0] for line in durability_warnings(client)] == [
@@ -107,6 +109,15 @@ def test_what_a_server_may_lose_is_told(start_redis: StartRedis) -> None:
     with client_of(f"redis://no-config@127.0.0.1:{server.port}") as client:
         (unknown,) = durability_warnings(client)
         assert "cannot be checked" in unknown
+
+
+def test_a_server_that_cannot_tell_what_is_on_its_disk_is_named(start_redis: StartRedis) -> None:
+    server = start_redis(system_program("redis-server"), "--port", "{port}", *KEPT)
+    with client_of(f"redis://127.0.0.1:{server.port}") as client:
+        assert durability_warnings(client) == []
+        client.config_set("appendfsync", "everysec")
+        older = not client.execute_command("COMMAND", "INFO", "WAITAOF")[0]  # type: ignore[no-untyped-call]
+        assert len(durability_warnings(client)) == older
 
 
 def test_billing_says_each_trouble_once_and_again_after_it_was_mended(
