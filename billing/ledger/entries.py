@@ -67,10 +67,9 @@ class ReceivedEvent:
     def read(cls, raw: bytes) -> "ReceivedEvent":
         """Parse; raises `UsageEventError`."""
         event = UsageEvent.from_json(raw)
+        alike = replace(event, orphan=False) if event.orphan else event
         try:
-            canonical = orjson.dumps(
-                orjson.loads(replace(event, orphan=False).to_json()), option=orjson.OPT_SORT_KEYS
-            )
+            canonical = orjson.dumps(orjson.loads(alike.to_json()), option=orjson.OPT_SORT_KEYS)
         except orjson.JSONEncodeError as exc:
             raise UsageEventError(f"an event that cannot be written again: {exc}") from exc
         return cls(event, raw, hashlib.sha256(canonical).hexdigest())

@@ -24,7 +24,8 @@ _VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 # The settings that "acknowledged usage is never lost" depends on, the best value first, and what each other
 # value risks.
 _DURABLE: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {
-    "appendonly": (("yes",), "a restart of Redis loses usage that is not billed yet, and every limit's level"),
+    "appendonly": (("yes",),
+    "a restart of Redis loses usage that is not billed yet, and every limit's level"),
     "appendfsync": (("everysec", "always"),
     "a crash of its machine loses the last seconds of acknowledged usage"),
     "maxmemory-policy": (("noeviction",),
