@@ -111,19 +111,7 @@ class Stages:
             unsynced=self._unsynced,
         )
         self._lifecycle = lifecycle
-        self.readiness = Readiness(
-            lifecycle, self.catalogue, self._redis, self._journal, outage, self._unsynced
-        )
-        self._housekeeping = Housekeeping(
-            gateway_id=self.gateway_id,
-            redis=self._redis,
-            journal=self._journal,
-            unsynced=self._unsynced,
-            outage=outage,
-            catalogue=self.catalogue,
-            metrics=metrics,
-            clock=self.clock,
-        )
+        self.readiness, self._housekeeping = self._observers(outage)
         reserver = Reserver(
             redis=self._redis,
             lease_ms=settings.lease_ms,
@@ -149,6 +137,27 @@ class Stages:
         self._final_counts = FinalCounts(self._engines, self.catalogue.instances, self._settler.settle)
         self.inference = self._inference(settings, reserver)
         lifecycle.on_deadline(self._stop_all)
+
+    def _observers(self, outage: OutageLeases) -> tuple[Readiness, Housekeeping]:
+        readiness = Readiness(
+            lifecycle=self._lifecycle,
+            catalogue=self.catalogue,
+            redis=self._redis,
+            journal=self._journal,
+            outage=outage,
+            unsynced=self._unsynced,
+        )
+        housekeeping = Housekeeping(
+            gateway_id=self.gateway_id,
+            redis=self._redis,
+            journal=self._journal,
+            unsynced=self._unsynced,
+            outage=outage,
+            catalogue=self.catalogue,
+            metrics=self._metrics,
+            clock=self.clock,
+        )
+        return readiness, housekeeping
 
     def _inference(self, settings: GatewaySettings, reserver: Reserver) -> InferenceApi:
         settle = self._final_counts.settle

@@ -70,7 +70,7 @@ async def test_only_what_was_answered_well_before_the_marker_is_forgotten(
     await keeper.settle(1)
     await keeper.settles.confirm()
     assert keeper.settles.kept == 1, "its fsync may not have begun"
-    await asyncio.sleep(unsynced.LAG_S)
+    await asyncio.sleep(unsynced.LAG_S)  # how long ago it was answered is what counts
     await keeper.settle(2)
     await keeper.settles.confirm()
     assert keeper.settles.kept == 1, "the newer one stays"
