@@ -110,6 +110,12 @@ def begin(gateway: GatewayProcess, key: str, stack: contextlib.ExitStack) -> tup
     return answer.headers["x-request-id"], lines
 
 
+def await_settled(client: redis.Redis, *, still_open: int) -> None:
+    """A caller has its answer a moment before the settle is in Redis."""
+    opened = redis_keys.open_requests(MODEL)
+    wait_until(lambda: client.zcard(opened) == still_open, "the settles of what was answered")
+
+
 def machine_dies(valkey: ValkeyProcess, written: int) -> None:
     """Redis, and what it has written since its file was so long."""
     valkey.kill()
@@ -133,9 +139,7 @@ def test_fault_34_what_a_living_gateway_answered_in_the_lost_second_is_billed_on
         written = own_valkey.written
         late, late_lines = begin(gateway, key, stack)  # its reservation is lost
         answered |= ask(gateway, key, 3)
-        ledger.consume()  # these are recorded, and come again
-        recorded = ledger.rows().keys()
-        assert answered <= recorded
+        ledger.await_rows(answered)  # these are recorded, and come again
         answered |= ask(gateway, key, 3)
         machine_dies(own_valkey, written)
         with ThreadPoolExecutor(2) as pool:
@@ -165,11 +169,13 @@ def test_fault_34_a_gateway_that_dies_too_is_settled_as_it_was_and_nothing_else_
         reservation = redis_keys.reservation(MODEL, open_there)
         wait_until(lambda: int(redis_client.hget(reservation, "o") or 0) > 5, "a checkpoint")
         older = ask(lives, key, 2) | ask(dies, key, 2)
+        await_settled(redis_client, still_open=1)
         written = own_valkey.written
         recorded = ask(dies, key, 2)
-        ledger.consume()  # billing knows these, Redis will not
+        ledger.await_rows(recorded)  # billing knows these, Redis will not
         answered = ask(lives, key, 4)
         unknown = ask(dies, key, 2)
+        await_settled(redis_client, still_open=1)
         dies.kill()
         machine_dies(own_valkey, written)
         own_valkey.start()
@@ -201,6 +207,7 @@ def test_fault_34_a_killed_redis_has_lost_nothing_even_if_every_gateway_dies(
     _, key = catalogue_with(redis_client, engine)
     gateway = start_gateway(own_valkey.url, **ENVIRONMENT)
     answered = ask(gateway, key, 5)
+    await_settled(redis_client, still_open=0)
     gateway.kill()
     own_valkey.kill()
     own_valkey.start()
