@@ -1,10 +1,11 @@
 """Settles that Redis has answered and may not have on its disk yet. It owns them until Redis says that they
 are safe; after a lost connection, the journal does, which sends them again.
 
-With `appendfsync everysec` a killed Redis loses nothing that it has answered, but a crash of its machine may
-lose the last second or two. About once a second a marker is written on a connection of its own, followed by
-WAITAOF, or by WAIT where there is no append-only file but a replica. If Redis can promise neither, nothing is
-kept and `promised` is false. Sending again is harmless: a settle is idempotent by request id.
+With `appendfsync everysec` a killed Redis loses what it answered while an fsync ran, because it writes that
+up to two seconds later; a crash of its machine may lose the last second or two in any case. About once a
+second a marker is written on a connection of its own, followed by WAITAOF, or by WAIT where there is no
+append-only file but a replica. If Redis can promise neither, nothing is kept and `promised` is false. Sending
+again is harmless: a settle is idempotent by request id.
 """
 
 import asyncio

@@ -82,6 +82,7 @@ def ledger(own_valkey: ValkeyProcess, migrated_database_url: str) -> Iterator[Le
 @pytest.fixture
 def redis_client(own_valkey: ValkeyProcess) -> Iterator[redis.Redis]:
     with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
+        client.config_set("appendfsync", "everysec")
         yield client
 
 
