@@ -351,8 +351,8 @@ def _refuse(inference_route: RouteSpec, error: GatewayError, scope: Scope) -> No
 
 def _spoken(scope: Scope) -> Dialect:
     """The dialect that a caller outside inference seems to use."""
-    with_id = any(name == b"anthropic-version" for name, _ in scope["headers"])
-    return Dialect.ANTHROPIC if with_id else dialect_of_path(scope["path"])
+    anthropic = any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return Dialect.ANTHROPIC if anthropic else dialect_of_path(scope["path"])
 
 
 def _with_request_id(scope: Scope, send: Send) -> Send:

@@ -55,7 +55,9 @@ class ClientConnection(Protocol):
         """Whether the caller takes less than is written."""
 
     def begin(self, status: int, headers: Headers) -> None:
-        """Write the head of the response. What is written after the client has disconnected is dropped."""
+        """Begin the response. Its head is sent with the first piece. What is written after the client has
+        disconnected is dropped.
+        """
 
     def write(self, piece: bytes, *, more: bool) -> None:
         """Write a piece of the body; without `more` it is the last one."""

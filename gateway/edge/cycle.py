@@ -133,7 +133,9 @@ class RequestCycle:
         self._wire.on_drained(callback)
 
     def begin(self, status: int, headers: Headers) -> None:
-        """Write the head of the response. What is written after the client has disconnected is dropped."""
+        """Begin the response. Its head is sent with the first piece. What is written after the client has
+        disconnected is dropped.
+        """
         if self.disconnected or self._wire.closing:
             return
         if self.started:

@@ -13,9 +13,8 @@ from typing import Any
 
 from loadtest.bench.measure import WARM_UP, Load, Tally, run_load, run_round
 from loadtest.bench.report import Round, show, summarize, write
-from loadtest.bench.shapes import MODELS
-from loadtest.bench.subjects import SUBJECTS, Subject
-from loadtest.children import Child, answers, cores, free_port, python, stop_children_on_sigterm
+from loadtest.bench.subjects import SUBJECTS, Subject, running_backend
+from loadtest.children import cores, stop_children_on_sigterm
 from loadtest.settings import HomeSettings
 
 _MB = 1024 * 1024
@@ -50,12 +49,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def running(names: list[str], folder: Path) -> Iterator[list[Subject]]:
     """The backend and all subjects, up and warm; stopped in the end whatever happens."""
     with contextlib.ExitStack() as stack:
-        ports = [free_port() for _ in MODELS]
-        backend = Child(
-            "backend", python("-m", "loadtest.bench.backend", *map(str, ports)), cores()[0], folder
-        )
-        stack.callback(backend.stop)
-        backend.wait_until(answers(f"http://127.0.0.1:{ports[-1]}/health"))
+        ports = stack.enter_context(running_backend(folder))
         subjects = []
         for name in names:
             own = folder / name

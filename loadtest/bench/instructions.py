@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from loadtest.bench.measure import Load, Tally, run_load
-from loadtest.bench.shapes import MODELS, TOKENS
-from loadtest.bench.subjects import Gateway
-from loadtest.children import Child, answers, cores, free_port, python, stop_children_on_sigterm
+from loadtest.bench.shapes import TOKENS
+from loadtest.bench.subjects import Gateway, running_backend
+from loadtest.children import cores, stop_children_on_sigterm
 
 STORED: Final = Path(__file__).with_name("instructions.json")
 TOLERANCE: Final = 1.10
@@ -64,24 +64,20 @@ def count() -> dict[str, int]:
     with tempfile.TemporaryDirectory(prefix="taas-instructions-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL runs as a user of its own where we are root
-        ports = [free_port() for _ in MODELS]
-        command = python("-m", "loadtest.bench.backend", *map(str, ports))
-        backend = Child("backend", command, cores()[0], folder)
         callgrind = Callgrind(folder)
-        subject = Gateway(folder, ports, under=callgrind.under)
         tally = Tally()
-        try:
-            backend.wait_until(answers(f"http://127.0.0.1:{ports[-1]}/health"))
-            print("starting the gateway under valgrind", file=sys.stderr)
-            subject.start()
-            for load in _WARM_UP:
-                run_load(subject, load, tally)
-            pid = subject.child.pid
-            request = callgrind.counted(pid, _REQUEST, subject, tally) / _REQUEST.requests
-            token = callgrind.counted(pid, _TOKEN, subject, tally) / (_TOKEN.requests * TOKENS)
-        finally:
-            subject.stop()
-            backend.stop()
+        with running_backend(folder) as ports:
+            subject = Gateway(folder, ports, under=callgrind.under)
+            try:
+                print("starting the gateway under valgrind", file=sys.stderr)
+                subject.start()
+                for load in _WARM_UP:
+                    run_load(subject, load, tally)
+                pid = subject.child.pid
+                request = callgrind.counted(pid, _REQUEST, subject, tally) / _REQUEST.requests
+                token = callgrind.counted(pid, _TOKEN, subject, tally) / (_TOKEN.requests * TOKENS)
+            finally:
+                subject.stop()
     if tally.problems:
         raise RuntimeError("; ".join(tally.problems))
     return {_REQUEST.name: round(request / 1000), _TOKEN.name: round(token / 1000)}

@@ -2,12 +2,24 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loadtest.bench.shapes import MODELS
 from loadtest.children import Child, DidNotStart, answers, cores, free_port, python
 from loadtest.own_stack import OwnStack, Served
+
+
+@contextlib.contextmanager
+def running_backend(folder: Path) -> Iterator[list[int]]:
+    """Run the backend; its ports, one for each model."""
+    ports = [free_port() for _ in MODELS]
+    backend = Child("backend", python("-m", "loadtest.bench.backend", *map(str, ports)), cores()[0], folder)
+    try:
+        backend.wait_until(answers(f"http://127.0.0.1:{ports[-1]}/health"))
+        yield ports
+    finally:
+        backend.stop()
 
 
 class Subject(ABC):
