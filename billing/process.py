@@ -52,18 +52,19 @@ _log = logging.getLogger(__name__)
 _SQL_POOL: Final = 10
 _SQL_OVERFLOW: Final = 40
 _REDIS_TIMEOUT_S: Final = 5.0
-_CLAIM_INTERVAL_MS: Final = 1_000
-# The figures by which the cells' scripts decide are never older, and a contract begins and ends within it.
+# The figures by which the cells' scripts decide are never older.
 _ALLOCATE_INTERVAL_MS: Final = 1_000
 # A round that takes longer runs on beside the next ones.
 _PATIENCE_S: Final = 0.8
 # How long the consumer waits for usage in one call: shorter than the client's time-out, and short enough to
 # notice a stop.
 _CONSUME_BLOCK_MS: Final = 1_000
-# Deadlines are kept to within this time.
-_RECLAIM_INTERVAL_MS: Final = 1_000
-# A lost instance, and a signed contract, are visible within this time.
-_INVENTORY_INTERVAL_MS: Final = 10_000
+# Contracts begin and end, and reclaims keep their deadlines, to within this time.
+_CONTRACTS_INTERVAL_MS: Final = 1_000
+# How often a process checks whether it leads. Each check costs an idle installation something.
+_LEADS_INTERVAL_MS: Final = 5_000
+# A lost instance, and a signed contract, are visible within 10 s: at every second check, also if it is late.
+_INVENTORY_INTERVAL_MS: Final = 9_000
 # Answers are kept for a day, so one more or less matters little.
 _FORGET_INTERVAL_MS: Final = 600_000
 # Scripts of versions that were replaced take 40 kB each.
@@ -254,11 +255,16 @@ def _loops(
 
     return [
         Loop("consumer", consume, interval_ms=0, rest_ms=settings.usage_poll_ms, metrics=metrics),
-        Loop("claims", claim, interval_ms=_CLAIM_INTERVAL_MS, metrics=metrics),
+        Loop("claims", claim, interval_ms=max(100, settings.usage_claim_idle_ms // 2), metrics=metrics),
         Loop("reaper", reaper.step, interval_ms=settings.reap_interval_ms, metrics=metrics),
         Loop("counters", poll, interval_ms=settings.counters_interval_ms, metrics=metrics),
-        Loop("audit", audits.step, interval_ms=min(1_000, settings.audit_interval_ms), metrics=metrics),
-        Loop("inventory", inventory.step, interval_ms=1_000, metrics=metrics),
+        Loop(
+            "audit",
+            audits.step,
+            interval_ms=min(_LEADS_INTERVAL_MS, settings.audit_interval_ms),
+            metrics=metrics,
+        ),
+        Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
     ]
 
 
@@ -273,15 +279,12 @@ def _capacity_loops(
         allocator.allocate_once()
         return False
 
-    def turn() -> bool:
-        if not look.read().contracts:
-            return False
-        with engine.begin() as connection:
-            advance(connection, store.now_ms(connection))
-        return False
-
-    def reclaim() -> bool:
-        return look.read().reclaims and reclaimer.step()
+    def advance_contracts() -> bool:
+        due = look.read()
+        if due.contracts:
+            with engine.begin() as connection:
+                advance(connection, store.now_ms(connection))
+        return due.reclaims and reclaimer.step()
 
     def keep_up() -> bool:
         return keeping_up.keep_up(lambda: look.read().projection)
@@ -292,9 +295,8 @@ def _capacity_loops(
 
     return [
         Loop("allocator", allocate, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
-        Loop("contracts", turn, interval_ms=_ALLOCATE_INTERVAL_MS, metrics=metrics),
+        Loop("contracts", advance_contracts, interval_ms=_CONTRACTS_INTERVAL_MS, metrics=metrics),
         Loop("idempotency", forget, interval_ms=_FORGET_INTERVAL_MS, metrics=metrics),
-        Loop("reclaims", reclaim, interval_ms=_RECLAIM_INTERVAL_MS, metrics=metrics),
         Loop("projection", keep_up, interval_ms=KEEP_UP_INTERVAL_MS, metrics=metrics),
     ]
 
