@@ -11,7 +11,7 @@ TAAS_TORCH_INDEX ?=
 # More arguments for pytest, ruff's paths excepted: make test ARGS="-k settle"
 ARGS ?=
 # Two processes of tests, also on one core: tests mostly wait. What needs real vLLM comes last, in one of them.
-PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 RUN := .venv/bin/python
 ENVIRONMENTS := $(PYTHON) -m deploy.local.environments --home $(TAAS_HOME) --build $(TAAS_VLLM) --torch-index "$(TAAS_TORCH_INDEX)"

@@ -4,6 +4,8 @@ once a run.
 With `pytest -n` a run is one of its processes: each has its own stores.
 """
 
+import os
+
 import pytest
 
 pytest_plugins = [
@@ -18,17 +20,27 @@ pytest_plugins = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The tests on real vLLM come last and, with `pytest -n`, in one process: even idle it takes most of a
-    core.
+    """The tests on real vLLM come first: they are a chain of some minutes, which the others run beside. Those
+    that measure speed come last, when little else runs. With `pytest -n` each of the two is for one process.
     """
-    items.sort(key=_needs_vllm)
+    items.sort(key=lambda item: _ORDER.index(_group(item)))
     if config.pluginmanager.hasplugin("xdist"):
-        for item in filter(_needs_vllm, items):
-            item.add_marker(pytest.mark.xdist_group("vllm"))
+        for item in items:
+            if group := _group(item):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
-def _needs_vllm(item: pytest.Item) -> bool:
-    return item.get_closest_marker("vllm") is not None
+_ORDER = ("vllm", None, "speed")
+
+
+def _group(item: pytest.Item) -> str | None:
+    return next((name for name in ("vllm", "speed") if item.get_closest_marker(name) is not None), None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What runs beside the tests on real vLLM gives way to them: that chain is the longest part of a run."""
+    if _group(item) != "vllm" and hasattr(item.config, "workerinput"):
+        os.setpriority(os.PRIO_PROCESS, 0, 5)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -37,6 +49,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """
     if getattr(session.config.option, "loadgroup", False):
         apart = [
-            item.nodeid for item in session.items if _needs_vllm(item) and not item.nodeid.endswith("@vllm")
+            item.nodeid
+            for item in session.items
+            if (group := _group(item)) and not item.nodeid.endswith(f"@{group}")
         ]
         assert not apart, f"pytest-xdist ignores the group of {apart[0]}"

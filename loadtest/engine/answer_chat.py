@@ -71,8 +71,8 @@ class ChatAnswer(Answer):
         speech = self.speech
         if speech.is_reasoning(sequence):
             return b'{"reasoning":%b}' % orjson.dumps(text)
-        if speech.tool is None:
-            return b'{"content":%b}' % orjson.dumps(text)
+        if speech.tool is None:  # empty at the end, as of a vLLM that parses tool calls
+            return b'{"content":%b}' % orjson.dumps(text) if text else b"{}"
         arguments = speech.arguments(sequence, text)
         call: dict[str, Any] = {"index": 0, "function": {"arguments": arguments}}
         if speech.opens_call(sequence):

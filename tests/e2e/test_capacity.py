@@ -24,7 +24,7 @@ SEA: list[Any] = [{"role": "user", "content": "Say something short about the sea
 # What greedy decoding goes on with surely, however its cache came about.
 NUMBERS = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,"
 COLOURS = "red, green, blue, " * 5 + "red,"
-WAVES = "🌊" * 12
+WAVES = "🌊" * 40
 TOKENS = 64
 ASKED = {"auto": "auto", "priority": "reserved"}
 DONE = b"data: [DONE]"

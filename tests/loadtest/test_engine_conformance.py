@@ -1,34 +1,27 @@
 """The simulated engine answers in the same shapes as a real vLLM: keys, types and order of events of every
 route.
-
-A real one is started, unless TAAS_TEST_VLLM_URL and TAAS_TEST_VLLM_KEY name one that runs.
 """
 
 import json
-import os
 import re
-import signal
-import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 
-from serving.cpu_dtype import cpu_dtype
+from serving.catalogue import known_models
 from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
-from tests.fixtures.gateway import wait_until
-from tests.fixtures.stack import MODEL, VLLM_PYTHON, model_folder
-from tests.fixtures.valkey import free_port
+from tests.fixtures.stack import MODEL, Stack
 
 pytestmark = pytest.mark.vllm
 
 MESSAGES = [{"role": "user", "content": "tell me of the sea"}]
-LONG_TEXT = "word " * 3000
+CONTEXT = known_models()[MODEL].context_tokens
+LONG_TEXT = "word " * (CONTEXT + 1000)
 OPTIONS = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 INCLUDE = {"stream": True, "stream_options": {"include_usage": True}}
 CHAT = {"messages": MESSAGES, "max_tokens": 5, "ignore_eos": True, "temperature": 0}
@@ -144,8 +137,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "thinking, chat": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5}),
     "thinking, chat stream": ("/v1/chat/completions", CHAT | {"thinking_token_budget": 5, "stream": True}),
     "more tokens than the prompt leaves": (
-        "/v1/completions",
-        TEXT | {"prompt": [5] * 2045, "max_tokens": 2048},
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": CONTEXT, "temperature": 0},
     ),
     "stream options without stream": (
         "/v1/chat/completions",
@@ -168,59 +161,24 @@ UNORDERED = ("chat stream n", "completions stream list")
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a real vLLM, without a tool parser and with the simulated engine's context."""
-    given = os.environ.get("TAAS_TEST_VLLM_URL")
-    key = os.environ.get("TAAS_TEST_VLLM_KEY", "") if given else "sk-engine-key"
-    with ExitStack() as ending:
-        url = given or ending.enter_context(plain_vllm(tmp_path_factory.mktemp("vllm") / "log", key))
-        yield ending.enter_context(
-            plain_http.Client(base_url=url, timeout=120, headers={"authorization": f"Bearer {key}"})
-        )
+def real(stack: Stack) -> Iterator[httpx.Client]:
+    """A client of the real vLLM that the worker of this run has started. It asks the engine directly, so the
+    audit finds requests that no gateway knows: tests of the audit must come before these.
+    """
+    entry = stack.await_engine()
+    with plain_http.Client(
+        base_url=entry["url"], timeout=120, headers={"authorization": f"Bearer {entry['key']}"}
+    ) as client:
+        yield client
 
 
-@contextmanager
-def plain_vllm(log: Path, key: str) -> Iterator[str]:
-    """Start vLLM by itself; its URL once it answers."""
-    port = free_port()
-    command = [
-        VLLM_PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model_folder(),
-        "--served-model-name", MODEL, "--enforce-eager", "--host", "127.0.0.1", "--port", str(port),
-        "--enable-scale-out", "--scheduling-policy", "priority", "--enable-prompt-tokens-details",
-        "--max-model-len", "2048", "--dtype", cpu_dtype() or "auto",
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_API_KEY": key,
-    }
-    url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        wait_until(lambda: process.poll() is not None or healthy(url), "answer of vLLM", timeout_s=240)
-        assert process.poll() is None, log.read_text()[-3000:]
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return plain_http.get(url + "/health", timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-@pytest.fixture
-def simulated(engine: SimEngine) -> Iterator[httpx.Client]:
-    """A client of the simulated engine."""
-    with plain_http.Client(base_url=engine.url, headers={"authorization": f"Bearer {engine.key}"}) as client:
+@pytest.fixture(scope="module")
+def simulated() -> Iterator[httpx.Client]:
+    """A client of a simulated engine with the context of the real one."""
+    engine = SimEngine("--decode-ms", "1", "--context", str(CONTEXT))
+    engine.start()
+    headers = {"authorization": f"Bearer {engine.key}"}
+    with closing(engine), plain_http.Client(base_url=engine.url, headers=headers) as client:
         yield client
 
 

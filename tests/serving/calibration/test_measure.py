@@ -39,6 +39,7 @@ async def measured(plan: MeasurementPlan) -> tuple[Outcome, list[str]]:
     return await calibrate(plan, told.append), told
 
 
+@pytest.mark.speed
 async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_not_seen(
     make_engine: EngineMaker,
 ) -> None:
@@ -84,6 +85,7 @@ async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
     assert 1 <= int(found[1]) < 16
 
 
+@pytest.mark.speed
 async def test_what_queues_in_the_engine_is_not_taken_for_room(make_engine: EngineMaker) -> None:
     # Slow enough to be kept busy by a machine that is busy itself. The targets alone would let any queue
     # pass, and short answers leave a place empty now and then, so that a queue brings a little more.
