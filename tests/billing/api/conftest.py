@@ -63,17 +63,16 @@ def operation_of(app: Any, answer: Any) -> dict[str, Any] | None:
 @pytest.fixture
 def nobody(app: FastAPI) -> Iterator[TestClient]:
     """A client without a key. Failures of the server show as its answers."""
-    client = Documented(app, raise_server_exceptions=False)
-    yield client
-    client.close()
+    with Documented(app, raise_server_exceptions=False) as client:
+        yield client
 
 
 @pytest.fixture
 def admin(app: FastAPI) -> Iterator[TestClient]:
     """A client with the admin key."""
-    client = Documented(app, raise_server_exceptions=False, headers={"authorization": f"Bearer {ADMIN_KEY}"})
-    yield client
-    client.close()
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    with Documented(app, raise_server_exceptions=False, headers=headers) as client:
+        yield client
 
 
 @pytest.fixture
