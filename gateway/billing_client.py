@@ -5,6 +5,8 @@ from typing import Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
+
 _TIMEOUT_S: Final = 5.0
 # A process on a dead machine gives no answer at all, so the next one is asked soon.
 _CONNECT_TIMEOUT_S: Final = 1.0
@@ -23,6 +25,7 @@ class BillingClient:
             timeout=httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
             # The service key is for billing only; a proxy from the environment would read it.
             trust_env=False,
+            verify=checked_by(*self._urls),
         )
 
     async def get(self, path: str, params: Mapping[str, str]) -> httpx.Response:

@@ -7,6 +7,7 @@ from typing import Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
 from billing.wire.instance_entry import REQUEST_COUNTS_PATH
 from billing.wire.routes import smallest_request
 from billing.wire.tokens import CounterPair
@@ -31,6 +32,7 @@ class EngineClient:
             headers={"Authorization": f"Bearer {key}"},
             timeout=answer_timeout_s,
             trust_env=False,
+            verify=checked_by(url),
         )
 
     async def __aenter__(self) -> "EngineClient":

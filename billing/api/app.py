@@ -42,6 +42,7 @@ from billing.audit.run import Auditor
 from billing.catalogue.projection import Projector
 from billing.fleet.engine_probe import TIMEOUT_S
 from billing.settings import BillingSettings
+from billing.wire.certificates import checked_by
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
@@ -62,7 +63,7 @@ def build_app(
     few seconds. The app writes each change to Redis. `Projector.keep_up`, which somebody else runs, writes
     what it could not, and restores a Redis that lost data. The caller closes engine and client.
     """
-    http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False)
+    http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False, verify=checked_by())
     poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)
 
     def close() -> None:

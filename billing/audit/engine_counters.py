@@ -29,6 +29,7 @@ from billing.fleet.engine_instances import AuditedInstance, Registry, read_insta
 from billing.fleet.engine_reading import Counters, Reading
 from billing.fleet.engine_request_counts import read_instance
 from billing.schema.ledger import usage_event
+from billing.wire.certificates import checked_by
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
 _READERS: Final = 16
@@ -76,7 +77,9 @@ class CounterPoller:
     def __init__(self, engine: Engine, client: redis.Redis, *, timeout_ms: int) -> None:
         self._engine = engine
         self._client = client
-        self._http = httpx.Client(timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False)
+        self._http = httpx.Client(
+            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False, verify=checked_by()
+        )
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="engine-counters")
         self._seen: dict[tuple[str, str], _Seen] = {}
 

@@ -22,6 +22,7 @@ import redis
 from billing.fleet.engine_reading import Counters, NoCounters, Reading, read_engine
 from billing.leadership import Leadership
 from billing.wire import redis_keys
+from billing.wire.certificates import checked_by
 from billing.wire.instance_entry import EngineLoad
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class EngineWatch:
         self._client = client
         self._clock = clock
         self._http = httpx.Client(
-            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False,
+            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False, verify=checked_by(),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")

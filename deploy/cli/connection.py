@@ -107,9 +107,11 @@ def _send(request: "httpx.Request") -> "httpx.Response":
     """
     import httpx
 
+    from billing.wire.certificates import checked_by
+
     timeout = httpx.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
     repeats_left = _REPEATS_MAX if request.method in {"GET", "POST"} else 0
-    with httpx.Client(timeout=timeout, trust_env=False) as client:
+    with httpx.Client(timeout=timeout, trust_env=False, verify=checked_by(str(request.url))) as client:
         while True:
             try:
                 answer = client.send(request)

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
 from deploy.local.progress import StepFailed
 
 _TIMEOUT_S: Final = 30.0
@@ -16,7 +17,11 @@ class AdminApi:
 
     def __init__(self, url: str, key: str) -> None:
         self._client = httpx.Client(
-            base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=_TIMEOUT_S, trust_env=False
+            base_url=url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=_TIMEOUT_S,
+            trust_env=False,
+            verify=checked_by(url),
         )
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
 from deploy.local.admin_api import AdminApi
 from deploy.local.progress import Step, StepFailed
 from deploy.local.settings import DEFAULT_MODEL, LocalSettings
@@ -66,7 +67,7 @@ def _entry_of_engine(settings: LocalSettings) -> dict[str, Any]:
     url = f"{_base(settings.engine_url)}/v1/models"
     headers = {"authorization": f"Bearer {settings.engine_key}"} if settings.engine_key else {}
     try:
-        answer = httpx.get(url, headers=headers, timeout=5, trust_env=False)
+        answer = httpx.get(url, headers=headers, timeout=5, trust_env=False, verify=checked_by(url))
         served = answer.raise_for_status().json()["data"]
         first = next((model for model in served if model["id"] == settings.model), served[0])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as exc:

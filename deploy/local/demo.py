@@ -7,6 +7,7 @@ from typing import Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
 from deploy.local.admin_api import AdminApi
 from deploy.local.credentials import Credentials, read_env, write_env
 from deploy.local.progress import Step, StepFailed
@@ -58,6 +59,7 @@ def _works(settings: LocalSettings, key: str) -> bool:
             headers={"authorization": f"Bearer {key}"},
             timeout=5,
             trust_env=False,
+            verify=checked_by(settings.gateway_url),
         )
     except httpx.HTTPError:
         return False

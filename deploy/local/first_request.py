@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import httpx
 
+from billing.wire.certificates import checked_by
 from deploy.local.admin_api import AdminApi
 from deploy.local.progress import StepFailed
 from deploy.local.settings import LocalSettings
@@ -60,7 +61,7 @@ def _send_once(
     url = f"{settings.gateway_url}/v1/chat/completions"
     try:
         with (
-            httpx.Client(timeout=_REQUEST_TIMEOUT_S, trust_env=False) as client,
+            httpx.Client(timeout=_REQUEST_TIMEOUT_S, trust_env=False, verify=checked_by(url)) as client,
             client.stream("POST", url, json=body, headers=headers) as answer,
         ):
             if answer.status_code == 503 and may_wait:
@@ -86,7 +87,7 @@ def wait_for_bill(settings: LocalSettings, key: str, request_id: str) -> dict[st
     said = "nothing"
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(url, headers=headers, timeout=5, trust_env=False)
+            answer = httpx.get(url, headers=headers, timeout=5, trust_env=False, verify=checked_by(url))
             said = answer.text[:300]
             if answer.status_code == 200 and answer.json()["state"] == "recorded":
                 receipt: dict[str, Any] = answer.json()

@@ -16,6 +16,7 @@ from typing import Any, Final
 import httpx
 import orjson
 
+from billing.wire.certificates import checked_by
 from serving.calibration.mixes import Ask
 from serving.engine_metrics import EngineReading, parse_metrics
 
@@ -81,6 +82,7 @@ class Probe:
             timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             trust_env=False,
+            verify=checked_by(engine.url),
         )
         self._run = secrets.token_hex(6)
         self._numbers = itertools.count()
