@@ -30,6 +30,13 @@ CACHE_ENTRIES_MAX = 200_000
 UNKNOWN_ENTRIES_MAX = 50_000
 
 
+class NotProjected(RedisUnavailable):
+    """Redis is new or was emptied, so it cannot say that something does not exist."""
+
+    def __init__(self) -> None:
+        super().__init__("no catalogue", unknown_outcome=False)
+
+
 class Catalogue:
     """Models, instances, keys and tenants. `on_stop(id)` is called for each request or `tenant:<id>` that the
     operator stops.
@@ -111,19 +118,18 @@ class Catalogue:
             return None
         changes_seen = self._changes_seen
         try:
-            raw = await self._redis.execute("GET", redis_keys.key_of_api_key(key_hash))
+            (raw,) = await _read_projected(self._redis, ("GET", redis_keys.key_of_api_key(key_hash)))
             if raw is None:
-                if not await self._redis.execute("EXISTS", redis_keys.PROJECTION):
-                    # Redis was emptied and has no key at all, so it cannot say that this one does not exist.
-                    raise DependencyUnavailable
                 if changes_seen == self._changes_seen:
                     self._remember_unknown(key_hash)
                 return None
             key = ApiKey.read(raw)
-            raw_tenant = await self._redis.execute("GET", redis_keys.tenant(key.tenant))
+            (raw_tenant,) = await _read_projected(self._redis, ("GET", redis_keys.tenant(key.tenant)))
             if raw_tenant is None:
                 return None
             tenant = Tenant.read(raw_tenant)
+        except NotProjected as exc:
+            raise DependencyUnavailable from exc
         except RedisUnavailable as exc:
             known = self._known_before_outage(key_hash)
             if known is not None:
@@ -170,9 +176,9 @@ class Catalogue:
                 entries = await self._feed.execute(
                     "XREAD", "BLOCK", FEED_BLOCK_MS, "STREAMS", redis_keys.CHANGES, self._last_change
                 )
-                for entry_id, fields in _stream_entries(entries):
-                    await self._apply(fields)
-                    self._last_change = entry_id
+                if changes := _stream_entries(entries):
+                    await self._apply([fields for _, fields in changes])
+                    self._last_change = changes[-1][0]
                 self._fresh_until = time.monotonic() + FEED_SILENCE_SECONDS_MAX
             except RedisUnavailable:
                 self._last_change = ""
@@ -180,50 +186,56 @@ class Catalogue:
 
     async def _start_over(self) -> None:
         """Read the position of the feed first and the state second: in this order no change is missed."""
-        last, projected = await self._feed.execute_many(
-            [("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1), ("EXISTS", redis_keys.PROJECTION)]
-        )
-        self.not_projected = not projected
-        if not projected:
-            # Redis is new or was emptied, so it cannot say that there are no models.
-            raise RedisUnavailable("no catalogue", unknown_outcome=False)
-        position = last[0][0].decode() if last else "0-0"
+        try:
+            last, raw = await _read_projected(
+                self._feed,
+                ("XREVRANGE", redis_keys.CHANGES, "+", "-", "COUNT", 1),
+                ("HGETALL", redis_keys.MODELS),
+            )
+        except NotProjected:
+            self.not_projected = True
+            raise
+        self.not_projected = False
         self._forget_all()
-        await self._load_models()
+        self.models = _read_models(zip(raw[::2], raw[1::2], strict=True))
+        self._models_read.set()
         await self._feed.execute(
             "HSETNX", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(32)
         )
-        self.cache_salt = (
-            await self._feed.execute("HGET", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD)
-        ).decode()
-        self._last_change = position
+        (salt,) = await _read_projected(self._feed, ("HGET", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD))
+        self.cache_salt = salt.decode()
+        self._last_change = last[0][0].decode() if last else "0-0"
 
-    async def _load_models(self) -> None:
-        raw = await self._feed.execute("HGETALL", redis_keys.MODELS)
-        models = {}
-        for name, entry in zip(raw[::2], raw[1::2], strict=True):
-            try:
-                models[name.decode()] = Model.read(entry)
-            except ValueError:
-                log.error("unreadable model entry", extra={"model": name.decode(errors="replace")})
-        self.models = models
-        self._models_read.set()
-
-    async def _apply(self, fields: dict[bytes, bytes]) -> None:
-        self._changes_seen += 1
-        kind, subject = fields.get(b"kind", b""), fields.get(b"id", b"").decode()
-        if kind == b"key":
-            self._keys.pop(subject, None)
-            self._unknown_keys.discard(subject)
-        elif kind == b"tenant":
-            self._tenants.pop(subject, None)
-        elif kind == b"model":
-            await self._load_models()
-        elif kind == b"stop":
-            self._on_stop(subject)
-        else:
-            self._last_change = ""
+    async def _apply(self, changes: list[dict[bytes, bytes]]) -> None:
+        """Take over what has changed. Models that changed together are read together, and no other model is
+        read: while an operator adds a thousand models, the view of them stays current.
+        """
+        models: set[bytes] = set()
+        everything = False
+        for fields in changes:
+            self._changes_seen += 1
+            kind, name = fields.get(b"kind", b""), fields.get(b"id", b"")
+            if kind == b"key":
+                self._keys.pop(name.decode(), None)
+                self._unknown_keys.discard(name.decode())
+            elif kind == b"tenant":
+                self._tenants.pop(name.decode(), None)
+            elif kind == b"model":
+                models.add(name)
+            elif kind == b"stop":
+                self._on_stop(name.decode())
+            else:
+                everything = True
+        if everything:
             await self._start_over()
+        elif models:
+            await self._reload_models(list(models))
+
+    async def _reload_models(self, names: list[bytes]) -> None:
+        (raw,) = await _read_projected(self._feed, ("HMGET", redis_keys.MODELS, *names))
+        entries = dict(zip(names, raw, strict=True))
+        unchanged = {name: model for name, model in self.models.items() if name.encode() not in entries}
+        self.models = unchanged | _read_models((name, entry) for name, entry in entries.items() if entry)
 
     async def _poll_instances(self) -> None:
         """Read instances twice a second, so that a draining or dead instance gets no new request within a
@@ -231,19 +243,16 @@ class Catalogue:
         """
         while True:
             with contextlib.suppress(RedisUnavailable):
-                now, raw, drained, projected = await self._redis.execute_many(
-                    [
-                        ("TIME",),
-                        ("HGETALL", redis_keys.INSTANCES),
-                        ("HKEYS", redis_keys.DRAINED),
-                        ("EXISTS", redis_keys.PROJECTION),
-                    ]
+                now, raw, drained = await _read_projected(
+                    self._redis,
+                    ("TIME",),
+                    ("HGETALL", redis_keys.INSTANCES),
+                    ("HKEYS", redis_keys.DRAINED),
                 )
-                if projected and isinstance(raw, list) and isinstance(drained, list):
-                    now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-                    entries = dict(zip(raw[::2], raw[1::2], strict=True))
-                    self._take_instances(read_snapshot(entries, now_ms, drained, self._leases.holds))
-                    self._instances_read.set()
+                now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+                entries = dict(zip(raw[::2], raw[1::2], strict=True))
+                self._take_instances(read_snapshot(entries, now_ms, drained, self._leases.holds))
+                self._instances_read.set()
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
 
     def _take_instances(self, entries: list[InstanceEntry]) -> None:
@@ -259,3 +268,24 @@ def _stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
         return []
     _, entries = reply[0]
     return [(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in entries]
+
+
+async def _read_projected(redis: RedisPipe, *commands: tuple[Any, ...]) -> list[Any]:
+    """The replies, if Redis held what billing projects before and after them. Raises NotProjected: Redis may
+    have been emptied, or filled, between two commands.
+    """
+    projected = ("EXISTS", redis_keys.PROJECTION)
+    before, *replies, after = await redis.execute_many([projected, *commands, projected])
+    if not before or not after:
+        raise NotProjected
+    return replies
+
+
+def _read_models(entries: Iterable[tuple[bytes, bytes]]) -> dict[str, Model]:
+    models = {}
+    for name, entry in entries:
+        try:
+            models[name.decode()] = Model.read(entry)
+        except ValueError:
+            log.error("unreadable model entry", extra={"model": name.decode(errors="replace")})
+    return models
