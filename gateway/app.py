@@ -89,6 +89,7 @@ class Stages:
             redis=self._redis, markers=self._markers, journal=self._journal, gateway_id=self.gateway_id
         )
         self.open_exchanges: dict[str, Exchange] = {}
+        metrics.count_open(lambda: len(self.open_exchanges))
         outage = OutageLeases()
         self.clock = Clock()
         self._wait_queue = WaitQueue(
@@ -240,7 +241,6 @@ class Stages:
     def _opened(self, exchange: Exchange) -> None:
         """Note an admitted request: from now on it is checkpointed and must be settled."""
         self.open_exchanges[exchange.request_id] = exchange
-        self._metrics.open_delta(1)
 
     def _preempt(self, request_id: str) -> None:
         """The cell needs the slot of a flex request."""

@@ -224,9 +224,12 @@ class Metrics:
         """
         series = self._token_series[tenant, self._known(model)]
         series.input_tokens.inc(prompt - cached)
-        series.cached_input_tokens.inc(cached)
-        series.output_tokens.inc(output)
-        series.delivered.inc(delivered)
+        if cached:
+            series.cached_input_tokens.inc(cached)
+        if output:
+            series.output_tokens.inc(output)
+        if delivered:
+            series.delivered.inc(delivered)
 
     def refused(self, which: str) -> None:
         """A request was refused; `which` limit or check, out of a fixed list."""
@@ -248,9 +251,9 @@ class Metrics:
         """A component such as `redis` works, or does not work, in this process."""
         self._degraded[component,].set(on)
 
-    def open_delta(self, n: int) -> None:
-        """Reservations opened (+) or settled (−)."""
-        self._reservations.inc(n)
+    def count_open(self, count: Callable[[], int]) -> None:
+        """Ask this, whenever the page is read, how many reservations are open."""
+        self._reservations.set_function(count)
 
     def set_journal_entries(self, n: int) -> None:
         """Settles that wait in this process's journal."""

@@ -124,7 +124,6 @@ class Settler:
             cancelled=cancelled,
         )
         self._settling += 1
-        self._metrics.open_delta(-1)
         self._redis.submit(*call).add_done_callback(partial(self._on_reply, call, exchange.head.cell))
         self._record_tokens(event)
         return event

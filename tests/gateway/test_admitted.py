@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from billing.wire.usage_event import Ending
 from gateway.app import Stages
 from gateway.clock import Clock
@@ -33,20 +31,6 @@ class BrokenOnceAdmitted(Clock):
         if self._open:
             raise ZeroDivisionError
         return super().at_ms(monotonic_s)
-
-
-class BrokenAtAdmission(Metrics):
-    """Fails when the first request is counted as open: the cell has admitted it by then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.broke = False
-
-    def open_delta(self, delta: int) -> None:
-        if not self.broke:
-            self.broke = True
-            raise ZeroDivisionError
-        super().open_delta(delta)
 
 
 class Connection:
@@ -83,19 +67,16 @@ class Connection:
         raise AssertionError("the body is here")
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["as it is admitted", "before it is sent"])
 async def test_a_mistake_between_admission_and_sending_leaves_nothing_open(
-    at_once: bool, catalogue: Catalogue, engine: SimEngine, valkey_url: str, tmp_path: Path
+    catalogue: Catalogue, engine: SimEngine, valkey_url: str, tmp_path: Path
 ) -> None:
     catalogue.instance(engine.url, engine.key)
     key = catalogue.key(catalogue.tenant("ten_a"))
-    metrics = BrokenAtAdmission() if at_once else Metrics()
-    stages = Stages(GatewaySettings(redis_url=valkey_url, home=tmp_path), Lifecycle(), metrics)
+    stages = Stages(GatewaySettings(redis_url=valkey_url, home=tmp_path), Lifecycle(), Metrics())
     connection = Connection(json.dumps(body("chat")).encode())
 
     async with stages.running():
-        if not at_once:
-            stages.inference.clock = BrokenOnceAdmitted(stages.open_exchanges)
+        stages.inference.clock = BrokenOnceAdmitted(stages.open_exchanges)
         scope = {
             "headers": [(b"authorization", f"Bearer {key}".encode())],
             "extensions": {"taas.connection": connection},

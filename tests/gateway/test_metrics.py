@@ -62,8 +62,7 @@ def test_tokens_are_counted_by_tenant_model_and_kind() -> None:
 
 def test_gauges_and_the_rest() -> None:
     metrics = Metrics()
-    metrics.open_delta(3)
-    metrics.open_delta(-1)
+    metrics.count_open(lambda: 2)
     metrics.set_journal_entries(7)
     metrics.set_degraded("redis", on=True)
     metrics.refused("requests_per_minute")

@@ -12,6 +12,8 @@ from tests.gateway.listening import answer
 
 def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics) -> Any:
     """Answers with its process, counts, streams until it is told to end."""
+    streams: list[Any] = []
+    metrics.count_open(lambda: len(streams))
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -25,9 +27,9 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
                 lifecycle.settles_lost += 1
                 await answer(send, 200, {})
             case b"/stream":
-                metrics.open_delta(1)
+                streams.append(scope)
                 await _stream(lifecycle, send, scope["query_string"] == b"forever")
-                metrics.open_delta(-1)
+                streams.remove(scope)
             case b"/readyz":
                 await answer(send, 503 if lifecycle.draining else 200, {})
             case _:
