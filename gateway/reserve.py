@@ -192,9 +192,11 @@ class Reserver:
             if isinstance(reply, _PENDING):
                 reply, candidates = await self._wait(exchange, ask, find_candidates, reply)
         except RedisUnavailable as exc:
+            by_lease = self._outage.admit(exchange.request.caller.tenant, cost_mu)
             if exc.unknown_outcome:
-                self._leave_queue(exchange)  # it may be in the queue, and nobody would come back for it
-            if self._outage.admit(exchange.request.caller.tenant, cost_mu):
+                # It may be in the queue or admitted, and nobody would come back for it.
+                self._leave_queue(exchange, withdrawn=not by_lease)
+            if by_lease:
                 self._admit_by_lease(exchange, ask)
                 return Reservation(Limits(), Limits(), _UNKNOWN, _UNKNOWN)
             raise DependencyUnavailable from exc
@@ -316,7 +318,7 @@ class Reserver:
             self._leave_queue(exchange)
             raise
         found: ReserveReply = reply
-        redis_away = False
+        redis_away = unknown_outcome = False
         try:
             while isinstance(found, _PENDING) and exchange.stop_ending is None:
                 left_s = ends_at - time.monotonic()
@@ -333,10 +335,11 @@ class Reserver:
                     candidates = find_candidates()
                     try:
                         found, redis_away = await self._ask_cell(exchange, ask, candidates), False
-                    except RedisUnavailable:
+                    except RedisUnavailable as exc:
+                        unknown_outcome |= exc.unknown_outcome
                         # Redis may be back before the wait is over, and the call is idempotent by request id.
                         if time.monotonic() >= ends_at:
-                            raise
+                            raise RedisUnavailable(exc.reason, unknown_outcome=unknown_outcome) from exc
                         redis_away = True
             if exchange.stop_ending is not None:
                 await self._stop_waiting(exchange, found)
@@ -344,19 +347,22 @@ class Reserver:
         except BaseException as error:
             ended = WaitEnd.of(error)
             if not isinstance(found, Reserved | Replayed):
-                # Cancelled, or Redis is away: the request must not keep a slot that it was granted.
-                self._leave_queue(exchange, refused=isinstance(error, NoInstance))
+                # Cancelled, or Redis is away: the request must not keep a slot that it was granted. A local
+                # lease may still serve it, if Redis is away.
+                away = isinstance(error, RedisUnavailable)
+                self._leave_queue(exchange, refused=isinstance(error, NoInstance), withdrawn=not away)
             raise
         finally:
             exchange.waited_ms = int((time.monotonic() - began_at) * 1000)
             self._wait_queue.leave(exchange, ended)
         return found, candidates
 
-    def _leave_queue(self, exchange: Exchange, *, refused: bool = False) -> None:
-        """Leave the queue, and give back a slot that was granted. If Redis is away the journal sends this
-        later, as it does a settle: else an abandoned request would stay ahead of others and hold its slot.
+    def _leave_queue(self, exchange: Exchange, *, refused: bool = False, withdrawn: bool = True) -> None:
+        """Leave the queue, and give back a slot that was granted; `withdrawn`: also a reservation, of which
+        the reply was lost. If Redis is away the journal sends this later, as it does a settle: else an
+        abandoned request would stay ahead of others and hold its slot.
         """
-        call = leave_call(exchange.request.keys, refused=refused)
+        call = leave_call(exchange.request.keys, refused=refused, withdrawn=withdrawn)
         self._redis.submit(*call).add_done_callback(partial(self._on_left_queue, call, exchange.head.cell))
 
     def _on_left_queue(self, call: Command, cell: str, outcome: "asyncio.Future[Any]") -> None:
@@ -368,7 +374,8 @@ class Reserver:
             self._journal.append(call)
 
     async def _leave_queue_now(self, exchange: Exchange, *, refused: bool = False) -> LeftQueue:
-        left = parse_leave(await self._redis.execute(*leave_call(exchange.request.keys, refused=refused)))
+        call = leave_call(exchange.request.keys, refused=refused, withdrawn=True)
+        left = parse_leave(await self._redis.execute(*call))
         self._pacer.schedule(exchange.head.cell, left.pace_ms)
         return left
 
@@ -387,7 +394,7 @@ class Reserver:
 
     async def _stop_waiting(self, exchange: Exchange, found: ReserveReply) -> None:
         assert exchange.stop_ending is not None
-        if isinstance(found, Reserved):
+        if isinstance(found, Reserved | Replayed):
             return  # admitted at the same moment: it ends like any stopped request
         await self._leave_queue_now(exchange)
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:

@@ -77,10 +77,13 @@ class ReapAsk(TypedDict):
 
 
 class LeaveAsk(TypedDict):
-    """`refused`: its time to wait was over, which its contract's evidence counts."""
+    """`refused`: its time to wait was over, which its contract's evidence counts. `withdrawn`: it is not
+    served, also if it was admitted; a leave of an earlier version does not say that.
+    """
 
     request_id: str
     refused: bool
+    withdrawn: bool
 
 
 class RefuseAsk(TypedDict):

@@ -245,11 +245,12 @@ def _terms_json(
     return orjson.dumps(terms)
 
 
-def leave_call(keys: CellKeys, *, refused: bool = False) -> Command:
+def leave_call(keys: CellKeys, *, refused: bool = False, withdrawn: bool = False) -> Command:
     """Remove a waiting request from its queue, and give back a slot that it was granted meanwhile. `refused`:
-    its time was over, which its contract's evidence counts.
+    its time was over, which its contract's evidence counts. `withdrawn`: it is not served, so if it was
+    admitted without its gateway knowing, its reservation is given back, too.
     """
-    ask = LeaveAsk(request_id=keys.request_id, refused=refused)
+    ask = LeaveAsk(request_id=keys.request_id, refused=refused, withdrawn=withdrawn)
     return call("leave", (keys.open_requests,), orjson.dumps(ask))
 
 

@@ -1,6 +1,5 @@
 """Faults of our own parts: Redis, the gateway's processes, the crowd."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Callable
@@ -15,35 +14,14 @@ from billing.usage.reap import Reaper
 from billing.wire import redis_keys
 from billing.wire.usage_event import Ending
 from tests.fixtures import plain_http
+from tests.fixtures.crowd import crowd
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
+from tests.fixtures.redis_faults import frozen
 from tests.fixtures.valkey import ValkeyProcess
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Tell a story."}], "max_tokens": 4}
 LONG = CHAT | {"max_tokens": 400, "ignore_eos": True, "stream": True}
-
-
-async def crowd(gateways: list[GatewayProcess], key: str, callers: int) -> list[int]:
-    """So many callers at once, each on a connection of its own, spread over the gateways; their statuses."""
-    body = json.dumps(CHAT).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        f"authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: "
-        f"{len(body)}\r\n\r\n"
-    )
-
-    async def call(port: int) -> int:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            writer.write(head.encode() + body)
-            answer = await reader.read()
-        finally:
-            writer.close()
-            await writer.wait_closed()
-        return int(answer.split(b" ", 2)[1])
-
-    async with asyncio.timeout(60):
-        return await asyncio.gather(*(call(gateways[index % len(gateways)].port) for index in range(callers)))
 
 
 @pytest.mark.parametrize("where", ["tenant", "key"])
@@ -63,7 +41,7 @@ async def test_fault_39_two_gateways_and_500_callers_admit_exactly_the_limit(
     gateways = [start_gateway(), start_gateway()]
     seconds, micros = catalogue.redis.time()
     started_s = seconds + micros / 1e6
-    statuses = await crowd(gateways, key, 500)
+    statuses = await crowd([each.port for each in gateways], key, CHAT, 500)
     seconds, micros = catalogue.redis.time()
     elapsed_s = seconds + micros / 1e6 - started_s
     assert set(statuses) == {200, 429}
@@ -80,7 +58,7 @@ async def test_fault_39_concurrency_is_never_exceeded_over_two_gateways(
     limit = {"model": MODEL, "requests_per_minute": None, "units_per_minute": None, "concurrency": 7}
     key = catalogue.key(catalogue.tenant("ten_a", limits=[limit]))
     gateways = [start_gateway(), start_gateway()]
-    statuses = await crowd(gateways, key, 100)
+    statuses = await crowd([each.port for each in gateways], key, CHAT, 100)
     assert statuses.count(200) == 7
     assert len(catalogue.await_events(7)) == 7
 
@@ -162,6 +140,35 @@ def test_fault_34_a_tenants_outage_lease_is_bounded_over_all_gateways(
         events = catalogue.await_events(8)
         assert len(events) == len({event.request_id for event in events}) == 8
         assert all(event.ending is Ending.COMPLETE for event in events)
+
+
+def test_fault_36_a_refused_request_that_redis_admitted_later_leaves_nothing(
+    own_valkey: ValkeyProcess, engine: SimEngine, start_gateway: StartGateway
+) -> None:
+    with redis.Redis(port=own_valkey.port, decode_responses=True) as client:
+        catalogue = Catalogue(client)
+        catalogue.model()
+        catalogue.instance(engine.url, engine.key)
+        limit = {"model": MODEL, "concurrency": 1}
+        key = catalogue.key(catalogue.tenant("ten_a", limits=[limit]))
+        gateway = start_gateway(own_valkey.url)
+        with gateway.client(key) as caller:
+            served = [caller.post("/v1/chat/completions", json=CHAT)]
+            with frozen(own_valkey, client):
+                refused = caller.post("/v1/chat/completions", json=CHAT)
+            assert refused.status_code == 503
+            # It would take the only place until its lease ends; here nobody reaps.
+            wait_until(
+                lambda: (
+                    served.append(caller.post("/v1/chat/completions", json=CHAT))
+                    or served[-1].status_code == 200
+                ),
+                "service",
+                instead=lambda: str(served[-1].json()),
+            )
+        wait_until(lambda: client.zcard(redis_keys.open_requests(MODEL)) == 0, "end of the reservations")
+        ids = {answer.headers["x-request-id"] for answer in served if answer.status_code == 200}
+        assert {event.request_id for event in catalogue.await_events(2)} == ids
 
 
 def begin_stream(gateway: GatewayProcess, key: str, stack: contextlib.ExitStack) -> httpx.Response:

@@ -1,11 +1,13 @@
 -- leave.lua -- v1
--- Removes a request from its queue, and gives back a slot that it was granted meanwhile. An open request stays.
+-- Removes a request from its queue, and gives back a slot that it was granted meanwhile. An open request stays, unless
+-- it is withdrawn: it was admitted, but its gateway did not get the reply and has refused it.
 -- KEYS: {c:CELL}:open
--- ARGV: `LeaveAsk` of billing/cell/asks.py (JSON). `refused`: its time to wait is over, and its contract counts it
+-- ARGV: `LeaveAsk` of billing/cell/asks.py (JSON). `refused`: its time to wait is over, and its contract counts it;
+--   `withdrawn`: nobody serves it, so its reservation is given back
 -- Returns: {dropped | missing | open, now_ms, tenants that wait, us between grants, ms after which slots should be
 --   granted again (0 = no need)}
-local cell, reservations, contracts, queue, grants = ...
-local read = reservations.reader({'state', 'class', 'contract_key', 'spilled'})
+local cell, contracts, queue, grants, usage = ...
+local read = usage.reader({})
 
 return function(_, args)
   local ask = cjson.decode(args[1])
@@ -18,7 +20,10 @@ return function(_, args)
     if contract then contracts.count(contract, 'refused') end
   end
   local status = held.state and 'open' or 'missing'
-  if queue.drop(ask.request_id) then
+  if held.state == 'open' and ask.withdrawn then
+    usage.withdraw(ask.request_id, held)
+    status = 'dropped'
+  elseif queue.drop(ask.request_id) then
     status = 'dropped'
     -- Other requests may have waited behind it.
     grants.grant_all()

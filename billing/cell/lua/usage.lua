@@ -48,4 +48,14 @@ local function record(request_id, held, event, by)
   return entry_id, cell.held_up_ms
 end
 
-return {reader = reader, charge = charge, record = record}
+-- Forgets an open request that nobody serves: it gives back all that it was charged, and its slot. There is no event.
+local function withdraw(request_id, held)
+  charge(held, 0, 0, {requests = held.paused and 0 or -1}, not held.paused)
+  reservations.forget(request_id)
+  if not held.paused then
+    slots.give_back(request_id, held.class, held.instance, held.sequences)
+    grants.grant_all()
+  end
+end
+
+return {reader = reader, charge = charge, record = record, withdraw = withdraw}

@@ -161,8 +161,9 @@ class CellRequest:
             execute(self.client, self.settle_command(cost_mu, usage, cancelled=cancelled))
         )
 
-    def leave(self, *, refused: bool = False) -> replies.LeftQueue:
-        return replies.parse_leave(execute(self.client, scripts.leave_call(self.keys, refused=refused)))
+    def leave(self, *, refused: bool = False, withdrawn: bool = False) -> replies.LeftQueue:
+        call = scripts.leave_call(self.keys, refused=refused, withdrawn=withdrawn)
+        return replies.parse_leave(execute(self.client, call))
 
     def checkpoint(
         self,
