@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from billing.wire import redis_keys
-from billing.wire.instance_entry import InstanceEntry, read_snapshot
+from billing.wire.instance_entry import InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.lease_watch import LeaseWatch
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.errors import DependencyUnavailable
@@ -55,6 +55,8 @@ class Catalogue:
         # Redis answers but holds nothing that billing wrote.
         self.not_projected = False
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
+        # Their entries as last read, by instance id.
+        self._registered: dict[bytes, bytes] = {}
         self._leases = LeaseWatch()
         self.cache_salt = ""
         self._fresh_until = 0.0
@@ -250,16 +252,37 @@ class Catalogue:
                     ("HKEYS", redis_keys.DRAINED),
                 )
                 now_ms = int(now[0]) * 1000 + int(now[1]) // 1000
-                entries = dict(zip(raw[::2], raw[1::2], strict=True))
-                self._take_instances(read_snapshot(entries, now_ms, drained, self._leases.holds))
+                entries = self._with_lost(dict(zip(raw[::2], raw[1::2], strict=True)))
+                live = read_snapshot(entries, now_ms, drained, self._leases.holds)
+                held = {entry.instance.encode() for entry in live}
+                self._registered = {name: entry for name, entry in entries.items() if name in held}
+                self._take_instances(live)
                 self._instances_read.set()
             await asyncio.sleep(INSTANCES_POLL_SECONDS)
+
+    def _with_lost(self, registered: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """With the ready instances that the last reading had and this one has not. A worker never removes a
+        ready one, so Redis has lost its entry. It serves on: its worker registers it again before its lease
+        ends.
+        """
+        gone = self._registered.keys() - registered.keys()
+        return registered | {
+            name: self._registered[name] for name in gone if _is_ready(self._registered[name])
+        }
 
     def _take_instances(self, entries: list[InstanceEntry]) -> None:
         by_model: dict[str, list[InstanceEntry]] = {}
         for entry in entries:
             by_model.setdefault(entry.model, []).append(entry)
         self._instances = {model: tuple(entries) for model, entries in by_model.items()}
+
+
+def _is_ready(raw: bytes) -> bool:
+    """Whether an entry is of a worker's ready instance. Entries without a lease are of billing, which removes
+    them.
+    """
+    entry = InstanceEntry.from_json(raw)
+    return entry.status is InstanceStatus.READY and entry.lease_until_ms != 0
 
 
 def _stream_entries(reply: Any) -> list[tuple[str, dict[bytes, bytes]]]:
