@@ -28,6 +28,9 @@ TOKEN = {CHAT: b'"delta":{"content":"', COMPLETIONS: b'"text":"',
 RESPONSES: b"event: response.output_text.delta", MESSAGES: b"text_delta"}  # fmt: skip
 FINISH = {CHAT: b'"finish_reason":"', COMPLETIONS: b'"finish_reason":"', RESPONSES: b"output_item.done",
 MESSAGES: b"message_delta"}  # fmt: skip
+# What only a stream that ended well holds.
+END = {CHAT: b"data: [DONE]", COMPLETIONS: b"data: [DONE]", RESPONSES: b"response.completed",
+MESSAGES: b"message_stop"}  # fmt: skip
 
 
 def body_of(path: str, prompt: str = STORY, *, tokens: int, stream: bool = True) -> dict[str, Any]:
@@ -84,6 +87,10 @@ class RawCaller:
             assert piece, f"no {mark!r} ×{times} in {self.seen!r}"
             self.seen += piece
 
+    def read_more(self, mark: bytes, times: int) -> None:
+        """Until this has been seen so many times more."""
+        self.read_until(mark, self.seen.count(mark) + times)
+
     def read_all(self) -> bytes:
         """To the end, or to where the other side broke off."""
         try:
@@ -134,3 +141,16 @@ def callers_of(stack: Stack, paths: Sequence[str], *, tokens: int) -> Iterator[l
     """A stream on each of these routes; whatever happens, none is left open."""
     with ExitStack() as closing:
         yield [closing.enter_context(RawCaller(stack, path, body_of(path, tokens=tokens))) for path in paths]
+
+
+def the_error(text: bytes) -> str:
+    """The one error that a broken stream ends with, as JSON. AssertionError if there are others, if an event
+    is not whole, or if the stream also ends as a success does.
+    """
+    lines = [line for line in text.decode().splitlines() if line.startswith("data: {")]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    errors = [event for event in events if event.get("error") is not None]
+    assert len(errors) == 1, text[-500:]
+    assert events[-1] is errors[0]
+    assert not any(end in text for end in END.values()), text[-500:]
+    return json.dumps(errors[0])

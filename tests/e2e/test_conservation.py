@@ -23,7 +23,7 @@ import pytest
 
 from billing.wire import redis_keys
 from tests.e2e.raw_caller import MESSAGES, ROUTES, RawCaller, body_of
-from tests.fixtures import plain_http
+from tests.e2e.request_counts import engine_counts, ledger_entries, recorded_counts
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.stack import INSTANCE, MODEL, Stack
 
@@ -55,16 +55,6 @@ ROWS = """
 SELECT request_id, ending, billed_prompt, billed_output, absorbed_prompt, absorbed_output
 FROM usage_event WHERE tenant = %s
 """
-HELD = """
-SELECT e.request_id, e.produced_prompt + coalesce(sum(r.produced_prompt), 0),
-  e.produced_output + coalesce(sum(r.produced_output), 0)
-FROM usage_event e LEFT JOIN usage_event r
-  ON r.kind = 'reconciliation' AND r.evidence -> 'requests' = jsonb_build_array(e.request_id)
-WHERE e.tenant = %s GROUP BY e.request_id, e.produced_prompt, e.produced_output
-"""
-ENTRIES = (
-    "SELECT t.request_id FROM ledger_transaction t JOIN usage_event u USING (request_id) WHERE u.tenant = %s"
-)
 
 
 @dataclass(kw_only=True)
@@ -205,7 +195,7 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
 
     assert {row[0] for row in rows} == accepted_ids(stack) - ids_before
     assert run.seen_ids <= {row[0] for row in rows}
-    entries = [row[0] for row in stack.sql(ENTRIES, run.tenant)]
+    entries = ledger_entries(stack, run.tenant)
     assert sorted(entries) == sorted(row[0] for row in rows)
     assert len(entries) == len(set(entries)) >= REQUESTS // 2
 
@@ -220,26 +210,13 @@ def test_every_token_of_a_mixed_run_is_billed_or_absorbed_and_every_request_is_i
     for name in run.failed_late:
         (late_row,) = [row for row in rows if row[0] == name]
         assert late_row[1] in {"refused_by_engine", "gateway_died"}
-    counted = {
-        name: tuple(pair) for name, pair in engine_counts(stack).items() if name in {row[0] for row in rows}
-    }
-    held = {row[0]: (row[1], row[2]) for row in stack.sql(HELD, run.tenant)}
-    assert {name: held[name] for name in counted} == counted
-    assert {name for name, tokens in held.items() if any(tokens)} <= set(counted)
+    recorded = recorded_counts(stack, run.tenant)
+    counted = {name: pair for name, pair in engine_counts(stack).items() if name in recorded}
+    assert {name: recorded[name] for name in counted} == counted
+    assert {name for name, tokens in recorded.items() if any(tokens)} <= set(counted)
     assert len(counted) >= REQUESTS // 2
     assert endings["client_disconnect"] > REQUESTS // 10
     assert all(row[4] == row[5] == 0 for row in rows if row[1] == "complete")
-
-
-def engine_counts(stack: Stack) -> dict[str, tuple[int, int]]:
-    """(prompt, output) of each request that has ended, as vLLM itself has counted it."""
-    entry = stack.instance() or {}
-    headers = {"authorization": f"Bearer {entry['key']}"}
-    page = plain_http.get(f"{entry['url']}/taas/request_counts?after=0", headers=headers, timeout=30)
-    return {
-        name: (prompt, output)
-        for name, (prompt, _, output) in page.raise_for_status().json()["finished"].items()
-    }
 
 
 def accepted_ids(stack: Stack) -> set[str]:
