@@ -34,7 +34,7 @@ class _Kept(dict[tuple[str, ...], T]):
     """Series by their labels, each made once: `labels()` costs more than to count.
 
     It is the first label that can grow. Once there are `rows_max` sets of labels, a new one counts as
-    `other` there.
+    `other` there; that set is kept too, because most requests of very many tenants need it.
     """
 
     def __init__(self, make: Callable[..., T], rows_max: int = SERIES_MAX) -> None:
@@ -43,8 +43,8 @@ class _Kept(dict[tuple[str, ...], T]):
         self._rows_max = rows_max
 
     def __missing__(self, labels: tuple[str, ...]) -> T:
-        if len(self) >= self._rows_max:
-            return self._make(OTHER, *labels[1:])
+        if len(self) >= self._rows_max and labels[0] != OTHER:
+            return self[OTHER, *labels[1:]]
         made = self[labels] = self._make(*labels)
         return made
 

@@ -15,6 +15,7 @@ class ReserveAsk(TypedDict):
     """What one request asks for. The fields mean the same as in `billing.cell.scripts.Claim`."""
 
     request_id: str
+    tenant: str
     cost_mu: int
     prompt_mu: int
     tokens: int
@@ -26,12 +27,12 @@ class ReserveAsk(TypedDict):
 
 
 class ReserveTerms(TypedDict):
-    """Who asks, under which limits: the second argument, alike for all requests of a tenant and key. The
-    third are the candidates. The script makes of each of these texts once what it needs, and then knows it.
+    """Under which limits a request asks: the second argument, alike for all requests of a gateway under the
+    same limits. The third are the candidates. The script makes of each of these texts once what it needs, and
+    then knows it. So neither may name the tenant: there may be more tenants than the script can know.
     """
 
     lease_ms: int
-    tenant: str
     tenant_limits: orjson.Fragment
     key_limits: orjson.Fragment
     cancels_per_minute: int

@@ -191,6 +191,7 @@ def reserve_call(
     """
     ask = ReserveAsk(
         request_id=keys.request_id,
+        tenant=claim.tenant,
         cost_mu=cost_mu,
         prompt_mu=claim.prompt_mu,
         tokens=claim.tokens,
@@ -204,7 +205,7 @@ def reserve_call(
     if claim.can_resume:
         ask["can_resume"] = True
     terms = _terms_json(
-        lease_ms, claim.tenant, tenant.encoded, key.encoded, claim.cancels_per_minute, claim.on_demand,
+        lease_ms, tenant.encoded, key.encoded, claim.cancels_per_minute, claim.on_demand,
         claim.weight, claim.gateway, claim.wait_max,
     )  # fmt: skip
     return call(
@@ -221,7 +222,6 @@ def reserve_call(
 @lru_cache(maxsize=8192)
 def _terms_json(
     lease_ms: int,
-    tenant: str,
     tenant_limits: bytes,
     key_limits: bytes,
     cancels_per_minute: int,
@@ -230,10 +230,9 @@ def _terms_json(
     gateway: str,
     wait_max: int,
 ) -> bytes:
-    """Alike for all requests of a tenant and key, so it is encoded once, and the library decodes it once."""
+    """Alike for all requests under the same limits: encoded once here, and decoded once in the library."""
     terms = ReserveTerms(
         lease_ms=lease_ms,
-        tenant=tenant,
         tenant_limits=orjson.Fragment(tenant_limits),
         key_limits=orjson.Fragment(key_limits),
         cancels_per_minute=cancels_per_minute,

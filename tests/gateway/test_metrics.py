@@ -2,7 +2,7 @@
 
 from prometheus_client import generate_latest
 
-from gateway.metrics import OTHER, ROWS_MAX, SERIES_MAX, Metrics
+from gateway.metrics import OTHER, ROWS_MAX, SERIES_MAX, Metrics, _Kept
 
 
 def finish(metrics: Metrics, model: str = "m", ending: str = "complete", ttft_s: float | None = 0.2) -> None:
@@ -145,3 +145,17 @@ def test_fault_46_series_are_bounded_whatever_the_labels() -> None:
         assert sum(counted[family].values()) == total, family
     assert counted["taas_upstream_errors"][OTHER, "refused"] == 10_000 - SERIES_MAX
     assert counted["taas_tokens"][OTHER, "m", "input"] == 10_000 - ROWS_MAX, "its model is known"
+
+
+def test_labels_beyond_the_bound_are_looked_up_once() -> None:
+    """With very many tenants nearly every request has such labels."""
+    made = []
+
+    def make(*labels: str) -> tuple[str, ...]:
+        made.append(labels)
+        return labels
+
+    kept = _Kept(make, 2)
+    found = [kept[f"t-{index}", "m"] for index in range(100)]
+    assert made == [("t-0", "m"), ("t-1", "m"), (OTHER, "m")]
+    assert found[2:] == [(OTHER, "m")] * 98

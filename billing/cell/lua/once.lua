@@ -1,6 +1,6 @@
--- A cache of values that are made from a text: what the requests of a tenant have in common, the names of a cell's
--- keys. Nobody may change a cached value. When its texts are too long together, all values are dropped and made again
--- when needed.
+-- A cache of values that are made from a text: what the requests under the same limits have in common, the names of a
+-- cell's keys. A text must not name its tenant: of many tenants' texts hardly any would be found again. Nobody may
+-- change a cached value. When its texts are too long together, all values are dropped and made again when needed.
 local BYTES_MAX = 1048576
 
 return function(make)

@@ -1,5 +1,5 @@
--- The arguments that all requests of a tenant and key have in common (`ReserveTerms` of billing/cell/asks.py), and the
--- instances that could serve it: each parsed from its JSON once.
+-- The arguments that all requests under the same limits have in common (`ReserveTerms` of billing/cell/asks.py), and
+-- the instances that could serve it: each parsed from its JSON once.
 local once, limits = ...
 
 local terms = once(function(text)
