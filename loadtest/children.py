@@ -163,6 +163,10 @@ class Child:
         """CPU time used so far, over the process tree."""
         return sum(self._each(lambda process: float(process.cpu_times().user + process.cpu_times().system)))
 
+    def pids(self) -> list[int]:
+        """The processes of the tree, its root first."""
+        return self._each(lambda process: int(process.pid))
+
     def rss_bytes(self) -> int:
         """Memory in use, over the process tree."""
         return sum(self._each(lambda process: int(process.memory_info().rss)))

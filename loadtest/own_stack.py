@@ -36,7 +36,8 @@ class Served:
 
 class OwnStack:
     """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves
-    and the rest is on the other. `under`: the words of a command that runs each gateway, such as valgrind's.
+    and the rest is on the other. `processes`: of each gateway. `under`: the words of a command that runs each
+    gateway, such as valgrind's.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class OwnStack:
         models: list[Served],
         *,
         gateways: int = 1,
+        processes: int = 1,
         pinned: bool = True,
         under: Sequence[str] = (),
     ) -> None:
@@ -52,10 +54,12 @@ class OwnStack:
         self.port = self.ports[0]
         self.key = ""
         self.redis_url = ""
+        self.database_url = ""
         self.admin_url = f"http://127.0.0.1:{free_port()}"
         self.admin_key = secrets.token_urlsafe(24)
         self._folder = folder
         self._models = models
+        self._processes = processes
         self._pinned = pinned
         self._under = under
         self._children: list[Child] = []
@@ -83,16 +87,21 @@ class OwnStack:
         return self._children[-len(self.ports) :]
 
     @property
+    def billing(self) -> Child:
+        """The process of billing."""
+        return next(child for child in self._children if child.name == "billing")
+
+    @property
     def valkey(self) -> Child:
         """The process of Valkey."""
         return next(child for child in self._children if child.name == "valkey")
 
     def start(self) -> None:
         """Start all and wait until the gateways serve every model. Raises DidNotStart."""
-        self.redis_url = self._start_valkey()
+        self.redis_url, self.database_url = self._start_valkey(), self._start_postgres()
         environment = {
             "TAAS_HOME": str(self._folder / "home"), "TAAS_REDIS_URL": self.redis_url,
-            "TAAS_DATABASE_URL": self._start_postgres(), "TAAS_ADMIN_URL": self.admin_url,
+            "TAAS_DATABASE_URL": self.database_url, "TAAS_ADMIN_URL": self.admin_url,
             "TAAS_ADMIN_PORT": self.admin_url.rsplit(":", 1)[1], "TAAS_ADMIN_KEY": self.admin_key,
             "TAAS_SERVICE_KEY": secrets.token_urlsafe(24), "TAAS_BILLING_METRICS_PORT": str(free_port()),
             "TAAS_LOG_LEVEL": "warning", "TAAS_UNREADY_S": "0",
@@ -104,7 +113,7 @@ class OwnStack:
         for number, port in enumerate(self.ports):
             own = {
                 "TAAS_HOME": str(self._folder / f"gateway-{number}"), "TAAS_GATEWAY_PORT": str(port),
-                "TAAS_GATEWAY_PROCESSES": "1", "TAAS_GATEWAY_METRICS_PORT": str(free_port()),
+                "TAAS_GATEWAY_PROCESSES": str(self._processes), "TAAS_GATEWAY_METRICS_PORT": "0",
             }  # fmt: skip
             if self._under:
                 own |= {"PYTHONHASHSEED": "0", "TAAS_REDIS_TIMEOUT_MS": "20000"}
@@ -123,11 +132,7 @@ class OwnStack:
 
     def billed(self) -> tuple[int, int]:
         """(requests, output tokens) in the ledger so far."""
-        total = (
-            self.admin.get("/admin/v1/usage", params={"tenant": TENANT, "from": 0})
-            .raise_for_status()
-            .json()["total"]
-        )
+        total = self.admin.get("/admin/v1/usage", params={"from": 0}).raise_for_status().json()["total"]
         return total["requests"], total["tokens"]["output"]
 
     def _start(

@@ -7,15 +7,19 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loadtest.bench.measure import WARM_UP, Load, Tally, run_load, run_round
-from loadtest.bench.report import Round, show, summarize, write
-from loadtest.bench.subjects import SUBJECTS, Subject, running_backend
+from loadtest.bench.measure import LOADS, PLAIN_LOADS, WARM_UP, Load, Tally, run_load, run_round
+from loadtest.bench.report import Round, show, show_problems, summarize, write
+from loadtest.bench.scaling import comparisons, show_comparison
+from loadtest.bench.subjects import IN_TURN_MAX, SUBJECTS, Subject, running_backend
 from loadtest.children import cores, stop_children_on_sigterm
 from loadtest.settings import HomeSettings
+
+MakeSubject = Callable[[Path, list[int]], Subject]
 
 _MB = 1024 * 1024
 # What may be added over a long run, for caches that fill and the allocator's own slack.
@@ -35,6 +39,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--scale", type=float, default=1.0, help="how many requests, relative to the usual (default 1)"
     )
     parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="compare CPU per request of gateways with so many processes, such as 1 2 4, and measure nothing "
+        "else",
+    )
+    parser.add_argument(
+        "--tenants",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help=f"compare it for so many tenants, such as 10 100000; up to {IN_TURN_MAX:,} of them "
+        "send requests in turn, at first one each that is not measured",
+    )
+    parser.add_argument(
         "--memory",
         type=int,
         default=0,
@@ -46,42 +68,45 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def running(names: list[str], folder: Path) -> Iterator[list[Subject]]:
-    """The backend and all subjects, up and warm; stopped in the end whatever happens."""
+def running(makers: Mapping[str, MakeSubject], folder: Path) -> Iterator[dict[str, Subject]]:
+    """The backend and all subjects, by name; stopped in the end whatever happens."""
     with contextlib.ExitStack() as stack:
         ports = stack.enter_context(running_backend(folder))
-        subjects = []
-        for name in names:
-            own = folder / name
+        subjects = {}
+        for number, (name, make) in enumerate(makers.items()):
+            own = folder / str(number)
             own.mkdir(mode=0o755)
-            subject = SUBJECTS[name](own, ports)
+            subject = subjects[name] = make(own, ports)
             print(f"starting {name}", file=sys.stderr)
             stack.callback(subject.stop)
             subject.start()
-            subjects.append(subject)
         yield subjects
 
 
-def measure(subjects: list[Subject], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measure(
+    subjects: dict[str, Subject], arguments: argparse.Namespace, loads: tuple[Load, ...]
+) -> dict[str, dict[str, Any]]:
     """All rounds of all subjects in turn, then memory, then the bill."""
-    tallies = {subject.name: Tally() for subject in subjects}
-    rounds: dict[str, list[Round]] = {subject.name: [] for subject in subjects}
-    for subject in subjects:
-        run_load(subject, WARM_UP, tallies[subject.name])
+    tallies = {name: Tally() for name in subjects}
+    rounds: dict[str, list[Round]] = {name: [] for name in subjects}
+    for name, subject in subjects.items():
+        print(f"warming up {name}", file=sys.stderr)
+        warm_up = replace(WARM_UP, requests=max(WARM_UP.requests, subject.callers))
+        run_load(subject, warm_up, tallies[name])
     for number in range(arguments.rounds):
-        for subject in subjects:
-            print(f"round {number + 1} of {arguments.rounds}: {subject.name}", file=sys.stderr)
-            rounds[subject.name].append(run_round(subject, tallies[subject.name], arguments.scale))
+        for name, subject in subjects.items():
+            print(f"round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr)
+            rounds[name].append(run_round(subject, tallies[name], arguments.scale, loads))
     results = {}
-    for subject in subjects:
-        tally = tallies[subject.name]
-        result: dict[str, Any] = summarize(rounds[subject.name]) if arguments.rounds else {}
+    for name, subject in subjects.items():
+        tally = tallies[name]
+        result: dict[str, Any] = summarize(rounds[name]) if arguments.rounds else {}
         result["rss_mb"] = round(subject.child.rss_bytes() / _MB, 1)
         if arguments.memory:
             result["memory"] = _memory(subject, arguments.memory, tally)
         wrong = subject.check(tally.requests, tally.output_tokens)
         result["problems"] = tally.problems + ([wrong] if wrong else [])
-        results[subject.name] = result
+        results[name] = result
     return results
 
 
@@ -103,14 +128,22 @@ def main() -> int:
     """Run it all; the exit status."""
     arguments = parse()
     stop_children_on_sigterm()
+    compared = comparisons(arguments.processes, arguments.tenants)
+    makers: dict[str, MakeSubject] = {
+        scale.name: scale.make for comparison in compared for scale in comparison.scales
+    } or {name: SUBJECTS[name] for name in arguments.only or SUBJECTS}
     os.sched_setaffinity(0, {cores()[0]})  # and so for every child that is not put elsewhere
     with tempfile.TemporaryDirectory(prefix="taas-bench-") as name:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL runs as a user of its own where we are root
-        with running(arguments.only or list(SUBJECTS), folder) as subjects:
-            results = measure(subjects, arguments)
+        with running(makers, folder) as subjects:
+            results = measure(subjects, arguments, PLAIN_LOADS if compared else LOADS)
     if arguments.rounds:
-        show(results)
+        for comparison in compared:
+            show_comparison(comparison, results)
+        if not compared:
+            show(results)
+        show_problems(results)
     write(results, arguments.out)
     print(f"written to {arguments.out}", file=sys.stderr)
     return 1 if any(result["problems"] for result in results.values()) else 0

@@ -1,8 +1,8 @@
 """The load of one measurement, closed-loop over raw connections: `python -m loadtest.bench.driver PORT MODEL
 stream|plain CONNECTIONS REQUESTS`.
 
-The key comes on stdin. Counts every token that arrives; prints one JSON object. It runs as a process of its
-own, so that its CPU time is on nobody's account.
+The keys come on stdin, one a line; requests take them in turn. Counts every token that arrives; prints one
+JSON object. It runs as a process of its own, so that its CPU time is on nobody's account.
 """
 
 import asyncio
@@ -89,8 +89,8 @@ class DriverConnection(asyncio.Protocol):
         self._answered.set_result(None)
 
 
-def request_bytes(port: int, model: str, key: str, *, stream: bool) -> bytes:
-    """The same request every time."""
+def request_bytes(port: int, model: str, *, stream: bool) -> tuple[bytes, bytes]:
+    """The same request every time: what comes before the key, and what comes after it."""
     body: dict[str, object] = {
         "model": model,
         "messages": [{"role": "user", "content": _PROMPT}],
@@ -99,19 +99,19 @@ def request_bytes(port: int, model: str, key: str, *, stream: bool) -> bytes:
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     content = orjson.dumps(body)
-    head = (
+    before = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {key}\r\ncontent-length: {len(content)}\r\n\r\n"
+        "authorization: Bearer "
     )
-    return head.encode() + content
+    return before.encode(), f"\r\ncontent-length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def drive(
-    port: int, model: str, key: str, *, stream: bool, connections: int, requests: int
+    port: int, model: str, keys: list[bytes], *, stream: bool, connections: int, requests: int
 ) -> dict[str, object]:
     """Run the load and sum up."""
     seen = Seen()
-    request = request_bytes(port, model, key, stream=stream)
+    before, after = request_bytes(port, model, stream=stream)
     left = requests
     loop = asyncio.get_running_loop()
 
@@ -125,7 +125,7 @@ async def drive(
                     _, connection = await loop.create_connection(
                         lambda: DriverConnection(seen, stream=stream), "127.0.0.1", port
                     )
-                await connection.ask(request)
+                await connection.ask(before + keys[left % len(keys)] + after)
             except OSError as exc:
                 seen.problem(repr(exc))
                 connection = None
@@ -145,12 +145,12 @@ async def drive(
 def main() -> None:
     """The command line."""
     port, model, kind, connections, requests = sys.argv[1:6]
-    key = sys.stdin.read().strip()
+    keys = sys.stdin.buffer.read().split()
     result = uvloop.run(
         drive(
             int(port),
             model,
-            key,
+            keys,
             stream=kind == "stream",
             connections=int(connections),
             requests=int(requests),

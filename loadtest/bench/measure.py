@@ -39,6 +39,7 @@ LOADS = (
     Load("paced", "s128x10", True, 64, 256),
     Load("paced_usage", "u128x10", True, 64, 256),
 )
+PLAIN_LOADS = LOADS[:2]
 
 
 @dataclass(slots=True)
@@ -58,10 +59,10 @@ def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
         "-m", "loadtest.bench.driver", str(subject.port), load.model, "stream" if load.stream else "plain",
         str(load.connections), str(load.requests)
     )  # fmt: skip
-    valkey = subject.valkey
+    keys, valkey = "\n".join(subject.take_keys(load.requests)), subject.valkey
     before, valkey_before = subject.child.cpu_s(), 0.0 if valkey is None else valkey.cpu_s()
     done = subprocess.run(
-        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=subject.key.encode(),
+        command, capture_output=True, timeout=_LOAD_S_MAX, check=False, input=keys.encode(),
         env=child_environment({}), preexec_fn=lambda: os.sched_setaffinity(0, {cores()[0]}),
     )  # fmt: skip
     used_s = subject.child.cpu_s() - before
@@ -81,10 +82,12 @@ def run_load(subject: Subject, load: Load, tally: Tally) -> dict[str, Any]:
     return result
 
 
-def run_round(subject: Subject, tally: Tally, scale: float) -> dict[str, dict[str, Any]]:
-    """Every load once."""
+def run_round(
+    subject: Subject, tally: Tally, scale: float, loads: tuple[Load, ...] = LOADS
+) -> dict[str, dict[str, Any]]:
+    """Each of these loads once."""
     results = {}
-    for load in LOADS:
+    for load in loads:
         sized = Load(
             load.name,
             load.model,

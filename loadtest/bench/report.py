@@ -17,6 +17,7 @@ _FIGURES = (
     ("valkey_us_request", "Valkey's CPU µs/request\n64 connections", "plain64", "valkey_us_request"),
     ("valkey_us_request_1", "Valkey's CPU µs/request\n1 connection", "plain1", "valkey_us_request"),
     ("both_us_request", "both\n64 connections", "plain64", "both_us_request"),
+    ("both_us_request_1", "both\n1 connection", "plain1", "both_us_request"),
     ("cpu_us_token", "CPU µs/token\n64 streams, 10 ms", "paced", "cpu_us_token"),
     ("cpu_us_token_usage", "CPU µs/token\nusage on chunks", "paced_usage", "cpu_us_token"),
     ("cpu_us_token_burst", "CPU µs/token\nburst", "burst", "cpu_us_token"),
@@ -33,13 +34,14 @@ def summarize(rounds: list[Round]) -> dict[str, Any]:
     """The median of each figure, and of all rounds the two that matter, to show how far they scatter."""
     summary: dict[str, Any] = {}
     for name, _, load, figure in _FIGURES:
-        values = [one[load][figure] for one in rounds if one[load].get(figure) is not None]
+        found = [one.get(load, {}).get(figure) for one in rounds]
+        values = [value for value in found if value is not None]
         summary[name] = round(median(values), 2) if values else None
     for name, load, figure in (
         ("cpu_us_request", "plain64", "cpu_us_request"),
         ("cpu_us_token", "paced", "cpu_us_token"),
     ):
-        summary[f"{name}_rounds"] = [one[load][figure] for one in rounds]
+        summary[f"{name}_rounds"] = [one[load][figure] for one in rounds if load in one]
     return summary
 
 
@@ -54,8 +56,12 @@ def show(results: dict[str, dict[str, Any]]) -> None:
         table.add_row(heading.replace("\n", ", "), *(_shown(results[name].get(figure)) for name in names))
     table.add_row("RSS MB", *(_shown(results[name].get("rss_mb")) for name in names))
     Console().print(table)
-    for name in names:
-        for problem in results[name]["problems"]:
+
+
+def show_problems(results: dict[str, dict[str, Any]]) -> None:
+    """Print what went wrong."""
+    for name, result in results.items():
+        for problem in result["problems"]:
             Console(stderr=True).print(f"[red]{name}[/red] {problem}", markup=True)
 
 

@@ -3,11 +3,18 @@
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Final
 
+from loadtest.bench.many_tenants import ManyTenantsStack
 from loadtest.bench.shapes import MODELS
 from loadtest.children import Child, DidNotStart, answers, cores, free_port, python
-from loadtest.own_stack import OwnStack, Served
+from loadtest.own_stack import Served
+
+# More than any cache of values of a tenant holds but the catalogue's own; more would only take longer to warm
+# up, several minutes for 100,000.
+IN_TURN_MAX: Final = 12_000
 
 
 @contextlib.contextmanager
@@ -55,9 +62,13 @@ class Subject(ABC):
         """Where it listens."""
 
     @property
+    def callers(self) -> int:
+        """How many send requests."""
+        return 1
+
     @abstractmethod
-    def key(self) -> str:
-        """What it wants to see as API key."""
+    def take_keys(self, count: int) -> list[str]:
+        """API keys for so many requests, which take them in turn."""
 
     @abstractmethod
     def check(self, requests: int, output_tokens: int) -> str | None:
@@ -68,7 +79,6 @@ class Naive(Subject):
     """FastAPI and aiohttp."""
 
     name = "naive"
-    key = "sk-none"
     port = 0
     _child: Child | None = None
 
@@ -91,6 +101,9 @@ class Naive(Subject):
         assert self._child is not None
         return self._child
 
+    def take_keys(self, count: int) -> list[str]:
+        return ["sk-none"]
+
     def check(self, requests: int, output_tokens: int) -> str | None:
         return None
 
@@ -98,20 +111,40 @@ class Naive(Subject):
 class Gateway(Subject):
     """Our gateway with quotas and metering on; each model is an instance of its own, which is what the
     ports of the backend are for.
+
+    It has so many processes and tenants. At most IN_TURN_MAX of the tenants send requests.
     """
 
     name = "gateway"
 
-    def __init__(self, folder: Path, backend_ports: list[int], under: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backend_ports: list[int],
+        *,
+        processes: int = 1,
+        tenants: int = 1,
+        under: Sequence[str] = (),
+    ) -> None:
         super().__init__(folder, backend_ports)
         served = [
             Served(model, url, 4096, routes=("chat",))
             for model, url in zip(MODELS, self.backends, strict=True)
         ]
-        self._stack = OwnStack(folder, served, under=under)
+        self._stack = ManyTenantsStack(folder, served, tenants=tenants, processes=processes, under=under)
+        self._callers = min(tenants, IN_TURN_MAX)
+        self._turns: Iterator[str] = iter(())
 
     def start(self) -> None:
         self._stack.start()
+        self._turns = cycle(self._stack.tenant_keys[: self._callers])
+
+    @property
+    def callers(self) -> int:
+        return self._callers
+
+    def take_keys(self, count: int) -> list[str]:
+        return list(islice(self._turns, count))
 
     def stop(self) -> None:
         self._stack.stop()
@@ -127,10 +160,6 @@ class Gateway(Subject):
     @property
     def port(self) -> int:
         return self._stack.port
-
-    @property
-    def key(self) -> str:
-        return self._stack.key
 
     def check(self, requests: int, output_tokens: int) -> str | None:
         """Billed must be what was received, once the stream of events is drained."""

@@ -33,6 +33,24 @@ def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Pa
     assert "CPU µs/request" in done.stdout
 
 
+def test_bench_compares_gateways_of_several_sizes(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    words = ["--processes", "1", "2", "--tenants", "10", "30", "--rounds", "1", "--scale", "0.05"]
+    done = subprocess.run(
+        [sys.executable, "-m", "loadtest.bench", *words, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(out.read_text())
+    assert set(results) == {"1 process, 10 tenants", "2 processes, 10 tenants", "1 process, 30 tenants"}
+    assert all(result["problems"] == [] for result in results.values())
+    assert "by processes" in done.stdout
+    assert "by tenants" in done.stdout
+
+
 def test_the_backend_tells_usage_on_chunks_only_where_it_is_asked_and_named(tmp_path: Path) -> None:
     port = free_port()
     backend = Child("backend", python("-m", "loadtest.bench.backend", str(port)), cores()[0], tmp_path)
