@@ -2,6 +2,7 @@
 end everything is settled once.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from billing.cell.scripts import SCRIPTS, script_of
 from billing.wire import redis_keys
 from tests.e2e.raw_caller import CHAT, END, LONG, ROUTES, TOKEN, RawCaller, body_of
 from tests.e2e.request_counts import assert_recorded_as_counted
@@ -143,3 +146,70 @@ def test_fault_35_flushall_ends_no_stream_and_gives_nobody_a_limit_twice(stack: 
     stack.assert_conserved()
     assert_recorded_as_counted(stack, tenant, [*ids_of(long), id_of(first.result())])
     assert_recorded_as_counted(stack, limited_tenant, [id_of(answer) for answer in used_up[:2]])
+
+
+@pytest.fixture
+def patient(stack: Stack) -> Iterator[None]:
+    """A gateway that waits longer for Redis: when a caller has left, the engine is stopped and the settle
+    sent before Redis counts as away.
+    """
+    usual, stack.gateway = (
+        stack.gateway,
+        stack.make_gateway(TAAS_REDIS_TIMEOUT_MS="4000", TAAS_GATEWAY_METRICS_PORT="0"),
+    )
+    try:
+        stack.gateway.start()
+        stack.await_served()
+        yield
+        assert stack.gateway.terminate() == 0
+    finally:
+        stack.gateway.stop()
+        stack.gateway = usual
+
+
+def test_fault_36_calls_of_unknown_outcome_are_sent_again_without_harm(stack: Stack, patient: None) -> None:
+    """Reserves and settles are sent to a Redis that stands still. It runs them when it goes on, when nobody
+    waits for them any more: again, or for the first time.
+    """
+    tenant, key = stack.new_tenant()
+    # Over all gateways that count as alive.
+    leased_tenant, leased = stack.new_tenant(redis_down=LOCAL_LEASE | {"requests": 100})
+    served, served_by_lease = [await_service(stack, key)], [await_service(stack, leased)]
+    with stack.redis.monitor() as monitor:
+        with (
+            streams(stack, key, LONG) as callers,
+            ThreadPoolExecutor(2) as asking,
+            frozen(stack.valkey, stack.redis),
+        ):
+            answers = [asking.submit(ask, stack, each) for each in (key, leased)]
+            for caller in callers.values():
+                caller.leave()
+            refused, by_lease = (answer.result() for answer in answers)
+        assert [outcome(refused), outcome(by_lease)] == [UNAVAILABLE, (200, "")]
+        served_by_lease.append(id_of(by_lease))
+        left = ids_of(callers)
+        assert_billed_as_produced(stack, key, left, "client_disconnect")
+        assert_billed_as_produced(stack, key, served, "complete")
+        assert_billed_as_produced(stack, leased, served_by_lease, "complete")
+        stack.assert_conserved()
+        assert_recorded_as_counted(stack, tenant, [*left, *served])
+        assert_recorded_as_counted(stack, leased_tenant, served_by_lease)
+        ran = calls_that_ran(monitor, stack)
+    assert any(ran["settle"].count(request_id) > 1 for request_id in left), ran
+    assert ran["reserve"].count(id_of(by_lease)) > 1
+    assert ran["reserve"].count(id_of(refused)) == 1
+    assert id_of(refused) in ran["leave"]
+
+
+def calls_that_ran(monitor: redis.client.Monitor, stack: Stack) -> dict[str, list[str]]:
+    """The ids in the calls of each script that Redis has run since the monitor began, in their order."""
+    stack.redis.echo("that is all")
+    ran: dict[str, list[str]] = {script: [] for script in SCRIPTS}
+    for call in monitor.listen():
+        words = call["command"].split(" ", 2)
+        if words[0] == "ECHO":
+            return ran
+        if words[0] == "FCALL":
+            ids = dict.fromkeys(re.findall(r"req_[0-9a-f]+", words[2]))
+            ran[script_of(words[1])] += ids
+    raise AssertionError("Redis closed the connection")
