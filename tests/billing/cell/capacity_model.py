@@ -381,8 +381,15 @@ class CellModel:
         ended.state = "settled"
         self.requests[request_id] = ended
 
-    def leave(self, request_id: str) -> bool:
+    def leave(self, request_id: str, *, withdrawn: bool = False) -> bool:
         request = self.requests.get(request_id)
+        if request is not None and request.state == "open" and withdrawn:
+            self.use(request, 0)
+            del self.requests[request_id]
+            if not request.paused:
+                self._land(request)
+                self.grant_all()
+            return True
         if request is None or request.state not in ("waiting", "granted"):
             return False
         self._drop(request)

@@ -276,13 +276,15 @@ class CapacityMachine(RuleBasedStateMachine):
         self.paces(reply.pace_ms)
         self.hears()
 
-    @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]))
-    def give_up(self, index: int, states: tuple[str, ...]) -> None:
-        self.leave(self.pick(index, *states))
+    @rule(
+        index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]), withdrawn=st.booleans()
+    )
+    def give_up(self, index: int, states: tuple[str, ...], withdrawn: bool) -> None:
+        self.leave(self.pick(index, *states), withdrawn=withdrawn)
 
-    def leave(self, request_id: str) -> None:
-        left = self.real(request_id).leave()
-        assert left.dropped == self.model.leave(request_id)
+    def leave(self, request_id: str, *, withdrawn: bool = False) -> None:
+        left = self.real(request_id).leave(withdrawn=withdrawn)
+        assert left.dropped == self.model.leave(request_id, withdrawn=withdrawn)
         self.hears()
 
     @rule(index=INDEX, states=st.sampled_from([("waiting",), ("granted",), ("open",)]), reaped=st.booleans())
