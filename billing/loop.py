@@ -86,6 +86,21 @@ class Loop:
         return min(_BACKOFF_MAX_S, backoff_s * 2 or _BACKOFF_FIRST_S)
 
 
+class Seldom:
+    """A rhythm for a step that finds something new only after something has happened: each time while it does
+    and once after that, then every `every`-th time.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._calm = 0
+
+    def is_due(self, *, calm: bool) -> bool:
+        """Whether the step is to be done this time."""
+        self._calm = self._calm + 1 if calm else 0
+        return self._calm <= 1 or self._calm % self._every == 0
+
+
 def _first_line(exc: Exception) -> str:
     """Without the parameters of a statement, which SQLAlchemy writes on further lines."""
     return (str(exc).splitlines() or [""])[0]

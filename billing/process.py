@@ -32,7 +32,7 @@ from billing.fleet.lapsed_instances import forget_lapsed
 from billing.idempotency import forget_old
 from billing.inventory import read_inventory
 from billing.leadership import LeadersRounds
-from billing.loop import Loop
+from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 from billing.migrate import upgrade
 from billing.reclaims.carry_out import Reclaimer
@@ -59,6 +59,8 @@ _PATIENCE_S: Final = 0.8
 # How long the consumer waits for usage in one call: shorter than the client's time-out, and short enough to
 # notice a stop.
 _CONSUME_BLOCK_MS: Final = 1_000
+# While no request runs, engines count nothing: one poll of six is made then.
+_POLLS_AT_REST: Final = 6
 # Contracts begin and end, and reclaims keep their deadlines, to within this time.
 _CONTRACTS_INTERVAL_MS: Final = 1_000
 # How often a process checks whether it leads. Each check costs an idle installation something.
@@ -238,9 +240,12 @@ def _loops(
     def claim() -> bool:
         return claiming.claim_once() > 0
 
+    rhythm = Seldom(_POLLS_AT_REST)
+
     def poll() -> bool:
-        poller.poll_once()
-        forget_lapsed(client)
+        if rhythm.is_due(calm=busy.at_rest()):
+            poller.poll_once()
+            forget_lapsed(client)
         return False
 
     def audit() -> None:

@@ -63,6 +63,10 @@ class BusyCells:
         self.names()
         return self._quiet
 
+    def at_rest(self) -> bool:
+        """Whether nothing was open, waiting or unread in any cell when last read. Raises redis.RedisError."""
+        return self.quiet().issuperset(self.names())
+
     def marks(self) -> tuple[object, ...]:
         """A value that changes when Redis was emptied, restored or exchanged, or the catalogue changed.
         Raises redis.RedisError.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from billing.loop import Loop
+from billing.loop import Loop, Seldom
 from billing.metrics import BillingMetrics
 
 
@@ -55,3 +55,10 @@ def test_a_loop_is_degraded_while_it_fails() -> None:
 
     Loop("thing", step, interval_ms=1, metrics=metrics).run(stop)
     assert metrics.registry.get_sample_value("taas_degraded", {"component": "thing"}) == 1
+
+
+def test_a_step_that_finds_nothing_while_nothing_happens_is_done_now_and_then() -> None:
+    seldom = Seldom(3)
+    calm = [False, False, True, True, True, True, True, True, False, True, True, True]
+    done = [seldom.is_due(calm=each) for each in calm]
+    assert done == [True, True, True, False, True, False, False, True, True, True, False, True]

@@ -117,6 +117,7 @@ def test_a_busy_cell_with_nothing_but_an_instance_is_quiet_until_something_comes
     assert busy.quiet() == frozenset()
     clock.now_s += 1
     assert busy.quiet() == {"a", "b"}
+    assert busy.at_rest()
     if sign == "open":
         raw_redis.zadd(redis_keys.open_requests("a"), {"r": 1})
     elif sign == "waiting":
@@ -125,6 +126,7 @@ def test_a_busy_cell_with_nothing_but_an_instance_is_quiet_until_something_comes
         raw_redis.xadd(redis_keys.usage_stream("a"), {redis_keys.USAGE_FIELD: "x"})
     clock.now_s += 1
     assert busy.quiet() == {"b"}
+    assert not busy.at_rest()
 
 
 @pytest.mark.parametrize("mark", [redis_keys.PROJECTION, redis_keys.INTACT])
