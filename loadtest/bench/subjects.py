@@ -14,7 +14,7 @@ from loadtest.own_stack import Served
 
 # More than any cache of values of a tenant holds but the catalogue's own; more would only take longer to warm
 # up, several minutes for 100,000.
-IN_TURN_MAX: Final = 12_000
+IN_TURN_MAX: Final = 5_000
 
 
 @contextlib.contextmanager
