@@ -178,7 +178,7 @@ def api(admin: TestClient, made: Any, database: Engine, raw_redis: redis.Redis) 
     common = {"pool": POOL, "units": 10, "until": "2101-01-01", "notice_days": 30}
     made("contracts", tenant="acme", **common)
     made("contracts", tenant="bolt", draft=True, **common)
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection, admin:
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield Api(admin, connection)
 
 

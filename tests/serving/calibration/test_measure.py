@@ -67,6 +67,7 @@ async def test_the_speed_of_a_known_engine_is_found_and_predicts_a_mix_it_has_no
     assert counters["running"] == counters["waiting"] == 0
 
 
+@pytest.mark.speed
 async def test_targets_bound_the_sequences(make_engine: EngineMaker) -> None:
     # Prompts of others slow each token, so that many at once miss a target that one keeps.
     engine = make_engine("--decode-ms", "10", "--prefill-tokens-per-s", "4000", "--slots", "64")
