@@ -58,7 +58,7 @@ _ALLOCATE_INTERVAL_MS: Final = 1_000
 _PATIENCE_S: Final = 0.8
 # How long the consumer waits for usage in one call: shorter than the client's time-out, and short enough to
 # notice a stop.
-_CONSUME_BLOCK_MS: Final = 1_000
+_CONSUME_BLOCK_MS: Final = 2_000
 # While no request runs, engines count nothing: one poll of six is made then.
 _POLLS_AT_REST: Final = 6
 # Contracts begin and end, and reclaims keep their deadlines, to within this time.

@@ -86,11 +86,11 @@ class EngineWatch:
         """A loop's step: begin a reading of every engine that is due and is not being read. Raises
         redis.RedisError.
         """
-        if not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
-            self._watched.clear()
-            return False
         entries: dict[bytes, bytes] = self._client.hgetall(redis_keys.INSTANCES)  # type: ignore[assignment]
         by_hand = {name.decode(): (raw, fields) for name, raw in entries.items() if (fields := _by_hand(raw))}
+        if not by_hand or not self._leadership.hold(redis_keys.ENGINE_WATCH_LOCK):
+            self._watched.clear()
+            return False
         self._watched = {name: self._watched.get(name) or WatchedEngine() for name in by_hand}
         now = self._clock()
         for name, (raw, fields) in by_hand.items():

@@ -91,7 +91,7 @@ class MetricsPage:
                 )
                 renew(client, target, self._read_clock(client))
             except (redis.RedisError, OSError) as exc:
-                # Other code logs that Redis is away. The next second's try renews the entry.
+                # Other code logs that Redis is away. The next try renews the entry.
                 _log.debug("not listed as a scrape target: %s", type(exc).__name__)
             self._ended.wait(RENEW_S)
         with contextlib.suppress(redis.RedisError, OSError):

@@ -1,5 +1,5 @@
-"""Which processes have a metrics page now: each renews its entry in Redis every second. It owns that list; it
-reads no page.
+"""Which processes have a metrics page now: each renews its entry in Redis every two seconds. It owns that
+list; it reads no page.
 
 A member is a page's job and address, its score the end of its lease by Redis's clock. Two processes with the
 same address (two machines that both serve their metrics on loopback) are one member; Prometheus could not
@@ -17,8 +17,8 @@ import redis
 from billing.wire import redis_clock, redis_keys
 from billing.wire.redis_address import RedisAddress
 
-RENEW_S: Final = 1.0
-# Five missed renewals, as for instances and gateways.
+RENEW_S: Final = 2.0
+# Two missed renewals; as long as the leases of instances and gateways.
 LEASE_MS: Final = 5_000
 _UNSPECIFIED: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not listened on
 
