@@ -286,7 +286,7 @@ def test_fault_16_each_field_of_each_body_takes_any_value_and_answers(api: Api) 
 def test_fault_16_any_request_is_answered_and_a_refused_one_changes_nothing(api: Api) -> None:
     taken: set[str] = set()
 
-    # So many that some of each kind are right.
+    # So many that, nearly always, some of each kind are right.
     @settings(max_examples=350, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(requests(api), min_size=4, max_size=4))
     def check(several: list[tuple[str, str, bytes | None]]) -> None:
@@ -302,6 +302,9 @@ def test_fault_16_any_request_is_answered_and_a_refused_one_changes_nothing(api:
                 taken.add(path.split("/")[3].partition("?")[0])
             before = after
 
-    check()
-    # Much of it was right: what is behind the checks has been asked too.
-    assert taken >= {"pools", "calibrations", "contracts", "reclaims"}
+    # Until some of each were right: what is behind the checks must be asked too.
+    for _ in range(5):
+        check()
+        if taken >= (wanted := {"pools", "calibrations", "contracts", "reclaims"}):
+            break
+    assert taken >= wanted
