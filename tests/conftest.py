@@ -34,7 +34,7 @@ _ORDER = ("vllm", None, "speed")
 
 
 def _group(item: pytest.Item) -> str | None:
-    return next((name for name in ("vllm", "speed") if item.get_closest_marker(name) is not None), None)
+    return next((name for name in _ORDER if name and item.get_closest_marker(name) is not None), None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -4,23 +4,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from loadtest.children import Child, answers, cores, free_port, python
 from tests.fixtures import plain_http
 
 
-def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    words = ["--rounds", "1", "--scale", "0.05", "--memory", "300", "--out", str(out)]
+def bench(folder: Path, *words: str) -> tuple[str, dict[str, Any]]:
+    """One short round of the benchmark: what it shows, and its results."""
+    out = folder / "bench.json"
+    given = ["--rounds", "1", "--scale", "0.05", "--out", str(out), *words]
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest.bench", *words],
+        [sys.executable, "-m", "loadtest.bench", *given],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(out.read_text())
+    return done.stdout, json.loads(out.read_text())
+
+
+def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Path) -> None:
+    shown, results = bench(tmp_path, "--memory", "300")
     assert set(results) == {"gateway", "naive"}
     for result in results.values():
         assert result["problems"] == []
@@ -30,25 +36,15 @@ def test_bench_measures_gateway_and_naive_proxy_and_checks_the_bill(tmp_path: Pa
         assert all(result[name] >= 0 for name in ("cpu_us_request", "cpu_us_token", "cpu_us_token_burst"))
     assert results["naive"]["valkey_us_request"] is None
     assert results["gateway"]["both_us_request"] >= results["gateway"]["valkey_us_request"] >= 0
-    assert "CPU µs/request" in done.stdout
+    assert "CPU µs/request" in shown
 
 
 def test_bench_compares_gateways_of_several_sizes(tmp_path: Path) -> None:
-    out = tmp_path / "bench.json"
-    words = ["--processes", "1", "2", "--tenants", "10", "30", "--rounds", "1", "--scale", "0.05"]
-    done = subprocess.run(
-        [sys.executable, "-m", "loadtest.bench", *words, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(out.read_text())
+    shown, results = bench(tmp_path, "--processes", "1", "2", "--tenants", "10", "30")
     assert set(results) == {"1 process, 10 tenants", "2 processes, 10 tenants", "1 process, 30 tenants"}
     assert all(result["problems"] == [] for result in results.values())
-    assert "by processes" in done.stdout
-    assert "by tenants" in done.stdout
+    assert "by processes" in shown
+    assert "by tenants" in shown
 
 
 def test_the_backend_tells_usage_on_chunks_only_where_it_is_asked_and_named(tmp_path: Path) -> None:
