@@ -13,7 +13,7 @@ from typing import Any
 
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
-from billing.wire.attribution import BILLED_ENDINGS, Attribution, attribute, charged
+from billing.wire.attribution import BILLED_ENDINGS, attribute, charged
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from gateway.exchange import Exchange
@@ -63,7 +63,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         produced=attribution.produced,
         billed=attribution.billed,
         absorbed=attribution.absorbed,
-        units_mu=request.model.weights.cost_mu(charged(ending, attribution)),
+        units_mu=request.model.weights.cost_mu(charged(ending, attribution.produced, attribution.billed)),
         http_status=http_status,
         ended_ms=ended_ms,
         first_token_ms=delivery.first_token_ms,
@@ -115,7 +115,7 @@ class Settler:
         event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
         left = ending is Ending.CLIENT_DISCONNECT
         cancelled = left and not event.produced.output and exchange.prompt_read() is None
-        counted = charged(ending, Attribution(event.produced, event.billed, event.absorbed))
+        counted = charged(ending, event.produced, event.billed)
         call = settle_call(
             exchange.request.keys,
             cost_mu=event.units_mu,

@@ -7,6 +7,11 @@ With `pytest -n` a run is one of its processes: each has its own stores.
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No bound on the time of an example: a busy machine breaks it.
+settings.register_profile("taas", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("taas")
 
 pytest_plugins = [
     "tests.fixtures.valkey",

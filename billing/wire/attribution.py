@@ -15,6 +15,7 @@ BILLED_ENDINGS: Final = frozenset(
     {Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED, Ending.TENANT_SUSPENDED}
 )
 _NOTHING: Final = Tokens()
+_NOTHING_ABSORBED: Final = Absorbed()
 
 
 @value_object(frozen=True, slots=True)
@@ -48,10 +49,13 @@ def attribute(
     if shared_prompt < 0:
         raise ValueError(f"a negative shared prompt: {shared_prompt}")
     if generates and usage.output == 0:
-        return Attribution(_NOTHING, _NOTHING, Absorbed())
+        return Attribution(_NOTHING, _NOTHING, _NOTHING_ABSORBED)
+    billable = anomaly is None and ending in BILLED_ENDINGS
+    if billable and not (shared_prompt or discarded_output or continued):  # nearly every request
+        return Attribution(usage, usage, _NOTHING_ABSORBED)
     produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
     billed, reasons = usage, dict[AbsorbReason, AbsorbedTokens]()
-    if anomaly is not None or ending not in BILLED_ENDINGS:
+    if not billable:
         reason = AbsorbReason.USAGE_ANOMALY if anomaly is not None else AbsorbReason(ending.value)
         billed = _NOTHING
         if usage.prompt or usage.output:
@@ -66,9 +70,9 @@ def attribute(
     return Attribution(produced, billed, absorbed)
 
 
-def charged(ending: Ending, attribution: Attribution) -> Tokens:
+def charged(ending: Ending, produced: Tokens, billed: Tokens) -> Tokens:
     """The tokens that count against the tenant's limits: those it pays for, and those of a request that the
     engine refused after it had worked. Its caller got nothing for them and pays nothing; a limit that did not
     count them would let it ask for free work for ever.
     """
-    return attribution.produced if ending is Ending.REFUSED_BY_ENGINE else attribution.billed
+    return produced if ending is Ending.REFUSED_BY_ENGINE else billed

@@ -73,7 +73,9 @@ class CapacityClass(StrEnum):
 
 
 # Encoded, a member of an enum is asked for its value through Python.
-_PLAIN: Final = {each: each.value for names in (Ending, UsageSource, CapacityClass) for each in names}
+_PLAIN: Final = {
+    each: each.value for names in (Ending, UsageSource, CapacityClass, AbsorbReason) for each in names
+}
 
 
 @value_object(frozen=True, slots=True, kw_only=True)
@@ -177,7 +179,9 @@ class UsageEvent(EventHead):
 
     def to_json(self) -> bytes:
         """The whole event as stored in the usage stream."""
-        parts = _own_head(self) | _decided(self) | _tail_object(self)
+        parts = _own_head(self)
+        parts |= _decided(self)
+        parts |= _tail_object(self)
         parts["ended_ms"] = self.ended_ms
         if self.orphan:
             parts["orphan"] = True
@@ -268,7 +272,7 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         "absorbed": {
             "prompt": event.absorbed.prompt,
             "output": event.absorbed.output,
-            "reasons": {reason.value: tokens for reason, tokens in event.absorbed.reasons.items()},
+            "reasons": {_PLAIN[reason]: tokens for reason, tokens in event.absorbed.reasons.items()},
         },
         "units_mu": event.units_mu,
         "http_status": event.http_status,

@@ -12,8 +12,7 @@ import logging
 import urllib.parse
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Final, cast
 
 import httptools
 from uvicorn.config import Config
@@ -52,15 +51,12 @@ BODY_PIECES_MAX = 16 * 1024
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-class Receiving(IntEnum):
-    """Which part of a request comes next on the connection. DONE: the request is complete and no other has
-    begun.
-    """
-
-    IDLE = 0
-    HEAD = 1
-    BODY = 2
-    DONE = 3
+# Which part of a request comes next on a connection. DONE: the request is complete and no other has begun.
+# Plain numbers, because they are read ten times a request and a member of an enum takes 0.1 µs to read.
+_IDLE: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+_DONE: Final = 3
 
 
 class GatewayHttpProtocol(asyncio.Protocol):
@@ -90,7 +86,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         self._client: tuple[str, int] | None = None
 
         # The arriving request.
-        self._receiving = Receiving.IDLE
+        self._receiving = _IDLE
         self._since = 0.0
         self._fresh = True
         self._head_bytes = 0
@@ -131,7 +127,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self._wire.closing:
             return  # read only so that the caller can read our last answer
-        if self._receiving is Receiving.HEAD:
+        if self._receiving == _HEAD:
             self._head_bytes += len(data)
             if (
                 self._head_bytes > 2 * HEAD_BYTES_MAX
@@ -160,7 +156,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._receiving = Receiving.HEAD
+        self._receiving = _HEAD
         self._since = self._loop.time()
         self._fresh = False
         self._head_bytes = 0
@@ -175,7 +171,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
             raise InvalidHead("The request target is too long.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._receiving is not Receiving.HEAD:
+        if self._receiving != _HEAD:
             raise InvalidHead("Trailers are not accepted.")
         name = name.lower()
         headers = self._headers
@@ -200,7 +196,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         if len(self._waiting) >= PIPELINED_MAX:
             raise InvalidHead("Too many requests were sent before their answers were read.")
         self._is_upgrade = parser.should_upgrade()
-        self._receiving = Receiving.BODY
+        self._receiving = _BODY
         self._body_pieces = 0
         method: str = parser.get_method().decode("ascii")
         always = self._server_state.default_headers
@@ -235,7 +231,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
             self._is_upgrade
         ):  # the parser believes that the body is no longer HTTP; the one that takes over will know its end
             return
-        self._receiving = Receiving.DONE
+        self._receiving = _DONE
         if self._arriving is not None:
             self._arriving.end_body()
             self._arriving = None
@@ -264,10 +260,10 @@ class GatewayHttpProtocol(asyncio.Protocol):
             self._since = now  # the caller is waiting for us
             return
         waited_s = now - self._since
-        if self._receiving is Receiving.HEAD:
+        if self._receiving == _HEAD:
             if waited_s > limits.head_s:
                 self._refuse(_late("head"))
-        elif self._receiving is Receiving.BODY:
+        elif self._receiving == _BODY:
             if waited_s > limits.body_s:
                 self._refuse(_late("body"))
         elif self._answering is None and waited_s > (limits.head_s if self._fresh else limits.idle_s):
@@ -344,8 +340,8 @@ class GatewayHttpProtocol(asyncio.Protocol):
         elif self._refusal is not None:
             self._write_refusal(self._refusal)
         else:
-            if self._receiving is Receiving.DONE:
-                self._receiving = Receiving.IDLE
+            if self._receiving == _DONE:
+                self._receiving = _IDLE
                 self._since = self._loop.time()
             self._wire.resume_reading()
 

@@ -9,6 +9,7 @@ null members are kept that the vendors send as null themselves.
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -194,13 +195,7 @@ def answer_written(
     """A whole answer. `decoded` is the decoded `answer`, and is modified."""
     if model is None and tier is None:
         return answer
-    if form is AnswerForm.MESSAGE:
-        return message_written(decoded, decoded, model, tier)
-    if form is AnswerForm.RESPONSE:
-        return response_written(decoded, decoded, model, tier)
-    if form is AnswerForm.EMBEDDINGS:
-        return _embeddings_written(answer, decoded, model, tier)
-    return choices_written(decoded, model, tier)
+    return _WHOLE[form](answer, decoded, model, tier)
 
 
 def _embeddings_written(
@@ -218,6 +213,16 @@ def _embeddings_written(
         answer[found.end() : numbers_end],
         _NULL_MEMBER.sub(b"", answer[numbers_end:]),
     )
+
+
+# How a decoded answer is written, by its form.
+_WHOLE: Final[dict[AnswerForm, Callable[[bytes, dict[str, Any], str | None, bytes | None], bytes]]] = {
+    AnswerForm.CHAT: lambda _, decoded, model, tier: choices_written(decoded, model, tier),
+    AnswerForm.COMPLETION: lambda _, decoded, model, tier: choices_written(decoded, model, tier),
+    AnswerForm.MESSAGE: lambda _, decoded, model, tier: message_written(decoded, decoded, model, tier),
+    AnswerForm.RESPONSE: lambda _, decoded, model, tier: response_written(decoded, decoded, model, tier),
+    AnswerForm.EMBEDDINGS: _embeddings_written,
+}
 
 
 def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:

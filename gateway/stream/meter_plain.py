@@ -2,7 +2,8 @@
 one can still become an error.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import orjson
 
@@ -20,6 +21,25 @@ from gateway.stream.meter import (
 from gateway.stream.meter_typed import messages_usage, responses_usage
 
 ANSWER_BYTES_MAX = 32 * 1024 * 1024
+
+
+def _choices_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
+    prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+    return prompt, cached_count(usage, "prompt_tokens_details"), output
+
+
+def _embeddings_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
+    return token_count(usage, "prompt_tokens"), 0, 0
+
+
+# Prompt, cached and output of a usage object. Forms that are not here have none.
+_USAGE_OF: Final[dict[AnswerForm, Callable[[Any], tuple[int, int, int]]]] = {
+    AnswerForm.CHAT: _choices_usage,
+    AnswerForm.COMPLETION: _choices_usage,
+    AnswerForm.RESPONSE: responses_usage,
+    AnswerForm.MESSAGE: messages_usage,
+    AnswerForm.EMBEDDINGS: _embeddings_usage,
+}
 
 
 class PlainMeter:
@@ -73,7 +93,8 @@ class PlainMeter:
             raise ProtocolViolation("answer is not JSON") from exc
         if not isinstance(decoded, dict):
             raise ProtocolViolation("answer is not an object")
-        if self._form is AnswerForm.UNREAD or self._form is AnswerForm.RENDERED:
+        usage_of = _USAGE_OF.get(self._form)
+        if usage_of is None:
             self._total = Produced()
             self.exact = self.finished = True
             return _count_told(decoded) if self._form is AnswerForm.RENDERED else answer
@@ -84,21 +105,15 @@ class PlainMeter:
         if usage is None:
             self.anomaly = USAGE_MISSING
         else:
-            self._read(decoded, usage)
+            self._read(decoded, usage_of, usage)
         self.finished = True
         return answer_written(answer, decoded, self._form, self.model, self.tier)
 
-    def _read(self, decoded: dict[str, Any], usage: Any) -> None:
+    def _read(
+        self, decoded: dict[str, Any], usage_of: Callable[[Any], tuple[int, int, int]], usage: Any
+    ) -> None:
         try:
-            if self._form is AnswerForm.MESSAGE:
-                prompt, cached, output = messages_usage(usage)
-            elif self._form is AnswerForm.RESPONSE:
-                prompt, cached, output = responses_usage(usage)
-            elif self._form is AnswerForm.EMBEDDINGS:
-                prompt, cached, output = token_count(usage, "prompt_tokens"), 0, 0
-            else:
-                prompt, output = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-                cached = cached_count(usage, "prompt_tokens_details")
+            prompt, cached, output = usage_of(usage)
         except (ValueError, AttributeError):
             self.anomaly = "usage_malformed"
             return
@@ -110,7 +125,7 @@ class PlainMeter:
         self.exact = self.anomaly is None
         if self.anomaly is not None:
             prompt, cached, output = clamped(prompt, cached, output, self._output_max)
-        if output == 0 and self._form is not AnswerForm.EMBEDDINGS:
+        if output == 0 and usage_of is not _embeddings_usage:
             self._total = Produced()
         else:
             self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))

@@ -55,10 +55,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.idle_since = 0.0
+        # One for all answers: it goes on to the next one only after one that keeps the connection.
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
         self._head_bytes = 0

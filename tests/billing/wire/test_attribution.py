@@ -77,13 +77,16 @@ def test_a_route_without_output_bills_its_prompt() -> None:
 
 def test_what_an_engine_refused_after_it_had_worked_is_paid_by_nobody_and_counts_against_limits() -> None:
     nothing = attribute(Ending.REFUSED_BY_ENGINE, Tokens())
-    assert (nothing.produced, charged(Ending.REFUSED_BY_ENGINE, nothing)) == (Tokens(), Tokens())
+    assert (nothing.produced, charged(Ending.REFUSED_BY_ENGINE, nothing.produced, nothing.billed)) == (
+        Tokens(),
+        Tokens(),
+    )
     late = attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 2, 3))
     assert (late.produced, late.billed) == (Tokens(10, 2, 3), Tokens())
     assert late.absorbed.reasons == {AbsorbReason.REFUSED_BY_ENGINE: AbsorbedTokens(10, 3)}
-    assert charged(Ending.REFUSED_BY_ENGINE, late) == late.produced
+    assert charged(Ending.REFUSED_BY_ENGINE, late.produced, late.billed) == late.produced
     left = attribute(Ending.DEADLINE, Tokens(10, 2, 3))
-    assert charged(Ending.DEADLINE, left) == left.billed == Tokens()
+    assert charged(Ending.DEADLINE, left.produced, left.billed) == left.billed == Tokens()
 
 
 @pytest.mark.parametrize("ending", sorted(BILLED_ENDINGS))
