@@ -1,7 +1,7 @@
 """A checked request, between parsing and forwarding. It knows no HTTP and no Redis."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -36,7 +36,8 @@ class ServiceTier(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RouteSpec:
-    """One route as a gateway serves it. `facts`: what all processes know of it. `parser`: its allow-list and
+    """One route as a gateway serves it. `facts`: what all processes know of it (name, dialect, whether its
+    requests cost anything, whether the model generates its answers). `parser`: its allow-list and
     caps. `prompt_param`: the parameter with the prompt; `takes_token_ids`: it may hold token ids, whose
     number is known here. `output_params`: the parameters that bound the answer, the engine's own first.
     `continued`: the parameters with which a stream can be resumed; with any other it cannot. `summary` and
@@ -52,26 +53,15 @@ class RouteSpec:
     output_params: tuple[str, ...] = ()
     continued: frozenset[str] = frozenset()
     required: tuple[str, ...] = ()
+    # Of `facts`: each request reads them ten times.
+    name: Route = field(init=False)
+    dialect: Dialect = field(init=False)
+    metered: bool = field(init=False)
+    generates: bool = field(init=False)
 
-    @property
-    def name(self) -> Route:
-        """The name in models' entries and in events."""
-        return self.facts.name
-
-    @property
-    def dialect(self) -> Dialect:
-        """The dialect of its callers."""
-        return self.facts.dialect
-
-    @property
-    def metered(self) -> bool:
-        """Whether its requests cost anything."""
-        return self.facts.metered
-
-    @property
-    def generates(self) -> bool:
-        """Whether the model generates its answers."""
-        return self.facts.generates
+    def __post_init__(self) -> None:
+        for fact in ("name", "dialect", "metered", "generates"):
+            object.__setattr__(self, fact, getattr(self.facts, fact))
 
 
 @value_object(frozen=True, slots=True, kw_only=True)

@@ -89,28 +89,29 @@ class Claim:
     restored: bool = False
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
+@value_object(frozen=True, slots=True)
 class CellKeys:
-    """The Redis keys of one request."""
+    """The id of a request, and the Redis keys that its scripts are called with."""
 
     request_id: str
-    reservation: str
+    open_requests: str
     tenant_bucket: str
     key_bucket: str
-    open_requests: str
-    usage_stream: str
 
     @classmethod
     def of(cls, cell: str, *, request_id: str, tenant: str, key_id: str, model: str) -> Self:
         """The keys of a request of this tenant and API key for this model."""
-        return cls(
-            request_id=request_id,
-            reservation=redis_keys.reservation(cell, request_id),
-            tenant_bucket=redis_keys.tenant_bucket(cell, tenant, model),
-            key_bucket=redis_keys.key_bucket(cell, key_id, model),
-            open_requests=redis_keys.open_requests(cell),
-            usage_stream=redis_keys.usage_stream(cell),
-        )
+        return cls(request_id, *_keys_of_all(cell, tenant, key_id, model))
+
+
+@lru_cache(maxsize=8192)
+def _keys_of_all(cell: str, tenant: str, key_id: str, model: str) -> tuple[str, str, str]:
+    """The keys that all requests of this tenant and API key for this model have in common."""
+    return (
+        redis_keys.open_requests(cell),
+        redis_keys.tenant_bucket(cell, tenant, model),
+        redis_keys.key_bucket(cell, key_id, model),
+    )
 
 
 @dataclass(frozen=True, slots=True)

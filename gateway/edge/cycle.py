@@ -235,17 +235,16 @@ class RequestCycle:
             )
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status]
         length: int | None = None
-        for header in (*self._default_headers, *headers):
-            name = header[0]
+        for name, value in (*self._default_headers, *headers):
             if name in _FRAMING:
                 if name == b"content-length":
-                    length = int(header[1])
+                    length = int(value)
                 elif name == b"connection":
-                    self.keep_alive = self.keep_alive and b"close" not in header[1].lower()
+                    self.keep_alive = self.keep_alive and b"close" not in value.lower()
                     continue
                 else:
                     continue  # framing is ours
-            lines.append(b"%b: %b" % header)
+            lines.append(name + b": " + value)
         bodiless = self._is_head or status in _BODILESS
         self._chunked = length is None and not bodiless and not self._version_10
         if self._chunked:

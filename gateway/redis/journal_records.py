@@ -96,17 +96,8 @@ def _command(record: list[Any]) -> Command:
         name, keys, *arguments = record
         return call(name, keys, *arguments)
     # The form of an earlier version: five keys, then what to do and for whom, all in one script's arguments.
-    _, reservation, tenant_bucket, key_bucket, open_requests, usage_stream, verb, request_id, flag, *rest = (
-        record
-    )
-    cell_keys = CellKeys(
-        request_id=request_id,
-        reservation=reservation,
-        tenant_bucket=tenant_bucket,
-        key_bucket=key_bucket,
-        open_requests=open_requests,
-        usage_stream=usage_stream,
-    )
+    _, _, tenant_bucket, key_bucket, open_requests, _, verb, request_id, flag, *rest = record
+    cell_keys = CellKeys(request_id, open_requests, tenant_bucket, key_bucket)
     if verb == "leave":
         return leave_call(cell_keys, refused=bool(flag))
     billed = orjson.loads(rest[5]).get("billed") or {"prompt": 0, "output": 0}

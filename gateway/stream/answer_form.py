@@ -226,9 +226,8 @@ _WHOLE: Final[dict[AnswerForm, Callable[[bytes, dict[str, Any], str | None, byte
 
 
 def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:
-    if None in holder.values():
-        for name in [name for name, value in holder.items() if value is None and name not in kept]:
-            del holder[name]
+    for name in [name for name, value in holder.items() if value is None and name not in kept]:
+        del holder[name]
 
 
 def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:

@@ -9,14 +9,22 @@ from datetime import UTC, datetime
 from typing import Final
 
 from billing.cell.replies import Levels
-from billing.wire.limits import MU_PER_UNIT, Limit, LimitKind, Limits
+from billing.wire.limits import MU_PER_UNIT, LimitKind, Limits
 from gateway.request import Dialect
 
-# Each with its name in headers and its scale: work is counted in milliunits.
-_SHOWN: Final = (
-    (LimitKind.REQUESTS, b"requests", 1),
-    (LimitKind.TOKENS, b"tokens", 1),
-    (LimitKind.UNITS, b"units", MU_PER_UNIT),
+# The headers of each kind, and its scale: work is counted in milliunits.
+_SHOWN: Final = tuple(
+    (
+        kind,
+        scale,
+        tuple(b"x-ratelimit-%b-%b" % (what, name) for what in (b"limit", b"remaining", b"reset")),
+        tuple(b"anthropic-ratelimit-%b-%b" % (name, what) for what in (b"limit", b"remaining", b"reset")),
+    )
+    for kind, name, scale in (
+        (LimitKind.REQUESTS, b"requests", 1),
+        (LimitKind.TOKENS, b"tokens", 1),
+        (LimitKind.UNITS, b"units", MU_PER_UNIT),
+    )
 )
 
 
@@ -26,32 +34,25 @@ def limit_headers(
     """Limit, remaining, and when the bucket is full again, from the limit of tenant or key, minute or day,
     with the least remaining.
     """
-    tightest: dict[LimitKind, tuple[float, Limit]] = {}
-    for limits, levels in ((tenant, tenant_levels), (key, key_levels)):
-        for limit, level in zip(limits.all, levels.levels, strict=False):
-            known = tightest.get(limit.kind)
-            if known is None or limit.amount - level < known[1].amount - known[0]:
-                tightest[limit.kind] = (level, limit)
+    known = [*zip(tenant.all, tenant_levels.levels, strict=False)]
+    known += zip(key.all, key_levels.levels, strict=False)
     headers: list[tuple[bytes, bytes]] = []
-    for kind, name, scale in _SHOWN:
-        if kind in tightest:
-            level, limit = tightest[kind]
-            reset_s = limit.window_s * level / limit.amount if limit.amount else limit.window_s
-            reset_ms = math.ceil(reset_s * 1000)
-            allowed = b"%d" % (limit.amount // scale)
-            left = b"%d" % max(0, math.floor((limit.amount - level) / scale + 1e-6))
-            headers += [
-                (b"x-ratelimit-limit-" + name, allowed),
-                (b"x-ratelimit-remaining-" + name, left),
-                (b"x-ratelimit-reset-" + name, b"%dms" % reset_ms),
-            ]
-            if dialect is Dialect.ANTHROPIC:
-                prefix = b"anthropic-ratelimit-" + name
-                headers += [
-                    (prefix + b"-limit", allowed),
-                    (prefix + b"-remaining", left),
-                    (prefix + b"-reset", _rfc_3339(now_ms + reset_ms)),
-                ]
+    for kind, scale, names, anthropic_names in _SHOWN:
+        tightest, its_level = None, 0.0
+        for limit, level in known:
+            if limit.kind is kind and (
+                tightest is None or limit.amount - level < tightest.amount - its_level
+            ):
+                tightest, its_level = limit, level
+        if tightest is None:
+            continue
+        amount, window_s = tightest.amount, tightest.window_s
+        reset_ms = math.ceil((window_s * its_level / amount if amount else window_s) * 1000)
+        allowed = b"%d" % (amount // scale)
+        left = b"%d" % max(0, math.floor((amount - its_level) / scale + 1e-6))
+        headers += zip(names, (allowed, left, b"%dms" % reset_ms), strict=True)
+        if dialect is Dialect.ANTHROPIC:
+            headers += zip(anthropic_names, (allowed, left, _rfc_3339(now_ms + reset_ms)), strict=True)
     return headers
 
 

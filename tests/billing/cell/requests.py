@@ -82,6 +82,11 @@ class CellRequest:
         )
 
     @property
+    def reservation(self) -> str:
+        """The key of its reservation."""
+        return redis_keys.reservation(CELL, self.request_id)
+
+    @property
     def keys(self) -> scripts.CellKeys:
         return scripts.CellKeys.of(
             CELL, request_id=self.request_id, tenant=self.tenant, key_id=self.key_id, model=self.model
@@ -188,7 +193,7 @@ class CellRequest:
 
     def let_lease_pass(self) -> None:
         """Age the state instead of waiting."""
-        self.client.hset(self.keys.reservation, "lease", 1_780_000_000_000)
+        self.client.hset(self.reservation, "lease", 1_780_000_000_000)
         self.client.zadd(self.keys.open_requests, {self.request_id: 1_780_000_000_000})
 
     def tenant_level(self, name: str) -> float:

@@ -32,11 +32,11 @@ def test_nothing_acknowledged_is_lost_in_a_kill(own_valkey: ValkeyProcess) -> No
         own_valkey.start()
         one = request(client, "r1")
         assert isinstance(one.reserve(5_000), Replayed)
-        assert client.hget(one.keys.reservation, "o") == "3"
+        assert client.hget(one.reservation, "o") == "3"
         assert len(usage_events(client)) == 10
         assert client.zcard(one.keys.open_requests) == one.tenant_level("c") == 10
         assert isinstance(request(client, "r15").settle(3_000), AlreadySettled)
-        assert client.pttl(one.keys.reservation) > 0
+        assert client.pttl(one.reservation) > 0
         for n in range(10):
             assert isinstance(request(client, f"r{n}").settle(3_000), Settled)
         assert one.tenant_level("c") == 0

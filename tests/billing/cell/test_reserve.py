@@ -46,7 +46,7 @@ def test_a_refusal_by_the_key_consumes_nothing_of_the_tenant(valkey: redis.Redis
     assert request.tenant_level("u") == 1_000
     assert request.tenant_level("c") == request.key_level("c") == 1
     assert valkey.zcard(request.keys.open_requests) == 1
-    assert not valkey.exists(CellRequest(client=valkey, request_id="r1").keys.reservation)
+    assert not valkey.exists(CellRequest(client=valkey, request_id="r1").reservation)
 
 
 def test_a_replay_charges_nothing_and_says_so(valkey: redis.Redis) -> None:
@@ -178,7 +178,7 @@ def test_every_key_of_an_open_request_has_a_ttl_that_outlives_it(valkey: redis.R
     assert len(keys) == 5
     for key in keys:
         assert valkey.pttl(key) > 6 * 86_400_000
-    fields = valkey.hgetall(request.keys.reservation)
+    fields = valkey.hgetall(request.reservation)
     assert (fields["tb"], fields["kb"]) == (request.keys.tenant_bucket, request.keys.key_bucket)
     assert valkey.zscore(request.keys.open_requests, "r") == float(fields["lease"])
 
@@ -189,5 +189,5 @@ def test_big_amounts_are_stored_without_loss(valkey: redis.Redis) -> None:
     reply = request.reserve(cost_mu)
     assert isinstance(reply, Reserved)
     assert reply.tenant.levels[0] == cost_mu
-    assert valkey.hget(request.keys.reservation, "charged") == str(cost_mu)
-    assert f"{{c:{CELL}}}" in request.keys.reservation
+    assert valkey.hget(request.reservation, "charged") == str(cost_mu)
+    assert f"{{c:{CELL}}}" in request.reservation

@@ -52,12 +52,12 @@ def test_the_event_is_written_in_the_step_that_settles(valkey: redis.Redis, requ
     assert event["produced"] == {"prompt": 10, "cached": 4, "output": 7}
     assert not reply.orphan
     assert valkey.zcard(request_.keys.open_requests) == 0
-    assert valkey.hgetall(request_.keys.reservation) == {
+    assert valkey.hgetall(request_.reservation) == {
         "state": "settled",
         "event": reply.entry_id,
         "by": "settle",
     }
-    assert 0 < valkey.pttl(request_.keys.reservation) <= 900_000
+    assert 0 < valkey.pttl(request_.reservation) <= 900_000
 
 
 def test_settle_twice_charges_and_records_once(valkey: redis.Redis, request_: CellRequest) -> None:
@@ -86,7 +86,7 @@ def test_a_checkpoint_keeps_usage_and_renews_the_lease(valkey: redis.Redis, requ
     request_.let_lease_pass()
     reply = request_.checkpoint(Tokens(5, 2, 3), 30_000)
     assert isinstance(reply, Renewed)
-    fields = valkey.hgetall(request_.keys.reservation)
+    fields = valkey.hgetall(request_.reservation)
     assert (fields["p"], fields["c"], fields["o"], fields["d"]) == ("5", "2", "3", "3")
     assert int(fields["lease"]) > reply.now_ms
     assert valkey.zscore(request_.keys.open_requests, "r") == float(fields["lease"])
@@ -96,9 +96,9 @@ def test_a_checkpoint_keeps_usage_and_renews_the_lease(valkey: redis.Redis, requ
 def test_an_older_checkpoint_changes_nothing(valkey: redis.Redis, request_: CellRequest) -> None:
     request_.reserve(0)
     request_.checkpoint(Tokens(5, 0, 9), 41_000)
-    before = valkey.hgetall(request_.keys.reservation)
+    before = valkey.hgetall(request_.reservation)
     assert isinstance(request_.checkpoint(Tokens(5, 0, 8), 37_000), Stale)
-    assert valkey.hgetall(request_.keys.reservation) == before
+    assert valkey.hgetall(request_.reservation) == before
 
 
 def test_a_checkpoint_after_the_settle_changes_nothing(valkey: redis.Redis, request_: CellRequest) -> None:
