@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.usage.test_reap import lapse, reserve
 from tests.fixtures import plain_http
-from tests.fixtures.forked import ForkedProgram, start_module
+from tests.fixtures.forked import Program, start_module
 from tests.fixtures.valkey import ValkeyProcess, free_port
 
 ADMIN_KEY = "adm-test"
@@ -40,7 +39,7 @@ class BillingProcess:
             "TAAS_BILLING_METRICS_PORT": str(self.metrics_port), "TAAS_USAGE_CLAIM_IDLE_MS": "100",
             "TAAS_COUNTERS_INTERVAL_MS": "100", "TAAS_AUDIT_INTERVAL_MS": "200", **environment,
         }  # fmt: skip
-        self.popen: ForkedProgram | subprocess.Popen[bytes] | None = None
+        self.popen: Program | None = None
 
     def start(self) -> None:
         self.popen = start_module("billing", environment=self.environment, log=self.log)

@@ -5,7 +5,6 @@ figures up over all of them.
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tests.billing.events import event
 from tests.billing.test_process import ADMIN_KEY, BillingProcess, stopped_at_the_end
 from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
+from tests.fixtures.forked import Program, start_module
 from tests.fixtures.gateway import StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE
@@ -135,7 +135,7 @@ def second_billing(
 
 
 @pytest.fixture
-def worker(product: Product, valkey_url: str, tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def worker(product: Product, valkey_url: str, tmp_path: Path) -> Iterator[Program]:
     """A worker over the fake engine, on an address of its own."""
     product.admin("models", name="m", context_tokens=2048, engine_model="m-engine")
     model, python = tmp_path / "model", tmp_path / "python"
@@ -149,16 +149,19 @@ def worker(product: Product, valkey_url: str, tmp_path: Path) -> Iterator["subpr
         "TAAS_ENGINE_PORT_FIRST": str(free_port()), "TAAS_WORKER_METRICS_PORT_FIRST": str(free_port()),
         "FAKE_PIDS": str(tmp_path / "pids"),
     }  # fmt: skip
-    command = [sys.executable, "-m", "serving", "m", "--path", str(model), "--host", "127.0.0.2"]
-    with (tmp_path / "worker.log").open("wb") as log, ExitStack() as stack:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    command = ("serving", "m", "--path", str(model), "--host", "127.0.0.2")
+    with ExitStack() as stack:
+        process = start_module(*command, environment=environment, log=tmp_path / "worker.log")
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         yield process
 
 
 def test_every_process_that_runs_is_listed_and_answers_and_one_that_has_gone_is_not(
-    product: Product, worker: "subprocess.Popen[bytes]", start_gateway: StartGateway, engine: SimEngine
+    product: Product,
+    worker: Program,
+    start_gateway: StartGateway,
+    engine: SimEngine,
 ) -> None:
     product.serve(engine)
     first, second = (start_gateway() for _ in range(2))
@@ -189,7 +192,10 @@ def test_every_process_that_runs_is_listed_and_answers_and_one_that_has_gone_is_
 
 
 def test_pages_keep_the_conventions_of_prometheus(
-    product: Product, worker: "subprocess.Popen[bytes]", start_gateway: StartGateway, engine: SimEngine
+    product: Product,
+    worker: Program,
+    start_gateway: StartGateway,
+    engine: SimEngine,
 ) -> None:
     key = product.serve(engine)
     gateway = start_gateway(TAAS_GATEWAY_PROCESSES="2")

@@ -5,7 +5,6 @@ PgBouncer in transaction mode.
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from sqlalchemy import make_url
 from billing.wire import redis_keys
 from billing.wire.redis_address import parse_redis_url
 from tests.fixtures.engine import SimEngine
+from tests.fixtures.forked import start_module
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.secure_stores import (
     Certificates,
@@ -60,10 +60,8 @@ class Installation:
         home = self.folder / name
         home.mkdir()
         given = {"TAAS_HOME": str(home), "TAAS_REDIS_URL": self.redis_url(user), **environment}
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=ROOT, env=inherited | given, stdout=log, stderr=log
-            )
+        log = self.folder / f"{name}.log"
+        process = start_module(*command, environment=inherited | given, log=log)
         self._stack.callback(process.wait, 30)
         self._stack.callback(process.terminate)
 

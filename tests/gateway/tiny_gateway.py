@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import sys
 from typing import Any
 
 from gateway.lifecycle import Lifecycle
 from gateway.metrics import Metrics
+from gateway.process.serve import run
 from gateway.settings import GatewaySettings
 from tests.gateway.listening import answer
 
@@ -70,3 +72,7 @@ async def _stream(lifecycle: Lifecycle, send: Any, forever: bool) -> None:
         await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
         await asyncio.sleep(0.02)
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+if __name__ == "__main__":
+    sys.exit(run(GatewaySettings(), f"tests.gateway.tiny_gateway:{sys.argv[1]}"))

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import redis as redis_sync
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from tests.fixtures import plain_http
+from tests.fixtures.forked import Program, start_module
 from tests.fixtures.valkey import free_port
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running
 
@@ -36,7 +36,7 @@ class WorkerProcess:
     valkey_url: str
     folder: Path
     output: Path = field(init=False)
-    process: subprocess.Popen[bytes] | None = None
+    process: Program | None = None
 
     def __post_init__(self) -> None:
         self.output = self.folder / "worker.log"
@@ -61,11 +61,9 @@ class WorkerProcess:
             "FAKE_ARGS": "",
             **environment,
         }
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "m", "--path", str(self.folder / "model"), *arguments],
-                env=env, stdout=output, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+        self.output.unlink(missing_ok=True)
+        command = ("serving", "m", "--path", str(self.folder / "model"), *arguments)
+        self.process = start_module(*command, environment=env, log=self.output)
 
     def entry(self, status: InstanceStatus) -> InstanceEntry | None:
         assert self.process is not None

@@ -19,20 +19,17 @@ import pytest
 
 from gateway.process.serve import SETTLES_LOST
 from tests.fixtures import plain_http
+from tests.fixtures.forked import Program, start_module
 from tests.fixtures.gateway import free_ports
 from tests.gateway.listening import read_all, until
 
-START = (
-    "import sys; from gateway.process.serve import run; from gateway.settings import GatewaySettings; "
-    "sys.exit(run(GatewaySettings(), sys.argv[1]))"
-)
-TINY = "tests.gateway.tiny_gateway:build_app"
+TINY = "tests.gateway.tiny_gateway"
 
 
 class Gateway:
     """A gateway's process, its ports and what it logged."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: Program, log: Path) -> None:
         self.process = process
         self._log = log
         self.port = 0
@@ -86,7 +83,7 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str) -> Iterator[Gateway]:
+def gateway(tmp_path: Path, processes: int, factory: str = "build_app", **settings: str) -> Iterator[Gateway]:
     log = tmp_path / "log"
     environment = os.environ | {
         "TAAS_HOME": str(tmp_path / "home"),
@@ -97,8 +94,7 @@ def gateway(tmp_path: Path, processes: int, factory: str = TINY, **settings: str
         "TAAS_UNREADY_S": "0",
         **settings,
     }
-    with log.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-c", START, factory], stderr=stderr, env=environment)
+    process = start_module(TINY, factory, environment=environment, log=log)
     running = Gateway(process, log)
     try:
         running.wait_ready(processes)
@@ -233,11 +229,8 @@ def start_in_vain(tmp_path: Path, **settings: str) -> tuple[int, dict[str, Any]]
         "TAAS_GATEWAY_METRICS_PORT": "0",
         **settings,
     }
-    with log.open("wb") as stderr:
-        done = subprocess.run(
-            [sys.executable, "-c", START, TINY], check=False, stderr=stderr, env=environment, timeout=30
-        )
-    return done.returncode, json.loads(log.read_text())
+    status = start_module(TINY, "build_app", environment=environment, log=log).wait(30)
+    return status, json.loads(log.read_text())
 
 
 def test_gauges_of_a_dead_process_go(tmp_path: Path) -> None:
@@ -274,7 +267,7 @@ def test_processes_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_application_that_cannot_start_ends_the_gateway(tmp_path: Path, processes: int) -> None:
-    with gateway(tmp_path, processes, factory="tests.gateway.tiny_gateway:build_broken_app") as running:
+    with gateway(tmp_path, processes, factory="build_broken_app") as running:
         assert running.process.wait(20) == 3
 
 
