@@ -47,6 +47,13 @@ class Services:
         self._credentials = credentials
         self._processes = processes
 
+    def require_free_ports(self) -> None:
+        """Before anything is started. StepFailed when a port is taken by a program that is not ours."""
+        # One that runs may hold a port that another gets now; that is seen when the other is started.
+        if not any(self._processes.find(name) for name in (BILLING, GATEWAY)):
+            for name in (BILLING, GATEWAY):
+                self._require_free_ports(name)
+
     def start_billing(self, stores: Stores, step: Step) -> None:
         """Migrates the database, consumes usage, and opens the admin API."""
         settings, keys = self._settings, self._credentials
@@ -57,11 +64,7 @@ class Services:
             TAAS_ADMIN_KEY=keys.admin_key,
             TAAS_SERVICE_KEY=keys.service_key,
         )
-        ports = [
-            ("TAAS_ADMIN_PORT", settings.admin_port),
-            ("TAAS_BILLING_METRICS_PORT", settings.billing_metrics_port),
-        ]
-        running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, ports, step)
+        running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.admin_url}/healthz"), _START_TIMEOUT_S, step.note
         )
@@ -73,11 +76,7 @@ class Services:
             settings, TAAS_REDIS_URL=stores.redis_url, TAAS_SERVICE_KEY=self._credentials.service_key
         )
         environment.setdefault("TAAS_UNREADY_S", "0")  # there is no load balancer that has to notice an end
-        ports = [
-            ("TAAS_GATEWAY_PORT", settings.gateway_port),
-            *(("TAAS_GATEWAY_METRICS_PORT", port) for port in settings.gateway_metrics_ports),
-        ]
-        running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, ports, step)
+        running = self._start(GATEWAY, [sys.executable, "-m", "gateway"], environment, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
         )
@@ -85,7 +84,7 @@ class Services:
     def start_worker(self, stores: Stores, model: str, step: Step) -> None:
         """Starts the worker only; its engine takes most of a minute, so other steps go on meanwhile."""
         environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
-        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, [], step)
+        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, step)
 
     def wait_for_engine(self, admin: AdminApi, model: str, step: Step) -> dict[str, Any]:
         """Until an instance of the model is ready; the instance."""
@@ -111,7 +110,6 @@ class Services:
         name: str,
         command: list[str],
         environment: dict[str, str],
-        ports: list[tuple[str, int]],
         step: Step,
     ) -> Running:
         running = self._processes.find_as(name, command, environment)
@@ -120,11 +118,24 @@ class Services:
             return running
         if self._processes.stop(name, grace_s(self._settings, name)):
             step.result = "started again with the new settings"
-        for variable, port in ports:
-            require_free(
-                port, variable, self._settings.gateway_host if variable == "TAAS_GATEWAY_PORT" else HOST
-            )
+        self._require_free_ports(name)
         return self._processes.start(name, command, environment, ROOT)
+
+    def _require_free_ports(self, name: str) -> None:
+        settings = self._settings
+        ports = {
+            BILLING: [
+                ("TAAS_ADMIN_PORT", settings.admin_port, HOST),
+                ("TAAS_BILLING_METRICS_PORT", settings.billing_metrics_port, HOST),
+            ],
+            GATEWAY: [
+                ("TAAS_GATEWAY_PORT", settings.gateway_port, settings.gateway_host),
+                *(("TAAS_GATEWAY_METRICS_PORT", port, HOST) for port in settings.gateway_metrics_ports),
+            ],
+            WORKER: [],  # it takes the first ones that are free
+        }
+        for variable, port, host in ports[name]:
+            require_free(port, variable, host)
 
 
 def get_ok(url: str, timeout_s: float = 2.0) -> bool:

@@ -61,24 +61,26 @@ class _Up:
         ones.
         """
         settings, step = self._settings, self._progress.step
-        if settings.engine_url is None:
-            self.background.begin(settings)
+        # What cannot work is told before anything is started.
+        entry = catalogue.model_entry(settings)
         with step("keys") as now:
             keys = _keys(settings)
             now.result = str(settings.folder)
+        services = Services(settings, keys, self._processes)
+        services.require_free_ports()
+        if settings.engine_url is None:
+            self.background.begin(settings)
         with step("Redis") as now:
             redis_url = self._redis(keys, now)
         with step("PostgreSQL") as now:
             stores = Stores(redis_url, self._postgres(now))
         credentials.write_services_env(settings, keys, stores.redis_url, stores.database_url)
         credentials.write_service_key(settings, keys)
-        services = Services(settings, keys, self._processes)
         with step("billing, admin API") as now:
             services.start_billing(stores, now)
             now.result = now.result or settings.admin_url
         admin = AdminApi(settings.admin_url, keys.admin_key)
         with step("model and price") as now:
-            entry = catalogue.model_entry(settings)
             catalogue.ensure_model(admin, entry, now)
         model: str = entry["name"]
         with step("vLLM") as now:

@@ -61,7 +61,8 @@ def new_home() -> Iterator[Home]:
     folder = Path(tempfile.mkdtemp(prefix="taas-", dir="/tmp")).resolve()
     made = Home(folder)
     yield made
-    made.run("down")
+    if Processes(folder).leftovers():
+        made.run("down")
     left = Processes(folder).leftovers()
     shutil.rmtree(folder, ignore_errors=True)
     assert not left

@@ -131,6 +131,7 @@ def test_a_taken_port_is_told_with_its_owner_and_the_way_out(on_sim: Home, varia
     assert run.returncode == 1
     assert re.search(rf"port {port} is taken by process \d+", run.stdout)
     assert f"{variable}=" in run.stdout
+    assert on_sim.pids() == {}, "it is told before anything is started"
 
 
 @pytest.mark.parametrize(
@@ -147,6 +148,7 @@ def test_what_cannot_work_is_told_without_a_traceback(on_sim: Home, wrong: dict[
     assert run.returncode == 1
     assert told in run.stdout
     assert "Traceback" not in run.stdout + run.stderr
+    assert "billing" not in on_sim.pids()
 
 
 def test_two_at_once_do_not_start_everything_twice(on_sim: Home) -> None:
