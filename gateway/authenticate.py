@@ -10,7 +10,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.catalogue.feed import Catalogue
 from gateway.errors import AuthenticationFailed, PermissionDenied
@@ -18,8 +18,7 @@ from gateway.errors import AuthenticationFailed, PermissionDenied
 KEY_BYTES_MAX = 256
 
 
-@value_object(frozen=True, slots=True)
-class Caller:
+class Caller(Value, frozen=True):
     """An authenticated caller."""
 
     key: ApiKey

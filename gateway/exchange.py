@@ -7,8 +7,11 @@ seconds, those named `_ms` are milliseconds since the epoch.
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from billing.cell.replies import Grant
 from billing.cell.scripts import CellKeys, Tier
@@ -25,7 +28,7 @@ from gateway.stream.meter_choices import ChoicesMeter
 from gateway.upstream.attempt import Attempt
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True, eq=False, kw_only=True):
     """What was asked for, and by whom. `keys`: its keys in Redis."""
 
     request_id: str
@@ -38,8 +41,7 @@ class Request(NamedTuple):
     client_connection: ClientConnection | None = None
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Delivery:
+class Delivery(Struct, eq=False, kw_only=True):
     """What has been delivered to the caller, and when. `sent_at`: when the request was first sent to an
     engine. The time before that is the gateway's own.
     """
@@ -274,7 +276,7 @@ class Exchange:
             output=carried + (0 if before is None else before.output),
         )
         following = Exchange(
-            request=self.request._replace(request_id=request_id, parsed=parsed, keys=keys),
+            request=replace(self.request, request_id=request_id, parsed=parsed, keys=keys),
             head=replace(head, request_id=request_id),
             attempt=Attempt.on(self.attempt.instance, parsed, request_id, tier=meter.tier),
             resumable=Resumable.of(parsed),

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from billing.wire.routes import Dialect, Route, RouteFacts
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 __all__ = ["AnswerForm", "Dialect", "ParsedRequest", "Route", "RouteSpec", "ServiceTier"]
 
@@ -64,8 +64,7 @@ class RouteSpec:
             object.__setattr__(self, fact, getattr(self.facts, fact))
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class ParsedRequest:
+class ParsedRequest(Value, frozen=True, kw_only=True):
     """A request that has passed the allow-list and all caps.
 
     `body` is the caller's JSON object without what was dropped; `ignored` names that

@@ -10,9 +10,11 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from billing.cell.replies import (
     LeftQueue,
@@ -40,7 +42,7 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 from gateway.errors import (
     ClientDisconnected,
     DependencyUnavailable,
@@ -95,8 +97,7 @@ class WaitPolicy:
     cancels_per_minute: int
 
 
-@value_object(frozen=True, slots=True)
-class Reservation:
+class Reservation(Value, frozen=True):
     """An admitted request: its limits and bucket levels, for the `x-ratelimit-*` headers."""
 
     tenant_limits: Limits
@@ -416,8 +417,7 @@ def _poll_after_s(found: Waiting | WaitingForContract | Rebuilding) -> float:
     return REBUILT_POLL_S if isinstance(found, Rebuilding) else WAIT_RENEW_S
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class _Ask:
+class _Ask(Value, frozen=True, kw_only=True):
     """What one request asks its cell for. It stays the same however often the request has to ask."""
 
     asked: Tier

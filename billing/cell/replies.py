@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from billing.wire.limits import LimitKind
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 
 class LimitScope(StrEnum):
@@ -16,8 +16,7 @@ class LimitScope(StrEnum):
     CELL = "cell"
 
 
-@value_object(frozen=True, slots=True)
-class Levels:
+class Levels(Value, frozen=True):
     """The levels of a bucket, one for each limit of the call, in its order. A level may exceed its limit:
     what was produced is charged, as debt.
     """
@@ -26,8 +25,7 @@ class Levels:
     levels: tuple[float, ...] = ()
 
 
-@value_object(frozen=True, slots=True)
-class Reserved:
+class Reserved(Value, frozen=True):
     """Admitted, on this instance. Levels include this request."""
 
     now_ms: int
@@ -36,8 +34,7 @@ class Reserved:
     grant: "Grant"
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class Grant:
+class Grant(Value, frozen=True, kw_only=True):
     """How it was admitted, and why: `within_contract`, `spilled`, `room` or `waited`. Levels are the
     contract's, in mu; its rate is in mu per second.
     """
@@ -52,8 +49,7 @@ class Grant:
     rate_mu_s: int
 
 
-@value_object(frozen=True, slots=True)
-class Waiting:
+class Waiting(Value, frozen=True):
     """No slot is free yet, and the request is in the queue. Reserve it again when it is woken, and before its
     lease ends.
 
@@ -64,8 +60,7 @@ class Waiting:
     pace_ms: int = 0
 
 
-@value_object(frozen=True, slots=True)
-class WaitingForContract:
+class WaitingForContract(Value, frozen=True):
     """It is in its contract's queue, behind `before` requests. Its contract takes it in about `after_ms`. The
     first request asks again by itself; the others are woken when they become the first, and must also ask
     again before their lease ends.
@@ -76,29 +71,25 @@ class WaitingForContract:
     before: int
 
 
-@value_object(frozen=True, slots=True)
-class NoContract:
+class NoContract(Value, frozen=True):
     """It asked for reserved capacity, and its tenant has no contract here."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class NoRight:
+class NoRight(Value, frozen=True):
     """Its tenant has no on-demand right, and no contract here."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class Rebuilding:
+class Rebuilding(Value, frozen=True):
     """Redis has lost the cell's levels and billing has not recounted them yet. Retry in a moment."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class LeftQueue:
+class LeftQueue(Value, frozen=True):
     """The request has left the queue (`dropped`), or was not in it. For an honest retry time: how many
     tenants wait, and the ms between grants.
 
@@ -112,15 +103,13 @@ class LeftQueue:
     pace_ms: int = 0
 
 
-@value_object(frozen=True, slots=True)
-class Dropped:
+class Dropped(Value, frozen=True):
     """It waited and its gateway is gone. Nothing was produced, so there is no event."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class Replayed:
+class Replayed(Value, frozen=True):
     """The same request id is open already; nothing was charged again."""
 
     now_ms: int
@@ -129,8 +118,7 @@ class Replayed:
     grant: "Grant"
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class LimitReached:
+class LimitReached(Value, frozen=True, kw_only=True):
     """A limit refused the request; nothing was consumed. `retry_after_ms` is None if waiting does not help,
     because its cost alone exceeds the limit.
     """
@@ -144,22 +132,19 @@ class LimitReached:
     retry_after_ms: int | None
 
 
-@value_object(frozen=True, slots=True)
-class Renewed:
+class Renewed(Value, frozen=True):
     """A checkpoint was recorded and the lease renewed."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class Stale:
+class Stale(Value, frozen=True):
     """A checkpoint came after a later one; nothing changed."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class Settled:
+class Settled(Value, frozen=True):
     """The event is in the usage stream, once. `orphan`: its reservation had been lost."""
 
     now_ms: int
@@ -168,22 +153,19 @@ class Settled:
     pace_ms: int = 0
 
 
-@value_object(frozen=True, slots=True)
-class AlreadySettled:
+class AlreadySettled(Value, frozen=True):
     """This request id has already ended; nothing changed."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class StillLeased:
+class StillLeased(Value, frozen=True):
     """Its gateway is alive: not reaped."""
 
     now_ms: int
 
 
-@value_object(frozen=True, slots=True)
-class Missing:
+class Missing(Value, frozen=True):
     """There is no such reservation."""
 
     now_ms: int

@@ -32,7 +32,7 @@ from billing.cell.asks import (
 from billing.wire import redis_keys, reservation
 from billing.wire.limits import Limit, Limits
 from billing.wire.tokens import Tokens
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
@@ -59,8 +59,7 @@ class Tier(StrEnum):
     FLEX = "flex"
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(Value, frozen=True, kw_only=True):
     """What a request asks of a cell, apart from limits: capacity of its tenant's contract, or a share of the
     rest.
 
@@ -89,8 +88,7 @@ class Claim:
     restored: bool = False
 
 
-@value_object(frozen=True, slots=True)
-class CellKeys:
+class CellKeys(Value, frozen=True):
     """The id of a request, and the Redis keys that its scripts are called with."""
 
     request_id: str

@@ -9,7 +9,7 @@ from typing import Final
 
 from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens
 from billing.wire.usage_event import Ending
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 BILLED_ENDINGS: Final = frozenset(
     {Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED, Ending.TENANT_SUSPENDED}
@@ -18,8 +18,7 @@ _NOTHING: Final = Tokens()
 _NOTHING_ABSORBED: Final = Absorbed()
 
 
-@value_object(frozen=True, slots=True)
-class Attribution:
+class Attribution(Value, frozen=True):
     """produced = billed + absorbed, for the prompt and for the output."""
 
     produced: Tokens

@@ -3,11 +3,13 @@ negative.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from billing.wire.value_object import value_object
+import msgspec
+
+from billing.wire.value import Value
 
 
 class UsageEventError(ValueError):
@@ -71,8 +73,7 @@ class CounterPair:
 NO_TOKENS: Final = CounterPair()
 
 
-@value_object(frozen=True, slots=True)
-class Tokens:
+class Tokens(Value, frozen=True):
     """Tokens of one request; `cached` is the part of `prompt` that came from the prefix cache."""
 
     prompt: int = 0
@@ -85,8 +86,7 @@ class Tokens:
             raise UsageEventError(f"{self.cached} cached tokens of a prompt of {self.prompt}")
 
 
-@value_object(frozen=True, slots=True)
-class AbsorbedTokens:
+class AbsorbedTokens(Value, frozen=True):
     """Tokens absorbed for one reason."""
 
     prompt: int = 0
@@ -96,13 +96,12 @@ class AbsorbedTokens:
         check_counts(self.prompt, self.output)
 
 
-@value_object(frozen=True, slots=True)
-class Absorbed:
+class Absorbed(Value, frozen=True):
     """Tokens that nobody is billed for; the reasons add up to the totals."""
 
     prompt: int = 0
     output: int = 0
-    reasons: Mapping[AbsorbReason, AbsorbedTokens] = field(default_factory=dict)
+    reasons: Mapping[AbsorbReason, AbsorbedTokens] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_counts(self.prompt, self.output)

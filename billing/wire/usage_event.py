@@ -24,7 +24,7 @@ from billing.wire.tokens import (
     Weights,
     check_counts,
 )
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 EVENT_VERSION: Final = 1
 
@@ -78,8 +78,7 @@ _PLAIN: Final = {
 }
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class EventHead:
+class EventHead(Value, frozen=True, kw_only=True):
     """What is known of a request when it is reserved. A failover to another instance makes a new head."""
 
     request_id: str
@@ -139,8 +138,7 @@ class EventHead:
         )  # fmt: skip
 
 
-@value_object(frozen=True, slots=True, kw_only=True)
-class UsageEvent(EventHead):
+class UsageEvent(EventHead, frozen=True, kw_only=True):
     """One request from reserve to its ending. produced = billed + absorbed, for the prompt and for the
     output.
     """
@@ -272,7 +270,10 @@ def _tail_object(event: UsageEvent) -> dict[str, Any]:
         "absorbed": {
             "prompt": event.absorbed.prompt,
             "output": event.absorbed.output,
-            "reasons": {_PLAIN[reason]: tokens for reason, tokens in event.absorbed.reasons.items()},
+            "reasons": {
+                _PLAIN[reason]: {"prompt": part.prompt, "output": part.output}
+                for reason, part in event.absorbed.reasons.items()
+            },
         },
         "units_mu": event.units_mu,
         "http_status": event.http_status,

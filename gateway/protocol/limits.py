@@ -1,7 +1,8 @@
 """Checks that depend on the model: context, vocabulary, route, template variables. Pure."""
 
-from dataclasses import replace
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids

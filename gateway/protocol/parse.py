@@ -1,6 +1,6 @@
 """The entry: checks a body against the allow-list of its route."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from gateway.protocol.ignored import Recording
 from gateway.protocol.json_body import load_object

@@ -10,10 +10,10 @@ might be the beginning of a stop string. The resumed part produces it again. It 
 request, and nobody pays for it twice.
 """
 
-from dataclasses import replace
 from typing import Any, Final
 
 import orjson
+from msgspec.structs import replace
 
 from gateway.request import AnswerForm, ParsedRequest, RouteSpec
 

@@ -8,15 +8,14 @@ for each sample that has produced a token, and costs nothing before that.
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from billing.wire.value_object import value_object
+from billing.wire.value import Value
 
 
 class ProtocolViolation(Exception):
     """The engine's bytes break its protocol. The message names the rule, never the content."""
 
 
-@value_object(frozen=True, slots=True)
-class Produced:
+class Produced(Value, frozen=True):
     """Tokens produced for one request so far. `prompt`: what a tenant may be billed, each prompt once.
     `prompt_counted`: by how much the engine's counters moved. `cached`: the part of `prompt` that came from
     the prefix cache, known only at the end.

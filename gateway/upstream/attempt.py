@@ -1,7 +1,8 @@
 """One attempt of a request on one instance: what was sent there, and what has come back."""
 
 import asyncio
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from billing.wire.instance_entry import InstanceEntry
 from gateway.request import ParsedRequest
@@ -10,8 +11,7 @@ from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Attempt:
+class Attempt(Struct, eq=False, kw_only=True):
     """`in_engine`: the request was sent, so the instance may have it. `answered`: the answer has started.
     `timed_out`: the attempt was given up as too slow. `over`: no more of its answer is read. `started_at`:
     monotonic seconds, 0 before.

@@ -1,6 +1,6 @@
 """Usage events for the tests of billing."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from billing.wire.attribution import attribute
 from billing.wire.tokens import Tokens, Weights

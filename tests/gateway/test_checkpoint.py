@@ -139,6 +139,10 @@ async def reserved(pipe: RedisPipe, request_id: str) -> Exchange:
     return made
 
 
+def _reservation(exchange: Exchange) -> str:
+    return redis_keys.reservation(CELL, exchange.request_id)
+
+
 def checkpointer(pipe: RedisPipe, *exchanges: Exchange, first_token_s: float = 60) -> Checkpointer:
     async def restore(exchange: Exchange, cost_mu: int) -> None:
         raise AssertionError("nothing was lost")
@@ -168,7 +172,7 @@ async def test_a_move_that_could_not_be_written_is_written_when_redis_is_back(
     own_valkey.start()
     await pipe.wait_healthy()
     assert await written.write(time.monotonic()) == 1
-    assert stored.hget(moved.request.keys.reservation, "inst") == "i2"
+    assert stored.hget(_reservation(moved), "inst") == "i2"
     assert stored.hgetall(redis_keys.flight(CELL)).items() >= {("o:i1", "0"), ("o:i2", "1")}
     assert await written.write(time.monotonic()) == 0
 
@@ -179,7 +183,7 @@ async def test_one_that_has_moved_gives_up_the_place_it_moved_to(
     moved = await reserved(pipe, "req_1")
     moved.move_to(instance("i2"))
     await checkpointer(pipe, moved).pause(moved)
-    reservation = stored.hgetall(moved.request.keys.reservation)
+    reservation = stored.hgetall(_reservation(moved))
     assert reservation["inst"] == ""
     assert '"instance":"i2"' in reservation["head"]
     assert stored.hmget(redis_keys.flight(CELL), "o:i1", "o:i2") == ["0", "0"]
@@ -190,13 +194,13 @@ async def test_a_reservation_that_redis_cannot_read_costs_no_other_its_lease(
     pipe: RedisPipe, stored: redis.Redis
 ) -> None:
     unread, well = await reserved(pipe, "req_1"), await reserved(pipe, "req_2")
-    stored.set(unread.request.keys.reservation, "no hash")
+    stored.set(_reservation(unread), "no hash")
     written = checkpointer(pipe, unread, well)
     for _ in range(2):
-        stored.hset(well.request.keys.reservation, "lease", 0)
+        stored.hset(_reservation(well), "lease", 0)
         well.recorded.at = 0.0
         await written.write(time.monotonic())
-        assert int(str(stored.hget(well.request.keys.reservation, "lease"))) > 0
+        assert int(str(stored.hget(_reservation(well), "lease"))) > 0
 
 
 async def test_what_waited_for_room_has_all_of_its_time_for_the_first_token(pipe: RedisPipe) -> None:

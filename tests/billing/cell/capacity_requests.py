@@ -3,10 +3,11 @@ so that a step needs to name no more.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 
 from billing.cell.replies import AlreadySettled, LimitReached, Replayed, Reserved, Waiting
 from billing.cell.scripts import Claim, Tier

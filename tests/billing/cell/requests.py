@@ -3,10 +3,11 @@ step of its life.
 """
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
+from msgspec.structs import replace
 
 from billing.cell import replies, scripts
 from billing.cell.execute import execute
@@ -85,6 +86,11 @@ class CellRequest:
     def reservation(self) -> str:
         """The key of its reservation."""
         return redis_keys.reservation(CELL, self.request_id)
+
+    @property
+    def usage_stream(self) -> str:
+        """The key of its cell's usage events."""
+        return redis_keys.usage_stream(CELL)
 
     @property
     def keys(self) -> scripts.CellKeys:

@@ -128,7 +128,7 @@ def test_the_reaper_settles_a_dead_gateways_request_at_its_last_checkpoint(
     request_.let_lease_pass()
     assert isinstance(request_.reap(), Settled)
     [fields] = usage_events(valkey)
-    event = UsageEvent.from_json(valkey.xrange(request_.keys.usage_stream)[0][1]["e"])
+    event = UsageEvent.from_json(valkey.xrange(request_.usage_stream)[0][1]["e"])
     assert fields["ending"] == "gateway_died"
     assert event.produced == Tokens(5, 2, 3)
     assert (event.billed, event.absorbed.prompt, event.absorbed.output) == (Tokens(), 5, 3)
@@ -148,7 +148,7 @@ def test_a_request_reaped_before_any_checkpoint_gives_its_reserve_back(
     request_.reserve(50_000)
     request_.let_lease_pass()
     request_.reap()
-    event = UsageEvent.from_json(valkey.xrange(request_.keys.usage_stream)[0][1]["e"])
+    event = UsageEvent.from_json(valkey.xrange(request_.usage_stream)[0][1]["e"])
     assert event.produced == Tokens()
     assert request_.tenant_level("u") == 0
 
@@ -182,7 +182,7 @@ def test_what_was_produced_is_recorded_even_when_its_reservation_is_lost(
     assert reply.orphan
     [event] = usage_events(valkey)
     assert event["orphan"] is True
-    assert UsageEvent.from_json(valkey.xrange(request_.keys.usage_stream)[0][1]["e"]).orphan
+    assert UsageEvent.from_json(valkey.xrange(request_.usage_stream)[0][1]["e"]).orphan
     assert isinstance(request_.settle(20_000), AlreadySettled)
     assert len(usage_events(valkey)) == 1
 
@@ -236,4 +236,4 @@ def test_concurrency_freed_by_a_settle_admits_the_next(valkey: redis.Redis) -> N
 def test_the_usage_stream_never_expires(valkey: redis.Redis, request_: CellRequest) -> None:
     request_.reserve()
     request_.settle()
-    assert valkey.ttl(request_.keys.usage_stream) == -1
+    assert valkey.ttl(request_.usage_stream) == -1

@@ -41,7 +41,7 @@ class Earlier:
     def reserve(self, cost_mu: int) -> str:
         request, keys = self.now, self.now.keys
         return self._run(
-            RESERVE, (keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests),
+            RESERVE, (request.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests),
             request.request_id, 10_000, cost_mu, *_three(request.tenant_limits), *_three(request.key_limits),
             request.head.admission_json(), b'{"units_mu":0}', request.tenant, request.asked.value, 1,
             request.weight, request.sequences, request.gateway, request.wait_max, request.cancels_per_minute,
@@ -65,8 +65,10 @@ class Earlier:
         return self._settle("reap", 0)
 
     def _settle(self, mode: str, *arguments: int | str | bytes) -> str:
-        keys = self.now.keys
-        names = (keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, keys.usage_stream)
+        now, keys = self.now, self.now.keys
+        names = (
+            now.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, now.usage_stream,
+        )  # fmt: skip
         return self._run(SETTLE, names, mode, self.now.request_id, *arguments)
 
     def _run(self, text: str, keys: tuple[str, ...], *arguments: int | str | bytes) -> str:

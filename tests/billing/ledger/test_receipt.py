@@ -1,8 +1,7 @@
 """A receipt is found wherever the request is, for its own tenant only."""
 
-from dataclasses import replace
-
 import redis
+from msgspec.structs import replace
 from sqlalchemy import Engine, text
 
 from billing.catalogue.price_book import set_price

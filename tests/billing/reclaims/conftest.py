@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import redis
+from msgspec.structs import replace
 from sqlalchemy import Engine, select
 
 from billing.catalogue.projection import Projector

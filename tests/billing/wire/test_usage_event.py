@@ -1,12 +1,12 @@
 """The usage event: a balance at construction, JSON both ways, a strict reader."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from billing.wire.attribution import attribute
 from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens, UsageEventError, Weights

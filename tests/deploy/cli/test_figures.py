@@ -1,10 +1,10 @@
 """Tables of figures: usage with a sum, receipts, and the audit's pairs."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import create_engine
 
 from billing.ledger.entries import ReceivedEvent, record_events

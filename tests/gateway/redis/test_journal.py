@@ -249,7 +249,7 @@ async def test_a_damaged_line_in_the_middle_is_set_aside_and_costs_no_other(
 async def test_a_record_that_redis_refuses_for_good_does_not_block_the_rest(
     journal: Journal, pipe: RedisPipe, valkey: redis.Redis, tmp_path: Path
 ) -> None:
-    valkey.set(CellRequest(client=valkey, request_id="r1").keys.reservation, "not a hash")
+    valkey.set(CellRequest(client=valkey, request_id="r1").reservation, "not a hash")
     for number in range(3):
         journal.append(settle(number))
     await journal.drain(pipe.execute)
@@ -303,7 +303,9 @@ def test_a_record_is_sent_through_todays_script() -> None:
 def test_records_of_the_version_before_named_arguments_are_read(cancelled: bool) -> None:
     request = CellRequest(client=None, request_id="r1")  # type: ignore[arg-type]
     keys = request.keys
-    places = [5, keys.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, keys.usage_stream]
+    places = [
+        5, request.reservation, keys.tenant_bucket, keys.key_bucket, keys.open_requests, request.usage_stream,
+    ]  # fmt: skip
     ended = request.settle_command(7, cancelled=cancelled)
     event = str(as_read(ended)[-1])
     settled = [*places, "settle", "r1", 0, 7, 0, 0, 0, 0, event, "", "", "", int(cancelled)]
