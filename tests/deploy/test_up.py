@@ -11,10 +11,12 @@ import httpx
 import pytest
 
 from deploy.local.credentials import read_env
+from deploy.local.settings import DEFAULT_MODEL
 from tests.deploy.conftest import Home
 from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import free_ports
+from tests.fixtures.stack import keep_model
 from tests.fixtures.valkey import free_port
 
 
@@ -172,3 +174,4 @@ def test_up_from_nothing_serves_on_real_vllm_and_down_leaves_nothing(home: Home)
     down = home.run("down")
     assert down.returncode == 0, down.stdout
     assert re.search(r"what is left +[0-9.]+ s +nothing", down.stdout), down.stdout
+    keep_model(home.folder / "models" / DEFAULT_MODEL)
