@@ -226,8 +226,9 @@ _WHOLE: Final[dict[AnswerForm, Callable[[bytes, dict[str, Any], str | None, byte
 
 
 def _drop_nulls(holder: dict[str, Any], kept: frozenset[str]) -> None:
-    for name in [name for name, value in holder.items() if value is None and name not in kept]:
-        del holder[name]
+    for name in [*holder]:
+        if holder[name] is None and name not in kept:
+            del holder[name]
 
 
 def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:
@@ -238,8 +239,9 @@ def _drop_nulls_of_usage(holder: dict[str, Any]) -> None:
     _drop_nulls(usage, _NO_NULLS)
     for details in usage.values():
         if isinstance(details, dict):
-            for name in [name for name, value in details.items() if value is None or value == []]:
-                del details[name]
+            for name in [*details]:
+                if details[name] is None or details[name] == []:
+                    del details[name]
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
