@@ -7,6 +7,7 @@ in the journal.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -199,6 +200,9 @@ class Stages:
             asyncio.create_task(self.readiness.watch(), name="readiness"),
             asyncio.create_task(self._unsynced.run(), name="unsynced"),
         ]
+        # What was made until now lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:
