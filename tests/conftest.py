@@ -4,7 +4,11 @@ once a run.
 With `pytest -n` a run is one of its processes: each has its own stores.
 """
 
+import contextlib
+import gc
+import importlib
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +25,22 @@ pytest_plugins = [
     "tests.fixtures.secure_stores",
     "tests.fixtures.stack",
 ]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """With `pytest -n` each process collects every module, and without bytecode all would compile each at the
+    same time. So each first imports a part of its own, and then finds what the others have compiled.
+    """
+    # Collecting makes millions of objects, and all of them stay.
+    gc.disable()
+    if given := getattr(session.config, "workerinput", None):
+        number, count = int(given["workerid"].removeprefix("gw")), given["workercount"]
+        root = Path(__file__).parents[1]
+        paths = sorted(path for named in session.config.args for path in (root / named).rglob("test_*.py"))
+        for path in paths[number::count]:
+            # What cannot be imported is told when it is collected.
+            with contextlib.suppress(Exception):
+                importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,6 +72,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Fail where the versions of pytest and pytest-xdist do not fit: each process would start a vLLM of
     its own.
     """
+    gc.enable()
+    gc.freeze()
     if getattr(session.config.option, "loadgroup", False):
         apart = [
             item.nodeid
