@@ -11,6 +11,8 @@ import pytest
 
 from tests.source_tree import PACKAGES, ROOT, Source, sources, tell
 
+pytestmark = pytest.mark.sources
+
 # What each package may import of the others. A package's own modules are always its own business.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "gateway": ("billing",),

@@ -144,6 +144,7 @@ def in_functions(source: Source) -> Iterator[tuple[str, ast.AST]]:
         todo += [(function, child) for child in ast.iter_child_nodes(node)]
 
 
+@pytest.mark.sources
 @pytest.mark.parametrize("package", ["gateway", "billing", "serving"])
 def test_every_metric_is_fed(package: str) -> None:
     unfed = list(Package([source for source in sources() if source.package == package]).unfed())

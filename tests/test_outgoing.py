@@ -21,6 +21,8 @@ from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
 from tests.fixtures.valkey import free_port
 from tests.source_tree import PACKAGES, Source, sources, tell
 
+pytestmark = pytest.mark.sources
+
 # What httpx and its kind take for a client or a request.
 HTTPX_CALLS = {
     "AsyncClient", "Client", "delete", "get", "head", "options", "patch", "post", "put", "request", "stream",

@@ -8,6 +8,8 @@ import pytest
 from billing.cell.scripts import SCRIPTS
 from tests.source_tree import PACKAGES, ROOT, Source, sources, tell, text_of, tracked
 
+pytestmark = pytest.mark.sources
+
 LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 LUA_LINES_MAX = 250

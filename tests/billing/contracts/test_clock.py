@@ -171,6 +171,7 @@ def test_fault_40_the_database_and_the_contract_agree_on_every_edge(
 COUNTING = ("billing/contracts", "billing/allocator", "billing/reclaims", "billing/cell")
 
 
+@pytest.mark.sources
 def test_fault_40_what_counts_time_asks_the_stores_for_it() -> None:
     """A clock of this machine that jumps moves no contract, no minute, no reclaim and no lease."""
     asking = {
