@@ -12,7 +12,7 @@ TAAS_VLLM ?= cpu
 TAAS_TORCH_INDEX ?=
 # More arguments for pytest, ruff's paths excepted: make test ARGS="-k settle"
 ARGS ?=
-# Two processes of tests, also on one core: tests mostly wait. What needs real vLLM comes last, in one of them.
+# Four processes of tests: tests often wait. What needs real vLLM comes first, in one of them.
 PYTEST := -m pytest -n 4 --dist loadgroup --no-loadscope-reorder
 
 RUN := .venv/bin/python

@@ -1,5 +1,5 @@
-"""The life of an inference request: the stages in the order in which it passes them. Plain ASGI, without
-request objects or a model per chunk.
+"""The stages of an inference request, in the order in which it passes them. This is plain ASGI: it makes no
+request object, and no object for each chunk of an answer.
 """
 
 import logging
@@ -142,7 +142,7 @@ class InferenceApi:
             await self._forward(exchange, client)
 
     def settle_failed(self, exchange: Exchange, error: BaseException, client: Client) -> None:
-        """Settle an exchange that failed, unless it was never admitted or has been settled where it ended."""
+        """Settle an exchange that failed. Do nothing if it was never admitted, or is settled already."""
         if exchange.is_over or exchange.request_id not in self.open_exchanges:
             return
         if isinstance(error, GatewayError):
@@ -161,8 +161,8 @@ class InferenceApi:
                 part = await self.resumer.resume(part, client, partial(self._candidates, part.request.model))
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
-        """The model, if this caller may see it. A model that is unknown, not for this tenant or not for sale
-        gets the same error.
+        """The model, if this caller may see it. The error is the same for a model that does not exist, one
+        that this tenant may not see, and one that is not for sale.
         """
         model = self.catalogue.models.get(parsed.model)
         if model is None and not self.catalogue.loaded:
@@ -172,8 +172,8 @@ class InferenceApi:
         return model
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
-        """Name the ignored fields in a header of the answer, or refuse the request if its caller asked for
-        that.
+        """Name the ignored fields in a header of the answer. If the request says `x-taas-strict: 1`, refuse
+        it instead.
         """
         if any(name == STRICT_HEADER and value.strip() == b"1" for name, value in scope["headers"]):
             raise UnsupportedParameter(parsed.ignored[0], "It would be ignored, and x-taas-strict is 1.")
@@ -221,8 +221,8 @@ class InferenceApi:
 
 
 class _Settling:
-    """Settles the exchange if its block ends with an error and it was admitted but not settled. Without this
-    it would stay open for as long as the process lives.
+    """Settles the exchange if its block fails after the request was admitted and before it was settled. An
+    exchange that nobody settles would stay open until the process ends.
     """
 
     __slots__ = ("_api", "_client", "_exchange")

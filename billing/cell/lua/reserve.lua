@@ -5,8 +5,8 @@
 -- ARGV: `ReserveAsk`, `ReserveTerms` and the candidates of billing/cell/asks.py (JSON); the head of the event (JSON,
 --   without class, contract, instance and epoch, which are decided here; the whole head if it is restored); the crash
 --   event (JSON)
--- Returns: {status, now_ms, levels of the tenant, levels of the key, …}. Levels are their number, the open requests,
---   then the level of each limit in its order, in thousandths. Then, by status:
+-- Returns: {status, now_ms, levels of the tenant, levels of the key, …}. Levels are: how many values follow, the
+--   number of open requests, then the level of each limit times 1000, in the order of the limits. Then, by status:
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
 --   later: ms until its contract takes it, requests in the queue before it
@@ -14,7 +14,7 @@
 --   already_settled | no_contract | no_right | rebuilding
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
--- A waiting request may get its slot within a second.
+-- The shortest time to retry that a refusal names: by then a slot may be free.
 local RETRY_MS_MIN = 1000
 
 local read_held = reservations.reader({'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch',
@@ -36,7 +36,7 @@ local function answer(both, status, a, b, c, d, e, f, g, h)
   return reply
 end
 
--- The reply to a request that was admitted or has ended before; nil for others.
+-- The reply if a request with this id was admitted before, or has ended. Else nil.
 local function known(held, both)
   if held.state == 'settled' then return answer(both, 'already_settled') end
   if held.state == 'open' then
@@ -50,12 +50,12 @@ local function refusal(both, class, costs)
   return both.key and buckets.refusal(both.key, class, costs, found) or found
 end
 
--- The reply to a request that is not admitted, or that waits for its contract; nil for one that may have a slot.
+-- The reply to a request that is refused, or that waits for its contract. Nil if the request may take a slot.
 local function not_admitted(ask, choice, held, contract, both, costs)
   local id = ask.request_id
   local limit = not ask.resumed and not ask.restored and refusal(both, choice.class, costs)
   if limit then
-    -- The contract had capacity: its evidence counts which limit refused.
+    -- The contract had capacity for the request, so its evidence records which limit refused it.
     if choice.class == 'r' and (choice.why == 'within_contract' or choice.why == 'waited') then
       contracts.count(contract, 'limited:' .. limit.kind)
     end
