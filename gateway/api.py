@@ -55,7 +55,9 @@ _CLASS_HEADERS: Final = {each: (b"x-taas-class", each.value.encode()) for each i
 
 @dataclass(slots=True, kw_only=True)
 class InferenceApi:
-    """The stages of one process, and its open exchanges."""
+    """Serves the inference requests of one process. `open_exchanges`: admitted and not yet settled, by
+    request id.
+    """
 
     gateway_id: str
     catalogue: Catalogue
@@ -215,14 +217,15 @@ class InferenceApi:
         return Exchange(request=request, head=head, attempt=attempt, resumable=Resumable.of(parsed))
 
     def _count_refusal(self, error: GatewayError) -> None:
-        """Count a refusal. A client that disconnected was not refused."""
+        """Count a refused request in the metrics. A request whose client disconnected was not refused."""
         if error.code != Ending.CLIENT_DISCONNECT:
             self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)
 
 
 class _Settling:
-    """Settles the exchange if its block fails after the request was admitted and before it was settled. An
-    exchange that nobody settles would stay open until the process ends.
+    """Settles the exchange if the `with` block fails after the request was admitted and before it was
+    settled. An exchange that nobody settles would stay open until the process ends. During the block, a
+    stream gets heartbeats, and the exchange is told if the client disconnects.
     """
 
     __slots__ = ("_api", "_client", "_exchange")

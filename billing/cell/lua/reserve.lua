@@ -1,20 +1,20 @@
 -- reserve.lua -- v5
--- Admits a request, lets it wait, or refuses it: by all of its limits at once, by its tenant's contract, and by
--- the free slots. Idempotent by request id. Neither a refusal nor waiting consumes anything.
+-- Admits a request, queues it, or refuses it. Checks its limits, its tenant's contract and the free slots in
+-- one step. Idempotent by request id. A request that is refused or waits uses up no limit, contract or slot.
 -- KEYS: {c:CELL}:open, {c:CELL}:b:<tenant>:<model>, {c:CELL}:k:<key id>:<model>
--- ARGV: `ReserveAsk`, `ReserveTerms` and the candidates of billing/cell/asks.py (JSON); the head of the event (JSON,
---   without class, contract, instance and epoch, which are decided here; the whole head if it is restored); the crash
---   event (JSON)
+-- ARGV: `ReserveAsk`, `ReserveTerms` and the candidates of billing/cell/asks.py (JSON); the head of the event
+--   (JSON), to which this script adds class, contract, instance and epoch, or the whole head if the request
+--   is restored; the crash event (JSON)
 -- Returns: {status, now_ms, levels of the tenant, levels of the key, …}. Levels are: how many values follow, the
 --   number of open requests, then the level of each limit times 1000, in the order of the limits. Then, by status:
 --   reserved | replayed: class, contract ('' = none), instance, epoch, why, contract's level before, after, its rate
 --   refused: scope, kind of the limit, its window in s, retry_after_ms (-1 = never)
---   later: ms until its contract takes it, requests in the queue before it
+--   later: ms until the contract has capacity for it, how many requests are before it in the contract's queue
 --   waiting: ms after which slots should be granted again (0 = no need)
 --   already_settled | no_contract | no_right | rebuilding
 local cell, terms, fields, buckets, reservations, contracts, shares, flight, pace, slots, queue, grants, classes,
   places = ...
--- The shortest time to retry that a refusal names: by then a slot may be free.
+-- The least `retry_after_ms` of a request that is refused because its queue is full.
 local RETRY_MS_MIN = 1000
 
 local read_held = reservations.reader({'state', 'class', 'instance', 'why', 'contract_key', 'contract', 'epoch',
@@ -78,7 +78,8 @@ local function not_admitted(ask, choice, held, contract, both, costs)
   end
 end
 
--- No slot is free: the request joins its queue, or is refused if that is full. `blocked`: others waited already.
+-- No slot is free: the request joins its queue, or is refused if that queue is full. `blocked`: other
+-- requests of its class wait already.
 local function join_queue(ask, choice, contract, both, blocked)
   local class, tenant, spilled = choice.class, both.tenant, choice.why == 'spilled'
   if redis.call('ZCARD', cell.queue(class, ask.tenant)) >= ask.wait_max then
@@ -95,11 +96,12 @@ local function join_queue(ask, choice, contract, both, blocked)
     key_bucket = both.key and both.key.key or '', contract_key = contract and contract.key or '',
     spilled = spilled and 1 or 0, weight = ask.weight, prompt_mu = ask.prompt_mu,
   })
-  -- The time between grants is measured while requests wait.
+  -- No request of the class waited before, so the time to the next grant is measured from now.
   if not blocked then redis.call('HSET', cell.flight, 'gt', cell.now_us) end
 end
 
--- The request keeps waiting, or is granted a free slot. Returns its reservation after that.
+-- Grants the free slots, perhaps one of them to this request. Returns its reservation, waiting or granted.
+-- `is_in`: it was in the queue before this call.
 local function wait(ask, class, tenant, is_in)
   if is_in then queue.enqueue(ask.request_id, {class = class, tenant = ask.tenant}, true) end
   cell.keep(cell.waiting_tenants(class), tenant.key)
@@ -107,8 +109,8 @@ local function wait(ask, class, tenant, is_in)
   return read_held(ask.request_id)
 end
 
--- A granted request was charged when it was granted, so only the difference is charged now. It keeps the contract and
--- the weight of then: its contract may have ended since.
+-- The grant has charged the cost that the request had in the queue, so only the difference is charged now. It
+-- is charged with the contract and weight of the queued request, because the contract may have ended since.
 local function charge_granted(ask, choice, held, both)
   local granted = {
     class = choice.class, contract_key = held.contract_key, spilled = choice.why == 'spilled' and '1' or nil,
@@ -118,13 +120,13 @@ local function charge_granted(ask, choice, held, both)
   return granted
 end
 
--- Takes the slot and makes the first charge. `before`: the cell's flight.
+-- Charges a request that was not granted a slot before, and takes its slot. `before`: from `flight.read`.
 local function charge_new(ask, choice, contract, both, instance, before)
   local class, tenant = choice.class, both.tenant
   local is_spilled = choice.why == 'spilled'
   local of_contract = (contract or ask.restored) and (class == 'r' or is_spilled)
   local contract_key = of_contract and cell.contract(ask.tenant) or nil
-  -- Most of what a restored request used before its reservation was lost has drained.
+  -- A restored request already runs. Its use so far is not charged: most of it would have drained by now.
   local change_mu = ask.restored and 0 or ask.cost_mu
   local virtual, unread_mu
   if of_contract and change_mu ~= 0 then contracts.charge(contract_key, class, is_spilled, change_mu, contract) end
@@ -156,8 +158,9 @@ local function open(ask, choice, place, charged, both, head, crash_event, contra
   if choice.class == 'f' then slots.may_be_preempted(id, place[1], ask.can_resume) end
 end
 
--- Returns its place if it has a slot, the cell's flight if it was read, and whether others wait. Sets `tenant.virtual`
--- to the counter from which its tenant continues.
+-- Looks for a free slot if a new on-demand or flex request has no place yet. Returns the place (nil: none),
+-- what `flight.read` returned, and whether other requests of the class wait. Sets `tenant.virtual`, the counter
+-- of the tenant's fair share. For reserved and for held requests it returns the given place and reads nothing.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
@@ -167,23 +170,24 @@ local function find_slot(ask, class, held, tenant, place)
   return place, before, blocked
 end
 
--- A request that waits for its contract: what it still has of that. Where the contract has ended or no longer queues
--- it starts again as a new request.
+-- Takes a request out of its contract's queue if the contract has ended or no longer queues. Returns the
+-- reservation; an empty one lets the request go on as a new one.
 local function leave_lost_queue(id, held, contract)
   if held.state ~= 'waiting' or held.class ~= 'r' or contract and contract.overflow == 'queue' then return held end
   queue.drop(id)
   return {}
 end
 
--- A request that is admitted by its contract and waited for it: it is its turn, and perhaps that of the next request.
+-- The contract now admits a request that waited in its queue. Removes it and wakes the next one, which may be
+-- admitted too.
 local function leave_contract_queue(ask)
   queue.remove('r', ask.tenant, ask.request_id)
   queue.wake_first_of_contract(ask.tenant)
   return {}
 end
 
--- Its slot is on an instance that this gateway does not see, or no slot is needed any more: it starts again as a new
--- request.
+-- Drops a grant on an instance that is not a candidate, or the wait for a slot when no candidate limits its
+-- slots any more. The request goes on as a new one.
 local function give_slot_back(ask, tenant)
   queue.drop(ask.request_id)
   grants.grant_all()
@@ -199,7 +203,7 @@ return function(keys, args)
   local both = read_buckets(ask, keys)
   local reply = known(held, both)
   if reply then return reply end
-  -- Levels were lost and are not recounted yet: an admission now would have all of its limits once more.
+  -- Redis has lost the levels and billing has not recounted them. An admission now could exceed any limit.
   if not ask.restored and not is_intact then return answer(both, 'rebuilding') end
 
   local contract = is_rare and contracts.in_force(ask.tenant) or nil
