@@ -160,7 +160,7 @@ end
 
 -- Looks for a free slot if a new on-demand or flex request has no place yet. Returns the place (nil: none),
 -- what `flight.read` returned, and whether other requests of the class wait. Sets `tenant.virtual`, the
--- counter of the tenant's fair share. For reserved and held requests it returns the given place and reads nothing.
+-- counter of the tenant's fair share. Reserved and held requests keep the given place, and nothing is read.
 local function find_slot(ask, class, held, tenant, place)
   if class == 'r' or held.state then return place, nil, false end
   local blocked = cell.anybody_waits() and redis.call('ZCARD', cell.waiting_tenants(class)) > 0
