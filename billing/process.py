@@ -102,7 +102,9 @@ def run(settings: BillingSettings, stop: threading.Event) -> None:
             socket_timeout=_REDIS_TIMEOUT_S,
             socket_connect_timeout=_REDIS_TIMEOUT_S,
         )
-        poller = CounterPoller(engine, client, timeout_ms=settings.engine_timeout_ms)
+        poller = CounterPoller(
+            engine, client, timeout_ms=settings.engine_timeout_ms, ca_file=settings.upstream_ca_file
+        )
         try:
             _work(settings, _Stores(engine, loops_engine, client), poller, metrics, stop, admin_socket)
         finally:
@@ -145,7 +147,7 @@ def _work(
         stores.loops_engine, client, metrics, owner=name, rates_in_force=rates_in_force, busy=busy
     )
     metrics.shared.report_while(lambda: restorer.leads)
-    watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms)
+    watch = EngineWatch(client, timeout_ms=settings.engine_timeout_ms, ca_file=settings.upstream_ca_file)
     loops = [
         *_loops(settings, stores, poller, auditor, metrics, busy),
         *_capacity_loops(stores, projector, allocator, look, metrics),

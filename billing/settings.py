@@ -2,6 +2,8 @@
 `TAAS_`.
 """
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -34,3 +36,5 @@ class BillingSettings(BaseSettings):
     counters_interval_ms: int = Field(default=5_000, ge=10)
     audit_interval_ms: int = Field(default=30_000, ge=10)
     engine_timeout_ms: int = Field(default=2_000, ge=10)
+    # Authorities, beyond the usual ones, that sign the certificates of engines and providers (PEM).
+    upstream_ca_file: Path | None = None

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from billing.wire.instance_entry import VLLM, EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
+from billing.wire.engine_kinds import VLLM
+from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 from serving.backoff import Backoff
 from serving.cancellation import end_tasks

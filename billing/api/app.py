@@ -63,8 +63,13 @@ def build_app(
     few seconds. The app writes each change to Redis. `Projector.keep_up`, which somebody else runs, writes
     what it could not, and restores a Redis that lost data. The caller closes engine and client.
     """
-    http = httpx.Client(timeout=TIMEOUT_S, trust_env=False, follow_redirects=False, verify=checked_by())
-    poller = None if auditor else CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms)
+    ca_file = settings.upstream_ca_file
+    http = httpx.Client(
+        timeout=TIMEOUT_S, trust_env=False, follow_redirects=False, verify=checked_by(ca_file=ca_file)
+    )
+    poller = None
+    if auditor is None:
+        poller = CounterPoller(engine, redis, timeout_ms=settings.engine_timeout_ms, ca_file=ca_file)
 
     def close() -> None:
         http.close()

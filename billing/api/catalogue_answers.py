@@ -183,13 +183,18 @@ class EngineLoad(Answer):
 
 
 class InstanceAnswer(Answer):
-    """An instance that is registered now. `lease_until_ms` 0: it does not lapse."""
+    """An instance that is registered now. `lease_until_ms` 0: it does not lapse. `engine`: its kind.
+    `engine_model` null: it has the model's own. `max_concurrency` null: a calibration says it.
+    """
 
     instance: str
     model: str
     pool: str
     cell: str
     url: str
+    engine: str
+    engine_model: str | None
+    max_concurrency: int | None
     status: str
     abort: bool
     priority: bool
@@ -215,6 +220,9 @@ class RegisteredInstance(Answer):
     pool: str
     cell: str
     url: str
+    engine: str
+    engine_model: str | None
+    max_concurrency: int | None
     status: Literal["ready", "draining"]
     added: Literal["by hand"]
     abort: bool
@@ -232,7 +240,9 @@ class InstanceAdded(RegisteredInstance):
 
 
 class InstanceRemoved(RegisteredInstance):
-    """`engine_answers`: whether the engine still runs. `open_requests` is null if Redis does not answer."""
+    """`engine_answers`: whether the engine still runs; null for a provider, which is not asked.
+    `open_requests` is null if Redis does not answer.
+    """
 
-    engine_answers: bool
+    engine_answers: bool | None
     open_requests: int | None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import redis
 from fastapi import APIRouter, Query, Response
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from billing import refusals
 from billing.api.answer import Listing, Refusal
@@ -17,44 +17,84 @@ from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.audit.engine_runs import close_run
 from billing.catalogue import instances, models
-from billing.catalogue.instances import AddedInstance, check_url
+from billing.catalogue.instances import AddedInstance, check_provider_url, check_url
 from billing.fleet.engine_instances import AuditedInstance
 from billing.fleet.engine_probe import Probe, probe_engine, unprobed
 from billing.fleet.engine_reading import Unreachable, read_engine
 from billing.fleet.engine_request_counts import read_instance
+from billing.fleet.provider_probe import probe_provider, provider_facts
 from billing.fleet.registered import read_registered
 from billing.page import Order, page_of
-from billing.refusals import Conflict
+from billing.refusals import Conflict, Invalid
 from billing.usage.open_requests import read_open
+from billing.wire.engine_kinds import KINDS, PROVIDER_CONCURRENCY, VLLM, is_provider
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import CounterPair
 
 router = APIRouter(prefix="/admin/v1", tags=["instances"], dependencies=[KNOWN_QUERY])
 
 Status = Literal["ready", "draining", "starting", "down"]
+_CONCURRENCY_MAX: Final = 100_000
 _BY_ID: Final[Order[InstanceEntry]] = Order("instances", lambda entry: (entry.instance,), (str,))
 
 
+def _known_kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"no kind of engine is named {kind[:64]!r}; there are: {', '.join(KINDS)}")
+    return kind
+
+
+Kind = Annotated[str, AfterValidator(_known_kind), Field(json_schema_extra={"enum": [*KINDS]})]
+
+
 class NewInstance(Body):
-    """An engine that runs already. `key`: the key that it requires, if any. `force`: add it although it does
-    not answer as it should. `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This
-    cannot be detected from outside, and other servers refuse a parameter that they do not know.
+    """An engine that runs already, or another provider's API. `engine`: its kind. `key`: the key that it
+    requires; a provider requires one. `engine_model`: its name for the model. `max_concurrency`: how many
+    requests a provider may have at once. `force`: add it although it does not answer as it should.
+    `priority`: it schedules by priority (vLLM: `--scheduling-policy priority`). This cannot be detected from
+    outside, and other servers refuse a parameter that they do not know.
     """
 
     model: Name
     url: Annotated[str, Field(min_length=1, max_length=2048)]
+    engine: Kind = VLLM
+    engine_model: Text | None = None
     key: Text | None = None
     instance: Name | None = None
+    max_concurrency: Annotated[int, Field(ge=1, le=_CONCURRENCY_MAX)] | None = None
     priority: bool = False
     force: bool = False
+
+    def checked(self) -> "NewInstance":
+        """With its base URL, and with a provider's defaults. Raises Invalid if the fields contradict each
+        other.
+        """
+        url = check_url(self.url)
+        if not is_provider(self.engine):
+            if self.max_concurrency is not None:
+                raise Invalid(
+                    "Only a provider has a number of its own: what an engine of this kind can do is measured "
+                    "(`taas calibrate`).",
+                    param="max_concurrency",
+                )
+            return self.model_copy(update={"url": url})
+        check_provider_url(url)
+        if self.key is None:
+            raise Invalid("A provider requires a key: give it with `--key-file FILE`.", param="key")
+        if self.priority:
+            raise Invalid("No provider schedules by our priorities.", param="priority")
+        slots = self.max_concurrency or PROVIDER_CONCURRENCY
+        return self.model_copy(update={"url": url, "max_concurrency": slots})
 
 
 @router.post("/instances", status_code=201, response_model=InstanceAdded, responses={424: {"model": Refusal}})
 def add(body: NewInstance, control: Control, response: Response) -> dict[str, Any]:
     """Probe an engine and, if it serves the model, send it requests from now on. Its counters so far become
-    its baseline. The id of a removed instance may be used again once it has no open requests.
+    its baseline. A provider is only asked whether it takes the key and knows the model. The id of a removed
+    instance may be used again once it has no open requests.
     """
-    url = check_url(body.url)
+    body = body.checked()
+    url = body.url
     with control.reading() as connection:
         model = models.find(connection, body.model)
         instances.check_free(connection, model.name, url, body.instance)
@@ -63,7 +103,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     _check_not_a_workers(control, by_hand, url, body.instance)
     if before is not None:
         _check_nothing_open(control, before)
-    probe = _probe(control, url, body, model)
+    probe = _probe(control, body, model)
     with control.changing(response) as connection:
         if before is not None:
             close_run(connection, _as_counted(before), read_instance(control.http, _as_counted(before)))
@@ -72,9 +112,12 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
             body.model,
             url,
             probe.facts,
+            engine=body.engine,
             engine_key=body.key,
+            engine_model=body.engine_model,
             instance_id=body.instance,
             priority=body.priority,
+            max_concurrency=body.max_concurrency,
         )
     return {**_shown(added), "warnings": probe.warnings}
 
@@ -105,9 +148,13 @@ def remove(instance: NamePath, control: Control, response: Response) -> dict[str
     """
     with control.changing(response) as connection:
         removed = instances.remove(connection, instance)
-    reading = read_engine(control.http, removed.url, removed.engine_key)
-    answers = not isinstance(reading, Unreachable) or reading.answers
+    answers = None if is_provider(removed.engine) else _answers(control, removed)
     return {**_shown(removed), "engine_answers": answers, "open_requests": _open_requests(control, removed)}
+
+
+def _answers(control: ControlPlane, removed: AddedInstance) -> bool:
+    reading = read_engine(control.http, removed.url, removed.engine_key)
+    return not isinstance(reading, Unreachable) or reading.answers
 
 
 def _open_requests(control: ControlPlane, instance: AddedInstance) -> int | None:
@@ -144,15 +191,21 @@ def _as_counted(instance: AddedInstance) -> AuditedInstance:
         baseline=baseline,
         ended=(),
         counts=instance.counts,
+        has_counters=not is_provider(instance.engine),
     )
 
 
-def _probe(control: ControlPlane, url: str, body: NewInstance, model: models.Model) -> Probe:
+def _probe(control: ControlPlane, body: NewInstance, model: models.Model) -> Probe:
+    name = body.engine_model or model.engine_model
     try:
-        return probe_engine(control.http, url, body.key, model.engine_model, model.context_tokens)
+        if is_provider(body.engine):
+            return probe_provider(control.http, body.engine, body.url, body.key or "", name)
+        return probe_engine(control.http, body.url, body.key, name, model.context_tokens)
     except refusals.Unreachable as exc:
         if not body.force:
             raise
+        if is_provider(body.engine):
+            return Probe(provider_facts(), (exc.message, "Added all the same."))
         return Probe(
             unprobed(), (exc.message, "Added all the same: its counters and abilities are not known.")
         )
@@ -178,6 +231,9 @@ def _shown(instance: AddedInstance) -> dict[str, Any]:
         "pool": instance.pool,
         "cell": instance.cell,
         "url": instance.url,
+        "engine": instance.engine,
+        "engine_model": instance.engine_model,
+        "max_concurrency": instance.max_concurrency,
         "status": "ready" if instance.removed_ms is None else "draining",
         "added": "by hand",
         "abort": instance.abort,
@@ -197,6 +253,9 @@ def _registered(entry: InstanceEntry, by_hand: Mapping[str, bool]) -> dict[str, 
         "pool": entry.pool,
         "cell": entry.cell,
         "url": entry.url,
+        "engine": entry.engine,
+        "engine_model": entry.engine_model,
+        "max_concurrency": entry.max_concurrency,
         "status": entry.status.value,
         "abort": entry.abort,
         "priority": entry.priority,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -74,12 +75,15 @@ class _Seen:
 class CounterPoller:
     """Polls every instance, remembers its counters, and compares its requests with their events."""
 
-    def __init__(self, engine: Engine, client: redis.Redis, *, timeout_ms: int) -> None:
+    def __init__(
+        self, engine: Engine, client: redis.Redis, *, timeout_ms: int, ca_file: Path | None = None
+    ) -> None:
         self._engine = engine
         self._client = client
         self._http = httpx.Client(
-            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False, verify=checked_by()
-        )
+            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False,
+            verify=checked_by(ca_file=ca_file),
+        )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="engine-counters")
         self._seen: dict[tuple[str, str], _Seen] = {}
 

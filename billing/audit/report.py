@@ -170,7 +170,7 @@ def engine_findings(reading: AuditReading) -> list[Finding]:
         if isinstance(engine, Unreachable):
             message = f"the engine does not tell its counters: {engine.reason}"
             found.append(finding(kind=FindingKind.UNREACHABLE, message=message))
-        elif isinstance(engine, NoCounters):
+        elif isinstance(engine, NoCounters) and each.has_counters:
             message = "the engine has no counters: its usage cannot be audited"
             found.append(finding(kind=FindingKind.NO_COUNTERS, message=message))
     if reading.open.unreadable:

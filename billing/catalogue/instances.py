@@ -7,6 +7,7 @@ only one id, else its counters would be read twice.
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from billing.catalogue.outbox import ChangeKind
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import instance as table
 from billing.schema.clock import NOW_MS
+from billing.wire.engine_kinds import VLLM
 
 # A removed instance gets no new requests; open ones may end, and its counters are read until then.
 DRAIN_MS: Final = 600_000
@@ -46,8 +48,9 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedInstance:
-    """One engine added by hand. `engine_key`: the key that it requires, if any. `priority`: whether it
-    schedules by priority.
+    """One engine added by hand. `engine_key`: the key that it requires, if any. `engine`: its kind.
+    `engine_model`: its name for the model, if it is not the model's own. `priority`: whether it schedules by
+    priority. `max_concurrency`: its slots, if no calibration says how many it has.
     """
 
     instance_id: str
@@ -56,6 +59,9 @@ class AddedInstance:
     cell: str
     url: str
     engine_key: str | None = field(repr=False)
+    engine: str
+    engine_model: str | None
+    max_concurrency: int | None
     epoch: str
     abort: bool
     counts: bool
@@ -80,15 +86,29 @@ def check_url(url: str) -> str:
     return base.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
+def check_provider_url(url: str) -> None:
+    """Raises Invalid if a provider's key would leave this machine unencrypted. `url`: from `check_url`."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise Invalid(
+            "The URL of a provider must be https://…, or the key and the prompts could be read on the way. "
+            "Only a loopback address (127.0.0.1, ::1, localhost) may be http://….",
+            param="url",
+        )
+
+
 def add(
     connection: Connection,
     model: str,
     url: str,
     facts: EngineFacts,
     *,
+    engine: str = VLLM,
     engine_key: str | None = None,
+    engine_model: str | None = None,
     instance_id: str | None = None,
     priority: bool = False,
+    max_concurrency: int | None = None,
 ) -> AddedInstance:
     """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use. An
     engine without token counters may serve several models from one URL. If the id was removed before, the
@@ -105,6 +125,9 @@ def add(
         "cell": entry.cell,
         "url": url,
         "engine_key": engine_key,
+        "engine": engine,
+        "engine_model": engine_model,
+        "max_concurrency": max_concurrency,
         "epoch": facts.epoch,
         "abort": facts.abort,
         "counts": facts.counts_requests,
@@ -211,6 +234,13 @@ def _is_address(address: str) -> bool:
     try:
         parts = urlsplit(f"//{address}")
         return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -19,6 +19,7 @@ from billing.catalogue.price_book import for_sale_from
 from billing.schema.capacity import reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
 from billing.schema.clock import NOW_MS
+from billing.wire.engine_kinds import is_provider
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, lease_of
 from billing.wire.limits import NAMES
 from billing.wire.tokens import CounterPair
@@ -113,6 +114,10 @@ def read_instances(connection: Connection, instance_ids: Collection[str] | None)
             cell=row.cell,
             url=row.url,
             key=row.engine_key,
+            engine=row.engine,
+            engine_model=row.engine_model,
+            max_concurrency=row.max_concurrency,
+            has_metrics=not is_provider(row.engine),
             epoch=row.epoch,
             status=InstanceStatus.READY if row.removed_ms is None else InstanceStatus.DRAINING,
             lease_until_ms=0 if row.removed_ms is None else row.removed_ms + DRAIN_MS,

@@ -21,6 +21,7 @@ class AuditedInstance:
 
     An instance added by hand that is `down` has not ended for the audit: it does not answer, and only its own
     counters will show whether it has restarted. `counts`: it reports what each request has produced.
+    `has_counters`: false for a provider, which is not asked.
     """
 
     instance: str
@@ -34,6 +35,7 @@ class AuditedInstance:
     counts: bool
     baseline: CounterPair
     ended: tuple[FinalCounters, ...]
+    has_counters: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +80,5 @@ def _instance(entry: InstanceEntry, now_ms: int) -> AuditedInstance:
         counts=entry.counts,
         baseline=entry.baseline,
         ended=ended,
+        has_counters=not entry.is_provider,
     )

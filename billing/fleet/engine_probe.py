@@ -7,6 +7,7 @@ no proxy.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from billing.catalogue.instances import EngineFacts
 from billing.fleet.engine_reading import Counters, Unreachable, read_engine
 from billing.fleet.engine_request_counts import read_request_counts
 from billing.refusals import Unreachable as EngineUnreachable
+from billing.wire.engine_kinds import VLLM, key_headers
 
 TIMEOUT_S: Final = 5.0
 _BYTES_MAX: Final = 1024 * 1024
@@ -35,8 +37,11 @@ def probe_engine(
     """Ask the engine at this base URL. Raises `refusals.Unreachable` when it does not answer as an
     OpenAI-compatible one.
     """
-    warnings = _check_models(_ask(client, "GET", f"{url}/v1/models", key), url, engine_model, context_tokens)
-    abort = _can_abort(_ask(client, "POST", f"{url}/inference/v1/abort_requests", key, {"request_ids": []}))
+    headers = key_headers(VLLM, key)
+    listed = ask(client, "GET", f"{url}/v1/models", headers)
+    warnings = _check_models(listed, url, engine_model, context_tokens)
+    abort_path = f"{url}/inference/v1/abort_requests"
+    abort = _can_abort(ask(client, "POST", abort_path, headers, {"request_ids": []}))
     if not abort:
         warnings.append(
             "It cannot stop a request by id (for vLLM: start it with --enable-scale-out); a disconnect "
@@ -44,7 +49,7 @@ def probe_engine(
         )
     reading = read_engine(client, url, key)
     if isinstance(reading, Counters):
-        epoch = reading.started or _epoch_now()
+        epoch = reading.started or epoch_now()
         counts = isinstance(read_request_counts(client, url, key), Counters)
         if not counts:
             warnings.append(
@@ -66,7 +71,7 @@ def probe_engine(
     )
     return Probe(
         EngineFacts(
-            epoch=_epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False
+            epoch=epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False
         ),
         tuple(warnings),
     )
@@ -74,20 +79,22 @@ def probe_engine(
 
 def unprobed() -> EngineFacts:
     """The probe of an engine that did not answer and is added nevertheless."""
-    return EngineFacts(epoch=_epoch_now(), abort=False, baseline_prompt=0, baseline_generation=0)
+    return EngineFacts(epoch=epoch_now(), abort=False, baseline_prompt=0, baseline_generation=0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What an engine answered."""
+
     status: int
     body: bytes
 
 
-def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any = None) -> _Answer:
-    headers = {"authorization": f"Bearer {key}"} if key else {}
+def ask(client: httpx.Client, method: str, url: str, headers: Mapping[str, str], body: Any = None) -> Answer:
+    """One question, of bounded time and size. Raises `refusals.Unreachable`."""
     content = bytearray()
     try:
-        with client.stream(method, url, headers=headers, json=body, timeout=TIMEOUT_S) as response:
+        with client.stream(method, url, headers=dict(headers), json=body, timeout=TIMEOUT_S) as response:
             for part in response.iter_bytes():
                 content += part
                 if len(content) > _BYTES_MAX:
@@ -98,10 +105,10 @@ def _ask(client: httpx.Client, method: str, url: str, key: str | None, body: Any
             f"{url} does not answer ({reason}). Is the engine up? `--force` adds it all the same.",
             param="url",
         ) from exc
-    return _Answer(response.status_code, bytes(content))
+    return Answer(response.status_code, bytes(content))
 
 
-def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: int) -> list[str]:
+def _check_models(answer: Answer, url: str, engine_model: str, context_tokens: int) -> list[str]:
     """Warnings about the engine's list of models. Raises if it refuses us, or answers without a list of
     models.
     """
@@ -115,7 +122,7 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
         raise EngineUnreachable(
             f"{url}/v1/models answers HTTP {answer.status}.", param="url", code="engine_refused"
         )
-    listed = _listed(answer.body)
+    listed = listed_models(answer.body)
     if listed is None:
         raise EngineUnreachable(
             f"{url}/v1/models is not a list of models.", param="url", code="engine_refused"
@@ -124,8 +131,8 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
         # A backend may serve more models than it lists, so the operator decides.
         names = ", ".join(sorted(listed))[:300] or "none"
         return [
-            f"It does not list {engine_model!r} but: {names}. If it knows the model by another name: "
-            "`taas model set NAME --engine-model …`."
+            f"It does not list {engine_model!r} but: {names}. If it knows the model by another name, add it "
+            "with `--engine-model`."
         ]
     length = listed[engine_model]
     if length is not None and length < context_tokens:
@@ -136,12 +143,12 @@ def _check_models(answer: _Answer, url: str, engine_model: str, context_tokens: 
     return []
 
 
-def _can_abort(answer: _Answer) -> bool:
+def _can_abort(answer: Answer) -> bool:
     """vLLM answers with an empty body; a backend that answers every path alike does not."""
     return answer.status == 200 and answer.body.strip() in {b"", b"{}", b"null"}
 
 
-def _listed(body: bytes) -> dict[str, int | None] | None:
+def listed_models(body: bytes) -> dict[str, int | None] | None:
     """Context length (where told) by model id; None when the body is no list of models."""
     try:
         models = json.loads(body)["data"]
@@ -153,5 +160,6 @@ def _listed(body: bytes) -> dict[str, int | None] | None:
     return {name: length if type(length) is int else None for name, length in found.items()}
 
 
-def _epoch_now() -> str:
+def epoch_now() -> str:
+    """The epoch of an engine that does not say when it started."""
     return f"added-{time.time_ns() // 1_000_000}"

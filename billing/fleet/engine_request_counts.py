@@ -33,8 +33,10 @@ _COUNT_MAX: Final = 2**63 - 1
 
 def read_instance(client: httpx.Client, instance: AuditedInstance, *, after: int = 0) -> Reading:
     """Its counters now, with its requests where it counts them: those that ended after sequence `after`,
-    and those that run.
+    and those that run. One without counters is not asked.
     """
+    if not instance.has_counters:
+        return NoCounters()
     if instance.counts:
         reading = read_request_counts(client, instance.url, instance.key, after=after)
         # Without this page it is another start of the engine, without our middleware.

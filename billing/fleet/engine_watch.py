@@ -23,6 +23,7 @@ from billing.fleet.engine_reading import Counters, NoCounters, Reading, read_eng
 from billing.leadership import Leadership
 from billing.wire import redis_keys
 from billing.wire.certificates import checked_by
+from billing.wire.engine_kinds import VLLM, is_provider
 from billing.wire.instance_entry import EngineLoad
 
 _log = logging.getLogger(__name__)
@@ -68,12 +69,18 @@ class EngineWatch:
     """
 
     def __init__(
-        self, client: redis.Redis, *, timeout_ms: int, clock: Callable[[], float] = time.monotonic
+        self,
+        client: redis.Redis,
+        *,
+        timeout_ms: int,
+        ca_file: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._clock = clock
         self._http = httpx.Client(
-            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False, verify=checked_by(),
+            timeout=timeout_ms / 1000, trust_env=False, follow_redirects=False,
+            verify=checked_by(ca_file=ca_file),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )  # fmt: skip
         self._readers = ThreadPoolExecutor(_READERS_MOST, thread_name_prefix="engine-watch")
@@ -157,11 +164,12 @@ def _load_fields(status: str, load: EngineLoad) -> dict[str, Any]:
 
 def _by_hand(raw: bytes) -> dict[str, Any] | None:
     """The fields of an entry that was added by hand and not removed. One that is starting or draining is not
-    judged.
+    judged, and neither is a provider: it has no page of metrics, and the gateways see whether it answers.
     """
     try:
         fields = json.loads(raw)
         mine = fields["lease_until_ms"] == 0 and fields["status"] in {"ready", "down"} and fields["url"]
+        mine = mine and not is_provider(fields.get("engine", VLLM))
     except (ValueError, KeyError, TypeError):
         return None
     return fields if mine else None

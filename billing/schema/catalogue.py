@@ -165,6 +165,12 @@ instance = Table(
     Column("cell", Text, nullable=False),
     Column("url", Text, nullable=False),
     Column("engine_key", Text),
+    # Its kind, as `billing.wire.engine_kinds` has them.
+    Column("engine", Text, nullable=False, server_default="vllm"),
+    # Its own name for the model; none: the one in the model's row.
+    Column("engine_model", Text),
+    # Its slots; none: as many as were measured.
+    Column("max_concurrency", Integer),
     Column("epoch", Text, nullable=False),
     Column("abort", Boolean, nullable=False),
     # Whether it tells what each request has produced (`/taas/request_counts`).
@@ -175,6 +181,7 @@ instance = Table(
     Column("removed_ms", BigInteger),
     *_times(),
     CheckConstraint("least(baseline_prompt, baseline_generation) >= 0", name="not_negative"),
+    CheckConstraint("max_concurrency > 0", name="concurrency"),
     # One engine under two ids would be audited twice.
     Index("uq_instance_url_in_use", "url", "model", unique=True, postgresql_where=text("removed_ms is null")),
 )

@@ -4,19 +4,25 @@ here a process reads them once, and not at all for addresses without TLS.
 
 import ssl
 from functools import cache
+from pathlib import Path
 
 import httpx
 
 
-def checked_by(*urls: str) -> ssl.SSLContext:
-    """The `verify` of a httpx client for these addresses; for any address if there are none."""
+def checked_by(*urls: str, ca_file: Path | None = None) -> ssl.SSLContext:
+    """The `verify` of a client for these addresses; for any address if there are none. `ca_file`: further
+    authorities to trust. Raises OSError if that file cannot be read or holds no certificate.
+    """
     plain = bool(urls) and all(url.startswith("http:") for url in urls)
-    return _none() if plain else _trusted()
+    return _none() if plain else _trusted(ca_file)
 
 
 @cache
-def _trusted() -> ssl.SSLContext:
-    return httpx.create_ssl_context(trust_env=False)
+def _trusted(ca_file: Path | None) -> ssl.SSLContext:
+    context = httpx.create_ssl_context(trust_env=False)
+    if ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
+    return context
 
 
 @cache

@@ -13,13 +13,11 @@ from typing import Any, Final
 
 import orjson
 
+from billing.wire.engine_kinds import VLLM, is_provider
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
 # The path at which an engine reports what each request has produced, if it does: `serving/vllm_middleware`.
 REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
-# A kind of engine: it decides how requests are sent (`gateway/upstream/`) and how counters are read. The
-# default for entries without one.
-VLLM: Final = "vllm"
 
 
 class InstanceStatus(StrEnum):
@@ -60,8 +58,9 @@ class InstanceEntry:
     before any tenant's request. `priority`: it schedules by priority, so requests may be sent with one.
     `counts`: it reports what each request has produced, by its id. `final`: set once this epoch has ended.
     `earlier`: ended epochs of the same instance, newest first. `has_metrics`: its engine has a metrics page,
-    or was never asked for it. `engine`: the kind of engine. `engine_model`: its name for the model, None if
-    that is the name in the model's entry.
+    or was never asked for it. `engine`: the kind of engine (`billing.wire.engine_kinds`). `engine_model`: its
+    name for the model, None if that is the name in the model's entry. `max_concurrency`: its slots, None if a
+    calibration says how many it has.
     """
 
     instance: str
@@ -83,6 +82,12 @@ class InstanceEntry:
     has_metrics: bool = True
     engine: str = VLLM
     engine_model: str | None = None
+    max_concurrency: int | None = None
+
+    @property
+    def is_provider(self) -> bool:
+        """Whether it is somebody else's API: without counters, metrics and calibration."""
+        return is_provider(self.engine)
 
     def is_live(self, now_ms: int) -> bool:
         """Whether the lease holds. A lease of 0 never lapses: the instance was added by hand."""
@@ -100,6 +105,7 @@ class InstanceEntry:
                 "key": self.key,
                 "engine": self.engine,
                 "engine_model": self.engine_model,
+                "max_concurrency": self.max_concurrency,
                 "epoch": self.epoch,
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
@@ -146,6 +152,9 @@ class InstanceEntry:
                 has_metrics=fields.get("metrics") is not False,
                 engine=_text(fields.get("engine", VLLM)),
                 engine_model=None if fields.get("engine_model") is None else _text(fields["engine_model"]),
+                max_concurrency=None
+                if fields.get("max_concurrency") is None
+                else _count(fields["max_concurrency"]),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc

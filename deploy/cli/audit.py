@@ -40,9 +40,9 @@ def audit(context: click.Context, as_json: bool) -> None:
 def _print(report: dict[str, Any]) -> None:
     if report["instances"]:
         columns: Any = {"INSTANCE": "instance"}
-        columns |= {
-            word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open", "residual")
-        }
+        columns |= {word.upper(): _pair(word) for word in ("produced", "billed", "absorbed", "open")}
+        columns["RESIDUAL"] = _residual
+        columns["COUNTERS"] = lambda row: "read" if row["counters"] else "none"
         print_table(columns, report["instances"])
     else:
         click.echo("no instance has served anything yet")
@@ -62,6 +62,12 @@ def _which(finding: dict[str, Any]) -> str:
         return ""
     more = finding.get("count", len(ids)) - _IDS_SHOWN
     return f": {', '.join(ids[:_IDS_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
+def _residual(row: dict[str, Any]) -> str:
+    """Without counters there is nothing to compare with."""
+    shown: str = _pair("residual")(row) if row["counters"] else "–"
+    return shown
 
 
 def _pair(word: str) -> Any:

@@ -1,13 +1,18 @@
-"""`taas instance`: engines that serve a model."""
+"""`taas instance`: engines, and other providers' APIs, that serve a model."""
+
+from pathlib import Path
 
 import click
 
+from billing.wire.engine_kinds import PROVIDER_CONCURRENCY, PROVIDERS
 from deploy.cli.connection import call, call_list, given
+from deploy.cli.key_file import read_key_file
 from deploy.cli.output import Columns, json_option, limit_option, print_json, show
 
 _COLUMNS: Columns = {
     "INSTANCE": "instance", "MODEL": "model", "POOL": "pool",
-    "STATUS": lambda row: "removed" if row["removed"] else row["status"], "ADDED": "added", "URL": "url",
+    "STATUS": lambda row: "removed" if row["removed"] else row["status"], "ADDED": "added",
+    "KIND": "engine", "URL": "url",
     "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"],
     "STOPS BY ID": "abort", "BY PRIORITY": "priority",
 }  # fmt: skip
@@ -20,8 +25,23 @@ def instance() -> None:
 
 @instance.command()
 @click.option("--model", required=True, help="The model that it serves.")
-@click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000.")
-@click.option("--key", "engine_key", help="Its API key; better in TAAS_ENGINE_KEY.")
+@click.option("--url", required=True, help="Its base URL, such as http://10.0.0.5:8000, with or without /v1.")
+@click.option(
+    "--provider", type=click.Choice(PROVIDERS), help="It is another provider's API, in this dialect."
+)
+@click.option(
+    "--key-file",
+    type=click.Path(path_type=Path),
+    help="File with its API key, of mode 0600.",
+)
+@click.option("--key", "engine_key", help="Its API key; better in --key-file or TAAS_ENGINE_KEY.")
+@click.option("--engine-model", metavar="NAME", help="Its own name for the model. Default: the model's.")
+@click.option(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"How many requests a provider may have at once. Default: {PROVIDER_CONCURRENCY}.",
+)
 @click.option("--instance", "instance_id", metavar="ID", help="Its id. Default: a random one.")
 @click.option(
     "--priority", is_flag=True, help="It schedules by priority (vLLM: --scheduling-policy priority)."
@@ -31,23 +51,35 @@ def instance() -> None:
 def add(
     model: str,
     url: str,
+    provider: str | None,
+    key_file: Path | None,
     engine_key: str | None,
+    engine_model: str | None,
+    max_concurrency: int | None,
     instance_id: str | None,
     priority: bool,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Add an engine that runs already: any server with OpenAI's API. It is probed first.
+    """Add an engine that runs already: any server with OpenAI's API, or another provider's API. It is probed
+    first; at a provider that costs nothing.
 
     \b
     taas instance add --model llama-70b --url http://10.0.0.5:8000
+    taas instance add --model gpt --provider openai --url https://api.openai.com/v1 \\
+      --key-file openai.key --engine-model gpt-4.1
     """
     from deploy.cli.settings import CliSettings
 
+    if engine_key is not None and key_file is not None:
+        raise click.UsageError("give --key or --key-file, not both")
     body = given(
         model=model,
         url=url,
-        key=engine_key or CliSettings().engine_key,
+        engine=provider,
+        key=engine_key or (read_key_file(key_file) if key_file else CliSettings().engine_key),
+        engine_model=engine_model,
+        max_concurrency=max_concurrency,
         instance=instance_id,
         priority=priority or None,
         force=force or None,
@@ -83,5 +115,6 @@ def remove(instance_id: str, as_json: bool) -> None:
     else:
         count = gone["open_requests"]
         ending = "" if not count else f" {count} requests there may end."
-        engine = "runs on: stop it yourself" if gone["engine_answers"] else "does not answer"
+        answers = {True: "runs on: stop it yourself", False: "does not answer", None: "is another provider's"}
+        engine = answers[gone["engine_answers"]]
         click.echo(f"{gone['instance']} gets no new requests.{ending} Its engine at {gone['url']} {engine}.")

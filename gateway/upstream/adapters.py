@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Final
 
-from billing.wire.instance_entry import VLLM, InstanceEntry
+from billing.wire.engine_kinds import VLLM
+from billing.wire.instance_entry import InstanceEntry
 from gateway.upstream import vllm
 from gateway.upstream.engine_adapter import EngineAdapter
 

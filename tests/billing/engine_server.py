@@ -112,7 +112,7 @@ def serve(engine: ScriptedEngine) -> Iterator[ScriptedEngine]:
         thread.join()
 
 
-def register(client: redis.Redis, engine: ScriptedEngine, instance: str = "i1", **changes: object) -> None:
+def register(client: redis.Redis, engine: ScriptedEngine, /, instance: str = "i1", **changes: object) -> None:
     """Write its entry as `taas instance add` or a worker would."""
     entry = {
         "instance": instance, "model": "m1", "pool": "m1", "cell": "m1", "url": engine.url, "key": engine.key,

@@ -9,8 +9,8 @@ import redis as redis_sync
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
+from billing.wire.engine_kinds import VLLM
 from billing.wire.instance_entry import (
-    VLLM,
     EngineLoad,
     FinalCounters,
     InstanceEntry,

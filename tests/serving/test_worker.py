@@ -8,7 +8,8 @@ import pytest
 from redis.asyncio import Redis
 
 from billing.wire import redis_keys
-from billing.wire.instance_entry import VLLM, EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
+from billing.wire.engine_kinds import VLLM
+from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.tokens import CounterPair
 from serving.engine_process import EngineStartFailed

@@ -189,6 +189,17 @@ def test_a_provider_without_counters_is_named_and_leaves_no_residual(
     assert found(report, FindingKind.NO_COUNTERS)
 
 
+def test_another_providers_api_is_not_asked_and_nothing_is_missed(
+    database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
+) -> None:
+    register(raw_redis, engine, engine="openai")
+    record(database, event("a", (10, 0, 5)))
+    report = auditor.audit(wait_ms=0)
+    assert engine.asked == []
+    assert (report.residual_tokens, report.instances[0].to_json()["counters"]) == (0, False)
+    assert report.findings == ()
+
+
 def test_what_a_dead_gateways_requests_produced_after_the_last_checkpoint_is_absorbed(
     database: Engine, raw_redis: redis.Redis, auditor: Auditor, engine: ScriptedEngine
 ) -> None:

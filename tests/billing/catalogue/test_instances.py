@@ -2,7 +2,7 @@
 
 import pytest
 
-from billing.catalogue.instances import check_url
+from billing.catalogue.instances import check_provider_url, check_url
 from billing.refusals import Invalid
 
 
@@ -29,4 +29,27 @@ def test_a_url_is_kept_without_its_v1(given: str, kept: str):
 def test_what_is_no_base_url_is_refused(url: str):
     with pytest.raises(Invalid) as refusal:
         check_url(url)
+    assert refusal.value.param == "url"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.openai.com",
+        "http://127.0.0.1:1",
+        "http://127.8.9.1",
+        "http://[::1]:80",
+        "http://localhost",
+    ],
+)
+def test_a_key_may_leave_this_machine_only_encrypted(url: str):
+    check_provider_url(check_url(url))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://api.openai.com", "http://10.0.0.1", "http://localhost.example", "http://0.0.0.0"]
+)
+def test_a_provider_beyond_this_machine_without_tls_is_refused(url: str):
+    with pytest.raises(Invalid) as refusal:
+        check_provider_url(check_url(url))
     assert refusal.value.param == "url"

@@ -110,6 +110,16 @@ def test_an_engine_that_hangs_does_not_delay_others(
     assert shown(raw_redis, "hangs").status == "ready"
 
 
+def test_another_providers_api_is_left_alone(
+    raw_redis: redis.Redis, watch: EngineWatch, engine: ScriptedEngine
+) -> None:
+    with serve(ScriptedEngine()) as provider:
+        register(raw_redis, provider, "provider", engine="anthropic")
+        register(raw_redis, engine, "works")
+        step_until(watch, lambda: len(engine.asked) >= 3)
+        assert provider.asked == []
+
+
 def test_one_that_hangs_is_down_after_several_looks(raw_redis: redis.Redis, hanging: str) -> None:
     watch = EngineWatch(raw_redis, timeout_ms=10)
     register(raw_redis, ScriptedEngine(url=hanging), load={"running": 2, "waiting": 0, "kv_usage": 0.0})

@@ -156,6 +156,25 @@ def test_a_pool_that_is_said_to_have_more_than_is_there_is_told_so(taas: Taas, t
         assert "are ready" not in taas("pool", "set", "org/llama", *silent).stdout
 
 
+def test_a_provider_is_added_with_its_key_from_a_file(taas: Taas, told: Told, llama, tmp_path):
+    url, path = f"http://127.0.0.1:{free_port()}/v1", tmp_path / "key"
+    words = ["instance", "add", "--model", "org/llama", "--url", url, "--force", "--key-file", str(path)]
+    path.write_text("sk-of-the-provider\n")
+    path.chmod(0o644)
+    assert "chmod 600" in taas(*words, "--provider", "openai", exit_code=1).stderr
+    path.chmod(0o600)
+    assert "openai" in taas(*words, "--provider", "nobody", exit_code=2).stderr
+    assert "not both" in taas(*words, "--key", "k", exit_code=2).stderr
+    named = ["--provider", "anthropic", "--engine-model", "big", "--max-concurrency", "7", "--instance", "p1"]
+    added = taas(*words, *named)
+    (row,) = told("instance", "list")["data"]
+    assert (row["engine"], row["engine_model"], row["max_concurrency"]) == ("anthropic", "big", 7)
+    listed, gone = taas("instance", "list"), taas("instance", "remove", "p1")
+    assert "anthropic" in listed.stdout
+    assert "is another provider's" in gone.stdout
+    assert not [each for each in (added, listed, gone) if "sk-of" in each.output]
+
+
 def test_an_instance_is_added_as_one_that_schedules_by_priority(taas: Taas, told: Told, llama):
     for name, flags in (("plain", []), ("ranked", ["--priority"])):
         url = f"http://127.0.0.1:{free_port()}"

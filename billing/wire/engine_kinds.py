@@ -1,0 +1,54 @@
+"""The kinds of engines: what every process knows of each. Pure; it knows no adapter.
+
+A kind decides how requests are sent (`gateway/upstream/`), how counters are read, and which headers carry the
+key. A *provider* is somebody else's API: we neither start nor count it, it bills us, and it knows nothing of
+our tenants.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+# The default for entries that name no kind.
+VLLM: Final = "vllm"
+OPENAI: Final = "openai"
+ANTHROPIC: Final = "anthropic"
+# The requests that a provider's instance may have at once, unless its operator says otherwise.
+PROVIDER_CONCURRENCY: Final = 64
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def _x_api_key(key: str) -> dict[str, str]:
+    return {"x-api-key": key, "anthropic-version": "2023-06-01"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """`key_headers`: the headers that carry a key, by lower-case name."""
+
+    name: str
+    key_headers: Callable[[str], dict[str, str]]
+    is_provider: bool
+
+
+_ROWS: Final = (
+    EngineKind(VLLM, _bearer, is_provider=False),
+    EngineKind(OPENAI, _bearer, is_provider=True),
+    EngineKind(ANTHROPIC, _x_api_key, is_provider=True),
+)
+KINDS: Final[Mapping[str, EngineKind]] = MappingProxyType({row.name: row for row in _ROWS})
+PROVIDERS: Final = tuple(row.name for row in _ROWS if row.is_provider)
+
+
+def is_provider(kind: str) -> bool:
+    """Whether an engine of this kind is somebody else's API. A kind that is not known here is none."""
+    return kind in PROVIDERS
+
+
+def key_headers(kind: str, key: str | None) -> dict[str, str]:
+    """The headers with which an engine of this kind is shown the key; none without a key."""
+    return KINDS[kind].key_headers(key) if key else {}
