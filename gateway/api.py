@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any, Final
 
 from billing.cell.scripts import CellKeys
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.usage_event import CapacityClass, Ending, EventHead
+from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller, authenticate
 from gateway.body import read_body
 from gateway.catalogue.body_caps import BodyCaps

@@ -21,8 +21,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from billing.wire.ending import Ending
 from billing.wire.routes import dialect_of_path
-from billing.wire.usage_event import Ending
 from gateway.api import InferenceApi, Receive, Scope, Send
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.cache_salts import CacheSalts

@@ -14,8 +14,9 @@ from typing import Final, TypeAlias
 
 from billing.cell.replies import Missing, parse_checkpoint
 from billing.cell.scripts import Command, checkpoint_call
+from billing.wire.ending import Ending
 from billing.wire.tokens import Tokens
-from billing.wire.usage_event import Ending, EventHead
+from billing.wire.usage_event import EventHead
 from gateway.exchange import Exchange
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event

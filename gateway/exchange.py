@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from billing.cell.replies import Grant
 from billing.cell.scripts import CellKeys, Tier
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.usage_event import CapacityClass, Ending, EventHead
+from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Final
 
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.usage_event import Ending
 from gateway.exchange import Ended, Exchange
 from gateway.stream.meter import COUNT_MAX, USAGE_MISSING, Produced
 from gateway.upstream.adapters import adapter_of

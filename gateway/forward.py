@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.usage_event import Ending
 from gateway.edge.client import Client
 from gateway.errors import (
     DeadlineExceeded,

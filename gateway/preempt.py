@@ -9,8 +9,8 @@ A stream that cannot be resumed ends with an error event and is not billed.
 import logging
 from collections.abc import Callable
 
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
-from billing.wire.usage_event import Ending
 from gateway.checkpoint import Checkpointer
 from gateway.edge.client import Client
 from gateway.errors import ClientDisconnected, GatewayError, RequestStopped

@@ -38,10 +38,11 @@ from billing.cell.scripts import (
     settle_call,
 )
 from billing.wire.attribution import attribute
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens, Weights
-from billing.wire.usage_event import Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.usage_event import EventHead, UsageEvent, UsageSource
 from billing.wire.value import Value
 from gateway.errors import (
     ClientDisconnected,

@@ -13,9 +13,10 @@ from typing import Any
 
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
-from billing.wire.attribution import BILLED_ENDINGS, attribute, charged
+from billing.wire.attribution import attribute, charged
+from billing.wire.ending import BILLED_ENDINGS, Ending
 from billing.wire.tokens import Tokens
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.usage_event import UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
 from gateway.redis.journal import Journal
@@ -115,11 +116,10 @@ class Settler:
         event = usage_event(exchange, ending, http_status, exchange.at_ms(time.monotonic()))
         left = ending is Ending.CLIENT_DISCONNECT
         cancelled = left and not event.produced.output and exchange.prompt_read() is None
-        counted = charged(ending, event.produced, event.billed)
         call = settle_call(
             exchange.request.keys,
             cost_mu=event.units_mu,
-            tokens=counted.prompt + counted.output,
+            tokens=event.charged_tokens,
             event=event.to_json(),
             cancelled=cancelled,
         )

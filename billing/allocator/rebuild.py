@@ -16,17 +16,18 @@ from billing.contracts.rates import ContractRate
 from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import usage_event
 from billing.wire import redis_keys
+from billing.wire.ending import CHARGED_UNBILLED
 from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, LimitKind
-from billing.wire.usage_event import Ending
 
 # A bucket drains within a minute; older charges only count if the bucket was in debt.
 _WINDOW_MS: Final = 120_000
 # How finely the output of a stream is distributed over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
 _OF_DAYS: Final = tuple(each.name for each in FIELDS if each.window_s > MINUTE_S)
+# As `billing.wire.attribution.charged`.
 _TOKENS: Final = case(
     (
-        usage_event.c.ending == Ending.REFUSED_BY_ENGINE.value,
+        usage_event.c.ending.in_([each.value for each in CHARGED_UNBILLED]),
         usage_event.c.produced_prompt + usage_event.c.produced_output,
     ),
     else_=usage_event.c.billed_prompt + usage_event.c.billed_output,
@@ -80,7 +81,7 @@ class _CellCharges:
             charges.requests.append((row.started_ms + row.waited_ms, 1))
             # Work of a contract is only on the contract's own level.
             charges.units_mu += work if row.contract is None else ()
-            charges.tokens += [(row.ended_ms, _tokens(row))] if row.contract is None else ()
+            charges.tokens += [(row.ended_ms, row.tokens)] if row.contract is None else ()
         if row.contract is not None:
             self.used[row.contract] += work
         elif (row.decision or {}).get("why") == "spilled":
@@ -166,7 +167,7 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
     table is long.
     """
     theirs = (
-        select(usage_event)
+        select(usage_event, _TOKENS.label("tokens"))
         .where(usage_event.c.tenant == tenant.c.tenant_id, usage_event.c.ended_ms > now_ms - _WINDOW_MS)
         .lateral()
     )
@@ -199,13 +200,6 @@ def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -
         .group_by(of.cell, of.tenant, of.key_id, of.model, minute_ms)
     )
     return iter(connection.execute(query))
-
-
-def _tokens(row: Row[Any]) -> int:
-    """The tokens that count against limits, as in `billing.wire.attribution.charged`."""
-    if row.ending == Ending.REFUSED_BY_ENGINE:
-        return int(row.produced_prompt + row.produced_output)
-    return int(row.billed_prompt + row.billed_output)
 
 
 def _work(row: Row[Any]) -> Iterator[Charge]:

@@ -21,8 +21,9 @@ from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.schema.catalogue import model as model_table
 from billing.schema.ledger import reconciled_request, usage_event
 from billing.schema.locks import AdvisoryLock
+from billing.wire.ending import Ending
 from billing.wire.tokens import NO_TOKENS, CounterPair
-from billing.wire.usage_event import Ending, UsageSource
+from billing.wire.usage_event import UsageSource
 
 # The same condition as in the index `ix_usage_event_not_final`.
 _NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)

@@ -19,8 +19,9 @@ from billing.catalogue import models
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.refusals import NotFound
 from billing.schema.ledger import engine_counter, reconciled_request, request_difference, usage_event
-from billing.wire.tokens import AbsorbReason, CounterPair
-from billing.wire.usage_event import Ending, UsageSource
+from billing.wire.ending import Ending, OtherReason
+from billing.wire.tokens import CounterPair
+from billing.wire.usage_event import UsageSource
 
 # Measurements send requests with ids of this form: nobody pays for their tokens.
 CALIBRATION_ID: Final = "calibration-"
@@ -220,11 +221,11 @@ def _absorb_measurement(
             instance=engine.instance,
             epoch=engine.epoch,
             tokens=count,
-            reason=AbsorbReason.CALIBRATION,
+            reason=OtherReason.CALIBRATION,
             ending=Ending.COMPLETE,
             weights=model.versioned_weights(),
             started_ms=0,
-            route=AbsorbReason.CALIBRATION.value,
+            route=OtherReason.CALIBRATION.value,
             evidence=(request_id,),
         ),
     )

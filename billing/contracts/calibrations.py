@@ -24,8 +24,9 @@ from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Invalid, NotFound
 from billing.schema.capacity import calibration as table
 from billing.schema.catalogue import model_weights
-from billing.wire.tokens import AbsorbReason, CounterPair
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.ending import Ending, OtherReason
+from billing.wire.tokens import CounterPair
+from billing.wire.usage_event import CapacityClass
 
 CALIBRATION_PREFIX: Final = "cal_"
 # Bounds of plausible values: no instance reads a hundred million tokens a second, and no token weighs a
@@ -166,11 +167,11 @@ def absorb(connection: Connection, spent: SpentTokens) -> bool:
         epoch=spent.epoch,
         tokens=CounterPair(spent.prompt, spent.output),
         cached=spent.cached,
-        reason=AbsorbReason.CALIBRATION,
+        reason=OtherReason.CALIBRATION,
         ending=Ending.COMPLETE,
         weights=model.versioned_weights(),
         started_ms=spent.started_ms,
-        route=AbsorbReason.CALIBRATION.value,
+        route=OtherReason.CALIBRATION.value,
         stream=True,
         class_=CapacityClass.FLEX.value,
     )

@@ -17,13 +17,14 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.ledger.entries import Pricing, add_total
 from billing.schema.clock import NOW_MS
 from billing.schema.ledger import ledger_transaction, usage_event
-from billing.wire.tokens import AbsorbReason, CounterPair
-from billing.wire.usage_event import EVENT_VERSION, CapacityClass, Ending, UsageSource
+from billing.wire.ending import AbsorbReason, Ending, OtherReason
+from billing.wire.tokens import CounterPair
+from billing.wire.usage_event import EVENT_VERSION, CapacityClass, UsageSource
 
 KIND: Final = "reconciliation"
-# Why tokens beyond a request's event are absorbed, by its ending. For other endings the final count was not
-# read.
-_NAMED: Final = {Ending.GATEWAY_DIED: AbsorbReason.GATEWAY_DIED, Ending.ENGINE_DIED: AbsorbReason.ENGINE_DIED}
+# Tokens beyond a request's event are absorbed for its ending if it is one of these, else because the final
+# count was not read.
+_ENDINGS_NAMED: Final = frozenset({Ending.GATEWAY_DIED, Ending.ENGINE_DIED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class AbsorbedEvent:
             instance=engine[0],
             epoch=engine[1],
             tokens=tokens,
-            reason=_NAMED.get(ending, AbsorbReason.UNREAD),
+            reason=ending if ending in _ENDINGS_NAMED else OtherReason.UNREAD,
             ending=ending,
             weights=row["weights"],
             started_ms=row["started_ms"],

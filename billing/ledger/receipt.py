@@ -16,8 +16,9 @@ from billing.ledger.entries import STANDS, Pricing
 from billing.ledger.receipt_parts import Receipt, merge_parts
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 from billing.wire import redis_keys
-from billing.wire.tokens import AbsorbReason, UsageEventError
-from billing.wire.usage_event import CapacityClass, Ending, UsageEvent
+from billing.wire.ending import Ending, absorb_reason
+from billing.wire.tokens import UsageEventError
+from billing.wire.usage_event import CapacityClass, UsageEvent
 
 
 def find_receipt(
@@ -107,7 +108,7 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         "billed": _tokens(row, "billed"),
         "absorbed": {
             "prompt": row["absorbed_prompt"], "output": row["absorbed_output"],
-            "reasons": {AbsorbReason(name).value: part for name, part in row["absorbed_reasons"].items()},
+            "reasons": {absorb_reason(name).value: part for name, part in row["absorbed_reasons"].items()},
         },
     }  # fmt: skip
 

@@ -7,13 +7,10 @@ moved no counter, though its usage names the prompt.
 
 from typing import Final
 
-from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens
-from billing.wire.usage_event import Ending
+from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, AbsorbReason, Ending, OtherReason
+from billing.wire.tokens import Absorbed, AbsorbedTokens, Tokens
 from billing.wire.value import Value
 
-BILLED_ENDINGS: Final = frozenset(
-    {Ending.COMPLETE, Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED, Ending.TENANT_SUSPENDED}
-)
 _NOTHING: Final = Tokens()
 _NOTHING_ABSORBED: Final = Absorbed()
 
@@ -55,23 +52,20 @@ def attribute(
     produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
     billed, reasons = usage, dict[AbsorbReason, AbsorbedTokens]()
     if not billable:
-        reason = AbsorbReason.USAGE_ANOMALY if anomaly is not None else AbsorbReason(ending.value)
+        reason = ending if anomaly is None else OtherReason.USAGE_ANOMALY
         billed = _NOTHING
         if usage.prompt or usage.output:
             reasons[reason] = AbsorbedTokens(usage.prompt, usage.output)
     elif discarded_output or (continued and usage.prompt):
         prompt, cached = (0, 0) if continued else (usage.prompt, usage.cached)
         billed = Tokens(prompt, cached, usage.output - discarded_output)
-        reasons[AbsorbReason.CONTINUED] = AbsorbedTokens(usage.prompt - prompt, discarded_output)
+        reasons[OtherReason.CONTINUED] = AbsorbedTokens(usage.prompt - prompt, discarded_output)
     if shared_prompt:
-        reasons[AbsorbReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
+        reasons[OtherReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)
     absorbed = Absorbed(produced.prompt - billed.prompt, produced.output - billed.output, reasons)
     return Attribution(produced, billed, absorbed)
 
 
 def charged(ending: Ending, produced: Tokens, billed: Tokens) -> Tokens:
-    """The tokens that count against the tenant's limits: those it pays for, and those of a request that the
-    engine refused after it had worked. Its caller got nothing for them and pays nothing; a limit that did not
-    count them would let it ask for free work for ever.
-    """
-    return produced if ending is Ending.REFUSED_BY_ENGINE else billed
+    """The tokens that count against the tenant's limits."""
+    return produced if ending in CHARGED_UNBILLED else billed

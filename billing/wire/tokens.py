@@ -1,48 +1,17 @@
-"""Tokens and their weights: what is counted, what is absorbed and why. Pure; counts are integers and never
-negative.
-"""
+"""Tokens and their weights: what is counted and what is absorbed. Pure. Counts are integers of 0 or more."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from billing.wire.ending import AbsorbReason
 from billing.wire.value import Value
 
 
 class UsageEventError(ValueError):
     """Not a usage event: a field is missing, has another type, is negative, or the tokens do not balance."""
-
-
-# Names in events of the last version, in streams, journals and SQL. They are read as the new ones.
-EARLIER_NAMES: Final = {"gave_way": "preempted"}
-
-
-class AbsorbReason(StrEnum):
-    """Why nobody is billed for tokens that were produced: an ending that is our failure, an answer that the
-    engine refused after it had produced it, or one of the other reasons.
-    """
-
-    DEADLINE = "deadline"
-    OPERATOR_STOP = "operator_stop"
-    PREEMPTED = "preempted"
-    ENGINE_DIED = "engine_died"
-    ENGINE_ERROR = "engine_error"
-    GATEWAY_DIED = "gateway_died"
-    GATEWAY_STOPPED = "gateway_stopped"
-    PROTOCOL_ERROR = "protocol_error"
-    REFUSED_BY_ENGINE = "refused_by_engine"
-    UNREAD = "unread"
-    SHARED_PROMPT = "shared_prompt"
-    CONTINUED = "continued"
-    USAGE_ANOMALY = "usage_anomaly"
-    CALIBRATION = "calibration"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "AbsorbReason | None":
-        return cls(EARLIER_NAMES[value]) if isinstance(value, str) and value in EARLIER_NAMES else None
 
 
 def check_counts(*values: int) -> None:

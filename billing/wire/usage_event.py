@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import orjson
 
+from billing.wire.attribution import charged
+from billing.wire.ending import Ending, OtherReason, absorb_reason
 from billing.wire.tokens import (
-    EARLIER_NAMES,
     Absorbed,
     AbsorbedTokens,
-    AbsorbReason,
     Tokens,
     UsageEventError,
     Weights,
@@ -27,28 +27,6 @@ from billing.wire.tokens import (
 from billing.wire.value import Value
 
 EVENT_VERSION: Final = 1
-
-
-class Ending(StrEnum):
-    """How a request ended. `billing.wire.attribution` says who pays for each."""
-
-    COMPLETE = "complete"
-    CLIENT_DISCONNECT = "client_disconnect"
-    CLIENT_STALLED = "client_stalled"
-    TENANT_SUSPENDED = "tenant_suspended"
-    DEADLINE = "deadline"
-    OPERATOR_STOP = "operator_stop"
-    PREEMPTED = "preempted"
-    ENGINE_DIED = "engine_died"
-    ENGINE_ERROR = "engine_error"
-    GATEWAY_DIED = "gateway_died"
-    GATEWAY_STOPPED = "gateway_stopped"
-    PROTOCOL_ERROR = "protocol_error"
-    REFUSED_BY_ENGINE = "refused_by_engine"
-
-    @classmethod
-    def _missing_(cls, value: object) -> "Ending | None":
-        return cls(EARLIER_NAMES[value]) if isinstance(value, str) and value in EARLIER_NAMES else None
 
 
 class UsageSource(StrEnum):
@@ -74,7 +52,7 @@ class CapacityClass(StrEnum):
 
 # Encoded, a member of an enum is asked for its value through Python.
 _PLAIN: Final = {
-    each: each.value for names in (Ending, UsageSource, CapacityClass, AbsorbReason) for each in names
+    each: each.value for names in (Ending, OtherReason, UsageSource, CapacityClass) for each in names
 }
 
 
@@ -185,9 +163,17 @@ class UsageEvent(EventHead, frozen=True, kw_only=True):
             parts["orphan"] = True
         return _json(parts, self)
 
+    @property
+    def charged_tokens(self) -> int:
+        """What counts against limits of tokens, as `units_mu` does against limits of units."""
+        tokens = charged(self.ending, self.produced, self.billed)
+        return tokens.prompt + tokens.output
+
     def crash_event_json(self) -> bytes:
-        """The tail without `ended_ms`, which the reaper's script adds."""
-        return orjson.dumps(_tail_object(self))
+        """The tail without `ended_ms`, which the reaper's script adds; with what that script charges, so that
+        it need not know who pays.
+        """
+        return orjson.dumps(_tail_object(self) | {"charged_tokens": self.charged_tokens})
 
     @staticmethod
     def from_json(text: str | bytes) -> "UsageEvent":
@@ -308,7 +294,7 @@ def _tokens(fields: Mapping[str, Any]) -> Tokens:
 
 def _absorbed(fields: Mapping[str, Any]) -> Absorbed:
     reasons = {
-        AbsorbReason(reason): AbsorbedTokens(part["prompt"], part["output"])
+        absorb_reason(reason): AbsorbedTokens(part["prompt"], part["output"])
         for reason, part in fields["reasons"].items()
     }
     return Absorbed(fields["prompt"], fields["output"], reasons)

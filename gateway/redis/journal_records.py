@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from billing.cell.scripts import CellKeys, Command, call, leave_call, script_of, settle_call
+from billing.wire.usage_event import UsageEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,7 @@ def _command(record: list[Any]) -> Command:
     cell_keys = CellKeys(request_id, open_requests, tenant_bucket, key_bucket)
     if verb == "leave":
         return leave_call(cell_keys, refused=bool(flag))
-    billed = orjson.loads(rest[5]).get("billed") or {"prompt": 0, "output": 0}
-    tokens = billed["prompt"] + billed["output"]
+    tokens = UsageEvent.from_json(rest[5]).charged_tokens
     return settle_call(
         cell_keys, cost_mu=rest[0], tokens=tokens, event=rest[5].encode(), cancelled=bool(rest[9])
     )

@@ -3,8 +3,9 @@
 from msgspec.structs import replace
 
 from billing.wire.attribution import attribute
+from billing.wire.ending import Ending
 from billing.wire.tokens import Tokens, Weights
-from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 WEIGHTS = Weights(1, 1000, 100, 4000)
 

@@ -21,8 +21,9 @@ from billing.schema.catalogue import model as model_table
 from billing.schema.catalogue import model_weights
 from billing.schema.ledger import engine_counter
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.tokens import CounterPair
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.usage.test_reap import reserve

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from gateway.app import Stages
 from gateway.clock import Clock
 from gateway.lifecycle import Lifecycle

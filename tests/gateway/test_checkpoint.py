@@ -12,10 +12,11 @@ import redis
 
 from billing.cell.scripts import CellKeys, Claim, reserve_call
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.limits import Limits
 from billing.wire.tokens import Weights
-from billing.wire.usage_event import CapacityClass, Ending, EventHead
+from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
 from gateway.checkpoint import Checkpointer, Deadlines

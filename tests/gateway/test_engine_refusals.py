@@ -5,7 +5,7 @@ dialect, and pays nothing.
 import anthropic
 import pytest
 
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway
 from tests.gateway.asking import ask, body, the_event

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from billing.wire.usage_event import Ending, UsageEvent
+from billing.wire.ending import Ending
+from billing.wire.usage_event import UsageEvent
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, GatewayProcess, StartGateway
 from tests.fixtures.valkey import free_port

@@ -20,8 +20,9 @@ from billing.cell.scripts import grant_call
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.limits import LimitKind, Limits
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.usage_event import CapacityClass
 from gateway.routes import ROUTES
 from gateway.waiting.refusals import quota_exceeded
 from tests.fixtures.engine import SimEngine

@@ -6,7 +6,7 @@ import json
 import socket
 
 from billing.wire import redis_keys
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import PATHS, body
 

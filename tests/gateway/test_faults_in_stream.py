@@ -9,8 +9,8 @@ import openai
 import psutil
 import pytest
 
-from billing.wire.tokens import AbsorbReason
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.ending import Ending
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway
 from tests.gateway.asking import ROUTES, TEXT, TOKENS, Outcome, ask, assert_nothing_leaks, the_event
@@ -58,7 +58,7 @@ def test_fault_27_a_death_after_k_tokens_is_one_error_and_absorbed_to_the_token(
             event = check_broken_off(catalogue, ask(gateway, key, route, True), engine, "engine_failed")
             assert event.ending is Ending.ENGINE_DIED
             assert event.produced.output == event.delivered_output == tokens
-            assert set(event.absorbed.reasons) == {AbsorbReason.ENGINE_DIED}
+            assert set(event.absorbed.reasons) == {Ending.ENGINE_DIED}
             if route in COUNTED_BY_ENGINE:
                 truth = engine.truth()[event.request_id]
                 assert event.produced.prompt == event.absorbed.prompt == truth["prompt"]

@@ -17,7 +17,7 @@ from billing.schema.ledger import ledger_transaction, usage_conflict, usage_even
 from billing.usage.consumer import Consumer
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess

@@ -12,7 +12,7 @@ import redis
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from tests.fixtures import plain_http
 from tests.fixtures.crowd import crowd
 from tests.fixtures.engine import EngineMaker, SimEngine

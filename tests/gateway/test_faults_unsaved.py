@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import psutil
 import redis
 
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from gateway.process.serve import SETTLES_LOST
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import Catalogue, GatewayProcess, StartGateway, wait_until

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from billing.wire.tokens import AbsorbReason
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.ending import Ending, OtherReason
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.fixtures import plain_http
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
@@ -40,7 +40,7 @@ def check_quarantined(event: UsageEvent, anomalies: set[str]) -> None:
     assert event.billed.prompt == event.billed.output == event.units_mu == 0
     assert 0 <= event.produced.output == event.absorbed.output <= TOKENS
     assert 0 <= event.produced.cached <= event.produced.prompt < 100
-    assert set(event.absorbed.reasons) <= {AbsorbReason.USAGE_ANOMALY}
+    assert set(event.absorbed.reasons) <= {OtherReason.USAGE_ANOMALY}
 
 
 @pytest.mark.parametrize("lie", PLAIN_LIES)

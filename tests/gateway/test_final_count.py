@@ -15,8 +15,9 @@ import redis
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
-from billing.wire.tokens import AbsorbReason, Tokens
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.ending import Ending
+from billing.wire.tokens import Tokens
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.valkey import ValkeyProcess
@@ -121,7 +122,7 @@ def test_an_engine_that_refuses_what_it_has_produced_is_absorbed_and_counts_agai
     assert event.ending is Ending.REFUSED_BY_ENGINE
     assert_exact(counting, event)
     assert event.billed == Tokens()
-    assert event.absorbed.reasons[AbsorbReason.REFUSED_BY_ENGINE].output == 6
+    assert event.absorbed.reasons[Ending.REFUSED_BY_ENGINE].output == 6
     assert event.units_mu == event.weights.cost_mu(event.produced) > 0
 
 

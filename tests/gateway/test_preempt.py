@@ -12,8 +12,8 @@ import pytest
 from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
 from billing.wire import redis_keys
-from billing.wire.tokens import AbsorbReason
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.ending import Ending, OtherReason
+from billing.wire.usage_event import CapacityClass
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import Outcome, ask
@@ -84,7 +84,7 @@ def test_a_flex_stream_is_preempted_and_resumed_as_one_stream_at_one_price(
     assert sum(event.billed.output for event in events) == usage["completion_tokens"] == TOKENS
     assert events[0].billed.prompt == usage["prompt_tokens"]
     assert events[1].billed.prompt == events[2].billed.prompt == 0
-    assert events[1].absorbed.reasons[AbsorbReason.CONTINUED].prompt > events[0].billed.prompt
+    assert events[1].absorbed.reasons[OtherReason.CONTINUED].prompt > events[0].billed.prompt
     # What the next part was given to go on from is what the caller had.
     last = slow.requests()[-1]["body"]
     given = last["messages"][-1]["content"] if route == "chat" else last["prompt"]

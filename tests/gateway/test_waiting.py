@@ -14,7 +14,8 @@ import pytest
 from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
 from billing.wire import redis_keys
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.ending import Ending
+from billing.wire.usage_event import CapacityClass
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import Outcome, ask

@@ -29,8 +29,13 @@ return function(_, args)
 
   local stored = read_event(id)
   local left = cjson.decode(stored.crash_event)
-  local billed = left.billed or {prompt = 0, output = 0}
-  usage.charge(held, left.units_mu, billed.prompt + billed.output, {}, not held.paused)
+  local tokens = left.charged_tokens
+  if not tokens then
+    -- A crash event of an earlier version does not say it. Whatever it charges is billed.
+    local billed = left.billed or {prompt = 0, output = 0}
+    tokens = billed.prompt + billed.output
+  end
+  usage.charge(held, left.units_mu, tokens, {}, not held.paused)
   -- After the clock went back, leases end far in the future.
   local ended_ms = string.format('%.0f', math.min(lease, cell.now_ms))
   local event = stored.head:sub(1, -2) .. ',' .. stored.crash_event:sub(2, -2) .. ',"ended_ms":' .. ended_ms .. '}'

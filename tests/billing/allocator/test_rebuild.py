@@ -17,8 +17,9 @@ from billing.cell.replies import LimitReached, Rebuilding, Reserved
 from billing.cell.scripts import Tier
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
+from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, Ending
 from billing.wire.limits import DAY_S, Limits
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.usage_event import CapacityClass, UsageEvent
 from tests.billing.allocator.cells import Ground
 from tests.billing.cell.plan import Listener
 from tests.billing.cell.requests import CELL, limits_of
@@ -36,11 +37,12 @@ def used(
     *,
     lasted_ms: int = 1_500,
     name: str = "acme",
+    ending: Ending = Ending.COMPLETE,
     **fields: object,
-) -> None:
+) -> UsageEvent:
     """A request that has ended is in the ledger."""
     made = event(
-        request_id, tokens, Ending.COMPLETE, started_ms=started_ms, ended_ms=started_ms + lasted_ms,
+        request_id, tokens, ending, started_ms=started_ms, ended_ms=started_ms + lasted_ms,
         tenant=ground.tenant(name), cell=CELL, model=POOL, pool=POOL, **fields,
     )  # fmt: skip
     ground.raw.xadd(redis_keys.usage_stream(CELL), {redis_keys.USAGE_FIELD: made.to_json()})
@@ -49,6 +51,7 @@ def used(
         ground.engine, ground.raw, name="c", batch=500, claim_idle_ms=0, metrics=ground.metrics
     )
     assert consumer.consume_once() == 1
+    return made
 
 
 def limited(ground: Ground, name: str = "acme", **given_: int | None) -> None:
@@ -123,6 +126,21 @@ def test_fault_35_a_days_use_stays_used(ground: Ground, limit: dict[str, int]) -
     assert isinstance(
         ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved
     )
+
+
+@pytest.mark.parametrize("limit", ["tokens_per_minute", "tokens_per_day"])
+def test_fault_35_each_ending_counts_as_it_did_before(ground: Ground, limit: str) -> None:
+    """Each has used a decimal digit of its own, so that the level shows which of them count."""
+    limited(ground, **{limit: 10**12})
+    before = [
+        used(ground, f"r{place}", T0 - SECOND, (0, 0, 10**place), lasted_ms=SECOND, ending=ending)
+        for place, ending in enumerate(sorted(Ending))
+    ]
+    with ground.engine.connect() as connection:
+        (found,) = rebuild.levels_of(connection, {CELL: []}, T0)[CELL]
+    ((_, level),) = found.levels  # type: ignore[union-attr]
+    assert level == sum(each.charged_tokens for each in before)
+    assert {each.ending for each in before if each.charged_tokens} == BILLED_ENDINGS | CHARGED_UNBILLED
 
 
 def test_fault_35_reserved_capacity_that_was_used_is_not_had_twice(ground: Ground) -> None:

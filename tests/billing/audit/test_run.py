@@ -22,8 +22,9 @@ from billing.schema.ledger import ledger_transaction, usage_event, usage_total
 from billing.usage.consumer import Consumer
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.tokens import CounterPair
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.billing.engine_server import ScriptedEngine, register, serve
 from tests.billing.events import event
 from tests.billing.usage.test_reap import lapse, reserve

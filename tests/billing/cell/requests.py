@@ -13,9 +13,10 @@ from billing.cell import replies, scripts
 from billing.cell.execute import execute
 from billing.wire import redis_keys
 from billing.wire.attribution import attribute
+from billing.wire.ending import Ending
 from billing.wire.limits import MINUTE_S, WHILE_OPEN, Limit, LimitKind, Limits
 from billing.wire.tokens import Tokens, Weights
-from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 CELL = "pool-1"
 LEASE_MS = 10_000
@@ -157,9 +158,12 @@ class CellRequest:
         ending: Ending = Ending.COMPLETE,
     ) -> scripts.Command:
         event = self.event(ending, usage or Tokens(3, 0, 2), cost_mu)
-        tokens = event.billed.prompt + event.billed.output
         return scripts.settle_call(
-            self.keys, cost_mu=cost_mu, tokens=tokens, event=event.to_json(), cancelled=cancelled
+            self.keys,
+            cost_mu=cost_mu,
+            tokens=event.charged_tokens,
+            event=event.to_json(),
+            cancelled=cancelled,
         )
 
     def reserve(self, cost_mu: int = 0) -> replies.ReserveReply:

@@ -24,7 +24,8 @@ from billing.ledger.entries import (
     record_events,
 )
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_conflict, usage_event, usage_total
-from billing.wire.usage_event import Ending, UsageEvent
+from billing.wire.ending import Ending
+from billing.wire.usage_event import UsageEvent
 from tests.billing.events import event
 
 PRICE = Price(

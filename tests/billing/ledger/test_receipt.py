@@ -12,7 +12,8 @@ from billing.ledger.receipt_parts import Receipt
 from billing.metrics import BillingMetrics
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
-from billing.wire.usage_event import CapacityClass, Ending
+from billing.wire.ending import Ending
+from billing.wire.usage_event import CapacityClass
 from tests.billing.events import event
 from tests.billing.usage.test_reap import reserve
 

@@ -11,7 +11,8 @@ from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import set_price
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.ledger.usage_report import Dimension, parse_dimensions, report_usage
-from billing.wire.usage_event import Ending, UsageEvent
+from billing.wire.ending import Ending
+from billing.wire.usage_event import UsageEvent
 from tests.billing.events import event
 
 DAY_MS = 86_400_000

@@ -23,8 +23,8 @@ from billing.reclaims.plan import ReclaimOrder, ReclaimPlan
 from billing.reclaims.store import Reclaim
 from billing.schema.capacity import contract_shortfall
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.tokens import Tokens
-from billing.wire.usage_event import Ending
 from tests.billing.cell.requests import CELL, CellRequest
 from tests.billing.contracts.selling import POOL, T0, Shop, furnish, terms
 

@@ -23,7 +23,8 @@ from billing.reclaims.carry_out import Reclaimer
 from billing.settings import BillingSettings
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
-from billing.wire.usage_event import Ending, UsageEvent
+from billing.wire.ending import Ending
+from billing.wire.usage_event import UsageEvent
 from tests.fixtures.engine import EngineMaker
 from tests.fixtures.gateway import GatewayProcess, StartGateway, wait_until
 

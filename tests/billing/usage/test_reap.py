@@ -10,9 +10,10 @@ from billing.cell.scripts import CellKeys, Claim, checkpoint_call, reserve_call
 from billing.metrics import BillingMetrics
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from billing.wire.limits import Limits
 from billing.wire.tokens import Tokens
-from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.billing.events import WEIGHTS, event, head
 
 

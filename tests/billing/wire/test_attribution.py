@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.wire.attribution import BILLED_ENDINGS, Attribution, attribute, charged
-from billing.wire.tokens import AbsorbedTokens, AbsorbReason, Tokens
-from billing.wire.usage_event import Ending
+from billing.wire.attribution import Attribution, attribute, charged
+from billing.wire.ending import BILLED_ENDINGS, Ending, OtherReason
+from billing.wire.tokens import AbsorbedTokens, Tokens
 
 COUNTS = st.integers(0, 10**9)
 USAGE = st.builds(lambda cached, rest, output: Tokens(cached + rest, cached, output), COUNTS, COUNTS, COUNTS)
@@ -40,28 +40,28 @@ def test_what_a_tenant_got_or_left_is_billed_to_the_token(ending: Ending) -> Non
 def test_nobody_pays_for_our_failure(ending: Ending) -> None:
     share = attribute(ending, Tokens(10, 4, 7))
     assert share.billed == Tokens()
-    assert share.absorbed.reasons == {AbsorbReason(ending.value): AbsorbedTokens(10, 7)}
+    assert share.absorbed.reasons == {ending: AbsorbedTokens(10, 7)}
 
 
 def test_a_prompt_shared_by_samples_is_billed_once() -> None:
     share = attribute(Ending.COMPLETE, Tokens(130, 0, 30), shared_prompt=260)
     assert share.produced.prompt == 390
     assert share.billed == Tokens(130, 0, 30)
-    assert share.absorbed.reasons == {AbsorbReason.SHARED_PROMPT: AbsorbedTokens(260, 0)}
+    assert share.absorbed.reasons == {OtherReason.SHARED_PROMPT: AbsorbedTokens(260, 0)}
 
 
 def test_a_shared_prompt_keeps_its_own_reason_when_we_failed() -> None:
     share = attribute(Ending.ENGINE_DIED, Tokens(10, 0, 3), shared_prompt=20)
     assert share.absorbed.reasons == {
-        AbsorbReason.ENGINE_DIED: AbsorbedTokens(10, 3),
-        AbsorbReason.SHARED_PROMPT: AbsorbedTokens(20, 0),
+        Ending.ENGINE_DIED: AbsorbedTokens(10, 3),
+        OtherReason.SHARED_PROMPT: AbsorbedTokens(20, 0),
     }
 
 
 def test_an_anomaly_is_kept_off_the_bill() -> None:
     share = attribute(Ending.COMPLETE, Tokens(10, 0, 3), anomaly="usage_backwards")
     assert share.billed == Tokens()
-    assert share.absorbed.reasons == {AbsorbReason.USAGE_ANOMALY: AbsorbedTokens(10, 3)}
+    assert share.absorbed.reasons == {OtherReason.USAGE_ANOMALY: AbsorbedTokens(10, 3)}
 
 
 @pytest.mark.parametrize("ending", [ending for ending in Ending if ending is not Ending.REFUSED_BY_ENGINE])
@@ -83,7 +83,7 @@ def test_what_an_engine_refused_after_it_had_worked_is_paid_by_nobody_and_counts
     )
     late = attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 2, 3))
     assert (late.produced, late.billed) == (Tokens(10, 2, 3), Tokens())
-    assert late.absorbed.reasons == {AbsorbReason.REFUSED_BY_ENGINE: AbsorbedTokens(10, 3)}
+    assert late.absorbed.reasons == {Ending.REFUSED_BY_ENGINE: AbsorbedTokens(10, 3)}
     assert charged(Ending.REFUSED_BY_ENGINE, late.produced, late.billed) == late.produced
     left = attribute(Ending.DEADLINE, Tokens(10, 2, 3))
     assert charged(Ending.DEADLINE, left.produced, left.billed) == left.billed == Tokens()
@@ -93,9 +93,9 @@ def test_what_an_engine_refused_after_it_had_worked_is_paid_by_nobody_and_counts
 def test_what_is_produced_again_is_billed_once(ending: Ending) -> None:
     share = attribute(ending, Tokens(10, 4, 7), discarded_output=3)
     assert share.billed == Tokens(10, 4, 4)
-    assert share.absorbed.reasons == {AbsorbReason.CONTINUED: AbsorbedTokens(0, 3)}
+    assert share.absorbed.reasons == {OtherReason.CONTINUED: AbsorbedTokens(0, 3)}
     later = attribute(ending, Tokens(14, 4, 7), continued=True, discarded_output=7)
     assert later.billed == Tokens()
-    assert later.absorbed.reasons == {AbsorbReason.CONTINUED: AbsorbedTokens(14, 7)}
+    assert later.absorbed.reasons == {OtherReason.CONTINUED: AbsorbedTokens(14, 7)}
     with pytest.raises(ValueError, match="8 tokens discarded of 7"):
         attribute(ending, Tokens(10, 4, 7), discarded_output=8)

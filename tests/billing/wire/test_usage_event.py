@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from billing.wire.attribution import attribute
-from billing.wire.tokens import Absorbed, AbsorbedTokens, AbsorbReason, Tokens, UsageEventError, Weights
-from billing.wire.usage_event import CapacityClass, Ending, EventHead, UsageEvent, UsageSource
+from billing.wire.ending import Ending
+from billing.wire.tokens import Absorbed, AbsorbedTokens, Tokens, UsageEventError, Weights
+from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 HEAD = EventHead(
     request_id="req-1", tenant="acme", project="p", key_id="k", model='org/m "x" ü', pool="pool", cell="cell",
@@ -139,7 +140,7 @@ def test_an_event_out_of_balance_cannot_be_made() -> None:
 
 def test_absorbed_tokens_have_reasons_that_add_up() -> None:
     with pytest.raises(UsageEventError, match="reasons"):
-        Absorbed(3, 0, {AbsorbReason.DEADLINE: AbsorbedTokens(2, 0)})
+        Absorbed(3, 0, {Ending.DEADLINE: AbsorbedTokens(2, 0)})
 
 
 def test_negative_tokens_cannot_be_made() -> None:
@@ -157,6 +158,6 @@ def test_an_ending_by_its_earlier_name_is_read_as_the_new_one() -> None:
     assert parts.count(b'"preempted"') == 2
     read = UsageEvent.from_json(parts.replace(b'"preempted"', b'"gave_way"'))
     assert read.ending is Ending.PREEMPTED
-    assert list(read.absorbed.reasons) == [AbsorbReason.PREEMPTED]
+    assert list(read.absorbed.reasons) == [Ending.PREEMPTED]
     written = orjson.loads(read.to_json())
     assert (written["ending"], list(written["absorbed"]["reasons"])) == ("preempted", ["preempted"])

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from billing.wire import redis_keys
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway, wait_until
 from tests.gateway.asking import ROUTES, TOKENS, Outcome, ask, body, the_event

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.cell.scripts import Command, leave_call
-from billing.wire.usage_event import Ending
+from billing.wire.ending import Ending
 from gateway.redis.journal import Journal
 from gateway.redis.journal_records import Admission, encode, recover
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
