@@ -39,7 +39,9 @@ from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
-from gateway.route import candidates
+from gateway.route import CANDIDATES_MAX, candidates, ready
+from gateway.routing.choice import Choice
+from gateway.routing.router import Router
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
@@ -63,6 +65,8 @@ class InferenceApi:
     gateway_id: str
     catalogue: Catalogue
     engines: Engines
+    router: Router
+    cache_salt: Callable[[str], str]
     reserver: Reserver
     forwarder: Forwarder
     settle: Settle
@@ -109,8 +113,12 @@ class InferenceApi:
         parsed = check_against_model(parsed, model)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
+        choice = None
+        if len(self.catalogue.instances(model.name)) > 1:
+            salt = self.cache_salt(tenant.tenant)
+            choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:
-            found = self._candidates(model)  # nothing is reserved yet, so a failure leaks nothing
+            found = self._candidates(model, choice)  # nothing is reserved yet, so a failure leaks nothing
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
             raise
@@ -131,10 +139,11 @@ class InferenceApi:
             client_connection=client.connection,
         )
         exchange = self._exchange(request, found[0])
+        exchange.choice = choice
         with _Settling(self, exchange, client):
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
-                exchange, cost_mu, found, lambda: self._candidates(model)
+                exchange, cost_mu, found, lambda: self._candidates(model, choice)
             )
             client.instance = lambda: exchange.attempt.instance.instance
             client.headers += limit_headers(
@@ -161,7 +170,9 @@ class InferenceApi:
                 await self.forwarder.forward(part, client)
                 return
             except Preempted:
-                part = await self.resumer.resume(part, client, partial(self._candidates, part.request.model))
+                part = await self.resumer.resume(
+                    part, client, partial(self._candidates, part.request.model, part.choice)
+                )
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
         """The model, if this caller may see it. The error is the same for a model that does not exist, one
@@ -184,11 +195,12 @@ class InferenceApi:
         for place in parsed.ignored:
             self.metrics.ignored_field(metric_name(place))
 
-    def _candidates(self, model: Model) -> list[InstanceEntry]:
-        engines = self.engines
-        found = candidates(
-            self.catalogue.instances(model.name), engines.open_here, engines.failed_at, time.monotonic()
-        )
+    def _candidates(self, model: Model, choice: Choice | None) -> list[InstanceEntry]:
+        engines, instances = self.engines, self.catalogue.instances(model.name)
+        if choice is None:
+            found = candidates(instances, engines.open_here, engines.failed_at, time.monotonic())
+        else:
+            found = choice.ranked(ready(instances))[:CANDIDATES_MAX]
         if not found:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, MutableMapping
 from secrets import token_hex
 from typing import Any
+from zlib import crc32
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -47,8 +48,10 @@ from gateway.redis.pipe import RedisPipe
 from gateway.redis.unsynced import WAIT_MS, UnsyncedSettles
 from gateway.request import Dialect, RouteSpec
 from gateway.reserve import Reserver, WaitPolicy
-from gateway.route import route
+from gateway.route import is_avoided, route
 from gateway.routes import ROUTES_BY_PATH
+from gateway.routing.router import Router
+from gateway.routing.shared_news import SharedNews
 from gateway.settings import GatewaySettings
 from gateway.settle import Settler
 from gateway.upstream.engines import Engines
@@ -101,8 +104,21 @@ class Stages:
             preempt=self._preempt,
             metrics=metrics,
         )
-        self._engines = Engines(settings.connect_timeout_s)
+        self._engines = engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
+        self._router = Router(
+            index_bytes=settings.prefix_index_bytes,
+            open_here=engines.open_here,
+            avoided=lambda instance: is_avoided(instance, engines.failed_at, time.monotonic()),
+            first_turn=crc32(self.gateway_id.encode()),
+        )
+        self._shared_news = SharedNews(
+            self._router,
+            gateway_id=self.gateway_id,
+            redis_url=settings.redis_url,
+            pipe=self._redis,
+            instances=self.catalogue.instance_ids,
+        )
         self._pacer = Pacer(self._redis)
         self._settler = Settler(
             self._redis,
@@ -164,10 +180,11 @@ class Stages:
     def _inference(self, settings: GatewaySettings, reserver: Reserver) -> InferenceApi:
         settle = self._final_counts.settle
         receiving = _receiving(settings)
+        cache_salt = CacheSalts(self.catalogue).of
         forwarder = Forwarder(
             self._engines,
             self.catalogue.instances,
-            CacheSalts(self.catalogue).of,
+            cache_salt,
             settle,
             self._metrics.upstream_error,
         )
@@ -175,6 +192,8 @@ class Stages:
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
+            router=self._router,
+            cache_salt=cache_salt,
             reserver=reserver,
             resumer=Resumer(reserver, self._checkpointer, settle),
             forwarder=forwarder,
@@ -199,6 +218,7 @@ class Stages:
             asyncio.create_task(self._heartbeats.run(), name="heartbeats"),
             asyncio.create_task(self.readiness.watch(), name="readiness"),
             asyncio.create_task(self._unsynced.run(), name="unsynced"),
+            asyncio.create_task(self._shared_news.run(), name="shared-news"),
         ]
         # What was made until now lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -215,6 +235,7 @@ class Stages:
                 task.cancel()
             await asyncio.gather(*rounds, return_exceptions=True)
             self._pacer.close()
+            self._shared_news.close()
             await self._housekeeping.deregister()
             await self.catalogue.stop()
             self._engines.close()

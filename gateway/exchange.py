@@ -23,6 +23,7 @@ from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
 from gateway.request import ParsedRequest, ServiceTier
+from gateway.routing.choice import Choice
 from gateway.stream.continuation import DeliveredEvents, Splice, can_resume, remaining_request
 from gateway.stream.meter import Produced
 from gateway.stream.meter_choices import ChoicesMeter
@@ -112,8 +113,8 @@ class Exchange:
     """A request from reserve to settle: the request, the current attempt, what was delivered, and how it can
     be resumed.
 
-    `decision`: why it was admitted in this class, for its receipt. `tried`: instances that failed. `on_stop`
-    is called when it is to end early.
+    `decision`: why it was admitted in this class, for its receipt. `choice`: of its instance, if its model
+    has several. `tried`: instances that failed. `on_stop` is called when it is to end early.
     """
 
     request: Request
@@ -125,6 +126,7 @@ class Exchange:
     tried: tuple[str, ...] = ()
     waited_ms: int = 0
     decision: dict[str, Any] | None = None
+    choice: Choice | None = None
     on_stop: Callable[[], None] | None = None
     stop_ending: Ending | None = None
     ended: Ended | None = None
@@ -283,6 +285,7 @@ class Exchange:
             resumable=Resumable.of(parsed),
             continued=Continued(previous=self, splice=splice),
             delivery=self.delivery.of_next_part(),
+            choice=self.choice,
         )
         resumable.discarded_output = meter.produced().output - carried
         resumable.following = following
@@ -318,6 +321,8 @@ class Exchange:
         if delivery.first_token_at is None:
             delivery.first_token_at = now
             delivery.first_token_ms = self.at_ms(now)
+            if self.choice is not None:
+                self.choice.first_token()
         delivery.last_token_at = now
         delivery.output = self.attempt.meter.output_tokens()
 
@@ -348,6 +353,13 @@ class Exchange:
             "level_after_mu": grant.level_after_mu,
             "rate_mu_s": grant.rate_mu_s,
         }
+
+    def sent(self) -> None:
+        """It goes to the instance of its attempt now."""
+        if self.choice is not None:
+            tells = self.parsed.stream and self.delivery.first_token_at is None
+            self.choice.sent(self.attempt.instance, tells_first_token=tells)
+            self.decision = (self.decision or {}) | self.choice.decided
 
     def move_to(self, instance: InstanceEntry) -> None:
         """Begin a new attempt on another instance: same reservation, nothing produced yet."""

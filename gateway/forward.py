@@ -84,6 +84,7 @@ class Forwarder:
         sent.
         """
         self._engines.opened(exchange.attempt.instance)
+        exchange.sent()
         try:
             exchange.on_stop = lambda: self._engines.abort(exchange.attempt)
             await self._attempt_instances(exchange, client)
@@ -135,6 +136,7 @@ class Forwarder:
         self._release(exchange)
         exchange.move_to(chosen)
         self._engines.opened(chosen)
+        exchange.sent()
         return True
 
     def _mark_failed(self, exchange: Exchange, kind: str) -> None:
@@ -147,6 +149,8 @@ class Forwarder:
         attempt = exchange.attempt
         attempt.end()
         self._engines.closed(attempt.instance)
+        if exchange.choice is not None:
+            exchange.choice.ended(attempt.meter.output_tokens())
         if attempt.connection is not None:
             self._engines.pool(attempt.instance).release(attempt.connection)
             attempt.connection = None

@@ -148,6 +148,16 @@ class Metrics:
             "taas_upstream_errors", "Requests that an engine failed, by the kind of failure.",
             "engine", "kind",
         ).labels)  # fmt: skip
+        self._routed = _Kept(self._counter(
+            "taas_routed_requests",
+            "Requests of models with several instances, by why they were sent where they were.", "why",
+        ).labels)  # fmt: skip
+        cached = self._counter(
+            "taas_routed_cached_tokens",
+            "Cached prompt tokens of these requests: those that were expected, and those that there were.",
+            "which",
+        )  # fmt: skip
+        self._cached_expected, self._cached_found = cached.labels("expected"), cached.labels("found")
         self._anomalies = _Kept(self._counter(
             "taas_usage_anomalies", "Requests whose usage figure from the engine was missing or impossible.",
             "kind",
@@ -242,6 +252,14 @@ class Metrics:
     def upstream_error(self, instance: str, kind: str) -> None:
         """An instance failed a request; `kind` is an UpstreamFailure or a rule that a meter found broken."""
         self._upstream_errors[instance, kind].inc()
+
+    def routed(self, why: str, cached_expected: int, cached_found: int) -> None:
+        """A request for whose instance there was a choice has ended; `why` is a `routing.rank.Why`. Tokens of
+        its prompt that should have been cached, and that were.
+        """
+        self._routed[why,].inc()
+        self._cached_expected.inc(cached_expected)
+        self._cached_found.inc(cached_found)
 
     def anomaly(self, kind: str) -> None:
         """A usage figure was missing or wrong."""

@@ -17,6 +17,11 @@ FAILURE_AVOIDED_SECONDS: Final = 2.0
 CANDIDATES_MAX: Final = 64
 
 
+def ready(instances: Collection[InstanceEntry]) -> list[InstanceEntry]:
+    """Those that may get new requests."""
+    return [entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS]
+
+
 def candidates(
     instances: Collection[InstanceEntry],
     open_here: Mapping[str, int],
@@ -26,21 +31,23 @@ def candidates(
     """All instances that could serve the model, best first, ranked as in `route`. The cell takes the first
     with a free slot.
     """
-    ready = [
-        entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS
-    ]
-    if len(ready) > 1:
-        ready.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
-    return ready[:CANDIDATES_MAX]
+    found = ready(instances)
+    if len(found) > 1:
+        found.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
+    return found[:CANDIDATES_MAX]
+
+
+def is_avoided(instance: str, failed_at: Mapping[str, float], now: float) -> bool:
+    """Whether it has just failed."""
+    return now - failed_at.get(instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
 
 
 def _rank(
     entry: InstanceEntry, open_here: Mapping[str, int], failed_at: Mapping[str, float], now: float
 ) -> tuple[bool, float]:
-    avoided = now - failed_at.get(entry.instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
     # The engine's own figure is up to a second old and includes our requests; the greater of the two is the
     # better estimate.
-    return avoided, max(
+    return is_avoided(entry.instance, failed_at, now), max(
         float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting)
     )
 

@@ -147,6 +147,12 @@ class GatewaySettings(BaseSettings):
         description="Requests a minute that a tenant may cancel before their first token; -1: any number.",
     )
 
+    prefix_index_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Memory for which instance has which prompts in its cache; 0: requests go by load alone.",
+    )
+
     lease_ms: int = Field(
         default=10_000, ge=1_000, description="How long a reservation lives without a checkpoint."
     )

@@ -149,6 +149,8 @@ class Settler:
 
     def _record_request(self, exchange: Exchange, event: UsageEvent) -> None:
         now = time.monotonic()
+        if exchange.choice is not None:
+            exchange.choice.answered(self._metrics, event.produced.prompt, event.produced.cached)
         first, last, output = (
             exchange.delivery.first_token_at,
             exchange.delivery.last_token_at,

@@ -37,6 +37,7 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "catalogue": ("redis",),
         "stream": ("protocol",),
         "upstream": ("stream",),
+        "routing": ("catalogue", "redis", "metrics"),
         "waiting": ("catalogue", "redis", "metrics", "exchange"),
         "process": ("edge", "metrics"),
     },
@@ -68,7 +69,9 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # Decisions and arithmetic. They are tested without a server, and stay so.
 PURE = (
-    "gateway.route", "gateway.routes", "gateway.upstream.adapters", "gateway.stream.meter",
+    "gateway.route", "gateway.routes", "gateway.routing.rank", "gateway.routing.prompt_hashes",
+    "gateway.routing.prefix_index", "gateway.routing.loads", "gateway.routing.news",
+    "gateway.upstream.adapters", "gateway.stream.meter",
     "gateway.stream.meter_plain", "gateway.stream.meter_typed", "gateway.stream.meter_choices",
     "gateway.protocol", "billing.catalogue.money", "billing.wire.tokens", "billing.wire.usage_event",
     "billing.wire.attribution", "billing.wire.redis_keys", "serving.vllm_command", "serving.backoff",

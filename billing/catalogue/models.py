@@ -173,6 +173,11 @@ def list_all(connection: Connection) -> list[Model]:
     return _read(connection, None)
 
 
+def names_in_pool(connection: Connection, pool: str) -> list[str]:
+    """The models of a pool, retired ones too."""
+    return list(connection.scalars(select(table.c.name).where(table.c.pool == pool).order_by(table.c.name)))
+
+
 def list_page(
     connection: Connection,
     asked: PageRequest,

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from billing.catalogue import models
 from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
-from billing.schema.capacity import reclaim
+from billing.schema.capacity import calibration, reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
 from billing.schema.clock import NOW_MS
 from billing.wire.engine_kinds import is_provider
@@ -93,9 +94,9 @@ def read_keys(connection: Connection, key_ids: Collection[str] | None) -> KeyEnt
 def read_models(connection: Connection, names: Collection[str] | None) -> ModelEntries:
     """Projections of models by name, retired ones too."""
     found = [model for model in models.list_all(connection) if names is None or model.name in names]
-    for_sale = for_sale_from(connection)
+    for_sale, capacity = for_sale_from(connection), _capacities(connection)
     return ModelEntries(
-        {model.name: _model(model, for_sale.get(model.name)) for model in found},
+        {model.name: _model(model, for_sale.get(model.name), capacity.get(model.pool)) for model in found},
         frozenset(model.cell for model in found),
     )
 
@@ -143,7 +144,17 @@ def read_drained(connection: Connection, instance_ids: Collection[str] | None) -
     }
 
 
-def _model(model: models.Model, for_sale_from_ms: int | None) -> str:
+def _capacities(connection: Connection) -> dict[str, int]:
+    """What an instance of each pool can do in milliunits a second, as calibrated last."""
+    query = (
+        select(calibration.c.pool, calibration.c.capacity_mu_s)
+        .ext(distinct_on(calibration.c.pool))
+        .order_by(calibration.c.pool, calibration.c.created_ms.desc(), calibration.c.calibration_id.desc())
+    )
+    return {row.pool: row.capacity_mu_s for row in connection.execute(query)}
+
+
+def _model(model: models.Model, for_sale_from_ms: int | None, capacity_mu_s: int | None) -> str:
     return _json(
         {
             "name": model.name,
@@ -162,6 +173,7 @@ def _model(model: models.Model, for_sale_from_ms: int | None) -> str:
             "status": model.status,
             "max_body_bytes": model.max_body_bytes,
             "for_sale_from_ms": for_sale_from_ms,
+            "capacity_mu_s": capacity_mu_s,
         }
     )
 

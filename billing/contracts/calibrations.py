@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, insert, select
 
-from billing.catalogue import models, pools
+from billing.catalogue import models, outbox, pools
 from billing.catalogue.models import ModelChange, Weights
 from billing.catalogue.names import new_id
+from billing.catalogue.outbox import ChangeKind
 from billing.contracts import store
 from billing.contracts.commitments import lock_for_sale
 from billing.contracts.lifecycle import OPERATOR
@@ -123,6 +124,8 @@ def record(
     changed = models.change(connection, model.name, ModelChange(weights=measured.weights))
     if changed.weights_version != model.weights_version:
         write_down(connection, before, model, changed, by=OPERATOR, now_ms=now_ms)
+    for name in models.names_in_pool(connection, measured.pool):  # their entries have the capacity
+        outbox.record(connection, ChangeKind.MODEL, name)
     columns = asdict(measured)
     del columns["weights"]
     if at_ms is not None:

@@ -34,6 +34,9 @@ ALLOCATORS_ALIVE: Final = "taas:allocators:alive"
 # The marker of the catalogue's projection. If it differs from SQL, Redis has lost data.
 PROJECTION: Final = "taas:projection"
 
+# The channel on which gateways tell each other which requests they sent to which instance.
+ROUTING_CHANNEL: Final = "taas:routing"
+
 # The usage stream: one consumer group, one field an entry.
 USAGE_GROUP: Final = "billing"
 USAGE_FIELD: Final = "e"

@@ -98,6 +98,10 @@ class Catalogue:
         """The instances of a model whose lease holds, whatever their status."""
         return self._instances.get(model, ())
 
+    def instance_ids(self) -> list[str]:
+        """Of all models."""
+        return [entry.instance for entries in self._instances.values() for entry in entries]
+
     def tenants_seen(self) -> Iterable[Tenant]:
         """Tenants that have sent requests recently."""
         return self._tenants.values()

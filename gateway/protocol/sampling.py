@@ -125,10 +125,10 @@ def check_top_p(param: str, value: Any) -> None:
 check_output_tokens = integer(1, OUTPUT_TOKENS_MAX)
 check_choices = integer(1, CHOICES_MAX)
 
-# For the caller's own records; no engine sees them.
+# For the caller's own records, or for the gateway; no engine sees them.
 ACCOUNT_FIELDS: dict[str, Checker] = {
     "metadata": check_metadata,
-    "prompt_cache_key": unsent(string(IDENTIFIER_CHARS_MAX)),
+    "prompt_cache_key": string(IDENTIFIER_CHARS_MAX),
     "prompt_cache_retention": unsent(one_of("in_memory", "24h")),
     "safety_identifier": unsent(string(IDENTIFIER_CHARS_MAX)),
     "service_tier": check_tier,

@@ -30,7 +30,7 @@ _COUNTS_PATH: Final = REQUEST_COUNTS_PATH.encode()
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 # Parameters that the gateway itself acts on. Those without any effect are no longer in a checked body
 # (`gateway.protocol.fields`).
-_NOT_THE_ENGINES: Final = frozenset({"metadata", "service_tier", "stream_options"})
+_NOT_THE_ENGINES: Final = frozenset({"metadata", "prompt_cache_key", "service_tier", "stream_options"})
 # Lower is served first. There are gaps for future classes.
 _PRIORITY: Final = {CapacityClass.RESERVED: 0, CapacityClass.ON_DEMAND: 10, CapacityClass.FLEX: 20}
 

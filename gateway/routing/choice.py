@@ -1,0 +1,198 @@
+"""The choice of an instance for one request, and what becomes of it there. It does no I/O.
+
+While the model has one ready instance there is nothing to choose, and nothing is computed.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from msgspec import Struct
+
+from billing.wire.instance_entry import InstanceEntry
+from gateway.catalogue.entries import Model
+from gateway.metrics import Metrics
+from gateway.request import ParsedRequest
+from gateway.routing.loads import Load
+from gateway.routing.prompt_hashes import BLOCK_BYTES, BLOCK_ENDS, chain, name_hash, prompt_bytes
+from gateway.routing.rank import Candidate, Ranking, Rates, Why, rank
+from gateway.routing.router import Router
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_SESSION_HEADER: Final = b"x-session-id"
+_SESSION_PARAM: Final = "prompt_cache_key"
+_SESSION_BYTES_MAX: Final = 256
+# What a session is worth: half of the prompt, and at least so many tokens.
+_SESSION_TOKENS_MIN: Final = 512
+_BYTES_PER_TOKEN: Final = 4
+
+
+class _Prompt(Struct):
+    """Of one request. `turn`: by which it takes its turn among instances that are equally good."""
+
+    hashes: list[int]
+    tokens_per_byte: float
+    session: int | None
+    turn: int
+
+
+class _Sent(Struct):
+    """Where it was sent. `cached`: tokens of its prompt that should be cached there. `waits`: tokens that
+    count as waiting there until its first token.
+    """
+
+    instance: str
+    why: Why
+    cached: float
+    load: Load
+    waits: float
+
+
+class Choice:
+    """Of a request that came with these headers. `salt`: its tenant's."""
+
+    __slots__ = (
+        "_cached",
+        "_headers",
+        "_model",
+        "_parsed",
+        "_prompt",
+        "_ranking",
+        "_router",
+        "_salt",
+        "_sent",
+    )
+
+    def __init__(
+        self, router: Router, parsed: ParsedRequest, model: Model, salt: str, headers: Headers
+    ) -> None:
+        self._router = router
+        self._parsed = parsed
+        self._model = model
+        self._salt = salt
+        self._headers = headers
+        self._prompt: _Prompt | None = None
+        self._ranking: Ranking | None = None
+        self._cached: dict[str, float] = {}
+        self._sent: _Sent | None = None
+
+    def ranked(self, ready: list[InstanceEntry]) -> list[InstanceEntry]:
+        """These instances, the best first."""
+        if len(ready) < 2:
+            return ready
+        prompt = self._prompt = self._prompt or self._read_prompt()
+        rates = Rates.of(self._model.weights, self._model.capacity_mu_s)
+        candidates = self._candidates(ready, prompt, rates.prefill)
+        self._cached = {each.entry.instance: each.cached for each in candidates}
+        self._ranking = rank(candidates, self._parsed.input_tokens_estimate, rates, prompt.turn)
+        return self._ranking.entries
+
+    def sent(self, instance: InstanceEntry, *, tells_first_token: bool) -> None:
+        """It is sent there now. `tells_first_token`: `first_token` will be called."""
+        if self._ranking is None or self._prompt is None:
+            return
+        router, prompt, name = self._router, self._prompt, instance.instance
+        why = self._ranking.why if name == self._ranking.entries[0].instance else Why.NEXT
+        cached, load = self._cached.get(name, 0.0), router.load(name)
+        waits = self._parsed.input_tokens_estimate - cached
+        if tells_first_token:
+            load.awaiting += waits
+        else:
+            load.add_unread(waits, time.monotonic())
+            waits = 0.0
+        self._sent = _Sent(name, why, cached, load, waits)
+        number = router.index.number(name, instance.epoch)
+        router.news.add_prompt(name, instance.epoch, router.index.learn(prompt.hashes, number))
+        if prompt.session is not None and router.index.learn((prompt.session,), number):
+            router.news.add_session(name, instance.epoch, prompt.session)
+        router.changed(name)
+
+    def first_token(self) -> None:
+        """The engine has read the prompt."""
+        if self._sent is not None and self._sent.waits:
+            self._sent.load.awaiting -= self._sent.waits
+            self._sent.waits = 0.0
+            self._router.changed(self._sent.instance)
+
+    def ended(self, output_tokens: int) -> None:
+        """Nothing of it runs there any more."""
+        if self._sent is not None:
+            self.first_token()
+            self._router.changed(self._sent.instance)
+            if output_tokens:
+                self._router.answered(self._model, output_tokens)
+
+    def answered(self, metrics: Metrics, prompt: int, cached: int) -> None:
+        """Its usage: tokens of its prompt, and how many of them the engine had cached."""
+        if self._sent is not None:
+            part = self._sent.cached / max(1, self._parsed.input_tokens_estimate)
+            metrics.routed(self._sent.why.value, int(part * prompt), cached)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """Why it was sent where it is, and how many tokens of its prompt should be cached there; for its
+        receipt. Empty if there was no choice.
+        """
+        sent = self._sent
+        return {} if sent is None else {"routed": sent.why.value, "cached_expected": int(sent.cached)}
+
+    def _read_prompt(self) -> _Prompt:
+        router, parsed = self._router, self._parsed
+        hashes: list[int] = []
+        session, tokens_per_byte = None, 0.0
+        if router.learns and parsed.route.generates:
+            seed, session_seed = router.seeds(self._model, self._salt)
+            if parsed.input_tokens_estimate * _BYTES_PER_TOKEN >= BLOCK_BYTES:
+                prompt = prompt_bytes(parsed.body, parsed.route.prompt_param)
+                hashes = chain(prompt, seed)
+                tokens_per_byte = parsed.input_tokens_estimate / len(prompt)
+            if named := self._session_name():
+                session = name_hash(named, session_seed)
+        turn = hashes[0] if hashes else router.next_turn() if session is None else session
+        return _Prompt(hashes, tokens_per_byte, session, turn)
+
+    def _session_name(self) -> bytes:
+        """Empty if its caller has not named one."""
+        named = self._parsed.body.get(_SESSION_PARAM)
+        if named:
+            return str(named).encode()
+        for name, value in self._headers:
+            if name == _SESSION_HEADER and len(value) <= _SESSION_BYTES_MAX:
+                return value
+        return b""
+
+    def _candidates(self, ready: list[InstanceEntry], prompt: _Prompt, rate: float) -> list[Candidate]:
+        router, now = self._router, time.monotonic()
+        index, open_here = router.index, router.open_here
+        depths = index.depths(prompt.hashes) if prompt.hashes else {}
+        keeper = None if prompt.session is None else index.holder(prompt.session)
+        kept = max(_SESSION_TOKENS_MIN, self._parsed.input_tokens_estimate / 2)
+        # An open answer is half done, on average.
+        tokens_to_come = router.answer_tokens(self._model) / 2
+        candidates = []
+        for entry in ready:
+            name, load = entry.instance, router.load(entry.instance)
+            load.rate = rate
+            cached, is_keeper = 0.0, False
+            if depths or keeper is not None:
+                number = index.number(name, entry.epoch)
+                depth = depths.get(number)
+                cached = BLOCK_ENDS[depth - 1] * prompt.tokens_per_byte if depth else 0.0
+                is_keeper = number == keeper
+            # The engine's own figure is up to a second old and includes our requests; the greater of the two
+            # is the better estimate.
+            open_requests = max(
+                open_here.get(name, 0) + load.open_elsewhere, entry.load.running + entry.load.waiting
+            )
+            candidates.append(
+                Candidate(
+                    entry,
+                    cached,
+                    kept if is_keeper else 0.0,
+                    load.queued(now),
+                    open_requests * tokens_to_come,
+                    router.avoided(name),
+                )
+            )
+        return candidates

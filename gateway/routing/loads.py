@@ -1,0 +1,75 @@
+"""The prompts that wait at each instance to be read, and the open requests of other gateways. Pure.
+
+A prompt of this process counts as read with the first token of its stream. For an answer in one piece, and
+for what other gateways have sent, prompts drain at the instance's prefill rate.
+"""
+
+from typing import Final
+
+from msgspec import Struct, field
+
+from gateway.routing.rank import PREFILL_TOKENS_S
+
+# What another gateway said counts for so long, unless it says something new.
+SAID_S_MAX: Final = 2.0
+
+
+class Said(Struct, gc=False):
+    """What another gateway said: its open requests, its tokens that wait, and when."""
+
+    open: int
+    tokens: float
+    at: float
+
+
+class Load(Struct):
+    """The work at one instance. `rate`: tokens a second that it reads. `awaiting`: prompt tokens of this
+    process's streams without a first token. `unread`: of its other requests, as of `unread_at`. `others`: by
+    gateway; `open_elsewhere` and `unread_elsewhere`, as of `elsewhere_at`, are their sums.
+    """
+
+    rate: float = float(PREFILL_TOKENS_S)
+    awaiting: float = 0.0
+    unread: float = 0.0
+    unread_at: float = 0.0
+    others: dict[str, Said] = field(default_factory=dict)
+    open_elsewhere: int = 0
+    unread_elsewhere: float = 0.0
+    elsewhere_at: float = 0.0
+
+    def queued_here(self, now: float) -> float:
+        """Tokens of this process that wait to be read."""
+        if not self.unread:
+            return self.awaiting
+        return self.awaiting + max(0.0, self.unread - self.rate * (now - self.unread_at))
+
+    def queued(self, now: float) -> float:
+        """Tokens of all gateways that wait to be read."""
+        here = self.queued_here(now)
+        if not self.unread_elsewhere:
+            return here
+        return here + max(0.0, self.unread_elsewhere - self.rate * (now - self.elsewhere_at))
+
+    def add_unread(self, tokens: float, now: float) -> None:
+        """A prompt of which nothing will say when it is read."""
+        self.unread = max(0.0, self.unread - self.rate * (now - self.unread_at)) + tokens
+        self.unread_at = now
+
+    def told(self, gateway: str, said: Said) -> None:
+        """Another gateway has said something new."""
+        self.others[gateway] = said
+        self._sum_up(said.at)
+
+    def forget(self, now: float) -> None:
+        """Drop what was said too long ago."""
+        old = [gateway for gateway, said in self.others.items() if now - said.at > SAID_S_MAX]
+        for gateway in old:
+            del self.others[gateway]
+        if old:
+            self._sum_up(now)
+
+    def _sum_up(self, now: float) -> None:
+        said = self.others.values()
+        self.open_elsewhere = sum(each.open for each in said)
+        self.unread_elsewhere = sum(max(0.0, each.tokens - self.rate * (now - each.at)) for each in said)
+        self.elsewhere_at = now
