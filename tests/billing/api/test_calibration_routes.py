@@ -71,6 +71,7 @@ def test_a_calibration_sets_weights_capacity_and_the_pools_machines_at_once(
     assert (found["steps"], found["remarks"], found["instance"]) == (GOOD["steps"], GOOD["remarks"], "m-1")
     told = json.loads(raw_redis.hget(redis_keys.MODELS, "m") or b"")
     assert told["weights"] == {"version": 2, **GOOD["weights"]}
+    assert told["capacity_mu_s"] == 1_725_500
     assert stored(database) == (1, 2, 0, 2)
     assert admin.get("/admin/v1/pools/m").json()["units_per_instance"] == "1725.5"
 
@@ -89,9 +90,11 @@ def test_the_newest_is_listed_first_and_holds(admin: TestClient, made: Make) -> 
     assert admin.get("/admin/v1/pools/m").json()["units_per_instance"] == "900"
 
 
-def test_the_same_weights_again_are_no_new_version(made: Make) -> None:
+def test_the_same_weights_again_are_no_new_version(made: Make, raw_redis: redis.Redis) -> None:
     made("calibrations", **GOOD)
-    assert made("calibrations", **GOOD)["weights"]["version"] == 2
+    again = made("calibrations", **GOOD | {"capacity_units_per_second": 2000})
+    assert again["weights"]["version"] == 2
+    assert json.loads(raw_redis.hget(redis_keys.MODELS, "m") or b"")["capacity_mu_s"] == 2_000_000
 
 
 def test_machines_that_the_operator_named_stay(admin: TestClient, made: Make) -> None:
