@@ -104,21 +104,9 @@ class Stages:
             preempt=self._preempt,
             metrics=metrics,
         )
-        self._engines = engines = Engines(settings.connect_timeout_s)
+        self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
-        self._router = Router(
-            index_bytes=settings.prefix_index_bytes,
-            open_here=engines.open_here,
-            avoided=lambda instance: is_avoided(instance, engines.failed_at, time.monotonic()),
-            first_turn=crc32(self.gateway_id.encode()),
-        )
-        self._shared_news = SharedNews(
-            self._router,
-            gateway_id=self.gateway_id,
-            redis_url=settings.redis_url,
-            pipe=self._redis,
-            instances=self.catalogue.instance_ids,
-        )
+        self._router, self._shared_news = self._routing(settings)
         self._pacer = Pacer(self._redis)
         self._settler = Settler(
             self._redis,
@@ -155,6 +143,23 @@ class Stages:
         self._final_counts = FinalCounts(self._engines, self.catalogue.instances, self._settler.settle)
         self.inference = self._inference(settings, reserver)
         lifecycle.on_deadline(self._stop_all)
+
+    def _routing(self, settings: GatewaySettings) -> tuple[Router, SharedNews]:
+        engines = self._engines
+        router = Router(
+            index_bytes=settings.prefix_index_bytes,
+            open_here=engines.open_here,
+            avoided=lambda instance: is_avoided(instance, engines.failed_at, time.monotonic()),
+            first_turn=crc32(self.gateway_id.encode()),
+        )
+        news = SharedNews(
+            router,
+            gateway_id=self.gateway_id,
+            redis_url=settings.redis_url,
+            pipe=self._redis,
+            instances=self.catalogue.instance_ids,
+        )
+        return router, news
 
     def _observers(self, outage: OutageLeases) -> tuple[Readiness, Housekeeping]:
         readiness = Readiness(

@@ -152,12 +152,11 @@ class Metrics:
             "taas_routed_requests",
             "Requests of models with several instances, by why they were sent where they were.", "why",
         ).labels)  # fmt: skip
-        cached = self._counter(
+        self._routed_cached = _Kept(self._counter(
             "taas_routed_cached_tokens",
             "Cached prompt tokens of these requests: those that were expected, and those that there were.",
             "which",
-        )  # fmt: skip
-        self._cached_expected, self._cached_found = cached.labels("expected"), cached.labels("found")
+        ).labels)  # fmt: skip
         self._anomalies = _Kept(self._counter(
             "taas_usage_anomalies", "Requests whose usage figure from the engine was missing or impossible.",
             "kind",
@@ -258,8 +257,8 @@ class Metrics:
         its prompt that should have been cached, and that were.
         """
         self._routed[why,].inc()
-        self._cached_expected.inc(cached_expected)
-        self._cached_found.inc(cached_found)
+        self._routed_cached["expected",].inc(cached_expected)
+        self._routed_cached["found",].inc(cached_found)
 
     def anomaly(self, kind: str) -> None:
         """A usage figure was missing or wrong."""

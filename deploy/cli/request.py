@@ -76,6 +76,8 @@ def _decision(decision: dict[str, Any] | None) -> str | None:
     if decision is None:
         return None
     said = f"admitted: {_WHY.get(decision['why'], decision['why'])}; asked for {decision['asked']}"
+    if "routed" in decision:
+        said += f"; routed by {decision['routed']}, {decision['cached_expected']} cached tokens expected"
     if not decision["rate_mu_s"]:
         return said
     before, after, rate = (

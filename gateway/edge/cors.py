@@ -20,7 +20,7 @@ MAX_AGE_S = 7200
 # What the SDKs send, and our own. A prefix ends in a hyphen.
 _HEADERS_ALLOWED = (
     b"accept", b"authorization", b"content-type", b"idempotency-key", b"user-agent", b"x-api-key",
-    b"x-client-request-id", b"x-request-id",
+    b"x-client-request-id", b"x-request-id", b"x-session-id",
 )  # fmt: skip
 _PREFIXES_ALLOWED = (b"anthropic-", b"openai-", b"x-stainless-", b"x-taas-")
 _METHODS_ALLOWED = b"GET, HEAD, POST"
