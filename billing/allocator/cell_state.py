@@ -17,7 +17,7 @@ from billing.allocator.shares import Health, InFlight, Share
 from billing.cell.execute import execute
 from billing.cell.replies import parse_preempt_repeats
 from billing.cell.scripts import Command, grant_call
-from billing.wire import redis_clock, redis_keys
+from billing.wire import redis_clock, redis_keys, reservation
 
 # A cell that is no longer allocated keeps its last figures for this long.
 _TTL_MS: Final = 7 * 86_400_000
@@ -201,7 +201,7 @@ def charged_tenants(client: redis.Redis, cell: str, tenants: Iterable[str]) -> s
     requests: Any = client.zrange(redis_keys.open_requests(cell), 0, -1)
     with client.pipeline(transaction=False) as read:
         for request_id in requests:
-            read.hget(redis_keys.reservation(cell, request_id.decode()), "qb")
+            read.hget(redis_keys.reservation(cell, request_id.decode()), reservation.FIELDS["contract_key"])
         return {keys[charged] for charged in read.execute() if charged in keys}
 
 

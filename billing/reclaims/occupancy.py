@@ -11,8 +11,10 @@ import redis
 from billing.fleet.registered import read_registered
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
+from billing.wire.reservation import stored
 
 _CLASSES: Final = {"r": "reserved", "o": "on_demand", "f": "flex"}
+_REQUEST_FIELDS: Final = stored("state", "head", "instance", "class", "tenant", "contract", "gateway")
 # The classes in the order in which a leaving machine is cleared of them.
 CLEARING_ORDER: Final = ("flex", "on_demand", "reserved")
 
@@ -119,9 +121,7 @@ def _read_open(client: redis.Redis, cells: Iterable[str]) -> list[RunningRequest
         found = [(cell, raw.decode()) for cell, ids in zip(names, read.execute(), strict=True) for raw in ids]
     with client.pipeline(transaction=False) as read:
         for cell, request_id in found:
-            read.hmget(
-                redis_keys.reservation(cell, request_id), ["state", "head", "inst", "cls", "ten", "cid", "gw"]
-            )
+            read.hmget(redis_keys.reservation(cell, request_id), _REQUEST_FIELDS)
         replies = read.execute()
     requests = (
         _request(cell, request_id, fields) for (cell, request_id), fields in zip(found, replies, strict=True)

@@ -11,6 +11,7 @@ import orjson
 import redis
 
 from billing.wire import redis_keys
+from billing.wire.reservation import stored
 from billing.wire.tokens import CounterPair, UsageEventError
 from billing.wire.usage_event import UsageEvent
 
@@ -75,7 +76,7 @@ def read_open(client: redis.Redis, cells: Collection[str]) -> OpenRequests:
     unreadable: list[str] = []
     with client.pipeline(transaction=False) as read:
         for cell, request_id in found:
-            read.hmget(redis_keys.reservation(cell, request_id), ["head", "p", "o"])
+            read.hmget(redis_keys.reservation(cell, request_id), stored("head", "prompt", "output"))
         replies = read.execute()
     for (_, request_id), (head, prompt, output) in zip(found, replies, strict=True):
         if head is None:

@@ -23,6 +23,7 @@ from billing.leadership import shorten
 from billing.metrics import BillingMetrics
 from billing.usage.busy_cells import BusyCells
 from billing.wire import redis_clock, redis_keys
+from billing.wire.reservation import stored
 
 _log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class Reaper:
         """
         with self._client.pipeline(transaction=False) as read:
             for lease in leases:
-                read.hmget(redis_keys.reservation(lease.cell, lease.request_id), ["state", "gw"])
+                read.hmget(redis_keys.reservation(lease.cell, lease.request_id), stored("state", "gateway"))
             states = read.execute()
         with self._client.pipeline(transaction=False) as wake:
             for lease, (state, gateway) in zip(leases, states, strict=True):

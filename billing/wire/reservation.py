@@ -51,3 +51,8 @@ FIELDS: Final = {
     "event": "event",
     "ended_by": "by",
 }
+
+
+def stored(*names: str) -> list[str]:
+    """The stored names of these fields, for a command that reads them."""
+    return [FIELDS[name] for name in names]
