@@ -1,4 +1,4 @@
-"""Moments for people and JSON: RFC 3339 in UTC."""
+"""Moments for people and JSON, in UTC."""
 
 from datetime import UTC, datetime
 
@@ -13,3 +13,8 @@ def utc(moment_ms: int) -> str:
     except (ValueError, OverflowError, OSError):
         return f"{moment_ms} ms"
     return shown + (f".{ms:03d}Z" if ms else "Z")
+
+
+def month_begins_ms(year: int, month: int) -> int:
+    """When a month begins, in UTC."""
+    return int(datetime(year, month, 1, tzinfo=UTC).timestamp()) * 1000

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from billing.contracts.position import Position
 from billing.contracts.timeline import Span, Timeline
+from billing.moments import month_begins_ms
 from billing.reclaims.plan import left_over_time
 from billing.reclaims.store import Reclaim
 
@@ -85,7 +86,4 @@ def quarter_starts(now_ms: int, quarters: int) -> list[int]:
     """
     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
     first = moment.year * 4 + (moment.month - 1) // 3
-    return [
-        int(datetime(index // 4, index % 4 * 3 + 1, 1, tzinfo=UTC).timestamp()) * 1000
-        for index in range(first, first + quarters + 1)
-    ]
+    return [month_begins_ms(index // 4, index % 4 * 3 + 1) for index in range(first, first + quarters + 1)]
