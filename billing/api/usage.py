@@ -14,9 +14,11 @@ from billing.api.usage_answers import AuditAnswer, UsageAnswer
 from billing.audit.run import Auditor
 from billing.catalogue import projects, tenants
 from billing.contracts.store import now_ms
-from billing.ledger.usage_report import Dimension, UsageLine, parse_dimensions, report_usage
+from billing.ledger.usage_report import UsageLine, parse_dimensions, report_usage
+from billing.moments import month_begins_ms
 from billing.page import Order, PageRequest, page_of
 from billing.refusals import Invalid
+from billing.wire.dimensions import Dimension
 
 router = APIRouter(prefix="/admin/v1", tags=["usage"], dependencies=[KNOWN_QUERY])
 
@@ -83,7 +85,7 @@ def _by(dimensions: tuple[Dimension, ...]) -> Order[UsageLine]:
 def _month_ms(moment_ms: int) -> int:
     """The start of the month of this moment, in UTC."""
     moment = datetime.fromtimestamp(moment_ms // 1000, UTC)
-    return int(datetime(moment.year, moment.month, 1, tzinfo=UTC).timestamp()) * 1000
+    return month_begins_ms(moment.year, moment.month)
 
 
 @router.get("/audit", response_model=AuditAnswer, response_model_exclude_unset=True)

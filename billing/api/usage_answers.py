@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from billing.api.answer import Answer, Ms, Usd, Utc
 from billing.api.catalogue_answers import Counters
 from billing.findings import FindingKind
-from billing.ledger.usage_report import Dimension
+from billing.wire.dimensions import Dimension
 
 
 class UsedTokens(Answer):

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from billing.ledger.entries import Pricing, add_total
 from billing.schema.clock import NOW_MS
-from billing.schema.ledger import ledger_transaction, usage_event
+from billing.schema.ledger import TOKEN_COLUMNS, TOTAL_COLUMNS, ledger_transaction, usage_event
 from billing.wire.ending import AbsorbReason, Ending, OtherReason
 from billing.wire.tokens import CounterPair
 from billing.wire.usage_event import EVENT_VERSION, CapacityClass, UsageSource
@@ -96,17 +96,15 @@ class AbsorbedEvent:
 def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
     """Write the event, once. Returns whether this was the first time."""
     tokens = absorbed.tokens
-    row: dict[str, Any] = {
-        "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION, "tenant": None,
-        "project": None, "key_id": None, "model": absorbed.model, "pool": absorbed.pool,
-        "cell": absorbed.cell, "instance": absorbed.instance, "epoch": absorbed.epoch,
-        "route": absorbed.route, "stream": absorbed.stream, "class": absorbed.class_, "contract": None,
-        "weights": absorbed.weights, "samples": 0, "started_ms": absorbed.started_ms, "first_token_ms": None,
-        "ended_ms": NOW_MS, "waited_ms": 0, "ending": absorbed.ending.value,
-        "usage_source": UsageSource.ENGINE.value, "anomaly": None, "produced_prompt": tokens.prompt,
-        "produced_cached": absorbed.cached, "produced_output": tokens.generation, "delivered_output": 0,
-        "billed_prompt": 0, "billed_cached": 0, "billed_output": 0, "absorbed_prompt": tokens.prompt,
-        "absorbed_output": tokens.generation,
+    spent = {"absorbed_prompt": tokens.prompt, "absorbed_output": tokens.generation}
+    row: dict[str, Any] = dict.fromkeys(TOKEN_COLUMNS, 0) | spent | {
+        "request_id": absorbed.request_id, "kind": KIND, "version": EVENT_VERSION, "model": absorbed.model,
+        "pool": absorbed.pool, "cell": absorbed.cell, "instance": absorbed.instance, "epoch": absorbed.epoch,
+        "route": absorbed.route, "stream": absorbed.stream, "class": absorbed.class_,
+        "weights": absorbed.weights, "samples": 0, "started_ms": absorbed.started_ms, "ended_ms": NOW_MS,
+        "waited_ms": 0, "ending": absorbed.ending.value, "usage_source": UsageSource.ENGINE.value,
+        "produced_prompt": tokens.prompt, "produced_cached": absorbed.cached,
+        "produced_output": tokens.generation,
         "absorbed_reasons": {absorbed.reason.value: {"prompt": tokens.prompt, "output": tokens.generation}},
         "units_mu": 0, "http_status": 0, "gateway": absorbed.gateway, "digest": absorbed.digest(),
         "evidence": {"requests": list(absorbed.evidence)} if absorbed.evidence else None,
@@ -116,11 +114,5 @@ def absorb(connection: Connection, absorbed: AbsorbedEvent) -> bool:
         return False
     nothing_billed = {"request_id": absorbed.request_id, "pricing": Pricing.NOTHING_BILLED.value}
     connection.execute(insert(ledger_transaction).values(nothing_billed))
-    totals = {
-        "billed_prompt": 0,
-        "billed_output": 0,
-        "absorbed_prompt": tokens.prompt,
-        "absorbed_output": tokens.generation,
-    }
-    add_total(connection, absorbed.instance, absorbed.epoch, totals)
+    add_total(connection, absorbed.instance, absorbed.epoch, dict.fromkeys(TOTAL_COLUMNS, 0) | spent)
     return True

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+import msgspec
 import orjson
-from msgspec.structs import replace
-from sqlalchemy import Connection, exists, func, or_, select
+from msgspec.structs import asdict, replace
+from sqlalchemy import Connection, and_, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue.money import ZERO, Money
@@ -37,11 +38,25 @@ from billing.wire.usage_event import EVENT_VERSION, UsageEvent
 RAW_BYTES_MAX: Final = 65_536
 
 
-# The transaction of a request that counts: an unpriced one may have been corrected since.
+# Each request with the transaction of it that counts: an unpriced one may have been corrected since.
 _correction = ledger_transaction.alias("correction")
-STANDS: Final = or_(
-    ledger_transaction.c.pricing != "unpriced",
-    ~exists(select(1).where(_correction.c.corrects == ledger_transaction.c.transaction_id)),
+PRICED_EVENTS: Final = usage_event.join(
+    ledger_transaction,
+    and_(
+        ledger_transaction.c.request_id == usage_event.c.request_id,
+        or_(
+            ledger_transaction.c.pricing != "unpriced",
+            ~exists(select(1).where(_correction.c.corrects == ledger_transaction.c.transaction_id)),
+        ),
+    ),
+)
+# And with what its tenant owes for it, where that is not nothing.
+OWED_EVENTS: Final = PRICED_EVENTS.outerjoin(
+    ledger_posting,
+    and_(
+        ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id,
+        ledger_posting.c.account == "receivable",
+    ),
 )
 
 
@@ -276,34 +291,15 @@ def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -
 
 
 def event_row(item: ReceivedEvent) -> dict[str, Any]:
-    """The columns of `usage_event`."""
-    event = item.event
-    return {
-        "request_id": event.request_id, "version": EVENT_VERSION, "tenant": event.tenant,
-        "project": event.project, "key_id": event.key_id, "model": event.model, "pool": event.pool,
-        "cell": event.cell, "instance": event.instance, "epoch": event.epoch, "route": event.route,
-        "stream": event.stream, "class": event.class_.value, "contract": event.contract,
-        "weights": {
-            "version": event.weights.version, "w_in_mu": event.weights.w_in_mu,
-            "w_cached_mu": event.weights.w_cached_mu, "w_out_mu": event.weights.w_out_mu,
-        },
-        "samples": event.samples, "started_ms": event.started_ms, "first_token_ms": event.first_token_ms,
-        "ended_ms": event.ended_ms, "waited_ms": event.waited_ms, "ending": event.ending.value,
-        "usage_source": event.usage_source.value, "anomaly": event.anomaly,
-        "produced_prompt": event.produced.prompt, "produced_cached": event.produced.cached,
-        "produced_output": event.produced.output, "delivered_output": event.delivered_output,
-        "billed_prompt": event.billed.prompt, "billed_cached": event.billed.cached,
-        "billed_output": event.billed.output, "absorbed_prompt": event.absorbed.prompt,
-        "absorbed_output": event.absorbed.output,
-        "absorbed_reasons": {
-            reason.value: {"prompt": part.prompt, "output": part.output} for reason,
-            part in event.absorbed.reasons.items()
-        },
-        "units_mu": event.units_mu, "decision": None if event.decision is None else dict(event.decision),
-        "http_status": event.http_status, "gateway": event.gateway,
-        "ignored": list(event.ignored) or None,
-        "orphan": event.orphan, "digest": item.digest,
-    }  # fmt: skip
+    """The columns of `usage_event`: the event's fields, of which those with tokens have a column for each
+    kind.
+    """
+    row: dict[str, Any] = msgspec.to_builtins(asdict(item.event))
+    row["class"] = row.pop("class_")
+    for tokens in ("produced", "billed", "absorbed"):
+        row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
+    row["ignored"] = row["ignored"] or None
+    return row | {"version": EVENT_VERSION, "digest": item.digest}
 
 
 def account_balance(connection: Connection, account: str, holder: str) -> Money:

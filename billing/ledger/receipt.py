@@ -2,23 +2,27 @@
 module finds it in SQL, in a usage stream on its way there, or still open in its cell. It changes nothing.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 import redis
-from sqlalchemy import Connection, and_, select
+from sqlalchemy import Connection, select
 
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import prices_by_id
 from billing.catalogue.projection import read_cells
-from billing.ledger.entries import STANDS, Pricing
+from billing.ledger.entries import OWED_EVENTS, Pricing
 from billing.ledger.receipt_parts import Receipt, merge_parts
-from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
+from billing.schema.ledger import TOKEN_COLUMNS, ledger_posting, ledger_transaction, usage_event
 from billing.wire import redis_keys
 from billing.wire.ending import Ending, absorb_reason
+from billing.wire.reservation import FIELDS, stored
 from billing.wire.tokens import UsageEventError
 from billing.wire.usage_event import CapacityClass, UsageEvent
+
+# Columns that are about the row and not about the request.
+_BOOKKEEPING: Final = frozenset({"version", "digest", "evidence", "recorded_ms"})
 
 
 def find_receipt(
@@ -47,7 +51,7 @@ def is_waiting(client: redis.Redis, request_id: str) -> bool:
     """
     with client.pipeline(transaction=False) as read:
         for cell in read_cells(client):
-            read.hget(redis_keys.reservation(cell, request_id), "state")
+            read.hget(redis_keys.reservation(cell, request_id), FIELDS["state"])
         return any(state in {b"waiting", b"granted"} for state in read.execute())
 
 
@@ -67,15 +71,7 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
             ledger_transaction.c.price_id,
             ledger_posting.c.amount_picousd,
         )
-        .select_from(usage_event)
-        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
-        .outerjoin(
-            ledger_posting,
-            and_(
-                ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id,
-                ledger_posting.c.account == "receivable",
-            ),
-        )
+        .select_from(OWED_EVENTS)
         .where(usage_event.c.request_id == request_id)
     )
     row = connection.execute(query).mappings().one_or_none()
@@ -94,53 +90,41 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
 
 
 def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    names = (
-        "request_id", "kind", "tenant", "project", "key_id", "model", "pool", "cell", "instance", "epoch",
-        "route", "stream", "class", "contract", "weights", "samples", "started_ms", "first_token_ms",
-        "ended_ms", "waited_ms", "ending", "usage_source", "anomaly", "units_mu", "decision", "http_status",
-        "gateway", "orphan",
-    )  # fmt: skip
-    ignored = {"ignored": row["ignored"]} if row["ignored"] else {}
-    return {name: row[name] for name in names} | ignored | {
-        "ending": Ending(row["ending"]).value,
-        "produced": _tokens(row, "produced"),
-        "delivered": {"output": row["delivered_output"]},
-        "billed": _tokens(row, "billed"),
-        "absorbed": {
-            "prompt": row["absorbed_prompt"], "output": row["absorbed_output"],
-            "reasons": {absorb_reason(name).value: part for name, part in row["absorbed_reasons"].items()},
-        },
-    }  # fmt: skip
-
-
-def _tokens(row: Mapping[Any, Any], what: str) -> dict[str, int]:
-    return {kind: row[f"{what}_{kind}"] for kind in ("prompt", "cached", "output")}
+    """The fields of the event as its JSON has them: tokens of all kinds together."""
+    facts = {each.name: row[each.name] for each in usage_event.c if each.name not in _BOOKKEEPING}
+    for column in (*TOKEN_COLUMNS, "absorbed_reasons"):
+        tokens, kind = column.split("_")
+        facts.setdefault(tokens, {})[kind] = facts.pop(column)
+    reasons = facts["absorbed"]["reasons"]
+    facts["absorbed"]["reasons"] = {absorb_reason(name).value: part for name, part in reasons.items()}
+    facts["ending"] = Ending(facts["ending"]).value
+    if not facts["ignored"]:
+        del facts["ignored"]
+    return facts
 
 
 def _in_redis(client: redis.Redis, request_id: str) -> Receipt | None:
     cells = read_cells(client)
     with client.pipeline(transaction=False) as read:
         for cell in cells:
-            read.hgetall(redis_keys.reservation(cell, request_id))
-        reservations = read.execute()
-    for cell, reservation in zip(cells, reservations, strict=True):
-        if reservation.get(b"state") == b"open":
-            return _open(reservation)
-        if reservation.get(b"state") == b"settled" and b"event" in reservation:
-            return _settled(client, cell, reservation[b"event"])
+            names = stored("state", "event", "head", "prompt", "cached", "output", "delivered")
+            read.hmget(redis_keys.reservation(cell, request_id), names)
+        found = read.execute()
+    for cell, (state, entry_id, head, *tokens) in zip(cells, found, strict=True):
+        if state == b"open":
+            return _open(head, [int(count or 0) for count in tokens])
+        if state == b"settled" and entry_id is not None:
+            return _settled(client, cell, entry_id)
     return None
 
 
-def _open(reservation: Mapping[bytes, bytes]) -> Receipt:
-    produced = {
-        kind: int(reservation.get(field, 0))
-        for kind, field in (("prompt", b"p"), ("cached", b"c"), ("output", b"o"))
-    }
-    head: dict[str, Any] = orjson.loads(reservation[b"head"])
-    head.pop("v", None)
-    return Receipt(
-        "open", head | {"produced": produced, "delivered": {"output": int(reservation.get(b"d", 0))}}
-    )
+def _open(head: bytes, tokens: Sequence[int]) -> Receipt:
+    prompt, cached, output, delivered = tokens
+    facts: dict[str, Any] = orjson.loads(head)
+    facts.pop("v", None)
+    facts["produced"] = {"prompt": prompt, "cached": cached, "output": output}
+    facts["delivered"] = {"output": delivered}
+    return Receipt("open", facts)
 
 
 def _settled(client: redis.Redis, cell: str, entry_id: bytes) -> Receipt | None:

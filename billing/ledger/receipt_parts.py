@@ -9,6 +9,7 @@ from typing import Any, Final
 from billing.catalogue.money import Money, price_string
 from billing.catalogue.price_book import Price
 from billing.ledger.entries import Pricing
+from billing.wire.usage_event import ADDED_UP
 
 # In the order in which they follow each other.
 _STATES: Final = ("open", "settled", "recorded")
@@ -61,17 +62,8 @@ def merge_parts(parts: Sequence[Receipt]) -> Receipt:
     for name in ("ending", "ended_ms", "http_status"):
         if name in last.facts:
             facts[name] = last.facts[name]
-    for name in ("produced", "delivered", "billed"):
-        if name in facts:
-            facts[name] = {
-                kind: sum(part.facts.get(name, {}).get(kind, 0) for part in parts)
-                for kind in first.facts[name]
-            }
-    for name in ("units_mu", "waited_ms"):
-        if name in facts:
-            facts[name] = sum(part.facts.get(name, 0) for part in parts)
-    if "absorbed" in facts:
-        facts["absorbed"] = _absorbed([part.facts["absorbed"] for part in parts if "absorbed" in part.facts])
+    for name in ADDED_UP & facts.keys():
+        facts[name] = _sum([part.facts[name] for part in parts if name in part.facts])
     facts["parts"] = [part.facts["request_id"] for part in parts]
     amounts = [part.amount for part in parts]
     known = [amount for amount in amounts if amount is not None]
@@ -83,15 +75,9 @@ def merge_parts(parts: Sequence[Receipt]) -> Receipt:
     )
 
 
-def _absorbed(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    reasons: dict[str, dict[str, int]] = {}
-    for part in parts:
-        for reason, tokens in part["reasons"].items():
-            so_far = reasons.setdefault(reason, {"prompt": 0, "output": 0})
-            for kind in so_far:
-                so_far[kind] += tokens[kind]
-    return {
-        "prompt": sum(part["prompt"] for part in parts),
-        "output": sum(part["output"] for part in parts),
-        "reasons": reasons,
-    }
+def _sum(counts: Sequence[Any]) -> Any:
+    """The sum of counts, or of objects of counts, member by member."""
+    if not isinstance(counts[0], Mapping):
+        return sum(counts)
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: _sum([each[name] for each in counts if name in each]) for name in names}

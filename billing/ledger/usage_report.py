@@ -6,74 +6,68 @@ A request belongs to the moment it ended, in UTC: to exactly one hour and one da
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, select
 
 from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import prices_by_id
-from billing.ledger.entries import STANDS, Pricing
+from billing.ledger.entries import OWED_EVENTS, PRICED_EVENTS, Pricing
 from billing.moments import utc
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
+from billing.wire.dimensions import Dimension
 
 _MS_PER_HOUR: Final = 3_600_000
 _MS_PER_DAY: Final = 24 * _MS_PER_HOUR
 
 
-class Dimension(StrEnum):
-    """What usage can be grouped by."""
-
-    TENANT = "tenant"
-    MODEL = "model"
-    PROJECT = "project"
-    KEY = "key"
-    CLASS = "class"
-    HOUR = "hour"
-    DAY = "day"
+def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return func.coalesce(func.sum(column), 0)
 
 
-_COLUMNS: Final[dict[Dimension, ColumnElement[Any]]] = {
-    Dimension.TENANT: usage_event.c.tenant,
-    Dimension.MODEL: usage_event.c.model,
-    Dimension.PROJECT: usage_event.c.project,
-    Dimension.KEY: usage_event.c.key_id,
-    Dimension.CLASS: usage_event.c["class"],
-    Dimension.HOUR: usage_event.c.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
-    Dimension.DAY: usage_event.c.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
+_of, _pricing = usage_event.c, ledger_transaction.c.pricing
+# What each dimension groups by: the column of its name, or one of these.
+_GROUPED_BY: Final[dict[str, ColumnElement[Any]]] = {
+    **_of,
+    Dimension.KEY: _of.key_id,
+    Dimension.HOUR: _of.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
+    Dimension.DAY: _of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
+}
+_UNPRICED: Final = _pricing == Pricing.UNPRICED.value
+# What a line counts, by its place in the answer. `cached` is a part of `prompt`. Requests without an amount
+# are counted apart: `unpriced` for lack of a price (their tokens are among the billed), `quarantined` for
+# doubt about their usage (their tokens are not).
+_FIGURES: Final[dict[str, ColumnElement[Any]]] = {
+    "requests": func.count(),
+    "tokens.prompt": _sum(_of.billed_prompt),
+    "tokens.cached": _sum(_of.billed_cached),
+    "tokens.output": _sum(_of.billed_output),
+    "absorbed.prompt": _sum(_of.absorbed_prompt),
+    "absorbed.output": _sum(_of.absorbed_output),
+    "unpriced.requests": func.count().filter(_UNPRICED),
+    "unpriced.tokens": _sum(case((_UNPRICED, _of.billed_prompt + _of.billed_output), else_=0)),
+    "quarantined.requests": func.count().filter(_pricing == Pricing.QUARANTINED.value),
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One group. `cached` is a part of `prompt`. Requests without an amount are counted apart: `unpriced` for
-    lack of a price (their tokens are among the billed), `quarantined` for doubt about their usage (their
-    tokens are not).
-    """
+    """One group: its own names, its figures by the names of `_FIGURES`, and what its tenants owe for it."""
 
     group: Mapping[str, str]
-    requests: int
-    prompt: int
-    cached: int
-    output: int
-    absorbed_prompt: int
-    absorbed_output: int
-    unpriced_requests: int
-    unpriced_tokens: int
-    quarantined_requests: int
+    figures: Mapping[str, int]
     amount: Money
 
     def to_json(self) -> dict[str, Any]:
         """The group's own names beside the figures; the amount is an exact decimal string."""
-        return {
-            **self.group,
-            "requests": self.requests,
-            "tokens": {"prompt": self.prompt, "cached": self.cached, "output": self.output},
-            "absorbed": {"prompt": self.absorbed_prompt, "output": self.absorbed_output},
-            "unpriced": {"requests": self.unpriced_requests, "tokens": self.unpriced_tokens},
-            "quarantined": {"requests": self.quarantined_requests},
-            "amount": str(self.amount),
-        }
+        shown: dict[str, Any] = dict(self.group)
+        for place, count in self.figures.items():
+            whole, _, part = place.partition(".")
+            if part:
+                shown.setdefault(whole, {})[part] = count
+            else:
+                shown[whole] = count
+        return shown | {"amount": str(self.amount)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,30 +138,14 @@ def report_usage(
     until_ms: int | None = None,
 ) -> UsageReport:
     """The usage of one tenant, or of all, of requests that ended in [from, until)."""
-    columns = [_COLUMNS[dimension].label(f"by_{dimension.value}") for dimension in by]
-    unpriced = ledger_transaction.c.pricing == Pricing.UNPRICED.value
-    tokens = usage_event.c.billed_prompt + usage_event.c.billed_output
+    columns = [_GROUPED_BY[each].label(f"by_{each.value}") for each in by]
     query = (
         select(
             *columns,
-            func.count().label("requests"),
-            *(_sum(usage_event.c[name]).label(name) for name in _SUMMED),
-            func.count().filter(unpriced).label("unpriced_requests"),
-            _sum(case((unpriced, tokens), else_=0)).label("unpriced_tokens"),
-            func.count()
-            .filter(ledger_transaction.c.pricing == Pricing.QUARANTINED.value)
-            .label("quarantined_requests"),
+            *(figure.label(place) for place, figure in _FIGURES.items()),
             _sum(ledger_posting.c.amount_picousd).label("amount"),
         )
-        .select_from(usage_event)
-        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
-        .outerjoin(
-            ledger_posting,
-            and_(
-                ledger_posting.c.transaction_id == ledger_transaction.c.transaction_id,
-                ledger_posting.c.account == "receivable",
-            ),
-        )
+        .select_from(OWED_EVENTS)
         .group_by(*columns)
         .order_by(*columns)
     )
@@ -207,8 +185,7 @@ def _items(
     )
     query = (
         select(*group, *tokens)
-        .select_from(usage_event)
-        .join(ledger_transaction, and_(ledger_transaction.c.request_id == usage_event.c.request_id, STANDS))
+        .select_from(PRICED_EVENTS)
         .where(ledger_transaction.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
         .group_by(*group)
         .order_by(*group)
@@ -231,26 +208,11 @@ def _items(
     return tuple(found)
 
 
-_SUMMED: Final = ("billed_prompt", "billed_cached", "billed_output", "absorbed_prompt", "absorbed_output")
-
-
-def _sum(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.coalesce(func.sum(column), 0)
-
-
 def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
     return UsageLine(
-        group={dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
-        requests=row["requests"],
-        prompt=int(row["billed_prompt"]),
-        cached=int(row["billed_cached"]),
-        output=int(row["billed_output"]),
-        absorbed_prompt=int(row["absorbed_prompt"]),
-        absorbed_output=int(row["absorbed_output"]),
-        unpriced_requests=row["unpriced_requests"],
-        unpriced_tokens=int(row["unpriced_tokens"]),
-        quarantined_requests=row["quarantined_requests"],
-        amount=Money.from_sql(row["amount"]),
+        {dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
+        {place: int(row[place]) for place in _FIGURES},
+        Money.from_sql(row["amount"]),
     )
 
 
@@ -259,20 +221,9 @@ def _group_value(dimension: Dimension, value: Any) -> str:
         return utc(value * _MS_PER_HOUR)
     if dimension is Dimension.DAY:
         return utc(value * _MS_PER_DAY)[:10]
-    return str(value)
+    return str(value or "")  # not every column has a value in every event
 
 
 def _total(lines: Sequence[UsageLine]) -> UsageLine:
-    return UsageLine(
-        group={},
-        requests=sum(line.requests for line in lines),
-        prompt=sum(line.prompt for line in lines),
-        cached=sum(line.cached for line in lines),
-        output=sum(line.output for line in lines),
-        absorbed_prompt=sum(line.absorbed_prompt for line in lines),
-        absorbed_output=sum(line.absorbed_output for line in lines),
-        unpriced_requests=sum(line.unpriced_requests for line in lines),
-        unpriced_tokens=sum(line.unpriced_tokens for line in lines),
-        quarantined_requests=sum(line.quarantined_requests for line in lines),
-        amount=sum((line.amount for line in lines), ZERO),
-    )
+    figures = {place: sum(line.figures[place] for line in lines) for place in _FIGURES}
+    return UsageLine({}, figures, sum((line.amount for line in lines), ZERO))

@@ -27,6 +27,8 @@ from billing.wire.tokens import (
 from billing.wire.value import Value
 
 EVENT_VERSION: Final = 1
+# Fields that are counts: a request that was preempted and resumed has the sums of its parts.
+ADDED_UP: Final = frozenset({"produced", "delivered", "billed", "absorbed", "units_mu", "waited_ms"})
 
 
 class UsageSource(StrEnum):

@@ -78,14 +78,12 @@ def print_table(
 
 def moment(field: str) -> Callable[[Row], str | None]:
     """Shows a field of milliseconds as UTC."""
+    return lambda row: second(row[field])
 
-    def shown(row: Row) -> str | None:
-        at_ms = row[field]
-        return (
-            None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        )
 
-    return shown
+def second(at_ms: int | None) -> str | None:
+    """The same of one moment: 2026-11-28 01:05:00."""
+    return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def at(field: str) -> Callable[[Row], str | None]:

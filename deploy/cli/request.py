@@ -1,12 +1,13 @@
 """`taas request`: one request, its receipt and its end."""
 
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from deploy.cli.connection import call
-from deploy.cli.output import json_option, moment, print_fields, print_json
+from deploy.cli.output import json_option, print_fields, print_json, second
 
 _WHY = {
     "within_contract": "within its contract",
@@ -34,18 +35,10 @@ def show_one(request_id: str, as_json: bool) -> None:
     if as_json:
         print_json(receipt)
         return
-    facts = {
-        "request": receipt["request_id"], "state": receipt["state"], "tenant": receipt.get("tenant"),
-        "project": receipt.get("project"), "key": receipt.get("key_id"), "model": receipt.get("model"),
-        "instance": receipt.get("instance"), "route": receipt.get("route"), "class": receipt.get("class"),
-        "contract": receipt.get("contract"), "decided": _decision(receipt.get("decision")),
-        "waited (ms)": receipt.get("waited_ms"), "started (UTC)": _moment(receipt, "started_ms"),
-        "ended (UTC)": _moment(receipt, "ended_ms"), "ending": receipt.get("ending"),
-        "produced": _tokens(receipt.get("produced")), "delivered": _tokens(receipt.get("delivered")),
-        "billed": _tokens(receipt.get("billed")), "absorbed": _absorbed(receipt.get("absorbed")),
-        "anomaly": receipt.get("anomaly"), "pricing": receipt.get("pricing"),
-        "amount (USD)": receipt.get("amount"),
-    }  # fmt: skip
+    facts = {}
+    for name, value in receipt.items():
+        label, shown = _SHOWN.get(name, (name, _members))
+        facts[label] = shown(value)
     print_fields(facts)
 
 
@@ -63,12 +56,9 @@ def stop(request_id: str, as_json: bool) -> None:
         )
 
 
-def _moment(receipt: dict[str, Any], field: str) -> str | None:
-    return moment(field)({field: receipt.get(field)})
-
-
-def _tokens(tokens: dict[str, int] | None) -> str | None:
-    return None if tokens is None else ", ".join(f"{name} {count}" for name, count in tokens.items())
+def _members(value: Any) -> Any:
+    """An object as its members."""
+    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else value
 
 
 def _decision(decision: dict[str, Any] | None) -> str | None:
@@ -91,3 +81,13 @@ def _absorbed(absorbed: dict[str, Any] | None) -> str | None:
         return None
     reasons = ", ".join(absorbed.get("reasons") or ())
     return f"prompt {absorbed['prompt']}, output {absorbed['output']}" + (f" ({reasons})" if reasons else "")
+
+
+# Fields that are not shown by their own name and value.
+_SHOWN: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
+    "started_ms": ("started (UTC)", second),
+    "first_token_ms": ("first token (UTC)", second),
+    "ended_ms": ("ended (UTC)", second),
+    "decision": ("decision", _decision),
+    "absorbed": ("absorbed", _absorbed),
+}

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from billing.wire.dimensions import Dimension
 from deploy.cli.connection import call
 from deploy.cli.moments import BACK, back, rfc3339
 from deploy.cli.output import Columns, json_option, minute, print_json, print_table
@@ -23,14 +24,12 @@ _ITEMS: Columns = {
 
 @click.command()
 @click.option("--tenant", help="Of this tenant only. Default: of all.")
-@click.option(
-    "--by", metavar="WORDS", help="Some of tenant, model, project, key, class, hour, day: model,hour."
-)
+@click.option("--by", metavar="WORDS", help=f"Some of {', '.join(Dimension)}: model,hour.")
 @click.option(
     "--from",
     "since",
     metavar="WHEN",
-    help=f"Requests that ended then or later: {BACK}. Default: the start of this month.",
+    help=f"Requests that ended then or later: {BACK}. Default: the start of the month of --until.",
 )
 @click.option("--until", metavar="WHEN", help="Requests that ended before it. Default: now.")
 @json_option
@@ -42,13 +41,11 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     taas usage --tenant acme --by model,hour --from 2d
     taas usage --by tenant,day --from 2026-01-01 --until 2026-02-01
     """
-    now = datetime.now(UTC)
-    month = rfc3339(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
     query = {
         "tenant": tenant,
         "by": by,
-        "from": back(since, "--from") or month,
-        "until": back(until, "--until") or rfc3339(now),
+        "from": back(since, "--from"),
+        "until": back(until, "--until") or rfc3339(datetime.now(UTC)),
     }
     report = _read(query)
     if as_json:
@@ -60,8 +57,13 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         return
     click.echo(f"{period}\n")
     names: Any = {_HEADINGS.get(word, word.upper()): _group(word) for word in report["by"]}
+    counts: Any = {
+        name.replace("_", " ").upper(): name
+        for name, count in report["total"].items()
+        if isinstance(count, int)
+    }
     figures: Any = {
-        "REQUESTS": "requests", "INPUT": lambda row: row["tokens"]["prompt"] - row["tokens"]["cached"],
+        **counts, "INPUT": lambda row: row["tokens"]["prompt"] - row["tokens"]["cached"],
         "CACHED INPUT": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import orjson
 import pytest
 from fastapi.testclient import TestClient
+from msgspec.structs import replace
 from sqlalchemy import Engine
 
+from billing.api.usage_answers import ReceiptAnswer
 from billing.ledger.entries import ReceivedEvent, record_events
+from billing.ledger.usage_report import report_usage
 from tests.billing.api.conftest import SERVICE_KEY
 from tests.billing.events import event
 
@@ -47,6 +51,16 @@ def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used
     assert (
         admin.get("/admin/v1/usage", params={"tenant": "other", "from": 0}).json()["total"]["requests"] == 0
     )
+
+
+def test_the_answers_leave_out_nothing_that_is_known(admin: TestClient, database: Engine, used):
+    with database.connect() as connection:
+        report = report_usage(connection, tenant=used["tenant"]).to_json()
+    shown = admin.get("/admin/v1/usage", params={"tenant": "acme", "from": 0}).json()
+    assert (shown["total"], shown["items"]) == (report["total"], report["items"])
+    whole = replace(event(), orphan=True, ignored=("seed",))
+    named = {field.alias or name for name, field in ReceiptAnswer.model_fields.items()}
+    assert set(orjson.loads(whole.to_json())) - {"v"} <= named
 
 
 def test_usage_is_cut_by_the_moment_a_request_ended(admin: TestClient, used):

@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import set_price
 from billing.ledger.entries import ReceivedEvent, record_events
-from billing.ledger.usage_report import Dimension, parse_dimensions, report_usage
+from billing.ledger.usage_report import parse_dimensions, report_usage
+from billing.wire.dimensions import Dimension
 from billing.wire.ending import Ending
 from billing.wire.usage_event import UsageEvent
 from tests.billing.events import event
@@ -100,10 +101,10 @@ def test_each_request_is_in_exactly_one_period_and_the_periods_add_up(database: 
             )
             for n in (-1, 0, 1)
         ]
-    assert [(dict(each.group), each.requests) for each in days.lines] == [
+    assert [(dict(each.group), each.figures["requests"]) for each in days.lines] == [
         ({"day": "2023-11-14"}, 1), ({"day": "2023-11-15"}, 2), ({"day": "2023-11-16"}, 1),
     ]  # fmt: skip
-    assert [period.total.requests for period in periods] == [1, 2, 1]
+    assert [period.total.figures["requests"] for period in periods] == [1, 2, 1]
     assert sum((period.total.amount for period in periods), ZERO) == whole.total.amount == days.total.amount
     assert whole.total.amount == Money(4 * (10 * 1_000_000 + 5 * 2_000_000))
 
