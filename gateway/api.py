@@ -114,11 +114,13 @@ class InferenceApi:
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
         choice = None
-        if len(self.catalogue.instances(model.name)) > 1:
+        if len(self.catalogue.serving(model.name, route.facts.offered_as)) > 1:
             salt = self.cache_salt(tenant.tenant)
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:
-            found = self._candidates(model, choice)  # nothing is reserved yet, so a failure leaks nothing
+            found = self._candidates(
+                model, route, choice
+            )  # nothing is reserved yet, so a failure leaks nothing
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
             raise
@@ -143,7 +145,7 @@ class InferenceApi:
         with _Settling(self, exchange, client):
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
-                exchange, cost_mu, found, lambda: self._candidates(model, choice)
+                exchange, cost_mu, found, lambda: self._candidates(model, route, choice)
             )
             client.instance = lambda: exchange.attempt.instance.instance
             client.headers += limit_headers(
@@ -171,7 +173,9 @@ class InferenceApi:
                 return
             except Preempted:
                 part = await self.resumer.resume(
-                    part, client, partial(self._candidates, part.request.model, part.choice)
+                    part,
+                    client,
+                    partial(self._candidates, part.request.model, part.parsed.route, part.choice),
                 )
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
@@ -195,8 +199,8 @@ class InferenceApi:
         for place in parsed.ignored:
             self.metrics.ignored_field(metric_name(place))
 
-    def _candidates(self, model: Model, choice: Choice | None) -> list[InstanceEntry]:
-        engines, instances = self.engines, self.catalogue.instances(model.name)
+    def _candidates(self, model: Model, route: RouteSpec, choice: Choice | None) -> list[InstanceEntry]:
+        engines, instances = self.engines, self.catalogue.serving(model.name, route.facts.offered_as)
         if choice is None:
             found = candidates(instances, engines.open_here, engines.failed_at, time.monotonic())
         else:

@@ -188,7 +188,7 @@ class Stages:
         cache_salt = CacheSalts(self.catalogue).of
         forwarder = Forwarder(
             self._engines,
-            self.catalogue.instances,
+            self.catalogue.serving,
             cache_salt,
             settle,
             self._metrics.upstream_error,
@@ -295,7 +295,9 @@ class Stages:
             exchange.stop(Ending.GATEWAY_STOPPED)
 
     def _others_ready(self, exchange: Exchange) -> bool:
-        instances = self.catalogue.instances(exchange.request.model.name)
+        instances = self.catalogue.serving(
+            exchange.request.model.name, exchange.parsed.route.facts.offered_as
+        )
         tried = {*exchange.tried, exchange.attempt.instance.instance}
         return route(instances, {}, {}, 0.0, tried) is not None
 

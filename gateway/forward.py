@@ -67,13 +67,13 @@ class Forwarder:
     def __init__(
         self,
         engines: Engines,
-        instances: Callable[[str], Collection[InstanceEntry]],
+        serving: Callable[[str, str], Collection[InstanceEntry]],
         cache_salt: Callable[[str], str],
         settle: Settle,
         upstream_failed: Callable[[str, str], None],
     ) -> None:
         self._engines = engines
-        self._instances = instances
+        self._serving = serving
         self._cache_salt = cache_salt
         self._settle = settle
         self._upstream_failed = upstream_failed
@@ -127,7 +127,8 @@ class Forwarder:
         """
         if len(exchange.tried) >= ATTEMPTS_MAX:
             return False
-        instances = self._instances(exchange.request.model.name)
+        offered_as = exchange.parsed.route.facts.offered_as
+        instances = self._serving(exchange.request.model.name, offered_as)
         chosen = route(
             instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried
         )
@@ -367,6 +368,7 @@ class Forwarder:
             self._on_broken_answer(exchange, client, exc)
             return
         if exchange.stop_ending is not None:
+            meter.distrust()
             self._end_stopped(exchange, client)
             return
         if meter.failed or meter.aborted:

@@ -18,7 +18,8 @@ class AnswerForm(StrEnum):
     COMPLETION = "completion"
     RESPONSE = "response"
     MESSAGE = "message"
-    EMBEDDINGS = "embeddings"
+    # Made of the prompt alone (embeddings, scores): its tokens are all that the answer costs.
+    POOLED = "pooled"
     # As the engine says it.
     UNREAD = "unread"
     # The tokens of a rendered prompt, of which only the number is passed on.
@@ -69,7 +70,7 @@ class ParsedRequest(Value, frozen=True, kw_only=True):
 
     `body` is the caller's JSON object without what was dropped; `ignored` names that
     (`gateway.protocol.ignored`). `samples` = n × `prompts`, which is how many prompts there are (1 except on
-    completions and embeddings). `input_tokens_estimate` is for the reservation only, the engine's count
+    completions and pooled answers). `input_tokens_estimate` is for the reservation only, the engine's count
     replaces it. `max_output_tokens` is per sample, None where the caller set none. `wants_usage` and
     `wants_continuous_usage` are what it asked for in `stream_options`; other usage is removed from the
     stream. `service_tier` has OpenAI's names on every route.

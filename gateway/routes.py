@@ -61,7 +61,7 @@ _ROWS: Final = (
     RouteSpec(
         facts=ROUTE_FACTS[Route.EMBEDDINGS],
         parser=embeddings.parse,
-        answer=AnswerForm.EMBEDDINGS,
+        answer=AnswerForm.POOLED,
         prompt_param="input",
         takes_token_ids=True,
         summary="Embeddings (OpenAI)",

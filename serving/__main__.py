@@ -79,6 +79,12 @@ _METRICS_PORTS_TRIED = 100
     help="One more argument for vLLM; repeat it: --engine-arg=--tool-call-parser --engine-arg=hermes.",
 )
 @click.option(
+    "--pooling",
+    is_flag=True,
+    help="Serve the routes of MODEL that generate no text, such as embeddings: an engine either generates or "
+    "pools, so a model that offers both has two workers.",
+)
+@click.option(
     "--drain-seconds",
     "drain_s",
     type=click.FloatRange(min=0),
@@ -98,6 +104,7 @@ def main(
     vllm_python: Path | None,
     vllm: str | None,
     engine_args: tuple[str, ...],
+    pooling: bool,
     drain_s: float | None,
     home: Path | None,
 ) -> None:
@@ -119,7 +126,7 @@ def main(
         settings = WorkerSettings.model_validate(
             {name: value for name, value in given.items() if value is not None}
         )
-        asyncio.run(_serve(settings, model, path, port, instance, engine_args))
+        asyncio.run(_serve(settings, model, path, port, instance, engine_args, pooling=pooling))
     except ValidationError as exc:
         wrong = "; ".join(f"TAAS_{str(error['loc'][0]).upper()}: {error['msg']}" for error in exc.errors())
         _fail(f"a setting is wrong: {wrong}")
@@ -134,13 +141,15 @@ async def _serve(
     port: int | None,
     instance: str | None,
     engine_args: tuple[str, ...],
+    *,
+    pooling: bool,
 ) -> None:
     host = settings.worker_host
     if warning := check_host(host):
         _note(f"warning: {warning}")
     address = find_redis(settings.redis_url.get_secret_value())
     async with connect(address) as redis:
-        model = await read_entry(redis, address, name)
+        model = await read_entry(redis, address, name, pooling=pooling)
         python = find_python(settings)
         model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
         with _engine_port(settings, port) as engine_port:

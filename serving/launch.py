@@ -54,8 +54,8 @@ def connect(address: RedisAddress) -> Redis:
     )
 
 
-async def read_entry(redis: Redis, address: RedisAddress, name: str) -> ServedModel:
-    """The model's entry in the catalogue. Raises CannotStart."""
+async def read_entry(redis: Redis, address: RedisAddress, name: str, *, pooling: bool) -> ServedModel:
+    """The model's entry in the catalogue, or its pooling part. Raises CannotStart."""
     try:
         raw = await redis.hget(redis_keys.MODELS, name)
         names = [_decoded(known) for known in await redis.hkeys(redis_keys.MODELS)]
@@ -69,7 +69,8 @@ async def read_entry(redis: Redis, address: RedisAddress, name: str) -> ServedMo
             f"No model {name!r} in the catalogue at {address}. Add it with `taas model add {name}`. {there}"
         )
     try:
-        return ServedModel.from_json(raw)
+        model = ServedModel.from_json(raw)
+        return model.pooling_part() if pooling else model
     except ValueError as exc:
         raise CannotStart(f"The catalogue's entry of {name} cannot be served: {exc}") from exc
 
@@ -167,7 +168,7 @@ def plan_worker(
         kv_cache_gib=settings.kv_cache_gib,
         shutdown_timeout_s=settings.engine_shutdown_timeout_s,
         dtype=None if settings.vllm == "gpu" else cpu_dtype(),
-        engine_args=engine_args or (known.engine_args if known is not None else ()),
+        engine_args=engine_args or (known.engine_args if known is not None and model.generates else ()),
     )
     try:
         command = build_command(model, options, key, inherited_environment())

@@ -1,16 +1,16 @@
 """What a worker needs of a model's entry in the catalogue (MODEL in docs/interfaces.md §3). Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
-from billing.wire.routes import generates
+from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES, generates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """The part of a model's entry that decides how an engine is started and registered. `routes`: the names
-    of its inference routes.
+    of its inference routes; of a part of a model, those of this part.
     """
 
     name: str
@@ -24,6 +24,25 @@ class ServedModel:
     def generates(self) -> bool:
         """Whether it generates text; a model that only embeds does not."""
         return not self.routes or generates(self.routes)
+
+    @property
+    def engine_routes(self) -> frozenset[str]:
+        """Every route that its engine serves, because an engine either generates or pools. The model may
+        offer more of them while the engine runs.
+        """
+        return frozenset(TEXT_ROUTES if self.generates else POOLING_ROUTES)
+
+    def pooling_part(self) -> "ServedModel":
+        """What an engine serves that pools. Beside one that generates it is a pool of its own: neither can do
+        the other's work, so what is measured, sold and reclaimed of the model's pool is not here. ValueError
+        if the model offers nothing that it could serve.
+        """
+        if not self.generates:
+            return self
+        routes = self.routes & {name for name in POOLING_ROUTES if name not in TEXT_ROUTES}
+        if not routes:
+            raise ValueError(f"model {self.name} offers no route that an engine serves by pooling")
+        return replace(self, routes=routes, pool=f"{self.pool}/pooling")
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> "ServedModel":

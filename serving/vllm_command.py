@@ -27,7 +27,7 @@ OWNED_FLAGS: Final = frozenset(
         "--model", "--served-model-name", "--host", "--port", "--api-key", "--uds", "--config",
         "--max-model-len", "--scheduling-policy", "--shutdown-timeout", "--enable-scale-out",
         "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs",
-        "--disable-log-stats", "--disable-uvicorn-access-log", "--log-error-stack",
+        "--disable-log-stats", "--disable-uvicorn-access-log", "--log-error-stack", "--runner",
     }
 )  # fmt: skip
 
@@ -81,6 +81,8 @@ def build_command(
         "--uvicorn-log-level", "warning",
         "--disable-fastapi-docs",
     ]  # fmt: skip
+    if not model.generates:
+        argv += ["--runner", "pooling"]
     if options.gpu:
         argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     else:

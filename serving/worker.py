@@ -93,6 +93,7 @@ class Worker:
             priority=True,
             engine=VLLM,
             engine_model=plan.model.engine_model,
+            routes=plan.model.engine_routes,
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)

@@ -130,7 +130,8 @@ class Allocator:
         held = self._leases.share(sorted(busy), self._running.keys() & busy)
         ready: dict[str, list[InstanceEntry]] = defaultdict(list)
         for each in instances:
-            if each.status == "ready":
+            cell_ = supply.cells.get(each.cell)
+            if each.status == "ready" and cell_ is not None and each.pool == cell_.pool:
                 ready[each.cell].append(each)
         quiet, marks = self._busy.quiet(), self._busy.marks()
         self._still = {cell: self._still[cell] for cell in held if cell in self._still}

@@ -198,7 +198,9 @@ class Restorer:
             calibrated = read_calibrations(connection)
             # A cell that waits for the allocator's figures is not intact yet: its contracts would have no
             # levels, and a request that waits for a slot would find no bound.
-            bounded = {cell for cell in emptied if cell in pools and pools[cell].pool in calibrated}
+            bounded = {
+                cell: pools[cell].pool for cell in emptied if cell in pools and pools[cell].pool in calibrated
+            }
             roomy = self._with_room([cell for cell in cells if cell in pools], bounded)
             ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in roomy})
             levels = levels_of(connection, ready, now_ms)
@@ -211,12 +213,12 @@ class Restorer:
         _run_all(self._client, calls)
         return list(ready)
 
-    def _with_room(self, cells: Sequence[str], emptied: Collection[str]) -> list[str]:
+    def _with_room(self, cells: Sequence[str], emptied: Mapping[str, str]) -> list[str]:
         """Of these cells, those whose ready instances all have their room in Redis, and those whose room was
-        not lost.
+        not lost. `emptied`: the pools of the cells that have lost it.
         """
         ready = [each for each in read_registered(self._client) if each.status == InstanceStatus.READY]
-        machines = [(each.cell, each.instance) for each in ready if each.cell in emptied]
+        machines = [(each.cell, each.instance) for each in ready if emptied.get(each.cell) == each.pool]
         there = _run_all(self._client, [room_of(*each) for each in machines])
         missing = {cell for (cell, _), room in zip(machines, there, strict=True) if room is None}
         return [cell for cell in cells if cell not in missing]

@@ -26,7 +26,9 @@ RatesInForce: TypeAlias = Callable[[Connection, RatesByPool, int], RatesByPool]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell and the pool to which all of its instances belong."""
+    """A cell and its pool. Instances of another pool in the cell (those that pool, of a model that also
+    generates) have no part in what is divided or sold.
+    """
 
     cell: str
     pool: str

@@ -184,7 +184,8 @@ class EngineLoad(Answer):
 
 class InstanceAnswer(Answer):
     """An instance that is registered now. `lease_until_ms` 0: it does not lapse. `engine`: its kind.
-    `engine_model` null: it has the model's own. `max_concurrency` null: a calibration says it.
+    `engine_model` null: it has the model's own. `max_concurrency` null: a calibration says it. `routes` null:
+    all routes of its model.
     """
 
     instance: str
@@ -196,6 +197,7 @@ class InstanceAnswer(Answer):
     engine_model: str | None
     max_concurrency: int | None
     status: str
+    routes: list[str] | None
     abort: bool
     priority: bool
     epoch: str

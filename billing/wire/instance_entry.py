@@ -60,7 +60,7 @@ class InstanceEntry:
     `earlier`: ended epochs of the same instance, newest first. `has_metrics`: its engine has a metrics page,
     or was never asked for it. `engine`: the kind of engine (`billing.wire.engine_kinds`). `engine_model`: its
     name for the model, None if that is the name in the model's entry. `max_concurrency`: its slots, None if a
-    calibration says how many it has.
+    calibration says how many it has. `routes`: those that it serves, None for all of its model's.
     """
 
     instance: str
@@ -83,11 +83,16 @@ class InstanceEntry:
     engine: str = VLLM
     engine_model: str | None = None
     max_concurrency: int | None = None
+    routes: frozenset[str] | None = None
 
     @property
     def is_provider(self) -> bool:
         """Whether it is somebody else's API: without counters, metrics and calibration."""
         return is_provider(self.engine)
+
+    def serves(self, route: str) -> bool:
+        """Whether it serves this route, if its model does."""
+        return self.routes is None or route in self.routes
 
     def is_live(self, now_ms: int) -> bool:
         """Whether the lease holds. A lease of 0 never lapses: the instance was added by hand."""
@@ -106,6 +111,7 @@ class InstanceEntry:
                 "engine": self.engine,
                 "engine_model": self.engine_model,
                 "max_concurrency": self.max_concurrency,
+                "routes": None if self.routes is None else sorted(self.routes),
                 "epoch": self.epoch,
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
@@ -155,6 +161,7 @@ class InstanceEntry:
                 max_concurrency=None
                 if fields.get("max_concurrency") is None
                 else _count(fields["max_concurrency"]),
+                routes=None if fields.get("routes") is None else frozenset(map(_text, fields["routes"])),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc

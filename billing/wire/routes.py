@@ -84,12 +84,16 @@ _ALL: Final = (
     ),
 )
 ROUTE_FACTS: Final[Mapping[Route, RouteFacts]] = {facts.name: facts for facts in _ALL}
-# The routes that a model's entry may list, and the default of a model that generates text.
+# The routes that a model's entry may list. Those of an engine that generates: a model offers them by default.
+# Those of an engine that pools: it makes its answers of the prompt alone.
 OFFERED_ROUTES: Final = tuple(facts.name.value for facts in _ALL if facts.offered_as is facts.name)
 TEXT_ROUTES: Final = tuple(
     facts.name.value
     for facts in _ALL
     if facts.offered_as is facts.name and (facts.generates or not facts.metered)
+)
+POOLING_ROUTES: Final = tuple(
+    facts.name.value for facts in _ALL if facts.offered_as is facts.name and not facts.generates
 )
 
 

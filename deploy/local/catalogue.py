@@ -7,6 +7,7 @@ from typing import Any, Final
 import httpx
 
 from billing.wire.certificates import checked_by
+from billing.wire.routes import TEXT_ROUTES
 from deploy.local.admin_api import AdminApi
 from deploy.local.progress import Step, StepFailed
 from deploy.local.settings import DEFAULT_MODEL, LocalSettings
@@ -30,21 +31,25 @@ def model_entry(settings: LocalSettings) -> dict[str, Any]:
             "Unset TAAS_MODEL, or serve it by hand: `taas model add`, then `taas worker MODEL --path "
             "FOLDER`.",
         )
-    return known.entry_fields()
+    entry = known.entry_fields()
+    if not settings.pooling:
+        entry["routes"] = [route for route in entry["routes"] if route in TEXT_ROUTES]
+    return entry
 
 
-def ensure_model(admin: AdminApi, entry: dict[str, Any], step: Step) -> None:
-    """The entry, and a price if it has none. What an operator changed since stays."""
+def ensure_model(admin: AdminApi, entry: dict[str, Any], step: Step) -> dict[str, Any]:
+    """The entry as it is there now, with a price if it had none. What an operator changed since stays."""
     name = entry["name"]
     there = admin.find("models", name=name)
     if there is None:
-        admin.post("models", **entry)
+        there = admin.post("models", **entry)
     elif there["status"] != "active":
         raise StepFailed(f"model {name} is retired", f"taas model set {name} --status active")
     if not admin.rows("prices", model=name):
         admin.post("prices", model=name, **DEMO_PRICE)
     price = admin.rows("prices", model=name)[0]
     step.result = f"{name}: ${price['input']} in, ${price['output']} out per million tokens"
+    return there
 
 
 def ensure_instance(admin: AdminApi, settings: LocalSettings, model: str, step: Step) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Final
 from deploy.local import postgres, valkey
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, StepFailed, tell_failure
-from deploy.local.services import BILLING, GATEWAY, WORKER, grace_s
+from deploy.local.services import BILLING, GATEWAY, POOLING, WORKER, grace_s
 from deploy.local.settings import LocalSettings, read_settings
 from deploy.local.up import alone
 
@@ -33,8 +33,8 @@ def down() -> int:
 
 def _stop_all(settings: LocalSettings) -> int:
     processes = Processes(settings.folder)
-    progress = Progress(6)
-    for name in (GATEWAY, WORKER, BILLING):
+    progress = Progress(7)
+    for name in (GATEWAY, POOLING, WORKER, BILLING):
         with progress.step(name) as step:
             step.result = "stopped" if processes.stop(name, grace_s(settings, name)) else "did not run"
     with progress.step("PostgreSQL") as step:

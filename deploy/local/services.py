@@ -1,6 +1,4 @@
-"""Our own three processes: billing, gateway, worker. How each is started, what it may know, and when it is
-up.
-"""
+"""Our own processes: billing, gateway, workers. How each is started, what it may know, and when it is up."""
 
 import sys
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from typing import Any, Final
 import httpx
 
 from billing.wire.certificates import checked_by
+from billing.wire.routes import TEXT_ROUTES, generates
 from deploy.local.admin_api import AdminApi
 from deploy.local.credentials import Credentials
 from deploy.local.ports import require_free
@@ -19,9 +18,11 @@ from deploy.local.settings import HOST, ROOT, LocalSettings, child_environment
 BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"
+# The worker whose engine pools.
+POOLING: Final = "pooling"
 # Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could
 # not be, a worker's 60 s and then vLLM's end.
-_GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, BILLING: 20.0}
+_GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, POOLING: 100.0, BILLING: 20.0}
 _GRACE_OVER_DRAIN_S: Final = 75.0
 _START_TIMEOUT_S: Final = 60.0
 
@@ -81,29 +82,41 @@ class Services:
             running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
         )
 
-    def start_worker(self, stores: Stores, model: str, step: Step) -> None:
-        """Starts the worker only; its engine takes most of a minute, so other steps go on meanwhile."""
+    def start_workers(self, stores: Stores, model: dict[str, Any], step: Step) -> None:
+        """Starts the workers only; their engines take most of a minute, so other steps go on meanwhile."""
         environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
-        self._start(WORKER, [sys.executable, "-m", "serving", model], environment, step)
+        command = [sys.executable, "-m", "serving", model["name"]]
+        self._start(WORKER, command, environment, step)
+        if needs_pooling(self._settings, model):
+            self._start(POOLING, [*command, "--pooling"], environment, step)
+        else:
+            self._processes.stop(POOLING, grace_s(self._settings, POOLING))
 
-    def wait_for_engine(self, admin: AdminApi, model: str, step: Step) -> dict[str, Any]:
-        """Until an instance of the model is ready; the instance."""
+    def wait_for_engines(self, admin: AdminApi, model: dict[str, Any], step: Step) -> dict[str, Any]:
+        """Until the instances of both workers are ready; the one that generates."""
+        instance = self._wait_for_engine(admin, model, WORKER, step)
+        if needs_pooling(self._settings, model):
+            self._wait_for_engine(admin, model, POOLING, step)
+        return instance
+
+    def _wait_for_engine(
+        self, admin: AdminApi, model: dict[str, Any], worker: str, step: Step
+    ) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
 
         def ready() -> bool:
-            found[:] = [
-                row for row in admin.rows("instances") if row["model"] == model and row["status"] == "ready"
-            ]
-            return bool(found)
+            rows = admin.rows("instances")
+            found[:] = [row for row in rows if row["model"] == model["name"] and is_of(worker, row)]
+            return any(row["status"] == "ready" for row in found)
 
-        running = self._processes.find(WORKER)
+        running = self._processes.find(worker)
         if running is None:
-            log = self._processes.log_of(WORKER)
+            log = self._processes.log_of(worker)
             raise StepFailed(
                 f"the worker ended: {last_words(log)}", "Mend what it says, then run it again.", log
             )
         self._processes.wait_until(running, ready, self._settings.engine_start_timeout_s, step.note)
-        return found[0]
+        return next(row for row in found if row["status"] == "ready")
 
     def _start(
         self,
@@ -132,10 +145,23 @@ class Services:
                 ("TAAS_GATEWAY_PORT", settings.gateway_port, settings.gateway_host),
                 *(("TAAS_GATEWAY_METRICS_PORT", port, HOST) for port in settings.gateway_metrics_ports),
             ],
-            WORKER: [],  # it takes the first ones that are free
+            WORKER: [],  # workers take the first ones that are free
+            POOLING: [],
         }
         for variable, port, host in ports[name]:
             require_free(port, variable, host)
+
+
+def needs_pooling(settings: LocalSettings, model: dict[str, Any]) -> bool:
+    """Whether an engine that pools is to run beside the one that generates."""
+    offered = model["routes"]
+    return settings.pooling and generates(offered) and not set(offered) <= set(TEXT_ROUTES)
+
+
+def is_of(worker: str, instance: dict[str, Any]) -> bool:
+    """Whether a row of instances is of such a worker."""
+    routes = instance["routes"]
+    return (routes is None or generates(routes)) == (worker == WORKER)
 
 
 def get_ok(url: str, timeout_s: float = 2.0) -> bool:

@@ -57,6 +57,8 @@ class LocalSettings(BaseSettings):
     billing_metrics_port: int = Field(default=9109, ge=1, le=65_535)
     valkey_port: int = Field(default=6390, ge=1, le=65_535)
 
+    # A second engine, for the routes of the model that generate no text.
+    pooling: bool = True
     vllm: Literal["cpu", "gpu"] = "cpu"
     vllm_python: Path = ROOT / ".venv-vllm" / "bin" / "python"
     torch_index: str | None = None

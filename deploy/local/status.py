@@ -9,8 +9,8 @@ from deploy.local import credentials, postgres, valkey
 from deploy.local.admin_api import AdminApi
 from deploy.local.processes import Processes
 from deploy.local.progress import StepFailed, tell_failure
-from deploy.local.services import BILLING, GATEWAY, WORKER, get_ok
-from deploy.local.settings import LocalSettings, read_settings
+from deploy.local.services import BILLING, GATEWAY, POOLING, WORKER, get_ok, is_of, needs_pooling
+from deploy.local.settings import DEFAULT_MODEL, LocalSettings, read_settings
 
 UP = "up"
 
@@ -118,18 +118,27 @@ def _rows(settings: LocalSettings, path: str) -> list[dict[str, Any]]:
 
 
 def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
-    """The worker, and every instance that the registry has now."""
+    """The workers, and every instance that the registry has now."""
+    # A removed one is nobody's concern any more, whether its engine runs or not.
+    rows = [row for row in _rows(settings, "instances") if not row["removed"]]
     found = [
         Part("instance", UP if row["status"] == "ready" else row["status"], None,
         f"{row['instance']} of {row['model']}, {row['url']}")
-        for row in _rows(settings, "instances")
-        # A removed one is nobody's concern any more, whether its engine runs or not.
-        if not row["removed"]
+        for row in rows
     ]  # fmt: skip
     if settings.engine_url is not None:
         return found
-    ready = any(part.state == UP for part in found)
-    return [_process(processes, WORKER, ready, "engines from port 8100, metrics from 9110"), *found]
+    name = settings.model or DEFAULT_MODEL
+    model = next((row for row in _rows(settings, "models") if row["name"] == name), None)
+    workers = [WORKER, *([POOLING] if model is not None and needs_pooling(settings, model) else [])]
+    shown = [
+        _process(
+            processes, worker, any(is_of(worker, row) and row["status"] == "ready" for row in rows),
+            "engines from port 8100, metrics from 9110",
+        )
+        for worker in workers
+    ]  # fmt: skip
+    return [*shown, *found]
 
 
 def _process(processes: Processes, name: str, healthy: bool, where: str, shown: str | None = None) -> Part:

@@ -81,18 +81,17 @@ class _Up:
             now.result = now.result or settings.admin_url
         admin = AdminApi(settings.admin_url, keys.admin_key)
         with step("model and price") as now:
-            catalogue.ensure_model(admin, entry, now)
-        model: str = entry["name"]
+            model = catalogue.ensure_model(admin, entry, now)
         with step("vLLM") as now:
             self._vllm(services, stores, model, now)
         with step("gateway") as now:
             services.start_gateway(stores, now)
             now.result = now.result or settings.gateway_url
         with step("demo tenant") as now:
-            key = demo.ensure(admin, settings, keys, model, now)
+            key = demo.ensure(admin, settings, keys, model["name"], now)
         with step("engine") as now:
             instance = self._engine(services, admin, model, now)
-        self._first_request(admin, key, model, instance)
+        self._first_request(admin, key, model["name"], instance)
         admin.close()
         self._say_what_next()
 
@@ -116,8 +115,8 @@ class _Up:
         step.result = f"socket in {self._settings.folder / 'postgres'}" if started else "runs already"
         return address
 
-    def _vllm(self, services: Services, stores: Stores, model: str, step: Step) -> None:
-        """Its environment and the model's files, then the worker, whose engine starts while the next steps
+    def _vllm(self, services: Services, stores: Stores, model: dict[str, Any], step: Step) -> None:
+        """Its environment and the model's files, then the workers, whose engines start while the next steps
         run.
         """
         settings = self._settings
@@ -126,16 +125,18 @@ class _Up:
             return
         self.background.wait(step)
         try:
-            ensure_model(settings.folder, model, settings.vllm_python, step.note)
+            ensure_model(settings.folder, model["name"], settings.vllm_python, step.note)
         except ModelFilesError as exc:
             raise StepFailed(str(exc), "Do what it says, then run `make up` again.") from exc
-        services.start_worker(stores, model, step)
+        services.start_workers(stores, model, step)
         step.result = step.result or "environment and model files ready, engine starting"
 
-    def _engine(self, services: Services, admin: AdminApi, model: str, step: Step) -> dict[str, Any]:
+    def _engine(
+        self, services: Services, admin: AdminApi, model: dict[str, Any], step: Step
+    ) -> dict[str, Any]:
         if self._settings.engine_url is not None:
-            return catalogue.ensure_instance(admin, self._settings, model, step)
-        instance = services.wait_for_engine(admin, model, step)
+            return catalogue.ensure_instance(admin, self._settings, model["name"], step)
+        instance = services.wait_for_engines(admin, model, step)
         step.result = f"{instance['instance']} at {instance['url']}"
         return instance
 

@@ -55,6 +55,8 @@ class Catalogue:
         # Redis answers but holds nothing that billing wrote.
         self.not_projected = False
         self._instances: dict[str, tuple[InstanceEntry, ...]] = {}
+        # Those of a model that serve a route, for the pairs that were asked for since the last reading.
+        self._serving: dict[tuple[str, str], tuple[InstanceEntry, ...]] = {}
         # Their entries as last read, by instance id.
         self._registered: dict[bytes, bytes] = {}
         self._leases = LeaseWatch()
@@ -97,6 +99,14 @@ class Catalogue:
     def instances(self, model: str) -> tuple[InstanceEntry, ...]:
         """The instances of a model whose lease holds, whatever their status."""
         return self._instances.get(model, ())
+
+    def serving(self, model: str, route: str) -> tuple[InstanceEntry, ...]:
+        """Those of them that serve a route. `route`: the name under which the model offers it."""
+        found = self._serving.get((model, route))
+        if found is None:
+            found = tuple(entry for entry in self.instances(model) if entry.serves(route))
+            self._serving[model, route] = found
+        return found
 
     def instance_ids(self) -> list[str]:
         """Of all models."""
@@ -279,6 +289,7 @@ class Catalogue:
         for entry in entries:
             by_model.setdefault(entry.model, []).append(entry)
         self._instances = {model: tuple(entries) for model, entries in by_model.items()}
+        self._serving = {}
 
 
 def _is_ready(raw: bytes) -> bool:

@@ -25,8 +25,8 @@ _TIER_BYTES: Final = b'"service_tier"'
 _CHUNK: Final = b'data: {"'
 _MODEL: Final = b',"model":"'
 _CHOICES: Final = b',"choices":['
-# The beginning of vLLM's embeddings, up to their numbers.
-_EMBEDDINGS: Final = re.compile(
+# The beginning of vLLM's embeddings or scores, up to their numbers.
+_POOLED: Final = re.compile(
     rb'\{("id":"[^"\\]{0,256}","object":"[^"\\]{0,64}","created":\d{1,15},)"model":("(?:[^"\\]|\\.){0,'
     rb'512}"),"data":\['
 )
@@ -198,12 +198,14 @@ def answer_written(
     return _WHOLE[form](answer, decoded, model, tier)
 
 
-def _embeddings_written(
-    answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None
-) -> bytes:
-    """Embeddings are many numbers, which are not encoded again: only the text before and after them is."""
-    found = _EMBEDDINGS.match(answer)
+def _pooled_written(answer: bytes, decoded: dict[str, Any], model: str | None, tier: bytes | None) -> bytes:
+    """Embeddings are many numbers, which are not encoded again: only the text before and after them is. Any
+    other form is written like choices."""
+    found = _POOLED.match(answer)
     if found is None or _TIER in decoded:
+        for result in _objects(decoded.get("results")):
+            if isinstance(document := result.get("document"), dict):
+                _drop_nulls(document, _NO_NULLS)
         return choices_written(decoded, model, tier)
     numbers_end = answer.rindex(b"]") + 1
     return b'{%b%b"model":%b,"data":[%b%b' % (
@@ -221,7 +223,7 @@ _WHOLE: Final[dict[AnswerForm, Callable[[bytes, dict[str, Any], str | None, byte
     AnswerForm.COMPLETION: lambda _, decoded, model, tier: choices_written(decoded, model, tier),
     AnswerForm.MESSAGE: lambda _, decoded, model, tier: message_written(decoded, decoded, model, tier),
     AnswerForm.RESPONSE: lambda _, decoded, model, tier: response_written(decoded, decoded, model, tier),
-    AnswerForm.EMBEDDINGS: _embeddings_written,
+    AnswerForm.POOLED: _pooled_written,
 }
 
 

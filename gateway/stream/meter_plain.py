@@ -28,7 +28,7 @@ def _choices_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
     return prompt, cached_count(usage, "prompt_tokens_details"), output
 
 
-def _embeddings_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
+def _prompt_usage(usage: dict[str, Any]) -> tuple[int, int, int]:
     return token_count(usage, "prompt_tokens"), 0, 0
 
 
@@ -38,7 +38,7 @@ _USAGE_OF: Final[dict[AnswerForm, Callable[[Any], tuple[int, int, int]]]] = {
     AnswerForm.COMPLETION: _choices_usage,
     AnswerForm.RESPONSE: responses_usage,
     AnswerForm.MESSAGE: messages_usage,
-    AnswerForm.EMBEDDINGS: _embeddings_usage,
+    AnswerForm.POOLED: _prompt_usage,
 }
 
 
@@ -81,6 +81,11 @@ class PlainMeter:
 
     def counted(self) -> bool:
         return False
+
+    def distrust(self) -> None:
+        """The engine was told to stop. Its usage then has every prompt of a pooled answer, read or not."""
+        if self._form is AnswerForm.POOLED:
+            self._total, self.exact = None, False
 
     def close(self) -> bytes:
         """The whole answer, decoded for its usage, as the caller is to have it. Raises ProtocolViolation
@@ -125,10 +130,20 @@ class PlainMeter:
         self.exact = self.anomaly is None
         if self.anomaly is not None:
             prompt, cached, output = clamped(prompt, cached, output, self._output_max)
-        if output == 0 and usage_of is not _embeddings_usage:
+        if output == 0 and usage_of is not _prompt_usage:
             self._total = Produced()
         else:
             self._total = Produced(prompt, cached, output, prompt * (self._samples // max(1, self._prompts)))
+        if self._form is AnswerForm.POOLED and _has_empty(decoded.get("data")):
+            self.aborted = True
+            self.distrust()
+
+
+def _has_empty(data: Any) -> bool:
+    """Whether an embedding is empty: its prompt was aborted."""
+    return isinstance(data, list) and any(
+        isinstance(one, dict) and one.get("embedding") in ("", []) for one in data
+    )
 
 
 def _count_told(rendered: dict[str, Any]) -> bytes:

@@ -29,6 +29,10 @@ _PROMPT_TOO_LONG = re.compile(
 _INPUT_TOO_LONG = re.compile(r"Input length \((\d+)\) exceeds model's maximum context length \((\d+)\)")
 _OUTPUT_TOO_LONG = re.compile(r"(max_\w*tokens)=(\d+) cannot be greater than max_model_len\s*=\s*(\d+)")
 _OUT_OF_VOCABULARY = re.compile(r"Token id (\d+) is out of vocabulary")
+_ONE_SIZE = re.compile(r"does not support Matryoshka embeddings; dimensions must be unset")
+_SIZES = re.compile(
+    r"only supports (?:dimensions in range|Matryoshka dimensions) (\[[\d, ]{1,120}\]), got \d+"
+)
 _SUFFIX = re.compile(r"\s*\((?:parameter=|value=).*\Z", re.DOTALL)
 _VALIDATION = re.compile(r"\A\d+ validation errors?:")
 _VALIDATION_REASON = re.compile(r"'msg': (?:'([^'\n]{1,200})'|\"([^\"\n]{1,200})\")")
@@ -122,6 +126,15 @@ def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
         return EngineRefused(
             f"Token id {found[1]} is not in the model's vocabulary.", input_param, "invalid_value"
         )
+    if _ONE_SIZE.search(message):
+        return EngineRefused(
+            "The embeddings of this model have one size: leave 'dimensions' out.",
+            "dimensions",
+            "unsupported_value",
+        )
+    if found := _SIZES.search(message):
+        which = "a number in the range" if "in range" in found[0] else "one of"
+        return EngineRefused(f"Invalid 'dimensions': it must be {which} {found[1]}.", "dimensions")
     if message.startswith("Grammar error") or "grammar" in message[:80].lower():
         return EngineRefused(
             "The schema or regular expression cannot be compiled by this model's engine.",

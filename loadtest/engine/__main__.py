@@ -52,6 +52,9 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
         dest="request_counts",
         help="as a vLLM without our middleware: no /taas/request_counts",
     )
+    parser.add_argument(
+        "--pooling", action="store_true", help="embeddings and scores in place of text, as `--runner pooling`"
+    )
     return EngineOptions(**vars(parser.parse_args(arguments)))
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections import deque
 from typing import Any
 
-from loadtest.engine import fields, metrics
+from loadtest.engine import fields, metrics, pooling
 from loadtest.engine.answer import Answer, Identity
 from loadtest.engine.answer_chat import ChatAnswer
 from loadtest.engine.answer_completions import CompletionAnswer
@@ -36,6 +36,7 @@ _ANSWERS: dict[str, type[Answer]] = {
     "completions": CompletionAnswer,
     "responses": ResponsesAnswer,
     "messages": MessagesAnswer,
+    **pooling.ANSWERS,
 }
 _GENERATE = {
     "/v1/chat/completions": "chat",
@@ -43,6 +44,10 @@ _GENERATE = {
     "/v1/responses": "responses",
     "/v1/messages": "messages",
 }
+
+
+# The beginning of an engine's own ids for the prompts of a request, where it has one for each.
+_ID_OF_PROMPTS = {"completions": "cmpl", "embeddings": "embd", "score": "score", "rerank": "score"}
 
 
 class Engine:
@@ -58,6 +63,7 @@ class Engine:
         self._truths = TruthBook()
         self._received: deque[dict[str, Any]] = deque(maxlen=256)
         self._control = Control(self._faults, self._truths, self._received, self._cache)
+        self._worked = pooling.PATHS if options.pooling else _GENERATE
         self._posts = {
             "/v1/messages/count_tokens": self._count_tokens,
             "/v1/responses/render": self._render_responses,
@@ -84,7 +90,7 @@ class Engine:
         if path == COUNTS_PATH and self.options.request_counts:
             self._book.handle(exchange)
             return
-        if self._faults.take_refusal(_GENERATE.get(path, path)):
+        if self._faults.take_refusal(self._worked.get(path, path)):
             exchange.cut(reset=True)
             return
         if path.startswith(_GUARDED) and not self._authorized(exchange):
@@ -97,14 +103,14 @@ class Engine:
             exchange.json(refused.status, refused.body(anthropic=anthropic))
 
     def _route(self, exchange: Exchange, path: str) -> None:
-        if exchange.method == "POST" and path in _GENERATE:
-            self._generate(exchange, _GENERATE[path])
+        if exchange.method == "POST" and path in self._worked:
+            self._work(exchange, self._worked[path])
         elif exchange.method == "POST" and path in self._posts:
             self._remember(exchange)
             self._posts[path](exchange)
         elif exchange.method == "GET" and path in self._gets:
             self._gets[path](exchange)
-        elif path in _GENERATE or path in self._posts or path in self._gets:
+        elif path in self._worked or path in self._posts or path in self._gets:
             allow = b"GET" if path in self._gets else b"POST"
             exchange.respond(
                 405, b'{"detail":"Method Not Allowed"}', b"application/json", b"allow: %b\r\n" % allow
@@ -128,15 +134,16 @@ class Engine:
             }
         )
 
-    # Generation
+    # Requests that run in the engine
 
-    def _generate(self, exchange: Exchange, route: str) -> None:
+    def _work(self, exchange: Exchange, route: str) -> None:
         self._remember(exchange)
         caller_id = exchange.header("x-request-id") or uuid.uuid4().hex[:16]
         if self._book.is_closed(caller_id):
             exchange.json(410, {"error": {"message": "This request was closed.", "code": 410}})
             return
-        job = read_job(route, fields.parse(exchange.body), self.options)
+        read = pooling.read_pooling_job if self.options.pooling else read_job
+        job = read(route, fields.parse(exchange.body), self.options)
         marked = "\n".join(prompt.text for prompt in job.prompts if "[[fault:" in prompt.text)
         plan = self._faults.plan(job.model, route, marked, offered_tools(job.body))
         if plan.refuse:
@@ -174,8 +181,8 @@ class Engine:
             request_id = str(job.body.get("request_id") or f"resp_{uuid.uuid4().hex[:16]}")
             return request_id, Identity(request_id, (f"{request_id}_0",))
         request_id = exchange.header("x-request-id") or uuid.uuid4().hex[:16]
-        if job.route == "completions":
-            answer_id = f"cmpl-{request_id}"
+        if prefix := _ID_OF_PROMPTS.get(job.route):
+            answer_id = f"{prefix}-{request_id}"
             return request_id, Identity(
                 answer_id, tuple(f"{answer_id}-{at}" for at in range(len(job.prompts)))
             )

@@ -1,4 +1,4 @@
-"""A checked request: what a body asks the engine for, whichever of the four routes it came by."""
+"""A checked request: what a body asks the engine for, whichever route it came by."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One request, checked. `output_max` is never more than the context leaves."""
+    """One request, checked. `output_max` is never more than the context leaves; 0: it is pooled."""
 
     route: str
     model: str
@@ -68,17 +68,17 @@ def read_job(route: str, body: Body, options: EngineOptions) -> Job:
     match route:
         case "chat":
             text, continued = render_chat(body)
-            prompts: tuple[Prompt, ...] = (_text_prompt(text, continued),)
+            prompts: tuple[Prompt, ...] = (text_prompt(text, continued),)
             asked, asked_name = _first(body, "max_completion_tokens", "max_tokens")
         case "completions":
             prompts = _completion_prompts(body)
             asked, asked_name = _first(body, "max_tokens", "max_tokens")
             asked = 16 if asked is None else asked
         case "responses":
-            prompts = (_text_prompt(render_responses(body)),)
+            prompts = (text_prompt(render_responses(body)),)
             asked, asked_name = _first(body, "max_output_tokens", "max_output_tokens")
         case _:
-            prompts = (_text_prompt(render_messages(body)),)
+            prompts = (text_prompt(render_messages(body)),)
             asked, asked_name = _anthropic_max(body), "max_completion_tokens"
     model = (require_model if route == "messages" else check_model)(body, options)
     stream = fields.flag(body, "stream")
@@ -130,7 +130,8 @@ def _anthropic_max(body: Body) -> int:
     return asked
 
 
-def _text_prompt(text: str, continued: str = "") -> Prompt:
+def text_prompt(text: str, continued: str = "") -> Prompt:
+    """A prompt in words, with the text that it is to continue."""
     tokens = split(text)
     if not continued:
         return Prompt(text, tokens, fingerprint(text))
@@ -150,10 +151,11 @@ def _completion_prompts(body: Body) -> tuple[Prompt, ...]:
         given = [given]
     if not isinstance(given, list):
         raise BadRequest("prompt must be a string, a list of strings or of token ids", "prompt")
-    return tuple(_text_prompt(item) if isinstance(item, str) else _token_prompt(item) for item in given)
+    return tuple(text_prompt(item) if isinstance(item, str) else token_prompt(item) for item in given)
 
 
-def _token_prompt(token_ids: list[int]) -> Prompt:
+def token_prompt(token_ids: list[int]) -> Prompt:
+    """A prompt in numbers; raises BadRequest for one that no token has."""
     for number in token_ids:
         if not 0 <= number < VOCABULARY_TOKENS:
             raise BadRequest(f"Token id {number} is out of vocabulary")

@@ -22,3 +22,4 @@ class EngineOptions:
     shutdown_timeout_s: float = 0.0
     cache_blocks_max: int = 65_536
     request_counts: bool = True
+    pooling: bool = False

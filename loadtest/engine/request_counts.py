@@ -133,7 +133,7 @@ class RequestBook:
 
 
 def _count(answer: "Answer") -> Count:
-    begun = [sequence for sequence in answer.sequences if sequence.output]
+    begun = [sequence for sequence in answer.sequences if sequence.was_read]
     return (
         sum(sequence.prompt_tokens for sequence in begun),
         sum(sequence.cached for sequence in begun),

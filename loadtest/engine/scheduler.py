@@ -155,17 +155,20 @@ class Scheduler:
                 continue
             if self._kv_tokens >= self._kv_tokens_max and self._preempt(sequence):
                 continue
+            before = sequence.output
             text = sequence.step()
-            self._kv_tokens += 1
+            made = sequence.output - before
+            self._kv_tokens += made
             answer = sequence.answer
             truth = answer.truth
-            if sequence.output == 1:
+            if not sequence.was_read:
+                sequence.was_read = True
                 counters.prompt_tokens += sequence.prompt_tokens
                 counters.cached_tokens += sequence.cached
                 truth.prompt += sequence.prompt_tokens
                 truth.cached += sequence.cached
-            counters.generation_tokens += 1
-            truth.output += 1
+            counters.generation_tokens += made
+            truth.output += made
             if sequence.finish is not None:
                 self._ended(sequence)
             elif sequence.limits.drip_s or sequence.limits.stall_after is not None:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When a sequence ends; the same for all samples of a request. `hold_back` = characters that may turn
-    out to be part of a stop string.
+    """When a sequence ends; the same for all samples of a request. `output_max` 0: once its prompt is read.
+    `hold_back` = characters that may turn out to be part of a stop string.
     """
 
     output_max: int
@@ -49,6 +49,7 @@ class Sequence:
     created: int = 0
     to_prefill: int = 0
     running: bool = False
+    was_read: bool = False  # its prompt, which the counters have from then on
     output: int = 0
     finish: str | None = None
     stop_reason: str | None = None
@@ -62,8 +63,13 @@ class Sequence:
         return self.prompt_tokens + self.output
 
     def step(self) -> str:
-        """Produce one token and return the text that may be shown; sets `finish` with the last one."""
+        """Produce one token and return the text that may be shown; sets `finish` with the last one. One that
+        is pooled produces none.
+        """
         limits = self.limits
+        if limits.output_max == 0:
+            self.finish = "stop"
+            return ""
         position = self.first_position + self.output
         self.output += 1
         word = ""

@@ -1,4 +1,4 @@
-"""Token counts in the forms of the four routes, and the lies that may be told instead."""
+"""Token counts in the forms of the routes, and the lies that may be told instead."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,10 @@ class Usage:
             "output_tokens_per_turn": [], "tool_output_tokens_per_turn": []},
             "total_tokens": self.prompt + self.output,
         }  # fmt: skip
+
+    def pooled(self) -> dict[str, Any]:
+        """Of the prompt alone."""
+        return self._counts() | {"prompt_tokens_details": None}
 
     def messages(self) -> dict[str, Any]:
         """`input_tokens` is what was neither read from nor written to the cache."""

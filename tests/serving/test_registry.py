@@ -58,6 +58,19 @@ def test_an_entry_survives_its_own_json() -> None:
     assert InstanceEntry.from_json(ended.to_json()) == ended
     named = replace(ENTRY, engine="another", engine_model="its own name")
     assert InstanceEntry.from_json(named.to_json()) == named
+    pools = replace(ENTRY, routes=frozenset({"embeddings", "score"}))
+    assert InstanceEntry.from_json(pools.to_json()) == pools
+
+
+def test_an_entry_without_routes_serves_every_route_and_one_with_them_serves_those() -> None:
+    old = {name: value for name, value in orjson.loads(ENTRY.to_json()).items() if name != "routes"}
+    assert InstanceEntry.from_json(orjson.dumps(old)).serves("chat")
+    pools = InstanceEntry.from_json(orjson.dumps(old | {"routes": ["embeddings"]}))
+    assert pools.serves("embeddings")
+    assert not pools.serves("chat")
+    for wrong in ([""], [1], 7):
+        with pytest.raises(ValueError, match="not an instance entry"):
+            InstanceEntry.from_json(orjson.dumps(old | {"routes": wrong}))
 
 
 def test_an_entry_of_before_engines_had_kinds_and_names_is_read() -> None:

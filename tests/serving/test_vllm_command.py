@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES
 from serving.served_model import ServedModel
 from serving.vllm_command import LOGGING_CONFIG, EngineOptions, build_command
 
@@ -107,7 +108,7 @@ def test_engine_arguments_are_passed_on_as_they_are() -> None:
     "argument",
     [
         "--host", "--host=0.0.0.0", "--api-key", "--api-k", "--enable_log_requests", "--enable-log-requests",
-        "--no-enable-scale-out", "--max-model-len=9", "--disable-log-stats",
+        "--no-enable-scale-out", "--max-model-len=9", "--disable-log-stats", "--runner=pooling",
     ],
 )  # fmt: skip
 def test_an_engine_argument_that_takes_over_what_the_worker_sets_is_refused(argument: str) -> None:
@@ -115,9 +116,25 @@ def test_an_engine_argument_that_takes_over_what_the_worker_sets_is_refused(argu
         build_command(MODEL, replace(OPTIONS, engine_args=(argument,)), KEY, {})
 
 
-def test_an_embedding_model_is_told_from_one_that_writes() -> None:
+def test_an_embedding_model_is_told_from_one_that_writes_and_its_engine_pools() -> None:
     assert MODEL.generates
-    assert not replace(MODEL, routes=frozenset({"embeddings"})).generates
+    assert "--runner" not in build_command(MODEL, OPTIONS, KEY, {}).argv
+    embeds = replace(MODEL, routes=frozenset({"embeddings"}))
+    assert not embeds.generates
+    assert _value(build_command(embeds, OPTIONS, KEY, {}).argv, "--runner") == "pooling"
+    assert embeds.pooling_part() is embeds
+
+
+def test_a_model_that_does_both_has_a_part_for_an_engine_that_pools() -> None:
+    both = replace(MODEL, routes=frozenset({"chat", "embeddings", "score", "tokenize"}))
+    part = both.pooling_part()
+    assert both.generates
+    assert both.engine_routes == set(TEXT_ROUTES)
+    assert (part.generates, part.routes) == (False, {"embeddings", "score"})
+    assert part.engine_routes == set(POOLING_ROUTES)
+    assert (part.name, part.cell, part.pool) == (both.name, both.cell, f"{both.pool}/pooling")
+    with pytest.raises(ValueError, match="offers no route"):
+        replace(MODEL, routes=frozenset({"chat", "tokenize"})).pooling_part()
 
 
 def test_the_engine_finds_our_middleware_before_what_the_operator_has_on_the_path() -> None:

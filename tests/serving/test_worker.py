@@ -52,6 +52,7 @@ async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_i
     assert ready.abort
     assert ready.priority
     assert (ready.engine, ready.engine_model) == (VLLM, MODEL.engine_model)
+    assert ready.routes == MODEL.engine_routes
     assert ready.epoch == starting.epoch
     assert worker.metric("engine_up") == 1
 

@@ -44,10 +44,16 @@ class Ground:
             return lifecycle.sign(connection, draft.contract_id, now_ms=T0)
 
     def register(
-        self, instance: str, *, status: str = "ready", waiting: int = 0, kv_usage: float = 0.0
+        self,
+        instance: str,
+        *,
+        status: str = "ready",
+        waiting: int = 0,
+        kv_usage: float = 0.0,
+        pool: str = POOL,
     ) -> None:
         entry = {
-            "instance": instance, "model": POOL, "pool": POOL, "cell": CELL, "url": "http://127.0.0.1:1",
+            "instance": instance, "model": POOL, "pool": pool, "cell": CELL, "url": "http://127.0.0.1:1",
             "key": None, "epoch": "e", "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
             "load": {"running": 0, "waiting": waiting, "kv_usage": kv_usage},
         }  # fmt: skip

@@ -14,7 +14,7 @@ from billing.schema.capacity import contract
 from billing.wire import redis_keys
 from tests.billing.allocator.cells import Ground, only
 from tests.billing.cell.requests import CELL
-from tests.billing.contracts.selling import T0, calibrate
+from tests.billing.contracts.selling import POOL, T0, calibrate
 
 SECOND = 1000
 FAR_MS = 4_000_000_000_000
@@ -41,6 +41,22 @@ def test_each_machine_has_room_and_each_contract_its_numbers(ground: Ground) -> 
     assert ground.contract("bolt")["spill"] == "-1"
     for key in (redis_keys.contract_bucket(CELL, ground.tenant("acme")), redis_keys.room(CELL)):
         assert 6 * 86_400_000 < ground.text.pttl(key) <= 7 * 86_400_000
+
+
+def test_an_instance_of_another_pool_in_the_cell_is_neither_divided_nor_sold(ground: Ground) -> None:
+    """One that pools, of a model that also generates: its requests take no slot of the others."""
+    ground.register("pools", pool=f"{POOL}/pooling")
+    signed = ground.sign("acme", 1_500)
+    ground.text.hdel(redis_keys.INSTANCES, "i-2")
+    ground.allocator().allocate_once(T0)
+    done = only(ground.allocator().allocate_once(T0 + SECOND))
+    assert {name[2:] for name in ground.room() if name != "s"} == {"i-1"}
+    assert [share.instance for share in done.shares] == ["i-1"]
+    (came,) = done.contracts
+    assert (came.contract_id, came.missing_mu) == (signed.contract_id, 500_000)
+    reply = ground.request("r", name="bolt", candidates=(("pools", "e"),)).reserve()
+    assert isinstance(reply, Reserved)
+    assert reply.grant.instance == "pools"
 
 
 def test_what_the_scripts_count_is_left_alone(ground: Ground) -> None:

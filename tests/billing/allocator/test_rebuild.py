@@ -71,6 +71,8 @@ def test_fault_35_nobody_is_admitted_before_a_calibrated_cell_has_its_room_again
     # A round may come before the machines are known again.
     ground.allocator().allocate_once(T0)
     ground.register("i-1")
+    # It never has room: it is not of the cell's pool.
+    ground.register("pools", pool="another")
     restorer = ground.restorer()
     assert restorer.restore_once(T0 + SECOND) == []
     assert isinstance(ground.request("r").reserve(), Rebuilding)
