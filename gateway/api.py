@@ -118,9 +118,8 @@ class InferenceApi:
             salt = self.cache_salt(tenant.tenant)
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:
-            found = self._candidates(
-                model, route, choice
-            )  # nothing is reserved yet, so a failure leaks nothing
+            # Nothing is reserved yet, so a failure leaks nothing.
+            found = self._candidates(model, route, choice)
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
             raise

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from billing.wire.routes import ROUTE_FACTS, Route
-from gateway.protocol import chat, completions, embeddings, messages, responses, tokenize
+from gateway.protocol import chat, completions, embeddings, messages, responses, scoring, tokenize
 from gateway.request import AnswerForm, RouteSpec
 
 # Parameters with which a stream can be resumed: its text carries their effect, or only the caller's answer
@@ -66,6 +66,22 @@ _ROWS: Final = (
         takes_token_ids=True,
         summary="Embeddings (OpenAI)",
         required=("input",),
+    ),
+    RouteSpec(
+        facts=ROUTE_FACTS[Route.RERANK],
+        parser=scoring.parse_rerank,
+        answer=AnswerForm.POOLED,
+        prompt_param="documents",
+        summary="Documents by relevance to a query (Jina, Cohere)",
+        required=("query", "documents"),
+    ),
+    RouteSpec(
+        facts=ROUTE_FACTS[Route.SCORE],
+        parser=scoring.parse_score,
+        answer=AnswerForm.POOLED,
+        prompt_param="text_2",
+        summary="Scores of pairs of texts (vLLM)",
+        required=("text_1", "text_2"),
     ),
     RouteSpec(
         facts=ROUTE_FACTS[Route.MESSAGES],

@@ -24,6 +24,8 @@ class Route(StrEnum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    SCORE = "score"
     COUNT_TOKENS = "count_tokens"
     TOKENIZE = "tokenize"
     INPUT_TOKENS = "input_tokens"
@@ -63,6 +65,20 @@ _ALL: Final = (
         offered_as=Route.EMBEDDINGS,
         generates=False,
         smallest={"input": "1"},
+    ),
+    RouteFacts(
+        name=Route.RERANK,
+        path="/v1/rerank",
+        offered_as=Route.RERANK,
+        generates=False,
+        smallest={"query": "1", "documents": ["1"]},
+    ),
+    RouteFacts(
+        name=Route.SCORE,
+        path="/v1/score",
+        offered_as=Route.SCORE,
+        generates=False,
+        smallest={"text_1": "1", "text_2": "1"},
     ),
     RouteFacts(
         name=Route.COUNT_TOKENS,

@@ -60,6 +60,8 @@ _SERVED: Final = {
     Route.RESPONSES: _Served(path=b"/v1/responses", names_response=True),
     Route.MESSAGES: _Served(path=b"/v1/messages", priority_in_body=False),
     Route.EMBEDDINGS: _Served(path=b"/v1/embeddings", id_prefix="embd-", id_for_each_prompt=True),
+    Route.RERANK: _Served(path=b"/v1/rerank", id_prefix="score-", id_for_each_prompt=True),
+    Route.SCORE: _Served(path=b"/v1/score", id_prefix="score-", id_for_each_prompt=True),
     Route.COUNT_TOKENS: _Served(path=b"/v1/messages/count_tokens", salted=False),
     Route.TOKENIZE: _Served(path=b"/tokenize", salted=False),
     # vLLM has no such route; this one returns the tokens of the prompt. The images themselves need not come

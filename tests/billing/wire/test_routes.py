@@ -2,12 +2,22 @@
 
 import pytest
 
-from billing.wire.routes import OFFERED_ROUTES, ROUTE_FACTS, TEXT_ROUTES, Route, generates, smallest_request
+from billing.wire.routes import (
+    OFFERED_ROUTES,
+    POOLING_ROUTES,
+    ROUTE_FACTS,
+    TEXT_ROUTES,
+    Route,
+    generates,
+    smallest_request,
+)
 
 
 def test_a_model_offers_only_what_is_not_another_routes_share() -> None:
-    assert OFFERED_ROUTES == ("chat", "completions", "responses", "messages", "embeddings", "tokenize")
-    assert TEXT_ROUTES == ("chat", "completions", "responses", "messages", "tokenize")
+    pooled = ["embeddings", "rerank", "score"]
+    assert list(OFFERED_ROUTES) == ["chat", "completions", "responses", "messages", *pooled, "tokenize"]
+    assert list(POOLING_ROUTES) == [*pooled, "tokenize"]
+    assert list(TEXT_ROUTES) == ["chat", "completions", "responses", "messages", "tokenize"]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +42,8 @@ def test_a_model_writes_text_where_one_of_its_routes_does(offered: tuple[str, ..
         (("tokenize",), Route.COMPLETIONS),
         (("embeddings",), Route.EMBEDDINGS),
         (("embeddings", "tokenize"), Route.EMBEDDINGS),
+        (("score", "rerank"), Route.RERANK),
+        (("score",), Route.SCORE),
         (OFFERED_ROUTES, Route.COMPLETIONS),
     ],
 )

@@ -16,6 +16,8 @@ SMALLEST: dict[Route, dict[str, Any]] = {
     Route.RESPONSES: {"model": "m", "input": "hi"},
     Route.MESSAGES: {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
     Route.EMBEDDINGS: {"model": "m", "input": "hi"},
+    Route.RERANK: {"model": "m", "query": "hi", "documents": ["a", "b"]},
+    Route.SCORE: {"model": "m", "text_1": "hi", "text_2": "a"},
     Route.COUNT_TOKENS: {"model": "m", "messages": [{"role": "user", "content": "hi"}]},
     Route.TOKENIZE: {"model": "m", "prompt": "hi"},
     Route.INPUT_TOKENS: {"model": "m", "input": "hi"},

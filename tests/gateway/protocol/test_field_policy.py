@@ -79,6 +79,8 @@ FULL: dict[Route, dict[str, Any]] = {
         "output_config": {"effort": "low"},
     },
     Route.EMBEDDINGS: {"model": "m", "input": "x"},
+    Route.RERANK: {"model": "m", "query": "x", "documents": ["y"], "top_n": 1, "max_tokens_per_doc": 5},
+    Route.SCORE: {"model": "m", "text_1": "x", "text_2": ["y"], "max_tokens_per_query": 5},
     Route.TOKENIZE: {"model": "m", "messages": [HELLO], "tools": [{"type": "function",
     "function": {"name": "f", "parameters": OBJECT}}]},
 }  # fmt: skip

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
+from billing.wire.routes import OFFERED_ROUTES
 from gateway.errors import ContextLengthExceeded, GatewayError
 from gateway.protocol import check_against_model
 from gateway.request import Route
 from tests.gateway.protocol.bodies import parse
 from tests.gateway.protocol.model_limits import ModelLimits
 
-ROUTES = frozenset({"chat", "completions", "responses", "messages", "embeddings", "tokenize"})
+ROUTES = frozenset(OFFERED_ROUTES)
 LIMITS = ModelLimits(
     context_tokens=2048, vocabulary_tokens=1000, chat_template_kwargs=frozenset(), routes=ROUTES
 )

@@ -392,6 +392,23 @@ def test_the_numbers_of_an_embedding_are_not_written_again() -> None:
     assert b"1.0e-1" in written
 
 
+def test_scores_are_not_written_again_and_documents_come_back_as_they_were_given() -> None:
+    scores = compact({**EMBEDDINGS, "id": "score-1", "data": [{"index": 0, "score": 0.5}], "usage": None})
+    scores = scores.replace(b"0.5", b"5.0e-1")
+    written = answer_written(scores, json.loads(scores), ROUTES[Route.SCORE].answer, ASKED, None)
+    assert read(written)["model"] == ASKED
+    assert b',"data":[{"index":0,"score":5.0e-1}]' in written
+    document = {"text": f'{SERVED} ,"multi_modal":null,"service_tier":null', "multi_modal": None}
+    ranked = {"id": "score-1", "model": SERVED, "usage": {"prompt_tokens": 5, "total_tokens": 5}}
+    results = [{"index": 0, "document": document, "relevance_score": 0.5}]
+    assert read(whole(Route.RERANK, {**ranked, "results": results}, b"flex")) == {
+        **ranked,
+        "model": ASKED,
+        "results": [{**results[0], "document": {"text": document["text"]}}],
+        "service_tier": "flex",
+    }
+
+
 @pytest.mark.parametrize("more", [{"service_tier": None}, {"usage": CHAT_USAGE}])
 def test_embeddings_of_another_kind_of_engine_say_it_too(more: dict[str, Any]) -> None:
     answer = {"data": EMBEDDINGS["data"], "model": SERVED, "usage": CHAT_USAGE, **more}

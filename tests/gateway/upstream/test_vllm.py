@@ -87,6 +87,8 @@ def test_what_is_only_counted_is_not_scheduled(route: Route) -> None:
         (Route.MESSAGES, {}, ["chatcmpl-req_1"]),
         (Route.COMPLETIONS, {"prompt": ["a", "b"]}, ["cmpl-req_1-0", "cmpl-req_1-1"]),
         (Route.EMBEDDINGS, {"input": ["a", "b"]}, ["embd-req_1-0", "embd-req_1-1"]),
+        (Route.RERANK, {"documents": ["a"]}, ["score-req_1-0", "score-req_1-1"]),
+        (Route.SCORE, {}, ["score-req_1-0", "score-req_1-1"]),
         (Route.RESPONSES, {}, ["resp_1_0"]),
     ],
 )

@@ -64,6 +64,8 @@ TEXT_TOO_LONG = (
         (PROMPT_TOO_LONG, Route.COMPLETIONS, 2049, "prompt"),
         (PROMPT_TOO_LONG, Route.RESPONSES, 2049, "input"),
         (PROMPT_TOO_LONG, Route.MESSAGES, 2049, "messages"),
+        (PROMPT_TOO_LONG, Route.EMBEDDINGS, 2049, "input"),
+        (PROMPT_TOO_LONG, Route.RERANK, 2049, "documents"),
         (TEXT_TOO_LONG, Route.CHAT, 2700148, "messages"),
         ("Input length (3000) exceeds model's maximum context length (2048).", Route.RESPONSES, 3000,
         "input"),
@@ -132,6 +134,32 @@ def test_a_known_refusal_is_told_in_the_callers_words(
     error = translated(message, param)
     assert isinstance(error, EngineRefused)
     assert (error.status, error.message, error.param) == (400, said, caller_param)
+    assert_clean(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "Model 'smollm2-135m' does not support Matryoshka embeddings; dimensions must be unset (received "
+            "dimensions=8).",
+            "The embeddings of this model have one size: leave 'dimensions' out.",
+        ),
+        (
+            "Model 'smollm2-135m' only supports dimensions in range [1, 576], got 577.",
+            "Invalid 'dimensions': it must be a number in the range [1, 576].",
+        ),
+        (
+            "Model 'smollm2-135m' only supports Matryoshka dimensions [64, 128], got 65.",
+            "Invalid 'dimensions': it must be one of [64, 128].",
+        ),
+    ],
+)
+def test_a_size_that_embeddings_cannot_have_is_told(message: str, said: str) -> None:
+    error = translated(message, route=Route.EMBEDDINGS)
+    assert (error.status, error.message) == (400, said)
+    assert isinstance(error, EngineRefused)
+    assert error.param == "dimensions"
     assert_clean(error)
 
 
