@@ -4,7 +4,7 @@ request object, and no object for each chunk of an answer.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -32,16 +32,17 @@ from gateway.errors import (
     UnsupportedParameter,
 )
 from gateway.exchange import Exchange, Request, Resumable
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Preempted, Settle, ending_of
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Interrupted, Settle, ending_of
 from gateway.metrics import Metrics
-from gateway.preempt import Resumer
 from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
 from gateway.request import ParsedRequest, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
+from gateway.resume import Resumer
 from gateway.route import CANDIDATES_MAX, candidates, ready
 from gateway.routing.choice import Choice
 from gateway.routing.router import Router
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
@@ -164,18 +165,15 @@ class InferenceApi:
             self.settle(exchange, exchange.stop_ending or Ending.GATEWAY_STOPPED, 500)
 
     async def _forward(self, exchange: Exchange, client: Client) -> None:
-        """Forward the exchange until it ends, resuming it in a new part each time it is preempted."""
+        """Forward the exchange until it ends, resuming it in a new part each time it is interrupted."""
         part: Exchange | None = exchange
         while part is not None:
             try:
                 await self.forwarder.forward(part, client)
                 return
-            except Preempted:
-                part = await self.resumer.resume(
-                    part,
-                    client,
-                    partial(self._candidates, part.request.model, part.parsed.route, part.choice),
-                )
+            except Interrupted as interrupted:
+                candidates = partial(self._candidates_to_resume, part)
+                part = await self.resumer.resume(part, interrupted, client, candidates)
 
     def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
         """The model, if this caller may see it. The error is the same for a model that does not exist, one
@@ -198,12 +196,22 @@ class InferenceApi:
         for place in parsed.ignored:
             self.metrics.ignored_field(metric_name(place))
 
-    def _candidates(self, model: Model, route: RouteSpec, choice: Choice | None) -> list[InstanceEntry]:
-        engines, instances = self.engines, self.catalogue.serving(model.name, route.facts.offered_as)
+    def _candidates(
+        self, model: Model, route: RouteSpec, choice: Choice | None, excluded: Collection[str] = ()
+    ) -> list[InstanceEntry]:
+        engines = self.engines
+        there = ready(self.catalogue.serving(model.name, route.facts.offered_as), excluded)
         if choice is None:
-            found = candidates(instances, engines.open_here, engines.failed_at, time.monotonic())
+            found = candidates(there, engines.open_here, engines.failed_at, time.monotonic())
         else:
-            found = choice.ranked(ready(instances))[:CANDIDATES_MAX]
+            found = choice.ranked(there)[:CANDIDATES_MAX]
+        if not found:
+            raise NoInstance(NO_INSTANCE_RETRY_MS)
+        return found
+
+    def _candidates_to_resume(self, part: Exchange) -> list[InstanceEntry]:
+        found = self._candidates(part.request.model, part.parsed.route, part.choice, part.tried)
+        found = [entry for entry in found if adapter_of(entry).CONTINUES_TEXT]
         if not found:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found

@@ -41,13 +41,13 @@ from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
-from gateway.preempt import Resumer, preempt
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
 from gateway.redis.unsynced import WAIT_MS, UnsyncedSettles
 from gateway.request import Dialect, RouteSpec
 from gateway.reserve import Reserver, WaitPolicy
+from gateway.resume import Resumer, preempt
 from gateway.route import is_avoided, route
 from gateway.routes import ROUTES_BY_PATH
 from gateway.routing.router import Router
@@ -136,6 +136,7 @@ class Stages:
             ),
             lease_ms=settings.lease_ms,
             interval_s=settings.checkpoint_ms / 1000,
+            progress=self._engines.progress,
             others_ready=self._others_ready,
             restore=reserver.restore,
         )

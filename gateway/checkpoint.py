@@ -1,4 +1,5 @@
-"""Every half second, over all open exchanges of the process: checkpoints in one batch, and deadlines.
+"""Every half second, over all open exchanges of the process: checkpoints in one batch, deadlines, and
+instances that produce nothing.
 
 A checkpoint records what was produced so far, tops up the reservation and renews its lease. If this process
 dies, the request is settled with its last checkpoint. A checkpoint refuses nothing: a bucket that runs dry in
@@ -20,6 +21,7 @@ from billing.wire.usage_event import EventHead
 from gateway.exchange import Exchange
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event
+from gateway.upstream.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Checkpointer:
         deadlines: Deadlines,
         lease_ms: int,
         interval_s: float,
+        progress: Progress,
         others_ready: Callable[[Exchange], bool],
         restore: Callable[[Exchange, int], Awaitable[None]],
     ) -> None:
@@ -62,6 +65,7 @@ class Checkpointer:
         self._deadlines = deadlines
         self._lease_ms = lease_ms
         self._interval_s = interval_s
+        self._progress = progress
         self._others_ready = others_ready
         self._restore = restore
 
@@ -75,6 +79,8 @@ class Checkpointer:
             try:
                 for exchange in list(self._open.values()):
                     self._check_deadlines(exchange, now)
+                    exchange.fold_delivered()
+                self._check_progress(now)
                 await self.write(now)
             except RedisUnavailable as exc:
                 log.warning("checkpoint not written", extra={"reason": str(exc)})
@@ -181,6 +187,18 @@ class Checkpointer:
             exchange.stop(Ending.CLIENT_STALLED)
             client.abort()
 
+    def _check_progress(self, now: float) -> None:
+        """Requests on an instance that produces nothing go on elsewhere, if that is possible."""
+        running = {exchange.attempt: exchange for exchange in self._open.values() if exchange.is_running}
+        for attempt in self._progress.look(running, now, self._deadlines.first_token_s / 2):
+            exchange = running[attempt]
+            if exchange.can_move and self._others_ready(exchange):
+                log.warning(
+                    "an instance is silent",
+                    extra={"request_id": exchange.request_id, "instance": attempt.instance.instance},
+                )
+                attempt.give_up()
+
     def _check_first_token(self, exchange: Exchange, now: float) -> None:
         """An instance has half of the time for the first token if another instance could take over, else all
         of it. Time in the queue does not count.
@@ -191,8 +209,6 @@ class Checkpointer:
             and not exchange.tried
             and self._others_ready(exchange)
         ):
-            exchange.attempt.timed_out = True
-            if exchange.attempt.connection is not None:
-                exchange.attempt.connection.close()
+            exchange.attempt.give_up()
         elif now - exchange.delivery.sent_at > self._deadlines.first_token_s:
             exchange.stop(Ending.DEADLINE)

@@ -8,7 +8,7 @@ seconds, those named `_ms` are milliseconds since the epoch.
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -22,12 +22,16 @@ from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
 from gateway.edge.client import ClientConnection
 from gateway.protocol import used_tier
-from gateway.request import ParsedRequest, ServiceTier
+from gateway.request import ParsedRequest
 from gateway.routing.choice import Choice
 from gateway.stream.continuation import DeliveredEvents, Splice, can_resume, remaining_request
 from gateway.stream.meter import Produced
 from gateway.stream.meter_choices import ChoicesMeter
+from gateway.upstream.adapters import adapter_of
 from gateway.upstream.attempt import Attempt
+
+# A stream's events are kept as bytes; when there are more than so many, as text.
+EVENTS_KEPT: Final = 1000
 
 
 class Request(Struct, frozen=True, eq=False, kw_only=True):
@@ -63,9 +67,9 @@ class Delivery(Struct, eq=False, kw_only=True):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Resumable:
-    """The state of a flex stream that can be preempted and resumed. `delivered`: what the caller has of this
-    part. `preempted`: it is to stop, to be resumed elsewhere. `following`: the part that resumes it; that
-    part produces `discarded_output` tokens again.
+    """The state of a stream that can be resumed elsewhere, after it was preempted or its engine failed.
+    `delivered`: what the caller has of this part. `preempted`: it is to stop, to be resumed elsewhere.
+    `following`: the part that resumes it; that part produces `discarded_output` tokens again.
     """
 
     delivered: DeliveredEvents | None = None
@@ -76,7 +80,7 @@ class Resumable:
     @classmethod
     def of(cls, parsed: ParsedRequest) -> "Resumable | None":
         """For a request that can be resumed, else None."""
-        return cls() if parsed.service_tier is ServiceTier.FLEX and can_resume(parsed) else None
+        return cls() if can_resume(parsed) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,6 +188,18 @@ class Exchange:
         """Whether only its settle is left to do."""
         return self.settled or self.ended is not None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its engine is to go on with it."""
+        return not self.is_over and self.stop_ending is None and self.following is None
+
+    @property
+    def can_move(self) -> bool:
+        """Whether another instance may take over: nothing of the answer has been delivered, or the text so
+        far can be continued.
+        """
+        return self.delivery.first_token_at is None or self.resumable is not None
+
     def produced(self) -> Produced:
         """The tokens that the engine has produced for it, as far as is known."""
         return self.attempt.meter.produced() if self.final_count is None else self.final_count
@@ -206,22 +222,28 @@ class Exchange:
             if self.on_stop is not None:
                 self.on_stop()
 
-    def begin_stream(self) -> bool:
-        """The stream of this instance begins. Returns whether its chunks must go through
-        `rewrite`.
+    def begin_stream(self) -> Callable[[bytes], bytes] | None:
+        """The stream of this instance begins. Returns what its pieces must go through before they are sent:
+        it remembers them as delivered, and makes those of a later part continue the first part's stream.
         """
-        if self.resumable is not None:
-            meter = self.attempt.meter
-            assert isinstance(meter, ChoicesMeter)
-            self.resumable.delivered = DeliveredEvents()
-            meter.counts = self.resumable.delivered.counts
-        return self.resumable is not None or self.continued is not None
+        if self.resumable is not None and not adapter_of(self.attempt.instance).CONTINUES_TEXT:
+            self.resumable = None
+        if self.resumable is None:
+            return None if self.continued is None else self.continued.splice.rewrite
+        meter = self.attempt.meter
+        assert isinstance(meter, ChoicesMeter)
+        delivered = self.resumable.delivered = DeliveredEvents()
+        meter.counts = delivered.counts
+        if self.continued is None:
+            return delivered.add
+        splice = self.continued.splice
+        return lambda passed: splice.rewrite(delivered.add(passed))
 
-    def rewrite(self, passed: bytes) -> bytes:
-        """Rewrite a piece of the answer for the caller, and remember it as delivered."""
-        if self.resumable is not None and self.resumable.delivered is not None:
-            self.resumable.delivered.add(passed)
-        return passed if self.continued is None else self.continued.splice.rewrite(passed)
+    def fold_delivered(self) -> None:
+        """Shorten what is remembered of a long answer."""
+        delivered = None if self.resumable is None else self.resumable.delivered
+        if delivered is not None and len(delivered.counts) > EVENTS_KEPT:
+            delivered.fold(self.parsed)
 
     def closing_text(self) -> bytes:
         """The last event of a preempted stream, with the text that came with the abort; empty if there is
@@ -253,15 +275,18 @@ class Exchange:
         cannot be resumed, or its usage has an anomaly.
         """
         meter, resumable = self.attempt.meter, self.resumable
+        assert isinstance(meter, ChoicesMeter)
         if meter.anomaly is not None:
             raise ValueError(meter.anomaly)
+        if meter.has_ended:
+            raise ValueError("the text is whole")
         first = self
         while first.previous is not None:
             first = first.previous
         assert resumable is not None
         assert resumable.delivered is not None
         text, carried = resumable.delivered.text_and_tokens(self.parsed)
-        parsed = remaining_request(self.parsed, text, carried)
+        parsed = remaining_request(self.parsed, text, carried, self.request.model.default_max_tokens)
         number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
         request_id = f"{first.request_id}-{number}"
         head = self.head
@@ -286,6 +311,7 @@ class Exchange:
             continued=Continued(previous=self, splice=splice),
             delivery=self.delivery.of_next_part(),
             choice=self.choice,
+            tried=self.tried,
         )
         resumable.discarded_output = meter.produced().output - carried
         resumable.following = following

@@ -2,13 +2,15 @@
 whichever ending it meets.
 
 Nothing is sent to the caller before the engine has answered. So if an engine fails before its first token,
-the request can be tried once on another instance, on the same reservation. After the first byte a failure
-becomes one error event in the stream. Each ending is recorded where it happens. A GatewayError is raised only
-while nothing of this exchange has been sent; earlier parts of a resumed request may have sent something.
+the request is tried on another instance, on the same reservation. After the first byte the stream is resumed
+on another instance, if its text can carry it (`gateway.resume`); else a failure becomes one error event in
+the stream. Each ending is recorded where it happens. A GatewayError is raised only while nothing of this
+exchange has been sent; earlier parts of a resumed request may have sent something.
 """
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -34,7 +36,10 @@ from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS_MAX = 2
+# On so many instances a request is tried, those that failed in mid-stream included.
+ATTEMPTS_MAX = 3
+# The requests of an engine that died do not arrive on another one in the same moment.
+RETRY_JITTER_S = 0.05
 ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine sends nothing but the end of the framing.
@@ -57,8 +62,15 @@ class AttemptFailed(Exception):
         self.kind = kind
 
 
-class Preempted(Exception):
-    """The stream was stopped to make room and is to be resumed elsewhere. It is not settled."""
+class Interrupted(Exception):
+    """The stream was preempted, or its engine failed, and it is to be resumed elsewhere. It is not settled.
+    `ending`, `error`: if it cannot be resumed.
+    """
+
+    def __init__(self, ending: Ending, error: GatewayError) -> None:
+        super().__init__(ending.value)
+        self.ending = ending
+        self.error = error
 
 
 class Forwarder:
@@ -79,9 +91,9 @@ class Forwarder:
         self._upstream_failed = upstream_failed
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
-        """Forward the answer from the engine to the caller, and settle. If it raises anything but Preempted,
-        the caller of this method settles; it raises GatewayError only while nothing of this exchange has been
-        sent.
+        """Forward the answer from the engine to the caller, and settle. If it raises anything but
+        Interrupted, the caller of this method settles; it raises GatewayError only while nothing of this
+        exchange has been sent.
         """
         self._engines.opened(exchange.attempt.instance)
         exchange.sent()
@@ -106,7 +118,6 @@ class Forwarder:
                     await self._pass_whole(exchange, connection, client)
                 return
             except AttemptFailed as failed:
-                exchange.tried = (*exchange.tried, exchange.attempt.instance.instance)
                 self._mark_failed(exchange, failed.kind)
                 log.warning(
                     "engine failed before its first token",
@@ -116,6 +127,8 @@ class Forwarder:
                         "kind": failed.kind,
                     },
                 )
+                if len(exchange.tried) < ATTEMPTS_MAX:
+                    await asyncio.sleep(random.uniform(0, RETRY_JITTER_S))  # noqa: S311
                 if exchange.stop_ending is not None:
                     raise stop_error(exchange.stop_ending) from failed
                 if not self._move_to_another_instance(exchange):
@@ -141,7 +154,8 @@ class Forwarder:
         return True
 
     def _mark_failed(self, exchange: Exchange, kind: str) -> None:
-        """Count a failure of the instance, and avoid it for a moment."""
+        """Count a failure of the instance, and avoid it: for this request for good, for others a moment."""
+        exchange.tried = (*exchange.tried, exchange.attempt.instance.instance)
         self._engines.failed(exchange.attempt.instance)
         self._upstream_failed(exchange.attempt.instance.instance, kind)
 
@@ -244,14 +258,14 @@ class Forwarder:
         the end.
         """
         meter = exchange.attempt.meter
-        rewrites = exchange.begin_stream()
+        rewrite = exchange.begin_stream()
         last = b""
 
         def take(chunk: bytes) -> bool:
             nonlocal last
             passed = meter.feed(chunk)
-            if passed and rewrites:
-                passed = exchange.rewrite(passed)
+            if passed and rewrite is not None:
+                passed = rewrite(passed)
             if meter.finished:
                 last = passed
             elif passed and exchange.stop_ending is None:
@@ -278,32 +292,39 @@ class Forwarder:
         self, exchange: Exchange, connection: UpstreamConnection, client: Client, last: bytes
     ) -> None:
         meter = exchange.attempt.meter
-        preempted = False
+        interrupted: Interrupted | None = None
         if exchange.stop_ending is not None:
             self._end_stopped(exchange, client)
         elif meter.aborted and exchange.preempted:
-            preempted = True
+            interrupted = Interrupted(Ending.PREEMPTED, RequestStopped(Ending.PREEMPTED.value))
             self._flush_tail(exchange, client, last)
         elif meter.failed or meter.aborted:
             if not client.answering:
                 raise failure_of(exchange)
-            self._settle(exchange, Ending.ENGINE_ERROR, 200)
-            client.end_with_error(EngineFailed())
+            self._mark_failed(exchange, "engine_error")
+            if not may_fail_over(exchange):
+                self._settle(exchange, Ending.ENGINE_ERROR, 200)
+                client.end_with_error(EngineFailed())
+            else:
+                interrupted = Interrupted(Ending.ENGINE_ERROR, EngineFailed())
+                if meter.aborted:
+                    self._flush_tail(exchange, client, last)
         else:
             exchange.mark_delivered()
+            self._engines.progress.first_token(exchange.attempt, exchange.delivery.first_token_at)
             self._settle(exchange, Ending.COMPLETE, 200)
             client.end(last)
         await self._finish_framing(connection, failed=meter.failed)
-        if not preempted:
+        if interrupted is None:
             return
         if exchange.stop_ending is None:
-            raise Preempted
+            raise interrupted
         self._end_stopped(exchange, client)
 
     @staticmethod
     def _flush_tail(exchange: Exchange, client: Client, last: bytes) -> None:
-        """Flush the text that came with the abort of a preempted stream, so that the resumed part continues
-        exactly where the caller's text ends. `next_part` rejects other output later.
+        """Flush the text that came with the abort of a stream that is to be resumed, so that the resumed part
+        continues exactly where the caller's text ends. `next_part` rejects other output later.
         """
         with suppress(ValueError):
             last = last.removesuffix(DONE) + exchange.closing_text()
@@ -327,7 +348,7 @@ class Forwarder:
         self, exchange: Exchange, client: Client, cause: UpstreamError | ProtocolViolation
     ) -> None:
         """The answer was cut off or malformed. Before the first byte another instance may be tried; after it
-        the stream ends with an error event.
+        a stream that was cut off is resumed elsewhere if it can be, else it ends with an error event.
         """
         if exchange.stop_ending is not None:
             if exchange.stop_ending is Ending.DEADLINE:  # it did not answer the abort either
@@ -343,8 +364,11 @@ class Forwarder:
                 raise UpstreamProtocolError from cause
             kind = "timeout" if exchange.attempt.timed_out else str(cause)
             raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from cause
-        self._mark_failed(exchange, str(cause) if isinstance(cause, UpstreamError) else "protocol")
-        log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": str(cause)})
+        kind = "protocol" if broken_protocol else "timeout" if exchange.attempt.timed_out else str(cause)
+        self._mark_failed(exchange, kind)
+        log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": kind})
+        if not broken_protocol and may_fail_over(exchange):
+            raise Interrupted(Ending.ENGINE_DIED, EngineFailed()) from cause
         self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
         client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
 
@@ -376,6 +400,11 @@ class Forwarder:
         exchange.mark_delivered()
         self._settle(exchange, Ending.COMPLETE, 200)
         client.send_json(answer)
+
+
+def may_fail_over(exchange: Exchange) -> bool:
+    """Whether a stream whose engine has failed may be resumed on another instance."""
+    return exchange.resumable is not None and len(exchange.tried) < ATTEMPTS_MAX
 
 
 def failure_of(exchange: Exchange) -> GatewayError:

@@ -17,9 +17,15 @@ FAILURE_AVOIDED_SECONDS: Final = 2.0
 CANDIDATES_MAX: Final = 64
 
 
-def ready(instances: Collection[InstanceEntry]) -> list[InstanceEntry]:
-    """Those that may get new requests."""
-    return [entry for entry in instances if entry.status is InstanceStatus.READY and entry.engine in ADAPTERS]
+def ready(instances: Collection[InstanceEntry], excluded: Collection[str] = ()) -> list[InstanceEntry]:
+    """Those that may get new requests, but for those in `excluded`."""
+    return [
+        entry
+        for entry in instances
+        if entry.status is InstanceStatus.READY
+        and entry.engine in ADAPTERS
+        and entry.instance not in excluded
+    ]
 
 
 def candidates(
@@ -28,10 +34,8 @@ def candidates(
     failed_at: Mapping[str, float],
     now: float,
 ) -> list[InstanceEntry]:
-    """All instances that could serve the model, best first, ranked as in `route`. The cell takes the first
-    with a free slot.
-    """
-    found = ready(instances)
+    """These ready instances, best first, ranked as in `route`. The cell takes the first with a free slot."""
+    found = list(instances)
     if len(found) > 1:
         found.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
     return found[:CANDIDATES_MAX]
@@ -64,5 +68,4 @@ def route(
     `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an
     instance's last failure.
     """
-    left = [entry for entry in instances if entry.instance not in excluded]
-    return next(iter(candidates(left, open_here, failed_at, now)), None)
+    return next(iter(candidates(ready(instances, excluded), open_here, failed_at, now)), None)

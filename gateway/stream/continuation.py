@@ -1,15 +1,16 @@
-"""How a preempted stream is resumed: as a new engine request that continues the text so far. The caller sees
-one stream with a pause. Pure.
+"""How a stream that was preempted, or whose engine failed, is resumed: as a new engine request that continues
+the text so far. The caller sees one stream with a pause. Pure.
 
 Only plain text can be resumed: one sample on chat or completions. Tool calls, log probabilities, constrained
-output and penalties on earlier output depend on state inside the engine that the text does not carry. vLLM
-continues a final assistant message with `continue_final_message`.
+output, penalties on earlier output and a seed's random numbers depend on state inside the engine that the
+text does not carry. vLLM continues a final assistant message with `continue_final_message`.
 
 Some output that the engine produced never reached the caller: the first bytes of a character, or text that
 might be the beginning of a stop string. The resumed part produces it again. It counts towards no limit of the
 request, and nobody pays for it twice.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
@@ -24,18 +25,14 @@ _DATA: Final = b"data: "
 
 def can_resume(parsed: ParsedRequest) -> bool:
     """Whether this request can be stopped in mid-stream and resumed on another instance."""
-    if (
-        not parsed.stream
-        or parsed.samples != 1
-        or parsed.wants_continuous_usage
-        or parsed.max_output_tokens is None
-    ):
+    if not parsed.stream or parsed.samples != 1 or parsed.wants_continuous_usage:
         return False
-    body = parsed.body
-    if not parsed.route.continued:
+    body, continued = parsed.body, parsed.route.continued
+    if not continued:
         return False
-    if not all(name in parsed.route.continued or _is_none(name, value) for name, value in body.items()):
-        return False
+    for name, value in body.items():
+        if name not in continued and not _has_no_effect(name, value, body):
+            return False
     if body.get("stop") and body.get("include_stop_str_in_output"):
         # The engine holds nothing back: the caller may have the beginning of a stop string already, and the
         # next engine would not recognise its rest.
@@ -48,33 +45,60 @@ def can_resume(parsed: ParsedRequest) -> bool:
     return isinstance(body["prompt"], str)
 
 
-def _is_none(name: str, value: Any) -> bool:
+def _has_no_effect(name: str, value: Any, body: Mapping[str, Any]) -> bool:
     """Whether the value means the same as leaving the field out. `logprobs: 0` does not: it asks for the log
-    probabilities of the chosen tokens.
+    probabilities of the chosen tokens. A seed has no effect where nothing is drawn.
     """
-    return value is None or value is False or value == [] or (name in _PENALTIES_ON_OUTPUT and value == 0)
+    if value is None or value is False or value == []:
+        return True
+    if name == "seed":
+        return body.get("temperature") == 0
+    return name in _PENALTIES_ON_OUTPUT and bool(value == 0)
 
 
 class DeliveredEvents:
     """The events of one part that the caller has received. `counts`: the engine's output token count at each
-    of these events.
+    of these events; a meter appends to it.
+
+    Events are kept as bytes, which costs nearly nothing, until `fold` makes text of them.
     """
 
-    __slots__ = ("_end", "_pieces", "counts")
+    __slots__ = ("_chars", "_end", "_marks", "_more_than_text", "_pieces", "_texts", "counts", "started")
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
+        self._texts: list[str] = []
+        self._chars = 0
+        self._marks = [(0, 0)]
         self._end: tuple[int, int] | None = None
+        self._more_than_text = False
         self.counts: list[int] = []
+        self.started = False
 
-    @property
-    def started(self) -> bool:
-        return bool(self._pieces)
-
-    def add(self, passed: bytes) -> None:
-        """Add complete events, as the meter passed them on."""
+    def add(self, passed: bytes) -> bytes:
+        """Add complete events, as the meter passed them on. Returns them."""
         if passed:
             self._pieces.append(passed)
+        return passed
+
+    def fold(self, parsed: ParsedRequest) -> None:
+        """Make text of the events so far: a fiftieth of their size."""
+        if not self._pieces:
+            return
+        self.started = True
+        events = b"".join(self._pieces).split(b"\n\n")[:-1]
+        held_back = max(map(len, _stops(parsed)), default=1) - 1
+        for event, count in zip(events, self.counts, strict=True):
+            if event.startswith(b"data: {") and (said := self._said(parsed.route, event)):
+                self._texts.append(said)
+                self._chars += len(said)
+                # the engine emits a token's text with a delay of this many characters
+                self._marks.append((self._chars + held_back, count))
+        self._pieces.clear()
+        self.counts.clear()
+        # no earlier mark is looked at again
+        below = max(mark for mark in self._marks if mark[0] <= self._chars)
+        self._marks = [mark for mark in self._marks if mark >= below]
 
     def close(self, parsed: ParsedRequest, chunk: dict[str, Any], output_tokens: int) -> bytes:
         """Turn the engine's last chunk, which says that it was aborted, into an ordinary chunk for the
@@ -110,19 +134,23 @@ class DeliveredEvents:
         """The text so far, and its number of tokens. Raises ValueError for reasoning and tool calls: a text
         does not carry them.
         """
-        pieces, chars = [], 0
-        held_back = max(map(len, _stops(parsed)), default=1) - 1
-        marks = [(0, 0)]
-        for event, count in zip(b"".join(self._pieces).split(b"\n\n")[:-1], self.counts, strict=True):
-            if event.startswith(b"data: {") and (said := _said(parsed.route, event)):
-                pieces.append(said)
-                chars += len(said)
-                # the engine emits a token's text with a delay of this many characters
-                marks.append((chars + held_back, count))
+        self.fold(parsed)
+        if self._more_than_text:
+            raise ValueError("more than text")
+        marks = self._marks
         if self._end is not None:  # the closing chunk held nothing back
             marks = [mark for mark in marks if mark[0] < self._end[0]]
             marks.append(self._end)
-        return "".join(pieces), _tokens_of(chars, marks)
+        return "".join(self._texts), _tokens_of(self._chars, marks)
+
+    def _said(self, route: RouteSpec, event: bytes) -> str:
+        pieces, plain = [], route.answer is AnswerForm.COMPLETION
+        for choice in orjson.loads(event[len(_DATA) :])["choices"]:
+            said = choice if plain else choice["delta"]
+            if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
+                self._more_than_text = True
+            pieces.append(said.get("text" if plain else "content") or "")
+        return "".join(pieces)
 
 
 def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
@@ -132,16 +160,6 @@ def _tokens_of(chars: int, marks: list[tuple[int, int]]) -> int:
     below = max(mark for mark in marks if mark[0] <= chars)
     above = min((mark for mark in marks if mark[0] > chars), default=below)
     return below[1] + (above[1] - below[1]) * (chars - below[0]) // max(1, above[0] - below[0])
-
-
-def _said(route: RouteSpec, event: bytes) -> str:
-    pieces, plain = [], route.answer is AnswerForm.COMPLETION
-    for choice in orjson.loads(event[len(_DATA) :])["choices"]:
-        said = choice if plain else choice["delta"]
-        if any(said.get(name) for name in ("reasoning", "reasoning_content", "tool_calls")):
-            raise ValueError("more than text")
-        pieces.append(said.get("text" if plain else "content") or "")
-    return "".join(pieces)
 
 
 def _stops(parsed: ParsedRequest) -> list[str]:
@@ -166,17 +184,20 @@ def _partial_stop_chars(text: str, stops: list[str]) -> int:
     return max(partial, default=0)
 
 
-def remaining_request(parsed: ParsedRequest, text: str, output_tokens: int) -> ParsedRequest:
+def remaining_request(
+    parsed: ParsedRequest, text: str, output_tokens: int, default_max_tokens: int
+) -> ParsedRequest:
     """The request that continues after `text`, which took `output_tokens`. Raises ValueError when no tokens
     are left to produce.
     """
-    assert parsed.max_output_tokens is not None
-    left = parsed.max_output_tokens - output_tokens
+    left = (parsed.max_output_tokens or default_max_tokens) - output_tokens
     if left < 1:
         raise ValueError("no tokens left")
     if not text:
         return parsed
     body: dict[str, Any] = dict(parsed.body)
+    if parsed.max_output_tokens is None:
+        body[parsed.route.output_params[0]] = left
     for name in parsed.route.output_params:
         if body.get(name) is not None:
             body[name] = left
@@ -238,5 +259,5 @@ class Splice:
             usage["completion_tokens"] += self.output
             usage["total_tokens"] = self._prompt + usage["completion_tokens"]
             if isinstance(usage.get("prompt_tokens_details"), dict):
-                usage["prompt_tokens_details"]["cached_tokens"] = self._cached
+                usage["prompt_tokens_details"] = {"cached_tokens": self._cached}
         return _DATA + orjson.dumps(chunk)

@@ -123,6 +123,11 @@ class ChoicesMeter:
             return self._output + self._chunks
         return self._counts.output_tokens()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine has finished the text, though perhaps not the stream."""
+        return self._finished_samples >= self._samples and not self.aborted
+
     def counted(self) -> bool:
         return self._total is None and self._samples == 1 and self._chunks > 0
 

@@ -145,6 +145,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether the transport is closed."""
         return self._transport is None or self._transport.is_closing()
 
+    @property
+    def paused(self) -> bool:
+        """Whether the engine is not read for now."""
+        return self._paused
+
     def send(self, request: bytes) -> None:
         """Write one whole request (head and body) and prepare for its response."""
         self._reset()

@@ -41,7 +41,11 @@ class RequestCount:
 
 
 class EngineAdapter(Protocol):
-    """Implemented by modules."""
+    """Implemented by modules. `CONTINUES_TEXT`: the engine goes on from a text that it is given, so that a
+    stream can be resumed there (`gateway.stream.continuation`).
+    """
+
+    CONTINUES_TEXT: bool
 
     def request(
         self,

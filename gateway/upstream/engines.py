@@ -14,6 +14,7 @@ from gateway.upstream.adapters import adapter_of
 from gateway.upstream.attempt import Attempt
 from gateway.upstream.connection import UpstreamError, UpstreamFailure, UpstreamPool
 from gateway.upstream.engine_adapter import EngineCall
+from gateway.upstream.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Engines:
         self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
         self.open_here: dict[str, int] = {}
         self.failed_at: dict[str, float] = {}
+        self.progress = Progress()
         self._aborts: set[asyncio.Task[None]] = set()
 
     def pool(self, instance: InstanceEntry) -> UpstreamPool:

@@ -23,8 +23,9 @@ from gateway.upstream.engine_adapter import EngineCall, RequestCount
 from gateway.upstream.vllm_errors import translate_engine_error as refusal
 from gateway.upstream.vllm_errors import translate_stream_error as failure
 
-__all__ = ["abort", "count", "failure", "meter", "read_count", "refusal", "request"]
+__all__ = ["CONTINUES_TEXT", "abort", "count", "failure", "meter", "read_count", "refusal", "request"]
 
+CONTINUES_TEXT = True
 _ABORT_PATH: Final = b"/inference/v1/abort_requests"
 _COUNTS_PATH: Final = REQUEST_COUNTS_PATH.encode()
 _USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}

@@ -8,7 +8,14 @@ from loadtest.engine.chat_template import render_chat, render_messages, render_r
 from loadtest.engine.errors import BadRequest, Invalid, NotFound
 from loadtest.engine.fields import Body
 from loadtest.engine.options import EngineOptions
-from loadtest.engine.tokens import VOCABULARY_TOKENS, detokenize, fingerprint, split, token_id
+from loadtest.engine.tokens import (
+    VOCABULARY_TOKENS,
+    detokenize,
+    fingerprint,
+    own_words_apart,
+    split,
+    token_id,
+)
 
 N_MAX = 16_384
 
@@ -151,7 +158,9 @@ def _completion_prompts(body: Body) -> tuple[Prompt, ...]:
         given = [given]
     if not isinstance(given, list):
         raise BadRequest("prompt must be a string, a list of strings or of token ids", "prompt")
-    return tuple(text_prompt(item) if isinstance(item, str) else token_prompt(item) for item in given)
+    return tuple(
+        text_prompt(*own_words_apart(item)) if isinstance(item, str) else token_prompt(item) for item in given
+    )
 
 
 def token_prompt(token_ids: list[int]) -> Prompt:

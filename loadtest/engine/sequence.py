@@ -76,7 +76,7 @@ class Sequence:
         if (
             not limits.ignore_eos
             and self.output > limits.output_min
-            and self.output >= (limits.stop_after or natural_length(self.seed))
+            and position + 1 >= (limits.stop_after or natural_length(self.seed))
         ):
             self.finish = "stop"
         else:

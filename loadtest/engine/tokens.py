@@ -19,6 +19,7 @@ _WORDS_TEXT = (
     "warm calm wild slow fast deep wide long low high far near and the of by"
 )
 WORDS = tuple(" " + word for word in _WORDS_TEXT.split())
+_OWN_WORDS = frozenset(WORDS)
 # Pieces seen, so that /detokenize can say them again; bounded, as a server's memory must be.
 _PIECES_REMEMBERED_MAX = 100_000
 _remembered: dict[int, str] = {}
@@ -27,6 +28,17 @@ _remembered: dict[int, str] = {}
 def split(text: str) -> list[str]:
     """The tokens of a text, whose concatenation is the text."""
     return _PIECE.findall(text)
+
+
+def own_words_apart(text: str) -> tuple[str, str]:
+    """A text, and the words at its end that the engine could have generated: as a model does, it goes on from
+    these as if it had not stopped.
+    """
+    pieces = split(text)
+    at = len(pieces)
+    while at and pieces[at - 1] in _OWN_WORDS:
+        at -= 1
+    return ("".join(pieces[:at]), "".join(pieces[at:])) if at else (text, "")
 
 
 def fingerprint(text: str) -> int:

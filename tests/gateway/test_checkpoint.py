@@ -26,6 +26,7 @@ from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
 from gateway.routes import ROUTES
 from gateway.upstream.attempt import Attempt
+from gateway.upstream.progress import Progress
 from tests.fixtures.valkey import ValkeyProcess
 
 CELL = "sim"
@@ -155,6 +156,7 @@ def checkpointer(pipe: RedisPipe, *exchanges: Exchange, first_token_s: float = 6
         deadlines=Deadlines(600, first_token_s, 30),
         lease_ms=10_000,
         interval_s=0.01,
+        progress=Progress(),
         others_ready=lambda _: False,
         restore=restore,
     )

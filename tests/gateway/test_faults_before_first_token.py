@@ -276,7 +276,7 @@ def test_fault_31_a_full_or_failing_engine_is_replaced_once(
 
 
 @pytest.mark.parametrize(("status", "told", "code"), STATUSES)
-def test_fault_31_two_failing_engines_are_asked_once_each_and_no_third(
+def test_fault_31_three_failing_engines_are_asked_once_each_and_no_fourth(
     make_engine: EngineMaker,
     catalogue: Catalogue,
     start_gateway: StartGateway,
@@ -284,7 +284,7 @@ def test_fault_31_two_failing_engines_are_asked_once_each_and_no_third(
     told: int,
     code: str,
 ) -> None:
-    engines = [make_engine() for _ in range(3)]
+    engines = [make_engine() for _ in range(4)]
     for at, one in enumerate(engines):
         one.faults("status", status, count=None)
         catalogue.instance(one.url, one.key, name=f"i{at}")
@@ -295,7 +295,7 @@ def test_fault_31_two_failing_engines_are_asked_once_each_and_no_third(
         assert (outcome.status, outcome.error_code()) == (told, code)
         assert ("retry-after-ms" in outcome.headers) is (told == 503)
         assert_nothing_leaks(outcome, *engines)
-        assert sum(len(one.requests()) for one in engines) == 2 * asked
+        assert sum(len(one.requests()) for one in engines) == 3 * asked
         event = the_event(catalogue, outcome)
         assert event.ending is Ending.ENGINE_ERROR
         assert event.units_mu == 0

@@ -80,7 +80,7 @@ def test_fault_27_a_kill_in_mid_stream_ends_only_its_own_streams(
     )
     key = catalogue.key(catalogue.tenant("ten_a"))
     gateway = start_gateway()
-    event = check_broken_off(catalogue, ask(gateway, key, "chat", True), dying, "engine_failed")
+    event = check_broken_off(catalogue, ask(gateway, key, "messages", True), dying, "engine_failed")
     assert (event.instance, event.produced.output) == ("dying", 3)
     after = ask(gateway, key, "chat", True)
     assert after.done

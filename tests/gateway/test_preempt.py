@@ -60,6 +60,7 @@ def test_a_flex_stream_is_preempted_and_resumed_as_one_stream_at_one_price(
     key = catalogue.key(catalogue.tenant("ten_a"))
     asked: dict[str, Any] = {
         "max_tokens": TOKENS,
+        "ignore_eos": True,
         "service_tier": "flex",
         "stream_options": {"include_usage": True},
     }

@@ -3,6 +3,7 @@ lost where two parts meet.
 """
 
 import json
+from collections.abc import Container
 from typing import Any
 
 import pytest
@@ -36,10 +37,14 @@ def event(text: str) -> bytes:
     return b"data: " + json.dumps(chunk(text)).encode() + b"\n\n"
 
 
-def passed(tokens: list[str], held_back: int) -> DeliveredEvents:
-    """What an engine shows of these tokens, so many characters late: an event for each."""
+def passed(tokens: list[str], held_back: int, folded: Container[int] = ()) -> DeliveredEvents:
+    """What an engine shows of these tokens, so many characters late: an event for each. `folded`: made text
+    of after so many.
+    """
     made, whole, shown = DeliveredEvents(), "", 0
     for count, token in enumerate(tokens, 1):
+        if count in folded:
+            made.fold(asked(stop="x" * (held_back + 1)))
         whole += token
         until = max(shown, len(whole) - held_back)
         made.add(event(whole[shown:until]))
@@ -79,6 +84,9 @@ def passed(tokens: list[str], held_back: int) -> DeliveredEvents:
             True,
         ),
         ({"seed": 5}, False),
+        ({"seed": 5, "temperature": 0.1}, False),
+        ({"seed": 5, "temperature": 0}, True),
+        ({"max_tokens": None}, True),
         ({"seed": 0}, False),
         ({"frequency_penalty": 0.5}, False),
         ({"presence_penalty": -0.5}, False),
@@ -157,6 +165,25 @@ def test_a_blank_before_what_may_be_a_stop_string_is_left_to_the_token_that_it_b
     made = passed(["The", " warm", " moon"], 8)
     made.close(asked(stop="nevermore"), chunk("arm moon", "abort"), 3)
     assert made.text_and_tokens(asked(stop="nevermore"))[0] == "The warm"
+
+
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=5), min_size=1, max_size=12),
+    st.sets(st.integers(1, 12)),
+    st.integers(0, 9),
+    st.booleans(),
+)
+def test_a_long_answer_is_kept_as_text_and_means_the_same(
+    tokens: list[str], folded: set[int], held_back: int, closed: bool
+) -> None:
+    request, whole = asked(stop="x" * (held_back + 1)), "".join(tokens)
+    plain, short = passed(tokens, held_back), passed(tokens, held_back, folded)
+    shown, _ = plain.text_and_tokens(request)
+    if closed:
+        last = chunk(whole[len(shown) :], "abort")
+        assert plain.close(request, dict(last), 12) == short.close(request, dict(last), 12)
+    assert plain.text_and_tokens(request) == short.text_and_tokens(request)
+    assert plain.started == short.started
 
 
 def test_usage_of_the_whole_names_the_prompt_of_the_part_that_read_it_first() -> None:

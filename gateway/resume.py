@@ -1,9 +1,9 @@
-"""Preempts a flex stream whose slot a contract holder or an on-demand request needs. The stream waits for
-another slot and is resumed from its text.
+"""Resumes a stream on another slot, from its text: a flex stream that was preempted because a contract holder
+or an on-demand request needs its slot, or any stream whose engine failed.
 
-The preempted part stays open, with a reservation but without a slot, until the whole request ends. Then all
-its parts are settled with the same ending, so that nobody pays for part of an answer that our side broke off.
-A stream that cannot be resumed ends with an error event and is not billed.
+The part that was interrupted stays open, with a reservation but without a slot, until the whole request ends.
+Then all its parts are settled with the same ending, so that nobody pays for part of an answer that our side
+broke off. A stream that cannot be resumed ends with an error event and is not billed.
 """
 
 import logging
@@ -13,9 +13,9 @@ from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from gateway.checkpoint import Checkpointer
 from gateway.edge.client import Client
-from gateway.errors import ClientDisconnected, GatewayError, RequestStopped
+from gateway.errors import ClientDisconnected, GatewayError
 from gateway.exchange import Exchange
-from gateway.forward import Settle
+from gateway.forward import Interrupted, Settle
 from gateway.redis.pipe import RedisUnavailable
 from gateway.reserve import Reserver, first_cost_mu
 
@@ -33,7 +33,7 @@ def preempt(exchange: Exchange) -> None:
 
 
 class Resumer:
-    """Resumes preempted streams on other slots."""
+    """Resumes the streams of one process."""
 
     def __init__(self, reserver: Reserver, checkpointer: Checkpointer, settle: Settle) -> None:
         self._reserver = reserver
@@ -41,7 +41,11 @@ class Resumer:
         self._settle = settle
 
     async def resume(
-        self, exchange: Exchange, client: Client, find_candidates: Callable[[], list[InstanceEntry]]
+        self,
+        exchange: Exchange,
+        interrupted: Interrupted,
+        client: Client,
+        find_candidates: Callable[[], list[InstanceEntry]],
     ) -> Exchange | None:
         """The next part, admitted. None if the request is over and settled: its client has disconnected, or
         no slot came free in time and its stream ended with an error.
@@ -49,7 +53,7 @@ class Resumer:
         try:
             following = exchange.next_part()
         except ValueError:
-            await self._end(exchange, client, RequestStopped(Ending.PREEMPTED.value))
+            self._end(exchange, interrupted, interrupted.error, client)
             return None
         if exchange.request.client_connection is not None:
             exchange.request.client_connection.on_disconnect(following.on_client_disconnect)
@@ -61,16 +65,16 @@ class Resumer:
         except (GatewayError, RedisUnavailable) as error:
             log.info("could not be resumed", extra={"request_id": exchange.request_id})
             following.not_admitted()
-            ended = error if isinstance(error, ClientDisconnected) else RequestStopped(Ending.PREEMPTED.value)
-            await self._end(exchange, client, ended)
+            ended = error if isinstance(error, ClientDisconnected) else interrupted.error
+            self._end(exchange, interrupted, ended, client)
             return None
         return following
 
-    async def _end(self, exchange: Exchange, client: Client, error: GatewayError) -> None:
+    def _end(self, exchange: Exchange, interrupted: Interrupted, error: GatewayError, client: Client) -> None:
         if isinstance(error, ClientDisconnected):
             self._settle(exchange, Ending.CLIENT_DISCONNECT, 200)
             return
-        self._settle(exchange, exchange.stop_ending or Ending.PREEMPTED, 200)
+        self._settle(exchange, exchange.stop_ending or interrupted.ending, 200)
         if not client.started:
             raise error
         client.end_with_error(error)

@@ -1,0 +1,216 @@
+"""Failover: an engine fails in mid-stream, and another one goes on from the text; its caller sees one stream,
+its tenant one price.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from billing.wire.ending import OtherReason
+from billing.wire.usage_event import Ending, UsageEvent, UsageSource
+from tests.fixtures.engine import EngineMaker, SimEngine
+from tests.fixtures.gateway import Catalogue, StartGateway, wait_until
+from tests.gateway.asking import Outcome, ask
+from tests.gateway.test_preempt import text_of
+
+TOKENS = 40
+BUSY = {"running": 50, "waiting": 0, "kv_usage": 0.5}
+WITH_USAGE: dict[str, Any] = {"max_tokens": TOKENS, "stream_options": {"include_usage": True}}
+
+
+@pytest.fixture
+def dying(make_engine: EngineMaker, engine: SimEngine, catalogue: Catalogue) -> SimEngine:
+    """The first choice; `engine` is the other instance."""
+    first = make_engine()
+    catalogue.instance(first.url, first.key, name="first")
+    catalogue.instance(engine.url, engine.key, name="other", load=BUSY)
+    return first
+
+
+def parts_of(catalogue: Catalogue, answer: Outcome, number: int) -> list[UsageEvent]:
+    """Its events, in order; there are no others of it."""
+    wait_until(
+        lambda: sum(e.request_id.startswith(answer.request_id) for e in catalogue.events()) >= number,
+        "usage events",
+    )
+    found = [event for event in catalogue.events() if event.request_id.startswith(answer.request_id)]
+    assert len(found) == number
+    return sorted(found, key=lambda event: event.request_id)
+
+
+def figures(answer: Outcome) -> dict[str, int]:
+    """What its usage says, but for the cache's part: an engine names that only at the end."""
+    return {name: count for name, count in answer.events[-1]["usage"].items() if isinstance(count, int)}
+
+
+@pytest.mark.parametrize("route", ["chat", "completions"])
+@pytest.mark.parametrize("death", ["reset", "close", "exit"])
+def test_fault_27_a_stream_whose_engine_dies_goes_on_elsewhere_as_one_stream_with_one_bill(
+    dying: SimEngine,
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    route: str,
+    death: str,
+) -> None:
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    undisturbed = ask(gateway, key, route, True, **WITH_USAGE)
+    dying.faults("die_after_tokens", f"15:{death}")
+    answer = ask(gateway, key, route, True, **WITH_USAGE)
+    assert (answer.status, answer.done) == (200, True)
+    assert text_of(answer, route) == text_of(undisturbed, route)
+    assert len({event["id"] for event in answer.events}) == 1
+    usage = figures(answer)
+    assert usage == figures(undisturbed)
+    first, second = parts_of(catalogue, answer, 2)
+    assert (first.instance, second.instance) == ("first", "other")
+    assert (first.ending, second.ending) == (Ending.COMPLETE, Ending.COMPLETE)
+    assert (first.usage_source, second.usage_source) == (UsageSource.CHECKPOINT, UsageSource.ENGINE)
+    assert first.billed.prompt == usage["prompt_tokens"]
+    assert first.billed.output == 15
+    assert second.billed.prompt == 0
+    assert second.billed.output == TOKENS - 15
+    # the second prefill is ours to pay
+    assert second.absorbed.reasons[OtherReason.CONTINUED].prompt > first.billed.prompt
+    assert len(engine.requests()) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": None},
+        {"seed": 7, "temperature": 0},
+        {"presence_penalty": 0},
+        {"stop": ["never said by it in all of its life"]},
+    ],
+    ids=["plain", "no max_tokens", "greedy seed", "no penalty", "stop"],
+)
+def test_what_the_text_carries_fails_over(
+    dying: SimEngine, catalogue: Catalogue, start_gateway: StartGateway, fields: dict[str, Any]
+) -> None:
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    asked = WITH_USAGE | fields
+    undisturbed = ask(gateway, key, "chat", True, **asked)
+    dying.faults("die_after_tokens", "5:reset")
+    answer = ask(gateway, key, "chat", True, **asked)
+    assert answer.done
+    assert text_of(answer, "chat") == text_of(undisturbed, "chat")
+    usage = figures(answer)
+    assert usage == figures(undisturbed)
+    billed = [event.billed for event in parts_of(catalogue, answer, 2)]
+    assert sum(each.output for each in billed) == usage["completion_tokens"]
+    assert sum(each.prompt for each in billed) == usage["prompt_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("chat", {"seed": 7}),
+        ("chat", {"frequency_penalty": 0.5}),
+        ("chat", {"logprobs": True}),
+        ("chat", {"n": 2}),
+        ("chat", {"response_format": {"type": "json_object"}}),
+        ("responses", {}),
+        ("messages", {}),
+    ],
+)
+def test_what_depends_on_the_engines_state_ends_with_one_error_and_costs_nothing(
+    dying: SimEngine,
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    route: str,
+    fields: dict[str, Any],
+) -> None:
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    dying.faults("die_after_tokens", "5:reset")
+    answer = ask(gateway, key, route, True, **fields)
+    assert not answer.done
+    assert answer.error_code() == "engine_failed"
+    (event,) = parts_of(catalogue, answer, 1)
+    assert (event.ending, event.billed.output, event.units_mu) == (Ending.ENGINE_DIED, 0, 0)
+    assert engine.requests() == []
+
+
+def test_a_stream_that_three_engines_break_off_is_tried_on_no_fourth(
+    dying: SimEngine,
+    engine: SimEngine,
+    make_engine: EngineMaker,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+) -> None:
+    more = [make_engine(), make_engine()]
+    for at, one in enumerate(more):
+        catalogue.instance(one.url, one.key, name=f"more{at}", load=BUSY)
+    every = [dying, engine, *more]
+    for one in every:
+        one.faults("die_after_tokens", "3:reset", count=None)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    answer = ask(start_gateway(), key, "chat", True, max_tokens=TOKENS)
+    assert not answer.done
+    assert answer.error_code() == "engine_failed"
+    assert sum(len(one.requests()) for one in every) == 3
+    events = parts_of(catalogue, answer, 3)
+    assert [event.ending for event in events] == [Ending.ENGINE_DIED] * 3
+    assert sum(event.billed.output + event.billed.prompt for event in events) == 0
+    assert [event.absorbed.output for event in events] == [3] * 3
+
+
+def test_without_another_instance_the_stream_says_that_its_engine_failed(
+    engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    catalogue.instance(engine.url, engine.key)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    engine.faults("die_after_tokens", "3:reset")
+    answer = ask(start_gateway(), key, "chat", True, max_tokens=TOKENS)
+    assert answer.error_code() == "engine_failed"
+    (event,) = parts_of(catalogue, answer, 1)
+    assert (event.ending, event.billed.output) == (Ending.ENGINE_DIED, 0)
+
+
+def test_a_text_that_was_whole_when_its_engine_died_is_not_made_longer(
+    dying: SimEngine, engine: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    """All tokens and the finish reason had come, and neither usage nor the end of the stream."""
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    dying.faults("die_after_tokens", "8:reset")
+    answer = ask(start_gateway(), key, "chat", True, max_tokens=8)
+    assert answer.error_code() == "engine_failed"
+    assert engine.requests() == []
+    (event,) = parts_of(catalogue, answer, 1)
+    assert (event.ending, event.billed.output) == (Ending.ENGINE_DIED, 0)
+
+
+def test_streams_of_an_engine_that_stands_still_go_on_elsewhere(
+    make_engine: EngineMaker,
+    engine: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """It takes connections and answers nothing: the silence is measured by its own first tokens."""
+    still = make_engine("--decode-ms", "20")
+    catalogue.instance(still.url, still.key, name="still")
+    catalogue.instance(engine.url, engine.key, name="other", load=BUSY)
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    gateway = start_gateway()
+    for _ in range(4):
+        assert ask(gateway, key, "chat", True, max_tokens=2).headers["x-taas-class"]
+    began = pool.submit(ask, gateway, key, "chat", True, **WITH_USAGE)
+    wait_until(lambda: still.counters()["running"] == 1, "running stream")
+    before = len(engine.requests())
+    wait_until(lambda: sum(each["output"] for each in still.truth().values()) > 8 + 5, "its tokens")
+    with still.standing_still():
+        whole = pool.submit(ask, gateway, key, "chat", False, max_tokens=2)
+        silent = pool.submit(ask, gateway, key, "messages", True, max_tokens=2)
+        answers = [found.result(timeout=30) for found in (began, whole, silent)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert (answers[0].done, answers[2].done) == (True, True)
+    assert len(engine.requests()) >= before + 1
+    assert {event.instance for event in parts_of(catalogue, answers[0], 2)} == {"still", "other"}
+    assert answers[0].events[-1]["usage"]["completion_tokens"] == TOKENS
