@@ -36,6 +36,7 @@ from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Interrupted, Settle
 from gateway.metrics import Metrics
 from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name
+from gateway.quarantine import Quarantine
 from gateway.request import ParsedRequest, RouteSpec
 from gateway.reserve import Reserver, first_cost_mu
 from gateway.resume import Resumer
@@ -67,6 +68,7 @@ class InferenceApi:
     catalogue: Catalogue
     engines: Engines
     router: Router
+    quarantine: Quarantine
     cache_salt: Callable[[str], str]
     reserver: Reserver
     forwarder: Forwarder
@@ -112,6 +114,7 @@ class InferenceApi:
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
             raise BodyTooLarge(cap_bytes)
         parsed = check_against_model(parsed, model)
+        self.quarantine.check(parsed, tenant.tenant)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
         choice = None

@@ -41,6 +41,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.listing import listing_router
 from gateway.metrics import Metrics
 from gateway.openapi import SECURITY_SCHEMES, inference_paths
+from gateway.quarantine import Quarantine
 from gateway.readiness import Readiness
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
@@ -107,6 +108,11 @@ class Stages:
         self._engines = Engines(settings.connect_timeout_s)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
+        self._quarantine = Quarantine(
+            self._redis,
+            CacheSalts(self.catalogue).of,
+            now_ms=lambda: self.clock.at_ms(time.monotonic()),
+        )
         self._pacer = Pacer(self._redis)
         self._settler = Settler(
             self._redis,
@@ -180,6 +186,7 @@ class Stages:
             catalogue=self.catalogue,
             metrics=self._metrics,
             clock=self.clock,
+            quarantine=self._quarantine,
         )
         return readiness, housekeeping
 
@@ -188,17 +195,19 @@ class Stages:
         receiving = _receiving(settings)
         cache_salt = CacheSalts(self.catalogue).of
         forwarder = Forwarder(
-            self._engines,
-            self.catalogue.serving,
-            cache_salt,
-            settle,
-            self._metrics.upstream_error,
+            engines=self._engines,
+            serving=self.catalogue.serving,
+            cache_salt=cache_salt,
+            settle=settle,
+            upstream_failed=self._metrics.upstream_error,
+            quarantine=self._quarantine,
         )
         return InferenceApi(
             gateway_id=self.gateway_id,
             catalogue=self.catalogue,
             engines=self._engines,
             router=self._router,
+            quarantine=self._quarantine,
             cache_salt=cache_salt,
             reserver=reserver,
             resumer=Resumer(reserver, self._checkpointer, settle),

@@ -26,7 +26,8 @@ Written out in either dialect.
     │   ├── ReceivingFull                 503 receiving_full
     │   ├── NoInstance                    503 no_instance
     │   ├── DependencyUnavailable         503 dependency_unavailable
-    │   └── UsageUnavailable              503 usage_unavailable
+    │   ├── UsageUnavailable              503 usage_unavailable
+    │   └── RequestQuarantined            503 request_quarantined: two engines died with it
     ├── UpstreamProtocolError             502 upstream_protocol_error
     ├── EngineFailed                      502 engine_failed
     ├── RequestStopped                    503 operator_stop, tenant_suspended …: by its ending
@@ -324,6 +325,14 @@ class UsageUnavailable(TryLater):
 
     code = "usage_unavailable"
     text = "Usage cannot be looked up now. Try again later."
+
+
+class RequestQuarantined(TryLater):
+    """It was running on two engines when these died, so it may be what kills them."""
+
+    code = "request_quarantined"
+    text = "This request was running on two engines when they failed. It is refused for some minutes."
+    should_retry = False
 
 
 class UpstreamProtocolError(GatewayError):

@@ -118,7 +118,8 @@ class Exchange:
     be resumed.
 
     `decision`: why it was admitted in this class, for its receipt. `choice`: of its instance, if its model
-    has several. `tried`: instances that failed. `on_stop` is called when it is to end early.
+    has several. `tried`: instances that failed, and whether they died with it. `on_stop` is called when it is
+    to end early.
     """
 
     request: Request
@@ -127,7 +128,7 @@ class Exchange:
     resumable: Resumable | None = None
     continued: Continued | None = None
     delivery: Delivery = field(default_factory=Delivery)
-    tried: tuple[str, ...] = ()
+    tried: dict[str, bool] = field(default_factory=dict)
     waited_ms: int = 0
     decision: dict[str, Any] | None = None
     choice: Choice | None = None
@@ -311,7 +312,7 @@ class Exchange:
             continued=Continued(previous=self, splice=splice),
             delivery=self.delivery.of_next_part(),
             choice=self.choice,
-            tried=self.tried,
+            tried=dict(self.tried),
         )
         resumable.discarded_output = meter.produced().output - carried
         resumable.following = following

@@ -27,6 +27,7 @@ from gateway.errors import (
     UpstreamProtocolError,
 )
 from gateway.exchange import Exchange
+from gateway.quarantine import ENGINES_LOST_MAX, Quarantine
 from gateway.route import route
 from gateway.stream.meter import ProtocolViolation
 from gateway.stream.meter_plain import PlainMeter
@@ -42,6 +43,8 @@ ATTEMPTS_MAX = 3
 RETRY_JITTER_S = 0.05
 ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
+# How it looks when an engine has died.
+_DIED = frozenset({UpstreamFailure.CLOSED_BEFORE_HEAD.value, UpstreamFailure.CLOSED_IN_BODY.value})
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
@@ -78,17 +81,20 @@ class Forwarder:
 
     def __init__(
         self,
+        *,
         engines: Engines,
         serving: Callable[[str, str], Collection[InstanceEntry]],
         cache_salt: Callable[[str], str],
         settle: Settle,
         upstream_failed: Callable[[str, str], None],
+        quarantine: Quarantine,
     ) -> None:
         self._engines = engines
         self._serving = serving
         self._cache_salt = cache_salt
         self._settle = settle
         self._upstream_failed = upstream_failed
+        self._quarantine = quarantine
 
     async def forward(self, exchange: Exchange, client: Client) -> None:
         """Forward the answer from the engine to the caller, and settle. If it raises anything but
@@ -127,7 +133,7 @@ class Forwarder:
                         "kind": failed.kind,
                     },
                 )
-                if len(exchange.tried) < ATTEMPTS_MAX:
+                if may_move(exchange):
                     await asyncio.sleep(random.uniform(0, RETRY_JITTER_S))  # noqa: S311
                 if exchange.stop_ending is not None:
                     raise stop_error(exchange.stop_ending) from failed
@@ -138,7 +144,7 @@ class Forwarder:
         """Begin an attempt on another instance, on the same reservation. Returns False if no instance is
         left.
         """
-        if len(exchange.tried) >= ATTEMPTS_MAX:
+        if not may_move(exchange):
             return False
         offered_as = exchange.parsed.route.facts.offered_as
         instances = self._serving(exchange.request.model.name, offered_as)
@@ -155,7 +161,9 @@ class Forwarder:
 
     def _mark_failed(self, exchange: Exchange, kind: str) -> None:
         """Count a failure of the instance, and avoid it: for this request for good, for others a moment."""
-        exchange.tried = (*exchange.tried, exchange.attempt.instance.instance)
+        exchange.tried[exchange.attempt.instance.instance] = kind in _DIED
+        if kind in _DIED and engines_lost(exchange) == ENGINES_LOST_MAX:
+            self._quarantine.add(exchange)
         self._engines.failed(exchange.attempt.instance)
         self._upstream_failed(exchange.attempt.instance.instance, kind)
 
@@ -404,7 +412,17 @@ class Forwarder:
 
 def may_fail_over(exchange: Exchange) -> bool:
     """Whether a stream whose engine has failed may be resumed on another instance."""
-    return exchange.resumable is not None and len(exchange.tried) < ATTEMPTS_MAX
+    return exchange.resumable is not None and may_move(exchange)
+
+
+def may_move(exchange: Exchange) -> bool:
+    """Whether another instance may be tried."""
+    return len(exchange.tried) < ATTEMPTS_MAX and engines_lost(exchange) < ENGINES_LOST_MAX
+
+
+def engines_lost(exchange: Exchange) -> int:
+    """How many engines died while they had it."""
+    return sum(exchange.tried.values())
 
 
 def failure_of(exchange: Exchange) -> GatewayError:

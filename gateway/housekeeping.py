@@ -1,5 +1,5 @@
-"""The once-a-second work of a process beside its requests: its heartbeat, sending its journal to Redis, and
-noting what is degraded.
+"""The once-a-second work of a process beside its requests: its heartbeat, sending its journal to Redis,
+reading which requests are in quarantine, and noting what is degraded.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from billing.wire import redis_keys
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.metrics import Metrics
+from gateway.quarantine import Quarantine
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.redis.unsynced import UnsyncedSettles
@@ -37,6 +38,7 @@ class Housekeeping:
         catalogue: Catalogue,
         metrics: Metrics,
         clock: Clock,
+        quarantine: Quarantine,
     ) -> None:
         self._gateway_id = gateway_id
         self._redis = redis
@@ -46,6 +48,7 @@ class Housekeeping:
         self._catalogue = catalogue
         self._metrics = metrics
         self._clock = clock
+        self._quarantine = quarantine
 
     async def run(self) -> None:
         """Runs until cancelled. An outage of Redis, or an unexpected error, makes the process degraded and
@@ -55,6 +58,7 @@ class Housekeeping:
             away = failed = False
             try:
                 await self._heartbeat()
+                await self._quarantine.refresh()
                 await self._journal.drain(self._unsynced.execute)
             except RedisUnavailable:
                 away = True

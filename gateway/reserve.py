@@ -229,7 +229,7 @@ class Reserver:
         Best effort: nothing waits for the reply.
         """
         if asked in _CONTRACTS_FIRST:
-            self._redis.submit(*refuse_call(cell, tenant)).add_done_callback(_consume_outcome)
+            self._redis.send(*refuse_call(cell, tenant))
 
     def _ask(self, exchange: Exchange, cost_mu: int, tokens: int) -> "_Ask":
         model, caller = exchange.head.model, exchange.request.caller
@@ -402,12 +402,6 @@ class Reserver:
         if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
             raise ClientDisconnected
         raise RequestStopped(exchange.stop_ending.value)
-
-
-def _consume_outcome(outcome: "asyncio.Future[Any]") -> None:
-    """Read the outcome, so that asyncio does not report an exception that nobody retrieved."""
-    if not outcome.cancelled():
-        outcome.exception()
 
 
 def _poll_after_s(found: Waiting | WaitingForContract | Rebuilding) -> float:

@@ -37,6 +37,10 @@ PROJECTION: Final = "taas:projection"
 # The channel on which gateways tell each other which requests they sent to which instance.
 ROUTING_CHANNEL: Final = "taas:routing"
 
+# Requests that were on two engines when they died: their keyed hashes (a sorted set, by the time in ms until
+# which they are refused).
+QUARANTINE: Final = "taas:quarantine"
+
 # The usage stream: one consumer group, one field an entry.
 USAGE_GROUP: Final = "billing"
 USAGE_FIELD: Final = "e"

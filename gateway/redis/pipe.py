@@ -95,6 +95,10 @@ class RedisPipe:
             self._start()
         return future
 
+    def send(self, *command: Any) -> None:
+        """Send a command whose reply nobody needs. It may be lost."""
+        self.submit(*command).add_done_callback(_consume_outcome)
+
     async def execute(self, *command: Any) -> Any:
         """The reply to a command. Raises RedisUnavailable or RedisCommandError."""
         return await self.submit(*command)
@@ -229,3 +233,9 @@ class RedisPipe:
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(RedisUnavailable(reason, unknown_outcome=False))
+
+
+def _consume_outcome(outcome: "asyncio.Future[Any]") -> None:
+    """Read the outcome, so that asyncio does not report an exception that nobody retrieved."""
+    if not outcome.cancelled():
+        outcome.exception()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from billing.wire import redis_keys
 from billing.wire.ending import OtherReason
 from billing.wire.usage_event import Ending, UsageEvent, UsageSource
 from tests.fixtures.engine import EngineMaker, SimEngine
@@ -137,7 +138,45 @@ def test_what_depends_on_the_engines_state_ends_with_one_error_and_costs_nothing
     assert engine.requests() == []
 
 
-def test_a_stream_that_three_engines_break_off_is_tried_on_no_fourth(
+def test_a_request_with_which_two_engines_died_is_tried_on_no_third_and_by_no_gateway(
+    dying: SimEngine,
+    engine: SimEngine,
+    make_engine: EngineMaker,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+) -> None:
+    third = make_engine()
+    catalogue.instance(third.url, third.key, name="third", load=BUSY)
+    for one in (dying, engine, third):
+        one.faults("die_after_tokens", "3:reset", count=None)
+    key, other = catalogue.key(catalogue.tenant("ten_a")), catalogue.key(catalogue.tenant("ten_b"))
+    gateways = start_gateway(), start_gateway()
+    answer = ask(gateways[0], key, "chat", True, max_tokens=TOKENS)
+    assert not answer.done
+    assert answer.error_code() == "engine_failed"
+    assert sum(len(one.requests()) for one in (dying, engine, third)) == 2
+    events = parts_of(catalogue, answer, 2)
+    assert [event.ending for event in events] == [Ending.ENGINE_DIED] * 2
+    assert sum(event.billed.output + event.billed.prompt for event in events) == 0
+    assert [event.absorbed.output for event in events] == [3] * 2
+
+    for one in (dying, engine, third):
+        one.reset()
+    wait_until(
+        lambda: ask(gateways[1], key, "chat", True, max_tokens=TOKENS).status == 503, "news of the quarantine"
+    )
+    for gateway in gateways:
+        refused = ask(gateway, key, "chat", True, max_tokens=TOKENS)
+        assert (refused.status, refused.error_code()) == (503, "request_quarantined")
+        assert refused.headers["x-should-retry"] == "false"
+        assert ask(gateway, key, "chat", True, max_tokens=TOKENS + 1).done
+        assert ask(gateway, other, "chat", True, max_tokens=TOKENS).done
+    (held,) = catalogue.redis.zrange(redis_keys.QUARANTINE, 0, -1)
+    assert len(held) == 64
+    assert 0 < catalogue.redis.pttl(redis_keys.QUARANTINE) <= 600_000
+
+
+def test_a_request_that_three_engines_refuse_to_go_on_with_is_tried_on_no_fourth(
     dying: SimEngine,
     engine: SimEngine,
     make_engine: EngineMaker,
@@ -149,16 +188,12 @@ def test_a_stream_that_three_engines_break_off_is_tried_on_no_fourth(
         catalogue.instance(one.url, one.key, name=f"more{at}", load=BUSY)
     every = [dying, engine, *more]
     for one in every:
-        one.faults("die_after_tokens", "3:reset", count=None)
+        one.faults("status", "500", count=None)
     key = catalogue.key(catalogue.tenant("ten_a"))
     answer = ask(start_gateway(), key, "chat", True, max_tokens=TOKENS)
-    assert not answer.done
     assert answer.error_code() == "engine_failed"
     assert sum(len(one.requests()) for one in every) == 3
-    events = parts_of(catalogue, answer, 3)
-    assert [event.ending for event in events] == [Ending.ENGINE_DIED] * 3
-    assert sum(event.billed.output + event.billed.prompt for event in events) == 0
-    assert [event.absorbed.output for event in events] == [3] * 3
+    assert catalogue.redis.zcard(redis_keys.QUARANTINE) == 0
 
 
 def test_without_another_instance_the_stream_says_that_its_engine_failed(

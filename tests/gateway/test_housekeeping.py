@@ -15,6 +15,7 @@ from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.housekeeping import Housekeeping
 from gateway.metrics import Metrics
+from gateway.quarantine import Quarantine
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
 from gateway.redis.unsynced import UnsyncedSettles
@@ -39,6 +40,7 @@ class Round:
             catalogue=catalogue,
             metrics=self.metrics,
             clock=Clock(),
+            quarantine=Quarantine(pipe, lambda _: "", now_ms=lambda: 0),
         )
         self.task = asyncio.create_task(keeping.run())
 
