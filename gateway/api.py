@@ -245,7 +245,7 @@ class InferenceApi:
 
     def _count_refusal(self, error: GatewayError) -> None:
         """Count a refused request in the metrics. A request whose client disconnected was not refused."""
-        if error.code != Ending.CLIENT_DISCONNECT:
+        if not isinstance(error, ClientDisconnected):
             self.metrics.refused(error.limit if isinstance(error, QuotaExceeded) else error.code)
 
 

@@ -42,11 +42,14 @@ from typing import Any
 
 import orjson
 
+from billing.wire.ending import Ending
 from gateway.request import AnswerForm, Dialect, Route, RouteSpec
 
 # SDKs wait at most this long; a longer time would only lead to three requests instead of one.
 RETRY_AFTER_MS_MAX = 120_000
 NAME_CHARS_MAX = 256
+# Of the endings with which we stop a request.
+_RETRY_HELPS = frozenset({Ending.GATEWAY_STOPPED, Ending.PREEMPTED})
 
 
 class GatewayError(Exception):
@@ -196,12 +199,10 @@ class AuthenticationFailed(GatewayError):
 
 
 class ClientDisconnected(GatewayError):
-    """The client disconnected while it sent its request, or while that waited. Nothing was produced, and
-    nobody reads this.
-    """
+    """The client disconnected before it had an answer. Nobody reads this."""
 
     status = 499
-    code = "client_disconnect"
+    code = Ending.CLIENT_DISCONNECT.value
 
 
 class PermissionDenied(GatewayError):
@@ -352,18 +353,16 @@ class EngineFailed(GatewayError):
 
 
 class RequestStopped(GatewayError):
-    """We stopped the request before its end. `code`: the ending of its usage event. A retry helps only after
-    a stopped gateway or a preemption.
-    """
+    """We stopped the request before its end. `code`: the ending of its usage event."""
 
     status = 503
     anthropic_type = "overloaded_error"
     text = "The request was stopped by the service."
 
-    def __init__(self, ending: str) -> None:
+    def __init__(self, ending: Ending) -> None:
         super().__init__()
-        self.code = ending
-        if ending not in {"gateway_stopped", "preempted"}:
+        self.code = ending.value
+        if ending not in _RETRY_HELPS:
             self.should_retry = False
 
 
@@ -372,6 +371,22 @@ class DeadlineExceeded(GatewayError):
     code = "deadline_exceeded"
     anthropic_type = "timeout_error"
     text = "The request took longer than allowed and was stopped."
+
+
+# Others are `RequestStopped`.
+_ERROR_OF: dict[Ending, type[GatewayError]] = {
+    Ending.CLIENT_DISCONNECT: ClientDisconnected,
+    Ending.DEADLINE: DeadlineExceeded,
+    Ending.ENGINE_DIED: EngineFailed,
+    Ending.ENGINE_ERROR: EngineFailed,
+    Ending.PROTOCOL_ERROR: UpstreamProtocolError,
+}
+
+
+def error_of(ending: Ending) -> GatewayError:
+    """The error that a caller gets whose request was stopped, or whose stream broke off, with this ending."""
+    kind = _ERROR_OF.get(ending)
+    return RequestStopped(ending) if kind is None else kind()
 
 
 def _quotable(name: str) -> str:

@@ -19,12 +19,11 @@ from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from gateway.edge.client import Client
 from gateway.errors import (
-    DeadlineExceeded,
     EngineFailed,
     GatewayError,
     NoInstance,
-    RequestStopped,
     UpstreamProtocolError,
+    error_of,
 )
 from gateway.exchange import Exchange
 from gateway.quarantine import ENGINES_LOST_MAX, Quarantine
@@ -67,13 +66,12 @@ class AttemptFailed(Exception):
 
 class Interrupted(Exception):
     """The stream was preempted, or its engine failed, and it is to be resumed elsewhere. It is not settled.
-    `ending`, `error`: if it cannot be resumed.
+    `ending`: how it ends if it cannot be resumed.
     """
 
-    def __init__(self, ending: Ending, error: GatewayError) -> None:
+    def __init__(self, ending: Ending) -> None:
         super().__init__(ending.value)
         self.ending = ending
-        self.error = error
 
 
 class Forwarder:
@@ -136,7 +134,7 @@ class Forwarder:
                 if may_move(exchange):
                     await asyncio.sleep(random.uniform(0, RETRY_JITTER_S))  # noqa: S311
                 if exchange.stop_ending is not None:
-                    raise stop_error(exchange.stop_ending) from failed
+                    raise error_of(exchange.stop_ending) from failed
                 if not self._move_to_another_instance(exchange):
                     raise failed.error from failed
 
@@ -194,7 +192,7 @@ class Forwarder:
                 connection, reused = await pool.acquire()
                 attempt.connection = connection
                 if exchange.stop_ending is not None:  # nothing was sent, so there is nothing to abort
-                    raise stop_error(exchange.stop_ending)
+                    raise error_of(exchange.stop_ending)
                 attempt.in_engine = True
                 connection.send(request)
                 if exchange.preempted and attempt.instance.abort:  # preempted before it was sent
@@ -304,17 +302,16 @@ class Forwarder:
         if exchange.stop_ending is not None:
             self._end_stopped(exchange, client)
         elif meter.aborted and exchange.preempted:
-            interrupted = Interrupted(Ending.PREEMPTED, RequestStopped(Ending.PREEMPTED.value))
+            interrupted = Interrupted(Ending.PREEMPTED)
             self._flush_tail(exchange, client, last)
         elif meter.failed or meter.aborted:
             if not client.answering:
                 raise failure_of(exchange)
             self._mark_failed(exchange, "engine_error")
             if not may_fail_over(exchange):
-                self._settle(exchange, Ending.ENGINE_ERROR, 200)
-                client.end_with_error(EngineFailed())
+                self._end(exchange, client, Ending.ENGINE_ERROR)
             else:
-                interrupted = Interrupted(Ending.ENGINE_ERROR, EngineFailed())
+                interrupted = Interrupted(Ending.ENGINE_ERROR)
                 if meter.aborted:
                     self._flush_tail(exchange, client, last)
         else:
@@ -376,18 +373,20 @@ class Forwarder:
         self._mark_failed(exchange, kind)
         log.error("engine broke a stream off", extra={"request_id": exchange.request_id, "cause": kind})
         if not broken_protocol and may_fail_over(exchange):
-            raise Interrupted(Ending.ENGINE_DIED, EngineFailed()) from cause
-        self._settle(exchange, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED, 200)
-        client.end_with_error(UpstreamProtocolError() if broken_protocol else EngineFailed())
+            raise Interrupted(Ending.ENGINE_DIED) from cause
+        self._end(exchange, client, Ending.PROTOCOL_ERROR if broken_protocol else Ending.ENGINE_DIED)
 
     def _end_stopped(self, exchange: Exchange, client: Client) -> None:
         """End a request that was stopped, after the engine's answer has been read to its end."""
         assert exchange.stop_ending is not None
-        error = stop_error(exchange.stop_ending)
         if not client.started:
-            raise error
-        self._settle(exchange, exchange.stop_ending, 200)
-        client.end_with_error(error)
+            raise error_of(exchange.stop_ending)
+        self._end(exchange, client, exchange.stop_ending)
+
+    def _end(self, exchange: Exchange, client: Client, ending: Ending) -> None:
+        """End a stream that has started with an error."""
+        self._settle(exchange, ending, 200)
+        client.end_with_error(error_of(ending))
 
     async def _pass_whole(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:
         meter = exchange.attempt.meter
@@ -435,13 +434,6 @@ def failure_of(exchange: Exchange) -> GatewayError:
     return adapter_of(exchange.attempt.instance).failure(
         meter.failure, exchange.parsed.route, exchange.engine_model
     )
-
-
-def stop_error(ending: Ending) -> GatewayError:
-    """The error that the caller of a stopped request gets."""
-    if ending is Ending.DEADLINE:
-        return DeadlineExceeded()
-    return RequestStopped(ending.value)
 
 
 def ending_of(exchange: Exchange, error: GatewayError) -> Ending:

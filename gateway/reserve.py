@@ -45,13 +45,12 @@ from billing.wire.tokens import Tokens, Weights
 from billing.wire.usage_event import EventHead, UsageEvent, UsageSource
 from billing.wire.value import Value
 from gateway.errors import (
-    ClientDisconnected,
     DependencyUnavailable,
     GatewayError,
     NoInstance,
     Overloaded,
     QuotaExceeded,
-    RequestStopped,
+    error_of,
 )
 from gateway.exchange import Exchange
 from gateway.redis.journal import Journal
@@ -399,9 +398,7 @@ class Reserver:
         if isinstance(found, Reserved | Replayed):
             return  # admitted at the same moment: it ends like any stopped request
         await self._leave_queue_now(exchange)
-        if exchange.stop_ending is Ending.CLIENT_DISCONNECT:
-            raise ClientDisconnected
-        raise RequestStopped(exchange.stop_ending.value)
+        raise error_of(exchange.stop_ending)
 
 
 def _poll_after_s(found: Waiting | WaitingForContract | Rebuilding) -> float:

@@ -13,7 +13,7 @@ from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from gateway.checkpoint import Checkpointer
 from gateway.edge.client import Client
-from gateway.errors import ClientDisconnected, GatewayError
+from gateway.errors import GatewayError, error_of
 from gateway.exchange import Exchange
 from gateway.forward import Interrupted, Settle
 from gateway.redis.pipe import RedisUnavailable
@@ -53,7 +53,7 @@ class Resumer:
         try:
             following = exchange.next_part()
         except ValueError:
-            self._end(exchange, interrupted, interrupted.error, client)
+            self._end(exchange, interrupted.ending, client)
             return None
         if exchange.request.client_connection is not None:
             exchange.request.client_connection.on_disconnect(following.on_client_disconnect)
@@ -62,19 +62,18 @@ class Resumer:
             model = following.request.model
             cost_mu = first_cost_mu(following.parsed, model.default_max_tokens, model.weights)
             await self._reserver.reserve(following, cost_mu, find_candidates(), find_candidates)
-        except (GatewayError, RedisUnavailable) as error:
+        except (GatewayError, RedisUnavailable):
             log.info("could not be resumed", extra={"request_id": exchange.request_id})
             following.not_admitted()
-            ended = error if isinstance(error, ClientDisconnected) else interrupted.error
-            self._end(exchange, interrupted, ended, client)
+            self._end(exchange, interrupted.ending, client)
             return None
         return following
 
-    def _end(self, exchange: Exchange, interrupted: Interrupted, error: GatewayError, client: Client) -> None:
-        if isinstance(error, ClientDisconnected):
-            self._settle(exchange, Ending.CLIENT_DISCONNECT, 200)
-            return
-        self._settle(exchange, exchange.stop_ending or interrupted.ending, 200)
+    def _end(self, exchange: Exchange, ending: Ending, client: Client) -> None:
+        """It ends with what interrupted it, unless it was to end anyway."""
+        ending = exchange.stop_ending or ending
+        error = error_of(ending)
+        self._settle(exchange, ending, 200 if client.started else error.status)
         if not client.started:
             raise error
         client.end_with_error(error)

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 import gateway.errors
+from billing.wire.ending import Ending
 from gateway.errors import (
     RETRY_AFTER_MS_MAX,
     AuthenticationFailed,
@@ -78,7 +79,7 @@ EVERY: list[tuple[GatewayError, int, str]] = [
     (UsageUnavailable(), 503, "usage_unavailable"),
     (UpstreamProtocolError(), 502, "upstream_protocol_error"),
     (EngineFailed(), 502, "engine_failed"),
-    (RequestStopped("operator_stop"), 503, "operator_stop"),
+    (RequestStopped(Ending.OPERATOR_STOP), 503, "operator_stop"),
     (DeadlineExceeded(), 504, "deadline_exceeded"),
 ]
 ANTHROPIC_TYPES = {
@@ -164,8 +165,8 @@ def test_a_quota_that_two_minutes_do_not_clear_is_not_retried(
 
 
 def test_only_a_stopped_gateway_is_worth_another_try() -> None:
-    assert headers(RequestStopped("operator_stop"))[b"x-should-retry"] == b"false"
-    assert b"x-should-retry" not in headers(RequestStopped("gateway_stopped"))
+    assert headers(RequestStopped(Ending.OPERATOR_STOP))[b"x-should-retry"] == b"false"
+    assert b"x-should-retry" not in headers(RequestStopped(Ending.GATEWAY_STOPPED))
 
 
 def test_a_body_that_was_not_read_closes_the_connection() -> None:

@@ -102,7 +102,7 @@ def test_who_leaves_an_engine_that_stands_still_pays_what_it_had_produced(
         wait_until(lambda: "did not stop a request by id" in gateway.log(), "the end of patience")
         assert open_ids(catalogue), "it is open for as long as the engine may still tell"
     event = the_event(catalogue)
-    assert event.ending is Ending.CLIENT_DISCONNECT
+    assert (event.ending, event.http_status) == (Ending.CLIENT_DISCONNECT, 200 if stream else 499)
     assert_exact(counting, event)
     assert event.billed == event.produced
     assert not open_ids(catalogue)

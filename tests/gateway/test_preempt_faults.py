@@ -109,6 +109,30 @@ def test_a_request_whose_engine_counts_wrong_is_not_resumed(
     assert (event.ending, event.anomaly, event.billed.output) == (Ending.PREEMPTED, "usage_backwards", 0)
 
 
+def test_one_that_is_stopped_in_the_pause_is_told_why(
+    slow: SimEngine,
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    pool: ThreadPoolExecutor,
+    conserved: Callable[[], None],
+) -> None:
+    catalogue.instance(slow.url, slow.key)
+    plan(catalogue, 4, 0)
+    gateway = start_gateway()
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    running = pool.submit(ask, gateway, key, "chat", True, max_tokens=TOKENS, service_tier="flex")
+    wait_until(lambda: delivered(slow) > 20, "tokens")
+    plan(catalogue, 0, 1)
+    wait_until(
+        lambda: bool(catalogue.redis.zcard(redis_keys.waiting_tenants(MODEL, "f"))), "waiting flex request"
+    )
+    catalogue.changed("stop", "tenant:ten_a")
+    (event,) = catalogue.await_events(1)
+    assert event.ending is Ending.TENANT_SUSPENDED
+    assert running.result().error_code() == "tenant_suspended"
+    conserved()
+
+
 def test_who_leaves_a_later_part_had_something_and_is_no_canceller(
     slow: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from billing.cell.execute import execute
 from billing.cell.scripts import grant_call
 from billing.wire import redis_keys
+from billing.wire.ending import Ending
 from gateway.errors import (
     ClientDisconnected,
     DependencyUnavailable,
@@ -172,7 +173,7 @@ def test_a_limit_that_comes_and_an_instance_that_goes_meanwhile_are_ends_of_thei
     ("error", "end"),
     [
         (ClientDisconnected(), WaitEnd.CLIENT_DISCONNECT),
-        (RequestStopped("operator_stop"), WaitEnd.STOPPED),
+        (RequestStopped(Ending.OPERATOR_STOP), WaitEnd.STOPPED),
         (QuotaExceeded("room", "There was no room.", 1), WaitEnd.OUT_OF_TIME),
         (DependencyUnavailable(), WaitEnd.OUT_OF_TIME),
         (NoInstance(1), WaitEnd.NO_INSTANCE),
