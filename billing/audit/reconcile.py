@@ -11,22 +11,17 @@ its event.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import orjson
-from sqlalchemy import Connection, RowMapping, func, insert, or_, select
+from sqlalchemy import Connection, RowMapping, func, insert, select
 
 from billing.audit.balance import EpochBalance
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.schema.catalogue import model as model_table
-from billing.schema.ledger import reconciled_request, usage_event
+from billing.schema.ledger import NOT_FINAL, reconciled_request, usage_event
 from billing.schema.locks import AdvisoryLock
 from billing.wire.ending import Ending
 from billing.wire.tokens import NO_TOKENS, CounterPair
-from billing.wire.usage_event import UsageSource
-
-# The same condition as in the index `ix_usage_event_not_final`.
-_NOT_FINAL: Final = (UsageSource.CHECKPOINT.value, UsageSource.COUNTED.value, UsageSource.UNREAD.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +50,13 @@ class Reconciliation:
 
 def read_evidence(connection: Connection) -> list[Evidence]:
     """Requests without a final count that are not reconciled yet, by id."""
-    not_final = or_(
-        usage_event.c.ending == Ending.GATEWAY_DIED.value, usage_event.c.usage_source.in_(_NOT_FINAL)
-    )
     done = select(reconciled_request.c.request_id).where(
         reconciled_request.c.request_id == usage_event.c.request_id
     )
     query = (
         select(usage_event, model_table.c.context_tokens)
         .outerjoin(model_table, model_table.c.name == usage_event.c.model)
-        .where(usage_event.c.kind == "request", not_final, ~done.exists())
+        .where(NOT_FINAL, ~done.exists())
         .order_by(usage_event.c.request_id)
     )
     return [

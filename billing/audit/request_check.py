@@ -18,18 +18,22 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue import models
 from billing.ledger.absorbed_event import AbsorbedEvent, absorb
 from billing.refusals import NotFound
-from billing.schema.ledger import engine_counter, reconciled_request, request_difference, usage_event
+from billing.schema.ledger import (
+    NOT_FINAL,
+    engine_counter,
+    reconciled_request,
+    request_difference,
+    usage_event,
+)
 from billing.wire.ending import Ending, OtherReason
 from billing.wire.tokens import CounterPair
-from billing.wire.usage_event import UsageSource
 
 # Measurements send requests with ids of this form: nobody pays for their tokens.
 CALIBRATION_ID: Final = "calibration-"
 _IDS_A_QUERY: Final = 5_000
-_FINAL: Final = frozenset({UsageSource.ENGINE.value, UsageSource.NONE.value})
 _COLUMNS: Final = (
     "request_id", "model", "pool", "cell", "instance", "epoch", "class", "weights", "started_ms", "ended_ms",
-    "ending", "usage_source", "anomaly", "gateway", "produced_prompt", "produced_output",
+    "ending", "anomaly", "gateway", "produced_prompt", "produced_output",
 )  # fmt: skip
 
 
@@ -139,7 +143,7 @@ def standing(
 
 def read_events(connection: Connection, ids: Sequence[str]) -> list[RowMapping]:
     """The events of these requests, on whatever instance, without the completions that this module wrote."""
-    query = select(*(usage_event.c[name] for name in _COLUMNS)).where(
+    query = select(*(usage_event.c[name] for name in _COLUMNS), NOT_FINAL.label("not_final")).where(
         usage_event.c.request_id == text("any(:ids)").bindparams(bindparam("ids")),
         usage_event.c.kind == "request",
     )
@@ -182,12 +186,7 @@ def _may_miss_tokens(row: RowMapping, *, here: bool) -> bool:
     """Whether the event does not claim to be complete: it lacks the engine's final count, or is about another
     attempt elsewhere.
     """
-    return (
-        not here
-        or row["usage_source"] not in _FINAL
-        or row["ending"] == Ending.GATEWAY_DIED.value
-        or row["anomaly"] is not None
-    )
+    return not here or row["not_final"] or row["anomaly"] is not None
 
 
 def _complete(connection: Connection, engine: EngineRef, row: RowMapping, missing: CounterPair) -> None:

@@ -24,12 +24,16 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
+from billing.wire.ending import Ending
+from billing.wire.usage_event import NOT_FINAL_SOURCES
 
 TOKEN_COLUMNS: Final = (
     "produced_prompt", "produced_cached", "produced_output", "delivered_output",
@@ -94,16 +98,18 @@ usage_event = Table(
     CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch", "ended_ms"),
-    Index(
-        "ix_usage_event_not_final",
-        "instance",
-        "epoch",
-        postgresql_where=text(
-            "kind = 'request' and (ending = 'gateway_died' or usage_source in ('checkpoint', 'counted', "
-            "'unread'))"
-        ),
+)
+
+# A request whose event does not have the engine's final count. A dead gateway's last checkpoint may be of a
+# moment at which nothing had been produced yet.
+NOT_FINAL: Final = and_(
+    usage_event.c.kind == "request",
+    or_(
+        usage_event.c.ending == Ending.GATEWAY_DIED.value,
+        usage_event.c.usage_source.in_([source.value for source in NOT_FINAL_SOURCES]),
     ),
 )
+Index("ix_usage_event_not_final", usage_event.c.instance, usage_event.c.epoch, postgresql_where=NOT_FINAL)
 
 # What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL
 # transactions, so that the balance of an instance is known without reading its whole history.

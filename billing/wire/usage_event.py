@@ -32,9 +32,9 @@ ADDED_UP: Final = frozenset({"produced", "delivered", "billed", "absorbed", "uni
 
 
 class UsageSource(StrEnum):
-    """Who counted the tokens. `engine`: the engine's final count. The next three are not final; the engine
-    may have produced more. `checkpoint`: the engine's count so far. `counted`: our count of chunks. `unread`:
-    the request was sent, and nothing came back. `none`: nothing was produced.
+    """Who counted the tokens. `engine`: the engine's final count. `checkpoint`: the engine's count so far.
+    `counted`: our count of chunks. `unread`: the request was sent, and nothing came back. `none`: nothing was
+    produced.
     """
 
     ENGINE = "engine"
@@ -42,6 +42,10 @@ class UsageSource(StrEnum):
     COUNTED = "counted"
     UNREAD = "unread"
     NONE = "none"
+
+
+# The engine may have produced more than these say.
+NOT_FINAL_SOURCES: Final = (UsageSource.CHECKPOINT, UsageSource.COUNTED, UsageSource.UNREAD)
 
 
 class CapacityClass(StrEnum):

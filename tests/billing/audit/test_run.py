@@ -18,7 +18,7 @@ from billing.ledger.check import set_aside
 from billing.ledger.entries import ReceivedEvent, record_events
 from billing.metrics import BillingMetrics
 from billing.schema.catalogue import model as model_table
-from billing.schema.ledger import ledger_transaction, usage_event, usage_total
+from billing.schema.ledger import NOT_FINAL, ledger_transaction, usage_event, usage_total
 from billing.usage.consumer import Consumer
 from billing.usage.reap import Reaper
 from billing.wire import redis_keys
@@ -373,6 +373,16 @@ def test_what_waits_for_a_person_is_found_without_reading_the_whole_ledger(datab
     assert quarantined.ids == ("r7",)
     assert len(plans) == 2
     assert all("ix_ledger_transaction_no_amount" in plan for plan in plans), plans
+
+
+def test_requests_without_a_final_count_are_found_by_their_index(database: Engine) -> None:
+    """The migrated index has the condition that the code asks with, or it could not serve it."""
+    query = select(usage_event).where(NOT_FINAL)
+    statement = query.compile(dialect=database.dialect, compile_kwargs={"literal_binds": True})
+    with database.begin() as connection:
+        connection.execute(text("set local enable_seqscan = off"))
+        plan = connection.exec_driver_sql(f"explain {statement}").scalars()
+        assert "ix_usage_event_not_final" in "".join(plan)
 
 
 def test_a_ledger_that_was_tampered_with_is_found(database: Engine, auditor: Auditor) -> None:
