@@ -132,11 +132,11 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
                 "index, then run it again.",
             ),
             _pip("installing torch", (*index, TORCH), torch_todo),
-            _compile(folder),
         )
+    # It also byte-compiles what is imported: a sixth of all files, in a fourth of the time that all of them take.
     check = Stage(
         "importing vLLM",
-        ("-c", "import vllm.entrypoints.openai.api_server"),
+        ("-c", "import sys; sys.dont_write_bytecode = False; import vllm.entrypoints.openai.api_server"),
         "vLLM does not import; its torch may not fit it. Read the log, and see TAAS_TORCH_INDEX in the "
         "README.",
     )
