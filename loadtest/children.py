@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 import httpx
 import psutil
 
+from loadtest.forked import ForkedProgram, Program
 from loadtest.settings import child_environment
 
 _READY_S = 120.0
@@ -111,7 +112,9 @@ def free_port() -> int:
 
 
 class Child:
-    """One process and its log. Without a core it runs wherever the system puts it."""
+    """One process and its log. Without a core it runs wherever the system puts it. `forked`: `python -m …` as
+    a fork that has its imports done, where nobody measures what it uses.
+    """
 
     def __init__(
         self,
@@ -120,9 +123,19 @@ class Child:
         core: int | None,
         folder: Path,
         environment: dict[str, str] | None = None,
+        *,
+        forked: bool = False,
     ) -> None:
         self.name = name
         self._log = folder / f"{name}.log"
+        self._process: Program
+        if forked and command[:2] == python("-m") and core is None:
+            module, *arguments = command[2:]
+            self._process = ForkedProgram(
+                module, arguments, child_environment(environment or {}), folder=folder, log=self._log
+            )
+            self.pid = self._process.pid
+            return
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=folder, start_new_session=True,

@@ -35,9 +35,9 @@ class Served:
 
 
 class OwnStack:
-    """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves
-    and the rest is on the other. `processes`: of each gateway. `under`: the words of a command that runs each
-    gateway, such as valgrind's.
+    """Started in its order, stopped in the reverse of it. Pinned, the gateways have a core to themselves and
+    the rest is on the other; else Python's processes are forks that have their imports done. `processes`: of
+    each gateway. `under`: the words of a command that runs each gateway, such as valgrind's.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class OwnStack:
         core: int | None = None,
     ) -> Child:
         pinned = (cores()[0] if core is None else core) if self._pinned else None
-        child = Child(name, command, pinned, self._folder, environment)
+        child = Child(name, command, pinned, self._folder, environment, forked=not self._pinned)
         self._children.append(child)
         return child
 

@@ -54,3 +54,9 @@ def child_environment(settings: dict[str, str]) -> dict[str, str]:
     """Ours without what configures a TAAS that may run beside, and with these."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAAS_")}
     return inherited | {"PYTHONPATH": str(Path(__file__).parents[1])} | settings
+
+
+def replace_environment(settings: dict[str, str]) -> None:
+    """For a fork: what it would have been started with."""
+    os.environ.clear()
+    os.environ.update(settings)

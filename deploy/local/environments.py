@@ -133,7 +133,7 @@ def vllm(root: Path, logs: Path, build: Build, torch_index: str | None) -> Envir
             ),
             _pip("installing torch", (*index, TORCH), torch_todo),
         )
-    # It also byte-compiles what is imported: a sixth of all files, in a fourth of the time that all of them take.
+    # It also byte-compiles what is imported: a sixth of all files, in a fourth of the time that all take.
     check = Stage(
         "importing vLLM",
         ("-c", "import sys; sys.dont_write_bytecode = False; import vllm.entrypoints.openai.api_server"),

@@ -40,7 +40,7 @@ class Part:
 
     def start(self) -> None:
         """Start and wait until it answers. Raises DidNotStart."""
-        self.child = Child(self.name, self.command, None, self.folder, self.environment)
+        self.child = Child(self.name, self.command, None, self.folder, self.environment, forked=True)
         self.child.wait_until(self.ready)
 
     def kill(self) -> None:

@@ -27,7 +27,8 @@ def slow_engine() -> Iterator[SimEngine]:
 @pytest.fixture(scope="module")
 def stack(slow_engine: SimEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnStack]:
     folder = tmp_path_factory.mktemp("stack")
-    stack = OwnStack(folder, [Served(slow_engine.model, slow_engine.url, 2048, slow_engine.key)])
+    served = Served(slow_engine.model, slow_engine.url, 2048, slow_engine.key)
+    stack = OwnStack(folder, [served], pinned=False)
     try:
         stack.start()
         yield stack
