@@ -17,13 +17,15 @@ from billing.schema.catalogue import quota_limit, tenant
 from billing.schema.ledger import usage_event
 from billing.wire import redis_keys
 from billing.wire.ending import CHARGED_UNBILLED
-from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, LimitKind
+from billing.wire.limits import FIELDS, MINUTE_S, LimitKind
 
 # A bucket drains within a minute; older charges only count if the bucket was in debt.
 _WINDOW_MS: Final = 120_000
 # How finely the output of a stream is distributed over its time; checkpoints charge it twice a second.
 _SLICE_MS: Final = 500
-_OF_DAYS: Final = tuple(each.name for each in FIELDS if each.window_s > MINUTE_S)
+# Limits whose use is read from the ledger over their longest window.
+_LONG: Final = tuple(each for each in FIELDS if each.window_s > MINUTE_S)
+_LONGEST_MS: Final = max(each.window_s for each in _LONG) * 1000
 # As `billing.wire.attribution.charged`.
 _TOKENS: Final = case(
     (
@@ -62,14 +64,14 @@ class _CellCharges:
     buckets: dict[tuple[str, str | None, str], _Charges] = field(
         default_factory=lambda: defaultdict(_Charges)
     )
-    # The same over a day, for tenants that have such a limit.
-    days: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
+    # The same over the longest window, for tenants that have a limit longer than a minute.
+    long: dict[tuple[str, str | None, str], _Charges] = field(default_factory=lambda: defaultdict(_Charges))
     used: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
     spilled: dict[str, list[Charge]] = field(default_factory=lambda: defaultdict(list))
 
     def add_minute(self, row: Row[Any]) -> None:
         for key_id in (None, row.key_id):
-            charges = self.days[row.tenant, key_id, row.model]
+            charges = self.long[row.tenant, key_id, row.model]
             charges.requests.append((row.minute_ms, row.requests))
             charges.units_mu.append((row.minute_ms, float(row.units_mu)))
             charges.tokens.append((row.minute_ms, float(row.tokens)))
@@ -97,9 +99,9 @@ def levels_of(
     charged: dict[str, _CellCharges] = defaultdict(_CellCharges)
     for row in _ended_lately(connection, list(rates_by_cell), now_ms):
         charged[row.cell].add(row)
-    for row in _ended_in_a_day(connection, list(rates_by_cell), now_ms):
+    for row in _ended_in_long_windows(connection, list(rates_by_cell), now_ms):
         charged[row.cell].add_minute(row)
-    found = {who for each in charged.values() for who, _, _ in (*each.buckets, *each.days)}
+    found = {who for each in charged.values() for who, _, _ in (*each.buckets, *each.long)}
     table = limits.table_of(connection, found)
     return {
         cell: [
@@ -113,10 +115,8 @@ def levels_of(
 def _bucket_levels(
     cell: str, charged: _CellCharges, table: limits.Table, now_ms: int
 ) -> Iterator[BucketLevel]:
-    for who, key_id, model in dict.fromkeys((*charged.buckets, *charged.days)):
-        of_minute, of_day = (
-            each.get((who, key_id, model), _Charges()) for each in (charged.buckets, charged.days)
-        )
+    for who, key_id, model in dict.fromkeys((*charged.buckets, *charged.long)):
+        short, long = (each.get((who, key_id, model), _Charges()) for each in (charged.buckets, charged.long))
         limit = table.for_model(who, key_id, model)
         key = (
             redis_keys.tenant_bucket(cell, who, model)
@@ -127,7 +127,7 @@ def _bucket_levels(
             (
                 each,
                 level(
-                    (of_day if each.window_s > MINUTE_S else of_minute).of(each.kind),
+                    (long if each.window_s > MINUTE_S else short).of(each.kind),
                     each.amount / (each.window_s * 1000),
                     now_ms,
                 ),
@@ -176,10 +176,12 @@ def _ended_lately(connection: Connection, cells: Sequence[str], now_ms: int) -> 
     return iter(connection.execute(query))
 
 
-def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
-    """What ended within a day, summed by minute, for tenants with a limit per day."""
+def _ended_in_long_windows(connection: Connection, cells: Sequence[str], now_ms: int) -> Iterator[Row[Any]]:
+    """What ended within the longest window, summed by minute, for tenants with a limit over more than a
+    minute.
+    """
     limited = select(quota_limit.c.tenant_id).where(
-        or_(*(quota_limit.c[name].is_not(None) for name in _OF_DAYS))
+        or_(*(quota_limit.c[each.name].is_not(None) for each in _LONG))
     )
     of = usage_event.c
     minute_ms = (of.ended_ms // 60_000 * 60_000).label("minute_ms")
@@ -195,7 +197,7 @@ def _ended_in_a_day(connection: Connection, cells: Sequence[str], now_ms: int) -
             func.coalesce(func.sum(of.units_mu).filter(outside), 0).label("units_mu"),
             func.coalesce(func.sum(_TOKENS).filter(outside), 0).label("tokens"),
         )
-        .where(of.tenant.in_(limited), of.ended_ms > now_ms - DAY_S * 1000)
+        .where(of.tenant.in_(limited), of.ended_ms > now_ms - _LONGEST_MS)
         .where(of.cell == any_(literal(cells, ARRAY(Text))))
         .group_by(of.cell, of.tenant, of.key_id, of.model, minute_ms)
     )

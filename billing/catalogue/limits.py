@@ -1,5 +1,5 @@
-"""Limits in SQL: how much a tenant, or one of its keys, may ask for in a minute or a day, and have open at
-once. It knows neither HTTP nor Redis.
+"""Limits in SQL: how much a tenant, or one of its keys, may ask for in a time, and have open at once. It
+knows neither HTTP nor Redis.
 
 A limit holds per model; the entry of a model wins over `*`, field by field (docs/interfaces.md §3). Null is
 no limit.

@@ -1,4 +1,4 @@
-"""`taas limit`: what a tenant, or one key, may ask for in a minute or a day and have open at once."""
+"""`taas limit`: what a tenant, or one key, may ask for in a time and have open at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,8 +67,8 @@ def set_limit(
     as_json: bool,
     **amounts: int | str | None,
 ) -> None:
-    """Set limits; what is not given stays. A tenant may use up to the whole allowance of a minute or a day at
-    once; it comes back evenly over that time.
+    """Set limits; what is not given stays. A tenant may use a limit's whole allowance at once; it comes back
+    evenly over the limit's time.
 
     Work of a contract counts for no limit of units or tokens: the contract is its own limit. Limits of
     requests and concurrency count it, too. Tokens are prompt and output, cached ones included.

@@ -31,8 +31,8 @@ _SHOWN: Final = tuple(
 def limit_headers(
     tenant: Limits, key: Limits, tenant_levels: Levels, key_levels: Levels, dialect: Dialect, now_ms: int
 ) -> list[tuple[bytes, bytes]]:
-    """Limit, remaining, and when the bucket is full again, from the limit of tenant or key, minute or day,
-    with the least remaining.
+    """Limit, remaining, and when the bucket is full again, from the limit of tenant or key with the least
+    remaining.
     """
     known = [*zip(tenant.all, tenant_levels.levels, strict=False)]
     known += zip(key.all, key_levels.levels, strict=False)

@@ -18,7 +18,7 @@ from billing.cell.scripts import Tier
 from billing.usage.consumer import Consumer
 from billing.wire import redis_keys
 from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, Ending
-from billing.wire.limits import DAY_S, Limits
+from billing.wire.limits import DAY_S, FIELDS, MINUTE_S, LimitField, LimitKind, Limits
 from billing.wire.usage_event import CapacityClass, UsageEvent
 from tests.billing.allocator.cells import Ground
 from tests.billing.cell.plan import Listener
@@ -128,6 +128,23 @@ def test_fault_35_a_days_use_stays_used(ground: Ground, limit: dict[str, int]) -
     assert isinstance(
         ground.request("s", "bolt", tenant_limits=Limits.of(**limit), tokens=10).reserve(100), Reserved
     )
+
+
+@pytest.mark.parametrize(
+    "limit", [each for each in FIELDS if each.window_s > MINUTE_S], ids=lambda each: each.name
+)
+def test_fault_35_use_counts_until_its_limits_window_has_passed(ground: Ground, limit: LimitField) -> None:
+    """What used up the whole limit nine tenths of its window ago leaves a tenth of it used."""
+    amount = {LimitKind.REQUESTS: 10, LimitKind.TOKENS: 10, LimitKind.UNITS: 40}[limit.kind]
+    limited(ground, **{limit.name: amount})
+    used_ms = T0 - limit.window_s * 900
+    for number in range(10):
+        used(ground, f"r{number}", used_ms - SECOND, (0, 0, 1), lasted_ms=SECOND)
+    used(ground, "before", T0 - limit.window_s * 2_000, (0, 0, 10))
+    with ground.engine.connect() as connection:
+        (found,) = rebuild.levels_of(connection, {CELL: []}, T0)[CELL]
+    ((_, level),) = found.levels  # type: ignore[union-attr]
+    assert level == pytest.approx(amount * limit.scale / 10, rel=0.01)
 
 
 @pytest.mark.parametrize("limit", ["tokens_per_minute", "tokens_per_day"])
