@@ -105,7 +105,7 @@ class Stages:
             preempt=self._preempt,
             metrics=metrics,
         )
-        self._engines = Engines(settings.connect_timeout_s)
+        self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
         self._quarantine = Quarantine(

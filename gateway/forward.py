@@ -22,6 +22,7 @@ from gateway.errors import (
     EngineFailed,
     GatewayError,
     NoInstance,
+    UnsupportedParameter,
     UpstreamProtocolError,
     error_of,
 )
@@ -47,6 +48,8 @@ _DIED = frozenset({UpstreamFailure.CLOSED_BEFORE_HEAD.value, UpstreamFailure.CLO
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
+# The instance is well, and its engine does not know a parameter of the request.
+UNSUPPORTED = "unsupported_parameter"
 
 
 # Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
@@ -122,21 +125,27 @@ class Forwarder:
                     await self._pass_whole(exchange, connection, client)
                 return
             except AttemptFailed as failed:
-                self._mark_failed(exchange, failed.kind)
-                log.warning(
-                    "engine failed before its first token",
-                    extra={
-                        "request_id": exchange.request_id,
-                        "instance": exchange.attempt.instance.instance,
-                        "kind": failed.kind,
-                    },
-                )
-                if may_move(exchange):
-                    await asyncio.sleep(random.uniform(0, RETRY_JITTER_S))  # noqa: S311
+                if failed.kind == UNSUPPORTED:
+                    exchange.tried[exchange.attempt.instance.instance] = False
+                else:
+                    self._note_failure(exchange, failed)
+                    if may_move(exchange):
+                        await asyncio.sleep(random.uniform(0, RETRY_JITTER_S))  # noqa: S311
                 if exchange.stop_ending is not None:
                     raise error_of(exchange.stop_ending) from failed
                 if not self._move_to_another_instance(exchange):
                     raise failed.error from failed
+
+    def _note_failure(self, exchange: Exchange, failed: AttemptFailed) -> None:
+        self._mark_failed(exchange, failed.kind)
+        log.warning(
+            "engine failed before its first token",
+            extra={
+                "request_id": exchange.request_id,
+                "instance": exchange.attempt.instance.instance,
+                "kind": failed.kind,
+            },
+        )
 
     def _move_to_another_instance(self, exchange: Exchange) -> bool:
         """Begin an attempt on another instance, on the same reservation. Returns False if no instance is
@@ -159,11 +168,13 @@ class Forwarder:
 
     def _mark_failed(self, exchange: Exchange, kind: str) -> None:
         """Count a failure of the instance, and avoid it: for this request for good, for others a moment."""
-        exchange.tried[exchange.attempt.instance.instance] = kind in _DIED
-        if kind in _DIED and engines_lost(exchange) == ENGINES_LOST_MAX:
+        instance = exchange.attempt.instance
+        # No request kills a provider, which closes connections for reasons of its own.
+        died = exchange.tried[instance.instance] = kind in _DIED and not instance.is_provider
+        if died and engines_lost(exchange) == ENGINES_LOST_MAX:
             self._quarantine.add(exchange)
-        self._engines.failed(exchange.attempt.instance)
-        self._upstream_failed(exchange.attempt.instance.instance, kind)
+        self._engines.failed(instance)
+        self._upstream_failed(instance.instance, kind)
 
     def _release(self, exchange: Exchange) -> None:
         """End the attempt: return its connection to the pool, which closes it if it cannot be used again."""
@@ -216,18 +227,21 @@ class Forwarder:
 
     def _request_bytes(self, exchange: Exchange) -> bytes:
         """The request for this instance. Another instance may be another engine, or have another name for
-        the model.
+        the model. Raises AttemptFailed if it does not know a parameter, because another may.
         """
         instance = exchange.attempt.instance
-        call = adapter_of(instance).request(
-            exchange.parsed,
-            instance,
-            request_id=exchange.request_id,
-            engine_model=exchange.engine_model,
-            cache_salt=self._cache_salt(exchange.request.caller.tenant.tenant),
-            default_max_tokens=exchange.request.model.default_max_tokens,
-            class_=exchange.head.class_,
-        )
+        try:
+            call = adapter_of(instance).request(
+                exchange.parsed,
+                instance,
+                request_id=exchange.request_id,
+                engine_model=exchange.engine_model,
+                cache_salt=self._cache_salt(exchange.request.caller.tenant.tenant),
+                default_max_tokens=exchange.request.model.default_max_tokens,
+                class_=exchange.head.class_,
+            )
+        except UnsupportedParameter as exc:
+            raise AttemptFailed(exc, UNSUPPORTED) from exc
         return self._engines.pool(instance).request_bytes(call.path, call.headers, call.body)
 
     @staticmethod

@@ -5,7 +5,7 @@ It knows no other part.
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, FilePath, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.edge.cors import parse_origins
@@ -128,6 +128,12 @@ class GatewaySettings(BaseSettings):
     )
     connect_timeout_s: float = Field(
         default=2.0, gt=0, description="How long connecting to an engine may take."
+    )
+
+    upstream_ca_file: FilePath | None = Field(
+        default=None,
+        description="Authorities, beyond the usual ones, that sign the certificates of engines and providers "
+        "(PEM).",
     )
 
     wait_on_demand_s: float = Field(

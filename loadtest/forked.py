@@ -26,6 +26,7 @@ _IMPORTED = [
     "serving.launch",
     "serving.worker",
     "loadtest.engine.server",
+    "loadtest.provider.provider",
     # What httpx imports when its first client is made.
     "httpcore",
     "loadtest.frozen",

@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.fixtures.gateway",
     "tests.fixtures.engine",
     "tests.fixtures.secure_stores",
+    "tests.fixtures.provider",
     "tests.fixtures.stack",
 ]
 

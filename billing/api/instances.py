@@ -1,7 +1,7 @@
 """Routes of instances."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Final, Literal
 
 import redis
@@ -199,16 +199,29 @@ def _probe(control: ControlPlane, body: NewInstance, model: models.Model) -> Pro
     name = body.engine_model or model.engine_model
     try:
         if is_provider(body.engine):
-            return probe_provider(control.http, body.engine, body.url, body.key or "", name)
+            probe = probe_provider(control.http, body.engine, body.url, body.key or "", name)
+            return replace(probe, warnings=(*probe.warnings, *_not_served(body.engine, model)))
         return probe_engine(control.http, body.url, body.key, name, model.context_tokens)
     except refusals.Unreachable as exc:
         if not body.force:
             raise
         if is_provider(body.engine):
-            return Probe(provider_facts(), (exc.message, "Added all the same."))
+            warnings = (exc.message, "Added all the same.", *_not_served(body.engine, model))
+            return Probe(provider_facts(), warnings)
         return Probe(
             unprobed(), (exc.message, "Added all the same: its counters and abilities are not known.")
         )
+
+
+def _not_served(kind: str, model: models.Model) -> tuple[str, ...]:
+    """What the model offers and its instance of this kind does not."""
+    missing = ", ".join(route for route in model.routes if route not in KINDS[kind].routes)
+    if not missing:
+        return ()
+    return (
+        f"It does not serve these routes of the model: {missing}. Requests there get 503 unless another "
+        "instance serves them; `taas model set NAME --route …` names the routes that the model offers.",
+    )
 
 
 def _check_not_a_workers(

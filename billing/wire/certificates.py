@@ -20,6 +20,7 @@ def checked_by(*urls: str, ca_file: Path | None = None) -> ssl.SSLContext:
 @cache
 def _trusted(ca_file: Path | None) -> ssl.SSLContext:
     context = httpx.create_ssl_context(trust_env=False)
+    context.set_alpn_protocols(["http/1.1"])
     if ca_file is not None:
         context.load_verify_locations(cafile=ca_file)
     return context

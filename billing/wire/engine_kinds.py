@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from billing.wire.routes import OFFERED_ROUTES, Route
+
 # The default for entries that name no kind.
 VLLM: Final = "vllm"
 OPENAI: Final = "openai"
@@ -28,18 +30,27 @@ def _x_api_key(key: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """`key_headers`: the headers that carry a key, by lower-case name."""
+    """`routes`: those that it serves, by the name under which a model offers them; a request on another route
+    finds no such instance. `key_headers`: the headers that carry a key, by lower-case name.
+    """
 
     name: str
+    routes: frozenset[str]
     key_headers: Callable[[str], dict[str, str]]
     is_provider: bool
 
 
 _ROWS: Final = (
-    EngineKind(VLLM, _bearer, is_provider=False),
-    EngineKind(OPENAI, _bearer, is_provider=True),
-    EngineKind(ANTHROPIC, _x_api_key, is_provider=True),
+    EngineKind(VLLM, frozenset(OFFERED_ROUTES), _bearer, is_provider=False),
+    EngineKind(
+        OPENAI,
+        frozenset({Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.EMBEDDINGS}),
+        _bearer,
+        is_provider=True,
+    ),
+    EngineKind(ANTHROPIC, frozenset({Route.MESSAGES}), _x_api_key, is_provider=True),
 )
+# The only list of kinds; `gateway/upstream/adapters.py` has an adapter for each.
 KINDS: Final[Mapping[str, EngineKind]] = MappingProxyType({row.name: row for row in _ROWS})
 PROVIDERS: Final = tuple(row.name for row in _ROWS if row.is_provider)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from billing.wire.engine_kinds import VLLM, is_provider
+from billing.wire.engine_kinds import KINDS, VLLM, is_provider
 from billing.wire.tokens import NO_TOKENS, CounterPair
 
 # The path at which an engine reports what each request has produced, if it does: `serving/vllm_middleware`.
@@ -91,8 +91,11 @@ class InstanceEntry:
         return is_provider(self.engine)
 
     def serves(self, route: str) -> bool:
-        """Whether it serves this route, if its model does."""
-        return self.routes is None or route in self.routes
+        """Whether it serves this route, if its model does. One of a kind that is not known here serves
+        none.
+        """
+        kind = KINDS.get(self.engine)
+        return kind is not None and route in kind.routes and (self.routes is None or route in self.routes)
 
     def is_live(self, now_ms: int) -> bool:
         """Whether the lease holds. A lease of 0 never lapses: the instance was added by hand."""

@@ -138,10 +138,9 @@ class MessagesMeter(TypedMeter):
     def _read_event(self, kind: bytes, text: bytes) -> bytes | None:
         if kind == b"message_start":
             start = self._decode(text)
-            usage = _object(_object(start, "message"), "usage")
-            prompt = usage.get("input_tokens")
-            self._prompt = prompt if type(prompt) is int and 0 < prompt <= COUNT_MAX else 0
-            return message_written(start, _object(start, "message"), self.model, self.tier)
+            message = _object(start, "message")
+            self._read_start(message)
+            return message_written(start, message, self.model, self.tier)
         if kind == b"message_delta":
             delta = self._decode(text)
             if delta.get("usage") is not None:
@@ -151,6 +150,10 @@ class MessagesMeter(TypedMeter):
         elif kind == b"error":
             self.failed, self.failure = True, text
         return None
+
+    def _read_start(self, message: dict[str, Any]) -> None:
+        prompt = _object(message, "usage").get("input_tokens")
+        self._prompt = prompt if type(prompt) is int and 0 < prompt <= COUNT_MAX else 0
 
     def _read_usage(self, usage: dict[str, Any]) -> None:
         try:
@@ -188,7 +191,10 @@ class ResponsesMeter(TypedMeter):
         if ends:
             self._read_usage(response.get("usage"))
             self._end()
-        return response_written(decoded, response, self.model, self.tier)
+        return self._written(decoded, response)
+
+    def _written(self, event: dict[str, Any], response: dict[str, Any]) -> bytes:
+        return response_written(event, response, self.model, self.tier)
 
     def _read_usage(self, usage: Any) -> None:
         if isinstance(usage, dict):

@@ -6,14 +6,17 @@ buffered before the engine is paused. Errors: `UpstreamError` with a kind.
 """
 
 import asyncio
+import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
+
+from billing.wire.certificates import checked_by
 
 HEAD_BYTES_MAX = 64 * 1024
 BUFFER_BYTES_MAX = 256 * 1024
@@ -28,6 +31,7 @@ class UpstreamFailure(StrEnum):
 
     REFUSED = "refused"
     CONNECT_TIMEOUT = "connect_timeout"
+    TLS = "tls"
     CLOSED_BEFORE_HEAD = "closed_before_head"
     CLOSED_IN_BODY = "closed_in_body"
     PROTOCOL = "protocol"
@@ -232,23 +236,33 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class UpstreamPool:
-    """The connections to one instance. It is unbounded, because reservations bound the open requests."""
+    """The connections to one instance. It is unbounded, because reservations bound the open requests.
+    `headers`: sent with each request. `trusted`: the authorities that certificates must be of, the usual ones
+    unless given.
+    """
 
-    def __init__(self, url: str, key: str | None, connect_timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        connect_timeout_s: float,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
         parts = urlsplit(url)
+        self._trusted = trusted
         self._tls = parts.scheme == "https"
         self._host = parts.hostname or "127.0.0.1"
         self._port = parts.port or (443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/").encode()
         self._connect_timeout_s = connect_timeout_s
         self._idle: deque[UpstreamConnection] = deque()
-        authority = f"{self._host}:{self._port}".encode()
-        authorization = b"" if key is None else b"authorization: Bearer " + key.encode() + b"\r\n"
+        authority = parts.netloc.encode()
+        lines = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
         self._fixed_head = (
             b" HTTP/1.1\r\nhost: "
             + authority
             + b"\r\n"
-            + authorization
+            + lines
             + b"content-type: application/json\r\ncontent-length: "
         )
 
@@ -271,13 +285,20 @@ class UpstreamPool:
     async def connect(self) -> UpstreamConnection:
         """A fresh connection."""
         loop = asyncio.get_running_loop()
+        if self._tls and self._trusted is None:
+            self._trusted = await asyncio.to_thread(checked_by)  # it reads a long file, once in a process
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(loop), self._host, self._port, ssl=True if self._tls else None
+                    lambda: UpstreamConnection(loop),
+                    self._host,
+                    self._port,
+                    ssl=self._trusted if self._tls else None,
                 )
         except TimeoutError as exc:
             raise UpstreamError(UpstreamFailure.CONNECT_TIMEOUT) from exc
+        except ssl.SSLError as exc:
+            raise UpstreamError(UpstreamFailure.TLS) from exc
         except OSError as exc:
             raise UpstreamError(UpstreamFailure.REFUSED) from exc
         return connection

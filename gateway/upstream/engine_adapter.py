@@ -59,7 +59,8 @@ class EngineAdapter(Protocol):
         class_: CapacityClass,
     ) -> EngineCall:
         """One attempt, as this instance takes it. `engine_model`: the engine's name for its model.
-        `cache_salt`: the tenant's, in hex.
+        `cache_salt`: the tenant's, in hex. Raises UnsupportedParameter for a parameter that engines of this
+        kind do not know.
         """
 
     def abort(self, parsed: ParsedRequest, request_id: str) -> EngineCall:

@@ -8,7 +8,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from pathlib import Path
 
+from billing.wire.certificates import checked_by
+from billing.wire.engine_kinds import key_headers
 from billing.wire.instance_entry import InstanceEntry
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.attempt import Attempt
@@ -28,8 +31,10 @@ ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 class Engines:
     """Pools by instance. If an instance's address or key changes it gets a new pool."""
 
-    def __init__(self, connect_timeout_s: float) -> None:
+    def __init__(self, connect_timeout_s: float, ca_file: Path | None = None) -> None:
         self._connect_timeout_s = connect_timeout_s
+        # Read now if the operator has named some, so that a bad file stops the start.
+        self._trusted = checked_by(ca_file=ca_file) if ca_file is not None else None
         self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
         self.open_here: dict[str, int] = {}
         self.failed_at: dict[str, float] = {}
@@ -43,7 +48,8 @@ class Engines:
             return known[2]
         if known is not None:
             known[2].close()
-        pool = UpstreamPool(instance.url, instance.key, self._connect_timeout_s)
+        headers = key_headers(instance.engine, instance.key)
+        pool = UpstreamPool(instance.url, headers, self._connect_timeout_s, self._trusted)
         self._pools[instance.instance] = (instance.url, instance.key, pool)
         return pool
 

@@ -6,15 +6,12 @@ gateway and not the caller (401, 404), that is our failure.
 """
 
 import re
-from typing import Any
-
-import orjson
 
 from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused, GatewayError, Overloaded
 from gateway.request import AnswerForm, RouteSpec
+from gateway.upstream.error_text import LEAK, message_and_param, read_error
 
 RETRY_AFTER_MS = 1000
-MESSAGE_CHARS_MAX = 4096
 DETAIL_CHARS_MAX = 200
 
 # Statuses with which an engine refuses the request itself.
@@ -50,10 +47,6 @@ _IN_A_MESSAGES_STREAM = re.compile(
     re.DOTALL,
 )
 _THINKING = "thinking_token_budget is set but reasoning_config"
-# A path, a URL, a host with a port, a flag, an address, or a position in a source file.
-_LEAK = re.compile(
-    r"[\\/]\w|://|\w:\d|--\w|0x[0-9a-f]|Traceback|File \"|<path>|\bhost\b|\bself\b|Error\(", re.IGNORECASE
-)
 
 
 def translate_engine_error(status: int, body: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
@@ -61,15 +54,15 @@ def translate_engine_error(status: int, body: bytes, route: RouteSpec, engine_mo
 
     Never raises. `engine_model` is the engine's own name for the model; nothing that names it is passed on.
     """
-    return _translated(status, *_read(body), route, engine_model)
+    return _translated(status, *message_and_param(read_error(body)), route, engine_model)
 
 
 def translate_stream_error(event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
     """The same for the JSON of an error event: the engine had started a stream before it checked the
     request.
     """
-    error = _error_of(event)
-    message, param = _said(error)
+    error = read_error(event)
+    message, param = message_and_param(error)
     code = error.get("code")
     if type(code) is int:
         return _translated(code, message, param, route, engine_model)
@@ -87,27 +80,6 @@ def _translated(
     if status not in _OF_THE_REQUEST:
         return EngineFailed()
     return _known_sentence(message, route) or _general(message, _caller_param(param, route), engine_model)
-
-
-def _read(body: bytes) -> tuple[str, str | None]:
-    """Message and parameter, from OpenAI's form or Anthropic's; nothing from any other."""
-    return _said(_error_of(body))
-
-
-def _error_of(body: bytes) -> dict[str, Any]:
-    try:
-        parsed: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return {}
-    if type(parsed) is dict and type(parsed.get("response")) is dict:  # a response that failed
-        parsed = parsed["response"]
-    error = parsed.get("error") if type(parsed) is dict else None
-    return error if type(error) is dict else {}
-
-
-def _said(error: dict[str, Any]) -> tuple[str, str | None]:
-    message, param = error.get("message"), error.get("param")
-    return message[:MESSAGE_CHARS_MAX] if type(message) is str else "", param if type(param) is str else None
 
 
 def _known_sentence(message: str, route: RouteSpec) -> GatewayError | None:
@@ -173,7 +145,7 @@ def _general(message: str, param: str | None, engine_model: str) -> EngineRefuse
         not reason
         or len(reason) > DETAIL_CHARS_MAX
         or not reason.isprintable()
-        or _LEAK.search(reason)
+        or LEAK.search(reason)
         or engine_model in reason
     ):
         return EngineRefused(f"Invalid '{param}'.", param)

@@ -4,6 +4,7 @@ import argparse
 
 import uvloop
 
+from loadtest.engine.engine import Engine
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.server import serve
 
@@ -60,7 +61,8 @@ def parse_options(arguments: list[str] | None = None) -> EngineOptions:
 
 def main() -> None:
     """Run in this process."""
-    uvloop.run(serve(parse_options()))
+    options = parse_options()
+    uvloop.run(serve(Engine(options), options))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _JSON = b"application/json"
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; "
-    b"charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"charset=utf-8\r\ntransfer-encoding: chunked\r\n"
 )
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -29,7 +29,7 @@ Handler = Callable[["Exchange"], None]
 
 class Exchange:
     """One request and its answer. `on_gone` is called when the client goes away before the answer is
-    complete.
+    complete. `more_head`: further header lines of the answer, each with its CRLF.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Exchange:
         "complete",
         "headers",
         "method",
+        "more_head",
         "on_gone",
         "path",
         "query",
@@ -59,6 +60,7 @@ class Exchange:
         self.headers = headers
         self.body = body
         self.complete = False
+        self.more_head = b""
         self.on_gone: Callable[[], None] | None = None
 
     def header(self, name: str) -> str | None:
@@ -78,7 +80,7 @@ class Exchange:
             reason,
             len(body),
             kind,
-            more,
+            more + self.more_head,
         )
         self._connection.write(head + body)
         self._finish()
@@ -87,7 +89,7 @@ class Exchange:
         """The head of an event stream; what follows goes out with `chunk`."""
         if not self._streaming:
             self._streaming = True
-            self._connection.write(_STREAM_HEAD)
+            self._connection.write(b"%b%b\r\n" % (_STREAM_HEAD, self.more_head))
 
     def chunk(self, data: bytes) -> None:
         """One piece of the stream, now."""

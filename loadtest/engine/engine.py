@@ -4,7 +4,8 @@ import hmac
 import time
 import uuid
 from collections import deque
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from loadtest.engine import fields, metrics, pooling
 from loadtest.engine.answer import Answer, Identity
@@ -17,7 +18,7 @@ from loadtest.engine.connection import Exchange
 from loadtest.engine.control import Control
 from loadtest.engine.errors import BadRequest, EngineError, Invalid
 from loadtest.engine.fault_answers import refuse_with, send_garbage
-from loadtest.engine.faults import FaultBook
+from loadtest.engine.faults import FaultBook, FaultPlan
 from loadtest.engine.job import Job, check_model, read_job, require_model
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.prefix_cache import PrefixCache
@@ -31,13 +32,6 @@ from loadtest.engine.truth import TruthBook
 
 VERSION = "0.32.0"
 _GUARDED = ("/v1", "/v2", "/inference", "/cohere")
-_ANSWERS: dict[str, type[Answer]] = {
-    "chat": ChatAnswer,
-    "completions": CompletionAnswer,
-    "responses": ResponsesAnswer,
-    "messages": MessagesAnswer,
-    **pooling.ANSWERS,
-}
 _GENERATE = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
@@ -51,7 +45,15 @@ _ID_OF_PROMPTS = {"completions": "cmpl", "embeddings": "embd", "score": "score",
 
 
 class Engine:
-    """Handles each exchange; everything happens on one event loop."""
+    """Handles each exchange; everything happens on one event loop. `answers`: by route."""
+
+    answers: ClassVar[Mapping[str, type[Answer]]] = {
+        "chat": ChatAnswer,
+        "completions": CompletionAnswer,
+        "responses": ResponsesAnswer,
+        "messages": MessagesAnswer,
+        **pooling.ANSWERS,
+    }
 
     def __init__(self, options: EngineOptions) -> None:
         self.options = options
@@ -153,7 +155,7 @@ class Engine:
             if plan.hang == "headers":
                 exchange.start_stream()
         elif plan.status is not None:
-            refuse_with(exchange, plan.status)
+            self._refuse(exchange, plan)
         elif plan.before_engine:
             assert plan.garbage is not None
             send_garbage(exchange, plan.garbage)
@@ -162,7 +164,7 @@ class Engine:
         else:
             request_id, identity = self._identify(job, exchange)
             truth = self._truths.open(request_id, route, identity.answer_id, job.model)
-            answer = _ANSWERS[route](
+            answer = self.answers[route](
                 job=job,
                 identity=identity,
                 exchange=exchange,
@@ -173,6 +175,10 @@ class Engine:
             )
             self._book.begun(caller_id, answer)
             answer.start()
+
+    def _refuse(self, exchange: Exchange, plan: FaultPlan) -> None:
+        assert plan.status is not None
+        refuse_with(exchange, plan.status, plan.retry_after)
 
     @staticmethod
     def _identify(job: Job, exchange: Exchange) -> tuple[str, Identity]:

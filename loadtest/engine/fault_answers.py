@@ -20,8 +20,10 @@ _CHUNK = (
 )
 
 
-def refuse_with(exchange: Exchange, status: int) -> None:
+def refuse_with(exchange: Exchange, status: int, retry_after: str | None = None) -> None:
     """An error in vLLM's form that names a host and a path."""
+    if retry_after is not None:
+        exchange.more_head += b"retry-after: %b\r\n" % retry_after.encode()
     kinds = {
         400: "BadRequestError",
         404: "NotFoundError",

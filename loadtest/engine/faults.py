@@ -41,6 +41,7 @@ class FaultPlan:
     refuse: bool = False
     hang: str | None = None  # "silent": not a byte; "headers": the head of a stream, then nothing
     status: int | None = None
+    retry_after: str | None = None  # of that refusal
     late_refusal: bool = False  # of a whole answer: made to its end, then refused
     garbage: str | None = None
     usage: str | None = None
@@ -90,7 +91,8 @@ def apply_fault(plan: FaultPlan, name: str, value: str) -> None:
             case "late_refusal":
                 plan.late_refusal = True
             case "status":
-                plan.status = int(value)
+                status, _, after = value.partition(":")
+                plan.status, plan.retry_after = int(status), after or None
             case "slow_drip":
                 plan.slow_drip_s = float(value) / 1000
             case "stop_after":

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Rates are per second, 0 = no limit. `kv_tokens` is the room for all running sequences together."""
+    """Rates are per second, 0 = no limit. `kv_tokens` is the room for all running sequences together. With a
+    certificate (a file, PEM) it speaks TLS.
+    """
 
     port: int
     model: str
@@ -23,3 +25,5 @@ class EngineOptions:
     cache_blocks_max: int = 65_536
     request_counts: bool = True
     pooling: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None

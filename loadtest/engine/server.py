@@ -5,6 +5,7 @@ deadline.
 import asyncio
 import contextlib
 import signal
+import ssl
 import time
 
 from loadtest.engine.connection import EngineConnection
@@ -12,10 +13,9 @@ from loadtest.engine.engine import Engine
 from loadtest.engine.options import EngineOptions
 
 
-async def serve(options: EngineOptions) -> None:
+async def serve(engine: Engine, options: EngineOptions) -> None:
     """Run until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
-    engine = Engine(options)
     connections: set[EngineConnection] = set()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -26,6 +26,7 @@ async def serve(options: EngineOptions) -> None:
         options.port,
         backlog=4096,
         reuse_address=True,
+        ssl=_tls(options),
     )
     steps = loop.create_task(engine.scheduler.run())
     sweep = loop.create_task(_sweep(connections, options.keep_alive_s))
@@ -36,6 +37,14 @@ async def serve(options: EngineOptions) -> None:
             await _finish(connections)
     for task in (steps, sweep):
         task.cancel()
+
+
+def _tls(options: EngineOptions) -> ssl.SSLContext | None:
+    if options.tls_certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(options.tls_certificate, options.tls_key)
+    return context
 
 
 async def _sweep(connections: set[EngineConnection], keep_alive_s: float) -> None:

@@ -62,7 +62,7 @@ def provider() -> Iterator[FakeProvider]:
 
 @pytest.fixture(autouse=True)
 def model(made: Make) -> None:
-    made("models", name="m", context_tokens=2048)
+    made("models", name="m", context_tokens=2048, routes=["chat"])
 
 
 def body(provider: FakeProvider, **fields: Any) -> dict[str, Any]:
@@ -102,7 +102,14 @@ def test_a_provider_is_asked_once_in_its_own_words_and_is_added(
     assert (added["engine"], added["engine_model"], added["max_concurrency"]) == (
         kind, "big", PROVIDER_CONCURRENCY,
     )  # fmt: skip
-    assert added["warnings"] == []
+    assert len(added["warnings"]) == (0 if kind == "openai" else 1)
+
+
+def test_routes_of_the_model_that_a_provider_does_not_serve_are_named(
+    made: Make, provider: FakeProvider
+) -> None:
+    (warning,) = made("instances", **body(provider, engine="anthropic"))["warnings"]
+    assert "routes of the model: chat." in warning
 
 
 def test_its_key_is_shown_nowhere(

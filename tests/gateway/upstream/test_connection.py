@@ -33,7 +33,7 @@ async def server(script: Script) -> AsyncIterator[UpstreamPool]:
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    pool = UpstreamPool(f"http://127.0.0.1:{port}", "ek", 1.0)
+    pool = UpstreamPool(f"http://127.0.0.1:{port}", {"authorization": "Bearer ek"}, 1.0)
     try:
         yield pool
     finally:
@@ -252,7 +252,7 @@ async def test_fault_25_refused_and_unanswered_connects_are_told_apart() -> None
     listener.close()
     await listener.wait_closed()
     with pytest.raises(UpstreamError) as caught:
-        await UpstreamPool(f"http://127.0.0.1:{port}", None, 1.0).connect()
+        await UpstreamPool(f"http://127.0.0.1:{port}", {}, 1.0).connect()
     assert caught.value.kind is UpstreamFailure.REFUSED
 
 

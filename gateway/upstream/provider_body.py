@@ -1,0 +1,54 @@
+"""The body of a request to a provider: the caller's, without what only our engines know. Pure.
+
+A member that a provider does not know is refused by name, unless its value asks for nothing that the provider
+does not do anyway. Members of the account (metadata, tier) stay here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.errors import UnsupportedParameter
+
+# What stays here: the gateway itself acts on it.
+_NOT_THE_PROVIDERS: Final = frozenset({"metadata", "service_tier", "stream_options"})
+NOT_KNOWN: Final = "This model is served by a provider that does not know it."
+
+# By member, the values that ask for nothing.
+EngineOnly = Mapping[str, tuple[Any, ...]]
+# Members that our parsers take on OpenAI's routes and that only engines know.
+ENGINE_ONLY: Final[EngineOnly] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (),
+    "allowed_token_ids": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "ignore_eos": (False,),
+    "include_reasoning": (True, False),
+    "include_stop_str_in_output": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "repetition_penalty": (1,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+    "top_k": (-1, 0),
+}
+
+
+def provider_body(body: Mapping[str, Any], engine_model: str, unknown: EngineOnly) -> dict[str, Any]:
+    """A body of its own for the provider; no null is sent. Raises UnsupportedParameter for a member in
+    `unknown` that asks for something.
+    """
+    kept = {}
+    for name, value in body.items():
+        if value is None or name in _NOT_THE_PROVIDERS:
+            continue
+        if name in unknown:
+            if not any(value == harmless and type(value) is not str for harmless in unknown[name]):
+                raise UnsupportedParameter(name, NOT_KNOWN)
+            continue
+        kept[name] = value
+    kept["model"] = engine_model
+    return kept
