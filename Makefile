@@ -48,10 +48,10 @@ check: environment ## lint, format, types, unused names, and metrics that nothin
 	$(RUN) -m vulture
 	$(RUN) -m pytest tests/test_metrics.py
 
-bench: environment ## CPU per request and per streamed token, beside a naive proxy; writes $TAAS_HOME/bench.json
+bench: environment ## CPU per request and per streamed token, compared with a naive proxy; writes $TAAS_HOME/bench.json
 	@exec $(RUN) -m loadtest.bench $(ARGS)
 
-instructions: environment ## the gateway's instructions a request and a token, held against those stored; needs valgrind
+instructions: environment ## instructions per request and per token; fails if they are 10 % above the stored ones; needs valgrind
 	@exec $(RUN) -m loadtest.bench.instructions $(ARGS)
 
 loadtest: environment ## streams at an open arrival rate against what runs

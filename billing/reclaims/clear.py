@@ -7,7 +7,7 @@ not matter to the deadline, because it has left the machine by then.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import redis
@@ -44,9 +44,7 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
         if any(request.resumable for request in requests)
         else frozenset()
     )
-    able = [
-        request for request in requests if request.request_id in asked_ms or _is_resumable(request, cells)
-    ]
+    able = [request for request in requests if request.request_id in asked_ms or request.resumes_in(cells)]
     if able and now_ms >= max(found.by_ms - PREEMPT_LEAD_MS, drained_ms + SETTLE_MS):
         _preempt(connection, client, found, able, asked_ms, now_ms)
     if now_ms < found.by_ms:
@@ -59,11 +57,6 @@ def clear(connection: Connection, client: redis.Redis, found: Reclaim, now_ms: i
     if not requests and (now_ms >= drained_ms + SETTLE_MS or not found.chosen):
         store.move(connection, found, "done", {}, now_ms=now_ms)
         _log.info("reclaim %s is done", found.reclaim_id)
-
-
-def _is_resumable(request: RunningRequest, cells: Collection[str]) -> bool:
-    """If no instance is left to resume on, a request had better finish where it is."""
-    return request.resumable and request.cell in cells
 
 
 def _preempt(

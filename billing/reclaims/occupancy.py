@@ -35,6 +35,12 @@ class RunningRequest:
     gateway: str = ""
     resumable: bool = False
 
+    def resumes_in(self, cells_ready: Collection[str]) -> bool:
+        """Whether it resumes if it is preempted; `cells_ready`: those in which an instance that stays takes
+        new requests. If none is left to resume on, it had better finish where it is.
+        """
+        return self.resumable and self.cell in cells_ready
+
 
 @dataclass(frozen=True, slots=True)
 class OccupiedInstance:
@@ -46,6 +52,7 @@ class OccupiedInstance:
     ready: bool
     load: int
     requests: tuple[RunningRequest, ...] = ()
+    cell: str = ""
 
     def by_class(self) -> dict[str, int]:
         """How many are open of each class, in the order of `CLEARING_ORDER`."""
@@ -101,7 +108,7 @@ def read_open_on(client: redis.Redis, pool: str, instances: Iterable[str]) -> li
 
 def _occupied(entry: InstanceEntry, requests: list[RunningRequest]) -> OccupiedInstance:
     load = max(len(requests), entry.load.running + entry.load.waiting)
-    return OccupiedInstance(entry.instance, entry.status == "ready", load, tuple(requests))
+    return OccupiedInstance(entry.instance, entry.status == "ready", load, tuple(requests), entry.cell)
 
 
 def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:

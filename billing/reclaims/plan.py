@@ -63,16 +63,16 @@ class RemainingCapacity:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReclaimPlan:
     """`leaving` instances drain from `drain_from_ms` on: at once (`drains_now`), or later; then they are
-    chosen again unless they were ordered by name. `ready` instances take new requests now; `not_running`
-    machines run nothing and simply leave. `broken`: when, and by how much at most, contracts would miss what
-    was signed; `cuts`: what each cut contract is left with. `others_before_mu_s`, `others_after_mu_s`: the
-    capacity of on-demand and flex at the deadline, without and with the reclaim.
+    chosen again unless they were ordered by name. In `cells_ready` an instance that stays takes new requests;
+    `not_running` machines run nothing and simply leave. `broken`: when, and by how much at most, contracts
+    would miss what was signed; `cuts`: what each cut contract is left with. `others_before_mu_s`,
+    `others_after_mu_s`: the capacity of on-demand and flex at the deadline, without and with the reclaim.
     """
 
     order: ReclaimOrder
     drain_from_ms: int
     leaving: tuple[OccupiedInstance, ...]
-    ready: frozenset[str]
+    cells_ready: frozenset[str]
     not_running: int
     left: tuple[RemainingCapacity, ...]
     holding: tuple[Holding, ...]
@@ -90,7 +90,7 @@ class ReclaimPlan:
 
     def resumes(self, request: RunningRequest) -> bool:
         """Whether this request is preempted and resumes on another instance."""
-        return request.resumable and bool(self.ready - {each.instance for each in self.leaving})
+        return request.resumes_in(self.cells_ready)
 
     @property
     def open_by_class(self) -> dict[str, int]:
@@ -138,7 +138,7 @@ def draw_up(
         order=order,
         drain_from_ms=from_ms,
         leaving=leaving,
-        ready=frozenset(each.instance for each in occupied if each.ready),
+        cells_ready=frozenset(each.cell for each in occupied if each.ready and each not in leaving),
         not_running=not_running,
         left=tuple(left_over_time(after, order.by_ms)),
         holding=tuple(held for held in position.holdings if held.ends_ms > order.by_ms),

@@ -247,6 +247,29 @@ def test_a_plan_says_of_every_contract_the_least_that_it_is_left_with(
     }
 
 
+@pytest.mark.parametrize(("other_cell", "resumes"), [("llama", True), ("qwen", False)])
+def test_a_request_resumes_where_an_instance_of_its_own_cell_stays(other_cell: str, resumes: bool) -> None:
+    able = RunningRequest(
+        request_id="req_1",
+        tenant="t",
+        class_="flex",
+        contract=None,
+        instance="leaves",
+        started_ms=0,
+        cell="llama",
+        resumable=True,
+    )
+    there = [
+        OccupiedInstance("leaves", True, 1, (able,), "llama"),
+        OccupiedInstance("stays", True, 9, (), other_cell),
+    ]
+    position = Position(pool="p", instances=2, headroom_permille=0, set_aside_mu_s=0, capacity_mu_s=1000)
+    order = ReclaimOrder(pool="p", instances=1, use="research", by_ms=1000, breaks=True)
+    plan = draw_up(order, position, there, 0, 0)
+    assert [each.instance for each in plan.leaving] == ["leaves"]
+    assert plan.resumes(able) is resumes
+
+
 def rate_of(held: Holding, at_ms: int) -> int:
     return sum(span.value for span in held.spans() if span.from_ms <= at_ms < span.until_ms)
 
