@@ -121,7 +121,7 @@ class BillingMetrics:
         for reason, part in event.absorbed.reasons.items():
             for kind, tokens in (("prompt", part.prompt), ("output", part.output)):
                 if tokens:
-                    self.absorbed.labels(event.model, reason.value, kind).inc(tokens)
+                    self.absorbed.labels(event.model, str(reason), kind).inc(tokens)
 
     def audited(self, report: "AuditReport") -> None:
         """Publish an audit; instances that are not in it lose their series."""

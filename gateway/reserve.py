@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from billing.cell.replies import (
     LeftQueue,
@@ -41,7 +41,7 @@ from billing.wire.attribution import attribute
 from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.limits import Limits
-from billing.wire.tokens import Tokens, Weights
+from billing.wire.tokens import Delivered, Tokens, Weights
 from billing.wire.usage_event import EventHead, UsageEvent, UsageSource
 from billing.wire.value import Value
 from gateway.errors import (
@@ -130,8 +130,9 @@ def most_tokens(parsed: ParsedRequest, default_max_tokens: int) -> int:
 
 def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
     """The crash event of a request before its first checkpoint: it produced nothing that is known."""
-    nothing = attribute(Ending.GATEWAY_DIED, Tokens())
-    return head.ended(
+    nothing = attribute(Ending.GATEWAY_DIED, Tokens(0, 0, 0))
+    return UsageEvent(
+        **asdict(head),
         ending=Ending.GATEWAY_DIED,
         usage_source=UsageSource.UNREAD,
         produced=nothing.produced,
@@ -140,6 +141,10 @@ def died_event(head: EventHead, ended_ms: int) -> UsageEvent:
         units_mu=0,
         http_status=0,
         ended_ms=ended_ms,
+        first_token_ms=None,
+        waited_ms=0,
+        delivered=Delivered(0),
+        anomaly=None,
     )
 
 

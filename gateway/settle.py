@@ -11,11 +11,13 @@ import time
 from functools import partial
 from typing import Any
 
+from msgspec.structs import asdict
+
 from billing.cell.replies import Settled, parse_settle
 from billing.cell.scripts import Command, settle_call
 from billing.wire.attribution import attribute, charged
 from billing.wire.ending import BILLED_ENDINGS, Ending
-from billing.wire.tokens import Tokens
+from billing.wire.tokens import Delivered, Tokens
 from billing.wire.usage_event import UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
@@ -58,7 +60,8 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         continued=exchange.prompt_read() is not None,
         discarded_output=discarded,
     )
-    return exchange.head.ended(
+    return UsageEvent(
+        **asdict(exchange.head),
         ending=ending,
         usage_source=source,
         produced=attribution.produced,
@@ -68,7 +71,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         http_status=http_status,
         ended_ms=ended_ms,
         first_token_ms=delivery.first_token_ms,
-        delivered_output=min(delivery.output, produced.output - discarded),
+        delivered=Delivered(min(delivery.output, produced.output - discarded)),
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
@@ -154,7 +157,7 @@ class Settler:
         first, last, output = (
             exchange.delivery.first_token_at,
             exchange.delivery.last_token_at,
-            event.delivered_output,
+            event.delivered.output,
         )
         if not exchange.parsed.stream:
             first = None  # an answer in one piece: only the engine knows when its first token was produced
@@ -176,7 +179,7 @@ class Settler:
             event.billed.prompt,
             event.billed.cached,
             event.billed.output,
-            event.delivered_output,
+            event.delivered.output,
         )
         if event.anomaly is not None:
             self._metrics.anomaly(event.anomaly)

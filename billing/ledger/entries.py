@@ -139,7 +139,7 @@ def price_event(event: UsageEvent, book: PriceBook) -> RecordedEvent:
     """
     if event.anomaly is not None:
         return RecordedEvent(event, Pricing.QUARANTINED, None, ZERO)
-    if event.billed == Tokens():
+    if event.billed == Tokens(0, 0, 0):
         return RecordedEvent(event, Pricing.NOTHING_BILLED, None, ZERO)
     price = book.at(event.model, event.started_ms)
     if price is None:
@@ -296,7 +296,7 @@ def event_row(item: ReceivedEvent) -> dict[str, Any]:
     """
     row: dict[str, Any] = msgspec.to_builtins(asdict(item.event))
     row["class"] = row.pop("class_")
-    for tokens in ("produced", "billed", "absorbed"):
+    for tokens in ("produced", "delivered", "billed", "absorbed"):
         row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
     row["ignored"] = row["ignored"] or None
     return row | {"version": EVENT_VERSION, "digest": item.digest}

@@ -7,12 +7,12 @@ moved no counter, though its usage names the prompt.
 
 from typing import Final
 
-from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, AbsorbReason, Ending, OtherReason
+from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, Ending, OtherReason
 from billing.wire.tokens import Absorbed, AbsorbedTokens, Tokens
 from billing.wire.value import Value
 
-_NOTHING: Final = Tokens()
-_NOTHING_ABSORBED: Final = Absorbed()
+_NOTHING: Final = Tokens(0, 0, 0)
+_NOTHING_ABSORBED: Final = Absorbed(0, 0, {})
 
 
 class Attribution(Value, frozen=True):
@@ -50,7 +50,7 @@ def attribute(
     if billable and not (shared_prompt or discarded_output or continued):  # nearly every request
         return Attribution(usage, usage, _NOTHING_ABSORBED)
     produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
-    billed, reasons = usage, dict[AbsorbReason, AbsorbedTokens]()
+    billed, reasons = usage, dict[str, AbsorbedTokens]()
     if not billable:
         reason = ending if anomaly is None else OtherReason.USAGE_ANOMALY
         billed = _NOTHING

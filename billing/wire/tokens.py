@@ -4,9 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
-
-from billing.wire.ending import AbsorbReason
 from billing.wire.value import Value
 
 
@@ -45,9 +42,9 @@ NO_TOKENS: Final = CounterPair()
 class Tokens(Value, frozen=True):
     """Tokens of one request; `cached` is the part of `prompt` that came from the prefix cache."""
 
-    prompt: int = 0
-    cached: int = 0
-    output: int = 0
+    prompt: int
+    cached: int
+    output: int
 
     def __post_init__(self) -> None:
         check_counts(self.prompt, self.cached, self.output)
@@ -55,22 +52,28 @@ class Tokens(Value, frozen=True):
             raise UsageEventError(f"{self.cached} cached tokens of a prompt of {self.prompt}")
 
 
+class Delivered(Value, frozen=True):
+    """Tokens that were passed on to the caller."""
+
+    output: int
+
+
 class AbsorbedTokens(Value, frozen=True):
     """Tokens absorbed for one reason."""
 
-    prompt: int = 0
-    output: int = 0
+    prompt: int
+    output: int
 
     def __post_init__(self) -> None:
         check_counts(self.prompt, self.output)
 
 
 class Absorbed(Value, frozen=True):
-    """Tokens that nobody is billed for; the reasons add up to the totals."""
+    """Tokens that nobody is billed for, and how many for each `AbsorbReason`; these add up to the totals."""
 
-    prompt: int = 0
-    output: int = 0
-    reasons: Mapping[AbsorbReason, AbsorbedTokens] = msgspec.field(default_factory=dict)
+    prompt: int
+    output: int
+    reasons: Mapping[str, AbsorbedTokens]
 
     def __post_init__(self) -> None:
         check_counts(self.prompt, self.output)

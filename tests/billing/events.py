@@ -1,10 +1,10 @@
 """Usage events for the tests of billing."""
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from billing.wire.attribution import attribute
 from billing.wire.ending import Ending
-from billing.wire.tokens import Tokens, Weights
+from billing.wire.tokens import Delivered, Tokens, Weights
 from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 WEIGHTS = Weights(1, 1000, 100, 4000)
@@ -37,9 +37,9 @@ def event(
     shares = attribute(
         ending, usage, anomaly=anomaly, shared_prompt=(made.samples - 1) * usage.prompt if usage.output else 0
     )
-    return made.ended(
-        ending=ending, usage_source=source, anomaly=anomaly, produced=shares.produced, billed=shares.billed,
-        absorbed=shares.absorbed, units_mu=WEIGHTS.cost_mu(usage), http_status=200,
+    return UsageEvent(
+        **asdict(made), ending=ending, usage_source=source, anomaly=anomaly, produced=shares.produced,
+        billed=shares.billed, absorbed=shares.absorbed, units_mu=WEIGHTS.cost_mu(usage), http_status=200,
         ended_ms=made.started_ms + 1500 if ended_ms is None else ended_ms,
-        first_token_ms=made.started_ms + 200, delivered_output=usage.output,
+        first_token_ms=made.started_ms + 200, delivered=Delivered(usage.output), waited_ms=0,
     )  # fmt: skip

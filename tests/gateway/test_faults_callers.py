@@ -232,7 +232,7 @@ def test_fault_05_a_caller_that_never_reads_is_cut_off_and_billed(
     counted = engine.counters()
     assert event.billed.output == event.produced.output == counted["generation"]
     # How far an engine gets before it is stopped is its speed; what reached the caller is far less.
-    assert event.delivered_output < 150_000
+    assert event.delivered.output < 150_000
     connection.close()
 
 

@@ -57,7 +57,7 @@ def test_fault_27_a_death_after_k_tokens_is_one_error_and_absorbed_to_the_token(
             engine.faults("die_after_tokens", f"{tokens}:{death}")
             event = check_broken_off(catalogue, ask(gateway, key, route, True), engine, "engine_failed")
             assert event.ending is Ending.ENGINE_DIED
-            assert event.produced.output == event.delivered_output == tokens
+            assert event.produced.output == event.delivered.output == tokens
             assert set(event.absorbed.reasons) == {Ending.ENGINE_DIED}
             if route in COUNTED_BY_ENGINE:
                 truth = engine.truth()[event.request_id]

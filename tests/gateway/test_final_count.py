@@ -121,7 +121,7 @@ def test_an_engine_that_refuses_what_it_has_produced_is_absorbed_and_counts_agai
     event = the_event(catalogue)
     assert event.ending is Ending.REFUSED_BY_ENGINE
     assert_exact(counting, event)
-    assert event.billed == Tokens()
+    assert event.billed == Tokens(0, 0, 0)
     assert event.absorbed.reasons[Ending.REFUSED_BY_ENGINE].output == 6
     assert event.units_mu == event.weights.cost_mu(event.produced) > 0
 
@@ -134,7 +134,7 @@ def test_an_engine_that_refuses_at_once_has_produced_nothing(
     with gateway.client(catalogue.key(catalogue.tenant("ten_a"))) as client:
         assert client.post("/v1/chat/completions", json=BODY).status_code == 400
     event = the_event(catalogue)
-    assert (event.ending, event.produced, event.units_mu) == (Ending.REFUSED_BY_ENGINE, Tokens(), 0)
+    assert (event.ending, event.produced, event.units_mu) == (Ending.REFUSED_BY_ENGINE, Tokens(0, 0, 0), 0)
 
 
 @pytest.mark.parametrize(

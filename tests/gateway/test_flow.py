@@ -60,7 +60,7 @@ def test_a_stream_is_passed_on_without_usage_and_billed_exactly(
     assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
     (event,) = catalogue.await_events(1)
     assert event.ending is Ending.COMPLETE
-    assert event.billed.output == event.delivered_output == 8
+    assert event.billed.output == event.delivered.output == 8
     conserved()
 
 

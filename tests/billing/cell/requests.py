@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from billing.cell import replies, scripts
 from billing.cell.execute import execute
@@ -15,7 +15,7 @@ from billing.wire import redis_keys
 from billing.wire.attribution import attribute
 from billing.wire.ending import Ending
 from billing.wire.limits import MINUTE_S, WHILE_OPEN, Limit, LimitKind, Limits
-from billing.wire.tokens import Tokens, Weights
+from billing.wire.tokens import Delivered, Tokens, Weights
 from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 CELL = "pool-1"
@@ -123,7 +123,8 @@ class CellRequest:
 
     def event(self, ending: Ending, usage: Tokens, units_mu: int) -> UsageEvent:
         share = attribute(ending, usage)
-        return self.head.ended(
+        return UsageEvent(
+            **asdict(self.head),
             ending=ending,
             usage_source=UsageSource.ENGINE,
             produced=share.produced,
@@ -132,10 +133,14 @@ class CellRequest:
             units_mu=units_mu,
             http_status=200,
             ended_ms=1_780_000_001_000,
+            first_token_ms=None,
+            waited_ms=0,
+            delivered=Delivered(0),
+            anomaly=None,
         )
 
     def reserve_command(self, cost_mu: int = 0) -> scripts.Command:
-        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
+        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(0, 0, 0), 0).crash_event_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
             claim=self.claim, head=self.head.admission_json(), crash_event=crash_event,
@@ -143,7 +148,7 @@ class CellRequest:
 
     def restore_command(self, cost_mu: int) -> scripts.Command:
         """What a gateway asks whose running request Redis has lost."""
-        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
+        crash_event = self.event(Ending.GATEWAY_DIED, Tokens(0, 0, 0), 0).crash_event_json()
         return scripts.reserve_call(
             self.keys, lease_ms=LEASE_MS, cost_mu=cost_mu, tenant=self.tenant_limits, key=self.key_limits,
             claim=replace(self.claim, restored=True), head=self.head.to_json(), crash_event=crash_event,

@@ -9,6 +9,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from billing.cell.execute import execute
 from billing.cell.replies import Reserved
@@ -16,7 +17,7 @@ from billing.cell.scripts import checkpoint_call, settle_call
 from billing.wire.attribution import attribute, charged
 from billing.wire.ending import Ending
 from billing.wire.limits import Limits
-from billing.wire.tokens import Tokens
+from billing.wire.tokens import Delivered, Tokens
 from billing.wire.usage_event import UsageEvent, UsageSource
 from tests.billing.cell.requests import LEASE_MS, WEIGHTS, CellRequest, empty, usage_events
 from tests.examples import examples
@@ -39,9 +40,10 @@ def admitted(client: redis.Redis, request_id: str, tokens: int) -> CellRequest:
 
 def event_of(request: CellRequest, ending: Ending, usage: Tokens, **more: Any) -> UsageEvent:
     share = attribute(ending, usage, **more)
-    return request.head.ended(
-        ending=ending, usage_source=UsageSource.ENGINE, anomaly=more.get("anomaly"), produced=share.produced,
-        billed=share.billed, absorbed=share.absorbed, http_status=200, ended_ms=1_780_000_001_000,
+    return UsageEvent(
+        **asdict(request.head), ending=ending, usage_source=UsageSource.ENGINE, anomaly=more.get("anomaly"),
+        produced=share.produced, billed=share.billed, absorbed=share.absorbed, http_status=200,
+        ended_ms=1_780_000_001_000, first_token_ms=None, waited_ms=0, delivered=Delivered(0),
         units_mu=WEIGHTS.cost_mu(charged(ending, share.produced, share.billed)),
     )  # fmt: skip
 
@@ -108,7 +110,7 @@ def test_a_crash_event_of_the_version_before_charges_what_is_billed(
     """It has no figure for tokens. Of requests that an engine refused it never knew any tokens."""
     empty(valkey)
     one = admitted(valkey, "r", 1_000)
-    event = event_of(one, ending, Tokens() if ending is Ending.REFUSED_BY_ENGINE else usage)
+    event = event_of(one, ending, Tokens(0, 0, 0) if ending is Ending.REFUSED_BY_ENGINE else usage)
     crash_event = orjson.loads(event.crash_event_json())
     del crash_event["charged_tokens"]
     die(one, event, orjson.dumps(crash_event))

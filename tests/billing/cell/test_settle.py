@@ -131,7 +131,7 @@ def test_the_reaper_settles_a_dead_gateways_request_at_its_last_checkpoint(
     event = UsageEvent.from_json(valkey.xrange(request_.usage_stream)[0][1]["e"])
     assert fields["ending"] == "gateway_died"
     assert event.produced == Tokens(5, 2, 3)
-    assert (event.billed, event.absorbed.prompt, event.absorbed.output) == (Tokens(), 5, 3)
+    assert (event.billed, event.absorbed.prompt, event.absorbed.output) == (Tokens(0, 0, 0), 5, 3)
     assert (event.request_id, event.instance, event.units_mu) == ("r", "i-1", 0)
     assert event.ended_ms == 1_780_000_000_000
     # Ended by our fault: like every such ending it is charged nothing.
@@ -149,7 +149,7 @@ def test_a_request_reaped_before_any_checkpoint_gives_its_reserve_back(
     request_.let_lease_pass()
     request_.reap()
     event = UsageEvent.from_json(valkey.xrange(request_.usage_stream)[0][1]["e"])
-    assert event.produced == Tokens()
+    assert event.produced == Tokens(0, 0, 0)
     assert request_.tenant_level("u") == 0
 
 

@@ -128,7 +128,7 @@ class CellMachine(RuleBasedStateMachine):
 
     @rule(request_id=ids, output=st.integers(0, 40))
     def checkpoint(self, request_id: str, output: int) -> None:
-        usage = Tokens(5, 0, output) if output else Tokens()
+        usage = Tokens(5, 0, output) if output else Tokens(0, 0, 0)
         cost_mu = WEIGHTS.cost_mu(usage)
         reply = self.request(request_id).checkpoint(usage, cost_mu)
         if self.state.get(request_id) != "open":

@@ -73,7 +73,7 @@ class Ground:
     def lend(self, request_id: str, instance: str, name: str = "acme") -> CellRequest:
         """An open flex request that can be resumed elsewhere."""
         made = self.request(request_id, instance, name, asked=Tier.FLEX)
-        crash_event = made.event(Ending.GATEWAY_DIED, Tokens(), 0).crash_event_json()
+        crash_event = made.event(Ending.GATEWAY_DIED, Tokens(0, 0, 0), 0).crash_event_json()
         call = reserve_call(
             made.keys, lease_ms=60_000, cost_mu=0, tenant=made.tenant_limits, key=made.key_limits,
             claim=replace(made.claim, can_resume=True), head=made.head.admission_json(),

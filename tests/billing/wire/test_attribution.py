@@ -21,10 +21,10 @@ def test_every_ending_balances(
     assert share.produced.prompt == share.billed.prompt + share.absorbed.prompt
     assert share.produced.output == share.billed.output + share.absorbed.output
     if generates and usage.output == 0:
-        assert share.produced == Tokens()
+        assert share.produced == Tokens(0, 0, 0)
     else:
         assert share.produced == Tokens(usage.prompt + shared, usage.cached, usage.output)
-    if share.billed != Tokens():
+    if share.billed != Tokens(0, 0, 0):
         assert anomaly is None
         assert ending in BILLED_ENDINGS
 
@@ -39,7 +39,7 @@ def test_what_a_tenant_got_or_left_is_billed_to_the_token(ending: Ending) -> Non
 @pytest.mark.parametrize("ending", sorted(set(Ending) - BILLED_ENDINGS - {Ending.REFUSED_BY_ENGINE}))
 def test_nobody_pays_for_our_failure(ending: Ending) -> None:
     share = attribute(ending, Tokens(10, 4, 7))
-    assert share.billed == Tokens()
+    assert share.billed == Tokens(0, 0, 0)
     assert share.absorbed.reasons == {ending: AbsorbedTokens(10, 7)}
 
 
@@ -60,15 +60,15 @@ def test_a_shared_prompt_keeps_its_own_reason_when_we_failed() -> None:
 
 def test_an_anomaly_is_kept_off_the_bill() -> None:
     share = attribute(Ending.COMPLETE, Tokens(10, 0, 3), anomaly="usage_backwards")
-    assert share.billed == Tokens()
+    assert share.billed == Tokens(0, 0, 0)
     assert share.absorbed.reasons == {OtherReason.USAGE_ANOMALY: AbsorbedTokens(10, 3)}
 
 
 @pytest.mark.parametrize("ending", [ending for ending in Ending if ending is not Ending.REFUSED_BY_ENGINE])
 def test_a_request_stopped_before_its_first_token_cost_nothing(ending: Ending) -> None:
-    nothing = attribute(Ending.COMPLETE, Tokens())
+    nothing = attribute(Ending.COMPLETE, Tokens(0, 0, 0))
     assert attribute(ending, Tokens(130, 20, 0), shared_prompt=260) == nothing
-    assert nothing == Attribution(Tokens(), Tokens(), nothing.absorbed)
+    assert nothing == Attribution(Tokens(0, 0, 0), Tokens(0, 0, 0), nothing.absorbed)
 
 
 def test_a_route_without_output_bills_its_prompt() -> None:
@@ -76,17 +76,17 @@ def test_a_route_without_output_bills_its_prompt() -> None:
 
 
 def test_what_an_engine_refused_after_it_had_worked_is_paid_by_nobody_and_counts_against_limits() -> None:
-    nothing = attribute(Ending.REFUSED_BY_ENGINE, Tokens())
+    nothing = attribute(Ending.REFUSED_BY_ENGINE, Tokens(0, 0, 0))
     assert (nothing.produced, charged(Ending.REFUSED_BY_ENGINE, nothing.produced, nothing.billed)) == (
-        Tokens(),
-        Tokens(),
+        Tokens(0, 0, 0),
+        Tokens(0, 0, 0),
     )
     late = attribute(Ending.REFUSED_BY_ENGINE, Tokens(10, 2, 3))
-    assert (late.produced, late.billed) == (Tokens(10, 2, 3), Tokens())
+    assert (late.produced, late.billed) == (Tokens(10, 2, 3), Tokens(0, 0, 0))
     assert late.absorbed.reasons == {Ending.REFUSED_BY_ENGINE: AbsorbedTokens(10, 3)}
     assert charged(Ending.REFUSED_BY_ENGINE, late.produced, late.billed) == late.produced
     left = attribute(Ending.DEADLINE, Tokens(10, 2, 3))
-    assert charged(Ending.DEADLINE, left.produced, left.billed) == left.billed == Tokens()
+    assert charged(Ending.DEADLINE, left.produced, left.billed) == left.billed == Tokens(0, 0, 0)
 
 
 @pytest.mark.parametrize("ending", sorted(BILLED_ENDINGS))
@@ -95,7 +95,7 @@ def test_what_is_produced_again_is_billed_once(ending: Ending) -> None:
     assert share.billed == Tokens(10, 4, 4)
     assert share.absorbed.reasons == {OtherReason.CONTINUED: AbsorbedTokens(0, 3)}
     later = attribute(ending, Tokens(14, 4, 7), continued=True, discarded_output=7)
-    assert later.billed == Tokens()
+    assert later.billed == Tokens(0, 0, 0)
     assert later.absorbed.reasons == {OtherReason.CONTINUED: AbsorbedTokens(14, 7)}
     with pytest.raises(ValueError, match="8 tokens discarded of 7"):
         attribute(ending, Tokens(10, 4, 7), discarded_output=8)

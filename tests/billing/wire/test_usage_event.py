@@ -6,11 +6,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from billing.wire.attribution import attribute
 from billing.wire.ending import Ending
-from billing.wire.tokens import Absorbed, AbsorbedTokens, Tokens, UsageEventError, Weights
+from billing.wire.tokens import Absorbed, AbsorbedTokens, Delivered, Tokens, UsageEventError, Weights
 from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
 HEAD = EventHead(
@@ -27,10 +27,11 @@ def event(
     ending: Ending = Ending.COMPLETE, usage: Tokens | None = None, shared: int = 0, anomaly: str | None = None
 ) -> UsageEvent:
     share = attribute(ending, usage or Tokens(10, 4, 7), shared_prompt=shared, anomaly=anomaly)
-    return HEAD.ended(
-        ending=ending, usage_source=UsageSource.ENGINE, anomaly=anomaly, produced=share.produced,
-        billed=share.billed, absorbed=share.absorbed, units_mu=34_400, http_status=200,
-        ended_ms=1_780_000_001_456, first_token_ms=1_780_000_000_456, waited_ms=3, delivered_output=7,
+    return UsageEvent(
+        **asdict(HEAD), ending=ending, usage_source=UsageSource.ENGINE, anomaly=anomaly,
+        produced=share.produced, billed=share.billed, absorbed=share.absorbed, units_mu=34_400,
+        http_status=200, ended_ms=1_780_000_001_456, first_token_ms=1_780_000_000_456, waited_ms=3,
+        delivered=Delivered(7),
     )  # fmt: skip
 
 
@@ -55,6 +56,21 @@ def test_an_orphan_says_so_and_reads_back() -> None:
 def test_head_and_crash_event_join_at_their_braces() -> None:
     joined = HEAD.to_json()[:-1] + b"," + event().crash_event_json()[1:-1] + b',"ended_ms":1780000001456}'
     assert UsageEvent.from_json(joined) == event()
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["tenant", "model", "request_id", "instance", "gateway"]),
+        st.one_of(st.sampled_from(['"request_id":1', '","first_token_ms":0,"x":"', "\\"]), st.text()),
+    )
+)
+def test_what_the_scripts_join_is_the_event_whatever_its_texts_hold(texts: dict[str, str]) -> None:
+    head, whole = replace(HEAD, **texts), replace(event(), **texts)
+    decided = {"class": "on_demand", "contract": None, "instance": whole.instance, "epoch": whole.epoch}
+    parts = [head.admission_json(), orjson.dumps(decided), whole.crash_event_json()]
+    joined = b"{" + b",".join(part[1:-1] for part in parts) + b',"ended_ms":1780000001456}'
+    assert UsageEvent.from_json(joined) == whole
+    assert not {"class", "contract", "instance", "epoch"} & set(orjson.loads(head.admission_json()))
 
 
 def test_the_fields_are_those_of_the_contract() -> None:
@@ -98,6 +114,11 @@ def test_a_missing_field_is_refused(missing: str) -> None:
         ("produced", {"prompt": 10.0, "cached": 0, "output": 7}),
         ("produced", {"prompt": True, "cached": 0, "output": 7}),
         ("produced", {"prompt": 10, "cached": 11, "output": 7}),
+        ("produced", {"prompt": 10, "output": 7}),
+        ("absorbed", {"prompt": 0, "output": 0}),
+        ("weights", {"version": 1, "w_in_mu": 1000, "w_cached_mu": 100}),
+        ("decision", []),
+        ("ignored", [1]),
         ("produced", {"prompt": 11, "cached": 4, "output": 7}),
         ("billed", {"prompt": 10, "cached": 4, "output": 6}),
         ("billed", {"prompt": 10, "cached": 5, "output": 7}),

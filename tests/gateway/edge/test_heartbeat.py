@@ -46,7 +46,7 @@ def test_another_engine_answers_after_a_heartbeat(
     event = the_event(catalogue, outcome)
     assert event.instance == "good"
     assert event.ending is Ending.COMPLETE
-    assert event.billed.output == event.delivered_output == TOKENS
+    assert event.billed.output == event.delivered.output == TOKENS
     assert event.first_token_ms is not None
     assert event.first_token_ms - event.started_ms >= 1000, "a heartbeat is no first token"
 
