@@ -89,7 +89,8 @@ class Worker:
             key=plan.key,
             epoch="",
             status=InstanceStatus.DOWN,
-            abort=True,
+            # vLLM has no abort by id where it pools: a request ends with its connection.
+            abort=plan.model.generates,
             priority=True,
             engine=VLLM,
             engine_model=plan.model.engine_model,

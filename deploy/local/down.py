@@ -3,6 +3,7 @@ was stored stays.
 """
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from deploy.local import postgres, valkey
@@ -34,9 +35,13 @@ def down() -> int:
 def _stop_all(settings: LocalSettings) -> int:
     processes = Processes(settings.folder)
     progress = Progress(7)
-    for name in (GATEWAY, POOLING, WORKER, BILLING):
-        with progress.step(name) as step:
-            step.result = "stopped" if processes.stop(name, grace_s(settings, name)) else "did not run"
+    # What is in one group stops at the same time.
+    for group in ((GATEWAY,), (WORKER, POOLING), (BILLING,)):
+        with ThreadPoolExecutor() as threads:
+            stopping = [threads.submit(processes.stop, name, grace_s(settings, name)) for name in group]
+            for name, stopped in zip(group, stopping, strict=True):
+                with progress.step(name) as step:
+                    step.result = "stopped" if stopped.result() else "did not run"
     with progress.step("PostgreSQL") as step:
         step.result = "stopped" if postgres.stop(settings) else "did not run"
     with progress.step("Valkey") as step:

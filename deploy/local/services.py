@@ -92,16 +92,10 @@ class Services:
         else:
             self._processes.stop(POOLING, grace_s(self._settings, POOLING))
 
-    def wait_for_engines(self, admin: AdminApi, model: dict[str, Any], step: Step) -> dict[str, Any]:
-        """Until the instances of both workers are ready; the one that generates."""
-        instance = self._wait_for_engine(admin, model, WORKER, step)
-        if needs_pooling(self._settings, model):
-            self._wait_for_engine(admin, model, POOLING, step)
-        return instance
-
-    def _wait_for_engine(
+    def wait_for_engine(
         self, admin: AdminApi, model: dict[str, Any], worker: str, step: Step
     ) -> dict[str, Any]:
+        """Until the worker's instance of the model is ready; the instance."""
         found: list[dict[str, Any]] = []
 
         def ready() -> bool:

@@ -15,11 +15,11 @@ from deploy.local.admin_api import AdminApi
 from deploy.local.credentials import Credentials
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, Step, StepFailed, tell_failure
-from deploy.local.services import Services, Stores
+from deploy.local.services import POOLING, WORKER, Services, Stores, needs_pooling
 from deploy.local.settings import ROOT, LocalSettings, read_settings
 from serving.model_files import ModelFilesError, ensure_model
 
-_STEPS: Final = 11
+_STEPS: Final = 12
 
 
 def up() -> int:
@@ -92,6 +92,8 @@ class _Up:
         with step("engine") as now:
             instance = self._engine(services, admin, model, now)
         self._first_request(admin, key, model["name"], instance)
+        with step("engine of embeddings") as now:
+            self._pooling_engine(services, admin, model, now)
         admin.close()
         self._say_what_next()
 
@@ -136,9 +138,17 @@ class _Up:
     ) -> dict[str, Any]:
         if self._settings.engine_url is not None:
             return catalogue.ensure_instance(admin, self._settings, model["name"], step)
-        instance = services.wait_for_engines(admin, model, step)
+        instance = services.wait_for_engine(admin, model, WORKER, step)
         step.result = f"{instance['instance']} at {instance['url']}"
         return instance
+
+    def _pooling_engine(self, services: Services, admin: AdminApi, model: dict[str, Any], step: Step) -> None:
+        """It comes up beside the other one, and is only waited for once that one has served."""
+        if self._settings.engine_url is not None or not needs_pooling(self._settings, model):
+            step.result = "none"
+            return
+        instance = services.wait_for_engine(admin, model, POOLING, step)
+        step.result = f"{instance['instance']} at {instance['url']}"
 
     def _first_request(self, admin: AdminApi, key: str, model: str, instance: dict[str, Any]) -> None:
         settings, say = self._settings, self._progress.say

@@ -71,8 +71,9 @@ class Engine:
             "/v1/responses/render": self._render_responses,
             "/tokenize": self._tokenize,
             "/detokenize": self._detokenize,
-            "/inference/v1/abort_requests": self._abort,
         }
+        if not options.pooling:  # vLLM has it only where it generates
+            self._posts["/inference/v1/abort_requests"] = self._abort
         self._gets = {
             "/health": lambda exchange: exchange.respond(200, b""),
             "/load": lambda exchange: exchange.json(

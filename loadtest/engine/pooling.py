@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from loadtest.engine import fields
 from loadtest.engine.answer import Answer
-from loadtest.engine.errors import BadRequest, Invalid
+from loadtest.engine.errors import BadRequest, Invalid, NotFound
 from loadtest.engine.fields import Body
-from loadtest.engine.job import Job, Prompt, check_model, text_prompt, token_prompt
+from loadtest.engine.job import Job, Prompt, text_prompt, token_prompt
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.sequence import Sequence
 from loadtest.engine.usage import Usage, lie
@@ -26,14 +26,16 @@ _NO_MATRYOSHKA: Final = (
 
 def read_pooling_job(route: str, body: Body, options: EngineOptions) -> Job:
     """Check a body as vLLM would; raises EngineError."""
-    model = check_model(body, options)
+    model = body.get("model") or options.model
+    if model != options.model:
+        raise NotFound(f"The model `{model}` does not exist.")
     if route == "embeddings":
         prompts = _inputs(body)
         dimensions = fields.integer(body, "dimensions")
         if dimensions is not None:
             raise BadRequest(_NO_MATRYOSHKA.format(model=model, dimensions=dimensions))
     else:
-        prompts = tuple(text_prompt(text) for text in [*_queries(route, body), *_documents(route, body)])
+        prompts = tuple(text_prompt(text) for text in _texts(route, body))
     for prompt in prompts:
         _check_length(prompt, options.context_tokens)
     return Job(
@@ -48,11 +50,22 @@ def _inputs(body: Body) -> tuple[Prompt, ...]:
     given: Any = body.get("input")
     if given is None:
         raise Invalid("missing", "body.input", "Field required", body)
-    if given in ([], [[]]):
+    if given == []:
         raise BadRequest("You must pass at least one prompt")
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
+    if not all(given):
+        raise BadRequest("The decoder prompt cannot be empty")
     return tuple(text_prompt(item) if isinstance(item, str) else token_prompt(item) for item in given)
+
+
+def _texts(route: str, body: Body) -> list[str]:
+    queries, documents = _queries(route, body), _documents(route, body)
+    if not documents:
+        raise BadRequest("At least one text_pair element must be given")
+    if len(queries) not in {1, len(documents)}:
+        raise BadRequest("Input lengths must be either 1:1, 1:N or N:N")
+    return [*queries, *documents]
 
 
 def _queries(route: str, body: Body) -> list[str]:
@@ -64,12 +77,15 @@ def _documents(route: str, body: Body) -> list[str]:
 
 
 def _check_length(prompt: Prompt, context_tokens: int) -> None:
+    """A text is counted up to the first token too many."""
     if len(prompt.tokens) > context_tokens:
-        least = context_tokens + 1
+        is_text = isinstance(prompt.tokens[0], str)
+        count = context_tokens + 1 if is_text else len(prompt.tokens)
+        least = "at least " if is_text else ""
         raise BadRequest(
             f"This model's maximum context length is {context_tokens} tokens. However, your prompt contains "
-            f"at least {least} input tokens, which exceeds this limit. Please reduce the length of the input "
-            f"prompt. (parameter=input_tokens, value={least})",
+            f"{least}{count} input tokens, which exceeds this limit even without any output tokens. Please "
+            f"reduce the length of the input prompt. (parameter=input_tokens, value={count})",
             "input_tokens",
         )
 

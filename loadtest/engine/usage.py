@@ -54,7 +54,7 @@ class Usage:
 
     def pooled(self) -> dict[str, Any]:
         """Of the prompt alone."""
-        return self._counts() | {"prompt_tokens_details": None}
+        return self._counts() | {"prompt_tokens_details": None, "completion_tokens_details": None}
 
     def messages(self) -> dict[str, Any]:
         """`input_tokens` is what was neither read from nor written to the cache."""

@@ -51,7 +51,7 @@ class Home:
     def pids(self) -> dict[str, int]:
         """The processes that run, by name."""
         processes = Processes(self.folder)
-        found = {name: processes.find(name) for name in ("valkey", "billing", "gateway", "worker")}
+        found = {name: processes.find(name) for name in ("valkey", "billing", "gateway", "worker", "pooling")}
         return {name: running.pid for name, running in found.items() if running is not None}
 
 

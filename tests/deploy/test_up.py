@@ -11,12 +11,10 @@ import httpx
 import pytest
 
 from deploy.local.credentials import read_env
-from deploy.local.settings import DEFAULT_MODEL
 from tests.deploy.conftest import Home
 from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import free_ports
-from tests.fixtures.stack import keep_model
 from tests.fixtures.valkey import free_port
 
 
@@ -159,19 +157,3 @@ def test_two_at_once_do_not_start_everything_twice(on_sim: Home) -> None:
         run = on_sim.run("up")
     assert run.returncode == 1
     assert "is at work on" in run.stdout
-
-
-@pytest.mark.vllm
-def test_up_from_nothing_serves_on_real_vllm_and_down_leaves_nothing(home: Home) -> None:
-    first = home.run("up", timeout_s=600)
-    assert first.returncode == 0, first.stdout + first.stderr
-    check_served(first.stdout)
-    pids = home.pids()
-    again = home.run("up")
-    assert again.returncode == 0
-    check_served(again.stdout)
-    assert home.pids() == pids, "with everything running there is only one request to make"
-    down = home.run("down")
-    assert down.returncode == 0, down.stdout
-    assert re.search(r"what is left +[0-9.]+ s +nothing", down.stdout), down.stdout
-    keep_model(home.folder / "models" / DEFAULT_MODEL)

@@ -207,11 +207,10 @@ def test_what_needs_a_store_is_refused_by_name(client: OpenAI) -> None:
     assert refused.value.param == "previous_response_id"
 
 
-def test_embeddings_are_404_with_the_reason_while_no_model_offers_them(client: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as refused:
+def test_embeddings_are_503_while_no_engine_that_pools_is_there(client: OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as refused:
         client.embeddings.create(model=MODEL, input="the sea")
-    assert refused.value.code == "model_route_unsupported"
-    assert MODEL in refused.value.message
+    assert (refused.value.status_code, refused.value.code) == (503, "no_instance")
     assert refused.value.request_id is not None
 
 

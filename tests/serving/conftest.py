@@ -124,14 +124,18 @@ class Workers:
     made: list[WorkerUnderTest] = field(default_factory=list)
 
     def make(
-        self, *engine_args: str, times: WorkerTimes | None = None, previous: InstanceEntry | None = None
+        self,
+        *engine_args: str,
+        times: WorkerTimes | None = None,
+        previous: InstanceEntry | None = None,
+        model: ServedModel = MODEL,
     ) -> WorkerUnderTest:
         port = free_port()
         pids_file = self.folder / f"pids-{port}"
         env = {**os.environ, "VLLM_API_KEY": "engine-key", "FAKE_PIDS": str(pids_file)}
         plan = WorkerPlan(
             instance="m-test",
-            model=MODEL,
+            model=model,
             url=f"http://127.0.0.1:{port}",
             key="engine-key",
             command=EngineCommand((sys.executable, str(FAKE_ENGINE), "--port", str(port), *engine_args), env),

@@ -11,6 +11,7 @@ from billing.wire import redis_keys
 from billing.wire.engine_kinds import VLLM
 from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.redis_address import parse_redis_url
+from billing.wire.routes import POOLING_ROUTES
 from billing.wire.tokens import CounterPair
 from serving.engine_process import EngineStartFailed
 from serving.engine_watch import WatchLimits
@@ -55,6 +56,18 @@ async def test_an_engine_is_ready_only_after_it_produced_a_token_and_the_probe_i
     assert ready.routes == MODEL.engine_routes
     assert ready.epoch == starting.epoch
     assert worker.metric("engine_up") == 1
+
+
+async def test_an_engine_that_pools_is_registered_for_its_routes_in_a_pool_of_its_own(
+    workers: Workers,
+) -> None:
+    """And as one that cannot stop a request by id."""
+    model = replace(MODEL, routes=frozenset({"chat", "embeddings"})).pooling_part()
+    worker = workers.make("--start-seconds", "60", model=model)
+    worker.start()
+    entry = await worker.entry_with(STARTING)
+    assert entry.routes == set(POOLING_ROUTES)
+    assert (entry.model, entry.pool, entry.cell, entry.abort) == ("m", "pool-m/pooling", "cell-m", False)
 
 
 async def test_load_is_published_and_the_lease_renewed(workers: Workers, redis: Redis) -> None:

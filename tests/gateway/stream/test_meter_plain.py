@@ -88,6 +88,26 @@ def test_fault_30_wrong_usage_is_named_clamped_and_never_exact(
     assert not reader.exact
 
 
+@pytest.mark.parametrize("empty", [[], ""])
+def test_of_embeddings_of_which_one_was_aborted_the_usage_is_not_believed(empty: object) -> None:
+    """vLLM says the prompts of all of them, read or not."""
+    usage = {"prompt_tokens": 9, "total_tokens": 9}
+    data = [{"index": 0, "embedding": [0.5]}, {"index": 1, "embedding": empty}]
+    reader = read(Route.EMBEDDINGS, {"data": data, "usage": usage}, prompts=2, samples=2)
+    assert (reader.aborted, reader.exact, reader.produced()) == (True, False, Produced())
+    whole = read(Route.EMBEDDINGS, {"data": data[:1], "usage": usage})
+    assert (whole.aborted, whole.exact, whole.produced()) == (False, True, Produced(9, 0, 0, 9))
+
+
+def test_after_a_stop_the_usage_is_believed_only_where_tokens_were_produced() -> None:
+    scores = read(Route.SCORE, {"data": [{"index": 0, "score": 0.5}], "usage": {"prompt_tokens": 9}})
+    scores.distrust()
+    assert (scores.exact, scores.produced()) == (False, Produced())
+    chat = read(Route.CHAT, {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+    chat.distrust()
+    assert (chat.exact, chat.produced().output) == (True, 2)
+
+
 @pytest.mark.parametrize("raw", [b"<html></html>", b"[1]", b"", b'{"a":'])
 def test_fault_29_an_answer_that_is_no_object_is_a_violation(raw: bytes) -> None:
     reader = PlainMeter(ROUTES[Route.CHAT].answer, 1, 1, None)
