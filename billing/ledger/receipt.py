@@ -3,7 +3,7 @@ module finds it in SQL, in a usage stream on its way there, or still open in its
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import orjson
 import redis
@@ -20,9 +20,6 @@ from billing.wire.ending import Ending, absorb_reason
 from billing.wire.reservation import FIELDS, stored
 from billing.wire.tokens import UsageEventError
 from billing.wire.usage_event import CapacityClass, UsageEvent
-
-# Columns that are about the row and not about the request.
-_BOOKKEEPING: Final = frozenset({"version", "digest", "evidence", "recorded_ms"})
 
 
 def find_receipt(
@@ -91,10 +88,11 @@ def _recorded(connection: Connection, request_id: str) -> Receipt | None:
 
 def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields of the event as its JSON has them: tokens of all kinds together."""
-    facts = {each.name: row[each.name] for each in usage_event.c if each.name not in _BOOKKEEPING}
+    names = ("kind", *UsageEvent.__struct_encode_fields__)
+    facts: dict[str, Any] = {name: row[name] for name in names if name in row}
     for column in (*TOKEN_COLUMNS, "absorbed_reasons"):
         tokens, kind = column.split("_")
-        facts.setdefault(tokens, {})[kind] = facts.pop(column)
+        facts.setdefault(tokens, {})[kind] = row[column]
     reasons = facts["absorbed"]["reasons"]
     facts["absorbed"]["reasons"] = {absorb_reason(name).value: part for name, part in reasons.items()}
     facts["ending"] = Ending(facts["ending"]).value
