@@ -1,13 +1,17 @@
 """Who pays for each ending: always a balance, and the one rule of each."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.wire.attribution import Attribution, attribute, charged
-from billing.wire.ending import BILLED_ENDINGS, Ending, OtherReason
+from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED, Ending, OtherReason
 from billing.wire.tokens import AbsorbedTokens, Tokens
+from tests.source_tree import text_of
 
+NAME = re.compile(r"`(\w+)`")
 COUNTS = st.integers(0, 10**9)
 USAGE = st.builds(lambda cached, rest, output: Tokens(cached + rest, cached, output), COUNTS, COUNTS, COUNTS)
 ENDINGS = st.sampled_from(list(Ending))
@@ -41,6 +45,15 @@ def test_nobody_pays_for_our_failure(ending: Ending) -> None:
     share = attribute(ending, Tokens(10, 4, 7))
     assert share.billed == Tokens(0, 0, 0)
     assert share.absorbed.reasons == {ending: AbsorbedTokens(10, 7)}
+
+
+def test_the_readme_says_who_pays_for_each_ending() -> None:
+    _, _, after = text_of("README.md").partition("## Who pays when a request ends early\n")
+    rows = [row.split("|") for row in after.partition("\n#")[0].splitlines() if row.startswith("| `")]
+    pays = [(name, what.strip() != "nothing") for _, names, what, *_ in rows for name in NAME.findall(names)]
+    assert sorted(pays) == sorted((ending.value, ending in BILLED_ENDINGS) for ending in Ending)
+    counts = {name for _, names, *_, why, _ in rows if "limits" in why for name in NAME.findall(names)}
+    assert counts == CHARGED_UNBILLED
 
 
 def test_a_prompt_shared_by_samples_is_billed_once() -> None:

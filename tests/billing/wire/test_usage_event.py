@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
 from billing.wire.attribution import attribute
-from billing.wire.ending import Ending
+from billing.wire.ending import AbsorbReason, Ending, OtherReason
 from billing.wire.tokens import Absorbed, AbsorbedTokens, Delivered, Tokens, UsageEventError, Weights
 from billing.wire.usage_event import CapacityClass, EventHead, UsageEvent, UsageSource
 
@@ -172,6 +172,16 @@ def test_negative_tokens_cannot_be_made() -> None:
 
 def test_cost_weighs_cached_input_apart() -> None:
     assert HEAD.weights.cost_mu(Tokens(10, 4, 7)) == 6 * 1000 + 4 * 100 + 7 * 4000
+
+
+@given(st.sampled_from([*Ending, *OtherReason]), COUNTS, COUNTS)
+def test_tokens_may_be_absorbed_for_any_ending_and_any_other_reason(
+    reason: AbsorbReason, prompt: int, output: int
+) -> None:
+    absorbed = Absorbed(prompt, output, {reason: AbsorbedTokens(prompt, output)})
+    nothing = Tokens(0, 0, 0)
+    written = replace(event(), produced=Tokens(prompt, 0, output), billed=nothing, absorbed=absorbed)
+    assert UsageEvent.from_json(written.to_json()) == written
 
 
 def test_an_ending_by_its_earlier_name_is_read_as_the_new_one() -> None:
