@@ -18,7 +18,7 @@ from billing.cell.scripts import Command, checkpoint_call
 from billing.wire.ending import Ending
 from billing.wire.tokens import Tokens
 from billing.wire.usage_event import EventHead
-from gateway.exchange import Exchange
+from gateway.exchange import Ended, Exchange
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.settle import usage_event
 from gateway.upstream.progress import Progress
@@ -32,6 +32,8 @@ _Written: TypeAlias = tuple[Exchange, int, EventHead]
 RENEW_SHARE: Final = 0.3
 RENEW_S: Final = 3.0
 BATCH_MAX: Final = 1000
+# How a request ends whose gateway dies before it has ended.
+_DIED: Final = Ended(Ending.GATEWAY_DIED, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +152,8 @@ class Checkpointer:
         await self._redis.execute_many([*calls, self._call(exchange, pauses=True)])
 
     def _call(self, exchange: Exchange, *, pauses: bool = False) -> Command:
-        if exchange.ended is None:
-            crash_event = usage_event(exchange, Ending.GATEWAY_DIED, 0, 0)
-        else:
-            crash_event = usage_event(exchange, exchange.ended.ending, exchange.ended.http_status, 0)
+        ended = exchange.current_part.ended or _DIED
+        crash_event = usage_event(exchange, ended.ending, ended.http_status, 0)
         head, changed = exchange.head, exchange.recorded.instance_changed
         return checkpoint_call(
             exchange.request.keys,

@@ -57,7 +57,10 @@ class FinalCounts:
             self._settle(exchange, ending, http_status)
             return
         exchange.ended = Ended(ending, http_status)
-        exchange.recorded.at = 0.0  # so that the next round records how it ended
+        part: Exchange | None = exchange
+        while part is not None:  # so that the next round records how it ended, in all its parts
+            part.recorded.at = 0.0
+            part = part.previous
         task = asyncio.create_task(self._find_out(exchange, ending, http_status), name="final-count")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -3,9 +3,11 @@ request does not stop the others'.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import redis
@@ -20,7 +22,7 @@ from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import ApiKey, LimitTable, Model, OutagePolicy, Tenant
 from gateway.checkpoint import Checkpointer, Deadlines
-from gateway.exchange import Exchange, Request
+from gateway.exchange import Ended, Exchange, Request, Resumable
 from gateway.protocol import parse_request
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.request import Route
@@ -204,6 +206,20 @@ async def test_a_reservation_that_redis_cannot_read_costs_no_other_its_lease(
         well.recorded.at = 0.0
         await written.write(time.monotonic())
         assert int(str(stored.hget(_reservation(well), "lease"))) > 0
+
+
+async def test_the_parts_of_a_request_that_has_ended_are_recorded_with_its_ending(
+    pipe: RedisPipe, stored: redis.Redis
+) -> None:
+    """While its engine is asked for the final count of the last part, the gateway may die."""
+    parts = [await reserved(pipe, request_id) for request_id in ("req_1", "req_1-2", "req_1-3")]
+    for part, following in pairwise(parts):
+        part.resumable = Resumable(following=following)
+    parts[-1].ended = Ended(Ending.CLIENT_DISCONNECT, 200)
+    await checkpointer(pipe, *parts).write(time.monotonic())
+    crash_events = [json.loads(str(stored.hget(_reservation(part), "will"))) for part in parts]
+    assert [each["ending"] for each in crash_events] == ["client_disconnect"] * 3
+    assert [each["http_status"] for each in crash_events] == [200] * 3
 
 
 async def test_what_waited_for_room_has_all_of_its_time_for_the_first_token(pipe: RedisPipe) -> None:
