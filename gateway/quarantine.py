@@ -61,7 +61,7 @@ class Quarantine:
     async def refresh(self) -> None:
         """Read what other gateways have put in. Raises RedisUnavailable."""
         raw = await self._redis.execute(
-            "ZRANGEBYSCORE", redis_keys.QUARANTINE, self._now_ms(), "+inf", "WITHSCORES"
+            "ZRANGE", redis_keys.QUARANTINE, self._now_ms(), "+inf", "BYSCORE", "WITHSCORES"
         )
         self._held = {digest.decode(): int(until) for digest, until in zip(raw[::2], raw[1::2], strict=True)}
 
