@@ -38,15 +38,25 @@ class _Prompt(Struct):
 
 
 class _Sent(Struct):
-    """Where it was sent. `cached`: tokens of its prompt that should be cached there. `waits`: tokens that
-    count as waiting there until its first token.
+    """Where it was sent. `cached`: tokens of its prompt that should be cached there. `ticket`: of its prompt
+    among those that wait there, 0 if it does not.
     """
 
     instance: str
     why: Why
     cached: float
     load: Load
-    waits: float
+    ticket: int
+
+
+class _Meant(Struct):
+    """Where it will be sent unless its cell decides otherwise. Until then its prompt counts as unread there,
+    so that requests that come meanwhile know of it; if it is never sent, that drains.
+    """
+
+    load: Load
+    tokens: float
+    since: float
 
 
 class Choice:
@@ -55,6 +65,7 @@ class Choice:
     __slots__ = (
         "_cached",
         "_headers",
+        "_meant",
         "_model",
         "_parsed",
         "_prompt",
@@ -75,17 +86,20 @@ class Choice:
         self._prompt: _Prompt | None = None
         self._ranking: Ranking | None = None
         self._cached: dict[str, float] = {}
+        self._meant: _Meant | None = None
         self._sent: _Sent | None = None
 
     def ranked(self, ready: list[InstanceEntry]) -> list[InstanceEntry]:
         """These instances, the best first."""
         if len(ready) < 2:
             return ready
-        prompt = self._prompt = self._prompt or self._read_prompt()
-        rates = Rates.of(self._model.weights, self._model.capacity_mu_s)
+        router, prompt = self._router, self._prompt or self._read_prompt()
+        self._prompt = prompt
+        rates = Rates.of(self._model.weights, router.rate(self._model))
         candidates = self._candidates(ready, prompt, rates.prefill)
         self._cached = {each.entry.instance: each.cached for each in candidates}
         self._ranking = rank(candidates, self._parsed.input_tokens_estimate, rates, prompt.turn)
+        self._mean(self._ranking.entries[0].instance)
         return self._ranking.entries
 
     def sent(self, instance: InstanceEntry, *, tells_first_token: bool) -> None:
@@ -93,15 +107,15 @@ class Choice:
         if self._ranking is None or self._prompt is None:
             return
         router, prompt, name = self._router, self._prompt, instance.instance
+        self._mean(None)
         why = self._ranking.why if name == self._ranking.entries[0].instance else Why.NEXT
-        cached, load = self._cached.get(name, 0.0), router.load(name)
-        waits = self._parsed.input_tokens_estimate - cached
+        load, ticket, now = router.load(name), 0, time.monotonic()
         if tells_first_token:
-            load.awaiting += waits
+            ticket = router.next_ticket()
+            load.add_waiting(ticket, self._uncached(name), now)
         else:
-            load.add_unread(waits, time.monotonic())
-            waits = 0.0
-        self._sent = _Sent(name, why, cached, load, waits)
+            load.add_unread(self._uncached(name), now)
+        self._sent = _Sent(name, why, self._cached.get(name, 0.0), load, ticket)
         number = router.index.number(name, instance.epoch)
         router.news.add_prompt(name, instance.epoch, router.index.learn(prompt.hashes, number))
         if prompt.session is not None and router.index.learn((prompt.session,), number):
@@ -110,18 +124,38 @@ class Choice:
 
     def first_token(self) -> None:
         """The engine has read the prompt."""
-        if self._sent is not None and self._sent.waits:
-            self._sent.load.awaiting -= self._sent.waits
-            self._sent.waits = 0.0
-            self._router.changed(self._sent.instance)
+        self._read(is_read=True)
 
     def ended(self, output_tokens: int) -> None:
         """Nothing of it runs there any more."""
         if self._sent is not None:
-            self.first_token()
+            self._read(is_read=False)
             self._router.changed(self._sent.instance)
             if output_tokens:
                 self._router.answered(self._model, output_tokens)
+
+    def _mean(self, instance: str | None) -> None:
+        now, meant = time.monotonic(), self._meant
+        if meant is not None:
+            meant.load.take_back(meant.tokens, meant.since, now)
+            self._meant = None
+        if instance is not None:
+            load, tokens = self._router.load(instance), self._uncached(instance)
+            load.add_unread(tokens, now)
+            self._meant = _Meant(load, tokens, now)
+            self._router.changed(instance)
+
+    def _uncached(self, instance: str) -> float:
+        return self._parsed.input_tokens_estimate - self._cached.get(instance, 0.0)
+
+    def _read(self, *, is_read: bool) -> None:
+        sent = self._sent
+        if sent is not None and sent.ticket:
+            rate = sent.load.read(sent.ticket, time.monotonic())
+            sent.ticket = 0
+            if is_read and rate is not None:
+                self._router.seen_rate(self._model, rate)
+            self._router.changed(sent.instance)
 
     def answered(self, metrics: Metrics, prompt: int, cached: int) -> None:
         """Its usage: tokens of its prompt, and how many of them the engine had cached."""

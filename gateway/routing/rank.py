@@ -14,8 +14,8 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import Weights
 from billing.wire.value import Value
 
-# Without a calibration: uncached prompt tokens that an instance reads in a second.
-PREFILL_TOKENS_S: Final = 10_000
+# Uncached prompt tokens that an instance reads in a second, if nothing else is known.
+PREFILL_TOKENS_S: Final = 10_000.0
 # An instance with nearly as much of the prompt as the best one counts as one that has it.
 _NEARLY: Final = 0.8
 # Differences below this are noise: several gateways would all act on the same one.
@@ -41,10 +41,14 @@ class Rates(Value, frozen=True):
     decode: float
 
     @classmethod
-    def of(cls, weights: Weights, capacity_mu_s: int | None) -> "Rates":
-        """As calibrated; else as the weights relate."""
-        mu_s = capacity_mu_s or PREFILL_TOKENS_S * weights.w_in_mu
-        return cls(mu_s / max(1, weights.w_in_mu), mu_s / max(1, weights.w_out_mu))
+    def of(cls, weights: Weights, prefill: float) -> "Rates":
+        """The work of an output token is that of so many prompt tokens as the weights say."""
+        return cls(prefill, prefill * weights.w_in_mu / max(1, weights.w_out_mu))
+
+
+def calibrated_prefill(weights: Weights, capacity_mu_s: int | None) -> float:
+    """Prompt tokens a second as calibrated; without a calibration a guess."""
+    return PREFILL_TOKENS_S if capacity_mu_s is None else capacity_mu_s / max(1, weights.w_in_mu)
 
 
 class Candidate(NamedTuple):

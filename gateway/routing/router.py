@@ -11,10 +11,13 @@ from gateway.routing.loads import Load, Said
 from gateway.routing.news import News, Outbox
 from gateway.routing.prefix_index import ENTRY_BYTES, PrefixIndex
 from gateway.routing.prompt_hashes import joined_hash, seed_of
+from gateway.routing.rank import calibrated_prefill
 
 # Tokens of an answer, until there were some; and how much the last answer counts in their mean.
 _ANSWER_TOKENS: Final = 128.0
 _LAST_COUNTS: Final = 1 / 16
+_LAST_RATE_COUNTS: Final = 1 / 8
+_ODD: Final = 2.0
 _SEEDS_MAX: Final = 100_000
 
 
@@ -38,10 +41,12 @@ class Router:
         self.avoided = avoided
         self.loads: dict[str, Load] = {}
         self._answer_tokens: dict[str, float] = {}
+        self._rates: dict[str, tuple[int | None, float]] = {}
         self.news = Outbox()
         self.on_news: Callable[[], None] = lambda: None
         self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
         self._turn = first_turn
+        self._last_ticket = 0
 
     def load(self, instance: str) -> Load:
         """The work at an instance."""
@@ -65,6 +70,11 @@ class Router:
         self._turn += 1
         return self._turn
 
+    def next_ticket(self) -> int:
+        """What stands for a request that is sent."""
+        self._last_ticket += 1
+        return self._last_ticket
+
     def answer_tokens(self, model: Model) -> float:
         """Of a usual answer."""
         return self._answer_tokens.get(model.name, _ANSWER_TOKENS)
@@ -73,6 +83,20 @@ class Router:
         """So long was an answer."""
         usual = self.answer_tokens(model)
         self._answer_tokens[model.name] = usual + (tokens - usual) * _LAST_COUNTS
+
+    def rate(self, model: Model) -> float:
+        """Prompt tokens a second that an instance of the model reads: as calibrated, and then as seen."""
+        capacity, rate = self._rates.get(model.name, (None, 0.0))
+        if not rate or capacity != model.capacity_mu_s:
+            rate = calibrated_prefill(model.weights, model.capacity_mu_s)
+            self._rates[model.name] = model.capacity_mu_s, rate
+        return rate
+
+    def seen_rate(self, model: Model, seen: float) -> None:
+        """An instance of the model has read a prompt at this rate. One that lasted oddly counts little."""
+        rate = self.rate(model)
+        seen = min(rate * _ODD, max(rate / _ODD, seen))
+        self._rates[model.name] = model.capacity_mu_s, rate + (seen - rate) * _LAST_RATE_COUNTS
 
     def changed(self, instance: str) -> None:
         """The work of this process there has changed."""

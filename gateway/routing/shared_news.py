@@ -1,6 +1,7 @@
 """Brings what gateways tell each other of the requests that they send, over one channel of Redis.
 
-A process tells what is new at most ten times a second, and nothing while no model has several instances.
+A process tells what is new at once, but at most twenty times a second, and nothing while no model has several
+instances.
 While Redis is away nothing is told or heard: each process then chooses by what it has seen itself.
 """
 
@@ -22,7 +23,7 @@ from gateway.routing.router import Router
 
 log = logging.getLogger(__name__)
 
-TELL_S: Final = 0.1
+TELL_S: Final = 0.05
 _FORGET_S: Final = 1.0
 _RECONNECT_S: Final = 1.0
 
@@ -46,7 +47,7 @@ class SharedNews:
         self._instances = instances
         self._wanted = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._forgets_at = 0.0
+        self._told_at = self._forgets_at = 0.0
         self.listening = False
         router.on_news = self._tell_soon
 
@@ -73,9 +74,11 @@ class SharedNews:
 
     def _tell_soon(self) -> None:
         self._wanted.set()
-        self._timer = asyncio.get_running_loop().call_later(TELL_S, self._tell)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(max(loop.time(), self._told_at + TELL_S), self._tell)
 
     def _tell(self) -> None:
+        self._told_at = asyncio.get_running_loop().time()
         message = self._router.tell(self._gateway_id)
         told = self._pipe.submit("PUBLISH", redis_keys.ROUTING_CHANNEL, message)
         told.add_done_callback(_ignore_outcome)

@@ -14,10 +14,12 @@ from gateway.routing.choice import Choice
 from gateway.routing.router import Router
 
 LONG = "The tide comes in and the tide goes out again. " * 100
+# Slow, so that no prompt is read while a test runs.
 MODEL = Model(
     name="m", pool="m", cell="m", visible="everyone", owner=None, routes=frozenset({"chat"}),
     engine_model="m", context_tokens=4096, vocabulary_tokens=None, default_max_tokens=64,
     weights=Weights(1, 1000, 100, 4000), chat_template_kwargs=frozenset(), created=0, active=True,
+    capacity_mu_s=100_000,
 )  # fmt: skip
 
 

@@ -1,7 +1,11 @@
 """A request goes where its prompt was sent before, of its own tenant, model and epoch."""
 
+import time
+from dataclasses import replace
+
 from gateway.routing.choice import Choice
-from tests.gateway.routing.gateways import LONG, READY, Knowing, entry
+from gateway.routing.rank import PREFILL_TOKENS_S
+from tests.gateway.routing.gateways import LONG, MODEL, READY, Knowing, entry
 
 
 def done(choice: Choice) -> None:
@@ -27,8 +31,12 @@ def test_prompts_that_have_nothing_in_common_are_spread() -> None:
     gateway = Knowing()
     sent = [gateway.send(gateway.choice(chr(97 + number) * 2_000)) for number in range(8)]
     assert sorted(sent) == sorted("abcd" * 2)
-    short = [gateway.send(gateway.choice("hello")) for _ in range(8)]
-    assert set(short) == set("abcd")
+    idle, short = Knowing(), []
+    for _ in range(8):
+        choice = idle.choice("hello")
+        short.append(idle.send(choice))
+        done(choice)
+    assert sorted(short) == sorted("abcd" * 2)
 
 
 def test_another_tenant_does_not_follow() -> None:
@@ -61,10 +69,23 @@ def test_a_prompt_that_waits_sends_others_elsewhere_until_its_first_token() -> N
     assert gateway.send(elsewhere) != where
     assert elsewhere.decided["routed"] == "busy"
     gateway.open_here[where] = 0
-    assert gateway.router.load(where).awaiting > 1_000
+    assert sum(gateway.router.load(where).waiting.values()) > 1_000
     done(first)
     done(elsewhere)
-    assert all(abs(load.awaiting) < 1e-6 for load in gateway.router.loads.values())
+    assert not any(load.waiting for load in gateway.router.loads.values())
+
+
+def test_the_rate_is_as_calibrated_and_then_as_seen() -> None:
+    router = Knowing().router
+    assert router.rate(replace(MODEL, capacity_mu_s=None)) == PREFILL_TOKENS_S
+    calibrated = replace(MODEL, capacity_mu_s=4_000_000)
+    assert router.rate(calibrated) == 4_000
+    for _ in range(200):
+        router.seen_rate(calibrated, 8_000)
+    assert 7_900 < router.rate(calibrated) <= 8_000
+    router.seen_rate(calibrated, 1e9)
+    assert router.rate(calibrated) <= 9_000
+    assert router.rate(replace(MODEL, capacity_mu_s=5_000_000)) == 5_000
 
 
 def test_an_answer_in_one_piece_counts_until_its_prompt_should_be_read() -> None:
@@ -74,7 +95,7 @@ def test_an_answer_in_one_piece_counts_until_its_prompt_should_be_read() -> None
     choice.sent(best, tells_first_token=False)
     load = gateway.router.load(best.instance)
     assert load.queued(load.unread_at) > 1_000
-    assert load.queued(load.unread_at + 1.0) == 0
+    assert load.queued(load.unread_at + 100.0) == 0
 
 
 def test_a_session_keeps_to_its_instance_by_header_or_by_parameter() -> None:
@@ -99,6 +120,24 @@ def test_a_header_that_is_too_long_names_no_session() -> None:
     gateway = Knowing()
     gateway.send(gateway.choice("hello", session="s" * 300))
     assert len(gateway.router.index) == 0
+
+
+def test_requests_that_are_not_sent_yet_know_of_each_other() -> None:
+    gateway = Knowing()
+    first = [gateway.choice(chr(97 + number) * 2_000).ranked(list(READY))[0].instance for number in range(4)]
+    assert sorted(first) == sorted("abcd")
+    choice = gateway.choice()
+    for _ in range(5):  # as after each wait
+        choice.ranked(list(READY))
+
+    def queued() -> float:
+        now = time.monotonic()
+        return sum(load.queued(now) for load in gateway.router.loads.values())
+
+    before = queued()
+    assert before < 4 * 510 + 1_200
+    gateway.send(choice)
+    assert queued() <= before + 1
 
 
 def test_one_ready_instance_is_no_choice_and_nothing_is_learned() -> None:

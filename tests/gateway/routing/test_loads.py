@@ -19,6 +19,21 @@ def test_prompts_drain_at_the_rate_and_never_below_nothing(added: list[tuple[flo
     assert load.queued(now + expected / 1_000 + 1) == 0.0
 
 
+def test_streams_wait_in_their_order_and_a_first_token_shows_the_rate() -> None:
+    load = Load(rate=1_000.0)
+    load.add_waiting(1, 2_000.0, 10.0)
+    load.add_waiting(2, 600.0, 10.5)
+    assert (load.queued(10.0), load.queued(11.0)) == (2_600.0, 1_600.0)
+    assert load.queued(60.0) == 1_100.0  # however long it takes, its end and the second are still to be read
+    assert load.read(1, 14.0) == 500.0
+    assert abs(load.queued(14.1) - 500.0) < 1e-6
+    load.add_waiting(3, 100.0, 14.2)
+    assert load.read(3, 14.3) is None  # not the one that was being read
+    assert load.read(2, 15.0) == 600.0
+    assert load.read(2, 15.0) is None
+    assert load.queued(15.0) == 0.0
+
+
 def test_what_others_said_is_summed_replaced_and_forgotten() -> None:
     load = Load(rate=100.0)
     load.told("g1", Said(3, 500.0, 10.0))
@@ -33,6 +48,7 @@ def test_what_others_said_is_summed_replaced_and_forgotten() -> None:
 
 
 def test_others_do_not_count_as_work_of_this_process() -> None:
-    load = Load(awaiting=7.0)
+    load = Load()
+    load.add_waiting(1, 7.0, 10.0)
     load.told("g1", Said(3, 500.0, 10.0))
     assert load.queued_here(10.0) == 7.0

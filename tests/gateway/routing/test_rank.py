@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.wire.tokens import Weights
-from gateway.routing.rank import PREFILL_TOKENS_S, Candidate, Rates, Why, rank, seconds
+from gateway.routing.rank import (
+    PREFILL_TOKENS_S,
+    Candidate,
+    Rates,
+    Why,
+    calibrated_prefill,
+    rank,
+    seconds,
+)
 from tests.gateway.routing.gateways import entry
 
 RATES = Rates(prefill=1_000.0, decode=500.0)
@@ -86,5 +94,6 @@ def test_equal_instances_take_turns_by_what_prompts_have_in_common() -> None:
 
 def test_rates_are_as_calibrated_and_else_as_the_weights_relate() -> None:
     weights = Weights(1, 2_000, 200, 8_000)
-    assert Rates.of(weights, 40_000_000) == Rates(20_000.0, 5_000.0)
-    assert Rates.of(weights, None) == Rates(PREFILL_TOKENS_S, PREFILL_TOKENS_S / 4)
+    assert calibrated_prefill(weights, 40_000_000) == 20_000.0
+    assert calibrated_prefill(weights, None) == PREFILL_TOKENS_S
+    assert Rates.of(weights, 20_000.0) == Rates(20_000.0, 5_000.0)
