@@ -10,7 +10,7 @@ from typing import Any, Final
 from gateway.errors import UnsupportedParameter
 
 # What stays here: the gateway itself acts on it.
-_NOT_THE_PROVIDERS: Final = frozenset({"metadata", "service_tier", "stream_options"})
+_NOT_THE_PROVIDERS: Final = frozenset({"metadata", "prompt_cache_key", "service_tier", "stream_options"})
 NOT_KNOWN: Final = "This model is served by a provider that does not know it."
 
 # By member, the values that ask for nothing.

@@ -9,6 +9,7 @@ import sys
 
 import uvloop
 
+from loadtest.engine.engine import Engine
 from loadtest.engine.options import EngineOptions
 from loadtest.engine.server import serve
 
@@ -31,7 +32,8 @@ def options(port: int) -> EngineOptions:
 
 async def serve_all(ports: list[int]) -> None:
     """Until SIGTERM."""
-    await asyncio.gather(*(serve(options(port)) for port in ports))
+    chosen = [options(port) for port in ports]
+    await asyncio.gather(*(serve(Engine(each), each) for each in chosen))
 
 
 if __name__ == "__main__":
