@@ -1,0 +1,172 @@
+"""A messages request as a chat request: the caller speaks Anthropic's dialect, the provider OpenAI's.
+
+| messages | chat |
+| --- | --- |
+| `system`, system messages | system messages, where they stand |
+| a user message with results of tools | a tool message for each, then a user message with the rest |
+| `is_error` of a result | its text says that the call failed |
+| images in a result | in that user message, with the id of their call: a tool message has text only |
+| `max_tokens` | `max_completion_tokens` |
+| `output_config.effort` | `reasoning_effort` |
+| `thinking`, without an effort | `reasoning_effort`: `none` if it is disabled; by its budget `low`, from 8192 tokens `medium`, from 24,576 `high` |
+| `output_config.format` | `response_format` with a strict schema |
+| `disable_parallel_tool_use` | `parallel_tool_calls: false` |
+| `metadata.user_id` | `safety_identifier`; left out if that takes no text so long |
+| `stream` | also `stream_options.include_usage`: every stream of messages tells its usage |
+| adaptive thinking, `service_tier` | left out: the model decides; the gateway itself acts on it |
+| blocks of thinking, `display` | left out: OpenAI refuses reasoning that is sent back, and never shows it |
+| `top_k` | refused |
+| a last message of the assistant | refused, because OpenAI does not continue it |
+"""  # noqa: E501
+
+from typing import Any, Final
+
+import orjson
+
+from gateway.translate.fields import cannot, check_names
+
+SAFETY_IDENTIFIER_CHARS_MAX = 128
+TOOL_NAME_CHARS_MAX = 64
+
+_KNOWN: Final = frozenset(
+    {
+        "max_tokens", "messages", "metadata", "model", "output_config", "service_tier", "stop_sequences",
+        "stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_p",
+    }
+)  # fmt: skip
+_WITHOUT_EFFECT: Final[dict[str, Any]] = {"chat_template_kwargs": {}, "top_k": 0}
+_CARRIED: Final = {
+    "model": "model", "max_tokens": "max_completion_tokens", "stop_sequences": "stop", "stream": "stream",
+    "temperature": "temperature", "top_p": "top_p",
+}  # fmt: skip
+_CHOICE: Final = {"auto": "auto", "none": "none", "any": "required"}
+# As Google's layer for OpenAI's dialect has them; OpenAI and Anthropic do not compare budgets with efforts.
+_EFFORTS: Final = ((24_576, "high"), (8_192, "medium"), (0, "low"))
+
+Blocks = list[dict[str, Any]]
+
+
+def chat_request(messages: dict[str, Any]) -> dict[str, Any]:
+    """The body for the provider. `messages` is a checked body and is not changed. Raises
+    UnsupportedParameter.
+    """
+    check_names(messages, _KNOWN, _WITHOUT_EFFECT)
+    body = {new: value for old, new in _CARRIED.items() if (value := messages.get(old)) not in (None, [])}
+    if body.get("stream"):
+        body["stream_options"] = {"include_usage": True}
+    user = (messages.get("metadata") or {}).get("user_id")
+    if user and len(user) <= SAFETY_IDENTIFIER_CHARS_MAX:
+        body["safety_identifier"] = user
+    _set_thinking(messages, body)
+    _set_tools(messages, body)
+    body["messages"] = _messages(messages)
+    return body
+
+
+def _set_thinking(messages: dict[str, Any], body: dict[str, Any]) -> None:
+    """`reasoning_effort`, and the form of the answer."""
+    thinking, config = messages.get("thinking") or {}, messages.get("output_config") or {}
+    if effort := config.get("effort"):
+        body["reasoning_effort"] = effort
+    elif thinking.get("type") == "disabled":
+        body["reasoning_effort"] = "none"
+    elif (budget := thinking.get("budget_tokens")) is not None:
+        body["reasoning_effort"] = next(name for least, name in _EFFORTS if budget >= least)
+    if form := config.get("format"):
+        schema = {"name": "answer", "schema": form["schema"], "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+
+
+def _set_tools(messages: dict[str, Any], body: dict[str, Any]) -> None:
+    if not (tools := messages.get("tools")):
+        return
+    body["tools"] = [_tool(index, tool) for index, tool in enumerate(tools)]
+    choice = messages.get("tool_choice") or {"type": "auto"}
+    if choice["type"] == "tool":
+        body["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    elif choice["type"] != "auto":
+        body["tool_choice"] = _CHOICE[choice["type"]]
+    if choice.get("disable_parallel_tool_use"):
+        body["parallel_tool_calls"] = False
+
+
+def _tool(index: int, tool: dict[str, Any]) -> dict[str, Any]:
+    if len(tool["name"]) > TOOL_NAME_CHARS_MAX or "." in tool["name"]:
+        raise cannot(f"tools[{index}].name", f"takes {TOOL_NAME_CHARS_MAX} letters, digits, '_' and '-'")
+    kept = {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
+    return {"type": "function", "function": {"name": tool["name"], "parameters": tool["input_schema"]} | kept}
+
+
+def _messages(messages: dict[str, Any]) -> list[dict[str, Any]]:
+    given = messages["messages"]
+    if given[-1]["role"] == "assistant":
+        raise cannot(f"messages[{len(given) - 1}].role", "does not continue an answer: end with the user's")
+    system = messages.get("system")
+    written: list[dict[str, Any]] = [{"role": "system", "content": _content(system)}] if system else []
+    for message in given:
+        role, content = message["role"], message["content"]
+        if isinstance(content, str) or role == "system":
+            written.append({"role": role, "content": _content(content)})
+        elif role == "assistant":
+            written.append(_assistant(content))
+        else:
+            written += _user(content)
+    return written
+
+
+def _content(content: str | Blocks) -> str | Blocks:
+    """A string, or parts of text and images. One text alone is a string, which every provider takes."""
+    if isinstance(content, str):
+        return content
+    if len(content) == 1 and content[0]["type"] == "text":
+        return str(content[0]["text"])
+    return [_part(block) for block in content]
+
+
+def _part(block: dict[str, Any]) -> dict[str, Any]:
+    if block["type"] == "text":
+        return {"type": "text", "text": block["text"]}
+    source = block["source"]
+    return {"type": "image_url", "image_url": {"url": f"data:{source['media_type']};base64,{source['data']}"}}
+
+
+def _assistant(blocks: Blocks) -> dict[str, Any]:
+    texts = [block for block in blocks if block["type"] == "text"]
+    calls = [_call(block) for block in blocks if block["type"] == "tool_use"]
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls else ""}
+    if texts:
+        message["content"] = _content(texts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _call(block: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": block["name"], "arguments": orjson.dumps(block["input"]).decode()}
+    return {"id": block["id"], "type": "function", "function": function}
+
+
+def _user(blocks: Blocks) -> list[dict[str, Any]]:
+    """The results of tools come first, because they belong to the calls in the message before."""
+    results: list[dict[str, Any]] = []
+    rest: Blocks = []
+    for block in blocks:
+        if block["type"] == "tool_result":
+            texts, images = _result(block)
+            content = _content(texts) if texts else ""
+            results.append({"role": "tool", "tool_call_id": block["tool_use_id"], "content": content})
+            rest += images
+    rest += [block for block in blocks if block["type"] != "tool_result"]
+    return [*results, {"role": "user", "content": _content(rest)}] if rest else results
+
+
+def _result(result: dict[str, Any]) -> tuple[Blocks, Blocks]:
+    """The texts of a result, and its images with their heading."""
+    content = result.get("content") or []
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    texts = [{"type": "text", "text": "The tool call failed."}] if result.get("is_error") else []
+    texts += [block for block in blocks if block["type"] == "text"]
+    if images := [block for block in blocks if block["type"] == "image"]:
+        heading = f"Images in the result of the tool call {result['tool_use_id']}:"
+        images.insert(0, {"type": "text", "text": heading})
+    return texts, images
