@@ -308,7 +308,7 @@ class NoInstance(TryLater):
     """No engine of the model can be reached at all."""
 
     code = "no_instance"
-    text = "No instance of this model is available. Try again later."
+    text = "No instance of this model serves this route now. Try again later."
 
 
 class DependencyUnavailable(TryLater):

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES, generates
+from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES, generates, pooling_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class ServedModel:
         routes = self.routes & {name for name in POOLING_ROUTES if name not in TEXT_ROUTES}
         if not routes:
             raise ValueError(f"model {self.name} offers no route that an engine serves by pooling")
-        return replace(self, routes=routes, pool=f"{self.pool}/pooling")
+        return replace(self, routes=routes, pool=pooling_pool(self.pool))
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> "ServedModel":

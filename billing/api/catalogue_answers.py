@@ -225,6 +225,7 @@ class RegisteredInstance(Answer):
     engine: str
     engine_model: str | None
     max_concurrency: int | None
+    routes: list[str] | None
     status: Literal["ready", "draining"]
     added: Literal["by hand"]
     abort: bool

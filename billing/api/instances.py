@@ -247,6 +247,7 @@ def _shown(instance: AddedInstance) -> dict[str, Any]:
         "engine": instance.engine,
         "engine_model": instance.engine_model,
         "max_concurrency": instance.max_concurrency,
+        "routes": instance.routes,
         "status": "ready" if instance.removed_ms is None else "draining",
         "added": "by hand",
         "abort": instance.abort,

@@ -22,6 +22,7 @@ from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import instance as table
 from billing.schema.clock import NOW_MS
 from billing.wire.engine_kinds import VLLM
+from billing.wire.routes import generates, pooling_pool
 
 # A removed instance gets no new requests; open ones may end, and its counters are read until then.
 DRAIN_MS: Final = 600_000
@@ -36,7 +37,9 @@ _URL: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """A running engine at the moment it is added: its start, and its counters."""
+    """A running engine at the moment it is added: its start, its counters, and the routes that it serves
+    (None: all of its model's).
+    """
 
     epoch: str
     abort: bool
@@ -44,6 +47,7 @@ class EngineFacts:
     baseline_generation: int
     has_counters: bool = True
     counts_requests: bool = False
+    routes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,7 @@ class AddedInstance:
     engine: str
     engine_model: str | None
     max_concurrency: int | None
+    routes: list[str] | None
     epoch: str
     abort: bool
     counts: bool
@@ -121,9 +126,10 @@ def add(
     values = {
         "instance_id": instance_id or new_id(INSTANCE_PREFIX),
         "model": entry.name,
-        "pool": entry.pool,
+        "pool": _pool(entry, facts.routes),
         "cell": entry.cell,
         "url": url,
+        "routes": None if facts.routes is None else [*facts.routes],
         "engine_key": engine_key,
         "engine": engine,
         "engine_model": engine_model,
@@ -181,6 +187,11 @@ def _check_counted_once(connection: Connection, url: str) -> None:
             "token counters once.",
             param="url",
         )
+
+
+def _pool(model: models.Model, routes: tuple[str, ...] | None) -> str:
+    pools = routes is not None and not generates(routes)
+    return pooling_pool(model.pool) if pools and generates(model.routes) else model.pool
 
 
 def find(connection: Connection, instance_id: str) -> AddedInstance:

@@ -118,6 +118,7 @@ def read_instances(connection: Connection, instance_ids: Collection[str] | None)
             engine=row.engine,
             engine_model=row.engine_model,
             max_concurrency=row.max_concurrency,
+            routes=None if row.routes is None else frozenset(row.routes),
             has_metrics=not is_provider(row.engine),
             epoch=row.epoch,
             status=InstanceStatus.READY if row.removed_ms is None else InstanceStatus.DRAINING,

@@ -18,9 +18,12 @@ from billing.fleet.engine_reading import Counters, Unreachable, read_engine
 from billing.fleet.engine_request_counts import read_request_counts
 from billing.refusals import Unreachable as EngineUnreachable
 from billing.wire.engine_kinds import VLLM, key_headers
+from billing.wire.routes import POOLING_ROUTES, ROUTE_FACTS, TEXT_ROUTES, Route, generates
 
 TIMEOUT_S: Final = 5.0
 _BYTES_MAX: Final = 1024 * 1024
+# What a server says of a path that it does not have.
+_NO_ROUTE: Final = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ def probe_engine(
     warnings = _check_models(listed, url, engine_model, context_tokens)
     abort_path = f"{url}/inference/v1/abort_requests"
     abort = _can_abort(ask(client, "POST", abort_path, headers, {"request_ids": []}))
-    if not abort:
+    routes = _routes(client, url, headers)
+    if not abort and (routes is None or generates(routes)):  # vLLM cannot where it pools
         warnings.append(
             "It cannot stop a request by id (for vLLM: start it with --enable-scale-out); a disconnect "
             "closes the connection instead."
@@ -63,6 +67,7 @@ def probe_engine(
             baseline_prompt=reading.tokens.prompt,
             baseline_generation=reading.tokens.generation,
             counts_requests=counts,
+            routes=routes,
         )
         return Probe(facts, tuple(warnings))
     why = f" ({reading.reason})" if isinstance(reading, Unreachable) else ""
@@ -71,10 +76,28 @@ def probe_engine(
     )
     return Probe(
         EngineFacts(
-            epoch=epoch_now(), abort=abort, baseline_prompt=0, baseline_generation=0, has_counters=False
+            epoch=epoch_now(),
+            abort=abort,
+            baseline_prompt=0,
+            baseline_generation=0,
+            has_counters=False,
+            routes=routes,
         ),
         tuple(warnings),
     )
+
+
+def _routes(client: httpx.Client, url: str, headers: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The routes of an engine that only generates, or only pools; None for all, or if that is not clear. An
+    empty request costs nothing: an engine that has the route refuses it.
+    """
+
+    def has_any(names: tuple[str, ...]) -> bool:
+        paths = [facts.path for name in names if (facts := ROUTE_FACTS[Route(name)]).smallest is not None]
+        return any(ask(client, "POST", f"{url}{path}", headers, {}).status not in _NO_ROUTE for path in paths)
+
+    generates_, pools = has_any(TEXT_ROUTES), has_any(POOLING_ROUTES)
+    return None if generates_ == pools else TEXT_ROUTES if generates_ else POOLING_ROUTES
 
 
 def unprobed() -> EngineFacts:

@@ -169,6 +169,8 @@ instance = Table(
     Column("engine", Text, nullable=False, server_default="vllm"),
     # Its own name for the model; none: the one in the model's row.
     Column("engine_model", Text),
+    # The routes that it serves of its model's; none: all.
+    Column("routes", ARRAY(Text)),
     # Its slots; none: as many as were measured.
     Column("max_concurrency", Integer),
     Column("epoch", Text, nullable=False),

@@ -113,6 +113,11 @@ POOLING_ROUTES: Final = tuple(
 )
 
 
+def pooling_pool(pool: str) -> str:
+    """The pool of the instances that pool, of a model that also generates."""
+    return f"{pool}/pooling"
+
+
 def generates(offered: Collection[str]) -> bool:
     """Whether a model with these routes generates text. An unknown route belongs to another version."""
     return any(name not in OFFERED_ROUTES or ROUTE_FACTS[Route(name)].generates for name in offered)

@@ -7,11 +7,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
 from billing.audit.engine_runs import read_runs
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
+from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES
+from billing.wire.tokens import NO_TOKENS
+from tests.fixtures.engine import EngineMaker
 from tests.fixtures.valkey import free_port
 
 Make = Callable[..., dict[str, Any]]
@@ -122,6 +126,36 @@ def test_a_bare_backend_is_added_with_warnings(made: Make, engine_server):
     )
     assert len(added["warnings"]) == 2
     assert added["epoch"].startswith("added-")
+    assert added["routes"] is None, "it has none of the routes that were tried, so nothing is known"
+
+
+@pytest.mark.parametrize(
+    ("options", "offered", "routes", "pool"),
+    [
+        ((), ["chat", "embeddings"], TEXT_ROUTES, "named"),
+        (("--pooling",), ["chat", "embeddings"], POOLING_ROUTES, "named/pooling"),
+        (("--pooling",), ["embeddings"], POOLING_ROUTES, "named"),
+    ],
+)
+def test_an_engine_is_added_for_the_routes_that_it_serves(
+    made: Make,
+    make_engine: EngineMaker,
+    raw_redis: redis.Redis,
+    options: tuple[str, ...],
+    offered: list[str],
+    routes: tuple[str, ...],
+    pool: str,
+) -> None:
+    """One that pools, beside those that generate, is in a pool of its own: nothing of it is sold."""
+    engine = make_engine(*options)
+    made("models", name="named", context_tokens=2048, routes=offered, engine_model=engine.model)
+    added = made("instances", model="named", url=engine.url, key=engine.key)
+    assert added["warnings"] == []
+    assert (added["routes"], added["pool"], added["cell"]) == ([*routes], pool, "named")
+    entry = InstanceEntry.from_json(raw_redis.hget(redis_keys.INSTANCES, added["instance"]))  # type: ignore[arg-type]
+    assert (entry.routes, entry.pool, entry.cell) == (set(routes), pool, "named")
+    assert entry.abort is not bool(options)
+    assert entry.baseline == NO_TOKENS, "asking has cost nothing"
 
 
 def test_an_engine_that_is_not_there_is_refused_unless_forced(admin: TestClient):
