@@ -28,22 +28,7 @@ def ignore(text: str) -> None:
     """A note that nobody reads."""
 
 
-def test_an_environment_is_made_once_and_brought_up_to_date_in_place(
-    environment: Environment, tmp_path: Path
-) -> None:
-    assert ensure(environment, ignore)
-    assert not ensure(environment, ignore)
-    assert (tmp_path / "ran").read_text() == "x"
-    (environment.folder / "kept").touch()
-    changed = replace(environment, parts=(b"another lock",))
-    assert ensure(changed, ignore)
-    assert (tmp_path / "ran").read_text() == "xx"
-    assert (environment.folder / "kept").exists()
-    moved = replace(changed, folder=tmp_path / "elsewhere")
-    assert not moved.is_current()
-
-
-def test_a_failed_stage_says_which_and_why_and_the_next_run_begins_anew(
+def test_an_environment_is_made_once_anew_after_a_failure_and_in_place_after_a_change(
     environment: Environment, tmp_path: Path
 ) -> None:
     failing = Stage("installing a dream", ("-c", "import sys; sys.exit('no such dream')"), "Wake up.")
@@ -52,8 +37,19 @@ def test_a_failed_stage_says_which_and_why_and_the_next_run_begins_anew(
     assert failure.value.todo == "Wake up."
     assert failure.value.log == environment.log
     (environment.folder / "half").touch()
+
     assert ensure(environment, ignore)
     assert not (environment.folder / "half").exists()
+    assert not ensure(environment, ignore)
+    assert (tmp_path / "ran").read_text() == "xx", "once before the failure, once after it"
+
+    (environment.folder / "kept").touch()
+    changed = replace(environment, parts=(b"another lock",))
+    assert ensure(changed, ignore)
+    assert (tmp_path / "ran").read_text() == "xxx"
+    assert (environment.folder / "kept").exists()
+    moved = replace(changed, folder=tmp_path / "elsewhere")
+    assert not moved.is_current()
 
 
 def test_pip_installs_only_what_the_locks_pin(tmp_path: Path) -> None:
