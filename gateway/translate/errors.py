@@ -22,8 +22,10 @@ _KINDS: Final[tuple[tuple[str, str, tuple[str | int, ...]], ...]] = (
     ("overloaded_error", "server_error", (503,)),
     ("timeout_error", "server_error", (504,)),
 )
-_OPENAI: Final = {anthropic: openai for anthropic, openai, _ in _KINDS}
-_ANTHROPIC: Final = {name: anthropic for anthropic, _, names in _KINDS for name in (anthropic, *names)}
+_OPENAI: Final[dict[str | None, str]] = {anthropic: openai for anthropic, openai, _ in _KINDS}
+_ANTHROPIC: Final[dict[str | int | None, str]] = {
+    name: anthropic for anthropic, _, names in _KINDS for name in (anthropic, *names)
+}
 
 
 def error_in(dialect: Dialect, body: bytes) -> bytes:
@@ -32,11 +34,14 @@ def error_in(dialect: Dialect, body: bytes) -> bytes:
     """
     try:
         error = decode(body)["error"]
-        message, kind, code = str(error["message"]), error.get("type"), error.get("code")
-        by_code, by_type, openai = _ANTHROPIC.get(code), _ANTHROPIC.get(kind), _OPENAI.get(kind)
+        message, kind, code = error["message"], error.get("type"), error.get("code")
     except (MsgspecError, RecursionError, UnicodeDecodeError, LookupError, TypeError, AttributeError):
-        message, kind, by_code, by_type, openai = "The provider of this model failed.", None, None, None, None
+        message = kind = code = None
+    message = message if isinstance(message, str) else "The provider of this model failed."
+    kind = kind if isinstance(kind, str) else None
     if dialect is Dialect.OPENAI:
-        told = {"message": message, "type": openai or "server_error", "param": None, "code": kind}
+        told = {"message": message, "type": _OPENAI.get(kind, "server_error"), "param": None, "code": kind}
         return encode({"error": told})
-    return encode({"type": "error", "error": {"type": by_code or by_type or "api_error", "message": message}})
+    by_code = _ANTHROPIC.get(code) if isinstance(code, str | int) else None
+    told = {"type": by_code or _ANTHROPIC.get(kind, "api_error"), "message": message}
+    return encode({"type": "error", "error": told})

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from anthropic.types.shared import ErrorResponse
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types.shared import ErrorObject
 
@@ -49,6 +49,7 @@ def test_an_error_of_openai(kind: Any, code: Any, anthropic: str) -> None:
         ErrorResponse.model_validate(told, strict=True)
 
 
+@example(b'{"error": {"message": null, "type": 0}}')
 @given(
     st.binary(max_size=20)
     | st.recursive(
