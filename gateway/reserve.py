@@ -274,7 +274,8 @@ class Reserver:
     def _call(
         self, exchange: Exchange, ask: "_Ask", candidates: list[InstanceEntry], *, restored: bool = False
     ) -> Command:
-        tenant = exchange.request.caller.tenant
+        tenant, w_in_mu = exchange.request.caller.tenant, exchange.request.model.weights.w_in_mu
+        preferred = None if exchange.choice is None else exchange.choice.preferred
         claim = Claim(
             tenant=tenant.tenant,
             candidates=[(entry.instance, entry.epoch) for entry in candidates],
@@ -287,11 +288,11 @@ class Reserver:
             cancels_per_minute=self._policy.cancels_per_minute,
             resumed=exchange.previous is not None,
             can_resume=exchange.resumable is not None,
-            prompt_mu=exchange.parsed.input_tokens_estimate * exchange.request.model.weights.w_in_mu
-            if ask.sequences
-            else 0,
+            prompt_mu=exchange.parsed.input_tokens_estimate * w_in_mu if ask.sequences else 0,
             tokens=ask.tokens,
             restored=restored,
+            prefers="" if preferred is None else preferred[0],
+            cached_mu=0 if preferred is None else preferred[1] * w_in_mu,
         )
         return reserve_call(
             exchange.request.keys,

@@ -24,6 +24,8 @@ class ReserveAsk(TypedDict):
     resumed: NotRequired[bool]
     restored: NotRequired[bool]
     can_resume: NotRequired[bool]
+    prefers: NotRequired[str]
+    cached_mu: NotRequired[int]
 
 
 class ReserveTerms(TypedDict):

@@ -69,7 +69,8 @@ class Claim(Value, frozen=True, kw_only=True):
     admitted, and no limit refuses it. `restored`: it was admitted and runs on its only candidate, but Redis
     has lost its reservation. `can_resume`: as flex it could be preempted and resumed elsewhere. `prompt_mu`:
     the cost of prefilling its prompt. `tokens`: its prompt and the most that it may produce; for a restored
-    one, what it has used.
+    one, what it has used. `prefers`: the instance that should have some of its prompt cached, '' for none;
+    `cached_mu`: the cost of prefilling that this saves.
     """
 
     tenant: str
@@ -86,6 +87,8 @@ class Claim(Value, frozen=True, kw_only=True):
     prompt_mu: int = 0
     tokens: int = 0
     restored: bool = False
+    prefers: str = ""
+    cached_mu: int = 0
 
 
 class CellKeys(Value, frozen=True):
@@ -203,6 +206,8 @@ def reserve_call(
         ask["restored"] = True
     if claim.can_resume:
         ask["can_resume"] = True
+    if claim.prefers:
+        ask["prefers"], ask["cached_mu"] = claim.prefers, claim.cached_mu
     terms = _terms_json(
         lease_ms, tenant.encoded, key.encoded, claim.cancels_per_minute, claim.on_demand,
         claim.weight, claim.gateway, claim.wait_max,

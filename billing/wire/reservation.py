@@ -19,6 +19,9 @@ FIELDS: Final = {
     # Tokens charged: the prompt and all that it may produce, until it ends.
     "charged_tokens": "tok",
     "prompt_mu": "pmu",
+    # While it waits: where its prompt should be cached, and the work that this saves.
+    "prefers": "pref",
+    "cached_mu": "cmu",
     # Tokens at the last checkpoint.
     "prompt": "p",
     "cached": "c",

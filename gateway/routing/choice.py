@@ -102,6 +102,17 @@ class Choice:
         self._mean(self._ranking.entries[0].instance)
         return self._ranking.entries
 
+    @property
+    def preferred(self) -> tuple[str, int] | None:
+        """The instance that should have some of the prompt cached, and how many tokens of it: a request that
+        has to wait for a slot had better wait for one there. None if any instance will do.
+        """
+        ranking = self._ranking
+        if ranking is None or ranking.why not in (Why.PREFIX, Why.SESSION):
+            return None
+        instance = ranking.entries[0].instance
+        return instance, int(self._cached[instance])
+
     def sent(self, instance: InstanceEntry, *, tells_first_token: bool) -> None:
         """It is sent there now. `tells_first_token`: `first_token` will be called."""
         if self._ranking is None or self._prompt is None:

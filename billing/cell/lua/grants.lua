@@ -5,7 +5,7 @@ local GRANT_MS = 3000
 -- Requests that one run checks: a crowd whose gateway died must not hold up the cell. The next run continues.
 local LOOKS_MAX = 200
 local read = reservations.reader({'state', 'class', 'tenant', 'sequences', 'gateway', 'cost_mu', 'tenant_bucket',
-  'contract_key', 'spilled', 'weight', 'prompt_mu'})
+  'contract_key', 'spilled', 'weight', 'prompt_mu', 'prefers', 'cached_mu'})
 
 -- The first waiting request of this tenant, and its reservation. Whether its gateway lives shows when it is woken, and
 -- not by its lease, which means nothing after a jump of Redis's clock.
@@ -31,7 +31,7 @@ end
 local function grant(request_id, held, virtual, instance)
   queue.remove(held.class, held.tenant, request_id)
   slots.take(held.class, instance, tonumber(held.sequences))
-  pace.start_reading(instance, tonumber(held.prompt_mu or 0))
+  pace.start_reading(instance, pace.to_read(held, instance))
   shares.charge(held, tonumber(held.cost_mu))
   local lease = cell.now_ms + GRANT_MS
   reservations.write(request_id, {state = 'granted', instance = instance, lease = lease})
@@ -55,7 +55,7 @@ local function grant_all(asking, seen)
       if request_id then
         instances = instances or slots.instances_with('m:')
         local among = request_id == asking and seen or instances
-        local instance = slots.roomiest(among, class, tonumber(held.sequences))
+        local instance = slots.roomiest(among, class, tonumber(held.sequences), held.prefers)
         if not instance then break end
         if request_id == asking or cell.wake(held.gateway, request_id) then
           grant(request_id, held, virtual, instance)

@@ -35,6 +35,13 @@ local function with_prompt(instance, prompt_mu)
   return reading.unread_mu
 end
 
+-- What an instance is to read of a request's prompt: less where some of it should be cached.
+local function to_read(request, instance)
+  local prompt_mu = tonumber(request.prompt_mu or 0)
+  if request.prefers ~= instance then return prompt_mu end
+  return math.max(0, prompt_mu - tonumber(request.cached_mu or 0))
+end
+
 local function start_reading(instance, prompt_mu)
   local unread_mu = with_prompt(instance, prompt_mu)
   if unread_mu then
@@ -51,4 +58,4 @@ local function may_read(instance)
   return false
 end
 
-return {note = note, with_prompt = with_prompt, start_reading = start_reading, may_read = may_read}
+return {note = note, with_prompt = with_prompt, start_reading = start_reading, to_read = to_read, may_read = may_read}

@@ -95,6 +95,7 @@ local function join_queue(ask, choice, contract, both, blocked)
     sequences = ask.sequences, gateway = ask.gateway, cost_mu = ask.cost_mu, tenant_bucket = tenant.key,
     key_bucket = both.key and both.key.key or '', contract_key = contract and contract.key or '',
     spilled = spilled and 1 or 0, weight = ask.weight, prompt_mu = ask.prompt_mu,
+    prefers = ask.prefers, cached_mu = ask.cached_mu,
   })
   -- No request of the class waited before, so the time to the next grant is measured from now.
   if not blocked then redis.call('HSET', cell.flight, 'gt', cell.now_us) end
@@ -135,7 +136,7 @@ local function charge_new(ask, choice, contract, both, instance, before)
     tenant.new_virtual = virtual + change_mu / ask.weight
     shares.keep_turn(ask.tenant, tenant.new_virtual)
   end
-  if not ask.restored then unread_mu = pace.with_prompt(instance, ask.prompt_mu) end
+  if not ask.restored then unread_mu = pace.with_prompt(instance, pace.to_read(ask, instance)) end
   flight.admit(before, class, instance, ask.sequences, change_mu, virtual, unread_mu)
   return {contract_key = contract_key, spilled = is_spilled and '1' or nil, weight = ask.weight}
 end

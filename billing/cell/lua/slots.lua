@@ -59,12 +59,15 @@ local function fits(instance, class, sequences)
   return not free or free >= sequences or idle
 end
 
--- The instance with the most free slots among those where so many sequences may start.
-local function roomiest(instances, class, sequences)
+-- Where so many sequences may start: at the preferred instance, if there is one, else where the most slots are free.
+local function roomiest(instances, class, sequences, preferred)
   local best, most
   for _, instance in ipairs(instances) do
     local free, idle = room_at(instance, class)
-    if free and (free >= sequences or idle) and (not most or free > most) then best, most = instance, free end
+    if free and (free >= sequences or idle) then
+      if instance == preferred then return instance end
+      if not most or free > most then best, most = instance, free end
+    end
   end
   return best
 end

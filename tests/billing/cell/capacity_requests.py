@@ -48,13 +48,10 @@ class MachineRequest(CellRequest):
 
     resumed: bool = False
     can_resume: bool = False
-    prompt_mu: int = 0
 
     @property
     def claim(self) -> Claim:
-        return replace(
-            super().claim, resumed=self.resumed, can_resume=self.can_resume, prompt_mu=self.prompt_mu
-        )
+        return replace(super().claim, resumed=self.resumed, can_resume=self.can_resume)
 
 
 def request_of(

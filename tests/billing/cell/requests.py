@@ -66,6 +66,9 @@ class CellRequest:
     wait_max: int = 0
     cancels_per_minute: int = -1
     tokens: int = 0
+    prompt_mu: int = 0
+    prefers: str = ""
+    cached_mu: int = 0
     candidates: tuple[tuple[str, str], ...] = (("i-1", "e-1"),)
 
     @property
@@ -81,6 +84,9 @@ class CellRequest:
             wait_max=self.wait_max,
             cancels_per_minute=self.cancels_per_minute,
             tokens=self.tokens,
+            prompt_mu=self.prompt_mu,
+            prefers=self.prefers,
+            cached_mu=self.cached_mu,
         )
 
     @property

@@ -5,8 +5,9 @@ the room do to those who wait.
 import pytest
 import redis
 
-from billing.cell.replies import Reserved
+from billing.cell.replies import Reserved, Waiting
 from billing.cell.scripts import Tier
+from billing.wire import redis_keys
 from tests.billing.cell.plan import (
     TWO,
     Listener,
@@ -18,7 +19,7 @@ from tests.billing.cell.plan import (
     tenants_waiting,
     waits,
 )
-from tests.billing.cell.requests import CellRequest
+from tests.billing.cell.requests import CELL, CellRequest
 
 
 def test_flex_waits_behind_on_demand(valkey: redis.Redis, gateway: Listener, full: CellRequest) -> None:
@@ -105,3 +106,43 @@ def test_room_taken_away_while_requests_wait_moves_them_to_what_there_is(
         )
     assert isinstance(request.reserve(1_000), Reserved)
     assert tenants_waiting(valkey) == {}
+
+
+def test_who_waits_gets_a_slot_where_its_prompt_is_cached_if_there_is_one(
+    valkey: redis.Redis, gateway: Listener
+) -> None:
+    set_room(valkey, {"i-1": (0, 0), "i-2": (0, 0)})
+    waits(valkey, "prefers", candidates=TWO, prefers="i-2")
+    waits(valkey, "any", candidates=TWO)
+    waits(valkey, "gone", candidates=TWO, prefers="i-9")
+    waits(valkey, "late", candidates=TWO, prefers="i-2")
+    set_room(valkey, {"i-1": (9, 9), "i-2": (1, 1)})
+    plan_anew(valkey)
+    assert gateway.woken() == ["prefers", "any", "gone", "late"]
+    # The second to prefer it finds it full, and does not wait for it.
+    granted = [granted_at(valkey, name) for name in ("prefers", "any", "gone", "late")]
+    assert granted == ["i-2", "i-1", "i-1", "i-1"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("prefers", "cached_mu", "read_mu"),
+    [("", 0, 1_000), ("i-9", 900, 1_000), ("i-1", 900, 100), ("i-1", 2_000, 0)],
+)
+def test_a_prompt_that_should_be_cached_holds_up_others_by_the_rest_of_it(
+    valkey: redis.Redis, gateway: Listener, prefers: str, cached_mu: int, read_mu: int, at_once: bool
+) -> None:
+    request = CellRequest(
+        client=valkey, request_id="r", wait_max=9, prompt_mu=1_000, prefers=prefers, cached_mu=cached_mu
+    )
+    if not at_once:
+        set_room(valkey, {"i-1": (0, 0)})
+        assert isinstance(request.reserve(1_000), Waiting)
+    set_room(valkey, {"i-1": (9, 9)})
+    valkey.hset(redis_keys.room(CELL), "w:i-1", 1_000)
+    if at_once:
+        assert isinstance(request.reserve(1_000), Reserved)
+    else:
+        plan_anew(valkey)
+        assert gateway.woken() == ["r"]
+    assert float(valkey.hget(redis_keys.flight(CELL), "pl:i-1") or 0) == read_mu

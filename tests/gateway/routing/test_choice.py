@@ -170,3 +170,17 @@ def test_the_engines_own_figure_counts_where_it_is_greater() -> None:
     gateway = Knowing()
     ready = [entry("a", running=3), entry("b", running=1), entry("c", running=2)]
     assert gateway.send(gateway.choice("hello"), ready) == "b"
+
+
+def test_a_request_that_waits_prefers_the_instance_that_has_its_prompt() -> None:
+    gateway = Knowing()
+    first = gateway.choice()
+    assert first.preferred is None
+    where = gateway.send(first)
+    assert first.preferred is None
+    done(first)
+    again = gateway.choice()
+    again.ranked(list(READY))
+    assert again.preferred is not None
+    assert again.preferred[0] == where
+    assert 900 < again.preferred[1] < 1_200
