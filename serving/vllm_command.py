@@ -14,7 +14,7 @@ from typing import Final
 from serving.served_model import ServedModel
 
 # vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and
-# so parts of prompts.
+# so parts of prompts. And less one that warns at each request for a score.
 LOGGING_CONFIG: Final = Path(__file__).with_name("vllm_logging.json")
 # What vLLM itself does not say: the tokens of each request, by its id. The folder holds that module alone.
 REQUEST_COUNTS: Final = "taas_request_counts.RequestCounts"
