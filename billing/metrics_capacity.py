@@ -135,7 +135,8 @@ class CapacityMetrics:
         pool = done.cell.pool
         self._pools[done.cell.cell] = pool
         if done.calibration is not None:
-            self.capacity.labels(pool).set(done.calibration.capacity_mu_s * len(done.in_flight) / _MU)
+            measured = sum(share.measured for share in done.shares)
+            self.capacity.labels(pool).set(done.calibration.capacity_mu_s * measured / _MU)
             self.calibration_age.labels(pool).set((done.now_ms - done.calibration.created_ms) / 1000)
             self.room.labels(pool, "reserved").set(sum(share.held for share in done.shares))
             self.room.labels(pool, "on_demand").set(sum(share.on_demand for share in done.shares))

@@ -202,14 +202,16 @@ class InferenceApi:
     def _candidates(
         self, model: Model, route: RouteSpec, choice: Choice | None, excluded: Collection[str] = ()
     ) -> list[InstanceEntry]:
-        engines = self.engines
-        there = ready(self.catalogue.serving(model.name, route.facts.offered_as), excluded)
+        engines, now = self.engines, time.monotonic()
+        there = registered = ready(self.catalogue.serving(model.name, route.facts.offered_as), excluded)
+        if engines.breakers.troubled:
+            there = engines.breakers.usable(registered, now)
         if choice is None:
-            found = candidates(there, engines.open_here, engines.failed_at, time.monotonic())
+            found = candidates(there, engines.open_here, engines.breakers, now)
         else:
             found = choice.ranked(there)[:CANDIDATES_MAX]
         if not found:
-            raise NoInstance(NO_INSTANCE_RETRY_MS)
+            raise engines.breakers.error(registered, now) or NoInstance(NO_INSTANCE_RETRY_MS)
         return found
 
     def _candidates_to_resume(self, part: Exchange) -> list[InstanceEntry]:

@@ -49,7 +49,7 @@ from gateway.redis.unsynced import WAIT_MS, UnsyncedSettles
 from gateway.request import Dialect, RouteSpec
 from gateway.reserve import Reserver, WaitPolicy
 from gateway.resume import Resumer, preempt
-from gateway.route import is_avoided, route
+from gateway.route import route
 from gateway.routes import ROUTES_BY_PATH
 from gateway.routing.router import Router
 from gateway.routing.shared_news import SharedNews
@@ -105,7 +105,7 @@ class Stages:
             preempt=self._preempt,
             metrics=metrics,
         )
-        self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file)
+        self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file, metrics.set_breaker)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
         self._quarantine = Quarantine(
@@ -156,7 +156,7 @@ class Stages:
         router = Router(
             index_bytes=settings.prefix_index_bytes,
             open_here=engines.open_here,
-            avoided=lambda instance: is_avoided(instance, engines.failed_at, time.monotonic()),
+            avoided=lambda instance: engines.breakers.avoided(instance, time.monotonic()),
             first_turn=crc32(self.gateway_id.encode()),
         )
         news = SharedNews(
@@ -309,7 +309,7 @@ class Stages:
             exchange.request.model.name, exchange.parsed.route.facts.offered_as
         )
         tried = {*exchange.tried, exchange.attempt.instance.instance}
-        return route(instances, {}, {}, 0.0, tried) is not None
+        return route(instances, {}, self._engines.breakers, time.monotonic(), tried) is not None
 
 
 class GatewayApp(FastAPI):

@@ -25,6 +25,7 @@ Written out in either dialect.
     │   ├── Overloaded                    503 overloaded
     │   ├── ReceivingFull                 503 receiving_full
     │   ├── NoInstance                    503 no_instance
+    │   │   └── InstancesBusy             503 overloaded: all of them have said so
     │   ├── DependencyUnavailable         503 dependency_unavailable
     │   ├── UsageUnavailable              503 usage_unavailable
     │   └── RequestQuarantined            503 request_quarantined: two engines died with it
@@ -309,6 +310,13 @@ class NoInstance(TryLater):
 
     code = "no_instance"
     text = "No instance of this model serves this route now. Try again later."
+
+
+class InstancesBusy(NoInstance):
+    """Every instance of the model has said that it takes no more requests now."""
+
+    code = "overloaded"
+    text = Overloaded.text
 
 
 class DependencyUnavailable(TryLater):

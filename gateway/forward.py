@@ -17,11 +17,20 @@ from contextlib import suppress
 
 from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
+from gateway.attempt_failed import (
+    BREAKER_OPEN,
+    NO_FAILURES,
+    REFUSED_US,
+    UNSUPPORTED,
+    AttemptFailed,
+    failed_with,
+)
 from gateway.edge.client import Client
 from gateway.errors import (
     EngineFailed,
     GatewayError,
     NoInstance,
+    Overloaded,
     UnsupportedParameter,
     UpstreamProtocolError,
     error_of,
@@ -48,23 +57,10 @@ _DIED = frozenset({UpstreamFailure.CLOSED_BEFORE_HEAD.value, UpstreamFailure.CLO
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
-# The instance is well, and its engine does not know a parameter of the request.
-UNSUPPORTED = "unsupported_parameter"
 
 
 # Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
 Settle = Callable[[Exchange, Ending, int], None]
-
-
-class AttemptFailed(Exception):
-    """This instance failed before its first token, so another may be tried. `error`: for the caller, if no
-    other instance is left.
-    """
-
-    def __init__(self, error: GatewayError, kind: str) -> None:
-        super().__init__(kind)
-        self.error = error
-        self.kind = kind
 
 
 class Interrupted(Exception):
@@ -125,7 +121,7 @@ class Forwarder:
                     await self._pass_whole(exchange, connection, client)
                 return
             except AttemptFailed as failed:
-                if failed.kind == UNSUPPORTED:
+                if failed.kind in NO_FAILURES:
                     exchange.tried[exchange.attempt.instance.instance] = False
                 else:
                     self._note_failure(exchange, failed)
@@ -137,9 +133,10 @@ class Forwarder:
                     raise failed.error from failed
 
     def _note_failure(self, exchange: Exchange, failed: AttemptFailed) -> None:
-        self._mark_failed(exchange, failed.kind)
-        log.warning(
-            "engine failed before its first token",
+        self._mark_failed(exchange, failed)
+        log.log(
+            logging.ERROR if failed.kind == REFUSED_US else logging.WARNING,
+            failed.says,
             extra={
                 "request_id": exchange.request_id,
                 "instance": exchange.attempt.instance.instance,
@@ -156,7 +153,7 @@ class Forwarder:
         offered_as = exchange.parsed.route.facts.offered_as
         instances = self._serving(exchange.request.model.name, offered_as)
         chosen = route(
-            instances, self._engines.open_here, self._engines.failed_at, time.monotonic(), exchange.tried
+            instances, self._engines.open_here, self._engines.breakers, time.monotonic(), exchange.tried
         )
         if chosen is None:
             return False
@@ -166,14 +163,23 @@ class Forwarder:
         exchange.sent()
         return True
 
-    def _mark_failed(self, exchange: Exchange, kind: str) -> None:
-        """Count a failure of the instance, and avoid it: for this request for good, for others a moment."""
+    def _mark_failed(self, exchange: Exchange, failed: AttemptFailed | str) -> None:
+        """Count a failure of the instance, and avoid it: for this request for good, for others a while.
+        `failed`: what the attempt raised, or the kind of failure.
+        """
+        kind = failed if isinstance(failed, str) else failed.kind
         instance = exchange.attempt.instance
         # No request kills a provider, which closes connections for reasons of its own.
         died = exchange.tried[instance.instance] = kind in _DIED and not instance.is_provider
         if died and engines_lost(exchange) == ENGINES_LOST_MAX:
             self._quarantine.add(exchange)
-        self._engines.failed(instance)
+        breakers, now = self._engines.breakers, time.monotonic()
+        if kind == REFUSED_US:
+            breakers.refused(instance, now)
+        elif not isinstance(failed, str) and failed.limited:
+            failed.error = Overloaded(int(breakers.limited(instance, now, failed.retry_after_s) * 1000))
+        else:
+            breakers.failed(instance, now)
         self._upstream_failed(instance.instance, kind)
 
     def _release(self, exchange: Exchange) -> None:
@@ -181,6 +187,9 @@ class Forwarder:
         attempt = exchange.attempt
         attempt.end()
         self._engines.closed(attempt.instance)
+        if self._engines.breakers.troubled:
+            well = attempt.meter.finished and not attempt.meter.failed
+            self._engines.breakers.ended(attempt.instance, well=well)
         if exchange.choice is not None:
             exchange.choice.ended(attempt.meter.output_tokens())
         if attempt.connection is not None:
@@ -191,7 +200,10 @@ class Forwarder:
         """Send the request and wait for a good head. If the engine had closed an idle connection, that is no
         failure: the request is sent again on another connection.
         """
-        attempt = exchange.attempt
+        attempt, breakers = exchange.attempt, self._engines.breakers
+        if breakers.troubled and not breakers.lets_through(attempt.instance, time.monotonic()):
+            error = breakers.error([attempt.instance], time.monotonic())
+            raise AttemptFailed(error or NoInstance(NO_INSTANCE_RETRY_MS), BREAKER_OPEN)
         pool = self._engines.pool(attempt.instance)
         request = self._request_bytes(exchange)
         attempt.started_at = time.monotonic()
@@ -221,6 +233,8 @@ class Forwarder:
                 raise AttemptFailed(NoInstance(NO_INSTANCE_RETRY_MS), kind) from exc
             if status == 200:
                 attempt.answered = True
+                if breakers.troubled:
+                    breakers.answered(attempt.instance)
                 self._check_head(exchange, connection)
                 return connection
             await self._raise_refusal(exchange, connection, status)
@@ -254,8 +268,7 @@ class Forwarder:
             connection.close()
             raise UpstreamProtocolError
 
-    @staticmethod
-    async def _raise_refusal(exchange: Exchange, connection: UpstreamConnection, status: int) -> None:
+    async def _raise_refusal(self, exchange: Exchange, connection: UpstreamConnection, status: int) -> None:
         body = bytearray()
 
         def take(piece: bytes) -> bool:
@@ -269,8 +282,9 @@ class Forwarder:
         error = adapter_of(exchange.attempt.instance).refusal(
             status, bytes(body), exchange.parsed.route, exchange.engine_model
         )
-        if status == 429 or status >= 500:
-            raise AttemptFailed(error, f"status_{status // 100}xx")
+        if (failed := failed_with(status, connection.retry_after, error, time.time())) is not None:
+            raise failed
+        self._engines.breakers.succeeded(exchange.attempt.instance)  # it works, and refuses the request
         raise error
 
     async def _pass_stream(self, exchange: Exchange, connection: UpstreamConnection, client: Client) -> None:

@@ -157,6 +157,11 @@ class Metrics:
             "Cached prompt tokens of these requests: those that were expected, and those that there were.",
             "which",
         ).labels)  # fmt: skip
+        self._breakers = _Kept(self._gauge(
+            "taas_instance_breaker",
+            "1 while the circuit breaker of this instance is open in this process: it gets no requests.",
+            "engine",
+        ).labels)  # fmt: skip
         self._anomalies = _Kept(self._counter(
             "taas_usage_anomalies", "Requests whose usage figure from the engine was missing or impossible.",
             "kind",
@@ -259,6 +264,10 @@ class Metrics:
         self._routed[why,].inc()
         self._routed_cached["expected",].inc(cached_expected)
         self._routed_cached["found",].inc(cached_found)
+
+    def set_breaker(self, instance: str, is_open: bool) -> None:
+        """The breaker of an instance opens or closes."""
+        self._breakers[instance,].set(is_open)
 
     def anomaly(self, kind: str) -> None:
         """A usage figure was missing or wrong."""

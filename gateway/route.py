@@ -10,9 +10,8 @@ from typing import Final
 
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from gateway.upstream.adapters import ADAPTERS
+from gateway.upstream.breaker import Breakers
 
-# An engine that just failed is avoided for this long, unless no other is left.
-FAILURE_AVOIDED_SECONDS: Final = 2.0
 # The most candidates that a cell accepts.
 CANDIDATES_MAX: Final = 64
 
@@ -31,27 +30,22 @@ def ready(instances: Collection[InstanceEntry], excluded: Collection[str] = ()) 
 def candidates(
     instances: Collection[InstanceEntry],
     open_here: Mapping[str, int],
-    failed_at: Mapping[str, float],
+    breakers: Breakers,
     now: float,
 ) -> list[InstanceEntry]:
     """These ready instances, best first, ranked as in `route`. The cell takes the first with a free slot."""
     found = list(instances)
     if len(found) > 1:
-        found.sort(key=lambda entry: _rank(entry, open_here, failed_at, now))
+        found.sort(key=lambda entry: _rank(entry, open_here, breakers, now))
     return found[:CANDIDATES_MAX]
 
 
-def is_avoided(instance: str, failed_at: Mapping[str, float], now: float) -> bool:
-    """Whether it has just failed."""
-    return now - failed_at.get(instance, -FAILURE_AVOIDED_SECONDS) < FAILURE_AVOIDED_SECONDS
-
-
 def _rank(
-    entry: InstanceEntry, open_here: Mapping[str, int], failed_at: Mapping[str, float], now: float
+    entry: InstanceEntry, open_here: Mapping[str, int], breakers: Breakers, now: float
 ) -> tuple[bool, float]:
     # The engine's own figure is up to a second old and includes our requests; the greater of the two is the
     # better estimate.
-    return is_avoided(entry.instance, failed_at, now), max(
+    return breakers.avoided(entry.instance, now), max(
         float(open_here.get(entry.instance, 0)), float(entry.load.running + entry.load.waiting)
     )
 
@@ -59,13 +53,13 @@ def _rank(
 def route(
     instances: Collection[InstanceEntry],
     open_here: Mapping[str, int],
-    failed_at: Mapping[str, float],
+    breakers: Breakers,
     now: float,
     excluded: Collection[str] = (),
 ) -> InstanceEntry | None:
     """The instance to try, None when there is none.
 
-    `open_here`: requests that this process has open, by instance; `failed_at`: monotonic seconds of an
-    instance's last failure.
+    `open_here`: requests that this process has open, by instance; `breakers`: what it knows of failures.
     """
-    return next(iter(candidates(ready(instances, excluded), open_here, failed_at, now)), None)
+    left = breakers.usable(ready(instances, excluded), now)
+    return next(iter(candidates(left, open_here, breakers, now)), None)

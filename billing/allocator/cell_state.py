@@ -158,7 +158,8 @@ def write_state(
     for share in shares:
         room |= {_ROOM + share.instance: share.room, _ON_DEMAND + share.instance: share.on_demand}
         room[_FLEX + share.instance] = share.flex
-        room |= {_PREEMPT + share.instance: share.preempt, _READS + share.instance: capacity_mu_s}
+        room[_PREEMPT + share.instance] = share.preempt
+        room[_READS + share.instance] = capacity_mu_s if share.measured else 0
     stale = [prefix + instance for instance in gone for prefix in _PER_INSTANCE]
     keys = [redis_keys.room(cell)]
     arguments: list[Any] = [read.version, _TTL_MS, *_fields(room), len(stale), *stale]

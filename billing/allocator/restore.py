@@ -201,7 +201,7 @@ class Restorer:
             bounded = {
                 cell: pools[cell].pool for cell in emptied if cell in pools and pools[cell].pool in calibrated
             }
-            roomy = self._with_room([cell for cell in cells if cell in pools], bounded)
+            roomy = self._with_room([cell for cell in cells if cell in pools], bounded, emptied)
             ready = self._numbered({cell: rates.get(pools[cell].pool, ()) for cell in roomy})
             levels = levels_of(connection, ready, now_ms)
         calls: list[Command] = []
@@ -213,12 +213,18 @@ class Restorer:
         _run_all(self._client, calls)
         return list(ready)
 
-    def _with_room(self, cells: Sequence[str], emptied: Mapping[str, str]) -> list[str]:
+    def _with_room(
+        self, cells: Sequence[str], emptied: Mapping[str, str], lost: Collection[str]
+    ) -> list[str]:
         """Of these cells, those whose ready instances all have their room in Redis, and those whose room was
-        not lost. `emptied`: the pools of the cells that have lost it.
+        not lost. `lost`: the cells that have lost it; `emptied`: of these, the measured pools.
         """
         ready = [each for each in read_registered(self._client) if each.status == InstanceStatus.READY]
-        machines = [(each.cell, each.instance) for each in ready if emptied.get(each.cell) == each.pool]
+        machines = [
+            (each.cell, each.instance)
+            for each in ready
+            if emptied.get(each.cell) == each.pool or (each.max_concurrency is not None and each.cell in lost)
+        ]
         there = _run_all(self._client, [room_of(*each) for each in machines])
         missing = {cell for (cell, _), room in zip(machines, there, strict=True) if room is None}
         return [cell for cell in cells if cell not in missing]

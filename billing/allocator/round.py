@@ -97,7 +97,10 @@ def allocate(
     """
     calibration = supply.calibration
     capacity_mu_s = calibration.capacity_mu_s if calibration else 0
-    ready_mu_s = capacity_mu_s * len(ready)
+    # Of a provider nothing is sold: it has the slots that its operator has declared.
+    declared = [each for each in ready if each.max_concurrency is not None]
+    measured = [each for each in ready if each.max_concurrency is None]
+    ready_mu_s = capacity_mu_s * len(measured)
     signed = {rate.tenant: rate for rate in supply.signed}
     rates = {rate.tenant: rate for rate in supply.rates if rate.tenant in signed}
     ended = _ended(client, cell, rates, supply.ended)
@@ -116,7 +119,10 @@ def allocate(
     holders = [
         ContractUse(rate.mu_s, books.recent_mu_s.get(rate.contract_id, 0.0)) for rate in rates.values()
     ]
-    health, divided, lending = _divide(state, ready, calibration, holders)
+    health, divided, lending = _divide(state, measured, calibration, holders)
+    divided += [
+        shares.declared(each.instance, each.max_concurrency or 0, _flight(state, each)) for each in declared
+    ]
     numbers = {tenant: _in_force(rate) for tenant, rate in rates.items()}
     numbers |= {tenant: _over(ended[tenant]) for tenant in charged}
     memory = Memory(now_ms, state.work_mu, health, books.recent_mu_s, lending)
@@ -139,13 +145,17 @@ def allocate(
         preempt_repeats = cell_state.grant(client, cell.cell)
     except redis.RedisError as exc:
         failure = exc  # the evidence is recorded: the caller counts it nevertheless
-    in_flight = {each.instance: state.in_flight.get(each.instance, InFlight()) for each in ready}
+    in_flight = {each.instance: _flight(state, each) for each in ready}
     return Round(
         cell=cell, now_ms=now_ms, calibration=calibration, shares=tuple(divided), in_flight=in_flight,
         on_demand_waits=state.on_demand_waits, flex_waits=state.flex_waits, contracts=tuple(books.came),
         cut_mu=cut_mu, preempt_repeats=preempt_repeats, failure=failure,
         is_still=_is_still(supply, state, memory),
     )  # fmt: skip
+
+
+def _flight(state: CellState, each: InstanceEntry) -> InFlight:
+    return state.in_flight.get(each.instance, InFlight())
 
 
 def _is_still(supply: PoolSupply, state: CellState, memory: Memory) -> bool:

@@ -89,6 +89,7 @@ class Share:
     most `on_demand` and `flex` for each.
 
     `preempt`: flex sequences to preempt, for reserved requests or for on-demand requests that wait.
+    `measured`: by a calibration, which also says how fast the instance reads prompts.
     """
 
     instance: str
@@ -98,6 +99,24 @@ class Share:
     on_demand: int
     flex: int
     preempt: int
+    measured: bool = True
+
+
+def declared(instance: str, sequences: int, in_flight: InFlight) -> Share:
+    """The share of an instance whose slots its operator has declared: a provider. Nothing of it is sold or
+    lent, so all classes have the same slots, and nobody is preempted.
+    """
+    room = max(0, sequences - in_flight.reserved)
+    return Share(
+        instance=instance,
+        sequences=sequences,
+        held=sequences - room,
+        room=room,
+        on_demand=room,
+        flex=room,
+        preempt=0,
+        measured=False,
+    )
 
 
 def corrected(before: Health | None, calibrated: int, load: EngineLoad) -> Health:

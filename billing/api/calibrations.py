@@ -119,7 +119,7 @@ def record(body: NewCalibration, control: Control, response: Response) -> dict[s
     there = [
         entry
         for entry in read_registered(control.redis)
-        if entry.pool == body.pool and entry.status != "down"
+        if entry.pool == body.pool and entry.status != "down" and not entry.is_provider
     ]
     with control.changing(response) as connection:
         return _shown(calibrations.record(connection, measured, registered=len(there), reweigh=body.reweigh))

@@ -28,9 +28,9 @@ def read_registered_now(
 
 def machines_of(declared: int, there: Collection[InstanceEntry], *, measured: bool) -> int:
     """How many machines a pool has: as declared or, as long as nothing was declared or measured, as
-    registered.
+    registered. A provider is no machine.
     """
-    return declared if declared or measured else len(there)
+    return declared if declared or measured else sum(1 for entry in there if not entry.is_provider)
 
 
 def read_known(client: redis.Redis) -> list[InstanceEntry]:

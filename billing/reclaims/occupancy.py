@@ -85,7 +85,7 @@ def read_occupied(client: redis.Redis, pool: str, away: Collection[str]) -> list
     themselves. Raises redis.RedisError.
     """
     there = [entry for entry in read_registered(client) if entry.pool == pool and entry.status != "draining"]
-    there = [entry for entry in there if entry.instance not in away]
+    there = [entry for entry in there if entry.instance not in away and not entry.is_provider]
     open_on: defaultdict[str, list[RunningRequest]] = defaultdict(list)
     for request in _read_open(client, {entry.cell for entry in there}):
         open_on[request.instance].append(request)
@@ -116,7 +116,9 @@ def read_cells_ready(client: redis.Redis, pool: str) -> frozenset[str]:
     Raises redis.RedisError.
     """
     return frozenset(
-        entry.cell for entry in read_registered(client) if entry.pool == pool and entry.status == "ready"
+        entry.cell
+        for entry in read_registered(client)
+        if entry.pool == pool and entry.status == "ready" and not entry.is_provider
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from billing.wire.engine_kinds import PROVIDERS
 from billing.wire.routes import generates
 from deploy.cli.connection import AdminApiError, call, call_list
 from deploy.cli.engine_access import find_hardware, find_key
@@ -138,7 +139,8 @@ def _choose(pool: str, instance_id: str | None) -> dict[str, Any]:
 
 
 def _members(pool: str, instance_id: str | None) -> list[dict[str, Any]]:
-    members: list[dict[str, Any]] = call_list("instances", query={"pool": pool})["data"]
+    found: list[dict[str, Any]] = call_list("instances", query={"pool": pool})["data"]
+    members = [row for row in found if row["engine"] not in PROVIDERS]  # what a provider can do is not ours
     if instance_id is not None:
         members = [row for row in members if row["instance"] == instance_id]
     if not members:

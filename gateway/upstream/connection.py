@@ -51,7 +51,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_buffer", "_buffered_bytes", "_complete", "_enough", "_error", "_head_bytes", "_head_done", "_loop",
         "_parser", "_paused", "_raised", "_take", "_transport", "_waiter", "content_encoding", "content_type",
-        "idle_since", "reusable", "status",
+        "idle_since", "retry_after", "reusable", "status",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -78,6 +78,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.status = 0
         self.content_type = b""
         self.content_encoding = b""
+        self.retry_after = b""
 
     # asyncio.Protocol
 
@@ -120,6 +121,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.content_type = value
         elif lowered == b"content-encoding":
             self.content_encoding = value
+        elif lowered == b"retry-after":
+            self.retry_after = value
 
     def on_headers_complete(self) -> None:
         if self._complete:  # a second answer to one request: neither it nor the connection can be trusted

@@ -7,7 +7,7 @@ It knows addresses and failures, no tokens and no callers.
 import asyncio
 import contextlib
 import logging
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 from billing.wire.certificates import checked_by
@@ -15,6 +15,7 @@ from billing.wire.engine_kinds import key_headers
 from billing.wire.instance_entry import InstanceEntry
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.attempt import Attempt
+from gateway.upstream.breaker import Breakers
 from gateway.upstream.connection import UpstreamError, UpstreamFailure, UpstreamPool
 from gateway.upstream.engine_adapter import EngineCall
 from gateway.upstream.progress import Progress
@@ -31,13 +32,18 @@ ABORT_REPEAT_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0)
 class Engines:
     """Pools by instance. If an instance's address or key changes it gets a new pool."""
 
-    def __init__(self, connect_timeout_s: float, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        connect_timeout_s: float,
+        ca_file: Path | None = None,
+        on_breaker: Callable[[str, bool], None] = lambda _instance, _open: None,
+    ) -> None:
         self._connect_timeout_s = connect_timeout_s
         # Read now if the operator has named some, so that a bad file stops the start.
         self._trusted = checked_by(ca_file=ca_file) if ca_file is not None else None
         self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
         self.open_here: dict[str, int] = {}
-        self.failed_at: dict[str, float] = {}
+        self.breakers = Breakers(on_breaker)
         self.progress = Progress()
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -60,10 +66,6 @@ class Engines:
     def closed(self, instance: InstanceEntry) -> None:
         """Count a request that has ended there."""
         self.open_here[instance.instance] -= 1
-
-    def failed(self, instance: InstanceEntry) -> None:
-        """Note that the instance failed a request, to avoid it for a moment."""
-        self.failed_at[instance.instance] = time.monotonic()
 
     def abort(self, attempt: Attempt) -> None:
         """Make the engine stop a request: by id if it can (its answer then ends with the exact usage), else

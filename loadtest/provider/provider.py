@@ -34,7 +34,7 @@ from loadtest.provider.options import ProviderOptions
 ORGANIZATION: Final = "org-of-the-operator"
 _TOLD: Final = (
     b"openai-organization: %b\r\nanthropic-organization-id: %b\r\nx-request-id: req_of_the_provider\r\n"
-    b"request-id: req_of_the_provider\r\nx-ratelimit-remaining-requests: 9998\r\n"
+    b"request-id: req_of_the_provider\r\nx-ratelimit-remaining-requests: 88776655443\r\n"
     b"openai-processing-ms: 12\r\nset-cookie: __cf_bm=of-the-provider\r\n"
 ) % (ORGANIZATION.encode(), ORGANIZATION.encode())
 # What each route knows, as the providers' own SDKs have it.

@@ -77,9 +77,8 @@ def test_fault_25_none_left_is_503_with_a_time_to_come_back(
     bad = make_engine()
     bad.kill()
     key = only(catalogue, bad)
-    gateway = start_gateway()
-    for route, stream in EVERY_WAY:
-        check_none_left(catalogue, ask(gateway, key, route, stream), bad)
+    for route, stream in EVERY_WAY:  # each with a gateway that has not seen it fail yet
+        check_none_left(catalogue, ask(start_gateway(), key, route, stream), bad)
 
 
 def test_fault_25_no_instance_at_all_says_when_to_come_back(
@@ -289,9 +288,8 @@ def test_fault_31_three_failing_engines_are_asked_once_each_and_no_fourth(
         one.faults("status", status, count=None)
         catalogue.instance(one.url, one.key, name=f"i{at}")
     key = catalogue.key(catalogue.tenant("ten_a"))
-    gateway = start_gateway()
     for asked, (route, stream) in enumerate(EVERY_WAY, 1):
-        outcome = ask(gateway, key, route, stream)
+        outcome = ask(start_gateway(), key, route, stream)  # one that has not seen them fail yet
         assert (outcome.status, outcome.error_code()) == (told, code)
         assert ("retry-after-ms" in outcome.headers) is (told == 503)
         assert_nothing_leaks(outcome, *engines)

@@ -143,6 +143,7 @@ def test_fault_29_garbage_is_502_within_bounded_memory(
             event = the_event(catalogue, outcome)
             assert event.ending is Ending.PROTOCOL_ERROR
             assert event.units_mu == event.produced.output == 0
+            assert ask(gateway, key, "chat").status == 200  # else its breaker would open
     assert resident_bytes(gateway) - before < 16 * 1024 * 1024
     assert ask(gateway, key, "chat", True).done
     conserved()

@@ -26,7 +26,7 @@ EVERY_WAY = [
     for route in routes
     for stream in (False, True)
 ]
-INSIDE = (ORGANIZATION, FINGERPRINT, SNAPSHOT, "big-1", "provider", PROVIDER_KEY, "__cf_bm", "9998")
+INSIDE = (ORGANIZATION, FINGERPRINT, SNAPSHOT, "big-1", "provider", PROVIDER_KEY, "__cf_bm", "88776655443")
 ROUTES = ["chat", "completions", "responses", "messages", "embeddings"]
 
 Serve = Callable[..., tuple[SimProvider, GatewayProcess, str]]

@@ -51,12 +51,13 @@ class Ground:
         waiting: int = 0,
         kv_usage: float = 0.0,
         pool: str = POOL,
+        **fields: Any,
     ) -> None:
         entry = {
             "instance": instance, "model": POOL, "pool": pool, "cell": CELL, "url": "http://127.0.0.1:1",
             "key": None, "epoch": "e", "status": status, "lease_until_ms": 0, "abort": True, "priority": True,
             "load": {"running": 0, "waiting": waiting, "kv_usage": kv_usage},
-        }  # fmt: skip
+        } | fields  # fmt: skip
         self.text.hset(redis_keys.INSTANCES, instance, json.dumps(entry))
 
     def allocator(self, owner: str = "a", **options: Any) -> Allocator:
