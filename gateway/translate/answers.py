@@ -10,7 +10,6 @@ from typing import Any, Final
 from msgspec import MsgspecError, Raw
 from msgspec.json import Decoder, decode, encode
 
-from gateway.errors import EngineRefused
 from gateway.stream.meter import ProtocolViolation
 from gateway.translate.provider_shapes import Call, Choice, Completion, Ending, Message, read
 
@@ -56,30 +55,33 @@ def chat_answer(answer: bytes, *, answer_id: str, model: str, created: int) -> b
 
 
 def message_answer(answer: bytes, *, answer_id: str, model: str) -> bytes:
-    """A provider's chat completion as a message. Raises ProtocolViolation, and EngineRefused if the arguments
-    of a tool are no JSON object.
+    """A provider's chat completion as a message. Raises ProtocolViolation, also for a call whose arguments
+    are no JSON object. If the answer was cut they may be incomplete; then the input is empty.
     """
     given = read(_COMPLETION, answer)
     if not given.choices:
         raise ProtocolViolation("chat completion without a choice")
-    said = given.choices[0].message
+    choice = given.choices[0]
+    said = choice.message
     content: list[dict[str, Any]] = []
     if thinking := said.reasoning_content or said.reasoning:
         content.append({"type": "thinking", "thinking": thinking, "signature": ""})
     if text := (said.content or "") + (said.refusal or ""):
         content.append({"type": "text", "text": text})
-    content += map(_tool_use, said.tool_calls or ())
+    content += [_tool_use(call, cut=choice.finish_reason == "length") for call in said.tool_calls or ()]
     written: dict[str, Any] = {"id": answer_id, "type": "message", "role": "assistant", "model": model}
     written["content"] = content
-    written |= stop(given.choices[0], called=bool(said.tool_calls), refused=bool(said.refusal))
+    written |= stop(choice, called=bool(said.tool_calls), refused=bool(said.refusal))
     written["usage"] = message_usage(given.usage)
     return encode(written)
 
 
-def _tool_use(call: Call) -> dict[str, Any]:
+def _tool_use(call: Call, *, cut: bool) -> dict[str, Any]:
     arguments = (call.function.arguments or "").strip() or "{}"
     if not is_object(arguments):
-        raise EngineRefused("The model's tool call was not a JSON object.", "tools", "invalid_tool_call")
+        if not (cut and arguments.startswith("{")):
+            raise ProtocolViolation("arguments of a call that are no object")
+        arguments = "{}"
     return tool_use(call) | {"input": Raw(arguments.encode())}
 
 

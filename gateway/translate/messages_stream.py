@@ -122,6 +122,8 @@ class MessagesStream:
         key = self._open
         if key >= 0:
             piece = piece if self._arguments else piece.lstrip()
+            if piece and not self._arguments and piece[0] != "{":
+                raise ProtocolViolation("arguments of a call that are no object")
             if piece:
                 self._hold(piece)
                 self._arguments.append(piece)
