@@ -63,6 +63,14 @@ class EngineClient:
         """Whether it tells what each request has produced. Raises EngineUnanswering."""
         return (await self._get(REQUEST_COUNTS_PATH)).status_code == 200
 
+    async def version(self) -> str:
+        """The engine's own; empty if it does not tell. Raises EngineUnanswering."""
+        response = await self._get("/version")
+        try:
+            return str(response.json()["version"]) if response.status_code == 200 else ""
+        except (ValueError, KeyError, TypeError):
+            return ""
+
     async def probe(self, model: ServedModel) -> CounterPair:
         """Have the model produce one token (or one embedding); returns its cost. Raises EngineUnanswering if
         nothing comes out.

@@ -186,6 +186,7 @@ def plan_worker(
         url=f"http://{in_url(settings.worker_host)}:{port}",
         key=key,
         command=command,
+        model_path=model_path,
         log_path=log_path,
         times=times,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from billing.wire import redis_clock, redis_keys
+from billing.wire.evidence import RunningEngine
 from billing.wire.instance_entry import InstanceEntry
 
 if TYPE_CHECKING:
@@ -42,3 +43,13 @@ async def find(redis: "Redis", instance: str) -> InstanceEntry | None:
 async def remove(redis: "Redis", instance: str) -> None:
     """Remove the entry. Raises redis.RedisError."""
     await redis.hdel(redis_keys.INSTANCES, instance)
+
+
+async def publish_engine(redis: "Redis", instance: str, engine: RunningEngine) -> None:
+    """Say what runs there now, for evidence. Raises redis.RedisError."""
+    await redis.hset(redis_keys.EVIDENCE, instance, engine.to_json())
+
+
+async def remove_engine(redis: "Redis", instance: str) -> None:
+    """Nothing runs there any more. Raises redis.RedisError."""
+    await redis.hdel(redis_keys.EVIDENCE, instance)

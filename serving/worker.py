@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from billing.wire import redis_clock
 from billing.wire.engine_kinds import VLLM
+from billing.wire.evidence import RunningEngine
 from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
 from serving.backoff import Backoff
@@ -29,11 +32,14 @@ from serving.engine_watch import WatchLimits, until_idle, watch
 from serving.metrics import WorkerMetrics
 from serving.reclaim_watch import ReclaimWatch
 from serving.registration import RENEW_S, Registration
-from serving.registry import FINAL_LEASE_MS, LEASE_MS
+from serving.registry import FINAL_LEASE_MS, LEASE_MS, publish_engine, remove_engine
+from serving.running_engine import Weights, read_processes
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
 EARLIER_EPOCHS_MOST: Final = 8
+# How old what is said of a running engine may become.
+EVIDENCE_S: Final = 10.0
 # vLLM needs a moment after its own --shutdown-timeout to end its children.
 _STOP_SLACK_S: Final = 10.0
 
@@ -59,6 +65,7 @@ class WorkerPlan:
     url: str
     key: str = field(repr=False)
     command: EngineCommand
+    model_path: Path
     log_path: Path
     times: WorkerTimes
 
@@ -80,6 +87,8 @@ class Worker:
         self._stop_asked = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._last: EngineReading | None = None
+        self._redis = redis
+        self._weights = Weights(plan.model_path)
         entry = InstanceEntry(
             instance=plan.instance,
             model=plan.model.name,
@@ -217,7 +226,11 @@ class Worker:
                 ready = time.monotonic()
                 self._metrics.engine_start_duration.set(ready - started)
                 await self._show_ready(baseline, ready - started, counts=await self._counts_requests(client))
-                why = await self._serve(engine, client)
+                attesting = asyncio.create_task(self._attest(engine, client))
+                try:
+                    why = await self._serve(engine, client)
+                finally:
+                    await end_tasks(attesting)
                 if why is None:
                     await self._drain(client)
                     grace_s = (
@@ -248,6 +261,34 @@ class Worker:
             return watching.result() if watching.done() else None
         finally:
             await end_tasks(watching, stopping, due)
+
+    async def _attest(self, engine: EngineProcess, client: EngineClient) -> None:
+        """Say again and again what runs here, for evidence, until cancelled. Nothing else depends on it."""
+        assert engine.group is not None
+        started_ms = version = None
+        while True:
+            try:
+                if started_ms is None:
+                    started_ms = redis_clock.milliseconds(await self._redis.time())
+                    version = await client.version()
+                weights = await asyncio.to_thread(self._weights.digests)
+                facts = await asyncio.to_thread(read_processes, engine.group)
+                running = RunningEngine(
+                    epoch=self._registration.entry.epoch,
+                    engine=VLLM,
+                    engine_version=version or "",
+                    command=facts.command,
+                    os_user=facts.os_user,
+                    listening=facts.listening,
+                    requests_logged=facts.requests_logged,
+                    weights=weights,
+                    started_ms=started_ms,
+                    read_ms=redis_clock.milliseconds(await self._redis.time()),
+                )
+                await publish_engine(self._redis, self._plan.instance, running)
+            except (RedisError, EngineUnanswering, OSError) as exc:
+                self._note(f"no evidence of the engine for now: {type(exc).__name__}")
+            await asyncio.sleep(EVIDENCE_S)
 
     async def _drain(self, client: EngineClient) -> None:
         """Take no new requests, let the running ones end, and leave the last counters for the audit."""
@@ -322,6 +363,8 @@ class Worker:
         """Deregister, unless the last counters are still to be read: then stay as `down` until the lease
         lapses.
         """
+        with contextlib.suppress(RedisError, OSError):
+            await remove_engine(self._redis, self._plan.instance)
         entry = self._registration.entry
         if entry.final is None and not entry.earlier:
             await self._registration.deregister()

@@ -18,6 +18,7 @@ from billing.api import (
     docs,
     document,
     errors,
+    evidence,
     health,
     instances,
     keys,
@@ -48,6 +49,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
     instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
     contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
+    evidence.router,
 )  # fmt: skip
 
 
@@ -97,7 +99,13 @@ def build_app(
             Middleware(Idempotency, engine=engine),
         ],
     )
-    app.state.control = ControlPlane(engine, redis, projector or Projector(engine, redis), http)
+    app.state.control = ControlPlane(
+        engine=engine,
+        redis=redis,
+        projector=projector or Projector(engine, redis),
+        http=http,
+        evidence_key_file=settings.evidence_key_file,
+    )
     app.state.auditor = auditor or Auditor(engine, redis, poller)  # type: ignore[arg-type]
     errors.install(app)
     for router in ROUTERS:

@@ -5,6 +5,7 @@ commit.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Final
 
 import httpx
@@ -21,7 +22,7 @@ EFFECT_HEADER: Final = "x-taas-effect"
 CLAIM: Final = "claim"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlPlane:
     """One per app; many threads use it."""
 
@@ -29,6 +30,7 @@ class ControlPlane:
     redis: redis.Redis
     projector: Projector
     http: httpx.Client
+    evidence_key_file: Path | None = None
     # The request, if it has an `Idempotency-Key`.
     claim: IdempotencyClaim | None = None
 

@@ -80,6 +80,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "GET /admin/v1/audit": Right.ADMIN,
     "GET /admin/v1/capacity": Right.SERVICE,
     "GET /admin/v1/scrape-targets": Right.SERVICE,
+    "GET /admin/v1/instances/{instance:path}/evidence": Right.ADMIN,
+    "GET /admin/v1/evidence-key": Right.ADMIN,
     "GET /admin/v1/requests/{request_id}": Right.SERVICE,
     "POST /admin/v1/requests/{request_id}/stop": Right.ADMIN,
 }

@@ -29,6 +29,7 @@ def forget_lapsed(client: redis.Redis) -> int:
     lapsed = {name: raw for name, raw in entries.items() if 0 < (lease_of(raw) or 0) < now_ms - _KEPT_MS}
     if not lapsed:
         return 0
+    client.hdel(redis_keys.EVIDENCE, *lapsed)
     forget = client.register_script(_script())
     return sum(int(forget(keys=[redis_keys.INSTANCES], args=[name, raw])) for name, raw in lapsed.items())
 

@@ -11,6 +11,8 @@ MODELS: Final = "taas:models"
 CHANGES: Final = "taas:changes"
 CHANGES_MAXLEN: Final = 10_000
 INSTANCES: Final = "taas:instances"
+# What workers say of their running engines, for evidence (a hash, by instance).
+EVIDENCE: Final = "taas:evidence"
 # Instances that a reclaim has: they get no new requests, and open ones end.
 DRAINED: Final = "taas:drained"
 SECRETS: Final = "taas:secrets"

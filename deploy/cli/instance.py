@@ -20,7 +20,7 @@ _COLUMNS: Columns = {
 
 @click.group()
 def instance() -> None:
-    """Instances: add, list, remove. `taas worker` starts and adds its own."""
+    """Instances: add, list, remove, evidence. `taas worker` starts and adds its own."""
 
 
 @instance.command()
@@ -100,6 +100,18 @@ def list_all(limit: int | None, as_json: bool) -> None:
     """List the registered instances, including those of workers."""
     empty = "no instances; start one with `taas worker MODEL`, or add one with `taas instance add`"
     show(call_list("instances", limit=limit), as_json, _COLUMNS, empty=empty)
+
+
+@instance.command()
+@click.argument("instance_id")
+@json_option
+def evidence(instance_id: str, as_json: bool) -> None:
+    """Print signed evidence of INSTANCE_ID: the SHA-256 of its weights, vLLM's version and full command, its
+    OS user, where it listens, who may call it, whether requests are logged, since when. `taas evidence
+    verify` checks it. It is JSON in any case.
+    """
+    del as_json
+    print_json(call("GET", "instances", instance_id, "evidence"))
 
 
 @instance.command()

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "limit": ("deploy.cli.limit", "limit"),
     "model": ("deploy.cli.model", "model"),
     "instance": ("deploy.cli.instance", "instance"),
+    "evidence": ("deploy.cli.evidence", "evidence"),
     "pool": ("deploy.cli.pool", "pool"),
     "contract": ("deploy.cli.contract", "contract"),
     "calibrate": ("deploy.cli.calibrate", "calibrate"),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from billing.wire import evidence
 from deploy.local.settings import LocalSettings
 
 
@@ -65,6 +66,18 @@ def write_services_env(settings: LocalSettings, keys: Credentials, redis_url: st
 def write_service_key(settings: LocalSettings, keys: Credentials) -> None:
     """`service.key`: the key alone, as Prometheus reads it from a file."""
     write_private(settings.folder / "service.key", keys.service_key)
+
+
+def evidence_key(settings: LocalSettings) -> Path:
+    """The file of the key that signs evidence, made once; beside it `evidence.pub`, for everybody."""
+    path = settings.folder / "evidence.key"
+    if not path.exists():
+        pem = evidence.make_key()
+        (settings.folder / "evidence.pub").write_text(
+            evidence.public_pem(evidence.read_private_key(pem)), encoding="utf-8"
+        )
+        write_private(path, pem)
+    return path
 
 
 def write_private(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import httpx
 from billing.wire.certificates import checked_by
 from billing.wire.routes import TEXT_ROUTES, generates
 from deploy.local.admin_api import AdminApi
-from deploy.local.credentials import Credentials
+from deploy.local.credentials import Credentials, evidence_key
 from deploy.local.ports import require_free
 from deploy.local.processes import Processes, Running
 from deploy.local.progress import Step, StepFailed, last_words
@@ -64,6 +64,7 @@ class Services:
             TAAS_DATABASE_URL=stores.database_url,
             TAAS_ADMIN_KEY=keys.admin_key,
             TAAS_SERVICE_KEY=keys.service_key,
+            TAAS_EVIDENCE_KEY_FILE=str(evidence_key(settings)),
         )
         running = self._start(BILLING, [sys.executable, "-m", "billing"], environment, step)
         self._processes.wait_until(

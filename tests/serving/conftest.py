@@ -139,6 +139,7 @@ class Workers:
             url=f"http://127.0.0.1:{port}",
             key="engine-key",
             command=EngineCommand((sys.executable, str(FAKE_ENGINE), "--port", str(port), *engine_args), env),
+            model_path=self.folder / "model",
             log_path=self.folder / "logs" / "engine-m-test.log",
             times=times or fast_times(),
         )

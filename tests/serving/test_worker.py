@@ -1,6 +1,7 @@
 """Promises of a worker about its engine and its place in the registry."""
 
 import asyncio
+import hashlib
 import time
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from billing.wire import redis_keys
 from billing.wire.engine_kinds import VLLM
+from billing.wire.evidence import RunningEngine
 from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.routes import POOLING_ROUTES
@@ -68,6 +70,24 @@ async def test_an_engine_that_pools_is_registered_for_its_routes_in_a_pool_of_it
     entry = await worker.entry_with(STARTING)
     assert entry.routes == set(POOLING_ROUTES)
     assert (entry.model, entry.pool, entry.cell, entry.abort) == ("m", "pool-m/pooling", "cell-m", False)
+
+
+async def test_what_runs_is_said_for_evidence_while_it_runs(workers: Workers, redis: Redis) -> None:
+    (workers.folder / "model").mkdir()
+    (workers.folder / "model" / "weights").write_bytes(b"w")
+    worker = workers.make()
+    worker.start()
+    ready = await worker.entry_with(READY)
+    raw = await eventually(lambda: redis.hget(redis_keys.EVIDENCE, "m-test"))
+    said = RunningEngine.from_json(raw)
+    assert (said.epoch, said.engine) == (ready.epoch, VLLM)
+    assert said.command == worker.plan.command.argv
+    assert worker.plan.url.removeprefix("http://") in said.listening
+    assert said.weights == {"weights": hashlib.sha256(b"w").hexdigest()}
+    assert said.requests_logged  # the stand-in promises nothing
+    worker.subject.request_stop()
+    await worker.stopped()
+    assert await redis.hget(redis_keys.EVIDENCE, "m-test") is None
 
 
 async def test_load_is_published_and_the_lease_renewed(workers: Workers, redis: Redis) -> None:
