@@ -131,4 +131,7 @@ def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str])
     }
     if not options.gpu:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)
+        # --enforce-eager spares some functions. The first request for log probabilities would have one of
+        # them compiled, and every stream would stand still for a quarter of a minute.
+        env.setdefault("TORCHDYNAMO_DISABLE", "1")
     return env

@@ -94,9 +94,12 @@ def test_cpu_and_gpu_get_their_own_flags() -> None:
     gpu = build_command(MODEL, replace(OPTIONS, gpu=True), KEY, {})
     assert "--enforce-eager" in cpu.argv
     assert cpu.env["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert cpu.env["TORCHDYNAMO_DISABLE"] == "1", "else a request for log probabilities stops all streams"
+    theirs = {"TORCHDYNAMO_DISABLE": "0"}
+    assert build_command(MODEL, OPTIONS, KEY, theirs).env["TORCHDYNAMO_DISABLE"] == "0"
     assert "--enforce-eager" not in gpu.argv
     assert _value(gpu.argv, "--gpu-memory-utilization") == "0.8"
-    assert "VLLM_CPU_KVCACHE_SPACE" not in gpu.env
+    assert not {"VLLM_CPU_KVCACHE_SPACE", "TORCHDYNAMO_DISABLE"} & gpu.env.keys()
 
 
 def test_engine_arguments_are_passed_on_as_they_are() -> None:
