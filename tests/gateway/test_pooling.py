@@ -60,6 +60,31 @@ def test_each_route_of_a_model_goes_to_the_engine_that_serves_it(
     assert len(engine.requests()) == 4
 
 
+def test_several_engines_that_pool_share_the_requests_and_stand_in_for_each_other(
+    pooling: SimEngine, make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    other = make_engine("--pooling")
+    catalogue.instance(
+        other.url, other.key, name="pools-too", routes=sorted(POOLING_ROUTES), counts=True, abort=False
+    )
+    key = catalogue.key(catalogue.tenant("ten_a"))
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": [[1, 2, 3], [4]]}),
+        ("/v1/rerank", {"query": "the sea", "documents": ["salt", "a stone"]}),
+        ("/v1/score", {"text_1": "the sea", "text_2": "salt"}),
+    ]
+    with start_gateway().client(key) as caller:
+        for _ in range(4):
+            for path, body in bodies:
+                answer = caller.post(path, json={"model": MODEL, **body})
+                assert answer.status_code == 200, answer.text
+        assert pooling.requests()
+        assert other.requests()
+        pooling.kill()
+        for path, body in bodies:
+            assert caller.post(path, json={"model": MODEL, **body}).status_code == 200
+
+
 @pytest.mark.parametrize("left", ["generates", "pools"])
 def test_a_route_that_no_engine_serves_is_503_and_the_others_are_served(
     left: str, engine: SimEngine, pooling: SimEngine, catalogue: Catalogue, start_gateway: StartGateway
