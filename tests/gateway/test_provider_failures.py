@@ -54,7 +54,7 @@ def site(
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_limit_of_the_provider_sends_requests_elsewhere_until_it_is_over(
+def test_fault_32_a_limit_of_the_provider_sends_requests_elsewhere_until_it_is_over(
     site, catalogue: Catalogue, dialect: str, route: str, stream: bool
 ) -> None:
     here = site(dialect, second=True)
@@ -68,7 +68,7 @@ def test_a_limit_of_the_provider_sends_requests_elsewhere_until_it_is_over(
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
 @pytest.mark.parametrize("status", ["429", "503", "529"])
-def test_where_there_is_no_other_the_caller_is_told_when_to_come_back(
+def test_fault_32_where_there_is_no_other_the_caller_is_told_when_to_come_back(
     site, catalogue: Catalogue, dialect: str, route: str, status: str
 ) -> None:
     here = site(dialect)
@@ -94,7 +94,7 @@ def test_after_that_time_it_is_asked_again(site) -> None:
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
 @pytest.mark.parametrize("status", [401, 402, 403])
-def test_a_refused_key_is_the_operators_matter(
+def test_fault_32_a_refused_key_is_the_operators_matter(
     site, catalogue: Catalogue, dialect: str, route: str, status: int
 ) -> None:
     here = site(dialect)
@@ -136,7 +136,7 @@ def test_a_failing_one_is_left_alone_and_then_probed_by_one_request(site, fault:
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
 @pytest.mark.parametrize("hang", ["silent", "headers"])
-def test_one_that_hangs_is_given_up_for_another(
+def test_fault_32_one_that_hangs_is_given_up_for_another(
     site, catalogue: Catalogue, dialect: str, route: str, hang: str
 ) -> None:
     here = site(dialect, second=True, TAAS_FIRST_TOKEN_DEADLINE_S="1")
@@ -149,7 +149,7 @@ def test_one_that_hangs_is_given_up_for_another(
 
 
 @pytest.mark.parametrize(("dialect", "route"), DIALECTS)
-def test_a_stream_that_is_cut_off_ends_with_an_error_and_without_a_bill(
+def test_fault_32_a_stream_that_is_cut_off_ends_with_an_error_and_without_a_bill(
     site, catalogue: Catalogue, dialect: str, route: str
 ) -> None:
     here = site(dialect)

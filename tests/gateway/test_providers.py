@@ -243,7 +243,7 @@ def test_a_caller_that_leaves_is_flagged_and_never_billed_as_exact(
 @pytest.mark.parametrize("lie", ["missing", "negative", "huge", "cached_gt_prompt", "huge_prompt"])
 @pytest.mark.parametrize(("dialect", "route"), [("openai", "chat"), ("anthropic", "messages")])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_wrong_figure_is_flagged_and_kept_off_the_bill(
+def test_fault_32_a_wrong_figure_is_flagged_and_kept_off_the_bill(
     serve: Serve, catalogue: Catalogue, dialect: str, route: str, stream: bool, lie: str
 ) -> None:
     if (dialect, lie) == ("anthropic", "cached_gt_prompt"):
@@ -258,7 +258,7 @@ def test_a_wrong_figure_is_flagged_and_kept_off_the_bill(
     assert event.usage_source != "engine" or lie != "missing"
 
 
-def test_a_certificate_of_a_stranger_is_no_provider(
+def test_fault_32_a_certificate_of_a_stranger_is_no_provider(
     make_provider: ProviderMaker,
     catalogue: Catalogue,
     start_gateway: StartGateway,

@@ -14,6 +14,7 @@ from billing.schema.catalogue import model
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
 from tests.billing.allocator.cells import Ground, only
+from tests.billing.cell.requests import CELL
 from tests.billing.contracts.selling import POOL, T0
 
 PROVIDER = {"engine": "openai", "max_concurrency": 2}
@@ -81,6 +82,19 @@ def test_a_removed_one_leaves_no_slots_behind(alone: Ground) -> None:
     alone.register("p-2", pool=UNMEASURED, **PROVIDER)
     alone.allocator().allocate_once(T0 + 1000)
     assert {name for name in alone.room() if ":" in name and name.endswith("p-1")} == set()
+
+
+def test_fault_35_nobody_is_admitted_before_it_has_its_slots_again(alone: Ground) -> None:
+    alone.text.flushall()
+    alone.allocator().allocate_once(T0)
+    alone.register("p-1", pool=UNMEASURED, **PROVIDER)
+    alone.text.sadd(redis_keys.CELLS, CELL)
+    restorer = alone.restorer()
+    restorer.restore_once(T0)
+    assert not alone.text.exists(redis_keys.intact(CELL))
+    alone.allocator().allocate_once(T0 + 1000)
+    restorer.restore_once(T0 + 1000)
+    assert alone.text.exists(redis_keys.intact(CELL))
 
 
 def test_the_entry_says_its_slots() -> None:

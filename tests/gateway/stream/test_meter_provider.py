@@ -71,6 +71,14 @@ def test_several_samples_have_one_usage_together() -> None:
     assert (meter.produced(), meter.anomaly) == (Produced(7, 3, 2, 7), None)
 
 
+def test_usage_on_every_chunk_is_of_the_whole_request_and_of_no_sample() -> None:
+    meter = meter_of(Route.CHAT, n=2, max_tokens=2)
+    whole = USAGE | {"completion_tokens": 4}
+    choices = [{"index": at, "delta": {"content": "a"}, "finish_reason": "stop"} for at in (0, 1)]
+    meter.feed(b"".join(chunk(whole, choices=[choice]) for choice in choices) + DONE)
+    assert (meter.produced(), meter.anomaly) == (Produced(7, 3, 4, 7), None)
+
+
 def test_an_answer_has_one_id_of_ours_and_nothing_of_the_providers_machines() -> None:
     meter = meter_of(Route.CHAT)
     passed = datas(meter.feed(chunk(said="a", system_fingerprint="fp_1", obfuscation="x") + chunk(said="b")))

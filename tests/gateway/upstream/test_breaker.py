@@ -125,6 +125,13 @@ def test_what_was_sent_before_it_opened_says_nothing_of_now() -> None:
     assert usable(breakers, 20.0) == ["i1", "i2"]
 
 
+def test_failures_of_what_was_sent_before_do_not_prolong_the_pause() -> None:
+    breakers, _ = opened()
+    for _ in range(30):
+        breakers.failed(INSTANCE, 0.1)
+    assert usable(breakers, LATER) == ["i1", "i2"]
+
+
 def test_the_error_tells_when_the_first_of_them_may_be_tried() -> None:
     breakers = Breakers()
     assert breakers.error([INSTANCE, OTHER], 0.0) is None
