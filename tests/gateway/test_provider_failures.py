@@ -4,13 +4,14 @@ instance is left alone.
 
 import time
 
+import httpx
 import pytest
 
 from tests.fixtures import plain_http
 from tests.fixtures.gateway import MODEL, Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.fixtures.provider import PROVIDER_KEY, ProviderMaker, SimProvider
 from tests.fixtures.secure_stores import Certificates
-from tests.gateway.asking import ask, the_event
+from tests.gateway.asking import ask, body, the_event
 
 DIALECTS = [("openai", "chat"), ("anthropic", "messages")]
 BUSY = {"running": 50, "waiting": 0, "kv_usage": 0.5}
@@ -171,3 +172,23 @@ def test_a_stream_that_drips_is_read_to_its_end(site, catalogue: Catalogue, dial
     event = the_event(catalogue, answer)
     assert (event.usage_source, event.anomaly) == ("engine", None)
     assert event.model == MODEL
+
+
+def test_the_probe_need_only_begin_to_answer(site) -> None:
+    here = site("openai")
+    here.first.faults("status", "429:1")
+    assert ask(here.gateway, here.key, "chat").status == 503
+    here.first.faults("slow_drip", 1000)
+    with here.gateway.client(here.key) as client:
+        request = client.build_request("POST", "/v1/chat/completions", json=body("chat", True))
+        probe: list[httpx.Response] = []
+
+        def let_through() -> bool:
+            probe.append(client.send(request, stream=True))
+            return probe[-1].status_code == 200
+
+        wait_until(let_through, "the probe")
+        next(probe[-1].iter_raw())
+        assert ask(here.gateway, here.key, "chat").status == 200, "while the probe is still being answered"
+        for answer in probe:
+            answer.close()
