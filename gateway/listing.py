@@ -44,7 +44,15 @@ CAPACITY_FIELDS = (
     "shortfall",
     "missing",
 )
-OPERATORS_FIELDS = frozenset({"instance", "epoch", "gateway", "pool", "cell", "orphan"})
+# What a tenant may see of a receipt; its instance is shown as in `x-taas-instance`.
+RECEIPT_FIELDS = frozenset(
+    {
+        "request_id", "state", "kind", "tenant", "project", "key_id", "model", "route", "stream", "class",
+        "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
+        "usage_source", "anomaly", "produced", "delivered", "billed", "absorbed", "units_mu", "decision",
+        "http_status", "ignored", "parts", "pricing", "price", "amount", "currency",
+    }
+)  # fmt: skip
 
 
 def listing_router(
@@ -149,7 +157,7 @@ def _add_usage_routes(
 
 def tenants_view(receipt: dict[str, Any]) -> dict[str, Any]:
     """A receipt without the names of our machines and processes; the instance as in `x-taas-instance`."""
-    shown = {name: value for name, value in receipt.items() if name not in OPERATORS_FIELDS}
+    shown = {name: value for name, value in receipt.items() if name in RECEIPT_FIELDS}
     if isinstance(receipt.get("instance"), str):
         shown["instance"] = opaque_instance(receipt["instance"]).decode()
     return shown
