@@ -64,7 +64,7 @@ def test_a_piece_of_a_stream_is_translated_quickly() -> None:
         stream = ChatStream(answer_id="chatcmpl-1", model="m", created=1, include_usage=True)
         stream.feed(start)
         assert best_us(lambda stream=stream, piece=piece: stream.feed(piece), PIECES) < PIECE_US_MAX
-    first = {"index": 0, "id": "t", "function": {"name": "f", "arguments": ""}}
+    first = {"index": 0, "id": "t", "function": {"name": "f", "arguments": '{"a":"'}}
     for start, delta in (
         ({}, {"content": " word"}),
         ({"tool_calls": [first]}, {"tool_calls": [{"index": 0, "function": {"arguments": " word"}}]}),
