@@ -156,6 +156,7 @@ class Stages:
         router = Router(
             index_bytes=settings.prefix_index_bytes,
             open_here=engines.open_here,
+            troubled=engines.breakers.troubled,
             avoided=lambda instance: engines.breakers.avoided(instance, time.monotonic()),
             first_turn=crc32(self.gateway_id.encode()),
         )

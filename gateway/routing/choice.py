@@ -97,7 +97,7 @@ class Choice:
         self._prompt = prompt
         rates = Rates.of(self._model.weights, router.rate(self._model))
         candidates = self._candidates(ready, prompt, rates.prefill)
-        self._cached = {each.entry.instance: each.cached for each in candidates}
+        self._cached = {each.entry.instance: each.cached for each in candidates if each.cached}
         self._ranking = rank(candidates, self._parsed.input_tokens_estimate, rates, prompt.turn)
         self._mean(self._ranking.entries[0].instance)
         return self._ranking.entries
@@ -111,7 +111,7 @@ class Choice:
         if ranking is None or ranking.why not in (Why.PREFIX, Why.SESSION):
             return None
         instance = ranking.entries[0].instance
-        return instance, int(self._cached[instance])
+        return instance, int(self._cached.get(instance, 0.0))
 
     def sent(self, instance: InstanceEntry, *, tells_first_token: bool) -> None:
         """It is sent there now. `tells_first_token`: `first_token` will be called."""
@@ -209,15 +209,16 @@ class Choice:
 
     def _candidates(self, ready: list[InstanceEntry], prompt: _Prompt, rate: float) -> list[Candidate]:
         router, now = self._router, time.monotonic()
-        index, open_here = router.index, router.open_here
+        index, open_here, troubled = router.index, router.open_here, router.troubled
         depths = index.depths(prompt.hashes) if prompt.hashes else {}
         keeper = None if prompt.session is None else index.holder(prompt.session)
         kept = max(_SESSION_TOKENS_MIN, self._parsed.input_tokens_estimate / 2)
         # An open answer is half done, on average.
         tokens_to_come = router.answer_tokens(self._model) / 2
-        candidates = []
+        candidates, loads = [], router.loads
         for entry in ready:
-            name, load = entry.instance, router.load(entry.instance)
+            name = entry.instance
+            load = loads.get(name) or router.load(name)
             load.rate = rate
             cached, is_keeper = 0.0, False
             if depths or keeper is not None:
@@ -227,17 +228,16 @@ class Choice:
                 is_keeper = number == keeper
             # The engine's own figure is up to a second old and includes our requests; the greater of the two
             # is the better estimate.
-            open_requests = max(
-                open_here.get(name, 0) + load.open_elsewhere, entry.load.running + entry.load.waiting
-            )
+            known, said = open_here.get(name, 0) + load.open_elsewhere, entry.load
+            told = said.running + said.waiting
             candidates.append(
                 Candidate(
                     entry,
                     cached,
                     kept if is_keeper else 0.0,
-                    load.queued(now),
-                    open_requests * tokens_to_come,
-                    router.avoided(name),
+                    load.queued(now) if load.waiting or load.unread or load.unread_elsewhere else 0.0,
+                    (known if known > told else told) * tokens_to_come,
+                    name in troubled and router.avoided(name),
                 )
             )
         return candidates

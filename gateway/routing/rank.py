@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from msgspec import Struct
+
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.tokens import Weights
 from billing.wire.value import Value
@@ -51,7 +53,7 @@ def calibrated_prefill(weights: Weights, capacity_mu_s: int | None) -> float:
     return PREFILL_TOKENS_S if capacity_mu_s is None else capacity_mu_s / max(1, weights.w_in_mu)
 
 
-class Candidate(NamedTuple):
+class Candidate(Struct, frozen=True, gc=False):
     """An instance as it is now. In tokens: `cached` of this prompt, `queued` of other prompts, `to_decode` of
     other answers. `kept`: the tokens that its session is worth there, which may be more than the prompt has.
     `avoided`: it has just failed.
@@ -74,7 +76,8 @@ class Ranking(NamedTuple):
 
 def seconds(candidate: Candidate, prompt_tokens: int, rates: Rates) -> float:
     """Until the answer could begin."""
-    uncached = prompt_tokens - max(candidate.cached, candidate.kept)
+    cached, kept = candidate.cached, candidate.kept
+    uncached = prompt_tokens - (cached if cached > kept else kept)
     return (uncached + candidate.queued) / rates.prefill + candidate.to_decode / rates.decode
 
 
@@ -83,23 +86,22 @@ def rank(candidates: Sequence[Candidate], prompt_tokens: int, rates: Rates, turn
     prompts that begin alike, so that all gateways send those to the same place, and others elsewhere.
     """
     count = len(candidates)
-    keyed = sorted(
-        (
-            candidate.avoided,
-            int(seconds(candidate, prompt_tokens, rates) / _TIE_S),
-            (place - turn) % count,
-            place,
-        )
-        for place, candidate in enumerate(candidates)
-    )
+    keyed = []
+    for place, candidate in enumerate(candidates):
+        ties = int(seconds(candidate, prompt_tokens, rates) / _TIE_S)
+        keyed.append((candidate.avoided, ties, (place - turn) % count, place))
+    keyed.sort()
     first = candidates[keyed[0][3]]
     return Ranking([candidates[key[3]].entry for key in keyed], _why(first, candidates))
 
 
 def _why(first: Candidate, candidates: Sequence[Candidate]) -> Why:
-    most = max(candidate.cached for candidate in candidates)
+    most, is_kept = 0.0, False
+    for candidate in candidates:
+        most = max(most, candidate.cached)
+        is_kept = is_kept or candidate.kept > 0
     if most > 0 and first.cached >= _NEARLY * most:
         return Why.PREFIX
     if first.kept:
         return Why.SESSION
-    return Why.BUSY if most > 0 or any(candidate.kept for candidate in candidates) else Why.LOAD
+    return Why.BUSY if most > 0 or is_kept else Why.LOAD

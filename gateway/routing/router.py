@@ -3,7 +3,7 @@ waits there. It does no I/O: `shared_news` brings what other gateways send.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from gateway.catalogue.entries import Model
@@ -22,9 +22,9 @@ _SEEDS_MAX: Final = 100_000
 
 
 class Router:
-    """The knowledge of one process. `open_here`: its open requests by instance. `avoided`: whether an
-    instance has just failed. `first_turn`: another one in each process. `on_news` is called when there is
-    something to tell the other gateways.
+    """The knowledge of one process. `open_here`: its open requests by instance. `troubled`: the instances of
+    which it is asked whether they are `avoided`. `first_turn`: another one in each process. `on_news` is
+    called when there is something to tell the other gateways.
     """
 
     def __init__(
@@ -32,12 +32,14 @@ class Router:
         *,
         index_bytes: int,
         open_here: Mapping[str, int],
+        troubled: Collection[str],
         avoided: Callable[[str], bool],
         first_turn: int,
     ) -> None:
         self.index = PrefixIndex(index_bytes // ENTRY_BYTES)
         self.learns = index_bytes >= ENTRY_BYTES
         self.open_here = open_here
+        self.troubled = troubled
         self.avoided = avoided
         self.loads: dict[str, Load] = {}
         self._answer_tokens: dict[str, float] = {}

@@ -39,11 +39,12 @@ class Knowing:
 
     def __init__(self, index_bytes: int = 1_000_000) -> None:
         self.open_here: dict[str, int] = {}
-        self.failed: set[str] = set()
+        self.troubled: set[str] = set()
         self.router = Router(
             index_bytes=index_bytes,
             open_here=self.open_here,
-            avoided=self.failed.__contains__,
+            troubled=self.troubled,
+            avoided=self.troubled.__contains__,
             first_turn=0,
         )
 

@@ -184,3 +184,12 @@ def test_a_request_that_waits_prefers_the_instance_that_has_its_prompt() -> None
     assert again.preferred is not None
     assert again.preferred[0] == where
     assert 900 < again.preferred[1] < 1_200
+
+
+def test_an_instance_that_has_just_failed_gets_nothing() -> None:
+    gateway = Knowing()
+    first = gateway.choice()
+    where = gateway.send(first)
+    done(first)
+    gateway.troubled.add(where)
+    assert gateway.send(gateway.choice()) != where

@@ -5,6 +5,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from billing.wire.tokens import Weights
 from gateway.routing.rank import (
@@ -48,7 +49,7 @@ candidates = st.lists(
 
 @given(candidates, st.integers(5_000, 10_000), st.integers(0, 2**80))
 def test_every_instance_is_ranked_once_by_its_seconds(found: list[Candidate], prompt: int, turn: int) -> None:
-    named = [each._replace(entry=entry(f"i{place}")) for place, each in enumerate(found)]
+    named = [replace(each, entry=entry(f"i{place}")) for place, each in enumerate(found)]
     by_name = {each.entry.instance: each for each in named}
     ranked = [by_name[each.instance] for each in rank(named, prompt, RATES, turn).entries]
     assert sorted(each.entry.instance for each in ranked) == sorted(by_name)
