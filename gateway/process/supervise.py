@@ -177,12 +177,12 @@ def _serves(slot: _Slot) -> bool:
     return False
 
 
-def _plain(settings: GatewaySettings) -> dict[str, str | float]:
+def _plain(settings: GatewaySettings) -> dict[str, str | float | None]:
     """The settings as JSON, secrets included: for a pipe to a process of ours, nothing else."""
-    plain: dict[str, str | float] = {}
+    plain: dict[str, str | float | None] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, SecretStr):
             value = value.get_secret_value()
-        plain[name] = value if isinstance(value, int | float) else str(value)
+        plain[name] = value if value is None or isinstance(value, int | float) else str(value)
     return plain
