@@ -187,7 +187,7 @@ class Forwarder:
         attempt = exchange.attempt
         attempt.end()
         self._engines.closed(attempt.instance)
-        if self._engines.breakers.troubled:
+        if self._engines.breakers.troubled and attempt.started_at:  # it was let through
             well = attempt.meter.finished and not attempt.meter.failed
             self._engines.breakers.ended(attempt.instance, well=well)
         if exchange.choice is not None:
@@ -201,11 +201,11 @@ class Forwarder:
         failure: the request is sent again on another connection.
         """
         attempt, breakers = exchange.attempt, self._engines.breakers
+        pool = self._engines.pool(attempt.instance)
+        request = self._request_bytes(exchange)
         if breakers.troubled and not breakers.lets_through(attempt.instance, time.monotonic()):
             error = breakers.error([attempt.instance], time.monotonic())
             raise AttemptFailed(error or NoInstance(NO_INSTANCE_RETRY_MS), BREAKER_OPEN)
-        pool = self._engines.pool(attempt.instance)
-        request = self._request_bytes(exchange)
         attempt.started_at = time.monotonic()
         exchange.delivery.sent_at = exchange.delivery.sent_at or attempt.started_at
         while True:

@@ -3,6 +3,8 @@ instance is left alone.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -192,3 +194,20 @@ def test_the_probe_need_only_begin_to_answer(site) -> None:
         assert ask(here.gateway, here.key, "chat").status == 200, "while the probe is still being answered"
         for answer in probe:
             answer.close()
+
+
+def test_while_the_probe_is_out_nothing_else_is_sent(site) -> None:
+    here = site("openai", TAAS_FIRST_TOKEN_DEADLINE_S="60")
+    here.first.faults("status", "429:1")
+    assert ask(here.gateway, here.key, "chat").status == 503
+    here.first.faults("hang", "silent", count=None)
+    with ThreadPoolExecutor(6) as callers, here.gateway.client(here.key, timeout_s=0.4) as client:
+
+        def keep_asking(_: int) -> None:
+            until = time.monotonic() + 3
+            while time.monotonic() < until and len(here.first.requests()) < 2:
+                with suppress(httpx.TimeoutException):
+                    client.post("/v1/chat/completions", json=body("chat"))
+
+        list(callers.map(keep_asking, range(6)))
+    assert len(here.first.requests()) == 2, "the first request and one probe"
