@@ -19,7 +19,7 @@ from billing.wire import redis_keys
 from billing.wire.ending import Ending, absorb_reason
 from billing.wire.reservation import FIELDS, stored
 from billing.wire.tokens import UsageEventError
-from billing.wire.usage_event import CapacityClass, UsageEvent
+from billing.wire.usage_event import UsageEvent
 
 
 def find_receipt(
@@ -33,9 +33,9 @@ def find_receipt(
     receipt = _found(connection, client, request_id)
     if receipt is None or (tenant is not None and receipt.tenant != tenant):
         return None
-    if receipt.facts.get("class") != CapacityClass.FLEX:
+    if not receipt.facts.get("stream"):
         return receipt
-    # A preempted flex request is resumed under its id with a number after it.
+    # A stream that was interrupted is resumed under its id with a number after it.
     parts = [receipt]
     while (part := _found(connection, client, f"{request_id}-{len(parts) + 1}")) is not None:
         parts.append(part)

@@ -54,8 +54,8 @@ class Receipt:
 
 
 def merge_parts(parts: Sequence[Receipt]) -> Receipt:
-    """One receipt for a request that was preempted and resumed: the sums of all parts, the ending of the last
-    part, and everything else from the first.
+    """One receipt for a request that was interrupted and resumed: the sums of all parts, the ending of the
+    last part, and everything else from the first.
     """
     first, last = parts[0], parts[-1]
     facts = dict(first.facts)

@@ -33,12 +33,14 @@ _GROUPED_BY: Final[dict[str, ColumnElement[Any]]] = {
     Dimension.HOUR: _of.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
     Dimension.DAY: _of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
 }
+# A stream that was interrupted is resumed under its id with a number after it; that is no request of its own.
+_LATER_PART: Final = _of.request_id.like("req\\_%-%")
 _UNPRICED: Final = _pricing == Pricing.UNPRICED.value
 # What a line counts, by its place in the answer. `cached` is a part of `prompt`. Requests without an amount
 # are counted apart: `unpriced` for lack of a price (their tokens are among the billed), `quarantined` for
 # doubt about their usage (their tokens are not).
 _FIGURES: Final[dict[str, ColumnElement[Any]]] = {
-    "requests": func.count(),
+    "requests": func.count().filter(~_LATER_PART),
     "tokens.prompt": _sum(_of.billed_prompt),
     "tokens.cached": _sum(_of.billed_cached),
     "tokens.output": _sum(_of.billed_output),

@@ -1,5 +1,6 @@
 """A receipt is found wherever the request is, for its own tenant only."""
 
+import pytest
 import redis
 from msgspec.structs import replace
 from sqlalchemy import Engine, text
@@ -127,13 +128,16 @@ def test_another_tenants_request_is_not_there(database: Engine, raw_redis: redis
     assert find(database, raw_redis, "a\x00") is None
 
 
-def test_a_preempted_request_has_one_receipt_over_its_parts(database: Engine, raw_redis: redis.Redis) -> None:
+@pytest.mark.parametrize("class_", list(CapacityClass))
+def test_a_request_that_was_resumed_has_one_receipt_over_its_parts(
+    database: Engine, raw_redis: redis.Redis, class_: CapacityClass
+) -> None:
     with database.begin() as connection:
         set_price(connection, "m1", input="1", cached_input="0.5", output="2", valid_from_ms=0)
     for request_id, tokens in (("a", (10, 4, 5)), ("a-2", (15, 14, 7))):
         reserve(raw_redis, request_id, lease_ms=60_000)
         keys = CellKeys.of("m1", request_id=request_id, tenant="ten_a", key_id="key_a", model="m1")
-        part = event(request_id, tokens, class_=CapacityClass.FLEX)
+        part = event(request_id, tokens, class_=class_)
         execute(raw_redis, settle_call(keys, cost_mu=1, event=part.to_json()))
     consume(database, raw_redis)
     found = find(database, raw_redis, "a")

@@ -86,6 +86,13 @@ def line(
     }
 
 
+def test_a_request_that_was_resumed_counts_once_with_the_tokens_of_all_its_parts(database: Engine) -> None:
+    record(database, event("req_ab"), event("req_ab-2"), event("req_ab-3"), event("req_cd"))
+    with database.connect() as connection:
+        total = report_usage(connection, tenant="ten_a").total
+    assert (total.figures["requests"], total.figures["tokens.output"]) == (2, 20)
+
+
 def test_each_request_is_in_exactly_one_period_and_the_periods_add_up(database: Engine) -> None:
     edges = [MIDNIGHT_MS - 1, MIDNIGHT_MS, MIDNIGHT_MS + DAY_MS - 1, MIDNIGHT_MS + DAY_MS]
     record(database, *(event(f"r{number}", ended_ms=edge) for number, edge in enumerate(edges)))
