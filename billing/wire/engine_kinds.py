@@ -44,11 +44,11 @@ _ROWS: Final = (
     EngineKind(VLLM, frozenset(OFFERED_ROUTES), _bearer, is_provider=False),
     EngineKind(
         OPENAI,
-        frozenset({Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.EMBEDDINGS}),
+        frozenset({Route.CHAT, Route.COMPLETIONS, Route.RESPONSES, Route.EMBEDDINGS, Route.MESSAGES}),
         _bearer,
         is_provider=True,
     ),
-    EngineKind(ANTHROPIC, frozenset({Route.MESSAGES}), _x_api_key, is_provider=True),
+    EngineKind(ANTHROPIC, frozenset({Route.MESSAGES, Route.CHAT}), _x_api_key, is_provider=True),
 )
 # The only list of kinds; `gateway/upstream/adapters.py` has an adapter for each.
 KINDS: Final[Mapping[str, EngineKind]] = MappingProxyType({row.name: row for row in _ROWS})

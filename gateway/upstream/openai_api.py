@@ -3,7 +3,7 @@ Pure.
 
 The provider gets nothing of ours but the request: no tenant, no request id, no salt, no priority. Its answers
 are stored nowhere. Each stream is asked for its usage, which the meter takes out again if the caller did not
-ask.
+ask. A message is translated (`gateway.translate`), and so is its answer.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,15 @@ import orjson
 
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass
-from gateway.errors import UnsupportedParameter
+from gateway.errors import ModelRouteUnsupported
 from gateway.request import ParsedRequest, Route
-from gateway.stream.meter_provider import provider_meter as meter
+from gateway.stream.meter import Meter
+from gateway.stream.meter_provider import provider_meter
+from gateway.translate import chat_request
 from gateway.upstream.engine_adapter import EngineCall
-from gateway.upstream.provider_body import ENGINE_ONLY, NOT_KNOWN, EngineOnly, provider_body
+from gateway.upstream.provider_body import ENGINE_ONLY, EngineOnly, provider_body, refuse_continuous_usage
 from gateway.upstream.provider_errors import failure, refusal
+from gateway.upstream.translated import translated_meter
 from gateway.upstream.uncounted import abort, count, read_count
 
 __all__ = ["CONTINUES_TEXT", "abort", "count", "failure", "meter", "read_count", "refusal", "request"]
@@ -72,11 +75,17 @@ def request(
     default_max_tokens: int | None,
     class_: CapacityClass,
 ) -> EngineCall:
-    """Raises UnsupportedParameter for what only engines know."""
+    """Raises UnsupportedParameter for what only engines know, or what chat cannot say; ModelRouteUnsupported
+    for the count of a message, which OpenAI does not do.
+    """
     route = parsed.route.name
-    if parsed.wants_continuous_usage:
-        raise UnsupportedParameter("stream_options.continuous_usage_stats", NOT_KNOWN)
-    body = provider_body(parsed.body, engine_model, _UNKNOWN[route])
+    if route is Route.COUNT_TOKENS:
+        raise ModelRouteUnsupported(parsed.model, route)
+    refuse_continuous_usage(parsed)
+    said: Mapping[str, Any] = parsed.body
+    if route is Route.MESSAGES:
+        route, said = Route.CHAT, chat_request(parsed.body)
+    body = provider_body(said, engine_model, _UNKNOWN[route])
     if route is Route.CHAT:
         body["messages"] = [_without_reasoning(message) for message in body["messages"]]
         if "max_completion_tokens" in body:
@@ -97,3 +106,8 @@ def _without_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     if "reasoning" not in message and "reasoning_content" not in message:
         return message
     return {name: said for name, said in message.items() if name not in {"reasoning", "reasoning_content"}}
+
+
+def meter(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
+    """A message is answered in chat."""
+    return (translated_meter if parsed.route.name is Route.MESSAGES else provider_meter)(parsed, tier)

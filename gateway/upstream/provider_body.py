@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.errors import UnsupportedParameter
+from gateway.request import ParsedRequest
 
 # What stays here: the gateway itself acts on it.
 _NOT_THE_PROVIDERS: Final = frozenset({"metadata", "prompt_cache_key", "service_tier", "stream_options"})
@@ -35,6 +36,12 @@ ENGINE_ONLY: Final[EngineOnly] = {
     "thinking_token_budget": (),
     "top_k": (-1, 0),
 }
+
+
+def refuse_continuous_usage(parsed: ParsedRequest) -> None:
+    """Only engines report usage with each piece. Raises UnsupportedParameter."""
+    if parsed.wants_continuous_usage:
+        raise UnsupportedParameter("stream_options.continuous_usage_stats", NOT_KNOWN)
 
 
 def provider_body(body: Mapping[str, Any], engine_model: str, unknown: EngineOnly) -> dict[str, Any]:

@@ -47,10 +47,11 @@ def refusal(status: int, body: bytes, route: RouteSpec, engine_model: str) -> Ga
 def failure(event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
     """The same for an error with which a stream ended before it had produced anything."""
     error = read_error(event)
-    kind = error.get("type")
-    if type(kind) is str and kind in _BUSY_TYPES:
+    # A translated error has its provider's type as the code.
+    kinds = {kind for kind in (error.get("type"), error.get("code")) if type(kind) is str}
+    if kinds & _BUSY_TYPES:
         return Overloaded(RETRY_AFTER_MS)
-    if type(kind) is str and kind in _REQUEST_TYPES:
+    if kinds & _REQUEST_TYPES:
         return _of_request(error, route, engine_model)
     return EngineFailed()
 

@@ -19,7 +19,7 @@ from tests.fixtures.provider import PROVIDER_KEY, ProviderMaker, SimProvider
 from tests.fixtures.secure_stores import Certificates
 from tests.gateway.asking import TEXT, TOKENS, Outcome, ask, body, the_event
 
-SERVED = {"openai": ("chat", "completions", "responses"), "anthropic": ("messages",)}
+SERVED = {"openai": ("chat", "completions", "responses", "messages"), "anthropic": ("messages", "chat")}
 EVERY_WAY = [
     (dialect, route, stream)
     for dialect, routes in SERVED.items()
@@ -152,11 +152,100 @@ def test_anthropics_sdk_streams_and_counts(serve: Serve) -> None:
         assert client.messages.count_tokens(model=MODEL, messages=said).input_tokens > 0
 
 
-@pytest.mark.parametrize(("dialect", "route"), [("openai", "messages"), ("anthropic", "chat")])
-def test_a_dialect_that_no_instance_speaks_is_not_offered(serve: Serve, dialect: str, route: str) -> None:
+@pytest.mark.parametrize(("dialect", "route"), [("anthropic", "completions"), ("anthropic", "responses")])
+def test_a_route_that_no_instance_serves_is_not_offered(serve: Serve, dialect: str, route: str) -> None:
     provider, gateway, key = serve(dialect)
     refused = ask(gateway, key, route)
     assert (refused.status, refused.error_code()) == (503, "no_instance")
+    assert provider.requests() == []
+
+
+TOOL: Any = {
+    "name": "look_up",
+    "description": "Looks up a word.",
+    "parameters": {"type": "object", "properties": {"text": {"type": "string"}}},
+}
+
+
+def test_openais_sdk_calls_a_tool_of_a_model_at_anthropic(serve: Serve, catalogue: Catalogue) -> None:
+    provider, gateway, key = serve("anthropic")
+    said: Any = [{"role": "user", "content": "Say something."}]
+    arguments = {"text": "a word"}
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
+        asked: Any = {"model": MODEL, "max_tokens": 60, "tools": [{"type": "function", "function": TOOL}]}
+        for stream in (False, True):
+            provider.faults("tool_call", "look_up")
+            provider.faults("tool_arguments", json.dumps(arguments))
+            if stream:
+                with client.chat.completions.stream(messages=said, **asked) as chunks:
+                    completion = chunks.get_final_completion()
+            else:
+                completion = client.chat.completions.create(messages=said, **asked)
+            (choice,) = completion.choices
+            assert choice.finish_reason == "tool_calls"
+            (call,) = choice.message.tool_calls or ()
+            assert call.type == "function"
+            assert (call.function.name, json.loads(call.function.arguments)) == ("look_up", arguments)
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "found"}
+        answered: Any = [*said, choice.message.model_dump(exclude_none=True), result]
+        last = client.chat.completions.create(messages=answered, **asked)
+        assert last.choices[0].message.content
+    sent = provider.requests()[-1]["body"]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "user"]
+    assert sent[1]["content"][-1]["input"] == arguments
+    assert sent[2]["content"][0]["type"] == "tool_result"
+    assert all(event.billed == event.produced for event in catalogue.await_events(3))
+
+
+def test_anthropics_sdk_calls_a_tool_of_a_model_at_openai(serve: Serve, catalogue: Catalogue) -> None:
+    provider, gateway, key = serve("openai")
+    said: Any = [{"role": "user", "content": "Say something."}]
+    arguments = {"text": "a word"}
+    tool: Any = {"name": "look_up", "description": "Looks up a word.", "input_schema": TOOL["parameters"]}
+    asked: Any = {"model": MODEL, "max_tokens": 60, "tools": [tool]}
+    with anthropic.Anthropic(base_url=gateway.url, api_key=key, max_retries=0) as client:
+        for stream in (False, True):
+            provider.faults("tool_call", "look_up")
+            provider.faults("tool_arguments", json.dumps(arguments))
+            if stream:
+                with client.messages.stream(messages=said, **asked) as events:
+                    message = events.get_final_message()
+            else:
+                message = client.messages.create(messages=said, **asked)
+            assert message.stop_reason == "tool_use"
+            call = message.content[-1]
+            assert call.type == "tool_use"
+            assert (call.name, call.input) == ("look_up", arguments)
+        result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "none", "is_error": True}
+        spoken: Any = {"role": "assistant", "content": [each.model_dump() for each in message.content]}
+        last = client.messages.create(
+            messages=[*said, spoken, {"role": "user", "content": [result]}], **asked
+        )
+        assert last.content
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.count_tokens(model=MODEL, messages=said)
+    sent = provider.requests()[-1]["body"]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool"]
+    assert json.loads(sent[1]["tool_calls"][0]["function"]["arguments"]) == arguments
+    assert all(event.billed == event.produced for event in catalogue.await_events(3) if event.billed.output)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "route", "fields", "param"),
+    [
+        ("anthropic", "chat", {"seed": 5}, "seed"),
+        ("anthropic", "chat", {"n": 2}, "n"),
+        ("anthropic", "chat", {"logprobs": True}, "logprobs"),
+        ("openai", "messages", {"top_k": 5}, "top_k"),
+    ],
+)
+def test_what_the_other_dialect_cannot_say_is_refused_by_name(
+    serve: Serve, dialect: str, route: str, fields: dict[str, Any], param: str
+) -> None:
+    provider, gateway, key = serve(dialect)
+    refused = ask(gateway, key, route, **fields)
+    assert (refused.status, refused.error_code()) == (400, "unsupported_parameter")
+    assert param in refused.text
     assert provider.requests() == []
 
 
@@ -211,7 +300,14 @@ def test_what_only_engines_know_goes_to_an_engine_where_there_is_one(
 
 
 @pytest.mark.parametrize(
-    ("dialect", "route"), [("openai", "chat"), ("openai", "responses"), ("anthropic", "messages")]
+    ("dialect", "route"),
+    [
+        ("openai", "chat"),
+        ("openai", "responses"),
+        ("anthropic", "messages"),
+        ("openai", "messages"),
+        ("anthropic", "chat"),
+    ],
 )
 def test_a_caller_that_leaves_is_flagged_and_never_billed_as_exact(
     serve: Serve, catalogue: Catalogue, dialect: str, route: str
@@ -241,7 +337,10 @@ def test_a_caller_that_leaves_is_flagged_and_never_billed_as_exact(
 
 
 @pytest.mark.parametrize("lie", ["missing", "negative", "huge", "cached_gt_prompt", "huge_prompt"])
-@pytest.mark.parametrize(("dialect", "route"), [("openai", "chat"), ("anthropic", "messages")])
+@pytest.mark.parametrize(
+    ("dialect", "route"),
+    [("openai", "chat"), ("anthropic", "messages"), ("openai", "messages"), ("anthropic", "chat")],
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_fault_32_a_wrong_figure_is_flagged_and_kept_off_the_bill(
     serve: Serve, catalogue: Catalogue, dialect: str, route: str, stream: bool, lie: str
@@ -276,7 +375,10 @@ def test_fault_32_a_certificate_of_a_stranger_is_no_provider(
     assert '"kind":"tls"' in gateway.log()
 
 
-@pytest.mark.parametrize(("dialect", "route"), [("openai", "chat"), ("anthropic", "messages")])
+@pytest.mark.parametrize(
+    ("dialect", "route"),
+    [("openai", "chat"), ("anthropic", "messages"), ("openai", "messages"), ("anthropic", "chat")],
+)
 @pytest.mark.parametrize(
     ("status", "got"),
     [(400, 400), (401, 502), (402, 502), (403, 502), (404, 502), (422, 400), (500, 502), (529, 502)],
