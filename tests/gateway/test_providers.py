@@ -174,8 +174,7 @@ def test_openais_sdk_calls_a_tool_of_a_model_at_anthropic(serve: Serve, catalogu
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
         asked: Any = {"model": MODEL, "max_tokens": 60, "tools": [{"type": "function", "function": TOOL}]}
         for stream in (False, True):
-            provider.faults("tool_call", "look_up")
-            provider.faults("tool_arguments", json.dumps(arguments))
+            provider.faults("tool_call", f"look_up:{json.dumps(arguments)}")
             if stream:
                 with client.chat.completions.stream(messages=said, **asked) as chunks:
                     completion = chunks.get_final_completion()
@@ -205,8 +204,7 @@ def test_anthropics_sdk_calls_a_tool_of_a_model_at_openai(serve: Serve, catalogu
     asked: Any = {"model": MODEL, "max_tokens": 60, "tools": [tool]}
     with anthropic.Anthropic(base_url=gateway.url, api_key=key, max_retries=0) as client:
         for stream in (False, True):
-            provider.faults("tool_call", "look_up")
-            provider.faults("tool_arguments", json.dumps(arguments))
+            provider.faults("tool_call", f"look_up:{json.dumps(arguments)}")
             if stream:
                 with client.messages.stream(messages=said, **asked) as events:
                     message = events.get_final_message()
@@ -331,8 +329,8 @@ def test_a_caller_that_leaves_is_flagged_and_never_billed_as_exact(
     assert (event.billed.prompt, event.billed.output) == (0, 0)
     assert event.produced.output > 0
     assert event.absorbed.output == event.produced.output
-    # Anthropic says at the beginning how long the prompt is.
-    assert (event.produced.prompt > 0) == (dialect == "anthropic")
+    # Anthropic says at the beginning how long the prompt is; in chat it stands at the end.
+    assert (event.produced.prompt > 0) == ((dialect, route) == ("anthropic", "messages"))
     wait_until(lambda: list(provider.truth().values())[-1]["finish"] == "abort", "end at the provider")
 
 
