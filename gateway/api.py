@@ -32,7 +32,8 @@ from gateway.errors import (
     UnsupportedParameter,
 )
 from gateway.exchange import Exchange, Request, Resumable
-from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Interrupted, Settle, ending_of
+from gateway.failover import Interrupted, ending_of
+from gateway.forward import NO_INSTANCE_RETRY_MS, Forwarder, Settle
 from gateway.metrics import Metrics
 from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import IGNORED_HEADER, STRICT_HEADER, header_value, metric_name

@@ -28,7 +28,6 @@ from gateway.attempt_failed import (
 from gateway.edge.client import Client
 from gateway.errors import (
     EngineFailed,
-    GatewayError,
     NoInstance,
     Overloaded,
     UnsupportedParameter,
@@ -36,6 +35,7 @@ from gateway.errors import (
     error_of,
 )
 from gateway.exchange import Exchange
+from gateway.failover import DIED, Interrupted, engines_lost, failure_of, may_fail_over, may_move
 from gateway.quarantine import ENGINES_LOST_MAX, Quarantine
 from gateway.route import route
 from gateway.stream.meter import ProtocolViolation
@@ -46,14 +46,10 @@ from gateway.upstream.engines import Engines
 
 log = logging.getLogger(__name__)
 
-# On so many instances a request is tried, those that failed in mid-stream included.
-ATTEMPTS_MAX = 3
 # The requests of an engine that died do not arrive on another one in the same moment.
 RETRY_JITTER_S = 0.05
 ERROR_BODY_BYTES_MAX = 64 * 1024
 NO_INSTANCE_RETRY_MS = 1000
-# How it looks when an engine has died.
-_DIED = frozenset({UpstreamFailure.CLOSED_BEFORE_HEAD.value, UpstreamFailure.CLOSED_IN_BODY.value})
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
@@ -61,16 +57,6 @@ DONE = b"data: [DONE]\n\n"
 
 # Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
 Settle = Callable[[Exchange, Ending, int], None]
-
-
-class Interrupted(Exception):
-    """The stream was preempted, or its engine failed, and it is to be resumed elsewhere. It is not settled.
-    `ending`: how it ends if it cannot be resumed.
-    """
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.value)
-        self.ending = ending
 
 
 class Forwarder:
@@ -170,7 +156,7 @@ class Forwarder:
         kind = failed if isinstance(failed, str) else failed.kind
         instance = exchange.attempt.instance
         # No request kills a provider, which closes connections for reasons of its own.
-        died = exchange.tried[instance.instance] = kind in _DIED and not instance.is_provider
+        died = exchange.tried[instance.instance] = kind in DIED and not instance.is_provider
         if died and engines_lost(exchange) == ENGINES_LOST_MAX:
             self._quarantine.add(exchange)
         breakers, now = self._engines.breakers, time.monotonic()
@@ -435,43 +421,3 @@ class Forwarder:
         exchange.mark_delivered()
         self._settle(exchange, Ending.COMPLETE, 200)
         client.send_json(answer)
-
-
-def may_fail_over(exchange: Exchange) -> bool:
-    """Whether a stream whose engine has failed may be resumed on another instance."""
-    return exchange.resumable is not None and may_move(exchange)
-
-
-def may_move(exchange: Exchange) -> bool:
-    """Whether another instance may be tried."""
-    return len(exchange.tried) < ATTEMPTS_MAX and engines_lost(exchange) < ENGINES_LOST_MAX
-
-
-def engines_lost(exchange: Exchange) -> int:
-    """How many engines died while they had it."""
-    return sum(exchange.tried.values())
-
-
-def failure_of(exchange: Exchange) -> GatewayError:
-    """The error for a stream that the engine ended with an error event. If nothing was produced, the engine
-    may have refused the request.
-    """
-    meter = exchange.attempt.meter
-    if not meter.failed or meter.output_tokens():
-        return EngineFailed()
-    return adapter_of(exchange.attempt.instance).failure(
-        meter.failure, exchange.parsed.route, exchange.engine_model
-    )
-
-
-def ending_of(exchange: Exchange, error: GatewayError) -> Ending:
-    """The ending of a request that failed before anything was sent."""
-    if exchange.stop_ending is not None:
-        return exchange.stop_ending
-    if isinstance(error, UpstreamProtocolError):
-        return Ending.PROTOCOL_ERROR
-    if isinstance(error, EngineFailed | NoInstance) or error.status >= 500:
-        return Ending.ENGINE_DIED if isinstance(error, NoInstance) else Ending.ENGINE_ERROR
-    # The gateway made the request of a later part, and the earlier parts, which get the same ending, have
-    # output.
-    return Ending.REFUSED_BY_ENGINE if exchange.previous is None else Ending.ENGINE_ERROR

@@ -15,7 +15,8 @@ from gateway.checkpoint import Checkpointer
 from gateway.edge.client import Client
 from gateway.errors import GatewayError, error_of
 from gateway.exchange import Exchange
-from gateway.forward import Interrupted, Settle
+from gateway.failover import Interrupted
+from gateway.forward import Settle
 from gateway.redis.pipe import RedisUnavailable
 from gateway.reserve import Reserver, first_cost_mu
 
