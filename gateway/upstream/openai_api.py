@@ -13,7 +13,7 @@ import orjson
 
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass
-from gateway.errors import ModelRouteUnsupported
+from gateway.errors import UnsupportedParameter
 from gateway.request import ParsedRequest, Route
 from gateway.stream.meter import Meter
 from gateway.stream.meter_provider import provider_meter
@@ -75,12 +75,12 @@ def request(
     default_max_tokens: int | None,
     class_: CapacityClass,
 ) -> EngineCall:
-    """Raises UnsupportedParameter for what only engines know, or what chat cannot say; ModelRouteUnsupported
-    for the count of a message, which OpenAI does not do.
+    """Raises UnsupportedParameter for what only engines know, what chat cannot say, and the count of a
+    message, which OpenAI does not do.
     """
     route = parsed.route.name
     if route is Route.COUNT_TOKENS:
-        raise ModelRouteUnsupported(parsed.model, route)
+        raise UnsupportedParameter("messages", "The provider of this model does not count tokens.")
     refuse_continuous_usage(parsed)
     said: Mapping[str, Any] = parsed.body
     if route is Route.MESSAGES:

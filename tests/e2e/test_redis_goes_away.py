@@ -25,6 +25,8 @@ pytestmark = pytest.mark.vllm
 LEASE = 3
 LOCAL_LEASE = {"policy": "local_lease", "requests": LEASE, "units": 100_000}
 UNAVAILABLE = (503, "dependency_unavailable")
+# What a gateway logs of each.
+NOT_TAKEN = "settle goes to the journal"
 # Longer than a gateway that has died counts as one among which a lease is divided.
 DEAD_MS = 7_000
 
@@ -182,9 +184,13 @@ def test_fault_36_calls_of_unknown_outcome_are_sent_again_without_harm(stack: St
             frozen(stack.valkey, stack.redis),
         ):
             answers = [asking.submit(ask, stack, each) for each in (key, leased)]
+            unsent = stack.gateway.log().count(NOT_TAKEN)
             for caller in callers.values():
                 caller.leave()
             refused, by_lease = (answer.result() for answer in answers)
+            wait_until(
+                lambda: stack.gateway.log().count(NOT_TAKEN) > unsent, "settle that Redis did not take"
+            )
         assert [outcome(refused), outcome(by_lease)] == [UNAVAILABLE, (200, "")]
         served_by_lease.append(id_of(by_lease))
         left = ids_of(callers)

@@ -220,7 +220,7 @@ def test_anthropics_sdk_calls_a_tool_of_a_model_at_openai(serve: Serve, catalogu
             messages=[*said, spoken, {"role": "user", "content": [result]}], **asked
         )
         assert last.content
-        with pytest.raises(anthropic.NotFoundError):
+        with pytest.raises(anthropic.BadRequestError):
             client.messages.count_tokens(model=MODEL, messages=said)
     sent = provider.requests()[-1]["body"]["messages"]
     assert [message["role"] for message in sent] == ["user", "assistant", "tool"]

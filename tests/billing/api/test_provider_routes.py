@@ -102,14 +102,15 @@ def test_a_provider_is_asked_once_in_its_own_words_and_is_added(
     assert (added["engine"], added["engine_model"], added["max_concurrency"]) == (
         kind, "big", PROVIDER_CONCURRENCY,
     )  # fmt: skip
-    assert len(added["warnings"]) == (0 if kind == "openai" else 1)
+    assert added["warnings"] == []
 
 
 def test_routes_of_the_model_that_a_provider_does_not_serve_are_named(
     made: Make, provider: FakeProvider
 ) -> None:
-    (warning,) = made("instances", **body(provider, engine="anthropic"))["warnings"]
-    assert "routes of the model: chat." in warning
+    made("models", name="more", context_tokens=2048, routes=["chat", "completions"])
+    (warning,) = made("instances", **body(provider, model="more", engine="anthropic"))["warnings"]
+    assert "routes of the model: completions." in warning
 
 
 def test_its_key_is_shown_nowhere(

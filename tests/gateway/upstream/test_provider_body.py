@@ -42,13 +42,26 @@ def sent(kind: str, route: Route, default_max_tokens: int | None = None, **field
     return body
 
 
-@pytest.mark.parametrize(("kind", "route"), SERVED)
+# Of a request that is translated, the body that says the same.
+TRANSLATED = {
+    (OPENAI, Route.MESSAGES): {"model", "messages", "max_completion_tokens"},
+    (ANTHROPIC, Route.CHAT): {"model", "messages", "max_tokens"},
+}
+
+
+@pytest.mark.parametrize(("kind", "route"), [each for each in SERVED if each != (OPENAI, Route.COUNT_TOKENS)])
 def test_every_route_of_a_kind_is_put_in_its_words(kind: str, route: Route) -> None:
     body = sent(kind, route)
     assert body["model"] == "big"
     added = {"store"} if route is Route.RESPONSES else set()
-    assert body.keys() == SMALLEST[route].keys() | added
+    assert body.keys() == TRANSLATED.get((kind, route), SMALLEST[route].keys() | added)
     assert not body.keys() & {"cache_salt", "priority", "request_id"}
+
+
+def test_openai_counts_no_message() -> None:
+    """An engine of the model may."""
+    with pytest.raises(UnsupportedParameter):
+        sent(OPENAI, Route.COUNT_TOKENS)
 
 
 @pytest.mark.parametrize(
