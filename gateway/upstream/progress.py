@@ -13,18 +13,19 @@ from gateway.upstream.attempt import Attempt
 
 # Too long is so many times the slowest of the last first tokens, and never less than this.
 _TIMES: Final = 4.0
-SILENT_S_MIN: Final = 3.0
+SILENT_S_MIN: Final = 5.0
 _SAMPLES: Final = 32
 # Fewer say too little.
 _SAMPLES_MIN: Final = 4
 
 
 class FirstTokens:
-    """How long the last first tokens of one instance took, and the prompts that they followed."""
+    """How long the last first tokens of one start of an engine took, and the prompts that they followed."""
 
-    __slots__ = ("_samples",)
+    __slots__ = ("_samples", "epoch")
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def took(self, seconds: float, prompt_tokens: int) -> None:
@@ -57,8 +58,8 @@ class Progress:
             return
         name = attempt.instance.instance
         known = self._first_tokens.get(name)
-        if known is None:
-            known = self._first_tokens[name] = FirstTokens()
+        if known is None or known.epoch != attempt.instance.epoch:
+            known = self._first_tokens[name] = FirstTokens(attempt.instance.epoch)
         known.took(at - attempt.started_at, attempt.parsed.input_tokens_estimate)
 
     def look(self, attempts: Iterable[Attempt], now: float, limit_s: float) -> list[Attempt]:
@@ -89,7 +90,8 @@ class Progress:
     def _is_silent(self, name: str, here: list[Attempt], now: float, limit_s: float) -> bool:
         streams = [attempt for attempt in here if attempt.parsed.stream]
         known = self._first_tokens.get(name)
-        if not streams or known is None:
+        # An engine that was started again may take longer at first.
+        if not streams or known is None or known.epoch != streams[0].instance.epoch:
             return False
         since = max(self._heard_at.get(name, 0.0), min(attempt.heard_at for attempt in streams))
         prompt_tokens = max(attempt.parsed.input_tokens_estimate for attempt in here)

@@ -2,6 +2,8 @@
 read.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +73,7 @@ def test_one_that_makes_tokens_for_any_request_is_not(progress: Progress) -> Non
 def test_requests_that_keep_coming_do_not_hide_the_silence(progress: Progress) -> None:
     stuck = [attempt("a", 100.0)]
     found: list[Attempt] = []
-    for half_seconds in range(1, 8):
+    for half_seconds in range(1, 12):
         found = progress.look(stuck, 100 + half_seconds / 2, LIMIT_S)
         stuck.append(attempt("a", 100 + half_seconds / 2))
     assert stuck[0] in found
@@ -94,6 +96,12 @@ def test_whole_answers_alone_say_nothing_and_move_with_the_streams(progress: Pro
     assert progress.look([whole, attempt("a", 100.0)], 150.0, LIMIT_S)[:1] == [whole]
 
 
+def test_of_an_engine_that_was_started_again_nothing_is_known(progress: Progress) -> None:
+    again = attempt("a", 100.0)
+    again.instance = replace(again.instance, epoch="e2")
+    assert progress.look([again], 150.0, LIMIT_S) == []
+
+
 def test_of_an_instance_that_has_answered_nothing_yet_nothing_is_known() -> None:
     assert Progress().look([attempt("new", 100.0)], 1000.0, LIMIT_S) == []
 
@@ -105,7 +113,7 @@ def test_of_an_instance_that_has_answered_nothing_yet_nothing_is_known() -> None
 def test_the_bound_lies_between_its_limits_and_follows_prompts_of_that_length(
     samples: list[tuple[float, int]], prompt_tokens: int
 ) -> None:
-    seen = FirstTokens()
+    seen = FirstTokens("e")
     for seconds, prompt in samples:
         seen.took(seconds, prompt)
     bound = seen.silent_s_max(prompt_tokens, LIMIT_S)
