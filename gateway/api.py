@@ -144,8 +144,7 @@ class InferenceApi:
             body_bytes=body_bytes,
             client_connection=client.connection,
         )
-        exchange = self._exchange(request, found[0])
-        exchange.choice = choice
+        exchange = self._exchange(request, found[0], choice)
         with _Settling(self, exchange, client):
             cost_mu = first_cost_mu(parsed, model.default_max_tokens, model.weights)
             reservation = await self.reserver.reserve(
@@ -222,7 +221,7 @@ class InferenceApi:
             raise NoInstance(NO_INSTANCE_RETRY_MS)
         return found
 
-    def _exchange(self, request: Request, instance: InstanceEntry) -> Exchange:
+    def _exchange(self, request: Request, instance: InstanceEntry, choice: Choice | None) -> Exchange:
         parsed, model, key = request.parsed, request.model, request.caller.key
         head = EventHead(
             request_id=request.request_id,
@@ -244,7 +243,8 @@ class InferenceApi:
             gateway=self.gateway_id,
         )
         attempt = Attempt.on(instance, parsed, request.request_id)
-        return Exchange(request=request, head=head, attempt=attempt, resumable=Resumable.of(parsed))
+        resumable = Resumable.of(parsed)
+        return Exchange(request=request, head=head, attempt=attempt, resumable=resumable, choice=choice)
 
     def _count_refusal(self, error: GatewayError) -> None:
         """Count a refused request in the metrics. A request whose client disconnected was not refused."""

@@ -108,10 +108,9 @@ class Stages:
         self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file, metrics.set_breaker)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
+        self._cache_salt = CacheSalts(self.catalogue).of
         self._quarantine = Quarantine(
-            self._redis,
-            CacheSalts(self.catalogue).of,
-            now_ms=lambda: self.clock.at_ms(time.monotonic()),
+            self._redis, self._cache_salt, now_ms=lambda: self.clock.at_ms(time.monotonic())
         )
         self._pacer = Pacer(self._redis)
         self._settler = Settler(
@@ -194,11 +193,10 @@ class Stages:
     def _inference(self, settings: GatewaySettings, reserver: Reserver) -> InferenceApi:
         settle = self._final_counts.settle
         receiving = _receiving(settings)
-        cache_salt = CacheSalts(self.catalogue).of
         forwarder = Forwarder(
             engines=self._engines,
             serving=self.catalogue.serving,
-            cache_salt=cache_salt,
+            cache_salt=self._cache_salt,
             settle=settle,
             upstream_failed=self._metrics.upstream_error,
             quarantine=self._quarantine,
@@ -209,7 +207,7 @@ class Stages:
             engines=self._engines,
             router=self._router,
             quarantine=self._quarantine,
-            cache_salt=cache_salt,
+            cache_salt=self._cache_salt,
             reserver=reserver,
             resumer=Resumer(reserver, self._checkpointer, settle),
             forwarder=forwarder,

@@ -17,6 +17,7 @@ from billing.cell.replies import Grant
 from billing.cell.scripts import CellKeys, Tier
 from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
+from billing.wire.part_ids import part_id, part_number
 from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import Caller
 from gateway.catalogue.entries import Model
@@ -162,6 +163,14 @@ class Exchange:
         return None if self.resumable is None else self.resumable.following
 
     @property
+    def first_part(self) -> "Exchange":
+        """The part with which the request began."""
+        part = self
+        while (previous := part.previous) is not None:
+            part = previous
+        return part
+
+    @property
     def current_part(self) -> "Exchange":
         """The part that runs now, of a request that was preempted and resumed."""
         part = self
@@ -281,15 +290,12 @@ class Exchange:
             raise ValueError(meter.anomaly)
         if meter.has_ended:
             raise ValueError("the text is whole")
-        first = self
-        while first.previous is not None:
-            first = first.previous
+        first = self.first_part
         assert resumable is not None
         assert resumable.delivered is not None
         text, carried = resumable.delivered.text_and_tokens(self.parsed)
         parsed = remaining_request(self.parsed, text, carried, self.request.model.default_max_tokens)
-        number = int(self.request_id.removeprefix(first.request_id)[1:] or 1) + 1
-        request_id = f"{first.request_id}-{number}"
+        request_id = part_id(first.request_id, part_number(self.request_id, first.request_id) + 1)
         head = self.head
         keys = CellKeys.of(
             head.cell, request_id=request_id, tenant=head.tenant, key_id=head.key_id, model=head.model

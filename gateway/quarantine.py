@@ -46,13 +46,12 @@ class Quarantine:
 
     def add(self, exchange: Exchange) -> None:
         """Put it in, for all gateways. Best effort: nothing waits for Redis."""
-        while exchange.previous is not None:
-            exchange = exchange.previous
-        digest = self._digest(exchange.parsed, exchange.head.tenant)
+        first = exchange.first_part
+        digest = self._digest(first.parsed, first.head.tenant)
         until_ms = self._held[digest] = self._now_ms() + QUARANTINE_MS
         log.error(
             "a request was on two engines when they died: it is not tried again for now",
-            extra={"request_id": exchange.request_id, "for_s": QUARANTINE_MS // 1000},
+            extra={"request_id": first.request_id, "for_s": QUARANTINE_MS // 1000},
         )
         self._redis.send("ZADD", redis_keys.QUARANTINE, until_ms, digest)
         self._redis.send("ZREMRANGEBYRANK", redis_keys.QUARANTINE, 0, -_HELD_MAX - 1)

@@ -1,6 +1,5 @@
 """Routes of evidence: what an auditor may know of an instance, signed; and the key that checks it."""
 
-import stat
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +25,13 @@ from billing.wire.evidence import (
     sign,
 )
 from billing.wire.instance_entry import InstanceEntry
+from billing.wire.private_file import NotPrivate, read_private_file
 
 router = APIRouter(prefix="/admin/v1", tags=["evidence"], dependencies=[KNOWN_QUERY])
 
 # What a worker has not renewed for longer says nothing of now.
 _AGE_MS_MAX: Final = 60_000
+_KEY_BYTES_MAX: Final = 4096
 
 
 @router.get(
@@ -124,8 +125,6 @@ def _signing_key(path: Path | None) -> Ed25519PrivateKey:
     if path is None:
         raise _no_evidence("There is no key to sign with: TAAS_EVIDENCE_KEY_FILE names its file.")
     try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise _no_evidence(f"Others may read the key in {path}: `chmod 600 {path}`.")
-        return read_private_key(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, EvidenceError) as exc:
-        raise _no_evidence(f"The key in {path} cannot be used: {exc}") from exc
+        return read_private_key(read_private_file(path, _KEY_BYTES_MAX).decode("utf-8", "replace"))
+    except (NotPrivate, EvidenceError) as exc:
+        raise _no_evidence(f"The key in {path} cannot be used: {exc}.") from exc

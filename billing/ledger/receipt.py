@@ -17,6 +17,7 @@ from billing.ledger.receipt_parts import Receipt, merge_parts
 from billing.schema.ledger import TOKEN_COLUMNS, ledger_posting, ledger_transaction, usage_event
 from billing.wire import redis_keys
 from billing.wire.ending import Ending, absorb_reason
+from billing.wire.part_ids import part_id
 from billing.wire.reservation import FIELDS, stored
 from billing.wire.tokens import UsageEventError
 from billing.wire.usage_event import UsageEvent
@@ -35,9 +36,8 @@ def find_receipt(
         return None
     if not receipt.facts.get("stream"):
         return receipt
-    # A stream that was interrupted is resumed under its id with a number after it.
     parts = [receipt]
-    while (part := _found(connection, client, f"{request_id}-{len(parts) + 1}")) is not None:
+    while (part := _found(connection, client, part_id(request_id, len(parts) + 1))) is not None:
         parts.append(part)
     return merge_parts(parts) if len(parts) > 1 else receipt
 

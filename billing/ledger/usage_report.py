@@ -16,6 +16,7 @@ from billing.ledger.entries import OWED_EVENTS, PRICED_EVENTS, Pricing
 from billing.moments import utc
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
 from billing.wire.dimensions import Dimension
+from billing.wire.part_ids import LATER_PART_LIKE
 
 _MS_PER_HOUR: Final = 3_600_000
 _MS_PER_DAY: Final = 24 * _MS_PER_HOUR
@@ -33,8 +34,7 @@ _GROUPED_BY: Final[dict[str, ColumnElement[Any]]] = {
     Dimension.HOUR: _of.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
     Dimension.DAY: _of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
 }
-# A stream that was interrupted is resumed under its id with a number after it; that is no request of its own.
-_LATER_PART: Final = _of.request_id.like("req\\_%-%")
+_LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
 _UNPRICED: Final = _pricing == Pricing.UNPRICED.value
 # What a line counts, by its place in the answer. `cached` is a part of `prompt`. Requests without an amount
 # are counted apart: `unpriced` for lack of a price (their tokens are among the billed), `quarantined` for

@@ -178,12 +178,7 @@ class ChoicesMeter:
             raise ProtocolViolation("chunk after [DONE]")
         if not event.startswith(_DATA):
             raise ProtocolViolation("not a data event")
-        try:
-            chunk = orjson.loads(event[len(_DATA) :])
-        except orjson.JSONDecodeError as exc:
-            raise ProtocolViolation("chunk is not JSON") from exc
-        if not isinstance(chunk, dict):
-            raise ProtocolViolation("chunk is not an object")
+        chunk = decoded_chunk(event)
         if "error" in chunk:
             self.failed, self.failure = True, event[len(_DATA) :]
             return None
@@ -267,6 +262,17 @@ class ChoicesMeter:
             self._total = so_far
         else:
             self._total = Produced(prompt, cached, output, prompt)
+
+
+def decoded_chunk(event: bytes) -> dict[str, Any]:
+    """The object of a data event. Raises ProtocolViolation."""
+    try:
+        chunk = orjson.loads(event[len(_DATA) :])
+    except orjson.JSONDecodeError as exc:
+        raise ProtocolViolation("chunk is not JSON") from exc
+    if not isinstance(chunk, dict):
+        raise ProtocolViolation("chunk is not an object")
+    return chunk
 
 
 def _says_something(choice: dict[str, Any]) -> bool:

@@ -12,8 +12,8 @@ import orjson
 
 from gateway.request import AnswerForm, ParsedRequest
 from gateway.stream.answer_form import choices_written
-from gateway.stream.meter import Meter, ProtocolViolation, optional_count
-from gateway.stream.meter_choices import ChoicesMeter
+from gateway.stream.meter import Meter, optional_count
+from gateway.stream.meter_choices import ChoicesMeter, decoded_chunk
 from gateway.stream.meter_plain import PlainMeter
 from gateway.stream.meter_typed import MessagesMeter, ResponsesMeter
 
@@ -59,7 +59,8 @@ def _own(answer: dict[str, Any], answer_id: str) -> dict[str, Any]:
     return answer
 
 
-def _new_id(form: AnswerForm) -> str:
+def new_id(form: AnswerForm) -> str:
+    """An id of ours for an answer of this form."""
     return _ID_PREFIXES.get(form, "") + token_hex(16)
 
 
@@ -68,7 +69,7 @@ class _Plain(PlainMeter):
 
     def __init__(self, form: AnswerForm, samples: int, prompts: int, output_tokens_max: int | None) -> None:
         super().__init__(form, samples, prompts, output_tokens_max)
-        self._id = _new_id(form)
+        self._id = new_id(form)
 
     def close(self) -> bytes:
         answer = super().close()
@@ -84,19 +85,13 @@ class _Choices(ChoicesMeter):
 
     def __init__(self, parsed: ParsedRequest, form: AnswerForm) -> None:
         super().__init__(parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, False)
-        self._id = _new_id(form)
+        self._id = new_id(form)
         self._usage: dict[str, Any] | None = None
 
     def written(self, event: bytes) -> bytes:
         if not event.startswith(_DATA):
             return event
-        try:
-            chunk = orjson.loads(event[len(_DATA) :])
-        except orjson.JSONDecodeError as exc:
-            raise ProtocolViolation("chunk is not JSON") from exc
-        if not isinstance(chunk, dict):
-            raise ProtocolViolation("chunk is not an object")
-        return self._written_decoded(chunk, None)
+        return self._written_decoded(decoded_chunk(event), None)
 
     def _read_choice(self, choice: Any, usage: Any) -> None:
         super()._read_choice(choice, None)
@@ -116,7 +111,7 @@ class _Messages(MessagesMeter):
 
     def __init__(self, output_tokens_max: int | None) -> None:
         super().__init__(output_tokens_max)
-        self._id = _new_id(AnswerForm.MESSAGE)
+        self._id = new_id(AnswerForm.MESSAGE)
         self._start_usage: dict[str, Any] = {}
 
     def _read_start(self, message: dict[str, Any]) -> None:
@@ -142,7 +137,7 @@ class _Responses(ResponsesMeter):
 
     def __init__(self, output_tokens_max: int | None) -> None:
         super().__init__(output_tokens_max)
-        self._id = _new_id(AnswerForm.RESPONSE)
+        self._id = new_id(AnswerForm.RESPONSE)
 
     def _written(self, event: dict[str, Any], response: dict[str, Any]) -> bytes:
         return super()._written(event, _own(response, self._id))

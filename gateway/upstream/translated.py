@@ -3,18 +3,14 @@ reads what it has translated as the caller gets it. Pure but for the time of an 
 """
 
 import time
-from secrets import token_hex
-from typing import Final
 
 from gateway.request import AnswerForm, ParsedRequest
 from gateway.stream.meter import Meter
 from gateway.stream.meter_choices import ChoicesMeter
 from gateway.stream.meter_plain import PlainMeter
+from gateway.stream.meter_provider import new_id
 from gateway.stream.meter_typed import MessagesMeter
 from gateway.translate import ChatStream, MessagesStream, chat_answer, message_answer
-
-_CHAT_ID: Final = "chatcmpl-"
-_MESSAGE_ID: Final = "msg_"
 
 
 def translated_meter(parsed: ParsedRequest, tier: bytes | None) -> Meter:
@@ -36,7 +32,7 @@ class _Chat(ChoicesMeter):
     def __init__(self, parsed: ParsedRequest) -> None:
         super().__init__(parsed.samples, parsed.prompts, parsed.max_output_tokens, parsed.wants_usage, False)
         self._stream = ChatStream(
-            answer_id=_CHAT_ID + token_hex(16),
+            answer_id=new_id(AnswerForm.CHAT),
             model=parsed.model,
             created=int(time.time()),
             include_usage=True,
@@ -51,7 +47,7 @@ class _Message(MessagesMeter):
 
     def __init__(self, parsed: ParsedRequest) -> None:
         super().__init__(parsed.max_output_tokens)
-        self._stream = MessagesStream(answer_id=_MESSAGE_ID + token_hex(16), model=parsed.model)
+        self._stream = MessagesStream(answer_id=new_id(AnswerForm.MESSAGE), model=parsed.model)
 
     def feed(self, chunk: bytes) -> bytes:
         return super().feed(self._stream.feed(chunk))
@@ -69,9 +65,9 @@ class _Whole(PlainMeter):
         said = b"".join(self._pieces)
         if self._to_chat:
             answer = chat_answer(
-                said, answer_id=_CHAT_ID + token_hex(16), model=self._model, created=int(time.time())
+                said, answer_id=new_id(AnswerForm.CHAT), model=self._model, created=int(time.time())
             )
         else:
-            answer = message_answer(said, answer_id=_MESSAGE_ID + token_hex(16), model=self._model)
+            answer = message_answer(said, answer_id=new_id(AnswerForm.MESSAGE), model=self._model)
         self._pieces = [answer]
         return super().close()
