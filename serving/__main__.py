@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import click
@@ -149,27 +149,45 @@ async def _serve(
         _note(f"warning: {warning}")
     address = find_redis(settings.redis_url.get_secret_value())
     async with connect(address) as redis:
-        model = await read_entry(redis, address, name, pooling=pooling)
-        python = find_python(settings)
-        model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
         with _engine_port(settings, port) as engine_port:
             instance = (
                 instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
             )
-            plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
-            previous = await read_previous(redis, address, instance)
             metrics = WorkerMetrics(instance=instance, model=name)
-            worker = Worker(plan, redis, metrics, _note, previous)
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, worker.request_stop)
+
+            async def planned() -> Worker:
+                """By what the catalogue and the disk have now."""
+                model = await read_entry(redis, address, name, pooling=pooling)
+                python = find_python(settings)
+                model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
+                plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
+                return Worker(plan, redis, metrics, _note, await read_previous(redis, address, instance))
+
             with _page(settings, metrics, address) as page:
                 _note(
                     f"worker of {name}: instance {instance}, metrics on http://{in_url(host)}:{page.port}/"
                     "metrics"
                 )
-                await worker.run()
+                await _run(planned)
         _note("stopped")
+
+
+async def _run(planned: Callable[[], Awaitable[Worker]]) -> None:
+    """One worker after another, for as long as the operator orders restarts."""
+    stopping, restarted = asyncio.Event(), False
+    while not stopping.is_set():
+        worker = await planned()
+
+        def stop(worker: Worker = worker) -> None:
+            stopping.set()
+            worker.request_stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        restarted = await worker.run(must_start=not restarted)
+        if not restarted:
+            return
+        _note("the operator has ordered a restart")
 
 
 def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: RedisAddress) -> MetricsPage:

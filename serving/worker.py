@@ -33,6 +33,7 @@ from serving.metrics import WorkerMetrics
 from serving.reclaim_watch import ReclaimWatch
 from serving.registration import RENEW_S, Registration
 from serving.registry import FINAL_LEASE_MS, LEASE_MS, publish_engine, remove_engine
+from serving.restart_watch import RestartOrder, RestartWatch
 from serving.running_engine import Weights, read_processes
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
@@ -86,6 +87,7 @@ class Worker:
         self._note = note
         self._stop_asked = asyncio.Event()
         self._stop_at_once = asyncio.Event()
+        self._restart: RestartOrder | None = None
         self._last: EngineReading | None = None
         self._redis = redis
         self._weights = Weights(plan.model_path)
@@ -108,6 +110,7 @@ class Worker:
         )
         self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)
         self._reclaim_watch = ReclaimWatch(redis, plan.instance, plan.times.renew_s, note)
+        self._restart_watch = RestartWatch(redis, plan.instance, plan.times.renew_s)
 
     @property
     def last_counters(self) -> CounterPair | None:
@@ -116,29 +119,33 @@ class Worker:
 
     def request_stop(self) -> None:
         """Drain and end. If it is called again, end without waiting for requests in flight."""
-        if self._stop_asked.is_set():
+        if self._stop_asked.is_set() and self._restart is None:
             self._stop_at_once.set()
+        self._restart = None
         self._stop_asked.set()
 
-    async def run(self) -> None:
-        """Runs until `request_stop`. EngineStartFailed if the very first start fails: nothing depends on this
-        instance yet, and whoever started the worker should see why. Later starts are retried for ever.
+    async def run(self, *, must_start: bool = True) -> bool:
+        """Runs until `request_stop`, or until the operator orders a restart; returns whether it did. Whoever
+        started the worker then plans the instance anew. EngineStartFailed if the very first start fails,
+        unless not `must_start`: nothing depends on this instance yet, and whoever started the worker should
+        see why. Later starts are retried for ever.
         """
         following = asyncio.create_task(self._reclaim_watch.follow())
         try:
             await self._reclaim_watch.read_order()
             await self._stay_away()
             if not self._stop_asked.is_set():
-                await self._keep_serving()
+                await self._keep_serving(must_start=must_start)
         finally:
             await end_tasks(following)
+        return self._restart is not None
 
-    async def _keep_serving(self) -> None:
+    async def _keep_serving(self, *, must_start: bool) -> None:
         backoff = Backoff()
         await self._begin_epoch()
         renewing = asyncio.create_task(self._registration.renew_forever())
         try:
-            healthy_s = await self._live_one_epoch()
+            healthy_s = await self._live_one_epoch() if must_start else await self._try_one_epoch()
             while not self._stop_asked.is_set():
                 if not await self._stay_away():
                     wait_s = backoff.after(healthy_s)
@@ -148,13 +155,7 @@ class Worker:
                     return
                 self._metrics.engine_restarts.inc()
                 await self._begin_epoch()
-                try:
-                    healthy_s = await self._live_one_epoch()
-                except EngineStartFailed as exc:
-                    healthy_s = 0.0
-                    await self._show_down()
-                    self._metrics.engine_start_failures.inc()
-                    self._note(str(exc))
+                healthy_s = await self._try_one_epoch()
         finally:
             await end_tasks(renewing)
             await self._leave()
@@ -204,6 +205,16 @@ class Worker:
             )
         )
 
+    async def _try_one_epoch(self) -> float:
+        """As `_live_one_epoch`; 0 if the engine does not start."""
+        try:
+            return await self._live_one_epoch()
+        except EngineStartFailed as exc:
+            await self._show_down()
+            self._metrics.engine_start_failures.inc()
+            self._note(str(exc))
+            return 0.0
+
     async def _live_one_epoch(self) -> float:
         """Start the engine and run it to its end. Returns for how long it was healthy; a requested stop has
         been carried out by then. Raises EngineStartFailed.
@@ -248,19 +259,24 @@ class Worker:
             await engine.stop(grace_s)
 
     async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
-        """Runs until the engine fails, and returns why; or until a stop is requested or a reclaim needs the
-        machine, and returns None.
+        """Runs until the engine fails, and returns why; or until a stop is requested, a restart is ordered or
+        a reclaim needs the machine, and returns None.
         """
         watching = asyncio.create_task(watch(client, self._plan.times.watch, self._take_reading))
         stopping = asyncio.create_task(self._stop_asked.wait())
         due = asyncio.create_task(self._until_machine_is_due())
+        restart = asyncio.create_task(self._restart_watch.ordered(self._registration.entry.epoch))
+        ends = {watching, stopping, due, restart, engine.exited}
         try:
-            await asyncio.wait({watching, stopping, due, engine.exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if restart.done() and not self._stop_asked.is_set():
+                self._restart = restart.result()
+                self._stop_asked.set()
             if engine.exited.done():
                 return f"ended with status {engine.exited.result()}: {engine.died_because()}"
             return watching.result() if watching.done() else None
         finally:
-            await end_tasks(watching, stopping, due)
+            await end_tasks(watching, stopping, due, restart)
 
     async def _attest(self, engine: EngineProcess, client: EngineClient) -> None:
         """Say again and again what runs here, for evidence, until cancelled. Nothing else depends on it."""
@@ -301,7 +317,7 @@ class Worker:
             until_idle(
                 client,
                 times.notice_s,
-                times.drain_s,
+                times.drain_s if self._restart is None else self._restart.drain_s,
                 self._take_reading,
                 unanswered_most=times.watch.unanswered_most,
             )

@@ -30,6 +30,7 @@ from billing.api import (
     projects,
     reclaims,
     requests,
+    restarts,
     scrape_targets,
     tenants,
     usage,
@@ -49,7 +50,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
     instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
     contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
-    evidence.router,
+    evidence.router, restarts.router,
 )  # fmt: skip
 
 

@@ -242,6 +242,14 @@ class InstanceAdded(RegisteredInstance):
     warnings: list[str]
 
 
+class RestartOrdered(Answer):
+    """`epoch`: the start of the engine that is to end."""
+
+    instance: str
+    epoch: str
+    drain_seconds: int
+
+
 class InstanceRemoved(RegisteredInstance):
     """`engine_answers`: whether the engine still runs; null for a provider, which is not asked.
     `open_requests` is null if Redis does not answer.

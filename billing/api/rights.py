@@ -68,6 +68,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "POST /admin/v1/instances": Right.ADMIN,
     "GET /admin/v1/instances": Right.ADMIN,
     "DELETE /admin/v1/instances/{instance:path}": Right.ADMIN,
+    "POST /admin/v1/instances/{instance:path}/restart": Right.ADMIN,
     "POST /admin/v1/prices": Right.ADMIN,
     "GET /admin/v1/prices": Right.ADMIN,
     "DELETE /admin/v1/prices/{price_id}": Right.ADMIN,

@@ -15,6 +15,8 @@ INSTANCES: Final = "taas:instances"
 EVIDENCE: Final = "taas:evidence"
 # Instances that a reclaim has: they get no new requests, and open ones end.
 DRAINED: Final = "taas:drained"
+# Engines that their workers are to start again (a hash, by instance): `{"epoch","drain_s"}`.
+RESTARTS: Final = "taas:restarts"
 SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"

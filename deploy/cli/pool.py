@@ -19,11 +19,15 @@ from deploy.cli.output import (
     rounded,
     show,
 )
+from deploy.cli.pool_roll import roll
 
 
 @click.group()
 def pool() -> None:
-    """Pools: list, show, set."""
+    """Pools: list, show, set, roll."""
+
+
+pool.add_command(roll)
 
 
 @pool.command("list")

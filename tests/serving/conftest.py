@@ -68,7 +68,7 @@ class WorkerUnderTest:
     metrics: WorkerMetrics
     pids_file: Path
     notes: list[str]
-    running: asyncio.Task[None] | None = None
+    running: asyncio.Task[bool] | None = None
 
     def start(self) -> None:
         self.running = asyncio.create_task(self.subject.run())

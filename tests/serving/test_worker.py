@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import time
 from dataclasses import replace
 
@@ -340,3 +341,72 @@ async def test_an_entry_nobody_renews_is_gone_after_its_lease(workers: Workers, 
     raw = await redis.hgetall(redis_keys.INSTANCES)
     assert [live.instance for live in read_snapshot(raw, await _now_ms(redis))] == [entry.instance]
     assert read_snapshot(raw, int(time.time() * 1000) + 6_000) == []
+
+
+async def _order_restart(redis: Redis, epoch: str, drain_s: float = 20) -> None:
+    order = json.dumps({"epoch": epoch, "drain_s": drain_s})
+    await redis.hset(redis_keys.RESTARTS, "m-test", order)
+
+
+async def test_a_restart_drains_and_hands_the_counters_to_the_next_worker(
+    workers: Workers, redis: Redis
+) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    await worker.tell(running=1, tokens=40)
+    await worker.entry_with(READY, load=EngineLoad(running=1, waiting=0, kv_usage=0.125))
+    await _order_restart(redis, first.epoch)
+    await worker.entry_with(DRAINING)
+    await worker.tell(running=0)
+    assert worker.running is not None
+    assert await asyncio.wait_for(worker.running, 30)
+    left = await worker.entry()
+    assert left is not None
+    assert left.final is not None
+    assert (left.final.epoch, left.final.counters, left.final.exact) == (
+        first.epoch,
+        CounterPair(2, 41),
+        True,
+    )
+    again = workers.make(previous=left)
+    again.start()
+    ready = await again.entry_with(READY)
+    assert ready.epoch != first.epoch
+    assert [ended.epoch for ended in ready.earlier] == [first.epoch]
+
+
+async def test_a_restart_of_an_earlier_engine_is_of_the_past(workers: Workers, redis: Redis) -> None:
+    await _order_restart(redis, "of-before")
+    worker = workers.make()
+    worker.start()
+    ready = await worker.entry_with(READY)
+    before_ms = await _now_ms(redis)
+
+    async def renewed() -> bool:
+        entry = await worker.entry()
+        return entry is not None and entry.lease_until_ms > before_ms + 5_500
+
+    await eventually(renewed)
+    entry = await worker.entry()
+    assert entry is not None
+    assert (entry.status, entry.epoch) == (READY, ready.epoch)
+
+
+async def test_a_stop_while_it_drains_for_a_restart_is_a_stop_that_waits_for_requests(
+    workers: Workers, redis: Redis
+) -> None:
+    worker = workers.make()
+    worker.start()
+    first = await worker.entry_with(READY)
+    await worker.tell(running=1)
+    await _order_restart(redis, first.epoch)
+    await worker.entry_with(DRAINING)
+    worker.subject.request_stop()
+    await worker.tell(running=0)
+    assert worker.running is not None
+    assert not await asyncio.wait_for(worker.running, 30)
+    left = await worker.entry()
+    assert left is not None
+    assert left.final is not None
+    assert left.final.exact

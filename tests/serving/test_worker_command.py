@@ -305,3 +305,38 @@ async def test_a_wrong_setting_is_named_as_its_variable(worker: WorkerProcess) -
     worker.start(TAAS_DRAIN_S="soon")
     assert await worker.ended() == 1
     assert "TAAS_DRAIN_S" in worker.said()
+
+
+async def test_an_ordered_restart_plans_anew_in_the_same_process_and_on_the_same_port(
+    worker: WorkerProcess,
+) -> None:
+    worker.start()
+    first = await worker.ready()
+    assert worker.process is not None
+    entry = {**MODEL_ENTRY, "context_tokens": 1024, "engine_model": "m-new"}
+    worker.valkey.hset(redis_keys.MODELS, "m", json.dumps(entry))
+    order = json.dumps({"epoch": first.epoch, "drain_s": 5})
+    worker.valkey.hset(redis_keys.RESTARTS, first.instance, order)
+    again = await eventually(
+        lambda: (entry := worker.entry(InstanceStatus.READY)) and entry.epoch != first.epoch and entry
+    )
+    assert (again.instance, again.url, again.engine_model) == (first.instance, first.url, "m-new")
+    engine = psutil.Process(worker.engine_pids()[-2])
+    assert "1024" in engine.cmdline()
+    worker.process.send_signal(signal.SIGTERM)
+    assert await worker.ended() == 0, worker.said()
+
+
+async def test_an_engine_that_does_not_start_after_a_restart_is_tried_again(worker: WorkerProcess) -> None:
+    worker.start()
+    first = await worker.ready()
+    works = worker.python.read_text()
+    worker.python.write_text("#!/bin/sh\nexit 3\n")
+    order = json.dumps({"epoch": first.epoch, "drain_s": 5})
+    worker.valkey.hset(redis_keys.RESTARTS, first.instance, order)
+    await eventually(lambda: "The engine did not start" in worker.said())
+    worker.python.write_text(works)
+    again = await eventually(
+        lambda: (entry := worker.entry(InstanceStatus.READY)) and entry.epoch != first.epoch and entry
+    )
+    assert again.instance == first.instance

@@ -243,8 +243,9 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
     every = {operation["operationId"] for _, _, operation in operations(document)}
-    # A request that runs needs a gateway, and evidence a worker and a key: they have tests of their own.
-    assert every - ask.succeeded == {"requests_stop", "evidence_show", "evidence_show_key"}
+    # A request that runs needs a gateway, a restart and evidence a worker: they have tests of their own.
+    alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}
+    assert every - ask.succeeded == alone
 
 
 def test_the_page_that_shows_it_needs_nothing_from_elsewhere(nobody: TestClient):
