@@ -3,13 +3,13 @@ together.
 """
 
 import asyncio
-import contextlib
 import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import RedisAddress
 from serving.engine_process import EngineStartFailed
+from serving.expected_weights import BadList, read_list
 from serving.launch import (
     CannotStart,
     check_host,
@@ -37,6 +38,9 @@ from serving.settings import WorkerSettings
 from serving.worker import Worker
 
 _METRICS_PORTS_TRIED = 100
+# The engine of a worker that was killed holds its port for a moment.
+_PORT_WAIT_S = 10.0
+_PORT_POLL_S = 0.25
 
 
 @click.command(name="worker")
@@ -85,6 +89,13 @@ _METRICS_PORTS_TRIED = 100
     "pools, so a model that offers both has two workers.",
 )
 @click.option(
+    "--weights-sha256",
+    "weights_list",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="List of MODEL's files as `sha256sum` writes it. The engine starts only with exactly these files.",
+)
+@click.option(
     "--drain-seconds",
     "drain_s",
     type=click.FloatRange(min=0),
@@ -105,6 +116,7 @@ def main(
     vllm: str | None,
     engine_args: tuple[str, ...],
     pooling: bool,
+    weights_list: Path | None,
     drain_s: float | None,
     home: Path | None,
 ) -> None:
@@ -126,10 +138,15 @@ def main(
         settings = WorkerSettings.model_validate(
             {name: value for name, value in given.items() if value is not None}
         )
-        asyncio.run(_serve(settings, model, path, port, instance, engine_args, pooling=pooling))
+        serving = _serve(
+            settings, model, path, port, instance, engine_args, pooling=pooling, weights_list=weights_list
+        )
+        asyncio.run(serving)
     except ValidationError as exc:
         wrong = "; ".join(f"TAAS_{str(error['loc'][0]).upper()}: {error['msg']}" for error in exc.errors())
         _fail(f"a setting is wrong: {wrong}")
+    except BadList as exc:
+        _fail(f"--weights-sha256: {exc}")
     except (CannotStart, ModelFilesError, EngineStartFailed) as exc:
         _fail(str(exc))
 
@@ -143,13 +160,15 @@ async def _serve(
     engine_args: tuple[str, ...],
     *,
     pooling: bool,
+    weights_list: Path | None,
 ) -> None:
     host = settings.worker_host
     if warning := check_host(host):
         _note(f"warning: {warning}")
     address = find_redis(settings.redis_url.get_secret_value())
     async with connect(address) as redis:
-        with _engine_port(settings, port) as engine_port:
+        engine_port, claim = await _claim_port(settings, port)
+        with claim:
             instance = (
                 instance or f"{name}-{re.sub(r'[^A-Za-z0-9]+', '-', socket.gethostname())}-{engine_port}"
             )
@@ -161,6 +180,13 @@ async def _serve(
                 python = find_python(settings)
                 model_path = await asyncio.to_thread(find_model, settings, name, path, python, _note)
                 plan = plan_worker(settings, model, instance, engine_port, python, model_path, engine_args)
+                if weights_list is not None:
+                    plan = replace(plan, expected_weights=read_list(weights_list))
+                if plan.private is not None and not plan.private.own:
+                    _note(
+                        f"warning: this worker is not root, so the engine of the private model {name} has no "
+                        "OS user of its own; its evidence says so"
+                    )
                 return Worker(plan, redis, metrics, _note, await read_previous(redis, address, instance))
 
             with _page(settings, metrics, address) as page:
@@ -204,18 +230,20 @@ def _page(settings: WorkerSettings, metrics: WorkerMetrics, redis_address: Redis
         ) from exc
 
 
-@contextlib.contextmanager
-def _engine_port(settings: WorkerSettings, given: int | None) -> Iterator[int]:
-    """The requested port, or a port that is claimed for this worker until it ends."""
-    if given is not None:
-        yield given
-        return
-    try:
-        port, claim = claim_port(settings.worker_host, settings.engine_port_first)
-    except OSError as exc:
-        raise CannotStart(str(exc)) from exc
-    with claim:
-        yield port
+async def _claim_port(settings: WorkerSettings, given: int | None) -> tuple[int, socket.socket]:
+    """The requested port, or the first free one, claimed for this worker. Raises CannotStart."""
+    gives_up_at = time.monotonic() + _PORT_WAIT_S
+    while True:
+        try:
+            if given is None:
+                return claim_port(settings.worker_host, settings.engine_port_first)
+            return claim_port(settings.worker_host, given, 1)
+        except OSError as exc:
+            if given is None:
+                raise CannotStart(str(exc)) from exc
+            if time.monotonic() > gives_up_at:
+                raise CannotStart(f"{exc}: give another --port, or none for the first free one") from exc
+        await asyncio.sleep(_PORT_POLL_S)
 
 
 def _note(text: str) -> None:

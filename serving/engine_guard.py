@@ -12,6 +12,7 @@ the engine writes. Exit status: the engine's; 128 + signal when a signal ended i
 import contextlib
 import ctypes
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -27,8 +28,11 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with_guard() -> None:
-    """In the child, before exec: the guard itself may be killed too."""
+    """In the child, before exec: the guard itself may be killed too. And a crash must not write prompts to
+    the disk: a limit of one byte stops core files, and programs that take cores from the kernel.
+    """
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _end_group(engine: "subprocess.Popen[bytes]") -> int:

@@ -22,10 +22,14 @@ _SECOND_HAND: Final = re.compile(r"See root cause|See stack trace for root cause
 
 
 def rotate(path: Path) -> None:
-    """Before a start: a log above the limit becomes `….1`, and the old `….1` is deleted."""
+    """Before a start: a log above the limit becomes `….1`, and the old `….1` is deleted. Only the worker's
+    user may read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
         path.replace(path.with_name(path.name + ".1"))
+    path.touch(mode=0o600)
+    path.chmod(0o600)
 
 
 def read_since(path: Path, offset: int) -> str:

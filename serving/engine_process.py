@@ -19,10 +19,11 @@ from billing.wire.tokens import CounterPair
 from serving import engine_log
 from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
+from serving.private_user import as_user
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
-_GUARD: Final = Path(__file__).with_name("engine_guard.py")
+GUARD: Final = Path(__file__).with_name("engine_guard.py")
 _POLL_S: Final = 0.25
 _PROGRESS_S: Final = 5.0
 # After a probe's answer its tokens are in the counters within one step of the engine.
@@ -61,9 +62,10 @@ class EngineProcess:
             with log_path.open("ab") as log:
                 offset = log.tell()
                 guard = await asyncio.create_subprocess_exec(
-                    sys.executable, "-I", "-S", str(_GUARD), "--", *command.argv,
+                    guard_python(command), "-I", "-S", str(GUARD), "--", *command.argv,
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
-                    env=dict(command.env), start_new_session=True,
+                    env=dict(command.env), start_new_session=True, cwd=command.folder,
+                    **as_user(command.user),
                 )  # fmt: skip
         except OSError as exc:
             # No room for a process, or for its log: it may be there with the next try.
@@ -154,6 +156,11 @@ class EngineProcess:
         return (
             f"The engine did not start: {what}. What its log says:\n{told}\n  The whole log: {self._log_path}"
         )
+
+
+def guard_python(command: EngineCommand) -> str:
+    """What runs the guard: a private model's user need not be able to read our own Python."""
+    return sys.executable if command.user is None else command.argv[0]
 
 
 async def _is_up(client: EngineClient) -> bool:

@@ -5,6 +5,7 @@ instance. It starts nothing that stays.
 import ipaddress
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,11 +21,13 @@ from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
 from serving.catalogue import known_models
 from serving.cpu_dtype import cpu_dtype
+from serving.engine_process import GUARD
 from serving.model_files import ensure_model
 from serving.ports import family_of
+from serving.private_user import NoPrivateUser, PrivateUser, find_user, make_folders
 from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
-from serving.vllm_command import EngineOptions, build_command
+from serving.vllm_command import LOGGING_CONFIG, REQUEST_COUNTS_FOLDER, EngineOptions, build_command
 from serving.worker import WorkerPlan, WorkerTimes
 
 _REDIS_TIMEOUT_S: Final = 1.5
@@ -155,9 +158,12 @@ def plan_worker(
     model_path: Path,
     engine_args: tuple[str, ...],
 ) -> WorkerPlan:
-    """The whole plan, with a new key. Raises CannotStart for an engine argument that is not allowed."""
+    """The whole plan, with a new key. Raises CannotStart for an engine argument that is not allowed, and if a
+    private model cannot have its own user or folder.
+    """
     known = known_models().get(model.name)
     key = secrets.token_urlsafe(32)
+    private = None if model.owner is None else _private_user(settings, model.name, python, model_path)
     options = EngineOptions(
         python=python,
         model_path=model_path,
@@ -169,11 +175,14 @@ def plan_worker(
         shutdown_timeout_s=settings.engine_shutdown_timeout_s,
         dtype=None if settings.vllm == "gpu" else cpu_dtype(),
         engine_args=engine_args or (known.engine_args if known is not None and model.generates else ()),
+        private_environment={} if private is None else private.environment,
     )
     try:
         command = build_command(model, options, key, inherited_environment())
     except ValueError as exc:
         raise CannotStart(str(exc)) from exc
+    if private is not None:
+        command = replace(command, user=private.number if private.own else None, folder=private.folder)
     times = WorkerTimes(
         start_timeout_s=settings.engine_start_timeout_s,
         drain_s=settings.drain_s,
@@ -189,7 +198,18 @@ def plan_worker(
         model_path=model_path,
         log_path=log_path,
         times=times,
+        private=private,
     )
+
+
+def _private_user(settings: WorkerSettings, model: str, python: Path, model_path: Path) -> PrivateUser:
+    """With its folders, and able to run the engine. Raises CannotStart."""
+    try:
+        user = find_user(model, settings.home, settings.private_users)
+        make_folders(user, python, (GUARD, LOGGING_CONFIG, REQUEST_COUNTS_FOLDER, model_path))
+    except NoPrivateUser as exc:
+        raise CannotStart(str(exc)) from exc
+    return user
 
 
 def _no_redis(address: RedisAddress, exc: Exception) -> CannotStart:

@@ -17,13 +17,13 @@ def family_of(host: str) -> socket.AddressFamily:
     return family
 
 
-def claim_port(host: str, port_first: int) -> tuple[int, socket.socket]:
-    """The first port of this address from `port_first` up on which nothing listens and that no other worker
-    has claimed. The claim is the UDP port of the same number, held by the returned socket: it is
+def claim_port(host: str, port_first: int, tried: int = _PORTS_TRIED) -> tuple[int, socket.socket]:
+    """The first of so many ports of this address from `port_first` up on which nothing listens and that no
+    other worker has claimed. The claim is the UDP port of the same number, held by the returned socket: it is
     machine-wide, and the kernel releases it however its holder ends. Raises OSError if all are taken.
     """
     family = family_of(host)
-    for port in range(port_first, port_first + _PORTS_TRIED):
+    for port in range(port_first, port_first + tried):
         claim = socket.socket(family, socket.SOCK_DGRAM)
         try:
             claim.bind((host, port))
@@ -32,7 +32,9 @@ def claim_port(host: str, port_first: int) -> tuple[int, socket.socket]:
         except OSError:
             pass
         claim.close()
-    raise OSError(f"no free port from {port_first} to {port_first + _PORTS_TRIED - 1} for an engine")
+    if tried == 1:
+        raise OSError(f"port {port_first} of {host} is taken")
+    raise OSError(f"no free port from {port_first} to {port_first + tried - 1} for an engine")
 
 
 def _is_free(family: socket.AddressFamily, host: str, port: int) -> bool:

@@ -9,6 +9,7 @@ import pwd
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,10 +27,13 @@ _QUIET_ENVIRONMENT: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """Of the processes of one group; command and user are its first one's."""
+    """Of the processes of one group; the command is its first one's. `os_user`: all users that they have,
+    real, effective and saved. `numbers`: of these, and of all their groups.
+    """
 
     command: tuple[str, ...]
     os_user: str
+    numbers: frozenset[int]
     listening: tuple[str, ...]
     requests_logged: bool
 
@@ -41,9 +45,19 @@ def read_processes(group: int) -> ProcessFacts:
     quiet = all(flag in command for flag in _QUIET_FLAGS) and all(
         environment.get(name) == value for name, value in _QUIET_ENVIRONMENT.items()
     )
-    sockets = {inode for pid in _group(group) for inode in _sockets(pid)}
+    users, groups = _numbers(group)
+    sockets: set[str] = set()
+    for pid in _group(group):
+        sockets.update(_sockets(pid))
+        with suppress(OSError):
+            more_users, more_groups = _numbers(pid)
+            users, groups = users | more_users, groups | more_groups
     return ProcessFacts(
-        command, _user(group), tuple(sorted(set(_listening(group, sockets)))), requests_logged=not quiet
+        command,
+        ", ".join(map(_user, sorted(users))),
+        frozenset(users | groups),
+        tuple(sorted(set(_listening(group, sockets)))),
+        requests_logged=not quiet,
     )
 
 
@@ -81,8 +95,20 @@ def _words(pid: int, name: str) -> tuple[str, ...]:
     return tuple(word.decode("utf-8", "replace") for word in raw.split(b"\0") if word)
 
 
-def _user(pid: int) -> str:
-    uid = (_PROC / str(pid)).stat().st_uid
+def _numbers(pid: int) -> tuple[set[int], set[int]]:
+    """Users and groups of a process: real, effective, saved, of its files, and supplementary groups."""
+    users: set[int] = set()
+    groups: set[int] = set()
+    for line in (_PROC / str(pid) / "status").read_text(errors="replace").splitlines():
+        name, _, said = line.partition(":")
+        if name == "Uid":
+            users.update(map(int, said.split()))
+        elif name in {"Gid", "Groups"}:
+            groups.update(map(int, said.split()))
+    return users, groups
+
+
+def _user(uid: int) -> str:
     try:
         return f"{pwd.getpwuid(uid).pw_name} ({uid})"
     except KeyError:

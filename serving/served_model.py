@@ -10,7 +10,7 @@ from billing.wire.routes import POOLING_ROUTES, TEXT_ROUTES, generates, pooling_
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """The part of a model's entry that decides how an engine is started and registered. `routes`: the names
-    of its inference routes; of a part of a model, those of this part.
+    of its inference routes; of a part of a model, those of this part. `owner`: whose private model it is.
     """
 
     name: str
@@ -19,6 +19,7 @@ class ServedModel:
     engine_model: str
     context_tokens: int
     routes: frozenset[str]
+    owner: str | None = None
 
     @property
     def generates(self) -> bool:
@@ -58,6 +59,7 @@ class ServedModel:
                 engine_model=str(fields["engine_model"]),
                 context_tokens=int(fields["context_tokens"]),
                 routes=frozenset(fields.get("routes") or ()),
+                owner=None if fields.get("owner") is None else str(fields["owner"]),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not a model's entry: {exc!r}") from exc

@@ -16,6 +16,8 @@ class WorkerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TAAS_", frozen=True, extra="ignore")
 
     home: Path = Path(".taas")
+    # Which OS user of this machine is which private model's, for all homes.
+    private_users: Path = Path("/var/lib/taas/private-users")
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
 
     vllm: Literal["cpu", "gpu"] = "cpu"

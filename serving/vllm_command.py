@@ -34,7 +34,9 @@ OWNED_FLAGS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """What the worker decides about its engine."""
+    """What the worker decides about its engine. `private_environment`: where a private model's engine keeps
+    what it writes.
+    """
 
     python: Path
     model_path: Path
@@ -46,14 +48,19 @@ class EngineOptions:
     shutdown_timeout_s: int
     dtype: str | None = None
     engine_args: tuple[str, ...] = ()
+    private_environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """What to start. The environment holds the engine's key, so it is in no repr."""
+    """What to start. The environment holds the engine's key, so it is in no repr. `user`: of its processes,
+    None for the worker's own. `folder`: where it starts, None for where the worker is.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(repr=False)
+    user: int | None = None
+    folder: Path | None = None
 
 
 def build_command(
@@ -134,4 +141,5 @@ def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str])
         # --enforce-eager spares some functions. The first request for log probabilities would have one of
         # them compiled, and every stream would stand still for a quarter of a minute.
         env.setdefault("TORCHDYNAMO_DISABLE", "1")
+    env.update(options.private_environment)
     return env

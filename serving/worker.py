@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,29 +18,28 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from billing.wire import redis_clock
 from billing.wire.engine_kinds import VLLM
-from billing.wire.evidence import RunningEngine
 from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
+from serving.attest import Attester
 from serving.backoff import Backoff
 from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.engine_metrics import EngineReading
 from serving.engine_process import EngineProcess, EngineStartFailed
 from serving.engine_watch import WatchLimits, until_idle, watch
+from serving.expected_weights import what_differs
 from serving.metrics import WorkerMetrics
+from serving.private_user import PrivateUser
 from serving.reclaim_watch import ReclaimWatch
 from serving.registration import RENEW_S, Registration
-from serving.registry import FINAL_LEASE_MS, LEASE_MS, publish_engine, remove_engine
+from serving.registry import FINAL_LEASE_MS, LEASE_MS, remove_engine
 from serving.restart_watch import RestartOrder, RestartWatch
-from serving.running_engine import Weights, read_processes
+from serving.running_engine import Weights
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
 EARLIER_EPOCHS_MOST: Final = 8
-# How old what is said of a running engine may become.
-EVIDENCE_S: Final = 10.0
 # vLLM needs a moment after its own --shutdown-timeout to end its children.
 _STOP_SLACK_S: Final = 10.0
 
@@ -59,7 +58,9 @@ class WorkerTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPlan:
-    """Everything a worker has decided before it starts."""
+    """Everything a worker has decided before it starts. `private`: the user of a private model's engine.
+    `expected_weights`: SHA-256 of each of its model's files; None: it runs whatever is there.
+    """
 
     instance: str
     model: ServedModel
@@ -69,6 +70,8 @@ class WorkerPlan:
     model_path: Path
     log_path: Path
     times: WorkerTimes
+    private: PrivateUser | None = None
+    expected_weights: Mapping[str, str] | None = None
 
 
 class Worker:
@@ -91,6 +94,9 @@ class Worker:
         self._last: EngineReading | None = None
         self._redis = redis
         self._weights = Weights(plan.model_path)
+        self._attester = Attester(
+            redis=redis, instance=plan.instance, weights=self._weights, private=plan.private, note=note
+        )
         entry = InstanceEntry(
             instance=plan.instance,
             model=plan.model.name,
@@ -106,6 +112,7 @@ class Worker:
             engine=VLLM,
             engine_model=plan.model.engine_model,
             routes=plan.model.engine_routes,
+            own_user=None if plan.private is None else plan.private.own,
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)
@@ -220,6 +227,7 @@ class Worker:
         been carried out by then. Raises EngineStartFailed.
         """
         times = self._plan.times
+        await self._check_weights()
         started = time.monotonic()
         engine = await EngineProcess.start(self._plan.command, self._plan.log_path)
         self._note(f"engine starting, its log is {self._plan.log_path}")
@@ -237,7 +245,10 @@ class Worker:
                 ready = time.monotonic()
                 self._metrics.engine_start_duration.set(ready - started)
                 await self._show_ready(baseline, ready - started, counts=await self._counts_requests(client))
-                attesting = asyncio.create_task(self._attest(engine, client))
+                assert engine.group is not None
+                attesting = asyncio.create_task(
+                    self._attester.attest(self._registration.entry.epoch, engine.group, client)
+                )
                 try:
                     why = await self._serve(engine, client)
                 finally:
@@ -258,6 +269,21 @@ class Worker:
             self._metrics.engine_up.set(0)
             await engine.stop(grace_s)
 
+    async def _check_weights(self) -> None:
+        """Raises EngineStartFailed if the model's files are not those that were expected."""
+        expected = self._plan.expected_weights
+        if expected is None:
+            return
+        try:
+            wrong = what_differs(expected, await asyncio.to_thread(self._weights.digests))
+        except OSError as exc:
+            wrong = str(exc)
+        if wrong is not None:
+            raise EngineStartFailed(
+                f"The files in {self._plan.model_path} are not those of --weights-sha256: {wrong}. Nothing "
+                "was started."
+            )
+
     async def _serve(self, engine: EngineProcess, client: EngineClient) -> str | None:
         """Runs until the engine fails, and returns why; or until a stop is requested, a restart is ordered or
         a reclaim needs the machine, and returns None.
@@ -277,34 +303,6 @@ class Worker:
             return watching.result() if watching.done() else None
         finally:
             await end_tasks(watching, stopping, due, restart)
-
-    async def _attest(self, engine: EngineProcess, client: EngineClient) -> None:
-        """Say again and again what runs here, for evidence, until cancelled. Nothing else depends on it."""
-        assert engine.group is not None
-        started_ms = version = None
-        while True:
-            try:
-                if started_ms is None:
-                    started_ms = redis_clock.milliseconds(await self._redis.time())
-                    version = await client.version()
-                weights = await asyncio.to_thread(self._weights.digests)
-                facts = await asyncio.to_thread(read_processes, engine.group)
-                running = RunningEngine(
-                    epoch=self._registration.entry.epoch,
-                    engine=VLLM,
-                    engine_version=version or "",
-                    command=facts.command,
-                    os_user=facts.os_user,
-                    listening=facts.listening,
-                    requests_logged=facts.requests_logged,
-                    weights=weights,
-                    started_ms=started_ms,
-                    read_ms=redis_clock.milliseconds(await self._redis.time()),
-                )
-                await publish_engine(self._redis, self._plan.instance, running)
-            except (RedisError, EngineUnanswering, OSError) as exc:
-                self._note(f"no evidence of the engine for now: {type(exc).__name__}")
-            await asyncio.sleep(EVIDENCE_S)
 
     async def _drain(self, client: EngineClient) -> None:
         """Take no new requests, let the running ones end, and leave the last counters for the audit."""

@@ -185,7 +185,8 @@ class EngineLoad(Answer):
 class InstanceAnswer(Answer):
     """An instance that is registered now. `lease_until_ms` 0: it does not lapse. `engine`: its kind.
     `engine_model` null: it has the model's own. `max_concurrency` null: a calibration says it. `routes` null:
-    all routes of its model.
+    all routes of its model. `own_user`: whether the engine of a private model has an OS user of its own; null
+    for others.
     """
 
     instance: str
@@ -198,6 +199,7 @@ class InstanceAnswer(Answer):
     max_concurrency: int | None
     status: str
     routes: list[str] | None
+    own_user: bool | None
     abort: bool
     priority: bool
     epoch: str

@@ -73,6 +73,7 @@ def show(instance: NamePath, control: Control) -> dict[str, Any]:
                 "engine_version": running.engine_version,
                 "command": list(running.command),
                 "os_user": running.os_user,
+                "own_user": running.own_user,
                 "listening": list(running.listening),
             },
             "logging": {"requests_logged": running.requests_logged},

@@ -21,12 +21,15 @@ class EvidenceWeights(Answer):
 
 
 class EvidenceProcess(Answer):
-    """Its engine's processes. `command`, `os_user` and `listening`: as the kernel says."""
+    """Its engine's processes. `command`, `os_user` and `listening`: as the kernel says. `own_user`: whether
+    nothing but this model's engines has this OS user; only a worker that is root can give it one.
+    """
 
     engine: str
     engine_version: str
     command: list[str]
     os_user: str
+    own_user: bool
     listening: list[str]
 
 

@@ -37,7 +37,8 @@ class EvidenceError(ValueError):
 class RunningEngine:
     """An engine as its machine shows it. `weights`: the SHA-256 of each file of its model, by name.
     `command`, `os_user` and `listening`: as the kernel says. `requests_logged`: whether it may write requests
-    into a log. `read_ms`: when.
+    into a log. `own_user`: whether nothing but this model's engines has its OS user; only a private model can
+    have one. `read_ms`: when.
     """
 
     epoch: str
@@ -50,6 +51,7 @@ class RunningEngine:
     weights: Mapping[str, str]
     started_ms: int
     read_ms: int
+    own_user: bool = False
 
     def to_json(self) -> bytes:
         """As a worker writes it into Redis."""
@@ -71,6 +73,7 @@ class RunningEngine:
                 weights={str(name): str(digest) for name, digest in fields["weights"].items()},
                 started_ms=int(fields["started_ms"]),
                 read_ms=int(fields["read_ms"]),
+                own_user=fields.get("own_user") is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise EvidenceError(f"not an engine's facts: {exc!r}") from exc

@@ -60,7 +60,8 @@ class InstanceEntry:
     `earlier`: ended epochs of the same instance, newest first. `has_metrics`: its engine has a metrics page,
     or was never asked for it. `engine`: the kind of engine (`billing.wire.engine_kinds`). `engine_model`: its
     name for the model, None if that is the name in the model's entry. `max_concurrency`: its slots, None if a
-    calibration says how many it has. `routes`: those that it serves, None for all of its model's.
+    calibration says how many it has. `routes`: those that it serves, None for all of its model's. `own_user`:
+    whether it has an OS user of its own; None if its model is not private.
     """
 
     instance: str
@@ -84,6 +85,7 @@ class InstanceEntry:
     engine_model: str | None = None
     max_concurrency: int | None = None
     routes: frozenset[str] | None = None
+    own_user: bool | None = None
 
     @property
     def is_provider(self) -> bool:
@@ -115,6 +117,7 @@ class InstanceEntry:
                 "engine_model": self.engine_model,
                 "max_concurrency": self.max_concurrency,
                 "routes": None if self.routes is None else sorted(self.routes),
+                "own_user": self.own_user,
                 "epoch": self.epoch,
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
@@ -165,6 +168,7 @@ class InstanceEntry:
                 if fields.get("max_concurrency") is None
                 else _count(fields["max_concurrency"]),
                 routes=None if fields.get("routes") is None else frozenset(map(_text, fields["routes"])),
+                own_user=fields.get("own_user"),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc

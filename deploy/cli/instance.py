@@ -14,7 +14,7 @@ _COLUMNS: Columns = {
     "STATUS": lambda row: "removed" if row["removed"] else row["status"], "ADDED": "added",
     "KIND": "engine", "URL": "url",
     "RUNNING": lambda row: row["load"]["running"], "WAITING": lambda row: row["load"]["waiting"],
-    "STOPS BY ID": "abort", "BY PRIORITY": "priority",
+    "STOPS BY ID": "abort", "BY PRIORITY": "priority", "OWN OS USER": "own_user",
 }  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
     rows = [row for row in _rows(settings, "instances") if not row["removed"]]
     found = [
         Part("instance", UP if row["status"] == "ready" else row["status"], None,
-        f"{row['instance']} of {row['model']}, {row['url']}")
+        f"{row['instance']} of {row['model']}, {row['url']}{_without_own_user(row)}")
         for row in rows
     ]  # fmt: skip
     if settings.engine_url is not None:
@@ -139,6 +139,11 @@ def _instances(settings: LocalSettings, processes: Processes) -> list[Part]:
         for worker in workers
     ]  # fmt: skip
     return [*shown, *found]
+
+
+def _without_own_user(row: dict[str, Any]) -> str:
+    """Said of a private model's engine only."""
+    return "; private, without an OS user of its own" if row.get("own_user") is False else ""
 
 
 def _process(processes: Processes, name: str, healthy: bool, where: str, shown: str | None = None) -> Part:

@@ -18,7 +18,7 @@ ROW = {"model": "m", "url": "http://127.0.0.1:1"}
 ROWS = [
     {**ROW, "instance": "serves", "status": "ready", "removed": False},
     {**ROW, "instance": "gone", "status": "draining", "removed": True},
-    {**ROW, "instance": "reclaimed", "status": "draining", "removed": False},
+    {**ROW, "instance": "reclaimed", "status": "draining", "removed": False, "own_user": False},
 ]
 MODELS = [
     {"name": "sold", "status": "active", "visible": "everyone", "for_sale_from_ms": 1},
@@ -56,6 +56,11 @@ def settings(home: Home) -> Iterator[LocalSettings]:
 def test_a_removed_instance_is_not_shown(settings: LocalSettings) -> None:
     shown = [(part.where.split()[0], part.state) for part in look(settings) if part.name == "instance"]
     assert shown == [("serves", "up"), ("reclaimed", "draining")]
+
+
+def test_a_private_models_engine_without_a_user_of_its_own_is_said(settings: LocalSettings) -> None:
+    told = [part.where.split()[0] for part in look(settings) if "without an OS user of its own" in part.where]
+    assert told == ["reclaimed"]
 
 
 @pytest.mark.parametrize(("processes", "where"), [(1, "9201"), (4, "9201 to 9204")])

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def fast_times(**changed: Any) -> WorkerTimes:
         watch=WatchLimits(poll_s=0.05, answer_timeout_s=1, unanswered_most=3),
     )
     return replace(times, **changed)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder through which others may pass, as where something is installed; pytest's are closed."""
+    with tempfile.TemporaryDirectory(prefix="taas-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

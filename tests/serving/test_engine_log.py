@@ -64,7 +64,8 @@ def test_a_log_past_its_limit_is_put_aside_and_a_small_one_goes_on(tmp_path: Pat
     assert log.read_bytes() == b"small"
     log.write_bytes(b"x" * (engine_log.LOG_BYTES_MAX + 1))
     engine_log.rotate(log)
-    assert not log.exists()
+    assert log.read_bytes() == b""
+    assert log.stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "logs" / "engine.log.1").stat().st_size == engine_log.LOG_BYTES_MAX + 1
 
 

@@ -57,12 +57,13 @@ def running(made: Make, raw_redis: redis.Redis) -> RunningEngine:
         engine=VLLM,
         engine_version="0.32.0",
         command=("python", "-m", "vllm"),
-        os_user="taas (61184)",
+        os_user="60706",
         listening=("127.0.0.1:8100",),
         requests_logged=False,
         weights={"model.safetensors": "ab" * 32},
         started_ms=now_ms - 5_000,
         read_ms=now_ms,
+        own_user=True,
     )
     raw_redis.hset(redis_keys.EVIDENCE, "i1", facts.to_json())
     return facts
@@ -84,14 +85,11 @@ def test_evidence_says_all_that_an_auditor_asks_for_and_is_signed(
         "engine_version": "0.32.0",
         "command": list(running.command),
         "os_user": running.os_user,
+        "own_user": True,
         "listening": list(running.listening),
     }
     assert said["logging"] == {"requests_logged": False}
-    assert (
-        said["callers"]["owner"] == said["callers"]["visible_to"][0]
-        if said["callers"]["visible_to"]
-        else True
-    )
+    assert said["callers"]["visible_to"] == [said["callers"]["owner"]]
     assert said["instance"]["since_ms"] == running.started_ms
     assert said["contracts"] == []
     assert "secret-engine-key" not in answer.text
