@@ -19,7 +19,6 @@ from billing.wire.tokens import CounterPair
 from serving import engine_log
 from serving.cancellation import end_tasks
 from serving.engine_client import EngineClient, EngineUnanswering
-from serving.private_user import as_user
 from serving.served_model import ServedModel
 from serving.vllm_command import EngineCommand
 
@@ -65,7 +64,8 @@ class EngineProcess:
                     guard_python(command), "-I", "-S", str(GUARD), "--", *command.argv,
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
                     env=dict(command.env), start_new_session=True, cwd=command.folder,
-                    **as_user(command.user),
+                    user=command.user, group=command.user,
+                    extra_groups=None if command.user is None else (),
                 )  # fmt: skip
         except OSError as exc:
             # No room for a process, or for its log: it may be there with the next try.

@@ -17,21 +17,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final
 from urllib.parse import quote
 
 # Between what systemd gives to greeters and to dynamic users; in no list of the distributions.
 NUMBERS: Final = range(60_706, 61_184)
 _FOLDERS_SCRIPT: Final = Path(__file__).with_name("private_folders.py")
 _SCRIPT_S_MAX: Final = 60
-
-
-class AsUser(TypedDict, total=False):
-    """Arguments of `subprocess`."""
-
-    user: int
-    group: int
-    extra_groups: tuple[int, ...]
 
 
 class NoPrivateUser(Exception):
@@ -102,22 +94,18 @@ def make_folders(user: PrivateUser, python: Path, needed: Collection[Path]) -> N
     """As this user, make the folders inside its own, and read what an engine has to read: `python`, and the
     files of the folders in `needed`. Raises NoPrivateUser.
     """
+    number = user.number if user.own else None
     command = [str(python), "-I", "-S", str(_FOLDERS_SCRIPT), str(user.folder), *map(str, needed)]
     try:
         done = subprocess.run(
             command, cwd=user.folder, env={}, capture_output=True, text=True, check=False,
-            timeout=_SCRIPT_S_MAX, **as_user(user.number if user.own else None),
+            timeout=_SCRIPT_S_MAX, user=number, group=number, extra_groups=None if number is None else (),
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as exc:
         raise _cannot_read(user, python, str(exc)) from exc
     if done.returncode:
         path, _, why = done.stdout.strip().rpartition(": ")
         raise _cannot_read(user, Path(path or python), why or done.stderr.strip() or "it does not run")
-
-
-def as_user(number: int | None) -> AsUser:
-    """The arguments with which a process is started as this user; None: as ours."""
-    return {} if number is None else {"user": number, "group": number, "extra_groups": ()}
 
 
 def _claim(folder: Path, numbers: Path) -> int:

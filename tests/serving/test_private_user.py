@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.private_user import NUMBERS, NoPrivateUser, PrivateUser, as_user, find_user, make_folders
+from serving.private_user import NUMBERS, NoPrivateUser, PrivateUser, find_user, make_folders
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a process another user")
 # One that any user can run; ours may be in root's home.
@@ -27,7 +27,14 @@ def user_of(model: str, home: Path) -> PrivateUser:
 
 def run(user: PrivateUser, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=user.folder, **as_user(user.number)
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=user.folder,
+        user=user.number,
+        group=user.number,
+        extra_groups=(),
     )
 
 
@@ -50,7 +57,7 @@ def test_two_homes_of_a_machine_share_no_number(home: Path) -> None:
 def test_a_number_that_runs_something_is_passed_over(home: Path) -> None:
     number = user_of("m", home).number
     (home.parent / "users" / str(number)).unlink()
-    with subprocess.Popen(["/bin/sleep", "60"], **as_user(number)) as running:
+    with subprocess.Popen(["/bin/sleep", "60"], user=number, group=number, extra_groups=()) as running:
         assert user_of("m", home).number != number
         running.kill()
 
@@ -89,7 +96,11 @@ def test_one_private_models_process_cannot_read_what_is_anothers(home: Path) -> 
 def test_one_private_models_process_cannot_see_into_anothers_process(home: Path) -> None:
     mine, theirs = user_of("mine", home), user_of("theirs", home)
     with subprocess.Popen(
-        ["/bin/sleep", "60"], env={"VLLM_API_KEY": "engine-key"}, **as_user(theirs.number)
+        ["/bin/sleep", "60"],
+        env={"VLLM_API_KEY": "engine-key"},
+        user=theirs.number,
+        group=theirs.number,
+        extra_groups=(),
     ) as running:
         environ = f"/proc/{running.pid}/environ"
         assert "engine-key" in Path(environ).read_text()

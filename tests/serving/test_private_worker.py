@@ -18,7 +18,7 @@ import redis as redis_sync
 from billing.wire import redis_keys
 from billing.wire.evidence import RunningEngine
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
-from serving.private_user import NUMBERS, as_user
+from serving.private_user import NUMBERS
 from tests.serving.conftest import FAKE_ENGINE, eventually, is_running
 from tests.serving.test_worker_command import MODEL_ENTRY, WorkerProcess
 
@@ -103,7 +103,7 @@ async def test_the_engines_key_is_read_by_no_other_user(worker: PrivateWorker) -
     searching = await asyncio.create_subprocess_exec(
         "/usr/bin/grep", "-rsaF", "-f", "-", "/proc", str(worker.folder), "--include=environ",
         "--include=cmdline", "--include=*.log", stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE, **as_user(NUMBERS[0] - 1),
+        stdout=asyncio.subprocess.PIPE, user=NUMBERS[0] - 1, group=NUMBERS[0] - 1, extra_groups=(),
     )  # fmt: skip
     assert (await searching.communicate(key.encode()))[0] == b""
     assert searching.returncode in {1, 2}, "it has searched"
