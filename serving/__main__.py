@@ -96,6 +96,18 @@ _PORT_POLL_S = 0.25
     help="List of MODEL's files as `sha256sum` writes it. The engine starts only with exactly these files.",
 )
 @click.option(
+    "--adapters",
+    type=click.IntRange(0, 1024),
+    metavar="N",
+    help="Take up to N LoRA adapters of MODEL, `taas adapter add` (TAAS_ADAPTERS). Default: none, which is "
+    "faster.",
+)
+@click.option(
+    "--adapter-rank",
+    type=click.Choice(["8", "16", "32", "64", "128", "256"]),
+    help="Their largest rank (TAAS_ADAPTER_RANK). Default: 16.",
+)
+@click.option(
     "--drain-seconds",
     "drain_s",
     type=click.FloatRange(min=0),
@@ -117,6 +129,8 @@ def main(
     engine_args: tuple[str, ...],
     pooling: bool,
     weights_list: Path | None,
+    adapters: int | None,
+    adapter_rank: str | None,
     drain_s: float | None,
     home: Path | None,
 ) -> None:
@@ -131,6 +145,8 @@ def main(
         given = {
             "vllm_python": vllm_python,
             "vllm": vllm,
+            "adapters": adapters,
+            "adapter_rank": None if adapter_rank is None else int(adapter_rank),
             "drain_s": drain_s,
             "home": home,
             "worker_host": host,

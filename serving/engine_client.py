@@ -17,6 +17,8 @@ from serving.served_model import ServedModel
 # An engine under full load on a small CPU answers /metrics in up to a second or two.
 ANSWER_TIMEOUT_S: Final = 5.0
 _PROBE_TIMEOUT_S: Final = 120.0
+# It reads the files and copies them to where it computes.
+_LOADING_TIMEOUT_S: Final = 120.0
 
 
 class EngineUnanswering(Exception):
@@ -96,6 +98,24 @@ class EngineClient:
         if model.generates and cost.generation < 1:
             raise EngineUnanswering(f"{path} produced no token")
         return cost
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Raises EngineUnanswering unless the engine has it now."""
+        await self._post(
+            "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder}, _LOADING_TIMEOUT_S
+        )
+
+    async def unload_adapter(self, name: str) -> None:
+        """The same, without it. Requests that use it go on. Raises EngineUnanswering."""
+        await self._post("/v1/unload_lora_adapter", {"lora_name": name}, ANSWER_TIMEOUT_S)
+
+    async def _post(self, path: str, body: dict[str, str], timeout_s: float) -> None:
+        try:
+            response = await self._http.post(path, json=body, timeout=timeout_s)
+        except httpx.HTTPError as exc:
+            raise EngineUnanswering(f"{path}: {exc!r}") from exc
+        if response.status_code != 200:
+            raise EngineUnanswering(f"{path} answered {response.status_code}: {response.text[:300]}")
 
     async def _get(self, path: str) -> httpx.Response:
         try:

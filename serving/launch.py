@@ -19,6 +19,7 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.redis_address import RedisAddress, RedisAddressError
 from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
+from serving.adapters import AdapterSlots
 from serving.catalogue import known_models
 from serving.cpu_dtype import cpu_dtype
 from serving.engine_process import GUARD
@@ -174,6 +175,7 @@ def plan_worker(
         kv_cache_gib=settings.kv_cache_gib,
         shutdown_timeout_s=settings.engine_shutdown_timeout_s,
         dtype=None if settings.vllm == "gpu" else cpu_dtype(),
+        adapters=_adapter_slots(settings, model),
         engine_args=engine_args or (known.engine_args if known is not None and model.generates else ()),
         private_environment={} if private is None else private.environment,
     )
@@ -196,6 +198,7 @@ def plan_worker(
         key=key,
         command=command,
         model_path=model_path,
+        adapters=options.adapters,
         log_path=log_path,
         times=times,
         private=private,
@@ -210,6 +213,11 @@ def _private_user(settings: WorkerSettings, model: str, python: Path, model_path
     except NoPrivateUser as exc:
         raise CannotStart(str(exc)) from exc
     return user
+
+
+def _adapter_slots(settings: WorkerSettings, model: ServedModel) -> AdapterSlots:
+    """None for an engine that pools: adapters generate text."""
+    return AdapterSlots(count=settings.adapters if model.generates else 0, rank_max=settings.adapter_rank)
 
 
 def _no_redis(address: RedisAddress, exc: Exception) -> CannotStart:

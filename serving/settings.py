@@ -26,6 +26,11 @@ class WorkerSettings(BaseSettings):
     # CPU only: GiB for the KV cache. One holds 46,592 tokens of the default model.
     kv_cache_gib: Annotated[int, Field(ge=1)] = 1
 
+    # LoRA adapters that the engine holds at once (none: it is started without), and their largest rank; each
+    # takes memory of that rank.
+    adapters: Annotated[int, Field(ge=0, le=1024)] = 0
+    adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+
     # Where the engine and the worker's metrics listen, and the address that gateways are given.
     worker_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100

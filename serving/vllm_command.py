@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from serving.adapters import NO_ADAPTERS, AdapterSlots
 from serving.served_model import ServedModel
 
 # vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and
@@ -28,6 +29,7 @@ OWNED_FLAGS: Final = frozenset(
         "--max-model-len", "--scheduling-policy", "--shutdown-timeout", "--enable-scale-out",
         "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs",
         "--disable-log-stats", "--disable-uvicorn-access-log", "--log-error-stack", "--runner",
+        "--enable-lora", "--max-loras", "--max-cpu-loras", "--max-lora-rank", "--lora-modules",
     }
 )  # fmt: skip
 
@@ -47,6 +49,7 @@ class EngineOptions:
     kv_cache_gib: int
     shutdown_timeout_s: int
     dtype: str | None = None
+    adapters: AdapterSlots = NO_ADAPTERS
     engine_args: tuple[str, ...] = ()
     private_environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,6 +93,11 @@ def build_command(
     ]  # fmt: skip
     if not model.generates:
         argv += ["--runner", "pooling"]
+    if options.adapters.count:
+        # Those that it holds stay loaded, so that it never reads their files again: they may have changed.
+        count = str(options.adapters.count)
+        argv += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count]
+        argv += ["--max-lora-rank", str(options.adapters.rank_max)]
     if options.gpu:
         argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     else:
@@ -135,6 +143,8 @@ def _environment(options: EngineOptions, key: str, inherited: Mapping[str, str])
         # It opens endpoints that put the engine to sleep or reset its caches, without a key.
         "VLLM_SERVER_DEV_MODE": "0",
         "PYTHONUNBUFFERED": "1",
+        # Loading adapters, by whoever has the engine's key.
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1" if options.adapters.count else "0",
     }
     if not options.gpu:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(options.kv_cache_gib)

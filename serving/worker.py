@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from billing.wire.engine_kinds import VLLM
 from billing.wire.instance_entry import EngineLoad, FinalCounters, InstanceEntry, InstanceStatus
 from billing.wire.tokens import CounterPair
+from serving.adapters import AdapterKeeper
 from serving.attest import Attester
 from serving.backoff import Backoff
 from serving.cancellation import end_tasks
@@ -68,6 +69,7 @@ class WorkerPlan:
     key: str = field(repr=False)
     command: EngineCommand
     model_path: Path
+    adapters: AdapterSlots
     log_path: Path
     times: WorkerTimes
     private: PrivateUser | None = None
@@ -116,6 +118,15 @@ class Worker:
             earlier=() if previous is None else _ended_epochs(previous),
         )
         self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)
+        self._adapters = AdapterKeeper(
+            redis,
+            self._registration,
+            plan.model_path,
+            plan.adapters,
+            poll_s=plan.times.renew_s,
+            notice_s=plan.times.notice_s,
+            note=note,
+        )
         self._reclaim_watch = ReclaimWatch(redis, plan.instance, plan.times.renew_s, note)
         self._restart_watch = RestartWatch(redis, plan.instance, plan.times.renew_s)
 
@@ -207,6 +218,8 @@ class Worker:
                 load=EngineLoad(),
                 baseline=CounterPair(),
                 counts=False,
+                adapters={},
+                refused_adapters={},
                 final=None,
                 earlier=_ended_epochs(entry),
             )
@@ -246,13 +259,17 @@ class Worker:
                 self._metrics.engine_start_duration.set(ready - started)
                 await self._show_ready(baseline, ready - started, counts=await self._counts_requests(client))
                 assert engine.group is not None
-                attesting = asyncio.create_task(
-                    self._attester.attest(self._registration.entry.epoch, engine.group, client)
-                )
+                beside = [
+                    asyncio.create_task(
+                        self._attester.attest(self._registration.entry.epoch, engine.group, client)
+                    )
+                ]
+                if self._plan.model.generates:
+                    beside.append(asyncio.create_task(self._adapters.follow(client)))
                 try:
                     why = await self._serve(engine, client)
                 finally:
-                    await end_tasks(attesting)
+                    await end_tasks(*beside)
                 if why is None:
                     await self._drain(client)
                     grace_s = (

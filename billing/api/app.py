@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from starlette.middleware import Middleware
 
 from billing.api import (
+    adapters,
     calibrations,
     capacity,
     contracts,
@@ -50,7 +51,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
     instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
     contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
-    evidence.router, restarts.router,
+    evidence.router, restarts.router, adapters.router,
 )  # fmt: skip
 
 

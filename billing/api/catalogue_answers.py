@@ -125,6 +125,22 @@ class ModelAnswer(Answer):
     updated_ms: Ms
 
 
+class AdapterAnswer(Answer):
+    """`model` is what its owner asks for. `loaded`: the instances that serve it now. `refused`: those that
+    could not load it, and why.
+    """
+
+    model: str
+    base: str
+    path: str
+    owner: str
+    owner_name: str
+    status: ModelStatus
+    loaded: list[str]
+    refused: dict[str, str]
+    created_ms: Ms
+
+
 class PriceAnswer(Answer):
     """USD per million tokens, as decimals."""
 

@@ -11,7 +11,7 @@ from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from billing.catalogue.limits import ANY_MODEL
-from billing.catalogue.names import NAME_CHARS_MAX, check_name, check_tenant_name
+from billing.catalogue.names import NAME_CHARS_MAX, check_model_name, check_name, check_tenant_name
 
 MS_MAX: Final = 253_402_300_799_999  # the end of the year 9999
 # 10^12 units are 10^15 milliunits: exact in a Lua number, which counts up to 9·10^15.
@@ -28,7 +28,7 @@ class Body(BaseModel):
 
 
 def _name_or_any(model: str) -> str:
-    return model if model == ANY_MODEL else check_name(model)
+    return model if model == ANY_MODEL else check_model_name(model)
 
 
 def _moment(given: object) -> object:
@@ -51,13 +51,21 @@ _NAME_SCHEMA: Final = {"type": "string", "minLength": 1, "maxLength": NAME_CHARS
 Name = Annotated[
     str, AfterValidator(check_name), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+$"})
 ]
+# Of a model, or of an adapter of one: `BASE:ADAPTER`.
+ModelName = Annotated[
+    str,
+    AfterValidator(check_model_name),
+    WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^[A-Za-z0-9._/-]+(:[A-Za-z0-9._/-]+)?$"}),
+]
 TenantName = Annotated[
     str,
     AfterValidator(check_tenant_name),
     WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(?!ten_|-)[A-Za-z0-9._/-]+$"}),
 ]
 ModelOrAny = Annotated[
-    str, AfterValidator(_name_or_any), WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(\*|[A-Za-z0-9._/-]+)$"})
+    str,
+    AfterValidator(_name_or_any),
+    WithJsonSchema(_NAME_SCHEMA | {"pattern": r"^(\*|[A-Za-z0-9._/-]+(:[A-Za-z0-9._/-]+)?)$"}),
 ]
 Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=2048, pattern=r"^[\x21-\x7e]+$")]
@@ -80,5 +88,6 @@ Tokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 TenantQuery = Annotated[Name | None, Query(description="A tenant's id or name.")]
 NamePath = Annotated[Name, Path()]
+ModelPath = Annotated[ModelName, Path()]
 # Of a request, a contract, a reclaim.
 IdPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_-]{1,128}$")]

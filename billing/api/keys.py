@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import KeyAnswer, KeyMade, KeyRotated
 from billing.api.control import Control
-from billing.api.fields import Body, Label, Moment, Name, TenantQuery
+from billing.api.fields import Body, Label, ModelName, Moment, Name, TenantQuery
 from billing.api.paging import NameContains, PageQuery, listing
 from billing.api.projects import tenant_id_of
 from billing.api.query import KNOWN_QUERY
@@ -19,7 +19,7 @@ from billing.catalogue.api_keys import ApiKey, KeyChange, Status
 from billing.refusals import Invalid
 
 KeyPath = Annotated[str, Path(pattern=r"^[A-Za-z0-9_]{1,64}$")]
-AllowedModels = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000, strict=False)]
+AllowedModels = Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=1000, strict=False)]
 
 router = APIRouter(prefix="/admin/v1/keys", tags=["keys"], dependencies=[KNOWN_QUERY])
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import ModelAnswer
 from billing.api.control import Control
-from billing.api.fields import COUNT_MAX, Body, Name, NamePath, Text, Tokens
+from billing.api.fields import COUNT_MAX, Body, ModelPath, Name, Text, Tokens
 from billing.api.paging import NameContains, PageQuery
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
@@ -128,14 +128,14 @@ def list_all(
 
 
 @router.get("/{name:path}", response_model=ModelAnswer)
-def show(name: NamePath, control: Control) -> dict[str, Any]:
+def show(name: ModelPath, control: Control) -> dict[str, Any]:
     """One model."""
     with control.reading() as connection:
         return _shown(connection, [models.find(connection, name)])[0]
 
 
 @router.patch("/{name:path}", response_model=ModelAnswer)
-def change(name: NamePath, body: ModelChangeBody, control: Control, response: Response) -> dict[str, Any]:
+def change(name: ModelPath, body: ModelChangeBody, control: Control, response: Response) -> dict[str, Any]:
     """Change a model. Running requests keep the weights with which they began."""
     wanted = ModelChange(
         status=body.status,

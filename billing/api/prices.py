@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import BackfillAnswer, PriceAnswer, PriceSet
 from billing.api.control import Control
-from billing.api.fields import MS_MAX, Body, Moment, Name
+from billing.api.fields import MS_MAX, Body, ModelName, Moment, Name
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import models, tenants
@@ -31,7 +31,7 @@ class NewPrice(Body):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
 
-    model: Name
+    model: ModelName
     input: PriceText | None = None
     cached_input: PriceText | None = None
     output: PriceText | None = None
@@ -57,7 +57,7 @@ class Backfill(Body):
     what that would be.
     """
 
-    model: Name
+    model: ModelName
     from_ms: Annotated[Moment, Field(alias="from")]
     until: Moment | None = None
     tenant: Name | None = None
@@ -120,7 +120,7 @@ def price_later(body: Backfill, control: Control, response: Response) -> dict[st
 
 @router.get("", response_model=Listing[PriceAnswer])
 def list_all(
-    control: Control, asked: PageQuery, model: Annotated[Name | None, Query()] = None
+    control: Control, asked: PageQuery, model: Annotated[ModelName | None, Query()] = None
 ) -> dict[str, Any]:
     """All past and future prices, of one model or of all, the newest of each first."""
     with control.reading() as connection:

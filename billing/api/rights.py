@@ -44,6 +44,8 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "GET /admin/v1/models": Right.ADMIN,
     "GET /admin/v1/models/{name:path}": Right.ADMIN,
     "PATCH /admin/v1/models/{name:path}": Right.ADMIN,
+    "POST /admin/v1/adapters": Right.ADMIN,
+    "GET /admin/v1/adapters": Right.ADMIN,
     "GET /admin/v1/pools": Right.ADMIN,
     "GET /admin/v1/pools/{pool:path}": Right.ADMIN,
     "PATCH /admin/v1/pools/{pool:path}": Right.ADMIN,

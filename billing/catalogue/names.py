@@ -10,6 +10,8 @@ import secrets
 from typing import Final
 
 NAME_CHARS_MAX: Final = 128
+# Between the name of a model and that of an adapter of it: no other model's name holds it.
+ADAPTER_SEPARATOR: Final = ":"
 _NAME: Final = re.compile(r"[A-Za-z0-9._/-]{1,128}", re.ASCII)
 # 12 bytes: ids never collide by chance, and cannot be guessed.
 _ID_BYTES: Final = 12
@@ -31,6 +33,15 @@ def check_name(name: str) -> str:
         raise ValueError("a name is 1 to 128 of the characters A-Z a-z 0-9 . _ / -")
     if any(part in {"", ".", ".."} for part in name.split("/")):
         raise ValueError("a name must not begin or end with '/', nor hold '//', '/./' or '/../'")
+    return name
+
+
+def check_model_name(name: str) -> str:
+    """As `check_name`; an adapter's name is `BASE:ADAPTER`, two names."""
+    if len(name) > NAME_CHARS_MAX:
+        raise ValueError(f"a name has at most {NAME_CHARS_MAX} characters")
+    for part in name.split(ADAPTER_SEPARATOR, 1):
+        check_name(part)
     return name
 
 

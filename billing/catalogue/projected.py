@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, Select, select, true
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from billing.catalogue import models
+from billing.catalogue import adapters, models
 from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
 from billing.schema.capacity import calibration, reclaim
@@ -95,8 +95,14 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
     """Projections of models by name, retired ones too."""
     found = [model for model in models.list_all(connection) if names is None or model.name in names]
     for_sale, capacity = for_sale_from(connection), _capacities(connection)
+    paths = adapters.read_paths(connection)
     return ModelEntries(
-        {model.name: _model(model, for_sale.get(model.name), capacity.get(model.pool)) for model in found},
+        {
+            model.name: _model(
+                model, for_sale.get(model.name), capacity.get(model.pool), paths.get(model.name, {})
+            )
+            for model in found
+        },
         frozenset(model.cell for model in found),
     )
 
@@ -155,7 +161,12 @@ def _capacities(connection: Connection) -> dict[str, int]:
     return {row.pool: row.capacity_mu_s for row in connection.execute(query)}
 
 
-def _model(model: models.Model, for_sale_from_ms: int | None, capacity_mu_s: int | None) -> str:
+def _model(
+    model: models.Model,
+    for_sale_from_ms: int | None,
+    capacity_mu_s: int | None,
+    adapter_paths: Mapping[str, str],
+) -> str:
     return _json(
         {
             "name": model.name,
@@ -175,6 +186,7 @@ def _model(model: models.Model, for_sale_from_ms: int | None, capacity_mu_s: int
             "max_body_bytes": model.max_body_bytes,
             "for_sale_from_ms": for_sale_from_ms,
             "capacity_mu_s": capacity_mu_s,
+            "adapters": adapter_paths,
         }
     )
 

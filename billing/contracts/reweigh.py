@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from billing.catalogue import models
+from billing.catalogue import adapters, models
 from billing.catalogue.models import Model, ModelChange, Weights
 from billing.contracts import store
 from billing.contracts.commitments import lock_for_sale, lock_position, read_position
@@ -35,6 +35,8 @@ def change_model(
     pool = models.find(connection, name).pool
     if wanted.status == "retired":
         refuse_retired_under_contract(connection, name, pool, now_ms)
+    if wanted.status is not None:
+        adapters.check_status(connection, name, wanted.status)
     # `lock_for_sale` inserts the pool's row. Lock only if the pool is calibrated: an uncalibrated pool cannot
     # have contracts, and in a calibrated one somebody may be signing now.
     if wanted.weights is None or read_position(connection, pool, now_ms).capacity_mu_s is None:

@@ -154,6 +154,15 @@ quota_limit = Table(
     CheckConstraint(f"least({', '.join(limits.NAMES)}) >= 0", name="not_negative"),
 )
 
+# A model that is an adapter (LoRA) of another one, its base: the base's engines load it from `path`.
+adapter = Table(
+    "adapter",
+    metadata,
+    Column("model", Text, ForeignKey(model.c.name), primary_key=True),
+    Column("base", Text, ForeignKey(model.c.name), nullable=False, index=True),
+    Column("path", Text, nullable=False),
+)
+
 # Added by hand; those of `taas worker` stand in Redis only. `engine_key` is what the engine asks of us, so it
 # cannot be hashed.
 instance = Table(

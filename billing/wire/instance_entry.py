@@ -6,7 +6,7 @@ It does not know how an engine runs or how a gateway chooses. Pure: the reader b
 lease has lapsed, and billing removes it a day later.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -61,7 +61,8 @@ class InstanceEntry:
     or was never asked for it. `engine`: the kind of engine (`billing.wire.engine_kinds`). `engine_model`: its
     name for the model, None if that is the name in the model's entry. `max_concurrency`: its slots, None if a
     calibration says how many it has. `routes`: those that it serves, None for all of its model's. `own_user`:
-    whether it has an OS user of its own; None if its model is not private.
+    whether it has an OS user of its own; None if its model is not private. `adapters`: those that its engine
+    has loaded, with the engine's names for them. `refused_adapters`: those that it could not load, and why.
     """
 
     instance: str
@@ -86,6 +87,14 @@ class InstanceEntry:
     max_concurrency: int | None = None
     routes: frozenset[str] | None = None
     own_user: bool | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
+    refused_adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def by_model(self) -> Iterator["InstanceEntry"]:
+        """Itself, and for each adapter itself as an instance of that model."""
+        yield self
+        for name, engine_name in self.adapters.items():
+            yield replace(self, model=name, engine_model=engine_name, adapters={})
 
     @property
     def is_provider(self) -> bool:
@@ -118,6 +127,8 @@ class InstanceEntry:
                 "max_concurrency": self.max_concurrency,
                 "routes": None if self.routes is None else sorted(self.routes),
                 "own_user": self.own_user,
+                "adapters": self.adapters,
+                "refused_adapters": self.refused_adapters,
                 "epoch": self.epoch,
                 "status": self.status.value,
                 "lease_until_ms": self.lease_until_ms,
@@ -169,6 +180,8 @@ class InstanceEntry:
                 else _count(fields["max_concurrency"]),
                 routes=None if fields.get("routes") is None else frozenset(map(_text, fields["routes"])),
                 own_user=fields.get("own_user"),
+                adapters=_texts(fields.get("adapters")),
+                refused_adapters=_texts(fields.get("refused_adapters")),
             )
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not an instance entry: {exc!r}") from exc
@@ -245,6 +258,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise TypeError(f"expected text, got {value!r}")
     return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict | None):
+        raise TypeError(f"expected an object, got {value!r}")
+    return {_text(name): _text(each) for name, each in (value or {}).items()}
 
 
 def _count(value: object) -> int:

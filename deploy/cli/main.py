@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "key": ("deploy.cli.key", "key"),
     "limit": ("deploy.cli.limit", "limit"),
     "model": ("deploy.cli.model", "model"),
+    "adapter": ("deploy.cli.adapter", "adapter"),
     "instance": ("deploy.cli.instance", "instance"),
     "evidence": ("deploy.cli.evidence", "evidence"),
     "pool": ("deploy.cli.pool", "pool"),

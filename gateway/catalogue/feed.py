@@ -286,7 +286,7 @@ class Catalogue:
 
     def _take_instances(self, entries: list[InstanceEntry]) -> None:
         by_model: dict[str, list[InstanceEntry]] = {}
-        for entry in entries:
+        for entry in (each for registered in entries for each in registered.by_model()):
             by_model.setdefault(entry.model, []).append(entry)
         self._instances = {model: tuple(entries) for model, entries in by_model.items()}
         self._serving = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.credentials import read_env
 from deploy.local.processes import Processes
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.valkey import free_port
@@ -34,6 +35,14 @@ class Home:
         return subprocess.run(
             [sys.executable, "-m", "deploy.local", *command], cwd=ROOT, env=self.environment | more,
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def taas(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """`taas …` for its admin API."""
+        environment = self.environment | read_env(self.folder / "demo.env")
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("taas")), *command], cwd=ROOT, env=environment,
+            capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 
     def python(self, program: str, **more: str) -> subprocess.CompletedProcess[str]:

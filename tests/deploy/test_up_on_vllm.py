@@ -26,6 +26,7 @@ from tests.deploy.test_up import check_served
 from tests.fixtures import plain_http
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import wait_until
+from tests.fixtures.lora import parts, write_adapter
 from tests.fixtures.stack import keep_model
 from tests.loadtest.test_engine_conformance import answer_shape
 
@@ -84,7 +85,7 @@ def of_the_pooling_engine(demo: dict[str, str]) -> dict[str, Any]:
 
 
 def test_up_from_nothing_serves_text_on_real_vllm(home: Home) -> None:
-    first = home.run("up", timeout_s=600)
+    first = home.run("up", timeout_s=600, TAAS_ADAPTERS="1")
     assert first.returncode == 0, first.stdout + first.stderr
     check_served(first.stdout)
     pids = home.pids()
@@ -198,6 +199,54 @@ def test_a_caller_that_leaves_pays_for_what_was_read(demo: dict[str, str]) -> No
     assert after["billed"] == after["produced"]
     assert 0 < after["billed"]["prompt"] - before["billed"]["prompt"] < 60 * 500
     assert after["residual"]["prompt"] == 0
+
+
+def test_an_adapter_of_a_tenant_is_loaded_beside_the_model(
+    home: Home, client: OpenAI, demo: dict[str, str]
+) -> None:
+    """It writes something else, only its owner knows of it, and it is billed to its own name."""
+    model = demo["TAAS_MODEL"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in range(30):
+        shapes |= parts(f"model.layers.{number}.self_attn.q_proj", rank=8, out=576, inside=576)
+    for name, given in (("told", shapes), ("odd", parts("model.norm", rank=8, out=576, inside=576))):
+        folder = write_adapter(home.folder / "adapters" / name, given, size=0.5)
+        made = home.taas(
+            "adapter", "add", "--model", model, "--name", name, "--path", str(folder), "--owner", "demo",
+            "--wait", "60",
+        )  # fmt: skip
+        assert ("loaded by" in made.stdout) == (made.returncode == 0) == (name == "told"), made.stderr
+    assert "another base" in made.stderr
+    priced = home.taas("price", "set", "--model", f"{model}:told", "--input", "1", "--output", "2")
+    assert priced.returncode == 0, priced.stderr
+    wait_until(lambda: f"{model}:told" in [each.id for each in client.models.list()], "the adapter")
+
+    def said(name: str) -> tuple[str, str]:
+        answer = client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "What is the sea?"}], max_tokens=8,
+            temperature=0,
+        )  # fmt: skip
+        assert answer.model == name
+        return str(answer.choices[0].message.content), str(answer._request_id)
+
+    (base, _), (told, request_id), (again, _) = (said(name) for name in (model, f"{model}:told", model))
+    assert base == again != told
+    found = receipt(demo, request_id)
+    assert (found["model"], found["pricing"], found["billed"]["output"]) == (f"{model}:told", "priced", 8)
+    other = home.taas("tenant", "create", "other")
+    assert other.returncode == 0, other.stderr
+    key = json.loads(home.taas("key", "create", "--tenant", "other", "--json").stdout)["key"]
+    with OpenAI(base_url=demo["OPENAI_BASE_URL"], api_key=key, max_retries=0) as stranger:
+        assert not [each.id for each in stranger.models.list() if ":" in each.id]
+        with pytest.raises(openai.NotFoundError):
+            stranger.chat.completions.create(
+                model=f"{model}:told", messages=[{"role": "user", "content": "hi"}]
+            )
+    removed = home.taas("adapter", "remove", f"{model}:told")
+    assert removed.returncode == 0, removed.stderr
+    with pytest.raises(openai.NotFoundError):
+        said(f"{model}:told")
+    assert said(model)[0] == base
 
 
 def test_nothing_of_all_this_is_unaccounted_for(demo: dict[str, str]) -> None:

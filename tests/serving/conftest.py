@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.redis_address import parse_redis_url
 from serving import registry
+from serving.adapters import NO_ADAPTERS, AdapterSlots
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from serving.metrics import WorkerMetrics
@@ -101,6 +102,12 @@ class WorkerUnderTest:
             with contextlib.suppress(httpx.HTTPError):
                 await http.post(f"{self.plan.url}/fake", json=what)
 
+    async def adapters(self) -> dict[str, str]:
+        """Those that the fake engine has, by its names for them, with their folders."""
+        async with plain_http.AsyncClient() as http:
+            found: dict[str, str] = (await http.get(f"{self.plan.url}/fake")).json()
+            return found
+
     def pids(self) -> list[int]:
         """Of every engine process started so far."""
         return [int(pid) for pid in self.pids_file.read_text().split()]
@@ -130,6 +137,7 @@ class Workers:
         times: WorkerTimes | None = None,
         previous: InstanceEntry | None = None,
         model: ServedModel = MODEL,
+        adapters: AdapterSlots = NO_ADAPTERS,
     ) -> WorkerUnderTest:
         port = free_port()
         pids_file = self.folder / f"pids-{port}"
@@ -141,6 +149,7 @@ class Workers:
             key="engine-key",
             command=EngineCommand((sys.executable, str(FAKE_ENGINE), "--port", str(port), *engine_args), env),
             model_path=self.folder / "model",
+            adapters=adapters,
             log_path=self.folder / "logs" / "engine-m-test.log",
             times=times or fast_times(),
         )

@@ -2,7 +2,8 @@
 has, and faults by an admin call.
 
 `fake_engine.py --port N [--start-seconds S] [--fail-with TEXT]`. `POST /fake` with {"running": n} sets the
-load, {"tokens": n} produces n tokens, {"do": "die"|"unhealthy"|"hang"} breaks it. It writes its pid and its
+load, {"tokens": n} produces n tokens, {"do": "die"|"unhealthy"|"hang"} breaks it; `GET /fake` tells the
+adapters that it has. It writes its pid and its
 child's to the file named by FAKE_PIDS, one line a start.
 """
 
@@ -35,6 +36,7 @@ class State:
         self.running = 0
         self.prompt = 0
         self.generation = 0
+        self.adapters: dict[str, str] = {}
         self.healthy = True
         self.hanging = False
 
@@ -59,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         if self.path == "/health":
             self.answer(200 if self.state.healthy else 503, b"")
+        elif self.path == "/fake":
+            self.answer(200, json.dumps(self.state.adapters).encode())
         elif self.path == "/metrics":
             self.answer(200, METRICS.format(**vars(self.state)).encode())
         else:
@@ -77,6 +81,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, b"{}")
         elif self.key and self.headers.get("Authorization") != f"Bearer {self.key}":
             self.answer(401, b"{}")
+        elif self.path == "/v1/load_lora_adapter":
+            known = sent["lora_name"] in self.state.adapters
+            self.state.adapters[sent["lora_name"]] = sent["lora_path"]
+            self.answer(400 if known else 200, b"{}")
+        elif self.path == "/v1/unload_lora_adapter":
+            self.answer(404 if self.state.adapters.pop(sent["lora_name"], None) is None else 200, b"{}")
         else:
             self.state.prompt += 2
             self.state.generation += sent["max_tokens"]
