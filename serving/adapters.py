@@ -9,7 +9,7 @@ once the entry says that it is there; before it is dropped the entry says that i
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,24 +18,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from billing.wire import redis_keys
+from billing.wire.instance_entry import FILES_SEPARATOR
 from serving.adapter_files import AdapterRefused, check_adapter
 from serving.engine_client import EngineClient, EngineUnanswering
 from serving.registration import Registration
+from serving.vllm_command import AdapterSlots
 
 # A refused adapter may have been corrected by then.
 RETRY_S: Final = 15.0
 _DIGEST_CHARS: Final = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSlots:
-    """How many adapters an engine holds at once, and of what rank at most."""
-
-    count: int = 0
-    rank_max: int = 16
-
-
-NO_ADAPTERS: Final = AdapterSlots()
 
 
 class AdapterKeeper:
@@ -102,7 +93,7 @@ class AdapterKeeper:
             if len(self._folders) >= self._slots.count:
                 raise AdapterRefused(f"this worker has its {self._slots.count} adapters: see --adapters")
             digest = await asyncio.to_thread(check_adapter, Path(folder), self._base, self._slots.rank_max)
-            engine_name = f"{name}@{digest[:_DIGEST_CHARS]}"
+            engine_name = f"{name}{FILES_SEPARATOR}{digest[:_DIGEST_CHARS]}"
             await client.load_adapter(engine_name, folder)
         except (AdapterRefused, EngineUnanswering) as exc:
             self._retry_at[name] = folder, asyncio.get_running_loop().time() + RETRY_S

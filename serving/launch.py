@@ -19,7 +19,6 @@ from billing.wire.instance_entry import InstanceEntry
 from billing.wire.redis_address import RedisAddress, RedisAddressError
 from billing.wire.redis_server import WrongRedis, require_usable, trouble
 from serving import registry
-from serving.adapters import AdapterSlots
 from serving.catalogue import known_models
 from serving.cpu_dtype import cpu_dtype
 from serving.engine_process import GUARD
@@ -28,7 +27,13 @@ from serving.ports import family_of
 from serving.private_user import NoPrivateUser, PrivateUser, find_user, make_folders
 from serving.served_model import ServedModel
 from serving.settings import WorkerSettings, inherited_environment
-from serving.vllm_command import LOGGING_CONFIG, REQUEST_COUNTS_FOLDER, EngineOptions, build_command
+from serving.vllm_command import (
+    LOGGING_CONFIG,
+    REQUEST_COUNTS_FOLDER,
+    AdapterSlots,
+    EngineOptions,
+    build_command,
+)
 from serving.worker import WorkerPlan, WorkerTimes
 
 _REDIS_TIMEOUT_S: Final = 1.5

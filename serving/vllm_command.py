@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from serving.adapters import NO_ADAPTERS, AdapterSlots
 from serving.served_model import ServedModel
 
 # vLLM's own logging, less the loggers that write the errors of callers' requests: those quote parameters, and
@@ -32,6 +31,17 @@ OWNED_FLAGS: Final = frozenset(
         "--enable-lora", "--max-loras", "--max-cpu-loras", "--max-lora-rank", "--lora-modules",
     }
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSlots:
+    """How many adapters an engine holds at once, and of what rank at most."""
+
+    count: int = 0
+    rank_max: int = 16
+
+
+NO_ADAPTERS: Final = AdapterSlots()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ from serving.registry import FINAL_LEASE_MS, LEASE_MS, remove_engine
 from serving.restart_watch import RestartOrder, RestartWatch
 from serving.running_engine import Weights
 from serving.served_model import ServedModel
-from serving.vllm_command import EngineCommand
+from serving.vllm_command import AdapterSlots, EngineCommand
 
 EARLIER_EPOCHS_MOST: Final = 8
 # vLLM needs a moment after its own --shutdown-timeout to end its children.

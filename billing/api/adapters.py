@@ -8,15 +8,15 @@ from fastapi import APIRouter, Query, Response
 from billing.api.answer import Listing
 from billing.api.catalogue_answers import AdapterAnswer
 from billing.api.control import Control
-from billing.api.fields import Body, Name, Text
+from billing.api.fields import Body, ModelPath, Name, Text
 from billing.api.paging import PageQuery
 from billing.api.query import KNOWN_QUERY
 from billing.catalogue import adapters, tenants
 from billing.catalogue.adapters import Adapter, AdapterSpec
 from billing.fleet.registered import read_registered
-from billing.wire.instance_entry import InstanceEntry
+from billing.wire.instance_entry import FILES_SEPARATOR, InstanceEntry
 
-router = APIRouter(prefix="/admin/v1/adapters", tags=["models"], dependencies=[KNOWN_QUERY])
+router = APIRouter(prefix="/admin/v1/adapters", tags=["adapters"], dependencies=[KNOWN_QUERY])
 
 
 class NewAdapter(Body):
@@ -29,6 +29,12 @@ class NewAdapter(Body):
     name: Name
     path: Text
     owner: Name
+
+
+class AdapterChange(Body):
+    """`path`: the folder of its new files."""
+
+    path: Text
 
 
 @router.post("", status_code=201, response_model=AdapterAnswer)
@@ -54,6 +60,15 @@ def list_all(
     return {"data": [_shown(each, names, registered) for each in found.rows], "next": found.next}
 
 
+@router.patch("/{name:path}", response_model=AdapterAnswer)
+def change(name: ModelPath, body: AdapterChange, control: Control, response: Response) -> dict[str, Any]:
+    """Have workers load it from another folder: new weights under the same name."""
+    with control.changing(response) as connection:
+        made = adapters.change_path(connection, name, body.path)
+        names = tenants.names(connection, [made.owner])
+    return _shown(made, names, ())
+
+
 def _shown(adapter: Adapter, names: Mapping[str, str], registered: Iterable[InstanceEntry]) -> dict[str, Any]:
     name, there = adapter.model, list(registered)
     return {
@@ -63,7 +78,11 @@ def _shown(adapter: Adapter, names: Mapping[str, str], registered: Iterable[Inst
         "owner": adapter.owner,
         "owner_name": names[adapter.owner],
         "status": adapter.status,
-        "loaded": [entry.instance for entry in there if name in entry.adapters],
+        "loaded": {
+            entry.instance: entry.adapters[name].rpartition(FILES_SEPARATOR)[2]
+            for entry in there
+            if name in entry.adapters
+        },
         "refused": {
             entry.instance: entry.refused_adapters[name] for entry in there if name in entry.refused_adapters
         },

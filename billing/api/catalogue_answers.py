@@ -126,8 +126,8 @@ class ModelAnswer(Answer):
 
 
 class AdapterAnswer(Answer):
-    """`model` is what its owner asks for. `loaded`: the instances that serve it now. `refused`: those that
-    could not load it, and why.
+    """`model` is what its owner asks for. `loaded`: the instances that serve it now, with the start of the
+    SHA-256 of the files that each has loaded. `refused`: those that could not load it, and why.
     """
 
     model: str
@@ -136,7 +136,7 @@ class AdapterAnswer(Answer):
     owner: str
     owner_name: str
     status: ModelStatus
-    loaded: list[str]
+    loaded: dict[str, str]
     refused: dict[str, str]
     created_ms: Ms
 

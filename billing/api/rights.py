@@ -46,6 +46,7 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "PATCH /admin/v1/models/{name:path}": Right.ADMIN,
     "POST /admin/v1/adapters": Right.ADMIN,
     "GET /admin/v1/adapters": Right.ADMIN,
+    "PATCH /admin/v1/adapters/{name:path}": Right.ADMIN,
     "GET /admin/v1/pools": Right.ADMIN,
     "GET /admin/v1/pools/{pool:path}": Right.ADMIN,
     "PATCH /admin/v1/pools/{pool:path}": Right.ADMIN,

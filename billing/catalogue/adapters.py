@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import models, outbox
@@ -18,7 +18,7 @@ from billing.catalogue.models import ModelSpec
 from billing.catalogue.names import ADAPTER_SEPARATOR, check_model_name
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, read_page
-from billing.refusals import Conflict, Invalid
+from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import adapter as table
 from billing.schema.catalogue import model as model_table
 from billing.wire.routes import TEXT_ROUTES
@@ -92,6 +92,17 @@ def create(connection: Connection, spec: AdapterSpec) -> Adapter:
     connection.execute(insert(table).values(model=name, base=base.name, path=spec.path))
     outbox.record(connection, ChangeKind.MODEL, base.name)
     return _adapter(connection.execute(_QUERY.where(table.c.model == name)).one())
+
+
+def change_path(connection: Connection, model: str, path: str) -> Adapter:
+    """Other files under the same name. Raises NotFound."""
+    changed = connection.scalar(
+        update(table).where(table.c.model == model).values(path=path).returning(table.c.base)
+    )
+    if changed is None:
+        raise NotFound(f"There is no adapter {model!r}; see `taas adapter list`.", param="name")
+    outbox.record(connection, ChangeKind.MODEL, changed)
+    return _adapter(connection.execute(_QUERY.where(table.c.model == model)).one())
 
 
 def list_page(connection: Connection, asked: PageRequest, base: str | None = None) -> Page[Adapter]:

@@ -20,6 +20,10 @@ from billing.wire.tokens import NO_TOKENS, CounterPair
 REQUEST_COUNTS_PATH: Final = "/taas/request_counts"
 
 
+# In an engine's name for an adapter: before the digest of its files.
+FILES_SEPARATOR: Final = "@"
+
+
 class InstanceStatus(StrEnum):
     """Only `ready` instances get new requests; `draining` ones finish those that they have."""
 

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.vllm
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
     with new_home() as made:
+        made.environment["TAAS_ADAPTERS"] = "1"
         yield made
 
 
@@ -85,7 +86,7 @@ def of_the_pooling_engine(demo: dict[str, str]) -> dict[str, Any]:
 
 
 def test_up_from_nothing_serves_text_on_real_vllm(home: Home) -> None:
-    first = home.run("up", timeout_s=600, TAAS_ADAPTERS="1")
+    first = home.run("up", timeout_s=600)
     assert first.returncode == 0, first.stdout + first.stderr
     check_served(first.stdout)
     pids = home.pids()

@@ -18,12 +18,11 @@ from redis.asyncio import Redis
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.redis_address import parse_redis_url
 from serving import registry
-from serving.adapters import NO_ADAPTERS, AdapterSlots
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
 from serving.metrics import WorkerMetrics
 from serving.served_model import ServedModel
-from serving.vllm_command import EngineCommand
+from serving.vllm_command import NO_ADAPTERS, AdapterSlots, EngineCommand
 from serving.worker import Worker, WorkerPlan, WorkerTimes
 from tests.fixtures import plain_http
 from tests.fixtures.valkey import free_port

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 import serving.adapters
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
-from serving.adapters import AdapterSlots
+from serving.vllm_command import AdapterSlots
 from tests.fixtures.lora import parts, write_adapter, write_tensors
 from tests.serving.conftest import Workers, WorkerUnderTest, eventually
 

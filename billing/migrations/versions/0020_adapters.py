@@ -15,11 +15,11 @@ def upgrade() -> None:
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("base", sa.Text(), nullable=False),
         sa.Column("path", sa.Text(), nullable=False),
-        sa.ForeignKeyConstraint(["model"], ["model.name"], name="adapter_model_fkey"),
-        sa.ForeignKeyConstraint(["base"], ["model.name"], name="adapter_base_fkey"),
-        sa.PrimaryKeyConstraint("model", name="adapter_pkey"),
+        sa.ForeignKeyConstraint(["model"], ["model.name"], name="fk_adapter_model_model"),
+        sa.ForeignKeyConstraint(["base"], ["model.name"], name="fk_adapter_base_model"),
+        sa.PrimaryKeyConstraint("model", name="pk_adapter"),
     )
-    op.create_index("adapter_base_idx", "adapter", ["base"])
+    op.create_index("ix_adapter_base", "adapter", ["base"])
 
 
 def downgrade() -> None:

@@ -40,7 +40,7 @@ def test_an_adapter_is_a_model_of_its_owner_beside_its_base(
 ) -> None:
     adapter = made("adapters", model="m", name="support", path=PATH, owner="acme")
     assert (adapter["model"], adapter["base"], adapter["path"]) == ("m:support", "m", PATH)
-    assert (adapter["owner_name"], adapter["loaded"], adapter["refused"]) == ("acme", [], {})
+    assert (adapter["owner_name"], adapter["loaded"], adapter["refused"]) == ("acme", {}, {})
     model = admin.get("/admin/v1/models/m:support").json()
     assert (model["owner"], model["visible"]) == (adapter["owner"], [adapter["owner"]])
     assert (model["pool"], model["cell"]) == ("m", "m")
@@ -69,6 +69,17 @@ def test_a_retired_adapter_is_dropped_and_can_come_back(
     for status, wanted in (("retired", {}), ("active", {"m:support": PATH})):
         assert admin.patch("/admin/v1/models/m:support", json={"status": status}).status_code == 200
         assert wanted_of(raw_redis) == wanted
+
+
+def test_new_files_come_under_the_same_name(
+    admin: TestClient, made: Make, base: dict[str, Any], raw_redis: redis.Redis
+) -> None:
+    made("adapters", model="m", name="support", path=PATH, owner="acme")
+    changed = admin.patch("/admin/v1/adapters/m:support", json={"path": "/srv/b"})
+    assert (changed.status_code, changed.json()["path"]) == (200, "/srv/b")
+    assert wanted_of(raw_redis) == {"m:support": "/srv/b"}
+    assert admin.patch("/admin/v1/adapters/m:none", json={"path": "/srv/b"}).status_code == 404
+    assert admin.patch("/admin/v1/adapters/m", json={"path": "/srv/b"}).status_code == 404
 
 
 def test_a_base_with_active_adapters_stays(admin: TestClient, made: Make, base: dict[str, Any]) -> None:
@@ -132,4 +143,4 @@ def test_it_says_which_instances_have_it_and_why_others_do_not(
         )  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, name, entry.to_json())
     (shown,) = admin.get("/admin/v1/adapters").json()["data"]
-    assert (shown["loaded"], shown["refused"]) == (["one"], {"two": "its rank is 64"})
+    assert (shown["loaded"], shown["refused"]) == ({"one": "1f"}, {"two": "its rank is 64"})

@@ -166,6 +166,8 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("PATCH", "projects/side", tenant="acme", name="aside")
     ask("POST", "models", name="m", context_tokens=4096, visible=["acme"])
     ask("PATCH", "models/m", visible="everyone")
+    ask("POST", "adapters", model="m", name="a", path="/srv/a", owner="acme")
+    ask("PATCH", "adapters/m:a", path="/srv/b")
     key = ask("POST", "keys", tenant="acme", models=["m"], expires_at_ms="2999-01-01")["key_id"]
     ask("PATCH", f"keys/{key}", name="ci")
     ask("DELETE", f"keys/{ask('POST', f'keys/{key}/rotate', overlap_seconds=60)['key_id']}")
@@ -232,7 +234,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask = Checked(app, admin)
     key = ask_the_catalogue(ask, database)
     draft = ask_about_capacity(ask)
-    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances",
+    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances", "adapters",
     "calibrations", "contracts",
                  "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
