@@ -90,9 +90,9 @@ class AdapterKeeper:
         try:
             if not self._slots.count:
                 raise AdapterRefused("this worker takes no adapters: start it with --adapters N")
+            digest = await asyncio.to_thread(check_adapter, Path(folder), self._base, self._slots.rank_max)
             if len(self._folders) >= self._slots.count:
                 raise AdapterRefused(f"this worker has its {self._slots.count} adapters: see --adapters")
-            digest = await asyncio.to_thread(check_adapter, Path(folder), self._base, self._slots.rank_max)
             engine_name = f"{name}{FILES_SEPARATOR}{digest[:_DIGEST_CHARS]}"
             await client.load_adapter(engine_name, folder)
         except (AdapterRefused, EngineUnanswering) as exc:

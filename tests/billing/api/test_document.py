@@ -234,8 +234,8 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask = Checked(app, admin)
     key = ask_the_catalogue(ask, database)
     draft = ask_about_capacity(ask)
-    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances", "adapters",
-    "calibrations", "contracts",
+    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances",
+    "adapters", "calibrations", "contracts",
                  "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
                  "usage?by=day", "usage?by=nothing", "requests/req_1", f"contracts/{draft}",
