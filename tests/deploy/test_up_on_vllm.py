@@ -243,8 +243,9 @@ def test_an_adapter_of_a_tenant_is_loaded_beside_the_model(
             stranger.chat.completions.create(
                 model=f"{model}:told", messages=[{"role": "user", "content": "hi"}]
             )
-    removed = home.taas("adapter", "remove", f"{model}:told")
-    assert removed.returncode == 0, removed.stderr
+    for name in ("told", "odd"):
+        removed = home.taas("adapter", "remove", f"{model}:{name}")
+        assert removed.returncode == 0, removed.stderr
     with pytest.raises(openai.NotFoundError):
         said(f"{model}:told")
     assert said(model)[0] == base
