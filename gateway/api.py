@@ -13,7 +13,7 @@ from billing.cell.scripts import CellKeys
 from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, EventHead
-from gateway.authenticate import Caller, authenticate
+from gateway.authenticate import authenticate
 from gateway.body import read_body
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.entries import Model
@@ -24,9 +24,7 @@ from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import (
     BodyTooLarge,
     ClientDisconnected,
-    DependencyUnavailable,
     GatewayError,
-    ModelNotFound,
     NoInstance,
     QuotaExceeded,
     UnsupportedParameter,
@@ -109,7 +107,7 @@ class InferenceApi:
         tenant = caller.tenant
         raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
         parsed = parse_request(route, raw)
-        model = self._model(parsed, caller, self.clock.at_ms(started_at))
+        model = caller.find_model(self.catalogue, parsed.model, self.clock.at_ms(started_at))
         body_bytes = len(raw)
         del raw  # else it would stay in memory until the answer ends
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
@@ -177,17 +175,6 @@ class InferenceApi:
             except Interrupted as interrupted:
                 candidates = partial(self._candidates_to_resume, part)
                 part = await self.resumer.resume(part, interrupted, client, candidates)
-
-    def _model(self, parsed: ParsedRequest, caller: Caller, now_ms: int) -> Model:
-        """The model, if this caller may see it. The error is the same for a model that does not exist, one
-        that this tenant may not see, and one that is not for sale.
-        """
-        model = self.catalogue.models.get(parsed.model)
-        if model is None and not self.catalogue.loaded:
-            raise DependencyUnavailable
-        if model is None or not caller.may_see(model, now_ms):
-            raise ModelNotFound(parsed.model)
-        return model
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
         """Name the ignored fields in a header of the answer. If the request says `x-taas-strict: 1`, refuse

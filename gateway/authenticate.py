@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from billing.wire.value import Value
 from gateway.catalogue.entries import ApiKey, Model, Tenant
 from gateway.catalogue.feed import Catalogue
-from gateway.errors import AuthenticationFailed, PermissionDenied
+from gateway.errors import AuthenticationFailed, DependencyUnavailable, ModelNotFound, PermissionDenied
 
 KEY_BYTES_MAX = 256
 
@@ -24,12 +24,30 @@ class Caller(Value, frozen=True):
     key: ApiKey
     tenant: Tenant
 
-    def may_see(self, model: Model, now_ms: int) -> bool:
-        """Whether this caller may see the model now, by the clock that all gateways share."""
+    def find_model(self, catalogue: Catalogue, name: str, now_ms: int) -> Model:
+        """The model, if this caller may see it now, by the clock that all gateways share. Raises
+        ModelNotFound: the same for a model that does not exist, one that this caller may not see, and one
+        that is not for sale. Raises DependencyUnavailable while models have not been read.
+        """
+        model = catalogue.visible.find(self.tenant, name)
+        if model is None and not catalogue.loaded:
+            raise DependencyUnavailable
+        if model is None or not self._may_use(model, now_ms):
+            raise ModelNotFound(name)
+        return model
+
+    def models(self, catalogue: Catalogue, now_ms: int) -> list[Model]:
+        """Those that this caller may see now, by name. Raises DependencyUnavailable while they have not been
+        read.
+        """
+        if not catalogue.loaded:
+            raise DependencyUnavailable
+        found = {model.name: model for model in catalogue.visible.of(self.tenant)}
+        return [found[name] for name in sorted(found) if self._may_use(found[name], now_ms)]
+
+    def _may_use(self, model: Model, now_ms: int) -> bool:
         allowed = self.key.models
-        if allowed is not None and model.name not in allowed:
-            return False
-        return model.visible_to(self.tenant) and model.for_sale_to(self.tenant, now_ms)
+        return (allowed is None or model.name in allowed) and model.for_sale_to(self.tenant, now_ms)
 
 
 def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -21,9 +21,7 @@ from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.edge.client import opaque_instance
 from gateway.errors import (
-    DependencyUnavailable,
     InvalidRequest,
-    ModelNotFound,
     RouteNotFound,
     UsageUnavailable,
 )
@@ -68,12 +66,7 @@ def listing_router(
     @router.get("/v1/models", summary="Models that this key may see", tags=["models"])
     async def list_models(request: Request) -> dict[str, Any]:
         caller, now_ms = await caller_of(request), clock.at_ms(time.monotonic())
-        if not catalogue.loaded:
-            raise DependencyUnavailable
-        models = sorted(
-            (model for model in catalogue.models.values() if caller.may_see(model, now_ms)),
-            key=lambda model: model.name,
-        )
+        models = caller.models(catalogue, now_ms)
         if "anthropic-version" in request.headers:
             entries = [_anthropic_model(model) for model in models]
             ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
@@ -83,11 +76,7 @@ def listing_router(
     @router.get("/v1/models/{name:path}", summary="One model", tags=["models"])
     async def show_model(name: str, request: Request) -> dict[str, Any]:
         caller = await caller_of(request)
-        model = catalogue.models.get(name)
-        if model is None and not catalogue.loaded:
-            raise DependencyUnavailable
-        if model is None or not caller.may_see(model, clock.at_ms(time.monotonic())):
-            raise ModelNotFound(name)
+        model = caller.find_model(catalogue, name, clock.at_ms(time.monotonic()))
         return _anthropic_model(model) if "anthropic-version" in request.headers else _openai_model(model)
 
     @router.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)

@@ -4,6 +4,7 @@ model allows.
 
 from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
+from gateway.catalogue.visible_models import VisibleModels
 
 
 class BodyCaps:
@@ -15,8 +16,9 @@ class BodyCaps:
         self._catalogue = catalogue
         self._default_bytes = default_bytes
         self._most_bytes = most_bytes
-        self._sorted_from: dict[str, Model] | None = None
-        self._largest_first: list[tuple[int, Model]] = []
+        self._read_from: VisibleModels | None = None
+        # The largest, by kind of tenants and by tenant; ids of tenants are no kinds.
+        self._largest: dict[str, int] = {}
 
     def of_model(self, model: Model) -> int:
         """The cap once the model is known."""
@@ -25,15 +27,13 @@ class BodyCaps:
 
     def of_tenant(self, tenant: Tenant) -> int:
         """The cap while only the caller is known; the default if the tenant sees no model."""
-        models = self._catalogue.models
-        if models is not self._sorted_from:
-            self._sorted_from = models
-            # Among equal caps, models that everyone sees come first, so that the search is short.
-            self._largest_first = sorted(
-                ((self.of_model(model), model) for model in models.values()),
-                key=lambda entry: (-entry[0], entry[1].visible != "everyone" or entry[1].owner is not None),
-            )
-        for cap_bytes, model in self._largest_first:
-            if model.visible_to(tenant):
-                return cap_bytes
-        return min(self._default_bytes, self._most_bytes)
+        visible = self._catalogue.visible
+        if visible is not self._read_from:
+            self._read_from = visible
+            self._largest = {
+                audience: max(map(self.of_model, models.values()))
+                for audience, models in visible.audiences()
+                if models
+            }
+        largest = max(self._largest.get(tenant.kind, 0), self._largest.get(tenant.tenant, 0))
+        return largest or min(self._default_bytes, self._most_bytes)

@@ -164,13 +164,12 @@ class Model:
             self.for_sale_from_ms is not None and self.for_sale_from_ms <= now_ms
         )
 
-    def visible_to(self, tenant: Tenant) -> bool:
-        """Whether this tenant may see the model, once it is for sale."""
-        if not self.active or (self.owner is not None and self.owner != tenant.tenant):
-            return False
-        if isinstance(self.visible, frozenset):
-            return tenant.tenant in self.visible
-        return self.visible == "everyone" or (self.visible == "internal" and tenant.kind == "internal")
+    @property
+    def audience(self) -> str | frozenset[str]:
+        """Who may see the model, once it is for sale: `everyone`, `internal`, or these tenants. Whatever else
+        its entry says, an owned model is its owner's alone.
+        """
+        return self.visible if self.owner is None else frozenset({self.owner})
 
     @classmethod
     def read(cls, raw: bytes) -> "Model":

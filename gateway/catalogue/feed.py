@@ -18,6 +18,7 @@ from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus, read_snapshot
 from billing.wire.lease_watch import LeaseWatch
 from gateway.catalogue.entries import ApiKey, Model, Tenant
+from gateway.catalogue.visible_models import VisibleModels
 from gateway.errors import DependencyUnavailable
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 
@@ -50,6 +51,7 @@ class Catalogue:
         self._unknown_keys: set[str] = set()
         self._tenants: dict[str, Tenant] = {}
         self.models: dict[str, Model] = {}
+        self.visible = VisibleModels({})
         self._models_read = asyncio.Event()
         self._instances_read = asyncio.Event()
         # Redis answers but holds nothing that billing wrote.
@@ -213,7 +215,7 @@ class Catalogue:
             raise
         self.not_projected = False
         self._forget_all()
-        self.models = _read_models(zip(raw[::2], raw[1::2], strict=True))
+        self._take_models(_read_models(zip(raw[::2], raw[1::2], strict=True)))
         self._models_read.set()
         await self._feed.execute(
             "HSETNX", redis_keys.SECRETS, redis_keys.CACHE_SALT_FIELD, secrets.token_hex(32)
@@ -251,7 +253,12 @@ class Catalogue:
         (raw,) = await _read_projected(self._feed, ("HMGET", redis_keys.MODELS, *names))
         entries = dict(zip(names, raw, strict=True))
         unchanged = {name: model for name, model in self.models.items() if name.encode() not in entries}
-        self.models = unchanged | _read_models((name, entry) for name, entry in entries.items() if entry)
+        changed = _read_models((name, entry) for name, entry in entries.items() if entry)
+        self._take_models(unchanged | changed)
+
+    def _take_models(self, models: dict[str, Model]) -> None:
+        self.models = models
+        self.visible = VisibleModels(models)
 
     async def _poll_instances(self) -> None:
         """Read instances twice a second, so that a draining or dead instance gets no new request within a

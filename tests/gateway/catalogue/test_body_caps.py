@@ -10,6 +10,7 @@ import orjson
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
+from gateway.catalogue.visible_models import VisibleModels
 
 DEFAULT, MOST = 4_000, 50_000
 
@@ -29,7 +30,7 @@ def tenant(name: str) -> Tenant:
 
 
 def caps_of(*models: Model) -> tuple[BodyCaps, SimpleNamespace]:
-    catalogue = SimpleNamespace(models={each.name: each for each in models})
+    catalogue = SimpleNamespace(visible=VisibleModels({each.name: each for each in models}))
     return BodyCaps(cast("Catalogue", catalogue), DEFAULT, MOST), catalogue
 
 
@@ -56,5 +57,5 @@ def test_nothing_is_larger_than_what_can_be_received() -> None:
 def test_a_change_of_the_catalogue_is_seen() -> None:
     caps, catalogue = caps_of()
     assert caps.of_tenant(tenant("ten_a")) == DEFAULT
-    catalogue.models = {"eyes": model("eyes", max_body_bytes=9_000)}
+    catalogue.visible = VisibleModels({"eyes": model("eyes", max_body_bytes=9_000)})
     assert caps.of_tenant(tenant("ten_a")) == 9_000
