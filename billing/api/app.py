@@ -23,6 +23,7 @@ from billing.api import (
     health,
     instances,
     keys,
+    launches,
     limits,
     models,
     plan,
@@ -51,7 +52,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
     instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
     contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
-    evidence.router, restarts.router, adapters.router,
+    evidence.router, restarts.router, adapters.router, launches.router,
 )  # fmt: skip
 
 

@@ -50,6 +50,19 @@ class PoolAnswer(Answer):
     shortfalls: list[RateSpan]
 
 
+class LaunchAnswer(Answer):
+    """What a launcher is to run of a pool: `instances` of `model`, each on `nodes` machines."""
+
+    pool: str
+    model: str
+    instances: int
+    gpus: int
+    nodes: int
+    resources: dict[str, int]
+    path: str | None
+    engine_args: list[str]
+
+
 class StepAnswer(Answer):
     """One mix as it was measured. Times are null if too few were seen."""
 

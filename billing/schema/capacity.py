@@ -8,6 +8,7 @@ defaults and no machines to sell.
 from typing import Final
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -41,6 +42,22 @@ pool = Table(
     Column("updated_ms", BigInteger, nullable=False, server_default=NOW_MS, onupdate=NOW_MS),
     CheckConstraint("instances >= 0 and set_aside_mu_s >= 0", name="not_negative"),
     CheckConstraint("headroom_permille between 0 and 999", name="headroom"),
+)
+
+# What of a pool a launcher runs: so many instances of this model, each on so many nodes, with GPUs and other
+# resources for each node. `path`: the folder of the model's files there.
+launch = Table(
+    "launch",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("model", Text, ForeignKey(model.c.name), nullable=False),
+    Column("instances", Integer, nullable=False),
+    Column("gpus", Integer, nullable=False, server_default="0"),
+    Column("nodes", Integer, nullable=False, server_default="1"),
+    Column("resources", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("path", Text),
+    Column("engine_args", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    CheckConstraint("instances >= 0 and gpus >= 0 and nodes > 0", name="counts"),
 )
 
 # What a pool was until a moment; since the last of them it is what its row says. Append-only.

@@ -188,6 +188,7 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
 def ask_about_capacity(ask: Checked) -> str:
     """The id of a contract."""
     ask("PATCH", "pools/m", instances=4, headroom="0.1", set_aside=1)
+    ask("PUT", "launches/m", model="m", instances=1)
     step = {"mix": "chat", "held_back": True, "sequences": 1, "seconds": 1.5, "uncached": 1, "cached": 0,
     "output": 1,
             "tpot_ms": None, "ttft_ms": 3.5, "error": 0.01}  # fmt: skip
@@ -236,7 +237,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
     draft = ask_about_capacity(ask)
     for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances",
     "adapters", "calibrations", "contracts",
-                 "reclaims", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
+                 "reclaims", "launches", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
                  "usage?by=day", "usage?by=nothing", "requests/req_1", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
@@ -244,6 +245,7 @@ def test_what_every_operation_answers_is_what_the_document_says(
         ask("GET", path)
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
+    ask("DELETE", "launches/m")
     every = {operation["operationId"] for _, _, operation in operations(document)}
     # A request that runs needs a gateway, a restart and evidence a worker: they have tests of their own.
     alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}

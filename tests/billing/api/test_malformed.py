@@ -20,7 +20,7 @@ WRITES = [
     "calibrations/absorbed"),
     ("POST", "contracts"), ("POST", "contracts/quote"), ("POST", "contracts/con_0/amend"), ("POST",
     "contracts/con_0/notice"),
-    ("PATCH", "pools/m"), ("POST", "instances/i/restart"),
+    ("PATCH", "pools/m"), ("POST", "instances/i/restart"), ("PUT", "launches/m"),
 ]  # fmt: skip
 
 
