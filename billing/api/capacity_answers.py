@@ -31,12 +31,13 @@ class LivePool(Answer):
 
 
 class PoolAnswer(Answer):
-    """What a pool has, owes and could sell now, in units per second. `registered` and `ready` are null if
-    Redis does not answer.
+    """What a pool has, owes and could sell now, in units per second. `declared`: the instances that it was
+    set to have. `registered` and `ready` are null if Redis does not answer.
     """
 
     pool: str
     instances: int
+    declared: int
     registered: int | None
     ready: int | None
     taken: int

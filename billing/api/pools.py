@@ -105,6 +105,7 @@ def _shown(connection: Connection, pool: str, there: Collection[InstanceEntry] |
     return {
         "pool": pool,
         "instances": machines_of(position.instances, there or (), measured=measured is not None),
+        "declared": position.instances,
         "registered": None if there is None else len(there),
         "ready": None if there is None else sum(1 for entry in there if entry.status == "ready"),
         "taken": sum(taken.instances for taken in position.taken if taken.from_ms <= now_ms < taken.until_ms),

@@ -15,6 +15,8 @@ _COMMANDS: Final = {
     "gateway": ("deploy.cli.processes", "gateway"),
     "worker": ("deploy.cli.processes", "worker"),
     "billing": ("deploy.cli.processes", "billing"),
+    "apply": ("deploy.cli.apply", "apply"),
+    "export": ("deploy.cli.apply", "export"),
     "tenant": ("deploy.cli.tenant", "tenant"),
     "project": ("deploy.cli.project", "project"),
     "key": ("deploy.cli.key", "key"),
@@ -57,6 +59,7 @@ def main() -> None:
 
     \b
     taas up                                        everything on this machine, in the background
+    taas apply FILE                                models, pools, instances and prices as a file says
     taas tenant create acme                        who is billed
     taas key create --tenant acme                  an API key, shown once
     taas limit set --tenant acme --requests-per-minute 60
@@ -64,5 +67,6 @@ def main() -> None:
     taas audit                                     is every token accounted for?
 
     Nouns speak to the admin API at TAAS_ADMIN_URL with TAAS_ADMIN_KEY; where these are unset, `taas up` has
-    left them in .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage.
+    left them in .taas/demo.env. Exit status: 0 done, 1 refused or not reached, 2 wrong usage;
+    3 `taas apply --dry-run` would change something.
     """

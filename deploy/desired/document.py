@@ -1,0 +1,171 @@
+"""The file of desired state: which fields its nouns have, and how they are read. It asks nobody: whether what
+it names is there is seen when it is compared.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from billing.wire.engine_kinds import PROVIDERS
+from billing.wire.routes import OFFERED_ROUTES
+from deploy.desired.yaml_values import (
+    DocumentError,
+    Place,
+    Reader,
+    Value,
+    counts,
+    decimal,
+    either,
+    entries,
+    fields,
+    inner,
+    many,
+    moment_ms,
+    one_of,
+    parse,
+    part,
+    text,
+    whole,
+    yes_or_no,
+)
+
+MODEL: Final[Mapping[str, Reader]] = {
+    "context_tokens": whole,
+    "visible": either(one_of("everyone", "internal"), many(text)),
+    "owner": text,
+    "routes": many(one_of(*OFFERED_ROUTES)),
+    "engine_model": text,
+    "vocabulary_tokens": whole,
+    "default_max_tokens": whole,
+    "weights": inner("weights", dict.fromkeys(("w_in_mu", "w_cached_mu", "w_out_mu"), whole)),
+    "chat_template_kwargs": many(text),
+    "pool": text,
+    "max_body_bytes": whole,
+    "status": one_of("active", "retired"),
+}
+LAUNCH: Final[Mapping[str, Reader]] = {
+    "model": text,
+    "instances": whole,
+    "gpus": whole,
+    "nodes": whole,
+    "resources": counts("resources"),
+    "path": text,
+    "engine_args": many(text),
+}
+
+
+def _launch(value: Value) -> dict[str, Any]:
+    found, _ = fields(value, "launch", LAUNCH)
+    if "instances" not in found:
+        raise value.wrong("launch needs instances: how many of them")
+    return {"gpus": 0, "nodes": 1, "resources": {}, "path": None, "engine_args": (), **found}
+
+
+POOL: Final[Mapping[str, Reader]] = {
+    "instances": whole,
+    "headroom": part,
+    "set_aside": decimal,
+    "launch": _launch,
+}
+INSTANCE: Final[Mapping[str, Reader]] = {
+    "model": text,
+    "url": text,
+    "provider": one_of(*PROVIDERS),
+    "key_file": text,
+    "engine_model": text,
+    "max_concurrency": whole,
+    "priority": yes_or_no,
+}
+PRICE: Final[Mapping[str, Reader]] = {
+    "input": decimal,
+    "cached_input": decimal,
+    "output": decimal,
+    "free": yes_or_no,
+    "from": moment_ms,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One thing of the file: what is given of it, and where."""
+
+    name: str
+    place: Place
+    fields: dict[str, Any]
+    places: dict[str, Place] = field(default_factory=dict)
+
+    def at(self, name: str) -> Place:
+        """The line of a field; the entry's own where it is not given."""
+        return self.places.get(name, self.place)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Sections by name. One that the file does not have is None: nothing of it is touched. `prices`: those of
+    a model, in the order of the file.
+    """
+
+    folder: Path
+    models: dict[str, Entry] | None
+    pools: dict[str, Entry] | None
+    instances: dict[str, Entry] | None
+    prices: dict[str, list[Entry]] | None
+
+
+def read(path: Path) -> Document:
+    """Raises DocumentError, with file and line."""
+    whole_file = parse(path)
+    if whole_file is None:
+        raise DocumentError(Place(path, 1), "is empty")
+    found: dict[str, Any] = dict.fromkeys(("models", "pools", "instances", "prices"))
+    for name, key, given in entries(whole_file, "the file"):
+        if name not in found:
+            raise key.wrong(f"there is no section {name!r}; there are: {', '.join(found)}")
+        found[name] = _section(name, given)
+    return Document(folder=path.parent, **found)
+
+
+_NOUNS: Final = {
+    "models": ("a model", MODEL),
+    "pools": ("a pool", POOL),
+    "instances": ("an instance", INSTANCE),
+}
+_NEEDED: Final = {"a model": ("context_tokens",), "an instance": ("model", "url")}
+
+
+def _section(section: str, value: Value) -> dict[str, Any]:
+    if section == "prices":
+        return {name: _prices(name, given) for name, _, given in entries(value, section)}
+    what, readers = _NOUNS[section]
+    return {name: _entry(name, key, given, what, readers) for name, key, given in entries(value, section)}
+
+
+def _entry(name: str, key: Value, given: Value, what: str, readers: Mapping[str, Reader]) -> Entry:
+    found, places = fields(given, what, readers)
+    for needed in _NEEDED.get(what, ()):
+        if needed not in found:
+            raise key.wrong(f"{what} needs {needed}")
+    return Entry(name=name, place=key.place, fields=found, places=places)
+
+
+def _prices(model: str, value: Value) -> list[Entry]:
+    many(lambda given: given)(value)
+    found = []
+    for node in value.node.value:
+        given = Value(node, value.path)
+        values, places = fields(given, "a price", PRICE)
+        if values.pop("free", False):
+            if set(values) & {"input", "cached_input", "output"}:
+                raise given.wrong("a price that is free has no amounts")
+            values |= {"input": "0", "cached_input": "0", "output": "0"}
+        if "input" not in values or "output" not in values:
+            raise given.wrong("a price needs input and output, or free: true")
+        values.setdefault("cached_input", values["input"])
+        values.setdefault("from", None)
+        found.append(Entry(name=model, place=given.place, fields=values, places=places))
+    starts = [entry.fields["from"] for entry in found]
+    for number, entry in enumerate(found):
+        if starts.index(entry.fields["from"]) != number:
+            raise DocumentError(entry.place, "another price of this model begins at the same moment")
+    return found

@@ -1,0 +1,52 @@
+"""What is there now, written as a file of desired state. Applied at once, it changes nothing."""
+
+from typing import Any
+
+import yaml
+
+from deploy.desired.difference import rfc3339
+from deploy.desired.present import Present
+
+
+def as_yaml(there: Present) -> str:
+    """Tenants by name. What is null is left out."""
+    pools: dict[str, Any] = {name: dict(fields) for name, fields in there.pools.items()}
+    for name, launch in there.launches.items():
+        pools.setdefault(name, {})["launch"] = _given(launch)
+    sections = {
+        "models": {name: _model(fields, there) for name, fields in there.models.items()},
+        "pools": pools,
+        "instances": {name: _given(fields) for name, fields in there.instances.items()},
+        "prices": {name: _prices(rows, there.now_ms) for name, rows in there.prices.items()},
+    }
+    return str(yaml.safe_dump(_plain(sections), sort_keys=False, allow_unicode=True, width=110))
+
+
+def _model(fields: dict[str, Any], there: Present) -> dict[str, Any]:
+    found = _given(fields)
+    if "owner" in found:
+        found["owner"] = there.tenant_names[found["owner"]]
+        del found["visible"]
+    elif not isinstance(found["visible"], str):
+        found["visible"] = [there.tenant_names[tenant] for tenant in found["visible"]]
+    return found
+
+
+def _prices(rows: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
+    """The one that holds, and those to come: what was is not desired."""
+    past = [row for row in rows if row["from"] <= now_ms]
+    shown = [*past[-1:], *(row for row in rows if row["from"] > now_ms)]
+    amounts = ("input", "cached_input", "output")
+    return [{**{name: row[name] for name in amounts}, "from": rfc3339(row["from"])} for row in shown]
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value not in (None, (), {})}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value
