@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from billing.wire.engine_kinds import PROVIDERS
 from billing.wire.routes import OFFERED_ROUTES
 from deploy.desired.yaml_values import (
@@ -150,7 +152,8 @@ def _entry(name: str, key: Value, given: Value, what: str, readers: Mapping[str,
 
 
 def _prices(model: str, value: Value) -> list[Entry]:
-    many(lambda given: given)(value)
+    if not isinstance(value.node, yaml.SequenceNode):
+        raise value.wrong("the prices of a model are a list: - {input: …, output: …}")
     found = []
     for node in value.node.value:
         given = Value(node, value.path)

@@ -1,15 +1,20 @@
 """Promises of `taas apply` and `taas export`, on a live admin API."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from click.testing import Result
 
+from billing.wire import redis_keys
+from billing.wire.reservation import stored
 from deploy.cli.apply import DIFFERS
 from tests.fixtures.engine import SimEngine
+from tests.fixtures.gateway import wait_until
 
 Taas = Callable[..., Result]
 Told = Callable[..., Any]
@@ -232,3 +237,33 @@ def test_a_file_that_others_cannot_be_read_from_is_said(file: File) -> None:
 def test_what_a_model_keeps_for_good_is_said(applied: File) -> None:
     applied.write("models:\n  sim:\n    context_tokens: 2048\n    pool: other\n")
     assert f"{applied.path}:4: the pool of model sim is sim for good" in applied.apply(exit_code=1)
+
+
+def test_what_others_need_waits_until_an_instance_has_no_open_request(
+    applied: File, told: Told, valkey: redis.Redis
+) -> None:
+    """It gets no new ones at once; its model is retired when the last one has ended."""
+    (instance,) = told("instance", "list")["data"]
+    head = json.dumps({"instance": "by-hand", "epoch": instance["epoch"]})
+    valkey.hset(redis_keys.reservation("sim", "req_1"), stored("head")[0], head)
+    valkey.zadd(redis_keys.open_requests("sim"), {"req_1": 1})
+    applied.write("models: {mine: {context_tokens: 512}}\ninstances: {}\n")
+
+    def end_when_removed() -> None:
+        wait_until(lambda: "draining" in str(valkey.hget(redis_keys.INSTANCES, "by-hand")), "draining")
+        ended.append(told_status(valkey))
+        valkey.zrem(redis_keys.open_requests("sim"), "req_1")
+
+    ended: list[str] = []
+    ending = threading.Thread(target=end_when_removed)
+    ending.start()
+    said = applied.apply("--prune")
+    ending.join()
+    assert ended == ["active"]
+    assert told_status(valkey) == "retired"
+    assert said.index("done: delete instance by-hand") < said.index("done: delete model sim")
+
+
+def told_status(valkey: redis.Redis) -> str:
+    """Of the model, as gateways see it."""
+    return str(json.loads(valkey.hget(redis_keys.MODELS, "sim") or "{}")["status"])
