@@ -67,7 +67,7 @@ def show(instance: NamePath, control: Control) -> dict[str, Any]:
                 "epoch": entry.epoch,
                 "since_ms": running.started_ms,
             },
-            "weights": {"sha256": dict(running.weights)},
+            "weights": {"sha256": dict(running.weights), "adapters": dict(entry.adapters)},
             "process": {
                 "engine": running.engine,
                 "engine_version": running.engine_version,

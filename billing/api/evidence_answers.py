@@ -15,9 +15,12 @@ class EvidenceInstance(Answer):
 
 
 class EvidenceWeights(Answer):
-    """The SHA-256 of each file of its model, by name."""
+    """The SHA-256 of each file of its model, by name. `adapters`: those that it has loaded, with the engine's
+    names for them, which hold the digest of their files.
+    """
 
     sha256: dict[str, str]
+    adapters: dict[str, str]
 
 
 class EvidenceProcess(Answer):

@@ -97,6 +97,7 @@ def add(body: NewInstance, control: Control, response: Response) -> dict[str, An
     url = body.url
     with control.reading() as connection:
         model = models.find(connection, body.model)
+        instances.check_may_serve(model, body.engine)
         instances.check_free(connection, model.name, url, body.instance)
         by_hand = instances.shown_ids(connection)
         before = None if body.instance is None else instances.find_removed(connection, body.instance)

@@ -21,7 +21,7 @@ from billing.catalogue.outbox import ChangeKind
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import instance as table
 from billing.schema.clock import NOW_MS
-from billing.wire.engine_kinds import VLLM
+from billing.wire.engine_kinds import VLLM, is_provider
 from billing.wire.routes import generates, pooling_pool
 
 # A removed instance gets no new requests; open ones may end, and its counters are read until then.
@@ -115,11 +115,12 @@ def add(
     priority: bool = False,
     max_concurrency: int | None = None,
 ) -> AddedInstance:
-    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use. An
-    engine without token counters may serve several models from one URL. If the id was removed before, the
-    caller has closed the last run of its counters.
+    """Register an engine for a model. Raises NotFound for the model, Conflict for an id or a URL in use,
+    Invalid for a provider of a private model. An engine without token counters may serve several models from
+    one URL. If the id was removed before, the caller has closed the last run of its counters.
     """
     entry = models.find(connection, model)
+    check_may_serve(entry, engine)
     check_free(connection, entry.name, url, instance_id)
     if facts.has_counters:
         _check_counted_once(connection, url)
@@ -159,6 +160,15 @@ def add(
         raise Conflict("The same instance is being added by somebody else.") from exc
     outbox.record(connection, ChangeKind.INSTANCE, row.instance_id)
     return _instance(row)
+
+
+def check_may_serve(model: models.Model, engine: str) -> None:
+    """Raises Invalid for a private model at a provider: it would get what its owner sends."""
+    if model.owner is not None and is_provider(engine):
+        raise Invalid(
+            f"{model.name} is private, so it runs on engines of its own only, not at another provider.",
+            param="engine",
+        )
 
 
 def check_free(connection: Connection, model: str, url: str, instance_id: str | None) -> None:

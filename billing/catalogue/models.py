@@ -13,12 +13,14 @@ from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.catalogue import outbox, tenants
+from billing.catalogue.names import ADAPTER_SEPARATOR
 from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, contains, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.catalogue import model as table
 from billing.schema.catalogue import model_audience, model_weights
-from billing.wire.routes import TEXT_ROUTES
+from billing.schema.locks import AdvisoryLock
+from billing.wire.routes import TEXT_ROUTES, pooling_pool, unpooled
 
 Status = Literal["active", "retired"]
 # The output of a request without a limit; half the context if that is less.
@@ -129,6 +131,8 @@ def create(connection: Connection, spec: ModelSpec) -> Model:
     owner, visible = _audience(connection, spec.owner, spec.visible)
     default_max_tokens = spec.default_max_tokens or min(_DEFAULT_MAX_TOKENS, max(1, spec.context_tokens // 2))
     _check_tokens(spec.context_tokens, default_max_tokens)
+    if ADAPTER_SEPARATOR not in spec.name:
+        _check_pool(connection, spec.pool or spec.name, owner)
     inserted = connection.execute(
         insert(table)
         .values(
@@ -176,6 +180,14 @@ def list_all(connection: Connection) -> list[Model]:
 def names_in_pool(connection: Connection, pool: str) -> list[str]:
     """The models of a pool, retired ones too."""
     return list(connection.scalars(select(table.c.name).where(table.c.pool == pool).order_by(table.c.name)))
+
+
+def owners_of_pool(connection: Connection, pool: str) -> set[str | None]:
+    """Whose the models of a pool are, retired ones too. Adapters are left out: they are in their base's pool,
+    whosever it is.
+    """
+    query = select(table.c.owner).where(table.c.pool == pool, ~contains(table.c.name, ADAPTER_SEPARATOR))
+    return set(connection.scalars(query))
 
 
 def list_page(
@@ -259,6 +271,20 @@ def _audience(connection: Connection, owner: str | None, visible: Visible) -> tu
     if ids not in {"everyone", (owner_id,)}:
         raise Invalid("A model with an owner is visible to its owner only.", param="visible")
     return owner_id, (owner_id,)
+
+
+def _check_pool(connection: Connection, pool: str, owner: str | None) -> None:
+    """Raises Conflict if a private model would share a pool with models that are not its owner's: they would
+    share contracts and what they can do.
+    """
+    connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.POOL_OWNERS)))
+    for shared in (pool, pooling_pool(pool), unpooled(pool)):
+        if owners_of_pool(connection, shared) - {owner}:
+            raise Conflict(
+                f"Pool {shared!r} has models of another owner, and a private model shares a pool with models "
+                "of its owner only. Give another `pool`.",
+                param="pool",
+            )
 
 
 def _tenant_ids(connection: Connection, named: Sequence[str]) -> tuple[str, ...]:

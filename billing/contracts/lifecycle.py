@@ -11,7 +11,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from billing.catalogue import pools, tenants
+from billing.catalogue import models, pools, tenants
 from billing.contracts import store
 from billing.contracts.clauses import ClauseChange, with_change
 from billing.contracts.commitments import lock_for_sale, require_calibration
@@ -25,10 +25,11 @@ OPERATOR: Final = "operator"
 
 def draft(connection: Connection, terms: Terms, *, now_ms: int, by: str = OPERATOR) -> Contract:
     """Store what might be signed; it holds nothing. The tenant exists; raises Invalid, NotFound for the
-    pool.
+    pool, Conflict for a pool of another tenant's private models.
     """
     check(terms)
     pools.find(connection, terms.pool)
+    _refuse_private(connection, terms)
     begun = start_now(terms, now_ms)
     check(begun)
     return store.insert_draft(connection, begun, by=by, now_ms=now_ms)
@@ -41,6 +42,7 @@ def sign(connection: Connection, contract_id: str, *, now_ms: int, by: str = OPE
     position = lock_for_sale(connection, store.find(connection, contract_id).terms.pool, now_ms)
     contract = store.lock(connection, contract_id)
     _require_draft(contract)
+    _refuse_private(connection, contract.terms)
     tenant = tenants.find(connection, contract.terms.tenant_id)
     if tenant.status != "active":
         message = (
@@ -123,6 +125,16 @@ def _refuse_unfit(position: Position, contract: Contract, now_ms: int) -> None:
             code="contract_overlaps",
         )
     refuse_worse(position, position.with_holding(wanted), now_ms, what="It", param="units")
+
+
+def _refuse_private(connection: Connection, terms: Terms) -> None:
+    owners = models.owners_of_pool(connection, terms.pool)
+    if owners and not owners & {None, terms.tenant_id}:
+        raise Conflict(
+            f"The models of pool {terms.pool!r} are another tenant's own: this tenant could not use them.",
+            param="tenant",
+            code="pool_not_usable",
+        )
 
 
 def _require_draft(contract: Contract) -> None:

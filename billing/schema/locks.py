@@ -17,4 +17,6 @@ class AdvisoryLock(IntEnum):
     # reports need not wait.
     PRICES = 7_461_618
     PROJECTION = 7_461_620
+    # Of two models that are added to one pool at once, the second sees whose the first is.
+    POOL_OWNERS = 7_461_621
     IDEMPOTENCY = 7_461_630

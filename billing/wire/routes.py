@@ -113,9 +113,17 @@ POOLING_ROUTES: Final = tuple(
 )
 
 
+_POOLING: Final = "/pooling"
+
+
 def pooling_pool(pool: str) -> str:
     """The pool of the instances that pool, of a model that also generates."""
-    return f"{pool}/pooling"
+    return f"{pool}{_POOLING}"
+
+
+def unpooled(pool: str) -> str:
+    """The pool of that model."""
+    return pool.removesuffix(_POOLING)
 
 
 def generates(offered: Collection[str]) -> bool:

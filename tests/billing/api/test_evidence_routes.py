@@ -50,6 +50,7 @@ def running(made: Make, raw_redis: redis.Redis) -> RunningEngine:
         epoch="e1",
         status=InstanceStatus.READY,
         lease_until_ms=now_ms + 60_000,
+        adapters={"m:tuned": "m:tuned@1"},
     )
     raw_redis.hset(redis_keys.INSTANCES, "i1", entry.to_json())
     facts = RunningEngine(
@@ -79,7 +80,7 @@ def test_evidence_says_all_that_an_auditor_asks_for_and_is_signed(
     assert document["key"] == shown_key["key"]
     assert check(document, read_public_key(shown_key["public_key"])) == []
     said = document["evidence"]
-    assert said["weights"] == {"sha256": dict(running.weights)}
+    assert said["weights"] == {"sha256": dict(running.weights), "adapters": {"m:tuned": "m:tuned@1"}}
     assert said["process"] == {
         "engine": "vllm",
         "engine_version": "0.32.0",
