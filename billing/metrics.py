@@ -51,6 +51,11 @@ class BillingMetrics:
             "engine",
             "kind",
         )
+        self._desired = self.shared.gauge(
+            "taas_pool_desired_instances",
+            "Instances that a scaled pool should have now, by its contracts and load.",
+            "pool",
+        )
         self.findings = self.shared.gauge(
             "taas_audit_findings", "What the last audit found, by kind.", "kind"
         )
@@ -103,6 +108,12 @@ class BillingMetrics:
             "Orphans: requests that were settled at their last checkpoint because their lease had lapsed.",
             "cell",
         )
+
+    def scaled(self, desired: Mapping[str, int]) -> None:
+        """The instances that each scaled pool should have; others have no series."""
+        self._desired.clear()
+        for pool, instances in desired.items():
+            self._desired.labels(pool).set(instances)
 
     def recorded(self, item: "RecordedEvent") -> None:
         """Count one event that is in the ledger."""

@@ -21,6 +21,7 @@ from billing.allocator.restore import RESTORE_INTERVAL_MS, Restorer
 from billing.api.app import build_app
 from billing.audit.engine_counters import CounterPoller
 from billing.audit.run import Auditor
+from billing.autoscaling.autoscaler import Autoscaler
 from billing.catalogue.projection import KEEP_UP_INTERVAL_MS, Projector
 from billing.cell.execute import forget_other_versions
 from billing.contracts import store
@@ -254,6 +255,8 @@ def _loops(
         metrics.audited(auditor.audit(wait_ms=_AUDIT_WAIT_MS, check_facts=False))
 
     audits = LeadersRounds(metrics.shared.leads, audit, interval_ms=settings.audit_interval_ms)
+    autoscaler = Autoscaler(stores.loops_engine, client, metrics.scaled)
+    autoscaling = LeadersRounds(metrics.shared.leads, autoscaler.round, interval_ms=_LEADS_INTERVAL_MS)
     inventory = LeadersRounds(
         metrics.shared.leads,
         lambda: metrics.inventory.show(read_inventory(stores.loops_engine, client)),
@@ -271,6 +274,7 @@ def _loops(
             interval_ms=min(_LEADS_INTERVAL_MS, settings.audit_interval_ms),
             metrics=metrics,
         ),
+        Loop("autoscaling", autoscaling.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
         Loop("inventory", inventory.step, interval_ms=_LEADS_INTERVAL_MS, metrics=metrics),
     ]
 

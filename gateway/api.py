@@ -16,7 +16,7 @@ from billing.wire.usage_event import CapacityClass, EventHead
 from gateway.authenticate import authenticate
 from gateway.body import read_body
 from gateway.catalogue.body_caps import BodyCaps
-from gateway.catalogue.entries import Model
+from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
 from gateway.edge.client import Client, new_request_id
@@ -47,6 +47,7 @@ from gateway.upstream.attempt import Attempt
 from gateway.upstream.engines import Engines
 from gateway.waiting.limit_headers import limit_headers
 from gateway.waiting.receiving import Receiving
+from gateway.waiting.waking import WakingRoom
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class InferenceApi:
     open_exchanges: dict[str, Exchange]
     body_caps: BodyCaps
     receiving: Receiving
+    waking: WakingRoom
 
     async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive) -> None:
         """Serve one request. The caller gets every error in its dialect, with the request id."""
@@ -122,6 +124,8 @@ class InferenceApi:
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:
             # Nothing is reserved yet, so a failure leaks nothing.
+            if model.wakes:
+                await self._wake(model, parsed, tenant, client)
             found = self._candidates(model, route, choice)
         except NoInstance:
             self.reserver.no_instance(model.cell, caller.tenant.tenant, parsed.service_tier)
@@ -175,6 +179,22 @@ class InferenceApi:
             except Interrupted as interrupted:
                 candidates = partial(self._candidates_to_resume, part)
                 part = await self.resumer.resume(part, interrupted, client, candidates)
+
+    async def _wake(self, model: Model, parsed: ParsedRequest, tenant: Tenant, client: Client) -> None:
+        """Wait while the model has no instance at all; one will be started. Raises NoInstance,
+        ClientDisconnected.
+        """
+
+        def is_there() -> bool:
+            return bool(ready(self.catalogue.serving(model.name, parsed.route.facts.offered_as)))
+
+        if not is_there():
+            if parsed.stream:
+                self.heartbeats.watch(client)
+            try:
+                await self.waking.wait(model, tenant.tenant, is_there, client.connection.is_disconnected)
+            finally:
+                self.heartbeats.forget(client)
 
     def _report_ignored(self, parsed: ParsedRequest, scope: Scope, client: Client) -> None:
         """Name the ignored fields in a header of the answer. If the request says `x-taas-strict: 1`, refuse

@@ -60,6 +60,7 @@ from gateway.waiting.outage import OutageLeases
 from gateway.waiting.pace import Pacer
 from gateway.waiting.queue import WaitQueue
 from gateway.waiting.receiving import ReceivePolicy, Receiving
+from gateway.waiting.waking import WakingRoom
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class Stages:
             preempt=self._preempt,
             metrics=metrics,
         )
+        self._waking = WakingRoom(self._redis, settings.wake_requests, settings.wake_wait_s)
         self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file, metrics.set_breaker)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
@@ -218,6 +220,7 @@ class Stages:
             open_exchanges=self.open_exchanges,
             body_caps=BodyCaps(self.catalogue, settings.max_body_bytes, receiving.body_bytes_max),
             receiving=receiving,
+            waking=self._waking,
         )
 
     @contextlib.asynccontextmanager
@@ -302,6 +305,7 @@ class Stages:
         """The drain's deadline has passed: stop every request."""
         for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
             exchange.stop(Ending.GATEWAY_STOPPED)
+        self._waking.stop()
 
     def _others_ready(self, exchange: Exchange) -> bool:
         instances = self.catalogue.serving(

@@ -95,6 +95,12 @@ class GatewaySettings(BaseSettings):
         ge=0,
         description="How long a body waits to be received before it is refused (429 or 503).",
     )
+    wake_requests: int = Field(
+        default=100,
+        ge=0,
+        description="Requests of one process that may wait for a pool that is scaled and has no instance.",
+    )
+    wake_wait_s: float = Field(default=180.0, ge=0, description="How long each of them waits at most.")
     head_deadline_s: float = Field(
         default=10.0, gt=0, description="How long a request's head may take to arrive."
     )

@@ -55,7 +55,9 @@ ROOMS: dict[str, dict[str, tuple[str, ...]]] = {
         "contracts": ("catalogue", "cell", "ledger"),
         "reclaims": ("catalogue", "contracts", "fleet", "ledger"),
         "allocator": ("catalogue", "cell", "contracts", "fleet", "usage", "metrics"),
+        "autoscaling": ("catalogue", "contracts", "allocator", "fleet"),
         "api": (
+            "autoscaling",
             "catalogue",
             "contracts",
             "reclaims",
@@ -80,7 +82,7 @@ PURE = (
     "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
-    "billing.contracts.quote",
+    "billing.contracts.quote", "billing.autoscaling.decide",
 )  # fmt: skip
 DOES_IO = {
     "redis", "hiredis", "httpx", "httptools", "sqlalchemy", "psycopg", "alembic", "socket", "asyncio",

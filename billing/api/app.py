@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from billing.api import (
     adapters,
+    autoscaling,
     calibrations,
     capacity,
     contracts,
@@ -52,7 +53,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
     instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
     contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
-    evidence.router, restarts.router, adapters.router, launches.router,
+    evidence.router, restarts.router, adapters.router, launches.router, autoscaling.router,
 )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from pydantic import Field
 
-from billing.api.answer import Answer, Decimal, Utc
+from billing.api.answer import Answer, Decimal, Ms, Utc
 from billing.api.catalogue_answers import WeightsAnswer
+from billing.autoscaling.decide import Why
 
 
 class RateSpan(Answer):
@@ -28,6 +29,19 @@ class LivePool(Answer):
     statuses: dict[str, int]
     running: int
     waiting: int
+
+
+class AutoscalingAnswer(Answer):
+    """`desired`: so many instances should run now; null until the first decision, seconds after it was set.
+    `why`: what decided that.
+    """
+
+    pool: str
+    min: int
+    max: int
+    desired: int | None
+    why: Why | None
+    decided_ms: Ms | None
 
 
 class PoolAnswer(Answer):
@@ -62,6 +76,12 @@ class LaunchAnswer(Answer):
     resources: dict[str, int]
     path: str | None
     engine_args: list[str]
+
+
+class LaunchNow(LaunchAnswer):
+    """`wanted`: so many are to run now; of a pool that is scaled what was decided last, else `instances`."""
+
+    wanted: int
 
 
 class StepAnswer(Answer):

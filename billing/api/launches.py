@@ -8,11 +8,12 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
 from billing.api.answer import Listing
-from billing.api.capacity_answers import LaunchAnswer
+from billing.api.capacity_answers import LaunchAnswer, LaunchNow
 from billing.api.control import Control
 from billing.api.fields import Body, Name, NamePath
 from billing.api.paging import PageQuery, listing
 from billing.api.query import KNOWN_QUERY
+from billing.autoscaling import store
 from billing.catalogue import launches
 from billing.catalogue.launches import Launch
 from billing.page import Order, page_of
@@ -51,11 +52,13 @@ class NewLaunch(Body):
     engine_args: Annotated[tuple[Word, ...], Field(max_length=64, strict=False)] = ()
 
 
-@router.get("", response_model=Listing[LaunchAnswer])
+@router.get("", response_model=Listing[LaunchNow])
 def list_all(control: Control, asked: PageQuery) -> dict[str, Any]:
     """What launchers are to run, by pool."""
     with control.reading() as connection:
-        return listing(page_of(launches.list_all(connection), _BY_POOL, asked), asdict)
+        desired = {each.pool: each.decision.instances for each in store.list_all(connection) if each.decision}
+        found = page_of(launches.list_all(connection), _BY_POOL, asked)
+    return listing(found, lambda each: asdict(each) | {"wanted": desired.get(each.pool, each.instances)})
 
 
 @router.put("/{pool:path}", response_model=LaunchAnswer)

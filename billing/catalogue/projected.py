@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from billing.catalogue import adapters, models
 from billing.catalogue.instances import DRAIN_MS
 from billing.catalogue.price_book import for_sale_from
-from billing.schema.capacity import calibration, reclaim
+from billing.schema.capacity import autoscaling, calibration, reclaim
 from billing.schema.catalogue import api_key, instance, project, quota_limit, tenant
 from billing.schema.clock import NOW_MS
 from billing.wire.engine_kinds import is_provider
@@ -96,10 +96,15 @@ def read_models(connection: Connection, names: Collection[str] | None) -> ModelE
     found = [model for model in models.list_all(connection) if names is None or model.name in names]
     for_sale, capacity = for_sale_from(connection), _capacities(connection)
     paths = adapters.read_paths(connection)
+    may_be_empty = set(connection.scalars(select(autoscaling.c.pool).where(autoscaling.c.least == 0)))
     return ModelEntries(
         {
             model.name: _model(
-                model, for_sale.get(model.name), capacity.get(model.pool), paths.get(model.name, {})
+                model,
+                for_sale.get(model.name),
+                capacity.get(model.pool),
+                paths.get(model.name, {}),
+                wakes=model.pool in may_be_empty,
             )
             for model in found
         },
@@ -166,6 +171,8 @@ def _model(
     for_sale_from_ms: int | None,
     capacity_mu_s: int | None,
     adapter_paths: Mapping[str, str],
+    *,
+    wakes: bool,
 ) -> str:
     return _json(
         {
@@ -187,6 +194,7 @@ def _model(
             "for_sale_from_ms": for_sale_from_ms,
             "capacity_mu_s": capacity_mu_s,
             "adapters": adapter_paths,
+            "wakes": wakes,
         }
     )
 

@@ -60,6 +60,20 @@ launch = Table(
     CheckConstraint("instances >= 0 and gpus >= 0 and nodes > 0", name="counts"),
 )
 
+# Pools whose number of running instances follows contracts and load. `least`, `most`: the operator's bounds.
+# `desired`, `why`, `decided_ms`: the decision in force, null before the first.
+autoscaling = Table(
+    "autoscaling",
+    metadata,
+    Column("pool", Text, primary_key=True),
+    Column("least", Integer, nullable=False),
+    Column("most", Integer, nullable=False),
+    Column("desired", Integer),
+    Column("why", Text),
+    Column("decided_ms", BigInteger),
+    CheckConstraint("0 <= least and least <= most", name="bounds"),
+)
+
 # What a pool was until a moment; since the last of them it is what its row says. Append-only.
 pool_past = Table(
     "pool_past",

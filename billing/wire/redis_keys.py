@@ -50,6 +50,11 @@ USAGE_GROUP: Final = "billing"
 USAGE_FIELD: Final = "e"
 
 
+def wanted(pool: str) -> str:
+    """Present while requests wait for a pool that has no instance."""
+    return f"taas:wanted:{pool}"
+
+
 def sync_marker(gateway: str) -> str:
     """What a gateway writes behind its settles, to ask whether they are on Redis's disk."""
     return f"taas:sync:{gateway}"

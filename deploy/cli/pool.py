@@ -11,6 +11,7 @@ from deploy.cli.output import (
     at,
     json_option,
     limit_option,
+    moment,
     number,
     percent,
     print_fields,
@@ -24,7 +25,7 @@ from deploy.cli.pool_roll import roll
 
 @click.group()
 def pool() -> None:
-    """Pools: list, show, set, roll."""
+    """Pools: list, show, set, autoscale, roll."""
 
 
 pool.add_command(roll)
@@ -82,6 +83,45 @@ def set_fields(
     ready, here = changed["ready"], changed["instances"] - changed["taken"]
     if instances is not None and ready is not None and ready < here and not as_json:
         click.echo(f"\n{ready} of {here} are ready: what is signed beyond these is not there yet")
+
+
+@pool.command()
+@click.argument("name", metavar="POOL")
+@click.option("--min", "least", type=click.IntRange(min=0), metavar="N", help="Never fewer instances.")
+@click.option("--max", "most", type=click.IntRange(min=1), metavar="N", help="No more for load alone.")
+@click.option("--off", is_flag=True, help="Scale it no more.")
+@json_option
+def autoscale(name: str, least: int | None, most: int | None, off: bool, as_json: bool) -> None:
+    """Scale POOL: how many of its instances should run now, by contracts and load.
+
+    Never fewer than what is signed needs, never more machines than the pool has. The number is in
+    `taas_pool_desired_instances` for whatever starts engines; launchers of ours act on it. With `--min 0` all
+    may be stopped; the first requests then wait for one to start. Without options: show it.
+
+    \b
+    taas pool autoscale llama-70b --min 1 --max 8
+    taas pool autoscale llama-70b
+    """
+    if off and (least is not None or most is not None):
+        raise click.UsageError("--off stands alone.")
+    if not off and (least is None) != (most is None):
+        raise click.UsageError("give --min and --max.")
+    if off:
+        call("DELETE", "autoscaling", name)
+        click.echo(f"pool {name} is not scaled any more")
+        return
+    if least is None:
+        scaled = call("GET", "autoscaling", name)
+    else:
+        scaled = call("PUT", "autoscaling", name, body={"min": least, "max": most})
+    if as_json:
+        print_json(scaled)
+        return
+    desired = "decided within seconds" if scaled["desired"] is None else scaled["desired"]
+    print_fields({
+        "pool": scaled["pool"], "min": scaled["min"], "max": scaled["max"], "desired": desired,
+        "because of": scaled["why"] or "-", "since (UTC)": moment("decided_ms")(scaled),
+    })  # fmt: skip
 
 
 def _print(pool: dict[str, Any], as_json: bool) -> None:

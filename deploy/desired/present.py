@@ -76,6 +76,7 @@ def _pool(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _launch(row: dict[str, Any]) -> dict[str, Any]:
+    del row["wanted"]
     return {**row, "engine_args": tuple(row["engine_args"])}
 
 

@@ -136,6 +136,7 @@ class ApiKey:
 class Model:
     """A name that callers ask for. `for_sale_from_ms`: when it has a price from, None for never. An entry
     without this field is for sale. `capacity_mu_s`: what an instance can do, None if it is not calibrated.
+    `wakes`: while it has no instance, its requests may wait for one to be started.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Model:
     max_body_bytes: int | None = None
     for_sale_from_ms: int | None = 0
     capacity_mu_s: int | None = None
+    wakes: bool = False
 
     def for_sale_to(self, tenant: Tenant, now_ms: int) -> bool:
         """Whether it has a price now, or the tenant needs none: internal tenants may use models that are not
@@ -200,6 +202,7 @@ class Model:
                 max_body_bytes=_limit(entry.get("max_body_bytes")),
                 for_sale_from_ms=entry.get("for_sale_from_ms", 0),
                 capacity_mu_s=_limit(entry.get("capacity_mu_s")),
+                wakes=entry.get("wakes") is True,
             )
         except (KeyError, TypeError) as exc:
             raise ValueError("model entry") from exc

@@ -196,6 +196,7 @@ def ask_about_capacity(ask: Checked) -> str:
     steps=[step],
         capacity_units_per_second="1000", tpot_target_ms=50, ttft_target_ms=1000, hardware="cpu",
         engine_version="1")  # fmt: skip
+    ask("PUT", "autoscaling/m", min=0, max=4)
     epoch = ask("GET", "instances")["data"][0]["epoch"]
     ask(
         "POST",
@@ -241,11 +242,12 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
                  "usage?by=day", "usage?by=nothing", "requests/req_1", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
-                 "models/m", "pools/m", "/healthz"):  # fmt: skip
+                 "models/m", "pools/m", "autoscaling", "autoscaling/m", "/healthz"):  # fmt: skip
         ask("GET", path)
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
     ask("DELETE", "launches/m")
+    ask("DELETE", "autoscaling/m")
     every = {operation["operationId"] for _, _, operation in operations(document)}
     # A request that runs needs a gateway, a restart and evidence a worker: they have tests of their own.
     alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}

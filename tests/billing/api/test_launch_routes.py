@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine, insert
 
+from billing.autoscaling import store
+from billing.autoscaling.decide import Decision, Why
+from billing.schema.capacity import autoscaling
 from tests.billing.api.conftest import SERVICE_KEY
 
 SERVICE = {"authorization": f"Bearer {SERVICE_KEY}"}
@@ -39,6 +43,24 @@ def test_a_launch_is_set_as_a_whole_and_removed(admin: TestClient) -> None:
     assert admin.put("/admin/v1/launches/m", json=WANTED, headers=SERVICE).status_code == 403
     assert admin.delete("/admin/v1/launches/m").json() == plain
     assert admin.delete("/admin/v1/launches/m").status_code == 404
+
+
+def test_of_a_scaled_pool_so_many_are_wanted_as_was_decided(admin: TestClient, database: Engine) -> None:
+    put(admin, "m")
+
+    def wanted() -> int:
+        (row,) = admin.get("/admin/v1/launches", headers=SERVICE).json()["data"]
+        assert row["instances"] == 2
+        found: int = row["wanted"]
+        return found
+
+    assert wanted() == 2
+    with database.begin() as connection:
+        connection.execute(insert(autoscaling).values(pool="m", least=0, most=9))
+        assert wanted() == 2
+    with database.begin() as connection:
+        store.decided(connection, "m", Decision(5, Why.LOAD))
+    assert wanted() == 5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""Decides for each scaled pool how many instances it should have, again and again, in the one process that
+leads. It tells Prometheus and SQL; launchers and operators act on it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import redis
+from sqlalchemy import Connection, Engine
+
+from billing.allocator.cell_state import read_state
+from billing.allocator.supply import read_calibrations, read_cells
+from billing.autoscaling import store
+from billing.autoscaling.decide import (
+    Decision,
+    Load,
+    Recent,
+    decide,
+    needed_by_contracts,
+    needed_by_load,
+    taken_now,
+)
+from billing.autoscaling.store import Scaled
+from billing.contracts.commitments import read_position
+from billing.fleet.registered import read_registered_now
+from billing.wire import redis_keys
+from billing.wire.instance_entry import InstanceEntry
+
+
+class Autoscaler:
+    """Of one process. `show`: gets the instances of each scaled pool."""
+
+    def __init__(
+        self, engine: Engine, client: redis.Redis, show: Callable[[Mapping[str, int]], None]
+    ) -> None:
+        self._engine = engine
+        self._client = client
+        self._show = show
+        self._recent: dict[str, Recent] = {}
+
+    def round(self) -> None:
+        """One decision for each. A process that has just begun to lead takes the last decision for the need
+        of that moment. Raises redis.RedisError, SQLAlchemyError.
+        """
+        with self._engine.begin() as connection:
+            pools = store.list_all(connection)
+            if pools:
+                now_ms, registered = read_registered_now(self._client)
+                decisions = {each.pool: self._decide(connection, each, registered, now_ms) for each in pools}
+            else:
+                decisions = {}
+            for each in pools:
+                if each.decision != decisions[each.pool]:
+                    store.decided(connection, each.pool, decisions[each.pool])
+        self._recent = {pool: recent for pool, recent in self._recent.items() if pool in decisions}
+        self._show({pool: decision.instances for pool, decision in decisions.items()})
+
+    def _decide(
+        self, connection: Connection, scaled: Scaled, registered: list[InstanceEntry], now_ms: int
+    ) -> Decision:
+        pool = scaled.pool
+        position = read_position(connection, pool, now_ms)
+        load = self._load(connection, pool, registered)
+        if pool not in self._recent:
+            self._recent[pool] = Recent()
+            if scaled.decision is not None:
+                self._recent[pool].add(now_ms, scaled.decision.instances)
+        recent = self._recent[pool]
+        recent.add(now_ms, needed_by_load(load))
+        return decide(
+            bounds=scaled.bounds,
+            machines=max(0, position.instances - taken_now(position, now_ms)),
+            contracts=needed_by_contracts(position, now_ms),
+            load=load,
+            recent=recent.most,
+        )
+
+    def _load(self, connection: Connection, pool: str, registered: list[InstanceEntry]) -> Load:
+        slots = max(1, read_calibrations(connection)[pool].sequences)
+        ours = {entry.instance for entry in registered if entry.pool == pool and not entry.is_provider}
+        sequences = 0
+        for cell in read_cells(connection).values():
+            if cell.pool == pool:
+                state = read_state(self._client, cell.cell, [])
+                sequences += state.on_demand_requests + sum(
+                    flight.reserved + flight.on_demand
+                    for instance, flight in state.in_flight.items()
+                    if instance in ours
+                )
+        return Load(sequences, slots, woken=bool(self._client.exists(redis_keys.wanted(pool))))
