@@ -91,13 +91,17 @@ def set_path(name: str, path: Path, wait_s: float, as_json: bool) -> None:
 
 @adapter.command()
 @click.argument("name", metavar="MODEL:NAME")
-def remove(name: str) -> None:
+@json_option
+def remove(name: str, as_json: bool) -> None:
     """Retire an adapter: requests for it get 404, engines drop it, what it used stays in the ledger.
     `taas model set MODEL:NAME --status active` brings it back.
     """
     _now(name)
-    call("PATCH", "models", name, body={"status": "retired"})
-    click.echo(f"adapter {name} is retired")
+    retired = call("PATCH", "models", name, body={"status": "retired"})
+    if as_json:
+        print_json(retired)
+    else:
+        click.echo(f"adapter {name} is retired")
 
 
 def _now(name: str) -> dict[str, Any]:
