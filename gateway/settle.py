@@ -21,6 +21,7 @@ from billing.wire.tokens import Delivered, Tokens
 from billing.wire.usage_event import UsageEvent, UsageSource
 from gateway.exchange import Exchange
 from gateway.metrics import Metrics
+from gateway.protocol.ignored import kept_names
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from gateway.redis.unsynced import UnsyncedSettles
@@ -75,7 +76,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         anomaly=anomaly,
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
-        ignored=request.parsed.ignored,
+        ignored=kept_names(request.parsed.ignored),
     )
 
 

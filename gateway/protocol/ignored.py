@@ -1,8 +1,8 @@
-"""The record of the ignored members of a request: their names, bounded in number, for the answer's header,
-the receipt and a metric.
+"""The record of the ignored members of a request: their names, bounded in number, for the answer's header
+and, if they are known names, for the receipt and a metric.
 
-Only names are kept, never values. A name is the path where it was first met, as in `messages[1].annotations`;
-the same member of another element of that list counts as the same name.
+Only names are recorded, never values. A name is the path where it was first met, as in
+`messages[1].annotations`; the same member of another element of that list counts as the same name.
 """
 
 import re
@@ -13,8 +13,8 @@ STRICT_HEADER = b"x-taas-strict"
 NAMES_MAX = 16
 NAME_CHARS_MAX = 64
 
-# Names that a metric counts by themselves, because clients are known to send them; every other name is
-# `other`.
+# Names that are kept, because clients are known to send them. Any other name may be anything that a caller
+# has written, so metrics and receipts say `other`.
 COUNTED = frozenset(
     {
         "allowed_callers", "annotations", "billing_policy", "cache_control", "client_metadata", "compaction",
@@ -27,6 +27,16 @@ COUNTED = frozenset(
     }
 )  # fmt: skip
 
+# Where such a field may stand.
+_PARENTS = frozenset(
+    {
+        "citations", "content", "custom", "file", "format", "function", "image_url", "input", "input_audio",
+        "json_schema", "messages", "metadata", "output", "response_format", "source", "stream_options",
+        "system", "text", "tool_calls", "tool_choice", "tools",
+    }
+)  # fmt: skip
+_OTHER = "other"
+_MORE = re.compile(r"\+\d+")
 _INDEX = re.compile(r"\[\d+\]")
 _NOT_IN_A_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
@@ -93,4 +103,17 @@ def header_value(places: tuple[str, ...]) -> bytes:
 def metric_name(place: str) -> str:
     """The label under which a metric counts this name: the member's own name without its path."""
     name = _INDEX.sub("", place.rpartition(".")[2])
-    return name if name in COUNTED else "other"
+    return name if name in COUNTED else _OTHER
+
+
+def kept_names(places: tuple[str, ...]) -> tuple[str, ...]:
+    """What the usage event keeps of these names: those that are known. The caller's own words are in the
+    answer's header only.
+    """
+    return tuple(dict.fromkeys(map(_kept, places)))
+
+
+def _kept(place: str) -> str:
+    *parents, name = _INDEX.sub("", place).split(".")
+    known = name in COUNTED and _PARENTS.issuperset(parents)
+    return place if known or _MORE.fullmatch(place) else _OTHER

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gateway.protocol import check_against_model, parse_request
-from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, metric_name
+from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, kept_names, metric_name
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
 from gateway.request import ParsedRequest, Route
 from gateway.routes import ROUTES
@@ -409,3 +409,16 @@ def test_the_counting_routes_take_what_the_answering_routes_take() -> None:
         {"model": "engine-m", "input": "hi", "mm_payload": "none"},
         False,
     )
+
+
+@pytest.mark.parametrize(
+    ("places", "kept"),
+    [
+        (("user", "tools[2]", "messages[1].annotations"), ("user", "tools[2]", "messages[1].annotations")),
+        (("my-secret", "messages[0].my-secret", "my-secret.user"), ("other",)),
+        (("user.my-secret", "tools[0].function.seed", "+3"), ("other", "tools[0].function.seed", "+3")),
+        (("+my-secret", ""), ("other",)),
+    ],
+)
+def test_of_ignored_names_only_known_ones_are_kept(places: tuple[str, ...], kept: tuple[str, ...]) -> None:
+    assert kept_names(places) == kept
