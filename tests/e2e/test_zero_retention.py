@@ -52,7 +52,7 @@ ELSEWHERE = (
 DEADLINES: Final = {"TAAS_REQUEST_DEADLINE_S": "4", "TAAS_FIRST_TOKEN_DEADLINE_S": "2"}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scene:
     """The installation, with a private model on two engines, and what was sent so far. `core` is in every
     word that was sent.
@@ -190,7 +190,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory, postgres_server: str) -> Ite
             )  # fmt: skip
         stack.gateway = stack.make_gateway(TAAS_LOG_LEVEL="debug", **DEADLINES)
         stack.gateway.start()
-        made = Scene(stack, engines, key, f"zq{secrets.token_hex(8)}", began)
+        core = f"zq{secrets.token_hex(8)}"
+        made = Scene(stack=stack, engines=engines, key=key, core=core, began=began)
         made.needles.add("a word", made.core)
         made.needles.add_ids("a word", [token_id(piece) for piece in split(f" {made.core}")][:4])
         made.await_engines()
