@@ -43,6 +43,7 @@ from gateway.stream.meter_plain import PlainMeter
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
 from gateway.upstream.engines import Engines
+from gateway.upstream.vllm import session_header
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,10 @@ class Forwarder:
             )
         except UnsupportedParameter as exc:
             raise AttemptFailed(exc, UNSUPPORTED) from exc
-        return self._engines.pool(instance).request_bytes(call.path, call.headers, call.body)
+        headers = call.headers
+        if instance.cache_events and exchange.choice is not None:
+            headers += session_header(exchange.choice.prompt_text())
+        return self._engines.pool(instance).request_bytes(call.path, headers, call.body)
 
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:

@@ -108,6 +108,13 @@ _PORT_POLL_S = 0.25
     help="Their largest rank (TAAS_ADAPTER_RANK). Default: 16.",
 )
 @click.option(
+    "--cache-events",
+    is_flag=True,
+    default=None,
+    help="Tell gateways what the engine's prefix cache has lost (TAAS_CACHE_EVENTS). Needs pyzmq. Default: "
+    "gateways guess.",
+)
+@click.option(
     "--drain-seconds",
     "drain_s",
     type=click.FloatRange(min=0),
@@ -131,6 +138,7 @@ def main(
     weights_list: Path | None,
     adapters: int | None,
     adapter_rank: str | None,
+    cache_events: bool | None,
     drain_s: float | None,
     home: Path | None,
 ) -> None:
@@ -147,6 +155,7 @@ def main(
             "vllm": vllm,
             "adapters": adapters,
             "adapter_rank": None if adapter_rank is None else int(adapter_rank),
+            "cache_events": cache_events,
             "drain_s": drain_s,
             "home": home,
             "worker_host": host,

@@ -2,8 +2,10 @@
 instance. It starts nothing that stays.
 """
 
+import importlib.util
 import ipaddress
 import secrets
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,8 @@ from serving.vllm_command import (
 from serving.worker import WorkerPlan, WorkerTimes
 
 _REDIS_TIMEOUT_S: Final = 1.5
+# Linux's limit for the name of a socket, less its end.
+_SOCKET_BYTES_MAX: Final = 107
 
 
 class CannotStart(Exception):
@@ -183,6 +187,9 @@ def plan_worker(
         adapters=_adapter_slots(settings, model),
         engine_args=engine_args or (known.engine_args if known is not None and model.generates else ()),
         private_environment={} if private is None else private.environment,
+        cache_socket=_cache_socket(None if private is None else private.folder)
+        if settings.cache_events and model.generates
+        else None,
     )
     try:
         command = build_command(model, options, key, inherited_environment())
@@ -204,10 +211,23 @@ def plan_worker(
         command=command,
         model_path=model_path,
         adapters=options.adapters,
+        cache_socket=options.cache_socket,
         log_path=log_path,
         times=times,
         private=private,
     )
+
+
+def _cache_socket(private_folder: Path | None) -> Path:
+    """Where the engine tells of its cache, tokens included: in a folder that only its own user can enter.
+    Raises CannotStart.
+    """
+    if importlib.util.find_spec("zmq") is None:
+        raise CannotStart("--cache-events needs pyzmq: pip install 'taas[cache-events]'.")
+    socket = Path(private_folder or tempfile.mkdtemp(prefix="taas-cache-")) / "cache.sock"
+    if len(bytes(socket)) > _SOCKET_BYTES_MAX:
+        raise CannotStart(f"--cache-events: {socket} is too long for a socket; use a shorter TAAS_HOME.")
+    return socket
 
 
 def _private_user(settings: WorkerSettings, model: str, python: Path, model_path: Path) -> PrivateUser:

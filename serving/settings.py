@@ -31,6 +31,9 @@ class WorkerSettings(BaseSettings):
     adapters: Annotated[int, Field(ge=0, le=1024)] = 0
     adapter_rank: Literal[8, 16, 32, 64, 128, 256] = 16
 
+    # Whether gateways are told what the engine's prefix cache has lost, instead of guessing.
+    cache_events: bool = False
+
     # Where the engine and the worker's metrics listen, and the address that gateways are given.
     worker_host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100

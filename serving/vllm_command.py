@@ -5,6 +5,7 @@ Checked against vLLM 0.32. Whatever the operator adds, it keeps the worker's add
 (in the environment, where `ps` does not show it), abort by id, exact usage, and no prompt in any log.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ OWNED_FLAGS: Final = frozenset(
         "--enable-prompt-tokens-details", "--enable-log-requests", "--enable-log-outputs",
         "--disable-log-stats", "--disable-uvicorn-access-log", "--log-error-stack", "--runner",
         "--enable-lora", "--max-loras", "--max-cpu-loras", "--max-lora-rank", "--lora-modules",
+        "--kv-events-config",
     }
 )  # fmt: skip
 
@@ -60,6 +62,7 @@ class EngineOptions:
     shutdown_timeout_s: int
     dtype: str | None = None
     adapters: AdapterSlots = NO_ADAPTERS
+    cache_socket: Path | None = None
     engine_args: tuple[str, ...] = ()
     private_environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,6 +111,13 @@ def build_command(
         count = str(options.adapters.count)
         argv += ["--enable-lora", "--max-loras", count, "--max-cpu-loras", count]
         argv += ["--max-lora-rank", str(options.adapters.rank_max)]
+    if options.cache_socket is not None:
+        events = {
+            "enable_kv_cache_events": True,
+            "publisher": "zmq",
+            "endpoint": f"ipc://{options.cache_socket}",
+        }
+        argv += ["--kv-events-config", json.dumps(events)]
     if options.gpu:
         argv += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     else:

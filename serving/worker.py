@@ -70,6 +70,7 @@ class WorkerPlan:
     command: EngineCommand
     model_path: Path
     adapters: AdapterSlots
+    cache_socket: Path | None
     log_path: Path
     times: WorkerTimes
     private: PrivateUser | None = None
@@ -110,6 +111,7 @@ class Worker:
             status=InstanceStatus.DOWN,
             # vLLM has no abort by id where it pools: a request ends with its connection.
             abort=plan.model.generates,
+            cache_events=plan.cache_socket is not None,
             priority=True,
             engine=VLLM,
             engine_model=plan.model.engine_model,
@@ -266,6 +268,8 @@ class Worker:
                 ]
                 if self._plan.model.generates:
                     beside.append(asyncio.create_task(self._adapters.follow(client)))
+                if self._plan.cache_socket is not None:
+                    beside.append(asyncio.create_task(self._tell_losses(self._plan.cache_socket)))
                 try:
                     why = await self._serve(engine, client)
                 finally:
@@ -320,6 +324,13 @@ class Worker:
             return watching.result() if watching.done() else None
         finally:
             await end_tasks(watching, stopping, due, restart)
+
+    async def _tell_losses(self, socket: Path) -> None:
+        # here, because it needs a library that nothing else does
+        from serving.cache_events import CacheEvents
+
+        events = CacheEvents(self._redis, self._plan.instance, socket, self._note)
+        await events.follow(self._registration.entry.epoch)
 
     async def _drain(self, client: EngineClient) -> None:
         """Take no new requests, let the running ones end, and leave the last counters for the audit."""

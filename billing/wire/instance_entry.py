@@ -67,6 +67,7 @@ class InstanceEntry:
     calibration says how many it has. `routes`: those that it serves, None for all of its model's. `own_user`:
     whether it has an OS user of its own; None if its model is not private. `adapters`: those that its engine
     has loaded, with the engine's names for them. `refused_adapters`: those that it could not load, and why.
+    `cache_events`: its worker tells what its prefix cache has lost, if a request says which prompt it has.
     """
 
     instance: str
@@ -91,6 +92,7 @@ class InstanceEntry:
     max_concurrency: int | None = None
     routes: frozenset[str] | None = None
     own_user: bool | None = None
+    cache_events: bool = False
     adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
     refused_adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
 
@@ -131,6 +133,7 @@ class InstanceEntry:
                 "max_concurrency": self.max_concurrency,
                 "routes": None if self.routes is None else sorted(self.routes),
                 "own_user": self.own_user,
+                "cache_events": self.cache_events,
                 "adapters": self.adapters,
                 "refused_adapters": self.refused_adapters,
                 "epoch": self.epoch,
@@ -184,6 +187,7 @@ class InstanceEntry:
                 else _count(fields["max_concurrency"]),
                 routes=None if fields.get("routes") is None else frozenset(map(_text, fields["routes"])),
                 own_user=fields.get("own_user"),
+                cache_events=fields.get("cache_events") is True,
                 adapters=_texts(fields.get("adapters")),
                 refused_adapters=_texts(fields.get("refused_adapters")),
             )

@@ -41,6 +41,9 @@ PROJECTION: Final = "taas:projection"
 # The channel on which gateways tell each other which requests they sent to which instance.
 ROUTING_CHANNEL: Final = "taas:routing"
 
+# The channel on which workers tell gateways what their engines' prefix caches have lost.
+LOST_CHANNEL: Final = "taas:lost"
+
 # Requests that were on two engines when they died: their keyed hashes (a sorted set, by the time in ms until
 # which they are refused).
 QUARANTINE: Final = "taas:quarantine"

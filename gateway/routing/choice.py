@@ -9,12 +9,20 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from billing.wire.cached_prompt import CachedPrompt
 from billing.wire.instance_entry import InstanceEntry
 from gateway.catalogue.entries import Model
 from gateway.metrics import Metrics
 from gateway.request import ParsedRequest
 from gateway.routing.loads import Load
-from gateway.routing.prompt_hashes import BLOCK_BYTES, BLOCK_ENDS, chain, name_hash, prompt_bytes
+from gateway.routing.prompt_hashes import (
+    BLOCK_BYTES,
+    BLOCK_ENDS,
+    chain,
+    name_hash,
+    prompt_bytes,
+    split_hash,
+)
 from gateway.routing.rank import Candidate, Ranking, Rates, Why, rank
 from gateway.routing.router import Router
 
@@ -132,6 +140,20 @@ class Choice:
         if prompt.session is not None and router.index.learn((prompt.session,), number):
             router.news.add_session(name, instance.epoch, prompt.session)
         router.changed(name)
+
+    def prompt_text(self) -> bytes | None:
+        """Its prompt, for an engine that tells what becomes of it in its cache. None if nothing is known of
+        it: it is short, or the model had one instance.
+        """
+        prompt = self._prompt
+        if prompt is None or not prompt.hashes:
+            return None
+        per_byte = prompt.tokens_per_byte
+        parts = [split_hash(hashed) for hashed in prompt.hashes]
+        ends = (int(end * per_byte) for end in BLOCK_ENDS)
+        return CachedPrompt(
+            parts[0][0], tuple((rest, end) for (_, rest), end in zip(parts, ends, strict=False))
+        ).to_text()
 
     def first_token(self) -> None:
         """The engine has read the prompt."""

@@ -58,6 +58,22 @@ class PrefixIndex:
         having = self._holders.get(hashed)
         return None if having is None else having[-1]
 
+    def forget(self, hashes: Iterable[int], number: int) -> None:
+        """This engine has these no more."""
+        holders = self._holders
+        for hashed in hashes:
+            having = holders.get(hashed, ())
+            if number in having:
+                left = tuple(each for each in having if each != number)
+                if left:
+                    holders[hashed] = left
+                else:
+                    del holders[hashed]
+
+    def forget_engine(self, instance: str, epoch: str) -> None:
+        """Its cache is empty."""
+        self._numbers.pop((instance, epoch), None)
+
     def learn(self, hashes: Iterable[int], number: int) -> list[int]:
         """This engine is sent all of these, the shortest beginning first. Returns what it did not have."""
         holders, new = self._holders, []

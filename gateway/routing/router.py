@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
+from billing.wire.cached_prompt import Lost
 from gateway.catalogue.entries import Model
 from gateway.routing.loads import Load, Said
 from gateway.routing.news import News, Outbox
@@ -123,6 +124,15 @@ class Router:
         for sent in (*news.prompts, *news.sessions):
             hashes = [joined_hash(sent.seed, rest) for rest in sent.hashes]
             self.index.learn(hashes, self.index.number(sent.instance, sent.epoch))
+
+    def hear_lost(self, lost: Lost) -> None:
+        """What an engine's cache has lost."""
+        if lost.hashes is None:
+            self.index.forget_engine(lost.instance, lost.epoch)
+            return
+        number = self.index.number(lost.instance, lost.epoch)
+        for seed, hashes in lost.hashes:
+            self.index.forget((joined_hash(seed, rest) for rest in hashes), number)
 
     def forget(self, instances: Iterable[str]) -> None:
         """Drop what other gateways said long ago, and all but these instances."""

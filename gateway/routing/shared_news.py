@@ -1,4 +1,5 @@
-"""Brings what gateways tell each other of the requests that they send, over one channel of Redis.
+"""Brings what gateways tell each other of the requests that they send, and what workers tell of caches, over
+channels of Redis.
 
 A process tells what is new at once, but at most twenty times a second, and nothing while no model has several
 instances.
@@ -16,6 +17,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from billing.wire import redis_keys
+from billing.wire.cached_prompt import read_lost
 from billing.wire.redis_address import parse_redis_url
 from gateway.redis.pipe import RedisPipe
 from gateway.routing.news import read_news
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 TELL_S: Final = 0.05
 _FORGET_S: Final = 1.0
 _RECONNECT_S: Final = 1.0
+_LOST: Final = redis_keys.LOST_CHANNEL.encode()
 
 
 class SharedNews:
@@ -88,17 +91,20 @@ class SharedNews:
             **self._address.client_arguments(), health_check_interval=5, socket_connect_timeout=2
         )
         async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(redis_keys.ROUTING_CHANNEL)
+            await channel.subscribe(redis_keys.ROUTING_CHANNEL, redis_keys.LOST_CHANNEL)
             self.listening = True
             while True:
                 message = await channel.get_message(timeout=_FORGET_S)
                 if message is not None:
-                    self._hear(message["data"])
+                    self._hear(message["channel"], message["data"])
                 if time.monotonic() >= self._forgets_at:
                     self._forget()
 
-    def _hear(self, message: bytes) -> None:
+    def _hear(self, channel: bytes, message: bytes) -> None:
         try:
+            if channel == _LOST:
+                self._router.hear_lost(read_lost(message))
+                return
             news = read_news(message)
         except msgspec.MsgspecError:
             return  # of another version

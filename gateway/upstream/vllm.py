@@ -112,6 +112,11 @@ def request(
     return EngineCall(served.path, headers, orjson.dumps(body))
 
 
+def session_header(prompt: bytes | None) -> bytes:
+    """vLLM repeats it in the events of its cache (`billing.wire.cached_prompt`)."""
+    return b"" if prompt is None else b"x-session-id: %b\r\n" % prompt
+
+
 def _name_response(body: dict[str, Any], parsed: ParsedRequest, request_id: str) -> None:
     if parsed.body.get("metadata") is not None:
         body["metadata"] = parsed.body["metadata"]

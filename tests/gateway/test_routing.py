@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx
 
+from billing.wire import redis_keys
+from billing.wire.cached_prompt import CachedPrompt, lost_message
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import Catalogue, GatewayProcess, StartGateway, wait_until
 from tests.gateway.asking import ask
@@ -107,3 +109,52 @@ def test_two_gateways_send_the_same_prompt_to_the_same_engine(
         assert ask(gateway, key, "chat", **said(LONG)).status == 200
     assert sorted(served(engines)) == [0, 0, 0, 2]
     wait_until(lambda: len(catalogue.events()) == 2, "two events")
+
+
+def test_what_an_engine_has_lost_is_not_expected_there(
+    make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    """An engine that tells of its cache is told which prompt a request has, in hashes."""
+    engines = [make_engine(), make_engine()]
+    for number, engine in enumerate(engines):
+        catalogue.instance(engine.url, engine.key, name=f"i{number}", cache_events=True)
+    gateway, key = start_gateway(), catalogue.key(catalogue.tenant("ten_a"))
+    for number in range(2):
+        assert ask(gateway, key, "chat", **said(LONG + f"And {number}?")).status == 200
+    first, second = catalogue.await_events(2)
+    assert second.decision is not None
+    assert (second.instance, second.decision["routed"]) == (first.instance, "prefix")
+    (engine,) = [each for each in engines if each.requests()]
+    told = CachedPrompt.from_text(dict(engine.requests()[0]["headers"])["x-session-id"])
+    assert 3 <= len(told.beginnings) <= 8
+    assert [ends for _, ends in told.beginnings] == sorted(ends for _, ends in told.beginnings)
+    hashes = [(told.seed, [rest for rest, _ in told.beginnings])]
+    catalogue.redis.publish(redis_keys.LOST_CHANNEL, b"not a message")
+    assert catalogue.redis.publish(redis_keys.LOST_CHANNEL, lost_message(first.instance, "e1", hashes)) == 1
+    wait_until(lambda: routed(gateway, key, catalogue) == "load", "a choice by load alone")
+    assert routed(gateway, key, catalogue) == "prefix", "it was sent there again"
+    for each in engines:
+        catalogue.redis.publish(
+            redis_keys.LOST_CHANNEL, lost_message("i0" if each is engines[0] else "i1", "e1", None)
+        )
+    wait_until(lambda: routed(gateway, key, catalogue) == "load", "a choice by load alone")
+
+
+def routed(gateway: GatewayProcess, key: str, catalogue: Catalogue) -> str:
+    before = len(catalogue.events())
+    assert ask(gateway, key, "chat", **said(LONG + f"And {before}?")).status == 200
+    decision = catalogue.await_events(before + 1)[-1].decision
+    assert decision is not None
+    return str(decision["routed"])
+
+
+def test_an_engine_that_tells_nothing_is_told_nothing(
+    make_engine: EngineMaker, catalogue: Catalogue, start_gateway: StartGateway
+) -> None:
+    engines = [make_engine(), make_engine()]
+    for number, engine in enumerate(engines):
+        catalogue.instance(engine.url, engine.key, name=f"i{number}")
+    gateway, key = start_gateway(), catalogue.key(catalogue.tenant("ten_a"))
+    assert ask(gateway, key, "chat", **said(LONG)).status == 200
+    (request,) = [each for engine in engines for each in engine.requests()]
+    assert "x-session-id" not in dict(request["headers"])

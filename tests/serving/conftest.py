@@ -137,6 +137,7 @@ class Workers:
         previous: InstanceEntry | None = None,
         model: ServedModel = MODEL,
         adapters: AdapterSlots = NO_ADAPTERS,
+        cache_socket: Path | None = None,
     ) -> WorkerUnderTest:
         port = free_port()
         pids_file = self.folder / f"pids-{port}"
@@ -149,6 +150,7 @@ class Workers:
             command=EngineCommand((sys.executable, str(FAKE_ENGINE), "--port", str(port), *engine_args), env),
             model_path=self.folder / "model",
             adapters=adapters,
+            cache_socket=cache_socket,
             log_path=self.folder / "logs" / "engine-m-test.log",
             times=times or fast_times(),
         )
