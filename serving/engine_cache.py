@@ -50,7 +50,7 @@ Event = BlockStored | BlockRemoved | AllBlocksCleared
 class Batch(Struct, array_like=True):
     """What one step of the engine changed."""
 
-    ts: float
+    _at: float
     events: list[Event]
 
 
