@@ -89,7 +89,9 @@ class AdapterKeeper:
     async def _load(self, client: EngineClient, name: str, folder: str) -> None:
         try:
             if not self._slots.count:
-                raise AdapterRefused("this worker takes no adapters: start it with --adapters N")
+                raise AdapterRefused(
+                    "this worker takes no adapters: start it with --adapters N (TAAS_ADAPTERS)"
+                )
             digest = await asyncio.to_thread(check_adapter, Path(folder), self._base, self._slots.rank_max)
             if len(self._folders) >= self._slots.count:
                 raise AdapterRefused(f"this worker has its {self._slots.count} adapters: see --adapters")

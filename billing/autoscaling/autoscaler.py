@@ -11,6 +11,7 @@ from billing.allocator.cell_state import read_state
 from billing.allocator.supply import read_calibrations, read_cells
 from billing.autoscaling import store
 from billing.autoscaling.decide import (
+    SLOTS_GUESSED,
     Decision,
     Load,
     Recent,
@@ -21,6 +22,7 @@ from billing.autoscaling.decide import (
 )
 from billing.autoscaling.store import Scaled
 from billing.contracts.commitments import read_position
+from billing.contracts.position import Position
 from billing.fleet.registered import read_registered_now
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
@@ -68,14 +70,15 @@ class Autoscaler:
         recent.add(now_ms, needed_by_load(load))
         return decide(
             bounds=scaled.bounds,
-            machines=max(0, position.instances - taken_now(position, now_ms)),
+            machines=_machines(position, scaled, now_ms),
             contracts=needed_by_contracts(position, now_ms),
             load=load,
             recent=recent.most,
         )
 
     def _load(self, connection: Connection, pool: str, registered: list[InstanceEntry]) -> Load:
-        slots = max(1, read_calibrations(connection)[pool].sequences)
+        measured = read_calibrations(connection).get(pool)
+        slots = SLOTS_GUESSED if measured is None else max(1, measured.sequences)
         ours = {entry.instance for entry in registered if entry.pool == pool and not entry.is_provider}
         sequences = 0
         for cell in read_cells(connection).values():
@@ -87,3 +90,8 @@ class Autoscaler:
                     if instance in ours
                 )
         return Load(sequences, slots, woken=bool(self._client.exists(redis_keys.wanted(pool))))
+
+
+def _machines(position: Position, scaled: Scaled, now_ms: int) -> int:
+    """Those of the pool that other uses do not have. Where none were declared, as many as the maximum."""
+    return max(0, (position.instances or scaled.bounds.most) - taken_now(position, now_ms))

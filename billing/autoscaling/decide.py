@@ -17,6 +17,8 @@ from billing.contracts.position import Position
 LEAD_MS: Final = 15 * 60_000
 # Instances are only given up after the load has been lower for this long.
 CALM_MS: Final = 5 * 60_000
+# Slots of an instance that has not been calibrated.
+SLOTS_GUESSED: Final = 16
 # The part of an instance's slots that should be in use: the rest takes what comes while another one starts.
 _BUSY_PERMILLE: Final = 800
 
@@ -85,11 +87,10 @@ class Recent:
 
 def needed_by_contracts(position: Position, now_ms: int) -> int:
     """The fewest instances that hold what is signed, from now until those of new contracts have started, with
-    headroom and what is set aside. 0 if nothing is signed. The position must have a calibration.
+    headroom and what is set aside. 0 if nothing is signed, as in a pool that has not been calibrated.
     """
-    assert position.capacity_mu_s
     held = position.held()
-    if all(span.value == 0 for span in held.spans(now_ms, now_ms + LEAD_MS)):
+    if not position.capacity_mu_s or all(span.value == 0 for span in held.spans(now_ms, now_ms + LEAD_MS)):
         return 0
     alone = replace(position, taken=())
 

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.autoscaling.decide import Bounds, Decision, Why
 from billing.catalogue import models, outbox
 from billing.catalogue.outbox import ChangeKind
-from billing.contracts.commitments import read_position, require_calibration
+from billing.contracts.commitments import read_position
 from billing.refusals import Invalid, NotFound
 from billing.schema.capacity import autoscaling as table
 from billing.schema.clock import NOW_MS
@@ -26,14 +26,13 @@ class Scaled:
 
 
 def put(connection: Connection, pool: str, bounds: Bounds) -> Scaled:
-    """Scale this pool within these bounds. Raises NotFound for the pool, Conflict if it has not been
-    calibrated, Invalid for bounds that it cannot have.
+    """Scale this pool within these bounds. Raises NotFound for the pool, Invalid for bounds that it cannot
+    have.
     """
     position = read_position(connection, pool, connection.scalar(select(NOW_MS)) or 0)
-    require_calibration(position)
     if bounds.least > bounds.most:
         raise Invalid(f"The minimum ({bounds.least}) is more than the maximum ({bounds.most}).", param="min")
-    if bounds.most > position.instances:
+    if 0 < position.instances < bounds.most:
         raise Invalid(
             f"Pool {pool!r} has {position.instances} instances in all; declare more with `taas pool set "
             f"{pool} --instances N`.",

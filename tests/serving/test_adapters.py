@@ -113,7 +113,9 @@ async def test_a_worker_without_room_for_adapters_says_so(
     await want(redis, {"m:a": adapter(folder, "a")})
     worker.start()
     entry = await eventually(lambda: _refusing(worker, {"m:a"}))
-    assert entry.refused_adapters["m:a"] == "this worker takes no adapters: start it with --adapters N"
+    assert entry.refused_adapters["m:a"] == (
+        "this worker takes no adapters: start it with --adapters N (TAAS_ADAPTERS)"
+    )
     assert await worker.adapters() == {}
     await want(redis, {})
     await eventually(lambda: _refusing(worker, set()))

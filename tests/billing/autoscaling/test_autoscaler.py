@@ -14,7 +14,7 @@ from billing.autoscaling.decide import Bounds, Decision, Why
 from billing.catalogue import models
 from billing.catalogue.tenants import find
 from billing.contracts import lifecycle
-from billing.refusals import Conflict, Invalid, NotFound
+from billing.refusals import Invalid, NotFound
 from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from tests.billing.contracts.selling import DAY, POOL, furnish, terms
@@ -135,11 +135,16 @@ def test_bounds_that_a_pool_cannot_have_are_refused(database: Engine) -> None:
             store.remove(connection, POOL)
 
 
-def test_a_pool_that_was_not_measured_is_not_scaled(database: Engine) -> None:
+def test_a_pool_that_was_neither_measured_nor_declared_is_scaled_by_a_guess(
+    database: Engine, raw_redis: redis.Redis, shown: dict[str, int]
+) -> None:
     with database.begin() as connection:
-        models.create(connection, models.ModelSpec(name="new", context_tokens=4096))
-        with pytest.raises(Conflict, match="taas calibrate"):
-            store.put(connection, "new", Bounds(0, 1))
+        models.create(connection, models.ModelSpec(name=POOL, context_tokens=4096))
+        store.put(connection, POOL, Bounds(1, 3))
+    register(raw_redis, "one")
+    raw_redis.hset(redis_keys.flight(POOL), mapping={"o:one": 14})
+    Autoscaler(database, raw_redis, partial(show, shown)).round()
+    assert decision(database) == Decision(2, Why.LOAD)
 
 
 def acme(connection: Connection) -> str:
