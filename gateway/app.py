@@ -107,7 +107,7 @@ class Stages:
             metrics=metrics,
         )
         self._waking = WakingRoom(self._redis, settings.wake_requests, settings.wake_wait_s)
-        self._engines = Engines(settings.connect_timeout_s, settings.upstream_ca_file, metrics.set_breaker)
+        self._engines = _engines(settings, metrics)
         self.catalogue = Catalogue(self._redis, self._feed, self._stop)
         self._router, self._shared_news = self._routing(settings)
         self._cache_salt = CacheSalts(self.catalogue).of
@@ -306,6 +306,7 @@ class Stages:
         for exchange in [*self.open_exchanges.values(), *self._wait_queue.exchanges.values()]:
             exchange.stop(Ending.GATEWAY_STOPPED)
         self._waking.stop()
+        self._engines.end_abandoned()
 
     def _others_ready(self, exchange: Exchange) -> bool:
         instances = self.catalogue.serving(
@@ -313,6 +314,15 @@ class Stages:
         )
         tried = {*exchange.tried, exchange.attempt.instance.instance}
         return route(instances, {}, self._engines.breakers, time.monotonic(), tried) is not None
+
+
+def _engines(settings: GatewaySettings, metrics: Metrics) -> Engines:
+    return Engines(
+        settings.connect_timeout_s,
+        settings.upstream_ca_file,
+        metrics.set_breaker,
+        read_on_s=settings.read_on_s,
+    )
 
 
 class GatewayApp(FastAPI):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from billing.wire.ending import Ending
+from billing.wire.ending import BILLED_ENDINGS, Ending
 from billing.wire.instance_entry import InstanceEntry
 from gateway.attempt_failed import (
     BREAKER_OPEN,
@@ -88,7 +88,7 @@ class Forwarder:
         self._engines.opened(exchange.attempt.instance)
         exchange.sent()
         try:
-            exchange.on_stop = lambda: self._engines.abort(exchange.attempt)
+            exchange.on_stop = lambda: self._stop(exchange)
             await self._attempt_instances(exchange, client)
         except UpstreamProtocolError:
             self._mark_failed(exchange, "protocol")
@@ -97,6 +97,16 @@ class Forwarder:
             # breaks the reference cycle with the exchange, which would wait for the garbage collector
             exchange.on_stop = None
             self._release(exchange)
+
+    def _stop(self, exchange: Exchange) -> None:
+        """Make the engine stop. A provider says what a request cost at the end of its answer alone: where its
+        tenant pays, the answer is read on.
+        """
+        attempt = exchange.attempt
+        if attempt.instance.is_provider and exchange.stop_ending in BILLED_ENDINGS:
+            self._engines.read_on(attempt)
+        else:
+            self._engines.abort(attempt)
 
     async def _attempt_instances(self, exchange: Exchange, client: Client) -> None:
         while True:
@@ -173,6 +183,7 @@ class Forwarder:
         """End the attempt: return its connection to the pool, which closes it if it cannot be used again."""
         attempt = exchange.attempt
         attempt.end()
+        self._engines.forget(attempt)
         self._engines.closed(attempt.instance)
         if self._engines.breakers.troubled and attempt.started_at:  # it was let through
             well = attempt.meter.finished and not attempt.meter.failed
@@ -269,6 +280,8 @@ class Forwarder:
             await connection.read(take)
         except UpstreamError:
             connection.close()
+        if exchange.attempt.instance.is_provider:
+            exchange.attempt.in_engine = False  # what it refuses costs nothing
         error = adapter_of(exchange.attempt.instance).refusal(
             status, bytes(body), exchange.parsed.route, exchange.engine_model
         )
@@ -417,7 +430,8 @@ class Forwarder:
             self._on_broken_answer(exchange, client, exc)
             return
         if exchange.stop_ending is not None:
-            meter.distrust()
+            if not exchange.attempt.instance.is_provider:
+                meter.distrust()
             self._end_stopped(exchange, client)
             return
         if meter.failed or meter.aborted:

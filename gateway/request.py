@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from billing.wire.routes import Dialect, Route, RouteFacts
 from billing.wire.value import Value
 
-__all__ = ["AnswerForm", "Dialect", "ParsedRequest", "Route", "RouteSpec", "ServiceTier"]
+__all__ = ["AnswerForm", "Aside", "Dialect", "ParsedRequest", "Route", "RouteSpec", "ServiceTier"]
 
 
 class AnswerForm(StrEnum):
@@ -65,15 +65,23 @@ class RouteSpec:
             object.__setattr__(self, fact, getattr(self.facts, fact))
 
 
+class Aside(NamedTuple):
+    """A member that no engine gets and a provider does. `holder`: the object in the body that it was in."""
+
+    holder: dict[str, Any]
+    name: str
+    value: Any
+
+
 class ParsedRequest(Value, frozen=True, kw_only=True):
     """A request that has passed the allow-list and all caps.
 
-    `body` is the caller's JSON object without what was dropped; `ignored` names that
-    (`gateway.protocol.ignored`). `samples` = n × `prompts`, which is how many prompts there are (1 except on
-    completions and pooled answers). `input_tokens_estimate` is for the reservation only, the engine's count
-    replaces it. `max_output_tokens` is per sample, None where the caller set none. `wants_usage` and
-    `wants_continuous_usage` are what it asked for in `stream_options`; other usage is removed from the
-    stream. `service_tier` has OpenAI's names on every route.
+    `body` is the caller's JSON object without what was dropped; `ignored` names that, and `aside` has what is
+    for providers (`gateway.protocol.ignored`). `samples` = n × `prompts`, which is how many prompts there are
+    (1 except on completions and pooled answers). `input_tokens_estimate` is for the reservation only, the
+    engine's count replaces it. `max_output_tokens` is per sample, None where the caller set none.
+    `wants_usage` and `wants_continuous_usage` are what it asked for in `stream_options`; other usage is
+    removed from the stream. `service_tier` has OpenAI's names on every route.
     """
 
     route: RouteSpec
@@ -88,3 +96,4 @@ class ParsedRequest(Value, frozen=True, kw_only=True):
     body: dict[str, Any]
     service_tier: ServiceTier = ServiceTier.AUTO
     ignored: tuple[str, ...] = ()
+    aside: tuple[Aside, ...] = ()

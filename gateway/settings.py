@@ -142,6 +142,13 @@ class GatewaySettings(BaseSettings):
         "(PEM).",
     )
 
+    read_on_s: float = Field(
+        default=60.0,
+        ge=0,
+        description="How long a provider's answer is read on after its caller has left, because its end says "
+        "what it cost.",
+    )
+
     wait_on_demand_s: float = Field(
         default=10.0, ge=0, description="How long an on-demand request may wait for a slot."
     )

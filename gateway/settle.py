@@ -26,6 +26,7 @@ from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisCommandError, RedisPipe, RedisUnavailable
 from gateway.redis.unsynced import UnsyncedSettles
 from gateway.stream.meter import USAGE_MISSING
+from gateway.stream.meter_provider import cache_written, kept_usage
 from gateway.waiting.pace import Pacer
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,16 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
     else:
         metered = attempt.in_engine and route.metered
         source = UsageSource.UNREAD if metered else UsageSource.NONE
-    usage = Tokens(produced.prompt, produced.cached, produced.output)
+    instance, provider, written = attempt.instance, None, 0
     shared_prompt = produced.prompt_counted - produced.prompt
+    if instance.is_provider and attempt.in_engine and route.metered:
+        told, shared_prompt = kept_usage(meter.told), 0  # it charges a prompt once, for all samples
+        if ending in BILLED_ENDINGS and source is not UsageSource.ENGINE:
+            anomaly = anomaly or USAGE_MISSING  # it may charge for what it has not told
+        provider = {"kind": instance.engine, "model": exchange.engine_model, "usage": told}
+        if told is not None and source is UsageSource.ENGINE:
+            written = min(cache_written(told), produced.prompt - produced.cached)
+    usage = Tokens(produced.prompt, produced.cached, produced.output, written)
     attribution = attribute(
         ending,
         usage,
@@ -77,6 +86,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         waited_ms=exchange.waited_ms,
         decision=exchange.decision,
         ignored=kept_names(request.parsed.ignored),
+        provider=provider,
     )
 
 

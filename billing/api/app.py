@@ -17,6 +17,7 @@ from billing.api import (
     calibrations,
     capacity,
     contracts,
+    cost_prices,
     docs,
     document,
     errors,
@@ -51,9 +52,10 @@ from billing.wire.certificates import checked_by
 
 ROUTERS: Final[tuple[APIRouter, ...]] = (
     docs.router, health.router, tenants.router, projects.router, keys.router, limits.router, models.router,
-    instances.router, prices.router, usage.router, requests.router, pools.router, calibrations.router,
-    contracts.router, reclaims.router, plan.router, capacity.router, scrape_targets.router,
-    evidence.router, restarts.router, adapters.router, launches.router, autoscaling.router,
+    instances.router, prices.router, cost_prices.router, usage.router, requests.router, pools.router,
+    calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
+    scrape_targets.router, evidence.router, restarts.router, adapters.router, launches.router,
+    autoscaling.router,
 )  # fmt: skip
 
 

@@ -142,13 +142,14 @@ class AdapterAnswer(Answer):
 
 
 class PriceAnswer(Answer):
-    """USD per million tokens, as decimals."""
+    """USD per million tokens, as decimals. `cache_write`: of input that a provider puts into its cache."""
 
     price_id: int
     model: str
     currency: Literal["USD"]
     input: Usd
     cached_input: Usd
+    cache_write: Usd
     output: Usd
     from_ms: Ms
 
@@ -159,11 +160,26 @@ class PriceSet(PriceAnswer):
     replaces: int | None
 
 
+class CostPriceAnswer(PriceAnswer):
+    """What a provider charges: at this instance, or (null) at all of the model's that have no price of their
+    own.
+    """
+
+    instance: str | None
+
+
+class CostPriceSet(CostPriceAnswer):
+    """`replaces`: the price that was to take effect later and that this one replaces."""
+
+    replaces: int | None
+
+
 class BilledTokens(Answer):
     """Billed tokens by kind of price."""
 
     uncached: int
     cached: int
+    cache_write: int
     output: int
 
 

@@ -1,6 +1,6 @@
 """Routes of prices."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import ConfigDict, Field
@@ -23,10 +23,20 @@ router = APIRouter(prefix="/admin/v1/prices", tags=["prices"], dependencies=[KNO
 PriceText = Annotated[str, Field(min_length=1, max_length=32)]
 
 
+class Amounts(TypedDict):
+    """The four prices, as `set_price` takes them."""
+
+    input: str
+    cached_input: str
+    cache_write: str | None
+    output: str
+
+
 class NewPrice(Body):
     """USD per million tokens, as decimal strings with at most six decimals. Without `from` it takes effect
-    now. Without `cached_input`, cached input costs the same as other input. `free`: all prices are 0.
-    `confirmed`: confirms a price more than ten times higher or lower than before.
+    now. `cached_input` (read from a cache) and `cache_write` (put into a provider's) cost the same as other
+    input if they are left out. `free`: all prices are 0. `confirmed`: confirms a price more than ten times
+    higher or lower than before.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=False)
@@ -34,22 +44,26 @@ class NewPrice(Body):
     model: ModelName
     input: PriceText | None = None
     cached_input: PriceText | None = None
+    cache_write: PriceText | None = None
     output: PriceText | None = None
     free: bool = False
     from_ms: Annotated[Moment | None, Field(alias="from")] = None
     confirmed: bool = False
 
-    def amounts(self) -> tuple[str, str, str]:
-        """Input, cached input, output. Raises Invalid where one is missing, or one is given beside `free`."""
+    def amounts(self) -> Amounts:
+        """Raises Invalid where one is missing, or one is given beside `free`."""
         if self.free:
-            if (self.input, self.cached_input, self.output) != (None, None, None):
+            if {self.input, self.cached_input, self.cache_write, self.output} != {None}:
                 raise Invalid("A model that is free takes no other price.", param="free")
-            return "0", "0", "0"
+            return Amounts(input="0", cached_input="0", cache_write=None, output="0")
         if self.input is None or self.output is None:
             raise Invalid(
                 "A price has `input` and `output`, or is `free`.", param="output" if self.input else "input"
             )
-        return self.input, self.input if self.cached_input is None else self.cached_input, self.output
+        cached_input = self.input if self.cached_input is None else self.cached_input
+        return Amounts(
+            input=self.input, cached_input=cached_input, cache_write=self.cache_write, output=self.output
+        )
 
 
 class Backfill(Body):
@@ -69,20 +83,17 @@ def create(body: NewPrice, control: Control, response: Response) -> dict[str, An
     """Set a price. It replaces a future price for the same moment. Priced requests stay priced; a request has
     the price that held when it started.
     """
-    input_price, cached_input, output = body.amounts()
     with control.changing(response) as connection:
         models.find(connection, body.model)
         made = set_price(
             connection,
             body.model,
-            input=input_price,
-            cached_input=cached_input,
-            output=output,
+            **body.amounts(),
             valid_from_ms=body.from_ms,
             confirmed=body.confirmed,
             now_ms=lambda: redis_clock.now_ms(control.redis),
         )
-    return {**_shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
+    return {**shown(made.price), "replaces": None if made.replaces is None else made.replaces.price_id}
 
 
 @router.delete("/{price_id}", response_model=PriceAnswer)
@@ -91,7 +102,7 @@ def withdraw(
 ) -> dict[str, Any]:
     """Withdraw a price that does not hold yet. A price that holds or has held stays."""
     with control.changing(response) as connection:
-        return _shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
+        return shown(withdraw_price(connection, price_id, now_ms=lambda: redis_clock.now_ms(control.redis)))
 
 
 @router.post("/backfill", response_model=BackfillAnswer)
@@ -126,7 +137,7 @@ def list_all(
     with control.reading() as connection:
         if model is not None:
             models.find(connection, model)
-        return listing(list_page(connection, asked, model), _shown)
+        return listing(list_page(connection, asked, model), shown)
 
 
 def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:
@@ -135,18 +146,25 @@ def _due(due: Due, names: dict[str, str]) -> dict[str, Any]:
         "tenant_name": names.get(due.tenant_id),
         "price_id": due.price_id,
         "requests": due.requests,
-        "tokens": {"uncached": due.uncached, "cached": due.cached, "output": due.output},
+        "tokens": {
+            "uncached": due.uncached,
+            "cached": due.cached,
+            "cache_write": due.written,
+            "output": due.output,
+        },
         "amount": str(due.amount),
     }
 
 
-def _shown(price: Price) -> dict[str, Any]:
+def shown(price: Price) -> dict[str, Any]:
+    """A price, as the answers have it."""
     return {
         "price_id": price.price_id,
         "model": price.model,
         "currency": "USD",
         "input": price_string(price.input_picousd),
         "cached_input": price_string(price.cached_input_picousd),
+        "cache_write": price_string(price.written_picousd),
         "output": price_string(price.output_picousd),
         "from_ms": price.valid_from_ms,
     }

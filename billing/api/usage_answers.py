@@ -11,10 +11,13 @@ from billing.wire.dimensions import Dimension
 
 
 class UsedTokens(Answer):
-    """`cached` is a part of `prompt`."""
+    """`cached` and `written` (put into a provider's cache; missing where there was nothing) are parts of
+    `prompt`.
+    """
 
     prompt: int
     cached: int
+    written: int | None = None
     output: int
 
 
@@ -32,21 +35,29 @@ class Unpriced(Answer):
     tokens: int
 
 
-class Quarantined(Answer):
-    """Requests whose usage is in doubt."""
+class Requests(Answer):
+    """How many requests."""
 
     requests: int
 
 
 class UsageTotal(Answer):
-    """What requests used and cost."""
+    """What requests used, what tenants owe for it (`amount`) and what providers charge for it (`cost`). The
+    usage of `quarantined` requests is in doubt. `uncosted` went to a provider without a cost price; of
+    `untold` the provider has not said what they used: neither is in `cost`, nor are engines of our own.
+    `margin`: amount less cost.
+    """
 
     requests: int
     tokens: UsedTokens
     absorbed: AbsorbedTokens
     unpriced: Unpriced
-    quarantined: Quarantined
+    quarantined: Requests
+    uncosted: Requests
+    untold: Requests
     amount: Usd
+    cost: Usd
+    margin: Usd
 
 
 class UsageLine(UsageTotal):
@@ -70,15 +81,21 @@ class BillItem(Answer):
 
     model: str
     price_id: int | None
-    kind: Literal["uncached_input", "cached_input", "output"]
+    kind: Literal["uncached_input", "cached_input", "cache_write", "output"]
     tokens: int
     price: Usd | None
     amount: Usd | None
 
 
+class CostItem(BillItem):
+    """The same of what an instance's provider charges, by a cost price."""
+
+    instance: str
+
+
 class UsageAnswer(Answer):
-    """`lines`: a page of the groups. `total` and `items` are of all groups, whichever page is shown. `until`
-    null: now.
+    """`lines`: a page of the groups. `total`, `items` (which add up to the amount) and `cost_items` (to the
+    cost) are of all groups, whichever page is shown. `until` null: now.
     """
 
     tenant: str | None
@@ -90,7 +107,36 @@ class UsageAnswer(Answer):
     lines: list[UsageLine]
     total: UsageTotal
     items: list[BillItem]
+    cost_items: list[CostItem]
     next: str | None
+
+
+class ProviderTokens(Answer):
+    """`cached` and `written` are parts of `prompt`."""
+
+    prompt: int
+    cached: int
+    written: int
+    output: int
+
+
+class ProviderUsageLine(Answer):
+    """One day and model of a provider's. `untold`: requests of which it has not said what they used; their
+    tokens are in neither figure.
+    """
+
+    day: str = Field(json_schema_extra={"format": "date"})
+    model: str
+    requests: int
+    untold: int
+    billed: ProviderTokens
+    absorbed: ProviderTokens
+
+
+class ProviderUsageAnswer(Answer):
+    """All lines at once: there are few."""
+
+    data: list[ProviderUsageLine]
 
 
 class InstanceAudit(Answer):
@@ -146,7 +192,16 @@ class ReceiptPrice(Answer):
     price_id: int
     input: Usd
     cached_input: Usd
+    cache_write: Usd
     output: Usd
+
+
+class ReceiptProvider(Answer):
+    """Of a request that went to a provider: its name for the model, and its own usage object."""
+
+    kind: str
+    model: str
+    usage: dict[str, Any] | None
 
 
 class ReceiptAnswer(Answer):
@@ -190,6 +245,7 @@ class ReceiptAnswer(Answer):
     gateway: str
     orphan: bool | None = None
     ignored: list[str] | None = None
+    provider: ReceiptProvider | None = None
     parts: list[str] | None = None
     pricing: str | None
     price: ReceiptPrice | None

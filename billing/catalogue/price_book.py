@@ -1,5 +1,6 @@
-"""Prices per model with validity dates, append-only. It owns which price holds at a moment; it knows no event
-and no ledger.
+"""Prices per model with validity dates, append-only: what tenants pay (`SALE`), and what providers charge
+(`COST`), for a model or at one instance of it. It owns which price holds at a moment; it knows no event and
+no ledger.
 
 A price holds from its `valid_from_ms` until the next one of its model. Priced requests stay priced: a new
 price never starts at a past moment that already has one, and only a price that does not hold yet can be
@@ -9,9 +10,9 @@ prices them. Moments are by Redis's clock, like the requests'.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, column, func, insert, select
+from sqlalchemy import Connection, RowMapping, Select, Table, column, func, insert, select
 
 from billing.catalogue import outbox
 from billing.catalogue.money import Money, MoneyError, parse_price, price_string
@@ -19,19 +20,20 @@ from billing.catalogue.outbox import ChangeKind
 from billing.page import Order, Page, PageRequest, read_page
 from billing.refusals import Conflict, Invalid, NotFound
 from billing.schema.clock import database_now_ms
+from billing.schema.ledger import cost_price, cost_price_withdrawal, price_withdrawal
 from billing.schema.ledger import price as price_table
-from billing.schema.ledger import price_withdrawal
 from billing.schema.locks import AdvisoryLock
 from billing.wire.tokens import Tokens
 
 # A greater change is more likely a mistake than intended.
 _FACTOR_UNASKED: Final = 10
-_STANDS: Final = price_table.c.price_id.not_in(select(price_withdrawal.c.price_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """One price of a model, in whole pico-dollars per token."""
+    """One price of a model, in whole pico-dollars per token. `instance`: of what a provider charges there,
+    None if it is the same at all of the model's. `cache_write_picousd` None: as other input.
+    """
 
     price_id: int
     model: str
@@ -39,40 +41,69 @@ class Price:
     input_picousd: int
     cached_input_picousd: int
     output_picousd: int
+    cache_write_picousd: int | None = None
+    instance: str | None = None
+
+    @property
+    def written_picousd(self) -> int:
+        """Of a token that is put into a cache."""
+        return self.input_picousd if self.cache_write_picousd is None else self.cache_write_picousd
 
     def amount(self, tokens: Tokens) -> Money:
-        """What these tokens cost; `cached` is a part of `prompt` and has its own price."""
-        uncached = tokens.prompt - tokens.cached
+        """What these tokens cost; `cached` and `written` are parts of `prompt` and have their own prices."""
+        uncached = tokens.prompt - tokens.cached - tokens.written
         return Money(
             uncached * self.input_picousd
             + tokens.cached * self.cached_input_picousd
+            + tokens.written * self.written_picousd
             + tokens.output * self.output_picousd
         )
 
 
-_NEWEST_OF_EACH_FIRST: Final[Order[Price]] = Order(
-    "prices",
-    lambda price: (price.model, -price.valid_from_ms, price.price_id),
-    (str, int, int),
-    (price_table.c.model, -price_table.c.valid_from_ms, price_table.c.price_id),
-)
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """Where prices of one sort are kept."""
+
+    prices: Table
+    withdrawals: Table
+
+    def select(self, model: str | None = None) -> Select[Any]:
+        """Those that were not withdrawn, of one model or of all."""
+        query = select(self.prices).where(self.prices.c.price_id.not_in(select(self.withdrawals.c.price_id)))
+        return query if model is None else query.where(self.prices.c.model == model)
+
+    def order(self) -> Order[Price]:
+        """The newest of each model first."""
+        columns = self.prices.c
+        return Order(
+            f"{self.prices.name}s",
+            lambda price: (price.model, -price.valid_from_ms, price.price_id),
+            (str, int, int),
+            (columns.model, -columns.valid_from_ms, columns.price_id),
+        )
+
+
+# What tenants pay; what providers charge.
+SALE: Final = PriceList(price_table, price_withdrawal)
+COST: Final = PriceList(cost_price, cost_price_withdrawal)
 
 
 class PriceBook:
     """The prices of some models as one SQL transaction sees them."""
 
     def __init__(self, prices: Iterable[Price]) -> None:
-        self._newest_first: dict[str, list[Price]] = {}
+        self._newest_first: dict[tuple[str, str | None], list[Price]] = {}
         for price in sorted(prices, key=lambda price: -price.valid_from_ms):
-            self._newest_first.setdefault(price.model, []).append(price)
+            self._newest_first.setdefault((price.model, price.instance), []).append(price)
 
-    def at(self, model: str, moment_ms: int) -> Price | None:
-        """The price that holds for a request of this model that starts now, or None: it is then unpriced,
-        never guessed.
+    def at(self, model: str, moment_ms: int, instance: str | None = None) -> Price | None:
+        """The price that holds for a request of this model that starts now, at this instance if it has one of
+        its own; or None: it is then unpriced, never guessed.
         """
-        for price in self._newest_first.get(model, ()):
-            if price.valid_from_ms <= moment_ms:
-                return price
+        for place in (instance, None) if instance is not None else (None,):
+            for price in self._newest_first.get((model, place), ()):
+                if price.valid_from_ms <= moment_ms:
+                    return price
         return None
 
 
@@ -82,32 +113,27 @@ def read_price_book(connection: Connection, models: Iterable[str]) -> PriceBook:
     """
     connection.execute(select(func.pg_advisory_xact_lock_shared(AdvisoryLock.PRICES)))
     named = price_table.c.model.in_(sorted(set(models)))
-    rows = connection.execute(select(price_table).where(named, _STANDS)).mappings()
-    return PriceBook(_price(row) for row in rows)
+    return PriceBook(_price(row) for row in connection.execute(SALE.select().where(named)).mappings())
 
 
-def list_prices(connection: Connection, model: str | None = None) -> list[Price]:
+def list_prices(connection: Connection, model: str | None = None, *, of: PriceList = SALE) -> list[Price]:
     """All prices that were not withdrawn, of one model or of all, the newest of each first."""
-    query = (
-        select(price_table).where(_STANDS).order_by(price_table.c.model, price_table.c.valid_from_ms.desc())
-    )
-    if model is not None:
-        query = query.where(price_table.c.model == model)
+    query = of.select(model).order_by(of.prices.c.model, of.prices.c.valid_from_ms.desc())
     return [_price(row) for row in connection.execute(query).mappings()]
 
 
-def list_page(connection: Connection, asked: PageRequest, model: str | None = None) -> Page[Price]:
+def list_page(
+    connection: Connection, asked: PageRequest, model: str | None = None, *, of: PriceList = SALE
+) -> Page[Price]:
     """The same by pages."""
-    query = select(price_table).where(_STANDS)
-    if model is not None:
-        query = query.where(price_table.c.model == model)
-    return read_page(connection, query, _NEWEST_OF_EACH_FIRST, lambda row: _price(row._mapping), asked)
+    return read_page(connection, of.select(model), of.order(), lambda row: _price(row._mapping), asked)
 
 
 def for_sale_from(connection: Connection) -> dict[str, int]:
     """When each model has a price from; a model without a price is missing."""
-    query = select(price_table.c.model, func.min(price_table.c.valid_from_ms)).where(_STANDS)
-    return {row[0]: row[1] for row in connection.execute(query.group_by(price_table.c.model))}
+    stands = SALE.select().subquery()
+    query = select(stands.c.model, func.min(stands.c.valid_from_ms)).group_by(stands.c.model)
+    return {row[0]: row[1] for row in connection.execute(query)}
 
 
 def hold_prices(connection: Connection) -> None:
@@ -132,29 +158,36 @@ def set_price(
     input: str,
     cached_input: str,
     output: str,
+    cache_write: str | None = None,
     valid_from_ms: int | None = None,
     confirmed: bool = True,
     now_ms: Callable[[], int] | None = None,
+    instance: str | None = None,
+    of: PriceList = SALE,
 ) -> SetPrice:
     """Append a price (USD per million tokens, decimal strings); without a date it holds from now on. The
-    caller commits. `now_ms` reads Redis's clock. It replaces a future price for the same moment.
+    caller commits. `now_ms` reads Redis's clock. It replaces a future price for the same moment. `instance`:
+    what a provider charges there.
 
     Raises `Invalid` for a text that is not a price; `Conflict` if it would change the price of a past moment,
     and, unless `confirmed`, if a token would cost over ten times more or less.
     """
     amounts: dict[str, int] = {}
-    for name, given in (("input", input), ("cached_input", cached_input), ("output", output)):
+    for name, given in (
+        ("input", input), ("cached_input", cached_input), ("output", output), ("cache_write", cache_write),
+    ):  # fmt: skip
         try:
-            amounts[f"{name}_picousd"] = parse_price(given)
+            if given is not None:
+                amounts[f"{name}_picousd"] = parse_price(given)
         except MoneyError as exc:
             raise Invalid(str(exc), param=name) from exc
     hold_prices(connection)
     # Read under the lock, so that "from now on" is true to the millisecond.
     now = database_now_ms(connection) if now_ms is None else now_ms()
     start_ms = now if valid_from_ms is None else valid_from_ms
-    known = list_prices(connection, model)
-    same = next((price for price in known if price.valid_from_ms == start_ms), None)
-    before = PriceBook(price for price in known if price is not same).at(model, start_ms)
+    known = list_prices(connection, model, of=of)
+    same = next((each for each in known if (each.valid_from_ms, each.instance) == (start_ms, instance)), None)
+    before = PriceBook(price for price in known if price is not same).at(model, start_ms, instance)
     if same is not None and start_ms <= now:
         raise Conflict(
             f"model {model!r} already has a price from that moment", param="from", code="already_priced"
@@ -168,28 +201,32 @@ def set_price(
     if not confirmed:
         _refuse_unasked(before or same, amounts)
     if same is not None:
-        connection.execute(insert(price_withdrawal).values(price_id=same.price_id))
-    row = connection.execute(
-        insert(price_table).values(model=model, valid_from_ms=start_ms, **amounts).returning(*price_table.c)
-    )
+        connection.execute(insert(of.withdrawals).values(price_id=same.price_id))
+    place = {} if instance is None else {"instance": instance}
+    made = insert(of.prices).values(model=model, valid_from_ms=start_ms, **amounts, **place)
+    row = connection.execute(made.returning(*of.prices.c))
     outbox.record(connection, ChangeKind.MODEL, model)
     return SetPrice(_price(row.mappings().one()), same)
 
 
 def withdraw_price(
-    connection: Connection, price_id: int, *, now_ms: Callable[[], int] | None = None
+    connection: Connection,
+    price_id: int,
+    *,
+    now_ms: Callable[[], int] | None = None,
+    of: PriceList = SALE,
 ) -> Price:
     """Withdraw a price that does not hold yet. Raises NotFound; Conflict for a price that holds or has
     held.
     """
     hold_prices(connection)
-    found = next((price for price in list_prices(connection) if price.price_id == price_id), None)
+    found = next((each for each in list_prices(connection, of=of) if each.price_id == price_id), None)
     if found is None:
         raise NotFound(f"There is no price {price_id}, or it has been withdrawn.", param="price_id")
     if found.valid_from_ms <= (database_now_ms(connection) if now_ms is None else now_ms()):
         message = "This price holds or has held: what was priced stays priced. Set another one, from now on."
         raise Conflict(message, param="price_id", code="already_priced")
-    connection.execute(insert(price_withdrawal).values(price_id=price_id))
+    connection.execute(insert(of.withdrawals).values(price_id=price_id))
     outbox.record(connection, ChangeKind.MODEL, found.model)
     return found
 
@@ -198,7 +235,7 @@ def _refuse_unasked(before: Price | None, amounts: dict[str, int]) -> None:
     if before is None:
         return
     for name, now in amounts.items():
-        was: int = getattr(before, name)
+        was: int = before.written_picousd if name == "cache_write_picousd" else getattr(before, name)
         if max(was, now) > _FACTOR_UNASKED * min(was, now):
             what = name.removesuffix("_picousd").replace("_", " ")
             raise Conflict(
@@ -217,10 +254,14 @@ def _price(row: RowMapping) -> Price:
         input_picousd=row["input_picousd"],
         cached_input_picousd=row["cached_input_picousd"],
         output_picousd=row["output_picousd"],
+        cache_write_picousd=row["cache_write_picousd"],
+        instance=row.get("instance"),
     )
 
 
-def prices_by_id(connection: Connection, price_ids: Sequence[int]) -> dict[int, Price]:
+def prices_by_id(
+    connection: Connection, price_ids: Sequence[int], *, of: PriceList = SALE
+) -> dict[int, Price]:
     """These prices, whatever their dates, as recorded transactions name them."""
-    rows = connection.execute(select(price_table).where(column("price_id").in_(price_ids))).mappings()
+    rows = connection.execute(select(of.prices).where(column("price_id").in_(price_ids))).mappings()
     return {row["price_id"]: _price(row) for row in rows}

@@ -14,13 +14,16 @@ from sqlalchemy import Connection, text
 from billing.catalogue.money import Money
 from billing.catalogue.price_book import hold_prices
 
-# The unpriced requests of a model, with the price that the price list has for their moment now.
-_DUE: Final = """
-select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached, e.billed_output,
-  p.price_id,
-  (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd
+# The amount of an event `e` at a price `p`, as `Price.amount` has it.
+AMOUNT: Final = """(
+  (e.billed_prompt - e.billed_cached - e.billed_written)::numeric * p.input_picousd
   + e.billed_cached::numeric * p.cached_input_picousd
-    + e.billed_output::numeric * p.output_picousd as amount
+  + e.billed_written::numeric * coalesce(p.cache_write_picousd, p.input_picousd)
+  + e.billed_output::numeric * p.output_picousd)"""
+# The unpriced requests of a model, with the price that the price list has for their moment now.
+_DUE: Final = f"""
+select t.transaction_id, t.request_id, e.tenant, e.model, e.billed_prompt, e.billed_cached,
+  e.billed_written, e.billed_output, p.price_id, {AMOUNT} as amount
 from ledger_transaction t
 join usage_event e using (request_id)
 left join lateral (
@@ -32,10 +35,11 @@ left join lateral (
 where t.pricing = 'unpriced' and e.model = :model and e.started_ms >= :from_ms and e.started_ms < :until_ms
   and (cast(:tenant as text) is null or e.tenant = :tenant)
   and not exists (select from ledger_transaction c where c.corrects = t.transaction_id)
-"""
+"""  # noqa: S608 (constants)
 _PREVIEW: Final = f"""
-select tenant, price_id, count(*) as requests, sum(billed_prompt - billed_cached) as uncached,
-  sum(billed_cached) as cached,
+select tenant, price_id, count(*) as requests,
+  sum(billed_prompt - billed_cached - billed_written) as uncached, sum(billed_cached) as cached,
+  sum(billed_written) as written,
   sum(billed_output) as output, sum(amount) as amount
 from ({_DUE}) due group by tenant, price_id order by tenant, price_id
 """  # noqa: S608 (constants)
@@ -74,6 +78,7 @@ class Due:
     requests: int
     uncached: int
     cached: int
+    written: int
     output: int
     amount: Money | None
 
@@ -91,6 +96,7 @@ def backfill(connection: Connection, scope: Scope, *, dry_run: bool) -> Sequence
             requests=row.requests,
             uncached=int(row.uncached),
             cached=int(row.cached),
+            written=int(row.written),
             output=int(row.output),
             amount=None if row.price_id is None else Money.from_sql(row.amount),
         )

@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 from billing.findings import Finding, FindingKind
+from billing.ledger.backfill import AMOUNT
 
 _IDS_MAX: Final = 20
 
@@ -18,24 +19,20 @@ _INCOMPLETE: Final = """
 select e.request_id as id from usage_event e
 left join ledger_transaction t using (request_id) where t.transaction_id is null
 """
-_MISPRICED: Final = """
+_MISPRICED: Final = f"""
 select t.request_id as id
 from ledger_transaction t
 join usage_event e using (request_id)
 left join price p using (price_id)
 left join ledger_posting r on r.transaction_id = t.transaction_id and r.account = 'receivable'
-where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then
-    (e.billed_prompt - e.billed_cached)::numeric * p.input_picousd
-    + e.billed_cached::numeric * p.cached_input_picousd
-    + e.billed_output::numeric * p.output_picousd
-  else 0 end
+where coalesce(r.amount_picousd, 0) <> case when t.pricing = 'priced' then {AMOUNT} else 0 end
   or (t.pricing = 'priced' and t.price_id is distinct from (
     select held.price_id from price held
     where held.model = e.model and held.valid_from_ms <= e.started_ms
       and not exists (select from price_withdrawal w where w.price_id = held.price_id)
     order by held.valid_from_ms desc limit 1))
   or (r.holder is not null and r.holder <> e.tenant)
-"""
+"""  # noqa: S608 (constants)
 _TOTALS: Final = """
 select coalesce(s.instance, t.instance) || ' ' || coalesce(s.epoch, t.epoch) as id
 from (

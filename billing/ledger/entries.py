@@ -24,6 +24,7 @@ from billing.ledger.bulk_insert import insert_rows
 from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import (
     TOTAL_COLUMNS,
+    WRITTEN_COLUMNS,
     ledger_posting,
     ledger_transaction,
     usage_conflict,
@@ -298,6 +299,7 @@ def event_row(item: ReceivedEvent) -> dict[str, Any]:
     row["class"] = row.pop("class_")
     for tokens in ("produced", "delivered", "billed", "absorbed"):
         row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
+    row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
     row["ignored"] = row["ignored"] or None
     return row | {"version": EVENT_VERSION, "digest": item.digest}
 

@@ -14,7 +14,13 @@ from billing.catalogue.price_book import prices_by_id
 from billing.catalogue.projection import read_cells
 from billing.ledger.entries import OWED_EVENTS, Pricing
 from billing.ledger.receipt_parts import Receipt, merge_parts
-from billing.schema.ledger import TOKEN_COLUMNS, ledger_posting, ledger_transaction, usage_event
+from billing.schema.ledger import (
+    TOKEN_COLUMNS,
+    WRITTEN_COLUMNS,
+    ledger_posting,
+    ledger_transaction,
+    usage_event,
+)
 from billing.wire import redis_keys
 from billing.wire.ending import Ending, absorb_reason
 from billing.wire.part_ids import part_id
@@ -90,14 +96,16 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The fields of the event as its JSON has them: tokens of all kinds together."""
     names = ("kind", *UsageEvent.__struct_encode_fields__)
     facts: dict[str, Any] = {name: row[name] for name in names if name in row}
-    for column in (*TOKEN_COLUMNS, "absorbed_reasons"):
+    for column in (*TOKEN_COLUMNS, *WRITTEN_COLUMNS, "absorbed_reasons"):
         tokens, kind = column.split("_")
-        facts.setdefault(tokens, {})[kind] = row[column]
+        if kind != "written" or row[column]:
+            facts.setdefault(tokens, {})[kind] = row[column]
     reasons = facts["absorbed"]["reasons"]
     facts["absorbed"]["reasons"] = {absorb_reason(name).value: part for name, part in reasons.items()}
     facts["ending"] = Ending(facts["ending"]).value
-    if not facts["ignored"]:
-        del facts["ignored"]
+    for name in ("ignored", "provider"):
+        if not facts[name]:
+            del facts[name]
     return facts
 
 

@@ -46,6 +46,7 @@ class Receipt:
                 "price_id": price.price_id,
                 "input": price_string(price.input_picousd),
                 "cached_input": price_string(price.cached_input_picousd),
+                "cache_write": price_string(price.written_picousd),
                 "output": price_string(price.output_picousd),
             },
             "amount": None if self.amount is None else str(self.amount),

@@ -4,14 +4,16 @@ ledger amounts.
 A request belongs to the moment it ended, in UTC: to exactly one hour and one day, so that periods add up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, literal_column, null, select, true
 
 from billing.catalogue.money import ZERO, Money, price_string
-from billing.catalogue.price_book import prices_by_id
+from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by_id
+from billing.ledger.cost import COST_AMOUNT, COST_PRICE, TOLD, UNTOLD
 from billing.ledger.entries import OWED_EVENTS, PRICED_EVENTS, Pricing
 from billing.moments import utc
 from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
@@ -34,31 +36,54 @@ _GROUPED_BY: Final[dict[str, ColumnElement[Any]]] = {
     Dimension.HOUR: _of.ended_ms.op("/")(literal_column(str(_MS_PER_HOUR))),
     Dimension.DAY: _of.ended_ms.op("/")(literal_column(str(_MS_PER_DAY))),
 }
+# Narrows a query to the requests of a report.
+Among = Callable[[Select[Any]], Select[Any]]
 _LATER_PART: Final = _of.request_id.like(LATER_PART_LIKE)
 _UNPRICED: Final = _pricing == Pricing.UNPRICED.value
-# What a line counts, by its place in the answer. `cached` is a part of `prompt`. Requests without an amount
-# are counted apart: `unpriced` for lack of a price (their tokens are among the billed), `quarantined` for
-# doubt about their usage (their tokens are not).
+# What a line counts, by its place in the answer. `cached` and `written` are parts of `prompt`. Requests
+# without an amount are counted apart: `unpriced` for lack of a price (their tokens are among the billed),
+# `quarantined` for doubt about their usage (their tokens are not). So are those without a cost.
 _FIGURES: Final[dict[str, ColumnElement[Any]]] = {
     "requests": func.count().filter(~_LATER_PART),
     "tokens.prompt": _sum(_of.billed_prompt),
     "tokens.cached": _sum(_of.billed_cached),
+    "tokens.written": _sum(_of.billed_written),
     "tokens.output": _sum(_of.billed_output),
     "absorbed.prompt": _sum(_of.absorbed_prompt),
     "absorbed.output": _sum(_of.absorbed_output),
     "unpriced.requests": func.count().filter(_UNPRICED),
     "unpriced.tokens": _sum(case((_UNPRICED, _of.billed_prompt + _of.billed_output), else_=0)),
     "quarantined.requests": func.count().filter(_pricing == Pricing.QUARANTINED.value),
+    "uncosted.requests": func.count().filter(and_(TOLD, COST_PRICE.c.price_id.is_(None))),
+    "untold.requests": func.count().filter(UNTOLD),
 }
+# The price of each kind of tokens.
+_KINDS: Final[dict[str, Callable[[Price], int]]] = {
+    "uncached_input": lambda price: price.input_picousd,
+    "cached_input": lambda price: price.cached_input_picousd,
+    "cache_write": lambda price: price.written_picousd,
+    "output": lambda price: price.output_picousd,
+}
+
+
+def _by_kind(what: str) -> tuple[ColumnElement[Any], ...]:
+    """The sums of tokens that were `billed` or `produced`, in the order of `_KINDS`."""
+    prompt, cached, written, output = (
+        _of[f"{what}_{name}"] for name in ("prompt", "cached", "written", "output")
+    )
+    return _sum(prompt - cached - written), _sum(cached), _sum(written), _sum(output)
 
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """One group: its own names, its figures by the names of `_FIGURES`, and what its tenants owe for it."""
+    """One group: its own names, its figures by the names of `_FIGURES`, what its tenants owe for it, and what
+    providers charge for it.
+    """
 
     group: Mapping[str, str]
     figures: Mapping[str, int]
     amount: Money
+    cost: Money
 
     def to_json(self) -> dict[str, Any]:
         """The group's own names beside the figures; the amount is an exact decimal string."""
@@ -69,30 +94,34 @@ class UsageLine:
                 shown.setdefault(whole, {})[part] = count
             else:
                 shown[whole] = count
-        return shown | {"amount": str(self.amount)}
+        margin = self.amount - self.cost
+        return shown | {"amount": str(self.amount), "cost": str(self.cost), "margin": str(margin)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BillItem:
-    """Tokens of one kind at one price: quantity × price = amount. Without a price they have no amount."""
+    """Tokens of one kind at one price: quantity × price = amount. Without a price they have no amount.
+    `instance`: of what its provider charges.
+    """
 
     model: str
     price_id: int | None
     kind: str
     tokens: int
     price_picousd: int | None
+    instance: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The price in USD per million tokens."""
-        priced = self.price_picousd is not None
-        return {
+        place = {} if self.instance is None else {"instance": self.instance}
+        return place | {
             "model": self.model,
             "price_id": self.price_id,
             "kind": self.kind,
             "tokens": self.tokens,
             "price": price_string(self.price_picousd) if self.price_picousd is not None else None,
             "amount": str(Money(self.tokens * self.price_picousd))
-            if priced and self.price_picousd is not None
+            if self.price_picousd is not None
             else None,
         }
 
@@ -108,6 +137,7 @@ class UsageReport:
     lines: tuple[UsageLine, ...]
     total: UsageLine
     items: tuple[BillItem, ...] = ()
+    cost_items: tuple[BillItem, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Amounts are in USD."""
@@ -120,6 +150,7 @@ class UsageReport:
             "lines": [line.to_json() for line in self.lines],
             "total": self.total.to_json(),
             "items": [item.to_json() for item in self.items],
+            "cost_items": [item.to_json() for item in self.cost_items],
         }
 
 
@@ -146,14 +177,14 @@ def report_usage(
             *columns,
             *(figure.label(place) for place, figure in _FIGURES.items()),
             _sum(ledger_posting.c.amount_picousd).label("amount"),
+            _sum(COST_AMOUNT).label("cost"),
         )
-        .select_from(OWED_EVENTS)
+        .select_from(OWED_EVENTS.outerjoin(COST_PRICE, true()))
         .group_by(*columns)
         .order_by(*columns)
     )
-    query = _among(query, tenant, from_ms, until_ms)
-    lines = tuple(_line(row, by) for row in connection.execute(query).mappings() if row["requests"])
-    items = _items(connection, tenant, from_ms, until_ms)
+    among = partial(_among, tenant=tenant, from_ms=from_ms, until_ms=until_ms)
+    lines = tuple(_line(row, by) for row in connection.execute(among(query)).mappings() if row["requests"])
     return UsageReport(
         tenant=tenant,
         by=tuple(by),
@@ -161,7 +192,8 @@ def report_usage(
         until_ms=until_ms,
         lines=lines,
         total=_total(lines),
-        items=items,
+        items=_items(connection, among),
+        cost_items=_cost_items(connection, among),
     )
 
 
@@ -176,38 +208,48 @@ def _among(query: Select[Any], tenant: str | None, from_ms: int | None, until_ms
     return query
 
 
-def _items(
-    connection: Connection, tenant: str | None, from_ms: int | None, until_ms: int | None
-) -> tuple[BillItem, ...]:
+def _items(connection: Connection, among: Among) -> tuple[BillItem, ...]:
     group = (usage_event.c.model, ledger_transaction.c.price_id)
-    tokens = (
-        _sum(usage_event.c.billed_prompt - usage_event.c.billed_cached),
-        _sum(usage_event.c.billed_cached),
-        _sum(usage_event.c.billed_output),
-    )
     query = (
-        select(*group, *tokens)
+        select(_of.model, null(), ledger_transaction.c.price_id, *_by_kind("billed"))
         .select_from(PRICED_EVENTS)
         .where(ledger_transaction.c.pricing.in_((Pricing.PRICED.value, Pricing.UNPRICED.value)))
         .group_by(*group)
         .order_by(*group)
     )
-    rows = connection.execute(_among(query, tenant, from_ms, until_ms)).all()
-    prices = prices_by_id(connection, [row[1] for row in rows if row[1] is not None])
-    found = []
-    for model, price_id, *counts in rows:
-        price = None if price_id is None else prices[price_id]
-        each = (
-            (None, None, None)
-            if price is None
-            else (price.input_picousd, price.cached_input_picousd, price.output_picousd)
+    return _bill_items(connection, among(query), SALE)
+
+
+def _cost_items(connection: Connection, among: Among) -> tuple[BillItem, ...]:
+    """What providers have said that they produced, at the cost price that held."""
+    group = (usage_event.c.model, usage_event.c.instance, COST_PRICE.c.price_id)
+    query = (
+        select(*group, *_by_kind("produced"))
+        .select_from(usage_event.outerjoin(COST_PRICE, true()))
+        .where(TOLD)
+        .group_by(*group)
+        .order_by(*group)
+    )
+    return _bill_items(connection, among(query), COST)
+
+
+def _bill_items(connection: Connection, query: Select[Any], of: PriceList) -> tuple[BillItem, ...]:
+    """`query` gives model, instance, price and the tokens by kind."""
+    rows = connection.execute(query).all()
+    prices = prices_by_id(connection, [row[2] for row in rows if row[2] is not None], of=of)
+    return tuple(
+        BillItem(
+            model=model,
+            instance=instance,
+            price_id=price_id,
+            kind=kind,
+            tokens=int(tokens),
+            price_picousd=None if price_id is None else price_of(prices[price_id]),
         )
-        for kind, count, picousd in zip(
-            ("uncached_input", "cached_input", "output"), counts, each, strict=True
-        ):
-            if count:
-                found.append(BillItem(model, price_id, kind, int(count), picousd))
-    return tuple(found)
+        for model, instance, price_id, *counts in rows
+        for (kind, price_of), tokens in zip(_KINDS.items(), counts, strict=True)
+        if tokens
+    )
 
 
 def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
@@ -215,6 +257,7 @@ def _line(row: Mapping[Any, Any], by: Sequence[Dimension]) -> UsageLine:
         {dimension.value: _group_value(dimension, row[f"by_{dimension.value}"]) for dimension in by},
         {place: int(row[place]) for place in _FIGURES},
         Money.from_sql(row["amount"]),
+        Money.from_sql(row["cost"]),
     )
 
 
@@ -228,4 +271,5 @@ def _group_value(dimension: Dimension, value: Any) -> str:
 
 def _total(lines: Sequence[UsageLine]) -> UsageLine:
     figures = {place: sum(line.figures[place] for line in lines) for place in _FIGURES}
-    return UsageLine({}, figures, sum((line.amount for line in lines), ZERO))
+    amount, cost = (sum((getattr(line, name) for line in lines), ZERO) for name in ("amount", "cost"))
+    return UsageLine({}, figures, amount, cost)

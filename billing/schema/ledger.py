@@ -40,6 +40,9 @@ TOKEN_COLUMNS: Final = (
     "billed_prompt", "billed_cached", "billed_output", "absorbed_prompt", "absorbed_output",
 )  # fmt: skip
 
+# Of the prompt, what was put into a provider's cache.
+WRITTEN_COLUMNS: Final = ("produced_written", "billed_written")
+
 TOTAL_COLUMNS: Final = ("billed_prompt", "billed_output", "absorbed_prompt", "absorbed_output")
 
 # `kind`: `request`, or `reconciliation` for tokens that the engine counted and no request's event could name.
@@ -71,11 +74,14 @@ usage_event = Table(
     Column("usage_source", Text, nullable=False),
     Column("anomaly", Text),
     *(Column(name, BigInteger, nullable=False) for name in TOKEN_COLUMNS),
+    *(Column(name, BigInteger, nullable=False, server_default=text("0")) for name in WRITTEN_COLUMNS),
     Column("absorbed_reasons", JSONB, nullable=False),
     # Why it was admitted as it was; null of events from before there was a choice.
     Column("decision", JSONB),
     # Names of what the request said in vain; null where there was nothing.
     Column("ignored", JSONB(none_as_null=True)),
+    # Of a request that went to a provider: its kind, its name for the model, and its own usage object.
+    Column("provider", JSONB(none_as_null=True)),
     Column("units_mu", BigInteger, nullable=False),
     Column("http_status", Integer, nullable=False),
     Column("gateway", Text, nullable=False),
@@ -95,7 +101,8 @@ usage_event = Table(
         "absorbed_prompt, absorbed_output) >= 0",
         name="not_negative",
     ),
-    CheckConstraint("billed_cached <= billed_prompt", name="cached_within_prompt"),
+    CheckConstraint("billed_cached + billed_written <= billed_prompt", name="cached_within_prompt"),
+    CheckConstraint("least(produced_written, billed_written) >= 0", name="written_not_negative"),
     Index(None, "tenant", "ended_ms"),
     Index(None, "instance", "epoch", "ended_ms"),
 )
@@ -121,27 +128,44 @@ usage_total = Table(
     *(Column(name, BigInteger, nullable=False) for name in TOTAL_COLUMNS),
 )
 
-price = Table(
-    "price",
-    metadata,
-    Column("price_id", BigInteger, Identity(always=True), primary_key=True),
-    Column("model", Text, nullable=False),
-    Column("valid_from_ms", BigInteger, nullable=False),
-    Column("input_picousd", BigInteger, nullable=False),
-    Column("cached_input_picousd", BigInteger, nullable=False),
-    Column("output_picousd", BigInteger, nullable=False),
-    Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
-    Index(None, "model", "valid_from_ms"),
-    CheckConstraint("least(input_picousd, cached_input_picousd, output_picousd) >= 0", name="not_negative"),
-)
 
-# Prices that were taken back before they held. They never priced anything.
-price_withdrawal = Table(
-    "price_withdrawal",
-    metadata,
-    Column("price_id", BigInteger, ForeignKey(price.c.price_id), primary_key=True, autoincrement=False),
-    Column("withdrawn_ms", BigInteger, nullable=False, server_default=NOW_MS),
-)
+def _prices(name: str, *more: Column[str]) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("price_id", BigInteger, Identity(always=True), primary_key=True),
+        Column("model", Text, nullable=False),
+        Column("valid_from_ms", BigInteger, nullable=False),
+        Column("input_picousd", BigInteger, nullable=False),
+        Column("cached_input_picousd", BigInteger, nullable=False),
+        Column("output_picousd", BigInteger, nullable=False),
+        # Of input that a provider puts into its cache; null: as other input.
+        Column("cache_write_picousd", BigInteger),
+        Column("created_ms", BigInteger, nullable=False, server_default=NOW_MS),
+        *more,
+        Index(None, "model", "valid_from_ms"),
+        CheckConstraint(
+            "least(input_picousd, cached_input_picousd, output_picousd) >= 0", name="not_negative"
+        ),
+        CheckConstraint("cache_write_picousd >= 0", name="cache_write_not_negative"),
+    )
+
+
+def _withdrawals(prices: Table) -> Table:
+    return Table(
+        f"{prices.name}_withdrawal",
+        metadata,
+        Column("price_id", BigInteger, ForeignKey(prices.c.price_id), primary_key=True, autoincrement=False),
+        Column("withdrawn_ms", BigInteger, nullable=False, server_default=NOW_MS),
+    )
+
+
+# What tenants pay, and what providers charge: for a model at any provider, or at one instance of it. Prices
+# that were taken back before they held never priced anything.
+price = _prices("price")
+price_withdrawal = _withdrawals(price)
+cost_price = _prices("cost_price", Column("instance", Text))
+cost_price_withdrawal = _withdrawals(cost_price)
 
 # `pricing`: `priced` · `unpriced` (no price was valid when the request started) · `quarantined` (its usage is
 # in doubt) · `nothing_billed`. Only a priced one may have postings. `corrects`: it takes the place of an

@@ -49,7 +49,7 @@ def attribute(
     billable = anomaly is None and ending in BILLED_ENDINGS
     if billable and not (shared_prompt or discarded_output or continued):  # nearly every request
         return Attribution(usage, usage, _NOTHING_ABSORBED)
-    produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output)
+    produced = Tokens(usage.prompt + shared_prompt, usage.cached, usage.output, usage.written)
     billed, reasons = usage, dict[str, AbsorbedTokens]()
     if not billable:
         reason = ending if anomaly is None else OtherReason.USAGE_ANOMALY
@@ -57,8 +57,9 @@ def attribute(
         if usage.prompt or usage.output:
             reasons[reason] = AbsorbedTokens(usage.prompt, usage.output)
     elif discarded_output or (continued and usage.prompt):
-        prompt, cached = (0, 0) if continued else (usage.prompt, usage.cached)
-        billed = Tokens(prompt, cached, usage.output - discarded_output)
+        read = _NOTHING if continued else usage
+        prompt = read.prompt
+        billed = Tokens(prompt, read.cached, usage.output - discarded_output, read.written)
         reasons[OtherReason.CONTINUED] = AbsorbedTokens(usage.prompt - prompt, discarded_output)
     if shared_prompt:
         reasons[OtherReason.SHARED_PROMPT] = AbsorbedTokens(shared_prompt, 0)

@@ -39,17 +39,22 @@ class CounterPair:
 NO_TOKENS: Final = CounterPair()
 
 
-class Tokens(Value, frozen=True):
-    """Tokens of one request; `cached` is the part of `prompt` that came from the prefix cache."""
+class Tokens(Value, frozen=True, omit_defaults=True):
+    """Tokens of one request. Parts of `prompt`: `cached` came from the prefix cache, `written` was put into
+    one that a provider charges for.
+    """
 
     prompt: int
     cached: int
     output: int
+    written: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self.prompt, self.cached, self.output)
-        if self.cached > self.prompt:
-            raise UsageEventError(f"{self.cached} cached tokens of a prompt of {self.prompt}")
+        check_counts(self.prompt, self.cached, self.output, self.written)
+        if self.cached + self.written > self.prompt:
+            raise UsageEventError(
+                f"{self.cached} cached and {self.written} written tokens of a prompt of {self.prompt}"
+            )
 
 
 class Delivered(Value, frozen=True):

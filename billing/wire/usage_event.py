@@ -127,6 +127,9 @@ class UsageEvent(EventHead, frozen=True, kw_only=True):
     decision: Mapping[str, Any] | None = msgspec.field(default_factory=lambda: None)
     # Names of ignored fields of the request (docs/fields.md); their writer bounds them.
     ignored: tuple[str, ...] = ()
+    # Of a request that went to a provider: {"kind", "model": its name there, "usage": as the provider said
+    # it, null if it did not}.
+    provider: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_counts(self.delivered.output, self.units_mu, self.waited_ms)
@@ -138,7 +141,7 @@ class UsageEvent(EventHead, frozen=True, kw_only=True):
             raise UsageEventError(
                 f"output tokens do not balance: {self.produced} {self.billed} {self.absorbed}"
             )
-        if self.billed.cached > self.produced.cached:
+        if self.billed.cached > self.produced.cached or self.billed.written > self.produced.written:
             raise UsageEventError(f"more cached tokens billed than produced: {self.produced} {self.billed}")
 
     @property

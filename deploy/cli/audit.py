@@ -44,6 +44,11 @@ def _print(report: dict[str, Any]) -> None:
         columns["RESIDUAL"] = _residual
         columns["COUNTERS"] = lambda row: "read" if row["counters"] else "none"
         print_table(columns, report["instances"])
+        if not all(row["counters"] for row in report["instances"]):
+            click.echo(
+                "counters: none. Hold a provider's instance against the provider's own count: "
+                "`taas reconcile FILE --provider …`"
+            )
     else:
         click.echo("no instance has served anything yet")
     click.echo(f"residual: {report['residual_tokens']} tokens")

@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "price": ("deploy.cli.price", "price"),
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.audit", "audit"),
+    "reconcile": ("deploy.cli.reconcile", "reconcile"),
     "request": ("deploy.cli.request", "request"),
 }
 

@@ -1,5 +1,6 @@
 """`taas price`: what tokens cost, from when."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -8,21 +9,36 @@ from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.connection import AdminApiError, call, call_list, given
 from deploy.cli.moments import AHEAD, BACK, ahead, back
 from deploy.cli.output import Columns, json_option, limit_option, moment, print_json, print_table, show
+from deploy.cli.price_import import import_prices
 
-_COLUMNS: Columns = {
-    "PRICE": "price_id", "MODEL": "model", "INPUT": "input", "CACHED INPUT": "cached_input",
-    "OUTPUT": "output", "FROM (UTC)": moment("from_ms"),
+_PRICES: Columns = {
+    "INPUT": "input", "CACHED INPUT": "cached_input", "CACHE WRITE": "cache_write", "OUTPUT": "output",
+    "FROM (UTC)": moment("from_ms"),
 }  # fmt: skip
+_COLUMNS: Columns = {"PRICE": "price_id", "MODEL": "model", **_PRICES}
+_COST_COLUMNS: Columns = {
+    "PRICE": "price_id",
+    "MODEL": "model",
+    "AT": lambda row: row["instance"] or "any provider",
+    **_PRICES,
+}
+_cost_option: Callable[..., Any] = click.option(
+    "--cost", is_flag=True, help="What a provider charges, instead of what tenants pay."
+)
 _DUE: Columns = {
     "TENANT": "tenant_name", "PRICE": "price_id", "REQUESTS": "requests",
     "INPUT": lambda row: row["tokens"]["uncached"], "CACHED INPUT": lambda row: row["tokens"]["cached"],
+    "CACHE WRITE": lambda row: row["tokens"]["cache_write"],
     "OUTPUT": lambda row: row["tokens"]["output"], "USD": "amount",
 }  # fmt: skip
 
 
 @click.group()
 def price() -> None:
-    """Prices in USD per million tokens: set, list, withdraw, backfill."""
+    """Prices in USD per million tokens: set, list, withdraw, backfill, import."""
+
+
+price.add_command(import_prices)
 
 
 @price.command("set")
@@ -31,72 +47,92 @@ def price() -> None:
 @click.option(
     "--cached-input", metavar="USD", help="A million from the prefix cache. Default: as other input."
 )
+@click.option(
+    "--cache-write",
+    metavar="USD",
+    help="A million that a provider puts into its cache. Default: as other input.",
+)
 @click.option("--output", metavar="USD", help="A million output tokens.")
 @click.option("--free", is_flag=True, help="The model costs nothing.")
 @click.option("--from", "since", metavar="WHEN", help=f"{AHEAD}. Default: now.")
+@_cost_option
+@click.option("--instance", help="With --cost: at this instance only. Default: at every provider of it.")
 @yes_option
 @json_option
 def set_price(
     model: str,
     input_price: str | None,
     cached_input: str | None,
+    cache_write: str | None,
     output: str | None,
     free: bool,
     since: str | None,
+    cost: bool,
+    instance: str | None,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Set a model's price. Without one it is not for sale: external tenants cannot see it.
 
     At most six decimals; a request keeps the price that held when it started. It replaces a future price for
-    the same moment. A change by more than ten times needs confirmation.
+    the same moment. A change by more than ten times needs confirmation. With --cost it is what a provider
+    charges, which only the operator sees.
 
     \b
     taas price set --model llama-70b --input 0.15 --cached-input 0.03 --output 0.60
     taas price set --model llama-70b --input 0.12 --output 0.50 --from 2027-01-01
     taas price set --model smollm2-135m-instruct --free
+    taas price set --cost --model big --input 2 --cached-input 0.50 --output 8
     """
     if not free and (input_price is None or output is None):
         raise click.UsageError("give --input and --output, or --free.")
+    if instance is not None and not cost:
+        raise click.UsageError("--instance is for --cost: tenants pay one price for a model.")
     body = given(
-        model=model, input=input_price, cached_input=cached_input, output=output, free=free or None,
-        confirmed=yes or None, **{"from": ahead(since, "--from")},
+        model=model, input=input_price, cached_input=cached_input, cache_write=cache_write, output=output,
+        free=free or None, confirmed=yes or None, instance=instance, **{"from": ahead(since, "--from")},
     )  # fmt: skip
+    prices = _route(cost)
     try:
-        made = call("POST", "prices", body=body)
+        made = call("POST", prices, body=body)
     except AdminApiError as refused:
         if refused.code != "price_changes_much":
             raise
         click.echo(refused.message, err=True)
         require_answerable(yes=yes, as_json=as_json)
         confirm("set it?", yes=yes)
-        made = call("POST", "prices", body={**body, "confirmed": True})
+        made = call("POST", prices, body={**body, "confirmed": True})
     if as_json:
         print_json(made)
         return
-    print_table(_COLUMNS, [made])
+    print_table(_COST_COLUMNS if cost else _COLUMNS, [made])
     if made["replaces"] is not None:
         click.echo(f"it takes the place of price {made['replaces']}, which is withdrawn")
 
 
 @price.command("list")
 @click.option("--model", help="Of this model only.")
+@_cost_option
 @limit_option
 @json_option
-def list_all(model: str | None, limit: int | None, as_json: bool) -> None:
+def list_all(model: str | None, cost: bool, limit: int | None, as_json: bool) -> None:
     """List past and future prices."""
     empty = "no prices: a model without one is unknown to external tenants"
-    show(call_list("prices", query={"model": model}, limit=limit), as_json, _COLUMNS, empty=empty)
+    if cost:
+        empty = "no cost prices: what providers charge is in no report"
+    found = call_list(_route(cost), query={"model": model}, limit=limit)
+    show(found, as_json, _COST_COLUMNS if cost else _COLUMNS, empty=empty)
 
 
 @price.command()
 @click.argument("price_id", type=click.IntRange(min=1), metavar="PRICE")
+@_cost_option
 @json_option
-def withdraw(price_id: int, as_json: bool) -> None:
+def withdraw(price_id: int, cost: bool, as_json: bool) -> None:
     """Withdraw PRICE (its number in `taas price list`), if it does not hold yet. A price that holds or has
     held stays.
     """
-    gone = call("DELETE", "prices", str(price_id))
+    gone = call("DELETE", _route(cost), str(price_id))
     if as_json:
         print_json(gone)
     else:
@@ -144,6 +180,10 @@ def backfill(
         print_json(done)
     else:
         click.echo(f"{done['requests']} requests are billed, {done['amount']} USD")
+
+
+def _route(cost: bool) -> str:
+    return "cost-prices" if cost else "prices"
 
 
 def _print_backfill(plan: dict[str, Any]) -> None:

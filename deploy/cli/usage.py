@@ -13,13 +13,28 @@ from deploy.cli.output import Columns, json_option, minute, print_json, print_ta
 # As many as the API gives at once.
 _LINES_MAX: Final = 10_000
 _HEADINGS: Final = {"hour": "HOUR (UTC)", "day": "DAY (UTC)"}
-_KINDS: Final = {"uncached_input": "input", "cached_input": "cached input", "output": "output"}
+_KINDS: Final = {
+    "uncached_input": "input", "cached_input": "cached input", "cache_write": "cache write",
+    "output": "output",
+}  # fmt: skip
 _ITEMS: Columns = {
     "MODEL": "model",
     "PRICE": lambda row: "unpriced" if row["price_id"] is None else f"no. {row['price_id']}",
     "TOKENS OF": lambda row: _KINDS[row["kind"]], "TOKENS": "tokens", "USD A MILLION": "price",
     "USD": "amount",
 }  # fmt: skip
+_COST_ITEMS: Columns = {
+    "MODEL": "model", "AT": "instance",
+    "COST PRICE": lambda row: "none" if row["price_id"] is None else f"no. {row['price_id']}",
+    "TOKENS OF": lambda row: _KINDS[row["kind"]], "TOKENS": "tokens", "USD A MILLION": "price",
+    "COST": "amount",
+}  # fmt: skip
+_NOT_IN_THE_AMOUNT: Final = {
+    "unpriced": "not in the amount: no price held",
+    "quarantined": "not in the amount: their usage is in doubt",
+    "uncosted": "not in the cost: no cost price held (`taas price set --cost`)",
+    "untold": "not in the cost: their provider did not say what they used",
+}
 
 
 @click.command()
@@ -35,6 +50,7 @@ _ITEMS: Columns = {
 @json_option
 def usage(tenant: str | None, by: str | None, since: str | None, until: str | None, as_json: bool) -> None:
     """Show tokens and money, grouped; then what is billed, a line for each price: tokens × price = amount.
+    Then the same of what providers charge.
 
     \b
     taas usage --tenant acme
@@ -67,15 +83,20 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         "CACHED INPUT": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
+    if report["cost_items"]:
+        figures |= {"COST": "cost", "MARGIN": "margin"}
     total = {**report["total"], **dict.fromkeys(report["by"], ""), **dict.fromkeys(report["by"][:1], "total")}
     rows = report["lines"] if len(report["lines"]) == 1 else [*report["lines"], total]
     print_table({**names, **figures}, rows)
     if report["items"]:
         click.echo()
         print_table(_ITEMS, report["items"])
-    for word in ("unpriced", "quarantined"):
+    if report["cost_items"]:
+        click.echo()
+        print_table(_COST_ITEMS, report["cost_items"])
+    for word, why in _NOT_IN_THE_AMOUNT.items():
         if count := report["total"][word]["requests"]:
-            click.echo(f"{word}: {count} requests, not in the amount", err=True)
+            click.echo(f"{word}: {count} requests, {why}", err=True)
 
 
 def _read(query: dict[str, Any]) -> dict[str, Any]:

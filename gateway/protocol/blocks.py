@@ -17,6 +17,7 @@ from gateway.protocol.fields import (
     anything,
     array,
     boolean,
+    cache_mark,
     check_members,
     echoed,
     mapping,
@@ -127,7 +128,7 @@ def _texts(param: str, content: Any) -> list[str]:
     return [content] if type(content) is str else [block["text"] for block in content]
 
 
-_COMMON: dict[str, Checker] = {"type": string(), "cache_control": echoed}
+_COMMON: dict[str, Checker] = {"type": string(), "cache_control": cache_mark}
 _TEXT_SOURCE: dict[str, Checker] = {"type": string(), "media_type": one_of("text/plain"), "data": string()}
 _CONTENT_SOURCE: dict[str, Checker] = {"type": string(), "content": anything}
 _AS_TEXT: dict[str, Callable[[str, dict[str, Any]], Iterable[str]]] = {

@@ -8,8 +8,8 @@ from gateway.errors import InvalidRequest, RemoteMediaDisabled, UnsupportedParam
 from gateway.protocol.fields import (
     Checker,
     array,
+    cache_mark,
     check_members,
-    echoed,
     empty,
     mapping,
     missing,
@@ -35,7 +35,7 @@ _MEDIA: dict[str, tuple[dict[str, Checker], tuple[str, ...]]] = {
 }
 _TEXT = {"text": "text", "refusal": "refusal"}
 # Prefixes are cached without marks.
-_PART: dict[str, Checker] = {"type": string(), "cache_control": echoed}
+_PART: dict[str, Checker] = {"type": string(), "cache_control": cache_mark}
 _TEXT_FIELDS = {kind: {**_PART, member: string()} for kind, member in _TEXT.items()}
 # Parts that only exist elsewhere: by reference, or as tensors.
 _ELSEWHERE = frozenset({"file", "image_file", "input_file"})

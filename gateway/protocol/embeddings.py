@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from gateway.protocol.fields import Checker, anything, check_fields, integer, missing, one_of, string, unsent
+from gateway.protocol.fields import (
+    Checker,
+    anything,
+    check_fields,
+    for_providers,
+    integer,
+    missing,
+    one_of,
+    string,
+)
 from gateway.protocol.prompt import check_prompt
 from gateway.protocol.sampling import IDENTIFIER_CHARS_MAX, check_model, model_of
 from gateway.protocol.tier import check_tier, requested_tier
@@ -41,5 +50,5 @@ FIELDS: dict[str, Checker] = {
     "input": anything,
     "model": check_model,
     "service_tier": check_tier,
-    "user": unsent(string(IDENTIFIER_CHARS_MAX)),
+    "user": for_providers(string(IDENTIFIER_CHARS_MAX)),
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.protocol.ignored import note
+from gateway.protocol.ignored import keep_aside, note
 from gateway.protocol.refused import NEVER, REFUSED
 
 Checker = Callable[[str, Any], None]
@@ -25,11 +25,12 @@ NAME_CHARS_MAX = 64
 
 class Dropped(Exception):
     """Remove this member from the body. `named`: name it to the caller, because what it asked for is not
-    done.
+    done. `kept`: remember it, because providers get it.
     """
 
-    def __init__(self, *, named: bool) -> None:
+    def __init__(self, *, named: bool, kept: bool = False) -> None:
         self.named = named
+        self.kept = kept
 
 
 class Replaced(Exception):
@@ -55,6 +56,8 @@ def check_fields(body: dict[str, Any], fields: Mapping[str, Checker]) -> None:
             except Dropped as drop:
                 if drop.named:
                     note(name)
+                if drop.kept:
+                    keep_aside(body, name, value)
                 dropped.append(name)
             except Replaced as other:
                 body[name] = other.value
@@ -80,6 +83,8 @@ def check_members(
             except Dropped as drop:
                 if drop.named:
                     note(f"{param}.{name}")
+                if drop.kept:
+                    keep_aside(members, name, member)
                 dropped.append(name)
             except Replaced as other:
                 members[name] = other.value
@@ -253,6 +258,21 @@ def unsent(checker: Checker) -> Checker:
         raise Dropped(named=False)
 
     return check
+
+
+def for_providers(checker: Checker) -> Checker:
+    """Checked, and for providers alone: engines have no use for it."""
+
+    def check(param: str, value: Any) -> None:
+        checker(param, value)
+        raise Dropped(named=False, kept=True)
+
+    return check
+
+
+def cache_mark(_param: str, value: Any) -> None:
+    """A mark of Anthropic's, up to which a prompt is to be cached. Engines cache prefixes without marks."""
+    raise Dropped(named=False, kept=type(value) is dict and value.get("type") == "ephemeral")
 
 
 def preferred(checker: Checker) -> Checker:

@@ -1,12 +1,16 @@
 """The record of the ignored members of a request: their names, bounded in number, for the answer's header
-and, if they are known names, for the receipt and a metric.
+and, if they are known names, for the receipt and a metric; and the members that no engine gets and a provider
+does.
 
-Only names are recorded, never values. A name is the path where it was first met, as in
+Of ignored members only names are recorded, never values. A name is the path where it was first met, as in
 `messages[1].annotations`; the same member of another element of that list counts as the same name.
 """
 
 import re
 from contextvars import ContextVar, Token
+from typing import Any
+
+from gateway.request import Aside
 
 IGNORED_HEADER = b"x-taas-ignored"
 STRICT_HEADER = b"x-taas-strict"
@@ -42,13 +46,16 @@ _NOT_IN_A_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 class IgnoredNames:
-    """The ignored names of one request. At most `NAMES_MAX` names are kept; the rest is counted."""
+    """The ignored names of one request. At most `NAMES_MAX` names are kept; the rest is counted. `aside`:
+    what is for providers.
+    """
 
-    __slots__ = ("_first_places", "_more")
+    __slots__ = ("_first_places", "_more", "aside")
 
     def __init__(self) -> None:
         self._first_places: dict[str, str] = {}
         self._more = 0
+        self.aside: list[Aside] = []
 
     def note(self, path: str) -> None:
         """Remember the member at `path`, made safe for a header."""
@@ -67,6 +74,13 @@ class IgnoredNames:
         """
         more = (f"+{self._more}",) if self._more else ()
         return (*self._first_places.values(), *more)
+
+
+def keep_aside(holder: dict[str, Any], name: str, value: Any) -> None:
+    """Remember a member for providers in the record that is open, if one is."""
+    names = _current.get()
+    if names is not None:
+        names.aside.append(Aside(holder, name, value))
 
 
 _current: ContextVar[IgnoredNames | None] = ContextVar("ignored_names", default=None)

@@ -12,6 +12,7 @@ from gateway.protocol.fields import (
     anything,
     array,
     boolean,
+    cache_mark,
     check_fields,
     check_members,
     echoed,
@@ -156,7 +157,7 @@ def _decline_thread(param: str, _value: Any) -> None:
 
 
 _COUNTED: dict[str, Checker] = {
-    "cache_control": echoed,
+    "cache_control": cache_mark,
     "chat_template_kwargs": check_template_kwargs,
     "context_management": hint(_NO_EDIT, {}, {"edits": []}),
     "messages": anything,

@@ -13,5 +13,5 @@ def parse_request(route: RouteSpec, raw: bytes) -> ParsedRequest:
     """
     with Recording() as ignored:
         parsed = route.parser(route, load_object(raw))
-    places = ignored.places()
-    return replace(parsed, ignored=places) if places else parsed
+    places, aside = ignored.places(), ignored.aside
+    return replace(parsed, ignored=places, aside=tuple(aside)) if places or aside else parsed

@@ -13,6 +13,7 @@ from gateway.protocol.fields import (
     array,
     boolean,
     empty,
+    for_providers,
     hint,
     integer,
     mapping,
@@ -130,10 +131,10 @@ ACCOUNT_FIELDS: dict[str, Checker] = {
     "metadata": check_metadata,
     "prompt_cache_key": string(IDENTIFIER_CHARS_MAX),
     "prompt_cache_retention": unsent(one_of("in_memory", "24h")),
-    "safety_identifier": unsent(string(IDENTIFIER_CHARS_MAX)),
+    "safety_identifier": for_providers(string(IDENTIFIER_CHARS_MAX)),
     "service_tier": check_tier,
     "store": hint(False),
-    "user": unsent(string(IDENTIFIER_CHARS_MAX)),
+    "user": for_providers(string(IDENTIFIER_CHARS_MAX)),
 }
 
 # Obfuscation pads chunks against guessing their length. It is accepted and not done.

@@ -21,9 +21,9 @@ from gateway.protocol.fields import (
     Dropped,
     array,
     boolean,
+    cache_mark,
     check_elements,
     check_members,
-    echoed,
     hint,
     mapping,
     members,
@@ -233,7 +233,7 @@ _FUNCTION: dict[str, Checker] = {
 # Every tool is in the prompt from the start, and only the model calls it.
 _HINTS: dict[str, Checker] = {
     "allowed_callers": hint(["direct"]),
-    "cache_control": echoed,
+    "cache_control": cache_mark,
     "defer_loading": hint(False),
     "eager_input_streaming": hint(False),
 }

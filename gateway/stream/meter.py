@@ -31,8 +31,9 @@ class Meter(Protocol):
     """Reads usage from an answer while it passes through. `finished`: the answer is complete by its own
     protocol. `failed`: the engine reported a failure, in `failure` (its JSON). `aborted`: the engine was told
     to stop it. `exact`: `produced()` is the engine's final figure. `anomaly`: what is wrong with its figures.
-    Two values for the caller are set before the first byte is fed (None leaves the engine's value): `model`,
-    as requested, and `tier`, the class that served it (`gateway.protocol.used_tier`).
+    `told`: a provider's own usage object, as far as it has told it. Two values for the caller are set before
+    the first byte is fed (None leaves the engine's value): `model`, as requested, and `tier`, the class that
+    served it (`gateway.protocol.used_tier`).
     """
 
     finished: bool
@@ -41,6 +42,7 @@ class Meter(Protocol):
     aborted: bool
     exact: bool
     anomaly: str | None
+    told: dict[str, Any] | None
     model: str | None
     tier: bytes | None
 

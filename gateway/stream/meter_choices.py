@@ -44,7 +44,7 @@ class ChoicesMeter:
     __slots__ = (
         "_chunks", "_counts", "_finished_samples", "_form", "_output", "_output_max", "_previous", "_prompt",
         "_sample_max", "_samples", "_splitter", "_total", "_wants_continuous", "_wants_usage", "aborted",
-        "anomaly", "counts", "exact", "failed", "failure", "finished", "last_chunk", "model", "tier",
+        "anomaly", "counts", "exact", "failed", "failure", "finished", "last_chunk", "model", "tier", "told",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +70,7 @@ class ChoicesMeter:
         self.finished = self.failed = self.aborted = self.exact = False
         self.failure = b""
         self.anomaly: str | None = None
+        self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
         self._form: ChunkForm | None = None

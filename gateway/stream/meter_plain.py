@@ -49,7 +49,7 @@ class PlainMeter:
 
     __slots__ = (
         "_form", "_output_max", "_pieces", "_prompts", "_samples", "_size", "_total", "aborted", "anomaly",
-        "exact", "failed", "failure", "finished", "model", "tier",
+        "exact", "failed", "failure", "finished", "model", "tier", "told",
     )  # fmt: skip
 
     def __init__(self, form: AnswerForm, samples: int, prompts: int, output_tokens_max: int | None) -> None:
@@ -63,6 +63,7 @@ class PlainMeter:
         self.finished = self.failed = self.aborted = self.exact = False
         self.failure = b""
         self.anomaly: str | None = None
+        self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
 

@@ -5,6 +5,7 @@ its own request; what the provider says of its machines is left out. And in Anth
 are spread: the prompt's may come only at the beginning, the output's at the end.
 """
 
+from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ _ID_PREFIXES: Final = {
 _DATA: Final = b"data: "
 # Members that tell a provider's own affairs.
 _INSIDE: Final = ("system_fingerprint", "obfuscation", "provider", "x_groq")
+# Of a usage object that is kept. A provider's has a few hundred.
+_USAGE_BYTES_MAX: Final = 4096
 
 
 def provider_meter(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
@@ -64,6 +67,27 @@ def new_id(form: AnswerForm) -> str:
     return _ID_PREFIXES.get(form, "") + token_hex(16)
 
 
+def object_or_none(value: Any) -> dict[str, Any] | None:
+    """A member that is an object."""
+    return value if isinstance(value, dict) else None
+
+
+def cache_written(told: Mapping[str, Any]) -> int:
+    """How many tokens of the prompt a usage object says were written into the provider's cache."""
+    try:
+        for details in ("prompt_tokens_details", "input_tokens_details"):
+            if isinstance(told.get(details), dict):
+                return max(0, optional_count(told[details], "cache_write_tokens"))
+        return max(0, optional_count(told, "cache_creation_input_tokens"))
+    except ValueError:
+        return 0
+
+
+def kept_usage(told: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A usage object as it is kept beside our own figures; one that is too long is not."""
+    return told if told is not None and len(orjson.dumps(told)) <= _USAGE_BYTES_MAX else None
+
+
 class _Plain(PlainMeter):
     __slots__ = ("_id",)
 
@@ -73,7 +97,11 @@ class _Plain(PlainMeter):
 
     def close(self) -> bytes:
         answer = super().close()
-        return answer if self.failed else orjson.dumps(_own(orjson.loads(answer), self._id))
+        if self.failed:
+            return answer
+        decoded = orjson.loads(answer)
+        self.told = object_or_none(decoded.get("usage"))
+        return orjson.dumps(_own(decoded, self._id))
 
 
 class _Choices(ChoicesMeter):
@@ -99,6 +127,10 @@ class _Choices(ChoicesMeter):
             self._read_total(usage)
             self._usage = usage
 
+    def _read_total(self, usage: Any) -> None:
+        self.told = object_or_none(usage) or self.told
+        super()._read_total(usage)
+
     def _written_decoded(self, chunk: dict[str, Any], event: bytes | None) -> bytes:
         if self._usage is not None and self._wants_usage:
             chunk["usage"] = self._usage
@@ -119,7 +151,7 @@ class _Messages(MessagesMeter):
         usage = message.get("usage")
         if not isinstance(usage, dict):
             return
-        self._start_usage = usage
+        self._start_usage = self.told = usage
         try:
             parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
             prompt = sum(optional_count(usage, name) for name in parts)
@@ -129,7 +161,8 @@ class _Messages(MessagesMeter):
 
     def _read_usage(self, usage: dict[str, Any]) -> None:
         said = {name: figure for name, figure in usage.items() if figure is not None}
-        super()._read_usage(self._start_usage | said)
+        self.told = self._start_usage | said
+        super()._read_usage(self.told)
 
 
 class _Responses(ResponsesMeter):
@@ -138,6 +171,10 @@ class _Responses(ResponsesMeter):
     def __init__(self, output_tokens_max: int | None) -> None:
         super().__init__(output_tokens_max)
         self._id = new_id(AnswerForm.RESPONSE)
+
+    def _read_usage(self, usage: Any) -> None:
+        self.told = object_or_none(usage)
+        super()._read_usage(usage)
 
     def _written(self, event: dict[str, Any], response: dict[str, Any]) -> bytes:
         return super()._written(event, _own(response, self._id))

@@ -37,7 +37,7 @@ class TypedMeter:
 
     __slots__ = (
         "_deltas", "_held", "_output_max", "_prompt", "_splitter", "_total", "aborted", "anomaly", "exact",
-        "failed", "failure", "finished", "model", "tier",
+        "failed", "failure", "finished", "model", "tier", "told",
     )  # fmt: skip
 
     def __init__(self, output_tokens_max: int | None) -> None:
@@ -50,6 +50,7 @@ class TypedMeter:
         self.finished = self.failed = self.aborted = self.exact = False
         self.failure = b""
         self.anomaly: str | None = None
+        self.told: dict[str, Any] | None = None
         self.model: str | None = None
         self.tier: bytes | None = None
 

@@ -42,16 +42,10 @@ def chat_answer(answer: bytes, *, answer_id: str, model: str, created: int) -> b
             function = {"name": block.name, "arguments": bytes(block.input).decode() or "{}"}
             call = {"id": block.id, "type": "function", "function": function}
             said.setdefault("tool_calls", []).append(call)
-    written: dict[str, Any] = {
-        "id": answer_id,
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-    }
-    written["choices"] = [{"index": 0, "message": said, "logprobs": None} | finish(given)]
-    if (usage := chat_usage(given.usage)) is not None:
-        written["usage"] = usage
-    return encode(written)
+    choice = {"index": 0, "message": said, "logprobs": None} | finish(given)
+    written = {"id": answer_id, "object": "chat.completion", "created": created, "model": model}
+    usage = chat_usage(given.usage)
+    return encode(written | {"choices": [choice]} | ({} if usage is None else {"usage": usage}))
 
 
 def message_answer(answer: bytes, *, answer_id: str, model: str) -> bytes:

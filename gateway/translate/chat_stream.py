@@ -4,11 +4,9 @@ from typing import Any, Final
 
 from msgspec.json import Decoder, encode
 
-from gateway.request import Dialect
 from gateway.stream.events import EventSplitter
 from gateway.stream.meter import ProtocolViolation
 from gateway.translate.answers import chat_usage, finish
-from gateway.translate.errors import error_in
 from gateway.translate.provider_shapes import Block, MessageEvent, data_of, read
 
 _EVENT: Final = Decoder(MessageEvent)
@@ -23,15 +21,13 @@ class ChatStream:
     """
 
     def __init__(self, *, answer_id: str, model: str, created: int, include_usage: bool) -> None:
-        head = (encode(answer_id), created, encode(model))
-        self._head = (
-            b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"choices":[' % head
-        )
+        named = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
+        self._head = b'data: %b,"choices":[' % encode(named)[:-1]
         self._include_usage = include_usage
         self._splitter = EventSplitter()
         self._calls: dict[int, int] = {}  # the index of a call, by the index of its block
         self._unsaid: dict[int, bytes] = {}  # arguments of calls of which no delta has come
-        self._usage: dict[str, Any] = {}
+        self.usage: dict[str, Any] = {}  # as the provider has told it so far
         self._ending: Block | None = None  # what `message_delta` said
         self._ended = False
 
@@ -61,7 +57,7 @@ class ChatStream:
             return self._end()
         elif kind == "error":
             self._ended = True
-            return b"data: %b\n\n" % error_in(Dialect.OPENAI, data)
+            return b"data: %b\n\n" % data
         return b""
 
     def _say(self, index: int, said: Block) -> bytes:
@@ -95,7 +91,7 @@ class ChatStream:
         if self._ending is None:
             raise ProtocolViolation("message_stop without message_delta")
         self._ended = True
-        refusal, usage = self._ending.explanation, chat_usage(self._usage)
+        refusal, usage = self._ending.explanation, chat_usage(self.usage)
         said = b"" if refusal is None else self._chunk(b'"refusal":%b' % encode(refusal))
         said += b'%b{"index":0,"delta":{},%b]}\n\n' % (self._head, encode(finish(self._ending))[1:])
         if self._include_usage and usage is not None:
@@ -107,4 +103,4 @@ class ChatStream:
 
     def _add_usage(self, usage: dict[str, Any] | None) -> None:
         """Figures are cumulative; those that an event leaves out stand."""
-        self._usage |= {name: figure for name, figure in (usage or {}).items() if figure is not None}
+        self.usage |= {name: figure for name, figure in (usage or {}).items() if figure is not None}

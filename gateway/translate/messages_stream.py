@@ -9,11 +9,9 @@ from typing import Any, Final
 
 from msgspec.json import Decoder, encode
 
-from gateway.request import Dialect
 from gateway.stream.events import EventSplitter
 from gateway.stream.meter import ProtocolViolation
 from gateway.translate.answers import is_object, message_usage, stop, tool_use
-from gateway.translate.errors import error_in
 from gateway.translate.provider_shapes import Choice, Completion, data_of, read
 
 CALLS_MAX = 128
@@ -26,11 +24,9 @@ _STARTS: Final = {
     _TEXT: {"type": "text", "text": ""},
     _THINKING: {"type": "thinking", "thinking": "", "signature": ""},
 }
-_DELTAS: Final = {_TEXT: b'"text_delta","text"', _THINKING: b'"thinking_delta","thinking"'}
-_ARGUMENTS: Final = b'"input_json_delta","partial_json"'
-_DELTA: Final = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,"delta":{"type":%b:%b}}\n\n'
-)
+# The type of a block's deltas, and the member with the piece.
+_DELTAS: Final = {_TEXT: ("text_delta", "text"), _THINKING: ("thinking_delta", "thinking")}
+_ARGUMENTS: Final = ("input_json_delta", "partial_json")
 
 
 class MessagesStream:
@@ -53,7 +49,7 @@ class MessagesStream:
         self._over: set[int] = set()  # calls whose block has ended
         self._finish: Choice | None = None
         self._refused = self._ended = False
-        self._usage: dict[str, Any] | None = None
+        self.usage: dict[str, Any] | None = None  # as the provider told it
 
     def feed(self, chunk: bytes) -> bytes:
         out: list[bytes] = []
@@ -71,12 +67,12 @@ class MessagesStream:
         chunk = read(_CHUNK, data)
         if chunk.error is not None:
             self._ended = True
-            out.append(b"event: error\ndata: %b\n\n" % error_in(Dialect.ANTHROPIC, data))
+            out.append(b"event: error\ndata: %b\n\n" % data)
             return
         if self._start is not None:
             out.append(_event(b"message_start", {"message": self._start}))
             self._start = None
-        self._usage = chunk.usage or self._usage
+        self.usage = chunk.usage or self.usage
         for choice in chunk.choices:
             said = choice.delta
             if thinking := said.reasoning_content or said.reasoning:
@@ -128,7 +124,9 @@ class MessagesStream:
                 self._hold(piece)
                 self._arguments.append(piece)
         if piece:
-            out.append(_DELTA % (self._index, _DELTAS.get(key, _ARGUMENTS), encode(piece)))
+            kind, name = _DELTAS.get(key, _ARGUMENTS)
+            delta = {"type": kind, name: piece}
+            out.append(_event(b"content_block_delta", {"index": self._index, "delta": delta}))
 
     def _end_block(self, out: list[bytes]) -> None:
         if self._open is None:
@@ -152,7 +150,7 @@ class MessagesStream:
             self._open_next(out)
         self._end_block(out)
         delta = stop(self._finish, called=bool(self._calls), refused=self._refused)
-        out.append(_event(b"message_delta", {"delta": delta, "usage": message_usage(self._usage)}))
+        out.append(_event(b"message_delta", {"delta": delta, "usage": message_usage(self.usage)}))
         out.append(_event(b"message_stop", {}))
         self._ended = True
 

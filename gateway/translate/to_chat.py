@@ -1,39 +1,20 @@
-"""A messages request as a chat request: the caller speaks Anthropic's dialect, the provider OpenAI's.
+"""A messages request as a chat request: the caller speaks Anthropic's dialect, the provider OpenAI's. And how
+either translation refuses what the other dialect cannot say.
+"""
 
-| messages | chat |
-| --- | --- |
-| `system`, system messages | system messages, where they stand |
-| a user message with results of tools | a tool message for each, then a user message with the rest |
-| `is_error` of a result | its text says that the call failed |
-| images in a result | in that user message, with the id of their call: a tool message has text only |
-| `max_tokens` | `max_completion_tokens` |
-| `output_config.effort` | `reasoning_effort` |
-| `thinking`, without an effort | `reasoning_effort`: `none` if it is disabled; by its budget `low`, from 8192 tokens `medium`, from 24,576 `high` |
-| `output_config.format` | `response_format` with a strict schema |
-| `disable_parallel_tool_use` | `parallel_tool_calls: false` |
-| `metadata.user_id` | `safety_identifier`; left out if that takes no text so long |
-| `stream` | also `stream_options.include_usage`: every stream of messages tells its usage |
-| adaptive thinking, `service_tier` | left out: the model decides; the gateway itself acts on it |
-| blocks of thinking, `display` | left out: OpenAI refuses reasoning that is sent back, and never shows it |
-| `top_k` | refused |
-| a last message of the assistant | refused, because OpenAI does not continue it |
-"""  # noqa: E501
-
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
-from gateway.translate.fields import cannot, check_names
+from gateway.errors import UnsupportedParameter
 
-SAFETY_IDENTIFIER_CHARS_MAX = 128
 TOOL_NAME_CHARS_MAX = 64
 
-_KNOWN: Final = frozenset(
-    {
-        "max_tokens", "messages", "metadata", "model", "output_config", "service_tier", "stop_sequences",
-        "stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_p",
-    }
-)  # fmt: skip
+_KNOWN: Final = frozenset({
+    "max_tokens", "messages", "metadata", "model", "output_config", "service_tier", "stop_sequences",
+    "stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_p",
+})  # fmt: skip
 _WITHOUT_EFFECT: Final[dict[str, Any]] = {"chat_template_kwargs": {}, "top_k": 0}
 _CARRIED: Final = {
     "model": "model", "max_tokens": "max_completion_tokens", "stop_sequences": "stop", "stream": "stream",
@@ -46,17 +27,26 @@ _EFFORTS: Final = ((24_576, "high"), (8_192, "medium"), (0, "low"))
 Blocks = list[dict[str, Any]]
 
 
-def chat_request(messages: dict[str, Any]) -> dict[str, Any]:
-    """The body for the provider. `messages` is a checked body and is not changed. Raises
-    UnsupportedParameter.
+def cannot(param: str, reason: str) -> UnsupportedParameter:
+    """The refusal of a parameter. `reason` goes on after "The provider of this model"."""
+    return UnsupportedParameter(param, f"The provider of this model {reason}.")
+
+
+def check_names(body: Mapping[str, Any], known: frozenset[str], without_effect: Mapping[str, Any]) -> None:
+    """Refuse every parameter that is not `known`, unless it has the value that is `without_effect`. Null is
+    the same as absent.
     """
+    for name, value in body.items():
+        if name in known or value is None:
+            continue
+        if name not in without_effect or value != without_effect[name]:
+            raise cannot(name, "has nothing like it: leave it out")
+
+
+def chat_request(messages: dict[str, Any]) -> dict[str, Any]:
+    """The body for the provider, of a checked one, which is not changed. Raises UnsupportedParameter."""
     check_names(messages, _KNOWN, _WITHOUT_EFFECT)
     body = {new: value for old, new in _CARRIED.items() if (value := messages.get(old)) not in (None, [])}
-    if body.get("stream"):
-        body["stream_options"] = {"include_usage": True}
-    user = (messages.get("metadata") or {}).get("user_id")
-    if user and len(user) <= SAFETY_IDENTIFIER_CHARS_MAX:
-        body["safety_identifier"] = user
     _set_thinking(messages, body)
     _set_tools(messages, body)
     body["messages"] = _messages(messages)
@@ -133,12 +123,8 @@ def _part(block: dict[str, Any]) -> dict[str, Any]:
 def _assistant(blocks: Blocks) -> dict[str, Any]:
     texts = [block for block in blocks if block["type"] == "text"]
     calls = [_call(block) for block in blocks if block["type"] == "tool_use"]
-    message: dict[str, Any] = {"role": "assistant", "content": None if calls else ""}
-    if texts:
-        message["content"] = _content(texts)
-    if calls:
-        message["tool_calls"] = calls
-    return message
+    said = _content(texts) if texts else None if calls else ""
+    return {"role": "assistant", "content": said} | ({"tool_calls": calls} if calls else {})
 
 
 def _call(block: dict[str, Any]) -> dict[str, Any]:

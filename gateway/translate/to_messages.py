@@ -1,21 +1,4 @@
-"""A chat request as a messages request: the caller speaks OpenAI's dialect, the provider Anthropic's.
-
-| chat | messages |
-| --- | --- |
-| system and developer messages | `system`; later ones a system message after the user's turn that they are in, because Anthropic takes them only there |
-| tool messages, and the user message after them | one user message, which begins with `tool_result` blocks |
-| `max_completion_tokens`, `max_tokens` | `max_tokens`, which must be set |
-| `reasoning_effort` | adaptive thinking with that effort (`minimal`: `low`); none for `none` |
-| `thinking_token_budget` | thinking with that budget, from 1024 on; none for 0 |
-| `response_format` with a schema | `output_config.format`, which is always strict and has no name |
-| `parallel_tool_calls: false` | `disable_parallel_tool_use` of the choice |
-| `user`, `safety_identifier` | `metadata.user_id` |
-| text without a visible character | left out: Anthropic refuses it |
-| `detail` of an image, `name` of a tool message, `metadata`, `service_tier` | left out: a hint, a repetition, the caller's records, and what the gateway itself acts on |
-| `reasoning_content` | left out: Anthropic takes thinking only with its own signature |
-| `temperature` above 1, `name` of a speaker, sound, film, `json_object`, `seed`, `logprobs`, `n` > 1, penalties, … | refused |
-| a last message of the assistant | refused without `continue_final_message`: Anthropic continues it |
-"""  # noqa: E501
+"""A chat request as a messages request: the caller speaks OpenAI's dialect, the provider Anthropic's."""
 
 import re
 from typing import Any, Final
@@ -25,16 +8,14 @@ import orjson
 from gateway.errors import InvalidRequest
 from gateway.protocol.media import IMAGE_TYPES
 from gateway.protocol.messages import THINKING_TOKENS_MIN
-from gateway.translate.fields import cannot, check_names
+from gateway.translate.to_chat import Blocks, cannot, check_names
 
-_KNOWN: Final = frozenset(
-    {
-        "add_generation_prompt", "continue_final_message", "max_completion_tokens", "max_tokens", "messages",
-        "metadata", "model", "parallel_tool_calls", "reasoning_effort", "response_format",
-        "safety_identifier", "service_tier", "stop", "stream", "stream_options", "temperature",
-        "thinking_token_budget", "tool_choice", "tools", "top_k", "top_p", "user",
-    }
-)  # fmt: skip
+_KNOWN: Final = frozenset({
+    "add_generation_prompt", "continue_final_message", "max_completion_tokens", "max_tokens", "messages",
+    "metadata", "model", "parallel_tool_calls", "reasoning_effort", "response_format", "service_tier", "stop",
+    "stream", "stream_options", "temperature", "thinking_token_budget", "tool_choice", "tools", "top_k",
+    "top_p",
+})  # fmt: skip
 # 0 is also False, and 1 is True.
 _WITHOUT_EFFECT: Final[dict[str, Any]] = {
     "add_special_tokens": 0, "chat_template_kwargs": {}, "frequency_penalty": 0, "ignore_eos": 0,
@@ -47,8 +28,6 @@ _CHOICE: Final = {"auto": "auto", "none": "none", "required": "any"}
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_-]")
 
-Blocks = list[dict[str, Any]]
-
 
 def messages_request(chat: dict[str, Any], *, default_max_tokens: int) -> dict[str, Any]:
     """The body for the provider. `chat` is a checked body and is not changed. Raises InvalidRequest."""
@@ -59,16 +38,12 @@ def messages_request(chat: dict[str, Any], *, default_max_tokens: int) -> dict[s
     body["max_tokens"] = chat.get("max_completion_tokens") or chat.get("max_tokens") or default_max_tokens
     if body.get("temperature", 0) > 1:
         raise cannot("temperature", "takes at most 1")
-    if (chat.get("stream_options") or {}).get("continuous_usage_stats"):
-        raise cannot("stream_options.continuous_usage_stats", "tells usage at the end only")
     if (chat.get("top_k") or 0) > 0:
         body["top_k"] = chat["top_k"]
     if stop := chat.get("stop"):
         body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
         if any(map(str.isspace, body["stop_sequences"])):
             raise cannot("stop", "takes no string of spaces alone")
-    if user := chat.get("safety_identifier") or chat.get("user"):
-        body["metadata"] = {"user_id": user}
     _set_thinking(chat, body)
     _set_tools(chat, body)
     _set_messages(chat, body)
@@ -99,7 +74,7 @@ def _set_thinking(chat: dict[str, Any], body: dict[str, Any]) -> None:
 def _set_tools(chat: dict[str, Any], body: dict[str, Any]) -> None:
     if not (tools := chat.get("tools")):
         return
-    body["tools"] = [_tool(index, tool["function"]) for index, tool in enumerate(tools)]
+    body["tools"] = [_tool(index, tool["function"]) | _mark(tool) for index, tool in enumerate(tools)]
     chosen = chat.get("tool_choice") or "auto"
     if isinstance(chosen, str):
         choice: dict[str, Any] = {"type": _CHOICE[chosen]}
@@ -116,7 +91,7 @@ def _tool(index: int, function: dict[str, Any]) -> dict[str, Any]:
         raise cannot(f"tools[{index}].function.name", "takes letters, digits, '_' and '-' only")
     schema = {"type": "object", "properties": {}} | (function.get("parameters") or {})
     kept = {name: function[name] for name in ("description", "strict") if function.get(name) is not None}
-    return {"name": function["name"], "input_schema": schema} | kept
+    return {"name": function["name"], "input_schema": schema} | kept | _mark(function)
 
 
 def _set_messages(chat: dict[str, Any], body: dict[str, Any]) -> None:
@@ -128,7 +103,7 @@ def _set_messages(chat: dict[str, Any], body: dict[str, Any]) -> None:
         raise cannot("add_generation_prompt", "always adds it")
     first = next((at for at, message in enumerate(messages) if message["role"] not in _SYSTEM), len(messages))
     if system := [block for at in range(first) for block in _content(at, messages[at])]:
-        body["system"] = system[0]["text"] if len(system) == 1 else system
+        body["system"] = system[0]["text"] if len(system) == 1 and len(system[0]) == 2 else system
     body["messages"] = _turns(messages, first)
     if not body["messages"]:
         raise InvalidRequest("Invalid 'messages': one of the user with content is needed.", "messages")
@@ -179,12 +154,17 @@ def _blocks(where: str, content: str | Blocks | None) -> Blocks:
     for index, part in enumerate(content):
         kind = part["type"]
         if kind in ("text", "refusal"):
-            blocks += _blocks(where, part[kind])
+            blocks += [block | _mark(part) for block in _blocks(where, part[kind])]
         elif kind == "image_url":
-            blocks.append(_image(f"{where}.content[{index}].image_url.url", part["image_url"]["url"]))
+            image = _image(f"{where}.content[{index}].image_url.url", part["image_url"]["url"])
+            blocks.append(image | _mark(part))
         else:
             raise cannot(f"{where}.content[{index}].type", "takes text and images only")
     return blocks
+
+
+def _mark(part: dict[str, Any]) -> dict[str, Any]:
+    return {"cache_control": part["cache_control"]} if "cache_control" in part else {}
 
 
 def _image(where: str, url: str) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from gateway.stream.meter import Meter
 from gateway.stream.meter_provider import provider_meter
 from gateway.translate import messages_request
 from gateway.upstream.engine_adapter import EngineCall
-from gateway.upstream.provider_body import EngineOnly, provider_body, refuse_continuous_usage
+from gateway.upstream.provider_body import (
+    EngineOnly,
+    cache_marks,
+    end_user,
+    provider_body,
+    refuse_continuous_usage,
+)
 from gateway.upstream.provider_errors import failure, refusal
 from gateway.upstream.translated import translated_meter
 from gateway.upstream.uncounted import abort, count, read_count
@@ -49,12 +55,16 @@ def request(
     """Raises UnsupportedParameter for what only engines know, or what messages cannot say. Every message has
     its own `max_tokens`.
     """
-    body: Mapping[str, Any] = parsed.body
-    if parsed.route.name is Route.CHAT:
-        refuse_continuous_usage(parsed)
-        body = messages_request(parsed.body, default_max_tokens=default_max_tokens or MAX_TOKENS)
-    body = provider_body(body, engine_model, _UNKNOWN)
-    return EngineCall(_PATHS[parsed.route.name], _HEADERS, orjson.dumps(body))
+    route, user = parsed.route.name, end_user(parsed, cache_salt)
+    with cache_marks(parsed):
+        said: Mapping[str, Any] = parsed.body
+        if route is Route.CHAT:
+            refuse_continuous_usage(parsed)
+            said = messages_request(parsed.body, default_max_tokens=default_max_tokens or MAX_TOKENS)
+        body = provider_body(said, engine_model, _UNKNOWN)
+        if user is not None and route is not Route.COUNT_TOKENS:
+            body["metadata"] = {"user_id": user}
+        return EngineCall(_PATHS[route], _HEADERS, orjson.dumps(body))
 
 
 def meter(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:

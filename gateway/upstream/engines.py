@@ -37,8 +37,13 @@ class Engines:
         connect_timeout_s: float,
         ca_file: Path | None = None,
         on_breaker: Callable[[str, bool], None] = lambda _instance, _open: None,
+        *,
+        read_on_s: float = 0.0,
     ) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self._read_on_s = read_on_s
+        # Answers that nobody waits for, and when each is given up.
+        self._abandoned: dict[Attempt, asyncio.TimerHandle] = {}
         # Read now if the operator has named some, so that a bad file stops the start.
         self._trusted = checked_by(ca_file=ca_file) if ca_file is not None else None
         self._pools: dict[str, tuple[str, str | None, UpstreamPool]] = {}
@@ -80,6 +85,26 @@ class Engines:
         task = asyncio.create_task(self._abort_by_id(attempt), name="abort")
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+    def read_on(self, attempt: Attempt) -> None:
+        """Read an answer that nobody waits for to its end, where it says what it cost, but not for longer
+        than `read_on_s`.
+        """
+        if attempt.connection is not None and attempt not in self._abandoned:
+            attempt.connection.resume()
+            later = asyncio.get_running_loop().call_later
+            self._abandoned[attempt] = later(self._read_on_s, attempt.connection.close)
+
+    def forget(self, attempt: Attempt) -> None:
+        """No more of its answer is read."""
+        if (timer := self._abandoned.pop(attempt, None)) is not None:
+            timer.cancel()
+
+    def end_abandoned(self) -> None:
+        """The process is ending: give up the answers that nobody waits for."""
+        for attempt in self._abandoned:
+            if attempt.connection is not None:
+                attempt.connection.close()
 
     async def _abort_by_id(self, attempt: Attempt) -> None:
         connection = attempt.connection

@@ -19,7 +19,13 @@ from gateway.stream.meter import Meter
 from gateway.stream.meter_provider import provider_meter
 from gateway.translate import chat_request
 from gateway.upstream.engine_adapter import EngineCall
-from gateway.upstream.provider_body import ENGINE_ONLY, EngineOnly, provider_body, refuse_continuous_usage
+from gateway.upstream.provider_body import (
+    ENGINE_ONLY,
+    EngineOnly,
+    end_user,
+    provider_body,
+    refuse_continuous_usage,
+)
 from gateway.upstream.provider_errors import failure, refusal
 from gateway.upstream.translated import translated_meter
 from gateway.upstream.uncounted import abort, count, read_count
@@ -58,6 +64,14 @@ _BOUND: Final[Mapping[Route, str]] = {
     Route.COMPLETIONS: "max_tokens",
     Route.RESPONSES: "max_output_tokens",
 }
+# The parameter for the caller's end user.
+_USER: Final[Mapping[Route, str]] = {
+    Route.CHAT: "safety_identifier",
+    Route.COMPLETIONS: "user",
+    Route.RESPONSES: "safety_identifier",
+    Route.EMBEDDINGS: "user",
+    Route.INPUT_TOKENS: "safety_identifier",  # taken out again
+}
 # What the count of a response's input knows; the rest is for the answer, which there is not.
 _OF_AN_INPUT: Final = frozenset(
     {"input", "instructions", "model", "parallel_tool_calls", "reasoning", "text", "tool_choice", "tools"}
@@ -86,6 +100,8 @@ def request(
     if route is Route.MESSAGES:
         route, said = Route.CHAT, chat_request(parsed.body)
     body = provider_body(said, engine_model, _UNKNOWN[route])
+    if (user := end_user(parsed, cache_salt)) is not None:
+        body[_USER[route]] = user
     if route is Route.CHAT:
         body["messages"] = [_without_reasoning(message) for message in body["messages"]]
         if "max_completion_tokens" in body:

@@ -47,11 +47,11 @@ def refusal(status: int, body: bytes, route: RouteSpec, engine_model: str) -> Ga
 def failure(event: bytes, route: RouteSpec, engine_model: str) -> GatewayError:
     """The same for an error with which a stream ended before it had produced anything."""
     error = read_error(event)
-    # A translated error has its provider's type as the code.
-    kinds = {kind for kind in (error.get("type"), error.get("code")) if type(kind) is str}
+    code = error.get("code")
+    kinds = {kind for kind in (error.get("type"), code) if type(kind) is str}
     if kinds & _BUSY_TYPES:
         return Overloaded(RETRY_AFTER_MS)
-    if kinds & _REQUEST_TYPES:
+    if kinds & _REQUEST_TYPES or (type(code) is int and code in _OF_THE_REQUEST):
         return _of_request(error, route, engine_model)
     return EngineFailed()
 

@@ -4,6 +4,8 @@ reads what it has translated as the caller gets it. Pure but for the time of an 
 
 import time
 
+import orjson
+
 from gateway.request import AnswerForm, ParsedRequest
 from gateway.stream.meter import Meter
 from gateway.stream.meter_choices import ChoicesMeter
@@ -39,7 +41,9 @@ class _Chat(ChoicesMeter):
         )
 
     def feed(self, chunk: bytes) -> bytes:
-        return super().feed(self._stream.feed(chunk))
+        translated = self._stream.feed(chunk)
+        self.told = self._stream.usage or None
+        return super().feed(translated)
 
 
 class _Message(MessagesMeter):
@@ -50,7 +54,9 @@ class _Message(MessagesMeter):
         self._stream = MessagesStream(answer_id=new_id(AnswerForm.MESSAGE), model=parsed.model)
 
     def feed(self, chunk: bytes) -> bytes:
-        return super().feed(self._stream.feed(chunk))
+        translated = self._stream.feed(chunk)
+        self.told = self._stream.usage
+        return super().feed(translated)
 
 
 class _Whole(PlainMeter):
@@ -69,5 +75,6 @@ class _Whole(PlainMeter):
             )
         else:
             answer = message_answer(said, answer_id=new_id(AnswerForm.MESSAGE), model=self._model)
+        self.told = orjson.loads(said).get("usage")
         self._pieces = [answer]
         return super().close()

@@ -22,15 +22,15 @@ def head(request_id: str = "req_1", **changes: object) -> EventHead:
 
 def event(
     request_id: str = "req_1",
-    tokens: tuple[int, int, int] = (10, 0, 5),
+    tokens: tuple[int, ...] = (10, 0, 5),
     ending: Ending = Ending.COMPLETE,
     anomaly: str | None = None,
     source: UsageSource = UsageSource.ENGINE,
     ended_ms: int | None = None,
     **changes: object,
 ) -> UsageEvent:
-    """An event whose engine reported `tokens` (prompt, cached, output), attributed by the product's own
-    rule.
+    """An event whose engine reported `tokens` (prompt, cached, output, written), attributed by the product's
+    own rule.
     """
     made = head(request_id, **changes)
     usage = Tokens(*tokens)

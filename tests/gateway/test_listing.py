@@ -26,5 +26,5 @@ def test_a_receipt_names_none_of_our_machines() -> None:
 
 def test_of_every_field_of_a_receipt_somebody_has_decided_whether_tenants_see_it() -> None:
     fields = {field.alias or name for name, field in ReceiptAnswer.model_fields.items()}
-    assert fields - RECEIPT_FIELDS == {"instance", "epoch", "gateway", "pool", "cell", "orphan"}
+    assert fields - RECEIPT_FIELDS == {"instance", "epoch", "gateway", "pool", "cell", "provider", "orphan"}
     assert tenants_view({"request_id": "req_1", "a_new_field": "node-17"}) == {"request_id": "req_1"}

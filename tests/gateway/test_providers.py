@@ -3,10 +3,12 @@ and what is metered.
 """
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 
@@ -41,11 +43,13 @@ def serve(
 ) -> Serve:
     """A provider of a dialect, a gateway that has it as an instance, and a tenant's key."""
 
-    def start(dialect: str, *options: str, **fields: Any) -> tuple[SimProvider, GatewayProcess, str]:
+    def start(dialect: str, *options: str, **given: Any) -> tuple[SimProvider, GatewayProcess, str]:
+        settings = {name: value for name, value in given.items() if name.startswith("TAAS_")}
+        fields = {name: value for name, value in given.items() if name not in settings}
         provider = make_provider(dialect, *options)
         catalogue.model(MODEL, routes=ROUTES)
         add(catalogue, provider, **fields)
-        gateway = start_gateway(TAAS_UPSTREAM_CA_FILE=certificates.path("ca.pem"))
+        gateway = start_gateway(TAAS_UPSTREAM_CA_FILE=certificates.path("ca.pem"), **settings)
         return provider, gateway, catalogue.key(catalogue.tenant("ten_a"))
 
     return start
@@ -297,41 +301,92 @@ def test_what_only_engines_know_goes_to_an_engine_where_there_is_one(
     assert len(provider.requests()) == 1
 
 
-@pytest.mark.parametrize(
-    ("dialect", "route"),
-    [
-        ("openai", "chat"),
-        ("openai", "responses"),
-        ("anthropic", "messages"),
-        ("openai", "messages"),
-        ("anthropic", "chat"),
-    ],
-)
-def test_a_caller_that_leaves_is_flagged_and_never_billed_as_exact(
-    serve: Serve, catalogue: Catalogue, dialect: str, route: str
-) -> None:
-    provider, gateway, key = serve(dialect, "--decode-ms", "20")
+LEFT = [
+    ("openai", "chat"),
+    ("openai", "responses"),
+    ("anthropic", "messages"),
+    ("openai", "messages"),
+    ("anthropic", "chat"),
+]
+
+
+def leave(gateway: GatewayProcess, key: str, route: str, *, tokens: int, stream: bool = True) -> None:
+    """Ask, and close the connection: after a few pieces of a stream, or soon."""
     bound = "max_output_tokens" if route == "responses" else "max_tokens"
     path = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}[route]
-    with (
-        gateway.client(key) as client,
-        client.stream("POST", path, json=body(route, True) | {bound: 400}) as answer,
-    ):
-        pieces = answer.iter_raw()
-        for _ in range(6):
-            next(pieces)
+    asked = body(route, stream) | {bound: tokens}
+    with gateway.client(key) as client:
+        if not stream:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(path, json=asked, timeout=0.3)
+            return
+        with client.stream("POST", path, json=asked) as answer:
+            pieces = answer.iter_raw()
+            for _ in range(6):
+                next(pieces)
+
+
+@pytest.mark.parametrize(("dialect", "route"), LEFT)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_caller_that_leaves_is_billed_by_what_the_provider_says_at_the_end(
+    serve: Serve, catalogue: Catalogue, dialect: str, route: str, stream: bool
+) -> None:
+    provider, gateway, key = serve(dialect, "--decode-ms", "20")
+    leave(gateway, key, route, tokens=40, stream=stream)
+    (event,) = catalogue.await_events(1)
+    truth = list(provider.truth().values())[-1]
+    assert truth["finish"] != "abort"
+    assert counted(event) == (truth["prompt"], truth["cached"], truth["output"])
+    assert (event.ending, event.usage_source, event.anomaly) == ("client_disconnect", "engine", None)
+    assert event.billed == event.produced
+    assert event.delivered.output < event.produced.output or not stream
+    assert event.provider is not None
+    assert event.provider["usage"]
+
+
+@pytest.mark.parametrize(("dialect", "route"), LEFT)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_the_provider_never_says_is_flagged_and_never_billed_as_exact(
+    serve: Serve, catalogue: Catalogue, dialect: str, route: str, stream: bool
+) -> None:
+    """It goes on for longer than an answer is read that nobody waits for."""
+    provider, gateway, key = serve(dialect, "--decode-ms", "20", TAAS_READ_ON_S="0.2")
+    leave(gateway, key, route, tokens=400, stream=stream)
     (event,) = catalogue.await_events(1)
     assert (event.ending, event.usage_source, event.anomaly) == (
         "client_disconnect",
-        "counted",
+        "counted" if stream else "unread",
         "usage_missing",
     )
     assert (event.billed.prompt, event.billed.output) == (0, 0)
-    assert event.produced.output > 0
+    assert (event.produced.output > 0) == stream
     assert event.absorbed.output == event.produced.output
     # Anthropic says at the beginning how long the prompt is; in chat it stands at the end.
-    assert (event.produced.prompt > 0) == ((dialect, route) == ("anthropic", "messages"))
+    told = stream and (dialect, route) == ("anthropic", "messages")
+    assert (event.produced.prompt > 0) == told
+    assert event.provider is not None
+    assert bool(event.provider["usage"]) == (stream and dialect == "anthropic")
     wait_until(lambda: list(provider.truth().values())[-1]["finish"] == "abort", "end at the provider")
+
+
+def test_a_gateway_that_stops_waits_for_no_answer_that_nobody_reads(
+    serve: Serve, catalogue: Catalogue
+) -> None:
+    _, gateway, key = serve("openai", "--decode-ms", "50", TAAS_UNREADY_S="0", TAAS_DRAIN_S="0.1")
+    leave(gateway, key, "chat", tokens=400)
+    began = time.monotonic()
+    assert gateway.terminate() == 0
+    assert time.monotonic() - began < 10  # of the 20 s that the answer takes
+    (event,) = catalogue.await_events(1)
+    assert (event.ending, event.anomaly) == ("client_disconnect", "usage_missing")
+
+
+def test_what_a_provider_refuses_is_no_usage_that_it_has_not_told(serve: Serve, catalogue: Catalogue) -> None:
+    provider, gateway, key = serve("openai")
+    provider.faults("status", 400, count=1)
+    assert ask(gateway, key, "chat").status == 502
+    (event,) = catalogue.await_events(1)
+    assert (event.usage_source, event.provider, event.anomaly) == ("none", None, None)
 
 
 @pytest.mark.parametrize("lie", ["missing", "negative", "huge", "cached_gt_prompt", "huge_prompt"])

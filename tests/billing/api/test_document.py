@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from jsonschema import Draft202012Validator
+from msgspec.structs import replace
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from sqlalchemy import Engine
 
@@ -69,7 +70,9 @@ def test_each_operation_says_its_right_its_answer_and_its_refusals(document: dic
 
 
 def test_no_value_is_left_unsaid(document: dict[str, Any]):
-    """Every field has a type; only what a contract's history and a decision hold beside is free."""
+    """Every field has a type; only what a contract's history, a decision and a provider's usage hold beside
+    is free.
+    """
     free = []
 
     def walk(schema: Any, place: str) -> None:
@@ -91,6 +94,7 @@ def test_no_value_is_left_unsaid(document: dict[str, Any]):
         walk(schema, name)
     assert {re.sub(r"\.\d", "", place) for place in free} == {
         "HistoryEntry.detail.*", "ReclaimEntry.detail.*", "ReceiptAnswer.decision.*",
+        "ReceiptProvider.usage.*",
     }  # fmt: skip
 
 
@@ -177,9 +181,16 @@ def ask_the_catalogue(ask: Checked, database: Engine) -> str:
     ask("POST", "prices", model="m", **price, **{"from": 1_800_000_000_000})
     later = ask("POST", "prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
     ask("DELETE", f"prices/{later}")
+    ask("POST", "cost-prices", model="m", **price, cache_write="1.25", **{"from": 1_700_000_000_000})
+    later = ask("POST", "cost-prices", model="m", **price, **{"from": "2999-01-01"})["price_id"]
+    ask("DELETE", f"cost-prices/{later}")
     ended = event("req_1", (1000, 200, 50), tenant=acme, project=project, model="m")
+    bought = replace(
+        event("req_2", (9, 2, 5), tenant=acme, project=project, model="m"),
+        provider={"kind": "openai", "model": "gpt", "usage": {"prompt_tokens": 9}},
+    )
     with database.begin() as connection:
-        record_events(connection, [ReceivedEvent.read(ended.to_json())])
+        record_events(connection, [ReceivedEvent.read(each.to_json()) for each in (ended, bought)])
     ask("POST", "prices/backfill", model="m", dry_run=True, **{"from": 0})
     ask("POST", "instances", model="m", url="http://127.0.0.1:1", instance="i-1", force=True)
     return str(key)
@@ -236,11 +247,14 @@ def test_what_every_operation_answers_is_what_the_document_says(
     ask = Checked(app, admin)
     key = ask_the_catalogue(ask, database)
     draft = ask_about_capacity(ask)
-    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "pools", "instances",
-    "adapters", "calibrations", "contracts",
+    for path in ("tenants", "projects", "keys", "limits", "models", "prices", "cost-prices", "pools",
+    "instances", "adapters",
+    "calibrations", "contracts",
                  "reclaims", "launches", "plan", "capacity", "capacity?from=2027-01-01&until=2027-01-02",
                  "scrape-targets", "audit", "usage", "usage?by=tenant,model,project,key,class,hour&from=0",
-                 "usage?by=day", "usage?by=nothing", "requests/req_1", f"contracts/{draft}",
+                 "usage?by=day", "usage?by=nothing",
+                 "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",
+                 "requests/req_2", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
                  "models/m", "pools/m", "autoscaling", "autoscaling/m", "/healthz"):  # fmt: skip
         ask("GET", path)

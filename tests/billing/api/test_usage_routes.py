@@ -46,7 +46,7 @@ def test_usage_is_grouped_with_names_and_an_exact_amount(admin: TestClient, used
         "search",
         "m1",
     )
-    assert line["tokens"] == {"prompt": 1000, "cached": 200, "output": 50}
+    assert line["tokens"] == {"prompt": 1000, "cached": 200, "written": 0, "output": 50}
     assert line["amount"] == "0.00011"
     assert (
         admin.get("/admin/v1/usage", params={"tenant": "other", "from": 0}).json()["total"]["requests"] == 0

@@ -59,7 +59,7 @@ def test_done_again_it_finds_nothing_and_what_stood_stands(database: Engine) -> 
         assert connection.execute(select(func.count()).select_from(ledger_transaction)).scalar_one() == 2
         total = report_usage(connection, tenant="ten_a").total.to_json()
         assert (total["requests"], total["unpriced"]["requests"]) == (1, 0)
-        assert total["tokens"] == {"prompt": 10, "cached": 4, "output": 5}
+        assert total["tokens"] == {"prompt": 10, "cached": 4, "written": 0, "output": 5}
         assert check_ledger(connection) == []
         assert FindingKind.UNPRICED not in {finding.kind for finding in set_aside(connection)}
 

@@ -60,7 +60,13 @@ def test_a_request_is_followed_from_open_over_settled_to_recorded(
         "0.000018",
         "USD",
     )
-    assert as_json["price"] == {"price_id": 1, "input": "1.00", "cached_input": "0.50", "output": "2.00"}
+    assert as_json["price"] == {
+        "price_id": 1,
+        "input": "1.00",
+        "cached_input": "0.50",
+        "cache_write": "1.00",
+        "output": "2.00",
+    }
     for name, value in settled.facts.items():
         assert as_json[name] == value
     assert "ignored" not in as_json

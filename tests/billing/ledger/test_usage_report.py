@@ -55,6 +55,7 @@ def test_usage_of_a_tenant_by_model_and_hour(database: Engine) -> None:
             item("m1", 1, "output", 10, "2.00", "0.00002"), item("m2", None, "uncached_input", 7, None, None),
             item("m2", None, "output", 1, None, None),
         ],
+        "cost_items": [],
     }  # fmt: skip
 
 
@@ -78,11 +79,15 @@ def line(
     group = {"model": model, "hour": hour} if model else {}
     return group | {
         "requests": requests,
-        "tokens": dict(zip(("prompt", "cached", "output"), tokens, strict=True)),
+        "tokens": dict(zip(("prompt", "cached", "output"), tokens, strict=True)) | {"written": 0},
         "absorbed": {"prompt": absorbed[0], "output": absorbed[1]},
         "unpriced": {"requests": unpriced[0], "tokens": unpriced[1]},
         "quarantined": {"requests": quarantined},
+        "uncosted": {"requests": 0},
+        "untold": {"requests": 0},
         "amount": amount,
+        "cost": "0.00",
+        "margin": amount,
     }
 
 

@@ -88,7 +88,7 @@ def test_a_receipt_shows_every_field_that_the_api_has(taas: Taas, told: Told, us
     values = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown}
     assert values["produced"] == "prompt 1000, cached 200, output 50"
     assert (values["orphan"], values["first token (UTC)"]) == ("no", "2023-11-14 22:13:20")
-    assert values["price"] == "price_id 1, input 0.10, cached_input 0.10, output 0.40"
+    assert values["price"] == "price_id 1, input 0.10, cached_input 0.10, cache_write 0.10, output 0.40"
 
 
 def test_an_audit_shows_what_no_engine_accounts_for(taas: Taas, told: Told, used):

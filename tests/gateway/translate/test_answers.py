@@ -329,7 +329,7 @@ def test_an_error_in_a_messages_stream_is_one_in_chat_and_the_last() -> None:
     said = stream.feed(_message_stream("a", "b").partition(b"event: content_block_stop")[0] + event(error))
     with pytest.raises(openai.APIError) as caught:
         chunks_of(said)
-    assert (caught.value.message, caught.value.type) == ("Overloaded", "server_error")
+    assert (caught.value.message, caught.value.type) == ("Overloaded", "overloaded_error")
     assert b"[DONE]" not in said
     assert stream.feed(_message_stream("c")) == b""
 

@@ -11,18 +11,19 @@ import pytest
 from anthropic.types import Message
 from openai.types.chat import ChatCompletion
 
+from gateway.errors import ContextLengthExceeded, EngineFailed, EngineRefused
 from gateway.protocol import parse_request
-from gateway.request import Dialect, Route
+from gateway.request import Route
 from gateway.routes import ROUTES
 from gateway.translate import (
     ChatStream,
     MessagesStream,
     chat_answer,
     chat_request,
-    error_in,
     message_answer,
     messages_request,
 )
+from gateway.upstream.provider_errors import refusal
 from tests.fixtures import plain_http
 from tests.fixtures.stack import MODEL, Stack
 from tests.gateway.translate.sdks import completion_of, message_of
@@ -131,6 +132,7 @@ def test_a_messages_caller_of_real_vllms_chat(provider: httpx.Client, members: A
         message_answer(asked(provider, "/v1/chat/completions", body), answer_id="msg_1", model="ours")
     )
     streams = chat_request(checked(Route.MESSAGES, stream=True, **members))
+    streams["stream_options"] = {"include_usage": True}
     stream = MessagesStream(answer_id="msg_1", model="ours")
     read = message_of(streamed(provider, "/v1/chat/completions", streams, stream))
     for one in (whole, read):
@@ -149,6 +151,8 @@ def test_a_messages_caller_of_real_vllms_chat(provider: httpx.Client, members: A
 
 def test_errors_of_real_vllm(provider: httpx.Client) -> None:
     refused = provider.post("/v1/chat/completions", json={"model": "other", "messages": TALK})
-    assert json.loads(error_in(Dialect.ANTHROPIC, refused.content))["error"]["type"] == "not_found_error"
+    told = refusal(refused.status_code, refused.content, ROUTES[Route.MESSAGES], "x")
+    assert isinstance(told, EngineFailed)
     refused = provider.post("/v1/messages", json={"model": MODEL, "messages": TALK, "max_tokens": 10**9})
-    assert json.loads(error_in(Dialect.OPENAI, refused.content))["error"]["message"]
+    told = refusal(refused.status_code, refused.content, ROUTES[Route.CHAT], "x")
+    assert isinstance(told, ContextLengthExceeded | EngineRefused)

@@ -1,5 +1,6 @@
 """What a provider is sent, and that callers can read what it does not know."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from billing.wire.usage_event import CapacityClass
 from gateway.errors import UnsupportedParameter
 from gateway.request import Route
 from gateway.upstream.adapters import ADAPTERS
-from gateway.upstream.provider_body import ENGINE_ONLY, provider_body
+from gateway.upstream.provider_body import ENGINE_ONLY, cache_marks, provider_body
 from tests.gateway.protocol.bodies import SMALLEST, parse
 from tests.gateway.upstream.asked import INSTANCE, SALT
 
+PIXEL = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
 DOCUMENT = Path(__file__).parents[3] / "docs" / "fields.md"
 SERVED = [
     (kind, route)
@@ -98,7 +100,85 @@ def test_what_only_engines_know_is_never_sent(name: str) -> None:
 
 
 def test_nulls_and_what_is_the_accounts_stay_here() -> None:
-    body = sent(OPENAI, Route.CHAT, temperature=None, metadata={"a": "b"}, service_tier="flex", user="u")
+    body = sent(OPENAI, Route.CHAT, temperature=None, metadata={"a": "b"}, service_tier="flex")
     assert body.keys() == SMALLEST[Route.CHAT].keys()
-    message = sent(ANTHROPIC, Route.MESSAGES, metadata={"user_id": "u"}, service_tier="auto")
+    message = sent(ANTHROPIC, Route.MESSAGES, metadata={}, service_tier="auto")
     assert message.keys() == SMALLEST[Route.MESSAGES].keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "route", "fields"),
+    [
+        (OPENAI, Route.CHAT, {"user": "jane", "safety_identifier": None}),
+        (OPENAI, Route.CHAT, {"user": "older", "safety_identifier": "jane"}),
+        (OPENAI, Route.COMPLETIONS, {"user": "jane"}),
+        (OPENAI, Route.RESPONSES, {"safety_identifier": "jane"}),
+        (OPENAI, Route.EMBEDDINGS, {"user": "jane"}),
+        (OPENAI, Route.MESSAGES, {"metadata": {"user_id": "jane"}}),
+        (ANTHROPIC, Route.MESSAGES, {"metadata": {"user_id": "jane"}}),
+        (ANTHROPIC, Route.CHAT, {"user": "jane", "metadata": {"user_id": "not Anthropic's"}}),
+    ],
+)
+def test_a_provider_can_tell_end_users_apart_and_knows_none(
+    kind: str, route: Route, fields: dict[str, Any]
+) -> None:
+    body = sent(kind, route, **fields)
+    assert "jane" not in orjson.dumps(body).decode()
+    named = body.get("metadata", {}).get("user_id") if kind == ANTHROPIC else None
+    named = named or body.get("safety_identifier") or body.get("user")
+    # The same one has the same name on every route, another one has another.
+    assert named == sent(OPENAI, Route.CHAT, user="jane")["safety_identifier"]
+    assert named != sent(OPENAI, Route.CHAT, user="jack")["safety_identifier"]
+    assert len(named) == 32
+
+
+def test_the_count_of_an_input_names_no_end_user() -> None:
+    assert "safety_identifier" not in sent(OPENAI, Route.INPUT_TOKENS, user="jane")
+    assert "metadata" not in sent(ANTHROPIC, Route.COUNT_TOKENS, metadata={"user_id": "jane"})
+
+
+MARK = {"type": "ephemeral", "ttl": "1h", "scope": "global"}
+SENT_MARK = {"type": "ephemeral"}
+
+
+def test_marks_of_what_is_to_be_cached_go_where_they_were_and_to_messages_alone() -> None:
+    text = {"type": "text", "text": "x"}
+    tool = {"name": "f", "input_schema": {"type": "object"}}
+    fields: dict[str, Any] = {
+        "cache_control": MARK,
+        "system": [text, text | {"cache_control": MARK}],
+        "tools": [{"type": "web_search_20250305", "name": "web"}, tool | {"cache_control": MARK}],
+        "messages": [
+            {"role": "user", "content": [text | {"cache_control": {"type": "other"}}, text]},
+            {"role": "user", "content": [{"type": "image", "cache_control": MARK, "source": PIXEL}]},
+        ],
+    }
+    there = sent(ANTHROPIC, Route.MESSAGES, **deepcopy(fields))
+    assert there["cache_control"] == SENT_MARK
+    assert there["system"] == [text, text | {"cache_control": SENT_MARK}]
+    assert there["tools"] == [tool | {"cache_control": SENT_MARK}]
+    assert there["messages"][0]["content"] == [text, text]
+    assert there["messages"][1]["content"][0]["cache_control"] == SENT_MARK
+    assert "cache_control" in sent(ANTHROPIC, Route.COUNT_TOKENS, **deepcopy(fields))
+    assert b"cache_control" not in orjson.dumps(sent(OPENAI, Route.MESSAGES, **deepcopy(fields)))
+
+
+def test_marks_leave_no_trace_in_the_request() -> None:
+    """It may go on to an engine, whose cache needs none."""
+    parsed = parse(Route.MESSAGES, cache_control=MARK)
+    before = deepcopy(parsed.body)
+    with cache_marks(parsed):
+        assert parsed.body["cache_control"] == SENT_MARK
+    assert parsed.body == before
+
+
+def test_marks_of_a_chat_go_to_messages() -> None:
+    text = {"type": "text", "text": "x", "cache_control": MARK}
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    body = sent(
+        ANTHROPIC, Route.CHAT,
+        messages=[{"role": "system", "content": [text]}, {"role": "user", "content": [text]}],
+        tools=[{"type": "function", "function": function, "cache_control": MARK}],
+    )  # fmt: skip
+    for marked in (body["system"][0], body["messages"][0]["content"][0], body["tools"][0]):
+        assert marked["cache_control"] == SENT_MARK

@@ -90,6 +90,10 @@ def test_a_limit_of_the_provider_is_no_quota_of_the_caller() -> None:
     assert type(refusal(429, said("Rate limit reached"), CHAT, "big-1")) is Overloaded
     assert type(failure(said("busy", type="overloaded_error"), MESSAGES, "big-1")) is Overloaded
     assert type(failure(said("no", type="api_error"), MESSAGES, "big-1")) is EngineFailed
+    # In OpenAI's dialect a code says it; servers like vLLM write the status there.
+    assert type(failure(said("slow", code="rate_limit_exceeded"), MESSAGES, "big-1")) is Overloaded
+    assert isinstance(failure(said("bad", type="BadRequestError", code=400), MESSAGES, "x"), EngineRefused)
+    assert type(failure(said("no", type="InternalServerError", code=500), MESSAGES, "x")) is EngineFailed
     assert isinstance(failure(said("bad value"), MESSAGES, "big-1"), EngineRefused)
 
 

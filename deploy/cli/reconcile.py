@@ -1,0 +1,108 @@
+"""`taas reconcile`: a provider's own count of an account's usage beside ours."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from billing.wire.engine_kinds import PROVIDERS
+from deploy.cli.connection import call
+from deploy.cli.output import Columns, json_option, print_json, print_table
+from deploy.cli.provider_export import Counted, ExportError, model_name, read_export
+
+_BYTES_MAX: Final = 64 * 1024 * 1024
+# What is compared, by the names of our figures and theirs.
+_KINDS: Final = {"input": "prompt", "cached input": "cached", "cache write": "written", "output": "output"}
+_COLUMNS: Columns = {
+    "DAY (UTC)": "day", "MODEL THERE": "model", "TOKENS OF": "kind", "BILLED": "billed",
+    "ABSORBED": "absorbed", "COUNTED THERE": "theirs", "DIFFERENCE": "difference",
+    "UNTOLD REQUESTS": "untold",
+}  # fmt: skip
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--provider", required=True, type=click.Choice(PROVIDERS), help="Whose export it is.")
+@click.option("--instance", "instances", multiple=True, help="Compare with this instance only; repeat it.")
+@click.option("--key-id", help="Of the export, only what this API key of yours used: its id there.")
+@json_option
+@click.pass_context
+def reconcile(
+    context: click.Context,
+    file: Path,
+    provider: str,
+    instances: tuple[str, ...],
+    key_id: str | None,
+    as_json: bool,
+) -> None:
+    """Compare FILE, the usage that a provider exports, with the ledger: by day and model, in tokens.
+
+    FILE is JSON of OpenAI's /v1/organization/usage/completions or Anthropic's
+    /v1/organizations/usage_report/messages, grouped by model, or the CSV of their consoles. A difference is
+    what the provider counted beyond what is billed and absorbed; requests of which it told no usage
+    (`untold`) are in neither. The exit status is 1 if there is one.
+
+    \b
+    taas reconcile usage.json --provider openai
+    taas reconcile claude.csv --provider anthropic --instance at-anthropic --key-id apikey_01…
+    """
+    try:
+        if file.stat().st_size > _BYTES_MAX:
+            raise ExportError(f"it has more than {_BYTES_MAX // 2**20} MiB: export fewer days")
+        export = read_export(file.read_text(encoding="utf-8"), provider, key_id)
+    except (ExportError, UnicodeDecodeError) as exc:
+        raise click.ClickException(f"{file}: {exc}") from exc
+    first, last = min(export.days), max(export.days)
+    until = (date.fromisoformat(last) + timedelta(days=1)).isoformat()
+    query: dict[str, Any] = {"provider": provider, "from": first, "until": until}
+    ours = call("GET", "provider-usage", query={**query, "instance": ",".join(instances) or None})
+    rows = _compared(ours["data"], export.counted, export.days)
+    if as_json:
+        print_json({"provider": provider, "from": first, "until": until, "data": rows})
+    else:
+        _print(rows, first, last)
+    if any(row["difference"] for row in rows):
+        context.exit(1)
+
+
+def _compared(
+    ours: list[dict[str, Any]], theirs: dict[tuple[str, str], Counted], days: set[str]
+) -> list[dict[str, Any]]:
+    """A row for each day, model and kind of tokens. Days that the export leaves out are not compared."""
+    lines: dict[tuple[str, str], list[dict[str, Any]]] = {key: [] for key in theirs}
+    for line in ours:
+        if line["day"] in days:
+            lines.setdefault((line["day"], model_name(line["model"])), []).append(line)
+    rows = []
+    for (day, model), mine in sorted(lines.items()):
+        counted = theirs.get((day, model), Counted(written=0))
+        for kind, name in _KINDS.items():
+            there = getattr(counted, name)
+            billed, absorbed = (sum(line[part][name] for line in mine) for part in ("billed", "absorbed"))
+            if there is None or not (there or billed or absorbed):
+                continue
+            rows.append({
+                "day": day, "model": model, "kind": kind, "billed": billed, "absorbed": absorbed,
+                "theirs": there, "difference": there - billed - absorbed,
+                "untold": sum(line["untold"] for line in mine),
+            })  # fmt: skip
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], first: str, last: str) -> None:
+    if not rows:
+        click.echo(f"nothing was used from {first} to {last}, there or here")
+        return
+    print_table(_COLUMNS, rows)
+    for row in rows:
+        if row["difference"]:
+            less = "more" if row["difference"] > 0 else "fewer"
+            untold = f"; {row['untold']} requests told no usage" if row["untold"] else ""
+            click.echo(
+                f"{row['day']} {row['model']}: {abs(row['difference'])} {less} {row['kind']} tokens counted "
+                f"there than here{untold}",
+                err=True,
+            )
+    if last >= datetime.now(UTC).date().isoformat():
+        click.echo(f"{last} is not over: its figures may still change", err=True)
