@@ -300,7 +300,7 @@ def _prices(document: Document, there: Present, *, prune: bool) -> Iterator[Step
 
 
 def _price(model: str, entry: Entry, before: dict[str, Any] | None, start: int | None) -> Iterator[Step]:
-    amounts = {name: entry.fields[name] for name in ("input", "cached_input", "output")}
+    amounts = {name: entry.fields[name] for name in ("input", "cached_input", "cache_write", "output")}
     changed = _all_new(amounts) if before is None else _changed(amounts, before)
     if not changed:
         return

@@ -82,6 +82,7 @@ INSTANCE: Final[Mapping[str, Reader]] = {
 PRICE: Final[Mapping[str, Reader]] = {
     "input": decimal,
     "cached_input": decimal,
+    "cache_write": decimal,
     "output": decimal,
     "free": yes_or_no,
     "from": moment_ms,
@@ -159,12 +160,13 @@ def _prices(model: str, value: Value) -> list[Entry]:
         given = Value(node, value.path)
         values, places = fields(given, "a price", PRICE)
         if values.pop("free", False):
-            if set(values) & {"input", "cached_input", "output"}:
+            if set(values) & {"input", "cached_input", "cache_write", "output"}:
                 raise given.wrong("a price that is free has no amounts")
-            values |= {"input": "0", "cached_input": "0", "output": "0"}
+            values |= {"input": "0", "cached_input": "0", "cache_write": "0", "output": "0"}
         if "input" not in values or "output" not in values:
             raise given.wrong("a price needs input and output, or free: true")
-        values.setdefault("cached_input", values["input"])
+        for name in ("cached_input", "cache_write"):
+            values.setdefault(name, values["input"])
         values.setdefault("from", None)
         found.append(Entry(name=model, place=given.place, fields=values, places=places))
     starts = [entry.fields["from"] for entry in found]

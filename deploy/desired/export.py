@@ -36,7 +36,7 @@ def _prices(rows: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
     """The one that holds, and those to come: what was is not desired."""
     past = [row for row in rows if row["from"] <= now_ms]
     shown = [*past[-1:], *(row for row in rows if row["from"] > now_ms)]
-    amounts = ("input", "cached_input", "output")
+    amounts = ("input", "cached_input", "cache_write", "output")
     return [{**{name: row[name] for name in amounts}, "from": rfc3339(row["from"])} for row in shown]
 
 

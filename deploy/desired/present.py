@@ -92,7 +92,7 @@ def _instance(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _price(row: dict[str, Any]) -> dict[str, Any]:
-    amounts = {name: spelled(row[name]) for name in ("input", "cached_input", "output")}
+    amounts = {name: spelled(row[name]) for name in ("input", "cached_input", "cache_write", "output")}
     return {**amounts, "from": row["from_ms"], "price_id": row["price_id"]}
 
 
