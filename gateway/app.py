@@ -189,6 +189,7 @@ class Stages:
             metrics=self._metrics,
             clock=self.clock,
             quarantine=self._quarantine,
+            engines=self._engines,
         )
         return readiness, housekeeping
 

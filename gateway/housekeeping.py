@@ -1,5 +1,5 @@
 """The once-a-second work of a process beside its requests: its heartbeat, sending its journal to Redis,
-reading which requests are in quarantine, and noting what is degraded.
+reading which requests are in quarantine, forgetting instances that are gone, and noting what is degraded.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from gateway.quarantine import Quarantine
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe, RedisUnavailable
 from gateway.redis.unsynced import UnsyncedSettles
+from gateway.upstream.engines import Engines
 from gateway.waiting.outage import OutageLeases
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Housekeeping:
         metrics: Metrics,
         clock: Clock,
         quarantine: Quarantine,
+        engines: Engines,
     ) -> None:
         self._gateway_id = gateway_id
         self._redis = redis
@@ -49,6 +51,7 @@ class Housekeeping:
         self._metrics = metrics
         self._clock = clock
         self._quarantine = quarantine
+        self._engines = engines
 
     async def run(self) -> None:
         """Runs until cancelled. An outage of Redis, or an unexpected error, makes the process degraded and
@@ -67,6 +70,8 @@ class Housekeeping:
             ):  # a full disk, or a bug: without this round no journal would ever be sent to Redis
                 log.exception("housekeeping failed")
                 failed = True
+            if self._catalogue.loaded:
+                self._engines.keep(set(self._catalogue.instance_ids()))
             self._metrics.set_degraded("redis", away)
             self._metrics.set_degraded("housekeeping", failed)
             self._metrics.set_models(self._catalogue.models)

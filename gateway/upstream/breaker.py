@@ -126,6 +126,11 @@ class Breakers:
         if trouble is not None and not trouble.is_resting:
             del self.troubled[entry.instance]
 
+    def forget(self, instance: str) -> None:
+        """It is gone, and whatever comes under its name begins anew."""
+        if self.troubled.pop(instance, None) is not None:
+            self._on_change(instance, False)
+
     def ended(self, entry: InstanceEntry, *, well: bool) -> None:
         """A request there has ended; not `well`, it says nothing, and another one may be the probe."""
         if well:

@@ -7,7 +7,7 @@ It knows addresses and failures, no tokens and no callers.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from billing.wire.certificates import checked_by
@@ -63,6 +63,14 @@ class Engines:
         pool = UpstreamPool(instance.url, headers, self._connect_timeout_s, self._trusted)
         self._pools[instance.instance] = (instance.url, instance.key, pool)
         return pool
+
+    def keep(self, known: Collection[str]) -> None:
+        """Forget all instances but these and those that have requests open."""
+        for name in [name for name in self._pools if name not in known and not self.open_here.get(name)]:
+            self._pools.pop(name)[2].close()
+            self.open_here.pop(name, None)
+            self.breakers.forget(name)
+            self.progress.forget(name)
 
     def opened(self, instance: InstanceEntry) -> None:
         """Count a request that goes there."""

@@ -62,6 +62,10 @@ class Progress:
             known = self._first_tokens[name] = FirstTokens(attempt.instance.epoch)
         known.took(at - attempt.started_at, attempt.parsed.input_tokens_estimate)
 
+    def forget(self, instance: str) -> None:
+        """It is gone."""
+        self._first_tokens.pop(instance, None)
+
     def look(self, attempts: Iterable[Attempt], now: float, limit_s: float) -> list[Attempt]:
         """The attempts whose instance has been silent for too long, and they with it. Attempts whose caller
         does not read say nothing.

@@ -19,6 +19,7 @@ from gateway.quarantine import Quarantine
 from gateway.redis.journal import Journal
 from gateway.redis.pipe import RedisPipe
 from gateway.redis.unsynced import UnsyncedSettles
+from gateway.upstream.engines import Engines
 from gateway.waiting.outage import OutageLeases
 from tests.billing.cell.requests import CellRequest
 from tests.fixtures.gateway import wait_until
@@ -41,6 +42,7 @@ class Round:
             metrics=self.metrics,
             clock=Clock(),
             quarantine=Quarantine(pipe, lambda _: "", now_ms=lambda: 0),
+            engines=Engines(1.0),
         )
         self.task = asyncio.create_task(keeping.run())
 
