@@ -39,6 +39,9 @@ class WorkerSettings(BaseSettings):
     engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100
     worker_metrics_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 9110
 
+    # How long the instance is believed to live without being renewed, which happens every second.
+    presence_s: Annotated[float, Field(ge=2, le=60)] = 5
+
     # Large models load for many minutes; a start that is really stuck should still be told.
     engine_start_timeout_s: Annotated[float, Field(gt=0)] = 1800
     # How long requests in flight may take to finish after SIGTERM, and then how long vLLM itself may finish
