@@ -50,6 +50,23 @@ class WorkerSettings(BaseSettings):
     engine_shutdown_timeout_s: Annotated[int, Field(ge=0)] = 5
 
 
+class LauncherSettings(BaseSettings):
+    """How a launcher runs workers. These get the launcher's environment, and so its settings of workers."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", frozen=True, extra="ignore")
+
+    launcher: Literal["local", "ray"] = "local"
+    home: Path = Path(".taas")
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
+    # Admin APIs, with commas between them, and the key that may read there.
+    admin_url: Annotated[str, Field(min_length=1)] = "http://127.0.0.1:8001"
+    service_key: SecretStr
+    # Of a Ray cluster; `auto`: the one that this machine belongs to.
+    ray_address: Annotated[str, Field(min_length=1)] = "auto"
+    # Replaced instances are missed for this long at most.
+    presence_s: Annotated[float, Field(ge=2, le=60)] = 3
+
+
 def inherited_environment() -> dict[str, str]:
     """What the worker itself was started with: the base of an engine's environment."""
     return dict(os.environ)
