@@ -46,12 +46,17 @@ async def publish(redis: "Redis", entry: InstanceEntry, lease_ms: int = LEASE_MS
             return leased
 
 
-async def fence(redis: "Redis", entry: InstanceEntry) -> bool:
+async def fence(redis: "Redis", instance: str) -> None:
+    """Keep an instance from coming back. Raises redis.RedisError."""
+    now_ms = redis_clock.milliseconds(await redis.time())
+    await redis.hset(redis_keys.FENCED, instance, str(now_ms))
+
+
+async def fence_lapsed(redis: "Redis", entry: InstanceEntry) -> bool:
     """Keep an instance from coming back, unless it has renewed its lease meanwhile; returns whether it is
     fenced. Raises redis.RedisError.
     """
-    now_ms = redis_clock.milliseconds(await redis.time())
-    await redis.hset(redis_keys.FENCED, entry.instance, str(now_ms))
+    await fence(redis, entry.instance)
     # From now on it cannot renew. If it has done so just before, it lives.
     latest = await find(redis, entry.instance)
     if latest is None or latest.lease_until_ms == entry.lease_until_ms:

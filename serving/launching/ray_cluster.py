@@ -25,7 +25,8 @@ _CALL_S: Final = 2.0
 _PLACE_S: Final = 3.0
 # An actor's process starts in a second or two; on a busy machine it takes longer.
 _ACTOR_S: Final = 20.0
-# After its instance was lost, a node gets no new one for as long as Ray may take to see that it is gone.
+# After its instance was lost, a node gets no new one, if another has room, for as long as Ray may take to see
+# that it is gone.
 _AVOID_S: Final = 60.0
 _NODE_LABEL: Final = "ray.io/node-id"
 _MASTER_PORT: Final = "29501"
@@ -84,6 +85,16 @@ class RayLauncher:
         await asyncio.to_thread(self._ray.shutdown)
 
     def _start(self, instance: str, launch: Launch) -> None:
+        """Elsewhere first; where there is no room, on a node that has just lost an instance."""
+        now = time.monotonic()
+        self._avoid = {node: until for node, until in self._avoid.items() if until > now}
+        if self._avoid:
+            with contextlib.suppress(NoRoom):
+                self._place(instance, launch, {_NODE_LABEL: f"!in({','.join(self._avoid)})"})
+                return
+        self._place(instance, launch, {})
+
+    def _place(self, instance: str, launch: Launch, where: dict[str, str]) -> None:
         from ray.util.placement_group import placement_group, remove_placement_group
 
         needs = {**launch.resources, **({"GPU": launch.gpus} if launch.gpus else {})} or {"CPU": 1}
@@ -92,7 +103,7 @@ class RayLauncher:
             strategy="STRICT_SPREAD" if launch.nodes > 1 else "PACK",
             name=instance,
             lifetime="detached",
-            bundle_label_selector=[self._elsewhere() for _ in range(launch.nodes)],
+            bundle_label_selector=[where] * launch.nodes,
         )
         actors: list[Any] = []
         try:
@@ -133,12 +144,6 @@ class RayLauncher:
             .remote(dict(self._settings))
         )
 
-    def _elsewhere(self) -> dict[str, str]:
-        """Where the next instance may be: not on a node that has just lost one."""
-        now = time.monotonic()
-        self._avoid = {node: until for node, until in self._avoid.items() if until > now}
-        return {_NODE_LABEL: f"!in({','.join(self._avoid)})"} if self._avoid else {}
-
     def _running(self) -> frozenset[str]:
         """An actor that does not answer counts as running: the lease of its instance decides."""
         asked = {instance: placed.actors[0].status.remote() for instance, placed in self._placed.items()}
@@ -151,6 +156,7 @@ class RayLauncher:
                 continue
             except self._ray.exceptions.RayActorError:
                 status = "its actor died"
+                self._avoid[self._placed[instance].node] = time.monotonic() + _AVOID_S
             if status is not None:
                 if status != 0:
                     self._note(f"the worker of {instance} ended: {status}")

@@ -6,6 +6,7 @@ machine that is cut off. An instance whose lease has run out is fenced first, so
 then replaced.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from billing.wire.instance_entry import InstanceEntry, InstanceStatus
 from billing.wire.lease_watch import LeaseWatch
 from serving.backoff import Backoff
 from serving.launching.launcher import Launch, Launcher, NoRoom, origin
-from serving.registry import fence
+from serving.registry import fence, fence_lapsed
 
 # After Redis was away every lease has run out: workers get time to renew theirs.
 _RENEWED_WITHIN_S: Final = 6.0
@@ -58,7 +59,7 @@ class Reconciler:
             return
         wanted = {launch.pool: launch for launch in launches}
         await self._replace_lost(running, entries)
-        self._take_stock(running - self._draining - self._fenced, entries)
+        await self._take_stock(running - self._draining - self._fenced, entries)
         self._draining &= running
         for instance in [*self._members]:
             if origin(instance)[0] not in wanted:
@@ -97,7 +98,7 @@ class Reconciler:
             if entry is None or holds or entry.status is InstanceStatus.DOWN:
                 continue
             try:
-                if not await fence(self._redis, entry):
+                if not await fence_lapsed(self._redis, entry):
                     continue
             except (RedisError, OSError):
                 return
@@ -106,7 +107,9 @@ class Reconciler:
             await self._launcher.end(instance)
         self._fenced &= running
 
-    def _take_stock(self, staying: frozenset[str], entries: Mapping[str, tuple[InstanceEntry, bool]]) -> None:
+    async def _take_stock(
+        self, staying: frozenset[str], entries: Mapping[str, tuple[InstanceEntry, bool]]
+    ) -> None:
         now = time.monotonic()
         for instance in self._members.keys() - staying - self._fenced:
             # Its worker has ended by itself: the next one is started later each time.
@@ -115,6 +118,11 @@ class Reconciler:
             wait_s = pool.backoff.after(0.0 if ready_s is None else now - ready_s)
             pool.not_before = now + wait_s
             self._note(f"{instance}: its worker has ended; another one is started in {wait_s:.0f} s")
+            entry, _ = entries.get(instance, (None, False))
+            if entry is not None and entry.status is not InstanceStatus.DOWN:
+                # It has not said so itself: if only its launcher has lost sight of it, it must not come back.
+                with contextlib.suppress(RedisError, OSError):
+                    await fence(self._redis, instance)
         for instance in staying:
             entry, holds = entries.get(instance, (None, False))
             is_ready = holds and entry is not None and entry.status is InstanceStatus.READY

@@ -438,12 +438,12 @@ async def test_one_that_has_renewed_its_lease_is_not_fenced(workers: Workers, re
     worker = workers.make()
     worker.start()
     ready = await worker.entry_with(READY)
-    assert not await registry.fence(redis, replace(ready, lease_until_ms=ready.lease_until_ms - 1))
+    assert not await registry.fence_lapsed(redis, replace(ready, lease_until_ms=ready.lease_until_ms - 1))
     assert await redis.hlen(redis_keys.FENCED) == 0
     gone = replace(ready, instance="gone")
     await registry.publish(redis, gone)
     left = await registry.find(redis, "gone")
     assert left is not None
-    assert await registry.fence(redis, left)
+    assert await registry.fence_lapsed(redis, left)
     with pytest.raises(registry.Fenced):
         await registry.publish(redis, gone)
