@@ -18,8 +18,8 @@ class NoRoom(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What is to run of a pool (`PUT launches/{pool}` of the admin API): `instances` of a model, each on
-    `nodes` machines, with so many GPUs and other resources a machine.
+    """What is to run now of a pool (`GET launches` of the admin API): `instances` of a model, each on `nodes`
+    machines, with so many GPUs and other resources a machine.
     """
 
     pool: str
@@ -37,7 +37,7 @@ class Launch:
         return cls(
             pool=fields["pool"],
             model=fields["model"],
-            instances=fields["instances"],
+            instances=fields["wanted"],
             gpus=fields["gpus"],
             nodes=fields["nodes"],
             resources=dict(fields["resources"]),

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from serving.launch import CannotStart
 from serving.launching.launcher import Launch, NoRoom
-from serving.launching.ray_slot import Slot
+from serving.launching.ray_actor import WorkerActor
 
 NAMESPACE: Final = "taas"
 # A node that answers does so at once; one that was lost must not hold up the others.
@@ -115,7 +115,7 @@ class RayLauncher:
             started = []
             for rank, actor in enumerate(actors):
                 name = instance if rank == 0 else f"{instance}-node-{rank}"
-                started.append(actor.start.remote(*_command(launch, instance, rank, head), name))
+                started.append(actor.start.remote(*command(launch, instance, rank, head), name))
             self._ray.get(started, timeout=_CALL_S)
         except (self._ray.exceptions.RayError, TimeoutError, NoRoom) as exc:
             for actor in actors:
@@ -129,7 +129,7 @@ class RayLauncher:
 
         others = {name: amount for name, amount in needs.items() if name not in {"CPU", "GPU"}}
         return (
-            self._ray.remote(Slot)
+            self._ray.remote(WorkerActor)
             .options(
                 name=f"{instance}#{rank}",
                 lifetime="detached",
@@ -146,21 +146,28 @@ class RayLauncher:
 
     def _running(self) -> frozenset[str]:
         """An actor that does not answer counts as running: the lease of its instance decides."""
-        asked = {instance: placed.actors[0].status.remote() for instance, placed in self._placed.items()}
+        asked = [
+            (instance, actor.status.remote())
+            for instance, placed in self._placed.items()
+            for actor in placed.actors
+        ]
         if asked:
-            self._ray.wait([*asked.values()], num_returns=len(asked), timeout=_CALL_S)
-        for instance, reference in asked.items():
+            self._ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=_CALL_S)
+        for instance, reference in asked:
+            placed = self._placed.get(instance)
+            if placed is None:
+                continue
             try:
                 status = self._ray.get(reference, timeout=0)
             except TimeoutError:
                 continue
             except self._ray.exceptions.RayActorError:
                 status = "its actor died"
-                self._avoid[self._placed[instance].node] = time.monotonic() + _AVOID_S
+                self._avoid[placed.node] = time.monotonic() + _AVOID_S
             if status is not None:
                 if status != 0:
                     self._note(f"the worker of {instance} ended: {status}")
-                self._remove(instance, self._placed[instance])
+                self._remove(instance, placed)
         return frozenset(self._placed)
 
     def _remove(self, instance: str, placed: _Placed) -> None:
@@ -198,7 +205,7 @@ class RayLauncher:
             self._note(f"{instance}: runs already")
 
 
-def _command(launch: Launch, instance: str, rank: int, head: str) -> tuple[str, list[str]]:
+def command(launch: Launch, instance: str, rank: int, head: str) -> tuple[str, list[str]]:
     """Module and words of a node's process."""
     words = launch.worker_words(instance)
     if launch.nodes == 1:

@@ -2,7 +2,6 @@
 several. The actor holds it as a child, which dies with the actor.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from serving.launching.held_worker import HeldWorker
 from serving.settings import inherited_environment
 
 
-class Slot:
+class WorkerActor:
     """One node's part of an instance. `settings`: TAAS_… of the launcher; what the node itself sets wins."""
 
     def __init__(self, settings: Mapping[str, str]) -> None:
@@ -38,9 +37,3 @@ class Slot:
         """Its requests may end."""
         if self._held is not None:
             self._held.drain()
-
-    def end(self) -> None:
-        """At once, with all that belongs to it."""
-        if self._held is not None:
-            self._held.end()
-        os._exit(0)
