@@ -4,7 +4,7 @@ request object, and no object for each chunk of an answer.
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -13,13 +13,13 @@ from billing.cell.scripts import CellKeys
 from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from billing.wire.usage_event import CapacityClass, EventHead
-from gateway.authenticate import authenticate
+from gateway.authenticate import Caller
 from gateway.body import read_body
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.entries import Model, Tenant
 from gateway.catalogue.feed import Catalogue
 from gateway.clock import Clock
-from gateway.edge.client import Client, new_request_id
+from gateway.edge.client import Client
 from gateway.edge.heartbeat import Heartbeats
 from gateway.errors import (
     BodyTooLarge,
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+RawHeaders = Iterable[tuple[bytes, bytes]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _CLASS_HEADERS: Final = {each: (b"x-taas-class", each.value.encode()) for each in CapacityClass}
@@ -61,7 +62,7 @@ _CLASS_HEADERS: Final = {each: (b"x-taas-class", each.value.encode()) for each i
 @dataclass(slots=True, kw_only=True)
 class InferenceApi:
     """Serves the inference requests of one process. `open_exchanges`: admitted and not yet settled, by
-    request id.
+    request id. `new_request_id` and `authenticate`: what a request is called and whose it is, by its headers.
     """
 
     gateway_id: str
@@ -81,11 +82,13 @@ class InferenceApi:
     body_caps: BodyCaps
     receiving: Receiving
     waking: WakingRoom
+    new_request_id: Callable[[RawHeaders], str]
+    authenticate: Callable[[RawHeaders, Catalogue, int], Awaitable[Caller]]
 
     async def __call__(self, route: RouteSpec, scope: Scope, receive: Receive) -> None:
         """Serve one request. The caller gets every error in its dialect, with the request id."""
         started_at = time.monotonic()
-        request_id = new_request_id()
+        request_id = self.new_request_id(scope["headers"])
         client = Client(scope["extensions"]["taas.connection"], route, request_id, started_at)
         try:
             await self._serve(route, scope, receive, client, started_at)
@@ -105,7 +108,7 @@ class InferenceApi:
     async def _serve(
         self, route: RouteSpec, scope: Scope, receive: Receive, client: Client, started_at: float
     ) -> None:
-        caller = await authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
+        caller = await self.authenticate(scope["headers"], self.catalogue, self.clock.at_ms(started_at))
         tenant = caller.tenant
         raw = await read_body(scope, receive, self.body_caps.of_tenant(tenant), self.receiving, tenant.tenant)
         parsed = parse_request(route, raw)
@@ -248,6 +251,7 @@ class InferenceApi:
             samples=parsed.samples,
             started_ms=self.clock.at_ms(request.started_at),
             gateway=self.gateway_id,
+            line=request.caller.line,
         )
         attempt = Attempt.on(instance, parsed, request.request_id)
         resumable = Resumable.of(parsed)

@@ -25,6 +25,9 @@ from starlette.exceptions import HTTPException
 from billing.wire.ending import Ending
 from billing.wire.routes import dialect_of_path
 from gateway.api import InferenceApi, Receive, Scope, Send
+from gateway.authenticate import authenticate
+from gateway.batch_lines import LINE_ROUTES, serving_lines
+from gateway.batches import batch_router
 from gateway.catalogue.body_caps import BodyCaps
 from gateway.catalogue.cache_salts import CacheSalts
 from gateway.catalogue.feed import Catalogue
@@ -222,6 +225,8 @@ class Stages:
             body_caps=BodyCaps(self.catalogue, settings.max_body_bytes, receiving.body_bytes_max),
             receiving=receiving,
             waking=self._waking,
+            new_request_id=new_request_id,
+            authenticate=authenticate,
         )
 
     @contextlib.asynccontextmanager
@@ -332,6 +337,8 @@ class GatewayApp(FastAPI):
     """
 
     stages: Stages
+    # None: lines of batches are not served.
+    lines: InferenceApi | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -343,6 +350,10 @@ class GatewayApp(FastAPI):
                     await self.stages.inference(inference_route, scope, receive)
                 else:
                     _refuse(inference_route, MethodNotAllowed("POST"), scope)
+                return
+            line_route = LINE_ROUTES.get(scope["raw_path"])
+            if line_route is not None and self.lines is not None and scope["method"] == "POST":
+                await self.lines(line_route, scope, receive)
                 return
             if scope["method"] == "HEAD":
                 scope["method"] = "GET"  # the listener knows that nobody wants the body
@@ -378,10 +389,12 @@ def build_app(settings: GatewaySettings, lifecycle: Lifecycle, metrics: Metrics)
         redirect_slashes=False,
     )
     app.stages = stages
+    app.lines = serving_lines(stages.inference, settings.service_key) if settings.batch else None
     service_key = settings.service_key.get_secret_value()
     app.include_router(
         listing_router(stages.catalogue, stages.clock, stages.readiness, settings.admin_url, service_key)
     )
+    app.include_router(batch_router(stages.catalogue, stages.clock, settings))
     app.add_exception_handler(GatewayError, _on_gateway_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_bug)

@@ -19,10 +19,11 @@ KEY_BYTES_MAX = 256
 
 
 class Caller(Value, frozen=True):
-    """An authenticated caller."""
+    """An authenticated caller. `line`: the line of a batch that it sends."""
 
     key: ApiKey
     tenant: Tenant
+    line: str | None = None
 
     def find_model(self, catalogue: Catalogue, name: str, now_ms: int) -> Model:
         """The model, if this caller may see it now, by the clock that all gateways share. Raises
@@ -78,6 +79,14 @@ def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return found
 
 
+def presented_bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The only bearer that the headers present. Raises AuthenticationFailed if there is none, or another."""
+    found = [value for name, value in headers if name == b"authorization"]
+    if len(found) != 1 or found[0][:7].lower() != b"bearer ":
+        raise AuthenticationFailed
+    return found[0][7:].decode("latin-1")
+
+
 async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int) -> Caller:
     """The caller behind the headers; `now_ms` by the clock that all gateways share.
 
@@ -85,7 +94,11 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalo
     suspended or archived tenant or project, DependencyUnavailable when the key is not cached and Redis does
     not answer.
     """
-    key_hash = hashlib.sha256(presented_key(headers)).hexdigest()
+    return await caller_with(hashlib.sha256(presented_key(headers)).hexdigest(), catalogue, now_ms)
+
+
+async def caller_with(key_hash: str, catalogue: Catalogue, now_ms: int, line: str | None = None) -> Caller:
+    """The caller whose key has this hash. Raises as `authenticate` does."""
     known = catalogue.cached_key(key_hash) or await catalogue.find_key(key_hash)
     if known is None:
         raise AuthenticationFailed
@@ -98,4 +111,4 @@ async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalo
         raise PermissionDenied("The account is suspended.")
     if key.archived:
         raise PermissionDenied("The project of this key is archived.")
-    return Caller(key, tenant)
+    return Caller(key, tenant, line)

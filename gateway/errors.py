@@ -28,6 +28,7 @@ Written out in either dialect.
     │   │   └── InstancesBusy             503 overloaded: all of them have said so
     │   ├── DependencyUnavailable         503 dependency_unavailable
     │   ├── UsageUnavailable              503 usage_unavailable
+    │   ├── BatchUnavailable              503 batch_unavailable
     │   └── RequestQuarantined            503 request_quarantined: two engines died with it
     ├── UpstreamProtocolError             502 upstream_protocol_error
     ├── EngineFailed                      502 engine_failed
@@ -334,6 +335,14 @@ class UsageUnavailable(TryLater):
 
     code = "usage_unavailable"
     text = "Usage cannot be looked up now. Try again later."
+
+
+class BatchUnavailable(TryLater):
+    """The batch service does not answer."""
+
+    code = "batch_unavailable"
+    text = "Files and batches cannot be reached now. Try again later."
+    retry_after_ms = 1_000
 
 
 class RequestQuarantined(TryLater):

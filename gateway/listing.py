@@ -48,7 +48,7 @@ RECEIPT_FIELDS = frozenset(
         "request_id", "state", "kind", "tenant", "project", "key_id", "model", "route", "stream", "class",
         "contract", "weights", "samples", "started_ms", "first_token_ms", "ended_ms", "waited_ms", "ending",
         "usage_source", "anomaly", "produced", "delivered", "billed", "absorbed", "units_mu", "decision",
-        "http_status", "ignored", "parts", "pricing", "price", "amount", "currency",
+        "http_status", "ignored", "line", "parts", "pricing", "price", "amount", "currency",
     }
 )  # fmt: skip
 

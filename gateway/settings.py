@@ -75,6 +75,16 @@ class GatewaySettings(BaseSettings):
     )
     service_key: SecretStr = Field(default=SecretStr(""), description="Key for receipt look-ups at billing.")
 
+    batch: bool = Field(
+        default=True, description="Whether files and batches are offered; 0: prompts are stored nowhere."
+    )
+    batch_url: str = Field(
+        default="http://127.0.0.1:8002", description="The batch service, for files and batches."
+    )
+    upload_deadline_s: float = Field(
+        default=600.0, gt=0, description="How long the upload of a file may take to arrive."
+    )
+
     max_body_bytes: int = Field(
         default=4 * 1024 * 1024,
         ge=1024,

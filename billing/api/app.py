@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from billing.api import (
     adapters,
     autoscaling,
+    batches,
     calibrations,
     capacity,
     contracts,
@@ -55,7 +56,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = (
     instances.router, prices.router, cost_prices.router, usage.router, requests.router, pools.router,
     calibrations.router, contracts.router, reclaims.router, plan.router, capacity.router,
     scrape_targets.router, evidence.router, restarts.router, adapters.router, launches.router,
-    autoscaling.router,
+    autoscaling.router, batches.router,
 )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ class ModelAnswer(Answer):
     weights: WeightsAnswer
     chat_template_kwargs: list[str]
     max_body_bytes: int | None
+    takes_batches: bool
     for_sale_from_ms: Ms | None
     created_ms: Ms
     updated_ms: Ms

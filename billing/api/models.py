@@ -75,7 +75,8 @@ class NewModel(Body):
 
 class ModelChangeBody(Body):
     """Fields that are not given stay. New weights become a new version; requests for a retired model get 404.
-    `reweigh`: confirms that signed contracts may count in units that buy something else.
+    `reweigh`: confirms that signed contracts may count in units that buy something else. `takes_batches`:
+    whether a model with an owner takes batches, whose prompts are stored; its owner must have allowed it.
     """
 
     status: Status | None = None
@@ -88,6 +89,7 @@ class ModelChangeBody(Body):
     weights: WeightsBody | None = None
     chat_template_kwargs: KwargNames | None = None
     max_body_bytes: BodyBytes | None = None
+    takes_batches: bool | None = None
     reweigh: bool = False
 
 
@@ -149,6 +151,7 @@ def change(name: ModelPath, body: ModelChangeBody, control: Control, response: R
         weights_version=None if body.weights is None else body.weights.version,
         chat_template_kwargs=body.chat_template_kwargs,
         max_body_bytes=body.max_body_bytes,
+        takes_batches=body.takes_batches,
     )
     with control.changing(response) as connection:
         now_ms = store.now_ms(connection)
@@ -188,6 +191,7 @@ def _one(model: Model, names: dict[str, str], for_sale_from_ms: int | None) -> d
         "weights": model.versioned_weights(),
         "chat_template_kwargs": model.chat_template_kwargs,
         "max_body_bytes": model.max_body_bytes,
+        "takes_batches": model.owner is None or model.takes_batches,
         "for_sale_from_ms": for_sale_from_ms,
         "created_ms": model.created_ms,
         "updated_ms": model.updated_ms,

@@ -97,6 +97,9 @@ RIGHTS: Final[Mapping[str, Right]] = {
     "GET /admin/v1/scrape-targets": Right.SERVICE,
     "GET /admin/v1/instances/{instance:path}/evidence": Right.ADMIN,
     "GET /admin/v1/evidence-key": Right.ADMIN,
+    "GET /admin/v1/batches": Right.ADMIN,
+    "GET /admin/v1/batches/{batch}": Right.ADMIN,
+    "POST /admin/v1/batches/{batch}/cancel": Right.ADMIN,
     "GET /admin/v1/requests/{request_id}": Right.SERVICE,
     "POST /admin/v1/requests/{request_id}/stop": Right.ADMIN,
 }

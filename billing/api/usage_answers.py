@@ -246,6 +246,7 @@ class ReceiptAnswer(Answer):
     orphan: bool | None = None
     ignored: list[str] | None = None
     provider: ReceiptProvider | None = None
+    line: str | None = None
     parts: list[str] | None = None
     pricing: str | None
     price: ReceiptPrice | None

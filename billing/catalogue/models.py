@@ -28,6 +28,7 @@ _DEFAULT_MAX_TOKENS: Final = 1024
 # Columns that a change sets as given.
 _PLAIN_COLUMNS: Final = (
     "status", "engine_model", "context_tokens", "vocabulary_tokens", "default_max_tokens", "max_body_bytes",
+    "takes_batches",
 )  # fmt: skip
 _AUDIENCE: Final = func.array(
     select(model_audience.c.tenant_id)
@@ -92,6 +93,7 @@ class ModelChange:
     weights_version: int | None = None
     chat_template_kwargs: tuple[str, ...] | None = None
     max_body_bytes: int | None = None
+    takes_batches: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +115,7 @@ class Model:
     chat_template_kwargs: tuple[str, ...]
     status: Status
     max_body_bytes: int | None
+    takes_batches: bool
     created_ms: int
     updated_ms: int
 

@@ -21,6 +21,7 @@ from sqlalchemy.dialects.postgresql import insert
 from billing.catalogue.money import ZERO, Money
 from billing.catalogue.price_book import Price, PriceBook, read_price_book
 from billing.ledger.bulk_insert import insert_rows
+from billing.ledger.line_bill import bill_once
 from billing.schema.catalogue import api_key_use
 from billing.schema.ledger import (
     TOTAL_COLUMNS,
@@ -176,8 +177,10 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
     firsts: dict[str, ReceivedEvent] = {}
     for item in received:
         firsts.setdefault(item.event.request_id, item)
+    events = {request_id: item.event for request_id, item in firsts.items()}
+    events |= bill_once(connection, events)
     # The same order everywhere, so that two consumers with the same entries cannot deadlock.
-    rows = [event_row(firsts[request_id]) for request_id in sorted(firsts)]
+    rows = [event_row(events[request_id], firsts[request_id].digest) for request_id in sorted(firsts)]
     inserted = set(
         insert_rows(connection, usage_event, rows, ignore_known=True, returning=["request_id"]).scalars()
     )
@@ -187,7 +190,7 @@ def record_events(connection: Connection, received: Sequence[ReceivedEvent]) -> 
         if item.event.request_id not in inserted or firsts[item.event.request_id] is not item
     ]
     conflicts = _record_conflicts(connection, again)
-    new = [firsts[request_id].event for request_id in sorted(inserted)]
+    new = [events[request_id] for request_id in sorted(inserted)]
     book = read_price_book(connection, (event.model for event in new))
     priced = tuple(price_event(event, book) for event in new)
     _write_transactions(connection, priced)
@@ -291,17 +294,17 @@ def record_rejected(connection: Connection, rejected: Sequence[RejectedEntry]) -
     return len(connection.execute(statement, rows).all())
 
 
-def event_row(item: ReceivedEvent) -> dict[str, Any]:
+def event_row(event: UsageEvent, digest: str) -> dict[str, Any]:
     """The columns of `usage_event`: the event's fields, of which those with tokens have a column for each
     kind.
     """
-    row: dict[str, Any] = msgspec.to_builtins(asdict(item.event))
+    row: dict[str, Any] = msgspec.to_builtins(asdict(event))
     row["class"] = row.pop("class_")
     for tokens in ("produced", "delivered", "billed", "absorbed"):
         row |= {f"{tokens}_{kind}": count for kind, count in row.pop(tokens).items()}
     row |= {name: row.get(name, 0) for name in WRITTEN_COLUMNS}
     row["ignored"] = row["ignored"] or None
-    return row | {"version": EVENT_VERSION, "digest": item.digest}
+    return row | {"version": EVENT_VERSION, "digest": digest}
 
 
 def account_balance(connection: Connection, account: str, holder: str) -> Money:

@@ -103,7 +103,7 @@ def _facts_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     reasons = facts["absorbed"]["reasons"]
     facts["absorbed"]["reasons"] = {absorb_reason(name).value: part for name, part in reasons.items()}
     facts["ending"] = Ending(facts["ending"]).value
-    for name in ("ignored", "provider"):
+    for name in ("ignored", "provider", "line"):
         if not facts[name]:
             del facts[name]
     return facts

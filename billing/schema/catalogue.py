@@ -112,6 +112,8 @@ model = Table(
     Column("status", Text, nullable=False, server_default="active"),
     # Of a request for it; none: the gateway's own.
     Column("max_body_bytes", Integer),
+    # Of a model with an owner: whether prompts for it may be stored, as batches do. All others take batches.
+    Column("takes_batches", Boolean, nullable=False, server_default=text("false")),
     *_times(),
     CheckConstraint("max_body_bytes >= 1024", name="body_bytes"),
     CheckConstraint("visible in ('everyone', 'internal', 'tenants')", name="visible"),

@@ -82,6 +82,8 @@ usage_event = Table(
     Column("ignored", JSONB(none_as_null=True)),
     # Of a request that went to a provider: its kind, its name for the model, and its own usage object.
     Column("provider", JSONB(none_as_null=True)),
+    # Of a batch, as `line_bill` has it; null of other requests.
+    Column("line", Text),
     Column("units_mu", BigInteger, nullable=False),
     Column("http_status", Integer, nullable=False),
     Column("gateway", Text, nullable=False),

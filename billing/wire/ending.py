@@ -48,6 +48,7 @@ class OtherReason(StrEnum):
     CONTINUED = "continued"
     USAGE_ANOMALY = "usage_anomaly"
     CALIBRATION = "calibration"
+    REPEATED = "repeated"
 
 
 # Why nobody is billed for tokens that were produced.

@@ -91,6 +91,8 @@ class EventHead(
     samples: int
     started_ms: int
     gateway: str
+    # The line of a batch that this request serves (`billing.wire.batch_line`).
+    line: str | None = None
 
     def to_json(self) -> bytes:
         """A JSON object: the head, or the whole event as stored in the usage stream."""

@@ -14,10 +14,10 @@ _COMMANDS: Final = {
     "status": ("deploy.cli.processes", "status"),
     "gateway": ("deploy.cli.processes", "gateway"),
     "worker": ("deploy.cli.processes", "worker"),
-    "launcher": ("deploy.cli.processes", "launcher"),
     "billing": ("deploy.cli.processes", "billing"),
     "apply": ("deploy.cli.apply", "apply"),
     "export": ("deploy.cli.apply", "export"),
+    "batch-service": ("deploy.cli.processes", "batch_service"),
     "tenant": ("deploy.cli.tenant", "tenant"),
     "project": ("deploy.cli.project", "project"),
     "key": ("deploy.cli.key", "key"),
@@ -36,6 +36,7 @@ _COMMANDS: Final = {
     "usage": ("deploy.cli.usage", "usage"),
     "audit": ("deploy.cli.audit", "audit"),
     "reconcile": ("deploy.cli.reconcile", "reconcile"),
+    "batch": ("deploy.cli.batch", "batch"),
     "request": ("deploy.cli.request", "request"),
 }
 

@@ -179,15 +179,28 @@ def show_one(name: str, as_json: bool) -> None:
     is_flag=True,
     help="Accept that units of signed contracts buy over 10% more or less than now.",
 )
+@click.option(
+    "--batches/--no-batches",
+    "takes_batches",
+    default=None,
+    help="Whether a private model takes batches, whose prompts are stored: its owner must have allowed it.",
+)
 @_shared
-def set_fields(name: str, status: str | None, reweigh: bool, as_json: bool, **fields: Any) -> None:
+def set_fields(
+    name: str,
+    status: str | None,
+    reweigh: bool,
+    takes_batches: bool | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
     """Change the model NAME. New weights are a new version; requests under way keep theirs.
 
     \b
     taas model set llama-70b --weights 1000,50,3500
     taas model set ft-acme --status retired
     """
-    body = {**_body(fields), **given(status=status)}
+    body = {**_body(fields), **given(status=status, takes_batches=takes_batches)}
     if not body:
         raise click.UsageError("nothing to change.")
     _print(call("PATCH", "models", name, body={**body, **given(reweigh=reweigh or None)}), as_json)
@@ -221,7 +234,8 @@ def _print(entry: dict[str, Any], as_json: bool) -> None:
         "max tokens by default": entry["default_max_tokens"],
         "weights (in/cached/out)": _weights_word(entry["weights"]),
         "template kwargs": entry["chat_template_kwargs"], "pool": entry["pool"], "cell": entry["cell"],
-        "largest body (bytes)": entry["max_body_bytes"], "created (UTC)": moment("created_ms")(entry),
+        "largest body (bytes)": entry["max_body_bytes"], "takes batches": entry["takes_batches"],
+        "created (UTC)": moment("created_ms")(entry),
     })  # fmt: skip
 
 

@@ -59,15 +59,6 @@ def worker(args: tuple[str, ...]) -> None:
     run.main(args=list(args), prog_name="taas worker")
 
 
-@click.command(context_settings=_PASS_ON, add_help_option=False)
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-def launcher(args: tuple[str, ...]) -> None:
-    """Run the instances that `taas apply` has said, in the foreground (`taas launcher --help`)."""
-    from serving.launching.__main__ import main as run
-
-    run.main(args=list(args), prog_name="taas launcher")
-
-
 @click.command()
 def billing() -> None:
     """Run the billing process and the admin API in the foreground.
@@ -76,5 +67,18 @@ def billing() -> None:
     TAAS_ADMIN_PORT.
     """
     from billing.__main__ import main as run
+
+    sys.exit(run())
+
+
+@click.command("batch-service")
+def batch_service() -> None:
+    """Run the process that serves files and batches in the foreground.
+
+    Settings come from the environment: TAAS_DATABASE_URL, TAAS_REDIS_URL, TAAS_SERVICE_KEY,
+    TAAS_BATCH_GATEWAY_URL, TAAS_BATCH_PORT, TAAS_BATCH_STORE_URL, TAAS_BATCH_CONCURRENCY. Any number of
+    processes may share one database and one store.
+    """
+    from batch.__main__ import main as run
 
     sys.exit(run())

@@ -9,7 +9,7 @@ from typing import Final
 from deploy.local import postgres, valkey
 from deploy.local.processes import Processes
 from deploy.local.progress import Progress, StepFailed, tell_failure
-from deploy.local.services import BILLING, GATEWAY, POOLING, WORKER, grace_s
+from deploy.local.services import BATCH, BILLING, GATEWAY, POOLING, WORKER, grace_s
 from deploy.local.settings import LocalSettings, read_settings
 from deploy.local.up import alone
 
@@ -34,9 +34,9 @@ def down() -> int:
 
 def _stop_all(settings: LocalSettings) -> int:
     processes = Processes(settings.folder)
-    progress = Progress(7)
+    progress = Progress(8)
     # What is in one group stops at the same time.
-    for group in ((GATEWAY,), (WORKER, POOLING), (BILLING,)):
+    for group in ((BATCH,), (GATEWAY,), (WORKER, POOLING), (BILLING,)):
         with ThreadPoolExecutor() as threads:
             stopping = [threads.submit(processes.stop, name, grace_s(settings, name)) for name in group]
             for name, stopped in zip(group, stopping, strict=True):

@@ -17,12 +17,13 @@ from deploy.local.settings import HOST, ROOT, LocalSettings, child_environment
 
 BILLING: Final = "billing"
 GATEWAY: Final = "gateway"
+BATCH: Final = "batch"
 WORKER: Final = "worker"
 # The worker whose engine pools.
 POOLING: Final = "pooling"
 # Longer than each takes by itself: a gateway's streams have 30 s, 5 s to settle and 60 s to save what could
 # not be, a worker's 60 s and then vLLM's end.
-_GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, POOLING: 100.0, BILLING: 20.0}
+_GRACE_S: Final = {GATEWAY: 105.0, WORKER: 100.0, POOLING: 100.0, BILLING: 20.0, BATCH: 40.0}
 _GRACE_OVER_DRAIN_S: Final = 75.0
 _START_TIMEOUT_S: Final = 60.0
 
@@ -83,6 +84,24 @@ class Services:
             running, lambda: get_ok(f"{settings.gateway_url}/readyz"), _START_TIMEOUT_S, step.note
         )
 
+    def start_batch(self, stores: Stores, step: Step) -> None:
+        """Files and batches. It is told neither the admin key nor an engine's."""
+        settings = self._settings
+        if not settings.batch:
+            self._processes.stop(BATCH, grace_s(settings, BATCH))
+            step.result = "none"
+            return
+        environment = child_environment(
+            settings,
+            TAAS_REDIS_URL=stores.redis_url,
+            TAAS_DATABASE_URL=stores.database_url,
+            TAAS_SERVICE_KEY=self._credentials.service_key,
+        )
+        running = self._start(BATCH, [sys.executable, "-m", "batch"], environment, step)
+        self._processes.wait_until(
+            running, lambda: get_ok(f"{settings.batch_url}/healthz"), _START_TIMEOUT_S, step.note
+        )
+
     def start_workers(self, stores: Stores, model: dict[str, Any], step: Step) -> None:
         """Starts the workers only; their engines take most of a minute, so other steps go on meanwhile."""
         environment = child_environment(self._settings, TAAS_REDIS_URL=stores.redis_url)
@@ -139,6 +158,10 @@ class Services:
             GATEWAY: [
                 ("TAAS_GATEWAY_PORT", settings.gateway_port, settings.gateway_host),
                 *(("TAAS_GATEWAY_METRICS_PORT", port, HOST) for port in settings.gateway_metrics_ports),
+            ],
+            BATCH: [
+                ("TAAS_BATCH_PORT", settings.batch_port, HOST),
+                ("TAAS_BATCH_METRICS_PORT", settings.batch_metrics_port, HOST),
             ],
             WORKER: [],  # workers take the first ones that are free
             POOLING: [],

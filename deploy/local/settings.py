@@ -55,8 +55,12 @@ class LocalSettings(BaseSettings):
     gateway_metrics_port: int = Field(default=9101, ge=1, le=65_280)
     admin_port: int = Field(default=8001, ge=1, le=65_535)
     billing_metrics_port: int = Field(default=9109, ge=1, le=65_535)
+    batch_port: int = Field(default=8002, ge=1, le=65_535)
+    batch_metrics_port: int = Field(default=9108, ge=1, le=65_535)
     valkey_port: int = Field(default=6390, ge=1, le=65_535)
 
+    # Files and batches; without them prompts are stored nowhere.
+    batch: bool = True
     # A second engine, for the routes of the model that generate no text.
     pooling: bool = True
     vllm: Literal["cpu", "gpu"] = "cpu"
@@ -92,6 +96,21 @@ class LocalSettings(BaseSettings):
         """Where this machine reaches the admin API."""
         return f"http://{HOST}:{self.admin_port}"
 
+    @property
+    def batch_url(self) -> str:
+        """Where gateways of this machine reach the batch service."""
+        return f"http://{HOST}:{self.batch_port}"
+
+
+def _batch_environment(settings: LocalSettings) -> dict[str, str]:
+    return {
+        "TAAS_BATCH": "1" if settings.batch else "0",
+        "TAAS_BATCH_PORT": str(settings.batch_port),
+        "TAAS_BATCH_METRICS_PORT": str(settings.batch_metrics_port),
+        "TAAS_BATCH_URL": settings.batch_url,
+        "TAAS_BATCH_GATEWAY_URL": settings.gateway_url,
+    }
+
 
 def read_settings() -> LocalSettings:
     """From the environment. Raises StepFailed that names each wrong variable."""
@@ -116,6 +135,7 @@ def child_environment(settings: LocalSettings, **more: str) -> dict[str, str]:
         "TAAS_ADMIN_PORT": str(settings.admin_port),
         "TAAS_ADMIN_URL": settings.admin_url,
         "TAAS_BILLING_METRICS_PORT": str(settings.billing_metrics_port),
+        **_batch_environment(settings),
         "TAAS_VLLM": settings.vllm,
         "TAAS_VLLM_PYTHON": str(settings.vllm_python),
         "PYTHONUNBUFFERED": "1",

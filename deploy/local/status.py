@@ -9,7 +9,7 @@ from deploy.local import credentials, postgres, valkey
 from deploy.local.admin_api import AdminApi
 from deploy.local.processes import Processes
 from deploy.local.progress import StepFailed, tell_failure
-from deploy.local.services import BILLING, GATEWAY, POOLING, WORKER, get_ok, is_of, needs_pooling
+from deploy.local.services import BATCH, BILLING, GATEWAY, POOLING, WORKER, get_ok, is_of, needs_pooling
 from deploy.local.settings import DEFAULT_MODEL, LocalSettings, read_settings
 
 UP = "up"
@@ -56,8 +56,16 @@ def look(settings: LocalSettings) -> list[Part]:
         f"{settings.admin_url}, metrics on {settings.billing_metrics_port}"),
         _process(processes, GATEWAY, get_ok(f"{settings.gateway_url}/readyz"),
         f"{settings.gateway_url}, metrics on {_first_to_last(settings.gateway_metrics_ports)}"),
+        *_batch(settings, processes),
         *_instances(settings, processes),
     ]  # fmt: skip
+
+
+def _batch(settings: LocalSettings, processes: Processes) -> list[Part]:
+    if not settings.batch:
+        return []
+    where = f"{settings.batch_url}, metrics on {settings.batch_metrics_port}"
+    return [_process(processes, BATCH, get_ok(f"{settings.batch_url}/healthz"), where)]
 
 
 def _first_to_last(ports: range) -> str:

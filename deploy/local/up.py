@@ -19,7 +19,7 @@ from deploy.local.services import POOLING, WORKER, Services, Stores, needs_pooli
 from deploy.local.settings import ROOT, LocalSettings, read_settings
 from serving.model_files import ModelFilesError, ensure_model
 
-_STEPS: Final = 12
+_STEPS: Final = 13
 
 
 def up() -> int:
@@ -87,6 +87,9 @@ class _Up:
         with step("gateway") as now:
             services.start_gateway(stores, now)
             now.result = now.result or settings.gateway_url
+        with step("batches") as now:
+            services.start_batch(stores, now)
+            now.result = now.result or settings.batch_url
         with step("demo tenant") as now:
             key = demo.ensure(admin, settings, keys, model["name"], now)
         with step("engine") as now:

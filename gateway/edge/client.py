@@ -34,8 +34,8 @@ def opaque_instance(instance: str) -> bytes:
     return hashlib.blake2s(instance.encode(), digest_size=6).hexdigest().encode()
 
 
-def new_request_id() -> str:
-    """A new id. Refused requests have one too, because people ask about them."""
+def new_request_id(_: object = None) -> str:
+    """A new id, whatever was asked. Refused requests have one too, because people ask about them."""
     return "req_" + urandom(12).hex()
 
 
@@ -85,6 +85,9 @@ class ClientConnection(Protocol):
 
     def pause_body(self) -> None:
         """Read no more of the body until it is asked for again."""
+
+    def expect_body_within(self, seconds: float) -> None:
+        """The body may take so long to arrive, in however many pieces: it is passed on as it comes."""
 
 
 class Client:

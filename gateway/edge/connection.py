@@ -222,7 +222,7 @@ class GatewayHttpProtocol(asyncio.Protocol):
         if self._arriving is None or self._arriving.complete:
             return
         self._body_pieces += 1
-        if self._body_pieces > BODY_PIECES_MAX:
+        if self._body_pieces > BODY_PIECES_MAX and self._arriving.body_s is None:
             raise InvalidHead("The request body comes in too many small chunks.")
         self._arriving.feed(piece)
 
@@ -264,7 +264,8 @@ class GatewayHttpProtocol(asyncio.Protocol):
             if waited_s > limits.head_s:
                 self._refuse(_late("head"))
         elif self._receiving == _BODY:
-            if waited_s > limits.body_s:
+            own_s = None if self._arriving is None else self._arriving.body_s
+            if waited_s > (limits.body_s if own_s is None else own_s):
                 self._refuse(_late("body"))
         elif self._answering is None and waited_s > (limits.head_s if self._fresh else limits.idle_s):
             wire.close()  # nothing was asked, so there is nothing to answer

@@ -37,7 +37,7 @@ class RequestCycle:
     __slots__ = (
         "_body_bytes", "_body_delivered", "_bytes_left", "_chunked", "_default_headers", "_expects_continue",
         "_head", "_is_head", "_on_disconnect", "_on_end", "_pieces", "_version_10", "_waiters", "_wire",
-        "complete", "disconnected", "keep_alive", "more_body", "started",
+        "body_s", "complete", "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,8 @@ class RequestCycle:
         self._version_10 = version_10
         self._expects_continue = expects_continue
         self.keep_alive = keep_alive
+        # How long the body may take to arrive, if that is not what holds for all.
+        self.body_s: float | None = None
         self._pieces: list[bytes] = []
         self._body_bytes = 0
         self._body_delivered = False
@@ -114,6 +116,10 @@ class RequestCycle:
         """
         if self.more_body:
             self._wire.pause_reading()
+
+    def expect_body_within(self, seconds: float) -> None:
+        """The body may take so long to arrive, in however many pieces."""
+        self.body_s = seconds
 
     def take_body(self) -> bytes:
         """The part of the body that has arrived and was not taken yet."""

@@ -152,10 +152,10 @@ class Postgres:
 
 class Installation:
     """Valkey with its log, PostgreSQL, two engines, two billing processes, two gateways; tenants with and
-    without a local lease.
+    without a local lease. With `batches`, so many batch processes, which have these further settings.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, batches: int = 0, batch_settings: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.admin_key = secrets.token_urlsafe(16)
         self.postgres = Postgres(folder / "postgres")
@@ -167,11 +167,15 @@ class Installation:
         self.engines = [self._engine(number) for number in range(2)]
         self.valkey = self._valkey()
         self.billings = [self._billing(number) for number in range(2)]
+        self.batch_urls = [f"http://127.0.0.1:{free_port()}" for _ in range(batches)]
         self.gateways = [self._gateway(number) for number in range(2)]
+        self.batches = [self._batch(number, batch_settings or {}) for number in range(batches)]
 
     @property
     def parts(self) -> list[Any]:
-        return [*self.gateways, *self.billings, *self.engines, self.valkey, self.postgres]
+        return [
+            *self.batches, *self.gateways, *self.billings, *self.engines, self.valkey, self.postgres
+        ]  # fmt: skip
 
     def start(self) -> None:
         """All of it, set up. Raises DidNotStart."""
@@ -187,7 +191,7 @@ class Installation:
         for name, more in (("refuses", {}), ("leased", {"redis_down": lease})):
             self.post("tenants", {"name": name, **more})
             self.keys[name] = self.post("keys", {"tenant": name})["key"]
-        for part in self.gateways:
+        for part in (*self.gateways, *self.batches):
             part.start()
 
     def stop(self) -> None:
@@ -197,7 +201,19 @@ class Installation:
 
     def post(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
         """As an operator. Raises DidNotStart with the answer when it is refused."""
-        answer = httpx.post(
+        return self._ask("POST", what, body)
+
+    def patch(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The same for a change."""
+        return self._ask("PATCH", what, body)
+
+    def put(self, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The same for what is set as a whole."""
+        return self._ask("PUT", what, body)
+
+    def _ask(self, method: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = httpx.request(
+            method,
             f"{self.admin_urls[0]}/admin/v1/{what}",
             json=body,
             timeout=30,
@@ -205,7 +221,7 @@ class Installation:
             headers=self._admin(),
         )
         if answer.status_code >= 300:
-            raise DidNotStart(f"POST {what}: {answer.status_code} {answer.text}")
+            raise DidNotStart(f"{method} {what}: {answer.status_code} {answer.text}")
         made: dict[str, Any] = answer.json()
         return made
 
@@ -217,12 +233,19 @@ class Installation:
         report: dict[str, Any] = answer.raise_for_status().json()
         return report
 
-    def sql(self, query: str) -> list[Any]:
+    def sql(self, query: str, *values: Any) -> list[Any]:
         """Rows of the ledger's database."""
         import psycopg  # of no use to what else is imported with the load tests
 
         with psycopg.connect(self.postgres.uri, autocommit=True) as connection:
-            return connection.execute(query).fetchall()
+            return connection.execute(query, values or None).fetchall()
+
+    def execute(self, statement: str, *values: Any) -> None:
+        """Change something in the ledger's database behind the product's back."""
+        import psycopg
+
+        with psycopg.connect(self.postgres.uri, autocommit=True) as connection:
+            connection.execute(statement, values)
 
     def unfinished(self) -> int:
         """Open requests, entries on the way to the ledger, and sequences that run."""
@@ -302,7 +325,8 @@ class Installation:
             "TAAS_HOME": str(self.folder / f"gateway-{number}-home"), "TAAS_GATEWAY_PORT": url.rsplit(":",
             1)[1],
             "TAAS_GATEWAY_METRICS_PORT": str(free_port()), "TAAS_GATEWAY_PROCESSES": "1",
-            "TAAS_LEASE_MS": "3000",
+            "TAAS_LEASE_MS": "3000", "TAAS_BATCH_URL": self.batch_urls[0] if self.batch_urls else "",
+            "TAAS_BATCH": "1" if self.batch_urls else "0",
         }  # fmt: skip
         command = python("-m", "gateway")
         return Part(
@@ -310,5 +334,20 @@ class Installation:
             folder=self.folder,
             command=command,
             environment=self._environment() | own,
+            ready=answers(f"{url}/healthz"),
+        )
+
+    def _batch(self, number: int, settings: dict[str, str]) -> Part:
+        url = self.batch_urls[number]
+        own = {
+            "TAAS_HOME": str(self.folder / "batch-home"), "TAAS_BATCH_PORT": url.rsplit(":", 1)[1],
+            "TAAS_BATCH_METRICS_PORT": str(free_port()),
+            "TAAS_BATCH_GATEWAY_URL": ",".join(self.gateway_urls),
+        }  # fmt: skip
+        return Part(
+            name=f"batch-{number}",
+            folder=self.folder,
+            command=python("-m", "batch"),
+            environment=self._environment() | own | settings,
             ready=answers(f"{url}/healthz"),
         )

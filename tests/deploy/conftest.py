@@ -17,7 +17,10 @@ from tests.fixtures.engine import SimEngine
 from tests.fixtures.valkey import free_port
 from tests.source_tree import ROOT
 
-PORTS = ("VALKEY_PORT", "GATEWAY_PORT", "ADMIN_PORT", "GATEWAY_METRICS_PORT", "BILLING_METRICS_PORT")
+PORTS = (
+    "VALKEY_PORT", "GATEWAY_PORT", "ADMIN_PORT", "GATEWAY_METRICS_PORT", "BILLING_METRICS_PORT", "BATCH_PORT",
+    "BATCH_METRICS_PORT",
+)  # fmt: skip
 
 
 class Home:
@@ -60,7 +63,8 @@ class Home:
     def pids(self) -> dict[str, int]:
         """The processes that run, by name."""
         processes = Processes(self.folder)
-        found = {name: processes.find(name) for name in ("valkey", "billing", "gateway", "worker", "pooling")}
+        names = ("valkey", "billing", "gateway", "batch", "worker", "pooling")
+        found = {name: processes.find(name) for name in names}
         return {name: running.pid for name, running in found.items() if running is not None}
 
 

@@ -53,7 +53,7 @@ def test_up_serves_and_bills_one_request_and_can_be_repeated(on_sim: Home) -> No
     assert first.returncode == 0, first.stdout + first.stderr
     check_served(first.stdout)
     pids, key = on_sim.pids(), read_env(on_sim.folder / "demo.env")["OPENAI_API_KEY"]
-    assert set(pids) == {"valkey", "billing", "gateway"}
+    assert set(pids) == {"valkey", "billing", "gateway", "batch"}
 
     again = on_sim.run("up")
     assert again.returncode == 0, again.stdout + again.stderr
@@ -117,7 +117,7 @@ def test_up_uses_the_stores_that_are_there(on_sim: Home, valkey_url: str, databa
     run = on_sim.run("up", TAAS_REDIS_URL=valkey_url, TAAS_DATABASE_URL=database_url)
     assert run.returncode == 0, run.stdout + run.stderr
     check_served(run.stdout)
-    assert set(on_sim.pids()) == {"billing", "gateway"}
+    assert set(on_sim.pids()) == {"billing", "gateway", "batch"}
     assert not (on_sim.folder / "postgres").exists()
 
 

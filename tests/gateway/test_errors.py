@@ -15,6 +15,7 @@ from billing.wire.ending import Ending
 from gateway.errors import (
     RETRY_AFTER_MS_MAX,
     AuthenticationFailed,
+    BatchUnavailable,
     BodyTooLarge,
     ClientDisconnected,
     ContextLengthExceeded,
@@ -79,6 +80,7 @@ EVERY: list[tuple[GatewayError, int, str]] = [
     (RequestQuarantined(), 503, "request_quarantined"),
     (DependencyUnavailable(), 503, "dependency_unavailable"),
     (UsageUnavailable(), 503, "usage_unavailable"),
+    (BatchUnavailable(), 503, "batch_unavailable"),
     (UpstreamProtocolError(), 502, "upstream_protocol_error"),
     (EngineFailed(), 502, "engine_failed"),
     (RequestStopped(Ending.OPERATOR_STOP), 503, "operator_stop"),

@@ -256,16 +256,17 @@ def test_what_every_operation_answers_is_what_the_document_says(
                  "provider-usage?provider=openai&from=2023-11-01&until=2023-12-01", "requests/req_1",
                  "requests/req_2", f"contracts/{draft}",
                  f"contracts/{draft}/history", "tenants/acme", f"keys/{key}",
-                 "models/m", "pools/m", "autoscaling", "autoscaling/m", "/healthz"):  # fmt: skip
+                 "models/m", "pools/m", "autoscaling", "autoscaling/m", "batches", "/healthz"):  # fmt: skip
         ask("GET", path)
     ask("DELETE", f"limits?key_id={key}")
     ask("DELETE", "instances/i-1")
     ask("DELETE", "launches/m")
     ask("DELETE", "autoscaling/m")
     every = {operation["operationId"] for _, _, operation in operations(document)}
-    # A request that runs needs a gateway, a restart and evidence a worker: they have tests of their own.
+    # A request that runs needs a gateway, a restart and evidence a worker, a batch its service: all have
+    # tests of their own.
     alone = {"requests_stop", "instances_restart", "evidence_show", "evidence_show_key"}
-    assert every - ask.succeeded == alone
+    assert every - ask.succeeded == alone | {"batches_show", "batches_cancel"}
 
 
 def test_the_page_that_shows_it_needs_nothing_from_elsewhere(nobody: TestClient):

@@ -1,0 +1,214 @@
+"""Serves the lines of open batches: claims them, sends them, records what came of them. One per process, any
+number of processes; each may die at any moment.
+
+It owns the round and how many lines each batch may have under way. What was answered but not yet recorded
+when a process dies is sent again by another; billing charges for one of the two and absorbs the other.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from secrets import token_hex
+from typing import Any, Final
+
+from sqlalchemy import Engine, Row, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from batch import batch_rows, line_rows
+from batch.ending import advance_batch
+from batch.line_rows import GivenBack, Result
+from batch.metrics import BatchMetrics
+from batch.objects import Objects
+from batch.reading import read_batch
+from batch.sending import Line, Sender
+from batch.settings import BatchSettings
+from billing.schema.batches import batch_runner
+from billing.schema.catalogue import api_key
+from billing.wire.batch_statuses import OPEN_STATUSES
+from billing.wire.routes import Route
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 0.5
+_IDLE_LOOK_S: Final = 2.0
+# Results are recorded when there are so many, or the first has waited so long.
+_RECORD_LINES: Final = 64
+_RECORD_S: Final = 0.2
+# How long a stopping process waits for its lines.
+_DRAIN_S: Final = 20.0
+
+Outcome = Result | GivenBack
+
+
+class Runner:
+    """One process's share of the work."""
+
+    def __init__(
+        self, engine: Engine, objects: Objects, settings: BatchSettings, metrics: BatchMetrics
+    ) -> None:
+        self.name = token_hex(8)
+        self._engine = engine
+        self._objects = objects
+        self._settings = settings
+        self._metrics = metrics
+        self._sender = Sender(
+            objects, settings.gateway_url, settings.service_key.get_secret_value(), settings.concurrency
+        )
+        self._open: Sequence[Row[Any]] = ()
+        self._under_way: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._done: dict[str, list[Outcome]] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until stopped. It waits out outages of PostgreSQL, of the store and of gateways."""
+        rounds = [
+            asyncio.create_task(self._repeat(self._renew, self._settings.lease_s / 4)),
+            asyncio.create_task(self._repeat(self._look, _LOOK_S)),
+            asyncio.create_task(self._repeat(self._record, _RECORD_S)),
+            asyncio.create_task(self._repeat(self._claim, 0.02)),
+        ]
+        await stop.wait()
+        rounds.pop().cancel()  # nothing is claimed any more
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_DRAIN_S)
+        for task in (*self._tasks, *rounds):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *rounds, return_exceptions=True)
+        with suppress(SQLAlchemyError):
+            await self._record()
+            await asyncio.to_thread(self._leave)
+        await self._sender.close()
+
+    async def _repeat(self, step: Any, pause_s: float) -> None:
+        while True:
+            try:
+                await step()
+            except Exception as exc:  # whatever store was away, the next round tries again
+                self._metrics.failures.inc()
+                log.warning("a step of the runner failed: %s", type(exc).__name__)
+                if not isinstance(exc, (SQLAlchemyError, OSError)):
+                    log.debug("the step's failure", exc_info=exc)
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(pause_s)
+
+    async def _renew(self) -> None:
+        def renew() -> None:
+            with self._engine.begin() as connection:
+                line_rows.renew(connection, self.name, self._settings.lease_s)
+
+        await asyncio.to_thread(renew)
+
+    async def _look(self) -> None:
+        """See which batches are open, read new ones, and end those that are due."""
+
+        def look() -> tuple[Sequence[Row[Any]], bool]:
+            with self._engine.connect() as connection:
+                return batch_rows.open_batches(connection), line_rows.leads(connection, self.name)
+
+        self._open, leads = await asyncio.to_thread(look)
+        # All processes see the same; one tells it.
+        statuses = Counter(row.status for row in self._open if leads)
+        for status in OPEN_STATUSES:
+            self._metrics.open.labels(status).set(statuses[status])
+        for row in self._open:
+            if row.status == "validating" and row.batch_id not in self._reading:
+                task = asyncio.create_task(self._read(row.batch_id))
+                self._reading[row.batch_id] = task
+            await asyncio.to_thread(advance_batch, self._engine, self._objects, self._settings, row.batch_id)
+        if not self._open:
+            await asyncio.sleep(_IDLE_LOOK_S - _LOOK_S)
+
+    async def _read(self, batch_id: str) -> None:
+        try:
+            await asyncio.to_thread(
+                read_batch, self._engine, self._objects, self._settings, self.name, batch_id
+            )
+        except Exception:
+            self._metrics.failures.inc()
+            log.exception("batch %s could not be read; it is tried again", batch_id)
+        finally:
+            del self._reading[batch_id]
+
+    async def _claim(self) -> None:
+        """Take lines as long as there is room: no batch has more than its share of it under way."""
+        served = [row for row in self._open if row.status != "validating"]
+        share = max(1, self._settings.concurrency // max(1, len(served)))
+        for row in served:
+            room = min(share - self._under_way[row.batch_id], self._settings.concurrency - len(self._tasks))
+            # By several at once, unless nothing is under way.
+            if room <= 0 or (room < share // 4 and self._under_way[row.batch_id]):
+                continue
+            lines = await asyncio.to_thread(self._claimed, row, room)
+            for line in lines:
+                self._under_way[row.batch_id] += 1
+                task = asyncio.create_task(self._serve(line))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            self._metrics.under_way.set(len(self._tasks))
+            if not lines:
+                await asyncio.sleep(0.1 / len(served))
+
+    def _claimed(self, row: Row[Any], room: int) -> list[Line]:
+        begin = row.status == "in_progress"
+        with self._engine.begin() as connection:
+            found = line_rows.claim(connection, row.batch_id, self.name, room, begin=begin)
+            if not found:
+                return []
+            key = connection.execute(
+                select(api_key.c.hash).where(api_key.c.key_id == row.key_id)
+            ).scalar_one()
+        return [
+            Line(
+                batch_id=row.batch_id, key_hash=key, route=Route(row.route), input_file=row.input_file,
+                line=each.line, start=each.start, length=each.length, attempt=each.attempt,
+                failures=each.failures,
+            )
+            for each in found
+        ]  # fmt: skip
+
+    async def _serve(self, line: Line) -> None:
+        outcome: Outcome = GivenBack(
+            line=line.line, attempt=line.attempt, lost=True, wait_ms=1_000, failures=line.failures
+        )
+        try:
+            outcome = await self._sender.send(line)
+        except Exception:
+            self._metrics.failures.inc()
+            log.exception("line %s/%d could not be sent", line.batch_id, line.line)
+        finally:
+            self._under_way[line.batch_id] -= 1
+            self._done.setdefault(line.batch_id, []).append(outcome)
+
+    async def _record(self) -> None:
+        """Record what is done. What cannot be recorded now is kept for the next round."""
+        for batch_id in list(self._done):
+            outcomes = self._done.pop(batch_id)
+            for start in range(0, len(outcomes), _RECORD_LINES):
+                part = outcomes[start : start + _RECORD_LINES]
+                try:
+                    await asyncio.shield(asyncio.to_thread(self._record_part, batch_id, part))
+                except Exception:
+                    self._done.setdefault(batch_id, [])[:0] = outcomes[start:]
+                    raise
+
+    def _record_part(self, batch_id: str, outcomes: list[Outcome]) -> None:
+        results = [each for each in outcomes if isinstance(each, Result)]
+        back = [each for each in outcomes if isinstance(each, GivenBack)]
+        with self._engine.begin() as connection:
+            ours = line_rows.record(connection, self._objects, self.name, batch_id, results)
+            line_rows.give_back(connection, self.name, batch_id, back)
+        counts = self._metrics.lines
+        for result in ours:
+            counts["succeeded" if result.kind == "output" else "failed"].inc()
+        counts["overtaken"].inc(len(results) - len(ours))
+        for each in back:
+            counts["lost" if each.lost else "given_back"].inc()
+
+    def _leave(self) -> None:
+        """Let others take this process's lines at once."""
+        with self._engine.begin() as connection:
+            connection.execute(batch_runner.delete().where(batch_runner.c.runner == self.name))
