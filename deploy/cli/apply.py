@@ -11,7 +11,7 @@ from deploy.cli.confirmation import confirm, require_answerable, yes_option
 from deploy.cli.output import json_option, print_json
 
 if TYPE_CHECKING:
-    from deploy.desired.difference import Step
+    from deploy.desired.step import Step
 
 # Not 2, which is wrong usage.
 DIFFERS: Final = 3
@@ -27,7 +27,7 @@ _SIGNS: Final = {"create": "+", "change": "~", "replace": "±", "delete": "-"}
 @yes_option
 @json_option
 def apply(file: Path, dry_run: bool, prune: bool, yes: bool, as_json: bool) -> None:
-    """Make true what FILE (YAML) says of models, pools, instances and prices.
+    """Make true what FILE (YAML) says of models, adapters, pools, instances, prices and cost prices.
 
     It shows what is to be created, changed and deleted, and asks. A section or a field that FILE does not
     have is left as it is. Without --prune nothing is deleted; with it, models that a section lacks are
@@ -41,6 +41,7 @@ def apply(file: Path, dry_run: bool, prune: bool, yes: bool, as_json: bool) -> N
       llama-70b:
         instances: 2
         headroom: 10%
+        autoscale: {min: 1, max: 2}
         launch: {instances: 2, gpus: 4, path: /models/llama-70b, engine_args: [--tensor-parallel-size, 4]}
     instances:
       gpt: {model: gpt, url: "https://api.openai.com/v1", provider: openai, key_file: openai.key}
@@ -75,7 +76,7 @@ def apply(file: Path, dry_run: bool, prune: bool, yes: bool, as_json: bool) -> N
 
 @click.command()
 def export() -> None:
-    """Print models, pools, launches, instances added by hand, and prices as a file for `taas apply`.
+    """Print models, adapters, pools, instances added by hand, and prices as a file for `taas apply`.
 
     Keys of instances are not in it: name their files in `key_file` before you apply it elsewhere.
     """

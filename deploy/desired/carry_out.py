@@ -8,7 +8,7 @@ import click
 
 from deploy.cli.connection import AdminApiError, call
 from deploy.cli.key_file import read_key_file
-from deploy.desired.difference import Call, Step
+from deploy.desired.step import Call, Step
 
 _POLL_S: Final = 0.5
 # For so long billing shows a removed instance, and reads its counters.

@@ -1,70 +1,25 @@
 """What has to be done so that the file is true, in the order of dependencies. It does nothing itself."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import IntEnum
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from deploy.desired.document import Document, Entry
+from deploy.desired.pool_changes import pool_steps
 from deploy.desired.present import Present
-from deploy.desired.yaml_values import DocumentError, Place
+from deploy.desired.price_changes import COST, SALE, price_steps
+from deploy.desired.step import Call, Step, Turn, all_new, changed
+from deploy.desired.yaml_values import DocumentError
 
-_POOLING: Final = "/pooling"
 # What a model keeps for as long as it is there.
 _KEPT: Final = ("owner", "pool")
-_SETS: Final = ("routes", "chat_template_kwargs")
-# As `taas price set` asks about.
-_MUCH: Final = 10
-
-Action = Literal["create", "change", "replace", "delete"]
-
-
-class Turn(IntEnum):
-    """What comes first: what others need. What takes capacity away comes last."""
-
-    MODEL = 0
-    POOL = 1
-    PRICE = 2
-    LAUNCH = 3
-    INSTANCE = 4
-    INSTANCE_REPLACED = 5
-    INSTANCE_REMOVED = 6
-    LAUNCH_REMOVED = 7
-    MODEL_RETIRED = 8
-    PRICE_WITHDRAWN = 9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of the admin API. `drains`: it is repeated until no request is open there."""
-
-    method: str
-    path: tuple[str, ...]
-    body: dict[str, Any] | None = None
-    drains: bool = False
-    key_file: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One change. `fields`: name, before, after; None where it is not."""
-
-    turn: Turn
-    action: Action
-    what: str
-    name: str
-    place: Place | None
-    fields: list[tuple[str, Any, Any]] = field(default_factory=list)
-    note: str = ""
-    calls: tuple[Call, ...]
 
 
 def steps(document: Document, there: Present, *, prune: bool) -> list[Step]:
     """In the order in which they are to be carried out. Raises DocumentError for what cannot be."""
     found = [
         *_models(document, there, prune=prune),
-        *_pools(document, there, prune=prune),
+        *_adapters(document, there, prune=prune),
+        *pool_steps(document, there, prune=prune),
         *_prices(document, there, prune=prune),
         *_instances(document, there, prune=prune),
     ]
@@ -80,34 +35,26 @@ def _models(document: Document, there: Present, *, prune: bool) -> Iterator[Step
         if now is None:
             yield _new_model(entry, wanted)
             continue
-        changed = _changed(wanted, now)
-        for kept, before, after in changed:
+        differs = changed(wanted, now)
+        for kept, before, after in differs:
             if kept in _KEPT:
                 raise DocumentError(
                     entry.at(kept), f"the {kept} of model {name} is {before} for good, and cannot be {after}"
                 )
-        if changed:
-            retired = ("status", "active", "retired") in changed
+        if differs:
+            retired = ("status", "active", "retired") in differs
             yield Step(
                 turn=Turn.MODEL_RETIRED if retired else Turn.MODEL,
                 action="change",
                 what="model",
                 name=name,
                 place=entry.place,
-                fields=changed,
-                calls=(Call(method="PATCH", path=("models", name), body={f: new for f, _, new in changed}),),
+                fields=differs,
+                calls=(Call(method="PATCH", path=("models", name), body={f: new for f, _, new in differs}),),
             )
     for name, now in there.models.items() if prune else ():
         if name not in document.models and now["status"] == "active":
-            yield Step(
-                turn=Turn.MODEL_RETIRED,
-                action="delete",
-                what="model",
-                name=name,
-                place=None,
-                note="it is retired: its requests get 404",
-                calls=(Call(method="PATCH", path=("models", name), body={"status": "retired"}),),
-            )
+            yield _retired("model", name)
 
 
 def _with_ids(fields: dict[str, Any], there: Present) -> dict[str, Any]:
@@ -131,77 +78,58 @@ def _new_model(entry: Entry, wanted: dict[str, Any]) -> Step:
         what="model",
         name=entry.name,
         place=entry.place,
-        fields=_all_new(entry.fields),
+        fields=all_new(entry.fields),
         calls=tuple(calls),
     )
 
 
-def _pools(document: Document, there: Present, *, prune: bool) -> Iterator[Step]:
-    if document.pools is None:
-        return
-    models = {name: there.models[name]["pool"] for name in there.models}
-    models |= {name: entry.fields.get("pool", name) for name, entry in (document.models or {}).items()}
-    launched = set()
-    for name, entry in document.pools.items():
-        base = name.removesuffix(_POOLING)
-        if name not in models.values() and base not in models.values():
-            raise DocumentError(entry.place, f"there is no pool {name!r}: no model is in it")
-        wanted = {key: value for key, value in entry.fields.items() if key != "launch"}
-        if wanted and name not in models.values():
-            raise DocumentError(entry.place, f"of pool {name} nothing is sold: it can only have a launch")
-        defaults = {"instances": 0, "headroom": "0.1", "set_aside": "0"}
-        changed = _changed(wanted, there.pools.get(name, defaults))
-        if changed:
+def _adapters(document: Document, there: Present, *, prune: bool) -> Iterator[Step]:
+    for name, entry in (document.adapters or {}).items():
+        base, _, short = name.partition(":")
+        if base not in {*there.models, *(document.models or ())} or not short:
+            raise DocumentError(entry.place, f"an adapter is BASE:NAME, and there is no model {base!r}")
+        wanted = {"path": entry.fields["path"], "owner": there.tenants[entry.fields["owner"]]}
+        now = there.adapters.get(name)
+        if now is None:
+            body = {"model": base, "name": short, **wanted}
+            calls = [Call(method="POST", path=("adapters",), body=body)]
+            differs = all_new(entry.fields)
+        else:
+            differs = changed({**wanted, "status": "active"}, now)
+            if any(field == "owner" for field, _, _ in differs):
+                raise DocumentError(entry.at("owner"), f"the owner of adapter {name} is its owner for good")
+            given = {field: new for field, _, new in differs}
+            paths = [("adapters", {"path": given.get("path")}), ("models", {"status": given.get("status")})]
+            calls = [
+                Call(method="PATCH", path=(noun, name), body=body)
+                for noun, body in paths
+                if None not in body.values()
+            ]
+        if differs:
             yield Step(
-                turn=Turn.POOL,
-                action="change",
-                what="pool",
+                turn=Turn.ADAPTER,
+                action="create" if now is None else "change",
+                what="adapter",
                 name=name,
                 place=entry.place,
-                fields=changed,
-                calls=(Call(method="PATCH", path=("pools", name), body={f: new for f, _, new in changed}),),
+                fields=differs,
+                calls=tuple(calls),
             )
-        if "launch" in entry.fields:
-            launched.add(name)
-            yield from _launch(entry, models, there)
-    for name in there.launches if prune else ():
-        if name not in launched:
-            yield Step(
-                turn=Turn.LAUNCH_REMOVED,
-                action="delete",
-                what="launch",
-                name=name,
-                place=None,
-                note="its instances drain and stop",
-                calls=(Call(method="DELETE", path=("launches", name)),),
-            )
+    kept = document.adapters
+    for name, now in there.adapters.items() if prune and kept is not None else ():
+        if name not in (kept or ()) and now["status"] == "active":
+            yield _retired("adapter", name)
 
 
-def _launch(entry: Entry, models: dict[str, str], there: Present) -> Iterator[Step]:
-    place, pool = entry.at("launch"), entry.name
-    wanted = {"model": pool.removesuffix(_POOLING), **entry.fields["launch"]}
-    if wanted["model"] not in models:
-        named = "model" in entry.fields["launch"]
-        raise DocumentError(
-            place,
-            f"there is no model {wanted['model']!r}"
-            if named
-            else "name the model that is launched: `model: …`",
-        )
-    now = there.launches.get(pool)
-    changed = _all_new(wanted) if now is None else _changed(wanted, now)
-    if not changed:
-        return
-    fewer = now is not None and wanted["instances"] < now["instances"]
-    yield Step(
-        turn=Turn.LAUNCH_REMOVED if fewer else Turn.LAUNCH,
-        action="create" if now is None else "change",
-        what="launch",
-        name=pool,
-        place=place,
-        fields=changed,
-        note="those that are too many drain and stop" if fewer else "",
-        calls=(Call(method="PUT", path=("launches", pool), body=wanted),),
+def _retired(what: str, name: str) -> Step:
+    return Step(
+        turn=Turn.MODEL_RETIRED,
+        action="delete",
+        what=what,
+        name=name,
+        place=None,
+        note="it is retired: its requests get 404",
+        calls=(Call(method="PATCH", path=("models", name), body={"status": "retired"}),),
     )
 
 
@@ -218,8 +146,8 @@ def _instances(document: Document, there: Present, *, prune: bool) -> Iterator[S
         key_file = wanted.pop("key_file", None)
         path = None if key_file is None else document.folder / key_file
         now = there.instances.get(name)
-        changed = _all_new(entry.fields) if now is None else _changed(wanted, now)
-        if not changed:
+        differs = all_new(entry.fields) if now is None else changed(wanted, now)
+        if not differs:
             continue
         if wanted.get("provider") and path is None:
             raise DocumentError(entry.place, "a provider requires a key: `key_file: …`")
@@ -231,7 +159,7 @@ def _instances(document: Document, there: Present, *, prune: bool) -> Iterator[S
             what="instance",
             name=name,
             place=entry.place,
-            fields=changed,
+            fields=differs,
             note="" if now is None else "its open requests end, then it is added anew",
             calls=(add,) if now is None else (remove, add),
         )
@@ -268,80 +196,17 @@ def _new_instance(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prices(document: Document, there: Present, *, prune: bool) -> Iterator[Step]:
-    known = {*there.models, *(document.models or ())}
-    for model, listed in (document.prices or {}).items():
-        if model not in known and listed:
-            raise DocumentError(listed[0].place, f"there is no model {model!r}")
-        rows = there.prices.get(model, [])
-        # One without a moment holds until the first of the others.
-        past = [entry for entry in listed if (entry.fields["from"] or 0) <= there.now_ms]
-        held = [row for row in rows if row["from"] <= there.now_ms]
-        if past:
-            latest = max(past, key=lambda entry: entry.fields["from"] or 0)
-            before = held[-1] if held else None
-            start = None if held else latest.fields["from"]
-            yield from _price(model, latest, before, start)
-        for entry in listed:
-            if entry not in past:
-                at_once = [row for row in rows if row["from"] == entry.fields["from"]]
-                yield from _price(model, entry, at_once[0] if at_once else None, entry.fields["from"])
-        wanted = {entry.fields["from"] for entry in listed}
-        for row in rows if prune else ():
-            if row["from"] > there.now_ms and row["from"] not in wanted:
-                yield Step(
-                    turn=Turn.PRICE_WITHDRAWN,
-                    action="delete",
-                    what="price",
-                    name=model,
-                    place=None,
-                    fields=[("from", rfc3339(row["from"]), None)],
-                    calls=(Call(method="DELETE", path=("prices", str(row["price_id"]))),),
-                )
-
-
-def _price(model: str, entry: Entry, before: dict[str, Any] | None, start: int | None) -> Iterator[Step]:
-    amounts = {name: entry.fields[name] for name in ("input", "cached_input", "cache_write", "output")}
-    changed = _all_new(amounts) if before is None else _changed(amounts, before)
-    if not changed:
-        return
-    much = [name for name, old, new in changed if old is not None and _is_much(old, new)]
-    begins = {} if start is None else {"from": start}
-    yield Step(
-        turn=Turn.PRICE,
-        action="create" if before is None else "change",
-        what="price",
-        name=model,
-        place=entry.place,
-        fields=[*changed, ("from", None, "now" if start is None else rfc3339(start))],
-        note=f"by more than {_MUCH} times: {', '.join(much)}" if much else "",
-        calls=(
-            Call(
-                method="POST", path=("prices",), body={"model": model, **amounts, **begins, "confirmed": True}
-            ),
-        ),
-    )
-
-
-def _is_much(old: str, new: str) -> bool:
-    low, high = sorted((float(old), float(new)))
-    return high > _MUCH * low
-
-
-def rfc3339(moment_ms: int) -> str:
-    """In UTC."""
-    from billing.moments import utc
-
-    return utc(moment_ms)
-
-
-def _changed(wanted: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Fields that are given and differ. Lists of names are sets."""
-    return [
-        (name, now[name], new)
-        for name, new in wanted.items()
-        if (set(now[name]) != set(new) if name in _SETS else now[name] != new)
-    ]
-
-
-def _all_new(fields: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [(name, None, value) for name, value in fields.items()]
+    known = {*there.models, *there.adapters, *(document.models or ()), *(document.adapters or ())}
+    instances = {*there.instances, *(document.instances or ())}
+    for book, listed, rows in (
+        (SALE, document.prices, there.prices),
+        (COST, document.cost_prices, there.cost_prices),
+    ):
+        for model, entries in (listed or {}).items():
+            if model not in known and entries:
+                raise DocumentError(entries[0].place, f"there is no model {model!r}")
+            for entry in entries:
+                name = entry.fields.get("instance")
+                if name is not None and name not in instances:
+                    raise DocumentError(entry.at("instance"), f"there is no instance {name!r}")
+            yield from price_steps(book, model, entries, rows.get(model, []), there.now_ms, prune=prune)

@@ -64,11 +64,20 @@ def _launch(value: Value) -> dict[str, Any]:
     return {"gpus": 0, "nodes": 1, "resources": {}, "path": None, "engine_args": (), **found}
 
 
+def _autoscale(value: Value) -> dict[str, Any]:
+    found, _ = fields(value, "autoscale", {"min": whole, "max": whole})
+    if set(found) != {"min", "max"}:
+        raise value.wrong("autoscale needs min and max")
+    return found
+
+
+ADAPTER: Final[Mapping[str, Reader]] = {"path": text, "owner": text}
 POOL: Final[Mapping[str, Reader]] = {
     "instances": whole,
     "headroom": part,
     "set_aside": decimal,
     "launch": _launch,
+    "autoscale": _autoscale,
 }
 INSTANCE: Final[Mapping[str, Reader]] = {
     "model": text,
@@ -79,14 +88,13 @@ INSTANCE: Final[Mapping[str, Reader]] = {
     "max_concurrency": whole,
     "priority": yes_or_no,
 }
+AMOUNTS: Final = ("input", "cached_input", "cache_write", "output")
 PRICE: Final[Mapping[str, Reader]] = {
-    "input": decimal,
-    "cached_input": decimal,
-    "cache_write": decimal,
-    "output": decimal,
+    **dict.fromkeys(AMOUNTS, decimal),
     "free": yes_or_no,
     "from": moment_ms,
 }
+COST_PRICE: Final[Mapping[str, Reader]] = {"instance": text, **PRICE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +114,19 @@ class Entry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """Sections by name. One that the file does not have is None: nothing of it is touched. `prices`: those of
-    a model, in the order of the file.
+    a model, in the order of the file; `cost_prices`: what providers charge.
     """
 
     folder: Path
     models: dict[str, Entry] | None
+    adapters: dict[str, Entry] | None
     pools: dict[str, Entry] | None
     instances: dict[str, Entry] | None
     prices: dict[str, list[Entry]] | None
+    cost_prices: dict[str, list[Entry]] | None
+
+
+_SECTIONS: Final = ("models", "adapters", "pools", "instances", "prices", "cost_prices")
 
 
 def read(path: Path) -> Document:
@@ -121,7 +134,9 @@ def read(path: Path) -> Document:
     whole_file = parse(path)
     if whole_file is None:
         raise DocumentError(Place(path, 1), "is empty")
-    found: dict[str, Any] = dict.fromkeys(("models", "pools", "instances", "prices"))
+    found: dict[str, Any] = dict.fromkeys(
+        ("models", "adapters", "pools", "instances", "prices", "cost_prices")
+    )
     for name, key, given in entries(whole_file, "the file"):
         if name not in found:
             raise key.wrong(f"there is no section {name!r}; there are: {', '.join(found)}")
@@ -131,15 +146,21 @@ def read(path: Path) -> Document:
 
 _NOUNS: Final = {
     "models": ("a model", MODEL),
+    "adapters": ("an adapter", ADAPTER),
     "pools": ("a pool", POOL),
     "instances": ("an instance", INSTANCE),
 }
-_NEEDED: Final = {"a model": ("context_tokens",), "an instance": ("model", "url")}
+_NEEDED: Final = {
+    "a model": ("context_tokens",),
+    "an adapter": ("path", "owner"),
+    "an instance": ("model", "url"),
+}
 
 
 def _section(section: str, value: Value) -> dict[str, Any]:
-    if section == "prices":
-        return {name: _prices(name, given) for name, _, given in entries(value, section)}
+    if section in {"prices", "cost_prices"}:
+        readers = PRICE if section == "prices" else COST_PRICE
+        return {name: _prices(name, given, readers) for name, _, given in entries(value, section)}
     what, readers = _NOUNS[section]
     return {name: _entry(name, key, given, what, readers) for name, key, given in entries(value, section)}
 
@@ -152,25 +173,25 @@ def _entry(name: str, key: Value, given: Value, what: str, readers: Mapping[str,
     return Entry(name=name, place=key.place, fields=found, places=places)
 
 
-def _prices(model: str, value: Value) -> list[Entry]:
+def _prices(model: str, value: Value, readers: Mapping[str, Reader]) -> list[Entry]:
     if not isinstance(value.node, yaml.SequenceNode):
         raise value.wrong("the prices of a model are a list: - {input: …, output: …}")
     found = []
     for node in value.node.value:
         given = Value(node, value.path)
-        values, places = fields(given, "a price", PRICE)
+        values, places = fields(given, "a price", readers)
         if values.pop("free", False):
-            if set(values) & {"input", "cached_input", "cache_write", "output"}:
+            if set(values) & set(AMOUNTS):
                 raise given.wrong("a price that is free has no amounts")
-            values |= {"input": "0", "cached_input": "0", "cache_write": "0", "output": "0"}
+            values |= dict.fromkeys(AMOUNTS, "0")
         if "input" not in values or "output" not in values:
             raise given.wrong("a price needs input and output, or free: true")
         for name in ("cached_input", "cache_write"):
             values.setdefault(name, values["input"])
         values.setdefault("from", None)
         found.append(Entry(name=model, place=given.place, fields=values, places=places))
-    starts = [entry.fields["from"] for entry in found]
+    starts = [(entry.fields.get("instance"), entry.fields["from"]) for entry in found]
     for number, entry in enumerate(found):
-        if starts.index(entry.fields["from"]) != number:
+        if starts.index(starts[number]) != number:
             raise DocumentError(entry.place, "another price of this model begins at the same moment")
     return found

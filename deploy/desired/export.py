@@ -4,8 +4,9 @@ from typing import Any
 
 import yaml
 
-from deploy.desired.difference import rfc3339
+from deploy.desired.document import AMOUNTS
 from deploy.desired.present import Present
+from deploy.desired.price_changes import rfc3339
 
 
 def as_yaml(there: Present) -> str:
@@ -13,11 +14,19 @@ def as_yaml(there: Present) -> str:
     pools: dict[str, Any] = {name: dict(fields) for name, fields in there.pools.items()}
     for name, launch in there.launches.items():
         pools.setdefault(name, {})["launch"] = _given(launch)
+    for name, bounds in there.autoscaling.items():
+        pools.setdefault(name, {})["autoscale"] = bounds
     sections = {
         "models": {name: _model(fields, there) for name, fields in there.models.items()},
+        "adapters": {
+            name: {"path": fields["path"], "owner": there.tenant_names[fields["owner"]]}
+            for name, fields in there.adapters.items()
+            if fields["status"] == "active"
+        },
         "pools": pools,
         "instances": {name: _given(fields) for name, fields in there.instances.items()},
         "prices": {name: _prices(rows, there.now_ms) for name, rows in there.prices.items()},
+        "cost_prices": {name: _prices(rows, there.now_ms) for name, rows in there.cost_prices.items()},
     }
     return str(yaml.safe_dump(_plain(sections), sort_keys=False, allow_unicode=True, width=110))
 
@@ -33,11 +42,18 @@ def _model(fields: dict[str, Any], there: Present) -> dict[str, Any]:
 
 
 def _prices(rows: list[dict[str, Any]], now_ms: int) -> list[dict[str, Any]]:
-    """The one that holds, and those to come: what was is not desired."""
-    past = [row for row in rows if row["from"] <= now_ms]
-    shown = [*past[-1:], *(row for row in rows if row["from"] > now_ms)]
-    amounts = ("input", "cached_input", "cache_write", "output")
-    return [{**{name: row[name] for name in amounts}, "from": rfc3339(row["from"])} for row in shown]
+    """Of each instance, and of all, the one that holds and those to come: what was is not desired."""
+    shown = []
+    for instance in dict.fromkeys(row["instance"] for row in rows):
+        ours = [row for row in rows if row["instance"] == instance]
+        past = [row for row in ours if row["from"] <= now_ms]
+        shown += [*past[-1:], *(row for row in ours if row["from"] > now_ms)]
+    return [
+        _given({"instance": row["instance"]})
+        | {name: row[name] for name in AMOUNTS}
+        | {"from": rfc3339(row["from"])}
+        for row in shown
+    ]
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from billing.wire.engine_kinds import PROVIDERS
 from deploy.cli.connection import AdminApiError, call, call_list
-from deploy.desired.document import Document
+from deploy.desired.document import AMOUNTS, Document
 from deploy.desired.yaml_values import DocumentError, spelled
 
 _MODEL_FIELDS = (
@@ -22,11 +22,14 @@ class Present:
     """
 
     models: dict[str, dict[str, Any]]
+    adapters: dict[str, dict[str, Any]]
     pools: dict[str, dict[str, Any]]
     launches: dict[str, dict[str, Any]]
+    autoscaling: dict[str, dict[str, Any]]
     instances: dict[str, dict[str, Any]]
     workers: frozenset[str]
     prices: dict[str, list[dict[str, Any]]]
+    cost_prices: dict[str, list[dict[str, Any]]]
     tenants: dict[str, str]
     tenant_names: dict[str, str]
     now_ms: int
@@ -34,14 +37,20 @@ class Present:
 
 def read(document: Document | None = None) -> Present:
     """All of it. Raises ClickException; DocumentError for a tenant of the document that is not there."""
-    models = call_list("models")["data"]
+    adapters = {row["model"]: row for row in call_list("adapters")["data"]}
+    # An adapter is a model, too, and is described as an adapter.
+    models = [row for row in call_list("models")["data"] if row["name"] not in adapters]
     instances = call_list("instances")["data"]
-    prices: dict[str, list[dict[str, Any]]] = {}
-    for row in call_list("prices")["data"]:
-        prices.setdefault(row["model"], []).insert(0, _price(row))
     return Present(
         models={row["name"]: _model(row) for row in models},
+        adapters={
+            name: {"path": row["path"], "owner": row["owner"], "status": row["status"]}
+            for name, row in adapters.items()
+        },
         pools={name: _pool(call("GET", "pools", name)) for name in sorted({row["pool"] for row in models})},
+        autoscaling={
+            row["pool"]: {"min": row["min"], "max": row["max"]} for row in call_list("autoscaling")["data"]
+        },
         launches={row.pop("pool"): _launch(row) for row in call_list("launches")["data"]},
         instances={
             row["instance"]: _instance(row)
@@ -49,9 +58,11 @@ def read(document: Document | None = None) -> Present:
             if row["added"] == "by hand" and not row["removed"]
         },
         workers=frozenset(row["instance"] for row in instances if row["added"] != "by hand"),
-        prices=prices,
+        prices=_prices("prices"),
+        cost_prices=_prices("cost-prices"),
         tenants={} if document is None else _tenants(document),
-        tenant_names={tenant: name for row in models for tenant, name in row["tenant_names"].items()},
+        tenant_names={tenant: name for row in models for tenant, name in row["tenant_names"].items()}
+        | {row["owner"]: row["owner_name"] for row in adapters.values()},
         now_ms=int(time.time() * 1000),
     )
 
@@ -91,14 +102,18 @@ def _instance(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _price(row: dict[str, Any]) -> dict[str, Any]:
-    amounts = {name: spelled(row[name]) for name in ("input", "cached_input", "cache_write", "output")}
-    return {**amounts, "from": row["from_ms"], "price_id": row["price_id"]}
+def _prices(book: str) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in call_list(book)["data"]:
+        price = {name: spelled(row[name]) for name in AMOUNTS}
+        price |= {"from": row["from_ms"], "price_id": row["price_id"], "instance": row.get("instance")}
+        found.setdefault(row["model"], []).append(price)
+    return {model: sorted(prices, key=lambda price: price["from"]) for model, prices in found.items()}
 
 
 def _tenants(document: Document) -> dict[str, str]:
     found: dict[str, str] = {}
-    for entry in (document.models or {}).values():
+    for entry in [*(document.models or {}).values(), *(document.adapters or {}).values()]:
         visible = entry.fields.get("visible", ())
         named = [("visible", tenant) for tenant in (() if isinstance(visible, str) else visible)]
         named += [("owner", entry.fields["owner"])] if "owner" in entry.fields else []

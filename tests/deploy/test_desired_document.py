@@ -26,7 +26,7 @@ TREES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | LEAVES, inner, max_size=5),
     max_leaves=20,
 )
-SECTIONS = st.sampled_from(["models", "pools", "instances", "prices"])
+SECTIONS = st.sampled_from(["models", "adapters", "pools", "instances", "prices", "cost_prices"])
 FILES = st.dictionaries(
     SECTIONS, st.dictionaries(NAMES, st.dictionaries(NAMES, TREES, max_size=4), max_size=3)
 )

@@ -267,3 +267,66 @@ def test_what_others_need_waits_until_an_instance_has_no_open_request(
 def told_status(valkey: redis.Redis) -> str:
     """Of the model, as gateways see it."""
     return str(json.loads(valkey.hget(redis_keys.MODELS, "sim") or "{}")["status"])
+
+
+def test_what_providers_charge_is_applied_by_model_and_by_instance(file: File) -> None:
+    key = file.path.with_name("provider.key")
+    key.touch(0o600)
+    key.write_text("sk-provider")
+    file.taas("model", "add", "gpt", "--context", "100")
+    file.taas(
+        "instance", "add", "--model", "gpt", "--provider", "openai", "--url", "https://127.0.0.1:1",
+        "--key-file", str(key), "--instance", "at-openai", "--force",
+    )  # fmt: skip
+    file.write(
+        "cost_prices:\n  gpt:\n"
+        "  - {input: 1, output: 4}\n"
+        "  - {instance: at-openai, input: 0.9, output: 3.5}\n"
+        "  - {instance: at-openai, input: 0.8, output: 3, from: 2999-01-01}\n"
+    )
+    said = file.apply()
+    assert "+ cost price gpt" in said
+    assert "instance: at-openai" in said
+    assert file.apply() == "no change\n"
+    exported = file.taas("export").output
+    assert "instance: at-openai" in exported
+    file.write(exported)
+    assert "no change" in file.apply("--prune")
+    file.write("cost_prices:\n  gpt:\n  - {instance: nobody, input: 1, output: 4}\n")
+    assert f"{file.path}:3: there is no instance 'nobody'" in file.apply(exit_code=1)
+    file.write("cost_prices: {gpt: []}\n")
+    assert file.apply("--prune").endswith("done: delete cost price gpt\n")
+
+
+def test_adapters_and_the_bounds_of_scaled_pools_are_applied(file: File, told: Told) -> None:
+    models = "models: {m: {context_tokens: 100}}\n"
+    file.write(
+        f"{models}adapters:\n  m:ft: {{path: /ft, owner: acme}}\n"
+        "pools:\n  m: {instances: 4, autoscale: {min: 1, max: 3}}\n"
+        "prices:\n  m:ft: [{input: 1, output: 2}]\n"
+    )
+    said = file.apply()
+    assert "+ adapter m:ft" in said
+    assert "+ autoscaling m" in said
+    assert file.apply("--prune") == "no change\n"
+    assert told("adapter", "list")["data"][0]["path"] == "/ft"
+    assert told("price", "list")["data"][0]["model"] == "m:ft"
+    exported = file.taas("export").output
+    file.write(exported)
+    assert "no change" in file.apply("--prune")
+    file.write(exported.replace("/ft", "/ft-2").replace("max: 3", "max: 2"))
+    said = file.apply()
+    assert "path: /ft → /ft-2" in said
+    assert "max: 3 → 2" in said
+    file.write(f"{models}adapters: {{}}\npools: {{m: {{instances: 4}}}}\n")
+    assert file.apply() == "no change\n"
+    said = file.apply("--prune")
+    assert "- adapter m:ft" in said
+    assert "- autoscaling m" in said
+    assert file.apply("--prune") == "no change\n"
+    file.write("adapters:\n  other:ft: {path: /ft, owner: acme}\n")
+    assert f"{file.path}:2: an adapter is BASE:NAME" in file.apply(exit_code=1)
+    file.write("models: {}\n")
+    assert (
+        "adapter" not in file.taas("apply", str(file.path), "--prune", "--dry-run", exit_code=DIFFERS).output
+    )
