@@ -105,7 +105,9 @@ def make_folders(user: PrivateUser, python: Path, needed: Collection[Path]) -> N
         raise _cannot_read(user, python, str(exc)) from exc
     if done.returncode:
         path, _, why = done.stdout.strip().rpartition(": ")
-        raise _cannot_read(user, Path(path or python), why or done.stderr.strip() or "it does not run")
+        within = (each for each in needed if Path(path).is_relative_to(each))
+        closed = next(within, Path(path or python))
+        raise _cannot_read(user, closed, why or done.stderr.strip() or "it does not run")
 
 
 def _claim(folder: Path, numbers: Path) -> int:

@@ -15,6 +15,7 @@ import importlib
 import logging
 import math
 import os
+import resource
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -125,6 +126,9 @@ def serve(
     """Serve on a socket in this process until told to stop; returns the exit status. `deaths`: how many
     processes have died that had its place.
     """
+    # A crash must not write prompts to the disk: one byte stops files of cores, and programs that take cores
+    # from the kernel.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     lifecycle, metrics = Lifecycle(), Metrics()
     try:
         page = MetricsPage(

@@ -5,6 +5,7 @@ place that takes text, and then every place that stores is searched for them. On
 
 import base64
 import json
+import re
 import secrets
 import tempfile
 import time
@@ -423,6 +424,13 @@ PLACES = (
 @pytest.mark.parametrize("place", PLACES)
 def test_nothing_that_was_sent_or_answered_is_kept(scene: Scene, place: str) -> None:
     assert scene.needles.hits(scene.places()[place]()) == []
+
+
+def test_a_gateway_that_crashes_writes_no_core(scene: Scene) -> None:
+    process = scene.stack.gateway.process
+    assert process is not None
+    limits = Path(f"/proc/{process.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +1 +1 ", limits, re.MULTILINE)
 
 
 # That a word would be found, if it were there
