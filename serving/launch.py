@@ -200,6 +200,7 @@ def plan_worker(
     times = WorkerTimes(
         start_timeout_s=settings.engine_start_timeout_s,
         drain_s=settings.drain_s,
+        lease_ms=round(settings.presence_s * 1000),
         engine_shutdown_timeout_s=settings.engine_shutdown_timeout_s,
     )
     log_path = (settings.home / "logs" / f"engine-{instance}.log").absolute()

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from billing.wire.instance_entry import InstanceEntry
 from serving import registry
 from serving.metrics import WorkerMetrics
-from serving.registry import LEASE_MS
+from serving.registry import LEASE_MS, Fenced
 
 RENEW_S: Final = 1.0
 
@@ -30,23 +30,27 @@ class Registration:
         metrics: WorkerMetrics,
         note: Callable[[str], None],
         renew_s: float = RENEW_S,
+        *,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self.entry = entry
         self._redis = redis
         self._metrics = metrics
         self._note = note
         self._renew_s = renew_s
-        self._lease_ms = LEASE_MS
+        self._lease_ms = self._usual_lease_ms = lease_ms
+        # Set once somebody has replaced this instance.
+        self.fenced = asyncio.Event()
         self._writing = asyncio.Lock()
         self._reached = True
         self._removed = False
 
-    async def publish(self, entry: InstanceEntry, lease_ms: int = LEASE_MS) -> None:
+    async def publish(self, entry: InstanceEntry, lease_ms: int | None = None) -> None:
         """Publish this entry now, and renew it from now on. Returns also if Redis is away: the next renewal
-        tries again.
+        tries again; or if the instance is fenced: nothing is written any more.
         """
         self.entry = entry
-        self._lease_ms = lease_ms
+        self._lease_ms = self._usual_lease_ms if lease_ms is None else lease_ms
         await self._write()
 
     def publish_soon(self, entry: InstanceEntry) -> None:
@@ -66,11 +70,15 @@ class Registration:
 
     async def _write(self) -> None:
         async with self._writing:
+            if self.fenced.is_set():
+                return
             try:
                 if self._removed:
                     await registry.remove(self._redis, self.entry.instance)
                 else:
                     await registry.publish(self._redis, self.entry, self._lease_ms)
+            except Fenced:
+                self.fenced.set()
             except (RedisError, OSError) as exc:
                 self._tell(reached=False, why=f": {type(exc).__name__}")
             else:

@@ -39,12 +39,32 @@ class WorkerSettings(BaseSettings):
     engine_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 8100
     worker_metrics_port_first: Annotated[int, Field(ge=1024, le=65_000)] = 9110
 
+    # How long the instance is believed to live without being renewed, which happens every second.
+    presence_s: Annotated[float, Field(ge=2, le=60)] = 5
+
     # Large models load for many minutes; a start that is really stuck should still be told.
     engine_start_timeout_s: Annotated[float, Field(gt=0)] = 1800
     # How long requests in flight may take to finish after SIGTERM, and then how long vLLM itself may finish
     # what is left.
     drain_s: Annotated[float, Field(ge=0)] = 60
     engine_shutdown_timeout_s: Annotated[int, Field(ge=0)] = 5
+
+
+class LauncherSettings(BaseSettings):
+    """How a launcher runs workers. These get the launcher's environment, and so its settings of workers."""
+
+    model_config = SettingsConfigDict(env_prefix="TAAS_", frozen=True, extra="ignore")
+
+    launcher: Literal["local", "ray"] = "local"
+    home: Path = Path(".taas")
+    redis_url: SecretStr = SecretStr("redis://127.0.0.1:6390/0")
+    # Admin APIs, with commas between them, and the key that may read there.
+    admin_url: Annotated[str, Field(min_length=1)] = "http://127.0.0.1:8001"
+    service_key: SecretStr
+    # Of a Ray cluster; `auto`: the one that this machine belongs to.
+    ray_address: Annotated[str, Field(min_length=1)] = "auto"
+    # Replaced instances are missed for this long at most.
+    presence_s: Annotated[float, Field(ge=2, le=60)] = 3
 
 
 def inherited_environment() -> dict[str, str]:

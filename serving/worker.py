@@ -54,6 +54,7 @@ class WorkerTimes:
     engine_shutdown_timeout_s: float
     notice_s: float = 1.5
     renew_s: float = RENEW_S
+    lease_ms: int = LEASE_MS
     watch: WatchLimits = field(default_factory=WatchLimits)
 
 
@@ -119,7 +120,9 @@ class Worker:
             own_user=None if plan.private is None else plan.private.own,
             earlier=() if previous is None else _ended_epochs(previous),
         )
-        self._registration = Registration(redis, entry, metrics, note, plan.times.renew_s)
+        self._registration = Registration(
+            redis, entry, metrics, note, plan.times.renew_s, lease_ms=plan.times.lease_ms
+        )
         self._adapters = AdapterKeeper(
             redis,
             self._registration,
@@ -313,9 +316,14 @@ class Worker:
         stopping = asyncio.create_task(self._stop_asked.wait())
         due = asyncio.create_task(self._until_machine_is_due())
         restart = asyncio.create_task(self._restart_watch.ordered(self._registration.entry.epoch))
-        ends = {watching, stopping, due, restart, engine.exited}
+        fenced = asyncio.create_task(self._registration.fenced.wait())
+        ends = {watching, stopping, due, restart, fenced, engine.exited}
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if fenced.done():
+                self._note("this instance was replaced while its lease had run out: its engine is stopped")
+                self._stop_asked.set()
+                self._stop_at_once.set()
             if restart.done() and not self._stop_asked.is_set():
                 self._restart = restart.result()
                 self._stop_asked.set()
@@ -323,7 +331,7 @@ class Worker:
                 return f"ended with status {engine.exited.result()}: {engine.died_because()}"
             return watching.result() if watching.done() else None
         finally:
-            await end_tasks(watching, stopping, due, restart)
+            await end_tasks(watching, stopping, due, restart, fenced)
 
     async def _tell_losses(self, socket: Path) -> None:
         # here, because it needs a library that nothing else does
@@ -396,7 +404,7 @@ class Worker:
         self._metrics.engine_up.set(0)
         self._metrics.show_load(EngineLoad())
         # When it is over, nobody renews: the lease must reach to where the audit has read it.
-        lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else LEASE_MS
+        lease_ms = FINAL_LEASE_MS if self._stop_asked.is_set() else None
         await self._registration.publish(
             replace(entry, status=InstanceStatus.DOWN, load=EngineLoad(), final=final), lease_ms
         )

@@ -88,7 +88,8 @@ PURE = (
     "gateway.protocol", "gateway.translate",
     "billing.catalogue.money", "billing.wire.tokens", "billing.wire.usage_event",
     "billing.wire.attribution", "billing.wire.redis_keys", "serving.vllm_command", "serving.backoff",
-    "serving.served_model", "serving.calibration.fit", "serving.calibration.mixes",
+    "serving.served_model", "serving.launching.launcher", "serving.calibration.fit",
+    "serving.calibration.mixes",
     "billing.allocator.shares", "billing.allocator.minutes", "gateway.stream.continuation",
     "billing.contracts.terms", "billing.contracts.timeline", "billing.contracts.position",
     "billing.contracts.quote", "billing.autoscaling.decide",
@@ -227,6 +228,20 @@ def test_nothing_of_the_product_loads_the_engine() -> None:
     for package in PACKAGES:
         heavy = {"vllm", "torch", "transformers"} & set(probe(package)["loaded"])
         assert not heavy, f"importing {package} loads {heavy}, which live in an environment of their own"
+
+
+def test_ray_is_loaded_by_nobody_until_a_launcher_asks_for_it() -> None:
+    """It is an extra, which gateways and billing do not have."""
+    for package in PACKAGES:
+        assert "ray" not in probe(package)["loaded"], f"importing {package} loads Ray"
+    named = {
+        source.path
+        for source in sources()
+        if source.package in PACKAGES
+        for module, _ in imports_of(source)
+        if inside(module, "ray")
+    }
+    assert named == {"serving/launching/ray_cluster.py", "serving/launching/ray_actor.py"}
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -31,6 +31,7 @@ def forget_lapsed(client: redis.Redis) -> int:
         return 0
     client.hdel(redis_keys.EVIDENCE, *lapsed)
     client.hdel(redis_keys.RESTARTS, *lapsed)
+    client.hdel(redis_keys.FENCED, *lapsed)
     forget = client.register_script(_script())
     return sum(int(forget(keys=[redis_keys.INSTANCES], args=[name, raw])) for name, raw in lapsed.items())
 

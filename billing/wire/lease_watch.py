@@ -14,9 +14,9 @@ from typing import Final
 
 from billing.wire.instance_entry import InstanceEntry
 
-# A worker renews its lease of 5 s every second. This is less than the lease, so that a dead worker is not
-# trusted for longer than its lease.
-_RENEWED_LATELY_S: Final = 4.0
+# A worker renews its lease of 3 s or more every second. This is less than the lease, so that a dead worker is
+# not trusted for longer than its lease.
+_RENEWED_LATELY_S: Final = 2.5
 # An instance that was removed by hand is shown for ten minutes, while it drains.
 _LONGEST_LEASE_S: Final = 605.0
 

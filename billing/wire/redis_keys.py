@@ -17,6 +17,11 @@ EVIDENCE: Final = "taas:evidence"
 DRAINED: Final = "taas:drained"
 # Engines that their workers are to start again (a hash, by instance): `{"epoch","drain_s"}`.
 RESTARTS: Final = "taas:restarts"
+# Instances that were replaced after their lease had run out (a hash, by instance: when in ms). They must not
+# come back.
+FENCED: Final = "taas:fenced"
+# Held by the launcher that starts and stops instances.
+LAUNCHER: Final = "taas:launcher"
 SECRETS: Final = "taas:secrets"
 CACHE_SALT_FIELD: Final = "cache_salt"
 GATEWAYS: Final = "taas:gateways"

@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "status": ("deploy.cli.processes", "status"),
     "gateway": ("deploy.cli.processes", "gateway"),
     "worker": ("deploy.cli.processes", "worker"),
+    "launcher": ("deploy.cli.processes", "launcher"),
     "billing": ("deploy.cli.processes", "billing"),
     "apply": ("deploy.cli.apply", "apply"),
     "export": ("deploy.cli.apply", "export"),

@@ -59,6 +59,15 @@ def worker(args: tuple[str, ...]) -> None:
     run.main(args=list(args), prog_name="taas worker")
 
 
+@click.command(context_settings=_PASS_ON, add_help_option=False)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def launcher(args: tuple[str, ...]) -> None:
+    """Run the instances that `taas apply` has said, in the foreground (`taas launcher --help`)."""
+    from serving.launching.__main__ import main as run
+
+    run.main(args=list(args), prog_name="taas launcher")
+
+
 @click.command()
 def billing() -> None:
     """Run the billing process and the admin API in the foreground.

@@ -5,7 +5,9 @@ its own request; what the provider says of its machines is left out. And in Anth
 are spread: the prompt's may come only at the beginning, the output's at the end.
 """
 
+import re
 from collections.abc import Mapping
+from itertools import islice
 from secrets import token_hex
 from typing import Any, Final
 
@@ -27,8 +29,11 @@ _ID_PREFIXES: Final = {
 _DATA: Final = b"data: "
 # Members that tell a provider's own affairs.
 _INSIDE: Final = ("system_fingerprint", "obfuscation", "provider", "x_groq")
-# Of a usage object that is kept. A provider's has a few hundred.
-_USAGE_BYTES_MAX: Final = 4096
+# Of a usage object that is kept. A provider's has about a dozen, one within the other.
+_FIGURES_MAX: Final = 64
+_DEPTH_MAX: Final = 3
+_FIGURE_MAX: Final = 2**63 - 1
+_FIGURE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def provider_meter(parsed: ParsedRequest, tier: bytes | None = None) -> Meter:
@@ -83,9 +88,19 @@ def cache_written(told: Mapping[str, Any]) -> int:
         return 0
 
 
-def kept_usage(told: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A usage object as it is kept beside our own figures; one that is too long is not."""
-    return told if told is not None and len(orjson.dumps(told)) <= _USAGE_BYTES_MAX else None
+def kept_usage(told: Mapping[str, Any] | None, depth: int = _DEPTH_MAX) -> dict[str, Any] | None:
+    """The figures of a usage object, which are kept beside our own. No text is: it could be anybody's."""
+    if told is None:
+        return None
+    kept: dict[str, Any] = {}
+    for name, figure in islice(told.items(), _FIGURES_MAX):
+        if _FIGURE_NAME.fullmatch(name) is None:
+            continue
+        if type(figure) is int and abs(figure) <= _FIGURE_MAX:
+            kept[name] = figure
+        elif type(figure) is dict and depth > 1:
+            kept[name] = kept_usage(figure, depth - 1)
+    return kept
 
 
 class _Plain(PlainMeter):

@@ -16,6 +16,7 @@ from billing.wire.instance_entry import EngineLoad, InstanceEntry, InstanceStatu
 from billing.wire.redis_address import parse_redis_url
 from billing.wire.routes import POOLING_ROUTES
 from billing.wire.tokens import CounterPair
+from serving import registry
 from serving.engine_process import EngineStartFailed
 from serving.engine_watch import WatchLimits
 from serving.launch import connect
@@ -410,3 +411,39 @@ async def test_a_stop_while_it_drains_for_a_restart_is_a_stop_that_waits_for_req
     assert left is not None
     assert left.final is not None
     assert left.final.exact
+
+
+async def test_an_instance_that_was_replaced_does_not_come_back(workers: Workers, redis: Redis) -> None:
+    """Its engine is stopped, its requests are cut off, and its entry stays as it was."""
+    worker = workers.make()
+    worker.start()
+    ready = await worker.entry_with(READY)
+    await worker.tell(running=1)
+    pids = worker.pids()
+    await redis.hset(redis_keys.FENCED, "m-test", "1")
+    assert worker.running is not None
+    assert not await asyncio.wait_for(worker.running, 10)
+    assert not any(is_running(pid) for pid in pids)
+    left = await worker.entry()
+    assert left is not None
+    assert (left.status, left.epoch, left.final) == (READY, ready.epoch, None)
+    again = workers.make(previous=left)
+    again.start()
+    assert again.running is not None
+    await asyncio.wait_for(again.running, 30)
+    assert await worker.entry() == left
+
+
+async def test_one_that_has_renewed_its_lease_is_not_fenced(workers: Workers, redis: Redis) -> None:
+    worker = workers.make()
+    worker.start()
+    ready = await worker.entry_with(READY)
+    assert not await registry.fence_lapsed(redis, replace(ready, lease_until_ms=ready.lease_until_ms - 1))
+    assert await redis.hlen(redis_keys.FENCED) == 0
+    gone = replace(ready, instance="gone")
+    await registry.publish(redis, gone)
+    left = await registry.find(redis, "gone")
+    assert left is not None
+    assert await registry.fence_lapsed(redis, left)
+    with pytest.raises(registry.Fenced):
+        await registry.publish(redis, gone)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.request import Route
 from gateway.stream.meter import Meter, Produced, ProtocolViolation
-from gateway.stream.meter_provider import provider_meter
+from gateway.stream.meter_provider import cache_written, kept_usage, provider_meter
 from tests.gateway.protocol.bodies import parse
 
 
@@ -154,3 +154,56 @@ def test_however_a_stream_is_cut_it_is_read_alike(pieces: list[int], said: list[
         at += step
     assert cut.produced() == whole.produced() == Produced(7, 3, 2, 7)
     assert [each["choices"] for each in datas(passed_cut)] == [each["choices"] for each in datas(passed)]
+
+
+def test_figures_of_a_usage_object_are_kept_and_no_text() -> None:
+    told = {
+        "input_tokens": 9, "cache_creation": {"ephemeral_5m_input_tokens": 2, "note": "what was said"},
+        "service_tier": "standard", "What was said?": 1, "output_tokens": True, "cost": 0.1,
+    }  # fmt: skip
+    kept = {"input_tokens": 9, "cache_creation": {"ephemeral_5m_input_tokens": 2}}
+    assert kept_usage(told) == kept
+    assert kept_usage(None) is None
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(max_size=9) | st.just("a"), inner, max_size=9)
+        ),
+        max_leaves=40,
+    )
+)
+def test_whatever_a_provider_says_only_figures_are_kept(said: Any) -> None:
+    def figures(kept: Any, depth: int) -> None:
+        assert depth >= 0
+        for name, figure in kept.items():
+            assert name.isascii()
+            if type(figure) is dict:
+                figures(figure, depth - 1)
+            else:
+                assert type(figure) is int
+
+    if type(said) is dict:
+        kept = kept_usage(said)
+        figures(kept, 3)
+        assert json.loads(json.dumps(kept)) == kept
+        assert cache_written(said) >= 0
+
+
+@pytest.mark.parametrize(
+    ("told", "written"),
+    [
+        ({"cache_creation_input_tokens": 7}, 7),
+        ({"prompt_tokens_details": {"cache_write_tokens": 5}}, 5),
+        ({"input_tokens_details": {"cache_write_tokens": 3}}, 3),
+        ({"prompt_tokens_details": {"cached_tokens": 5}}, 0),
+        ({"cache_creation_input_tokens": -7}, 0),
+        ({"cache_creation_input_tokens": "7"}, 0),
+        ({}, 0),
+    ],
+)
+def test_what_was_put_into_the_cache(told: dict[str, Any], written: int) -> None:
+    assert cache_written(told) == written
