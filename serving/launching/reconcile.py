@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
 from redis.asyncio import Redis
@@ -24,6 +25,14 @@ from serving.registry import fence, fence_lapsed
 
 # After Redis was away every lease has run out: workers get time to renew theirs.
 _RENEWED_WITHIN_S: Final = 6.0
+
+
+class _Started(Enum):
+    """What became of a start. `LATER`: the last one has failed, and there is a pause before the next."""
+
+    ALL = auto()
+    NO_ROOM = auto()
+    LATER = auto()
 
 
 @dataclass(slots=True)
@@ -150,16 +159,15 @@ class Reconciler:
                 await self._drain(
                     instance, "it was started in an old way" if instance in old else "one too many"
                 )
-        elif old and not starting and not await self._start(launch, 1):
+        elif old and not starting and await self._start(launch, 1) is _Started.NO_ROOM:
             ready = [instance for instance in ours if self._members[instance] is not None]
             if len(ready) > 1:
                 await self._drain(old[0], "it makes room for one that is started in the new way")
 
-    async def _start(self, launch: Launch, count: int) -> bool:
-        """Whether all of them could be started."""
+    async def _start(self, launch: Launch, count: int) -> _Started:
         pool = self._pool(launch.pool)
         if time.monotonic() < pool.not_before:
-            return False
+            return _Started.LATER
         for _ in range(count):
             instance = launch.new_instance()
             try:
@@ -168,11 +176,11 @@ class Reconciler:
                 if pool.told != str(exc):
                     pool.told = str(exc)
                     self._note(f"{launch.pool}: no instance can be started: {exc}")
-                return False
+                return _Started.NO_ROOM
             pool.told = ""
             self._members[instance] = None
             self._note(f"{instance}: started")
-        return True
+        return _Started.ALL
 
     async def _drain(self, instance: str, why: str) -> None:
         self._note(f"{instance}: drains, because {why}")

@@ -71,3 +71,19 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_launch_that_cannot_start_leaves_what_serves(fleet: Fleet) -> None:
+    """Neither an instance of the old way is taken away, nor is the new one tried without a pause."""
+    fleet.apply(2)
+    before = fleet.await_ready(2)
+    fleet.apply(2, path="nowhere")
+    said = "ended with status 1; its output is in"
+    wait_until(lambda: fleet.stack.log("launcher").count(said) == 3, "three failed starts")
+    assert fleet.ready() == before
+    assert "drains" not in fleet.stack.log("launcher")
+    log = fleet.stack.log("launcher").rpartition(said)[2].split()[0]
+    assert "nowhere holds no model (no config.json)" in Path(log).read_text()
+    fleet.apply(2)
+    wait_until(lambda: len(fleet.workers()) == 2, "two workers")
+    assert fleet.ready() == before
