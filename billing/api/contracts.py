@@ -30,6 +30,7 @@ from billing.catalogue.models import Weights
 from billing.contracts import lifecycle, store
 from billing.contracts.clauses import ClauseChange
 from billing.contracts.commitments import read_for_sale, require_calibration
+from billing.contracts.for_sale import require_for_sale
 from billing.contracts.limits_beside import undercutting
 from billing.contracts.position import units
 from billing.contracts.quote import Quote, quote
@@ -225,7 +226,7 @@ def create(body: NewContract, control: Control, response: Response) -> dict[str,
         terms = body.terms(tenants.find(connection, body.tenant).tenant_id, now_ms)
         made = lifecycle.draft(connection, terms, now_ms=now_ms)
         if not body.draft:
-            made = lifecycle.sign(connection, made.contract_id, now_ms=now_ms)
+            made = _signed(connection, made.contract_id, now_ms)
         return _with_warnings(connection, made)
 
 
@@ -299,11 +300,15 @@ def show(contract_id: IdPath, control: Control) -> dict[str, Any]:
 
 @router.post("/{contract_id}/sign", response_model=ContractSigned)
 def sign(contract_id: IdPath, control: Control, response: Response) -> dict[str, Any]:
-    """Sign a draft."""
+    """Sign a draft. 409 `not_for_sale`: its tenant is external, and no model of the pool has a price."""
     with control.changing(response) as connection:
-        return _with_warnings(
-            connection, lifecycle.sign(connection, contract_id, now_ms=store.now_ms(connection))
-        )
+        return _with_warnings(connection, _signed(connection, contract_id, store.now_ms(connection)))
+
+
+def _signed(connection: Connection, contract_id: str, now_ms: int) -> Contract:
+    signed = lifecycle.sign(connection, contract_id, now_ms=now_ms)
+    require_for_sale(connection, contract_id)
+    return signed
 
 
 @router.post("/{contract_id}/withdraw", response_model=ContractAnswer)

@@ -172,6 +172,7 @@ def api(admin: TestClient, made: Any, database: Engine, raw_redis: redis.Redis) 
         made("tenants", name=name)
     for name in (POOL, "empty"):
         made("models", name=name, context_tokens=4_096)
+        made("prices", model=name, free=True)
     for name in ("i-1", "i-2"):
         entry = {
             "instance": name, "model": POOL, "pool": POOL, "cell": POOL, "url": "http://127.0.0.1:1",

@@ -43,7 +43,9 @@ def model(made: Make, raw_redis: redis.Redis) -> dict[str, Any]:
             "key": "sk-engine", "epoch": "e-1", "status": status, "lease_until_ms": 9_000_000_000_000,
         }  # fmt: skip
         raw_redis.hset(redis_keys.INSTANCES, f"m-{number}", json.dumps(entry))
-    return made("models", name="m", context_tokens=2048)
+    model = made("models", name="m", context_tokens=2048)
+    made("prices", model="m", free=True)
+    return model
 
 
 def stored(database: Engine) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, func, insert, select
+from sqlalchemy import Engine, func, insert, select, text
 
 from billing.schema.capacity import calibration, contract, contract_history, contract_step, pool
 from billing.wire import redis_keys
@@ -30,6 +30,7 @@ def pool_to_sell(made: Make, admin: TestClient, database: Engine) -> None:
     made("tenants", name="acme")
     made("tenants", name="bolt")
     made("models", name=POOL, context_tokens=100)
+    made("prices", model=POOL, free=True)
     with database.begin() as connection:
         connection.execute(
             insert(calibration).values(
@@ -394,3 +395,24 @@ def test_what_a_pool_has_is_not_asked_of_none(admin: TestClient, noun: str):
     error = error_of(admin.get(f"/admin/v1/{noun}", params={"pool": "org/lama"}), 404)
     assert (error["param"], "taas pool list" in error["message"]) == ("pool", True)
     assert admin.get(f"/admin/v1/{noun}", params={"pool": POOL}).status_code == 200
+
+
+def test_what_has_no_price_is_sold_to_nobody_outside(made: Make, admin: TestClient, database: Engine):
+    """And a contract of before goes on."""
+    before = made("contracts", **asked())["contract"]
+    with database.begin() as connection:
+        connection.execute(text("alter table price disable trigger user"))
+        connection.execute(text("delete from price"))
+    error = error_of(admin.post("/admin/v1/contracts", json=asked(tenant="bolt")), 409)
+    assert (error["code"], error["param"]) == ("not_for_sale", "pool")
+    assert "taas price set" in error["message"]
+    draft = made("contracts", **asked(tenant="bolt", draft=True))["contract"]
+    error_of(admin.post(f"/admin/v1/contracts/{draft}/sign"), 409)
+    assert [each["contract"] for each in admin.get("/admin/v1/contracts?state=signed").json()["data"]] == [
+        before
+    ]
+    assert admin.post(f"/admin/v1/contracts/{before}/amend", json={"units": 20}).status_code == 200
+    made("tenants", name="team", kind="internal")
+    assert made("contracts", **asked(tenant="team"))["state"] == "signed"
+    made("prices", model=POOL, input="1", output="2", **{"from": "2999-01-01"})
+    assert admin.post(f"/admin/v1/contracts/{draft}/sign").status_code == 200

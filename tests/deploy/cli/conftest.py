@@ -79,6 +79,7 @@ def shop(taas: Taas, told: Callable[..., Any], migrated_database_url: str) -> No
     """The tenant acme and a measured pool of two instances, 1,000 units per second each."""
     told("tenant", "create", "acme")
     told("model", "add", "org/llama", "--context", "4096")
+    told("price", "set", "--model", "org/llama", "--free")
     engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         connection.execute(

@@ -41,6 +41,7 @@ def engine(
     monkeypatch.delenv("TAAS_ENGINE_KEY", raising=False)
     engine = make_engine(*FAST)
     told("model", "add", "sim", "--context", "2048")
+    told("price", "set", "--model", "sim", "--free")
     told("instance", "add", "--model", "sim", "--url", engine.url, "--key", engine.key, "--instance", "sim-1")
     return engine
 

@@ -26,6 +26,7 @@ def shop(taas: Taas, told: Told, migrated_database_url: str) -> None:
     """The tenant acme, and a measured pool of two instances that are there, 1,000 units per second each."""
     told("tenant", "create", "acme")
     told("model", "add", POOL, "--context", "4096")
+    told("price", "set", "--model", POOL, "--free")
     engine = create_engine(migrated_database_url)
     with engine.begin() as connection:
         connection.execute(
