@@ -112,10 +112,12 @@ def _model(connection: Connection, name: str, tenant_id: str, key_id: str) -> Ro
 
 
 def _held(connection: Connection, tenant_id: str, name: str) -> Estimate:
-    """What the tenant's open batches of this model may still take. They are locked, so that two that are
+    """What the tenant's open batches of this model may still take. The tenant is locked, so that two that are
     accepted at one moment see each other.
     """
-    connection.execute(select(tenant.c.tenant_id).where(tenant.c.tenant_id == tenant_id).with_for_update())
+    locked = select(tenant.c.tenant_id).where(tenant.c.tenant_id == tenant_id)
+    # Not against the rows that refer to it, one of which this transaction may have written.
+    connection.execute(locked.with_for_update(key_share=True))
     query = select(batch).where(
         batch.c.tenant_id == tenant_id, batch.c.model == name, batch.c.status.in_(OPEN_STATUSES)
     )

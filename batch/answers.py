@@ -17,8 +17,9 @@ _BACKOFF_MAX_S: Final = 60.0
 _RETRY_AFTER_MAX_S: Final = 3_600.0
 # The service has no capacity now, or is away: tried again as long as the batch lasts.
 _WAITED_FOR: Final = frozenset({429, 503})
-# Failures that may be the line's own fault, so that they are tried only so often.
-_TRIED_AGAIN: Final = frozenset({408, 500, 502, 504})
+# Failures that may be the line's own fault, so that they are tried only so often. 401: the key was revoked,
+# or a clock is wrong.
+_TRIED_AGAIN: Final = frozenset({401, 408, 500, 502, 504})
 FAILURES_MAX: Final = 5
 
 
@@ -50,7 +51,11 @@ def retry_in_s(answered: Answered, attempt: int, failures: int) -> float | None:
         return None
     backoff_s: float = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 10) / 2)
     said = answered.headers.get("retry-after-ms", "")
-    return max(backoff_s, min(_RETRY_AFTER_MAX_S, int(said) / 1000)) if said.isdigit() else backoff_s
+    return (
+        max(backoff_s, min(_RETRY_AFTER_MAX_S, int(said) / 1000))
+        if said.isascii() and said.isdigit()
+        else backoff_s
+    )
 
 
 def is_failure(answered: Answered) -> bool:

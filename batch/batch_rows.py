@@ -19,6 +19,8 @@ from billing.wire.routes import Dialect, Route
 
 _PREFIX: Final = {Dialect.OPENAI: "batch", Dialect.ANTHROPIC: "msgbatch"}
 DELETED: Final = "deleted"
+# Of a tenant.
+_OPEN_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,13 @@ class NewBatch:
 
 
 def create(connection: Connection, caller: BatchCaller, new: NewBatch) -> str:
-    """A batch whose lines were not read yet: its id. The random part is that of its lines' request ids."""
+    """A batch whose lines were not read yet: its id. The random part is that of its lines' request ids.
+    Raises Refused if too many are open.
+    """
+    opened = select(func.count()).where(batch.c.tenant_id == caller.tenant, batch.c.status.in_(OPEN_STATUSES))
+    if connection.execute(opened).scalar_one() >= _OPEN_MAX:
+        message = f"You have {_OPEN_MAX} batches that have not ended, and may have no more."
+        raise Refused(message, code="too_many_batches")
     batch_id = f"{_PREFIX[new.dialect]}_{token_hex(8)}"
     row = {
         "batch_id": batch_id,

@@ -16,6 +16,8 @@ from billing.schema.clock import NOW_MS
 from billing.wire.batch_caller import BatchCaller
 from billing.wire.batch_statuses import OPEN_STATUSES
 
+# Of a tenant.
+_FILES_MAX: Final = 10_000
 SHOWN_PURPOSES: Final = ("batch", "batch_output")
 
 
@@ -36,12 +38,13 @@ def owned_by(table: Table, caller: BatchCaller) -> ColumnElement[bool]:
 
 def begin_upload(connection: Connection, caller: BatchCaller, new: NewFile, *, tenant_bytes_max: int) -> str:
     """A file that is being uploaded: its id. Raises Refused if the tenant has stored too much already."""
-    query = select(func.coalesce(func.sum(batch_file.c.bytes), 0)).where(
+    query = select(func.count(), func.coalesce(func.sum(batch_file.c.bytes), 0)).where(
         batch_file.c.tenant_id == caller.tenant
     )
-    if connection.execute(query).scalar_one() >= tenant_bytes_max:
-        message = f"Your files have {tenant_bytes_max} bytes or more together: delete some first."
-        raise Refused(message, code="storage_full")
+    count, size_bytes = connection.execute(query).one()
+    if count >= _FILES_MAX or size_bytes >= tenant_bytes_max:
+        message = f"You have {count} files of {size_bytes} bytes, and may have {_FILES_MAX} of "
+        raise Refused(f"{message}{tenant_bytes_max}: delete some first.", code="storage_full")
     file_id = f"file-{token_hex(16)}"
     row = _row(file_id, new) | {"state": "uploading"} | _owner(caller)
     connection.execute(insert(batch_file).values(row))

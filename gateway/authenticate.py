@@ -8,7 +8,7 @@ that differ are refused.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from billing.wire.value import Value
 from gateway.catalogue.entries import ApiKey, Model, Tenant
@@ -87,14 +87,16 @@ def presented_bearer(headers: Iterable[tuple[bytes, bytes]]) -> str:
     return found[0][7:].decode("latin-1")
 
 
-async def authenticate(headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int) -> Caller:
+def authenticate(
+    headers: Iterable[tuple[bytes, bytes]], catalogue: Catalogue, now_ms: int
+) -> Awaitable[Caller]:
     """The caller behind the headers; `now_ms` by the clock that all gateways share.
 
     Raises AuthenticationFailed (unknown, revoked, expired: one and the same body), PermissionDenied for a
     suspended or archived tenant or project, DependencyUnavailable when the key is not cached and Redis does
     not answer.
     """
-    return await caller_with(hashlib.sha256(presented_key(headers)).hexdigest(), catalogue, now_ms)
+    return caller_with(hashlib.sha256(presented_key(headers)).hexdigest(), catalogue, now_ms)
 
 
 async def caller_with(key_hash: str, catalogue: Catalogue, now_ms: int, line: str | None = None) -> Caller:

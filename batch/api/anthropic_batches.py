@@ -86,7 +86,7 @@ def results(batch_id: str, request: Request) -> StreamingResponse:
         if not files:
             raise NotThere(NO_BATCH)
         names = [name for file in files for name in file_rows.objects_of(connection, file)]
-    return streamed(service, names, sum(file.bytes for file in files))
+    return streamed(service, names, sum(file.bytes for file in files), "application/x-jsonl")
 
 
 @router.post("/{batch_id}/cancel")

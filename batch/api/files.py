@@ -101,7 +101,9 @@ def shown(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def streamed(service: Service, names: list[str], size_bytes: int) -> StreamingResponse:
+def streamed(
+    service: Service, names: list[str], size_bytes: int, media_type: str = "application/octet-stream"
+) -> StreamingResponse:
     """The objects one after the other, as one body."""
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -110,7 +112,7 @@ def streamed(service: Service, names: list[str], size_bytes: int) -> StreamingRe
                 yield piece
 
     headers = {"content-length": str(size_bytes)}
-    return StreamingResponse(pieces(), headers=headers, media_type="application/octet-stream")
+    return StreamingResponse(pieces(), headers=headers, media_type=media_type)
 
 
 class Stored:

@@ -23,7 +23,7 @@ _HEADERS_ALLOWED = (
     b"x-client-request-id", b"x-request-id", b"x-session-id",
 )  # fmt: skip
 _PREFIXES_ALLOWED = (b"anthropic-", b"openai-", b"x-stainless-", b"x-taas-")
-_METHODS_ALLOWED = b"GET, HEAD, POST"
+_METHODS_ALLOWED = b"GET, HEAD, POST, DELETE"
 # Browsers know no prefixes here. The star covers future headers; browsers that do not know the star read the
 # names.
 _EXPOSED = (

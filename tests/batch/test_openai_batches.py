@@ -341,3 +341,34 @@ def test_a_ticket_of_a_line_is_needed_where_lines_are_taken(batch_stack: BatchSt
             url, headers={"authorization": f"Bearer {bearer}"}, json=chat("a")["body"], trust_env=False
         )
         assert answer.status_code == 401
+
+
+def test_lines_that_a_limit_refuses_are_sent_again_until_they_fit(batch_stack: BatchStack) -> None:
+    client = batch_stack.openai(batch_stack.tenant(limits={"concurrency": 1}))
+    batch = batch_stack.ended(client, batch_stack.create(client, [chat(f"line-{n}") for n in range(8)]).id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 8, "completed": 8, "failed": 0}
+
+
+def test_a_file_whose_time_is_over_is_gone_and_so_are_its_bytes(
+    batch_stack: BatchStack, client: OpenAI
+) -> None:
+    batch = batch_stack.ended(client, batch_stack.create(client, [chat("a")]).id)
+    assert batch.output_file_id is not None
+    held = batch_stack.stored_files()
+    batch_stack.installation.execute(
+        "update batch_file set expires_ms = 0 where file_id = any(%s)",
+        [batch.output_file_id, batch.input_file_id],
+    )
+    for file_id in (batch.output_file_id, batch.input_file_id):
+        with pytest.raises(NotFoundError):
+            client.files.content(file_id)
+    wait_until(lambda: len(held - batch_stack.stored_files()) == 2, "files that are deleted")
+
+
+def test_an_input_that_a_batch_reads_is_not_deleted(batch_stack: BatchStack, client: OpenAI) -> None:
+    made = batch_stack.create(client, [chat(str(n), max_tokens=1500) for n in range(4)])
+    with pytest.raises(BadRequestError) as refused:
+        client.files.delete(made.input_file_id)
+    assert refused.value.code == "file_in_use"
+    client.batches.cancel(made.id)

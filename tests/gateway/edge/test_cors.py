@@ -59,7 +59,7 @@ def test_a_preflight_allows_what_the_sdks_send(server: Listening) -> None:
     status, headers = parse_head(server.ask(PREFLIGHT + ORIGIN + asked).rstrip())
     assert status == 204
     assert headers["access-control-allow-origin"] == PAGE
-    assert headers["access-control-allow-methods"] == "GET, HEAD, POST"
+    assert headers["access-control-allow-methods"] == "GET, HEAD, POST, DELETE"
     allowed = headers["access-control-allow-headers"].split(", ")
     assert set(wanted) <= set(allowed)
     assert not {"x-evil", ""} & set(allowed)
