@@ -3,7 +3,6 @@
 from typing import Literal
 
 from billing.api.answer import Answer, Ms
-from billing.api.usage_answers import UsedTokens
 
 
 class LineCounts(Answer):
@@ -13,6 +12,14 @@ class LineCounts(Answer):
     completed: int
     failed: int
     unserved: int
+
+
+class BatchTokens(Answer):
+    """Tokens as the answers say. `cached` is a part of `prompt`."""
+
+    prompt: int
+    cached: int
+    output: int
 
 
 class InputError(Answer):
@@ -39,7 +46,7 @@ class BatchAnswer(Answer):
     model: str | None
     status: str
     lines: LineCounts
-    tokens: UsedTokens
+    tokens: BatchTokens
     estimate_tokens: int
     errors: list[InputError] | None
     created_ms: Ms

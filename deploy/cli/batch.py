@@ -60,7 +60,8 @@ def _print(row: dict[str, Any], as_json: bool) -> None:
         error["message"] if error["line"] is None else f"line {error['line']}: {error['message']}"
         for error in row["errors"] or ()
     ]
-    times = {status: moment(status)(row["times"]) for status in row["times"]}
+    reached = sorted(row["times"], key=lambda status: row["times"][status])
+    times = {status: moment(status)(row["times"]) for status in reached}
     print_fields({
         "batch": row["batch"], "status": row["status"], "tenant": row["tenant_name"],
         "project": row["project"], "key": row["key_id"], "route": row["route"], "model": row["model"],
