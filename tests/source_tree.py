@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gateway", "batch", "serving", "billing", "loadtest", "deploy")
+PACKAGES = ("gateway", "serving", "billing", "loadtest", "deploy")
 
 
 @dataclass(frozen=True)

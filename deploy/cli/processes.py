@@ -88,6 +88,6 @@ def batch_service() -> None:
     TAAS_BATCH_GATEWAY_URL, TAAS_BATCH_PORT, TAAS_BATCH_STORE_URL, TAAS_BATCH_CONCURRENCY. Any number of
     processes may share one database and one store.
     """
-    from batch.__main__ import main as run
+    from billing.batch.__main__ import main as run
 
     sys.exit(run())

@@ -97,7 +97,7 @@ class Services:
             TAAS_DATABASE_URL=stores.database_url,
             TAAS_SERVICE_KEY=self._credentials.service_key,
         )
-        running = self._start(BATCH, [sys.executable, "-m", "batch"], environment, step)
+        running = self._start(BATCH, [sys.executable, "-m", "billing.batch"], environment, step)
         self._processes.wait_until(
             running, lambda: get_ok(f"{settings.batch_url}/healthz"), _START_TIMEOUT_S, step.note
         )

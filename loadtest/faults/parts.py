@@ -347,7 +347,7 @@ class Installation:
         return Part(
             name=f"batch-{number}",
             folder=self.folder,
-            command=python("-m", "batch"),
+            command=python("-m", "billing.batch"),
             environment=self._environment() | own | settings,
             ready=answers(f"{url}/healthz"),
         )

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
-from batch.file_rows import owned_by
-from batch.refusals import NO_BATCH, NotThere, Refused
+from billing.batch.file_rows import owned_by
+from billing.batch.refusals import NO_BATCH, NotThere, Refused
 from billing.schema.batches import batch, batch_file
 from billing.schema.clock import NOW_MS
 from billing.wire.batch_caller import BatchCaller

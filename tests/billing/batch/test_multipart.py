@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.multipart import FormReader, NotAForm
-from tests.batch.test_splitting import pieces_of
+from billing.batch.multipart import FormReader, NotAForm
+from tests.billing.batch.test_splitting import pieces_of
 
 
 def form_of(content: bytes, filename: str, fields: dict[str, str]) -> tuple[str, bytes]:

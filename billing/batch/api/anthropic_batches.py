@@ -11,17 +11,17 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Row
 
-from batch import batch_rows, file_rows, reading
-from batch.acceptance import NotAccepted
-from batch.api.asking import caller_of, id_of, number_of, service_of
-from batch.api.files import Stored, streamed
-from batch.batch_rows import NewBatch
-from batch.file_rows import NewFile
-from batch.refusals import NO_BATCH, NotThere, Refused
-from batch.service import Service
-from batch.splitting import NotRequests
-from batch.validation import Checked, LineError
 from billing import batches
+from billing.batch import batch_rows, file_rows, reading
+from billing.batch.acceptance import NotAccepted
+from billing.batch.api.asking import caller_of, id_of, number_of, service_of
+from billing.batch.api.files import Stored, streamed
+from billing.batch.batch_rows import NewBatch
+from billing.batch.file_rows import NewFile
+from billing.batch.refusals import NO_BATCH, NotThere, Refused
+from billing.batch.service import Service
+from billing.batch.splitting import NotRequests
+from billing.batch.validation import Checked, LineError
 from billing.wire.batch_caller import BatchCaller
 from billing.wire.routes import Dialect, Route
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, select
 
-from batch.validation import Checked, LineError
+from billing.batch.validation import Checked, LineError
 from billing.schema.batches import batch
 from billing.schema.catalogue import api_key, model, model_audience, model_weights, quota_limit, tenant
 from billing.wire.batch_statuses import OPEN_STATUSES

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Table, and_, func, insert, select, update
 
-from batch.objects import input_object
-from batch.refusals import NO_FILE, NotThere, Refused
+from billing.batch.objects import input_object
+from billing.batch.refusals import NO_FILE, NotThere, Refused
 from billing.schema.batches import batch, batch_file, batch_part
 from billing.schema.clock import NOW_MS
 from billing.wire.batch_caller import BatchCaller

@@ -13,9 +13,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from batch.answers import Usage
-from batch.line_states import LineState
-from batch.objects import Objects
+from billing.batch.answers import Usage
+from billing.batch.line_states import LineState
+from billing.batch.objects import Objects
 from billing.ledger.bulk_insert import insert_rows
 from billing.schema.batches import batch, batch_line, batch_part, batch_runner
 from billing.schema.clock import NOW_MS

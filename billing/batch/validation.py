@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import orjson
 
-from batch.prefix import prefix_key
-from batch.splitting import RawLine
+from billing.batch.prefix import prefix_key
+from billing.batch.splitting import RawLine
 from billing.wire.batch_line import LINES_MAX
 from billing.wire.routes import Dialect, RouteFacts
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, select, update
 
-from batch import line_rows
-from batch.acceptance import NotAccepted, accept
-from batch.objects import Objects, input_object
-from batch.settings import BatchSettings
-from batch.splitting import split_jsonl, split_requests
-from batch.validation import Checked, LineError, check
+from billing.batch import line_rows
+from billing.batch.acceptance import NotAccepted, accept
+from billing.batch.objects import Objects, input_object
+from billing.batch.settings import BatchSettings
+from billing.batch.splitting import split_jsonl, split_requests
+from billing.batch.validation import Checked, LineError, check
 from billing.batches import advance
 from billing.schema.batches import batch, batch_runner
 from billing.schema.clock import NOW_MS

@@ -8,13 +8,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Row
 
-from batch import file_rows
-from batch.api.asking import caller_of, expires_s_of, id_of, number_of, service_of
-from batch.file_rows import NewFile
-from batch.multipart import FormReader, NotAForm
-from batch.objects import input_object
-from batch.refusals import Refused, TooLarge
-from batch.service import Service
+from billing.batch import file_rows
+from billing.batch.api.asking import caller_of, expires_s_of, id_of, number_of, service_of
+from billing.batch.file_rows import NewFile
+from billing.batch.multipart import FormReader, NotAForm
+from billing.batch.objects import input_object
+from billing.batch.refusals import Refused, TooLarge
+from billing.batch.service import Service
 from billing.wire.batch_caller import BatchCaller
 
 router = APIRouter()

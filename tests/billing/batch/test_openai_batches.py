@@ -11,8 +11,8 @@ import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 
 from loadtest.faults.parts import MODEL
-from tests.batch.conftest import BatchStack
-from tests.batch.lines import chat
+from tests.billing.batch.conftest import BatchStack
+from tests.billing.batch.lines import chat
 from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 

@@ -7,9 +7,9 @@ from typing import Final
 
 from sqlalchemy import Engine, delete, exists, func, select, update
 
-from batch import file_rows, line_rows
-from batch.batch_rows import DELETED
-from batch.objects import Objects
+from billing.batch import file_rows, line_rows
+from billing.batch.batch_rows import DELETED
+from billing.batch.objects import Objects
 from billing.schema.batches import batch, batch_file, batch_line, batch_part, line_bill
 from billing.schema.clock import NOW_MS
 from billing.wire.batch_statuses import OPEN_STATUSES

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.splitting import NotRequests, RawLine, split_jsonl, split_requests
+from billing.batch.splitting import NotRequests, RawLine, split_jsonl, split_requests
 
 CAP = 64
 JSON = st.recursive(

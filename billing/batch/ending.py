@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, delete, func, select
 
-from batch import file_rows, line_rows
-from batch.answers import unserved_line
-from batch.file_rows import NewFile
-from batch.line_states import LineState
-from batch.objects import Objects, input_object
-from batch.settings import BatchSettings
-from batch.validation import read_line
+from billing.batch import file_rows, line_rows
+from billing.batch.answers import unserved_line
+from billing.batch.file_rows import NewFile
+from billing.batch.line_states import LineState
+from billing.batch.objects import Objects, input_object
+from billing.batch.settings import BatchSettings
+from billing.batch.validation import read_line
 from billing.batches import advance
 from billing.schema.batches import batch_line
 from billing.wire.routes import ROUTE_FACTS, Dialect, Route

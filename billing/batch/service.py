@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from batch.metrics import BatchMetrics
-from batch.objects import Objects
-from batch.settings import BatchSettings
+from billing.batch.metrics import BatchMetrics
+from billing.batch.objects import Objects
+from billing.batch.settings import BatchSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Row
 
-from batch import batch_rows, file_rows
-from batch.api.asking import caller_of, expires_s_of, id_of, json_of, number_of, service_of, text_of
-from batch.batch_rows import NewBatch
-from batch.refusals import NotThere, Refused
 from billing import batches
+from billing.batch import batch_rows, file_rows
+from billing.batch.api.asking import caller_of, expires_s_of, id_of, json_of, number_of, service_of, text_of
+from billing.batch.batch_rows import NewBatch
+from billing.batch.refusals import NotThere, Refused
 from billing.wire.routes import ROUTE_FACTS, Dialect, RouteFacts
 
 router = APIRouter()

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from obstore.exceptions import AlreadyExistsError
 
-from batch.objects import Objects, input_object
-from batch.settings import BatchSettings
+from billing.batch.objects import Objects, input_object
+from billing.batch.settings import BatchSettings
 from tests.fixtures import plain_http
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.valkey import free_port

@@ -8,7 +8,7 @@ from anthropic import Anthropic, BadRequestError, NotFoundError
 from anthropic.types.messages import MessageBatch
 
 from loadtest.faults.parts import MODEL
-from tests.batch.conftest import BatchStack
+from tests.billing.batch.conftest import BatchStack
 from tests.fixtures.gateway import wait_until
 
 

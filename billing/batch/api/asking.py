@@ -9,8 +9,8 @@ from typing import Any, Final
 import orjson
 from fastapi import Request
 
-from batch.refusals import Refused, TooLarge, Unauthorized
-from batch.service import Service
+from billing.batch.refusals import Refused, TooLarge, Unauthorized
+from billing.batch.service import Service
 from billing.wire.batch_caller import BatchCaller
 
 _BODY_BYTES_MAX: Final = 64 * 1024

@@ -11,13 +11,13 @@ import uvicorn
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from batch.api.app import build_app
-from batch.metrics import BatchMetrics
-from batch.objects import Objects
-from batch.retention import sweep
-from batch.runner import Runner
-from batch.service import Service
-from batch.settings import BatchSettings
+from billing.batch.api.app import build_app
+from billing.batch.metrics import BatchMetrics
+from billing.batch.objects import Objects
+from billing.batch.retention import sweep
+from billing.batch.runner import Runner
+from billing.batch.service import Service
+from billing.batch.settings import BatchSettings
 from billing.database import connect
 from billing.wire.metrics_page import MetricsPage
 from billing.wire.redis_address import parse_redis_url

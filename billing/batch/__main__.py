@@ -3,8 +3,8 @@
 import logging
 import sys
 
-from batch.process import run
-from batch.settings import BatchSettings
+from billing.batch.process import run
+from billing.batch.settings import BatchSettings
 from billing.database import DatabaseError
 
 

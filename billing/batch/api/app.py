@@ -7,9 +7,9 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from batch.api import anthropic_batches, files, openai_batches
-from batch.refusals import NotThere, Refused, Unavailable
-from batch.service import Service
+from billing.batch.api import anthropic_batches, files, openai_batches
+from billing.batch.refusals import NotThere, Refused, Unavailable
+from billing.batch.service import Service
 from billing.refusals import Conflict
 from billing.wire.routes import Dialect, dialect_of_path
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.prefix import prefix_key
-from batch.splitting import RawLine, split_jsonl, split_requests
-from batch.validation import ERRORS_MAX, Checked, check
+from billing.batch.prefix import prefix_key
+from billing.batch.splitting import RawLine, split_jsonl, split_requests
+from billing.batch.validation import ERRORS_MAX, Checked, check
 from billing.wire.batch_line import LINES_MAX
 from billing.wire.routes import ROUTE_FACTS, Route
-from tests.batch.lines import chat
+from tests.billing.batch.lines import chat
 
 CAP = 10_000
 CHAT = ROUTE_FACTS[Route.CHAT]

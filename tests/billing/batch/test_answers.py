@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.answers import FAILURES_MAX, Answered, Usage, result_line, retry_in_s, unserved_line, usage_of
+from billing.batch.answers import (
+    FAILURES_MAX,
+    Answered,
+    Usage,
+    result_line,
+    retry_in_s,
+    unserved_line,
+    usage_of,
+)
 from billing.wire.routes import Dialect
 
 

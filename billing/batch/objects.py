@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from batch.settings import BatchSettings
+from billing.batch.settings import BatchSettings
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

@@ -16,14 +16,14 @@ from typing import Any, Final
 from sqlalchemy import Engine, Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from batch import batch_rows, line_rows
-from batch.ending import advance_batch
-from batch.line_rows import GivenBack, Result
-from batch.metrics import BatchMetrics
-from batch.objects import Objects
-from batch.reading import read_batch
-from batch.sending import Line, Sender
-from batch.settings import BatchSettings
+from billing.batch import batch_rows, line_rows
+from billing.batch.ending import advance_batch
+from billing.batch.line_rows import GivenBack, Result
+from billing.batch.metrics import BatchMetrics
+from billing.batch.objects import Objects
+from billing.batch.reading import read_batch
+from billing.batch.sending import Line, Sender
+from billing.batch.settings import BatchSettings
 from billing.schema.batches import batch_runner
 from billing.schema.catalogue import api_key
 from billing.wire.batch_statuses import OPEN_STATUSES

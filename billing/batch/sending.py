@@ -7,10 +7,10 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from batch.answers import Answered, is_failure, result_line, retry_in_s, usage_of
-from batch.line_rows import GivenBack, Result
-from batch.objects import Objects, input_object
-from batch.validation import read_line
+from billing.batch.answers import Answered, is_failure, result_line, retry_in_s, usage_of
+from billing.batch.line_rows import GivenBack, Result
+from billing.batch.objects import Objects, input_object
+from billing.batch.validation import read_line
 from billing.wire.batch_line import LINES_PATH, LineTicket
 from billing.wire.certificates import checked_by
 from billing.wire.routes import ROUTE_FACTS, Route
