@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from billing.wire.ending import BILLED_ENDINGS, Ending
+from billing.wire.ending import Ending
 from billing.wire.instance_entry import InstanceEntry
 from gateway.attempt_failed import (
     BREAKER_OPEN,
@@ -54,6 +54,7 @@ NO_INSTANCE_RETRY_MS = 1000
 # After its last event an engine sends nothing but the end of the framing.
 FRAMING_SECONDS_MAX = 1.0
 DONE = b"data: [DONE]\n\n"
+CALLER_GONE = frozenset({Ending.CLIENT_DISCONNECT, Ending.CLIENT_STALLED})
 
 
 # Synchronous: when it returns the settle has been sent, so that no cancellation can come between.
@@ -99,11 +100,11 @@ class Forwarder:
             self._release(exchange)
 
     def _stop(self, exchange: Exchange) -> None:
-        """Make the engine stop. A provider says what a request cost at the end of its answer alone: where its
-        tenant pays, the answer is read on.
+        """Make the engine stop. A provider says what a request cost at the end of its answer alone: if only
+        its caller is gone, the answer is read on.
         """
         attempt = exchange.attempt
-        if attempt.instance.is_provider and exchange.stop_ending in BILLED_ENDINGS:
+        if attempt.instance.is_provider and exchange.stop_ending in CALLER_GONE:
             self._engines.read_on(attempt)
         else:
             self._engines.abort(attempt)

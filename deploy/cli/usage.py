@@ -8,7 +8,7 @@ import click
 from billing.wire.dimensions import Dimension
 from deploy.cli.connection import call
 from deploy.cli.moments import BACK, back, rfc3339
-from deploy.cli.output import Columns, json_option, minute, print_json, print_table
+from deploy.cli.output import Columns, Row, json_option, minute, print_json, print_table
 
 # As many as the API gives at once.
 _LINES_MAX: Final = 10_000
@@ -78,9 +78,11 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
         for name, count in report["total"].items()
         if isinstance(count, int)
     }
+    written: Any = {"CACHE WRITE": lambda row: row["tokens"]["written"]}
     figures: Any = {
-        **counts, "INPUT": lambda row: row["tokens"]["prompt"] - row["tokens"]["cached"],
-        "CACHED INPUT": lambda row: row["tokens"]["cached"], "OUTPUT": lambda row: row["tokens"]["output"],
+        **counts, "INPUT": _uncached, "CACHED INPUT": lambda row: row["tokens"]["cached"],
+        **(written if report["total"]["tokens"]["written"] else {}),
+        "OUTPUT": lambda row: row["tokens"]["output"],
         "ABSORBED": lambda row: row["absorbed"]["prompt"] + row["absorbed"]["output"], "USD": "amount",
     }  # fmt: skip
     if report["cost_items"]:
@@ -97,6 +99,12 @@ def usage(tenant: str | None, by: str | None, since: str | None, until: str | No
     for word, why in _NOT_IN_THE_AMOUNT.items():
         if count := report["total"][word]["requests"]:
             click.echo(f"{word}: {count} requests, {why}", err=True)
+
+
+def _uncached(row: Row) -> int:
+    tokens = row["tokens"]
+    uncached: int = tokens["prompt"] - tokens["cached"] - tokens["written"]
+    return uncached
 
 
 def _read(query: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ are spread: the prompt's may come only at the beginning, the output's at the end
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from secrets import token_hex
 from typing import Any, Final
@@ -29,9 +29,8 @@ _ID_PREFIXES: Final = {
 _DATA: Final = b"data: "
 # Members that tell a provider's own affairs.
 _INSIDE: Final = ("system_fingerprint", "obfuscation", "provider", "x_groq")
-# Of a usage object that is kept. A provider's has about a dozen, one within the other.
-_FIGURES_MAX: Final = 64
-_DEPTH_MAX: Final = 3
+# Of a usage object that is kept, and of each object in it. A provider's has about a dozen.
+_FIGURES_MAX: Final = 32
 _FIGURE_MAX: Final = 2**63 - 1
 _FIGURE_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -88,19 +87,22 @@ def cache_written(told: Mapping[str, Any]) -> int:
         return 0
 
 
-def kept_usage(told: Mapping[str, Any] | None, depth: int = _DEPTH_MAX) -> dict[str, Any] | None:
+def kept_usage(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The figures of a usage object, which are kept beside our own. No text is: it could be anybody's."""
     if told is None:
         return None
-    kept: dict[str, Any] = {}
-    for name, figure in islice(told.items(), _FIGURES_MAX):
-        if _FIGURE_NAME.fullmatch(name) is None:
-            continue
-        if type(figure) is int and abs(figure) <= _FIGURE_MAX:
-            kept[name] = figure
-        elif type(figure) is dict and depth > 1:
-            kept[name] = kept_usage(figure, depth - 1)
+    kept: dict[str, Any] = {name: figure for name, figure in _figures(told) if type(figure) is int}
+    for name, inner in _figures(told):
+        if type(inner) is dict:
+            kept[name] = {part: figure for part, figure in _figures(inner) if type(figure) is int}
     return kept
+
+
+def _figures(holder: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Its first members that have the name of a figure, and no value that cannot be kept."""
+    for name, figure in islice(holder.items(), _FIGURES_MAX):
+        if _FIGURE_NAME.fullmatch(name) and (type(figure) is not int or abs(figure) <= _FIGURE_MAX):
+            yield name, figure
 
 
 class _Plain(PlainMeter):

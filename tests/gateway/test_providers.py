@@ -369,6 +369,23 @@ def test_what_the_provider_never_says_is_flagged_and_never_billed_as_exact(
     wait_until(lambda: list(provider.truth().values())[-1]["finish"] == "abort", "end at the provider")
 
 
+def test_a_suspended_tenants_stream_ends_at_once(serve: Serve, catalogue: Catalogue) -> None:
+    """Its caller is there, and waits for no usage."""
+    provider, gateway, key = serve("openai", "--decode-ms", "50")
+    asked = body("chat", True) | {"max_tokens": 400}
+    with gateway.client(key) as client, client.stream("POST", "/v1/chat/completions", json=asked) as answer:
+        pieces = answer.iter_text()
+        next(pieces)
+        catalogue.changed("stop", "tenant:ten_a")
+        began = time.monotonic()
+        rest = "".join(pieces)
+    assert time.monotonic() - began < 8  # of the 20 s that the answer takes
+    assert "error" in rest
+    (event,) = catalogue.await_events(1)
+    assert (event.ending, event.anomaly) == ("tenant_suspended", "usage_missing")
+    wait_until(lambda: list(provider.truth().values())[-1]["finish"] == "abort", "end at the provider")
+
+
 def test_a_gateway_that_stops_waits_for_no_answer_that_nobody_reads(
     serve: Serve, catalogue: Catalogue
 ) -> None:

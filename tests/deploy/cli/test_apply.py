@@ -42,7 +42,7 @@ instances:
 prices:
   sim:
     - {{input: 0.10, output: 0.40}}
-    - {{input: 0.20, cached_input: 0.02, output: 0.80, from: 2999-01-01}}
+    - {{input: 0.20, cached_input: 0.02, cache_write: 0.25, output: 0.80, from: 2999-01-01}}
 """
 
 
@@ -98,6 +98,7 @@ def test_a_file_is_made_true_and_applied_again_it_changes_nothing(applied: File,
     later, now = told("price", "list")["data"]
     assert (now["input"], now["cached_input"], now["output"]) == ("0.10", "0.10", "0.40")
     assert (later["input"], later["cached_input"], later["from_ms"]) == ("0.20", "0.02", 32472144000000)
+    assert (now["cache_write"], later["cache_write"]) == ("0.10", "0.25")
     assert applied.apply() == "no change\n"
     assert "no change" in applied.apply("--prune")
     assert applied.taas("apply", str(applied.path), "--dry-run").output == "no change\n"

@@ -60,6 +60,28 @@ def test_usage_by_hour_has_a_line_each_and_a_sum(taas: Taas, told: Told, used):
     assert "acme" in taas("usage", "--by", "tenant", *EVER).stdout
 
 
+def test_what_providers_charge_is_shown_beside_what_tenants_pay(
+    taas: Taas, told: Told, used: None, migrated_database_url: str
+):
+    told("price", "set", "--cost", "--model", "m1", "--input", "0.05", "--cached-input", "0.01",
+         "--cache-write", "0.08", "--output", "0.20", "--from", "2020-01-01")  # fmt: skip
+    tenant = told("tenant", "show", "acme")["tenant"]
+    provider = {"kind": "anthropic", "model": "claude-x", "usage": {"input_tokens": 700}}
+    bought = replace(event("req_3", (1000, 200, 50, 100), tenant=tenant), provider=provider)
+    engine = create_engine(migrated_database_url)
+    with engine.begin() as connection:
+        record_events(connection, [ReceivedEvent.read(bought.to_json())])
+    engine.dispose()
+    lines = [line.split() for line in taas("usage", "--by", "model", *EVER).stdout.splitlines()]
+    # 700 × 0.05 + 200 × 0.01 + 100 × 0.08 + 50 × 0.20, of a million.
+    assert lines[3][-2:] == ["0.000055", "0.000389"]
+    assert lines[2][-3:] == ["USD", "COST", "MARGIN"]
+    assert lines[3][:6] == ["m1", "3", "3,500", "400", "100", "110"]
+    assert ["m1", "i1", "no.", "1", "cache", "write", "100", "0.08", "0.000008"] in lines
+    shown = taas("request", "show", "req_3").stdout
+    assert "kind anthropic, model claude-x" in shown
+
+
 def test_a_receipt_shows_what_was_billed_and_why(taas: Taas, used):
     shown = taas("request", "show", "req_1").stdout
     for words in (
