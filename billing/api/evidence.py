@@ -76,7 +76,10 @@ def show(instance: NamePath, control: Control) -> dict[str, Any]:
                 "own_user": running.own_user,
                 "listening": list(running.listening),
             },
-            "logging": {"requests_logged": running.requests_logged},
+            "logging": {
+                "requests_logged": running.requests_logged,
+                "takes_batches": model.takes_batches or not owned,
+            },
             "callers": {
                 "owner": model.owner,
                 "visible_to": model.visible if isinstance(model.visible, str) else sorted(model.visible),

@@ -37,9 +37,12 @@ class EvidenceProcess(Answer):
 
 
 class EvidenceLogging(Answer):
-    """Whether it may write requests into a log."""
+    """Whether it may write requests into a log; and whether its model takes batches, whose files hold prompts
+    and answers.
+    """
 
     requests_logged: bool
+    takes_batches: bool
 
 
 class EvidenceCallers(Answer):

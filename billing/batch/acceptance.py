@@ -9,7 +9,7 @@ what can never succeed is refused as a whole, and says why.
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, case, exists, select, true
 
 from billing.batch.validation import Checked, LineError
 from billing.schema.batches import batch
@@ -91,24 +91,24 @@ def _check_fits(whose: str, limits: Limits, estimate: Estimate, held: Estimate, 
 
 
 def _model(connection: Connection, name: str, tenant_id: str, key_id: str) -> Row[Any] | None:
-    """The model if this caller may see it, as a gateway decides it."""
+    """The model if this caller may see it, as a gateway decides it. The same statements are run for a model
+    that does not exist and for one that is not this caller's, so that time does not tell them apart.
+    """
     weighed = (model_weights.c.model == model.c.name) & (model_weights.c.version == model.c.weights_version)
+    named = exists().where(model_audience.c.model == model.c.name, model_audience.c.tenant_id == tenant_id)
+    internal = exists().where(tenant.c.tenant_id == tenant_id, tenant.c.kind == "internal")
+    visible = case(
+        (model.c.owner.is_not(None), model.c.owner == tenant_id),
+        (model.c.visible == "tenants", named),
+        (model.c.visible == "internal", internal),
+        else_=true(),
+    )
     query = select(model, model_weights.c.w_in_mu, model_weights.c.w_out_mu).join(model_weights, weighed)
-    found = connection.execute(query.where(model.c.name == name, model.c.status == "active")).one_or_none()
+    found = connection.execute(
+        query.where(model.c.name == name, model.c.status == "active", visible)
+    ).one_or_none()
     allowed = connection.execute(select(api_key.c.models).where(api_key.c.key_id == key_id)).scalar_one()
-    if found is None or (allowed is not None and name not in allowed):
-        return None
-    if found.owner is not None and found.owner != tenant_id:
-        return None
-    if found.visible == "tenants":
-        asked = select(model_audience).where(
-            model_audience.c.model == name, model_audience.c.tenant_id == tenant_id
-        )
-    else:
-        asked = select(tenant).where(tenant.c.tenant_id == tenant_id)
-        if found.visible == "internal":
-            asked = asked.where(tenant.c.kind == "internal")
-    return found if connection.execute(asked).one_or_none() is not None else None
+    return found if allowed is None or name in allowed else None
 
 
 def _held(connection: Connection, tenant_id: str, name: str) -> Estimate:

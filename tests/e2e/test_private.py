@@ -183,7 +183,7 @@ def test_the_evidence_is_full_and_true_and_verified_offline(private: Private) ->
     assert str(private.weights) in process["command"]
     assert entry["url"].removeprefix("http://") in process["listening"]
     assert all(address.startswith("127.0.0.1:") for address in process["listening"])
-    assert said["logging"] == {"requests_logged": False}
+    assert said["logging"] == {"requests_logged": False, "takes_batches": False}
     assert said["callers"] == {"owner": private.owner, "visible_to": [private.owner], "status": "active"}
     assert said["instance"]["epoch"] == entry["epoch"]
     assert 0 < said["instance"]["since_ms"] <= said["issued"]["read_ms"] <= said["issued"]["at_ms"]

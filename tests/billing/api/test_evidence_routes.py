@@ -89,7 +89,7 @@ def test_evidence_says_all_that_an_auditor_asks_for_and_is_signed(
         "own_user": True,
         "listening": list(running.listening),
     }
-    assert said["logging"] == {"requests_logged": False}
+    assert said["logging"] == {"requests_logged": False, "takes_batches": False}
     assert said["callers"]["visible_to"] == [said["callers"]["owner"]]
     assert said["instance"]["since_ms"] == running.started_ms
     assert said["contracts"] == []
