@@ -18,6 +18,8 @@ from openai import OpenAI
 
 from tests.fixtures.engine import EngineMaker, SimEngine
 from tests.fixtures.gateway import MODEL, Catalogue, StartGateway
+from tests.fixtures.provider import ProviderMaker
+from tests.fixtures.secure_stores import Certificates
 from tests.gateway.asking import Outcome, ask, the_event
 
 # Agent: its route, the name of its conversation in a body, the tool to order, and what is ignored of what it
@@ -172,3 +174,38 @@ def test_openais_responses_go_on_from_the_items_that_they_were_given(
         items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"}]
         assert answer().output_text
     conserved()
+
+
+@pytest.mark.parametrize("dialect", ["anthropic", "openai"])
+def test_a_turn_of_claude_code_is_served_by_providers_of_both_dialects(
+    catalogue: Catalogue,
+    start_gateway: StartGateway,
+    make_provider: ProviderMaker,
+    certificates: Certificates,
+    dialect: str,
+) -> None:
+    """At OpenAI's it is translated. Marks of caches go to Anthropic's alone, the user's name to neither."""
+    route, conversation, tool, _ = AGENTS["claude_code"]
+    provider = make_provider(dialect, "--context", "60000")
+    catalogue.model(context_tokens=60_000)
+    entry = {"engine": dialect, "engine_model": "big-1", "abort": False, "metrics": False}
+    catalogue.instance(provider.url, provider.key, name="p1", **entry)
+    gateway = start_gateway(TAAS_UPSTREAM_CA_FILE=certificates.path("ca.pem"))
+    key, requests = catalogue.key(catalogue.tenant("ten_a")), recorded("claude_code")
+    provider.faults("tool_call", f"{tool}:{json.dumps(ARGUMENTS)}")
+    body = {name: value for name, value in requests["first"].items() if name not in ("model", "stream")}
+    called = ask(gateway, key, route, stream=True, **body)
+    said = ask(
+        gateway, key, route, stream=True, **body | {conversation: body[conversation] + requests["next"]}
+    )
+    assert (called.status, said.status) == (200, 200), (called.text, said.text)
+    assert calls_in(called) == ([tool], ARGUMENTS)
+    assert calls_in(said) == ([], {})
+    truths = list(provider.truth().values())
+    for outcome, truth in zip((called, said), truths, strict=True):
+        event = the_event(catalogue, outcome)
+        assert (event.ending.value, event.usage_source) == ("complete", "engine")
+        assert (event.billed.prompt, event.billed.output) == (truth["prompt"], truth["output"])
+    sent = [json.dumps(request["body"]) for request in provider.requests()]
+    assert ["cache_control" in text for text in sent] == [dialect == "anthropic"] * 2
+    assert body["metadata"]["user_id"] not in "".join(sent)
