@@ -8,6 +8,7 @@ import time
 import click
 from pydantic import ValidationError
 
+from serving.cancellation import end_tasks
 from serving.launch import CannotStart, connect, find_redis
 from serving.launching.gpus import gpus_here
 from serving.launching.launcher import Launcher
@@ -30,7 +31,7 @@ def main() -> None:
     TAAS_LAUNCHER=local   workers are processes of this machine and end with the launcher; each has GPUs of
                           its own (of CUDA_VISIBLE_DEVICES, default: all)
     TAAS_LAUNCHER=ray     workers are on the nodes of the Ray cluster at TAAS_RAY_ADDRESS and stay when the
-                          launcher ends; needs `pip install taas[ray]` on every node
+                          launcher ends; needs what serving/ray.lock pins, on every node
 
     It reads TAAS_ADMIN_URL with TAAS_SERVICE_KEY, and the settings of `taas worker`. Of several launchers one
     acts, and another takes over when it dies.
@@ -54,18 +55,21 @@ async def _run(settings: LauncherSettings) -> None:
     async with connect(find_redis(settings.redis_url.get_secret_value())) as redis:
         leader, launcher = Leader(redis), await _launcher(settings)
         reconciler = Reconciler(launcher, redis, _note)
-        leads = False
+        # Beside the rounds, because one may take longer than the lease.
+        renewing = asyncio.create_task(leader.keep())
+        told = False
         try:
             while not stopping.is_set():
-                before, leads = leads, await leader.leads()
-                if leads and not before:
+                if leader.leads and not told:
                     _note(f"this launcher acts ({settings.launcher})")
-                launches = await wanted.read() if leads else None
-                if launches is not None:
+                told = leader.leads
+                launches = await wanted.read() if leader.leads else None
+                if launches is not None and leader.leads:
                     await reconciler.round(launches)
                 await _within(stopping, _ROUND_S)
         finally:
             await launcher.close()
+            await end_tasks(renewing)
             await leader.resign()
             await wanted.close()
     _note("stopped")

@@ -46,7 +46,9 @@ def connect_ray(address: str, settings: Mapping[str, str], note: Callable[[str],
     try:
         import ray
     except ImportError as exc:
-        raise CannotStart("TAAS_LAUNCHER=ray needs Ray: pip install 'taas[ray]'") from exc
+        raise CannotStart(
+            "TAAS_LAUNCHER=ray needs Ray: pip install --require-hashes -r serving/ray.lock"
+        ) from exc
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError) as exc:
