@@ -19,8 +19,10 @@ from serving.launching.launcher import Launch, NoRoom
 from serving.launching.ray_actor import WorkerActor
 
 NAMESPACE: Final = "taas"
-# A node that answers does so at once; one that was lost must not hold up the others.
 _CALL_S: Final = 2.0
+# A node that answers does so at once, and one that was lost must not hold up the others. Who does not answer
+# counts as running.
+_STATUS_S: Final = 0.3
 # Where there is room, a place is found at once.
 _PLACE_S: Final = 3.0
 # An actor's process starts in a second or two; on a busy machine it takes longer.
@@ -118,7 +120,7 @@ class RayLauncher:
             for rank, actor in enumerate(actors):
                 name = instance if rank == 0 else f"{instance}-node-{rank}"
                 started.append(actor.start.remote(*command(launch, instance, rank, head), name))
-            self._ray.get(started, timeout=_CALL_S)
+            self._ray.get(started, timeout=_ACTOR_S)
         except (self._ray.exceptions.RayError, TimeoutError, NoRoom) as exc:
             for actor in actors:
                 self._kill(actor)
@@ -154,7 +156,7 @@ class RayLauncher:
             for actor in placed.actors
         ]
         if asked:
-            self._ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=_CALL_S)
+            self._ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=_STATUS_S)
         for instance, reference in asked:
             placed = self._placed.get(instance)
             if placed is None:

@@ -1,6 +1,7 @@
 """A fleet on Ray: two nodes with an instance each, and the raylet of one is killed under load."""
 
 import importlib.util
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -110,3 +111,43 @@ def test_a_launcher_that_was_killed_finds_what_runs(fleet: Fleet, cluster: RayCl
     assert before < after
     fleet.apply(0, resources="{slot: 1}")
     wait_until(lambda: fleet.ready() == set() and not workers_of(cluster), "end of all")
+
+
+def test_a_node_that_stood_still_finds_itself_replaced_and_does_not_come_back(
+    fleet: Fleet, cluster: RayCluster
+) -> None:
+    """Ray's health checks have not failed yet: the lease says that the instance is lost."""
+    stack = fleet.stack
+    fleet.apply(2, resources="{slot: 1}")
+    before = fleet.await_ready(2)
+    there = workers_of(cluster)
+    (lost,) = [instance for instance in before if cluster.node_of(there[instance]) == 1]
+    epoch = json.loads(stack.redis.hget(redis_keys.INSTANCES, lost) or "{}")["epoch"]
+    stack.await_served(MODEL)
+    load = SteadyLoad(stack.gateway.url, stack.key, MODEL, callers=6, tokens=40)
+    with load.running():
+        wait_until(lambda: len(load.instances()) == 2 and len(load.done) > 12, "answers of both")
+        node = [cluster.raylets[1], *cluster.raylets[1].children(recursive=True)]
+        stopped = time.monotonic()
+        for process in node:
+            process.suspend()
+        wait_until(lambda: bool(stack.redis.hget(redis_keys.FENCED, lost)), "fence")
+        fenced_s = time.monotonic() - stopped
+        after = fleet.await_ready(2, without={lost})
+        ready_s = time.monotonic() - stopped
+        for process in node:
+            process.resume()
+        wait_until(lambda: lost not in workers_of(cluster), "end of it")
+        count = len(load.done)
+        wait_until(lambda: len(load.done) > count + 12, "answers afterwards")
+    print(f"fenced after {fenced_s:.1f} s, replaced after {ready_s:.1f} s; {len(load.done)} requests, "
+          f"{len(load.failures())} failed")  # fmt: skip
+    assert lost not in after
+    assert json.loads(stack.redis.hget(redis_keys.INSTANCES, lost) or "{}")["epoch"] == epoch
+    assert fleet.ready() == after
+    assert load.failures() == []
+    for each in load.done:
+        receipt = stack.receipt(each.request_id)
+        assert receipt["ending"] == "complete", receipt
+    wait_until(lambda: stack.redis.xlen(redis_keys.usage_stream(stack.cell)) == 0, "empty usage stream")
+    assert stack.audit()["residual_tokens"] == 0
