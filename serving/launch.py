@@ -187,7 +187,7 @@ def plan_worker(
         adapters=_adapter_slots(settings, model),
         engine_args=engine_args or (known.engine_args if known is not None and model.generates else ()),
         private_environment={} if private is None else private.environment,
-        cache_socket=_cache_socket(None if private is None else private.folder)
+        cache_socket=_cache_socket(None if private is None else private.folder, port)
         if settings.cache_events and model.generates
         else None,
     )
@@ -219,13 +219,13 @@ def plan_worker(
     )
 
 
-def _cache_socket(private_folder: Path | None) -> Path:
-    """Where the engine tells of its cache, tokens included: in a folder that only its own user can enter.
-    Raises CannotStart.
+def _cache_socket(private_folder: Path | None, port: int) -> Path:
+    """Where the engine with this port tells of its cache, tokens included: in a folder that only its own user
+    can enter. Engines of one private model share that folder. Raises CannotStart.
     """
     if importlib.util.find_spec("zmq") is None:
         raise CannotStart("--cache-events needs pyzmq: pip install 'taas[cache-events]'.")
-    socket = Path(private_folder or tempfile.mkdtemp(prefix="taas-cache-")) / "cache.sock"
+    socket = Path(private_folder or tempfile.mkdtemp(prefix="taas-cache-")) / f"cache-{port}.sock"
     if len(bytes(socket)) > _SOCKET_BYTES_MAX:
         raise CannotStart(f"--cache-events: {socket} is too long for a socket; use a shorter TAAS_HOME.")
     return socket

@@ -142,6 +142,15 @@ async def test_a_folder_that_its_user_may_not_pass_is_said_and_nothing_is_starte
     assert worker.engine_pids() == []
 
 
+async def test_its_cache_is_told_of_on_a_socket_of_this_engine_in_its_folder(worker: PrivateWorker) -> None:
+    """Two engines of one private model share the folder, and not the socket."""
+    worker.start(TAAS_CACHE_EVENTS="1")
+    port = (await worker.ready()).url.rpartition(":")[2]
+    command = psutil.Process(worker.engine_pids()[0]).cmdline()
+    endpoint = json.loads(command[command.index("--kv-events-config") + 1])["endpoint"]
+    assert endpoint == f"ipc://{worker.folder}/home/private/m/cache-{port}.sock"
+
+
 def sums(folder: Path) -> str:
     return "".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  ./{path.name}\n" for path in folder.iterdir()
