@@ -32,8 +32,9 @@ from billing.wire.routes import Route
 log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.5
+_CLAIM_S: Final = 0.02
 _IDLE_LOOK_S: Final = 2.0
-# Results are recorded when there are so many, or the first has waited so long.
+# So many results are one transaction; the first of them has waited so long.
 _RECORD_LINES: Final = 64
 _RECORD_S: Final = 0.2
 # How long a stopping process waits for its lines.
@@ -61,15 +62,15 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: dict[str, asyncio.Task[None]] = {}
         self._done: dict[str, list[Outcome]] = {}
-        self._changed = asyncio.Event()
+        self._answered = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until stopped. It waits out outages of PostgreSQL, of the store and of gateways."""
         rounds = [
             asyncio.create_task(self._repeat(self._renew, self._settings.lease_s / 4)),
             asyncio.create_task(self._repeat(self._look, _LOOK_S)),
-            asyncio.create_task(self._repeat(self._record, _RECORD_S)),
-            asyncio.create_task(self._repeat(self._claim, 0.02)),
+            asyncio.create_task(self._repeat(self._record_soon, 0)),
+            asyncio.create_task(self._repeat(self._claim, _CLAIM_S)),
         ]
         await stop.wait()
         rounds.pop().cancel()  # nothing is claimed any more
@@ -136,6 +137,8 @@ class Runner:
     async def _claim(self) -> None:
         """Take lines as long as there is room: no batch has more than its share of it under way."""
         served = [row for row in self._open if row.status != "validating"]
+        if not served:
+            await asyncio.sleep(_LOOK_S)
         share = max(1, self._settings.concurrency // max(1, len(served)))
         for row in served:
             room = min(share - self._under_way[row.batch_id], self._settings.concurrency - len(self._tasks))
@@ -145,10 +148,10 @@ class Runner:
             lines = await asyncio.to_thread(self._claimed, row, room)
             for line in lines:
                 self._under_way[row.batch_id] += 1
+                self._metrics.under_way.set(self._under_way.total())
                 task = asyncio.create_task(self._serve(line))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            self._metrics.under_way.set(len(self._tasks))
             if not lines:
                 await asyncio.sleep(0.1 / len(served))
 
@@ -181,7 +184,16 @@ class Runner:
             log.exception("line %s/%d could not be sent", line.batch_id, line.line)
         finally:
             self._under_way[line.batch_id] -= 1
+            self._metrics.under_way.set(self._under_way.total())
             self._done.setdefault(line.batch_id, []).append(outcome)
+            self._answered.set()
+
+    async def _record_soon(self) -> None:
+        """Record what is done, several results at a time."""
+        await self._answered.wait()
+        await asyncio.sleep(_RECORD_S)
+        self._answered.clear()
+        await self._record()
 
     async def _record(self) -> None:
         """Record what is done. What cannot be recorded now is kept for the next round."""
@@ -193,6 +205,7 @@ class Runner:
                     await asyncio.shield(asyncio.to_thread(self._record_part, batch_id, part))
                 except Exception:
                     self._done.setdefault(batch_id, [])[:0] = outcomes[start:]
+                    self._answered.set()
                     raise
 
     def _record_part(self, batch_id: str, outcomes: list[Outcome]) -> None:

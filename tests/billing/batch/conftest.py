@@ -3,6 +3,7 @@ own.
 """
 
 import json
+import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
@@ -128,6 +129,15 @@ class BatchStack:
         if file_id is None:
             return []
         return [json.loads(line) for line in client.files.content(file_id).text.splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def kept_umask() -> Iterator[None]:
+    """A store in a folder sets it for its process, which is the tests' here."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.umask(umask)
 
 
 @pytest.fixture(scope="session")
