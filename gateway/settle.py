@@ -70,6 +70,8 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         continued=exchange.prompt_read() is not None,
         discarded_output=discarded,
     )
+    untold = provider is not None and source is not UsageSource.ENGINE
+    counted = charged(ending, attribution.produced, attribution.billed, untold=untold)
     return UsageEvent(
         **asdict(exchange.head),
         ending=ending,
@@ -77,7 +79,7 @@ def usage_event(exchange: Exchange, ending: Ending, http_status: int, ended_ms: 
         produced=attribution.produced,
         billed=attribution.billed,
         absorbed=attribution.absorbed,
-        units_mu=request.model.weights.cost_mu(charged(ending, attribution.produced, attribution.billed)),
+        units_mu=request.model.weights.cost_mu(counted),
         http_status=http_status,
         ended_ms=ended_ms,
         first_token_ms=delivery.first_token_ms,

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
 
-from sqlalchemy import ARRAY, Connection, Row, Text, any_, case, func, literal, or_, select, true
+from sqlalchemy import ARRAY, Connection, Row, Text, and_, any_, case, func, literal, or_, select, true
 
 from billing.catalogue import limits
 from billing.cell.scripts import BucketLevel, ContractLevel
 from billing.contracts.rates import ContractRate
 from billing.schema.catalogue import quota_limit, tenant
-from billing.schema.ledger import usage_event
+from billing.schema.ledger import UNTOLD, usage_event
 from billing.wire import redis_keys
-from billing.wire.ending import CHARGED_UNBILLED
+from billing.wire.ending import BILLED_ENDINGS, CHARGED_UNBILLED
 from billing.wire.limits import FIELDS, MINUTE_S, LimitKind
 
 # A bucket drains within a minute; older charges only count if the bucket was in debt.
@@ -29,7 +29,10 @@ _LONGEST_MS: Final = max(each.window_s for each in _LONG) * 1000
 # As `billing.wire.attribution.charged`.
 _TOKENS: Final = case(
     (
-        usage_event.c.ending.in_([each.value for each in CHARGED_UNBILLED]),
+        or_(
+            usage_event.c.ending.in_([each.value for each in CHARGED_UNBILLED]),
+            and_(usage_event.c.ending.in_([each.value for each in BILLED_ENDINGS]), UNTOLD),
+        ),
         usage_event.c.produced_prompt + usage_event.c.produced_output,
     ),
     else_=usage_event.c.billed_prompt + usage_event.c.billed_output,

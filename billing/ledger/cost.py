@@ -7,11 +7,10 @@ To be joined with `usage_event`, by `outerjoin(COST_PRICE, true())`.
 
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Numeric, and_, case, cast, func, or_
+from sqlalchemy import ColumnElement, Numeric, case, cast, func, or_
 
 from billing.catalogue.price_book import COST
-from billing.schema.ledger import usage_event
-from billing.wire.usage_event import UsageSource
+from billing.schema.ledger import TOLD, usage_event
 
 _of = usage_event.c
 # The price of an event that went to a provider: its instance's own, else the model's.
@@ -27,10 +26,6 @@ COST_PRICE: Final = (
     .limit(1)
     .lateral("cost")
 )
-_TOLD_SOURCE: Final = _of.usage_source == UsageSource.ENGINE.value
-# Whether a provider has said what a request used; whether it went there and the provider has not.
-TOLD: Final[ColumnElement[bool]] = and_(_of.provider.is_not(None), _TOLD_SOURCE)
-UNTOLD: Final[ColumnElement[bool]] = and_(_of.provider.is_not(None), ~_TOLD_SOURCE)
 
 
 def _cost(tokens: ColumnElement[Any], price: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -8,9 +8,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, func, literal_column, select
 
-from billing.ledger.cost import TOLD, UNTOLD
 from billing.moments import utc
-from billing.schema.ledger import usage_event
+from billing.schema.ledger import TOLD, UNTOLD, usage_event
 
 _MS_PER_DAY: Final = 86_400_000
 _KINDS: Final = ("prompt", "cached", "written", "output")

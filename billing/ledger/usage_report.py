@@ -13,10 +13,10 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, lite
 
 from billing.catalogue.money import ZERO, Money, price_string
 from billing.catalogue.price_book import COST, SALE, Price, PriceList, prices_by_id
-from billing.ledger.cost import COST_AMOUNT, COST_PRICE, TOLD, UNTOLD
+from billing.ledger.cost import COST_AMOUNT, COST_PRICE
 from billing.ledger.entries import OWED_EVENTS, PRICED_EVENTS, Pricing
 from billing.moments import utc
-from billing.schema.ledger import ledger_posting, ledger_transaction, usage_event
+from billing.schema.ledger import TOLD, UNTOLD, ledger_posting, ledger_transaction, usage_event
 from billing.wire.dimensions import Dimension
 from billing.wire.part_ids import LATER_PART_LIKE
 

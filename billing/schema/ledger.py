@@ -33,7 +33,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from billing.schema.clock import NOW_MS
 from billing.schema.metadata import metadata
 from billing.wire.ending import Ending
-from billing.wire.usage_event import NOT_FINAL_SOURCES
+from billing.wire.usage_event import NOT_FINAL_SOURCES, UsageSource
 
 TOKEN_COLUMNS: Final = (
     "produced_prompt", "produced_cached", "produced_output", "delivered_output",
@@ -119,6 +119,11 @@ NOT_FINAL: Final = and_(
     ),
 )
 Index("ix_usage_event_not_final", usage_event.c.instance, usage_event.c.epoch, postgresql_where=NOT_FINAL)
+
+# Whether a provider has said what a request used; whether it went there and the provider has not.
+_TOLD_SOURCE: Final = usage_event.c.usage_source == UsageSource.ENGINE.value
+TOLD: Final = and_(usage_event.c.provider.is_not(None), _TOLD_SOURCE)
+UNTOLD: Final = and_(usage_event.c.provider.is_not(None), ~_TOLD_SOURCE)
 
 # What each run of an engine was metered for so far: the sums of `usage_event`, kept in the same SQL
 # transactions, so that the balance of an instance is known without reading its whole history.

@@ -67,6 +67,10 @@ def attribute(
     return Attribution(produced, billed, absorbed)
 
 
-def charged(ending: Ending, produced: Tokens, billed: Tokens) -> Tokens:
-    """The tokens that count against the tenant's limits."""
-    return produced if ending in CHARGED_UNBILLED else billed
+def charged(ending: Ending, produced: Tokens, billed: Tokens, *, untold: bool = False) -> Tokens:
+    """The tokens that count against the tenant's limits. `untold`: a provider has not said what it used, and
+    `produced` is our own count. That is no bill, but a limit that did not count it could be left behind.
+    """
+    if ending in CHARGED_UNBILLED or (untold and ending in BILLED_ENDINGS):
+        return produced
+    return billed

@@ -149,7 +149,8 @@ class UsageEvent(EventHead, frozen=True, kw_only=True):
     @property
     def charged_tokens(self) -> int:
         """What counts against limits of tokens, as `units_mu` does against limits of units."""
-        tokens = charged(self.ending, self.produced, self.billed)
+        untold = self.provider is not None and self.usage_source is not UsageSource.ENGINE
+        tokens = charged(self.ending, self.produced, self.billed, untold=untold)
         return tokens.prompt + tokens.output
 
     def crash_event_json(self) -> bytes:

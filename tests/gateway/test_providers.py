@@ -361,6 +361,9 @@ def test_what_the_provider_never_says_is_flagged_and_never_billed_as_exact(
     assert (event.billed.prompt, event.billed.output) == (0, 0)
     assert (event.produced.output > 0) == stream
     assert event.absorbed.output == event.produced.output
+    # What was counted counts against limits, so that leaving is no way around them.
+    assert event.charged_tokens == event.produced.prompt + event.produced.output
+    assert (event.units_mu > 0) == stream
     # Anthropic says at the beginning how long the prompt is; in chat it stands at the end.
     told = stream and (dialect, route) == ("anthropic", "messages")
     assert (event.produced.prompt > 0) == told
