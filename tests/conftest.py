@@ -40,7 +40,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         paths = sorted(path for named in session.config.args for path in (root / named).rglob("test_*.py"))
         for path in paths[number::count]:
             # What cannot be imported is told when it is collected.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, pytest.skip.Exception):
                 importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
 
 

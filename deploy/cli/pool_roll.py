@@ -113,6 +113,11 @@ def _restart(pool: str, row: dict[str, Any], drain_s: int, timeout_s: int, *, qu
             running = 0 if now is None else now["load"]["running"]
             click.echo(f"{instance}: {status}" + (f", {running} requests run" if running else ""))
         told = status
+        if now is not None and status == "down" and now["epoch"] != old:
+            raise click.ClickException(
+                f"the engine of {instance} did not start again; its worker goes on trying and says why. The "
+                "others were left as they are: mend it, then run this again."
+            )
         if time.monotonic() - began > drain_s + timeout_s:
             raise click.ClickException(
                 f"{instance} is {status} and not ready again after {drain_s + timeout_s} s; the others were "

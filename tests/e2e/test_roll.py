@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from billing.wire import redis_keys
-from tests.fixtures.gateway import wait_until
+from tests.fixtures.gateway import free_ports, wait_until
 from tests.fixtures.simulated_vllm import simulated_vllm
 from tests.fixtures.stack import PRICE, Stack, empty_stack
 from tests.fixtures.steady_load import SteadyLoad
-from tests.fixtures.valkey import free_port
 
 MODEL = "sim"
 INSTANCES = ("sim-a", "sim-b")
@@ -27,15 +26,21 @@ def shop(tmp_path: Path, postgres_server: str) -> Iterator[Stack]:
         stack.admin("POST", "prices", model=MODEL, **PRICE)
         python = simulated_vllm(tmp_path, "--decode-ms", "10")
         wait_until(lambda: bool(stack.redis.hexists(redis_keys.MODELS, MODEL)), "model in the projection")
-        for instance in INSTANCES:
+        # A metrics page takes the next port where its own is taken: those of engines are below.
+        first = free_ports(8)
+        for number, instance in enumerate(INSTANCES):
             stack.start(
                 instance, "serving", MODEL, "--instance", instance, "--path", str(tmp_path / "model"),
-                "--vllm-python", str(python), "--port", str(free_port()),
-                TAAS_WORKER_METRICS_PORT_FIRST=str(free_port()),
+                "--vllm-python", str(python), "--port", str(first + number),
+                TAAS_WORKER_METRICS_PORT_FIRST=str(first + 2),
             )  # fmt: skip
         _, stack.key = stack.new_tenant()
         stack.gateway.start()
-        wait_until(lambda: list(statuses(stack).values()) == ["ready"] * 2, "workers")
+        wait_until(
+            lambda: list(statuses(stack).values()) == ["ready"] * 2,
+            "workers",
+            instead=lambda: stack.log("sim-a") + stack.log("sim-b"),
+        )
         stack.await_served(MODEL)
         yield stack
 
@@ -80,3 +85,16 @@ def test_the_only_engine_of_a_model_is_not_taken_away(shop: Stack) -> None:
     with pytest.raises(AssertionError, match="nothing else serves sim while sim-a starts"):
         shop.taas("pool", "roll", MODEL, "--yes")
     assert epochs(shop)["sim-a"] == before
+
+
+def test_it_stops_at_the_first_engine_that_does_not_start_again(shop: Stack, tmp_path: Path) -> None:
+    before = epochs(shop)
+    python = tmp_path / "python"
+    works = python.read_text()
+    python.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(AssertionError, match="the engine of sim-a did not start again"):
+        shop.taas("pool", "roll", MODEL, "--yes")
+    assert statuses(shop)["sim-b"] == "ready"
+    assert epochs(shop)["sim-b"] == before["sim-b"]
+    python.write_text(works)
+    wait_until(lambda: statuses(shop)["sim-a"] == "ready", "sim-a")
