@@ -19,6 +19,7 @@ from billing.batch.objects import Objects
 from billing.ledger.bulk_insert import insert_rows
 from billing.schema.batches import batch, batch_line, batch_part, batch_runner
 from billing.schema.clock import NOW_MS
+from billing.schema.ledger import usage_event
 
 _ROWS_AT_A_TIME: Final = 5_000
 # Lines that were sent, and whose runner is no more, or does not know what came of them.
@@ -49,6 +50,7 @@ class Result:
 
     line: int
     attempt: int
+    request_id: str
     kind: str
     text: bytes
     usage: Usage
@@ -161,6 +163,13 @@ def write_part(
     objects.create(name, content)
     row = {"batch_id": batch_id, "kind": kind, "object": name, "bytes": len(content)}
     connection.execute(insert(batch_part).values(row))
+
+
+def endings(connection: Connection, request_ids: Sequence[str]) -> dict[str, str]:
+    """How these requests ended, as far as the ledger has them."""
+    query = select(usage_event.c.request_id, usage_event.c.ending)
+    found = connection.execute(query.where(usage_event.c.request_id.in_(request_ids)))
+    return {row.request_id: row.ending for row in found}
 
 
 def give_back(connection: Connection, runner: str, batch_id: str, lines: Sequence[GivenBack]) -> None:

@@ -1,12 +1,15 @@
 """Serves the lines of open batches: claims them, sends them, records what came of them. One per process, any
 number of processes; each may die at any moment.
 
-It owns the round and how many lines each batch may have under way. What was answered but not yet recorded
-when a process dies is sent again by another; billing charges for one of the two and absorbs the other.
+It owns the round and how many lines each batch may have under way. An answer is recorded once the ledger has
+its request as complete: one that a gateway gave and did not live to settle is billed to nobody, so that the
+line is sent again. What was answered but not yet recorded when a process dies is sent again by another;
+billing charges for one of the two and absorbs the other.
 """
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +30,7 @@ from billing.batch.settings import BatchSettings
 from billing.schema.batches import batch_runner
 from billing.schema.catalogue import api_key
 from billing.wire.batch_statuses import OPEN_STATUSES
+from billing.wire.ending import Ending
 from billing.wire.routes import Route
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,11 @@ _IDLE_LOOK_S: Final = 2.0
 # So many results are one transaction; the first of them has waited so long.
 _RECORD_LINES: Final = 64
 _RECORD_S: Final = 0.2
+# Longer than billing is away; then the answer is given up, and the line is sent again.
+_BILL_S: Final = 900.0
+_LAST_BILLS_S: Final = 5.0
+# Answers that may wait for their bill, for each line that may be under way.
+_UNBILLED: Final = 8
 # How long a stopping process waits for its lines.
 _DRAIN_S: Final = 20.0
 
@@ -61,6 +70,8 @@ class Runner:
         self._under_way: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: dict[str, asyncio.Task[None]] = {}
+        # Answers whose bill is awaited, by request id: of which batch, and since when.
+        self._unbilled: dict[str, tuple[str, float, Result]] = {}
         self._done: dict[str, list[Outcome]] = {}
         self._answered = asyncio.Event()
 
@@ -80,7 +91,11 @@ class Runner:
             task.cancel()
         await asyncio.gather(*self._tasks, *rounds, return_exceptions=True)
         with suppress(SQLAlchemyError):
-            await self._record()
+            deadline = time.monotonic() + _LAST_BILLS_S
+            await self._record_billed()
+            while self._unbilled and time.monotonic() < deadline:
+                await asyncio.sleep(_RECORD_S)
+                await self._record_billed()
             await asyncio.to_thread(self._leave)
         await self._sender.close()
 
@@ -137,8 +152,9 @@ class Runner:
     async def _claim(self) -> None:
         """Take lines as long as there is room: no batch has more than its share of it under way."""
         served = [row for row in self._open if row.status != "validating"]
-        if not served:
+        if not served or len(self._unbilled) > _UNBILLED * self._settings.concurrency:
             await asyncio.sleep(_LOOK_S)
+            return
         share = max(1, self._settings.concurrency // max(1, len(served)))
         for row in served:
             room = min(share - self._under_way[row.batch_id], self._settings.concurrency - len(self._tasks))
@@ -185,7 +201,10 @@ class Runner:
         finally:
             self._under_way[line.batch_id] -= 1
             self._metrics.under_way.set(self._under_way.total())
-            self._done.setdefault(line.batch_id, []).append(outcome)
+            if isinstance(outcome, Result) and outcome.kind == "output":
+                self._unbilled[outcome.request_id] = line.batch_id, time.monotonic(), outcome
+            else:
+                self._done.setdefault(line.batch_id, []).append(outcome)
             self._answered.set()
 
     async def _record_soon(self) -> None:
@@ -193,6 +212,30 @@ class Runner:
         await self._answered.wait()
         await asyncio.sleep(_RECORD_S)
         self._answered.clear()
+        await self._record_billed()
+        if self._unbilled:
+            self._answered.set()
+
+    async def _record_billed(self) -> None:
+        """Record what is done, and the answers that are in the ledger."""
+
+        def read() -> dict[str, str]:
+            with self._engine.connect() as connection:
+                return line_rows.endings(connection, list(self._unbilled))
+
+        endings = await asyncio.to_thread(read) if self._unbilled else {}
+        for request_id, (batch_id, since, result) in list(self._unbilled.items()):
+            ending = endings.get(request_id)
+            outcome: Outcome = result
+            if ending != Ending.COMPLETE:
+                lost = ending is None
+                if lost and time.monotonic() - since < _BILL_S:
+                    continue
+                outcome = GivenBack(
+                    line=result.line, attempt=result.attempt, lost=lost, wait_ms=0, failures=0
+                )
+            del self._unbilled[request_id]
+            self._done.setdefault(batch_id, []).append(outcome)
         await self._record()
 
     async def _record(self) -> None:

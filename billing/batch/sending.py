@@ -89,6 +89,7 @@ class Sender:
         return Result(
             line=line.line,
             attempt=line.attempt,
+            request_id=ticket.request_id,
             kind="output" if succeeded else "error",
             text=result_line(facts.dialect, custom_id, ticket.request_id, answered),
             usage=usage_of(answered.body if succeeded else None),

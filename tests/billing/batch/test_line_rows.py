@@ -68,7 +68,12 @@ class Table:
     def record(self, runner: str) -> list[int]:
         results = [
             Result(
-                line=line, attempt=attempt, kind="output", text=b"%d\n" % line, usage=Usage(output_tokens=1)
+                line=line,
+                attempt=attempt,
+                request_id="req_1",
+                kind="output",
+                text=b"%d\n" % line,
+                usage=Usage(output_tokens=1),
             )
             for line, attempt in self.has[runner].items()
         ]
