@@ -192,6 +192,8 @@ async def _serve(
         _note(f"warning: {warning}")
     address = find_redis(settings.redis_url.get_secret_value())
     async with connect(address) as redis:
+        # Before anything is claimed, so that a wrong address, login or name is all that is said.
+        await read_entry(redis, address, name, pooling=pooling)
         engine_port, claim = await _claim_port(settings, port)
         with claim:
             instance = (
