@@ -56,9 +56,7 @@ def show(pool: NamePath, control: Control) -> dict[str, Any]:
 def remove(pool: NamePath, control: Control, response: Response) -> dict[str, Any]:
     """Scale a pool no more. The answer shows it as it was."""
     with control.changing(response) as connection:
-        before = store.find(connection, pool)
-        store.remove(connection, pool)
-        return _shown(before)
+        return _shown(store.remove(connection, pool))
 
 
 def _shown(scaled: Scaled) -> dict[str, Any]:

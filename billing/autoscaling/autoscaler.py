@@ -2,13 +2,14 @@
 leads. It tells Prometheus and SQL; launchers and operators act on it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import redis
 from sqlalchemy import Connection, Engine
 
 from billing.allocator.cell_state import read_state
-from billing.allocator.supply import read_calibrations, read_cells
+from billing.allocator.supply import CalibrationInForce, Cell, read_calibrations, read_cells
 from billing.autoscaling import store
 from billing.autoscaling.decide import (
     SLOTS_GUESSED,
@@ -28,6 +29,16 @@ from billing.wire import redis_keys
 from billing.wire.instance_entry import InstanceEntry
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What all decisions of a round are made of."""
+
+    now_ms: int
+    registered: Sequence[InstanceEntry]
+    calibrations: Mapping[str, CalibrationInForce]
+    cells: Collection[Cell]
+
+
 class Autoscaler:
     """Of one process. `show`: gets the instances of each scaled pool."""
 
@@ -43,25 +54,26 @@ class Autoscaler:
         """One decision for each. A process that has just begun to lead takes the last decision for the need
         of that moment. Raises redis.RedisError, SQLAlchemyError.
         """
+        desired: dict[str, int] = {}
         with self._engine.begin() as connection:
-            pools = store.list_all(connection)
-            if pools:
-                now_ms, registered = read_registered_now(self._client)
-                decisions = {each.pool: self._decide(connection, each, registered, now_ms) for each in pools}
-            else:
-                decisions = {}
-            for each in pools:
-                if each.decision != decisions[each.pool]:
-                    store.decided(connection, each.pool, decisions[each.pool])
-        self._recent = {pool: recent for pool, recent in self._recent.items() if pool in decisions}
-        self._show({pool: decision.instances for pool, decision in decisions.items()})
+            if pools := store.list_all(connection):
+                seen = self._look(connection)
+                for scaled in pools:
+                    decision = self._decide(connection, scaled, seen)
+                    desired[scaled.pool] = decision.instances
+                    if decision != scaled.decision:
+                        store.decided(connection, scaled.pool, decision)
+        self._recent = {pool: recent for pool, recent in self._recent.items() if pool in desired}
+        self._show(desired)
 
-    def _decide(
-        self, connection: Connection, scaled: Scaled, registered: list[InstanceEntry], now_ms: int
-    ) -> Decision:
-        pool = scaled.pool
+    def _look(self, connection: Connection) -> _Seen:
+        now_ms, registered = read_registered_now(self._client)
+        return _Seen(now_ms, registered, read_calibrations(connection), read_cells(connection).values())
+
+    def _decide(self, connection: Connection, scaled: Scaled, seen: _Seen) -> Decision:
+        pool, now_ms = scaled.pool, seen.now_ms
         position = read_position(connection, pool, now_ms)
-        load = self._load(connection, pool, registered)
+        load = self._load(pool, seen)
         if pool not in self._recent:
             self._recent[pool] = Recent()
             if scaled.decision is not None:
@@ -76,12 +88,12 @@ class Autoscaler:
             recent=recent.most,
         )
 
-    def _load(self, connection: Connection, pool: str, registered: list[InstanceEntry]) -> Load:
-        measured = read_calibrations(connection).get(pool)
+    def _load(self, pool: str, seen: _Seen) -> Load:
+        measured = seen.calibrations.get(pool)
         slots = SLOTS_GUESSED if measured is None else max(1, measured.sequences)
-        ours = {entry.instance for entry in registered if entry.pool == pool and not entry.is_provider}
+        ours = {entry.instance for entry in seen.registered if entry.pool == pool and not entry.is_provider}
         sequences = 0
-        for cell in read_cells(connection).values():
+        for cell in seen.cells:
             if cell.pool == pool:
                 state = read_state(self._client, cell.cell, [])
                 sequences += state.on_demand_requests + sum(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from billing.autoscaling.decide import Bounds, Decision, Why
@@ -46,11 +46,13 @@ def put(connection: Connection, pool: str, bounds: Bounds) -> Scaled:
     return find(connection, pool)
 
 
-def remove(connection: Connection, pool: str) -> None:
-    """Scale it no more. Raises NotFound if it is not scaled."""
-    if not connection.execute(delete(table).where(table.c.pool == pool)).rowcount:
+def remove(connection: Connection, pool: str) -> Scaled:
+    """Scale it no more; returns it as it was. Raises NotFound if it is not scaled."""
+    row = connection.execute(delete(table).where(table.c.pool == pool).returning(*table.c)).one_or_none()
+    if row is None:
         raise _not_scaled(pool)
     _tell_gateways(connection, pool)
+    return _scaled(row)
 
 
 def find(connection: Connection, pool: str) -> Scaled:
@@ -73,11 +75,6 @@ def decided(connection: Connection, pool: str, decision: Decision) -> None:
         .where(table.c.pool == pool)
         .values(desired=decision.instances, why=decision.why.value, decided_ms=NOW_MS)
     )
-
-
-def count(connection: Connection) -> int:
-    """How many pools are scaled."""
-    return connection.scalar(select(func.count()).select_from(table)) or 0
 
 
 def _tell_gateways(connection: Connection, pool: str) -> None:
