@@ -43,7 +43,6 @@ from gateway.stream.meter_plain import PlainMeter
 from gateway.upstream.adapters import adapter_of
 from gateway.upstream.connection import UpstreamConnection, UpstreamError, UpstreamFailure
 from gateway.upstream.engines import Engines
-from gateway.upstream.vllm import session_header
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +241,7 @@ class Forwarder:
         """The request for this instance. Another instance may be another engine, or have another name for
         the model. Raises AttemptFailed if it does not know a parameter, because another may.
         """
-        instance = exchange.attempt.instance
+        instance, choice = exchange.attempt.instance, exchange.choice
         try:
             call = adapter_of(instance).request(
                 exchange.parsed,
@@ -252,13 +251,11 @@ class Forwarder:
                 cache_salt=self._cache_salt(exchange.request.caller.tenant.tenant),
                 default_max_tokens=exchange.request.model.default_max_tokens,
                 class_=exchange.head.class_,
+                cached_prompt=choice.prompt_text() if instance.cache_events and choice is not None else None,
             )
         except UnsupportedParameter as exc:
             raise AttemptFailed(exc, UNSUPPORTED) from exc
-        headers = call.headers
-        if instance.cache_events and exchange.choice is not None:
-            headers += session_header(exchange.choice.prompt_text())
-        return self._engines.pool(instance).request_bytes(call.path, headers, call.body)
+        return self._engines.pool(instance).request_bytes(call.path, call.headers, call.body)
 
     @staticmethod
     def _check_head(exchange: Exchange, connection: UpstreamConnection) -> None:

@@ -51,6 +51,7 @@ def request(
     cache_salt: str,
     default_max_tokens: int | None,
     class_: CapacityClass,
+    cached_prompt: bytes | None,
 ) -> EngineCall:
     """Raises UnsupportedParameter for what only engines know, or what messages cannot say. Every message has
     its own `max_tokens`.

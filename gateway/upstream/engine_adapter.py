@@ -57,10 +57,12 @@ class EngineAdapter(Protocol):
         cache_salt: str,
         default_max_tokens: int | None,
         class_: CapacityClass,
+        cached_prompt: bytes | None,
     ) -> EngineCall:
         """One attempt, as this instance takes it. `engine_model`: the engine's name for its model.
-        `cache_salt`: the tenant's, in hex. Raises UnsupportedParameter for a parameter that engines of this
-        kind do not know.
+        `cache_salt`: the tenant's, in hex. `cached_prompt`: for an engine that tells of its cache
+        (`billing.wire.cached_prompt`). Raises UnsupportedParameter for a parameter that engines of this kind
+        do not know.
         """
 
     def abort(self, parsed: ParsedRequest, request_id: str) -> EngineCall:

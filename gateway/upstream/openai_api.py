@@ -88,6 +88,7 @@ def request(
     cache_salt: str,
     default_max_tokens: int | None,
     class_: CapacityClass,
+    cached_prompt: bytes | None,
 ) -> EngineCall:
     """Raises UnsupportedParameter for what only engines know, what chat cannot say, and the count of a
     message, which OpenAI does not do.

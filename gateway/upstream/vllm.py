@@ -80,12 +80,15 @@ def request(
     cache_salt: str,
     default_max_tokens: int | None,
     class_: CapacityClass,
+    cached_prompt: bytes | None,
 ) -> EngineCall:
     """A priority is only sent to an engine that schedules by it. vLLM refuses a `max_tokens` above the
     context, which no default is, and cuts one that is more than the prompt leaves of it.
     """
     served = _SERVED[parsed.route.name]
     headers = b"x-request-id: %b\r\n" % request_id.encode()
+    if cached_prompt is not None:
+        headers += b"x-session-id: %b\r\n" % cached_prompt  # it repeats this in the events of its cache
     body: dict[str, Any] = {
         name: value
         for name, value in parsed.body.items()
@@ -110,11 +113,6 @@ def request(
     if parsed.max_output_tokens is None and default_max_tokens is not None and output_params:
         body[output_params[0]] = max(default_max_tokens, body.get("min_tokens", 0))
     return EngineCall(served.path, headers, orjson.dumps(body))
-
-
-def session_header(prompt: bytes | None) -> bytes:
-    """vLLM repeats it in the events of its cache (`billing.wire.cached_prompt`)."""
-    return b"" if prompt is None else b"x-session-id: %b\r\n" % prompt
 
 
 def _name_response(body: dict[str, Any], parsed: ParsedRequest, request_id: str) -> None:

@@ -41,6 +41,7 @@ def call_for(
         cache_salt=cache_salt,
         default_max_tokens=default_max_tokens,
         class_=class_,
+        cached_prompt=None,
     )
 
 

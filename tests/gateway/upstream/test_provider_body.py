@@ -37,6 +37,7 @@ def sent(kind: str, route: Route, default_max_tokens: int | None = None, **field
         cache_salt=SALT,
         default_max_tokens=default_max_tokens,
         class_=CapacityClass.RESERVED,
+        cached_prompt=None,
     )
     assert b"req_1" not in call.headers + call.body
     assert SALT.encode() not in call.headers + call.body
