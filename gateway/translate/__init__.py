@@ -6,7 +6,8 @@ dialect than its caller. Pure.
 | chat | `messages_request` | `chat_answer` | `ChatStream` |
 | messages | `chat_request` | `message_answer` | `MessagesStream` |
 
-Requests are bodies that `gateway.protocol` has checked. What the other dialect cannot say is refused by name
+Requests are bodies that `gateway.protocol` has checked, without nulls and without what stays here
+(`gateway.upstream.provider_body`). What the other dialect cannot say is refused by name
 (`UnsupportedParameter`) if it could change the answer, else left out: docs/fields.md has tables. Answers are
 a provider's bytes, which may be anything: what is not its dialect raises `ProtocolViolation`. The caller's
 meter reads a translated answer like an engine's own. Errors pass as they are: no caller gets a provider's

@@ -12,10 +12,10 @@ from gateway.errors import UnsupportedParameter
 TOOL_NAME_CHARS_MAX = 64
 
 _KNOWN: Final = frozenset({
-    "max_tokens", "messages", "metadata", "model", "output_config", "service_tier", "stop_sequences",
-    "stream", "system", "temperature", "thinking", "tool_choice", "tools", "top_p",
+    "max_tokens", "messages", "model", "output_config", "stop_sequences", "stream", "system", "temperature",
+    "thinking", "tool_choice", "tools", "top_p",
 })  # fmt: skip
-_WITHOUT_EFFECT: Final[dict[str, Any]] = {"chat_template_kwargs": {}, "top_k": 0}
+_WITHOUT_EFFECT: Final = {"top_k": 0}
 _CARRIED: Final = {
     "model": "model", "max_tokens": "max_completion_tokens", "stop_sequences": "stop", "stream": "stream",
     "temperature": "temperature", "top_p": "top_p",
@@ -33,20 +33,16 @@ def cannot(param: str, reason: str) -> UnsupportedParameter:
 
 
 def check_names(body: Mapping[str, Any], known: frozenset[str], without_effect: Mapping[str, Any]) -> None:
-    """Refuse every parameter that is not `known`, unless it has the value that is `without_effect`. Null is
-    the same as absent.
-    """
+    """Refuse every parameter that is not `known`, unless it has the value that is `without_effect`."""
     for name, value in body.items():
-        if name in known or value is None:
-            continue
-        if name not in without_effect or value != without_effect[name]:
+        if name not in known and (name not in without_effect or value != without_effect[name]):
             raise cannot(name, "has nothing like it: leave it out")
 
 
 def chat_request(messages: dict[str, Any]) -> dict[str, Any]:
     """The body for the provider, of a checked one, which is not changed. Raises UnsupportedParameter."""
     check_names(messages, _KNOWN, _WITHOUT_EFFECT)
-    body = {new: value for old, new in _CARRIED.items() if (value := messages.get(old)) not in (None, [])}
+    body = {new: value for old, new in _CARRIED.items() if (value := messages.get(old, [])) != []}
     _set_thinking(messages, body)
     _set_tools(messages, body)
     body["messages"] = _messages(messages)

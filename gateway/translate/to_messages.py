@@ -12,15 +12,14 @@ from gateway.translate.to_chat import Blocks, cannot, check_names
 
 _KNOWN: Final = frozenset({
     "add_generation_prompt", "continue_final_message", "max_completion_tokens", "max_tokens", "messages",
-    "metadata", "model", "parallel_tool_calls", "reasoning_effort", "response_format", "service_tier", "stop",
-    "stream", "stream_options", "temperature", "thinking_token_budget", "tool_choice", "tools", "top_k",
-    "top_p",
+    "model", "parallel_tool_calls", "reasoning_effort", "response_format", "stop", "stream", "temperature",
+    "thinking_token_budget", "tool_choice", "tools", "top_k", "top_p",
 })  # fmt: skip
 # 0 is also False, and 1 is True.
 _WITHOUT_EFFECT: Final[dict[str, Any]] = {
-    "add_special_tokens": 0, "chat_template_kwargs": {}, "frequency_penalty": 0, "ignore_eos": 0,
-    "include_reasoning": 1, "include_stop_str_in_output": 0, "logit_bias": {}, "logprobs": 0, "min_p": 0,
-    "min_tokens": 0, "n": 1, "presence_penalty": 0, "repetition_penalty": 1, "skip_special_tokens": 1,
+    "add_special_tokens": 0, "frequency_penalty": 0, "ignore_eos": 0, "include_reasoning": 1,
+    "include_stop_str_in_output": 0, "logit_bias": {}, "logprobs": 0, "min_p": 0, "min_tokens": 0, "n": 1,
+    "presence_penalty": 0, "repetition_penalty": 1, "skip_special_tokens": 1,
     "spaces_between_special_tokens": 1, "stop_token_ids": [], "top_logprobs": 0,
 }  # fmt: skip
 _SYSTEM: Final = frozenset({"system", "developer"})
@@ -32,13 +31,13 @@ _NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_-]")
 def messages_request(chat: dict[str, Any], *, default_max_tokens: int) -> dict[str, Any]:
     """The body for the provider. `chat` is a checked body and is not changed. Raises InvalidRequest."""
     check_names(chat, _KNOWN, _WITHOUT_EFFECT)
-    body = {
-        name: chat[name] for name in ("model", "stream", "temperature", "top_p") if chat.get(name) is not None
+    body: dict[str, Any] = {
+        name: chat[name] for name in ("model", "stream", "temperature", "top_p") if name in chat
     }
     body["max_tokens"] = chat.get("max_completion_tokens") or chat.get("max_tokens") or default_max_tokens
     if body.get("temperature", 0) > 1:
         raise cannot("temperature", "takes at most 1")
-    if (chat.get("top_k") or 0) > 0:
+    if chat.get("top_k", 0) > 0:
         body["top_k"] = chat["top_k"]
     if stop := chat.get("stop"):
         body["stop_sequences"] = [stop] if isinstance(stop, str) else stop
@@ -63,7 +62,7 @@ def _set_thinking(chat: dict[str, Any], body: dict[str, Any]) -> None:
         body["thinking"] = {"type": "enabled", "budget_tokens": budget}
     elif budget == 0 or effort == "none":
         body["thinking"] = {"type": "disabled"}
-    if (form := chat.get("response_format")) is not None and form["type"] != "text":
+    if (form := chat.get("response_format")) and form["type"] != "text":
         if form["type"] != "json_schema":
             raise cannot("response_format.type", "takes json_schema only")
         config["format"] = {"type": "json_schema", "schema": form["json_schema"]["schema"]}

@@ -5,7 +5,7 @@ chat request is translated (`gateway.translate`), and so is its answer.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
@@ -58,11 +58,10 @@ def request(
     """
     route, user = parsed.route.name, end_user(parsed, cache_salt)
     with cache_marks(parsed):
-        said: Mapping[str, Any] = parsed.body
+        body = provider_body(parsed.body, engine_model, _UNKNOWN)
         if route is Route.CHAT:
             refuse_continuous_usage(parsed)
-            said = messages_request(parsed.body, default_max_tokens=default_max_tokens or MAX_TOKENS)
-        body = provider_body(said, engine_model, _UNKNOWN)
+            body = messages_request(body, default_max_tokens=default_max_tokens or MAX_TOKENS)
         if user is not None and route is not Route.COUNT_TOKENS:
             body["metadata"] = {"user_id": user}
         return EngineCall(_PATHS[route], _HEADERS, orjson.dumps(body))

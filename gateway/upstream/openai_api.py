@@ -56,6 +56,7 @@ _UNKNOWN: Final[Mapping[Route, EngineOnly]] = {
     Route.COMPLETIONS: _COMPLETIONS_UNKNOWN,
     Route.RESPONSES: _RESPONSES_UNKNOWN,
     Route.EMBEDDINGS: {},
+    Route.MESSAGES: {"chat_template_kwargs": ({},)},
     Route.INPUT_TOKENS: _RESPONSES_UNKNOWN,
 }
 # The parameter for the model's default, where the caller sets no bound.
@@ -97,10 +98,9 @@ def request(
     if route is Route.COUNT_TOKENS:
         raise UnsupportedParameter("messages", "The provider of this model does not count tokens.")
     refuse_continuous_usage(parsed)
-    said: Mapping[str, Any] = parsed.body
+    body = provider_body(parsed.body, engine_model, _UNKNOWN[route])
     if route is Route.MESSAGES:
-        route, said = Route.CHAT, chat_request(parsed.body)
-    body = provider_body(said, engine_model, _UNKNOWN[route])
+        route, body = Route.CHAT, chat_request(body)
     if (user := end_user(parsed, cache_salt)) is not None:
         body[_USER[route]] = user
     if route is Route.CHAT:
