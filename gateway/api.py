@@ -117,12 +117,13 @@ class InferenceApi:
         del raw  # else it would stay in memory until the answer ends
         if body_bytes > (cap_bytes := self.body_caps.of_model(model)):
             raise BodyTooLarge(cap_bytes)
-        parsed = check_against_model(parsed, model)
+        serving = self.catalogue.serving(model.name, route.facts.offered_as)
+        parsed = check_against_model(parsed, model, serving)
         self.quarantine.check(parsed, tenant.tenant)
         if parsed.ignored:
             self._report_ignored(parsed, scope, client)
         choice = None
-        if len(self.catalogue.serving(model.name, route.facts.offered_as)) > 1:
+        if len(serving) > 1:
             salt = self.cache_salt(tenant.tenant)
             choice = Choice(self.router, parsed, model, salt, scope["headers"])
         try:

@@ -1,9 +1,12 @@
 """Checks that depend on the model: context, vocabulary, route, template variables. Pure."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from msgspec.structs import replace
 
+from billing.wire.engine_kinds import is_provider
+from billing.wire.instance_entry import InstanceEntry
 from gateway.errors import ContextLengthExceeded, InvalidRequest, ModelRouteUnsupported, UnsupportedParameter
 from gateway.protocol.prompt import greatest_id, longest_ids
 from gateway.protocol.refused import NEVER
@@ -33,9 +36,11 @@ class ModelLimits(Protocol):
         """The routes that it is offered on."""
 
 
-def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> ParsedRequest:
-    """The request as this model takes it. Raises ModelRouteUnsupported, ContextLengthExceeded,
-    UnsupportedParameter or InvalidRequest.
+def check_against_model(
+    parsed: ParsedRequest, model_limits: ModelLimits, serving: Sequence[InstanceEntry] = ()
+) -> ParsedRequest:
+    """The request as this model takes it. `serving`: its instances for this route. Raises
+    ModelRouteUnsupported, ContextLengthExceeded, UnsupportedParameter or InvalidRequest.
     """
     if parsed.route.facts.offered_as not in model_limits.routes:
         raise ModelRouteUnsupported(parsed.model, parsed.route.name)
@@ -49,16 +54,16 @@ def check_against_model(parsed: ParsedRequest, model_limits: ModelLimits) -> Par
                 raise UnsupportedParameter("chat_template_kwargs", NEVER["chat_template_kwargs"])
             raise UnsupportedParameter(f"chat_template_kwargs.{name[:64]}", "This model does not take it.")
     if "thinking" in body or "thinking_token_budget" in body:
-        return _without_idle_budget(parsed, model_limits.chat_template_kwargs)
+        at_providers = bool(serving) and all(is_provider(instance.engine) for instance in serving)
+        if not at_providers and not model_limits.chat_template_kwargs & THINKING_VARIABLES:
+            return _without_budget(parsed)
     return parsed
 
 
-def _without_idle_budget(parsed: ParsedRequest, variables: frozenset[str]) -> ParsedRequest:
-    """Remove a thinking budget for a model that does not think (its template has no variable for it): vLLM
-    would refuse it.
+def _without_budget(parsed: ParsedRequest) -> ParsedRequest:
+    """Remove a thinking budget for engines of a model that does not think (its template has no variable for
+    it): vLLM would refuse it.
     """
-    if variables & THINKING_VARIABLES:
-        return parsed
     body = parsed.body
     thinking = body.get("thinking")
     name = "thinking_token_budget" if thinking is None else "thinking"

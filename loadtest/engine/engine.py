@@ -45,8 +45,11 @@ _ID_OF_PROMPTS = {"completions": "cmpl", "embeddings": "embd", "score": "score",
 
 
 class Engine:
-    """Handles each exchange; everything happens on one event loop. `answers`: by route."""
+    """Handles each exchange; everything happens on one event loop. `answers`: by route. `thinks`: it takes a
+    budget for thinking.
+    """
 
+    thinks: ClassVar[bool] = False
     answers: ClassVar[Mapping[str, type[Answer]]] = {
         "chat": ChatAnswer,
         "completions": CompletionAnswer,
@@ -160,7 +163,7 @@ class Engine:
         elif plan.before_engine:
             assert plan.garbage is not None
             send_garbage(exchange, plan.garbage)
-        elif wants_thinking(job.body):
+        elif wants_thinking(job.body) and not self.thinks:
             refuse_thinking(job, exchange)
         else:
             request_id, identity = self._identify(job, exchange)

@@ -60,6 +60,7 @@ _TYPES: Final = {
 class Provider(Engine):
     """Answers as OpenAI or Anthropic does: it has no counters, no aborts, and takes no request by our id."""
 
+    thinks: ClassVar[bool] = True
     answers: ClassVar[Mapping[str, type[Answer]]] = {
         "chat": OpenAiChat,
         "completions": OpenAiCompletion,
