@@ -1,5 +1,5 @@
 """The official Anthropic SDK against real vLLM: messages plain and streamed, counting, errors, and the
-bill of each.
+bill of each. `test_gateway_behind_gateway` tries some of it through the translator.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,11 @@ from tests.fixtures.stack import MODEL, Stack
 pytestmark = pytest.mark.vllm
 
 SEA: list[Any] = [{"role": "user", "content": "Say something short about the sea."}]
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return MODEL
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +41,8 @@ def assert_receipt(stack: Stack, request_id: str, usage: Any) -> None:
     assert receipt["delivered"] == {"output": usage.output_tokens}
 
 
-def test_a_message_is_answered_and_billed_as_told(client: Anthropic, stack: Stack) -> None:
-    answer = client.messages.create(model=MODEL, max_tokens=8, messages=SEA)
+def test_a_message_is_answered_and_billed_as_told(client: Anthropic, stack: Stack, model: str) -> None:
+    answer = client.messages.create(model=model, max_tokens=8, messages=SEA)
     assert answer.role == "assistant"
     assert answer.content[0].type == "text"
     assert answer.stop_reason in {"max_tokens", "end_turn"}
@@ -46,9 +51,9 @@ def test_a_message_is_answered_and_billed_as_told(client: Anthropic, stack: Stac
 
 
 def test_a_streamed_message_is_put_together_by_the_sdk_and_billed_as_told(
-    client: Anthropic, stack: Stack
+    client: Anthropic, stack: Stack, model: str
 ) -> None:
-    with client.messages.stream(model=MODEL, max_tokens=8, messages=SEA) as stream:
+    with client.messages.stream(model=model, max_tokens=8, messages=SEA) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text
@@ -58,10 +63,10 @@ def test_a_streamed_message_is_put_together_by_the_sdk_and_billed_as_told(
     assert_receipt(stack, stream.response.headers["request-id"], final.usage)
 
 
-def test_what_was_read_before_is_billed_as_cached(client: Anthropic, stack: Stack) -> None:
+def test_what_was_read_before_is_billed_as_cached(client: Anthropic, stack: Stack, model: str) -> None:
     messages: Any = [{"role": "user", "content": "The sea is wide and the wind is strong. " * 12}]
-    first = client.messages.create(model=MODEL, max_tokens=2, messages=messages)
-    second = client.messages.create(model=MODEL, max_tokens=2, messages=messages)
+    first = client.messages.create(model=model, max_tokens=2, messages=messages)
+    second = client.messages.create(model=model, max_tokens=2, messages=messages)
     assert (second.usage.cache_read_input_tokens or 0) > 0
     for answer in (first, second):
         assert answer._request_id is not None
@@ -79,7 +84,7 @@ def test_models_are_listed_in_this_dialect(client: Anthropic) -> None:
     assert client.models.retrieve(MODEL).type == "model"
 
 
-def test_errors_are_raised_as_the_classes_of_the_sdk(client: Anthropic, stack: Stack) -> None:
+def test_errors_are_raised_as_the_classes_of_the_sdk(client: Anthropic, stack: Stack, model: str) -> None:
     with pytest.raises(anthropic.NotFoundError) as unknown:
         client.messages.create(model="nothing-of-that-name", max_tokens=8, messages=SEA)
     body: Any = unknown.value.body
@@ -87,12 +92,12 @@ def test_errors_are_raised_as_the_classes_of_the_sdk(client: Anthropic, stack: S
     assert body["error"]["type"] == "not_found_error"
     assert unknown.value.request_id is not None
     with pytest.raises(anthropic.BadRequestError):
-        client.messages.create(model=MODEL, max_tokens=100_000, messages=SEA)
+        client.messages.create(model=model, max_tokens=100_000, messages=SEA)
     with (
         Anthropic(base_url=stack.gateway.url, api_key="sk-wrong", max_retries=0) as stranger,
         pytest.raises(anthropic.AuthenticationError),
     ):
-        stranger.messages.create(model=MODEL, max_tokens=8, messages=SEA)
+        stranger.messages.create(model=model, max_tokens=8, messages=SEA)
 
 
 def test_nothing_of_all_this_is_unaccounted_for(stack: Stack) -> None:

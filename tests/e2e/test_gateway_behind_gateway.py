@@ -1,18 +1,24 @@
 """One installation sells what another one serves: our own gateway, over TLS, is the provider of a second one,
-in both dialects. What the one bills, the other pays, to the pico-dollar.
+in both dialects. What the one bills, the other pays, to the pico-dollar, and both SDKs find through the
+translator what they find without it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
+from anthropic import beta_tool
+from anthropic.lib.tools import ToolError
 
+from tests.e2e import test_anthropic_sdk as anthropics
+from tests.e2e import test_openai_sdk as openais
 from tests.fixtures.engine import SimEngine
 from tests.fixtures.gateway import wait_until
 from tests.fixtures.secure_stores import Certificates
@@ -36,12 +42,17 @@ class Trade:
         self.retail, self.wholesale, self.engine = retail, wholesale, engine
         self.accounts: dict[str, str] = {}  # the retailer's tenants at the wholesaler, by dialect
         self.tenant, self.key = retail.new_tenant()
+        retail.key = self.key
 
     def chat(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.retail.gateway.url}/v1", api_key=self.key, max_retries=0)
+        return openai.OpenAI(
+            base_url=f"{self.retail.gateway.url}/v1", api_key=self.key, max_retries=0, timeout=60
+        )
 
     def messages(self) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=self.retail.gateway.url, api_key=self.key, max_retries=0)
+        return anthropic.Anthropic(
+            base_url=self.retail.gateway.url, api_key=self.key, max_retries=0, timeout=60
+        )
 
     def sold(self) -> Any:
         """The retailer's usage report."""
@@ -53,7 +64,7 @@ class Trade:
 
 
 def usage_of(stack: Stack, tenant: str) -> Any:
-    return json.loads(stack.taas("usage", "--tenant", tenant, "--by", "day,model", "--json"))
+    return stack.admin("GET", f"usage?tenant={tenant}&by=day,model")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +116,8 @@ def add(stack: Stack, home: Path, dialect: str, url: str, key: str) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_openais_sdk_is_answered_and_calls_tools(trade: Trade, dialect: str, stream: bool) -> None:
     function = {"name": "look_up", "description": "Looks up.", "parameters": PARAMETERS}
-    asked: Any = {"model": dialect, "max_tokens": 60, "tools": [{"type": "function", "function": function}]}
+    tools = [{"type": "function", "function": function}]
+    asked: Any = {"model": dialect, "max_tokens": 60, "tools": tools, "prompt_cache_key": "talk"}
     trade.engine.faults("tool_call", f"look_up:{json.dumps(ARGUMENTS)}", count=1)
     with trade.chat() as client:
         if stream:
@@ -152,9 +164,111 @@ def test_anthropics_sdk_is_answered_and_calls_tools(trade: Trade, dialect: str, 
     assert last.usage.output_tokens > 0
 
 
-def ask_all(trade: Trade) -> None:
-    """In both dialects of both: whole answers, streams, and streams that their caller leaves. Until all of it
-    is in both ledgers.
+@pytest.mark.parametrize(
+    "check",
+    [
+        openais.test_a_chat_is_answered_and_billed_as_told,
+        openais.test_a_streamed_chat_tells_its_usage_when_asked,
+        openais.test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed,
+        openais.test_tools_are_served,
+        openais.test_errors_are_raised_as_the_classes_of_the_sdk,
+        openais.test_a_prompt_that_only_the_engine_can_count_is_refused_for_its_length,
+    ],
+)
+def test_openais_sdk_finds_the_same_through_the_translator(
+    trade: Trade, check: Callable[[openai.OpenAI, Stack, str], None]
+) -> None:
+    trade.engine.faults("tool_call", 'go:{"place":"sea"}')
+    with trade.chat() as client:
+        check(client, trade.retail, "anthropic")
+    trade.engine.reset()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        anthropics.test_a_message_is_answered_and_billed_as_told,
+        anthropics.test_a_streamed_message_is_put_together_by_the_sdk_and_billed_as_told,
+        anthropics.test_what_was_read_before_is_billed_as_cached,
+        anthropics.test_errors_are_raised_as_the_classes_of_the_sdk,
+    ],
+)
+def test_anthropics_sdk_finds_the_same_through_the_translator(
+    trade: Trade, check: Callable[[anthropic.Anthropic, Stack, str], None]
+) -> None:
+    with trade.messages() as client:
+        check(client, trade.retail, "openai")
+
+
+def test_what_has_no_word_in_the_other_dialect_is_refused_by_name_to_the_sdks(trade: Trade) -> None:
+    cannot: list[tuple[str, Any]] = [
+        ("n", 2), ("seed", 7), ("logprobs", True), ("logit_bias", {"5": 1}), ("temperature", 1.5),
+        ("frequency_penalty", 1), ("presence_penalty", 1), ("stop", " "),
+    ]  # fmt: skip
+    with trade.chat() as client:
+        asked = partial(client.chat.completions.create, model="anthropic", messages=SAID)
+        for param, value in cannot:
+            with pytest.raises(openai.BadRequestError) as refused:
+                asked(**{param: value})
+            assert (refused.value.param, refused.value.code) == (param, "unsupported_parameter")
+        with pytest.raises(openai.BadRequestError) as refused:
+            asked(response_format={"type": "json_object"})
+        assert refused.value.param == "response_format.type"
+    with trade.messages() as client:
+        said: Any = {"model": "openai", "messages": SAID}
+        with pytest.raises(anthropic.BadRequestError, match="does not count tokens"):
+            client.messages.count_tokens(**said)
+        with pytest.raises(anthropic.BadRequestError, match="'top_k'"):
+            client.messages.create(**said, max_tokens=5, extra_body={"top_k": 5})
+
+
+def test_thought_and_the_string_that_ended_an_answer_are_read_by_both_sdks(trade: Trade) -> None:
+    asked: Any = {"messages": SAID, "max_tokens": 12}
+    with trade.chat() as client, trade.messages() as other:
+        word = client.chat.completions.create(model="anthropic", **asked).choices[0].message.content
+        assert word is not None
+        word = word.split()[-2]
+        trade.engine.faults("reasoning", 3, count=3)
+        stopped: Any = client.chat.completions.create(model="anthropic", stop=word, **asked).choices[0]
+        assert (stopped.finish_reason, word in stopped.message.content) == ("stop", False)
+        assert stopped.message.reasoning_content
+        message = other.messages.create(model="openai", stop_sequences=[word], **asked)
+        with other.messages.stream(model="openai", stop_sequences=[word], **asked) as events:
+            streamed = events.get_final_message()
+        for read in (message, streamed):
+            assert (read.stop_reason, read.stop_sequence) == ("stop_sequence", word)
+            assert [block.type for block in read.content] == ["thinking", "text"]
+            assert read.content[0].thinking == stopped.message.reasoning_content
+            back: Any = {"role": "assistant", "content": read.content}
+            again = [*SAID, back, *SAID]
+            assert other.messages.create(model="openai", max_tokens=2, messages=again).content
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_anthropics_tool_runner_goes_on_after_a_tool_that_failed(trade: Trade, stream: bool) -> None:
+    called = []
+
+    @beta_tool
+    def look_up(text: str) -> str:
+        """Looks up."""
+        called.append(text)
+        raise ToolError("not found")
+
+    trade.engine.faults("tool_call", f"look_up:{json.dumps(ARGUMENTS)}", count=2)
+    with trade.messages() as client:
+        runner: Any = client.beta.messages.tool_runner(
+            model="openai", max_tokens=60, messages=SAID, tools=[look_up], stream=stream
+        )
+        *_, last = (each.get_final_message() if stream else each for each in runner)
+    assert called == ["a word"] * 2
+    assert last.content[0].type == "text"
+    assert "The tool call failed." in json.dumps(trade.engine.requests()[-1]["body"])
+
+
+@pytest.fixture(scope="module")
+def books(trade: Trade) -> tuple[Any, dict[str, Any]]:
+    """What was sold and what was bought, when all of it is in both ledgers. In both dialects of both: whole
+    answers, streams, and streams that their caller leaves.
     """
     for dialect in DIALECTS:
         asked: Any = {"model": dialect, "messages": SAID, "max_tokens": 30}
@@ -168,16 +282,17 @@ def ask_all(trade: Trade) -> None:
                     next(chunks)
 
     def settled() -> bool:
-        there = sum(each["total"]["requests"] for each in trade.bought().values())
-        return bool(trade.sold()["total"]["requests"] == there >= 8)
+        there = sum(each["total"]["tokens"]["output"] for each in trade.bought().values())
+        here = trade.sold()["total"]["tokens"]["output"]
+        return bool(here == there == trade.engine.counters()["generation"])
 
     wait_until(settled, "all requests in both ledgers")
+    return trade.sold(), trade.bought()
 
 
-def test_what_the_one_bills_the_other_pays(trade: Trade) -> None:
+def test_what_the_one_bills_the_other_pays(trade: Trade, books: tuple[Any, dict[str, Any]]) -> None:
     """Also where a caller leaves."""
-    ask_all(trade)
-    sold, bought = trade.sold(), trade.bought()
+    sold, bought = books
     for apart in ("untold", "uncosted", "quarantined"):
         assert sold["total"][apart] == {"requests": 0}
     for line in sold["lines"]:
@@ -194,15 +309,17 @@ def test_what_the_one_bills_the_other_pays(trade: Trade) -> None:
         assert stack.audit()["residual_tokens"] == 0
 
 
-def test_the_wholesalers_count_agrees_with_the_retailers_ledger(trade: Trade, tmp_path: Path) -> None:
+def test_the_wholesalers_count_agrees_with_the_retailers_ledger(
+    trade: Trade, books: tuple[Any, dict[str, Any]], tmp_path: Path
+) -> None:
     """Its usage reports in the form in which providers export theirs."""
-    ask_all(trade)
-    there = {dialect: report["lines"] for dialect, report in trade.bought().items()}
+    sold, bought = books
+    there = {dialect: report["lines"] for dialect, report in bought.items()}
     openais = "start_time,model,input_tokens,input_cached_tokens,output_tokens\n"
     for line in there["openai"]:
         tokens = line["tokens"]
         openais += f"{line['day']},{THERE},{tokens['prompt']},{tokens['cached']},{tokens['output']}\n"
-    written = {line["day"]: line["tokens"]["written"] for line in trade.sold()["lines"]
+    written = {line["day"]: line["tokens"]["written"] for line in sold["lines"]
                if line["model"] == "anthropic"}  # fmt: skip
     anthropics = [
         {

@@ -1,5 +1,5 @@
 """The official OpenAI SDK against real vLLM: every form of every route works, and what it reports is what
-the tenant is billed.
+the tenant is billed. `test_gateway_behind_gateway` tries some of it through the translator.
 """
 
 import json
@@ -25,6 +25,11 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
+def model() -> str:
+    return MODEL
+
+
+@pytest.fixture(scope="module")
 def client(stack: Stack) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{stack.gateway.url}/v1", api_key=stack.key, max_retries=0, timeout=60) as made:
         yield made
@@ -40,23 +45,19 @@ def assert_receipt(stack: Stack, request_id: str, usage: Any, *, prompts: int = 
     output = told.get("completion_tokens", told.get("output_tokens"))
     details = told.get("prompt_tokens_details") or told.get("input_tokens_details") or {}
     assert receipt["ending"] == "complete", receipt
+    written = details.get("cache_write_tokens")
     assert receipt["billed"] == {
-        "prompt": prompt,
-        "cached": details.get("cached_tokens") or 0,
-        "output": output,
-    }, (
-        told,
-        receipt,
-    )
+        "prompt": prompt, "cached": details.get("cached_tokens") or 0, "output": output,
+    } | ({"written": written} if written else {}), (told, receipt)  # fmt: skip
     assert receipt["produced"]["prompt"] == prompt * prompts
     assert receipt["absorbed"]["prompt"] == prompt * (prompts - 1)
     assert receipt["delivered"] == {"output": output}
     assert receipt["pricing"] == "priced"
 
 
-def test_a_chat_is_answered_and_billed_as_told(client: OpenAI, stack: Stack) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=SEA, max_tokens=8)
-    assert answer.model == MODEL
+def test_a_chat_is_answered_and_billed_as_told(client: OpenAI, stack: Stack, model: str) -> None:
+    answer = client.chat.completions.create(model=model, messages=SEA, max_tokens=8)
+    assert answer.model == model
     assert answer.choices[0].message.content
     assert answer._request_id is not None
     assert answer.usage is not None
@@ -64,9 +65,9 @@ def test_a_chat_is_answered_and_billed_as_told(client: OpenAI, stack: Stack) -> 
     assert_receipt(stack, answer._request_id, answer.usage)
 
 
-def test_a_streamed_chat_tells_its_usage_when_asked(client: OpenAI, stack: Stack) -> None:
+def test_a_streamed_chat_tells_its_usage_when_asked(client: OpenAI, stack: Stack, model: str) -> None:
     with client.chat.completions.create(
-        model=MODEL, messages=SEA, max_tokens=8, stream=True, stream_options={"include_usage": True}
+        model=model, messages=SEA, max_tokens=8, stream=True, stream_options={"include_usage": True}
     ) as stream:
         chunks = list(stream)
     usages = [chunk.usage for chunk in chunks if chunk.usage]
@@ -78,9 +79,9 @@ def test_a_streamed_chat_tells_its_usage_when_asked(client: OpenAI, stack: Stack
 
 
 def test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed(
-    client: OpenAI, stack: Stack
+    client: OpenAI, stack: Stack, model: str
 ) -> None:
-    with client.chat.completions.create(model=MODEL, messages=SEA, max_tokens=8, stream=True) as stream:
+    with client.chat.completions.create(model=model, messages=SEA, max_tokens=8, stream=True) as stream:
         chunks = list(stream)
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
     assert [chunk.choices[0].finish_reason for chunk in chunks][-1] in {"length", "stop"}
@@ -89,11 +90,11 @@ def test_a_streamed_chat_without_the_option_shows_no_usage_and_is_billed(
     assert receipt["billed"]["output"] == receipt["delivered"]["output"]
 
 
-def test_tools_are_served(client: OpenAI, stack: Stack) -> None:
+def test_tools_are_served(client: OpenAI, stack: Stack, model: str) -> None:
     function = {"name": "go", "description": "Go to a place.", "parameters": SCHEMA, "strict": True}
     tool: Any = {"type": "function", "function": function}
     answer = client.chat.completions.create(
-        model=MODEL, messages=SEA, tools=[tool], max_tokens=60, temperature=0,
+        model=model, messages=SEA, tools=[tool], max_tokens=60, temperature=0,
         tool_choice={"type": "function", "function": {"name": "go"}},
     )  # fmt: skip
     calls = answer.choices[0].message.tool_calls
@@ -222,24 +223,24 @@ def test_models_are_listed_and_shown(client: OpenAI) -> None:
     assert unknown.value.code == "model_not_found"
 
 
-def test_errors_are_raised_as_the_classes_of_the_sdk(client: OpenAI, stack: Stack) -> None:
+def test_errors_are_raised_as_the_classes_of_the_sdk(client: OpenAI, stack: Stack, model: str) -> None:
     with pytest.raises(openai.BadRequestError) as too_long:
-        client.chat.completions.create(model=MODEL, messages=SEA, max_tokens=100_000)
+        client.chat.completions.create(model=model, messages=SEA, max_tokens=100_000)
     assert too_long.value.param == "max_tokens"
     with (
         OpenAI(base_url=f"{stack.gateway.url}/v1", api_key="sk-wrong", max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError) as refused,
     ):
-        stranger.chat.completions.create(model=MODEL, messages=SEA)
+        stranger.chat.completions.create(model=model, messages=SEA)
     assert refused.value.code == "invalid_api_key"
 
 
 def test_a_prompt_that_only_the_engine_can_count_is_refused_for_its_length(
-    client: OpenAI, stack: Stack
+    client: OpenAI, stack: Stack, model: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "sea " * 9_000}], max_tokens=8
+            model=model, messages=[{"role": "user", "content": "sea " * 9_000}], max_tokens=8
         )
     assert refused.value.code == "context_length_exceeded"
     assert refused.value.request_id is not None
