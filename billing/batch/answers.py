@@ -21,6 +21,8 @@ _WAITED_FOR: Final = frozenset({429, 503})
 # or a clock is wrong.
 _TRIED_AGAIN: Final = frozenset({401, 408, 500, 502, 504})
 FAILURES_MAX: Final = 5
+# It was on two engines when they died. It may have run beside what kills them, so it is tried once more.
+_QUARANTINED: Final = "request_quarantined"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +45,16 @@ class Answered:
 
 
 def retry_in_s(answered: Answered, attempt: int, failures: int) -> float | None:
-    """After how many seconds the line is to be sent again; None: this answer is its result."""
-    if answered.status in _WAITED_FOR:
+    """After how many seconds the line is to be sent again; None: this answer is its result. `failures`: those
+    of its earlier attempts.
+    """
+    if failures_of(answered):
+        if failures >= FAILURES_MAX:
+            return None
+    elif answered.status in _WAITED_FOR:
         if answered.headers.get("x-should-retry") == "false" and "retry-after-ms" not in answered.headers:
             return None  # larger than a limit: no waiting helps
-    elif answered.status not in _TRIED_AGAIN or failures >= FAILURES_MAX:
+    else:
         return None
     backoff_s: float = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 10) / 2)
     said = answered.headers.get("retry-after-ms", "")
@@ -58,9 +65,12 @@ def retry_in_s(answered: Answered, attempt: int, failures: int) -> float | None:
     )
 
 
-def is_failure(answered: Answered) -> bool:
-    """Whether it counts towards `FAILURES_MAX`."""
-    return answered.status in _TRIED_AGAIN
+def failures_of(answered: Answered) -> int:
+    """What it counts towards `FAILURES_MAX`."""
+    error = _member(answered.body if isinstance(answered.body, dict) else {}, "error")
+    if _QUARANTINED in {error.get("code"), _member(error, "details").get("error_code")}:
+        return FAILURES_MAX
+    return int(answered.status in _TRIED_AGAIN)
 
 
 def result_line(dialect: Dialect, custom_id: str, request_id: str, answered: Answered) -> bytes:

@@ -165,11 +165,11 @@ def write_part(
     connection.execute(insert(batch_part).values(row))
 
 
-def endings(connection: Connection, request_ids: Sequence[str]) -> dict[str, str]:
-    """How these requests ended, as far as the ledger has them."""
-    query = select(usage_event.c.request_id, usage_event.c.ending)
+def in_ledger(connection: Connection, request_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+    """(ending, anomaly) of these requests, as far as the ledger has them."""
+    query = select(usage_event.c.request_id, usage_event.c.ending, usage_event.c.anomaly)
     found = connection.execute(query.where(usage_event.c.request_id.in_(request_ids)))
-    return {row.request_id: row.ending for row in found}
+    return {row.request_id: (row.ending, row.anomaly) for row in found}
 
 
 def give_back(connection: Connection, runner: str, batch_id: str, lines: Sequence[GivenBack]) -> None:

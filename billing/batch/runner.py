@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from sqlalchemy import Engine, Row, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.batch import batch_rows, line_rows
+from billing.batch.answers import Usage
 from billing.batch.ending import advance_batch
 from billing.batch.line_rows import GivenBack, Result
 from billing.batch.metrics import BatchMetrics
@@ -219,14 +221,15 @@ class Runner:
     async def _record_billed(self) -> None:
         """Record what is done, and the answers that are in the ledger."""
 
-        def read() -> dict[str, str]:
+        def read() -> dict[str, tuple[str, str | None]]:
             with self._engine.connect() as connection:
-                return line_rows.endings(connection, list(self._unbilled))
+                return line_rows.in_ledger(connection, list(self._unbilled))
 
-        endings = await asyncio.to_thread(read) if self._unbilled else {}
+        events = await asyncio.to_thread(read) if self._unbilled else {}
         for request_id, (batch_id, since, result) in list(self._unbilled.items()):
-            ending = endings.get(request_id)
-            outcome: Outcome = result
+            ending, anomaly = events.get(request_id, (None, None))
+            # A figure that is kept off the bill is in none of the batch's figures.
+            outcome: Outcome = result if anomaly is None else replace(result, usage=Usage())
             if ending != Ending.COMPLETE:
                 lost = ending is None
                 if lost and time.monotonic() - since < _BILL_S:

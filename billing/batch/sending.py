@@ -7,7 +7,7 @@ from typing import Any, Final
 import httpx
 import orjson
 
-from billing.batch.answers import Answered, is_failure, result_line, retry_in_s, usage_of
+from billing.batch.answers import Answered, failures_of, result_line, retry_in_s, usage_of
 from billing.batch.line_rows import GivenBack, Result
 from billing.batch.objects import Objects, input_object
 from billing.batch.validation import read_line
@@ -84,7 +84,7 @@ class Sender:
             return self._again(line, _away_s(line), lost=True)
         wait_s = retry_in_s(answered, line.attempt, line.failures)
         if wait_s is not None:
-            return self._again(line, wait_s, lost=False, failed=is_failure(answered))
+            return self._again(line, wait_s, lost=False, failures=failures_of(answered))
         succeeded = answered.status == 200
         return Result(
             line=line.line,
@@ -98,7 +98,7 @@ class Sender:
     async def close(self) -> None:
         await self._http.aclose()
 
-    def _again(self, line: Line, wait_s: float, *, lost: bool, failed: bool = False) -> GivenBack:
+    def _again(self, line: Line, wait_s: float, *, lost: bool, failures: int = 0) -> GivenBack:
         # A jitter, so that lines that were refused together do not return together.
         jitter = 1 + (hash((line.batch_id, line.line, line.attempt)) % 256) / 1024
         return GivenBack(
@@ -106,7 +106,7 @@ class Sender:
             attempt=line.attempt,
             lost=lost,
             wait_ms=int(wait_s * 1000 * jitter),
-            failures=line.failures + failed,
+            failures=line.failures + failures,
         )
 
 

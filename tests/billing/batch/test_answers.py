@@ -11,6 +11,7 @@ from billing.batch.answers import (
     FAILURES_MAX,
     Answered,
     Usage,
+    failures_of,
     result_line,
     retry_in_s,
     unserved_line,
@@ -40,6 +41,16 @@ def test_what_no_waiting_helps_is_the_result(status: int) -> None:
 def test_a_failure_is_tried_so_often_and_then_is_the_result(status: int) -> None:
     assert retry_in_s(answered(status), 1, FAILURES_MAX - 1) is not None
     assert retry_in_s(answered(status), 1, FAILURES_MAX) is None
+
+
+@pytest.mark.parametrize(
+    "error", [{"code": "request_quarantined"}, {"details": {"error_code": "request_quarantined"}}]
+)
+def test_fault_32_a_line_that_may_kill_engines_is_tried_once_more(error: dict[str, Any]) -> None:
+    refused = Answered(503, {"retry-after-ms": "600000", "x-should-retry": "false"}, {"error": error})
+    assert retry_in_s(refused, 2, 0) == 600
+    assert retry_in_s(refused, 4, failures_of(refused)) is None
+    assert failures_of(answered(503)) == 0 < failures_of(answered(502))
 
 
 @pytest.mark.parametrize("status", [200, 400, 403, 404, 413])

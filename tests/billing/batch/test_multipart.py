@@ -34,7 +34,7 @@ def test_a_form_has_its_file_and_fields(data: st.DataObject, content: bytes, fie
 @given(st.data(), st.binary(max_size=300))
 def test_bytes_like_a_boundary_are_content(data: st.DataObject, noise: bytes) -> None:
     kind = "multipart/form-data; boundary=zz"
-    content = b"\r\n--z" + noise.replace(b"--zz", b"") + b"\r\n-"
+    content = b"\r\n--z" + noise.replace(b"z", b"") + b"\r\n--z\r\n-"
     body = (
         b'--zz\r\ncontent-disposition: form-data; name="file"; filename="f"\r\n\r\n' + content + b"\r\n--zz--"
     )

@@ -80,6 +80,20 @@ def test_a_line_that_the_gateway_refuses_is_in_the_error_file(
     assert failed["response"]["body"]["error"]["param"] == "temperature"
 
 
+def test_fault_30_lines_with_impossible_usage_are_delivered_and_in_no_figure(
+    batch_stack: BatchStack, client: OpenAI
+) -> None:
+    """Their figures together are more than a column of SQL holds."""
+    lying = [chat(f"l{n}", f"[[fault:usage=huge_prompt]] {n}") for n in range(2)]
+    batch = batch_stack.ended(client, batch_stack.create(client, [*lying, chat("good")]).id)
+    lines = batch_stack.lines_of(client, batch.output_file_id)
+    assert {line["custom_id"] for line in lines} == {"l0", "l1", "good"}
+    receipts = [batch_stack.receipt(client.api_key, line["response"]["request_id"]) for line in lines]
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(receipt["billed"]["prompt"] for receipt in receipts) < 100
+    assert batch.usage.output_tokens == sum(receipt["billed"]["output"] for receipt in receipts) > 0
+
+
 def test_broken_lines_are_named_and_nothing_is_sent(batch_stack: BatchStack, client: OpenAI) -> None:
     lines: list[Any] = [chat("a"), "{", chat("a"), chat("b", model="other")]
     batch = batch_stack.ended(client, batch_stack.create(client, lines).id)
