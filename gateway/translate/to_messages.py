@@ -65,7 +65,11 @@ def _set_thinking(chat: dict[str, Any], body: dict[str, Any]) -> None:
     if (form := chat.get("response_format")) and form["type"] != "text":
         if form["type"] != "json_schema":
             raise cannot("response_format.type", "takes json_schema only")
-        config["format"] = {"type": "json_schema", "schema": form["json_schema"]["schema"]}
+        schema, purpose = form["json_schema"]["schema"], form["json_schema"].get("description")
+        if purpose:
+            described = schema.get("description")
+            schema = schema | {"description": f"{purpose}\n{described}" if described else purpose}
+        config["format"] = {"type": "json_schema", "schema": schema}
     if config:
         body["output_config"] = config
 

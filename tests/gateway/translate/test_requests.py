@@ -385,6 +385,15 @@ def test_the_form_of_the_answer() -> None:
     assert refused_by_messages(response_format={"type": "json_object"}) == "response_format.type"
 
 
+def test_what_an_answer_is_for_is_said_in_its_schema() -> None:
+    def described(schema: dict[str, Any]) -> Any:
+        form = {"type": "json_schema", "json_schema": {"name": "f", "description": "why", "schema": schema}}
+        return to_messages(response_format=form)["output_config"]["format"]["schema"]
+
+    assert described(SCHEMA) == SCHEMA | {"description": "why"}
+    assert described(SCHEMA | {"description": "what"})["description"] == "why\nwhat"
+
+
 def test_who_the_user_is() -> None:
     assert to_messages(metadata={"a": "b"}) == to_messages()
     assert to_chat(metadata={"user_id": "u"}) == to_chat()
