@@ -122,6 +122,25 @@ def test_anthropics_sdk_is_answered_and_billed_by_the_providers_figures(shop: Sh
     assert shop.stack.receipt(request_id, shop.key)["billed"]["cached"] > 0
 
 
+def test_a_budget_of_thought_goes_to_a_provider(shop: Shop) -> None:
+    """The entry of a model says of templates whether it thinks. A provider has none, and may think."""
+    budget: Any = {"type": "enabled", "budget_tokens": 1024}
+    asked: Any = {"messages": SAID, "max_tokens": 1030}
+
+    def sent(model: str, create: Any, **thinking: Any) -> Any:
+        provider = shop.providers[model]
+        provider.faults("stop_after", 2)
+        assert "x-taas-ignored" not in create(model=model, **asked, **thinking).headers
+        return provider.requests()[-1]["body"]
+
+    with shop.openai() as chat, shop.anthropic() as messages:
+        completions, own = chat.chat.completions.with_raw_response, messages.messages.with_raw_response
+        tokens = {"thinking_token_budget": 1024}
+        assert sent("anthropic", completions.create, extra_body=tokens)["thinking"] == budget
+        assert sent("anthropic", own.create, thinking=budget)["thinking"] == budget
+        assert sent("openai", own.create, thinking=budget)["reasoning_effort"] == "low"
+
+
 def openais(usage: openai.types.CompletionUsage) -> dict[str, int]:
     """Tokens by kind of price, as a chat caller reads them: its prompt tokens are all of them."""
     details = usage.prompt_tokens_details

@@ -164,7 +164,6 @@ def test_a_route_that_no_instance_serves_is_not_offered(serve: Serve, dialect: s
     assert provider.requests() == []
 
 
-BUDGET = {"thinking": {"type": "enabled", "budget_tokens": 1024}}
 TOOL: Any = {
     "name": "look_up",
     "description": "Looks up a word.",
@@ -287,24 +286,6 @@ def test_what_asks_for_nothing_is_left_out(serve: Serve) -> None:
     sent = provider.requests()[-1]["body"]
     assert sent.keys() == {"model", "messages", "max_tokens", "seed", "stream"}
     assert sent["messages"][1] == {"role": "assistant", "content": "b"}
-
-
-@pytest.mark.parametrize(
-    ("dialect", "route", "fields", "sent"),
-    [
-        ("anthropic", "messages", BUDGET, BUDGET),
-        ("anthropic", "chat", {"thinking_token_budget": 1024}, BUDGET),
-        ("openai", "messages", BUDGET, {"reasoning_effort": "low"}),
-    ],
-)
-def test_a_budget_of_thought_goes_to_a_provider(
-    serve: Serve, dialect: str, route: str, fields: dict[str, Any], sent: dict[str, Any]
-) -> None:
-    """No model of ours says whether it thinks: its entry is of templates, which a provider has none of."""
-    provider, gateway, key = serve(dialect)
-    answered = ask(gateway, key, route, max_tokens=1030, **fields)
-    assert (answered.status, answered.headers.get("x-taas-ignored")) == (200, None), answered.text
-    assert sent.items() <= provider.requests()[-1]["body"].items()
 
 
 def test_what_only_engines_know_goes_to_an_engine_where_there_is_one(

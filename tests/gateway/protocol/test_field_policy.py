@@ -5,12 +5,14 @@ the caller is told.
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from billing.wire.engine_kinds import OPENAI, VLLM
 from gateway.protocol import check_against_model, parse_request
 from gateway.protocol.ignored import NAME_CHARS_MAX, NAMES_MAX, header_value, kept_names, metric_name
 from gateway.protocol.tools import TOOLS_BYTES_MAX, TOOLS_MAX
@@ -19,7 +21,7 @@ from gateway.routes import ROUTES
 from tests.examples import examples
 from tests.gateway.protocol.bodies import SMALLEST, parse, refusal
 from tests.gateway.protocol.model_limits import ModelLimits
-from tests.gateway.upstream.asked import call_for
+from tests.gateway.upstream.asked import INSTANCE, call_for
 
 HELLO = {"role": "user", "content": "hi"}
 OBJECT = {"type": "object", "properties": {"s": {"type": "string"}}}
@@ -385,6 +387,16 @@ def test_a_budget_of_thought_is_dropped_where_the_model_does_not_think() -> None
     assert check_against_model(parse(Route.MESSAGES, max_tokens=2000, thinking=thinking), thinks).body[
         "thinking"
     ]
+
+
+def test_a_budget_of_thought_is_kept_where_only_providers_serve_the_model() -> None:
+    """An engine beside them would refuse it."""
+    model = ModelLimits(8192, None, frozenset(), OFFERED)
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    engine, provider = (replace(INSTANCE, engine=kind) for kind in (VLLM, OPENAI))
+    for serving, kept in (([provider], True), ([provider, engine], False), ([engine], False), ([], False)):
+        parsed = parse(Route.MESSAGES, max_tokens=2000, thinking=thinking)
+        assert ("thinking" in check_against_model(parsed, model, serving).body) is kept
 
 
 def test_what_comes_back_of_an_answer_of_responses_is_taken() -> None:
